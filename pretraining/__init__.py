@@ -1,0 +1,1 @@
+"""The rooms that preprocess.py, pretrain.py, generate.py and train_tokenizer.py share, in six wings."""

@@ -1,0 +1,170 @@
+"""The flags of the programs, with their defaults: the pretraining recipe of Llama 2.
+
+Each dataclass reports its own mistakes when it is built. A value's home: here, then the recipe, then the command line.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pretraining.cli.errors import UserError
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import FlagGroup
+from pretraining.cli.trainer_flags import trainer_flags
+
+SAMPLE_CORPUS = Path("data/sample/news.jsonl")
+SAMPLE_TOKENIZER = "data/sample/tokenizer"
+
+# What differs from the Trainer's own defaults: Llama 2 (arXiv 2307.09288, section 2.2), and settings without which
+# the numbers in the log are not what they say.
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "output_dir": None,  # runs/MODEL
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "num_train_epochs": 1.0,
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": '{"min_lr_rate": 0.1}',  # min_lr itself needs optimizer.defaults, which ZeRO-3's lacks
+    "warmup_steps": 2000,
+    "weight_decay": 0.1,
+    "adam_beta2": 0.95,
+    "max_grad_norm": 1.0,
+    "bf16": None,  # where the hardware has bf16 instructions
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,  # true hides NaN from the log, and synchronizes once a micro step
+    "save_steps": 500,
+    "save_total_limit": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 500,
+    "prediction_loss_only": True,
+    "report_to": ["tensorboard"],
+    "dataloader_num_workers": 1,
+    "remove_unused_columns": False,
+    "ddp_timeout": 7200,  # seconds; rank 0 may write a checkpoint for longer than the usual 1,800
+    "deepspeed": "ds_config.json",
+    "seed": 42,
+}
+
+
+@dataclass(frozen=True)
+class PreprocessArguments:
+    """Flags of preprocess.py."""
+
+    data_files: list[Path] = flag([SAMPLE_CORPUS], "JSONL files, one document a line")
+    text_field: str = flag("text", "field that holds a document's text")
+    source_field: str = flag("source", "field that names a document's source; without it, the file's name")
+    tokenizer: str = flag(SAMPLE_TOKENIZER, "tokenizer folder or Hub id (its tokenizer.json is used as it stands)")
+    add_bos: bool = flag(False, "put BOS before each document; EOS always follows it")
+    block_length: int = flag(4096, "tokens in a token block")
+    output_dir: Path = flag(Path("blocks"), "block store to make")
+    split: str = flag("949,50,1", "weights of train, validation and test; whole documents, equal texts together")
+    seed: int = flag(42, "decides which documents are validation and test")
+    max_skipped_fraction: float = flag(0.01, "share of unreadable lines above which no block store is made")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file."""
+        problems = []
+        if self.block_length < 2:
+            problems.append(f"--block_length {self.block_length}: a block predicts from token to token, give 2 or more")
+        if not 0 <= self.max_skipped_fraction <= 1:
+            problems.append(f"--max_skipped_fraction {self.max_skipped_fraction}: give a share from 0 to 1")
+        if _weights(self.split) is None:
+            problems.append(f"--split {self.split}: give three weights such as 949,50,1, not all 0")
+        if problems:
+            raise UserError(*problems)
+
+    @property
+    def split_weights(self) -> tuple[int, int, int]:
+        """Weights of train, validation and test."""
+        weights = _weights(self.split)
+        assert weights is not None
+        return weights
+
+
+def _weights(text: str) -> tuple[int, int, int] | None:
+    words = text.split(",")
+    if len(words) != 3 or not all(word.strip().isdecimal() for word in words):
+        return None
+    train, validation, test = (int(word) for word in words)
+    return (train, validation, test) if train + validation + test > 0 else None
+
+
+@dataclass(frozen=True)
+class TokenizerArguments:
+    """Flags of train_tokenizer.py."""
+
+    data_files: list[Path] = flag([SAMPLE_CORPUS], "JSONL files, one document a line")
+    text_field: str = flag("text", "field that holds a document's text")
+    vocab_size: int = flag(32000, "tokens in the vocabulary, special tokens included")
+    output_dir: Path = flag(Path("tokenizer"), "tokenizer folder to make")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file."""
+        smallest = 3 + 256  # special tokens and every byte
+        if self.vocab_size < smallest:
+            raise UserError(f"--vocab_size {self.vocab_size}: three special tokens and 256 bytes need {smallest}")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which model is trained, and how its layers compute."""
+
+    model: str = flag("llama2_7b", "preset (llama2_7b, tinyllama_1b, ...), config.json, its folder, or Hub id")
+    model_overrides: list[str] = flag(
+        [], "fields of the model's config to replace, as hidden_size=512 num_hidden_layers=4"
+    )
+    pad_vocabulary_to_multiple_of: int | None = flag(None, "round the vocabulary up, as 64, for faster kernels")
+    attention_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = flag(
+        "sdpa", "how attention is computed"
+    )
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """What is read, and how much of it makes a step."""
+
+    dataset: str = flag("blocks", "block store that preprocess.py made")
+    global_batch_tokens: int | None = flag(
+        4_194_304, "tokens per optimizer step over all GPUs; decides the gradient accumulation"
+    )
+
+
+def trainer_group() -> FlagGroup:
+    """Every flag of the Trainer, as a dict of what was given over our defaults."""
+    flags = trainer_flags(TRAINER_DEFAULTS)
+    return FlagGroup("Trainer (transformers.TrainingArguments)", flags, lambda given: {**TRAINER_DEFAULTS, **given})
+
+
+@dataclass(frozen=True)
+class GenerateArguments:
+    """Flags of generate.py."""
+
+    model: str | None = flag(
+        None, "run folder, exported model, checkpoint or Hub id; without it, the newest run in runs/"
+    )
+    prompt: list[str] = flag(["I wanna go"], "one or more prompts")
+    prompt_file: Path | None = flag(None, "file with one prompt a line, instead of --prompt")
+    output: Path | None = flag(None, "write JSON lines with prompt and continuation to this file, instead of text")
+    num_samples: int = flag(1, "continuations of each prompt")
+    max_new_tokens: int = flag(200, "tokens after which a continuation ends without EOS")
+    temperature: float = flag(0.8, "below 1 safer, above 1 wilder")
+    top_p: float = flag(0.95, "sample from the most likely tokens that together have this probability")
+    top_k: int = flag(50, "sample from this many most likely tokens; 0 for all")
+    repetition_penalty: float = flag(1.1, "above 1 makes tokens that stand there already less likely")
+    greedy: bool = flag(False, "always take the most likely token")
+    seed: int = flag(42, "same seed, same text")
+
+    def __post_init__(self) -> None:
+        """Check the ranges, all at once."""
+        checks = {
+            f"--num_samples {self.num_samples}: give 1 or more": self.num_samples >= 1,
+            f"--max_new_tokens {self.max_new_tokens}: give 1 or more": self.max_new_tokens >= 1,
+            f"--temperature {self.temperature}: give more than 0, or --greedy": self.temperature > 0,
+            f"--top_p {self.top_p}: give more than 0, at most 1": 0 < self.top_p <= 1,
+            f"--top_k {self.top_k}: give 0 or more": self.top_k >= 0,
+            f"--repetition_penalty {self.repetition_penalty}: give more than 0": self.repetition_penalty > 0,
+            "--num_samples: greedy decoding has one continuation; give 1": not (self.greedy and self.num_samples > 1),
+        }
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)

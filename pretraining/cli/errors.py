@@ -1,0 +1,51 @@
+"""What a user can mend, told in one line, and the frame that every program runs in."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from pretraining.cli.logs import process_rank, setup_logging
+
+logger = logging.getLogger(__name__)
+
+USER_ERROR_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells expect
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: the message names the flag or file, the value found and the remedy."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def run_program(main: Callable[[Sequence[str]], None]) -> None:
+    """Run `main` on the command line; a `UserError` becomes one line for each problem and exit code 2."""
+    setup_logging()
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        _report(error)
+        _leave(USER_ERROR_EXIT_CODE)
+    except KeyboardInterrupt:
+        logger.warning("interrupted")
+        _leave(INTERRUPTED_EXIT_CODE)
+
+
+def _report(error: UserError) -> None:
+    # Every rank finds the same mistake; only the first one speaks.
+    if process_rank() == 0:
+        for problem in error.problems:
+            logger.error(problem)
+
+
+def _leave(exit_code: int) -> None:
+    # Not sys.exit: under a launcher the process group's threads would wait for ranks that are leaving as well.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(exit_code)

@@ -1,0 +1,108 @@
+"""A flag: its name, type, default and help, read from a dataclass, and its value read from text.
+
+The text is the same whether it stands on the command line or in a recipe, so one reader checks both.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+TRUE_WORDS = ("true", "yes", "1")
+FALSE_WORDS = ("false", "no", "0")
+NONE_WORD = "none"
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag of a program."""
+
+    name: str
+    value_type: type
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    is_list: bool = False
+    is_optional: bool = False
+
+    def value(self, texts: Sequence[str]) -> Any:
+        """The flag's value from its words; `ValueError` with the expectation when they do not fit."""
+        if list(texts) == [NONE_WORD] and self.is_optional:
+            return None
+        if self.is_list:
+            if not texts:
+                raise ValueError("expects at least one value")
+            return [self._single(text) for text in texts]
+        if not texts and self.value_type is bool:
+            return True
+        if len(texts) != 1:
+            raise ValueError(f"expects one value, not {len(texts)}: {' '.join(texts)}".removesuffix(": "))
+        return self._single(texts[0])
+
+    def _single(self, text: str) -> Any:
+        if self.choices and text not in self.choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(self.choices)}{nearest(text, self.choices)}")
+        try:
+            return READERS.get(self.value_type, self.value_type)(text)
+        except ValueError:
+            expected = TYPE_NAMES.get(self.value_type, self.value_type.__name__)
+            raise ValueError(f"expects {expected}, not {text!r}") from None
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`" (did you mean X?)"` for the most similar of `words`, or nothing."""
+    matches = difflib.get_close_matches(word, list(words), n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def flag(default: Any, help_text: str) -> Any:
+    """A dataclass field that is a flag."""
+    metadata = {"help": help_text}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flags_of(argument_type: type) -> list[Flag]:
+    """The flags of a dataclass whose fields were made by `flag`."""
+    hints = typing.get_type_hints(argument_type)
+    return [_flag_of(field, hints[field.name]) for field in dataclasses.fields(argument_type)]
+
+
+def _flag_of(field: dataclasses.Field, hint: Any) -> Flag:
+    variants = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain = next(variant for variant in variants if variant is not type(None))
+    is_list = typing.get_origin(plain) is list
+    inner = typing.get_args(plain)[0] if is_list else plain
+    choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else ()
+    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    return Flag(
+        name=field.name,
+        value_type=str if choices else inner,
+        default=default,
+        help=field.metadata["help"],
+        choices=choices,
+        is_list=is_list,
+        is_optional=type(None) in variants,
+    )
+
+
+def _read_bool(text: str) -> bool:
+    if text.lower() not in TRUE_WORDS + FALSE_WORDS:
+        raise ValueError(text)
+    return text.lower() in TRUE_WORDS
+
+
+def _read_json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)  # its JSONDecodeError is a ValueError
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
+
+
+READERS: dict[type, Callable[[str], Any]] = {bool: _read_bool, dict: _read_json_object, Path: Path}

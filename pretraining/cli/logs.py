@@ -1,0 +1,35 @@
+"""One logger for all programs: the first rank speaks at INFO, the others only when something is wrong."""
+
+import logging
+import os
+import sys
+
+RANK_VARIABLES = (
+    "RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "PMI_RANK",
+    "SLURM_PROCID",
+)  # torchrun and deepspeed, mpirun, srun
+
+
+def process_rank() -> int:
+    """Rank of this process among all, as its launcher tells it; 0 without a launcher."""
+    return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0"))
+
+
+class _Formatter(logging.Formatter):
+    """Plain text for information; a word in front of whatever needs attention."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return message if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {message}"
+
+
+def setup_logging() -> None:
+    """Send the package's log to stderr, so that stdout stays free for generated text."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    package_logger = logging.getLogger("pretraining")
+    package_logger.handlers = [handler]
+    package_logger.propagate = False
+    package_logger.setLevel(logging.INFO if process_rank() == 0 else logging.WARNING)

@@ -1,0 +1,55 @@
+"""Progress of long work: a bar on a terminal, a line every ten seconds elsewhere."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+LINE_INTERVAL_SECONDS = 10.0
+
+
+class Progress:
+    """Counts bytes of input done, and shows the caller's own figures beside them."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._bar = tqdm(
+            total=total_bytes,
+            unit="B",
+            unit_scale=True,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            leave=False,
+        )
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._started_at = time.monotonic()
+        self._line_at = self._started_at
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Seconds since the work began, never 0."""
+        return max(time.monotonic() - self._started_at, 1e-9)
+
+    def advance(self, num_bytes: int, figures: str) -> None:
+        """Add `num_bytes` of finished input and show `figures`, such as the documents so far."""
+        self._done_bytes += num_bytes
+        self._bar.set_postfix_str(figures, refresh=False)
+        self._bar.update(num_bytes)
+        now = time.monotonic()
+        if self._bar.disable and now - self._line_at >= LINE_INTERVAL_SECONDS:
+            self._line_at = now
+            done = self._done_bytes / max(self._total_bytes, 1)
+            left_seconds = self.elapsed_seconds * (1 - done) / max(done, 1e-9)
+            logger.info("%3.0f %%, %s, %.0f s left", 100 * done, figures, left_seconds)

@@ -1,0 +1,157 @@
+"""A recipe is a saved command line: YAML or flags, one reader and one set of checks.
+
+A value on the command line beats the recipe's, which beats the default. Every problem is reported in one go, each
+with the recipe's line or the flag: an unknown name with the nearest right one, a wrong type, a wrong choice, a name
+given twice.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from pretraining.cli.errors import UserError
+from pretraining.cli.flags import NONE_WORD, Flag, flags_of, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class FlagGroup:
+    """Flags that belong together, under one title of --help, and what is built from the values that were given."""
+
+    title: str
+    flags: list[Flag]
+    build: Callable[[dict[str, Any]], Any]
+
+
+class Setting(NamedTuple):
+    """One flag's words, and where they stand: the flag itself, or a line of a recipe."""
+
+    place: str
+    name: str
+    texts: list[str]
+
+
+def dataclass_group(title: str, argument_type: Any) -> FlagGroup:
+    """The flags of a dataclass; a field that is not given keeps its default."""
+    return FlagGroup(title, flags_of(argument_type), lambda values: argument_type(**values))
+
+
+def parse_recipe(description: str, groups: Sequence[FlagGroup], argv: Sequence[str]) -> list[Any]:
+    """Read recipe and flags into what each group builds, in the order of `groups`.
+
+    Raises:
+        UserError: with all problems of recipe and command line at once.
+    """
+    flags = {flag.name: flag for group in groups for flag in group.flags}
+    problems: list[str] = []
+    command_line, recipe_path = _command_line_settings(description, groups, argv, problems)
+    settings = _recipe_settings(recipe_path, problems) + command_line if recipe_path else command_line
+    values = _checked_values(settings, flags, problems)
+    if problems:
+        raise UserError(*problems)
+    return [group.build({f.name: values[f.name] for f in group.flags if f.name in values}) for group in groups]
+
+
+def _checked_values(settings: list[Setting], flags: dict[str, Flag], problems: list[str]) -> dict[str, Any]:
+    values = {}
+    for place, name, texts in settings:
+        if name not in flags:
+            problems.append(f"{place}: there is no flag of this name{nearest(name, flags)}")
+            continue
+        try:
+            values[name] = flags[name].value(texts)
+        except ValueError as error:
+            problems.append(f"{place}: {error}")
+    return values
+
+
+def _command_line_settings(
+    description: str, groups: Sequence[FlagGroup], argv: Sequence[str], problems: list[str]
+) -> tuple[list[Setting], Path | None]:
+    words = [_with_underscores(word) for word in argv]
+    parser = _help_parser(description, groups)
+    known, unknown = parser.parse_known_args(words)
+    names = [flag.name for group in groups for flag in group.flags]
+    for word in unknown:
+        if word.startswith("-"):
+            remedy = nearest(word.lstrip("-").split("=")[0], names)
+            problems.append(f"{word}: there is no flag of this name{remedy}")
+    if unknown and not unknown[0].startswith("-"):  # later words belong to the unknown flag before them
+        problems.append(f"{unknown[0]}: stands alone; a value follows its --flag")
+    recipe_path = vars(known).pop("recipe", None)
+    vars(known).pop("debug", None)  # `run_program` looks for it, since it must hold while the flags are read too
+    return [Setting(f"--{name}", name, texts) for name, texts in vars(known).items()], recipe_path
+
+
+def _with_underscores(word: str) -> str:
+    """`--block-length=4` as `--block_length=4`; both spellings are common."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _help_parser(description: str, groups: Sequence[FlagGroup]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        usage="%(prog)s [--recipe FILE] [--flag value ...]",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,  # otherwise --dty silently means --dtype
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="YAML file of flags; the command line beats it")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for group in groups:
+        section = parser.add_argument_group(group.title)
+        for flag in group.flags:
+            section.add_argument(f"--{flag.name}", nargs="*", metavar=_metavar(flag), help=_help_text(flag))
+    return parser
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows `--flag VALUE`: argparse itself takes any number of words, so that `Flag` can judge them."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return str(action.metavar or default_metavar)
+
+
+def _metavar(flag: Flag) -> str:
+    word = "|".join(flag.choices) if 0 < len(flag.choices) <= 6 else flag.value_type.__name__.upper()
+    return f"{word} ..." if flag.is_list else word
+
+
+def _help_text(flag: Flag) -> str:
+    default = " ".join(map(str, flag.default)) if isinstance(flag.default, list) else flag.default
+    shown = NONE_WORD if default is None else str(default).lower() if isinstance(default, bool) else default
+    return f"{flag.help.rstrip('.')}. [{shown}]".replace("%", "%%")
+
+
+def _recipe_settings(path: Path, problems: list[str]) -> list[Setting]:
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--recipe {path}: cannot be read ({error}); check the path") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--recipe {path}: is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"--recipe {path}: expects lines of the form `flag: value`")
+    settings: dict[str, Setting] = {}
+    for key, value in root.value:
+        place = f"{path}:{key.start_mark.line + 1}: {key.value}"
+        if key.value in settings:
+            problems.append(f"{place}: stands here twice; keep one")
+        settings[key.value] = Setting(place, key.value, _texts(value))
+    return list(settings.values())
+
+
+def _texts(node: yaml.Node) -> list[str]:
+    """The words that a YAML value would be on a command line: 3e-4 stays the text `3e-4`."""
+    if isinstance(node, yaml.SequenceNode):
+        return [text for item in node.value for text in _texts(item)]
+    if isinstance(node, yaml.MappingNode):
+        return [json.dumps(yaml.SafeLoader("").construct_document(node))]
+    return [NONE_WORD if node.tag.endswith(":null") else node.value]

@@ -1,0 +1,99 @@
+"""The Trainer's own flags, read from its source.
+
+Importing `TrainingArguments` imports torch (2 s warm, 10 s and more from a cold disk); reading its source takes 30
+ms, so `--help` prints at once and a misspelled flag is refused before anything is loaded. A test holds this reading
+against the imported class.
+"""
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pretraining.cli.flags import Flag
+
+OUR_OWN_NAMES = (
+    "debug",
+)  # --debug shows tracebacks here; the Trainer's own looks for overflow in fp16 without DeepSpeed
+SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
+
+
+def trainer_flags(defaults: dict[str, Any]) -> list[Flag]:
+    """Every field of `transformers.TrainingArguments` that text can set, with our `defaults` in place of theirs."""
+    choices = _enum_choices()
+    flags = []
+    for statement in _class_body("training_args.py", "TrainingArguments"):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Call):
+            flag = _flag_of(statement, defaults, choices)
+            if flag is not None:
+                flags.append(flag)
+    return flags
+
+
+def _flag_of(statement: ast.AnnAssign, defaults: dict[str, Any], choices: dict[str, tuple[str, ...]]) -> Flag | None:
+    name = ast.unparse(statement.target)
+    variants = [variant.strip() for variant in ast.unparse(statement.annotation).split("|")]
+    options = {keyword.arg: keyword.value for keyword in statement.value.keywords}  # type: ignore[union-attr]
+    value_type = _value_type(variants)
+    if value_type is None or name in OUR_OWN_NAMES:
+        return None
+    return Flag(
+        name=name,
+        value_type=value_type,
+        default=defaults[name] if name in defaults else _literal(options.get("default")),
+        help=_help(options["metadata"]),
+        choices=next((choices[variant] for variant in variants if variant in choices), ()),
+        is_list=any(variant.startswith("list[str]") for variant in variants),
+        is_optional="None" in variants or (name in defaults and defaults[name] is None),
+    )
+
+
+def _value_type(variants: list[str]) -> type | None:
+    """The type that text is read as; a field that takes only Python objects has none."""
+    if any(variant.startswith("dict") for variant in variants):
+        return str if "str" in variants else dict  # "dict | str" fields read JSON themselves
+    if "str" in variants or any(variant.startswith("list[str]") for variant in variants):
+        return str
+    return next((SIMPLE_TYPES[variant] for variant in variants if variant in SIMPLE_TYPES), None)
+
+
+def _help(metadata: ast.expr) -> str:
+    """The words of a help text, whether it is one string, several joined, or an f-string."""
+    assert isinstance(metadata, ast.Dict)
+    words = [node.value for node in ast.walk(metadata.values[0]) if isinstance(node, ast.Constant)]
+    return " ".join(" ".join(str(word) for word in words).split())
+
+
+def _literal(node: ast.expr | None) -> Any:
+    if node is None:
+        return None
+    try:
+        return ast.literal_eval(node)
+    except ValueError:  # a default that is computed, such as the optimizer's: the Trainer fills it in
+        return None
+
+
+def _enum_choices() -> dict[str, tuple[str, ...]]:
+    """The allowed words of each string enumeration, by its class name, such as SchedulerType."""
+    choices = {}
+    for file_name in ("training_args.py", "trainer_utils.py"):
+        for node in ast.walk(_source(file_name)):
+            if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["ExplicitEnum"]:
+                assigned = [statement.value for statement in node.body if isinstance(statement, ast.Assign)]
+                choices[node.name] = tuple(_literal(value) for value in assigned)
+    return choices
+
+
+def _class_body(file_name: str, class_name: str) -> list[ast.stmt]:
+    return next(
+        node.body for node in ast.walk(_source(file_name)) if isinstance(node, ast.ClassDef) and node.name == class_name
+    )
+
+
+@cache
+def _source(file_name: str) -> ast.Module:
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None, "transformers is not installed"
+    assert spec.origin is not None
+    return ast.parse((Path(spec.origin).parent / file_name).read_text())
