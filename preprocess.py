@@ -104,8 +104,8 @@ def check_skipped(store: BlockStoreWriter, max_skipped_fraction: float) -> None:
     if first is not None and num_unreadable > max_skipped_fraction * num_lines:
         raise UserError(
             f"{first.file}:{first.line}: {first.reason.replace('_', ' ')} ({first.first_bytes!r}); "
-            f"{num_unreadable:,} of {num_lines:,} lines like it are more than --max_skipped_fraction {max_skipped_fraction}; "
-            "mend them, name the right --text_field, or allow more"
+            f"{num_unreadable:,} of {num_lines:,} lines like it are more than --max_skipped_fraction "
+            f"{max_skipped_fraction}; mend them, name the right --text_field, or allow more"
         )
     if store.num_documents == 0:
         raise UserError("--data_files: no line of them is a document; give JSON lines with a text field")

@@ -30,6 +30,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "adam_beta2": 0.95,
     "max_grad_norm": 1.0,
     "bf16": None,  # where the hardware has bf16 instructions
+    "log_level": "error",  # theirs; the lines of this suite do not depend on it
+    "log_level_replica": "error",
     "logging_steps": 1,
     "logging_nan_inf_filter": False,  # true hides NaN from the log, and synchronizes once a micro step
     "save_steps": 500,
@@ -38,7 +40,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "eval_steps": 500,
     "prediction_loss_only": True,
     "report_to": ["tensorboard"],
-    "dataloader_num_workers": 1,
     "remove_unused_columns": False,
     "ddp_timeout": 7200,  # seconds; rank 0 may write a checkpoint for longer than the usual 1,800
     "deepspeed": "ds_config.json",

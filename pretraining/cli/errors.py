@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from pretraining.cli.logs import process_rank, setup_logging
+from pretraining.cli.launchers import process_rank
+from pretraining.cli.logs import setup_logging
 
 logger = logging.getLogger(__name__)
 

@@ -1,20 +1,9 @@
 """One logger for all programs: the first rank speaks at INFO, the others only when something is wrong."""
 
 import logging
-import os
 import sys
 
-RANK_VARIABLES = (
-    "RANK",
-    "OMPI_COMM_WORLD_RANK",
-    "PMI_RANK",
-    "SLURM_PROCID",
-)  # torchrun and deepspeed, mpirun, srun
-
-
-def process_rank() -> int:
-    """Rank of this process among all, as its launcher tells it; 0 without a launcher."""
-    return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0"))
+from pretraining.cli.launchers import process_rank
 
 
 class _Formatter(logging.Formatter):

@@ -1,0 +1,31 @@
+"""What the launchers (deepspeed, torchrun, mpirun, srun) tell a process about its run, in the environment."""
+
+import os
+
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+LOCAL_SIZE_VARIABLES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+
+
+def has_launcher() -> bool:
+    """Whether this process is one of several that a launcher started."""
+    return any(name in os.environ for name in RANK_VARIABLES[:3])
+
+
+def process_rank() -> int:
+    """Rank of this process among all; 0 without a launcher."""
+    return _first_number(RANK_VARIABLES, 0)
+
+
+def num_processes() -> int:
+    """Processes of this run on all machines; 1 without a launcher."""
+    return _first_number(SIZE_VARIABLES, 1)
+
+
+def num_local_processes() -> int:
+    """Processes of this run on this machine; 1 without a launcher."""
+    return _first_number(LOCAL_SIZE_VARIABLES, 1)
+
+
+def _first_number(names: tuple[str, ...], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)

@@ -1,0 +1,1 @@
+"""What survives a run: its record, metrics, checkpoints, and the exported model."""

@@ -1,0 +1,100 @@
+"""Run folders and their checkpoints: which are there, which are whole, which is the newest."""
+
+import re
+from pathlib import Path
+
+from pretraining.cli.errors import UserError
+
+RUN_RECORD_NAME = "run.json"
+MODEL_DIR_NAME = "model"
+TOKENIZER_DIR_NAME = "tokenizer"
+RESUME_NEWEST_WORDS = ("last", "true", "True")
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether pretrain.py made this folder."""
+    return (folder / RUN_RECORD_NAME).is_file()
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """The step of `checkpoint-STEP`, None for any other name."""
+    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(match.group(1)) if match else None
+
+
+def checkpoint_problem(folder: Path) -> str | None:
+    """Why this is no whole checkpoint, None when it is one.
+
+    The Trainer writes trainer_state.json after all ranks have written their shards; DeepSpeed's own `latest` can
+    exist while ranks are still writing. The other ranks' random states may come later, so there must be one for each
+    shard.
+    """
+    if not folder.is_dir():
+        return "there is no such folder"
+    if not (folder / "trainer_state.json").is_file():
+        return "trainer_state.json is missing, the save did not finish"
+    shards = optimizer_shards(folder)
+    if not shards:
+        return "it has no ZeRO shards of the optimizer"
+    num_random_states = len(list(folder.glob("rng_state*.pth")))
+    if num_random_states != len(shards):
+        return f"it has {len(shards)} optimizer shards and {num_random_states} random states"
+    return None
+
+
+def optimizer_shards(folder: Path) -> list[Path]:
+    """DeepSpeed's optimizer shards in a checkpoint, one a rank."""
+    return sorted(folder.glob("global_step*/*_optim_states.pt"))
+
+
+def whole_checkpoints(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    steps = {step: path for path in run_dir.glob("checkpoint-*") if (step := checkpoint_step(path)) is not None}
+    return [steps[step] for step in sorted(steps) if checkpoint_problem(steps[step]) is None]
+
+
+def check_run_folder(run_dir: Path, resume_from: str | None) -> Path | None:
+    """The checkpoint to resume from, None to start afresh.
+
+    Raises: UserError: when the folder holds something else, or a run and no word to go on with it, or the checkpoint
+    is none.
+    """
+    if resume_from is None:
+        _check_is_free(run_dir)
+        return None
+    if resume_from not in RESUME_NEWEST_WORDS:
+        checkpoint = Path(resume_from)
+        problem = checkpoint_problem(checkpoint)
+        if problem is not None:
+            raise UserError(f"--resume_from_checkpoint {checkpoint}: is no checkpoint ({problem}){_known(run_dir)}")
+        return checkpoint
+    checkpoints = whole_checkpoints(run_dir)
+    if not checkpoints:
+        raise UserError(
+            f"--resume_from_checkpoint {resume_from}: {run_dir} has no complete checkpoint; leave the flag out to start"
+        )
+    return checkpoints[-1]
+
+
+def _check_is_free(run_dir: Path) -> None:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"--output_dir {run_dir}: is a file; choose another folder")
+    if not run_dir.exists() or not any(run_dir.iterdir()):
+        return
+    if is_run_folder(run_dir):
+        raise UserError(
+            f"--output_dir {run_dir}: holds a run already; add --resume_from_checkpoint last to go on with it, or "
+            "choose another folder"
+        )
+    raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
+
+
+def _known(run_dir: Path) -> str:
+    checkpoints = whole_checkpoints(run_dir)
+    return f"; the newest complete one is {checkpoints[-1]}" if checkpoints else ""
+
+
+def newest_run(runs_dir: Path) -> Path | None:
+    """The run folder in `runs_dir` that was started last."""
+    runs = [folder for folder in runs_dir.glob("*") if is_run_folder(folder)]
+    return max(runs, key=lambda folder: (folder / RUN_RECORD_NAME).stat().st_mtime, default=None)

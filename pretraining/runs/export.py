@@ -1,0 +1,63 @@
+"""The exported model: weights in safetensors, config and tokenizer, for everybody's tools."""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, processors
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Trainer
+
+from pretraining.corpus.manifest import Manifest
+from pretraining.corpus.tokenization import read_special_tokens
+
+
+def tokenizer_for_model(store: Path, manifest: Manifest, *, max_length: int) -> PreTrainedTokenizerFast:
+    """The data set's tokenizer, set to put around a prompt what training put before a document: BOS or nothing.
+
+    As a `PreTrainedTokenizerFast` every reader takes tokenizer.json as it stands; under the name of LlamaTokenizer
+    transformers would rebuild its pipeline and give other ids.
+    """
+    folder = store / "tokenizer"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special_tokens = read_special_tokens(folder)
+    rules = manifest.origin.token_rules
+    if rules.bos_token_id is None:
+        tokenizer.post_processor = processors.Sequence([])
+    else:
+        bos_token = special_tokens["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos_token} $A",
+            pair=f"{bos_token} $A $B",
+            special_tokens=[(bos_token, rules.bos_token_id)],
+        )
+    names = ("bos_token", "eos_token", "unk_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        model_max_length=max_length,
+        **{name: special_tokens[name] for name in names if name in special_tokens},
+    )
+
+
+def export_model(trainer: Trainer, model_dir: Path) -> None:
+    """Gather the weights and write the model; called on every rank, the first one writes."""
+    trainer.save_model(str(model_dir))
+    if trainer.is_world_process_zero():
+        _complete_config(model_dir)
+        _write_generation_config(trainer, model_dir)
+        (model_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle, which no reader of a model should open
+        for path in model_dir.iterdir():
+            path.chmod(0o644)  # safetensors writes 0600: a colleague could not read the model
+
+
+def _complete_config(model_dir: Path) -> None:
+    """Turn the cache on for generation, and write rope_theta where readers before transformers 5 look for it."""
+    path = model_dir / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["use_cache"] = True
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_generation_config(trainer: Trainer, model_dir: Path) -> None:
+    config = trainer.model.config
+    GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id).save_pretrained(model_dir)

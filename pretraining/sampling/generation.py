@@ -1,0 +1,108 @@
+"""Continue prompts with a model, sampled or greedy, the same text for the same seed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, TextStreamer, set_seed
+
+from pretraining.cli.arguments import GenerateArguments
+from pretraining.cli.errors import UserError
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One continuation of one prompt. `finish_reason` is "eos" or "length"."""
+
+    prompt: str
+    text: str
+    num_tokens: int
+    finish_reason: str
+
+
+def read_prompts(arguments: GenerateArguments) -> list[str]:
+    """The prompts of --prompt, or the lines of --prompt_file.
+
+    Raises:
+        UserError: when the file cannot be read, or a prompt is empty.
+    """
+    if arguments.prompt_file is None:
+        prompts = arguments.prompt
+    else:
+        place = f"--prompt_file {arguments.prompt_file}"
+        try:
+            lines = arguments.prompt_file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{place}: is not UTF-8 text; save it as UTF-8") from None
+        except OSError as error:
+            raise UserError(f"{place}: cannot be read ({error.strerror}); check the path") from None
+        prompts = [line for line in lines if line.strip()]
+        if not prompts:
+            raise UserError(f"{place}: has no line with a prompt")
+    if not all(prompts):
+        raise UserError("--prompt: is empty; give at least one word")
+    return prompts
+
+
+def generation_config(arguments: GenerateArguments, model: PreTrainedModel) -> GenerationConfig:
+    """The flags as transformers takes them, with the model's own EOS."""
+    sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": arguments.top_k}
+    return GenerationConfig(
+        max_new_tokens=arguments.max_new_tokens,
+        num_return_sequences=arguments.num_samples,
+        do_sample=not arguments.greedy,
+        repetition_penalty=arguments.repetition_penalty,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.eos_token_id,
+        **({} if arguments.greedy else sampling),
+    )
+
+
+def terminal_streamer(tokenizer: PreTrainedTokenizerFast) -> TextStreamer:
+    """Shows prompt and continuation on stdout, word by word as they are made."""
+    return TextStreamer(tokenizer, skip_special_tokens=True)
+
+
+def continue_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[str],
+    *,
+    arguments: GenerateArguments,
+    streamer: TextStreamer | None = None,
+) -> Iterator[Continuation]:
+    """Each continuation of each prompt in turn; prompt i is sampled with seed + i."""
+    config = generation_config(arguments, model)
+    for number, prompt in enumerate(prompts):
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+        prompt_length = inputs["input_ids"].shape[1]
+        _check_length(prompt_length, arguments, model)
+        set_seed(arguments.seed + number)
+        sequences = model.generate(**inputs, generation_config=config, streamer=streamer)
+        for sequence in sequences:
+            yield _continuation(prompt, sequence[prompt_length:].tolist(), config, tokenizer)
+
+
+def _check_length(prompt_length: int, arguments: GenerateArguments, model: PreTrainedModel) -> None:
+    positions = model.config.max_position_embeddings
+    if prompt_length + arguments.max_new_tokens > positions:
+        raise UserError(
+            f"--max_new_tokens {arguments.max_new_tokens}: with a prompt of {prompt_length} tokens exceeds the model's "
+            f"{positions} positions; give {max(positions - prompt_length, 0)} or less, or a shorter prompt"
+        )
+
+
+def _continuation(
+    prompt: str, ids: list[int], config: GenerationConfig, tokenizer: PreTrainedTokenizerFast
+) -> Continuation:
+    ended = config.eos_token_id in ids
+    ids = ids[: ids.index(config.eos_token_id)] if ended else ids
+    return Continuation(prompt, tokenizer.decode(ids), len(ids), "eos" if ended else "length")
+
+
+def check_output(path: Path) -> None:
+    """Refuse to write over a file."""
+    if path.exists():
+        raise UserError(f"--output {path}: exists already; choose another file")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: there is no folder {path.parent}; make it or choose another file")

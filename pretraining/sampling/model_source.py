@@ -1,0 +1,136 @@
+"""Where the weights for sampling come from: a run folder, an exported model, a checkpoint, bare ZeRO shards, or the
+Hub.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from pretraining.cli.errors import UserError
+from pretraining.runs.checkpoints import (
+    MODEL_DIR_NAME,
+    RUN_RECORD_NAME,
+    TOKENIZER_DIR_NAME,
+    is_run_folder,
+    newest_run,
+    optimizer_shards,
+    whole_checkpoints,
+)
+
+logger = logging.getLogger(__name__)
+
+RUNS_DIR = Path("runs")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A folder or Hub id to load from, and whether its weights must first be put together from ZeRO shards."""
+
+    location: str
+    tokenizer_location: str
+    only_shards: bool = False
+
+
+def find_model(name: str | None) -> ModelSource:
+    """What `--model` means; None is the newest run in runs/.
+
+    Raises:
+        UserError: when there is no model there.
+    """
+    if name is None:
+        run_dir = newest_run(RUNS_DIR)
+        if run_dir is None:
+            raise UserError("--model: there is no run in runs/ yet; train one with pretrain.py, or name a model")
+        return _in_run_folder(run_dir)
+    folder = Path(name)
+    if not folder.is_dir():
+        return ModelSource(name, name)
+    if is_run_folder(folder):
+        return _in_run_folder(folder)
+    return _in_folder(folder)
+
+
+def _in_run_folder(run_dir: Path) -> ModelSource:
+    """The exported model of a run, or its newest complete checkpoint when it has not finished."""
+    exported = run_dir / MODEL_DIR_NAME
+    if _has_weights(exported):
+        return _in_folder(exported)
+    checkpoints = whole_checkpoints(run_dir)
+    if not checkpoints:
+        raise UserError(f"--model {run_dir}: the run has neither an exported model nor a complete checkpoint yet")
+    return _in_folder(checkpoints[-1])
+
+
+def _in_folder(folder: Path) -> ModelSource:
+    tokenizer = next(
+        (place for place in (folder, folder.parent / TOKENIZER_DIR_NAME) if (place / "tokenizer.json").is_file()), None
+    )
+    if tokenizer is None:
+        raise UserError(f"--model {folder}: has no tokenizer.json; copy the tokenizer of its data set there")
+    if _has_weights(folder):
+        return ModelSource(str(folder), str(tokenizer))
+    if optimizer_shards(folder):
+        return ModelSource(str(folder), str(tokenizer), only_shards=True)
+    raise UserError(f"--model {folder}: is no run, exported model or checkpoint (no *.safetensors, no ZeRO shards)")
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def load_model(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model on the best device there is, in its own precision, and its tokenizer.
+
+    Only safetensors are read from outside; pickled weights could run code.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # PreTrainedTokenizerFast takes tokenizer.json as it stands; AutoTokenizer would rebuild Llama's pipeline.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source.tokenizer_location)
+        model = _from_shards(Path(source.location)) if source.only_shards else _from_weights(source.location, device)
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"--model {source.location}: cannot be loaded ({reason})") from None
+    return model.to(device).eval(), tokenizer
+
+
+def _from_weights(location: str, device: str) -> PreTrainedModel:
+    # A CPU without bf16 instructions computes bf16 ten times slower than fp32.
+    dtype = "auto" if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, use_safetensors=True)
+
+
+def _from_shards(checkpoint: Path) -> PreTrainedModel:
+    """Put the fp32 master weights together from the shards of any number of ranks."""
+    # Only here: importing deepspeed takes a second, and a message about the accelerator, that other sources do not need.
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    config = LlamaConfig.from_dict(_config_of_checkpoint(checkpoint))
+    logger.info("putting the weights together from the ZeRO shards in %s", checkpoint)
+    tag = optimizer_shards(checkpoint)[0].parent.name
+    state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(state)
+    return model
+
+
+def _config_of_checkpoint(checkpoint: Path) -> dict:
+    """The model's config, from the checkpoint or else from the record of its run."""
+    if (checkpoint / "config.json").is_file():
+        return json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    record = checkpoint.parent / RUN_RECORD_NAME
+    if not record.is_file():
+        raise UserError(
+            f"--model {checkpoint}: has no config.json, and {record} is missing; copy the model's config there"
+        )
+    return json.loads(record.read_text(encoding="utf-8"))["model_config"]

@@ -1,0 +1,128 @@
+"""A model's configuration from a preset, a file or the Hub, and fresh weights for it, sharded as they are made."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
+
+from pretraining.cli.arguments import ModelArguments
+from pretraining.cli.errors import UserError
+from pretraining.cli.flags import nearest
+from pretraining.corpus.manifest import Origin
+
+PRESETS_PATH = Path(__file__).with_name("presets.yaml")
+
+
+def load_presets() -> dict[str, dict[str, Any]]:
+    """The model shapes of presets.yaml by name."""
+    return yaml.safe_load(PRESETS_PATH.read_text(encoding="utf-8"))
+
+
+def load_model_config(arguments: ModelArguments, blocks: Origin) -> LlamaConfig:
+    """The configuration to train: the named shape, with the vocabulary and special tokens of the blocks.
+
+    Raises:
+        UserError: when the model is unknown or no Llama, or does not fit the blocks.
+    """
+    presets = load_presets()
+    is_preset = arguments.model in presets
+    fields = presets[arguments.model] if is_preset else _read_config(arguments.model, list(presets))
+    overrides = _overrides(arguments.model_overrides)
+    if is_preset and "vocab_size" not in overrides:
+        overrides["vocab_size"] = blocks.tokenizer.vocab_size
+    config = _llama_config(arguments.model, {**fields, **overrides})
+    config.bos_token_id = blocks.token_rules.bos_token_id
+    config.eos_token_id = blocks.token_rules.eos_token_id
+    _check_against_blocks(config, arguments.model, blocks)
+    multiple = arguments.pad_vocabulary_to_multiple_of
+    if multiple is not None:
+        config.vocab_size = -(-config.vocab_size // multiple) * multiple
+    return config
+
+
+def build_model(config: LlamaConfig, *, attention_implementation: str, seed: int) -> PreTrainedModel:
+    """Fresh weights, each rank holding its partition only.
+
+    TrainingArguments with a ZeRO-3 config must be alive: `from_config` looks there and partitions every parameter as
+    it is made, where `LlamaForCausalLM(config)` would first make the whole model on every rank.
+    """
+    set_seed(seed)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention_implementation, dtype=torch.float32)
+
+
+def _read_config(name: str, preset_names: list[str]) -> dict[str, Any]:
+    path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
+    if not path.is_file():
+        path = _download_config(name, preset_names)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"--model {name}: {path} is not JSON ({error})") from None
+    if not isinstance(fields, dict) or fields.get("model_type") != "llama":
+        found = fields.get("model_type") if isinstance(fields, dict) else type(fields).__name__
+        raise UserError(f"--model {name}: model_type is {found!r}; this suite trains Llama models (model_type 'llama')")
+    return fields
+
+
+def _download_config(name: str, preset_names: list[str]) -> Path:
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--model {name}: is no preset{nearest(name, preset_names)}, file or folder, and the Hub does not give it "
+            f"({reason}); presets: {', '.join(preset_names)}"
+        ) from None
+
+
+def _overrides(texts: list[str]) -> dict[str, Any]:
+    """`hidden_size=512` as a field and its value, read as YAML reads it."""
+    known = set(LlamaConfig().to_dict()) | {"rope_theta"}
+    problems, overrides = [], {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            problems.append(f"--model_overrides {text}: expects field=value")
+        elif name not in known:
+            problems.append(f"--model_overrides {text}: a Llama config has no field {name}{nearest(name, known)}")
+        else:
+            overrides[name] = yaml.safe_load(value)
+    if problems:
+        raise UserError(*problems)
+    return overrides
+
+
+def _llama_config(name: str, fields: dict[str, Any]) -> LlamaConfig:
+    try:
+        config = LlamaConfig.from_dict({**fields, "use_cache": False})
+    except Exception as error:  # transformers wraps a wrong type in errors of its own, of no common class
+        raise UserError(f"--model {name}: {' '.join(str(error).split())}") from None
+    if config.hidden_size % config.num_attention_heads or config.num_attention_heads % config.num_key_value_heads:
+        raise UserError(
+            f"--model {name}: hidden_size {config.hidden_size} must divide by num_attention_heads "
+            f"{config.num_attention_heads}, and that by num_key_value_heads {config.num_key_value_heads}"
+        )
+    return config
+
+
+def _check_against_blocks(config: LlamaConfig, name: str, blocks: Origin) -> None:
+    problems = []
+    if config.vocab_size < blocks.tokenizer.vocab_size or config.vocab_size >= 2 * blocks.tokenizer.vocab_size:
+        problems.append(
+            f"--model {name}: its vocabulary of {config.vocab_size:,} does not match the data set's tokenizer "
+            f"{blocks.tokenizer.name} of {blocks.tokenizer.vocab_size:,}; preprocess with the model's tokenizer, or add "
+            f"--model_overrides vocab_size={blocks.tokenizer.vocab_size}"
+        )
+    if blocks.block_length > config.max_position_embeddings:
+        problems.append(
+            f"--dataset: blocks of {blocks.block_length:,} tokens are longer than the {config.max_position_embeddings:,} "
+            f"positions of --model {name}; preprocess with a smaller --block_length, or add "
+            f"--model_overrides max_position_embeddings={blocks.block_length}"
+        )
+    if problems:
+        raise UserError(*problems)

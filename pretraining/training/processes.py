@@ -1,0 +1,65 @@
+"""Bring the processes of a run together, whoever started them: deepspeed, torchrun, mpirun, or python3 alone."""
+
+import os
+import socket
+from datetime import timedelta
+
+from pretraining.cli.launchers import has_launcher, num_local_processes
+
+# Before torch is imported, which reads it once: the processes of a machine share its cores.
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_local_processes())))
+
+import torch
+
+# Before deepspeed is imported: without a GPU it would warn in every process that it falls back to the CPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import deepspeed.ops
+from deepspeed.utils import logger as deepspeed_logger
+
+from pretraining.cli.errors import UserError
+
+
+def has_gpu() -> bool:
+    """Whether torch can use a GPU here."""
+    return torch.cuda.is_available()
+
+
+def check_num_processes() -> None:
+    """Refuse more processes on this machine than it has GPUs, or cores where it has no GPU."""
+    num_processes = num_local_processes()
+    num_gpus = torch.cuda.device_count()
+    if has_gpu() and num_processes > num_gpus:
+        raise UserError(f"--num_gpus={num_processes}: this machine has {num_gpus}; start with --num_gpus={num_gpus}")
+    num_cores = len(os.sched_getaffinity(0))
+    if not has_gpu() and num_processes > num_cores:
+        raise UserError(
+            f"--num_gpus={num_processes}: this machine has no GPU and {num_cores} cores, one process each at most; "
+            f"start with --num_gpus={num_cores}"
+        )
+
+
+def join_processes(*, timeout_seconds: int) -> None:
+    """Make the process group. It must exist before the first ZeRO-3 parameter does.
+
+    On CPU the Trainer makes a group of its own that DeepSpeed does not know, and `zero.Init` then takes the run for
+    one of a single process; so DeepSpeed makes it here, on every path alike.
+    """
+    deepspeed_logger.setLevel("WARNING")
+    # A C++ op for inference only, which would be compiled for a minute, or fail where there is no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not has_launcher():
+        _become_single_process()
+    deepspeed.init_distributed(
+        dist_backend="nccl" if has_gpu() else "gloo", timeout=timedelta(seconds=timeout_seconds), verbose=False
+    )
+
+
+def _become_single_process() -> None:
+    """What a launcher of one process would set; a free port, so that two runs on a machine do not meet."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
