@@ -80,7 +80,8 @@ def _flag_of(field: dataclasses.Field, hint: Any) -> Flag:
     is_list = typing.get_origin(plain) is list
     inner = typing.get_args(plain)[0] if is_list else plain
     choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else ()
-    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    factory: Any = field.default_factory
+    default = field.default if field.default is not dataclasses.MISSING else factory()
     return Flag(
         name=field.name,
         value_type=str if choices else inner,

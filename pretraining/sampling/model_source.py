@@ -112,7 +112,7 @@ def _from_weights(location: str, device: str) -> PreTrainedModel:
 
 def _from_shards(checkpoint: Path) -> PreTrainedModel:
     """Put the fp32 master weights together from the shards of any number of ranks."""
-    # Only here: importing deepspeed takes a second, and a message about the accelerator, that other sources do not need.
+    # Only here: importing deepspeed takes a second and prints a message, which no other source needs.
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     config = LlamaConfig.from_dict(_config_of_checkpoint(checkpoint))

@@ -115,14 +115,14 @@ def _check_against_blocks(config: LlamaConfig, name: str, blocks: Origin) -> Non
     if config.vocab_size < blocks.tokenizer.vocab_size or config.vocab_size >= 2 * blocks.tokenizer.vocab_size:
         problems.append(
             f"--model {name}: its vocabulary of {config.vocab_size:,} does not match the data set's tokenizer "
-            f"{blocks.tokenizer.name} of {blocks.tokenizer.vocab_size:,}; preprocess with the model's tokenizer, or add "
-            f"--model_overrides vocab_size={blocks.tokenizer.vocab_size}"
+            f"{blocks.tokenizer.name} of {blocks.tokenizer.vocab_size:,}; preprocess with the model's tokenizer, or "
+            f"add --model_overrides vocab_size={blocks.tokenizer.vocab_size}"
         )
     if blocks.block_length > config.max_position_embeddings:
         problems.append(
-            f"--dataset: blocks of {blocks.block_length:,} tokens are longer than the {config.max_position_embeddings:,} "
-            f"positions of --model {name}; preprocess with a smaller --block_length, or add "
-            f"--model_overrides max_position_embeddings={blocks.block_length}"
+            f"--dataset: blocks of {blocks.block_length:,} tokens are longer than the "
+            f"{config.max_position_embeddings:,} positions of --model {name}; preprocess with a smaller --block_length, "
+            f"or add --model_overrides max_position_embeddings={blocks.block_length}"
         )
     if problems:
         raise UserError(*problems)

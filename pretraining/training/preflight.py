@@ -41,8 +41,8 @@ def check_memory(
     per_gpu = needed.gpu // num_processes
     if per_gpu > smallest:
         raise UserError(
-            f"{what} {_gb(per_gpu)} on each of {num_processes} GPUs, which have {_gb(smallest)}; use more GPUs, or keep "
-            "them in host memory with --deepspeed ds_config_offload.json"
+            f"{what} {_gb(per_gpu)} on each of {num_processes} GPUs, which have {_gb(smallest)}; use more GPUs, or "
+            "keep them in host memory with --deepspeed ds_config_offload.json"
         )
     if needed.host > available_host_bytes:
         raise UserError(

@@ -119,14 +119,14 @@ def announce(plan: RunPlan) -> None:
 def _check_blocks(plan: RunPlan) -> None:
     if plan.manifest.splits["train"].num_blocks == 0:
         raise UserError(
-            f"--dataset {plan.store}: train has no block of {plan.batch.block_length:,} tokens; preprocess more text, or "
-            "with a smaller --block_length"
+            f"--dataset {plan.store}: train has no block of {plan.batch.block_length:,} tokens; preprocess more text, "
+            "or with a smaller --block_length"
         )
     evaluates = plan.trainer_flags["eval_strategy"] != "no"
     if evaluates and plan.manifest.splits["validation"].num_blocks == 0:
         logger.warning(
-            "--dataset %s: validation has no block, so there is no validation while training; preprocess with a smaller "
-            "--block_length or another --split to have one",
+            "--dataset %s: validation has no block, so there is no validation while training; preprocess with a "
+            "smaller --block_length or another --split to have one",
             plan.store,
         )
 

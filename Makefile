@@ -1,0 +1,43 @@
+# The habits of this project. Every target sets itself up: python3 >= 3.11 and make are all it takes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(shell date +%Y%m%d-%H%M%S)
+export PATH := $(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.installed  ## raw news to sampled text: preprocess, pretrain a small Llama, generate
+	@PYTHON=$(BIN)/python RUN=runs/quickstart-$(STAMP) sh recipes/quickstart/run.sh
+
+test: $(VENV)/.installed-dev  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev  ## format, lint, complexity, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment and everything that the programs made by default
+	rm -rf $(VENV) blocks runs tokenizer .mypy_cache .ruff_cache .pytest_cache
+
+# torch comes first: DeepSpeed's own build looks for it.
+$(VENV)/.installed: requirements.txt requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "PYTHON=$(PYTHON): needs Python 3.11 or newer; give another with make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock setuptools wheel torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock --no-build-isolation -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock --no-build-isolation -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,30 @@
+#!/bin/sh
+# The whole way from raw news to sampled text; started by `make quickstart`, which sets PYTHON and RUN.
+set -eu
+
+# On the GPUs where there are any, at most two; otherwise in two processes on the CPU.
+gpus=$("$PYTHON" -c 'from pretraining.machine.gpus import visible_gpus; print(len(visible_gpus()))')
+if [ "$gpus" -eq 0 ]; then
+    processes=2
+    export DS_ACCELERATOR=cpu
+else
+    processes=$((gpus < 2 ? gpus : 2))
+fi
+
+step() { printf '\n$ %s\n' "$*"; "$@"; }
+
+step "$PYTHON" preprocess.py --recipe recipes/quickstart/preprocess.yaml
+step deepspeed --num_gpus="$processes" pretrain.py --recipe recipes/quickstart/pretrain.yaml --output_dir "$RUN"
+step "$PYTHON" generate.py --model "$RUN" --prompt "I wanna go" "The council" "Scientists have" --max_new_tokens 80
+
+cat <<END
+
+The whole way is done. Where things lie:
+  blocks/quickstart    token blocks, with README.md and manifest.json
+  $RUN    metrics.jsonl, tensorboard/, checkpoints; the exported model in model/
+
+Next: your own text.
+  python3 train_tokenizer.py --data_files news.jsonl --output_dir tokenizer
+  python3 preprocess.py --data_files news.jsonl --tokenizer tokenizer --output_dir blocks/news
+  deepspeed pretrain.py --model tinyllama_1b --dataset blocks/news
+END
