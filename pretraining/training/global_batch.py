@@ -52,8 +52,8 @@ def plan_global_batch(
         below = global_batch_tokens // micro_step_tokens * micro_step_tokens
         fitting = " or ".join(f"{tokens}" for tokens in (below, below + micro_step_tokens) if tokens > 0)
         raise UserError(
-            f"--global_batch_tokens {global_batch_tokens}: is no multiple of {micro_step_tokens} = {block_length} tokens "
-            f"x {micro_batch_blocks} blocks (--per_device_train_batch_size) x {num_processes} processes; "
+            f"--global_batch_tokens {global_batch_tokens}: is no multiple of {micro_step_tokens} = {block_length} "
+            f"tokens x {micro_batch_blocks} blocks (--per_device_train_batch_size) x {num_processes} processes; "
             f"give {fitting}"
         )
     return GlobalBatch(block_length, micro_batch_blocks, global_batch_tokens // micro_step_tokens, num_processes)

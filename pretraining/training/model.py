@@ -121,7 +121,7 @@ def _check_against_blocks(config: LlamaConfig, name: str, blocks: Origin) -> Non
     if blocks.block_length > config.max_position_embeddings:
         problems.append(
             f"--dataset: blocks of {blocks.block_length:,} tokens are longer than the "
-            f"{config.max_position_embeddings:,} positions of --model {name}; preprocess with a smaller --block_length, "
+            f"{config.max_position_embeddings:,} positions of --model {name}; preprocess with smaller --block_length, "
             f"or add --model_overrides max_position_embeddings={blocks.block_length}"
         )
     if problems:

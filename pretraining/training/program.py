@@ -72,6 +72,7 @@ def make_trainer(plan: RunPlan) -> PretrainingTrainer:
     with arguments.main_process_first():  # one process turns the Parquet shards into Arrow, the others find it done
         train_blocks = open_split(plan.store, plan.manifest, "train")
         validation_blocks = open_split(plan.store, plan.manifest, "validation")
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(plan.run_dir / "tensorboard"))
     if validation_blocks is None:
         arguments.eval_strategy = "no"
     return PretrainingTrainer(
@@ -96,7 +97,6 @@ def make_trainer(plan: RunPlan) -> PretrainingTrainer:
 def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
     """Write what the run is before its first step: run.json and the tokenizer, which outlive a crash."""
     plan.run_dir.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(plan.run_dir / "tensorboard"))
     trainer.processing_class.save_pretrained(plan.run_dir / TOKENIZER_DIR_NAME)
     RunRecord(
         arguments={**vars(plan.model_arguments), "dataset": str(plan.store), **trainer.args.to_dict()},

@@ -1,0 +1,120 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pretraining.cli.arguments import DataArguments, ModelArguments, PreprocessArguments, trainer_group
+from pretraining.cli.errors import UserError
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+from tests.conftest import PROJECT_DIR
+
+
+@dataclass(frozen=True)
+class Arguments:
+    rate: float = flag(0.1, "a number")
+    steps: int = flag(10, "a count")
+    names: list[str] = flag(["a"], "words")
+    kind: Literal["red", "green"] = flag("red", "a choice")
+    limit: int | None = flag(None, "an optional number")
+    fast: bool = flag(False, "a switch")
+    place: Path = flag(Path("x"), "a path")
+
+
+def parse(*argv: str) -> Arguments:
+    (arguments,) = parse_recipe("test", [dataclass_group("Test", Arguments)], argv)
+    return arguments
+
+
+def recipe(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def problems(*argv: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    return list(caught.value.problems)
+
+
+def test_defaults_without_flags() -> None:
+    assert parse() == Arguments()
+
+
+def test_a_flag_reads_each_type() -> None:
+    words = "--rate 3e-4 --steps 1_000 --names b c --kind green --limit 5 --fast --place a/b".split()
+    assert parse(*words) == Arguments(3e-4, 1000, ["b", "c"], "green", 5, True, Path("a/b"))
+
+
+def test_dashes_and_equals_are_read_like_underscores_and_spaces() -> None:
+    assert parse("--steps=-1", "--rate", "-2") == Arguments(rate=-2.0, steps=-1)
+
+
+def test_a_recipe_is_a_saved_command_line(tmp_path: Path) -> None:
+    text = "rate: 3e-4\nsteps: 20\nnames: [b, c]\nfast: true\nlimit: null\nplace: a/b\n"
+    from_recipe = parse("--recipe", recipe(tmp_path, text))
+    assert from_recipe == parse(*"--rate 3e-4 --steps 20 --names b c --fast true --limit none --place a/b".split())
+
+
+def test_the_command_line_beats_the_recipe_which_beats_the_default(tmp_path: Path) -> None:
+    arguments = parse("--recipe", recipe(tmp_path, "rate: 2\nsteps: 20\n"), "--steps", "30")
+    assert (arguments.rate, arguments.steps, arguments.kind) == (2.0, 30, "red")
+
+
+def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "raet: 1\nsteps: 2.5\nkind: blue\nsteps: 3\n")
+    found = problems("--recipe", path, "--limit", "many", "--namse", "x")
+    assert found == [
+        "--namse: there is no flag of this name (did you mean names?)",
+        f"{path}:4: steps: stands here twice; keep one",
+        f"{path}:1: raet: there is no flag of this name (did you mean rate?)",
+        f"{path}:3: kind: 'blue' is not one of red, green",
+        "--limit: expects a whole number, not 'many'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--steps"], "--steps: expects one value, not 0"),
+        (["--steps", "1", "2"], "--steps: expects one value, not 2: 1 2"),
+        (["--names"], "--names: expects at least one value"),
+        (["--fast", "maybe"], "--fast: expects true or false, not 'maybe'"),
+        (["--rat", "1"], "--rat: there is no flag of this name (did you mean rate?)"),
+        (["stray"], "stray: stands alone; a value follows its --flag"),
+        (["--steps", "none"], "--steps: expects a whole number, not 'none'"),
+    ],
+)
+def test_a_wrong_word_is_refused(argv: list[str], expected: str) -> None:
+    assert problems(*argv) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("- a\n- b\n", "expects lines of the form"), ("a: [b\n", "is not YAML"), ("", "expects lines of the form")],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problems("--recipe", recipe(tmp_path, text))[0]
+
+
+def test_a_missing_recipe_is_refused() -> None:
+    assert "cannot be read" in problems("--recipe", "nowhere.yaml")[0]
+
+
+def test_every_recipe_of_the_project_parses() -> None:
+    pretrain = [dataclass_group("", ModelArguments), dataclass_group("", DataArguments), trainer_group()]
+    preprocess = [dataclass_group("", PreprocessArguments)]
+    paths = sorted((PROJECT_DIR / "recipes").rglob("*.yaml"))
+    assert len(paths) >= 4
+    for path in paths:
+        groups = preprocess if path.stem == "preprocess" else pretrain
+        assert parse_recipe("", groups, ["--recipe", str(path)]), path
+        assert path.read_text().startswith("# "), f"{path}: the first line says what it is for"
+
+
+def test_dictionaries_reach_the_trainer_as_json(tmp_path: Path) -> None:
+    text = "lr_scheduler_type: warmup_stable_decay\nlr_scheduler_kwargs: {num_decay_steps: 10, decay_type: linear}\n"
+    (flags,) = parse_recipe("", [trainer_group()], ["--recipe", recipe(tmp_path, text)])
+    assert flags["lr_scheduler_kwargs"] == '{"num_decay_steps": 10, "decay_type": "linear"}'

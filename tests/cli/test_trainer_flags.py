@@ -1,0 +1,47 @@
+import dataclasses
+
+import pytest
+
+from pretraining.cli.arguments import TRAINER_DEFAULTS
+from pretraining.cli.trainer_flags import OUR_OWN_NAMES, trainer_flags
+
+ONLY_PYTHON_OBJECTS = {"parallelism_config"}
+
+
+@pytest.fixture(scope="module")
+def fields() -> dict[str, dataclasses.Field]:
+    from transformers import TrainingArguments
+
+    return {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
+
+
+def test_every_field_of_the_imported_class_is_a_flag(fields: dict[str, dataclasses.Field]) -> None:
+    names = {flag.name for flag in trainer_flags({})}
+    assert names == set(fields) - ONLY_PYTHON_OBJECTS - set(OUR_OWN_NAMES)
+
+
+def test_plain_defaults_and_help_are_those_of_the_class(fields: dict[str, dataclasses.Field]) -> None:
+    flags = {flag.name: flag for flag in trainer_flags({})}
+    plain = [name for name, field in fields.items() if name in flags and isinstance(field.default, int | float | str)]
+    assert len(plain) > 60
+    for name in plain:
+        if flags[name].default is not None:  # a default that is computed is left to the Trainer
+            assert flags[name].default == fields[name].default, name
+    assert all(len(flag.help) > 10 for flag in flags.values())
+
+
+def test_choices_come_from_the_enumerations() -> None:
+    choices = {flag.name: flag.choices for flag in trainer_flags({})}
+    assert "cosine_with_min_lr" in choices["lr_scheduler_type"]
+    assert set(choices["eval_strategy"]) == {"no", "steps", "epoch"}
+    assert "adamw_torch_fused" in choices["optim"]
+
+
+def test_our_defaults_are_flags_of_the_trainer_with_values_of_their_type() -> None:
+    flags = {flag.name: flag for flag in trainer_flags(TRAINER_DEFAULTS)}
+    for name, default in TRAINER_DEFAULTS.items():
+        flag = flags[name]
+        assert flag.default == default
+        if default is not None:
+            texts = default if isinstance(default, list) else [str(default)]
+            assert flag.value(texts) == default, name

@@ -1,0 +1,72 @@
+"""What tests share: a small block store, child processes started as users start them, real data where it stands."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PROJECT_DIR = Path(__file__).parents[1]
+REAL_DATA_DIR = PROJECT_DIR.parent / "shared" / "data"
+# A model of 60,000 parameters in fp32: a step takes milliseconds, start-up is all the time there is.
+TINY_MODEL = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=2", "num_attention_heads=4"]
+TINY_MODEL += ["num_key_value_heads=2", "max_position_embeddings=128"]
+TINY_RUN = ["--model", "quickstart", "--model_overrides", *TINY_MODEL, "--bf16", "false"]
+TINY_RUN += ["--learning_rate", "1e-2", "--warmup_steps", "2"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished child process."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.output.splitlines() if line.startswith("error: ")]
+
+
+def run(*words: object, cwd: Path = PROJECT_DIR, timeout: float = 200, env: dict[str, str] | None = None) -> Done:
+    """Start a program as a user would, in a process of its own."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", **(env or {})}
+    done = subprocess.run(
+        [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def run_fine(*words: object, **options: object) -> Done:
+    """Like `run`, for a program that must succeed."""
+    done = run(*words, **options)  # type: ignore[arg-type]
+    assert done.returncode == 0, done.output[-6000:]
+    return done
+
+
+def python(script: str, *words: object) -> list[object]:
+    """The command line of one of the programs."""
+    return [sys.executable, PROJECT_DIR / script, *words]
+
+
+@pytest.fixture(scope="session")
+def sample_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample corpus in blocks of 64 tokens."""
+    store = tmp_path_factory.mktemp("sample") / "blocks"
+    run_fine(*python("preprocess.py", "--block_length", 64, "--split", "90,5,5", "--output_dir", store))
+    return store
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real Llama-2 tokenizer and real news, which stands beside some checkouts only."""
+    if not (REAL_DATA_DIR / "news.jsonl").is_file():
+        pytest.skip(f"no real tokenizer and news in {REAL_DATA_DIR}")
+    return REAL_DATA_DIR

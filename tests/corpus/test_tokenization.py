@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from pretraining.cli.errors import UserError
+from pretraining.corpus.tokenization import load_document_tokenizer
+from tests.conftest import PROJECT_DIR
+
+SAMPLE = PROJECT_DIR / "data/sample/tokenizer"
+ODD_TEXTS = [
+    "a",
+    " leading",
+    "trailing ",
+    "\n\n\t x",
+    "emoji 🚆🚆",
+    "東京",
+    "e\u0301 é",
+    "a\x00b\x07",
+    "x" * 5000,
+    "   ",
+]
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_documents_are_surrounded_as_the_rules_say(add_bos: bool) -> None:
+    tokenizer = load_document_tokenizer(str(SAMPLE), add_bos=add_bos)
+    plain = Tokenizer.from_file(str(SAMPLE / "tokenizer.json"))
+    for text, ids in zip(ODD_TEXTS, tokenizer.encode(ODD_TEXTS), strict=True):
+        expected = plain.encode(text, add_special_tokens=False).ids
+        assert ids.tolist() == ([1] if add_bos else []) + expected + [2]
+        assert plain.decode(expected) == text
+
+
+@pytest.mark.parametrize("text", ["the end </s> or not", "<s>", "a<unk>b </s></s>"])
+def test_text_cannot_speak_control(text: str) -> None:
+    tokenizer = load_document_tokenizer(str(SAMPLE), add_bos=False)
+    (ids,) = tokenizer.encode([text])
+    assert ids[-1] == 2
+    assert not set(ids[:-1].tolist()) & {0, 1, 2}
+    assert Tokenizer.from_file(str(SAMPLE / "tokenizer.json")).decode(ids[:-1].tolist()) == text
+
+
+def test_auto_tokenizer_opens_the_sample_tokenizer_with_the_same_ids() -> None:
+    theirs = AutoTokenizer.from_pretrained(SAMPLE)
+    ours = load_document_tokenizer(str(SAMPLE), add_bos=False)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (1, 2, 0)
+    for text, ids in zip(ODD_TEXTS, ours.encode(ODD_TEXTS), strict=True):
+        assert theirs(text)["input_ids"] == ids[:-1].tolist()
+
+
+def test_llama2_ids_are_those_of_its_tokenizer_json(real_data: Path) -> None:
+    ours = load_document_tokenizer(str(real_data / "llama2"), add_bos=True)
+    plain = Tokenizer.from_file(str(real_data / "llama2/tokenizer.json"))
+    for text, ids in zip(ODD_TEXTS, ours.encode(ODD_TEXTS), strict=True):
+        assert np.array_equal(ids, [1, *plain.encode(text, add_special_tokens=False).ids, 2])
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no tokenizer\.json; make one with train_tokenizer\.py"):
+        load_document_tokenizer(str(tmp_path), add_bos=False)
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((SAMPLE / "tokenizer.json").read_bytes())
+    with pytest.raises(UserError, match="names no eos_token"):
+        load_document_tokenizer(str(tmp_path), add_bos=False)
+
+
+def test_a_broken_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_document_tokenizer(str(tmp_path), add_bos=False)

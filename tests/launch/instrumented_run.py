@@ -1,0 +1,45 @@
+"""A training run that also keeps its first weights and last logits; takes pretrain.py's flags and launchers."""
+
+import sys
+
+import deepspeed
+import torch
+
+from pretraining.cli.arguments import DataArguments, ModelArguments, trainer_group
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.runs.export import export_model
+from pretraining.training.processes import join_processes
+from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
+from pretraining.training.run_plan import plan_run
+
+
+def main() -> None:
+    groups = [dataclass_group("", ModelArguments), dataclass_group("", DataArguments), trainer_group()]
+    model_arguments, data_arguments, flags = parse_recipe("", groups, sys.argv[1:])
+    quiet_libraries()
+    plan = plan_run(model_arguments, data_arguments, flags)
+    join_processes(timeout_seconds=600)
+    trainer = make_trainer(plan)
+    is_first = trainer.is_world_process_zero()
+    if is_first:
+        start_run_folder(plan, trainer)
+
+    parameters = dict(trainer.model.named_parameters())
+    assert all(parameter.numel() == 0 for parameter in parameters.values()), "a rank holds whole parameters"
+    with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        if is_first:
+            weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            torch.save(weights, plan.run_dir / "first_weights.pt")
+
+    trainer.train()
+    block = trainer.eval_dataset[0]["input_ids"][None]
+    trainer.model_wrapped.eval()
+    with torch.no_grad():
+        logits = trainer.model_wrapped(input_ids=block).logits
+    if is_first:
+        torch.save({"block": block, "logits": logits}, plan.run_dir / "logits.pt")
+    export_model(trainer, plan.run_dir / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Whole runs of pretrain.py: each launcher, resume, offload, and the plain Trainer give the same training."""
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import PROJECT_DIR, run_fine
+from tests.launch.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, records, train
+
+pytestmark = pytest.mark.launch
+
+
+@pytest.fixture(scope="module")
+def reference_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes started by deepspeed, accumulation 2, a checkpoint in the middle."""
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
+    done = train("deepspeed", sample_store, run_dir, "--save_steps", 3, "--eval_steps", 3)
+    assert "error" not in done.stderr.lower().replace("errors", "")
+    return run_dir
+
+
+def assert_same_training(run_dir: Path, other: Path, *, relative: float) -> None:
+    assert len(figures(run_dir)) == NUM_STEPS
+    np.testing.assert_allclose(figures(run_dir), figures(other), rtol=relative)
+
+
+def test_the_run_folder_has_everything(reference_run: Path) -> None:
+    names = {path.name for path in reference_run.iterdir()}
+    assert names >= {"run.json", "metrics.jsonl", "tensorboard", "checkpoint-3", "checkpoint-6", "model", "tokenizer"}
+    assert list((reference_run / "tensorboard").rglob("events.out.tfevents*"))
+    record = json.loads((reference_run / "run.json").read_text())
+    assert record["num_parameters"] == 280_736
+    assert record["ds_config"]["zero_optimization"]["stage"] == 3
+    assert record["arguments"]["gradient_accumulation_steps"] == 2
+
+
+def test_each_step_is_logged_and_the_loss_falls_from_that_of_guessing(reference_run: Path) -> None:
+    steps = records(reference_run)
+    assert [record["step"] for record in steps] == list(range(1, NUM_STEPS + 1))
+    assert steps[0]["loss"] == pytest.approx(math.log(4096), rel=0.02)
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.2
+    assert all(record["tokens"] == record["step"] * 512 for record in steps)
+    assert all(record["tokens_per_second_per_gpu"] > 0 for record in steps)
+    assert "mfu" not in steps[-1], "no GPU, so no peak and no MFU"
+    assert steps[-1]["seconds_left"] == 0
+
+
+def test_validation_is_measured_while_training_and_test_at_the_end(reference_run: Path) -> None:
+    assert [record["step"] for record in records(reference_run, "eval_loss")] == [3, 6]
+    (test,) = records(reference_run, "test_loss")
+    assert test["test_perplexity"] == pytest.approx(math.exp(test["test_loss"]))
+
+
+@pytest.mark.parametrize("name", ["torchrun", "mpirun"])
+def test_every_launcher_gives_the_same_run(name: str, reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    train(name, sample_store, tmp_path / "run", "--save_strategy", "no")
+    assert_same_training(tmp_path / "run", reference_run, relative=1e-6)
+
+
+def test_one_process_with_more_accumulation_is_the_same_run(
+    reference_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    train("python", sample_store, tmp_path / "run", "--save_strategy", "no", "--eval_steps", 3)
+    assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["gradient_accumulation_steps"] == 4
+    assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
+    for key in ("eval_loss", "test_loss"):  # 52 and 44 blocks do not divide by the processes alike
+        ours, theirs = records(tmp_path / "run", key)[-1], records(reference_run, key)[-1]
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
+        num_tokens = key.replace("loss", "num_tokens")
+        assert ours[num_tokens] == theirs[num_tokens]
+
+
+def test_a_larger_micro_batch_is_the_same_run(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    train("deepspeed", sample_store, tmp_path / "run", "--save_strategy", "no", "--per_device_train_batch_size", 4)
+    assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
+
+
+def test_a_resumed_run_equals_one_never_stopped(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference_run, run_dir)
+    shutil.rmtree(run_dir / "checkpoint-6")
+    shutil.rmtree(run_dir / "model")
+    train("deepspeed", sample_store, run_dir, "--eval_steps", 3, "--resume_from_checkpoint", "last")
+    assert figures(run_dir) == figures(reference_run)
+    assert [record["step"] for record in records(run_dir)] == list(range(1, NUM_STEPS + 1))
+    for name in ("eval_loss", "test_loss"):
+        assert [record[name] for record in records(run_dir, name)] == [
+            record[name] for record in records(reference_run, name)
+        ]
+
+
+def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    old_spelling = json.loads((PROJECT_DIR / "ds_config.json").read_text())
+    old_spelling["zero_optimization"]["cpu_offload"] = True
+    (tmp_path / "old.json").write_text(json.dumps(old_spelling))
+    for number, config in enumerate([PROJECT_DIR / "ds_config_offload.json", tmp_path / "old.json"]):
+        run_dir = tmp_path / f"run{number}"
+        done = train("deepspeed", sample_store, run_dir, "--save_strategy", "no", "--deepspeed", config)
+        assert ('"cpu_offload" is the old spelling of "offload_optimizer"' in done.stderr) == (number == 1)
+        assert_same_training(run_dir, reference_run, relative=1e-4)
+
+
+def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    flags = ["--save_strategy", "no", "--activation_checkpointing", "--attention_implementation", "eager"]
+    train("deepspeed", sample_store, tmp_path / "run", *flags)
+    assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
+
+
+@pytest.fixture(scope="module")
+def instrumented_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("instrumented") / "run"
+    train("deepspeed", sample_store, run_dir, script="tests/launch/instrumented_run.py")
+    return run_dir
+
+
+def test_zero3_equals_the_plain_trainer(instrumented_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    config = json.dumps(json.loads((instrumented_run / "run.json").read_text())["model_config"])
+    weights = instrumented_run / "first_weights.pt"
+    script = PROJECT_DIR / "tests/launch/plain_run.py"
+    words = [weights, config, sample_store, tmp_path, BLOCKS_PER_STEP, NUM_STEPS]
+    run_fine(sys.executable, script, *words, env={"PYTHONPATH": str(PROJECT_DIR)})
+    plain = [(record["loss"], record["grad_norm"]) for record in json.loads((tmp_path / "records.json").read_text())]
+    np.testing.assert_allclose(figures(instrumented_run), plain, rtol=1e-4)
+
+
+EVERYBODYS_TOOLS = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+run = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(run + "/model", dtype=torch.float32)
+kept = torch.load(run + "/logits.pt")
+with torch.no_grad():
+    torch.testing.assert_close(model(kept["block"]).logits, kept["logits"], rtol=1e-5, atol=1e-5)
+print(pipeline("text-generation", model=run + "/model")("The council", max_new_tokens=5)[0]["generated_text"])
+assert AutoTokenizer.from_pretrained(run + "/model").eos_token == "</s>"
+assert "pretraining" not in sys.modules
+"""
+
+
+def test_the_exported_model_is_everybodys_and_has_the_trainers_logits(instrumented_run: Path, tmp_path: Path) -> None:
+    done = run_fine(sys.executable, "-c", EVERYBODYS_TOOLS, instrumented_run, cwd=tmp_path)
+    assert done.stdout.startswith("The council")
+    config = json.loads((instrumented_run / "model/config.json").read_text())
+    assert (config["use_cache"], config["rope_theta"]) == (True, 10000.0)
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in (instrumented_run / "model").iterdir())
+    assert not list((instrumented_run / "model").glob("*.bin")), "no pickles in an exported model"
+
+
+def test_fresh_weights_have_the_right_spread(instrumented_run: Path) -> None:
+    import torch
+
+    for name, weight in torch.load(instrumented_run / "first_weights.pt").items():
+        if "norm" in name:
+            assert (weight == 1).all(), name
+        else:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.1), name
