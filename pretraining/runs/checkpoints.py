@@ -77,10 +77,14 @@ def check_run_folder(run_dir: Path, resume_from: str | None) -> Path | None:
 
 
 def _check_is_free(run_dir: Path) -> None:
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"--output_dir {run_dir}: is a file; choose another folder")
-    if not run_dir.exists() or not any(run_dir.iterdir()):
-        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not any(run_dir.iterdir()):
+            return
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {run_dir}: cannot be written ({error.strerror}); choose another folder"
+        ) from None
     if is_run_folder(run_dir):
         raise UserError(
             f"--output_dir {run_dir}: holds a run already; add --resume_from_checkpoint last to go on with it, or "

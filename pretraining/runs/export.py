@@ -3,39 +3,7 @@
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer, processors
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Trainer
-
-from pretraining.corpus.manifest import Manifest
-from pretraining.corpus.tokenization import read_special_tokens
-
-
-def tokenizer_for_model(store: Path, manifest: Manifest, *, max_length: int) -> PreTrainedTokenizerFast:
-    """The data set's tokenizer, set to put around a prompt what training put before a document: BOS or nothing.
-
-    As a `PreTrainedTokenizerFast` every reader takes tokenizer.json as it stands; under the name of LlamaTokenizer
-    transformers would rebuild its pipeline and give other ids.
-    """
-    folder = store / "tokenizer"
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    special_tokens = read_special_tokens(folder)
-    rules = manifest.origin.token_rules
-    if rules.bos_token_id is None:
-        tokenizer.post_processor = processors.Sequence([])
-    else:
-        bos_token = special_tokens["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos_token} $A",
-            pair=f"{bos_token} $A $B",
-            special_tokens=[(bos_token, rules.bos_token_id)],
-        )
-    names = ("bos_token", "eos_token", "unk_token")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        clean_up_tokenization_spaces=False,
-        model_max_length=max_length,
-        **{name: special_tokens[name] for name in names if name in special_tokens},
-    )
+from transformers import GenerationConfig, Trainer
 
 
 def export_model(trainer: Trainer, model_dir: Path) -> None:

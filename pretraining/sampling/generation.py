@@ -75,12 +75,11 @@ def continue_prompts(
     config = generation_config(arguments, model)
     for number, prompt in enumerate(prompts):
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
-        prompt_length = inputs["input_ids"].shape[1]
-        _check_length(prompt_length, arguments, model)
+        _check_length(inputs["input_ids"].shape[1], arguments, model)
         set_seed(arguments.seed + number)
         sequences = model.generate(**inputs, generation_config=config, streamer=streamer)
         for sequence in sequences:
-            yield _continuation(prompt, sequence[prompt_length:].tolist(), config, tokenizer)
+            yield _continuation(prompt, inputs["input_ids"][0].tolist(), sequence.tolist(), config, tokenizer)
 
 
 def _check_length(prompt_length: int, arguments: GenerateArguments, model: PreTrainedModel) -> None:
@@ -93,11 +92,22 @@ def _check_length(prompt_length: int, arguments: GenerateArguments, model: PreTr
 
 
 def _continuation(
-    prompt: str, ids: list[int], config: GenerationConfig, tokenizer: PreTrainedTokenizerFast
+    prompt: str,
+    prompt_ids: list[int],
+    sequence: list[int],
+    config: GenerationConfig,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> Continuation:
+    """What the model added, up to EOS.
+
+    It is decoded behind its prompt: SentencePiece drops the space in front of the first word of whatever it decodes.
+    """
+    ids = sequence[len(prompt_ids) :]
     ended = config.eos_token_id in ids
     ids = ids[: ids.index(config.eos_token_id)] if ended else ids
-    return Continuation(prompt, tokenizer.decode(ids), len(ids), "eos" if ended else "length")
+    decoded_prompt = tokenizer.decode(prompt_ids, skip_special_tokens=True)
+    text = tokenizer.decode(prompt_ids + ids, skip_special_tokens=True)[len(decoded_prompt) :]
+    return Continuation(prompt, text, len(ids), "eos" if ended else "length")
 
 
 def check_output(path: Path) -> None:

@@ -2,8 +2,10 @@
 Hub.
 """
 
+import contextlib
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +120,8 @@ def _from_shards(checkpoint: Path) -> PreTrainedModel:
     config = LlamaConfig.from_dict(_config_of_checkpoint(checkpoint))
     logger.info("putting the weights together from the ZeRO shards in %s", checkpoint)
     tag = optimizer_shards(checkpoint)[0].parent.name
-    state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag)
+    with contextlib.redirect_stdout(sys.stderr):  # it prints its progress, and stdout is for generated text
+        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(state)
     return model

@@ -101,11 +101,11 @@ def _llama_config(name: str, fields: dict[str, Any]) -> LlamaConfig:
     try:
         config = LlamaConfig.from_dict({**fields, "use_cache": False})
     except Exception as error:  # transformers wraps a wrong type in errors of its own, of no common class
-        raise UserError(f"--model {name}: {' '.join(str(error).split())}") from None
-    if config.hidden_size % config.num_attention_heads or config.num_attention_heads % config.num_key_value_heads:
+        raise UserError(f"--model {name}: {' '.join(str(error.__cause__ or error).split())}") from None
+    if config.num_attention_heads % config.num_key_value_heads:
         raise UserError(
-            f"--model {name}: hidden_size {config.hidden_size} must divide by num_attention_heads "
-            f"{config.num_attention_heads}, and that by num_key_value_heads {config.num_key_value_heads}"
+            f"--model {name}: num_attention_heads {config.num_attention_heads} is no multiple of num_key_value_heads "
+            f"{config.num_key_value_heads}; override one of them"
         )
     return config
 

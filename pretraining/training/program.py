@@ -20,13 +20,14 @@ from pretraining.machine.flops import flops_per_token, num_parameters
 from pretraining.machine.gpus import peak_flops_per_second
 from pretraining.machine.throughput import ThroughputMeter
 from pretraining.runs.checkpoints import MODEL_DIR_NAME, TOKENIZER_DIR_NAME
-from pretraining.runs.export import export_model, tokenizer_for_model
+from pretraining.runs.export import export_model
 from pretraining.runs.metrics import MetricsLog
 from pretraining.runs.run_record import RunRecord
 from pretraining.training.block_dataset import open_split
 from pretraining.training.model import build_model
 from pretraining.training.processes import has_gpu, join_processes
 from pretraining.training.run_plan import RunPlan, announce, plan_run
+from pretraining.training.tokenizer import tokenizer_for_model
 from pretraining.training.trainer import PretrainingTrainer, make_training_arguments
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,6 @@ def make_trainer(plan: RunPlan) -> PretrainingTrainer:
 
 def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
     """Write what the run is before its first step: run.json and the tokenizer, which outlive a crash."""
-    plan.run_dir.mkdir(parents=True, exist_ok=True)
     trainer.processing_class.save_pretrained(plan.run_dir / TOKENIZER_DIR_NAME)
     RunRecord(
         arguments={**vars(plan.model_arguments), "dataset": str(plan.store), **trainer.args.to_dict()},

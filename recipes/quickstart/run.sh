@@ -15,7 +15,7 @@ step() { printf '\n$ %s\n' "$*"; "$@"; }
 
 step "$PYTHON" preprocess.py --recipe recipes/quickstart/preprocess.yaml
 step deepspeed --num_gpus="$processes" pretrain.py --recipe recipes/quickstart/pretrain.yaml --output_dir "$RUN"
-step "$PYTHON" generate.py --model "$RUN" --prompt "I wanna go" "The council" "Scientists have" --max_new_tokens 80
+step "$PYTHON" generate.py --model "$RUN" --prompt "I wanna go" "The council" "Scientists have" --temperature 0.7 --max_new_tokens 80
 
 cat <<END
 

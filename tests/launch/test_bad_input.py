@@ -1,0 +1,78 @@
+"""Whole starts of pretrain.py that must fail: one line, exit code not 0, no traceback, nothing overwritten."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pretraining.machine.gpus import visible_gpus
+from pretraining.machine.memory import available_host_bytes
+from tests.conftest import PROJECT_DIR, Done, python, run
+from tests.launch.launching import free_port, try_to_train
+
+pytestmark = pytest.mark.launch
+
+
+def assert_one_error(done: Done, *parts: str) -> None:
+    assert done.returncode != 0
+    assert "Traceback" not in done.output
+    assert len(done.errors) == 1, done.output
+    assert all(part in done.errors[0] for part in parts), done.errors
+
+
+def test_two_ranks_report_a_mistake_once(sample_store: Path, tmp_path: Path) -> None:
+    done = try_to_train("deepspeed", sample_store, tmp_path / "run", "--global_batch_tokens", 100)
+    assert_one_error(done, "--global_batch_tokens 100: is no multiple of 256", "give 256")
+    assert not (tmp_path / "run/run.json").exists()
+
+
+def test_debug_shows_the_traceback(sample_store: Path, tmp_path: Path) -> None:
+    done = try_to_train("python", sample_store, tmp_path / "run", "--global_batch_tokens", 100, "--debug")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_more_processes_than_the_machine_has_places(sample_store: Path, tmp_path: Path) -> None:
+    places = len(visible_gpus()) or os.cpu_count() or 1
+    if places > 8:
+        pytest.skip(f"would start {places + 1} processes")
+    command = ["deepspeed", f"--master_port={free_port()}", f"--num_gpus={places + 1}", PROJECT_DIR / "pretrain.py"]
+    done = run(*command, "--dataset", sample_store, "--output_dir", tmp_path / "run")
+    assert_one_error(done, f"--num_gpus={places + 1}: this machine has", f"start with --num_gpus={places}")
+
+
+def test_a_model_that_this_machine_cannot_hold(sample_store: Path, tmp_path: Path) -> None:
+    if visible_gpus() or available_host_bytes() > 100e9:
+        pytest.skip("this machine can hold Llama-2-7B")
+    done = run(*python("pretrain.py", "--dataset", sample_store, "--output_dir", tmp_path / "run"))
+    assert_one_error(done, "--model llama2_7b", "this machine has no GPU and", "GB available", "make quickstart")
+
+
+def test_no_blocks_yet_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    env = {"PYTHONPATH": str(tmp_path)}
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    done = run(*python("pretrain.py", "--dataset", tmp_path / "blocks"), env=env)
+    assert_one_error(done, "is no block store (manifest.json is missing); make one with preprocess.py")
+
+
+def test_a_recipe_with_typos_reports_all_of_them(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("modle: llama2_7b\nlearning_rate: fast\nlr_scheduler_type: cosin\n")
+    done = run(*python("pretrain.py", "--recipe", recipe))
+    assert done.returncode == 2
+    assert len(done.errors) == 3
+    assert f"{recipe}:1: modle: there is no flag of this name (did you mean model?)" in done.errors[0]
+    assert "did you mean cosine?" in done.errors[2]
+
+
+def test_a_trainer_flag_that_the_trainer_refuses(sample_store: Path, tmp_path: Path) -> None:
+    done = try_to_train("python", sample_store, tmp_path / "run", "--load_best_model_at_end", "--save_steps", 7)
+    assert_one_error(done, "Trainer flags: ")
+
+
+def test_a_finished_run_is_not_overwritten(sample_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    before = sorted(tmp_path.iterdir())
+    done = try_to_train("python", sample_store, tmp_path)
+    assert_one_error(done, "holds a run already", "--resume_from_checkpoint last")
+    assert sorted(tmp_path.iterdir()) == before

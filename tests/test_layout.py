@@ -1,0 +1,127 @@
+"""The house holds together: small rooms, arrows that run one way, data rooms without torch, a README of them all."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT_DIR
+
+PACKAGE = PROJECT_DIR / "pretraining"
+ROOMS = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+PROGRAMS = [PROJECT_DIR / name for name in ("preprocess.py", "pretrain.py", "generate.py", "train_tokenizer.py")]
+MAX_LINES = 250
+MAX_MAIN_LINES = 30
+# Which wings a wing may import, itself aside.
+ARROWS = {
+    "cli": set(),
+    "corpus": {"cli"},
+    "machine": {"cli"},
+    "runs": {"cli"},
+    "training": {"cli", "corpus", "machine", "runs"},
+    "sampling": {"cli", "runs"},
+}
+WITHOUT_TORCH = {"cli", "corpus", "machine"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def test_rooms_are_small() -> None:
+    assert len(ROOMS) > 30
+    sizes = {str(path): len(path.read_text().splitlines()) for path in [*ROOMS, *PROGRAMS]}
+    assert {path: size for path, size in sizes.items() if size > MAX_LINES} == {}
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_programs_read_as_a_story(path: Path) -> None:
+    (main,) = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "main"]
+    assert main.end_lineno - main.lineno < MAX_MAIN_LINES
+
+
+def test_imports_run_one_way() -> None:
+    assert {path.parent.name for path in ROOMS} == set(ARROWS)
+    for path in ROOMS:
+        wing = path.parent.name
+        wings = {name.split(".")[1] for name in imported_modules(path) if name.startswith("pretraining.")}
+        assert wings <= ARROWS[wing] | {wing}, path
+    for path in ROOMS:
+        assert not imported_modules(path) & {"preprocess", "pretrain", "generate", "train_tokenizer"}, path
+
+
+def test_data_rooms_import_no_torch() -> None:
+    rooms = [".".join(path.relative_to(PROJECT_DIR).with_suffix("").parts) for path in ROOMS]
+    names = [room for room in rooms if room.split(".")[1] in WITHOUT_TORCH]
+    script = f"import sys\nfor name in {names}: __import__(name)\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_every_wing_says_what_it_owns() -> None:
+    for wing in ARROWS:
+        docstring = ast.get_docstring(ast.parse((PACKAGE / wing / "__init__.py").read_text()))
+        assert docstring is not None
+        assert len(docstring) > 40, wing
+
+
+def test_no_drawers() -> None:
+    assert not {path.stem for path in ROOMS} & {"utils", "common", "helpers", "misc"}
+
+
+def test_the_readme_names_every_room_and_program() -> None:
+    readme = (PROJECT_DIR / "README.md").read_text()
+    missing = [path.name for path in [*ROOMS, *PROGRAMS] if path.name not in readme]
+    assert missing == []
+
+
+def test_the_offload_config_is_the_base_plus_the_offload_sections() -> None:
+    base, offload = (
+        json.loads((PROJECT_DIR / name).read_text()) for name in ("ds_config.json", "ds_config_offload.json")
+    )
+    for key in ("offload_optimizer", "offload_param"):
+        assert offload["zero_optimization"].pop(key)["device"] == "cpu"
+    assert offload == base
+    assert not {"optimizer", "scheduler"} & set(base)
+    shared = ("gradient_clipping", "gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu")
+    assert {base[key] for key in shared} == {"auto"}
+
+
+def test_the_lock_satisfies_the_requirements() -> None:
+    from packaging.requirements import Requirement
+
+    lock = {}
+    for line in (PROJECT_DIR / "requirements.lock").read_text().splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            lock[name.lower().replace("_", "-")] = version
+    lines = (PROJECT_DIR / "requirements.txt").read_text() + (PROJECT_DIR / "requirements-dev.txt").read_text()
+    wanted = [Requirement(line.split("#")[0]) for line in lines.splitlines() if line[:1].isalpha()]
+    assert len(wanted) > 12
+    for requirement in wanted:
+        assert requirement.specifier.contains(lock[requirement.name.lower()]), requirement
+    assert lock["torch"] == "2.13.0"
+
+
+def test_every_direct_dependency_has_its_reason() -> None:
+    for line in (PROJECT_DIR / "requirements.txt").read_text().splitlines():
+        if line[:1].isalpha():
+            assert "#" in line, line
+
+
+def test_the_sample_corpus_is_what_it_says() -> None:
+    records = [json.loads(line) for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text().splitlines()]
+    assert len(records) >= 120
+    assert {record["source"] for record in records} == {"world", "business", "science", "sport", "local"}
+    assert all(set(record) == {"text", "source"} for record in records)
+    assert all(150 <= len(record["text"].split()) <= 300 for record in records)
+    assert len({record["text"].splitlines()[0] for record in records}) == len(records), "a headline stands twice"

@@ -1,0 +1,81 @@
+"""What the model is given: each block once, nothing masked, EOS learned; and an evaluation that counts exactly."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
+
+from pretraining.cli.errors import UserError
+from pretraining.corpus.manifest import read_manifest
+from pretraining.training.block_dataset import BlockDataset, open_split
+from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks
+
+EOS = 2
+
+
+@pytest.fixture(scope="module")
+def blocks(sample_store: Path) -> BlockDataset:
+    return BlockDataset(sample_store, read_manifest(sample_store, flag=""), "validation")
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=4096, **shape)).eval()
+
+
+def test_items_are_the_blocks_of_the_shards_in_order(blocks: BlockDataset, sample_store: Path) -> None:
+    (path,) = sample_store.glob("data/validation-*.parquet")
+    expected = np.array(pq.read_table(path)["input_ids"].to_pylist())
+    assert np.array_equal(np.stack([blocks[index]["input_ids"].numpy() for index in range(len(blocks))]), expected)
+    assert blocks[0]["input_ids"].dtype == torch.int64
+
+
+def test_labels_are_the_inputs_and_eos_is_not_masked(blocks: BlockDataset) -> None:
+    batch = next(iter(DataLoader(blocks, batch_size=len(blocks), collate_fn=default_data_collator)))
+    assert torch.equal(batch["labels"], batch["input_ids"])
+    assert (batch["labels"] == EOS).sum() >= 5
+
+
+def test_the_loss_at_eos_counts(blocks: BlockDataset, model: LlamaForCausalLM) -> None:
+    batch = default_data_collator([blocks[index] for index in range(len(blocks))])
+    with torch.no_grad():
+        output = model(**batch)
+    targets = batch["labels"][:, 1:].reshape(-1)
+    losses = torch.nn.functional.cross_entropy(output.logits[:, :-1].reshape(-1, 4096), targets, reduction="none")
+    assert (targets == EOS).sum() >= 5
+    torch.testing.assert_close(output.loss, losses.mean())
+    masked = {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == EOS, -100)}
+    with torch.no_grad():
+        assert model(**masked).loss != output.loss, "masking EOS must be seen by this test"
+
+
+@pytest.mark.parametrize("multiple", [1, 3, 7])
+def test_evaluation_counts_each_block_once_whatever_the_batches(
+    blocks: BlockDataset, model: LlamaForCausalLM, multiple: int
+) -> None:
+    filled = EvaluationBlocks(blocks, multiple=multiple)
+    assert len(filled) % multiple == 0
+    batches = DataLoader(filled, batch_size=multiple, collate_fn=default_data_collator)
+    figures = evaluate_blocks(model, batches, device=torch.device("cpu"))
+    with torch.no_grad():
+        losses = [model(**default_data_collator([blocks[index]])).loss.item() for index in range(len(blocks))]
+    assert figures["num_tokens"] == len(blocks) * 63
+    assert figures["loss"] == pytest.approx(float(np.mean(losses)), rel=1e-6)
+    assert figures["perplexity"] == pytest.approx(np.exp(figures["loss"]))
+
+
+def test_a_split_without_blocks_is_none(sample_store: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(sample_store, flag="")
+    empty = manifest.splits["test"].__class__(0, 0, 0, 0, [])
+    assert open_split(sample_store, manifest.__class__(**{**vars(manifest), "splits": {"test": empty}}), "test") is None
+
+
+def test_a_missing_shard_is_named(sample_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet is missing"):
+        BlockDataset(tmp_path, read_manifest(sample_store, flag=""), "train")

@@ -1,0 +1,198 @@
+"""What cannot run is refused before anything is loaded, in words that name the flag, the value and the remedy."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretraining.cli.arguments import TRAINER_DEFAULTS, DataArguments, ModelArguments
+from pretraining.cli.errors import UserError
+from pretraining.training.run_plan import RunPlan, plan_run
+from tests.conftest import PROJECT_DIR, TINY_MODEL
+
+
+def plan(
+    store: Path,
+    tmp_path: Path,
+    *,
+    flags: dict[str, Any] | None = None,
+    tokens: int | None = 512,
+    **model: Any,
+) -> RunPlan:
+    defaults = {"model": "quickstart", "model_overrides": TINY_MODEL}
+    trainer_flags = {
+        **TRAINER_DEFAULTS,
+        "deepspeed": str(PROJECT_DIR / "ds_config.json"),
+        "output_dir": str(tmp_path / "run"),
+        **(flags or {}),
+    }
+    return plan_run(ModelArguments(**{**defaults, **model}), DataArguments(str(store), tokens), trainer_flags)
+
+
+def refusal(*args: Any, **kwargs: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        plan(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_good_plan(sample_store: Path, tmp_path: Path) -> None:
+    good = plan(sample_store, tmp_path, flags={"max_steps": 7})
+    assert good.batch.gradient_accumulation_steps == 8
+    assert good.num_steps == 7
+    assert (good.config.vocab_size, good.config.eos_token_id, good.config.bos_token_id) == (4096, 2, None)
+
+
+def test_the_number_of_steps_follows_from_the_epochs(sample_store: Path, tmp_path: Path) -> None:
+    num_blocks = plan(sample_store, tmp_path).manifest.splits["train"].num_blocks
+    assert plan(sample_store, tmp_path, flags={"num_train_epochs": 2.0}).num_steps == 2 * -(-num_blocks // 8)
+
+
+def test_the_vocabulary_is_padded_when_asked(sample_store: Path, tmp_path: Path) -> None:
+    assert plan(sample_store, tmp_path, pad_vocabulary_to_multiple_of=100).config.vocab_size == 4100
+
+
+def test_a_global_batch_that_does_not_divide(sample_store: Path, tmp_path: Path) -> None:
+    message = refusal(sample_store, tmp_path, tokens=1000, flags={"per_device_train_batch_size": 4})
+    assert "--global_batch_tokens 1000: is no multiple of 256 = 64 tokens x 4 blocks" in message
+    assert message.endswith("give 768 or 1024")
+    assert refusal(sample_store, tmp_path, tokens=10).endswith("give 64")
+
+
+def test_accumulation_is_derived_or_given_not_both(sample_store: Path, tmp_path: Path) -> None:
+    message = refusal(sample_store, tmp_path, flags={"gradient_accumulation_steps": 3})
+    assert "add --global_batch_tokens none" in message
+    given = plan(sample_store, tmp_path, tokens=None, flags={"gradient_accumulation_steps": 3})
+    assert (given.batch.tokens, given.batch.gradient_accumulation_steps) == (192, 3)
+
+
+def test_an_unknown_model(sample_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = refusal(sample_store, tmp_path, model="lama2_7b")
+    assert "--model lama2_7b: is no preset (did you mean llama2_7b?)" in message
+
+
+def test_overrides_are_checked_by_name(sample_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(sample_store, tmp_path, model_overrides=["hiden_size=3", "num_hidden_layers"])
+    assert caught.value.problems == (
+        "--model_overrides hiden_size=3: a Llama config has no field hiden_size (did you mean hidden_size?)",
+        "--model_overrides num_hidden_layers: expects field=value",
+    )
+    message = refusal(sample_store, tmp_path, model_overrides=["hidden_size=250"])
+    assert (
+        message == "--model quickstart: The hidden size (250) is not a multiple of the number of attention heads (4)."
+    )
+    message = refusal(sample_store, tmp_path, model_overrides=["num_key_value_heads=3"])
+    assert "num_attention_heads 4 is no multiple of num_key_value_heads 3" in message
+
+
+def test_a_config_file_of_another_vocabulary_or_kind(sample_store: Path, tmp_path: Path) -> None:
+    config = {"model_type": "llama", "vocab_size": 32000, "hidden_size": 64, "intermediate_size": 128}
+    config |= {"num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 128}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    message = refusal(sample_store, tmp_path, model=str(path), model_overrides=[])
+    assert "its vocabulary of 32,000 does not match the data set's tokenizer data/sample/tokenizer of 4,096" in message
+    overridden = plan(sample_store, tmp_path, model=str(tmp_path), model_overrides=["vocab_size=4096"])
+    assert overridden.config.vocab_size == 4096
+    path.write_text(json.dumps({**config, "model_type": "gpt2"}))
+    assert "model_type is 'gpt2'" in refusal(sample_store, tmp_path, model=str(path))
+    path.write_text("{")
+    assert "is not JSON" in refusal(sample_store, tmp_path, model=str(path))
+
+
+def test_rope_theta_of_a_config_is_kept(sample_store: Path, tmp_path: Path) -> None:
+    config = plan(sample_store, tmp_path, model_overrides=[*TINY_MODEL, "rope_theta=500000.0"]).config
+    assert config.rope_parameters["rope_theta"] == 500000.0
+
+
+def test_a_block_longer_than_the_model_allows(sample_store: Path, tmp_path: Path) -> None:
+    message = refusal(sample_store, tmp_path, model_overrides=[*TINY_MODEL, "max_position_embeddings=32"])
+    assert "blocks of 64 tokens are longer than the 32 positions" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "zero_optimization.stage is None"),
+        ('{"zero_optimization": {"stage": 2}}', "zero_optimization.stage is 2; this suite trains with ZeRO-3"),
+        ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "sets optimizer; remove that"),
+    ],
+)
+def test_a_ds_config_that_is_none(sample_store: Path, tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(content)
+    assert expected in refusal(sample_store, tmp_path, flags={"deepspeed": str(path)})
+    assert "cannot be read" in refusal(sample_store, tmp_path, flags={"deepspeed": "nowhere.json"})
+
+
+def test_fp16_needs_a_gpu(sample_store: Path, tmp_path: Path) -> None:
+    assert "--fp16: needs a GPU" in refusal(sample_store, tmp_path, flags={"fp16": True})
+
+
+def test_output_dir_with_something_else(sample_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    assert "holds something else" in refusal(sample_store, tmp_path, flags={"output_dir": str(tmp_path)})
+    assert "cannot be written" in refusal(
+        sample_store, tmp_path, flags={"output_dir": str(tmp_path / "thesis.txt/run")}
+    )
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/run.json").touch()
+    message = refusal(sample_store, tmp_path, flags={"output_dir": str(tmp_path / "old")})
+    assert "holds a run already; add --resume_from_checkpoint last" in message
+
+
+def test_a_checkpoint_that_is_none(sample_store: Path, tmp_path: Path) -> None:
+    for checkpoint, expected in ((tmp_path / "none", "no such folder"), (tmp_path, "trainer_state.json is missing")):
+        message = refusal(sample_store, tmp_path, flags={"resume_from_checkpoint": str(checkpoint)})
+        assert "is no checkpoint" in message
+        assert expected in message
+    message = refusal(sample_store, tmp_path, flags={"resume_from_checkpoint": "last"})
+    assert "has no complete checkpoint; leave the flag out to start" in message
+
+
+def test_a_dataset_that_is_none(sample_store: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text('{"text": "x"}')
+    assert "is no block store" in refusal(raw, tmp_path)
+    store = tmp_path / "store"
+    shutil.copytree(sample_store, store)
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    assert "has format version 99, this program reads 1" in refusal(store, tmp_path)
+    (store / "manifest.json").write_text("{}")
+    assert "is damaged" in refusal(store, tmp_path)
+
+
+def test_blocks_of_another_tokenizer(sample_store: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(sample_store, store)
+    path = store / "tokenizer/tokenizer.json"
+    path.write_text(path.read_text().replace('"Ġthe"', '"Ġeht"'))
+    assert "not the one that made the blocks" in refusal(store, tmp_path)
+    shutil.copy(sample_store / "tokenizer/tokenizer.json", path)
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["origin"]["tokenizer"]["canary_ids"][0] += 1
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    assert "gives other ids for the canary text" in refusal(store, tmp_path)
+
+
+def test_a_split_without_blocks_is_an_error_or_a_warning(
+    sample_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(sample_store, store)
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["splits"]["validation"] |= {"num_blocks": 0, "shards": []}
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(logging.getLogger("pretraining"), "propagate", True)
+    plan(store, tmp_path)
+    assert "validation has no block, so there is no validation while training" in caplog.text
+    manifest["splits"]["train"] |= {"num_blocks": 0, "shards": []}
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    assert "train has no block of 64 tokens" in refusal(store, tmp_path)
