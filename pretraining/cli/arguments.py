@@ -40,6 +40,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "eval_steps": 500,
     "prediction_loss_only": True,
     "report_to": ["tensorboard"],
+    "hub_private_repo": True,  # theirs publishes whatever is pushed
     "remove_unused_columns": False,
     "ddp_timeout": 7200,  # seconds; rank 0 may write a checkpoint for longer than the usual 1,800
     "deepspeed": "ds_config.json",

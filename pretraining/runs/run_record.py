@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class RunRecord:
     def write(self, run_dir: Path) -> None:
         """Write run.json, with the command, versions and commit of this process."""
         content = {
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "command": _command(sys.argv),
             **vars(self),
             "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
@@ -39,6 +39,16 @@ class RunRecord:
         }
         text = json.dumps(content, indent=2, default=str, ensure_ascii=False)
         (run_dir / RUN_RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The command line, without the secret of --hub_token."""
+    words = [Path(sys.executable).name]
+    for before, word in zip(["", *argv], argv, strict=False):
+        name, equals, _ = word.partition("=")
+        is_secret = before.endswith("hub_token") or (name.endswith("hub_token") and equals)
+        words.append(f"{name}=***" if is_secret and equals else "***" if is_secret else word)
+    return shlex.join(words)
 
 
 def _git_state() -> dict[str, Any] | None:

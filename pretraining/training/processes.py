@@ -55,6 +55,8 @@ def join_processes(*, timeout_seconds: int) -> None:
     deepspeed.init_distributed(
         dist_backend="nccl" if has_gpu() else "gloo", timeout=timedelta(seconds=timeout_seconds), verbose=False
     )
+    if has_gpu():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # otherwise every rank would take memory on the first GPU
 
 
 def _become_single_process() -> None:
