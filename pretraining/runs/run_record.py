@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from pretraining.runs.checkpoints import RUN_RECORD_NAME
 
 RECORDED_PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "tokenizers", "numpy")
+SECRET_FLAG = re.compile(r"(--hub[_-]token[= ])\S+")
 PROJECT_DIR = Path(__file__).parents[2]
 
 
@@ -43,12 +45,7 @@ class RunRecord:
 
 def _command(argv: Sequence[str]) -> str:
     """The command line, without the secret of --hub_token."""
-    words = [Path(sys.executable).name]
-    for before, word in zip(["", *argv], argv, strict=False):
-        name, equals, _ = word.partition("=")
-        is_secret = before.endswith("hub_token") or (name.endswith("hub_token") and equals)
-        words.append(f"{name}=***" if is_secret and equals else "***" if is_secret else word)
-    return shlex.join(words)
+    return SECRET_FLAG.sub(r"\1***", shlex.join([Path(sys.executable).name, *argv]))
 
 
 def _git_state() -> dict[str, Any] | None:
