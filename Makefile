@@ -27,8 +27,8 @@ format: $(VENV)/.installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove the environment and everything that the programs made by default
-	rm -rf $(VENV) blocks runs tokenizer .mypy_cache .ruff_cache .pytest_cache
+clean:  ## remove the environment and the tools' caches; blocks and runs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
 
 # torch comes first: DeepSpeed's own build looks for it.
 $(VENV)/.installed: requirements.txt requirements.lock

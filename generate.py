@@ -34,7 +34,13 @@ def main(argv: Sequence[str]) -> None:
     """Read the flags, load the model, continue each prompt."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Sampling", GenerateArguments)], argv)
 
-    from pretraining.sampling.generation import check_output, continue_prompts, read_prompts, terminal_streamer
+    from pretraining.sampling.generation import (
+        check_lengths,
+        check_output,
+        continue_prompts,
+        read_prompts,
+        terminal_streamer,
+    )
     from pretraining.sampling.model_source import find_model, load_model
 
     prompts = read_prompts(arguments)
@@ -43,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     source = find_model(arguments.model)
     model, tokenizer = load_model(source)
     logger.info("model: %s, %s parameters, on %s", source.location, f"{model.num_parameters():,}", model.device)
+    check_lengths(model, tokenizer, prompts, max_new_tokens=arguments.max_new_tokens)
     streams = sys.stdout.isatty() and arguments.output is None and arguments.num_samples == 1
     streamer = terminal_streamer(tokenizer) if streams else None
     continuations = continue_prompts(model, tokenizer, prompts, arguments=arguments, streamer=streamer)

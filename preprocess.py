@@ -74,10 +74,14 @@ def make_block_store(arguments: PreprocessArguments, tokenizer: DocumentTokenize
     ):
         while batch := list(itertools.islice(lines, LINES_PER_BATCH)):
             add_lines(store, batch, tokenizer, splits)
+            if store.num_documents == 0:  # most likely a wrong --text_field: do not read terabytes to say so
+                check_skipped(store, arguments.max_skipped_fraction)
             speed = store.num_tokens / progress.elapsed_seconds
             figures = f"{store.num_documents:,} documents, {speed:,.0f} tokens/s"
             progress.advance(sum(line.line_bytes for line in batch), figures)
         check_skipped(store, arguments.max_skipped_fraction)
+        if store.num_documents == 0:
+            raise UserError("--data_files: no line of them is a document; give JSON lines with a text field")
         return store.finish()
 
 
@@ -107,8 +111,6 @@ def check_skipped(store: BlockStoreWriter, max_skipped_fraction: float) -> None:
             f"{num_unreadable:,} of {num_lines:,} lines like it are more than --max_skipped_fraction "
             f"{max_skipped_fraction}; mend them, name the right --text_field, or allow more"
         )
-    if store.num_documents == 0:
-        raise UserError("--data_files: no line of them is a document; give JSON lines with a text field")
 
 
 def report(output_dir: Path, manifest: Manifest) -> None:

@@ -12,11 +12,13 @@ the end, the exported model. Make the blocks with preprocess.py.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pretraining.cli.arguments import DataArguments, ModelArguments, trainer_group
 from pretraining.cli.errors import run_program
+from pretraining.cli.launchers import share_cores
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.corpus.manifest import read_manifest
 
@@ -27,11 +29,14 @@ def main(argv: Sequence[str]) -> None:
     """Read the flags, then train; torch is imported in between, so that a wrong flag costs no time."""
     groups = [dataclass_group("Model", ModelArguments), dataclass_group("Data", DataArguments), trainer_group()]
     model_arguments, data_arguments, trainer_flags = parse_recipe(__doc__ or "", groups, argv)
-    read_manifest(Path(data_arguments.dataset), flag="--dataset")
+    manifest = read_manifest(Path(data_arguments.dataset), flag="--dataset")
 
+    share_cores()
+    if trainer_flags.get("use_cpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from pretraining.training.program import pretrain
 
-    pretrain(model_arguments, data_arguments, trainer_flags)
+    pretrain(model_arguments, data_arguments, trainer_flags, manifest)
 
 
 if __name__ == "__main__":

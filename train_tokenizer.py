@@ -32,6 +32,10 @@ def main(argv: Sequence[str]) -> None:
     check_data_files(arguments.data_files)
     if arguments.output_dir.exists():
         raise UserError(f"--output_dir {arguments.output_dir}: exists already; choose another folder")
+    if next(texts(arguments, held_out=False), None) is None:
+        raise UserError(
+            f"--data_files: no line of them is a document with the field --text_field {arguments.text_field}"
+        )
     tokenizer = train_byte_level_bpe(texts(arguments, held_out=False), vocab_size=arguments.vocab_size)
     save_tokenizer(tokenizer, arguments.output_dir)
     report(tokenizer, arguments)

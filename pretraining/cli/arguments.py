@@ -13,6 +13,8 @@ from pretraining.cli.recipe import FlagGroup
 from pretraining.cli.trainer_flags import trainer_flags
 
 SAMPLE_CORPUS = Path("data/sample/news.jsonl")
+SEED_RANGE = "0 to 4,294,967,295"
+LARGEST_BLOCK_LENGTH = 1 << 24
 SAMPLE_TOKENIZER = "data/sample/tokenizer"
 
 # What differs from the Trainer's own defaults: Llama 2 (arXiv 2307.09288, section 2.2), and settings without which
@@ -48,6 +50,13 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+RANGES = {
+    "per_device_train_batch_size": "1 or more",
+    "per_device_eval_batch_size": "1 or more",
+    "seed": SEED_RANGE,
+}
+
+
 @dataclass(frozen=True)
 class PreprocessArguments:
     """Flags of preprocess.py."""
@@ -66,8 +75,10 @@ class PreprocessArguments:
     def __post_init__(self) -> None:
         """Check what needs no file."""
         problems = []
-        if self.block_length < 2:
-            problems.append(f"--block_length {self.block_length}: a block predicts from token to token, give 2 or more")
+        if not 2 <= self.block_length <= LARGEST_BLOCK_LENGTH:
+            problems.append(f"--block_length {self.block_length}: is out of range; give 2 to {LARGEST_BLOCK_LENGTH}")
+        if not is_seed(self.seed):
+            problems.append(f"--seed {self.seed}: is out of range; give {SEED_RANGE}")
         if not 0 <= self.max_skipped_fraction <= 1:
             problems.append(f"--max_skipped_fraction {self.max_skipped_fraction}: give a share from 0 to 1")
         if _weights(self.split) is None:
@@ -120,6 +131,12 @@ class ModelArguments:
         "sdpa", "how attention is computed"
     )
 
+    def __post_init__(self) -> None:
+        """Check what needs no file."""
+        multiple = self.pad_vocabulary_to_multiple_of
+        if multiple is not None and multiple < 1:
+            raise UserError(f"--pad_vocabulary_to_multiple_of {multiple}: is out of range; give 1 or more")
+
 
 @dataclass(frozen=True)
 class DataArguments:
@@ -134,7 +151,31 @@ class DataArguments:
 def trainer_group() -> FlagGroup:
     """Every flag of the Trainer, as a dict of what was given over our defaults."""
     flags = trainer_flags(TRAINER_DEFAULTS)
-    return FlagGroup("Trainer (transformers.TrainingArguments)", flags, lambda given: {**TRAINER_DEFAULTS, **given})
+    return FlagGroup("Trainer (transformers.TrainingArguments)", flags, _with_our_defaults)
+
+
+def _with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    values = {**TRAINER_DEFAULTS, **given}
+    if "lr_scheduler_type" in given and "lr_scheduler_kwargs" not in given:
+        values["lr_scheduler_kwargs"] = None  # ours belong to our schedule
+    checks = {
+        "per_device_train_batch_size": values["per_device_train_batch_size"] >= 1,
+        "per_device_eval_batch_size": values["per_device_eval_batch_size"] >= 1,
+        "seed": is_seed(values["seed"]),
+    }
+    problems = [
+        f"--{name} {values[name]}: is out of range; give {RANGES[name]}" for name, fine in checks.items() if not fine
+    ]
+    if values["bf16"] and values.get("fp16"):
+        problems.append("--bf16 true --fp16 true: exclude each other; keep one")
+    if problems:
+        raise UserError(*problems)
+    return values
+
+
+def is_seed(number: int) -> bool:
+    """Whether every random generator takes this number; numpy takes 32 bits."""
+    return 0 <= number < 2**32
 
 
 @dataclass(frozen=True)
@@ -153,7 +194,7 @@ class GenerateArguments:
     top_p: float = flag(0.95, "sample from the most likely tokens that together have this probability")
     top_k: int = flag(50, "sample from this many most likely tokens; 0 for all")
     repetition_penalty: float = flag(1.1, "above 1 makes tokens that stand there already less likely")
-    greedy: bool = flag(False, "always take the most likely token")
+    greedy: bool = flag(False, "take the most likely token (after --repetition_penalty)")
     seed: int = flag(42, "same seed, same text")
 
     def __post_init__(self) -> None:
@@ -165,6 +206,7 @@ class GenerateArguments:
             f"--top_p {self.top_p}: give more than 0, at most 1": 0 < self.top_p <= 1,
             f"--top_k {self.top_k}: give 0 or more": self.top_k >= 0,
             f"--repetition_penalty {self.repetition_penalty}: give more than 0": self.repetition_penalty > 0,
+            f"--seed {self.seed}: is out of range; give {SEED_RANGE}": is_seed(self.seed),
             "--num_samples: greedy decoding has one continuation; give 1": not (self.greedy and self.num_samples > 1),
         }
         problems = [message for message, fine in checks.items() if not fine]

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from pretraining.cli.launchers import process_rank
@@ -11,6 +12,7 @@ from pretraining.cli.logs import setup_logging
 logger = logging.getLogger(__name__)
 
 USER_ERROR_EXIT_CODE = 2
+FIRST_RANK_SPEAKS_SECONDS = 5.0  # launchers look after their processes once a second
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells expect
 
 
@@ -38,10 +40,11 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _report(error: UserError) -> None:
-    # Every rank finds the same mistake; only the first one speaks.
-    if process_rank() == 0:
-        for problem in error.problems:
-            logger.error(problem)
+    # Most mistakes are found by every rank, and the first one's exit makes the launcher end the others meanwhile.
+    if process_rank() > 0:
+        time.sleep(FIRST_RANK_SPEAKS_SECONDS)
+    for problem in error.problems:
+        logger.error(problem)
 
 
 def _leave(exit_code: int) -> None:

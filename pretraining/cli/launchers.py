@@ -1,15 +1,15 @@
-"""What the launchers (deepspeed, torchrun, mpirun, srun) tell a process about its run, in the environment."""
+"""What the launchers (deepspeed, torchrun, mpirun) tell a process about its run, in the environment."""
 
 import os
 
-RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_SIZE_VARIABLES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
 def has_launcher() -> bool:
     """Whether this process is one of several that a launcher started."""
-    return any(name in os.environ for name in RANK_VARIABLES[:3])
+    return any(os.environ.get(name) for name in RANK_VARIABLES)
 
 
 def process_rank() -> int:
@@ -27,5 +27,11 @@ def num_local_processes() -> int:
     return _first_number(LOCAL_SIZE_VARIABLES, 1)
 
 
+def share_cores() -> None:
+    """Give each process of this machine its part of the cores; torch reads this once, when it is imported."""
+    num_cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_local_processes())))
+
+
 def _first_number(names: tuple[str, ...], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if name in os.environ), default)
+    return next((int(os.environ[name]) for name in names if os.environ.get(name)), default)

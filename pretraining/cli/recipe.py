@@ -1,8 +1,8 @@
 """A recipe is a saved command line: YAML or flags, one reader and one set of checks.
 
-A value on the command line beats the recipe's, which beats the default. Every problem is reported in one go, each
-with the recipe's line or the flag: an unknown name with the nearest right one, a wrong type, a wrong choice, a name
-given twice.
+A value on the command line beats the recipe's, which beats the default; a flag that is given again beats its earlier
+value. Every problem is reported in one go, each with the recipe's line or the flag: an unknown name with the nearest
+right one, a wrong type, a wrong choice, a name that stands twice in a recipe.
 """
 
 import argparse
@@ -141,10 +141,14 @@ def _recipe_settings(path: Path, problems: list[str]) -> list[Setting]:
         raise UserError(f"--recipe {path}: expects lines of the form `flag: value`")
     settings: dict[str, Setting] = {}
     for key, value in root.value:
-        place = f"{path}:{key.start_mark.line + 1}: {key.value}"
-        if key.value in settings:
+        name = key.value if isinstance(key, yaml.ScalarNode) else "this key"
+        place = f"{path}:{key.start_mark.line + 1}: {name}"
+        if name in settings:
             problems.append(f"{place}: stands here twice; keep one")
-        settings[key.value] = Setting(place, key.value, _texts(value))
+        try:
+            settings[name] = Setting(place, name, _texts(value))
+        except (yaml.YAMLError, TypeError, RecursionError):
+            problems.append(f"{place}: expects a plain value, a list of them, or a mapping of plain values")
     return list(settings.values())
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pretraining.cli.errors import UserError
 from pretraining.corpus.cards import write_card
 from pretraining.corpus.documents import Document, SkippedLine
-from pretraining.corpus.manifest import Manifest, Origin, SplitContents, read_manifest
+from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, SplitContents, read_manifest
 from pretraining.corpus.packing import BlockPacker, TokenBlock
 from pretraining.corpus.shards import ShardWriter
 from pretraining.corpus.splits import SPLITS, Split
@@ -25,7 +25,7 @@ from pretraining.corpus.tokenization import TOKENIZER_FILES
 TOKENS_PER_ROW_GROUP = 1 << 22
 ROW_GROUPS_PER_SHARD = 32  # 134 M tokens, about 200 MB
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
-STORE_CONTENTS = {"data", "documents", "tokenizer", "skipped.jsonl", "manifest.json", "README.md"}
+STORE_CONTENTS = {"data", "documents", "tokenizer", "skipped.jsonl", MANIFEST_NAME, "README.md"}
 DOCUMENT_SCHEMA = pa.schema(
     {
         "document_id": pa.int64(),
@@ -104,6 +104,7 @@ class BlockStoreWriter:
     """Takes documents and skipped lines in input order, and makes the folder `output_dir` of them."""
 
     def __init__(self, output_dir: Path, origin: Origin, *, tokenizer_dir: Path) -> None:
+        output_dir = output_dir.resolve()  # a link's target is what takes the finished folder's place
         self._output_dir = output_dir
         self._origin = origin
         self._partial = output_dir.with_name(output_dir.name + ".partial")
@@ -135,7 +136,7 @@ class BlockStoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._skipped_file.close()
-        if kind is not None:
+        if kind is not None and not (self._partial / MANIFEST_NAME).exists():
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def add_document(self, document: Document, split: Split, ids: np.ndarray) -> None:
@@ -201,9 +202,13 @@ def finished_store(output_dir: Path, origin: Origin) -> Manifest | None:
     Raises:
         UserError: when `output_dir` holds something else, which is left as it is.
     """
+    if output_dir.is_mount():
+        raise UserError(
+            f"--output_dir {output_dir}: is a mount point, which cannot be renamed; choose a folder inside it"
+        )
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return None
-    if not (output_dir / "manifest.json").is_file():
+    if not (output_dir / MANIFEST_NAME).is_file():
         raise UserError(f"--output_dir {output_dir}: holds something else already; choose another folder")
     manifest = read_manifest(output_dir, flag="--output_dir")
     if manifest.origin != origin:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.shards import Shard
+from pretraining.corpus.splits import SPLITS
 from pretraining.corpus.tokenization import TokenRules
 
 FORMAT_VERSION = 1
@@ -77,6 +78,7 @@ class Manifest:
     def check_sums(self) -> None:
         """Raise AssertionError unless every line and every token is accounted for."""
         assert self.num_lines == self.num_documents + sum(self.skipped_lines.values()), "lines do not add up"
+        assert set(self.splits) == set(SPLITS), "not the three splits"
         splits = self.splits.values()
         assert self.num_documents == sum(split.num_documents for split in splits), "documents do not add up"
         for name, split in self.splits.items():
@@ -104,8 +106,10 @@ def read_manifest(folder: Path, *, flag: str) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("format_version")
         if version == FORMAT_VERSION:
-            return _manifest_of(content)
-    except (ValueError, KeyError, TypeError) as error:
+            manifest = _manifest_of(content)
+            manifest.check_sums()
+            return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); preprocess again") from None
     raise UserError(f"{path}: has format version {version}, this program reads {FORMAT_VERSION}; preprocess again")
 

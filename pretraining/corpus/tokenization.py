@@ -38,12 +38,15 @@ class TokenRules:
 class DocumentTokenizer:
     """A tokenizer.json, the special tokens its folder names, and the rule for BOS and EOS."""
 
-    def __init__(self, folder: Path, *, name: str, add_bos: bool) -> None:
+    def __init__(self, folder: Path, *, name: str, add_bos: bool, flag: str) -> None:
         self.name = name
+        self._place = f"{flag} {name}"
         self.folder = folder
         content = (folder / "tokenizer.json").read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+        self._tokenizer.no_truncation()  # transformers saves these two with the file: documents would be cut and padded
+        self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # a text that contains "</s>" is text, it cannot end a document
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         special_tokens = read_special_tokens(folder)
@@ -57,7 +60,7 @@ class DocumentTokenizer:
         token_id = self._tokenizer.token_to_id(token) if token is not None else None
         if token_id is None:
             raise UserError(
-                f"--tokenizer {self.name}: names no {role} that its tokenizer.json knows (found {token!r}); "
+                f"{self._place}: names no {role} that its tokenizer.json knows (found {token!r}); "
                 f"set {role} in its tokenizer_config.json"
             )
         return token_id
@@ -75,7 +78,7 @@ class DocumentTokenizer:
         return {"text": CANARY_TEXT, "ids": ids}
 
 
-def load_document_tokenizer(name: str, *, add_bos: bool) -> DocumentTokenizer:
+def load_document_tokenizer(name: str, *, add_bos: bool, flag: str = "--tokenizer") -> DocumentTokenizer:
     """Open a tokenizer folder or Hub id.
 
     Raises:
@@ -83,13 +86,15 @@ def load_document_tokenizer(name: str, *, add_bos: bool) -> DocumentTokenizer:
     """
     folder = Path(name) if Path(name).is_dir() else _download(name)
     if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"--tokenizer {name}: the folder has no tokenizer.json; make one with train_tokenizer.py")
+        raise UserError(f"{flag} {name}: the folder has no tokenizer.json; make one with train_tokenizer.py")
     try:
-        return DocumentTokenizer(folder, name=name, add_bos=add_bos)
+        return DocumentTokenizer(folder, name=name, add_bos=add_bos, flag=flag)
     except UserError:
         raise
     except Exception as error:  # `tokenizers` raises bare Exception for a file it cannot read
-        raise UserError(f"--tokenizer {name}: its tokenizer.json cannot be read ({error})") from None
+        raise UserError(
+            f"{flag} {name}: its tokenizer.json or tokenizer_config.json cannot be read ({error})"
+        ) from None
 
 
 def _download(hub_id: str) -> Path:

@@ -1,56 +1,27 @@
-"""The GPUs of this machine and the peak of each model of them, without importing torch."""
-
-import os
-from dataclasses import dataclass
+"""What is known about GPUs: the peak of each model, and what the driver sees where torch sees nothing."""
 
 import pynvml
 
-# Dense bf16 tensor-core peak in FLOP/s, from NVIDIA's data sheets (without sparsity). The first name found in the GPU's
-# own name counts, so longer names stand before shorter ones. A GPU that is not listed has no MFU.
+# Dense bf16 tensor-core peak in FLOP/s by the exact name that the driver gives, from NVIDIA's data sheets.
+# A name that is not here has no MFU: near names differ (an RTX A4000 is no A40, an H100 PCIe is slower than an SXM).
 PEAK_BF16_FLOPS_PER_SECOND = {
-    "B200": 2250e12,
-    "H200 NVL": 835.5e12,
-    "H200": 989.4e12,
-    "H100 NVL": 835.5e12,
-    "H100 PCIe": 756e12,
-    "H100": 989.4e12,
-    "H800": 989.4e12,
-    "A100": 311.9e12,
-    "A800": 311.9e12,
-    "A40": 149.7e12,
-    "A10G": 70e12,
-    "L40S": 362.05e12,
-    "L40": 181.05e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA H200 NVL": 835.5e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 311.9e12,
+    "NVIDIA A100-SXM4-80GB": 311.9e12,
+    "NVIDIA A100-PCIE-40GB": 311.9e12,
+    "NVIDIA A100 80GB PCIe": 311.9e12,
+    "NVIDIA A40": 149.7e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA L40S": 362.05e12,
+    "NVIDIA L40": 181.05e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
 }
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU as NVML names it."""
-
-    name: str
-    memory_bytes: int
-
-
-def visible_gpus() -> list[Gpu]:
-    """The GPUs this process may use: those of NVML that CUDA_VISIBLE_DEVICES does not hide; none without a driver."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        gpus = [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return gpus
-    words = [word.strip() for word in visible.split(",") if word.strip()]
-    if not all(word.isdecimal() for word in words):
-        return gpus[: len(words)]  # UUIDs: as many as are named, taken to be alike
-    return [gpus[int(word)] for word in words if int(word) < len(gpus)]
 
 
 def peak_flops_per_second(gpu_name: str) -> float | None:
@@ -58,13 +29,22 @@ def peak_flops_per_second(gpu_name: str) -> float | None:
 
     >>> peak_flops_per_second("NVIDIA H200")
     989400000000000.0
-    >>> peak_flops_per_second("Quadro P400") is None
+    >>> peak_flops_per_second("NVIDIA RTX A4000") is None
     True
     """
-    return next((peak for name, peak in PEAK_BF16_FLOPS_PER_SECOND.items() if name in gpu_name), None)
+    return PEAK_BF16_FLOPS_PER_SECOND.get(gpu_name)
 
 
-def _gpu(index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    name = pynvml.nvmlDeviceGetName(handle)
-    return Gpu(name if isinstance(name, str) else name.decode(), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total))
+def driver_gpu_names() -> list[str]:
+    """Names of the GPUs that NVIDIA's driver sees, whatever torch was built for; none without a driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [pynvml.nvmlDeviceGetName(handle) for handle in handles]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()

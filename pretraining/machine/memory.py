@@ -9,6 +9,7 @@ from pathlib import Path
 MEMORY_INFO = Path("/proc/meminfo")
 MASTER_AND_MOMENTS_BYTES = 12  # per parameter: fp32 master weights 4, Adam's two moments 8
 ACCUMULATED_GRADIENT_BYTES = 4  # fp32, as ds_config.json asks
+OFFLOADED_GRADIENT_BYTES = 4  # the offloaded optimizer's own fp32 copy of the gradients
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,19 @@ def model_state_bytes(
 ) -> ModelStateBytes:
     """Weights, accumulated gradients, master weights and moments.
 
-    In fp32 the weights are their own master copy: 16 bytes a parameter. In bf16 and fp16 two bytes of weights come on
-    top: 18. With the optimizer offloaded the GPU keeps the weights only, with the parameters offloaded nothing of this.
-    (deepspeed 0.19.8, runtime/zero/stage3.py.)
+    Without offload 18 bytes a parameter in bf16 and fp16, and 16 in fp32, where the weights are their own master copy.
+    With the optimizer offloaded there is a second copy of the gradients, and of fp32 weights too: 22 and 24 in all, of
+    which the GPU keeps the weights unless they are offloaded as well.
+    (deepspeed 0.19.8, runtime/zero/stage3.py, and the tensors that it holds after a step.)
     """
-    weights = 2 if half_precision else 0
     optimizer = ACCUMULATED_GRADIENT_BYTES + MASTER_AND_MOMENTS_BYTES
-    on_host = (optimizer if offload_optimizer else 0) + (weights if offload_parameters else 0)
-    return ModelStateBytes(
-        gpu=num_parameters * (weights + optimizer - on_host),
-        host=num_parameters * on_host,
-    )
+    if offload_optimizer:
+        weights = 2 if half_precision else 4
+        host = optimizer + OFFLOADED_GRADIENT_BYTES + (weights if offload_parameters else 0)
+        return ModelStateBytes(gpu=num_parameters * (0 if offload_parameters else weights), host=num_parameters * host)
+    weights = 2 if half_precision else 0
+    host = weights if offload_parameters else 0
+    return ModelStateBytes(gpu=num_parameters * (weights + optimizer - host), host=num_parameters * host)
 
 
 def available_host_bytes() -> int:

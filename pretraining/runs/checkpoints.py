@@ -53,33 +53,44 @@ def whole_checkpoints(run_dir: Path) -> list[Path]:
     return [steps[step] for step in sorted(steps) if checkpoint_problem(steps[step]) is None]
 
 
-def check_run_folder(run_dir: Path, resume_from: str | None) -> Path | None:
-    """The checkpoint to resume from, None to start afresh.
+def checkpoint_to_resume(run_dir: Path, resume_from: str | None, *, num_processes: int) -> Path | None:
+    """The checkpoint to go on from, None to start afresh.
 
-    Raises: UserError: when the folder holds something else, or a run and no word to go on with it, or the checkpoint
-    is none.
+    Raises:
+        UserError: when it is no complete checkpoint, or one of another number of processes.
     """
     if resume_from is None:
-        _check_is_free(run_dir)
         return None
-    if resume_from not in RESUME_NEWEST_WORDS:
+    if resume_from in RESUME_NEWEST_WORDS:
+        checkpoints = whole_checkpoints(run_dir)
+        if not checkpoints:
+            raise UserError(
+                f"--resume_from_checkpoint {resume_from}: {run_dir} has no complete checkpoint; leave the flag out"
+            )
+        checkpoint = checkpoints[-1]
+    else:
         checkpoint = Path(resume_from)
         problem = checkpoint_problem(checkpoint)
         if problem is not None:
             raise UserError(f"--resume_from_checkpoint {checkpoint}: is no checkpoint ({problem}){_known(run_dir)}")
-        return checkpoint
-    checkpoints = whole_checkpoints(run_dir)
-    if not checkpoints:
+    saved_by = len(optimizer_shards(checkpoint))
+    if saved_by != num_processes:
         raise UserError(
-            f"--resume_from_checkpoint {resume_from}: {run_dir} has no complete checkpoint; leave the flag out to start"
+            f"--resume_from_checkpoint {checkpoint}: was saved by {saved_by} processes, this run has {num_processes}; "
+            f"start with --num_gpus={saved_by}"
         )
-    return checkpoints[-1]
+    return checkpoint
 
 
-def _check_is_free(run_dir: Path) -> None:
+def claim_run_folder(run_dir: Path, checkpoint: Path | None) -> None:
+    """Make the run folder, unless it holds something that this run does not go on with.
+
+    Raises:
+        UserError: when it holds another run or something else, or cannot be written.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if not any(run_dir.iterdir()):
+        if not any(run_dir.iterdir()) or (checkpoint is not None and checkpoint.resolve().parent == run_dir.resolve()):
             return
     except OSError as error:
         raise UserError(

@@ -1,20 +1,28 @@
 """The exported model: weights in safetensors, config and tokenizer, for everybody's tools."""
 
 import json
+import shutil
 from pathlib import Path
 
 from transformers import GenerationConfig, Trainer
 
 
 def export_model(trainer: Trainer, model_dir: Path) -> None:
-    """Gather the weights and write the model; called on every rank, the first one writes."""
-    trainer.save_model(str(model_dir))
+    """Gather the weights and write the model; called on every rank, the first one writes.
+
+    The folder takes its name when it is complete; a model of that name is replaced.
+    """
+    partial = model_dir.with_name(model_dir.name + ".partial")
+    trainer.save_model(str(partial))
     if trainer.is_world_process_zero():
-        _complete_config(model_dir)
-        _write_generation_config(trainer, model_dir)
-        (model_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle, which no reader of a model should open
-        for path in model_dir.iterdir():
+        assert list(partial.glob("*.safetensors")), "no weights were gathered"
+        _complete_config(partial)
+        _write_generation_config(trainer, partial)
+        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle, which no reader of a model should open
+        for path in partial.iterdir():
             path.chmod(0o644)  # safetensors writes 0600: a colleague could not read the model
+        shutil.rmtree(model_dir, ignore_errors=True)
+        partial.replace(model_dir)
 
 
 def _complete_config(model_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """The log of a run: metrics.jsonl, one record a logging step, and the same record as a line for people."""
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ class MetricsLog(TrainerCallback):
     ) -> None:
         """Drop the records after the step that this run goes on from: they are made again."""
         if state.is_world_process_zero and self._path.is_file():
-            with jsonlines.open(self._path) as reader:
-                kept = [record for record in reader if record["step"] <= state.global_step]
-            with jsonlines.open(self._path, "w") as writer:
-                writer.write_all(kept)
+            partial = self._path.with_suffix(".partial")
+            with jsonlines.open(self._path) as reader, jsonlines.open(partial, "w") as writer:
+                # A kill can leave half a last line, which belongs to a step that is made again.
+                records = reader.iter(type=dict, skip_invalid=True)
+                writer.write_all(record for record in records if record["step"] <= state.global_step)
+            partial.replace(self._path)
 
     def on_log(
         self,
@@ -41,10 +44,15 @@ class MetricsLog(TrainerCallback):
         if state.is_world_process_zero and logs is not None:
             record = {"step": state.global_step, **logs}
             with jsonlines.open(self._path, "a") as writer:
-                writer.write(record)
+                writer.write({name: _json_value(value) for name, value in record.items()})
             line = log_line(record, max_steps=state.max_steps)
             if line is not None:
                 logger.info(line)
+
+
+def _json_value(value: float) -> float | str:
+    """JSON has no NaN and no infinity: they are written as the words, which no reader takes for a number."""
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
 def log_line(record: Mapping[str, float], *, max_steps: int) -> str | None:

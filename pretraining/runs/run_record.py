@@ -1,5 +1,6 @@
 """run.json: what was started, with what, on what, so that a run can be told and repeated."""
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import RUN_RECORD_NAME
 
 RECORDED_PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "tokenizers", "numpy")
@@ -20,27 +22,73 @@ PROJECT_DIR = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
+class RunIdentity:
+    """What must stay the same for a resumed run to be the run it goes on with."""
+
+    manifest_sha256: str
+    model_config: Mapping[str, Any]
+    global_batch_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """What a run was started with. Everything in it can be written as JSON."""
 
+    identity: RunIdentity
     arguments: Mapping[str, Any]
     ds_config: Mapping[str, Any]
-    model_config: Mapping[str, Any]
     num_parameters: int
-    manifest_sha256: str
     hardware: Mapping[str, Any]
 
     def write(self, run_dir: Path) -> None:
-        """Write run.json, with the command, versions and commit of this process."""
+        """Write run.json, with the command, versions and commit of this process, and the earlier starts if any."""
+        path = run_dir / RUN_RECORD_NAME
+        earlier = read_run_record(run_dir) if path.is_file() else {}
         content = {
             "command": _command(sys.argv),
-            **vars(self),
+            **dataclasses.asdict(self),
             "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
             "git": _git_state(),
+            "earlier_starts": [*earlier.pop("earlier_starts", []), *([earlier] if earlier else [])],
         }
         text = json.dumps(content, indent=2, default=str, ensure_ascii=False)
-        (run_dir / RUN_RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+        partial = path.with_suffix(".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+
+
+def read_run_record(run_dir: Path) -> dict[str, Any]:
+    """The content of run.json.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    path = run_dir / RUN_RECORD_NAME
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); start a new run in another --output_dir") from None
+
+
+def check_same_run(run_dir: Path, identity: RunIdentity) -> None:
+    """Refuse to go on with a run as another one.
+
+    Raises:
+        UserError: naming what differs, with both values where they are short.
+    """
+    recorded = read_run_record(run_dir).get("identity", {})
+    ours = json.loads(json.dumps(dataclasses.asdict(identity), default=str))
+    problems = []
+    for name, value in ours.items():
+        if recorded.get(name) != value:
+            values = "" if isinstance(value, dict) else f" (it was {recorded.get(name)}, now {value})"
+            problems.append(
+                f"--resume_from_checkpoint: {name} differs from that of {run_dir}{values}; give the same flags"
+            )
+    if problems:
+        raise UserError(*problems)
 
 
 def _command(argv: Sequence[str]) -> str:

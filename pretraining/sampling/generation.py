@@ -1,5 +1,6 @@
 """Continue prompts with a model, sampled or greedy, the same text for the same seed."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,8 @@ def generation_config(arguments: GenerateArguments, model: PreTrainedModel) -> G
         num_return_sequences=arguments.num_samples,
         do_sample=not arguments.greedy,
         repetition_penalty=arguments.repetition_penalty,
-        eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.eos_token_id,
+        eos_token_id=sorted(eos_ids(model)) or None,
+        pad_token_id=min(eos_ids(model), default=0),
         **({} if arguments.greedy else sampling),
     )
 
@@ -75,19 +76,28 @@ def continue_prompts(
     config = generation_config(arguments, model)
     for number, prompt in enumerate(prompts):
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
-        _check_length(inputs["input_ids"].shape[1], arguments, model)
-        set_seed(arguments.seed + number)
+        set_seed((arguments.seed + number) % 2**32)
         sequences = model.generate(**inputs, generation_config=config, streamer=streamer)
         for sequence in sequences:
-            yield _continuation(prompt, inputs["input_ids"][0].tolist(), sequence.tolist(), config, tokenizer)
+            yield _continuation(prompt, inputs["input_ids"][0].tolist(), sequence.tolist(), eos_ids(model), tokenizer)
 
 
-def _check_length(prompt_length: int, arguments: GenerateArguments, model: PreTrainedModel) -> None:
+def eos_ids(model: PreTrainedModel) -> set[int]:
+    """Ids that end a text; some models have several."""
+    ids = model.config.eos_token_id
+    return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}
+
+
+def check_lengths(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], *, max_new_tokens: int
+) -> None:
+    """Refuse, before the first is continued, prompts that leave no room for --max_new_tokens."""
     positions = model.config.max_position_embeddings
-    if prompt_length + arguments.max_new_tokens > positions:
+    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    if longest + max_new_tokens > positions:
         raise UserError(
-            f"--max_new_tokens {arguments.max_new_tokens}: with a prompt of {prompt_length} tokens exceeds the model's "
-            f"{positions} positions; give {max(positions - prompt_length, 0)} or less, or a shorter prompt"
+            f"--max_new_tokens {max_new_tokens}: with a prompt of {longest} tokens exceeds the model's {positions} "
+            f"positions; give {max(positions - longest, 0)} or less, or a shorter prompt"
         )
 
 
@@ -95,16 +105,16 @@ def _continuation(
     prompt: str,
     prompt_ids: list[int],
     sequence: list[int],
-    config: GenerationConfig,
+    eos: set[int],
     tokenizer: PreTrainedTokenizerFast,
 ) -> Continuation:
     """What the model added, up to EOS.
 
     It is decoded behind its prompt: SentencePiece drops the space in front of the first word of whatever it decodes.
     """
-    ids = sequence[len(prompt_ids) :]
-    ended = config.eos_token_id in ids
-    ids = ids[: ids.index(config.eos_token_id)] if ended else ids
+    new_ids = sequence[len(prompt_ids) :]
+    ids = list(itertools.takewhile(lambda token_id: token_id not in eos, new_ids))
+    ended = len(ids) < len(new_ids)
     decoded_prompt = tokenizer.decode(prompt_ids, skip_special_tokens=True)
     text = tokenizer.decode(prompt_ids + ids, skip_special_tokens=True)[len(decoded_prompt) :]
     return Continuation(prompt, text, len(ids), "eos" if ended else "length")

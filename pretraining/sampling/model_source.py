@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -89,7 +88,11 @@ def _has_weights(folder: Path) -> bool:
 def load_model(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model on the best device there is, in its own precision, and its tokenizer.
 
-    Only safetensors are read from outside; pickled weights could run code.
+    Exported models and the Hub's are read from safetensors and JSON only. ZeRO shards are pickles, which can run code:
+    load those of your own runs.
+
+    Raises:
+        UserError: when anything of it cannot be read.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -98,11 +101,15 @@ def load_model(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenize
         # PreTrainedTokenizerFast takes tokenizer.json as it stands; AutoTokenizer would rebuild Llama's pipeline.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source.tokenizer_location)
         model = _from_shards(Path(source.location)) if source.only_shards else _from_weights(source.location, device)
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # each library has errors of its own for a file that it cannot read
         reason = " ".join(str(error).split())
         raise UserError(f"--model {source.location}: cannot be loaded ({reason})") from None
+    if model.config.model_type != "llama":
+        raise UserError(
+            f"--model {source.location}: is a {model.config.model_type} model; this suite samples from Llamas"
+        )
     return model.to(device).eval(), tokenizer
 
 
@@ -136,4 +143,4 @@ def _config_of_checkpoint(checkpoint: Path) -> dict:
         raise UserError(
             f"--model {checkpoint}: has no config.json, and {record} is missing; copy the model's config there"
         )
-    return json.loads(record.read_text(encoding="utf-8"))["model_config"]
+    return json.loads(record.read_text(encoding="utf-8"))["identity"]["model_config"]

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import Manifest
+from pretraining.corpus.shards import Shard
 from pretraining.corpus.splits import Split
 
 
@@ -25,10 +26,9 @@ class BlockDataset(Dataset):
 
     def __init__(self, store: Path, manifest: Manifest, split: Split) -> None:
         shards = manifest.splits[split].shards
+        for shard in shards:
+            _check_shard(store, shard)
         paths = [str(store / shard.path) for shard in shards]
-        missing = [path for path in paths if not Path(path).is_file()]
-        if missing:
-            raise UserError(f"--dataset {store}: {missing[0]} is missing; copy the whole folder or preprocess again")
         datasets.disable_progress_bars()
         table = datasets.load_dataset("parquet", data_files=paths, split="train", columns=["input_ids"]).data
         chunks = table.column("input_ids").chunks
@@ -46,6 +46,14 @@ class BlockDataset(Dataset):
         start = int(self._ends[chunk - 1]) if chunk else 0
         ids = torch.from_numpy(self._views[chunk][index - start].astype(np.int64))
         return {"input_ids": ids, "labels": ids}
+
+
+def _check_shard(store: Path, shard: Shard) -> None:
+    path = store / shard.path
+    found = path.stat().st_size if path.is_file() else None
+    if found != shard.num_bytes:
+        state = "is missing" if found is None else f"has {found:,} bytes, its manifest says {shard.num_bytes:,}"
+        raise UserError(f"--dataset {store}: {path} {state}; copy the whole folder again, or preprocess again")
 
 
 def open_split(store: Path, manifest: Manifest, split: Split) -> BlockDataset | None:

@@ -6,39 +6,45 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+
 from pretraining.cli.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What flags of pretrain.py decide. DeepSpeed's own AdamW would put weight decay on the norms and compile a C++ op, its
-# WarmupDecayLR starts at a learning rate of 0 and ends at 0.
-DECIDED_BY_FLAGS = ("optimizer", "scheduler")
+# DeepSpeed's own AdamW would put weight decay on the norms and compile a C++ op; its WarmupDecayLR starts and ends at a
+# learning rate of 0.
+REFUSED_SECTIONS = {"optimizer": "--learning_rate, --weight_decay and --adam_beta2", "scheduler": "--lr_scheduler_type"}
+# What flags decide must be "auto", or the flag would be ignored without a word.
+DECIDED_BY_FLAGS = {
+    "gradient_clipping": "--max_grad_norm",
+    "train_batch_size": "--global_batch_tokens",
+    "train_micro_batch_size_per_gpu": "--per_device_train_batch_size",
+    "gradient_accumulation_steps": "--global_batch_tokens",
+}
 OLD_OFFLOAD_KEYS = {"cpu_offload": "offload_optimizer", "cpu_offload_param": "offload_param"}
+OFFLOAD_TO_CPU = {"device": "cpu", "pin_memory": True}
+GATHER_KEY = "stage3_gather_16bit_weights_on_model_save"
 
 
-def load_ds_config(path_text: str, *, has_gpu: bool) -> dict[str, Any]:
-    """The config as a dict, old spellings brought up to date.
+def load_ds_config(path_text: str | None) -> dict[str, Any]:
+    """The config as a dict, with old spellings brought up to date and "auto" where flags decide.
 
     Raises:
-        UserError: when the file is missing, not JSON, not ZeRO-3, or sets what flags decide.
+        UserError: when the file is missing, not JSON, not ZeRO-3, has a value that DeepSpeed refuses, or sets what
+            flags decide.
     """
     place = f"--deepspeed {path_text}"
-    try:
-        config = json.loads(Path(path_text).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{place}: cannot be read ({error.strerror}); give ds_config.json or your own") from None
-    except ValueError as error:
-        raise UserError(f"{place}: is not JSON ({error})") from None
-    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    config = _read_json(path_text, place)
+    zero = config.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
-    if zero is None or stage != 3:
+    if not isinstance(zero, dict) or stage != 3:
         raise UserError(f"{place}: zero_optimization.stage is {stage!r}; this suite trains with ZeRO-3, set it to 3")
-    decided = [key for key in DECIDED_BY_FLAGS if key in config]
-    if decided:
-        raise UserError(f"{place}: sets {' and '.join(decided)}; remove that, flags such as --learning_rate decide it")
     _update_old_spellings(zero, place)
-    if offloads(config, "optimizer"):
-        config.setdefault("zero_force_ds_cpu_optimizer", _can_compile_cpu_adam(has_gpu))
+    problems = [*_refused_sections(config), *_refused_values(config), *_zero_problems(zero)]
+    if problems:
+        raise UserError(*(f"{place}: {problem}" for problem in problems))
     return config
 
 
@@ -48,17 +54,59 @@ def offloads(config: dict[str, Any], what: str) -> bool:
     return section.get("device", "none") != "none"
 
 
+def choose_cpu_optimizer(config: dict[str, Any], *, has_gpu: bool) -> None:
+    """For an offloaded optimizer, DeepSpeed's CPU Adam where its C++ op can be compiled (75 s, once), else torch's."""
+    if offloads(config, "optimizer") and "zero_force_ds_cpu_optimizer" not in config:
+        usable = has_gpu and shutil.which("c++") is not None and shutil.which("nvcc") is not None
+        config["zero_force_ds_cpu_optimizer"] = usable
+        logger.info("offloaded optimizer: %s", "DeepSpeedCPUAdam" if usable else "torch AdamW (no C++ op is compiled)")
+
+
+def _read_json(path_text: str | None, place: str) -> dict[str, Any]:
+    if path_text is None:
+        raise UserError(f"{place}: this suite trains with DeepSpeed; give ds_config.json or your own")
+    try:
+        config = json.loads(Path(path_text).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror}); give ds_config.json or your own") from None
+    except ValueError as error:
+        raise UserError(f"{place}: is not JSON ({error})") from None
+    return config if isinstance(config, dict) else {}
+
+
 def _update_old_spellings(zero: dict[str, Any], place: str) -> None:
     for old, new in OLD_OFFLOAD_KEYS.items():
         if old in zero:
             asked = zero.pop(old)
             logger.warning('%s: "%s" is the old spelling of "%s": {"device": "cpu"}', place, old, new)
             if asked:
-                zero.setdefault(new, {"device": "cpu", "pin_memory": True})
+                zero.setdefault(new, dict(OFFLOAD_TO_CPU))
 
 
-def _can_compile_cpu_adam(has_gpu: bool) -> bool:
-    """Whether to use DeepSpeed's CPU Adam, compiled once on first use (75 s); otherwise torch's AdamW does the same."""
-    usable = has_gpu and shutil.which("c++") is not None and shutil.which("nvcc") is not None
-    logger.info("offloaded optimizer: %s", "DeepSpeedCPUAdam" if usable else "torch AdamW (no C++ op is compiled)")
-    return usable
+def _refused_sections(config: dict[str, Any]) -> list[str]:
+    return [
+        f"sets {name}; remove that, {flags} decide it" for name, flags in REFUSED_SECTIONS.items() if name in config
+    ]
+
+
+def _refused_values(config: dict[str, Any]) -> list[str]:
+    problems = []
+    for key, flag in DECIDED_BY_FLAGS.items():
+        if config.setdefault(key, "auto") != "auto":
+            problems.append(f'{key} is {config[key]!r}; set it to "auto", {flag} decides it')
+    for key in ("bf16", "fp16"):
+        section = config.setdefault(key, {"enabled": "auto"})
+        if not isinstance(section, dict) or section.get("enabled") != "auto":
+            problems.append(f'{key} is {section!r}; set its "enabled" to "auto", --{key} decides it')
+    return problems
+
+
+def _zero_problems(zero: dict[str, Any]) -> list[str]:
+    if not zero.setdefault(GATHER_KEY, True):
+        return [f"zero_optimization.{GATHER_KEY} is false; set it to true, the exported model needs it"]
+    try:
+        DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if value != "auto"})
+    except ValidationError as error:
+        places = [(".".join(map(str, found["loc"])), found["msg"]) for found in error.errors()]
+        return [f"zero_optimization.{key}: {message}" for key, message in places]
+    return []

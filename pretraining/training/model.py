@@ -35,7 +35,7 @@ def load_model_config(arguments: ModelArguments, blocks: Origin) -> LlamaConfig:
     overrides = _overrides(arguments.model_overrides)
     if is_preset and "vocab_size" not in overrides:
         overrides["vocab_size"] = blocks.tokenizer.vocab_size
-    config = _llama_config(arguments.model, {**fields, **overrides})
+    config = _llama_config(arguments.model, _merged(fields, overrides))
     config.bos_token_id = blocks.token_rules.bos_token_id
     config.eos_token_id = blocks.token_rules.eos_token_id
     _check_against_blocks(config, arguments.model, blocks)
@@ -52,7 +52,13 @@ def build_model(config: LlamaConfig, *, attention_implementation: str, seed: int
     it is made, where `LlamaForCausalLM(config)` would first make the whole model on every rank.
     """
     set_seed(seed)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention_implementation, dtype=torch.float32)
+    try:
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention_implementation, dtype=torch.float32
+        )
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--attention_implementation {attention_implementation}: {reason}") from None
 
 
 def _read_config(name: str, preset_names: list[str]) -> dict[str, Any]:
@@ -91,18 +97,30 @@ def _overrides(texts: list[str]) -> dict[str, Any]:
         elif name not in known:
             problems.append(f"--model_overrides {text}: a Llama config has no field {name}{nearest(name, known)}")
         else:
-            overrides[name] = yaml.safe_load(value)
+            try:
+                overrides[name] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                problems.append(f"--model_overrides {text}: {value} is no value of a config")
     if problems:
         raise UserError(*problems)
     return overrides
 
 
+def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Overrides over fields; rope_theta stands inside rope_parameters in configs of transformers 5."""
+    merged = {**fields, **overrides}
+    if "rope_theta" in overrides and isinstance(merged.get("rope_parameters"), dict):
+        merged["rope_parameters"] = {**merged["rope_parameters"], "rope_theta": overrides["rope_theta"]}
+    return merged
+
+
 def _llama_config(name: str, fields: dict[str, Any]) -> LlamaConfig:
     try:
-        config = LlamaConfig.from_dict({**fields, "use_cache": False})
+        # No padding token: blocks have none, and torch never trains the embedding of one, which may be EOS.
+        config = LlamaConfig.from_dict({**fields, "use_cache": False, "pad_token_id": None})
     except Exception as error:  # transformers wraps a wrong type in errors of its own, of no common class
         raise UserError(f"--model {name}: {' '.join(str(error.__cause__ or error).split())}") from None
-    if config.num_attention_heads % config.num_key_value_heads:
+    if config.num_key_value_heads < 1 or config.num_attention_heads % config.num_key_value_heads:
         raise UserError(
             f"--model {name}: num_attention_heads {config.num_attention_heads} is no multiple of num_key_value_heads "
             f"{config.num_key_value_heads}; override one of them"

@@ -1,13 +1,9 @@
 """Bring the processes of a run together, whoever started them: deepspeed, torchrun, mpirun, or python3 alone."""
 
+import logging
 import os
 import socket
 from datetime import timedelta
-
-from pretraining.cli.launchers import has_launcher, num_local_processes
-
-# Before torch is imported, which reads it once: the processes of a machine share its cores.
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_local_processes())))
 
 import torch
 
@@ -20,11 +16,21 @@ import deepspeed.ops
 from deepspeed.utils import logger as deepspeed_logger
 
 from pretraining.cli.errors import UserError
+from pretraining.cli.launchers import has_launcher, num_local_processes
+from pretraining.machine.gpus import driver_gpu_names
+
+logger = logging.getLogger(__name__)
 
 
 def has_gpu() -> bool:
     """Whether torch can use a GPU here."""
     return torch.cuda.is_available()
+
+
+def smallest_gpu_bytes() -> int | None:
+    """Memory of the smallest GPU that torch can use, None where there is none."""
+    numbers = range(torch.cuda.device_count() if has_gpu() else 0)
+    return min((torch.cuda.get_device_properties(number).total_memory for number in numbers), default=None)
 
 
 def check_num_processes() -> None:
@@ -33,11 +39,21 @@ def check_num_processes() -> None:
     num_gpus = torch.cuda.device_count()
     if has_gpu() and num_processes > num_gpus:
         raise UserError(f"--num_gpus={num_processes}: this machine has {num_gpus}; start with --num_gpus={num_gpus}")
-    num_cores = len(os.sched_getaffinity(0))
+    num_cores = os.cpu_count() or 1  # not the affinity: mpirun binds each rank to a core of its own
     if not has_gpu() and num_processes > num_cores:
         raise UserError(
             f"--num_gpus={num_processes}: this machine has no GPU and {num_cores} cores, one process each at most; "
             f"start with --num_gpus={num_cores}"
+        )
+    if not has_launcher() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        raise UserError("srun: its tasks would each train alone; start one task that runs deepspeed or torchrun")
+    names = driver_gpu_names()
+    if names and not has_gpu() and os.environ.get("CUDA_VISIBLE_DEVICES", names):
+        logger.warning(
+            "the driver sees %d GPUs (%s) that torch %s cannot use, so this runs on the CPU; install torch for CUDA",
+            len(names),
+            names[0],
+            torch.__version__,
         )
 
 

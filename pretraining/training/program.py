@@ -14,8 +14,7 @@ from transformers import default_data_collator
 from transformers.utils import logging as transformers_logging
 
 from pretraining.cli.arguments import DataArguments, ModelArguments
-from pretraining.corpus.manifest import MANIFEST_NAME
-from pretraining.corpus.shards import sha256_of
+from pretraining.corpus.manifest import Manifest
 from pretraining.machine.flops import flops_per_token, num_parameters
 from pretraining.machine.gpus import peak_flops_per_second
 from pretraining.machine.throughput import ThroughputMeter
@@ -26,17 +25,19 @@ from pretraining.runs.run_record import RunRecord
 from pretraining.training.block_dataset import open_split
 from pretraining.training.model import build_model
 from pretraining.training.processes import has_gpu, join_processes
-from pretraining.training.run_plan import RunPlan, announce, plan_run
+from pretraining.training.run_plan import RunPlan, announce, plan_run, run_identity
 from pretraining.training.tokenizer import tokenizer_for_model
 from pretraining.training.trainer import PretrainingTrainer, make_training_arguments
 
 logger = logging.getLogger(__name__)
 
 
-def pretrain(model_arguments: ModelArguments, data_arguments: DataArguments, trainer_flags: dict[str, Any]) -> None:
+def pretrain(
+    model_arguments: ModelArguments, data_arguments: DataArguments, trainer_flags: dict[str, Any], manifest: Manifest
+) -> None:
     """Train from random weights, evaluate, export the model."""
     quiet_libraries()
-    plan = plan_run(model_arguments, data_arguments, trainer_flags)
+    plan = plan_run(model_arguments, data_arguments, trainer_flags, manifest)
     announce(plan)
     join_processes(timeout_seconds=trainer_flags["ddp_timeout"])
     trainer = make_trainer(plan)
@@ -99,11 +100,10 @@ def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
     """Write what the run is before its first step: run.json and the tokenizer, which outlive a crash."""
     trainer.processing_class.save_pretrained(plan.run_dir / TOKENIZER_DIR_NAME)
     RunRecord(
+        identity=run_identity(plan),
         arguments={**vars(plan.model_arguments), "dataset": str(plan.store), **trainer.args.to_dict()},
         ds_config=plan.ds_config,
-        model_config=plan.config.to_dict(),
         num_parameters=num_parameters(plan.config),
-        manifest_sha256=sha256_of(plan.store / MANIFEST_NAME),
         hardware={
             "num_processes": plan.batch.num_processes,
             "gpu": torch.cuda.get_device_name() if has_gpu() else None,

@@ -11,17 +11,20 @@ from transformers import LlamaConfig
 from pretraining.cli.arguments import DataArguments, ModelArguments
 from pretraining.cli.errors import UserError
 from pretraining.cli.launchers import num_processes
-from pretraining.corpus.manifest import Manifest, read_manifest
+from pretraining.corpus.manifest import MANIFEST_NAME, Manifest
+from pretraining.corpus.shards import sha256_of
 from pretraining.machine.flops import num_parameters
-from pretraining.machine.gpus import visible_gpus
 from pretraining.machine.memory import available_host_bytes, model_state_bytes
-from pretraining.runs.checkpoints import check_run_folder
-from pretraining.training.ds_config import load_ds_config, offloads
+from pretraining.runs.checkpoints import checkpoint_to_resume, claim_run_folder
+from pretraining.runs.run_record import RunIdentity, check_same_run
+from pretraining.training.ds_config import choose_cpu_optimizer, load_ds_config, offloads
 from pretraining.training.global_batch import GlobalBatch, plan_global_batch
 from pretraining.training.model import load_model_config
-from pretraining.training.preflight import check_memory, check_tokenizer, warn_about_schedule
-from pretraining.training.processes import check_num_processes, has_gpu
+from pretraining.training.preflight import check_memory, check_schedule, check_tokenizer
+from pretraining.training.processes import check_num_processes, has_gpu, smallest_gpu_bytes
 from pretraining.training.trainer import Precision, choose_precision
+
+NOT_THE_SHAPE = ("bos_token_id", "dtype", "architectures", "use_cache", "transformers_version")
 
 logger = logging.getLogger(__name__)
 
@@ -46,29 +49,31 @@ class RunPlan:
         """Optimizer steps of the whole run."""
         if self.trainer_flags.get("max_steps", -1) > 0:
             return self.trainer_flags["max_steps"]
-        steps_per_epoch = -(-self.manifest.splits["train"].num_blocks // self.batch.blocks)
+        steps_per_epoch = self.manifest.splits["train"].num_blocks // self.batch.blocks
         return math.ceil(self.trainer_flags["num_train_epochs"] * steps_per_epoch)
 
 
-def plan_run(model_arguments: ModelArguments, data_arguments: DataArguments, trainer_flags: dict[str, Any]) -> RunPlan:
+def plan_run(
+    model_arguments: ModelArguments, data_arguments: DataArguments, trainer_flags: dict[str, Any], manifest: Manifest
+) -> RunPlan:
     """Check everything that can be checked without loading anything.
 
     Raises:
         UserError: for whatever would make the run fail or be another one than was asked for.
     """
     store = Path(data_arguments.dataset)
-    manifest = read_manifest(store, flag="--dataset")
     check_tokenizer(store, manifest)
     check_num_processes()
-    run_dir = Path(trainer_flags["output_dir"] or f"runs/{Path(model_arguments.model).stem}")
+    run_dir = Path(trainer_flags["output_dir"] or Path("runs") / _run_name(model_arguments.model))
+    resume_from = trainer_flags.get("resume_from_checkpoint")
     plan = RunPlan(
         model_arguments=model_arguments,
         trainer_flags=trainer_flags,
         store=store,
         manifest=manifest,
         run_dir=run_dir,
-        checkpoint=check_run_folder(run_dir, trainer_flags.get("resume_from_checkpoint")),
-        ds_config=load_ds_config(trainer_flags["deepspeed"], has_gpu=has_gpu()),
+        checkpoint=checkpoint_to_resume(run_dir, resume_from, num_processes=num_processes()),
+        ds_config=load_ds_config(trainer_flags["deepspeed"]),
         config=load_model_config(model_arguments, manifest.origin),
         batch=plan_global_batch(
             global_batch_tokens=data_arguments.global_batch_tokens,
@@ -79,9 +84,33 @@ def plan_run(model_arguments: ModelArguments, data_arguments: DataArguments, tra
         ),
         precision=choose_precision(trainer_flags, has_gpu=has_gpu()),
     )
-    _check_blocks(plan)
     _check_memory(plan)
+    _check_blocks(plan)
+    check_schedule(trainer_flags, num_steps=plan.num_steps)
+    if plan.checkpoint is not None:
+        check_same_run(plan.checkpoint.parent, run_identity(plan))
+    claim_run_folder(run_dir, plan.checkpoint)
+    choose_cpu_optimizer(plan.ds_config, has_gpu=has_gpu())
     return plan
+
+
+def run_identity(plan: RunPlan) -> RunIdentity:
+    """What makes it this run and no other."""
+    config = plan.config.to_dict()
+    # What a Trainer fills in by itself, and what changes with the library, is not the model's shape.
+    shape = {name: value for name, value in config.items() if name not in NOT_THE_SHAPE}
+    return RunIdentity(
+        manifest_sha256=sha256_of(plan.store / MANIFEST_NAME),
+        model_config=shape,
+        global_batch_tokens=plan.batch.tokens,
+        seed=plan.trainer_flags["seed"],
+    )
+
+
+def _run_name(model: str) -> str:
+    """The name of a run folder: the preset's, the repository's, or that of the folder or file of a config."""
+    path = Path(model)
+    return path.resolve().parent.name if path.name == "config.json" else path.name.removesuffix(".json")
 
 
 def announce(plan: RunPlan) -> None:
@@ -113,14 +142,21 @@ def announce(plan: RunPlan) -> None:
     )
     if plan.checkpoint is not None:
         logger.info("resuming from %s", plan.checkpoint)
-    warn_about_schedule(num_steps=plan.num_steps, warmup_steps=plan.trainer_flags["warmup_steps"])
 
 
 def _check_blocks(plan: RunPlan) -> None:
-    if plan.manifest.splits["train"].num_blocks == 0:
+    num_blocks = plan.manifest.splits["train"].num_blocks
+    if num_blocks == 0:
         raise UserError(
             f"--dataset {plan.store}: train has no block of {plan.batch.block_length:,} tokens; preprocess more text, "
             "or with a smaller --block_length"
+        )
+    if num_blocks < plan.batch.blocks:
+        per_micro_step = plan.batch.micro_batch_blocks * plan.batch.num_processes
+        largest = num_blocks // per_micro_step * per_micro_step * plan.batch.block_length
+        raise UserError(
+            f"--global_batch_tokens {plan.batch.tokens}: a step of {plan.batch.blocks:,} blocks is more than the "
+            f"{num_blocks:,} of an epoch; give {largest} or less, or preprocess more text"
         )
     evaluates = plan.trainer_flags["eval_strategy"] != "no"
     if evaluates and plan.manifest.splits["validation"].num_blocks == 0:
@@ -141,7 +177,7 @@ def _check_memory(plan: RunPlan) -> None:
     check_memory(
         needed,
         model=plan.model_arguments.model,
-        gpus=visible_gpus() if has_gpu() else [],
+        gpu_bytes=smallest_gpu_bytes(),
         num_processes=plan.batch.num_processes,
         available_host_bytes=available_host_bytes(),
     )

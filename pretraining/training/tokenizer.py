@@ -17,6 +17,8 @@ def tokenizer_for_model(store: Path, manifest: Manifest, *, max_length: int) -> 
     """
     folder = store / "tokenizer"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     special_tokens = read_special_tokens(folder)
     rules = manifest.origin.token_rules
     if rules.bos_token_id is None:

@@ -3,7 +3,7 @@
 set -eu
 
 # On the GPUs where there are any, at most two; otherwise in two processes on the CPU.
-gpus=$("$PYTHON" -c 'from pretraining.machine.gpus import visible_gpus; print(len(visible_gpus()))')
+gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
 if [ "$gpus" -eq 0 ]; then
     processes=2
     export DS_ACCELERATOR=cpu
@@ -25,6 +25,6 @@ The whole way is done. Where things lie:
 
 Next: your own text.
   python3 train_tokenizer.py --data_files news.jsonl --output_dir tokenizer
-  python3 preprocess.py --data_files news.jsonl --tokenizer tokenizer --output_dir blocks/news
-  deepspeed pretrain.py --model tinyllama_1b --dataset blocks/news
+  python3 preprocess.py --data_files news.jsonl --tokenizer tokenizer --block_length 2048 --output_dir blocks/news
+  deepspeed pretrain.py --recipe recipes/tinyllama_1b.yaml --dataset blocks/news
 END

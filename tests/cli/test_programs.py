@@ -16,7 +16,7 @@ def test_help_is_complete_and_needs_no_torch(program: str) -> None:
     done = run_fine(sys.executable, "-c", without_torch, program, "--help")
     assert "--recipe FILE" in done.stdout
     assert "--debug" in done.stdout
-    assert f"python3 {program}" in done.stdout or f"{program}" in done.stdout
+    assert f" {program} " in done.stdout
     flags = [line for line in done.stdout.splitlines() if line.startswith("  --")]
     assert len(flags) == len(set(flags)) > 5
 

@@ -99,6 +99,21 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, expected
     assert expected in problems("--recipe", recipe(tmp_path, text))[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("? [a, b]\n: c\n", ":1: this key: there is no flag of this name"),
+        ("names: {a: 2020-01-01}\n", ":1: names: expects a plain value"),
+        ("steps: 1\nnames: &x [*x]\n", ":2: names: expects a plain value"),
+        ("names: {a: !foo b}\n", ":1: names: expects a plain value"),
+    ],
+)
+def test_odd_yaml_is_refused_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    path = recipe(tmp_path, text)
+    (problem,) = problems("--recipe", path)
+    assert problem.startswith(path + expected)
+
+
 def test_a_missing_recipe_is_refused() -> None:
     assert "cannot be read" in problems("--recipe", "nowhere.yaml")[0]
 

@@ -188,6 +188,17 @@ def test_an_unwritable_folder(tmp_path: Path) -> None:
     assert_one_error(done, "cannot be written", "choose another folder")
 
 
+def test_a_link_to_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    run_fine(*python("preprocess.py", "--output_dir", tmp_path / "link"))
+    assert (tmp_path / "empty/manifest.json").is_file()
+
+
+def test_a_mount_point_is_refused_before_the_work() -> None:
+    assert_one_error(run(*python("preprocess.py", "--output_dir", "/dev/shm")), "is a mount point")
+
+
 def test_leftovers_of_an_interrupted_run_are_replaced(sample_store: Path, tmp_path: Path) -> None:
     partial = tmp_path / "blocks.partial" / "data"
     partial.mkdir(parents=True)
@@ -198,8 +209,10 @@ def test_leftovers_of_an_interrupted_run_are_replaced(sample_store: Path, tmp_pa
 
 
 def test_flags_out_of_range_are_told_at_once(tmp_path: Path) -> None:
-    done = run(*python("preprocess.py", "--block_length", 1, "--split", "a,b", "--max_skipped_fraction", 3))
+    done = run(
+        *python("preprocess.py", "--block_length", 1, "--seed", -1, "--split", "a,b", "--max_skipped_fraction", 3)
+    )
     assert done.returncode == 2
     assert [line.split(":")[1] for line in done.errors] == [
-        " --block_length 1", " --max_skipped_fraction 3.0", " --split a,b",
+        " --block_length 1", " --seed -1", " --max_skipped_fraction 3.0", " --split a,b",
     ]  # fmt: skip

@@ -58,6 +58,18 @@ def test_llama2_ids_are_those_of_its_tokenizer_json(real_data: Path) -> None:
         assert np.array_equal(ids, [1, *plain.encode(text, add_special_tokens=False).ids, 2])
 
 
+def test_truncation_and_padding_of_the_file_cut_and_fill_nothing(tmp_path: Path) -> None:
+    saved = Tokenizer.from_file(str(SAMPLE / "tokenizer.json"))
+    saved.enable_truncation(8)
+    saved.enable_padding(length=8)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_bytes((SAMPLE / "tokenizer_config.json").read_bytes())
+    texts = ["hi", "a long story " * 100]
+    theirs, ours = (load_document_tokenizer(str(folder), add_bos=False) for folder in (tmp_path, SAMPLE))
+    for ids, expected in zip(theirs.encode(texts), ours.encode(texts), strict=True):
+        assert np.array_equal(ids, expected)
+
+
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no tokenizer\.json; make one with train_tokenizer\.py"):
         load_document_tokenizer(str(tmp_path), add_bos=False)

@@ -38,6 +38,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     for flags, part in (
         (["--vocab_size", 10], "--vocab_size 10"),
         (["--output_dir", tmp_path], "exists already"),
+        (["--text_field", "body", "--output_dir", tmp_path / "new"], "a document with the field --text_field body"),
         (["--data_files", "missing.jsonl"], "there is no such file"),
     ):
         done = run(*python("train_tokenizer.py", *flags))

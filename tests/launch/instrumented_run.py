@@ -1,12 +1,14 @@
 """A training run that also keeps its first weights and last logits; takes pretrain.py's flags and launchers."""
 
 import sys
+from pathlib import Path
 
 import deepspeed
 import torch
 
 from pretraining.cli.arguments import DataArguments, ModelArguments, trainer_group
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.corpus.manifest import read_manifest
 from pretraining.runs.export import export_model
 from pretraining.training.processes import join_processes
 from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
@@ -17,7 +19,8 @@ def main() -> None:
     groups = [dataclass_group("", ModelArguments), dataclass_group("", DataArguments), trainer_group()]
     model_arguments, data_arguments, flags = parse_recipe("", groups, sys.argv[1:])
     quiet_libraries()
-    plan = plan_run(model_arguments, data_arguments, flags)
+    manifest = read_manifest(Path(data_arguments.dataset), flag="--dataset")
+    plan = plan_run(model_arguments, data_arguments, flags, manifest)
     join_processes(timeout_seconds=600)
     trainer = make_trainer(plan)
     is_first = trainer.is_world_process_zero()

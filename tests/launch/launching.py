@@ -25,7 +25,7 @@ def launcher(name: str) -> list[object]:
     return {
         "deepspeed": ["deepspeed", f"--master_port={free_port()}", "--num_gpus=2"],
         "torchrun": ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}"],
-        "mpirun": [bin_dir / "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", 2, sys.executable],
+        "mpirun": [bin_dir / "mpirun", "--allow-run-as-root", "-n", 2, sys.executable],
         "python": [sys.executable],
     }[name]
 

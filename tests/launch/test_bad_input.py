@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from pretraining.machine.gpus import visible_gpus
 from pretraining.machine.memory import available_host_bytes
 from tests.conftest import PROJECT_DIR, Done, python, run
-from tests.launch.launching import free_port, try_to_train
+from tests.launch.launching import free_port, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -33,7 +33,7 @@ def test_debug_shows_the_traceback(sample_store: Path, tmp_path: Path) -> None:
 
 
 def test_more_processes_than_the_machine_has_places(sample_store: Path, tmp_path: Path) -> None:
-    places = len(visible_gpus()) or os.cpu_count() or 1
+    places = torch.cuda.device_count() or os.cpu_count() or 1
     if places > 8:
         pytest.skip(f"would start {places + 1} processes")
     command = ["deepspeed", f"--master_port={free_port()}", f"--num_gpus={places + 1}", PROJECT_DIR / "pretrain.py"]
@@ -42,7 +42,7 @@ def test_more_processes_than_the_machine_has_places(sample_store: Path, tmp_path
 
 
 def test_a_model_that_this_machine_cannot_hold(sample_store: Path, tmp_path: Path) -> None:
-    if visible_gpus() or available_host_bytes() > 100e9:
+    if torch.cuda.is_available() or available_host_bytes() > 100e9:
         pytest.skip("this machine can hold Llama-2-7B")
     done = run(*python("pretrain.py", "--dataset", sample_store, "--output_dir", tmp_path / "run"))
     assert_one_error(done, "--model llama2_7b", "this machine has no GPU and", "GB available", "make quickstart")
@@ -53,6 +53,22 @@ def test_no_blocks_yet_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     done = run(*python("pretrain.py", "--dataset", tmp_path / "blocks"), env=env)
     assert_one_error(done, "is no block store (manifest.json is missing); make one with preprocess.py")
+
+
+def test_a_mistake_that_only_a_later_rank_finds_is_told(tmp_path: Path) -> None:
+    done = run(*python("preprocess.py", "--block_length", 1), env={"RANK": "1"})
+    assert_one_error(done, "--block_length 1: is out of range")
+
+
+def test_tasks_of_srun_do_not_train_alone(sample_store: Path, tmp_path: Path) -> None:
+    flags = training_flags(sample_store, tmp_path / "run")
+    done = run(*python("pretrain.py", *flags), env={"SLURM_NTASKS": "2", "SLURM_PROCID": "0"})
+    assert_one_error(done, "srun: its tasks would each train alone")
+
+
+def test_an_attention_that_is_not_installed(sample_store: Path, tmp_path: Path) -> None:
+    done = try_to_train("python", sample_store, tmp_path / "run", "--attention_implementation", "flash_attention_2")
+    assert_one_error(done, "--attention_implementation flash_attention_2: ")
 
 
 def test_a_recipe_with_typos_reports_all_of_them(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_the_run_folder_has_everything(reference_run: Path) -> None:
     assert list((reference_run / "tensorboard").rglob("events.out.tfevents*"))
     record = json.loads((reference_run / "run.json").read_text())
     assert record["num_parameters"] == 280_736
+    assert record["identity"]["global_batch_tokens"] == 512
     assert record["ds_config"]["zero_optimization"]["stage"] == 3
     assert record["arguments"]["gradient_accumulation_steps"] == 2
 
@@ -65,7 +66,9 @@ def test_every_launcher_gives_the_same_run(name: str, reference_run: Path, sampl
 def test_one_process_with_more_accumulation_is_the_same_run(
     reference_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
-    train("python", sample_store, tmp_path / "run", "--save_strategy", "no", "--eval_steps", 3)
+    # Workers that stay: the Trainer would keep the validation loader for them, and evaluate test on it.
+    workers = ["--dataloader_num_workers", 1, "--dataloader_persistent_workers"]
+    train("python", sample_store, tmp_path / "run", "--save_strategy", "no", "--eval_steps", 3, *workers)
     assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["gradient_accumulation_steps"] == 4
     assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
     for key in ("eval_loss", "test_loss"):  # 52 and 44 blocks do not divide by the processes alike
@@ -85,8 +88,13 @@ def test_a_resumed_run_equals_one_never_stopped(reference_run: Path, sample_stor
     shutil.copytree(reference_run, run_dir)
     shutil.rmtree(run_dir / "checkpoint-6")
     shutil.rmtree(run_dir / "model")
-    train("deepspeed", sample_store, run_dir, "--eval_steps", 3, "--resume_from_checkpoint", "last")
+    log = run_dir / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"step": 1,', '"step": 1, "from_before": true,') + '{"step": 6, "lo')
+    done = train("deepspeed", sample_store, run_dir, "--eval_steps", 3, "--resume_from_checkpoint", "last")
+    assert f"resuming from {run_dir}/checkpoint-3" in done.stderr
+    assert [record["step"] for record in records(run_dir, "from_before")] == [1], "steps before were trained again"
     assert figures(run_dir) == figures(reference_run)
+    assert len(json.loads((run_dir / "run.json").read_text())["earlier_starts"]) == 1
     assert [record["step"] for record in records(run_dir)] == list(range(1, NUM_STEPS + 1))
     for name in ("eval_loss", "test_loss"):
         assert [record[name] for record in records(run_dir, name)] == [
@@ -101,6 +109,9 @@ def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_pa
     for number, config in enumerate([PROJECT_DIR / "ds_config_offload.json", tmp_path / "old.json"]):
         run_dir = tmp_path / f"run{number}"
         done = train("deepspeed", sample_store, run_dir, "--save_strategy", "no", "--deepspeed", config)
+        used = json.loads((run_dir / "run.json").read_text())["ds_config"]
+        assert used["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+        assert used["zero_force_ds_cpu_optimizer"] is False
         assert ('"cpu_offload" is the old spelling of "offload_optimizer"' in done.stderr) == (number == 1)
         assert_same_training(run_dir, reference_run, relative=1e-4)
 
@@ -108,6 +119,9 @@ def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_pa
 def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     flags = ["--save_strategy", "no", "--activation_checkpointing", "--attention_implementation", "eager"]
     train("deepspeed", sample_store, tmp_path / "run", *flags)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["arguments"]["activation_checkpointing"] is True
+    assert record["arguments"]["attention_implementation"] == "eager"
     assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
 
 
@@ -119,7 +133,7 @@ def instrumented_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_zero3_equals_the_plain_trainer(instrumented_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    config = json.dumps(json.loads((instrumented_run / "run.json").read_text())["model_config"])
+    config = json.dumps(json.loads((instrumented_run / "run.json").read_text())["identity"]["model_config"])
     weights = instrumented_run / "first_weights.pt"
     script = PROJECT_DIR / "tests/launch/plain_run.py"
     words = [weights, config, sample_store, tmp_path, BLOCKS_PER_STEP, NUM_STEPS]

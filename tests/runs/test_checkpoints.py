@@ -3,7 +3,14 @@ from pathlib import Path
 import jsonlines
 import pytest
 
-from pretraining.runs.checkpoints import checkpoint_problem, newest_run, whole_checkpoints
+from pretraining.cli.errors import UserError
+from pretraining.runs.checkpoints import (
+    checkpoint_problem,
+    checkpoint_to_resume,
+    claim_run_folder,
+    newest_run,
+    whole_checkpoints,
+)
 from pretraining.runs.metrics import log_line
 
 
@@ -45,6 +52,24 @@ def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
     assert whole_checkpoints(tmp_path) == []
 
 
+def test_a_checkpoint_of_other_processes_is_refused(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path, 10, ranks=2)
+    assert checkpoint_to_resume(tmp_path, "last", num_processes=2) == checkpoint
+    with pytest.raises(UserError, match=r"saved by 2 processes, this run has 1; start with --num_gpus=2"):
+        checkpoint_to_resume(tmp_path, "last", num_processes=1)
+
+
+def test_another_run_is_not_written_over(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "mine", 10)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    claim_run_folder(theirs, checkpoint)
+    (theirs / "run.json").touch()
+    with pytest.raises(UserError, match="holds a run already"):
+        claim_run_folder(theirs, checkpoint)
+    claim_run_folder(tmp_path / "mine", checkpoint)
+
+
 def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
     import os
 
@@ -82,6 +107,7 @@ def test_records_after_the_resumed_step_are_made_again(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     log.on_train_begin(arguments, state, TrainerControl())
     state.global_step = 4
-    log.on_log(arguments, state, TrainerControl(), logs={"loss": 2.0, "learning_rate": 1e-3})
+    log.on_log(arguments, state, TrainerControl(), logs={"loss": float("nan"), "learning_rate": 1e-3})
+    log.on_train_begin(arguments, state, TrainerControl())
     with jsonlines.open(tmp_path / METRICS_NAME) as reader:
-        assert [(record["step"], record["loss"]) for record in reader] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
+        assert [(record["step"], record["loss"]) for record in reader] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, "nan")]

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from pretraining.runs.run_record import RunRecord
+from pretraining.cli.errors import UserError
+from pretraining.runs.run_record import RunIdentity, RunRecord, check_same_run
 
 
 @pytest.mark.parametrize(
@@ -13,13 +15,27 @@ def test_the_record_keeps_the_command_but_no_token(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["pretrain.py", "--model", "llama2_7b", *words, "--seed", "7"])
-    RunRecord(arguments={}, ds_config={}, model_config={}, num_parameters=1, manifest_sha256="", hardware={}).write(
-        tmp_path
-    )
+    identity = RunIdentity(manifest_sha256="", model_config={}, global_batch_tokens=1, seed=7)
+    record = RunRecord(identity=identity, arguments={}, ds_config={}, num_parameters=1, hardware={})
+    record.write(tmp_path)
     text = (tmp_path / "run.json").read_text()
     assert "hf_secret" not in text
-    record = json.loads(text)
-    assert "--model llama2_7b" in record["command"]
-    assert record["command"].endswith("--seed 7")
-    assert {"torch", "deepspeed", "transformers"} <= set(record["packages"])
-    assert set(record["git"]) == {"commit", "is_dirty"}
+    written = json.loads(text)
+    assert "--model llama2_7b" in written["command"]
+    assert written["command"].endswith("--seed 7")
+    assert {"torch", "deepspeed", "transformers"} <= set(written["packages"])
+    assert set(written["git"]) == {"commit", "is_dirty"}
+
+
+def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    identity = RunIdentity(manifest_sha256="a", model_config={"hidden_size": 4}, global_batch_tokens=512, seed=7)
+    RunRecord(identity=identity, arguments={}, ds_config={}, num_parameters=1, hardware={}).write(tmp_path)
+    check_same_run(tmp_path, identity)
+    other = dataclasses.replace(identity, model_config={"hidden_size": 8}, global_batch_tokens=1024)
+    with pytest.raises(UserError) as caught:
+        check_same_run(tmp_path, other)
+    assert [problem.split(": ")[1].split(" (")[0] for problem in caught.value.problems] == [
+        f"model_config differs from that of {tmp_path}; give the same flags",
+        f"global_batch_tokens differs from that of {tmp_path}",
+    ]
+    assert "(it was 512, now 1024)" in caught.value.problems[1]

@@ -76,6 +76,12 @@ def test_a_split_without_blocks_is_none(sample_store: Path, tmp_path: Path) -> N
     assert open_split(sample_store, manifest.__class__(**{**vars(manifest), "splits": {"test": empty}}), "test") is None
 
 
-def test_a_missing_shard_is_named(sample_store: Path, tmp_path: Path) -> None:
+def test_a_missing_or_cut_shard_is_named(sample_store: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(sample_store, flag="")
     with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet is missing"):
-        BlockDataset(tmp_path, read_manifest(sample_store, flag=""), "train")
+        BlockDataset(tmp_path, manifest, "train")
+    (path,) = sample_store.glob("data/train-*.parquet")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / path.name).write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="bytes, its manifest says"):
+        BlockDataset(tmp_path, manifest, "train")

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from pretraining.cli.arguments import TRAINER_DEFAULTS, DataArguments, ModelArguments
+from pretraining.cli.arguments import TRAINER_DEFAULTS, DataArguments, ModelArguments, trainer_group
 from pretraining.cli.errors import UserError
+from pretraining.cli.recipe import parse_recipe
+from pretraining.corpus.manifest import read_manifest
 from pretraining.training.run_plan import RunPlan, plan_run
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 
@@ -29,7 +31,9 @@ def plan(
         "output_dir": str(tmp_path / "run"),
         **(flags or {}),
     }
-    return plan_run(ModelArguments(**{**defaults, **model}), DataArguments(str(store), tokens), trainer_flags)
+    manifest = read_manifest(store, flag="--dataset")
+    data = DataArguments(str(store), tokens)
+    return plan_run(ModelArguments(**{**defaults, **model}), data, trainer_flags, manifest)
 
 
 def refusal(*args: Any, **kwargs: Any) -> str:
@@ -48,7 +52,7 @@ def test_a_good_plan(sample_store: Path, tmp_path: Path) -> None:
 
 def test_the_number_of_steps_follows_from_the_epochs(sample_store: Path, tmp_path: Path) -> None:
     num_blocks = plan(sample_store, tmp_path).manifest.splits["train"].num_blocks
-    assert plan(sample_store, tmp_path, flags={"num_train_epochs": 2.0}).num_steps == 2 * -(-num_blocks // 8)
+    assert plan(sample_store, tmp_path, flags={"num_train_epochs": 2.0}).num_steps == 2 * (num_blocks // 8)
 
 
 def test_the_vocabulary_is_padded_when_asked(sample_store: Path, tmp_path: Path) -> None:
@@ -110,6 +114,40 @@ def test_rope_theta_of_a_config_is_kept(sample_store: Path, tmp_path: Path) -> N
     assert config.rope_parameters["rope_theta"] == 500000.0
 
 
+def test_rope_theta_and_pad_token_of_an_exported_config(sample_store: Path, tmp_path: Path) -> None:
+    exported = plan(sample_store, tmp_path).config.to_dict() | {"pad_token_id": 2}
+    (tmp_path / "config.json").write_text(json.dumps(exported))
+    overridden = plan(sample_store, tmp_path, model=str(tmp_path), model_overrides=["rope_theta=500000.0"]).config
+    assert overridden.rope_parameters["rope_theta"] == 500000.0
+    assert overridden.pad_token_id is None, "torch never trains the embedding of a padding token, here EOS"
+
+
+def test_an_epoch_smaller_than_a_step(sample_store: Path, tmp_path: Path) -> None:
+    message = refusal(sample_store, tmp_path, tokens=64 * 1024)
+    assert "a step of 1,024 blocks is more than the" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"lr_scheduler_kwargs": '{"min_lr": 1e-5}'}, "give min_lr_rate"),
+        ({"lr_scheduler_kwargs": '{"min_lr_rat": 0.1}'}, "unexpected keyword argument"),
+        ({"lr_scheduler_kwargs": "{"}, "--lr_scheduler_kwargs {"),
+    ],
+)
+def test_a_schedule_that_cannot_be(sample_store: Path, tmp_path: Path, flags: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(sample_store, tmp_path, flags=flags)
+
+
+def test_every_named_schedule_works_with_the_defaults(sample_store: Path, tmp_path: Path) -> None:
+    for name in ("linear", "cosine", "constant", "constant_with_warmup", "cosine_with_min_lr"):
+        (flags,) = parse_recipe("", [trainer_group()], ["--lr_scheduler_type", name])
+        kept = {key: flags[key] for key in ("lr_scheduler_type", "lr_scheduler_kwargs")}
+        if name == "cosine_with_min_lr":
+            kept["lr_scheduler_kwargs"] = '{"min_lr_rate": 0.1}'
+        plan(sample_store, tmp_path, flags=kept)
+
+
 def test_a_block_longer_than_the_model_allows(sample_store: Path, tmp_path: Path) -> None:
     message = refusal(sample_store, tmp_path, model_overrides=[*TINY_MODEL, "max_position_embeddings=32"])
     assert "blocks of 64 tokens are longer than the 32 positions" in message
@@ -122,6 +160,11 @@ def test_a_block_longer_than_the_model_allows(sample_store: Path, tmp_path: Path
         ("[]", "zero_optimization.stage is None"),
         ('{"zero_optimization": {"stage": 2}}', "zero_optimization.stage is 2; this suite trains with ZeRO-3"),
         ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "sets optimizer; remove that"),
+        ('{"zero_optimization": {"stage": 3}, "gradient_clipping": 2}', "gradient_clipping is 2; set it to"),
+        ('{"zero_optimization": {"stage": 3}, "bf16": true}', "bf16 is True; set its"),
+        ('{"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}}', "zero_optimization.offload_optimizer: "),
+        ('{"zero_optimization": {"stage": 3, "ovelap_comm": true}}', "zero_optimization.ovelap_comm: "),
+        ('{"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": false}}', "needs it"),
     ],
 )
 def test_a_ds_config_that_is_none(sample_store: Path, tmp_path: Path, content: str, expected: str) -> None:
@@ -129,6 +172,7 @@ def test_a_ds_config_that_is_none(sample_store: Path, tmp_path: Path, content: s
     path.write_text(content)
     assert expected in refusal(sample_store, tmp_path, flags={"deepspeed": str(path)})
     assert "cannot be read" in refusal(sample_store, tmp_path, flags={"deepspeed": "nowhere.json"})
+    assert "trains with DeepSpeed" in refusal(sample_store, tmp_path, flags={"deepspeed": None})
 
 
 def test_fp16_needs_a_gpu(sample_store: Path, tmp_path: Path) -> None:
@@ -153,7 +197,7 @@ def test_a_checkpoint_that_is_none(sample_store: Path, tmp_path: Path) -> None:
         assert "is no checkpoint" in message
         assert expected in message
     message = refusal(sample_store, tmp_path, flags={"resume_from_checkpoint": "last"})
-    assert "has no complete checkpoint; leave the flag out to start" in message
+    assert "has no complete checkpoint; leave the flag out" in message
 
 
 def test_a_dataset_that_is_none(sample_store: Path, tmp_path: Path) -> None:
@@ -165,8 +209,9 @@ def test_a_dataset_that_is_none(sample_store: Path, tmp_path: Path) -> None:
     manifest = json.loads((store / "manifest.json").read_text())
     (store / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
     assert "has format version 99, this program reads 1" in refusal(store, tmp_path)
-    (store / "manifest.json").write_text("{}")
-    assert "is damaged" in refusal(store, tmp_path)
+    for damaged in ("{}", "5", "null", '{"format_version": 1, "splits": []}'):
+        (store / "manifest.json").write_text(damaged)
+        assert "is damaged" in refusal(store, tmp_path)
 
 
 def test_blocks_of_another_tokenizer(sample_store: Path, tmp_path: Path) -> None:
@@ -188,11 +233,11 @@ def test_a_split_without_blocks_is_an_error_or_a_warning(
     store = tmp_path / "store"
     shutil.copytree(sample_store, store)
     manifest = json.loads((store / "manifest.json").read_text())
-    manifest["splits"]["validation"] |= {"num_blocks": 0, "shards": []}
+    manifest["splits"]["validation"] |= {"num_blocks": 0, "num_tokens": 0, "num_tail_tokens": 0, "shards": []}
     (store / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(logging.getLogger("pretraining"), "propagate", True)
     plan(store, tmp_path)
     assert "validation has no block, so there is no validation while training" in caplog.text
-    manifest["splits"]["train"] |= {"num_blocks": 0, "shards": []}
+    manifest["splits"]["train"] |= {"num_blocks": 0, "num_tokens": 0, "num_tail_tokens": 0, "shards": []}
     (store / "manifest.json").write_text(json.dumps(manifest))
     assert "train has no block of 64 tokens" in refusal(store, tmp_path)
