@@ -21,4 +21,5 @@ def setup_logging() -> None:
     package_logger = logging.getLogger("pretraining")
     package_logger.handlers = [handler]
     package_logger.propagate = False
-    package_logger.setLevel(logging.INFO if process_rank() == 0 else logging.WARNING)
+    # Ranks check the same things, so a warning of one is a warning of all; an error can be a rank's own.
+    package_logger.setLevel(logging.INFO if process_rank() == 0 else logging.ERROR)

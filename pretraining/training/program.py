@@ -4,16 +4,18 @@ It stands here and not in pretrain.py because everything it needs imports torch,
 flags are right.
 """
 
+import atexit
 import logging
 import os
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import default_data_collator
 from transformers.utils import logging as transformers_logging
 
 from pretraining.cli.arguments import DataArguments, ModelArguments
+from pretraining.cli.errors import leave
 from pretraining.corpus.manifest import Manifest
 from pretraining.machine.flops import flops_per_token, num_parameters
 from pretraining.machine.gpus import peak_flops_per_second
@@ -49,7 +51,14 @@ def pretrain(
     logger.info("run folder: %s (metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
     logger.info("exported model: %s", plan.run_dir / MODEL_DIR_NAME)
     logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
+    leave_processes()
+
+
+def leave_processes() -> NoReturn:
+    """End every process of a run that is complete; see `leave` for why not by returning."""
     torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()  # where trackers such as wandb send what they still hold
+    leave(0)
 
 
 def quiet_libraries() -> None:

@@ -11,7 +11,7 @@ from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.corpus.manifest import read_manifest
 from pretraining.runs.export import export_model
 from pretraining.training.processes import join_processes
-from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
+from pretraining.training.program import leave_processes, make_trainer, quiet_libraries, start_run_folder
 from pretraining.training.run_plan import plan_run
 
 
@@ -42,6 +42,7 @@ def main() -> None:
     if is_first:
         torch.save({"block": block, "logits": logits}, plan.run_dir / "logits.pt")
     export_model(trainer, plan.run_dir / "model")
+    leave_processes()
 
 
 if __name__ == "__main__":
