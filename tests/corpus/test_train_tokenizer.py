@@ -7,7 +7,7 @@ from tests.conftest import PROJECT_DIR, python, run, run_fine
 
 
 def test_the_sample_tokenizer_is_what_train_tokenizer_makes(tmp_path: Path) -> None:
-    done = run_fine(*python("train_tokenizer.py", "--vocab_size", 4096, "--output_dir", tmp_path / "tokenizer"))
+    done = run_fine(*python("train_tokenizer.py", "--vocab_size", 8192, "--output_dir", tmp_path / "tokenizer"))
     assert "bytes per token on" in done.stderr
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "tokenizer" / name).read_bytes() == (

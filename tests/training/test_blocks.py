@@ -26,7 +26,7 @@ def blocks(sample_store: Path) -> BlockDataset:
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=4096, **shape)).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=8192, **shape)).eval()
 
 
 def test_items_are_the_blocks_of_the_shards_in_order(blocks: BlockDataset, sample_store: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_loss_at_eos_counts(blocks: BlockDataset, model: LlamaForCausalLM) -
     with torch.no_grad():
         output = model(**batch)
     targets = batch["labels"][:, 1:].reshape(-1)
-    losses = torch.nn.functional.cross_entropy(output.logits[:, :-1].reshape(-1, 4096), targets, reduction="none")
+    losses = torch.nn.functional.cross_entropy(output.logits[:, :-1].reshape(-1, 8192), targets, reduction="none")
     assert (targets == EOS).sum() >= 5
     torch.testing.assert_close(output.loss, losses.mean())
     masked = {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == EOS, -100)}

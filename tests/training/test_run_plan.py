@@ -47,7 +47,7 @@ def test_a_good_plan(sample_store: Path, tmp_path: Path) -> None:
     good = plan(sample_store, tmp_path, flags={"max_steps": 7})
     assert good.batch.gradient_accumulation_steps == 8
     assert good.num_steps == 7
-    assert (good.config.vocab_size, good.config.eos_token_id, good.config.bos_token_id) == (4096, 2, None)
+    assert (good.config.vocab_size, good.config.eos_token_id, good.config.bos_token_id) == (8192, 2, None)
 
 
 def test_the_number_of_steps_follows_from_the_epochs(sample_store: Path, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_number_of_steps_follows_from_the_epochs(sample_store: Path, tmp_pat
 
 
 def test_the_vocabulary_is_padded_when_asked(sample_store: Path, tmp_path: Path) -> None:
-    assert plan(sample_store, tmp_path, pad_vocabulary_to_multiple_of=100).config.vocab_size == 4100
+    assert plan(sample_store, tmp_path, pad_vocabulary_to_multiple_of=100).config.vocab_size == 8200
 
 
 def test_a_global_batch_that_does_not_divide(sample_store: Path, tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_a_config_file_of_another_vocabulary_or_kind(sample_store: Path, tmp_pat
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
     message = refusal(sample_store, tmp_path, model=str(path), model_overrides=[])
-    assert "its vocabulary of 32,000 does not match the data set's tokenizer data/sample/tokenizer of 4,096" in message
-    overridden = plan(sample_store, tmp_path, model=str(tmp_path), model_overrides=["vocab_size=4096"])
-    assert overridden.config.vocab_size == 4096
+    assert "its vocabulary of 32,000 does not match the data set's tokenizer data/sample/tokenizer of 8,192" in message
+    overridden = plan(sample_store, tmp_path, model=str(tmp_path), model_overrides=["vocab_size=8192"])
+    assert overridden.config.vocab_size == 8192
     path.write_text(json.dumps({**config, "model_type": "gpt2"}))
     assert "model_type is 'gpt2'" in refusal(sample_store, tmp_path, model=str(path))
     path.write_text("{")
