@@ -1,9 +1,12 @@
 """Bring the processes of a run together, whoever started them: deepspeed, torchrun, mpirun, or python3 alone."""
 
+import atexit
 import logging
 import os
 import socket
+import sys
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 
@@ -15,7 +18,7 @@ import deepspeed
 import deepspeed.ops
 from deepspeed.utils import logger as deepspeed_logger
 
-from pretraining.cli.errors import UserError
+from pretraining.cli.errors import UserError, leave
 from pretraining.cli.launchers import has_launcher, num_local_processes
 from pretraining.machine.gpus import driver_gpu_names
 
@@ -73,6 +76,15 @@ def join_processes(*, timeout_seconds: int) -> None:
     )
     if has_gpu():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # otherwise every rank would take memory on the first GPU
+
+
+def leave_processes() -> NoReturn:
+    """End every process of a run that is complete; see `leave` for why not by returning."""
+    torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()  # where trackers such as wandb send what they still hold
+    if "mpi4py.MPI" in sys.modules:  # DeepSpeed asked MPI for the ranks, and mpirun waits for the goodbye of each
+        sys.modules["mpi4py.MPI"].Finalize()
+    leave(0)
 
 
 def _become_single_process() -> None:

@@ -4,18 +4,16 @@ It stands here and not in pretrain.py because everything it needs imports torch,
 flags are right.
 """
 
-import atexit
 import logging
 import os
 import warnings
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from transformers import default_data_collator
 from transformers.utils import logging as transformers_logging
 
 from pretraining.cli.arguments import DataArguments, ModelArguments
-from pretraining.cli.errors import leave
 from pretraining.corpus.manifest import Manifest
 from pretraining.machine.flops import flops_per_token, num_parameters
 from pretraining.machine.gpus import peak_flops_per_second
@@ -26,7 +24,7 @@ from pretraining.runs.metrics import MetricsLog
 from pretraining.runs.run_record import RunRecord
 from pretraining.training.block_dataset import open_split
 from pretraining.training.model import build_model
-from pretraining.training.processes import has_gpu, join_processes
+from pretraining.training.processes import has_gpu, join_processes, leave_processes
 from pretraining.training.run_plan import RunPlan, announce, plan_run, run_identity
 from pretraining.training.tokenizer import tokenizer_for_model
 from pretraining.training.trainer import PretrainingTrainer, make_training_arguments
@@ -52,13 +50,6 @@ def pretrain(
     logger.info("exported model: %s", plan.run_dir / MODEL_DIR_NAME)
     logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
     leave_processes()
-
-
-def leave_processes() -> NoReturn:
-    """End every process of a run that is complete; see `leave` for why not by returning."""
-    torch.distributed.destroy_process_group()
-    atexit._run_exitfuncs()  # where trackers such as wandb send what they still hold
-    leave(0)
 
 
 def quiet_libraries() -> None:

@@ -10,8 +10,8 @@ from pretraining.cli.arguments import DataArguments, ModelArguments, trainer_gro
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.corpus.manifest import read_manifest
 from pretraining.runs.export import export_model
-from pretraining.training.processes import join_processes
-from pretraining.training.program import leave_processes, make_trainer, quiet_libraries, start_run_folder
+from pretraining.training.processes import join_processes, leave_processes
+from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
 from pretraining.training.run_plan import plan_run
 
 
