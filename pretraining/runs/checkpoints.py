@@ -6,6 +6,7 @@ from pathlib import Path
 from pretraining.cli.errors import UserError
 
 RUN_RECORD_NAME = "run.json"
+METRICS_NAME = "metrics.jsonl"
 MODEL_DIR_NAME = "model"
 TOKENIZER_DIR_NAME = "tokenizer"
 RESUME_NEWEST_WORDS = ("last", "true", "True")
@@ -85,12 +86,16 @@ def checkpoint_to_resume(run_dir: Path, resume_from: str | None, *, num_processe
 def claim_run_folder(run_dir: Path, checkpoint: Path | None) -> None:
     """Make the run folder, unless it holds something that this run does not go on with.
 
+    A run that stopped before its first record holds nothing to lose.
+
     Raises:
         UserError: when it holds another run or something else, or cannot be written.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if not any(run_dir.iterdir()) or (checkpoint is not None and checkpoint.resolve().parent == run_dir.resolve()):
+        never_began = is_run_folder(run_dir) and not (run_dir / METRICS_NAME).exists()
+        goes_on = checkpoint is not None and checkpoint.resolve().parent == run_dir.resolve()
+        if never_began or goes_on or not any(run_dir.iterdir()):
             return
     except OSError as error:
         raise UserError(

@@ -9,9 +9,9 @@ from typing import Any
 import jsonlines
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-logger = logging.getLogger(__name__)
+from pretraining.runs.checkpoints import METRICS_NAME
 
-METRICS_NAME = "metrics.jsonl"
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog(TrainerCallback):

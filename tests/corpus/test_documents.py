@@ -49,7 +49,7 @@ def test_crlf_byte_order_mark_and_missing_last_newline(tmp_path: Path) -> None:
 
 def test_each_line_comes_out_once_with_the_place_it_stands(tmp_path: Path) -> None:
     path = tmp_path / "news.jsonl"
-    records = [{"text": f"story {number} é", "source": "world"} for number in range(50)]
+    records = [{"text": f"  story {number} é\n", "source": "world"} for number in range(50)]
     documents = lines_of(path, "".join(json.dumps(record) + "\n" for record in records).encode())
     raw = path.read_bytes()
     for number, document in enumerate(documents):

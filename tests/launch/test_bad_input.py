@@ -60,6 +60,15 @@ def test_a_mistake_that_only_a_later_rank_finds_is_told(tmp_path: Path) -> None:
     assert_one_error(done, "--block_length 1: is out of range")
 
 
+def test_a_launcher_that_loses_zero3_is_stopped(sample_store: Path, tmp_path: Path) -> None:
+    launcher = ["accelerate", "launch", "--cpu", "--num_processes", 2, "--num_machines", 1]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", PROJECT_DIR / "pretrain.py"]
+    done = run(*launcher, *training_flags(sample_store, tmp_path / "run"))
+    assert done.returncode != 0
+    assert "--deepspeed: ZeRO stage 3 is not on (found None)" in done.errors[0]
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
 def test_tasks_of_srun_do_not_train_alone(sample_store: Path, tmp_path: Path) -> None:
     flags = training_flags(sample_store, tmp_path / "run")
     done = run(*python("pretrain.py", *flags), env={"SLURM_NTASKS": "2", "SLURM_PROCID": "0"})
@@ -88,6 +97,7 @@ def test_a_trainer_flag_that_the_trainer_refuses(sample_store: Path, tmp_path: P
 
 def test_a_finished_run_is_not_overwritten(sample_store: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("{}")
     before = sorted(tmp_path.iterdir())
     done = try_to_train("python", sample_store, tmp_path)
     assert_one_error(done, "holds a run already", "--resume_from_checkpoint last")

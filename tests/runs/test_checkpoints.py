@@ -5,6 +5,7 @@ import pytest
 
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import (
+    METRICS_NAME,
     checkpoint_problem,
     checkpoint_to_resume,
     claim_run_folder,
@@ -65,6 +66,8 @@ def test_another_run_is_not_written_over(tmp_path: Path) -> None:
     theirs.mkdir()
     claim_run_folder(theirs, checkpoint)
     (theirs / "run.json").touch()
+    claim_run_folder(theirs, None)  # it never began
+    (theirs / METRICS_NAME).touch()
     with pytest.raises(UserError, match="holds a run already"):
         claim_run_folder(theirs, checkpoint)
     claim_run_folder(tmp_path / "mine", checkpoint)
@@ -98,7 +101,7 @@ def test_the_line_of_a_step_says_what_people_look_for() -> None:
 def test_records_after_the_resumed_step_are_made_again(tmp_path: Path) -> None:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from pretraining.runs.metrics import METRICS_NAME, MetricsLog
+    from pretraining.runs.metrics import MetricsLog
 
     with jsonlines.open(tmp_path / METRICS_NAME, "w") as writer:
         writer.write_all({"step": step, "loss": 1.0} for step in range(1, 6))

@@ -187,6 +187,7 @@ def test_output_dir_with_something_else(sample_store: Path, tmp_path: Path) -> N
     )
     (tmp_path / "old").mkdir()
     (tmp_path / "old/run.json").touch()
+    (tmp_path / "old/metrics.jsonl").touch()
     message = refusal(sample_store, tmp_path, flags={"output_dir": str(tmp_path / "old")})
     assert "holds a run already; add --resume_from_checkpoint last" in message
 
