@@ -34,6 +34,14 @@ class Done:
         return [line for line in self.output.splitlines() if line.startswith("error: ")]
 
 
+def assert_one_error(done: Done, *parts: str) -> None:
+    """A user error: exit code not 0, one line with all `parts`, no traceback."""
+    assert done.returncode != 0
+    assert "Traceback" not in done.output
+    assert len(done.errors) == 1, done.output
+    assert all(part in done.errors[0] for part in parts), done.errors
+
+
 def run(*words: object, cwd: Path = PROJECT_DIR, timeout: float = 200, env: dict[str, str] | None = None) -> Done:
     """Start a program as a user would, in a process of its own."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -11,7 +11,7 @@ from datasets import load_dataset
 from tokenizers import Tokenizer
 
 from pretraining.corpus.manifest import read_manifest
-from tests.conftest import PROJECT_DIR, Done, python, run, run_fine
+from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
 
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
 
@@ -131,13 +131,6 @@ def test_skipped_lines_are_counted_and_listed(tmp_path: Path) -> None:
         (6, "not_json"), (7, "blank_line"), (13, "no_text_field"), (14, "invalid_utf8"),
     ]  # fmt: skip
     assert "skipped" in done.stderr
-
-
-def assert_one_error(done: Done, *parts: str) -> None:
-    assert done.returncode == 2
-    assert "Traceback" not in done.output
-    assert len(done.errors) == 1, done.output
-    assert all(part in done.errors[0] for part in parts), done.errors
 
 
 @pytest.mark.parametrize(

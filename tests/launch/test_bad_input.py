@@ -7,17 +7,10 @@ import pytest
 import torch
 
 from pretraining.machine.memory import available_host_bytes
-from tests.conftest import PROJECT_DIR, Done, python, run
+from tests.conftest import PROJECT_DIR, assert_one_error, python, run
 from tests.launch.launching import free_port, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
-
-
-def assert_one_error(done: Done, *parts: str) -> None:
-    assert done.returncode != 0
-    assert "Traceback" not in done.output
-    assert len(done.errors) == 1, done.output
-    assert all(part in done.errors[0] for part in parts), done.errors
 
 
 def test_two_ranks_report_a_mistake_once(sample_store: Path, tmp_path: Path) -> None:

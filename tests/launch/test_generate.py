@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonlines
 import pytest
 
-from tests.conftest import PROJECT_DIR, Done, python, run, run_fine
+from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
 from tests.hub import local_hub
 from tests.launch.launching import train
 
@@ -85,13 +85,6 @@ def test_samples_go_to_a_file_and_the_seed_decides_them(finished_run: Path, tmp_
         texts.append([line["text"] for line in lines])
     assert texts[0] == texts[1] != texts[2]
     assert texts[0][0] != texts[0][1]
-
-
-def assert_one_error(done: Done, *parts: str) -> None:
-    assert done.returncode == 2
-    assert "Traceback" not in done.output
-    assert len(done.errors) == 1, done.output
-    assert all(part in done.errors[0] for part in parts), done.errors
 
 
 @pytest.mark.parametrize(

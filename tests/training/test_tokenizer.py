@@ -1,0 +1,34 @@
+"""The tokenizer that travels with a model gives everybody the ids of training, and its BOS rule."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from pretraining.corpus.manifest import read_manifest
+from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.training.tokenizer import tokenizer_for_model
+from tests.conftest import PROJECT_DIR, python, run_fine
+from tests.corpus.test_tokenization import ODD_TEXTS
+
+
+def check_auto_tokenizer(tokenizer_dir: Path, tmp_path: Path, *, add_bos: bool) -> None:
+    flags = ["--tokenizer", tokenizer_dir, "--block_length", 64, "--output_dir", tmp_path / "blocks"]
+    run_fine(*python("preprocess.py", *flags, "--add_bos", str(add_bos).lower()))
+    manifest = read_manifest(tmp_path / "blocks", flag="")
+    tokenizer_for_model(tmp_path / "blocks", manifest, max_length=64).save_pretrained(tmp_path / "model")
+    opened = AutoTokenizer.from_pretrained(tmp_path / "model")
+    trained = load_document_tokenizer(str(tokenizer_dir), add_bos=add_bos).encode(ODD_TEXTS)
+    for text, ids in zip(ODD_TEXTS, trained, strict=True):
+        assert opened(text)["input_ids"] == ids[:-1].tolist(), repr(text)
+    assert opened.eos_token_id == 2
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_auto_tokenizer_gives_the_ids_of_training(add_bos: bool, tmp_path: Path) -> None:
+    check_auto_tokenizer(PROJECT_DIR / "data/sample/tokenizer", tmp_path, add_bos=add_bos)
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_so_it_does_for_llama2_which_transformers_would_rebuild(add_bos: bool, real_data: Path, tmp_path: Path) -> None:
+    check_auto_tokenizer(real_data / "llama2", tmp_path, add_bos=add_bos)
