@@ -11,7 +11,6 @@ the end, the exported model. Make the blocks with preprocess.py.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,6 @@ from pretraining.cli.errors import run_program
 from pretraining.cli.launchers import share_cores
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.corpus.manifest import read_manifest
-
-logger = logging.getLogger("pretraining.pretrain")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def pretrain(
     if trainer.is_world_process_zero():
         start_run_folder(plan, trainer)
     trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
-    evaluate_at_end(plan, trainer)
+    evaluate_at_end(trainer)
     export_model(trainer, plan.run_dir / MODEL_DIR_NAME)
     logger.info("run folder: %s (metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
     logger.info("exported model: %s", plan.run_dir / MODEL_DIR_NAME)
@@ -74,6 +74,7 @@ def make_trainer(plan: RunPlan) -> PretrainingTrainer:
     with arguments.main_process_first():  # one process turns the Parquet shards into Arrow, the others find it done
         train_blocks = open_split(plan.store, plan.manifest, "train")
         validation_blocks = open_split(plan.store, plan.manifest, "validation")
+        test_blocks = open_split(plan.store, plan.manifest, "test")  # now: a damaged shard must not show at the end
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(plan.run_dir / "tensorboard"))
     if validation_blocks is None:
         arguments.eval_strategy = "no"
@@ -84,6 +85,7 @@ def make_trainer(plan: RunPlan) -> PretrainingTrainer:
         args=arguments,
         train_dataset=train_blocks,
         eval_dataset=validation_blocks,
+        test_dataset=test_blocks,
         data_collator=default_data_collator,
         processing_class=tokenizer_for_model(plan.store, plan.manifest, max_length=plan.config.max_position_embeddings),
         metrics_log=MetricsLog(plan.run_dir),
@@ -112,11 +114,10 @@ def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
     ).write(plan.run_dir)
 
 
-def evaluate_at_end(plan: RunPlan, trainer: PretrainingTrainer) -> None:
+def evaluate_at_end(trainer: PretrainingTrainer) -> None:
     """Loss on validation, unless it was just measured, and on test, which nothing has looked at before."""
     measured_at = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
     if trainer.eval_dataset is not None and trainer.state.global_step not in measured_at:
         trainer.evaluate()
-    test_blocks = open_split(plan.store, plan.manifest, "test")
-    if test_blocks is not None:
-        trainer.evaluate(test_blocks, metric_key_prefix="test")
+    if trainer.test_dataset is not None:
+        trainer.evaluate(trainer.test_dataset, metric_key_prefix="test")

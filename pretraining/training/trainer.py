@@ -25,9 +25,17 @@ Precision = Literal["bf16", "fp16", "fp32"]
 class PretrainingTrainer(Trainer):
     """Adds throughput to the log and evaluates each block exactly once; training itself is the Trainer's."""
 
-    def __init__(self, *, meter: ThroughputMeter, metrics_log: TrainerCallback, **trainer_arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        meter: ThroughputMeter,
+        metrics_log: TrainerCallback,
+        test_dataset: BlockDataset | None,
+        **trainer_arguments: Any,
+    ) -> None:
         super().__init__(callbacks=[_RunStart(self), metrics_log], **trainer_arguments)
         self.meter = meter
+        self.test_dataset = test_dataset
         # Their raw dictionaries and bars would stand between the lines of the metrics log.
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)

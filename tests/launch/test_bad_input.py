@@ -1,6 +1,7 @@
 """Whole starts of pretrain.py that must fail: one line, exit code not 0, no traceback, nothing overwritten."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,15 @@ def test_tasks_of_srun_do_not_train_alone(sample_store: Path, tmp_path: Path) ->
 def test_an_attention_that_is_not_installed(sample_store: Path, tmp_path: Path) -> None:
     done = try_to_train("python", sample_store, tmp_path / "run", "--attention_implementation", "flash_attention_2")
     assert_one_error(done, "--attention_implementation flash_attention_2: ")
+
+
+def test_a_damaged_test_split_is_found_before_the_training(sample_store: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(sample_store, store)
+    (path,) = store.glob("data/test-*.parquet")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert_one_error(try_to_train("python", store, tmp_path / "run"), str(path), "its manifest says")
+    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_a_recipe_with_typos_reports_all_of_them(tmp_path: Path) -> None:
