@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from pretraining.cli.arguments import TokenizerArguments
 from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.documents import Document, JsonFields, check_data_files, read_documents
+from pretraining.corpus.documents import Document, JsonFields
+from pretraining.corpus.formats import ReadingOptions
+from pretraining.corpus.inputs import InputFile, find_inputs
+from pretraining.corpus.reading import read_documents
 from pretraining.corpus.tokenizer_training import save_tokenizer, train_byte_level_bpe
 
 logger = logging.getLogger("pretraining.train_tokenizer")
@@ -29,31 +31,33 @@ HELD_OUT_EVERY = 20
 def main(argv: Sequence[str]) -> None:
     """Train on nineteen of twenty documents, measure on the twentieth, save."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Tokenizer", TokenizerArguments)], argv)
-    check_data_files(arguments.data_files)
+    files = find_inputs(arguments.data_files)
     if arguments.output_dir.exists():
         raise UserError(f"--output_dir {arguments.output_dir}: exists already; choose another folder")
-    if next(texts(arguments, held_out=False), None) is None:
+    if next(texts(files, arguments, held_out=False), None) is None:
         raise UserError(
             f"--data_files: no line of them is a document with the field --text_field {arguments.text_field}"
         )
-    tokenizer = train_byte_level_bpe(texts(arguments, held_out=False), vocab_size=arguments.vocab_size)
+    tokenizer = train_byte_level_bpe(texts(files, arguments, held_out=False), vocab_size=arguments.vocab_size)
     save_tokenizer(tokenizer, arguments.output_dir)
-    report(tokenizer, arguments)
+    report(tokenizer, files, arguments)
 
 
-def texts(arguments: TokenizerArguments, *, held_out: bool) -> Iterator[str]:
+def texts(files: list[InputFile], arguments: TokenizerArguments, *, held_out: bool) -> Iterator[str]:
     """Texts of the documents to train on, or of those held out."""
-    lines = read_documents(arguments.data_files, JsonFields(arguments.text_field, source="source"))
+    fields = JsonFields(arguments.text_field, source="source")
+    options = ReadingOptions(fields, max_document_bytes=arguments.max_document_bytes, split_text_files=False)
+    lines = read_documents(files, options)
     documents = (line for line in lines if isinstance(line, Document))
     for number, document in enumerate(documents, start=1):
         if (number % HELD_OUT_EVERY == 0) == held_out:
             yield document.text
 
 
-def report(tokenizer: Tokenizer, arguments: TokenizerArguments) -> None:
+def report(tokenizer: Tokenizer, files: list[InputFile], arguments: TokenizerArguments) -> None:
     """Say what was made, where it lies, and how well it compresses."""
     num_tokens = num_bytes = 0
-    for text in texts(arguments, held_out=True):
+    for text in texts(files, arguments, held_out=True):
         num_tokens += len(tokenizer.encode(text, add_special_tokens=False).ids)
         num_bytes += len(text.encode("utf-8"))
     size = tokenizer.get_vocab_size()
@@ -62,8 +66,8 @@ def report(tokenizer: Tokenizer, arguments: TokenizerArguments) -> None:
     if num_tokens:
         logger.info("%.2f bytes per token on %s held-out tokens", num_bytes / num_tokens, f"{num_tokens:,}")
     logger.info("tokenizer of %s tokens: %s", f"{size:,}", arguments.output_dir)
-    files = " ".join(str(path) for path in arguments.data_files)
-    logger.info("next: python3 preprocess.py --tokenizer %s --data_files %s", Path(arguments.output_dir), files)
+    names = " ".join(arguments.data_files)
+    logger.info("next: python3 preprocess.py --tokenizer %s --data_files %s", arguments.output_dir, names)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from pretraining.cli.trainer_flags import trainer_flags
 
 SAMPLE_CORPUS = Path("data/sample/news.jsonl")
 SEED_RANGE = "0 to 4,294,967,295"
-LARGEST_BLOCK_LENGTH = 1 << 24
 SAMPLE_TOKENIZER = "data/sample/tokenizer"
 
 # What differs from the Trainer's own defaults: Llama 2 (arXiv 2307.09288, section 2.2), and settings without which
@@ -58,56 +57,14 @@ RANGES = {
 
 
 @dataclass(frozen=True)
-class PreprocessArguments:
-    """Flags of preprocess.py."""
-
-    data_files: list[Path] = flag([SAMPLE_CORPUS], "JSONL files, one document a line")
-    text_field: str = flag("text", "field that holds a document's text")
-    source_field: str = flag("source", "field that names a document's source; without it, the file's name")
-    tokenizer: str = flag(SAMPLE_TOKENIZER, "tokenizer folder or Hub id (its tokenizer.json is used as it stands)")
-    add_bos: bool = flag(False, "put BOS before each document; EOS always follows it")
-    block_length: int = flag(4096, "tokens in a token block")
-    output_dir: Path = flag(Path("blocks"), "block store to make")
-    split: str = flag("949,50,1", "weights of train, validation and test; whole documents, equal texts together")
-    seed: int = flag(42, "decides which documents are validation and test")
-    max_skipped_fraction: float = flag(0.01, "share of unreadable lines above which no block store is made")
-
-    def __post_init__(self) -> None:
-        """Check what needs no file."""
-        problems = []
-        if not 2 <= self.block_length <= LARGEST_BLOCK_LENGTH:
-            problems.append(f"--block_length {self.block_length}: is out of range; give 2 to {LARGEST_BLOCK_LENGTH}")
-        if not is_seed(self.seed):
-            problems.append(f"--seed {self.seed}: is out of range; give {SEED_RANGE}")
-        if not 0 <= self.max_skipped_fraction <= 1:
-            problems.append(f"--max_skipped_fraction {self.max_skipped_fraction}: give a share from 0 to 1")
-        if _weights(self.split) is None:
-            problems.append(f"--split {self.split}: give three weights such as 949,50,1, not all 0")
-        if problems:
-            raise UserError(*problems)
-
-    @property
-    def split_weights(self) -> tuple[int, int, int]:
-        """Weights of train, validation and test."""
-        weights = _weights(self.split)
-        assert weights is not None
-        return weights
-
-
-def _weights(text: str) -> tuple[int, int, int] | None:
-    words = text.split(",")
-    if len(words) != 3 or not all(word.strip().isdecimal() for word in words):
-        return None
-    train, validation, test = (int(word) for word in words)
-    return (train, validation, test) if train + validation + test > 0 else None
-
-
-@dataclass(frozen=True)
 class TokenizerArguments:
     """Flags of train_tokenizer.py."""
 
-    data_files: list[Path] = flag([SAMPLE_CORPUS], "JSONL files, one document a line")
-    text_field: str = flag("text", "field that holds a document's text")
+    data_files: list[str] = flag(
+        [str(SAMPLE_CORPUS)], "JSONL, Parquet or .txt files (.gz, .zst, .xz too), folders, globs"
+    )
+    text_field: str = flag("text", "field that holds a document's text; a.b is field b of object a")
+    max_document_bytes: int = flag(32 << 20, "lines larger than this are skipped")
     vocab_size: int = flag(32000, "tokens in the vocabulary, special tokens included")
     output_dir: Path = flag(Path("tokenizer"), "tokenizer folder to make")
 

@@ -42,6 +42,13 @@ class Progress:
         """Seconds since the work began, never 0."""
         return max(time.monotonic() - self._started_at, 1e-9)
 
+    def skip(self, num_bytes: int) -> None:
+        """Count `num_bytes` as done before this began, so that they do not make it look fast."""
+        self._total_bytes -= num_bytes
+        if not self._bar.disable:
+            self._bar.initial += num_bytes
+            self._bar.update(num_bytes)
+
     def advance(self, num_bytes: int, figures: str) -> None:
         """Add `num_bytes` of finished input and show `figures`, such as the documents so far."""
         self._done_bytes += num_bytes

@@ -1,134 +1,172 @@
-"""Read JSONL files as documents; a line that cannot be one is a `SkippedLine` with its place and reason, never lost.
+"""What a line of the input is: a `Document`, or a `SkippedLine` with its place and reason, never lost.
 
-Every line of a file comes out as exactly one of the two, in the order of the input.
+A line is a JSON line, a row of a Parquet file, or the text of a plain text file (or of one of its paragraphs).
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
-from pretraining.cli.errors import UserError
-
-SkipReason = Literal[
-    "blank_line",
+UnreadableReason = Literal[
     "invalid_utf8",
+    "byte_order_mark",
     "not_json",
     "not_an_object",
     "no_text_field",
+    "text_is_null",
     "text_not_a_string",
+    "lone_surrogate",
     "empty_text",
+    "too_large",
 ]
-READ_BUFFER_BYTES = 4 << 20  # lines of a 4 MB buffer parse 25 % faster than of the default 8 KB one
-SHOWN_BYTES = 80  # of a refused line
+CleaningReason = Literal["too_short", "too_long", "other_language", "duplicate", "near_duplicate"]
+SkipReason = Literal["blank_line"] | UnreadableReason | CleaningReason
+CLEANED = ("blank_line", "too_short", "too_long", "other_language", "duplicate", "near_duplicate")  # do no harm
+SHOWN_BYTES = 80  # of a skipped line
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
+class RawLine:
+    """A line as it was read: its number (from 1) and byte offset, where the next one begins, size, and content.
+
+    The content is bytes of JSON or of text, a row of a Parquet file, or None where the line was too large to keep;
+    `head` are its first bytes. Offsets count decompressed bytes; in a Parquet file they count rows.
+    """
+
+    number: int
+    byte_offset: int
+    end_line: int
+    end_offset: int
+    num_bytes: int
+    content: bytes | Mapping[str, Any] | None
+    head: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
-    """One text record and where it stands: file, line (from 1), byte offset of the line."""
+    """One text record and where it stands: number of its file, line (from 1), byte offset of the line."""
 
     text: str
-    source: str
-    file: str
+    source: str | None
     line: int
     byte_offset: int
-    line_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedLine:
-    """A line that is no document."""
+    """A line that is no document, or one that was not wanted; `copy_of` names the place of a duplicate's original."""
 
-    file: str
     line: int
     reason: SkipReason
     first_bytes: str
-    line_bytes: int
+    copy_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JsonFields:
-    """Names of the fields that hold a document's text and, where present, its source."""
+    """Names of the fields that hold a document's text and, where present, its source; `a.b` is field b of object a."""
 
     text: str
     source: str
 
 
-def check_data_files(paths: Sequence[Path]) -> None:
-    """Refuse, all at once, files that are missing, folders, empty, or named twice."""
-    problems = [f"--data_files {path}: {problem}" for path in paths if (problem := _file_problem(path))]
-    problems += [f"--data_files {path}: is named twice; name it once" for path in set(paths) if paths.count(path) > 1]
-    if problems:
-        raise UserError(*problems)
+def parse_json_line(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
+    """The document of a JSON line."""
+    content = raw.content
+    assert isinstance(content, bytes)
+    if raw.number == 1:
+        content = content.removeprefix(BYTE_ORDER_MARK)
+    if not content.strip():
+        return skipped(raw, "blank_line")
+    record = _load_json(content)
+    return skipped(raw, record) if isinstance(record, str) else _document_of(raw, record, fields)
 
 
-def _file_problem(path: Path) -> str | None:
-    if not path.exists():
-        return "there is no such file; check the path"
-    if not path.is_file():
-        return "is not a file; name the JSONL files in it"
+def parse_row(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
+    """The document of a row of a Parquet file."""
+    assert isinstance(raw.content, Mapping)
+    return _document_of(raw, raw.content, fields)
+
+
+def parse_text(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
+    """The document that plain text is."""
+    del fields  # plain text has none
+    assert isinstance(raw.content, bytes)
     try:
-        with path.open("rb") as file:
-            return None if file.read(1) else "is empty; give a file with one JSON document a line"
-    except OSError as error:
-        return f"cannot be read ({error.strerror}); check its permissions"
-
-
-def read_documents(paths: Sequence[Path], fields: JsonFields) -> Iterator[Document | SkippedLine]:
-    """Each line of each file, in order, as a document or a skipped line."""
-    for path in paths:
-        yield from _read_file(path, fields)
-
-
-def _read_file(path: Path, fields: JsonFields) -> Iterator[Document | SkippedLine]:
-    byte_offset = 0
-    with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
-        for line, raw in enumerate(file, start=1):
-            parsed = _parse_line(raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw, fields)
-            if isinstance(parsed, tuple):
-                text, source = parsed
-                yield Document(text, source or path.stem, str(path), line, byte_offset, len(raw))
-            else:
-                yield SkippedLine(str(path), line, parsed, _shown(raw), len(raw))
-            byte_offset += len(raw)
-
-
-def _parse_line(raw: bytes, fields: JsonFields) -> tuple[str, str | None] | SkipReason:
-    """Text and source of a line, or why it has none."""
-    if not raw.strip():
-        return "blank_line"
-    try:
-        record = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return "not_json" if _is_utf8(raw) else "invalid_utf8"
-    if not isinstance(record, dict):
-        return "not_an_object"
-    source = record.get(fields.source)
-    return _text_problem(record, fields.text) or (
-        record[fields.text],
-        source if isinstance(source, str) else None,
-    )
-
-
-def _text_problem(record: dict[str, Any], text_field: str) -> SkipReason | None:
-    if text_field not in record:
-        return "no_text_field"
-    text = record[text_field]
-    if not isinstance(text, str):
-        return "text_not_a_string"
-    return None if text.strip() else "empty_text"
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode("utf-8")
+        text = raw.content.removeprefix(BYTE_ORDER_MARK).decode("utf-8")
     except UnicodeDecodeError:
+        return skipped(raw, "invalid_utf8")
+    return _checked(raw, text, None)
+
+
+def skipped(raw: RawLine, reason: SkipReason, *, copy_of: str | None = None) -> SkippedLine:
+    """`raw` as a line that makes no document."""
+    shown = (raw.head or _bytes_of(raw.content))[:SHOWN_BYTES].decode("utf-8", errors="backslashreplace").rstrip("\r\n")
+    return SkippedLine(raw.number, reason, shown, copy_of)
+
+
+def _bytes_of(content: bytes | Mapping[str, Any] | None) -> bytes:
+    if isinstance(content, bytes):
+        return content[:SHOWN_BYTES]
+    return str(content).encode("utf-8", errors="backslashreplace")
+
+
+def _load_json(content: bytes) -> Mapping[str, Any] | UnreadableReason:
+    try:
+        record = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        if content.startswith(BYTE_ORDER_MARK):
+            return "byte_order_mark"
+        try:
+            # The standard library reads what Python and pandas write, NaN and lone surrogates included.
+            record = json.loads(content.decode("utf-8"))
+        except UnicodeDecodeError:
+            return "invalid_utf8"
+        except (ValueError, RecursionError):
+            return "not_json"
+    return record if isinstance(record, dict) else "not_an_object"
+
+
+def _document_of(raw: RawLine, record: Mapping[str, Any], fields: JsonFields) -> Document | SkippedLine:
+    found, text = _field(record, fields.text)
+    if not found:
+        return skipped(raw, "no_text_field")
+    if text is None:
+        return skipped(raw, "text_is_null")
+    if not isinstance(text, str):
+        return skipped(raw, "text_not_a_string")
+    source = _field(record, fields.source)[1]
+    return _checked(raw, text, source if isinstance(source, str) and _has_utf8(source) else None)
+
+
+def _checked(raw: RawLine, text: str, source: str | None) -> Document | SkippedLine:
+    if not text.strip():
+        return skipped(raw, "empty_text")
+    if not _has_utf8(text):
+        return skipped(raw, "lone_surrogate")
+    return Document(text, source, raw.number, raw.byte_offset)
+
+
+def _field(record: Mapping[str, Any], name: str) -> tuple[bool, Any]:
+    """Whether `record` has the field, and its value; a field of this very name goes before a path of names."""
+    if name in record:
+        return True, record[name]
+    value: Any = record
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return False, None
+        value = value[part]
+    return True, value
+
+
+def _has_utf8(text: str) -> bool:
+    """Whether `text` can be written as UTF-8: half a surrogate pair, as in a text cut by UTF-16 units, cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(raw: bytes) -> str:
-    return raw[:SHOWN_BYTES].decode("utf-8", errors="backslashreplace").rstrip("\r\n")

@@ -5,6 +5,7 @@ documents with the same text never stand on both sides, so nothing that was trai
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 Split = Literal["train", "validation", "test"]
@@ -15,18 +16,18 @@ HASH_BYTES = 8
 class SplitAssigner:
     """Assigns texts to splits in proportion to `weights`.
 
-    >>> SplitAssigner((1, 0, 0), seed=0).split_of("any text")
+    >>> SplitAssigner((1, 0, 0), seed=0).split_of(b"any text")
     'train'
     """
 
-    def __init__(self, weights: tuple[int, int, int], *, seed: int) -> None:
+    def __init__(self, weights: Sequence[int], *, seed: int) -> None:
         self._key = seed.to_bytes(8, "little", signed=True)
         total = sum(weights)
         bounds = [sum(weights[: number + 1]) for number in range(len(weights))]
         self._upper_bounds = [(bound << 8 * HASH_BYTES) // total for bound in bounds]
 
-    def split_of(self, text: str) -> Split:
-        """The split of a document with this text."""
-        digest = hashlib.blake2b(text.encode("utf-8"), digest_size=HASH_BYTES, key=self._key).digest()
+    def split_of(self, text: bytes) -> Split:
+        """The split of a document with this text, in UTF-8."""
+        digest = hashlib.blake2b(text, digest_size=HASH_BYTES, key=self._key).digest()
         position = int.from_bytes(digest, "little")
         return next(split for split, bound in zip(SPLITS, self._upper_bounds, strict=True) if position < bound)

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 from tokenizers import Tokenizer
 
 from pretraining.cli.errors import UserError
+from pretraining.corpus.backends import FlatIds, ReferenceBackend, choose_backend
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CANARY_TEXT = "  Ünïcode \u2019quotes\u2019, 1,234.5 €\n\n\tI wanna go </s> 東京 🚆 end "
@@ -35,25 +36,38 @@ class TokenRules:
     eos_token_id: int
 
 
+def id_dtype(vocab_size: int) -> str:
+    """Type of ids in blocks: two bytes where the vocabulary fits, half the disk and memory of four."""
+    return "uint16" if vocab_size <= np.iinfo(np.uint16).max + 1 else "uint32"
+
+
 class DocumentTokenizer:
     """A tokenizer.json, the special tokens its folder names, and the rule for BOS and EOS."""
 
-    def __init__(self, folder: Path, *, name: str, add_bos: bool, flag: str) -> None:
+    def __init__(self, folder: Path, *, name: str, add_bos: bool, backend: str, flag: str) -> None:
         self.name = name
         self._place = f"{flag} {name}"
         self.folder = folder
         content = (folder / "tokenizer.json").read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self._tokenizer = Tokenizer.from_str(content.decode("utf-8"))
-        self._tokenizer.no_truncation()  # transformers saves these two with the file: documents would be cut and padded
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # a text that contains "</s>" is text, it cannot end a document
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         special_tokens = read_special_tokens(folder)
+        self._tokenizer = _reference_tokenizer(content, special_tokens)
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.rules = TokenRules(
             bos_token_id=self._special_id(special_tokens, "bos_token") if add_bos else None,
             eos_token_id=self._special_id(special_tokens, "eos_token"),
         )
+        self._check_text_is_text(special_tokens)
+        self._backend = choose_backend(backend, self._tokenizer, sorted(set(special_tokens.values())))
+
+    @property
+    def backend_name(self) -> str:
+        """The library that encodes."""
+        return self._backend.name
+
+    def use_reference(self) -> None:
+        """Encode with the reference from now on."""
+        self._backend = ReferenceBackend(self._tokenizer)
 
     def _special_id(self, special_tokens: dict[str, str], role: str) -> int:
         token = special_tokens.get(role)
@@ -65,12 +79,31 @@ class DocumentTokenizer:
             )
         return token_id
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
+    def _check_text_is_text(self, special_tokens: dict[str, str]) -> None:
+        for role in ("bos_token", "eos_token"):
+            token = special_tokens.get(role, "")
+            ids = self._tokenizer.encode(f"a {token} {token}", add_special_tokens=False).ids
+            if token and self._tokenizer.token_to_id(token) in ids:
+                raise UserError(
+                    f"{self._place}: a document that contains the text {token} would get the control token of this "
+                    "name, its model makes it from plain text; give another tokenizer"
+                )
+
+    def encode(self, texts: list[str]) -> FlatIds:
         """Ids of each text as the model sees it: BOS if the rules say so, the text, EOS."""
-        before = [] if self.rules.bos_token_id is None else [self.rules.bos_token_id]
-        after = [self.rules.eos_token_id]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(before + encoding.ids + after, dtype=np.uint32) for encoding in encodings]
+        plain = self._backend.encode(texts)
+        bos_token_id = self.rules.bos_token_id
+        lengths = plain.lengths + (1 if bos_token_id is None else 2)
+        ends = np.cumsum(lengths)
+        ids = np.empty(int(lengths.sum()), dtype=np.uint32)
+        is_text = np.ones(len(ids), dtype=bool)
+        is_text[ends - 1] = False
+        ids[ends - 1] = self.rules.eos_token_id
+        if bos_token_id is not None:
+            is_text[ends - lengths] = False
+            ids[ends - lengths] = bos_token_id
+        ids[is_text] = plain.ids
+        return FlatIds(ids, lengths)
 
     def canary(self) -> dict[str, Any]:
         """A text with hard places and its ids, for whoever reads the blocks to check their tokenizer by."""
@@ -78,7 +111,22 @@ class DocumentTokenizer:
         return {"text": CANARY_TEXT, "ids": ids}
 
 
-def load_document_tokenizer(name: str, *, add_bos: bool, flag: str = "--tokenizer") -> DocumentTokenizer:
+def _reference_tokenizer(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, for which the text of a control token is text."""
+    pipeline = json.loads(content)
+    for token in pipeline.get("added_tokens", []):
+        if token["content"] in special_tokens.values():
+            token["special"] = True  # some files call EOS an ordinary added token, and text would become it
+    tokenizer = Tokenizer.from_str(json.dumps(pipeline, ensure_ascii=False))
+    tokenizer.no_truncation()  # transformers saves these two with the file: documents would be cut and padded
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # a text that contains "</s>" is text, it cannot end a document
+    return tokenizer
+
+
+def load_document_tokenizer(
+    name: str, *, add_bos: bool, backend: str = "reference", flag: str = "--tokenizer"
+) -> DocumentTokenizer:
     """Open a tokenizer folder or Hub id.
 
     Raises:
@@ -88,7 +136,7 @@ def load_document_tokenizer(name: str, *, add_bos: bool, flag: str = "--tokenize
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{flag} {name}: the folder has no tokenizer.json; make one with train_tokenizer.py")
     try:
-        return DocumentTokenizer(folder, name=name, add_bos=add_bos, flag=flag)
+        return DocumentTokenizer(folder, name=name, add_bos=add_bos, backend=backend, flag=flag)
     except UserError:
         raise
     except Exception as error:  # `tokenizers` raises bare Exception for a file it cannot read

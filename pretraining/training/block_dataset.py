@@ -16,12 +16,16 @@ from pretraining.corpus.manifest import Manifest
 from pretraining.corpus.shards import Shard
 from pretraining.corpus.splits import Split
 
+COLUMNS = ["input_ids", "num_padding_tokens"]
+IGNORED_LABEL = -100  # torch's cross entropy leaves these positions out
+
 
 class BlockDataset(Dataset):
     """Items are `input_ids` and `labels`, both int64 of shape [block_length].
 
-    The labels are the inputs themselves, the model shifts them. No token is masked, EOS least of all: a model whose
-    EOS is masked as padding never learns to end.
+    The labels are the inputs themselves, the model shifts them. EOS is a label like any other: a model whose EOS is
+    masked as padding never learns to end. Only the padding of --packing best_fit, which belongs to no document, is
+    masked.
     """
 
     def __init__(self, store: Path, manifest: Manifest, split: Split) -> None:
@@ -30,9 +34,10 @@ class BlockDataset(Dataset):
             _check_shard(store, shard)
         paths = [str(store / shard.path) for shard in shards]
         datasets.disable_progress_bars()
-        table = datasets.load_dataset("parquet", data_files=paths, split="train", columns=["input_ids"]).data
+        table = datasets.load_dataset("parquet", data_files=paths, split="train", columns=COLUMNS).data
         chunks = table.column("input_ids").chunks
         self._views = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in chunks if len(chunk)]
+        self._num_padding_tokens = table.column("num_padding_tokens").to_numpy()
         self._ends = np.cumsum([len(view) for view in self._views])
         expected = manifest.splits[split].num_blocks
         if len(self) != expected:
@@ -45,7 +50,12 @@ class BlockDataset(Dataset):
         chunk = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[chunk - 1]) if chunk else 0
         ids = torch.from_numpy(self._views[chunk][index - start].astype(np.int64))
-        return {"input_ids": ids, "labels": ids}
+        num_padding_tokens = int(self._num_padding_tokens[index])
+        if not num_padding_tokens:
+            return {"input_ids": ids, "labels": ids}
+        labels = ids.clone()
+        labels[len(ids) - num_padding_tokens :] = IGNORED_LABEL
+        return {"input_ids": ids, "labels": labels}
 
 
 def _check_shard(store: Path, shard: Shard) -> None:

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch.utils.data import Dataset
 
-from pretraining.training.block_dataset import BlockDataset
-
-IGNORED_LABEL = -100  # torch's cross entropy leaves these positions out
+from pretraining.training.block_dataset import IGNORED_LABEL, BlockDataset
 
 
 class EvaluationBlocks(Dataset):

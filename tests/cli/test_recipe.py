@@ -4,9 +4,10 @@ from typing import Literal
 
 import pytest
 
-from pretraining.cli.arguments import DataArguments, ModelArguments, PreprocessArguments, trainer_group
+from pretraining.cli.arguments import DataArguments, ModelArguments, trainer_group
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
+from pretraining.cli.preprocess_arguments import PreprocessArguments
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from tests.conftest import PROJECT_DIR
 

@@ -1,76 +1,91 @@
-import json
-from pathlib import Path
-
 import pytest
 
-from pretraining.cli.errors import UserError
-from pretraining.corpus.documents import Document, JsonFields, SkippedLine, check_data_files, read_documents
+from pretraining.corpus.documents import Document, JsonFields, RawLine, SkippedLine, parse_json_line, parse_row
 
 FIELDS = JsonFields("text", "source")
 
 
-def lines_of(path: Path, content: bytes) -> list[Document | SkippedLine]:
-    path.write_bytes(content)
-    return list(read_documents([path], FIELDS))
+def parsed(content: bytes, *, number: int = 2, fields: JsonFields = FIELDS) -> Document | SkippedLine:
+    return parse_json_line(RawLine(number, 10, number, 10 + len(content), len(content), content), fields)
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
         (b"\n", "blank_line"),
+        (b" \t\r\n", "blank_line"),
         (b"{'text': 1}\n", "not_json"),
         (b'{"text": "cut\n', "not_json"),
-        (b'{"text": "\\ud800"}\n', "not_json"),
+        (b'{"text": "a"} {"text": "b"}\n', "not_json"),
+        (b"[" * 100_000, "not_json"),
+        (b'{"text": "\\ud800 half a pair"}\n', "lone_surrogate"),
         (b'{"text": "\xff\xfe"}\n', "invalid_utf8"),
+        (b'\xef\xbb\xbf{"text": "in the middle of a file"}\n', "byte_order_mark"),
         (b'["text"]\n', "not_an_object"),
+        (b'"text"\n', "not_an_object"),
         (b'{"body": "x"}\n', "no_text_field"),
-        (b'{"text": null}\n', "text_not_a_string"),
+        (b'{"text": null}\n', "text_is_null"),
         (b'{"text": 5}\n', "text_not_a_string"),
+        (b'{"text": ["a"]}\n', "text_not_a_string"),
         (b'{"text": " \\n "}\n', "empty_text"),
+        (b'{"text": ""}\n', "empty_text"),
     ],
 )
-def test_a_bad_line_is_skipped_with_its_reason_and_its_neighbours_are_read(
-    tmp_path: Path, line: bytes, reason: str
-) -> None:
-    good = b'{"text": "good"}\n'
-    first, middle, last = lines_of(tmp_path / "a.jsonl", good + line + good)
-    assert isinstance(first, Document)
-    assert isinstance(last, Document)
-    assert isinstance(middle, SkippedLine)
-    assert (middle.line, middle.reason) == (2, reason)
-    assert last.byte_offset == len(good) + len(line)
+def test_a_bad_line_has_its_reason_and_its_first_bytes(line: bytes, reason: str) -> None:
+    skipped = parsed(line)
+    assert isinstance(skipped, SkippedLine)
+    assert (skipped.line, skipped.reason) == (2, reason)
+    assert len(skipped.first_bytes) <= 4 * 80
+    assert skipped.first_bytes.startswith(line.decode(errors="backslashreplace").rstrip("\r\n")[:20])
 
 
-def test_crlf_byte_order_mark_and_missing_last_newline(tmp_path: Path) -> None:
-    content = b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}'
-    documents = lines_of(tmp_path / "a.jsonl", content)
-    assert [document.text for document in documents] == ["one", "two"]
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b'{"text": "with CRLF"}\r\n', "with CRLF"),
+        (b'{"text": "without newline"}', "without newline"),
+        (b'{"text": "a \\u0000 NUL and \\ud83d\\ude86"}\n', "a \0 NUL and 🚆"),
+        (b'{"text": "NaN is what pandas writes", "score": NaN}\n', "NaN is what pandas writes"),
+        (b'{"text": "a", "title": "half \\ud83d"}\n', "a"),
+        (b'{"text": "twice", "text": "the last one holds"}\n', "the last one holds"),
+    ],
+)
+def test_lines_that_are_documents(line: bytes, text: str) -> None:
+    document = parsed(line)
+    assert isinstance(document, Document)
+    assert (document.text, document.line, document.byte_offset) == (text, 2, 10)
 
 
-def test_each_line_comes_out_once_with_the_place_it_stands(tmp_path: Path) -> None:
-    path = tmp_path / "news.jsonl"
-    records = [{"text": f"  story {number} é\n", "source": "world"} for number in range(50)]
-    documents = lines_of(path, "".join(json.dumps(record) + "\n" for record in records).encode())
-    raw = path.read_bytes()
-    for number, document in enumerate(documents):
+def test_a_byte_order_mark_at_the_beginning_of_a_file_is_no_part_of_it() -> None:
+    document = parsed(b'\xef\xbb\xbf{"text": "one"}', number=1)
+    assert isinstance(document, Document)
+    assert document.text == "one"
+
+
+def test_dotted_names_are_fields_of_fields() -> None:
+    fields = JsonFields("article.body", "meta.from")
+    document = parsed(b'{"article": {"body": "a"}, "meta": {"from": "wire"}}', fields=fields)
+    assert isinstance(document, Document)
+    assert (document.text, document.source) == ("a", "wire")
+    named = parsed(b'{"article.body": "by this very name", "article": {"body": "a"}}', fields=fields)
+    assert isinstance(named, Document)
+    assert named.text == "by this very name"
+    for other in (b'{"article": "a"}', b'{"article": {}}', b'{"article": null}'):
+        skipped = parsed(other, fields=fields)
+        assert isinstance(skipped, SkippedLine)
+        assert skipped.reason == "no_text_field"
+
+
+def test_a_source_that_is_no_text_is_none() -> None:
+    for source in (b"3", b"null", b'"\\ud800"'):
+        document = parsed(b'{"text": "a", "source": ' + source + b"}")
         assert isinstance(document, Document)
-        assert document.line == number + 1
-        line = raw[document.byte_offset : document.byte_offset + document.line_bytes]
-        assert json.loads(line)["text"] == document.text == records[number]["text"]
+        assert document.source is None
 
 
-def test_the_source_is_the_field_or_else_the_name_of_the_file(tmp_path: Path) -> None:
-    documents = lines_of(tmp_path / "news.jsonl", b'{"text": "a", "source": "sport"}\n{"text": "b", "source": 3}\n')
-    assert [document.source for document in documents] == ["sport", "news"]
-
-
-def test_all_unusable_files_are_named_at_once(tmp_path: Path) -> None:
-    empty = tmp_path / "empty.jsonl"
-    empty.touch()
-    with pytest.raises(UserError) as caught:
-        check_data_files([tmp_path / "missing.jsonl", empty, tmp_path])
-    assert [problem.split(": ")[1].split(";")[0] for problem in caught.value.problems] == [
-        "there is no such file",
-        "is empty",
-        "is not a file",
-    ]
+def test_rows_of_a_parquet_file() -> None:
+    document = parse_row(RawLine(3, 2, 3, 3, 1, {"text": "a", "source": "wire"}), FIELDS)
+    assert document == Document("a", "wire", 3, 2)
+    skipped = parse_row(RawLine(3, 2, 3, 3, 1, {"text": b"a"}), FIELDS)
+    assert isinstance(skipped, SkippedLine)
+    assert skipped.reason == "text_not_a_string"

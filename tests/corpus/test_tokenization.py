@@ -28,7 +28,7 @@ ODD_TEXTS = [
 def test_documents_are_surrounded_as_the_rules_say(add_bos: bool) -> None:
     tokenizer = load_document_tokenizer(str(SAMPLE), add_bos=add_bos)
     plain = Tokenizer.from_file(str(SAMPLE / "tokenizer.json"))
-    for text, ids in zip(ODD_TEXTS, tokenizer.encode(ODD_TEXTS), strict=True):
+    for text, ids in zip(ODD_TEXTS, tokenizer.encode(ODD_TEXTS).per_text(), strict=True):
         expected = plain.encode(text, add_special_tokens=False).ids
         assert ids.tolist() == ([1] if add_bos else []) + expected + [2]
         assert plain.decode(expected) == text
@@ -37,7 +37,7 @@ def test_documents_are_surrounded_as_the_rules_say(add_bos: bool) -> None:
 @pytest.mark.parametrize("text", ["the end </s> or not", "<s>", "a<unk>b </s></s>"])
 def test_text_cannot_speak_control(text: str) -> None:
     tokenizer = load_document_tokenizer(str(SAMPLE), add_bos=False)
-    (ids,) = tokenizer.encode([text])
+    (ids,) = tokenizer.encode([text]).per_text()
     assert ids[-1] == 2
     assert not set(ids[:-1].tolist()) & {0, 1, 2}
     assert Tokenizer.from_file(str(SAMPLE / "tokenizer.json")).decode(ids[:-1].tolist()) == text
@@ -47,14 +47,14 @@ def test_auto_tokenizer_opens_the_sample_tokenizer_with_the_same_ids() -> None:
     theirs = AutoTokenizer.from_pretrained(SAMPLE)
     ours = load_document_tokenizer(str(SAMPLE), add_bos=False)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (1, 2, 0)
-    for text, ids in zip(ODD_TEXTS, ours.encode(ODD_TEXTS), strict=True):
+    for text, ids in zip(ODD_TEXTS, ours.encode(ODD_TEXTS).per_text(), strict=True):
         assert theirs(text)["input_ids"] == ids[:-1].tolist()
 
 
 def test_llama2_ids_are_those_of_its_tokenizer_json(real_data: Path) -> None:
     ours = load_document_tokenizer(str(real_data / "llama2"), add_bos=True)
     plain = Tokenizer.from_file(str(real_data / "llama2/tokenizer.json"))
-    for text, ids in zip(ODD_TEXTS, ours.encode(ODD_TEXTS), strict=True):
+    for text, ids in zip(ODD_TEXTS, ours.encode(ODD_TEXTS).per_text(), strict=True):
         assert np.array_equal(ids, [1, *plain.encode(text, add_special_tokens=False).ids, 2])
 
 
@@ -66,7 +66,7 @@ def test_truncation_and_padding_of_the_file_cut_and_fill_nothing(tmp_path: Path)
     (tmp_path / "tokenizer_config.json").write_bytes((SAMPLE / "tokenizer_config.json").read_bytes())
     texts = ["hi", "a long story " * 100]
     theirs, ours = (load_document_tokenizer(str(folder), add_bos=False) for folder in (tmp_path, SAMPLE))
-    for ids, expected in zip(theirs.encode(texts), ours.encode(texts), strict=True):
+    for ids, expected in zip(theirs.encode(texts).per_text(), ours.encode(texts).per_text(), strict=True):
         assert np.array_equal(ids, expected)
 
 

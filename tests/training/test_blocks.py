@@ -72,7 +72,7 @@ def test_evaluation_counts_each_block_once_whatever_the_batches(
 
 def test_a_split_without_blocks_is_none(sample_store: Path, tmp_path: Path) -> None:
     manifest = read_manifest(sample_store, flag="")
-    empty = manifest.splits["test"].__class__(0, 0, 0, 0, [])
+    empty = manifest.splits["test"].__class__(0, 0, 0, 0, 0, [])
     assert open_split(sample_store, manifest.__class__(**{**vars(manifest), "splits": {"test": empty}}), "test") is None
 
 

@@ -18,7 +18,7 @@ def check_auto_tokenizer(tokenizer_dir: Path, tmp_path: Path, *, add_bos: bool) 
     manifest = read_manifest(tmp_path / "blocks", flag="")
     tokenizer_for_model(tmp_path / "blocks", manifest, max_length=64).save_pretrained(tmp_path / "model")
     opened = AutoTokenizer.from_pretrained(tmp_path / "model")
-    trained = load_document_tokenizer(str(tokenizer_dir), add_bos=add_bos).encode(ODD_TEXTS)
+    trained = load_document_tokenizer(str(tokenizer_dir), add_bos=add_bos).encode(ODD_TEXTS).per_text()
     for text, ids in zip(ODD_TEXTS, trained, strict=True):
         assert opened(text)["input_ids"] == ids[:-1].tolist(), repr(text)
     assert opened.eos_token_id == 2

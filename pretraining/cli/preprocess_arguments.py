@@ -1,0 +1,101 @@
+"""The flags of preprocess.py, with their defaults."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pretraining.cli.arguments import SAMPLE_CORPUS, SAMPLE_TOKENIZER, SEED_RANGE, is_seed
+from pretraining.cli.errors import UserError
+from pretraining.cli.flags import flag
+
+LARGEST_BLOCK_LENGTH = 1 << 24
+MOST_SLICES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PreprocessArguments:
+    """Flags of preprocess.py."""
+
+    data_files: list[str] = flag(
+        [str(SAMPLE_CORPUS)],
+        "JSONL, Parquet or .txt files (.gz, .zst, .xz too), folders or globs; NAME=FILES names their source",
+    )
+    text_field: str = flag("text", "field that holds a document's text; a.b is field b of object a")
+    source_field: str = flag("source", "field that names a document's source; without it, the file's name")
+    split_text_files: bool = flag(False, "blank lines divide a .txt file into documents; otherwise it is one")
+    max_document_bytes: int = flag(32 << 20, "lines larger than this are skipped")
+    max_skipped_fraction: float = flag(0.01, "share of unreadable lines above which no block store is made")
+    min_characters: int | None = flag(None, "remove shorter documents")
+    max_characters: int | None = flag(None, "remove longer documents")
+    exact_duplicates: bool = flag(False, "remove documents whose text was there before (case and spaces ignored)")
+    near_duplicates: float | None = flag(None, "remove documents this similar to one before them (Jaccard), as 0.8")
+    language_hook: str | None = flag(None, "package.module:function that tells the language of a text")
+    languages: list[str] | None = flag(None, "keep documents in these languages, as --language_hook names them")
+    tokenizer: str = flag(SAMPLE_TOKENIZER, "tokenizer folder or Hub id (its tokenizer.json is used as it stands)")
+    tokenizer_backend: Literal["auto", "reference", "fastokens"] = flag(
+        "auto", "library that encodes; auto is the fastest that proves to give the ids of the reference, tokenizers"
+    )
+    add_bos: bool = flag(False, "put BOS before each document; EOS always follows it")
+    block_length: int = flag(4096, "tokens in a token block")
+    packing: Literal["concat", "best_fit"] = flag(
+        "concat", "concat cuts documents at the end of a block; best_fit only those longer than one, and pads"
+    )
+    split: str = flag("949,50,1", "weights of train, validation and test; whole documents, equal texts together")
+    seed: int = flag(42, "decides which documents are validation and test")
+    output_dir: Path = flag(Path("blocks"), "block store to make")
+    tokens_per_shard: int = flag(1 << 27, "tokens after which shards end; a killed run goes on from there")
+    num_slices: int = flag(1, "parts of the input that processes under mpirun share; decides the bytes, unlike them")
+    num_workers: int = flag(len(os.sched_getaffinity(0)), "threads that encode in this process")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        checks = {
+            f"--block_length {self.block_length}: is out of range; give 2 to {LARGEST_BLOCK_LENGTH}": (
+                2 <= self.block_length <= LARGEST_BLOCK_LENGTH
+            ),
+            f"--seed {self.seed}: is out of range; give {SEED_RANGE}": is_seed(self.seed),
+            f"--max_skipped_fraction {self.max_skipped_fraction}: give a share from 0 to 1": (
+                0 <= self.max_skipped_fraction <= 1
+            ),
+            f"--split {self.split}: give three weights such as 949,50,1, not all 0": _weights(self.split) is not None,
+            f"--tokens_per_shard {self.tokens_per_shard}: give 1 or more": self.tokens_per_shard >= 1,
+            f"--num_slices {self.num_slices}: is out of range; give 1 to {MOST_SLICES}": (
+                1 <= self.num_slices <= MOST_SLICES
+            ),
+            f"--num_workers {self.num_workers}: give 1 or more": self.num_workers >= 1,
+            f"--max_document_bytes {self.max_document_bytes}: give 1 or more": self.max_document_bytes >= 1,
+        }
+        problems = [message for message, fine in (checks | self._cleaning_checks()).items() if not fine]
+        if problems:
+            raise UserError(*problems)
+
+    def _cleaning_checks(self) -> dict[str, bool]:
+        shortest, longest, similarity = self.min_characters, self.max_characters, self.near_duplicates
+        return {
+            f"--min_characters {shortest}: give 1 or more": shortest is None or shortest >= 1,
+            f"--max_characters {longest}: give 1 or more, and not less than --min_characters": (
+                longest is None or longest >= max(1, shortest or 1)
+            ),
+            f"--near_duplicates {similarity}: give a similarity between 0 and 1, as 0.8": (
+                similarity is None or 0 < similarity < 1
+            ),
+            "--language_hook, --languages: belong together; give both, as my_module:language_of and en": (
+                (self.language_hook is None) == (self.languages is None)
+            ),
+        }
+
+    @property
+    def split_weights(self) -> tuple[int, int, int]:
+        """Weights of train, validation and test."""
+        weights = _weights(self.split)
+        assert weights is not None
+        return weights
+
+
+def _weights(text: str) -> tuple[int, int, int] | None:
+    words = text.split(",")
+    if len(words) != 3 or not all(word.strip().isdecimal() for word in words):
+        return None
+    train, validation, test = (int(word) for word in words)
+    return (train, validation, test) if train + validation + test > 0 else None

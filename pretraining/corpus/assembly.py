@@ -1,0 +1,127 @@
+"""Make one block store of the finished slices: their shards under final names, the last blocks, the manifest, the card.
+
+Every step can be repeated, so a run that is killed here is finished by the same command.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pretraining.corpus.block_store import LOCK_NAME, SLICES_DIR, WORKING_FILES, PartialStore, slice_dir
+from pretraining.corpus.cards import write_card
+from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, SplitContents, read_manifest
+from pretraining.corpus.progress import SliceProgress, SplitProgress
+from pretraining.corpus.shards import Shard, sync
+from pretraining.corpus.slice_writer import SplitWriter, packer_of, read_carried
+from pretraining.corpus.splits import SPLITS, Split
+from pretraining.corpus.tables import block_schema
+from pretraining.corpus.tokenization import TOKENIZER_FILES
+
+LAST_BLOCKS_DIR = "last_blocks"
+
+
+def finish_store(
+    store: PartialStore, origin: Origin, slices: Sequence[SliceProgress], *, tokenizer_dir: Path
+) -> Manifest:
+    """Put the slices together, check the sums, write the manifest, and give the folder its name."""
+    folder = store.folder
+    if (folder / MANIFEST_NAME).is_file():
+        manifest = read_manifest(folder, flag="--output_dir")
+    else:
+        manifest = _assemble(store, origin, slices, tokenizer_dir)
+    for name in (SLICES_DIR, LAST_BLOCKS_DIR):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (*WORKING_FILES, LOCK_NAME):
+        (folder / name).unlink(missing_ok=True)
+    folder.replace(store.output_dir)
+    sync(store.output_dir.parent)
+    return manifest
+
+
+def _assemble(store: PartialStore, origin: Origin, slices: Sequence[SliceProgress], tokenizer_dir: Path) -> Manifest:
+    folder = store.folder
+    folders = [slice_dir(folder, number) for number in range(len(slices))]
+    splits: dict[str, SplitContents] = {
+        split: _assemble_split(folder, folders, slices, origin, split) for split in SPLITS
+    }
+    documents = [(path, shard) for path, p in zip(folders, slices, strict=True) for shard in p.documents]
+    skipped_lines = sum((Counter(progress.skipped_lines) for progress in slices), Counter())
+    num_documents = sum(progress.num_documents for progress in slices)
+    manifest = Manifest(
+        origin=origin,
+        dtype=origin.dtype,
+        num_lines=num_documents + skipped_lines.total(),
+        num_documents=num_documents,
+        skipped_lines=dict(sorted(skipped_lines.items())),
+        splits=splits,
+        documents=_rename(folder, "documents/documents", documents),
+    )
+    manifest.check_sums()
+    with (folder / "skipped.jsonl").open("wb") as skipped:
+        for path in (path / name for path, p in zip(folders, slices, strict=True) for name in p.skipped_files):
+            skipped.write(path.read_bytes())
+    _copy_tokenizer(tokenizer_dir, folder / "tokenizer")
+    write_card(manifest, folder)
+    manifest.write(folder)
+    return manifest
+
+
+def _assemble_split(
+    folder: Path, folders: Sequence[Path], slices: Sequence[SliceProgress], origin: Origin, split: Split
+) -> SplitContents:
+    last = SplitProgress()
+    num_tail_tokens = _write_last_blocks(folder, folders, slices, origin, split, last)
+    parts = [progress.splits[split] for progress in slices]
+    shards = [(path, shard) for path, part in zip(folders, parts, strict=True) for shard in part.shards]
+    shards += [(folder / LAST_BLOCKS_DIR, shard) for shard in last.shards]
+    return SplitContents(
+        num_documents=sum(part.num_documents for part in parts),
+        num_tokens=sum(part.num_tokens for part in parts),
+        num_blocks=sum(part.num_blocks for part in [*parts, last]),
+        num_padding_tokens=sum(part.num_padding_tokens for part in [*parts, last]),
+        num_tail_tokens=num_tail_tokens,
+        shards=_rename(folder, f"data/{split}", shards),
+    )
+
+
+def _write_last_blocks(
+    folder: Path,
+    folders: Sequence[Path],
+    slices: Sequence[SliceProgress],
+    origin: Origin,
+    split: Split,
+    last: SplitProgress,
+) -> int:
+    """Pack what the slices have carried to their ends into `last`; returns the number of tokens left over."""
+    (folder / LAST_BLOCKS_DIR).mkdir(exist_ok=True)
+    packer = packer_of(origin)
+    schema = block_schema(origin.block_length, origin.dtype)
+    writer = SplitWriter(folder / LAST_BLOCKS_DIR, split, 0, packer, schema)
+    for path, progress in zip(folders, slices, strict=True):
+        if progress.carried_file is not None:
+            writer.add_blocks(packer.add(read_carried(path / progress.carried_file)[split]), last)
+    writer.add_blocks(packer.flush(), last)
+    writer.close(last)
+    return packer.carried.num_tokens
+
+
+def _rename(folder: Path, prefix: str, shards: Sequence[tuple[Path, Shard]]) -> list[Shard]:
+    """Give shards their final names; one that an earlier try has moved is there already."""
+    (folder / prefix).parent.mkdir(exist_ok=True)
+    named = []
+    for number, (source_dir, shard) in enumerate(shards):
+        final = replace(shard, path=f"{prefix}-{number:05d}-of-{len(shards):05d}.parquet")
+        if (source_dir / shard.path).exists():
+            (source_dir / shard.path).replace(folder / final.path)
+        named.append(final)
+    sync((folder / prefix).parent)
+    return named
+
+
+def _copy_tokenizer(tokenizer_dir: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (tokenizer_dir / name).is_file():
+            (target / name).write_bytes((tokenizer_dir / name).read_bytes())

@@ -1,0 +1,110 @@
+"""Raw lines to encoded documents, on every core: batches are encoded by threads and come out in input order.
+
+Parsing and hashing hold Python's lock for a small part of the time; the tokenizer library releases it and uses its own
+threads as well, so text is never copied between processes.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pretraining.corpus.cleaning import TextFilter
+from pretraining.corpus.documents import Document, JsonFields, SkippedLine, skipped
+from pretraining.corpus.reading import BATCH_BYTES, Position, RawBatch, parse_lines
+from pretraining.corpus.splits import SPLITS, SplitAssigner
+from pretraining.corpus.tokenization import DocumentTokenizer, id_dtype
+
+
+@dataclass(slots=True)
+class DocumentRows:
+    """What the table of documents says of each document, column by column."""
+
+    sources: list[str] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    byte_offsets: list[int] = field(default_factory=list)
+    num_text_bytes: list[int] = field(default_factory=list)
+    splits: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """The documents of a batch with their ids (control tokens included), and its skipped lines."""
+
+    path: str
+    rows: DocumentRows
+    ids: np.ndarray
+    lengths: np.ndarray
+    skipped: list[SkippedLine]
+    end: Position
+    num_file_bytes: int
+
+
+class BatchEncoder:
+    """Turns raw batches into encoded ones; several threads may use it."""
+
+    def __init__(
+        self, *, fields: JsonFields, text_filter: TextFilter, splits: SplitAssigner, tokenizer: DocumentTokenizer
+    ) -> None:
+        self._fields = fields
+        self._filter = text_filter
+        self._splits = splits
+        self._tokenizer = tokenizer
+
+    def encode(self, batch: RawBatch) -> EncodedBatch:
+        """Parse, clean, split and encode the lines of `batch`."""
+        rows = DocumentRows()
+        texts: list[str] = []
+        skipped_lines: list[SkippedLine] = []
+        for raw, parsed in parse_lines(batch, self._fields):
+            if isinstance(parsed, SkippedLine):
+                skipped_lines.append(parsed)
+            elif (problem := self._filter.problem(parsed.text)) is not None:
+                skipped_lines.append(skipped(raw, problem))
+            else:
+                texts.append(parsed.text)
+                self._add_row(rows, parsed, batch.file.source or parsed.source or batch.file.default_source)
+        flat = self._tokenizer.encode(texts)
+        return EncodedBatch(
+            path=batch.file.path,
+            rows=rows,
+            ids=flat.ids.astype(id_dtype(self._tokenizer.vocab_size)),
+            lengths=flat.lengths,
+            skipped=skipped_lines,
+            end=batch.end,
+            num_file_bytes=batch.num_file_bytes,
+        )
+
+    def _add_row(self, rows: DocumentRows, document: Document, source: str) -> None:
+        encoded = document.text.encode("utf-8")
+        rows.sources.append(source)
+        rows.lines.append(document.line)
+        rows.byte_offsets.append(document.byte_offset)
+        rows.num_text_bytes.append(len(encoded))
+        rows.splits.append(SPLITS.index(self._splits.split_of(encoded)))
+
+
+def encode_batches(encoder: BatchEncoder, batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[EncodedBatch]:
+    """Encode `batches` on `num_workers` threads, in order.
+
+    As many batches are under way as there are workers, and two more; but a batch of one huge line goes alone.
+    """
+    most_bytes = (num_workers + 2) * BATCH_BYTES
+    under_way: deque[tuple[Future[EncodedBatch], int]] = deque()
+    bytes_under_way = 0
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as executor:
+        try:
+            for batch in batches:
+                num_bytes = sum(line.num_bytes for line in batch.lines if line.content is not None)
+                while under_way and bytes_under_way + num_bytes > most_bytes:
+                    future, finished_bytes = under_way.popleft()
+                    yield future.result()
+                    bytes_under_way -= finished_bytes
+                under_way.append((executor.submit(encoder.encode, batch), num_bytes))
+                bytes_under_way += num_bytes
+            while under_way:
+                yield under_way.popleft()[0].result()
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,45 @@
+"""Hashes of the input files, which are part of what a block store is made from."""
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pretraining.cli.progress import Progress
+from pretraining.corpus.inputs import InputFile
+from pretraining.corpus.shards import sha256_of, write_atomically
+
+
+def hash_inputs(files: Sequence[InputFile], remembered_in: Path | None) -> list[str]:
+    """sha256 of each file, 2 GB/s a core.
+
+    With `remembered_in` a run that goes on does not read a file again whose size and time of change are the same.
+    """
+    known = _read(remembered_in)
+    keys = [_key(file) for file in files]
+    with (
+        Progress(sum(file.num_bytes for file, key in zip(files, keys, strict=True) if key not in known)) as progress,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor,
+    ):
+        futures = [
+            None if key in known else executor.submit(sha256_of, Path(f.path))
+            for f, key in zip(files, keys, strict=False)
+        ]
+        hashes = []
+        for file, key, future in zip(files, keys, futures, strict=True):
+            hashes.append(known[key] if future is None else future.result())
+            if future is not None:
+                progress.advance(file.num_bytes, "hashing the input")
+    if remembered_in is not None:
+        content = json.dumps(dict(zip(keys, hashes, strict=True)), indent=1)
+        write_atomically(remembered_in, content.encode())
+    return hashes
+
+
+def _read(path: Path | None) -> dict[str, str]:
+    return json.loads(path.read_bytes()) if path is not None and path.exists() else {}
+
+
+def _key(file: InputFile) -> str:
+    return f"{file.path} {file.num_bytes} {Path(file.path).stat().st_mtime_ns}"

@@ -1,0 +1,198 @@
+"""The story of a block store: from input files to the finished folder, slice by slice, on one process or many."""
+
+import contextlib
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretraining.cli.errors import UserError
+from pretraining.cli.preprocess_arguments import PreprocessArguments
+from pretraining.cli.progress import Progress
+from pretraining.corpus.assembly import finish_store
+from pretraining.corpus.backends import BackendDiffersError
+from pretraining.corpus.block_store import REFERENCE_ONLY_NAME, PartialStore, partial_dir, slice_dir
+from pretraining.corpus.cleaning import TextFilter
+from pretraining.corpus.documents import CLEANED
+from pretraining.corpus.encoding import BatchEncoder, encode_batches
+from pretraining.corpus.formats import ReadingOptions
+from pretraining.corpus.inputs import InputFile
+from pretraining.corpus.manifest import Manifest, Origin
+from pretraining.corpus.origin import describe_origin, reading_options
+from pretraining.corpus.progress import SliceProgress, read_progress
+from pretraining.corpus.ranks import Ranks
+from pretraining.corpus.reading import read_batches
+from pretraining.corpus.slice_writer import SliceWriter
+from pretraining.corpus.slices import FileRange, num_bytes_of
+from pretraining.corpus.splits import SplitAssigner
+from pretraining.corpus.tokenization import DocumentTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What it takes to make any slice of the block store in the making in `folder`."""
+
+    folder: Path
+    files: Sequence[InputFile]
+    slices: Sequence[Sequence[FileRange]]
+    options: ReadingOptions
+    origin: Origin
+    tokenizer: DocumentTokenizer
+    encoder: BatchEncoder
+    num_workers: int
+    max_skipped_fraction: float
+
+    def progress_of(self, number: int) -> SliceProgress | None:
+        """How far slice `number` is."""
+        return read_progress(slice_dir(self.folder, number))
+
+
+def make_block_store(
+    arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer, ranks: Ranks
+) -> Manifest:
+    """Read, clean, encode, split, pack and write every document, going on where an earlier run was stopped.
+
+    Raises:
+        UserError: when the folder is in use or was begun with other input or flags, when an input file is damaged or
+            too many lines cannot be read, and when the disk is full.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(saying_how_to_go_on(arguments.output_dir))
+        store = stack.enter_context(PartialStore(arguments.output_dir)) if ranks.is_first else None
+        origin = ranks.from_first(lambda: _begin(store, arguments, files, tokenizer))
+        work = Work(
+            folder=partial_dir(arguments.output_dir),
+            files=files,
+            slices=ranks.from_first(lambda: _opened(store).slices(files, origin.num_slices)),
+            options=reading_options(origin),
+            origin=origin,
+            tokenizer=tokenizer,
+            encoder=_make_encoder(origin, tokenizer),
+            num_workers=arguments.num_workers,
+            max_skipped_fraction=arguments.max_skipped_fraction,
+        )
+        make_slices(work, ranks)
+        return ranks.from_first(lambda: _finish(_opened(store), work))
+
+
+def make_slices(work: Work, ranks: Ranks) -> None:
+    """Make every slice that is not finished, each process its own; slices need nothing of one another."""
+    while numbers := ranks.from_first(lambda: _unfinished_slices(work)):
+        mine = numbers[ranks.rank :: ranks.size]
+        with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
+            for number in mine:
+                make_slice(work, number, progress)
+        ranks.wait()
+
+
+def make_slice(work: Work, number: int, progress: Progress) -> None:
+    """Work through one slice from the last finished section on."""
+    if (work.folder / REFERENCE_ONLY_NAME).exists():
+        work.tokenizer.use_reference()
+    writer = SliceWriter(
+        slice_dir(work.folder, number),
+        work.origin,
+        slice_number=number,
+        only_reference=work.tokenizer.backend_name == "reference",
+    )
+    made = writer.progress
+    progress.skip(made.num_file_bytes)
+    batches = read_batches(work.files, work.slices[number], made.position, work.options)
+    num_tokens_before = made.num_tokens
+    try:
+        for batch in encode_batches(work.encoder, batches, num_workers=work.num_workers):
+            writer.add(batch)
+            if made.num_documents == 0:  # most likely a wrong --text_field: do not read terabytes to say so
+                check_skipped([made], work.max_skipped_fraction)
+            speed = (made.num_tokens - num_tokens_before) / progress.elapsed_seconds
+            progress.advance(batch.num_file_bytes, f"{made.num_documents:,} documents, {speed:,.0f} tokens/s")
+    except BackendDiffersError as error:
+        (work.folder / REFERENCE_ONLY_NAME).write_text(str(error), encoding="utf-8")
+    else:
+        writer.finish()
+
+
+def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float) -> None:
+    """Refuse input of which too much cannot be read; blank lines and what cleaning removes do not count."""
+    counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
+    num_unreadable = sum(count for reason, count in counts.items() if reason not in CLEANED)
+    num_lines = sum(made.num_documents for made in slices) + num_unreadable
+    first = next((made.first_unreadable for made in slices if made.first_unreadable), None)
+    if first is not None and num_unreadable > max_skipped_fraction * num_lines:
+        raise UserError(
+            f"{first['file']}:{first['line']}: {first['reason'].replace('_', ' ')} ({first['first_bytes']!r}); "
+            f"{num_unreadable:,} of {num_lines:,} lines like it are more than --max_skipped_fraction "
+            f"{max_skipped_fraction}; mend them, name the right --text_field, or allow more"
+        )
+
+
+@contextlib.contextmanager
+def saying_how_to_go_on(output_dir: Path) -> Iterator[None]:
+    """Turn a full disk or a withdrawn permission into one line; nothing that was finished is lost."""
+    remedy = f"the same command goes on from the last finished shard in {partial_dir(output_dir)}"
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+        raise UserError(f"--output_dir {output_dir}: cannot be written ({reason}); mend that, and {remedy}") from None
+    except KeyboardInterrupt:
+        logger.warning("stopped; %s", remedy)
+        raise
+
+
+def _begin(
+    store: PartialStore | None,
+    arguments: PreprocessArguments,
+    files: Sequence[InputFile],
+    tokenizer: DocumentTokenizer,
+) -> Origin:
+    store = _opened(store)
+    origin = describe_origin(arguments, files, tokenizer, hashes_in=store.input_hashes_path)
+    if store.claim(origin):
+        logger.info("going on with what an earlier run has made in %s", store.folder)
+    return origin
+
+
+def _opened(store: PartialStore | None) -> PartialStore:
+    assert store is not None, "only the first process has the store open"
+    return store
+
+
+def _make_encoder(origin: Origin, tokenizer: DocumentTokenizer) -> BatchEncoder:
+    return BatchEncoder(
+        fields=reading_options(origin).fields,
+        text_filter=TextFilter(origin.cleaning),
+        splits=SplitAssigner(origin.split_weights, seed=origin.seed),
+        tokenizer=tokenizer,
+    )
+
+
+def _unfinished_slices(work: Work) -> list[int]:
+    """Slices to make; where a fast backend was wrong anywhere, what it made is forgotten and made again."""
+    marker = work.folder / REFERENCE_ONLY_NAME
+    if marker.exists():
+        if work.tokenizer.backend_name != "reference":
+            logger.warning("%s; encoding everything again with the reference", marker.read_text(encoding="utf-8"))
+        work.tokenizer.use_reference()
+    unfinished = []
+    for number in range(len(work.slices)):
+        made = work.progress_of(number)
+        if made is not None and marker.exists() and not made.only_reference:
+            shutil.rmtree(slice_dir(work.folder, number))
+            made = None
+        if made is None or not made.is_done:
+            unfinished.append(number)
+    return unfinished
+
+
+def _finish(store: PartialStore, work: Work) -> Manifest:
+    slices = [made for number in range(len(work.slices)) if (made := work.progress_of(number)) is not None]
+    check_skipped(slices, work.max_skipped_fraction)
+    if not any(made.num_documents for made in slices):
+        raise UserError("--data_files: no line of them is a document; give JSON lines with a text field")
+    return finish_store(store, work.origin, slices, tokenizer_dir=work.tokenizer.folder)

@@ -1,0 +1,42 @@
+"""The processes that `mpirun` starts on one machine or several: each works through its own slices."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pretraining.cli.errors import UserError
+from pretraining.cli.launchers import num_processes, process_rank
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process among all; without mpirun there is one. They must see the same files and output folder."""
+
+    def __init__(self, *, num_slices: int) -> None:
+        self.rank = process_rank()
+        self.size = num_processes()
+        if self.size > num_slices:
+            raise UserError(
+                f"--num_slices {num_slices}: is less than the {self.size} processes that share them; give "
+                f"{4 * self.size}, and keep it when the number of processes changes"
+            )
+        self._communicator: Any = None
+        if self.size > 1:
+            from mpi4py import MPI
+
+            self._communicator = MPI.COMM_WORLD
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process does what is done once."""
+        return self.rank == 0
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns in the first process, in every process; all must come here together."""
+        value = make() if self.is_first else None
+        return value if self._communicator is None else self._communicator.bcast(value)  # type: ignore[return-value]
+
+    def wait(self) -> None:
+        """Go on when all are here."""
+        if self._communicator is not None:
+            self._communicator.Barrier()

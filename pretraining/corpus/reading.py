@@ -1,0 +1,128 @@
+"""Read the lines of the input in batches of about 2 MB, from any position, in bounded memory.
+
+Every byte is read by this room, never by a tokenizer's own reader, so that every line can be accounted for. Batches
+depend only on the input and on where reading begins, so a reader that goes on after a batch makes the same batches.
+"""
+
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from pretraining.cli.errors import UserError
+from pretraining.corpus.documents import (
+    Document,
+    JsonFields,
+    RawLine,
+    SkippedLine,
+    parse_json_line,
+    parse_row,
+    parse_text,
+    skipped,
+)
+from pretraining.corpus.formats import ReadingOptions, open_lines
+from pretraining.corpus.inputs import InputFile
+from pretraining.corpus.slices import FileRange, cut_slices
+
+BATCH_BYTES = 2 << 20  # part of the format: where a shard ends depends on it
+PARSERS = {"jsonl": parse_json_line, "parquet": parse_row, "text": parse_text}
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowInvalid)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where reading goes on: number of the range in its slice, byte offset (row, in Parquet) and lines before it."""
+
+    range_number: int
+    byte_offset: int
+    num_lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """Lines of one file, the position after them, and how many bytes of the file itself they took."""
+
+    file: InputFile
+    file_number: int
+    lines: list[RawLine]
+    end: Position
+    num_file_bytes: int
+
+
+def read_batches(
+    files: Sequence[InputFile], ranges: Sequence[FileRange], start: Position | None, options: ReadingOptions
+) -> Iterator[RawBatch]:
+    """The lines of `ranges` in order, from `start` on.
+
+    Raises:
+        UserError: when a file is damaged or cannot be read, with the place.
+    """
+    for number, file_range in enumerate(ranges):
+        begin = Position(number, file_range.start, file_range.first_line - 1)
+        if start is not None:
+            if number < start.range_number:
+                continue
+            if number == start.range_number:
+                begin = start
+        yield from _read_range(files[file_range.file_number], file_range, begin, options)
+
+
+def parse_lines(batch: RawBatch, fields: JsonFields) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
+    """Each line of the batch with what it is."""
+    parse = PARSERS[batch.file.format]
+    for raw in batch.lines:
+        yield raw, skipped(raw, "too_large") if raw.content is None else parse(raw, fields)
+
+
+def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Iterator[Document | SkippedLine]:
+    """Every line of `files`, in order."""
+    (ranges,) = cut_slices(files, 1)
+    for batch in read_batches(files, ranges, None, options):
+        for _, parsed in parse_lines(batch, options.fields):
+            yield parsed
+
+
+def _read_range(file: InputFile, file_range: FileRange, begin: Position, options: ReadingOptions) -> Iterator[RawBatch]:
+    batch: list[RawLine] = []
+    num_bytes = 0
+    position = begin
+    file_bytes = 0
+    try:
+        with Path(file.path).open("rb", buffering=0) as raw:
+            source = open_lines(
+                file,
+                raw,
+                offset=begin.byte_offset,
+                num_lines_before=begin.num_lines,
+                end=file_range.end,
+                options=options,
+            )
+            for line in source.lines:
+                batch.append(line)
+                num_bytes += line.num_bytes
+                position = Position(begin.range_number, line.end_offset, line.end_line)
+                if num_bytes >= BATCH_BYTES:
+                    told, file_bytes = file_bytes, source.file_bytes(line)
+                    yield RawBatch(file, file_range.file_number, batch, position, file_bytes - told)
+                    batch, num_bytes = [], 0
+            if batch:
+                yield RawBatch(file, file_range.file_number, batch, position, source.file_bytes(batch[-1]) - file_bytes)
+    except DAMAGE as error:
+        raise _damaged(file, position, error) from None
+    except OSError as error:
+        if error.errno is None:  # how pyarrow reports damage
+            raise _damaged(file, position, error) from None
+        raise UserError(f"--data_files {file.path}: cannot be read ({error.strerror}); check the disk") from None
+
+
+def _damaged(file: InputFile, position: Position, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0].rstrip(".")
+    unit = "row" if file.format == "parquet" else "line"
+    return UserError(
+        f"--data_files {file.path}: is truncated or corrupt after {unit} {position.num_lines:,} ({reason}); "
+        "get the file again, or leave it out"
+    )

@@ -1,0 +1,190 @@
+"""preprocess.py killed, starved and disturbed: nothing finished is lost, the bytes are those of an undisturbed run."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
+
+SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
+KILLED_AT_STEP = PROJECT_DIR / "tests/faults/killed_at_step.py"
+NUM_KILLS = 50
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 MB of text that differs from story to story, some of it twice, and lines that are no documents."""
+    path = tmp_path_factory.mktemp("corpus") / "news.jsonl"
+    stories = [json.loads(line)["text"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+    with path.open("w", encoding="utf-8") as file:
+        for copy in range(60):
+            for number, story in enumerate(stories):
+                file.write(json.dumps({"text": f"{copy if number % 50 else 0} {story}"}) + "\n")
+            file.write("no JSON\n\n")
+    return path
+
+
+def flags(corpus: Path, packing: str, *more: object) -> list[object]:
+    words = ["--data_files", corpus, "--packing", packing, "--block_length", 128, "--split", "80,15,5"]
+    return [*words, "--tokens_per_shard", 300_000, "--num_slices", 2, *more]
+
+
+def digests(store: Path) -> dict[str, str]:
+    paths = [path for path in store.rglob("*") if path.is_file()]
+    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.fixture(scope="module", params=["concat", "best_fit"])
+def packing(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, packing: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    store = tmp_path_factory.mktemp(packing) / "blocks"
+    run_fine(*python("preprocess.py", *flags(corpus, packing), "--output_dir", store))
+    assert len([path for path in digests(store) if path.startswith("data/train")]) >= 5
+    return digests(store)
+
+
+def killed_at_a_step(command: list[object], chance: random.Random) -> bool:
+    """Whether the run was killed before its end."""
+    step = chance.choice([1, 2, 3, 5, 8, 13, 21, 34, 55])
+    return run(sys.executable, KILLED_AT_STEP, step, *command[1:]).returncode == -signal.SIGKILL
+
+
+def killed_at_a_time(command: list[object], chance: random.Random, partial: Path) -> bool:
+    """Whether the run was killed before its end, up to half a second after it opened its folder."""
+    with subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (partial / "lock").exists():
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.5))
+        process.kill()
+        return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_any_instant_the_same_command_goes_on_to_the_same_bytes(
+    corpus: Path, packing: str, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    chance = random.Random(packing)
+    store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
+    command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
+    num_kills = num_finished = 0
+    while num_kills < NUM_KILLS // 2:
+        by_time = num_kills % 2 == 0
+        if killed_at_a_time(command, chance, partial) if by_time else killed_at_a_step(command, chance):
+            num_kills += 1
+            assert not store.exists() or digests(store) == undisturbed, "a folder of this name is complete"
+        else:
+            num_finished += 1
+            assert digests(store) == undisturbed
+        if store.exists():
+            shutil.rmtree(store)
+    run_fine(*command)
+    assert digests(store) == undisturbed
+    assert not partial.exists()
+
+
+def test_only_the_unfinished_section_is_made_again(corpus: Path, packing: str, tmp_path: Path) -> None:
+    store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
+    command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
+    assert run(sys.executable, KILLED_AT_STEP, 30, *command[1:]).returncode == -signal.SIGKILL
+    progress = json.loads((partial / "slices/00000/progress.json").read_text())
+    assert progress["num_sections"] >= 1
+    finished = {path: path.stat().st_mtime_ns for path in (partial / "slices/00000").glob("*-00000.parquet")}
+    assert finished
+    assert "going on with what an earlier run has made" in run_fine(*command).stderr
+    moved = {path.stat().st_mtime_ns for path in store.rglob("*.parquet")}
+    assert set(finished.values()) <= moved
+
+
+def test_two_runs_into_one_folder_refuse_each_other(corpus: Path, tmp_path: Path) -> None:
+    command = python("preprocess.py", *flags(corpus, "concat"), "--output_dir", tmp_path / "blocks")
+    with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as first:
+        while not (tmp_path / "blocks.partial/origin.json").exists():
+            time.sleep(0.005)
+        os.kill(first.pid, signal.SIGSTOP)
+        done = run(*command)
+        os.kill(first.pid, signal.SIGCONT)
+        assert_one_error(done, f"another preprocess.py (process {first.pid}) is writing", "wait for it")
+        assert first.wait() == 0, first.stderr
+    assert (tmp_path / "blocks/manifest.json").is_file()
+
+
+def test_an_unfinished_folder_of_other_flags_or_input_is_refused(corpus: Path, tmp_path: Path) -> None:
+    own = tmp_path / "news.jsonl"
+    shutil.copy(corpus, own)
+    command = python("preprocess.py", *flags(own, "concat"), "--output_dir", tmp_path / "blocks")
+    assert run(sys.executable, KILLED_AT_STEP, 30, *command[1:]).returncode == -signal.SIGKILL
+    before = digests(tmp_path / "blocks.partial")
+    assert_one_error(
+        run(*command, "--seed", 7, "--add_bos"), "token_rules bos_token_id=None, not bos_token_id=1; seed 42, not 7"
+    )
+    assert_one_error(run(*command, "--min_characters", 5), "cleaning min_characters=None, not min_characters=5")
+    with own.open("a") as file:
+        file.write("{}\n")
+    assert_one_error(run(*command), f"data_files {own}", "blocks.partial", "delete that folder")
+    assert {name: digest for name, digest in digests(tmp_path / "blocks.partial").items() if name != "lock"} == {
+        name: digest for name, digest in before.items() if name != "lock"
+    } | {"input_hashes.json": digests(tmp_path / "blocks.partial")["input_hashes.json"]}
+
+
+def test_ctrl_c_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
+    command = python("preprocess.py", *flags(corpus, "concat"), "--output_dir", tmp_path / "blocks")
+    with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "blocks.partial/slices").exists():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command goes on from the last finished shard" in errors
+    assert "Traceback" not in errors
+    run_fine(*command)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def test_a_full_disk_ends_cleanly_and_the_run_goes_on_when_there_is_room(
+    corpus: Path, packing: str, undisturbed: dict[str, str], small_disk: Path
+) -> None:
+    store = small_disk / "blocks"
+    command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
+    (small_disk / "other").write_bytes(bytes(1_500_000))
+    done = run(*command)
+    assert_one_error(done, f"--output_dir {store}: cannot be written (No space left", "the same command goes on")
+    assert not store.exists()
+    assert list((small_disk / "blocks.partial").glob("slices/*/progress.json"))
+    subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
+    assert "going on" in run_fine(*command).stderr
+    assert digests(store) == undisturbed
+
+
+def test_a_folder_that_may_not_be_written(corpus: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = run(*python("preprocess.py", *flags(corpus, "concat"), "--output_dir", small_disk / "blocks"))
+    assert_one_error(done, "cannot be written (Read-only file system)", "choose another folder")
