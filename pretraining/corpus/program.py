@@ -47,6 +47,11 @@ class Work:
     num_workers: int
     max_skipped_fraction: float
 
+    @property
+    def fast_backend_was_wrong(self) -> bool:
+        """Whether some process, now or in an earlier run, found a document that the fast backend encodes wrong."""
+        return (self.folder / REFERENCE_ONLY_NAME).exists()
+
     def progress_of(self, number: int) -> SliceProgress | None:
         """How far slice `number` is."""
         return read_progress(slice_dir(self.folder, number))
@@ -83,6 +88,8 @@ def make_block_store(
 def make_slices(work: Work, ranks: Ranks) -> None:
     """Make every slice that is not finished, each process its own; slices need nothing of one another."""
     while numbers := ranks.from_first(lambda: _unfinished_slices(work)):
+        if work.fast_backend_was_wrong:
+            work.tokenizer.use_reference()
         mine = numbers[ranks.rank :: ranks.size]
         with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
             for number in mine:
@@ -92,8 +99,8 @@ def make_slices(work: Work, ranks: Ranks) -> None:
 
 def make_slice(work: Work, number: int, progress: Progress) -> None:
     """Work through one slice from the last finished section on."""
-    if (work.folder / REFERENCE_ONLY_NAME).exists():
-        work.tokenizer.use_reference()
+    if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
+        return  # made by the reference, in the next round
     writer = SliceWriter(
         slice_dir(work.folder, number),
         work.origin,
@@ -174,15 +181,13 @@ def _make_encoder(origin: Origin, tokenizer: DocumentTokenizer) -> BatchEncoder:
 
 def _unfinished_slices(work: Work) -> list[int]:
     """Slices to make; where a fast backend was wrong anywhere, what it made is forgotten and made again."""
-    marker = work.folder / REFERENCE_ONLY_NAME
-    if marker.exists():
-        if work.tokenizer.backend_name != "reference":
-            logger.warning("%s; encoding everything again with the reference", marker.read_text(encoding="utf-8"))
-        work.tokenizer.use_reference()
+    if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
+        difference = (work.folder / REFERENCE_ONLY_NAME).read_text(encoding="utf-8")
+        logger.warning("%s; encoding everything again with the reference", difference)
     unfinished = []
     for number in range(len(work.slices)):
         made = work.progress_of(number)
-        if made is not None and marker.exists() and not made.only_reference:
+        if made is not None and work.fast_backend_was_wrong and not made.only_reference:
             shutil.rmtree(slice_dir(work.folder, number))
             made = None
         if made is None or not made.is_done:

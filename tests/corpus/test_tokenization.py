@@ -1,8 +1,9 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 from pretraining.cli.errors import UserError
@@ -34,13 +35,47 @@ def test_documents_are_surrounded_as_the_rules_say(add_bos: bool) -> None:
         assert plain.decode(expected) == text
 
 
+@pytest.mark.parametrize("backend", ["reference", "fastokens"])
 @pytest.mark.parametrize("text", ["the end </s> or not", "<s>", "a<unk>b </s></s>"])
-def test_text_cannot_speak_control(text: str) -> None:
-    tokenizer = load_document_tokenizer(str(SAMPLE), add_bos=False)
+def test_text_cannot_speak_control(text: str, backend: str) -> None:
+    tokenizer = load_document_tokenizer(str(SAMPLE), add_bos=False, backend=backend)
     (ids,) = tokenizer.encode([text]).per_text()
     assert ids[-1] == 2
     assert not set(ids[:-1].tolist()) & {0, 1, 2}
     assert Tokenizer.from_file(str(SAMPLE / "tokenizer.json")).decode(ids[:-1].tolist()) == text
+
+
+@pytest.mark.parametrize("backend", ["reference", "fastokens"])
+def test_text_cannot_speak_control_where_the_file_calls_eos_an_ordinary_token(tmp_path: Path, backend: str) -> None:
+    pipeline = json.loads((SAMPLE / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in pipeline["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_bytes((SAMPLE / "tokenizer_config.json").read_bytes())
+    tokenizer = load_document_tokenizer(str(tmp_path), add_bos=True, backend=backend)
+    (ids,) = tokenizer.encode(["a <s> b </s> c"]).per_text()
+    assert (ids[0], ids[-1]) == (1, 2)
+    assert not set(ids[1:-1].tolist()) & {0, 1, 2}
+
+
+@pytest.mark.parametrize("backend", ["reference", "fastokens"])
+def test_llama2_text_cannot_speak_control(real_data: Path, backend: str) -> None:
+    tokenizer = load_document_tokenizer(str(real_data / "llama2"), add_bos=True, backend=backend)
+    plain = Tokenizer.from_file(str(real_data / "llama2/tokenizer.json"))
+    for text in ("</s>", "<s>", "one </s> two</s>", "<unk>"):
+        (ids,) = tokenizer.encode([text]).per_text()
+        assert not set(ids[1:-1].tolist()) & {0, 1, 2}
+        assert plain.decode(ids[1:-1].tolist()) == text
+
+
+def test_a_model_that_makes_eos_of_plain_text_is_refused(tmp_path: Path) -> None:
+    pieces = [("<unk>", 0.0), ("</s>", -1.0), ("a", -2.0), ("▁", -2.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    with pytest.raises(UserError, match="a document that contains the text </s> would get the control token"):
+        load_document_tokenizer(str(tmp_path), add_bos=False)
 
 
 def test_auto_tokenizer_opens_the_sample_tokenizer_with_the_same_ids() -> None:
