@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pretraining.corpus.block_store import LOCK_NAME, SLICES_DIR, WORKING_FILES, PartialStore, slice_dir
 from pretraining.corpus.cards import write_card
+from pretraining.corpus.copies import COPIES_NAME, KEYS_DIR
 from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, SplitContents, read_manifest
 from pretraining.corpus.progress import SliceProgress, SplitProgress
 from pretraining.corpus.shards import Shard, sync
@@ -31,9 +32,9 @@ def finish_store(
         manifest = read_manifest(folder, flag="--output_dir")
     else:
         manifest = _assemble(store, origin, slices, tokenizer_dir)
-    for name in (SLICES_DIR, LAST_BLOCKS_DIR):
+    for name in (SLICES_DIR, KEYS_DIR, LAST_BLOCKS_DIR):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (*WORKING_FILES, LOCK_NAME):
+    for name in (*WORKING_FILES, COPIES_NAME, LOCK_NAME):
         (folder / name).unlink(missing_ok=True)
     folder.replace(store.output_dir)
     sync(store.output_dir.parent)

@@ -5,17 +5,20 @@ threads as well, so text is never copied between processes.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from pretraining.corpus.cleaning import TextFilter
-from pretraining.corpus.documents import Document, JsonFields, SkippedLine, skipped
+from pretraining.corpus.documents import CleaningReason, Document, JsonFields, RawLine, SkippedLine, skipped
 from pretraining.corpus.reading import BATCH_BYTES, Position, RawBatch, parse_lines
 from pretraining.corpus.splits import SPLITS, SplitAssigner
 from pretraining.corpus.tokenization import DocumentTokenizer, id_dtype
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -42,27 +45,55 @@ class EncodedBatch:
     num_file_bytes: int
 
 
+class DocumentReader:
+    """Parses the lines of a batch and judges their texts; several threads may use it."""
+
+    def __init__(self, fields: JsonFields, text_filter: TextFilter) -> None:
+        self._fields = fields
+        self._filter = text_filter
+
+    def lines(self, batch: RawBatch) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
+        """Each line of `batch` with the document it is, or why it is none that is wanted."""
+        for raw, parsed in parse_lines(batch, self._fields):
+            problem = self._filter.problem(parsed.text) if isinstance(parsed, Document) else None
+            yield raw, parsed if problem is None else skipped(raw, problem)
+
+
+class CopyFinder(Protocol):
+    """Knows which documents are copies of earlier ones."""
+
+    def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
+        """Why the document at this place is removed, and where its original stands; None when it is kept."""
+        ...
+
+
 class BatchEncoder:
     """Turns raw batches into encoded ones; several threads may use it."""
 
     def __init__(
-        self, *, fields: JsonFields, text_filter: TextFilter, splits: SplitAssigner, tokenizer: DocumentTokenizer
+        self,
+        reader: DocumentReader,
+        *,
+        splits: SplitAssigner,
+        tokenizer: DocumentTokenizer,
+        copies: CopyFinder | None = None,
     ) -> None:
-        self._fields = fields
-        self._filter = text_filter
+        self._reader = reader
         self._splits = splits
         self._tokenizer = tokenizer
+        self._copies = copies
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Parse, clean, split and encode the lines of `batch`."""
         rows = DocumentRows()
         texts: list[str] = []
         skipped_lines: list[SkippedLine] = []
-        for raw, parsed in parse_lines(batch, self._fields):
+        for raw, parsed in self._reader.lines(batch):
+            copy = None if self._copies is None else self._copies.original_of(batch.file_number, raw.number)
             if isinstance(parsed, SkippedLine):
                 skipped_lines.append(parsed)
-            elif (problem := self._filter.problem(parsed.text)) is not None:
-                skipped_lines.append(skipped(raw, problem))
+            elif copy is not None:
+                skipped_lines.append(skipped(raw, copy[0], copy_of=copy[1]))
             else:
                 texts.append(parsed.text)
                 self._add_row(rows, parsed, batch.file.source or parsed.source or batch.file.default_source)
@@ -86,13 +117,13 @@ class BatchEncoder:
         rows.splits.append(SPLITS.index(self._splits.split_of(encoded)))
 
 
-def encode_batches(encoder: BatchEncoder, batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[EncodedBatch]:
-    """Encode `batches` on `num_workers` threads, in order.
+def in_order(work: Callable[[RawBatch], T], batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[T]:
+    """What `work` makes of each batch on `num_workers` threads, in the order of the batches.
 
     As many batches are under way as there are workers, and two more; but a batch of one huge line goes alone.
     """
     most_bytes = (num_workers + 2) * BATCH_BYTES
-    under_way: deque[tuple[Future[EncodedBatch], int]] = deque()
+    under_way: deque[tuple[Future[T], int]] = deque()
     bytes_under_way = 0
     with ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as executor:
         try:
@@ -102,7 +133,7 @@ def encode_batches(encoder: BatchEncoder, batches: Iterator[RawBatch], *, num_wo
                     future, finished_bytes = under_way.popleft()
                     yield future.result()
                     bytes_under_way -= finished_bytes
-                under_way.append((executor.submit(encoder.encode, batch), num_bytes))
+                under_way.append((executor.submit(work, batch), num_bytes))
                 bytes_under_way += num_bytes
             while under_way:
                 yield under_way.popleft()[0].result()

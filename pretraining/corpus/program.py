@@ -16,8 +16,9 @@ from pretraining.corpus.assembly import finish_store
 from pretraining.corpus.backends import BackendDiffersError
 from pretraining.corpus.block_store import REFERENCE_ONLY_NAME, PartialStore, partial_dir, slice_dir
 from pretraining.corpus.cleaning import TextFilter
+from pretraining.corpus.copies import COPIES_NAME, KEYS_DIR, Copies, KeyMaker, write_copies, write_keys
 from pretraining.corpus.documents import CLEANED
-from pretraining.corpus.encoding import BatchEncoder, encode_batches
+from pretraining.corpus.encoding import BatchEncoder, DocumentReader, in_order
 from pretraining.corpus.formats import ReadingOptions
 from pretraining.corpus.inputs import InputFile
 from pretraining.corpus.manifest import Manifest, Origin
@@ -43,7 +44,7 @@ class Work:
     options: ReadingOptions
     origin: Origin
     tokenizer: DocumentTokenizer
-    encoder: BatchEncoder
+    reader: DocumentReader
     num_workers: int
     max_skipped_fraction: float
 
@@ -77,27 +78,53 @@ def make_block_store(
             options=reading_options(origin),
             origin=origin,
             tokenizer=tokenizer,
-            encoder=_make_encoder(origin, tokenizer),
+            reader=DocumentReader(reading_options(origin).fields, TextFilter(origin.cleaning)),
             num_workers=arguments.num_workers,
             max_skipped_fraction=arguments.max_skipped_fraction,
         )
-        make_slices(work, ranks)
+        copies = find_copies(work, ranks) if origin.cleaning.finds_duplicates else None
+        make_slices(work, copies, ranks)
         return ranks.from_first(lambda: _finish(_opened(store), work))
 
 
-def make_slices(work: Work, ranks: Ranks) -> None:
+def find_copies(work: Work, ranks: Ranks) -> Copies:
+    """Read the input a first time for documents that are copies of earlier ones."""
+    paths = [work.folder / KEYS_DIR / f"{number:05d}.npz" for number in range(len(work.slices))]
+    missing = ranks.from_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
+    maker = KeyMaker(work.reader, work.origin.cleaning)
+    mine = missing[ranks.rank :: ranks.size]
+    with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
+        for number in mine:
+            batches = read_batches(work.files, work.slices[number], None, work.options)
+            for num_bytes in write_keys(paths[number], maker, batches, num_workers=work.num_workers):
+                progress.advance(num_bytes, "looking for copies")
+    ranks.wait()
+    path = work.folder / COPIES_NAME
+    if ranks.is_first and not path.exists():
+        write_copies(path, paths, work.origin.cleaning)
+    ranks.wait()
+    return Copies(path, [file.path for file in work.files])
+
+
+def make_slices(work: Work, copies: Copies | None, ranks: Ranks) -> None:
     """Make every slice that is not finished, each process its own; slices need nothing of one another."""
+    encoder = BatchEncoder(
+        work.reader,
+        splits=SplitAssigner(work.origin.split_weights, seed=work.origin.seed),
+        tokenizer=work.tokenizer,
+        copies=copies,
+    )
     while numbers := ranks.from_first(lambda: _unfinished_slices(work)):
         if work.fast_backend_was_wrong:
             work.tokenizer.use_reference()
         mine = numbers[ranks.rank :: ranks.size]
         with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
             for number in mine:
-                make_slice(work, number, progress)
+                make_slice(work, encoder, number, progress)
         ranks.wait()
 
 
-def make_slice(work: Work, number: int, progress: Progress) -> None:
+def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progress) -> None:
     """Work through one slice from the last finished section on."""
     if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
         return  # made by the reference, in the next round
@@ -112,7 +139,7 @@ def make_slice(work: Work, number: int, progress: Progress) -> None:
     batches = read_batches(work.files, work.slices[number], made.position, work.options)
     num_tokens_before = made.num_tokens
     try:
-        for batch in encode_batches(work.encoder, batches, num_workers=work.num_workers):
+        for batch in in_order(encoder.encode, batches, num_workers=work.num_workers):
             writer.add(batch)
             if made.num_documents == 0:  # most likely a wrong --text_field: do not read terabytes to say so
                 check_skipped([made], work.max_skipped_fraction)
@@ -168,15 +195,6 @@ def _begin(
 def _opened(store: PartialStore | None) -> PartialStore:
     assert store is not None, "only the first process has the store open"
     return store
-
-
-def _make_encoder(origin: Origin, tokenizer: DocumentTokenizer) -> BatchEncoder:
-    return BatchEncoder(
-        fields=reading_options(origin).fields,
-        text_filter=TextFilter(origin.cleaning),
-        splits=SplitAssigner(origin.split_weights, seed=origin.seed),
-        tokenizer=tokenizer,
-    )
 
 
 def _unfinished_slices(work: Work) -> list[int]:

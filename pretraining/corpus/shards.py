@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -70,6 +72,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all, whenever the process or the machine dies."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays into an .npz file that is there whole or not at all."""
+    temporary = path.with_name("new-" + path.name)
+    np.savez(temporary, allow_pickle=False, **arrays)
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)

@@ -16,7 +16,7 @@ from pretraining.corpus.encoding import EncodedBatch
 from pretraining.corpus.manifest import Origin
 from pretraining.corpus.packing import Blocks, Packer, Pieces, make_packer
 from pretraining.corpus.progress import PROGRESS_NAME, SliceProgress, SplitProgress, read_progress
-from pretraining.corpus.shards import ShardWriter, sync
+from pretraining.corpus.shards import ShardWriter, sync, write_arrays
 from pretraining.corpus.splits import SPLITS, Split
 from pretraining.corpus.tables import DOCUMENT_SCHEMA, block_schema, block_table, document_table
 
@@ -181,8 +181,7 @@ def packer_of(origin: Origin) -> Packer:
 def write_carried(path: Path, carried: dict[Split, Pieces]) -> None:
     """Keep the tokens that stand in no block yet."""
     columns = ("document_ids", "offsets", "lengths", "ids")
-    np.savez(path, **{f"{split}-{name}": getattr(p, name) for split, p in carried.items() for name in columns})
-    sync(path)
+    write_arrays(path, {f"{split}-{name}": getattr(p, name) for split, p in carried.items() for name in columns})
 
 
 def read_carried(path: Path) -> dict[Split, Pieces]:

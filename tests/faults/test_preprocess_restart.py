@@ -36,7 +36,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flags(corpus: Path, packing: str, *more: object) -> list[object]:
     words = ["--data_files", corpus, "--packing", packing, "--block_length", 128, "--split", "80,15,5"]
-    return [*words, "--tokens_per_shard", 300_000, "--num_slices", 2, *more]
+    return [*words, "--tokens_per_shard", 300_000, "--num_slices", 2, "--exact_duplicates", *more]
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -99,7 +99,7 @@ def test_killed_at_any_instant_the_same_command_goes_on_to_the_same_bytes(
 def test_only_the_unfinished_section_is_made_again(corpus: Path, packing: str, tmp_path: Path) -> None:
     store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
     command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
-    assert run(sys.executable, KILLED_AT_STEP, 30, *command[1:]).returncode == -signal.SIGKILL
+    assert run(sys.executable, KILLED_AT_STEP, 45, *command[1:]).returncode == -signal.SIGKILL
     progress = json.loads((partial / "slices/00000/progress.json").read_text())
     assert progress["num_sections"] >= 1
     finished = {path: path.stat().st_mtime_ns for path in (partial / "slices/00000").glob("*-00000.parquet")}
@@ -126,7 +126,7 @@ def test_an_unfinished_folder_of_other_flags_or_input_is_refused(corpus: Path, t
     own = tmp_path / "news.jsonl"
     shutil.copy(corpus, own)
     command = python("preprocess.py", *flags(own, "concat"), "--output_dir", tmp_path / "blocks")
-    assert run(sys.executable, KILLED_AT_STEP, 30, *command[1:]).returncode == -signal.SIGKILL
+    assert run(sys.executable, KILLED_AT_STEP, 45, *command[1:]).returncode == -signal.SIGKILL
     before = digests(tmp_path / "blocks.partial")
     assert_one_error(
         run(*command, "--seed", 7, "--add_bos"), "token_rules bos_token_id=None, not bos_token_id=1; seed 42, not 7"

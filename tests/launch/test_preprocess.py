@@ -164,3 +164,23 @@ def test_hashes_are_those_of_the_inputs(corpus: Path, tmp_path: Path) -> None:
     assert {source.path: source.sha256 for source in manifest.origin.sources} == {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in corpus.iterdir()
     }
+
+
+def test_copies_are_removed_wherever_they_stand_and_their_originals_are_named(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    originals = stories()[:60]
+    near = [story.replace(". ", ". Indeed ", 1) for story in originals[:10]]
+    shouted = ["  " + story.upper() for story in originals[10:20]]
+    first.write_text("".join(json.dumps({"text": text}) + "\n" for text in originals))
+    second.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*near, *shouted, *stories()[60:80]]))
+    flags = ["--data_files", first, second, "--block_length", 64, "--exact_duplicates", "--near_duplicates", 0.7]
+    manifest = preprocess(tmp_path / "blocks", *flags)
+    assert manifest.skipped_lines["duplicate"] == 10
+    assert manifest.skipped_lines["near_duplicate"] >= 8
+    skipped = [json.loads(line) for line in (tmp_path / "blocks/skipped.jsonl").read_text().splitlines()]
+    for line in skipped:
+        assert line["file"] == str(second)
+        assert line["copy_of"] == f"{first}:{line['line']}"
+    assert manifest.num_lines == 100 == manifest.num_documents + len(skipped)
+    preprocess(tmp_path / "sliced", *flags, "--num_slices", 4, "--num_workers", 4)
+    assert (tmp_path / "sliced/skipped.jsonl").read_bytes() == (tmp_path / "blocks/skipped.jsonl").read_bytes()
