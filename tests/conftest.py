@@ -42,6 +42,14 @@ def assert_one_error(done: Done, *parts: str) -> None:
     assert all(part in done.errors[0] for part in parts), done.errors
 
 
+def assert_nowhere(secret: str, done: Done, *folders: Path) -> None:
+    """A secret stands neither in what a program said nor in any file."""
+    assert secret not in done.output
+    for folder in folders:
+        for path in folder.rglob("*"):
+            assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+
+
 def run(*words: object, cwd: Path = PROJECT_DIR, timeout: float = 200, env: dict[str, str] | None = None) -> Done:
     """Start a program as a user would, in a process of its own."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
