@@ -4,6 +4,7 @@
     python3 preprocess.py                                        # the bundled sample corpus, into blocks/
     python3 preprocess.py --data_files news.jsonl --tokenizer meta-llama/Llama-2-7b-hf --output_dir blocks
     python3 preprocess.py --data_files 'news=a/*.jsonl.gz' wiki=b.parquet notes/ --output_dir blocks
+    python3 preprocess.py --push_to_hub USER/NAME                # and onto the Hub, private unless told otherwise
     mpirun -n 16 --hostfile hosts python3 preprocess.py --num_slices 64 ...
 
 Each document is encoded, followed by EOS, concatenated with the next, and cut into blocks of --block_length tokens.
@@ -21,6 +22,7 @@ from pretraining.cli.errors import run_program
 from pretraining.cli.preprocess_arguments import PreprocessArguments
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.corpus.block_store import finished_store, is_occupied
+from pretraining.corpus.cards import write_card
 from pretraining.corpus.inputs import InputFile, find_inputs
 from pretraining.corpus.manifest import Manifest
 from pretraining.corpus.origin import describe_origin
@@ -39,12 +41,18 @@ def main(argv: Sequence[str]) -> None:
         arguments.tokenizer, add_bos=arguments.add_bos, backend=arguments.tokenizer_backend
     )
     ranks = Ranks(num_slices=arguments.num_slices)
+    if ranks.is_first and arguments.push_to_hub is not None:
+        from pretraining.corpus.hub_upload import check_token  # the Hub's client takes 0.2 s, half of a start
+
+        check_token(arguments.push_to_hub)
     manifest = ranks.from_first(lambda: earlier_store(arguments, files, tokenizer))
     if manifest is not None:
         logger.info("%s holds this block store already; nothing to do", arguments.output_dir)
     else:
         manifest = make_block_store(arguments, files, tokenizer, ranks)
     report(arguments.output_dir, manifest)
+    if ranks.is_first:
+        publish(arguments, manifest)
 
 
 def earlier_store(
@@ -54,6 +62,16 @@ def earlier_store(
     if not is_occupied(arguments.output_dir):
         return None
     return finished_store(arguments.output_dir, describe_origin(arguments, files, tokenizer, hashes_in=None))
+
+
+def publish(arguments: PreprocessArguments, manifest: Manifest) -> None:
+    """Name the licence in the card and push the block store to the Hub, as far as it was asked for."""
+    if arguments.license is not None:
+        write_card(manifest, arguments.output_dir, license_name=arguments.license)
+    if arguments.push_to_hub is not None:
+        from pretraining.corpus.hub_upload import push_block_store
+
+        push_block_store(arguments.output_dir, arguments.push_to_hub, private=arguments.hub_private)
 
 
 def report(output_dir: Path, manifest: Manifest) -> None:

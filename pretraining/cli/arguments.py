@@ -3,6 +3,7 @@
 Each dataclass reports its own mistakes when it is built. A value's home: here, then the recipe, then the command line.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from pretraining.cli.trainer_flags import trainer_flags
 
 SAMPLE_CORPUS = Path("data/sample/news.jsonl")
 SEED_RANGE = "0 to 4,294,967,295"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # of a data set
 SAMPLE_TOKENIZER = "data/sample/tokenizer"
 
 # What differs from the Trainer's own defaults: Llama 2 (arXiv 2307.09288, section 2.2), and settings without which

@@ -1,16 +1,18 @@
 """The flags of preprocess.py, with their defaults."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli.arguments import SAMPLE_CORPUS, SAMPLE_TOKENIZER, SEED_RANGE, is_seed
+from pretraining.cli.arguments import HUB_ID, SAMPLE_CORPUS, SAMPLE_TOKENIZER, SEED_RANGE, is_seed
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
 
 LARGEST_BLOCK_LENGTH = 1 << 24
 MOST_SLICES = 1 << 20
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class PreprocessArguments:
     tokens_per_shard: int = flag(1 << 27, "tokens after which shards end; a killed run goes on from there")
     num_slices: int = flag(1, "parts of the input that processes under mpirun share; decides the bytes, unlike them")
     num_workers: int = flag(len(os.sched_getaffinity(0)), "threads that encode in this process")
+    push_to_hub: str | None = flag(None, "push the block store to this data set of the Hub (USER/NAME)")
+    hub_private: bool = flag(True, "make that data set private; false publishes it")
+    license: str | None = flag(None, "licence of the sources for the data set card, as cc-by-4.0")
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
@@ -66,7 +71,9 @@ class PreprocessArguments:
             f"--num_workers {self.num_workers}: give 1 or more": self.num_workers >= 1,
             f"--max_document_bytes {self.max_document_bytes}: give 1 or more": self.max_document_bytes >= 1,
         }
-        problems = [message for message, fine in (checks | self._cleaning_checks()).items() if not fine]
+        problems = [
+            message for message, fine in (checks | self._cleaning_checks() | self._hub_checks()).items() if not fine
+        ]
         if problems:
             raise UserError(*problems)
 
@@ -82,6 +89,16 @@ class PreprocessArguments:
             ),
             "--language_hook, --languages: belong together; give both, as my_module:language_of and en": (
                 (self.language_hook is None) == (self.languages is None)
+            ),
+        }
+
+    def _hub_checks(self) -> dict[str, bool]:
+        return {
+            f"--push_to_hub {self.push_to_hub}: is no data set of the Hub; give it as USER/NAME": (
+                self.push_to_hub is None or bool(HUB_ID.fullmatch(self.push_to_hub))
+            ),
+            f"--license {self.license}: give the Hub's word for it, such as cc-by-4.0 or other": (
+                self.license is None or bool(LICENSE.fullmatch(self.license))
             ),
         }
 

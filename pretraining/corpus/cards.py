@@ -7,7 +7,7 @@ from pretraining.corpus.splits import SPLITS
 
 CARD = """\
 ---
-pretty_name: Token blocks of {block_length}
+{license}pretty_name: Token blocks of {block_length}
 task_categories:
 - text-generation
 configs:
@@ -42,16 +42,18 @@ blocks = load_dataset("THIS_FOLDER", split="train")  # input_ids, document_start
 documents = load_dataset("THIS_FOLDER", "documents", split="documents")  # where each document comes from
 ```
 
-`manifest.json` has the size and hash of every shard. Add the licence of your sources here before you publish.
+`manifest.json` has the size and hash of every shard.{no_license}
 """
 
 
-def write_card(manifest: Manifest, folder: Path) -> None:
-    """Write README.md for the block store in `folder`."""
+def write_card(manifest: Manifest, folder: Path, *, license_name: str | None = None) -> None:
+    """Write README.md for the block store in `folder`; `license_name` is the Hub's word for that of the sources."""
     origin = manifest.origin
     with_bos = origin.token_rules.bos_token_id is not None
     filled = [split for split in SPLITS if manifest.splits[split].num_blocks]
     card = CARD.format(
+        license="" if license_name is None else f"license: {license_name}\n",
+        no_license=" Its licence is not named yet: `preprocess.py --license`." if license_name is None else "",
         block_length=origin.block_length,
         data_files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in filled),
         num_documents=manifest.num_documents,

@@ -1,0 +1,66 @@
+"""What the Hub's client raises: which errors pass when one tries again, and what to say of the others."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub.errors import HfHubHTTPError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# RuntimeError: a file of an LFS or Xet upload; ValueError: metadata that the Hub refuses, a malformed name.
+HUB_ERRORS = (OSError, httpx2.HTTPError, RuntimeError, ValueError)
+# The client sends some requests only once, without Xet also a commit; these are the seconds between our tries.
+WAIT_SECONDS = (1, 2, 4, 8)
+PASSING_STATUS = {408, 409, 412, 429, 500, 502, 503, 504}
+
+
+def persistently(attempt: Callable[[], Result]) -> Result:
+    """What `attempt` returns, tried again after an error that passes.
+
+    Raises:
+        Exception: the last error of the Hub, when it does not pass.
+    """
+    for wait_seconds in WAIT_SECONDS:
+        try:
+            return attempt()
+        except HUB_ERRORS as error:
+            if not _passes(error):
+                raise
+            logger.warning("%s; trying again in %d s", reason(error), wait_seconds)
+            time.sleep(wait_seconds)
+    return attempt()
+
+
+def _passes(error: BaseException) -> bool:
+    status = status_of(error)
+    if status is not None:
+        return status in PASSING_STATUS
+    root = _root(error)
+    # Where the client cannot connect at all, it has tried for long enough itself, or the Hub was never there.
+    return isinstance(root, httpx2.TransportError) and not isinstance(root, httpx2.ConnectError)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that the Hub answered with, None when it did not answer."""
+    root = _root(error)
+    return root.response.status_code if isinstance(root, HfHubHTTPError) else None
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line: the status and the Hub's own message, not the request."""
+    root = _root(error)
+    if isinstance(root, HfHubHTTPError):
+        words = f"{root.response.status_code} {root.server_message or root.response.reason_phrase}"
+    else:
+        words = f"{type(root).__name__}: {root}"
+    return " ".join(words.split())
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error of the connection or the Hub, out of that of the file that was sent."""
+    return error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error

@@ -1,0 +1,66 @@
+"""The files of a finished block store with their sizes and hashes, as git and the Hub count them."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import RepoFile
+
+from pretraining.cli.errors import UserError
+from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, read_manifest
+from pretraining.corpus.shards import Shard, sha256_of
+
+STORE_CONTENTS = {"data", "documents", "tokenizer", "skipped.jsonl", MANIFEST_NAME, "README.md"}
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a block store; for a shard, size and hash are those of the manifest."""
+
+    store: Path
+    path: str
+    num_bytes: int
+    sha256: str
+
+    def equals(self, remote: RepoFile | None) -> bool:
+        """Whether the Hub's file of this path has the same bytes."""
+        if remote is None or remote.size != self.num_bytes:
+            return False
+        if remote.lfs is not None:
+            return remote.lfs.sha256 == self.sha256
+        return remote.blob_id == _git_blob_id((self.store / self.path).read_bytes())
+
+
+def stored_files(store: Path, *, flag: str) -> list[StoredFile]:
+    """Every file of a block store, manifest.json last.
+
+    Raises:
+        UserError: when a shard is missing or has another size than the manifest tells.
+    """
+    shards = _shards(read_manifest(store, flag=flag))
+    present = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
+    ours = {path for path in present if path.split("/")[0] in STORE_CONTENTS}
+    paths = sorted(ours | set(shards), key=lambda path: (path == MANIFEST_NAME, path))
+    return [_shard_file(store, shards[path], flag) if path in shards else _other_file(store, path) for path in paths]
+
+
+def _shards(manifest: Manifest) -> dict[str, Shard]:
+    of_splits = [shard for split in manifest.splits.values() for shard in split.shards]
+    return {shard.path: shard for shard in [*of_splits, *manifest.documents]}
+
+
+def _shard_file(store: Path, shard: Shard, flag: str) -> StoredFile:
+    path = store / shard.path
+    found = path.stat().st_size if path.is_file() else None
+    if found != shard.num_bytes:
+        state = "is missing" if found is None else f"has {found:,} bytes, its manifest says {shard.num_bytes:,}"
+        raise UserError(f"{flag} {store}: {path} {state}; delete the folder and preprocess again")
+    return StoredFile(store, shard.path, shard.num_bytes, shard.sha256)
+
+
+def _other_file(store: Path, path: str) -> StoredFile:
+    return StoredFile(store, path, (store / path).stat().st_size, sha256_of(store / path))
+
+
+def _git_blob_id(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
