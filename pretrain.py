@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from pretraining.cli.arguments import DataArguments, ModelArguments, trainer_group
 from pretraining.cli.errors import run_program
 from pretraining.cli.launchers import share_cores
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.manifest import read_manifest
+from pretraining.corpus.store_source import find_store
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags, then train; torch is imported in between, so that a wrong flag costs no time."""
     groups = [dataclass_group("Model", ModelArguments), dataclass_group("Data", DataArguments), trainer_group()]
     model_arguments, data_arguments, trainer_flags = parse_recipe(__doc__ or "", groups, argv)
-    manifest = read_manifest(Path(data_arguments.dataset), flag="--dataset")
+    source = find_store(data_arguments.dataset, revision=data_arguments.dataset_revision)
 
     share_cores()
     if trainer_flags.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from pretraining.training.program import pretrain
 
-    pretrain(model_arguments, data_arguments, trainer_flags, manifest)
+    pretrain(model_arguments, data_arguments, trainer_flags, source)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ class ModelArguments:
 class DataArguments:
     """What is read, and how much of it makes a step."""
 
-    dataset: str = flag("blocks", "block store that preprocess.py made")
+    dataset: str = flag("blocks", "block store that preprocess.py made: a folder, or a data set of the Hub (USER/NAME)")
+    dataset_revision: str | None = flag(None, "branch, tag or commit of a data set of the Hub; the newest without it")
     global_batch_tokens: int | None = flag(
         4_194_304, "tokens per optimizer step over all GPUs; decides the gradient accumulation"
     )

@@ -1,9 +1,11 @@
 """What the launchers (deepspeed, torchrun, mpirun) tell a process about its run, in the environment."""
 
 import os
+from pathlib import Path
 
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 LOCAL_SIZE_VARIABLES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
@@ -15,6 +17,19 @@ def has_launcher() -> bool:
 def process_rank() -> int:
     """Rank of this process among all; 0 without a launcher."""
     return _first_number(RANK_VARIABLES, 0)
+
+
+def local_rank() -> int:
+    """Rank of this process among those of this machine; its rank among all where the launcher tells no other."""
+    return _first_number(LOCAL_RANK_VARIABLES, process_rank())
+
+
+def launcher_identity() -> str:
+    """The same for all processes of this machine that one launcher started, and for no others."""
+    pid = os.getppid()
+    # After the program's name, which is in parentheses: the 20th word is when it started, in ticks since boot.
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return f"{pid}-{words[19]}"
 
 
 def num_processes() -> int:

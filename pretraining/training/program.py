@@ -14,7 +14,7 @@ from transformers import default_data_collator
 from transformers.utils import logging as transformers_logging
 
 from pretraining.cli.arguments import DataArguments, ModelArguments
-from pretraining.corpus.manifest import Manifest
+from pretraining.corpus.store_source import StoreSource
 from pretraining.machine.flops import flops_per_token, num_parameters
 from pretraining.machine.gpus import peak_flops_per_second
 from pretraining.machine.throughput import ThroughputMeter
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 def pretrain(
-    model_arguments: ModelArguments, data_arguments: DataArguments, trainer_flags: dict[str, Any], manifest: Manifest
+    model_arguments: ModelArguments, data_arguments: DataArguments, trainer_flags: dict[str, Any], source: StoreSource
 ) -> None:
     """Train from random weights, evaluate, export the model."""
     quiet_libraries()
-    plan = plan_run(model_arguments, data_arguments, trainer_flags, manifest)
+    plan = plan_run(model_arguments, data_arguments, trainer_flags, source)
     announce(plan)
     join_processes(timeout_seconds=trainer_flags["ddp_timeout"])
     trainer = make_trainer(plan)
@@ -103,7 +103,12 @@ def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
     trainer.processing_class.save_pretrained(plan.run_dir / TOKENIZER_DIR_NAME)
     RunRecord(
         identity=run_identity(plan),
-        arguments={**vars(plan.model_arguments), "dataset": str(plan.store), **trainer.args.to_dict()},
+        arguments={
+            **vars(plan.model_arguments),
+            "dataset": plan.source.name,
+            "dataset_commit": plan.source.commit,
+            **trainer.args.to_dict(),
+        },
         ds_config=plan.ds_config,
         num_parameters=num_parameters(plan.config),
         hardware={

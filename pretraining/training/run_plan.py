@@ -13,6 +13,7 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.launchers import num_processes
 from pretraining.corpus.manifest import MANIFEST_NAME, Manifest
 from pretraining.corpus.shards import sha256_of
+from pretraining.corpus.store_source import StoreSource
 from pretraining.machine.flops import num_parameters
 from pretraining.machine.memory import available_host_bytes, model_state_bytes
 from pretraining.runs.checkpoints import checkpoint_to_resume, claim_run_folder
@@ -35,14 +36,23 @@ class RunPlan:
 
     model_arguments: ModelArguments
     trainer_flags: dict[str, Any]
-    store: Path
-    manifest: Manifest
+    source: StoreSource
     run_dir: Path
     checkpoint: Path | None
     ds_config: dict[str, Any]
     config: LlamaConfig
     batch: GlobalBatch
     precision: Precision
+
+    @property
+    def store(self) -> Path:
+        """The folder of the block store."""
+        return self.source.folder
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is in the block store."""
+        return self.source.manifest
 
     @property
     def num_steps(self) -> int:
@@ -54,23 +64,22 @@ class RunPlan:
 
 
 def plan_run(
-    model_arguments: ModelArguments, data_arguments: DataArguments, trainer_flags: dict[str, Any], manifest: Manifest
+    model_arguments: ModelArguments, data_arguments: DataArguments, trainer_flags: dict[str, Any], source: StoreSource
 ) -> RunPlan:
     """Check everything that can be checked without loading anything.
 
     Raises:
         UserError: for whatever would make the run fail or be another one than was asked for.
     """
-    store = Path(data_arguments.dataset)
-    check_tokenizer(store, manifest)
+    manifest = source.manifest
+    check_tokenizer(source.folder, manifest)
     check_num_processes()
     run_dir = Path(trainer_flags["output_dir"] or Path("runs") / _run_name(model_arguments.model))
     resume_from = trainer_flags.get("resume_from_checkpoint")
     plan = RunPlan(
         model_arguments=model_arguments,
         trainer_flags=trainer_flags,
-        store=store,
-        manifest=manifest,
+        source=source,
         run_dir=run_dir,
         checkpoint=checkpoint_to_resume(run_dir, resume_from, num_processes=num_processes()),
         ds_config=load_ds_config(trainer_flags["deepspeed"]),

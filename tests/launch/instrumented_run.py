@@ -1,14 +1,13 @@
 """A training run that also keeps its first weights and last logits; takes pretrain.py's flags and launchers."""
 
 import sys
-from pathlib import Path
 
 import deepspeed
 import torch
 
 from pretraining.cli.arguments import DataArguments, ModelArguments, trainer_group
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.manifest import read_manifest
+from pretraining.corpus.store_source import find_store
 from pretraining.runs.export import export_model
 from pretraining.training.processes import join_processes, leave_processes
 from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
@@ -19,8 +18,8 @@ def main() -> None:
     groups = [dataclass_group("", ModelArguments), dataclass_group("", DataArguments), trainer_group()]
     model_arguments, data_arguments, flags = parse_recipe("", groups, sys.argv[1:])
     quiet_libraries()
-    manifest = read_manifest(Path(data_arguments.dataset), flag="--dataset")
-    plan = plan_run(model_arguments, data_arguments, flags, manifest)
+    source = find_store(data_arguments.dataset, revision=None)
+    plan = plan_run(model_arguments, data_arguments, flags, source)
     join_processes(timeout_seconds=600)
     trainer = make_trainer(plan)
     is_first = trainer.is_world_process_zero()

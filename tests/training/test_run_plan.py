@@ -11,7 +11,7 @@ import pytest
 from pretraining.cli.arguments import TRAINER_DEFAULTS, DataArguments, ModelArguments, trainer_group
 from pretraining.cli.errors import UserError
 from pretraining.cli.recipe import parse_recipe
-from pretraining.corpus.manifest import read_manifest
+from pretraining.corpus.store_source import find_store
 from pretraining.training.run_plan import RunPlan, plan_run
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 
@@ -31,9 +31,9 @@ def plan(
         "output_dir": str(tmp_path / "run"),
         **(flags or {}),
     }
-    manifest = read_manifest(store, flag="--dataset")
-    data = DataArguments(str(store), tokens)
-    return plan_run(ModelArguments(**{**defaults, **model}), data, trainer_flags, manifest)
+    source = find_store(str(store), revision=None)
+    data = DataArguments(str(store), global_batch_tokens=tokens)
+    return plan_run(ModelArguments(**{**defaults, **model}), data, trainer_flags, source)
 
 
 def refusal(*args: Any, **kwargs: Any) -> str:
@@ -204,7 +204,9 @@ def test_a_checkpoint_that_is_none(sample_store: Path, tmp_path: Path) -> None:
 def test_a_dataset_that_is_none(sample_store: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw.jsonl"
     raw.write_text('{"text": "x"}')
-    assert "is no block store" in refusal(raw, tmp_path)
+    assert f"python3 preprocess.py --data_files {raw} --output_dir blocks" in refusal(raw, tmp_path)
+    assert f"python3 preprocess.py --data_files {tmp_path} --output_dir blocks" in refusal(tmp_path, tmp_path)
+    assert "is no block store" in refusal(tmp_path / "nothing", tmp_path)
     store = tmp_path / "store"
     shutil.copytree(sample_store, store)
     manifest = json.loads((store / "manifest.json").read_text())
