@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Compare preprocess.py with other ways from one JSONL file to token blocks: time, memory, tokens kept.
+
+    make bench                                              # the sample corpus: it shows that all works, not more
+    make bench BENCH_FLAGS="--data_files news.jsonl --tokenizer llama2 --megatron_dir ../Megatron-LM"
+
+Every run is a fresh process, timed from start to exit. The arms take turns, so that a slow minute of the machine hits
+them all. What they wrote is counted id by id. The results go into benchmarks/preprocess.md and preprocess.svg.
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+
+from transformers import AutoTokenizer
+
+from benchmarks.preprocess_arms import OURS, ArmResult, BenchmarkArguments, arms
+from benchmarks.preprocess_peers.job import Job
+from benchmarks.preprocess_report import report
+from benchmarks.preprocess_runs import add_run
+from benchmarks.results import num_cores
+from benchmarks.token_counts import InputCounts, compare, count_input
+from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+
+logger = logging.getLogger("pretraining.benchmarks")
+
+TRIAL_DOCUMENTS = 100
+
+
+def main(argv: Sequence[str]) -> None:
+    """Try each arm on a few documents, then run all in turn, and write down what came out."""
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", BenchmarkArguments)], argv)
+    job = prepare_job(arguments)
+    logger.info("counting the tokens of %s", job.data_file)
+    counts = count_input(job.data_file, job.tokenizer)
+    results = [ArmResult(arm) for arm in arms(arguments.megatron_dir)]
+    run_trials(results, job)
+    for number in range(1, arguments.repetitions + 1):
+        run_round(results, job, counts, f"run {number}/{arguments.repetitions}")
+    if not results[0].series.usages:
+        raise UserError(f"{OURS} failed, there is nothing to compare with: {results[0].series.failure}")
+    report(arguments, results, counts, TRIAL_DOCUMENTS)
+
+
+def prepare_job(arguments: BenchmarkArguments) -> Job:
+    """What all arms are asked to do, in an empty folder of its own."""
+    work_dir = arguments.work_dir.absolute()
+    shutil.rmtree(work_dir, ignore_errors=True)
+    job = Job(
+        data_file=arguments.data_files.absolute(),
+        parts_dir=work_dir / "parts",
+        tokenizer=arguments.tokenizer.absolute(),
+        eos_token=AutoTokenizer.from_pretrained(arguments.tokenizer).eos_token,
+        block_length=arguments.block_length,
+        num_workers=num_cores(),
+        output_dir=work_dir / "output",
+    )
+    write_parts(job)
+    return job
+
+
+def write_parts(job: Job) -> None:
+    """The lines of the input in as many files as there are workers, of about the same size."""
+    job.parts_dir.mkdir(parents=True)
+    part_bytes = job.data_file.stat().st_size / job.num_workers
+    with job.data_file.open("rb") as lines:
+        for number in range(job.num_workers):
+            with (job.parts_dir / f"{number:04}.jsonl").open("wb") as part:
+                while lines.tell() < part_bytes * (number + 1) and (line := lines.readline()):
+                    part.write(line)
+
+
+def run_trials(results: Sequence[ArmResult], job: Job) -> None:
+    """Run each arm on the first documents: it shows what it takes to start, and whether it can run here at all."""
+    trial_dir = job.output_dir.parent / "trial"
+    trial = replace(job, data_file=trial_dir / "input.jsonl", parts_dir=trial_dir / "parts")
+    trial_dir.mkdir()
+    with job.data_file.open("rb") as lines:
+        trial.data_file.write_bytes(b"".join(islice(lines, TRIAL_DOCUMENTS)))
+    write_parts(trial)
+    for result in results:
+        logger.info("trial: %s", result.arm.name)
+        add_run(result.trial, result.arm.command(trial), trial)
+        result.series.failure = result.trial.failure
+
+
+def run_round(results: Sequence[ArmResult], job: Job, counts: InputCounts, title: str) -> None:
+    """Run each arm once; the first time, count what it wrote."""
+    for result in results:
+        add_run(result.series, result.arm.command(job), job)
+        if result.series.failure is None:
+            logger.info("%s: %s %.1f s", title, result.arm.name, result.series.seconds[-1])
+            result.counts = result.counts or compare(job.output_dir, counts)
+
+
+if __name__ == "__main__":
+    run_program(main)

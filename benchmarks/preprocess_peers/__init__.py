@@ -1,0 +1,1 @@
+"""How other projects turn one JSONL file into token blocks, one short program each."""

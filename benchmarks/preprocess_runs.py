@@ -1,0 +1,68 @@
+"""Runs of one command over one job, each from the same start: nothing written yet, no caches, the input in memory."""
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.measured_process import Usage, run_measured
+from benchmarks.preprocess_peers.job import Job
+from benchmarks.results import MEGABYTE, PROJECT_DIR
+
+logger = logging.getLogger("pretraining.benchmarks")
+
+
+@dataclass
+class Series:
+    """The runs so far, or why there are none."""
+
+    usages: list[Usage] = field(default_factory=list)
+    failure: str | None = None
+
+    @property
+    def seconds(self) -> list[float]:
+        """Time of each run."""
+        return [usage.seconds for usage in self.usages]
+
+    @property
+    def peak_megabytes(self) -> list[float]:
+        """Memory of each run."""
+        return [usage.peak_bytes / MEGABYTE for usage in self.usages]
+
+    def megabytes_per_second(self, text_bytes: int) -> list[float]:
+        """Speed of each run, in text."""
+        return [text_bytes / MEGABYTE / seconds for seconds in self.seconds]
+
+
+def add_run(series: Series, command: Sequence[str], job: Job) -> None:
+    """Run `command` once more, unless it has failed before."""
+    if series.failure is not None:
+        return
+    work_dir = job.output_dir.parent
+    caches, log_path = work_dir / "hf_home", work_dir / "log.txt"
+    for folder in (job.output_dir, caches):
+        shutil.rmtree(folder, ignore_errors=True)
+    os.sync()  # what the run before wrote does not slow down this one
+    read_into_page_cache([job.data_file, *job.parts_dir.glob("*.jsonl")])
+    environment = {**os.environ, "HF_HOME": str(caches), "HF_HUB_OFFLINE": "1"}
+    usage = run_measured(command, cwd=PROJECT_DIR, environment=environment, log_path=log_path)
+    if usage.exit_code == 0:
+        series.usages.append(usage)
+    else:
+        series.usages.clear()
+        series.failure = _last_line(log_path) or f"exit code {usage.exit_code}"
+        logger.warning("%s: %s", " ".join(command[:3]), series.failure)
+
+
+def read_into_page_cache(files: Sequence[Path]) -> None:
+    """Read each file once."""
+    for path in files:
+        with path.open("rb") as file, Path(os.devnull).open("wb") as nowhere:
+            shutil.copyfileobj(file, nowhere, 1 << 20)
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
