@@ -2,12 +2,14 @@
 
 PYTHON ?= python3
 VENV := .venv
+BENCH_VENV := .venv-bench
+BENCH_FLAGS ?=
 BIN := $(CURDIR)/$(VENV)/bin
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test lint format bench clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
@@ -27,8 +29,11 @@ format: $(VENV)/.installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: $(BENCH_VENV)/.installed  ## compare preprocess.py with its peers; BENCH_FLAGS="--data_files ... --tokenizer ..."
+	$(BENCH_VENV)/bin/python -m benchmarks.preprocess $(BENCH_FLAGS)
+
 clean:  ## remove the environment and the tools' caches; blocks and runs stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache
 
 # torch comes first: DeepSpeed's own build looks for it.
 $(VENV)/.installed: requirements.txt requirements.lock
@@ -40,4 +45,11 @@ $(VENV)/.installed: requirements.txt requirements.lock
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock --no-build-isolation -r requirements-dev.txt
+	@touch $@
+
+# The peers lie in an environment of their own, above the project's, so that all arms share one version of each library.
+$(BENCH_VENV)/.installed: $(VENV)/.installed benchmarks/requirements.txt
+	$(BIN)/python -m venv $(BENCH_VENV)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
+	$(BENCH_VENV)/bin/python -m pip install -q --disable-pip-version-check -c requirements.lock -r benchmarks/requirements.txt
 	@touch $@

@@ -1,0 +1,118 @@
+"""The comparison of preprocess.py measures whole process trees, counts what is lost, and says what did not run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import measured_process
+from benchmarks.preprocess_peers.job import Job
+from benchmarks.preprocess_runs import Series, add_run
+from benchmarks.results import spread, table, write_section
+from benchmarks.sized_inputs import huge_line, sized_inputs, texts_of
+from benchmarks.token_counts import compare, count_input
+from tests.conftest import PROJECT_DIR
+
+SAMPLE_TOKENIZER = PROJECT_DIR / "data/sample/tokenizer"
+SAMPLE_CORPUS = PROJECT_DIR / "data/sample/news.jsonl"
+CHILD_WITH_MEMORY = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", "import time; held = bytearray(150_000_000); time.sleep(0.5)"], check=True)
+"""
+
+
+def measured(words: list[str], tmp_path: Path) -> measured_process.Usage:
+    return measured_process.run_measured(
+        words, cwd=tmp_path, environment=dict(os.environ), log_path=tmp_path / "log.txt"
+    )
+
+
+def a_job(tmp_path: Path) -> Job:
+    return Job(SAMPLE_CORPUS, tmp_path / "parts", SAMPLE_TOKENIZER, "</s>", 128, 2, tmp_path / "output")
+
+
+def test_memory_of_child_processes_counts(tmp_path: Path) -> None:
+    usage = measured([sys.executable, "-c", CHILD_WITH_MEMORY], tmp_path)
+    assert usage.exit_code == 0
+    assert 150_000_000 < usage.peak_bytes < 250_000_000
+    assert usage.seconds > 0.5
+
+
+def test_a_program_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured_process, "LIMIT_SECONDS", 0.3)
+    usage = measured([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path)
+    assert usage.exit_code != 0
+
+
+def test_a_failure_is_told_in_its_own_words_and_not_tried_again(tmp_path: Path) -> None:
+    series = Series()
+    for _ in range(2):
+        add_run(series, [sys.executable, "-c", "import datatrove_of_another_planet"], a_job(tmp_path))
+    assert series.usages == []
+    assert series.failure == "ModuleNotFoundError: No module named 'datatrove_of_another_planet'"
+
+
+def test_lost_and_changed_tokens_are_counted(tmp_path: Path) -> None:
+    data_file = tmp_path / "input.jsonl"
+    data_file.write_text(json.dumps({"text": "the the the </s> the"}) + "\n")
+    counts = count_input(data_file, SAMPLE_TOKENIZER)
+    (bos, eos) = (1, 2)
+    assert {bos, eos} <= set(counts.special_ids)
+    ids = np.repeat(np.arange(len(counts.histogram)), counts.histogram).astype(np.uint16)
+    assert not {bos, eos} & set(ids.tolist())
+    (tmp_path / "output").mkdir()
+
+    def written(*arrays: object) -> tuple[int, int, int]:
+        np.concatenate(arrays).astype(np.uint16).tofile(tmp_path / "output/ids.bin")
+        found = compare(tmp_path / "output", counts)
+        return found.num_special, found.num_missing, found.num_foreign
+
+    assert written(ids, [eos]) == (1, 0, 0)
+    assert written([bos], ids[1:], [eos]) == (2, 1, 0)
+    assert written(ids[1:], [300]) == (0, 1, 1)
+
+
+def test_a_section_is_replaced_in_its_place(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n")
+    for title, text in (("One", "a"), ("Two", "b"), ("One", "c"), ("Two", "d")):
+        write_section(page, title, text)
+    assert page.read_text() == "# Title\n\n## One\n\nc\n\n## Two\n\nd\n"
+
+
+def test_figures_show_their_spread() -> None:
+    assert spread([6.1, 6.3, 6.4]) == "6.3 (6.1 to 6.4)"
+    assert table(["arm", "MB/s"], [["ours", "9"]]) == "| arm | MB/s |\n| --- | ---: |\n| ours | 9 |"
+
+
+def test_inputs_have_the_size_that_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "input.jsonl"
+    for made in sized_inputs(SAMPLE_CORPUS, [1, 2], path):
+        texts = list(texts_of(path))
+        assert len(set(texts)) == len(texts) == made.num_documents
+        assert sum(len(text.encode()) for text in texts) == made.text_bytes
+        assert 0 <= path.stat().st_size - int(made.title.split()[0]) * 1_000_000 < 10_000
+    line = huge_line(SAMPLE_CORPUS, 1, path)
+    (text,) = texts_of(path)
+    assert len(text.encode()) == line.text_bytes >= 999_999
+
+
+@pytest.mark.launch
+def test_the_arms_that_need_no_peer_keep_every_token(tmp_path: Path) -> None:
+    counts = count_input(SAMPLE_CORPUS, SAMPLE_TOKENIZER)
+    words = ["--data_files", SAMPLE_CORPUS, "--tokenizer", SAMPLE_TOKENIZER, "--output_dir", tmp_path / "output/ours"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf_home")}
+    subprocess.run([sys.executable, "preprocess.py", "--block_length", "2", *words], cwd=PROJECT_DIR, check=True)
+    assert compare(tmp_path / "output", counts).num_missing <= 3  # at most one token in the tail of each split
+    for peer, most_missing in (("naive", 127), ("map_group", 2 * 127)):
+        shutil.rmtree(tmp_path / "output")
+        command = [sys.executable, "-m", f"benchmarks.preprocess_peers.{peer}", *a_job(tmp_path).words()]
+        subprocess.run(command, cwd=PROJECT_DIR, env=environment, check=True)
+        found = compare(tmp_path / "output", counts)
+        assert found.num_missing - found.num_foreign <= most_missing
+        assert found.num_tokens % 128 == 0
