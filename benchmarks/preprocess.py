@@ -9,18 +9,14 @@ them all. What they wrote is counted id by id. The results go into benchmarks/pr
 """
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from transformers import AutoTokenizer
-
 from benchmarks.preprocess_arms import OURS, ArmResult, BenchmarkArguments, arms
 from benchmarks.preprocess_peers.job import Job
 from benchmarks.preprocess_report import report
-from benchmarks.preprocess_runs import add_run
-from benchmarks.results import num_cores
+from benchmarks.preprocess_runs import add_run, prepare_job
 from benchmarks.token_counts import InputCounts, compare, count_input
 from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
@@ -28,38 +24,24 @@ from pretraining.cli.recipe import dataclass_group, parse_recipe
 logger = logging.getLogger("pretraining.benchmarks")
 
 TRIAL_DOCUMENTS = 100
+TRIAL_RUNS = 2  # the first reads its libraries from the disk
 
 
 def main(argv: Sequence[str]) -> None:
     """Try each arm on a few documents, then run all in turn, and write down what came out."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", BenchmarkArguments)], argv)
-    job = prepare_job(arguments)
+    arguments.results_dir.mkdir(parents=True, exist_ok=True)
+    job = prepare_job(arguments.data_files, arguments.tokenizer, arguments.block_length, arguments.work_dir)
+    write_parts(job)
     logger.info("counting the tokens of %s", job.data_file)
     counts = count_input(job.data_file, job.tokenizer)
     results = [ArmResult(arm) for arm in arms(arguments.megatron_dir)]
     run_trials(results, job)
+    check_ours(results[0])
     for number in range(1, arguments.repetitions + 1):
         run_round(results, job, counts, f"run {number}/{arguments.repetitions}")
-    if not results[0].series.usages:
-        raise UserError(f"{OURS} failed, there is nothing to compare with: {results[0].series.failure}")
+        check_ours(results[0])
     report(arguments, results, counts, TRIAL_DOCUMENTS)
-
-
-def prepare_job(arguments: BenchmarkArguments) -> Job:
-    """What all arms are asked to do, in an empty folder of its own."""
-    work_dir = arguments.work_dir.absolute()
-    shutil.rmtree(work_dir, ignore_errors=True)
-    job = Job(
-        data_file=arguments.data_files.absolute(),
-        parts_dir=work_dir / "parts",
-        tokenizer=arguments.tokenizer.absolute(),
-        eos_token=AutoTokenizer.from_pretrained(arguments.tokenizer).eos_token,
-        block_length=arguments.block_length,
-        num_workers=num_cores(),
-        output_dir=work_dir / "output",
-    )
-    write_parts(job)
-    return job
 
 
 def write_parts(job: Job) -> None:
@@ -74,7 +56,7 @@ def write_parts(job: Job) -> None:
 
 
 def run_trials(results: Sequence[ArmResult], job: Job) -> None:
-    """Run each arm on the first documents: it shows what it takes to start, and whether it can run here at all."""
+    """Run each arm on the first documents: what it takes to start, and whether it can run here at all."""
     trial_dir = job.output_dir.parent / "trial"
     trial = replace(job, data_file=trial_dir / "input.jsonl", parts_dir=trial_dir / "parts")
     trial_dir.mkdir()
@@ -83,8 +65,15 @@ def run_trials(results: Sequence[ArmResult], job: Job) -> None:
     write_parts(trial)
     for result in results:
         logger.info("trial: %s", result.arm.name)
-        add_run(result.trial, result.arm.command(trial), trial)
+        for _ in range(TRIAL_RUNS):
+            add_run(result.trial, result.arm.command(trial), trial)
         result.series.failure = result.trial.failure
+
+
+def check_ours(ours: ArmResult) -> None:
+    """End here if there is nothing to compare the others with."""
+    if ours.series.failure is not None:
+        raise UserError(f"{OURS} failed: {ours.series.failure}")
 
 
 def run_round(results: Sequence[ArmResult], job: Job, counts: InputCounts, title: str) -> None:

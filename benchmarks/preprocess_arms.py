@@ -44,7 +44,7 @@ class BenchmarkArguments:
     block_length: int = flag(4096, "tokens in a token block")
     repetitions: int = flag(5, "runs of each arm")
     megatron_dir: Path | None = flag(None, "checkout of NVIDIA/Megatron-LM; without it, its two arms are left out")
-    work_dir: Path = flag(Path("build/benchmark"), "folder for what the arms write; emptied at the start")
+    work_dir: Path = flag(Path("build/benchmark"), "folder for what the arms write")
     results_dir: Path = flag(Path("benchmarks"), "folder of preprocess.md and preprocess.svg")
 
 

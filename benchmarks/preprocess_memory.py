@@ -7,7 +7,6 @@ The results go into two sections of benchmarks/preprocess.md.
 """
 
 import logging
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.preprocess_arms import our_command
 from benchmarks.preprocess_peers.job import Job
-from benchmarks.preprocess_runs import Series, add_run
-from benchmarks.results import PROJECT_DIR, command_line, hardware, num_cores, spread, table, versions, write_section
+from benchmarks.preprocess_runs import Series, add_run, prepare_job
+from benchmarks.results import PROJECT_DIR, command_line, hardware, spread, table, versions, write_section
 from benchmarks.sized_inputs import huge_line, sized_inputs, texts_of
 from pretraining.cli.arguments import SAMPLE_CORPUS, SAMPLE_TOKENIZER
 from pretraining.cli.errors import run_program
@@ -43,35 +42,20 @@ class MemoryArguments:
     line_megabytes: int = flag(200, "size of the huge line")
     worker_counts: list[int] = flag([1, 2, 4], f"values of {WORKERS_FLAG}, over the file as it is")
     repetitions: int = flag(3, "runs of each")
-    work_dir: Path = flag(Path("build/benchmark"), "folder for inputs and outputs; emptied at the start")
+    work_dir: Path = flag(Path("build/benchmark"), "folder for inputs and outputs")
     results_dir: Path = flag(Path("benchmarks"), "folder of preprocess.md")
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure and write both sections."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Measurement", MemoryArguments)], argv)
-    job = prepare_job(arguments)
+    arguments.results_dir.mkdir(parents=True, exist_ok=True)
+    job = prepare_job(arguments.data_files, arguments.tokenizer, arguments.block_length, arguments.work_dir)
     place = f"{hardware()}; {versions(PACKAGES)}.\n\n{command_line('preprocess_memory')}"
     note = f"Median of {arguments.repetitions} runs (the least and the most), measured as above."
     for title, section in (("As the input grows", input_sizes), ("Workers", workers)):
         text = f"{place}\n\n{section(arguments, job)}\n\n{note}"
         write_section(arguments.results_dir / "preprocess.md", title, text)
-
-
-def prepare_job(arguments: MemoryArguments) -> Job:
-    """The file as it is, in an empty folder of its own."""
-    work_dir = arguments.work_dir.absolute()
-    shutil.rmtree(work_dir, ignore_errors=True)
-    work_dir.mkdir(parents=True)
-    return Job(
-        data_file=arguments.data_files.absolute(),
-        parts_dir=work_dir / "parts",
-        tokenizer=arguments.tokenizer.absolute(),
-        eos_token="",
-        block_length=arguments.block_length,
-        num_workers=num_cores(),
-        output_dir=work_dir / "output",
-    )
 
 
 def input_sizes(arguments: MemoryArguments, job: Job) -> str:
@@ -85,7 +69,7 @@ def input_sizes(arguments: MemoryArguments, job: Job) -> str:
     made = huge_line(job.data_file, arguments.line_megabytes, path)
     flags = [LINE_LIMIT_FLAG, str(path.stat().st_size)] if LINE_LIMIT_FLAG in our_flags() else []
     (series,) = take_turns(sized_job, [flags], arguments.repetitions)
-    rows.append([f"{made.title} {' '.join(flags[:1])}", "1", *figures(series, made.text_bytes)])
+    rows.append([" ".join([made.title, *flags[:1]]), "1", *figures(series, made.text_bytes)])
     path.unlink()
     return table(["input", "documents", *TITLES], rows)
 

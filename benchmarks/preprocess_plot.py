@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from benchmarks.preprocess_arms import OURS, ArmResult
 
 TEXT_COLOR = "#7d7d7d"  # contrast 4.1 to white, 4.6 to GitHub's black
-OUR_COLOR, PEER_COLOR = "#3b82f6", "#9a9a9a"
+RANGE_COLOR = "#666666"
+OUR_COLOR, PEER_COLOR = "#3b82f6", "#b0b0b0"
 
 
 def draw_plot(results: Sequence[ArmResult], text_bytes: int, path: Path) -> None:
@@ -33,7 +34,7 @@ def _draw_bars(axes: Axes, results: Sequence[ArmResult], runs: Sequence[Sequence
     least = [middle - min(values) for middle, values in zip(middles, runs, strict=True)]
     most = [max(values) - middle for middle, values in zip(middles, runs, strict=True)]
     colors = [OUR_COLOR if name == OURS else PEER_COLOR for name in names]
-    axes.barh(names, middles, color=colors, xerr=[least, most], ecolor=TEXT_COLOR, capsize=3)
+    axes.barh(names, middles, height=0.6, color=colors, xerr=[least, most], ecolor=RANGE_COLOR, capsize=3)
     for row, values in enumerate(runs):
         axes.annotate(
             f"{middles[row]:,.0f}" if middles[row] >= 100 else f"{middles[row]:.1f}",

@@ -2,14 +2,18 @@
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import AutoTokenizer
+
 from benchmarks.measured_process import Usage, run_measured
 from benchmarks.preprocess_peers.job import Job
-from benchmarks.results import MEGABYTE, PROJECT_DIR
+from benchmarks.results import MEGABYTE, PROJECT_DIR, num_cores
+from pretraining.cli.errors import UserError
 
 logger = logging.getLogger("pretraining.benchmarks")
 
@@ -36,6 +40,26 @@ class Series:
         return [text_bytes / MEGABYTE / seconds for seconds in self.seconds]
 
 
+def prepare_job(data_file: Path, tokenizer: Path, block_length: int, work_dir: Path) -> Job:
+    """What is asked of every run, in an empty folder of its own below `work_dir`."""
+    if not data_file.is_file():
+        raise UserError(f"--data_files {data_file}: is no file")
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise UserError(f"--tokenizer {tokenizer}: has no tokenizer.json")
+    own_dir = work_dir.absolute() / "preprocess"
+    shutil.rmtree(own_dir, ignore_errors=True)
+    own_dir.mkdir(parents=True)
+    return Job(
+        data_file=data_file.absolute(),
+        parts_dir=own_dir / "parts",
+        tokenizer=tokenizer.absolute(),
+        eos_token=AutoTokenizer.from_pretrained(tokenizer).eos_token,
+        block_length=block_length,
+        num_workers=num_cores(),
+        output_dir=own_dir / "output",
+    )
+
+
 def add_run(series: Series, command: Sequence[str], job: Job) -> None:
     """Run `command` once more, unless it has failed before."""
     if series.failure is not None:
@@ -52,7 +76,7 @@ def add_run(series: Series, command: Sequence[str], job: Job) -> None:
         series.usages.append(usage)
     else:
         series.usages.clear()
-        series.failure = _last_line(log_path) or f"exit code {usage.exit_code}"
+        series.failure = _reason(usage.exit_code, log_path.read_text(encoding="utf-8", errors="replace"))
         logger.warning("%s: %s", " ".join(command[:3]), series.failure)
 
 
@@ -63,6 +87,8 @@ def read_into_page_cache(files: Sequence[Path]) -> None:
             shutil.copyfileobj(file, nowhere, 1 << 20)
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+def _reason(exit_code: int, output: str) -> str:
+    if exit_code < 0:
+        return f"ended by signal {-exit_code}"
+    errors = re.findall(r"^(?:[\w.]*(?:Error|Exception)|error): .*", output, re.MULTILINE)
+    return errors[-1] if errors else f"exit code {exit_code}"

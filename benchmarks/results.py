@@ -16,7 +16,7 @@ MEGABYTE = 1e6
 def write_section(page: Path, title: str, text: str) -> None:
     """Put `text` under the heading `title` of `page`: in place of what stood there, or at the end."""
     heading = f"## {title}\n"
-    before, _, rest = page.read_text(encoding="utf-8").partition(heading)
+    before, _, rest = (page.read_text(encoding="utf-8") if page.exists() else "# Results").partition(heading)
     _, next_heading, after = rest.partition("\n## ")
     page.write_text(f"{before.rstrip()}\n\n{heading}\n{text.strip()}\n{next_heading}{after}", encoding="utf-8")
 

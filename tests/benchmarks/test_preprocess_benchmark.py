@@ -55,6 +55,9 @@ def test_a_failure_is_told_in_its_own_words_and_not_tried_again(tmp_path: Path) 
         add_run(series, [sys.executable, "-c", "import datatrove_of_another_planet"], a_job(tmp_path))
     assert series.usages == []
     assert series.failure == "ModuleNotFoundError: No module named 'datatrove_of_another_planet'"
+    killed = Series()
+    add_run(killed, [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], a_job(tmp_path))
+    assert killed.failure == "ended by signal 9"
 
 
 def test_lost_and_changed_tokens_are_counted(tmp_path: Path) -> None:
