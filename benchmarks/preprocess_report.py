@@ -71,7 +71,8 @@ def speed_row(result: ArmResult, ours: ArmResult, text_bytes: int) -> list[str]:
 def ratio(seconds: Sequence[float], our_seconds: Sequence[float]) -> str:
     """Quotient of the medians, with the range over the rounds."""
     quotients = [theirs / ours for theirs, ours in zip(seconds, our_seconds, strict=True)]
-    return f"{median(seconds) / median(our_seconds):.2f} ({min(quotients):.2f} to {max(quotients):.2f})"
+    middle = f"{median(seconds) / median(our_seconds):.2f}"
+    return middle if len(quotients) == 1 else f"{middle} ({min(quotients):.2f} to {max(quotients):.2f})"
 
 
 def token_row(result: ArmResult) -> list[str]:
