@@ -66,7 +66,7 @@ class TokenizerArguments:
         [str(SAMPLE_CORPUS)], "JSONL, Parquet or .txt files (.gz, .zst, .xz too), folders, globs"
     )
     text_field: str = flag("text", "field that holds a document's text; a.b is field b of object a")
-    max_document_bytes: int = flag(32 << 20, "lines larger than this are skipped")
+    max_document_bytes: int = flag(6 << 20, "lines larger than this are skipped")
     vocab_size: int = flag(32000, "tokens in the vocabulary, special tokens included")
     output_dir: Path = flag(Path("tokenizer"), "tokenizer folder to make")
 

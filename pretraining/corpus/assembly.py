@@ -6,6 +6,7 @@ Every step can be repeated, so a run that is killed here is finished by the same
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,12 +100,13 @@ def _write_last_blocks(
     (folder / LAST_BLOCKS_DIR).mkdir(exist_ok=True)
     packer = packer_of(origin)
     schema = block_schema(origin.block_length, origin.dtype)
-    writer = SplitWriter(folder / LAST_BLOCKS_DIR, split, 0, packer, schema)
-    for path, progress in zip(folders, slices, strict=True):
-        if progress.carried_file is not None:
-            writer.add_blocks(packer.add(read_carried(path / progress.carried_file)[split]), last)
-    writer.add_blocks(packer.flush(), last)
-    writer.close(last)
+    with ThreadPoolExecutor(1) as executor:
+        writer = SplitWriter(folder / LAST_BLOCKS_DIR, split, 0, packer, schema, executor)
+        for path, progress in zip(folders, slices, strict=True):
+            if progress.carried_file is not None:
+                writer.add_blocks(packer.add(read_carried(path / progress.carried_file)[split]), last)
+        writer.add_blocks(packer.flush(), last)
+        writer.close(last)
     return packer.carried.num_tokens
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,11 @@ class Shard:
 
 
 class ShardWriter:
-    """Writes `root/path`; without any row group there is no file."""
+    """Writes `root/path`, in a thread of `executor`; without any row group there is no file."""
 
-    def __init__(self, root: Path, path: str, schema: pa.Schema) -> None:
+    def __init__(self, root: Path, path: str, schema: pa.Schema, executor: Executor) -> None:
+        self._executor = executor
+        self._writing: Future[None] | None = None
         self._root = root
         self._path = path
         self._schema = schema
@@ -35,7 +38,20 @@ class ShardWriter:
         self._num_rows = 0
 
     def write(self, table: pa.Table) -> None:
-        """Append `table` as one row group."""
+        """Append `table` as one row group, as soon as the one before it is written.
+
+        Raises:
+            OSError: also when the one before it could not be written.
+        """
+        self._wait()
+        self._num_rows += table.num_rows
+        self._writing = self._executor.submit(self._write, table)
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, table: pa.Table) -> None:
         if self._writer is None:
             has_ids = "input_ids" in self._schema.names
             # zstd with byte-stream split: 1.1 to 1.5 bytes a token on news, against 1.6 to 1.9 of snappy, dictionary.
@@ -47,10 +63,10 @@ class ShardWriter:
                 column_encoding={ID_COLUMN: "BYTE_STREAM_SPLIT"} if has_ids else None,
             )
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
-        self._num_rows += table.num_rows
 
     def close(self) -> list[Shard]:
         """Finish the file; the shard, if there is one."""
+        self._wait()
         if self._writer is None:
             return []
         self._writer.close()

@@ -5,6 +5,7 @@ progress.json takes the place of the one before. It names the finished files, th
 and the file with the tokens that stand in no block yet. A file that it does not name was never finished and goes.
 """
 
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import jsonlines
@@ -28,10 +29,12 @@ FIRST_ID_BITS = 40  # document n of slice s is number s * 2^40 + n, so that slic
 class SplitWriter:
     """Packs and writes the documents of one split in one section."""
 
-    def __init__(self, folder: Path, split: Split, section: int, packer: Packer, schema: pa.Schema) -> None:
+    def __init__(
+        self, folder: Path, split: Split, section: int, packer: Packer, schema: pa.Schema, executor: Executor
+    ) -> None:
         self._packer = packer
         self._schema = schema
-        self._shard = ShardWriter(folder, f"{split}-{section:05d}.parquet", schema)
+        self._shard = ShardWriter(folder, f"{split}-{section:05d}.parquet", schema, executor)
         self._pending: list[Blocks] = []
         self._num_pending_tokens = 0
 
@@ -66,6 +69,7 @@ class SliceWriter:
     """Takes the encoded batches of one slice in input order, from `progress.position` on."""
 
     def __init__(self, folder: Path, origin: Origin, *, slice_number: int, only_reference: bool) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="write")  # compressing must not keep encoders waiting
         self._folder = folder
         self._origin = origin
         self._first_id = slice_number << FIRST_ID_BITS
@@ -88,9 +92,10 @@ class SliceWriter:
     def _begin_section(self) -> None:
         section = self.progress.num_sections
         self._splits = {
-            split: SplitWriter(self._folder, split, section, self._packers[split], self._schema) for split in SPLITS
+            split: SplitWriter(self._folder, split, section, self._packers[split], self._schema, self._executor)
+            for split in SPLITS
         }
-        self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", DOCUMENT_SCHEMA)
+        self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", DOCUMENT_SCHEMA, self._executor)
         self._document_tables: list[pa.Table] = []
         self._skipped_path = self._folder / f"skipped-{section:05d}.jsonl"
         self._skipped_file: jsonlines.Writer | None = None
@@ -121,6 +126,7 @@ class SliceWriter:
         """End the last section: the slice is done."""
         self.progress.is_done = True
         self._end_section()
+        self._executor.shutdown()
         return self.progress
 
     def _add_document_rows(self, table: pa.Table) -> None:
