@@ -5,6 +5,7 @@
     python3 preprocess.py --data_files news.jsonl --tokenizer meta-llama/Llama-2-7b-hf --output_dir blocks
     python3 preprocess.py --data_files 'news=a/*.jsonl.gz' wiki=b.parquet notes/ --output_dir blocks
     python3 preprocess.py --push_to_hub USER/NAME                # and onto the Hub, private unless told otherwise
+    python3 preprocess.py --data_files wiki=hf://USER/NAME:train --streaming --output_dir blocks
     mpirun -n 16 --hostfile hosts python3 preprocess.py --num_slices 64 ...
 
 Each document is encoded, followed by EOS, concatenated with the next, and cut into blocks of --block_length tokens.
@@ -36,7 +37,7 @@ logger = logging.getLogger("pretraining.preprocess")
 def main(argv: Sequence[str]) -> None:
     """Make a block store, unless the very same one is there already."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Preprocessing", PreprocessArguments)], argv)
-    files = find_inputs(arguments.data_files)
+    files = find_inputs(arguments.data_files, streaming=arguments.streaming)
     tokenizer = load_document_tokenizer(
         arguments.tokenizer, add_bos=arguments.add_bos, backend=arguments.tokenizer_backend
     )

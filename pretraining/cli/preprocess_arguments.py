@@ -21,12 +21,16 @@ class PreprocessArguments:
 
     data_files: list[str] = flag(
         [str(SAMPLE_CORPUS)],
-        "JSONL, Parquet or .txt files (.gz, .zst, .xz too), folders or globs; NAME=FILES names their source",
+        "JSONL, Parquet or .txt files (.gz, .zst, .xz too), folders, globs, or hf://USER/NAME/CONFIG@REVISION:SPLIT; "
+        "NAME=FILES names their source",
     )
+    streaming: bool = flag(False, "read files of the Hub as they come, without keeping them")
     text_field: str = flag("text", "field that holds a document's text; a.b is field b of object a")
     source_field: str = flag("source", "field that names a document's source; without it, the file's name")
     split_text_files: bool = flag(False, "blank lines divide a .txt file into documents; otherwise it is one")
-    max_document_bytes: int = flag(6 << 20, "lines larger than this are skipped; the reference backend takes 90 bytes of memory for each of theirs")
+    max_document_bytes: int = flag(
+        6 << 20, "larger lines are skipped; the reference takes 90 bytes of memory for each byte of a document"
+    )
     max_skipped_fraction: float = flag(0.01, "share of unreadable lines above which no block store is made")
     min_characters: int | None = flag(None, "remove shorter documents")
     max_characters: int | None = flag(None, "remove longer documents")

@@ -8,6 +8,7 @@ import io
 import lzma
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -35,6 +36,15 @@ class LineSource:
 
     lines: Iterator[RawLine]
     file_bytes: Callable[[RawLine], int]
+
+
+def open_file(file: InputFile) -> BinaryIO:
+    """The file's own bytes, unbuffered."""
+    if file.is_remote:
+        from pretraining.corpus.hub_inputs import open_hub_file  # the Hub's client takes a moment to import
+
+        return open_hub_file(file.location)
+    return Path(file.location).open("rb", buffering=0)
 
 
 def open_lines(

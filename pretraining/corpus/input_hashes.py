@@ -16,8 +16,8 @@ def hash_inputs(files: Sequence[InputFile], remembered_in: Path | None) -> list[
 
     With `remembered_in` a run that goes on does not read a file again whose size and time of change are the same.
     """
-    known = _read(remembered_in)
-    keys = [_key(file) for file in files]
+    known = _read(remembered_in) | {file.path: file.known_hash for file in files if file.known_hash}
+    keys = [file.path if file.known_hash else _key(file) for file in files]
     with (
         Progress(sum(file.num_bytes for file, key in zip(files, keys, strict=True) if key not in known)) as progress,
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor,

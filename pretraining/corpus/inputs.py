@@ -20,23 +20,35 @@ FORMATS: dict[str, Format] = {
     ".txt": "text",
 }
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".xz": "xz"}
+HUB_SCHEME = "hf://"
 NAMED_SOURCE = re.compile(r"([\w-]+)=(.+)")
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of the input; `source` is the name the user gave it, None where its records or its name decide."""
+    """One file of the input.
+
+    `source` is the name the user gave it, None where its records or its name decide. `path` is how the file is called
+    in what is written down; it is read at `location`, which differs for files of the Hub, whose hash is known as well.
+    """
 
     path: str
     source: str | None
     format: Format
     compression: Compression | None
     num_bytes: int
+    location: str
+    known_hash: str | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is read from the Hub as it comes."""
+        return self.location.startswith(HUB_SCHEME)
 
     @property
     def is_divisible(self) -> bool:
         """Whether reading can begin at any line without reading what is before it."""
-        return self.format == "jsonl" and self.compression is None
+        return self.format == "jsonl" and self.compression is None and not self.is_remote
 
     @property
     def default_source(self) -> str:
@@ -44,14 +56,16 @@ class InputFile:
         return self.source or Path(self.path).name.split(".")[0]
 
 
-def find_inputs(data_files: Sequence[str]) -> list[InputFile]:
+def find_inputs(data_files: Sequence[str], *, streaming: bool = False) -> list[InputFile]:
     """The files that `--data_files` names, in its order; those of a folder or glob by their names.
+
+    Those of the Hub are downloaded, or read as they come when `streaming`.
 
     Raises:
         UserError: all at once, for words that name no file, files that are empty, unreadable or named twice.
     """
     problems: list[str] = []
-    files = [file for word in data_files for file in _files_of(word, problems)]
+    files = [file for word in data_files for file in _files_of(word, streaming, problems)]
     for path, count in Counter(file.path for file in files).items():
         if count > 1:
             problems.append(f"--data_files {path}: is named twice; name it once")
@@ -60,17 +74,28 @@ def find_inputs(data_files: Sequence[str]) -> list[InputFile]:
     return files
 
 
-def _files_of(word: str, problems: list[str]) -> list[InputFile]:
+def input_file(
+    path: str, source: str | None, *, num_bytes: int, location: str, known_hash: str | None = None
+) -> InputFile:
+    """A file with the format and compression that its name tells; JSON lines when it tells none."""
+    suffix, compression = _suffixes(Path(path))
+    return InputFile(path, source, FORMATS.get(suffix, "jsonl"), compression, num_bytes, location, known_hash)
+
+
+def _files_of(word: str, streaming: bool, problems: list[str]) -> list[InputFile]:
     match = NAMED_SOURCE.fullmatch(word)
     source, pattern = (None, word) if match is None or Path(word).exists() else match.groups()
+    if pattern.startswith(HUB_SCHEME):
+        from pretraining.corpus.hub_inputs import hub_files  # it imports `datasets`, a second that only this needs
+
+        return hub_files(pattern, source, streaming=streaming)
     files = []
     for path in _paths_of(pattern, problems):
         problem = _file_problem(path, may_be_empty=str(path) != pattern)
         if problem:
             problems.append(f"--data_files {path}: {problem}")
         else:
-            suffix, compression = _suffixes(path)
-            files.append(InputFile(str(path), source, FORMATS.get(suffix, "jsonl"), compression, path.stat().st_size))
+            files.append(input_file(str(path), source, num_bytes=path.stat().st_size, location=str(path)))
     return files
 
 

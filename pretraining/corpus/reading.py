@@ -9,7 +9,6 @@ import lzma
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -24,7 +23,7 @@ from pretraining.corpus.documents import (
     parse_text,
     skipped,
 )
-from pretraining.corpus.formats import ReadingOptions, open_lines
+from pretraining.corpus.formats import ReadingOptions, open_file, open_lines
 from pretraining.corpus.inputs import InputFile
 from pretraining.corpus.slices import FileRange, cut_slices
 
@@ -92,7 +91,7 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
     position = begin
     file_bytes = 0
     try:
-        with Path(file.path).open("rb", buffering=0) as raw:
+        with open_file(file) as raw:
             source = open_lines(
                 file,
                 raw,

@@ -55,7 +55,7 @@ def num_bytes_of(files: Sequence[InputFile], ranges: Sequence[FileRange]) -> int
 def _cut_file(number: int, file: InputFile, cuts: Sequence[int]) -> Iterator[FileRange]:
     start, first_line = 0, 1
     if cuts:
-        with Path(file.path).open("rb") as stream:
+        with Path(file.location).open("rb") as stream:
             for cut in cuts:
                 end = max(start, _next_line_start(stream, cut))
                 yield FileRange(number, start, end, first_line)
