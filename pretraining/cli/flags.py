@@ -75,7 +75,8 @@ def flags_of(argument_type: type) -> list[Flag]:
 
 
 def _flag_of(field: dataclasses.Field, hint: Any) -> Flag:
-    variants = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the latter of a Literal with None
+    variants = typing.get_args(hint) if is_union else (hint,)
     plain = next(variant for variant in variants if variant is not type(None))
     is_list = typing.get_origin(plain) is list
     inner = typing.get_args(plain)[0] if is_list else plain

@@ -8,6 +8,7 @@ right one, a wrong type, a wrong choice, a name that stands twice in a recipe.
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,15 +41,21 @@ def dataclass_group(title: str, argument_type: Any) -> FlagGroup:
     return FlagGroup(title, flags_of(argument_type), lambda values: argument_type(**values))
 
 
-def parse_recipe(description: str, groups: Sequence[FlagGroup], argv: Sequence[str]) -> list[Any]:
+def parse_recipe(
+    description: str, groups: Sequence[FlagGroup], argv: Sequence[str], *, first: str | None = None
+) -> list[Any]:
     """Read recipe and flags into what each group builds, in the order of `groups`.
+
+    The value of flag `first` may also stand at the very beginning, without the flag's name.
 
     Raises:
         UserError: with all problems of recipe and command line at once.
     """
+    if first is not None and argv and not argv[0].startswith("-"):
+        argv = [f"--{first}", *argv]
     flags = {flag.name: flag for group in groups for flag in group.flags}
     problems: list[str] = []
-    command_line, recipe_path = _command_line_settings(description, groups, argv, problems)
+    command_line, recipe_path = _command_line_settings(_help_parser(description, groups, first), groups, argv, problems)
     settings = _recipe_settings(recipe_path, problems) + command_line if recipe_path else command_line
     values = _checked_values(settings, flags, problems)
     if problems:
@@ -70,10 +77,9 @@ def _checked_values(settings: list[Setting], flags: dict[str, Flag], problems: l
 
 
 def _command_line_settings(
-    description: str, groups: Sequence[FlagGroup], argv: Sequence[str], problems: list[str]
+    parser: argparse.ArgumentParser, groups: Sequence[FlagGroup], argv: Sequence[str], problems: list[str]
 ) -> tuple[list[Setting], Path | None]:
     words = [_with_underscores(word) for word in argv]
-    parser = _help_parser(description, groups)
     known, unknown = parser.parse_known_args(words)
     names = [flag.name for group in groups for flag in group.flags]
     for word in unknown:
@@ -95,10 +101,12 @@ def _with_underscores(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _help_parser(description: str, groups: Sequence[FlagGroup]) -> argparse.ArgumentParser:
+def _help_parser(description: str, groups: Sequence[FlagGroup], first: str | None) -> argparse.ArgumentParser:
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # None where a file is started by its path
     parser = argparse.ArgumentParser(
+        prog=f"python3 -m {module.name}" if module else None,
         description=description,
-        usage="%(prog)s [--recipe FILE] [--flag value ...]",
+        usage=f"%(prog)s {f'[{first.upper()}] ' if first else ''}[--recipe FILE] [--flag value ...]",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,  # otherwise --dty silently means --dtype
         argument_default=argparse.SUPPRESS,

@@ -12,13 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
 from tokenizers import Tokenizer
 
 from pretraining.cli.errors import UserError
@@ -147,6 +140,15 @@ def load_document_tokenizer(
 
 def _download(hub_id: str) -> Path:
     """The folder of the Hub cache that holds the tokenizer's files."""
+    # Imported here, since it takes as long as all else that a program without a Hub id needs.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
     try:
         path = Path(hf_hub_download(hub_id, "tokenizer.json"))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

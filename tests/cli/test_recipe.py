@@ -53,6 +53,26 @@ def test_dashes_and_equals_are_read_like_underscores_and_spaces() -> None:
     assert parse("--steps=-1", "--rate", "-2") == Arguments(rate=-2.0, steps=-1)
 
 
+def test_one_value_may_stand_first_without_its_flag() -> None:
+    def parse_tool(*argv: str) -> Arguments:
+        (arguments,) = parse_recipe("test", [dataclass_group("Test", Arguments)], argv, first="place")
+        return arguments
+
+    assert parse_tool("a/b", "--steps", "3") == parse_tool("--steps", "3", "--place", "a/b")
+    assert parse_tool("--steps", "3") == Arguments(steps=3)
+    assert problems("a/b") == ["a/b: stands alone; a value follows its --flag"]
+
+
+def test_an_optional_choice() -> None:
+    @dataclass(frozen=True)
+    class Choice:
+        kind: Literal["red", "green"] | None = flag(None, "a choice, or none")
+
+    (chosen,) = parse_recipe("test", [dataclass_group("Test", Choice)], ["--kind", "green"])
+    (left,) = parse_recipe("test", [dataclass_group("Test", Choice)], ["--kind", "none"])
+    assert (chosen.kind, left.kind) == ("green", None)
+
+
 def test_a_recipe_is_a_saved_command_line(tmp_path: Path) -> None:
     text = "rate: 3e-4\nsteps: 20\nnames: [b, c]\nfast: true\nlimit: null\nplace: a/b\n"
     from_recipe = parse("--recipe", recipe(tmp_path, text))
