@@ -12,6 +12,7 @@ from tests.conftest import PROJECT_DIR
 
 PACKAGE = PROJECT_DIR / "pretraining"
 ROOMS = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+TOOLS = sorted(path for path in (PROJECT_DIR / "tools").glob("*.py") if path.name != "__init__.py")
 PROGRAMS = [PROJECT_DIR / name for name in ("preprocess.py", "pretrain.py", "generate.py", "train_tokenizer.py")]
 MAX_LINES = 250
 MAX_MAIN_LINES = 30
@@ -39,11 +40,11 @@ def imported_modules(path: Path) -> set[str]:
 
 def test_rooms_are_small() -> None:
     assert len(ROOMS) > 30
-    sizes = {str(path): len(path.read_text().splitlines()) for path in [*ROOMS, *PROGRAMS]}
+    sizes = {str(path): len(path.read_text().splitlines()) for path in [*ROOMS, *TOOLS, *PROGRAMS]}
     assert {path: size for path, size in sizes.items() if size > MAX_LINES} == {}
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PROGRAMS, *TOOLS], ids=lambda path: path.name)
 def test_programs_read_as_a_story(path: Path) -> None:
     (main,) = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "main"]
     assert main.end_lineno - main.lineno < MAX_MAIN_LINES
@@ -56,7 +57,8 @@ def test_imports_run_one_way() -> None:
         wings = {name.split(".")[1] for name in imported_modules(path) if name.startswith("pretraining.")}
         assert wings <= ARROWS[wing] | {wing}, path
     for path in ROOMS:
-        assert not imported_modules(path) & {"preprocess", "pretrain", "generate", "train_tokenizer"}, path
+        tops = {name.split(".")[0] for name in imported_modules(path)}
+        assert not tops & {"preprocess", "pretrain", "generate", "train_tokenizer", "tools"}, path
 
 
 def test_data_rooms_import_no_torch() -> None:
@@ -68,19 +70,19 @@ def test_data_rooms_import_no_torch() -> None:
 
 
 def test_every_wing_says_what_it_owns() -> None:
-    for wing in ARROWS:
-        docstring = ast.get_docstring(ast.parse((PACKAGE / wing / "__init__.py").read_text()))
+    for folder in [*(PACKAGE / wing for wing in ARROWS), PROJECT_DIR / "tools"]:
+        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
         assert docstring is not None
-        assert len(docstring) > 40, wing
+        assert len(docstring) > 40, folder
 
 
 def test_no_drawers() -> None:
-    assert not {path.stem for path in ROOMS} & {"utils", "common", "helpers", "misc"}
+    assert not {path.stem for path in [*ROOMS, *TOOLS]} & {"utils", "common", "helpers", "misc"}
 
 
-def test_the_readme_names_every_room_and_program() -> None:
+def test_the_readme_names_every_room_tool_and_program() -> None:
     readme = (PROJECT_DIR / "README.md").read_text()
-    missing = [path.name for path in [*ROOMS, *PROGRAMS] if path.name not in readme]
+    missing = [path.name for path in [*ROOMS, *TOOLS, *PROGRAMS] if path.name not in readme]
     assert missing == []
 
 

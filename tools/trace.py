@@ -1,0 +1,213 @@
+"""Tell which documents the tokens of a block come from, or which blocks have a text.
+
+    python3 -m tools.trace blocks --block 1234                   # the documents in block 1234 of train
+    python3 -m tools.trace blocks --block 1234 --position 77     # the document of one token, with all of its text
+    python3 -m tools.trace blocks --text "the river rose"        # every block with this text or a part of it
+
+A row is a piece: the tokens of one document in one block; its text is shown from `position` on. Blocks, tokens and
+positions count from 0, lines from 1. A text is found to the letter, wherever tokens and blocks cut it. If it is in no
+block, the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pretraining.cli.errors import UserError, leave, run_program
+from pretraining.cli.flags import flag
+from pretraining.cli.progress import Progress
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.corpus.provenance import BlockTracer, DocumentPlace, Piece
+from pretraining.corpus.source_text import has_ids, read_source_text
+from pretraining.corpus.splits import SPLITS, Split
+from pretraining.corpus.text_search import find_text
+from pretraining.corpus.token_bytes import TokenBytes, text_of
+from pretraining.corpus.tokenization import load_document_tokenizer
+
+logger = logging.getLogger("pretraining.trace")
+
+NOT_FOUND_EXIT_CODE = 1
+SHOWN_TOKENS = 48
+SHOWN_CHARACTERS = 40
+COLUMNS = "{:<10} {:>7} {:>5} {:>9} {:>8} {:>16} {:<6} {:>8}  {:<8} {:<26} {}"
+HEADINGS = ["split", "block", "piece", "tokens", "position", "of document", "part", "document", "source", "file:line"]
+
+
+@dataclass(frozen=True)
+class TraceArguments:
+    """Flags of tools.trace."""
+
+    dataset: Path = flag(Path("blocks"), "block store that preprocess.py made; may stand first, without --dataset")
+    block: int | None = flag(None, "number of a block, as training counts them")
+    position: int | None = flag(None, "number of a token in --block: trace this one, and show its document's text")
+    text: str = flag("", "find the blocks with this text")
+    split: Split | None = flag(None, "split to look in; none is train for --block, and all three for --text")
+    json: bool = flag(False, "print one JSON object a line instead of a table")
+    num_workers: int = flag(len(os.sched_getaffinity(0)), "threads that look for --text, 200 MB of memory each")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        checks = {
+            "--block, --text: give one of the two, a number or a text that is not empty": (
+                (self.block is None) == bool(self.text)
+            ),
+            f"--position {self.position}: is the number of a token in a block; give --block too": (
+                self.position is None or self.block is not None
+            ),
+            "--text: is not UTF-8; check the terminal's settings": _has_utf8(self.text),
+            f"--num_workers {self.num_workers}: give 1 or more": self.num_workers >= 1,
+        }
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)
+
+
+def _has_utf8(text: str) -> bool:
+    """Whether UTF-8 can write `text`; a shell hands over any bytes."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Answer about a block, a token, or a text."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the search
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Tracing", TraceArguments)], argv, first="dataset")
+    tracer = BlockTracer(arguments.dataset, flag="--dataset")
+    if arguments.text:
+        splits = SPLITS if arguments.split is None else (arguments.split,)
+        show_search(tracer, splits, arguments.text, num_workers=arguments.num_workers, as_json=arguments.json)
+        return
+    split: Split = arguments.split or "train"
+    if arguments.position is None:
+        show_block(tracer, split, arguments.block, as_json=arguments.json)
+    else:
+        show_token(tracer, split, arguments.block, arguments.position, as_json=arguments.json)
+
+
+def show_block(tracer: BlockTracer, split: Split, block: int, *, as_json: bool) -> None:
+    """Show each piece of a block."""
+    pieces = tracer.pieces(split, block)
+    ids = tracer.token_ids(split, block)
+    token_bytes = TokenBytes(tracer.folder / "tokenizer")
+    show_headings(as_json=as_json)
+    for piece in pieces:
+        show(tracer, piece, piece.start, text_from(token_bytes, ids, piece, piece.start), as_json=as_json)
+
+
+def show_token(tracer: BlockTracer, split: Split, block: int, position: int, *, as_json: bool) -> None:
+    """Show the piece that a token belongs to, and its document's text as it stands in the input."""
+    piece = tracer.piece_at(split, block, position)
+    ids = tracer.token_ids(split, block)
+    token_bytes = TokenBytes(tracer.folder / "tokenizer")
+    document_text = source_text(tracer, piece, ids)
+    shown = {"document_text": document_text} if as_json else {}
+    show_headings(as_json=as_json)
+    show(tracer, piece, position, text_from(token_bytes, ids, piece, position), as_json=as_json, **shown)
+    if document_text is not None and not as_json:
+        document = tracer.document(piece.document_id)
+        say(f"\ndocument {document.document_id}, as it stands in {document.file}:{document.line}:\n\n{document_text}")
+
+
+def show_search(tracer: BlockTracer, splits: Sequence[Split], text: str, *, num_workers: int, as_json: bool) -> None:
+    """Show each piece that has the text or a part of it, as soon as it is found."""
+    contents = [tracer.manifest.splits[split] for split in splits]
+    num_found = 0
+    with Progress(sum(shard.num_bytes for split in contents for shard in split.shards)) as progress:
+        for hit in find_text(tracer, splits, text, progress=progress, num_workers=num_workers):
+            if num_found == 0:
+                show_headings(as_json=as_json)
+            show(tracer, hit.piece, hit.position, hit.excerpt, as_json=as_json)
+            num_found += 1
+    if num_found == 0:
+        num_blocks = sum(split.num_blocks for split in contents)
+        logger.info("the text is in none of the %s blocks of %s", f"{num_blocks:,}", ", ".join(splits))
+        leave(NOT_FOUND_EXIT_CODE)
+
+
+def text_from(token_bytes: TokenBytes, ids: np.ndarray, piece: Piece, position: int) -> str:
+    """How a piece goes on from `position`, as far as a row can show; `ids` are those of its block."""
+    end = min(position + SHOWN_TOKENS, piece.start + piece.num_tokens)
+    return text_of(token_bytes.join(ids[position:end]).data.tobytes())
+
+
+def source_text(tracer: BlockTracer, piece: Piece, ids: np.ndarray) -> str | None:
+    """The text of a piece's document as its file has it, None (and a line that says why) when it no longer has it."""
+    origin = tracer.manifest.origin
+    document = tracer.document(piece.document_id)
+    try:
+        text = read_source_text(document, origin)
+    except UserError as error:
+        logger.warning("%s", error)
+        return None
+    add_bos = origin.token_rules.bos_token_id is not None
+    tokenizer = load_document_tokenizer(str(tracer.folder / "tokenizer"), add_bos=add_bos, flag="--dataset")
+    if has_ids(text, tokenizer, piece=piece, block_ids=ids, num_document_tokens=document.num_tokens):
+        return text
+    logger.warning("%s:%s: has changed, its text has other ids than the block", document.file, document.line)
+    return None
+
+
+def show_headings(*, as_json: bool) -> None:
+    """Print the first line of a table."""
+    if not as_json:
+        say(COLUMNS.format(*HEADINGS, "text"))
+
+
+def show(tracer: BlockTracer, piece: Piece, position: int, text: str, *, as_json: bool, **more: str | None) -> None:
+    """Print one row: a piece, a token in it, and how it goes on from there."""
+    document = tracer.document(piece.document_id)
+    part = part_of(piece, document)
+    if as_json:
+        row = {"piece": dataclasses.asdict(piece), "document": dataclasses.asdict(document)}
+        say(json.dumps({"position": position, "text": text, "part": part, **row, **more}, ensure_ascii=False))
+        return
+    first, before = piece.start, piece.num_tokens_before
+    say(
+        COLUMNS.format(
+            piece.split,
+            piece.block,
+            piece.number,
+            f"{first}-{first + piece.num_tokens - 1}",
+            position,
+            f"{before}-{before + piece.num_tokens - 1} of {document.num_tokens}",
+            part,
+            document.document_id,
+            document.source,
+            f"{document.file}:{document.line}",
+            shorten(text),
+        )
+    )
+
+
+def part_of(piece: Piece, document: DocumentPlace) -> str:
+    """Which part of its document a piece is: whole, begin, middle or end."""
+    ends = piece.num_tokens_before + piece.num_tokens == document.num_tokens
+    if piece.num_tokens_before == 0:
+        return "whole" if ends else "begin"
+    return "end" if ends else "middle"
+
+
+def shorten(text: str) -> str:
+    """`text` on one line, cut to the width of a column."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"
+
+
+def say(line: str) -> None:
+    """Print a line at once, above the progress bar."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run_program(main)
