@@ -1,0 +1,175 @@
+"""Mutated inputs: whatever the bytes are, preprocess.py accounts for every line or stops with one line that says where.
+
+The expected account is made by the standard library alone.
+"""
+
+import gzip
+import itertools
+import json
+import lzma
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import preprocess
+from pretraining.cli.errors import UserError
+from pretraining.corpus import shards
+from pretraining.corpus.manifest import read_manifest
+from pretraining.corpus.tokenization import load_document_tokenizer
+from tests.conftest import PROJECT_DIR
+from tests.corpus.test_reading import zstd
+
+NUM_JSONL, NUM_COMPRESSED, NUM_PARQUET = 1600, 300, 200
+ODD_BYTES = [b"\n", b"\r", b"\r\n", b'"', b"\\", b"\\ud800", b"\x00", b"\xff", b"\xef\xbb\xbf", b"{", b"}", b"null"]
+ODD_BYTES += ["é".encode("latin-1"), "東京".encode("utf-16"), "🚆".encode(), b"\\u0000", b"NaN", b"[" * 2000, b"1e999"]
+ODD_BYTES += [
+    b"</s>",
+    b"\xc3",
+    b'{"text": null}',
+    b'{"text": 5}',
+    b'{"text": ""}',
+    b"\x1e",
+    b" " * 300,
+    b"\x85\xe2\x80\xa8",
+]
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """The content after some bytes were flipped, cut, doubled, moved, or met with odd ones."""
+    changed = bytearray(content)
+    for _ in range(chance.choice([1, 1, 2, 5, 20])):
+        place = chance.randrange(len(changed) + 1)
+        length = chance.choice([1, 1, 2, 10, 200])
+        kind = chance.choice(["flip", "cut", "double", "insert", "insert", "truncate"])
+        if kind == "flip" and place < len(changed):
+            changed[place] ^= 1 << chance.randrange(8)
+        elif kind == "cut":
+            del changed[place : place + length]
+        elif kind == "double":
+            changed[place:place] = changed[place : place + length]
+        elif kind == "insert":
+            changed[place:place] = chance.choice(ODD_BYTES)
+        elif chance.random() < 0.2:
+            del changed[place:]
+    return bytes(changed) or b"\n"
+
+
+def expected_documents(content: bytes) -> tuple[dict[int, str], int]:
+    """The text of each line that is a document, and the number of lines."""
+    lines = content.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    texts = {}
+    for number, line in enumerate(lines, start=1):
+        raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        try:
+            text = json.loads(raw.decode("utf-8"))["text"]
+            text.encode("utf-8")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError):
+            continue
+        if isinstance(text, str) and text.strip():
+            texts[number] = text
+    return texts, len(lines)
+
+
+@pytest.fixture(autouse=True)
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tokenizer for all runs, and no waiting for the disk: neither has to do with what is read."""
+    tokenizer = load_document_tokenizer(str(PROJECT_DIR / "data/sample/tokenizer"), add_bos=False, backend="auto")
+    monkeypatch.setattr(preprocess, "load_document_tokenizer", lambda *_args, **_options: tokenizer)
+    monkeypatch.setattr(shards.os, "fsync", lambda _: None)
+
+
+def seed_corpus() -> bytes:
+    lines = (PROJECT_DIR / "data/sample/news.jsonl").read_bytes().splitlines(keepends=True)[:6]
+    return b"".join(line[:300].rsplit(b" ", 1)[0] + b'"}\n' if len(line) > 300 else line for line in lines)
+
+
+def refusal(path: Path, output_dir: Path) -> str | None:
+    """Preprocess `path`; the one line with which it was refused, None when there is a block store."""
+    flags = ["--data_files", path, "--block_length", 8, "--split", "8,1,1", "--output_dir", output_dir]
+    try:
+        preprocess.main([str(word) for word in [*flags, "--max_skipped_fraction", 1, "--num_workers", 1]])
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def check_accounts(path: Path, content: bytes, output_dir: Path) -> None:
+    """Preprocess `path`, whose lines are `content`, and compare every line with the expected account."""
+    texts, num_lines = expected_documents(content)
+    refused = refusal(path, output_dir)
+    assert (refused is None) == bool(texts), refused
+    if refused is not None:
+        assert "no line of them is a document" in refused
+        return
+    manifest = read_manifest(output_dir, flag="")
+    rows = pq.read_table(output_dir / "documents").to_pylist()
+    assert {row["line"]: row["num_text_bytes"] for row in rows} == {n: len(t.encode()) for n, t in texts.items()}
+    skipped = [json.loads(line) for line in (output_dir / "skipped.jsonl").read_bytes().splitlines()]
+    assert sorted([row["line"] for row in rows] + [line["line"] for line in skipped]) == list(range(1, num_lines + 1))
+    assert (manifest.num_lines, manifest.num_documents) == (num_lines, len(texts))
+    lines = content.split(b"\n")
+    starts = [0, *itertools.accumulate(len(line) + 1 for line in lines)]
+    assert all(row["byte_offset"] == starts[row["line"] - 1] for row in rows)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.timeout(600)
+def test_mutated_json_lines_are_accounted_for_exactly(work: Path) -> None:
+    chance = random.Random(1)
+    whole = seed_corpus()
+    assert len(expected_documents(whole)[0]) == 6
+    for number in range(NUM_JSONL):
+        path, output_dir = work / "news.jsonl", work / "blocks"
+        content = mutated(whole, chance)
+        path.write_bytes(content)
+        try:
+            check_accounts(path, content, output_dir)
+        except BaseException:
+            print(f"input {number}: {content!r}")  # noqa: T201 - what to reproduce it with
+            raise
+        shutil.rmtree(output_dir, ignore_errors=True)
+        shutil.rmtree(work / "blocks.partial", ignore_errors=True)
+
+
+@pytest.mark.timeout(600)
+def test_mutated_compressed_files_are_read_or_refused_with_the_place(work: Path) -> None:
+    chance = random.Random(2)
+    num_refused = 0
+    for number in range(NUM_COMPRESSED):
+        compress, suffix = chance.choice([(gzip.compress, "gz"), (lzma.compress, "xz"), (zstd, "zst")])
+        path, output_dir = work / f"news.jsonl.{suffix}", work / "blocks"
+        path.write_bytes(mutated(compress(seed_corpus() * 20), chance))
+        refused = refusal(path, output_dir)
+        if refused is not None:
+            num_refused += 1
+            assert str(path) in refused or "no line of them is a document" in refused, number
+            assert "\n" not in refused
+        for name in ("blocks", "blocks.partial"):
+            shutil.rmtree(work / name, ignore_errors=True)
+    assert num_refused > NUM_COMPRESSED / 2
+
+
+@pytest.mark.timeout(600)
+def test_mutated_parquet_files_are_read_or_refused_with_the_place(work: Path) -> None:
+    chance = random.Random(3)
+    pq.write_table(pa.table({"text": [f"story {n} " * 20 for n in range(300)]}), work / "whole.parquet", 100)
+    whole = (work / "whole.parquet").read_bytes()
+    for number in range(NUM_PARQUET):
+        path, output_dir = work / "news.parquet", work / "blocks"
+        path.write_bytes(mutated(whole, chance))
+        refused = refusal(path, output_dir)
+        assert refused is None or str(path) in refused or "no line of them is a document" in refused, number
+        for name in ("blocks", "blocks.partial"):
+            shutil.rmtree(work / name, ignore_errors=True)
