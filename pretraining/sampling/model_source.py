@@ -106,11 +106,28 @@ def load_model(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenize
     except Exception as error:  # each library has errors of its own for a file that it cannot read
         reason = " ".join(str(error).split())
         raise UserError(f"--model {source.location}: cannot be loaded ({reason})") from None
+    check_canary(tokenizer, source.location)
     if model.config.model_type != "llama":
         raise UserError(
             f"--model {source.location}: is a {model.config.model_type} model; this suite samples from Llamas"
         )
     return model.to(device).eval(), tokenizer
+
+
+def check_canary(tokenizer: PreTrainedTokenizerFast, location: str) -> None:
+    """Refuse a tokenizer that gives other ids than the one that made the blocks of training.
+
+    Models of other programs come without a canary, and are taken as they are.
+    """
+    canary = tokenizer.init_kwargs.get("canary")
+    if canary is None:
+        return
+    ids = tokenizer(canary["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if ids != canary["ids"]:
+        raise UserError(
+            f"--model {location}: its tokenizer gives other ids here than in training; copy the tokenizer of its data "
+            "set there again, or install the versions of requirements.lock"
+        )
 
 
 def _from_weights(location: str, device: str) -> PreTrainedModel:

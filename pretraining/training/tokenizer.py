@@ -13,7 +13,8 @@ def tokenizer_for_model(store: Path, manifest: Manifest, *, max_length: int) -> 
     """The data set's tokenizer, set to put around a prompt what training put before a document: BOS or nothing.
 
     As a `PreTrainedTokenizerFast` every reader takes tokenizer.json as it stands; under the name of LlamaTokenizer
-    transformers would rebuild its pipeline and give other ids.
+    transformers would rebuild its pipeline and give other ids. Its config keeps the canary text of the blocks with its
+    ids, so that whoever samples can check that their tokenizer is the one of training.
     """
     folder = store / "tokenizer"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -35,5 +36,6 @@ def tokenizer_for_model(store: Path, manifest: Manifest, *, max_length: int) -> 
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         model_max_length=max_length,
+        canary={"text": manifest.origin.tokenizer.canary_text, "ids": manifest.origin.tokenizer.canary_ids},
         **{name: special_tokens[name] for name in names if name in special_tokens},
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import PROJECT_DIR, run_fine
+from pretraining.corpus.manifest import read_manifest
+from tests.conftest import PROJECT_DIR, python, run_fine
 from tests.launch.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, records, train
 
 pytestmark = pytest.mark.launch
@@ -81,6 +82,21 @@ def test_one_process_with_more_accumulation_is_the_same_run(
 def test_a_larger_micro_batch_is_the_same_run(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     train("deepspeed", sample_store, tmp_path / "run", "--save_strategy", "no", "--per_device_train_batch_size", 4)
     assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
+
+
+def test_padded_blocks_train_the_same_however_they_are_shared(tmp_path: Path) -> None:
+    """Blocks with more or less padding weigh by their tokens, in whatever micro batch or process they are."""
+    store = tmp_path / "blocks"
+    packing = ["--packing", "best_fit", "--exact_duplicates", "--max_characters", 1800, "--split", "80,20,0"]
+    run_fine(*python("preprocess.py", *packing, "--block_length", 64, "--output_dir", store))
+    flags = ["--save_strategy", "no", "--eval_steps", 3]
+    train("deepspeed", store, tmp_path / "two", *flags)
+    train("python", store, tmp_path / "one", *flags, "--per_device_train_batch_size", 1)
+    assert_same_training(tmp_path / "one", tmp_path / "two", relative=1e-4)
+    ours, theirs = (records(tmp_path / name, "eval_loss")[-1] for name in ("one", "two"))
+    assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
+    splits = read_manifest(store, flag="").splits
+    assert all(splits[name].num_padding_tokens > 10 for name in ("train", "validation"))
 
 
 def test_a_resumed_run_equals_one_never_stopped(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:

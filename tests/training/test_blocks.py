@@ -13,6 +13,7 @@ from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import read_manifest
 from pretraining.training.block_dataset import BlockDataset, open_split
 from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks
+from tests.conftest import python, run_fine
 
 EOS = 2
 
@@ -85,3 +86,27 @@ def test_a_missing_or_cut_shard_is_named(sample_store: Path, tmp_path: Path) -> 
     (tmp_path / "data" / path.name).write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="bytes, its manifest says"):
         BlockDataset(tmp_path, manifest, "train")
+
+
+def test_padding_of_best_fit_is_never_in_the_loss(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    store = tmp_path / "blocks"
+    run_fine(*python("preprocess.py", "--packing", "best_fit", "--block_length", 1000, "--output_dir", store))
+    manifest = read_manifest(store, flag="")
+    blocks = open_split(store, manifest, "train")
+    assert blocks is not None
+    num_labels = 0
+    for index in range(len(blocks)):
+        ids, labels = blocks[index]["input_ids"], blocks[index]["labels"]
+        is_label = labels != -100
+        num_labels += int(is_label.sum())
+        assert bool((labels[is_label] == ids[is_label]).all())
+        assert bool((is_label.long().diff() <= 0).all()), "padding stands at the end"
+        assert labels[is_label][-1] == 2, "EOS of the last document is learned"
+    train = manifest.splits["train"]
+    assert num_labels == train.num_tokens
+    assert train.num_padding_tokens > 0
+    padded = next(index for index in range(len(blocks)) if (blocks[index]["labels"] == -100).any())
+    batch = default_data_collator([blocks[padded]])
+    other = {**batch, "input_ids": torch.where(batch["labels"] == -100, 7, batch["input_ids"])}
+    with torch.no_grad():
+        assert model(**batch).loss == model(**other).loss, "what stands in the padding changes nothing"

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import read_manifest
 from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.sampling.model_source import check_canary
 from pretraining.training.tokenizer import tokenizer_for_model
 from tests.conftest import PROJECT_DIR, python, run_fine
 from tests.corpus.test_tokenization import ODD_TEXTS
@@ -22,11 +24,26 @@ def check_auto_tokenizer(tokenizer_dir: Path, tmp_path: Path, *, add_bos: bool) 
     for text, ids in zip(ODD_TEXTS, trained, strict=True):
         assert opened(text)["input_ids"] == ids[:-1].tolist(), repr(text)
     assert opened.eos_token_id == 2
+    check_canary(PreTrainedTokenizerFast.from_pretrained(tmp_path / "model"), "model")
 
 
 @pytest.mark.parametrize("add_bos", [False, True])
 def test_auto_tokenizer_gives_the_ids_of_training(add_bos: bool, tmp_path: Path) -> None:
     check_auto_tokenizer(PROJECT_DIR / "data/sample/tokenizer", tmp_path, add_bos=add_bos)
+
+
+def test_a_model_with_another_tokenizer_is_not_sampled_from(sample_store: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(sample_store, flag="")
+    tokenizer_for_model(sample_store, manifest, max_length=64).save_pretrained(tmp_path)
+    other = (
+        (tmp_path / "tokenizer.json")
+        .read_text(encoding="utf-8")
+        .replace('"add_prefix_space":false', '"add_prefix_space":true')
+    )
+    other = other.replace('"add_prefix_space": false', '"add_prefix_space": true')
+    (tmp_path / "tokenizer.json").write_text(other, encoding="utf-8")
+    with pytest.raises(UserError, match="gives other ids here than in training"):
+        check_canary(PreTrainedTokenizerFast.from_pretrained(tmp_path), "model")
 
 
 @pytest.mark.parametrize("add_bos", [False, True])
