@@ -1,10 +1,17 @@
 """The data set card: README.md of a block store, which the Hub shows and `load_dataset` reads its splits from."""
 
+import dataclasses
 from pathlib import Path
 
-from pretraining.corpus.manifest import Manifest
+from pretraining.corpus.cleaning import CleaningRules
+from pretraining.corpus.manifest import Manifest, SourceFile
 from pretraining.corpus.splits import SPLITS
+from pretraining.corpus.tokenization import TokenRules
 
+PACKING = {
+    "concat": "documents are concatenated in input order and cut where a block ends.",
+    "best_fit": "documents are placed whole where they fit best; only longer ones are cut; the rest is padding.",
+}
 CARD = """\
 ---
 {license}pretty_name: Token blocks of {block_length}
@@ -23,14 +30,18 @@ configs:
 
 # Token blocks of {block_length} tokens
 
-{num_documents:,} documents, encoded with the tokenizer `{tokenizer}` (in `tokenizer/`), concatenated in input order
-with {rule} and cut into blocks of {block_length:,} tokens for pretraining.
+{num_documents:,} documents as blocks of {block_length:,} tokens for pretraining.
 
-| split | documents | tokens | blocks | tail tokens (in no block) |
-|---|---:|---:|---:|---:|
+| split | documents | tokens | blocks | padding tokens | tail tokens (in no block) |
+|---|---:|---:|---:|---:|---:|
 {rows}
 
-Lines read: {num_lines:,} = {num_documents:,} documents + {num_skipped:,} skipped lines (listed in `skipped.jsonl`).
+- Tokenizer: `{tokenizer}`, {vocab_size:,} tokens, in `tokenizer/`; sha256 of its tokenizer.json: `{tokenizer_hash}`.
+- Token rules: {rule} (id {eos_id}). Text such as the name of a control token is text.
+- Packing: {packing}
+- Splits: whole documents, by a hash of their text, in the proportion {weights}; equal texts stand in one split.
+- Cleaning: {cleaning}.
+- Lines read: {num_lines:,} = {num_documents:,} documents + {num_skipped:,} skipped{skipped} (see `skipped.jsonl`).
 
 Sources:
 
@@ -38,8 +49,10 @@ Sources:
 
 ```python
 from datasets import load_dataset
-blocks = load_dataset("THIS_FOLDER", split="train")  # input_ids, document_starts, document_ids, first_document_offset
-documents = load_dataset("THIS_FOLDER", "documents", split="documents")  # where each document comes from
+
+store = "USER/NAME"  # of this data set, or a folder with a copy of it
+blocks = load_dataset(store, split="train")  # input_ids, and the documents in each block
+documents = load_dataset(store, "documents", split="documents")  # where each document comes from
 ```
 
 `manifest.json` has the size and hash of every shard.{no_license}
@@ -49,7 +62,6 @@ documents = load_dataset("THIS_FOLDER", "documents", split="documents")  # where
 def write_card(manifest: Manifest, folder: Path, *, license_name: str | None = None) -> None:
     """Write README.md for the block store in `folder`; `license_name` is the Hub's word for that of the sources."""
     origin = manifest.origin
-    with_bos = origin.token_rules.bos_token_id is not None
     filled = [split for split in SPLITS if manifest.splits[split].num_blocks]
     card = CARD.format(
         license="" if license_name is None else f"license: {license_name}\n",
@@ -60,12 +72,35 @@ def write_card(manifest: Manifest, folder: Path, *, license_name: str | None = N
         num_lines=manifest.num_lines,
         num_skipped=sum(manifest.skipped_lines.values()),
         tokenizer=origin.tokenizer.name,
-        rule="BOS before and EOS after each" if with_bos else "EOS after each",
+        vocab_size=origin.tokenizer.vocab_size,
+        tokenizer_hash=origin.tokenizer.sha256,
+        rule=_rule(origin.token_rules),
+        eos_id=origin.token_rules.eos_token_id,
+        packing=PACKING[origin.packing],
+        weights=":".join(map(str, origin.split_weights)),
+        cleaning=_cleaning(origin.cleaning),
+        skipped="".join(f", {count:,} {reason.replace('_', ' ')}" for reason, count in manifest.skipped_lines.items()),
         rows="\n".join(
             f"| {name} | {split.num_documents:,} | {split.num_tokens:,} | {split.num_blocks:,} "
-            f"| {split.num_tail_tokens:,} |"
+            f"| {split.num_padding_tokens:,} | {split.num_tail_tokens:,} |"
             for name, split in manifest.splits.items()
         ),
-        sources="\n".join(f"- `{source.path}` ({source.num_bytes:,} bytes)" for source in origin.sources),
+        sources="\n".join(_source(source) for source in origin.sources),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _rule(rules: TokenRules) -> str:
+    if rules.bos_token_id is None:
+        return "EOS after each document"
+    return f"BOS (id {rules.bos_token_id}) before and EOS after each document"
+
+
+def _cleaning(rules: CleaningRules) -> str:
+    asked = [f"{name} {value}" for name, value in dataclasses.asdict(rules).items() if value]
+    return ", ".join(asked) or "nothing was asked to be removed"
+
+
+def _source(source: SourceFile) -> str:
+    name = "" if source.source is None else f"{source.source}: "
+    return f"- {name}`{source.path}` ({source.num_bytes:,} bytes, sha256 `{source.sha256[:16]}...`)"
