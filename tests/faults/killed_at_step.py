@@ -1,6 +1,7 @@
 """Runs a program that is killed at its n-th change of the disk: python killed_at_step.py N program.py --flags
 
-A change is whatever makes something durable or known by its name: fsync, rename, removal, a new folder.
+A change is whatever makes something durable or known by its name: fsync, rename, removal, a new folder. Under mpirun
+only the rank named by KILLED_RANK is killed.
 """
 
 import os
@@ -28,8 +29,9 @@ def dying_at_the_last_step(name: str) -> None:
     setattr(os, name, change)
 
 
-for name in CHANGES:
-    dying_at_the_last_step(name)
+if os.environ.get("OMPI_COMM_WORLD_RANK") == os.environ.get("KILLED_RANK"):
+    for name in CHANGES:
+        dying_at_the_last_step(name)
 sys.argv = sys.argv[2:]
 sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -109,6 +109,21 @@ def test_only_the_unfinished_section_is_made_again(corpus: Path, packing: str, t
     assert set(finished.values()) <= moved
 
 
+def test_a_dead_rank_loses_only_its_unfinished_shards(
+    corpus: Path, packing: str, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
+    command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
+    ranks = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", 2]
+    done = run(*ranks, sys.executable, KILLED_AT_STEP, 12, *command[1:], env={"KILLED_RANK": "1"})
+    assert done.returncode != 0
+    assert not store.exists()
+    finished = [path.parent.name for path in partial.glob("slices/*/progress.json")]
+    assert finished, "what the ranks had finished stays"
+    assert "going on with what an earlier run has made" in run_fine(*command).stderr, "one process is enough"
+    assert digests(store) == undisturbed
+
+
 def test_two_runs_into_one_folder_refuse_each_other(corpus: Path, tmp_path: Path) -> None:
     command = python("preprocess.py", *flags(corpus, "concat"), "--output_dir", tmp_path / "blocks")
     with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as first:
