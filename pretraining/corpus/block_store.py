@@ -16,6 +16,7 @@ from types import TracebackType
 from pretraining.cli.errors import UserError
 from pretraining.corpus.inputs import InputFile
 from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, differences, origin_of, read_manifest
+from pretraining.corpus.progress import read_progress
 from pretraining.corpus.shards import write_atomically
 from pretraining.corpus.slices import FileRange, cut_slices
 
@@ -80,10 +81,15 @@ class PartialStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of the folder; what a failed run has made stays, unless no section of it was finished."""
-        if kind is not None and self.folder.exists() and not any(self.folder.glob(f"{SLICES_DIR}/*/progress.json")):
+        """Let go of the folder; what a failed run has made stays, unless there is no document in it."""
+        if kind is not None and self.folder.exists() and not self._holds_documents():
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
+
+    def _holds_documents(self) -> bool:
+        made = [read_progress(folder) for folder in self.folder.glob(f"{SLICES_DIR}/*")]
+        is_assembled = (self.folder / MANIFEST_NAME).exists()
+        return is_assembled or any(progress is not None and progress.num_documents for progress in made)
 
     def claim(self, origin: Origin) -> bool:
         """Make the folder one of `origin`; whether an earlier run has begun it.

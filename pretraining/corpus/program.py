@@ -151,7 +151,7 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progres
         writer.finish()
 
 
-def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float) -> None:
+def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float, advice: str = "") -> None:
     """Refuse input of which too much cannot be read; blank lines and what cleaning removes do not count."""
     counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
     num_unreadable = sum(count for reason, count in counts.items() if reason not in CLEANED)
@@ -161,7 +161,7 @@ def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float) 
         raise UserError(
             f"{first['file']}:{first['line']}: {first['reason'].replace('_', ' ')} ({first['first_bytes']!r}); "
             f"{num_unreadable:,} of {num_lines:,} lines like it are more than --max_skipped_fraction "
-            f"{max_skipped_fraction}; mend them, name the right --text_field, or allow more"
+            f"{max_skipped_fraction}; mend them, name the right --text_field, or allow more{advice}"
         )
 
 
@@ -215,7 +215,7 @@ def _unfinished_slices(work: Work) -> list[int]:
 
 def _finish(store: PartialStore, work: Work) -> Manifest:
     slices = [made for number in range(len(work.slices)) if (made := work.progress_of(number)) is not None]
-    check_skipped(slices, work.max_skipped_fraction)
+    check_skipped(slices, work.max_skipped_fraction, f"; with input that was mended, delete {work.folder} first")
     if not any(made.num_documents for made in slices):
         raise UserError("--data_files: no line of them is a document; give JSON lines with a text field")
     return finish_store(store, work.origin, slices, tokenizer_dir=work.tokenizer.folder)

@@ -147,8 +147,20 @@ def test_too_many_bad_lines_make_no_store(tmp_path: Path, line: bytes, reason: s
     data = tmp_path / "data.jsonl"
     data.write_bytes(b'{"text": "good"}\n' + line)
     done = run(*python("preprocess.py", "--data_files", data, "--output_dir", tmp_path / "blocks"))
-    assert_one_error(done, f"{data}:2: {reason}", "--max_skipped_fraction 0.01", "mend them")
+    assert_one_error(done, f"{data}:2: {reason}", "--max_skipped_fraction 0.01", "mend them", "blocks.partial first")
     assert not (tmp_path / "blocks").exists()
+    more = ["--max_skipped_fraction", 0.5, "--split", "1,0,0"]
+    done = run(*python("preprocess.py", "--data_files", data, "--output_dir", tmp_path / "blocks", *more))
+    assert_one_error(done, "split_weights [949, 50, 1], not [1, 0, 0]")
+    run_fine(*python("preprocess.py", "--data_files", data, "--output_dir", tmp_path / "blocks", *more[:2]))
+
+
+def test_input_without_any_document_leaves_nothing_behind(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"body": "x"}\n' * 10)
+    flags = ["--data_files", data, "--output_dir", tmp_path / "blocks", "--max_skipped_fraction", 1]
+    assert_one_error(run(*python("preprocess.py", *flags)), "no line of them is a document")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
 
 
 def test_another_text_field(tmp_path: Path) -> None:
