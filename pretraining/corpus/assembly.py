@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pretraining.corpus.block_store import LOCK_NAME, SLICES_DIR, WORKING_FILES, PartialStore, slice_dir
-from pretraining.corpus.cards import write_card
+from pretraining.corpus.cards import CARD_NAME, write_card
 from pretraining.corpus.copies import COPIES_NAME, KEYS_DIR
-from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, SplitContents, read_manifest
+from pretraining.corpus.manifest import Manifest, Origin, SplitContents, read_manifest
 from pretraining.corpus.progress import SliceProgress, SplitProgress
 from pretraining.corpus.shards import Shard, sync
 from pretraining.corpus.slice_writer import SplitWriter, packer_of, read_carried
@@ -24,26 +24,20 @@ from pretraining.corpus.tokenization import TOKENIZER_FILES
 LAST_BLOCKS_DIR = "last_blocks"
 
 
-def finish_store(
-    store: PartialStore, origin: Origin, slices: Sequence[SliceProgress], *, tokenizer_dir: Path
-) -> Manifest:
-    """Put the slices together, check the sums, write the manifest, and give the folder its name."""
-    folder = store.folder
-    if (folder / MANIFEST_NAME).is_file():
-        manifest = read_manifest(folder, flag="--output_dir")
-    else:
-        manifest = _assemble(store, origin, slices, tokenizer_dir)
+def give_name(store: PartialStore) -> Manifest:
+    """Remove what only the making needed, and give the assembled store its name."""
+    manifest = read_manifest(store.folder, flag="--output_dir")
     for name in (SLICES_DIR, KEYS_DIR, LAST_BLOCKS_DIR):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(store.folder / name, ignore_errors=True)
     for name in (*WORKING_FILES, COPIES_NAME, LOCK_NAME):
-        (folder / name).unlink(missing_ok=True)
-    folder.replace(store.output_dir)
+        (store.folder / name).unlink(missing_ok=True)
+    store.folder.replace(store.output_dir)
     sync(store.output_dir.parent)
     return manifest
 
 
-def _assemble(store: PartialStore, origin: Origin, slices: Sequence[SliceProgress], tokenizer_dir: Path) -> Manifest:
-    folder = store.folder
+def assemble(folder: Path, origin: Origin, slices: Sequence[SliceProgress], *, tokenizer_dir: Path) -> None:
+    """Put the finished slices in `folder` together, check the sums, and write the manifest last."""
     folders = [slice_dir(folder, number) for number in range(len(slices))]
     splits: dict[str, SplitContents] = {
         split: _assemble_split(folder, folders, slices, origin, split) for split in SPLITS
@@ -66,8 +60,9 @@ def _assemble(store: PartialStore, origin: Origin, slices: Sequence[SliceProgres
             skipped.write(path.read_bytes())
     _copy_tokenizer(tokenizer_dir, folder / "tokenizer")
     write_card(manifest, folder)
+    for path in (folder / "skipped.jsonl", folder / CARD_NAME, folder / "tokenizer", *(folder / "tokenizer").iterdir()):
+        sync(path)
     manifest.write(folder)
-    return manifest
 
 
 def _assemble_split(

@@ -88,8 +88,7 @@ class PartialStore:
 
     def _holds_documents(self) -> bool:
         made = [read_progress(folder) for folder in self.folder.glob(f"{SLICES_DIR}/*")]
-        is_assembled = (self.folder / MANIFEST_NAME).exists()
-        return is_assembled or any(progress is not None and progress.num_documents for progress in made)
+        return self.is_assembled or any(progress is not None and progress.num_documents for progress in made)
 
     def claim(self, origin: Origin) -> bool:
         """Make the folder one of `origin`; whether an earlier run has begun it.
@@ -98,7 +97,7 @@ class PartialStore:
             UserError: when it was begun with another input or other flags.
         """
         path = self.folder / ORIGIN_NAME
-        if (self.folder / MANIFEST_NAME).is_file():
+        if self.is_assembled:
             found = read_manifest(self.folder, flag="--output_dir").origin
         elif path.exists():
             found = origin_of(json.loads(path.read_bytes()))
@@ -111,6 +110,11 @@ class PartialStore:
                 f"({'; '.join(differences(found, origin))}); give its flags to go on, or delete that folder"
             )
         return True
+
+    @property
+    def is_assembled(self) -> bool:
+        """Whether all that is missing is the name."""
+        return (self.folder / MANIFEST_NAME).is_file()
 
     @property
     def input_hashes_path(self) -> Path:

@@ -12,6 +12,7 @@ PACKING = {
     "concat": "documents are concatenated in input order and cut where a block ends.",
     "best_fit": "documents are placed whole where they fit best; only longer ones are cut; the rest is padding.",
 }
+CARD_NAME = "README.md"
 CARD = """\
 ---
 {license}pretty_name: Token blocks of {block_length}
@@ -87,7 +88,7 @@ def write_card(manifest: Manifest, folder: Path, *, license_name: str | None = N
         ),
         sources="\n".join(_source(source) for source in origin.sources),
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
 
 def _rule(rules: TokenRules) -> str:

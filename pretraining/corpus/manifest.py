@@ -12,7 +12,7 @@ from typing import Any
 from pretraining.cli.errors import UserError
 from pretraining.corpus.cleaning import CleaningRules
 from pretraining.corpus.packing import Packing
-from pretraining.corpus.shards import Shard
+from pretraining.corpus.shards import Shard, write_atomically
 from pretraining.corpus.splits import SPLITS
 from pretraining.corpus.tokenization import TokenRules, id_dtype
 
@@ -106,7 +106,7 @@ class Manifest:
         """Write manifest.json into `folder`."""
         content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+        write_atomically(folder / MANIFEST_NAME, text.encode("utf-8"))
 
 
 def read_manifest(folder: Path, *, flag: str) -> Manifest:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pretraining.cli.errors import UserError
 from pretraining.cli.preprocess_arguments import PreprocessArguments
 from pretraining.cli.progress import Progress
-from pretraining.corpus.assembly import finish_store
+from pretraining.corpus.assembly import assemble, give_name
 from pretraining.corpus.backends import BackendDiffersError
 from pretraining.corpus.block_store import REFERENCE_ONLY_NAME, PartialStore, partial_dir, slice_dir
 from pretraining.corpus.cleaning import TextFilter
@@ -70,7 +70,9 @@ def make_block_store(
     with contextlib.ExitStack() as stack:
         stack.enter_context(saying_how_to_go_on(arguments.output_dir))
         store = stack.enter_context(PartialStore(arguments.output_dir)) if ranks.is_first else None
-        origin = ranks.from_first(lambda: _begin(store, arguments, files, tokenizer))
+        origin, manifest = ranks.from_first(lambda: _begin(store, arguments, files, tokenizer))
+        if manifest is not None:
+            return manifest
         work = Work(
             folder=partial_dir(arguments.output_dir),
             files=files,
@@ -184,12 +186,13 @@ def _begin(
     arguments: PreprocessArguments,
     files: Sequence[InputFile],
     tokenizer: DocumentTokenizer,
-) -> Origin:
+) -> tuple[Origin, Manifest | None]:
+    """Open the store for this origin; its manifest as well, where an earlier run was stopped at the very end."""
     store = _opened(store)
     origin = describe_origin(arguments, files, tokenizer, hashes_in=store.input_hashes_path)
     if store.claim(origin):
         logger.info("going on with what an earlier run has made in %s", store.folder)
-    return origin
+    return origin, give_name(store) if store.is_assembled else None
 
 
 def _opened(store: PartialStore | None) -> PartialStore:
@@ -218,4 +221,5 @@ def _finish(store: PartialStore, work: Work) -> Manifest:
     check_skipped(slices, work.max_skipped_fraction, f"; with input that was mended, delete {work.folder} first")
     if not any(made.num_documents for made in slices):
         raise UserError("--data_files: no line of them is a document; give JSON lines with a text field")
-    return finish_store(store, work.origin, slices, tokenizer_dir=work.tokenizer.folder)
+    assemble(store.folder, work.origin, slices, tokenizer_dir=work.tokenizer.folder)
+    return give_name(store)

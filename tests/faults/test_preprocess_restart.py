@@ -109,6 +109,19 @@ def test_only_the_unfinished_section_is_made_again(corpus: Path, packing: str, t
     assert set(finished.values()) <= moved
 
 
+def test_a_store_that_lacks_only_its_name_is_given_it(
+    corpus: Path, packing: str, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
+    command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
+    run_fine(*command)
+    times = {path.name: path.stat().st_mtime_ns for path in store.rglob("*.parquet")}
+    store.rename(partial)
+    run_fine(*command)
+    assert digests(store) == undisturbed
+    assert {path.name: path.stat().st_mtime_ns for path in store.rglob("*.parquet")} == times, "nothing is made again"
+
+
 def test_a_dead_rank_loses_only_its_unfinished_shards(
     corpus: Path, packing: str, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
