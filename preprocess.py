@@ -8,7 +8,8 @@
     python3 preprocess.py --data_files wiki=hf://USER/NAME:train --streaming --output_dir blocks
     mpirun -n 16 --hostfile hosts python3 preprocess.py --num_slices 64 ...
 
-Each document is encoded, followed by EOS, concatenated with the next, and cut into blocks of --block_length tokens.
+Each document is encoded, followed by EOS, and packed into blocks of --block_length tokens: concatenated with the next
+and cut where a block ends, or placed whole where it fits best (--packing).
 Whole documents go to train, validation or test. Lines that cannot be read are counted and listed in skipped.jsonl.
 A run that was stopped, however it was, goes on with the same command, to the same bytes.
 """
@@ -37,7 +38,7 @@ logger = logging.getLogger("pretraining.preprocess")
 def main(argv: Sequence[str]) -> None:
     """Make a block store, unless the very same one is there already."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Preprocessing", PreprocessArguments)], argv)
-    files = find_inputs(arguments.data_files, streaming=arguments.streaming)
+    files = find_inputs(arguments.data_files, streaming=arguments.streaming, output_dir=arguments.output_dir)
     tokenizer = load_document_tokenizer(
         arguments.tokenizer, add_bos=arguments.add_bos, backend=arguments.tokenizer_backend
     )

@@ -29,14 +29,18 @@ class PreprocessArguments:
     source_field: str = flag("source", "field that names a document's source; without it, the file's name")
     split_text_files: bool = flag(False, "blank lines divide a .txt file into documents; otherwise it is one")
     max_document_bytes: int = flag(
-        6 << 20, "larger lines are skipped; the reference takes 90 bytes of memory for each byte of a document"
+        6 << 20,
+        "larger lines (rows, text files) are skipped; the reference takes 90 bytes of memory for each of a document",
     )
     max_skipped_fraction: float = flag(0.01, "share of unreadable lines above which no block store is made")
     min_characters: int | None = flag(None, "remove shorter documents")
     max_characters: int | None = flag(None, "remove longer documents")
     exact_duplicates: bool = flag(False, "remove documents whose text was there before (case and spaces ignored)")
     near_duplicates: float | None = flag(None, "remove documents this similar to one before them (Jaccard), as 0.8")
-    language_hook: str | None = flag(None, "package.module:function that tells the language of a text")
+    language_hook: str | None = flag(
+        None,
+        "package.module:function that tells the language of a text; keep its code as it is until the store is finished",
+    )
     languages: list[str] | None = flag(None, "keep documents in these languages, as --language_hook names them")
     tokenizer: str = flag(SAMPLE_TOKENIZER, "tokenizer folder or Hub id (its tokenizer.json is used as it stands)")
     tokenizer_backend: Literal["auto", "reference", "fastokens"] = flag(
@@ -50,8 +54,12 @@ class PreprocessArguments:
     split: str = flag("949,50,1", "weights of train, validation and test; whole documents, equal texts together")
     seed: int = flag(42, "decides which documents are validation and test")
     output_dir: Path = flag(Path("blocks"), "block store to make")
-    tokens_per_shard: int = flag(1 << 27, "tokens after which shards end; a killed run goes on from there")
-    num_slices: int = flag(1, "parts of the input that processes under mpirun share; decides the bytes, unlike them")
+    tokens_per_shard: int = flag(
+        1 << 27, "tokens of all splits after which their shards end; a killed run goes on from there"
+    )
+    num_slices: int = flag(
+        1, "slices of the input that processes under mpirun share; the bytes depend on it, not on the processes"
+    )
     num_workers: int = flag(len(os.sched_getaffinity(0)), "threads that encode in this process")
     push_to_hub: str | None = flag(None, "push the block store to this data set of the Hub (USER/NAME)")
     hub_private: bool = flag(True, "make that data set private; false publishes it")

@@ -10,27 +10,34 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from pretraining.corpus.block_store import LOCK_NAME, SLICES_DIR, WORKING_FILES, PartialStore, slice_dir
+from pretraining.corpus.block_store import (
+    LAST_BLOCKS_DIR,
+    LOCK_NAME,
+    WORKING_DIRS,
+    WORKING_FILES,
+    PartialStore,
+    slice_dir,
+)
 from pretraining.corpus.cards import CARD_NAME, write_card
-from pretraining.corpus.copies import COPIES_NAME, KEYS_DIR
 from pretraining.corpus.manifest import Manifest, Origin, SplitContents, read_manifest
 from pretraining.corpus.progress import SliceProgress, SplitProgress
-from pretraining.corpus.shards import Shard, sync
+from pretraining.corpus.shards import TEMPORARY_SUFFIX, Shard, sync
 from pretraining.corpus.slice_writer import SplitWriter, packer_of, read_carried
 from pretraining.corpus.splits import SPLITS, Split
 from pretraining.corpus.tables import block_schema
 from pretraining.corpus.tokenization import TOKENIZER_FILES
 
-LAST_BLOCKS_DIR = "last_blocks"
-
 
 def give_name(store: PartialStore) -> Manifest:
     """Remove what only the making needed, and give the assembled store its name."""
     manifest = read_manifest(store.folder, flag="--output_dir")
-    for name in (SLICES_DIR, KEYS_DIR, LAST_BLOCKS_DIR):
-        shutil.rmtree(store.folder / name, ignore_errors=True)
-    for name in (*WORKING_FILES, COPIES_NAME, LOCK_NAME):
+    for name in WORKING_DIRS:
+        if (store.folder / name).exists():
+            shutil.rmtree(store.folder / name)
+    for name in (*WORKING_FILES, LOCK_NAME):
         (store.folder / name).unlink(missing_ok=True)
+    for path in store.folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        path.unlink()
     store.folder.replace(store.output_dir)
     sync(store.output_dir.parent)
     return manifest
@@ -57,7 +64,8 @@ def assemble(folder: Path, origin: Origin, slices: Sequence[SliceProgress], *, t
     manifest.check_sums()
     with (folder / "skipped.jsonl").open("wb") as skipped:
         for path in (path / name for path, p in zip(folders, slices, strict=True) for name in p.skipped_files):
-            skipped.write(path.read_bytes())
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, skipped)
     _copy_tokenizer(tokenizer_dir, folder / "tokenizer")
     write_card(manifest, folder)
     for path in (folder / "skipped.jsonl", folder / CARD_NAME, folder / "tokenizer", *(folder / "tokenizer").iterdir()):

@@ -15,9 +15,17 @@ from types import TracebackType
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.inputs import InputFile
-from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, differences, origin_of, read_manifest
-from pretraining.corpus.progress import read_progress
-from pretraining.corpus.shards import write_atomically
+from pretraining.corpus.manifest import (
+    MANIFEST_NAME,
+    STORE_CONTENTS,
+    Manifest,
+    Origin,
+    differences,
+    origin_of,
+    read_manifest,
+)
+from pretraining.corpus.progress import PROGRESS_NAME
+from pretraining.corpus.shards import TEMPORARY_SUFFIX, write_atomically
 from pretraining.corpus.slices import FileRange, cut_slices
 
 ORIGIN_NAME = "origin.json"
@@ -25,8 +33,13 @@ LOCK_NAME = "lock"
 SLICES_NAME = "slices.json"
 REFERENCE_ONLY_NAME = "reference_only"
 INPUT_HASHES_NAME = "input_hashes.json"
-WORKING_FILES = (ORIGIN_NAME, SLICES_NAME, REFERENCE_ONLY_NAME, INPUT_HASHES_NAME)
+COPIES_NAME = "copies.npz"
+WORKING_FILES = (ORIGIN_NAME, SLICES_NAME, REFERENCE_ONLY_NAME, INPUT_HASHES_NAME, COPIES_NAME)
 SLICES_DIR = "slices"
+KEYS_DIR = "keys"
+LAST_BLOCKS_DIR = "last_blocks"
+WORKING_DIRS = (SLICES_DIR, KEYS_DIR, LAST_BLOCKS_DIR)
+OWN_NAMES = {*WORKING_FILES, *WORKING_DIRS, *STORE_CONTENTS, LOCK_NAME}
 
 
 def partial_dir(output_dir: Path) -> Path:
@@ -36,19 +49,22 @@ def partial_dir(output_dir: Path) -> Path:
 
 
 def is_occupied(output_dir: Path) -> bool:
-    """Whether `output_dir` holds anything.
+    """Whether `output_dir` holds a block store.
 
     Raises:
-        UserError: when it can never become a block store.
+        UserError: when it can never become one.
     """
-    if output_dir.is_mount():
-        raise UserError(
-            f"--output_dir {output_dir}: is a mount point, which cannot be renamed; choose a folder inside it"
-        )
-    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
-        return False
-    if not (output_dir / MANIFEST_NAME).is_file():
-        raise UserError(f"--output_dir {output_dir}: holds something else already; choose another folder")
+    try:
+        if output_dir.is_mount():
+            raise UserError(
+                f"--output_dir {output_dir}: is a mount point, which cannot be renamed; choose a folder inside it"
+            )
+        if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+            return False
+        if not (output_dir / MANIFEST_NAME).is_file():
+            raise UserError(f"--output_dir {output_dir}: holds something else already; choose another folder")
+    except OSError as error:
+        raise UserError(f"--output_dir {output_dir}: cannot be read ({error.strerror}); choose another") from None
     return True
 
 
@@ -64,6 +80,10 @@ def finished_store(output_dir: Path, origin: Origin) -> Manifest:
             f"--output_dir {output_dir}: holds a block store of other input or flags "
             f"({'; '.join(differences(manifest.origin, origin))}); choose another folder or delete this one"
         )
+    for shard in manifest.shards:
+        path = output_dir / shard.path
+        if not path.is_file() or path.stat().st_size != shard.num_bytes:
+            raise UserError(f"--output_dir {output_dir}: {path} is missing or damaged; delete the folder, start again")
     return manifest
 
 
@@ -73,6 +93,7 @@ class PartialStore:
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir.resolve()
         self.folder = partial_dir(output_dir)
+        self._is_worthless = not self.folder.exists()
         self._lock = _lock(self.folder)
 
     def __enter__(self) -> "PartialStore":
@@ -81,14 +102,21 @@ class PartialStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of the folder; what a failed run has made stays, unless there is no document in it."""
-        if kind is not None and self.folder.exists() and not self._holds_documents():
+        """Let go of the folder; what a failed run has made stays, unless that is nothing."""
+        if kind is not None and self._is_worthless and not self._has_results():
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
-    def _holds_documents(self) -> bool:
-        made = [read_progress(folder) for folder in self.folder.glob(f"{SLICES_DIR}/*")]
-        return self.is_assembled or any(progress is not None and progress.num_documents for progress in made)
+    def discard(self) -> None:
+        """Remove what was made: it is no block store, and would only be in the way of a better command."""
+        for name in WORKING_DIRS:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        self._is_worthless = True
+
+    def _has_results(self) -> bool:
+        """Whether a section, or the keys of a slice, were finished; or all was."""
+        finished = [*self.folder.glob(f"{SLICES_DIR}/*/{PROGRESS_NAME}"), *self.folder.glob(f"{KEYS_DIR}/*.npz")]
+        return self.is_assembled or bool(finished)
 
     def claim(self, origin: Origin) -> bool:
         """Make the folder one of `origin`; whether an earlier run has begun it.
@@ -96,6 +124,8 @@ class PartialStore:
         Raises:
             UserError: when it was begun with another input or other flags.
         """
+        if is_occupied(self.output_dir):
+            raise UserError(f"--output_dir {self.output_dir}: was finished by another run meanwhile; start again")
         path = self.folder / ORIGIN_NAME
         if self.is_assembled:
             found = read_manifest(self.folder, flag="--output_dir").origin
@@ -143,8 +173,8 @@ def _lock(folder: Path) -> int:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in folder.iterdir()}
-        if names and not names & {LOCK_NAME, MANIFEST_NAME}:
+        names = {path.name for path in folder.iterdir() if path.suffix != TEMPORARY_SUFFIX}
+        if names - OWN_NAMES or (names and not names & {LOCK_NAME, MANIFEST_NAME}):
             raise UserError(f"{folder}: is in the way of --output_dir; move it or choose another folder")
         descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:

@@ -44,9 +44,19 @@ class TextFilter:
             return "too_short"
         if rules.max_characters is not None and len(text) > rules.max_characters:
             return "too_long"
-        if self._language_of is not None and self._language_of(text) not in rules.languages:
+        if self._language_of is not None and self._language(text) not in rules.languages:
             return "other_language"
         return None
+
+    def _language(self, text: str) -> str:
+        assert self._language_of is not None
+        try:
+            return self._language_of(text)
+        except Exception as error:
+            raise UserError(
+                f"--language_hook {self._rules.language_hook}: raised {type(error).__name__} ({error}) for the text "
+                f"that begins with {text[:80]!r}; mend the function"
+            ) from error
 
 
 def load_hook(name: str) -> Callable[[str], str]:
@@ -59,7 +69,7 @@ def load_hook(name: str) -> Callable[[str], str]:
     sys.path.insert(0, str(Path.cwd()))
     try:
         hook = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
         raise UserError(f"--language_hook {name}: cannot be loaded ({error}); give package.module:function") from None
     finally:
         sys.path.pop(0)

@@ -17,9 +17,6 @@ from pretraining.corpus.encoding import DocumentReader, in_order
 from pretraining.corpus.reading import RawBatch
 from pretraining.corpus.shards import write_arrays
 
-KEYS_DIR = "keys"
-COPIES_NAME = "copies.npz"
-
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -37,6 +34,11 @@ class KeyMaker:
         self._reader = reader
         self._min_hash = None if rules.near_duplicates is None else MinHashBands(rules.near_duplicates)
 
+    def no_keys(self) -> Keys:
+        """Of no document."""
+        num_bands = 0 if self._min_hash is None else self._min_hash.num_bands
+        return Keys(np.empty((0, 2), np.int64), np.empty((0, 2), np.uint64), np.empty((0, num_bands), np.uint64))
+
     def keys(self, batch: RawBatch) -> tuple[Keys, int]:
         """The keys, and the bytes of the file that the batch took."""
         documents = [parsed for _, parsed in self._reader.lines(batch) if isinstance(parsed, Document)]
@@ -48,7 +50,7 @@ class KeyMaker:
 
 def write_keys(path: Path, maker: KeyMaker, batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[int]:
     """Write the keys of all documents of a slice; yields the bytes of the input that each batch took."""
-    keys: list[Keys] = []
+    keys = [maker.no_keys()]
     for made, num_bytes in in_order(maker.keys, batches, num_workers=num_workers):
         keys.append(made)
         yield num_bytes
@@ -95,8 +97,6 @@ class Copies:
 
 
 def _joined(keys: Sequence[Keys]) -> Keys:
-    if not keys:
-        return Keys(np.empty((0, 2), np.int64), np.empty((0, 2), np.uint64), np.empty((0, 0), np.uint64))
     return Keys(*(np.concatenate([getattr(k, name) for k in keys]) for name in ("places", "fingerprints", "bands")))
 
 

@@ -25,6 +25,7 @@ UnreadableReason = Literal[
 CleaningReason = Literal["too_short", "too_long", "other_language", "duplicate", "near_duplicate"]
 SkipReason = Literal["blank_line"] | UnreadableReason | CleaningReason
 CLEANED = ("blank_line", "too_short", "too_long", "other_language", "duplicate", "near_duplicate")  # do no harm
+LINE_MEMORY_BYTES = 500
 SHOWN_BYTES = 80  # of a skipped line
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -44,6 +45,11 @@ class RawLine:
     num_bytes: int
     content: bytes | Mapping[str, Any] | None
     head: bytes = b""
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what it takes in memory: millions of empty lines take some, too."""
+        return LINE_MEMORY_BYTES + (0 if self.content is None else self.num_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +93,10 @@ def parse_json_line(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
 
 
 def parse_row(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
-    """The document of a row of a Parquet file."""
-    assert isinstance(raw.content, Mapping)
+    """The document of a row of a Parquet file; bytes are those of a row that is not UTF-8."""
+    if isinstance(raw.content, bytes):
+        return skipped(raw, "invalid_utf8")
+    assert raw.content is not None
     return _document_of(raw, raw.content, fields)
 
 
@@ -132,26 +140,26 @@ def _load_json(content: bytes) -> Mapping[str, Any] | UnreadableReason:
 
 
 def _document_of(raw: RawLine, record: Mapping[str, Any], fields: JsonFields) -> Document | SkippedLine:
-    found, text = _field(record, fields.text)
+    found, text = field_of(record, fields.text)
     if not found:
         return skipped(raw, "no_text_field")
     if text is None:
         return skipped(raw, "text_is_null")
     if not isinstance(text, str):
         return skipped(raw, "text_not_a_string")
-    source = _field(record, fields.source)[1]
-    return _checked(raw, text, source if isinstance(source, str) and _has_utf8(source) else None)
+    source = field_of(record, fields.source)[1]
+    return _checked(raw, text, source if isinstance(source, str) and has_utf8(source) else None)
 
 
 def _checked(raw: RawLine, text: str, source: str | None) -> Document | SkippedLine:
     if not text.strip():
         return skipped(raw, "empty_text")
-    if not _has_utf8(text):
+    if not has_utf8(text):
         return skipped(raw, "lone_surrogate")
     return Document(text, source, raw.number, raw.byte_offset)
 
 
-def _field(record: Mapping[str, Any], name: str) -> tuple[bool, Any]:
+def field_of(record: Mapping[str, Any], name: str) -> tuple[bool, Any]:
     """Whether `record` has the field, and its value; a field of this very name goes before a path of names."""
     if name in record:
         return True, record[name]
@@ -163,7 +171,7 @@ def _field(record: Mapping[str, Any], name: str) -> tuple[bool, Any]:
     return True, value
 
 
-def _has_utf8(text: str) -> bool:
+def has_utf8(text: str) -> bool:
     """Whether `text` can be written as UTF-8: half a surrogate pair, as in a text cut by UTF-16 units, cannot."""
     try:
         text.encode("utf-8")

@@ -128,7 +128,7 @@ def in_order(work: Callable[[RawBatch], T], batches: Iterator[RawBatch], *, num_
     with ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as executor:
         try:
             for batch in batches:
-                num_bytes = sum(line.num_bytes for line in batch.lines if line.content is not None)
+                num_bytes = sum(line.memory_bytes for line in batch.lines)
                 while under_way and bytes_under_way + num_bytes > most_bytes:
                     future, finished_bytes = under_way.popleft()
                     yield future.result()

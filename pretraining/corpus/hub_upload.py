@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, RepoFile, get_token
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from huggingface_hub.utils import logging as hub_logging
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.hub_errors import HUB_ERRORS, persistently, reason, status_of
-from pretraining.corpus.manifest import MANIFEST_NAME
-from pretraining.corpus.stored_files import STORE_CONTENTS, StoredFile, stored_files
+from pretraining.corpus.manifest import MANIFEST_NAME, STORE_CONTENTS
+from pretraining.corpus.stored_files import StoredFile, stored_files
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,12 @@ def check_token(repo_id: str) -> None:
     """Refuse to begin hours of work that cannot be pushed for want of a token.
 
     Raises:
-        UserError: when this machine has none.
+        UserError: when this machine has none, or the name can be no data set's.
     """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"--push_to_hub {repo_id}: is no name of a data set ({error}); give USER/NAME") from None
     if get_token() is None:
         raise UserError(f"--push_to_hub {repo_id}: there is no token of the Hub; {REMEDIES[401]}")
 

@@ -24,7 +24,7 @@ def hash_inputs(files: Sequence[InputFile], remembered_in: Path | None) -> list[
     ):
         futures = [
             None if key in known else executor.submit(sha256_of, Path(f.path))
-            for f, key in zip(files, keys, strict=False)
+            for f, key in zip(files, keys, strict=True)
         ]
         hashes = []
         for file, key, future in zip(files, keys, futures, strict=True):
@@ -35,6 +35,12 @@ def hash_inputs(files: Sequence[InputFile], remembered_in: Path | None) -> list[
         content = json.dumps(dict(zip(keys, hashes, strict=True)), indent=1)
         write_atomically(remembered_in, content.encode())
     return hashes
+
+
+def changed_inputs(files: Sequence[InputFile], hashes: Sequence[str], remembered_in: Path) -> list[str]:
+    """Paths of the files whose content is no longer that of `hashes`; only files that look changed are read again."""
+    now = hash_inputs(files, remembered_in)
+    return [file.path for file, then, found in zip(files, hashes, now, strict=True) if then != found]
 
 
 def _read(path: Path | None) -> dict[str, str]:

@@ -1,14 +1,18 @@
 """Which files are the input: paths, folders and globs, with or without the name of a source, to a list of files."""
 
 import glob
+import logging
+import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pretraining.cli.errors import UserError
+from pretraining.corpus.documents import has_utf8
+
+logger = logging.getLogger(__name__)
 
 Format = Literal["jsonl", "parquet", "text"]
 Compression = Literal["gzip", "zstd", "xz"]
@@ -56,22 +60,45 @@ class InputFile:
         return self.source or Path(self.path).name.split(".")[0]
 
 
-def find_inputs(data_files: Sequence[str], *, streaming: bool = False) -> list[InputFile]:
+def find_inputs(
+    data_files: Sequence[str], *, streaming: bool = False, output_dir: Path | None = None
+) -> list[InputFile]:
     """The files that `--data_files` names, in its order; those of a folder or glob by their names.
 
-    Those of the Hub are downloaded, or read as they come when `streaming`.
+    Those of the Hub are downloaded, or read as they come when `streaming`. `output_dir` must not lie among them.
 
     Raises:
-        UserError: all at once, for words that name no file, files that are empty, unreadable or named twice.
+        UserError: all at once, for words that name no file, and files that are empty, unreadable or named twice.
     """
     problems: list[str] = []
-    files = [file for word in data_files for file in _files_of(word, streaming, problems)]
-    for path, count in Counter(file.path for file in files).items():
-        if count > 1:
-            problems.append(f"--data_files {path}: is named twice; name it once")
+    files = []
+    for word in data_files:
+        try:
+            files += _files_of(word, streaming, problems)
+        except OSError as error:
+            problems.append(f"--data_files {error.filename or word}: cannot be read ({error.strerror}); check the path")
+    problems += _repeated(files)
+    if output_dir is not None:
+        problems += [
+            f"--output_dir {output_dir}: lies in {word}, whose files are the input; choose a folder outside of it"
+            for word in data_files
+            if Path(word).is_dir() and output_dir.resolve().is_relative_to(Path(word).resolve())
+        ]
     if problems:
         raise UserError(*problems)
     return files
+
+
+def _repeated(files: Sequence[InputFile]) -> list[str]:
+    """Problems of files that come twice, also by another name or over a link."""
+    places: dict[str, str] = {}
+    problems = []
+    for file in files:
+        place = file.location if file.is_remote else os.path.realpath(file.location)
+        if place in places:
+            problems.append(f"--data_files {file.path}: is named twice (as {places[place]}); name it once")
+        places[place] = file.path
+    return problems
 
 
 def input_file(
@@ -84,7 +111,8 @@ def input_file(
 
 def _files_of(word: str, streaming: bool, problems: list[str]) -> list[InputFile]:
     match = NAMED_SOURCE.fullmatch(word)
-    source, pattern = (None, word) if match is None or Path(word).exists() else match.groups()
+    is_path = match is None or Path(word).exists() or bool(_matches(word))  # lang=en/*.jsonl may be a folder's name
+    source, pattern = (None, word) if match is None or is_path else match.groups()
     if pattern.startswith(HUB_SCHEME):
         from pretraining.corpus.hub_inputs import hub_files  # it imports `datasets`, a second that only this needs
 
@@ -93,7 +121,7 @@ def _files_of(word: str, streaming: bool, problems: list[str]) -> list[InputFile
     for path in _paths_of(pattern, problems):
         problem = _file_problem(path, may_be_empty=str(path) != pattern)
         if problem:
-            problems.append(f"--data_files {path}: {problem}")
+            problems.append(f"--data_files {_shown(path)}: {problem}")
         else:
             files.append(input_file(str(path), source, num_bytes=path.stat().st_size, location=str(path)))
     return files
@@ -102,16 +130,44 @@ def _files_of(word: str, streaming: bool, problems: list[str]) -> list[InputFile
 def _paths_of(pattern: str, problems: list[str]) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
-        found = sorted(child for child in path.rglob("*") if child.is_file() and _suffixes(child)[0] in FORMATS)
+        found = _files_below(path)
         if not found:
             problems.append(f"--data_files {path}: the folder has no {', '.join(FORMATS)} file in it")
         return found
     if path.exists() or not glob.has_magic(pattern):
         return [path]
-    found = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if Path(match).is_file())  # noqa: PTH207
+    found = [match for match in _matches(pattern) if match.is_file()]
     if not found:
         problems.append(f"--data_files {pattern}: no file is named like this; check the pattern")
     return found
+
+
+def _matches(pattern: str) -> list[Path]:
+    return sorted(Path(match) for match in glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path needs a root
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Files of known formats in `folder` and all folders in it, over links as well; the others are counted."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    seen = {os.path.realpath(folder)}
+    num_others = 0
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in seen]
+        seen.update(os.path.realpath(Path(place, name)) for name in folders)  # a link may lead back to its folder
+        known = [name for name in names if _suffixes(Path(name))[0] in FORMATS]
+        num_others += len(names) - len(known)
+        found += [Path(place, name) for name in known]
+    if num_others:
+        logger.warning("%s: %s files of other formats in it are not read", folder, f"{num_others:,}")
+    return sorted(found)
+
+
+def _shown(path: Path) -> str:
+    return str(path).encode("utf-8", errors="backslashreplace").decode()
 
 
 def _suffixes(path: Path) -> tuple[str, Compression | None]:
@@ -126,8 +182,7 @@ def _file_problem(path: Path, *, may_be_empty: bool) -> str | None:
         return "there is no such file; check the path"
     if not path.is_file():
         return "is not a file; name the files in it"
-    try:
-        with path.open("rb") as file:
-            return None if file.read(1) or may_be_empty else "is empty; give a file with documents in it"
-    except OSError as error:
-        return f"cannot be read ({error.strerror}); check its permissions"
+    if not has_utf8(str(path)):
+        return "its name is not UTF-8; rename it"
+    with path.open("rb") as file:
+        return None if file.read(1) or may_be_empty else "is empty; give a file with documents in it"

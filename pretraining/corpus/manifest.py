@@ -18,6 +18,7 @@ from pretraining.corpus.tokenization import TokenRules, id_dtype
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+STORE_CONTENTS = {"data", "documents", "tokenizer", "skipped.jsonl", MANIFEST_NAME, "README.md"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ class Manifest:
     skipped_lines: dict[str, int]
     splits: dict[str, SplitContents]
     documents: list[Shard]
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Every shard of the store."""
+        return [shard for split in self.splits.values() for shard in split.shards] + self.documents
 
     def check_sums(self) -> None:
         """Raise AssertionError unless every line and every token is accounted for."""

@@ -14,9 +14,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 Packing = Literal["concat", "best_fit"]
-WINDOW_BLOCKS = 1024  # documents that best fit chooses from: 4 M tokens in blocks of 4,096
+# Documents that best fit chooses from: 1,024 blocks, fewer where they are longer than 4,096 tokens.
+WINDOW_BLOCKS = 1024
+WINDOW_TOKENS = 1 << 22
+LEAST_WINDOW_BLOCKS = 8
 WELL_FILLED = 0.98  # a block of the window with less in it may wait for the next window
-MAX_WAITING_BLOCKS = WINDOW_BLOCKS // 8  # otherwise documents that never fill a block would gather without end
+WAITING_SHARE = 8  # one block of 8 at most; otherwise documents that never fill a block would gather without end
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +150,11 @@ class BestFitPacker:
     def add(self, pieces: Pieces) -> Blocks:
         """Append documents; blocks as soon as the window is full."""
         self.carried = join_pieces([self.carried, pieces])
-        if self.carried.num_tokens < WINDOW_BLOCKS * self._block_length:
+        largest = min(WINDOW_TOKENS, WINDOW_BLOCKS * self._block_length)
+        window_tokens = max(largest, LEAST_WINDOW_BLOCKS * self._block_length)
+        if self.carried.num_tokens < window_tokens:
             return self._blocks(self.carried, [])
-        return self._pack(max_waiting=MAX_WAITING_BLOCKS)
+        return self._pack(max_waiting=window_tokens // self._block_length // WAITING_SHARE)
 
     def flush(self) -> Blocks:
         """All that is carried, the last blocks padded."""

@@ -2,10 +2,8 @@
 
 import contextlib
 import logging
-import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +12,20 @@ from pretraining.cli.preprocess_arguments import PreprocessArguments
 from pretraining.cli.progress import Progress
 from pretraining.corpus.assembly import assemble, give_name
 from pretraining.corpus.backends import BackendDiffersError
-from pretraining.corpus.block_store import REFERENCE_ONLY_NAME, PartialStore, partial_dir, slice_dir
+from pretraining.corpus.block_store import (
+    COPIES_NAME,
+    KEYS_DIR,
+    REFERENCE_ONLY_NAME,
+    PartialStore,
+    partial_dir,
+    slice_dir,
+)
+from pretraining.corpus.checks import check_skipped, saying_how_to_go_on, why_no_block
 from pretraining.corpus.cleaning import TextFilter
-from pretraining.corpus.copies import COPIES_NAME, KEYS_DIR, Copies, KeyMaker, write_copies, write_keys
-from pretraining.corpus.documents import CLEANED
+from pretraining.corpus.copies import Copies, KeyMaker, write_copies, write_keys
 from pretraining.corpus.encoding import BatchEncoder, DocumentReader, in_order
 from pretraining.corpus.formats import ReadingOptions
+from pretraining.corpus.input_hashes import changed_inputs
 from pretraining.corpus.inputs import InputFile
 from pretraining.corpus.manifest import Manifest, Origin
 from pretraining.corpus.origin import describe_origin, reading_options
@@ -32,6 +38,8 @@ from pretraining.corpus.splits import SplitAssigner
 from pretraining.corpus.tokenization import DocumentTokenizer
 
 logger = logging.getLogger(__name__)
+
+ENOUGH_TO_JUDGE_BYTES = 16 << 20  # without a document: most likely a wrong --text_field; terabytes must not be read
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progres
     try:
         for batch in in_order(encoder.encode, batches, num_workers=work.num_workers):
             writer.add(batch)
-            if made.num_documents == 0:  # most likely a wrong --text_field: do not read terabytes to say so
+            if made.num_documents == 0 and made.num_file_bytes > ENOUGH_TO_JUDGE_BYTES:
                 check_skipped([made], work.max_skipped_fraction)
             speed = (made.num_tokens - num_tokens_before) / progress.elapsed_seconds
             progress.advance(batch.num_file_bytes, f"{made.num_documents:,} documents, {speed:,.0f} tokens/s")
@@ -151,34 +159,6 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progres
         (work.folder / REFERENCE_ONLY_NAME).write_text(str(error), encoding="utf-8")
     else:
         writer.finish()
-
-
-def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float, advice: str = "") -> None:
-    """Refuse input of which too much cannot be read; blank lines and what cleaning removes do not count."""
-    counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
-    num_unreadable = sum(count for reason, count in counts.items() if reason not in CLEANED)
-    num_lines = sum(made.num_documents for made in slices) + num_unreadable
-    first = next((made.first_unreadable for made in slices if made.first_unreadable), None)
-    if first is not None and num_unreadable > max_skipped_fraction * num_lines:
-        raise UserError(
-            f"{first['file']}:{first['line']}: {first['reason'].replace('_', ' ')} ({first['first_bytes']!r}); "
-            f"{num_unreadable:,} of {num_lines:,} lines like it are more than --max_skipped_fraction "
-            f"{max_skipped_fraction}; mend them, name the right --text_field, or allow more{advice}"
-        )
-
-
-@contextlib.contextmanager
-def saying_how_to_go_on(output_dir: Path) -> Iterator[None]:
-    """Turn a full disk or a withdrawn permission into one line; nothing that was finished is lost."""
-    remedy = f"the same command goes on from the last finished shard in {partial_dir(output_dir)}"
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
-        raise UserError(f"--output_dir {output_dir}: cannot be written ({reason}); mend that, and {remedy}") from None
-    except KeyboardInterrupt:
-        logger.warning("stopped; %s", remedy)
-        raise
 
 
 def _begin(
@@ -218,8 +198,13 @@ def _unfinished_slices(work: Work) -> list[int]:
 
 def _finish(store: PartialStore, work: Work) -> Manifest:
     slices = [made for number in range(len(work.slices)) if (made := work.progress_of(number)) is not None]
+    changed = changed_inputs(work.files, [source.sha256 for source in work.origin.sources], store.input_hashes_path)
+    if changed:
+        raise UserError(f"--data_files {changed[0]}: changed while it was read; delete {work.folder} and start again")
     check_skipped(slices, work.max_skipped_fraction, f"; with input that was mended, delete {work.folder} first")
-    if not any(made.num_documents for made in slices):
-        raise UserError("--data_files: no line of them is a document; give JSON lines with a text field")
+    problem = why_no_block(slices, work.origin)
+    if problem is not None:
+        store.discard()
+        raise UserError(problem)
     assemble(store.folder, work.origin, slices, tokenizer_dir=work.tokenizer.folder)
     return give_name(store)

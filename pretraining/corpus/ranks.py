@@ -25,6 +25,11 @@ class Ranks:
             from mpi4py import MPI
 
             self._communicator = MPI.COMM_WORLD
+            if self._communicator.Get_size() != self.size:
+                raise UserError(
+                    f"preprocess.py was started as one of {self.size} processes, but not by mpirun; give "
+                    f"mpirun -n {self.size} python3 preprocess.py ..., or start it alone"
+                )
 
     @property
     def is_first(self) -> bool:

@@ -102,7 +102,7 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
             )
             for line in source.lines:
                 batch.append(line)
-                num_bytes += line.num_bytes
+                num_bytes += line.memory_bytes
                 position = Position(begin.range_number, line.end_offset, line.end_line)
                 if num_bytes >= BATCH_BYTES:
                     told, file_bytes = file_bytes, source.file_bytes(line)

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-HASH_CHUNK_BYTES = 1 << 20
+HASHED_AT_ONCE_BYTES = 1 << 20
+TEMPORARY_SUFFIX = ".tmp"
 ID_COLUMN = "input_ids.list.element"
 
 
@@ -86,7 +87,7 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all, whenever the process or the machine dies."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     temporary.write_bytes(content)
     sync(temporary)
     temporary.replace(path)
@@ -95,8 +96,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays into an .npz file that is there whole or not at all."""
-    temporary = path.with_name("new-" + path.name)
-    np.savez(temporary, allow_pickle=False, **arrays)
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)
@@ -106,6 +108,6 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
+        while content := file.read(HASHED_AT_ONCE_BYTES):
+            digest.update(content)
     return digest.hexdigest()

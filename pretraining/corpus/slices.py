@@ -33,7 +33,7 @@ def cut_slices(files: Sequence[InputFile], num_slices: int) -> list[list[FileRan
     slices: list[list[FileRange]] = [[] for _ in range(num_slices)]
     offset = 0
     for number, file in enumerate(files):
-        first_slice = offset * num_slices // total
+        first_slice = min(offset * num_slices // total, num_slices - 1)  # an empty file may stand at the very end
         if file.is_divisible:
             last_slice = max(first_slice, (offset + file.num_bytes - 1) * num_slices // total)
             cuts = [-(-k * total // num_slices) - offset for k in range(first_slice + 1, last_slice + 1)]

@@ -7,10 +7,8 @@ from pathlib import Path
 from huggingface_hub import RepoFile
 
 from pretraining.cli.errors import UserError
-from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, read_manifest
+from pretraining.corpus.manifest import MANIFEST_NAME, STORE_CONTENTS, read_manifest
 from pretraining.corpus.shards import Shard, sha256_of
-
-STORE_CONTENTS = {"data", "documents", "tokenizer", "skipped.jsonl", MANIFEST_NAME, "README.md"}
 
 
 @dataclass(frozen=True)
@@ -37,16 +35,11 @@ def stored_files(store: Path, *, flag: str) -> list[StoredFile]:
     Raises:
         UserError: when a shard is missing or has another size than the manifest tells.
     """
-    shards = _shards(read_manifest(store, flag=flag))
+    shards = {shard.path: shard for shard in read_manifest(store, flag=flag).shards}
     present = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
     ours = {path for path in present if path.split("/")[0] in STORE_CONTENTS}
     paths = sorted(ours | set(shards), key=lambda path: (path == MANIFEST_NAME, path))
     return [_shard_file(store, shards[path], flag) if path in shards else _other_file(store, path) for path in paths]
-
-
-def _shards(manifest: Manifest) -> dict[str, Shard]:
-    of_splits = [shard for split in manifest.splits.values() for shard in split.shards]
-    return {shard.path: shard for shard in [*of_splits, *manifest.documents]}
 
 
 def _shard_file(store: Path, shard: Shard, flag: str) -> StoredFile:

@@ -107,6 +107,7 @@ class DocumentTokenizer:
 def _reference_tokenizer(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
     """The tokenizer of a tokenizer.json, for which the text of a control token is text."""
     pipeline = json.loads(content)
+    pipeline["model"]["dropout"] = None  # some are saved with it: the same text would get other ids each time
     for token in pipeline.get("added_tokens", []):
         if token["content"] in special_tokens.values():
             token["special"] = True  # some files call EOS an ordinary added token, and text would become it

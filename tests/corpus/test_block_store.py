@@ -146,13 +146,19 @@ def test_skipped_lines_are_counted_and_listed(tmp_path: Path) -> None:
 def test_too_many_bad_lines_make_no_store(tmp_path: Path, line: bytes, reason: str) -> None:
     data = tmp_path / "data.jsonl"
     data.write_bytes(b'{"text": "good"}\n' + line)
-    done = run(*python("preprocess.py", "--data_files", data, "--output_dir", tmp_path / "blocks"))
+    done = run(*python("preprocess.py", "--data_files", data, "--block_length", 2, "--output_dir", tmp_path / "blocks"))
     assert_one_error(done, f"{data}:2: {reason}", "--max_skipped_fraction 0.01", "mend them", "blocks.partial first")
     assert not (tmp_path / "blocks").exists()
     more = ["--max_skipped_fraction", 0.5, "--split", "1,0,0"]
-    done = run(*python("preprocess.py", "--data_files", data, "--output_dir", tmp_path / "blocks", *more))
+    done = run(
+        *python("preprocess.py", "--data_files", data, "--block_length", 2, "--output_dir", tmp_path / "blocks", *more)
+    )
     assert_one_error(done, "split_weights [949, 50, 1], not [1, 0, 0]")
-    run_fine(*python("preprocess.py", "--data_files", data, "--output_dir", tmp_path / "blocks", *more[:2]))
+    run_fine(
+        *python(
+            "preprocess.py", "--data_files", data, "--block_length", 2, "--output_dir", tmp_path / "blocks", *more[:2]
+        )
+    )
 
 
 def test_input_without_any_document_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -179,6 +185,30 @@ def test_a_finished_store_is_left_as_it_is(tmp_path: Path) -> None:
     done = run(*python("preprocess.py", *flags, "--seed", 9, "--add_bos"))
     assert_one_error(done, "token_rules bos_token_id=None, not bos_token_id=1; seed 42, not 9", "choose another")
     assert digests(store) == before
+
+
+def test_a_finished_store_that_lost_a_shard_is_told(tmp_path: Path) -> None:
+    store = tmp_path / "blocks"
+    flags = ["--block_length", 64, "--output_dir", store]
+    run_fine(*python("preprocess.py", *flags))
+    next(store.glob("data/train-*.parquet")).unlink()
+    assert_one_error(run(*python("preprocess.py", *flags)), "train-00000", "is missing or damaged", "start again")
+
+
+def test_text_that_fills_no_block_makes_no_store(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "a few words"}\n')
+    done = run(*python("preprocess.py", "--data_files", data, "--output_dir", tmp_path / "blocks"))
+    assert_one_error(done, "--block_length 4096: no split has the tokens of one block, the largest has", "more text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
+
+
+def test_bad_lines_at_the_beginning_do_not_stop_what_is_good_on_the_whole(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(b"x" * 7_000_000 + b"\n" + SAMPLE.read_bytes())
+    flags = ["--data_files", data, "--block_length", 64, "--output_dir", tmp_path / "blocks"]
+    run_fine(*python("preprocess.py", *flags))
+    assert read_manifest(tmp_path / "blocks", flag="").skipped_lines == {"too_large": 1}
 
 
 def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@ import time
 import numpy as np
 import pytest
 
+from pretraining.corpus import packing as packing_room
 from pretraining.corpus.packing import (
-    MAX_WAITING_BLOCKS,
-    WINDOW_BLOCKS,
+    WAITING_SHARE,
     Blocks,
     Packer,
     Packing,
@@ -15,6 +15,13 @@ from pretraining.corpus.packing import (
 )
 
 PADDING = 2
+
+
+@pytest.fixture
+def small_window(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tokens of the window that best fit chooses from."""
+    monkeypatch.setattr(packing_room, "WINDOW_TOKENS", 8192)
+    return 8192
 
 
 def pieces_of(documents: list[np.ndarray], first_id: int = 0) -> Pieces:
@@ -83,8 +90,8 @@ def test_concat_is_the_stream_cut_into_blocks() -> None:
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
-def test_a_packer_goes_on_from_what_another_has_carried(packing: Packing) -> None:
-    documents = random_documents(3 * WINDOW_BLOCKS, 16, seed=2)
+def test_a_packer_goes_on_from_what_another_has_carried(packing: Packing, small_window: int) -> None:
+    documents = random_documents(3 * small_window // 8, 16, seed=2)
     one, first, second = (make_packer(packing, block_length=8, dtype="uint16", padding_id=PADDING) for _ in range(3))
     batches = [pieces_of(documents[n : n + 100], n) for n in range(0, len(documents), 100)]
     expected = [one.add(batch) for batch in batches] + [one.flush()]
@@ -110,11 +117,11 @@ def test_best_fit_cuts_only_documents_longer_than_a_block_and_hardly_pads() -> N
     assert packer.carried.num_tokens == 0
 
 
-def test_documents_that_never_fill_a_block_do_not_gather() -> None:
+def test_documents_that_never_fill_a_block_do_not_gather(small_window: int) -> None:
     packer = make_packer("best_fit", block_length=10, dtype="uint16", padding_id=PADDING)
     for n in range(50):
         packer.add(pieces_of([np.full(6, 7, np.uint16)] * 500, 500 * n))
-        assert packer.carried.num_tokens < (WINDOW_BLOCKS + MAX_WAITING_BLOCKS) * 10
+        assert packer.carried.num_tokens <= small_window + small_window // WAITING_SHARE
 
 
 def test_best_fit_takes_the_tightest_room() -> None:

@@ -81,6 +81,61 @@ def test_a_damaged_compressed_file_says_where(tmp_path: Path, suffix: str, damag
         documents_of(path)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz"])
+def test_a_damaged_second_member_is_not_taken_for_the_end(tmp_path: Path, suffix: str) -> None:
+    member = COMPRESS[suffix](jsonl(stories(50)))
+    path = tmp_path / f"news.jsonl{suffix}"
+    path.write_bytes(member + member[4:])
+    with pytest.raises(UserError, match="is truncated or corrupt after line"):
+        documents_of(path)
+
+
+def test_padding_between_streams_of_xz_is_legal(tmp_path: Path) -> None:
+    stream = lzma.compress(jsonl(stories(50)))
+    path = tmp_path / "news.jsonl.xz"
+    path.write_bytes(stream + bytes(8) + stream + bytes(4))
+    assert len(documents_of(path)) == 100
+
+
+def test_a_parquet_row_that_is_not_utf8_is_skipped_alone(tmp_path: Path) -> None:
+    text = pa.array([b"one", b"\xff\xfe", b"three"], pa.binary()).view(pa.string())
+    path = tmp_path / "news.parquet"
+    pq.write_table(pa.table({"text": text}), path)
+    one, bad, three = documents_of(path)
+    assert isinstance(bad, SkippedLine)
+    assert (bad.line, bad.reason) == (2, "invalid_utf8")
+    assert isinstance(one, Document)
+    assert isinstance(three, Document)
+    assert (one.text, three.text) == ("one", "three")
+
+
+def test_the_largest_document_is_counted_in_bytes_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "news.parquet"
+    pq.write_table(pa.table({"m": [{"t": "東京" * 300}, {"t": "short"}]}), path)
+    options = ReadingOptions(JsonFields("m.t", "source"), max_document_bytes=1000, split_text_files=False)
+    huge, short = documents_of(path, options)
+    assert isinstance(huge, SkippedLine)
+    assert huge.reason == "too_large"
+    assert isinstance(short, Document)
+
+
+def test_millions_of_blank_lines_come_in_batches(tmp_path: Path) -> None:
+    path = tmp_path / "blank.jsonl"
+    path.write_bytes(b"\n" * 100_000)
+    files = find_inputs([str(path)])
+    (ranges,) = cut_slices(files, 1)
+    assert max(len(batch.lines) for batch in read_batches(files, ranges, None, OPTIONS)) < 5000
+
+
+@pytest.mark.parametrize("num_slices", [1, 2, 5])
+def test_an_empty_file_at_the_end_of_a_folder(tmp_path: Path, num_slices: int) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(stories(5)))
+    (tmp_path / "z.jsonl").touch()
+    files = find_inputs([str(tmp_path)])
+    batches = [b for ranges in cut_slices(files, num_slices) for b in read_batches(files, ranges, None, OPTIONS)]
+    assert sum(len(batch.lines) for batch in batches) == 5
+
+
 def test_a_damaged_parquet_file_says_where(tmp_path: Path) -> None:
     path = tmp_path / "news.parquet"
     pq.write_table(pa.Table.from_pylist(stories(1000)), path)

@@ -68,6 +68,15 @@ def test_llama2_text_cannot_speak_control(real_data: Path, backend: str) -> None
         assert plain.decode(ids[1:-1].tolist()) == text
 
 
+def test_dropout_saved_with_a_tokenizer_does_not_change_ids(tmp_path: Path) -> None:
+    pipeline = json.loads((SAMPLE / "tokenizer.json").read_text(encoding="utf-8"))
+    pipeline["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_bytes((SAMPLE / "tokenizer_config.json").read_bytes())
+    theirs, ours = (load_document_tokenizer(str(folder), add_bos=False) for folder in (tmp_path, SAMPLE))
+    assert np.array_equal(theirs.encode(["a long story " * 50]).ids, ours.encode(["a long story " * 50]).ids)
+
+
 def test_a_model_that_makes_eos_of_plain_text_is_refused(tmp_path: Path) -> None:
     pieces = [("<unk>", 0.0), ("</s>", -1.0), ("a", -2.0), ("▁", -2.0)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))

@@ -176,9 +176,64 @@ def test_ctrl_c_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "the same command goes on from the last finished shard" in errors
+    goes_on = "the same command goes on from the last finished shard" in errors
+    assert goes_on == (tmp_path / "blocks.partial").exists()
+    assert goes_on, "the keys of the documents stay"
     assert "Traceback" not in errors
     run_fine(*command)
+
+
+def test_a_refused_command_deletes_nothing(corpus: Path, tmp_path: Path) -> None:
+    store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
+    command = python("preprocess.py", *flags(corpus, "concat"), "--output_dir", store)
+    run_fine(*command)
+    expected = digests(store)
+    store.rename(partial)  # as it is when a run is killed just before the end
+    assert_one_error(run(*command, "--seed", 7), "seed 42, not 7", "give its flags to go on")
+    run_fine(*command)
+    assert digests(store) == expected
+
+
+def test_a_name_that_is_taken_meanwhile_loses_nothing(corpus: Path, tmp_path: Path) -> None:
+    store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
+    command = python("preprocess.py", *flags(corpus, "concat"), "--output_dir", store)
+    with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as process:
+        while not (partial / "slices").exists():
+            time.sleep(0.005)
+        store.mkdir()
+        (store / "thesis.txt").write_text("years of work")
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Directory not empty" in errors
+    assert (partial / "manifest.json").is_file()
+    (store / "thesis.txt").unlink()
+    run_fine(*command)
+    assert (store / "manifest.json").is_file()
+
+
+def test_input_that_changes_while_it_is_read_makes_no_store(corpus: Path, tmp_path: Path) -> None:
+    own = tmp_path / "news.jsonl"
+    shutil.copy(corpus, own)
+    command = python("preprocess.py", *flags(own, "concat"), "--output_dir", tmp_path / "blocks")
+    with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "blocks.partial/slices").exists():
+            time.sleep(0.005)
+        with own.open("a") as file:
+            file.write('{"text": "one line more"}\n')
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"--data_files {own}: changed while it was read" in errors
+    assert not (tmp_path / "blocks").exists()
+
+
+def test_a_folder_of_somebody_else_is_not_taken_for_an_unfinished_store(tmp_path: Path) -> None:
+    (tmp_path / "blocks.partial").mkdir()
+    for name in ("lock", "thesis.txt"):
+        (tmp_path / "blocks.partial" / name).write_text("years of work")
+    assert_one_error(
+        run(*python("preprocess.py", "--output_dir", tmp_path / "blocks")), "is in the way of --output_dir"
+    )
+    assert (tmp_path / "blocks.partial/thesis.txt").read_text() == "years of work"
 
 
 @pytest.fixture

@@ -148,6 +148,23 @@ def test_mistaken_cleaning_flags_are_told(tmp_path: Path) -> None:
     hook = ["--language_hook", "no.such:thing", "--languages", "en"]
     done = run(*python("preprocess.py", *hook, "--output_dir", tmp_path / "blocks"))
     assert_one_error(done, "--language_hook no.such:thing: cannot be loaded", "give package.module:function")
+    (tmp_path / "languages.py").write_text("def of(text):\n    return text.no_such_thing\n")
+    hook = ["--language_hook", "languages:of", "--languages", "en"]
+    done = run(*python("preprocess.py", *hook, "--output_dir", tmp_path / "b"), env={"PYTHONPATH": str(tmp_path)})
+    assert_one_error(done, "--language_hook languages:of: raised AttributeError", "that begins with")
+
+
+def test_processes_that_mpirun_did_not_start_are_refused(tmp_path: Path) -> None:
+    command = python("preprocess.py", "--num_slices", 4, "--output_dir", tmp_path / "blocks")
+    done = run(*command, env={"RANK": "0", "WORLD_SIZE": "2"})
+    assert_one_error(done, "was started as one of 2 processes, but not by mpirun")
+
+
+def test_near_duplicates_in_more_slices_than_lines(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in stories()[:3]))
+    flags = ["--data_files", data, "--num_slices", 8, "--near_duplicates", 0.8, "--block_length", 64]
+    assert preprocess(tmp_path / "blocks", *flags).num_documents == 3
 
 
 def test_a_damaged_file_stops_the_run_and_says_where(corpus: Path, tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Decompress xz: the standard library's LZMAFile takes a damaged second stream for the end of the file."""
+
+import io
+import lzma
+from typing import Any, BinaryIO
+
+READ_AT_ONCE_BYTES = 1 << 20
+
+
+class XzReader(io.RawIOBase):
+    """The decompressed bytes of a file of one or more streams, from where it stands.
+
+    Raises:
+        EOFError: when a stream is cut off.
+        lzma.LZMAError: when one is damaged.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._stream = lzma.LZMADecompressor()
+        self._at_end = False
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` as far as the next bytes go; 0 at the end."""
+        content = b""
+        while not content and not self._at_end:
+            content = self._read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _read(self, most: int) -> bytes:
+        if self._stream.eof:
+            rest = self._stream.unused_data.lstrip(b"\0")  # streams may be padded with zeros
+            while not rest and (more := self._raw.read(READ_AT_ONCE_BYTES)):
+                rest = more.lstrip(b"\0")
+            self._at_end = not rest
+            self._stream = lzma.LZMADecompressor()
+            return self._stream.decompress(rest, most) if rest else b""
+        compressed = self._raw.read(READ_AT_ONCE_BYTES) if self._stream.needs_input else b""
+        if self._stream.needs_input and not compressed:
+            raise EOFError("the file ended before its end-of-stream marker")
+        return self._stream.decompress(compressed, most)
