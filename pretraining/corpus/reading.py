@@ -29,7 +29,7 @@ from pretraining.corpus.slices import FileRange, cut_slices
 
 BATCH_BYTES = 2 << 20  # part of the format: where a shard ends depends on it
 PARSERS = {"jsonl": parse_json_line, "parquet": parse_row, "text": parse_text}
-DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowInvalid)
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def test_more_processes_than_slices_are_refused(corpus: Path, tmp_path: Path) ->
 
 
 def test_the_same_text_in_any_format_has_the_same_ids(tmp_path: Path) -> None:
-    lines = [(json.dumps({"meta": {"body": story}}) + "\n").encode() for story in stories()]
+    lines = [(json.dumps({"meta": {"body": story}, "source": "own"}) + "\n").encode() for story in stories()]
     with pa.CompressedOutputStream(str(tmp_path / "news.jsonl.zst"), "zstd") as file:
         file.write(b"".join(lines))
     (tmp_path / "news.jsonl.xz").write_bytes(lzma.compress(b"".join(lines)))
