@@ -110,18 +110,21 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
                     batch, num_bytes = [], 0
             if batch:
                 yield RawBatch(file, file_range.file_number, batch, position, source.file_bytes(batch[-1]) - file_bytes)
-    except DAMAGE as error:
-        raise _damaged(file, position, error) from None
-    except OSError as error:
-        if error.errno is None:  # how pyarrow reports damage
-            raise _damaged(file, position, error) from None
-        raise UserError(f"--data_files {file.path}: cannot be read ({error.strerror}); check the disk") from None
+    except Exception as error:
+        problem = _problem(file, position, error)
+        if problem is None:
+            raise
+        raise UserError(f"--data_files {file.path}: {problem}") from None
 
 
-def _damaged(file: InputFile, position: Position, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0].rstrip(".")
-    unit = "row" if file.format == "parquet" else "line"
-    return UserError(
-        f"--data_files {file.path}: is truncated or corrupt after {unit} {position.num_lines:,} ({reason}); "
-        "get the file again, or leave it out"
-    )
+def _problem(file: InputFile, position: Position, error: Exception) -> str | None:
+    """What is wrong with the input, None when the error is not its fault."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    is_damage = isinstance(error, DAMAGE)
+    if file.is_remote and not is_damage:  # whatever the Hub's client raises when it has tried for long enough
+        return f"the Hub does not give it ({reason}); the same command goes on from the last finished shard"
+    if is_damage or (isinstance(error, OSError) and error.errno is None):  # so pyarrow reports damage, too
+        unit = "row" if file.format == "parquet" else "line"
+        place = f"after {unit} {position.num_lines:,}"
+        return f"is truncated or corrupt {place} ({reason}); get the file again, or leave it out"
+    return f"cannot be read ({error.strerror}); check the disk" if isinstance(error, OSError) else None

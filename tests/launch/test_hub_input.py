@@ -55,6 +55,23 @@ def test_splits_are_read_with_every_line_accounted_for(hub: LocalHub, streaming:
     assert "nothing to do" in run_fine(*python("preprocess.py", *flags), env=env).stderr
 
 
+def test_a_hub_that_goes_away_while_it_is_read_is_one_line(hub: LocalHub, tmp_path: Path) -> None:
+    flags = [
+        "--data_files",
+        "hf://alice/wiki",
+        "--streaming",
+        "--block_length",
+        64,
+        "--output_dir",
+        tmp_path / "blocks",
+    ]
+    env = hub.env(tmp_path / "home", ALICE)
+    run_fine(*python("preprocess.py", *flags[:-1], tmp_path / "first"), env=env)
+    hub.faults["resolve"] = [404] * 50
+    done = run(*python("preprocess.py", *flags), env=env)
+    assert_one_error(done, "--data_files hf://", "the Hub does not give it")
+
+
 def known_hashes(hub: LocalHub) -> set[str]:
     repositories = [hub.storage.readable("dataset", name, User("alice")) for name in ("alice/news", "alice/wiki")]
     entries = [entry for repository in repositories for entry in repository.trees[repository.head].values()]
