@@ -14,25 +14,23 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from pretraining.cli.arguments import DataArguments, ModelArguments, trainer_group
 from pretraining.cli.errors import run_program
 from pretraining.cli.launchers import share_cores
-from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.store_source import find_store
+from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
+from pretraining.corpus.store_source import find_mixture
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags, then train; torch is imported in between, so that a wrong flag costs no time."""
-    groups = [dataclass_group("Model", ModelArguments), dataclass_group("Data", DataArguments), trainer_group()]
-    model_arguments, data_arguments, trainer_flags = parse_recipe(__doc__ or "", groups, argv)
-    source = find_store(data_arguments.dataset, revision=data_arguments.dataset_revision)
+    arguments = parse_pretrain_arguments(__doc__ or "", argv)
+    mixture = find_mixture(arguments.data.dataset, revision=arguments.data.dataset_revision)
 
     share_cores()
-    if trainer_flags.get("use_cpu"):
+    if arguments.trainer.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from pretraining.training.program import pretrain
 
-    pretrain(model_arguments, data_arguments, trainer_flags, source)
+    pretrain(arguments, mixture)
 
 
 if __name__ == "__main__":

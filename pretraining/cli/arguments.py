@@ -1,4 +1,4 @@
-"""The flags of the programs, with their defaults: the pretraining recipe of Llama 2.
+"""The flags of train_tokenizer.py and generate.py, and what all programs' flags share.
 
 Each dataclass reports its own mistakes when it is built. A value's home: here, then the recipe, then the command line.
 """
@@ -6,56 +6,14 @@ Each dataclass reports its own mistakes when it is built. A value's home: here, 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
-from pretraining.cli.recipe import FlagGroup
-from pretraining.cli.trainer_flags import trainer_flags
 
 SAMPLE_CORPUS = Path("data/sample/news.jsonl")
 SEED_RANGE = "0 to 4,294,967,295"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # of a data set
 SAMPLE_TOKENIZER = "data/sample/tokenizer"
-
-# What differs from the Trainer's own defaults: Llama 2 (arXiv 2307.09288, section 2.2), and settings without which
-# the numbers in the log are not what they say.
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "output_dir": None,  # runs/MODEL
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "num_train_epochs": 1.0,
-    "learning_rate": 3e-4,
-    "lr_scheduler_type": "cosine_with_min_lr",
-    "lr_scheduler_kwargs": '{"min_lr_rate": 0.1}',  # min_lr itself needs optimizer.defaults, which ZeRO-3's lacks
-    "warmup_steps": 2000,
-    "weight_decay": 0.1,
-    "adam_beta2": 0.95,
-    "max_grad_norm": 1.0,
-    "bf16": None,  # where the hardware has bf16 instructions
-    "log_level": "error",  # theirs; the lines of this suite do not depend on it
-    "log_level_replica": "error",
-    "logging_steps": 1,
-    "logging_nan_inf_filter": False,  # true hides NaN from the log, and synchronizes once a micro step
-    "save_steps": 500,
-    "save_total_limit": 2,
-    "eval_strategy": "steps",
-    "eval_steps": 500,
-    "prediction_loss_only": True,
-    "report_to": ["tensorboard"],
-    "hub_private_repo": True,  # theirs publishes whatever is pushed
-    "remove_unused_columns": False,
-    "ddp_timeout": 7200,  # seconds; rank 0 may write a checkpoint for longer than the usual 1,800
-    "deepspeed": "ds_config.json",
-    "seed": 42,
-}
-
-
-RANGES = {
-    "per_device_train_batch_size": "1 or more",
-    "per_device_eval_batch_size": "1 or more",
-    "seed": SEED_RANGE,
-}
 
 
 @dataclass(frozen=True)
@@ -75,62 +33,6 @@ class TokenizerArguments:
         smallest = 3 + 256  # special tokens and every byte
         if self.vocab_size < smallest:
             raise UserError(f"--vocab_size {self.vocab_size}: three special tokens and 256 bytes need {smallest}")
-
-
-@dataclass(frozen=True)
-class ModelArguments:
-    """Which model is trained, and how its layers compute."""
-
-    model: str = flag("llama2_7b", "preset (llama2_7b, tinyllama_1b, ...), config.json, its folder, or Hub id")
-    model_overrides: list[str] = flag(
-        [], "fields of the model's config to replace, as hidden_size=512 num_hidden_layers=4"
-    )
-    pad_vocabulary_to_multiple_of: int | None = flag(None, "round the vocabulary up, as 64, for faster kernels")
-    attention_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = flag(
-        "sdpa", "how attention is computed"
-    )
-
-    def __post_init__(self) -> None:
-        """Check what needs no file."""
-        multiple = self.pad_vocabulary_to_multiple_of
-        if multiple is not None and multiple < 1:
-            raise UserError(f"--pad_vocabulary_to_multiple_of {multiple}: is out of range; give 1 or more")
-
-
-@dataclass(frozen=True)
-class DataArguments:
-    """What is read, and how much of it makes a step."""
-
-    dataset: str = flag("blocks", "block store that preprocess.py made: a folder, or a data set of the Hub (USER/NAME)")
-    dataset_revision: str | None = flag(None, "branch, tag or commit of a data set of the Hub; the newest without it")
-    global_batch_tokens: int | None = flag(
-        4_194_304, "tokens per optimizer step over all GPUs; decides the gradient accumulation"
-    )
-
-
-def trainer_group() -> FlagGroup:
-    """Every flag of the Trainer, as a dict of what was given over our defaults."""
-    flags = trainer_flags(TRAINER_DEFAULTS)
-    return FlagGroup("Trainer (transformers.TrainingArguments)", flags, _with_our_defaults)
-
-
-def _with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    values = {**TRAINER_DEFAULTS, **given}
-    if "lr_scheduler_type" in given and "lr_scheduler_kwargs" not in given:
-        values["lr_scheduler_kwargs"] = None  # ours belong to our schedule
-    checks = {
-        "per_device_train_batch_size": values["per_device_train_batch_size"] >= 1,
-        "per_device_eval_batch_size": values["per_device_eval_batch_size"] >= 1,
-        "seed": is_seed(values["seed"]),
-    }
-    problems = [
-        f"--{name} {values[name]}: is out of range; give {RANGES[name]}" for name, fine in checks.items() if not fine
-    ]
-    if values["bf16"] and values.get("fp16"):
-        problems.append("--bf16 true --fp16 true: exclude each other; keep one")
-    if problems:
-        raise UserError(*problems)
-    return values
 
 
 def is_seed(number: int) -> bool:

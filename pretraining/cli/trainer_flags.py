@@ -13,9 +13,26 @@ from typing import Any
 
 from pretraining.cli.flags import Flag
 
+# What this suite does itself, so that the Trainer's flag would be read and do nothing: --debug shows tracebacks, the
+# schedule and the optimizer have flags of their own, the order of the blocks and the loss are not the Trainer's.
 OUR_OWN_NAMES = (
     "debug",
-)  # --debug shows tracebacks here; the Trainer's own looks for overflow in fp16 without DeepSpeed
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "train_sampling_strategy",
+    "length_column_name",
+    "ignore_data_skip",
+    "dataloader_drop_last",
+    "auto_find_batch_size",
+    "logging_nan_inf_filter",
+    "remove_unused_columns",
+    "include_num_input_tokens_seen",
+)
 SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 
 

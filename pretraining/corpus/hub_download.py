@@ -68,10 +68,9 @@ def _download(repo_id: str, revision: str | None) -> Path:
         # The manifest alone first: a data set of somebody else can be terabytes.
         folder = Path(hf_hub_download(repo_id, MANIFEST_NAME, repo_type="dataset", revision=revision)).parent
         manifest = read_manifest(folder, flag=f"--dataset {repo_id}")
-        shards = [shard for split in manifest.splits.values() for shard in split.shards]
-        num_bytes = sum(shard.num_bytes for shard in shards)
+        num_bytes = sum(shard.num_bytes for shard in manifest.shards)
         logger.info("data set: %s of the Hub at commit %s, %.1f MB of blocks", repo_id, folder.name, num_bytes / 1e6)
-        wanted = [MANIFEST_NAME, "tokenizer/*", *(shard.path for shard in shards)]
+        wanted = [MANIFEST_NAME, "tokenizer/*", *(shard.path for shard in manifest.shards)]
         snapshot_download(repo_id, repo_type="dataset", revision=folder.name, allow_patterns=wanted)
     except UserError:
         raise

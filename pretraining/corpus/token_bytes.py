@@ -72,6 +72,12 @@ class TokenBytes:
                 "another, so text cannot be found by them; look for it in the input files"
             )
 
+    def lengths(self) -> np.ndarray:
+        """How many bytes of text each token is, int64 of shape [vocabulary]; control tokens are none."""
+        every = self.join(np.arange(len(self._table)))
+        is_text = np.append(0, np.cumsum(every.data != NO_TEXT[0]))
+        return np.diff(is_text[every.bounds])
+
     def join(self, ids: np.ndarray) -> TokenText:
         """The bytes of `ids`, one after another."""
         buffers = [None, pa.py_buffer(np.ascontiguousarray(ids))]

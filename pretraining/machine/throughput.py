@@ -1,5 +1,6 @@
 """Tokens per second and MFU, measured over the steps alone: evaluation and saving do not count."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ class ThroughputMeter:
     def start(self, step: int) -> None:
         """Begin to measure before the first step of this process; `step` are done already."""
         self._last_step = step
+        self._paused_seconds = 0.0
         self._interval_began_at = self._clock()
 
     @contextmanager
@@ -50,6 +52,12 @@ class ThroughputMeter:
         paused_at = self._clock()
         yield
         self._paused_seconds += self._clock() - paused_at
+
+    def figures(self, step: int, *, max_steps: int) -> dict[str, float]:
+        """What `read` measures, as keys of the log; MFU is left out where it is not known."""
+        throughput = self.read(step, max_steps=max_steps)
+        found = {} if throughput is None else dataclasses.asdict(throughput)
+        return {name: value for name, value in found.items() if value is not None}
 
     def read(self, step: int, *, max_steps: int) -> Throughput | None:
         """Speed since the last reading; None when no step was finished since.

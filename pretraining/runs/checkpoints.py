@@ -1,12 +1,17 @@
 """Run folders and their checkpoints: which are there, which are whole, which is the newest."""
 
 import re
+import shutil
+from collections.abc import Collection
 from pathlib import Path
+
+from transformers import TrainerState
 
 from pretraining.cli.errors import UserError
 
 RUN_RECORD_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
+TRAINER_STATE_NAME = "trainer_state.json"
 MODEL_DIR_NAME = "model"
 TOKENIZER_DIR_NAME = "tokenizer"
 RESUME_NEWEST_WORDS = ("last", "true", "True")
@@ -32,7 +37,7 @@ def checkpoint_problem(folder: Path) -> str | None:
     """
     if not folder.is_dir():
         return "there is no such folder"
-    if not (folder / "trainer_state.json").is_file():
+    if not (folder / TRAINER_STATE_NAME).is_file():
         return "trainer_state.json is missing, the save did not finish"
     shards = optimizer_shards(folder)
     if not shards:
@@ -52,6 +57,20 @@ def whole_checkpoints(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     steps = {step: path for path in run_dir.glob("checkpoint-*") if (step := checkpoint_step(path)) is not None}
     return [steps[step] for step in sorted(steps) if checkpoint_problem(steps[step]) is None]
+
+
+def read_trainer_state(checkpoint: Path) -> TrainerState:
+    """What the Trainer wrote last into a checkpoint: the step, and what callbacks keep."""
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+
+def rotate_checkpoints(run_dir: Path, *, keep_last: int | None, keep_steps: Collection[int]) -> None:
+    """Remove the oldest complete checkpoints beyond the last `keep_last`, but never those of `keep_steps`."""
+    if keep_last is None:
+        return
+    for checkpoint in whole_checkpoints(run_dir)[: -max(1, keep_last)]:
+        if checkpoint_step(checkpoint) not in keep_steps:
+            shutil.rmtree(checkpoint)
 
 
 def checkpoint_to_resume(run_dir: Path, resume_from: str | None, *, num_processes: int) -> Path | None:

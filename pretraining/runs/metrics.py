@@ -13,24 +13,46 @@ from pretraining.runs.checkpoints import METRICS_NAME
 
 logger = logging.getLogger(__name__)
 
+EVALUATIONS = (("eval", "validation"), ("test", "test"))
+
 
 class MetricsLog(TrainerCallback):
-    """Writes every record that the Trainer logs. Only the first process writes."""
+    """Writes every record that the Trainer logs, and events besides. Only the first process writes.
 
-    def __init__(self, run_dir: Path) -> None:
+    `begins_with` is the log of another run folder, from whose checkpoint this one goes on.
+    """
+
+    def __init__(self, run_dir: Path, *, begins_with: Path | None = None) -> None:
         self._path = run_dir / METRICS_NAME
+        self._begins_with = begins_with
+        self._events: list[dict[str, Any]] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Drop the records after the step that this run goes on from: they are made again."""
-        if state.is_world_process_zero and self._path.is_file():
-            partial = self._path.with_suffix(".partial")
-            with jsonlines.open(self._path) as reader, jsonlines.open(partial, "w") as writer:
-                # A kill can leave half a last line, which belongs to a step that is made again.
-                records = reader.iter(type=dict, skip_invalid=True)
-                writer.write_all(record for record in records if record["step"] <= state.global_step)
-            partial.replace(self._path)
+        if state.is_world_process_zero:
+            self.forget_after(state.global_step)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the records of later steps. Events stay: they happened, and one that happens again is not repeated."""
+        source = self._path if self._path.is_file() else self._begins_with
+        if source is None or not source.is_file():
+            return
+        partial = self._path.with_suffix(".partial")
+        with jsonlines.open(source) as reader, jsonlines.open(partial, "w") as writer:
+            # A kill can leave half a last line, which belongs to a step that is made again.
+            records = list(reader.iter(type=dict, skip_invalid=True))
+            writer.write_all(record for record in records if "event" in record or record["step"] <= step)
+        self._events = [record for record in records if "event" in record]
+        partial.replace(self._path)
+
+    def write_event(self, event: Mapping[str, Any]) -> None:
+        """Append what happened in a step, unless the same stands there from before a resume."""
+        record = {name: json_value(value) for name, value in event.items()}
+        if record not in self._events:
+            self._append(record)
+            self._events.append(record)
 
     def on_log(
         self,
@@ -43,41 +65,67 @@ class MetricsLog(TrainerCallback):
         """Append the record and say it in a line."""
         if state.is_world_process_zero and logs is not None:
             record = {"step": state.global_step, **logs}
-            with jsonlines.open(self._path, "a") as writer:
-                writer.write({name: _json_value(value) for name, value in record.items()})
-            line = log_line(record, max_steps=state.max_steps)
-            if line is not None:
+            self._append({name: json_value(value) for name, value in record.items()})
+            for line in log_lines(record, max_steps=state.max_steps):
                 logger.info(line)
 
+    def _append(self, record: Mapping[str, Any]) -> None:
+        with jsonlines.open(self._path, "a") as writer:
+            writer.write(record)
 
-def _json_value(value: float) -> float | str:
+
+def json_value(value: Any) -> Any:
     """JSON has no NaN and no infinity: they are written as the words, which no reader takes for a number."""
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
-def log_line(record: Mapping[str, float], *, max_steps: int) -> str | None:
-    """A record as a person reads it; None for records that are of interest only in the file."""
+def log_lines(record: Mapping[str, float], *, max_steps: int) -> list[str]:
+    """A record as a person reads it; nothing for records that are of interest only in the file."""
     step = f"step {int(record['step']):>{len(str(max_steps))}}/{max_steps}"
     if "loss" in record:
-        return "  ".join([step, *_training_figures(record)])
-    for prefix, name in (("eval", "validation"), ("test", "test")):
+        return ["  ".join([step, *_training_figures(record)])]
+    for prefix, name in EVALUATIONS:
         if f"{prefix}_loss" in record:
-            loss, perplexity = record[f"{prefix}_loss"], record[f"{prefix}_perplexity"]
-            return f"{step}  {name} loss {loss:.4f}  perplexity {perplexity:,.2f}"
-    return None
+            return [f"{step}  {line}" for line in _evaluation_lines(record, f"{prefix}_", name)]
+    return []
 
 
 def _training_figures(record: Mapping[str, float]) -> list[str]:
-    figures = [f"loss {record['loss']:.4f}", f"lr {record['learning_rate']:.2e}"]
+    figures = [f"loss {record['loss']:.4f}"]
+    if "accuracy" in record:
+        figures.append(f"accuracy {100 * record['accuracy']:.1f} %")
+    figures.append(f"lr {record['learning_rate']:.2e}")
     if "grad_norm" in record:
         figures.append(f"grad norm {record['grad_norm']:.3f}")
     if "tokens_per_second_per_gpu" in record:
         figures.append(f"{record['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU")
     if "mfu" in record:
         figures.append(f"MFU {100 * record['mfu']:.1f} %")
+    if record.get("non_finite_steps"):
+        figures.append(f"{record['non_finite_steps']:.0f} non-finite")
     if "seconds_left" in record:
         figures.append(f"{duration(record['seconds_left'])} left")
     return figures
+
+
+def _evaluation_lines(record: Mapping[str, float], prefix: str, name: str) -> list[str]:
+    """The figures in total, and under them those of each source, the losses below each other."""
+    start = f"{prefix}loss/"
+    sources = [key.removeprefix(start) for key in record if key.startswith(start)]
+    width = max(len(name), *(len(source) + 2 for source in sources)) if sources else len(name)
+    lines = [_evaluation_figures(record, prefix, "", f"{name:{width}}")]
+    return lines + [_evaluation_figures(record, prefix, f"/{source}", f"  {source:{width - 2}}") for source in sources]
+
+
+def _evaluation_figures(record: Mapping[str, float], prefix: str, suffix: str, name: str) -> str:
+    figures = [
+        f"{name} loss {record[f'{prefix}loss{suffix}']:.4f}",
+        f"perplexity {record[f'{prefix}perplexity{suffix}']:,.2f}",
+        f"accuracy {100 * record[f'{prefix}accuracy{suffix}']:.1f} %",
+    ]
+    if f"{prefix}bits_per_byte{suffix}" in record:
+        figures.append(f"{record[f'{prefix}bits_per_byte{suffix}']:.3f} bits/byte")
+    return "  ".join(figures)
 
 
 def duration(seconds: float) -> str:

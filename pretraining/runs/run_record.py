@@ -25,10 +25,14 @@ PROJECT_DIR = Path(__file__).parents[2]
 class RunIdentity:
     """What must stay the same for a resumed run to be the run it goes on with."""
 
-    manifest_sha256: str
+    data: Sequence[Mapping[str, Any]]
     model_config: Mapping[str, Any]
     global_batch_tokens: int
-    seed: int
+    order_seed: int
+    isolate_documents: bool
+    mask_document_starts: bool
+    optimizer: str
+    weight_decay_on_norms: bool
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class RunRecord:
     """What a run was started with. Everything in it can be written as JSON."""
 
     identity: RunIdentity
+    schedule: Mapping[str, Any]
     arguments: Mapping[str, Any]
     ds_config: Mapping[str, Any]
     num_parameters: int
@@ -83,7 +88,7 @@ def check_same_run(run_dir: Path, identity: RunIdentity) -> None:
     problems = []
     for name, value in ours.items():
         if recorded.get(name) != value:
-            values = "" if isinstance(value, dict) else f" (it was {recorded.get(name)}, now {value})"
+            values = "" if isinstance(value, dict | list) else f" (it was {recorded.get(name)}, now {value})"
             problems.append(
                 f"--resume_from_checkpoint: {name} differs from that of {run_dir}{values}; give the same flags"
             )

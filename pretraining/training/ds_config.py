@@ -98,6 +98,9 @@ def _refused_values(config: dict[str, Any]) -> list[str]:
         section = config.setdefault(key, {"enabled": "auto"})
         if not isinstance(section, dict) or section.get("enabled") != "auto":
             problems.append(f'{key} is {section!r}; set its "enabled" to "auto", --{key} decides it')
+    types = config.setdefault("data_types", {})
+    if not isinstance(types, dict) or types.setdefault("grad_accum_dtype", "auto") != "auto":
+        problems.append(f'data_types is {types!r}; set its grad_accum_dtype to "auto", --grad_accum_dtype decides it')
     return problems
 
 

@@ -1,43 +1,115 @@
-"""Loss over a whole split, each block counted exactly once for any number of processes, in constant memory."""
+"""Loss, accuracy and bits per byte of a whole split, in total and by source, each block counted exactly once.
 
+In constant memory, and the same for any number of processes.
+"""
+
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pretraining.training.block_dataset import IGNORED_LABEL, BlockDataset
+from pretraining.cli.errors import UserError
+from pretraining.corpus.manifest import Origin
+from pretraining.corpus.token_bytes import TokenBytes
+from pretraining.training.block_dataset import IGNORED_LABEL, MixedBlocks
+from pretraining.training.isolation import model_inputs
+from pretraining.training.loss import NUM_SUMS, Batch, source_sums, token_losses
+
+logger = logging.getLogger(__name__)
+
+
+class TextBytes:
+    """How many bytes of text each token of a block stands for."""
+
+    def __init__(self, tokenizer_dir: Path, origin: Origin) -> None:
+        table = TokenBytes(tokenizer_dir)
+        table.check(origin.tokenizer.canary_ids)
+        self._lengths = table.lengths()
+        # The decoder takes away the space that the encoder put before a document's first token.
+        self._place_of_space = int(origin.token_rules.bos_token_id is not None) if table.drops_first_space else None
+
+    def of(self, blocks: MixedBlocks, index: int, input_ids: np.ndarray) -> np.ndarray:
+        """Those of the tokens of block `index`, int64 of shape [block_length]."""
+        num_bytes = self._lengths[input_ids]
+        if self._place_of_space is not None:
+            part, block = blocks.locate(index)
+            num_bytes[blocks.part(part).first_text_tokens(block, place=self._place_of_space)] -= 1
+        return num_bytes
+
+
+def open_text_bytes(tokenizer_dir: Path, origin: Origin) -> TextBytes | None:
+    """Bytes of the tokens; None, with a line of the log, for a tokenizer whose tokens have none of their own."""
+    try:
+        return TextBytes(tokenizer_dir, origin)
+    except UserError as error:
+        logger.warning("no bits per byte: %s", error)
+        return None
 
 
 class EvaluationBlocks(Dataset):
     """Blocks filled up to whole micro batches on every process; the filling has no labels, so it counts nothing."""
 
-    def __init__(self, blocks: BlockDataset, *, multiple: int) -> None:
+    def __init__(self, blocks: MixedBlocks, *, text_bytes: TextBytes | None, multiple: int) -> None:
         self._blocks = blocks
+        self._text_bytes = text_bytes
         self._length = -(-len(blocks) // multiple) * multiple
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index < len(self._blocks):
-            return self._blocks[index]
-        ids = self._blocks[0]["input_ids"]
-        return {"input_ids": ids, "labels": torch.full_like(ids, IGNORED_LABEL)}
+    def __getitem__(self, index: int) -> Batch:
+        is_filling = index >= len(self._blocks)
+        number = 0 if is_filling else index
+        item = self._blocks[number]
+        if self._text_bytes is not None:
+            item["num_bytes"] = torch.from_numpy(self._text_bytes.of(self._blocks, number, item["input_ids"].numpy()))
+        return {**item, "labels": torch.full_like(item["labels"], IGNORED_LABEL)} if is_filling else item
 
 
 @torch.no_grad()
 def evaluate_blocks(
-    model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]], *, device: torch.device
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    *,
+    sources: Sequence[str],
+    device: torch.device,
+    in_one_row: bool = False,
 ) -> dict[str, float]:
-    """Mean loss per predicted token over all processes, its perplexity, and the number of tokens predicted."""
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    """The figures of all blocks over all processes, and of each source when there are several."""
+    sums = torch.zeros(len(sources), NUM_SUMS, dtype=torch.float64, device=device)
     for batch in batches:
-        # Asked to divide by 1 instead of by the number of tokens, the model gives the sum of the token losses.
-        sums[0] += model(**batch, num_items_in_batch=1).loss.double()
-        sums[1] += (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
+        moved = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+        tokens = token_losses(model(**model_inputs(moved, in_one_row=in_one_row)), moved["labels"])
+        sums += source_sums(tokens, moved, len(sources))
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(sums)
-    loss_sum, num_tokens = sums.tolist()
+    return {**figures_of(sums.sum(dim=0).tolist()), **figures_by_source(sums, sources)}
+
+
+def figures_by_source(sums: torch.Tensor, sources: Sequence[str]) -> dict[str, float]:
+    """`loss/news` and so on, for each source of which there was something; nothing when there is one source alone."""
+    if len(sources) == 1:
+        return {}
+    rows = zip(sources, sums.tolist(), strict=True)
+    found = [(source, figures_of(row)) for source, row in rows if row[2]]
+    return {f"{name}/{source}": value for source, figures in found for name, value in figures.items()}
+
+
+def figures_of(sums: Sequence[float]) -> dict[str, float]:
+    """What the sums of losses, right predictions, predictions and bytes say.
+
+    Bits per byte are loss / ln 2 for each byte of the predicted text, so they do not depend on the tokenizer.
+    """
+    loss_sum, num_right, num_tokens, num_bytes = sums
     loss = loss_sum / num_tokens
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "num_tokens": num_tokens}
+    figures = {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "accuracy": num_right / num_tokens,
+        "num_tokens": num_tokens,
+    }
+    return {**figures, "bits_per_byte": loss_sum / math.log(2) / num_bytes} if num_bytes else figures

@@ -1,6 +1,6 @@
 """The global batch: tokens per optimizer step, kept the same while GPUs and micro batch change."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretraining.cli.errors import UserError
 
@@ -13,11 +13,17 @@ class GlobalBatch:
     micro_batch_blocks: int
     gradient_accumulation_steps: int
     num_processes: int
+    sequence_parallel_size: int = 1  # processes that share each block
+
+    @property
+    def num_groups(self) -> int:
+        """Processes, or groups of them, that have blocks of their own."""
+        return self.num_processes // self.sequence_parallel_size
 
     @property
     def blocks(self) -> int:
         """Token blocks per step over all processes."""
-        return self.micro_batch_blocks * self.gradient_accumulation_steps * self.num_processes
+        return self.micro_batch_blocks * self.gradient_accumulation_steps * self.num_groups
 
     @property
     def tokens(self) -> int:
@@ -26,34 +32,28 @@ class GlobalBatch:
 
 
 def plan_global_batch(
-    *,
-    global_batch_tokens: int | None,
-    gradient_accumulation_steps: int | None,
-    block_length: int,
-    micro_batch_blocks: int,
-    num_processes: int,
+    shape: GlobalBatch, *, global_batch_tokens: int | None, gradient_accumulation_steps: int | None
 ) -> GlobalBatch:
-    """Derive the gradient accumulation from `global_batch_tokens`, or take it as given when that is None.
+    """`shape` with the gradient accumulation that makes `global_batch_tokens`, or that is given when that is None.
 
     Raises:
         UserError: when it does not divide exactly (with the nearest values that do), or both are given.
     """
-    if micro_batch_blocks < 1:
-        raise UserError(f"--per_device_train_batch_size {micro_batch_blocks}: give 1 or more")
     if global_batch_tokens is None:
-        return GlobalBatch(block_length, micro_batch_blocks, gradient_accumulation_steps or 1, num_processes)
+        return replace(shape, gradient_accumulation_steps=gradient_accumulation_steps or 1)
     if gradient_accumulation_steps is not None:
         raise UserError(
             f"--gradient_accumulation_steps {gradient_accumulation_steps}: follows from --global_batch_tokens "
             f"{global_batch_tokens}; leave it out, or add --global_batch_tokens none"
         )
-    micro_step_tokens = block_length * micro_batch_blocks * num_processes
+    micro_step_tokens = replace(shape, gradient_accumulation_steps=1).tokens
     if global_batch_tokens < 1 or global_batch_tokens % micro_step_tokens:
         below = global_batch_tokens // micro_step_tokens * micro_step_tokens
         fitting = " or ".join(f"{tokens}" for tokens in (below, below + micro_step_tokens) if tokens > 0)
+        share = f", {shape.sequence_parallel_size} of which share a block" if shape.sequence_parallel_size > 1 else ""
         raise UserError(
-            f"--global_batch_tokens {global_batch_tokens}: is no multiple of {micro_step_tokens} = {block_length} "
-            f"tokens x {micro_batch_blocks} blocks (--per_device_train_batch_size) x {num_processes} processes; "
-            f"give {fitting}"
+            f"--global_batch_tokens {global_batch_tokens}: is no multiple of {micro_step_tokens} = "
+            f"{shape.block_length} tokens x {shape.micro_batch_blocks} blocks (--per_device_train_batch_size) x "
+            f"{shape.num_processes} processes{share}; give {fitting}"
         )
-    return GlobalBatch(block_length, micro_batch_blocks, global_batch_tokens // micro_step_tokens, num_processes)
+    return replace(shape, gradient_accumulation_steps=global_batch_tokens // micro_step_tokens)

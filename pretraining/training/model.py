@@ -10,9 +10,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
 
-from pretraining.cli.arguments import ModelArguments
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import nearest
+from pretraining.cli.pretrain_arguments import ModelArguments
 from pretraining.corpus.manifest import Origin
 
 PRESETS_PATH = Path(__file__).with_name("presets.yaml")

@@ -2,27 +2,36 @@
 together.
 """
 
-import json
-import logging
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import get_scheduler
+from transformers import LlamaConfig
 
 from pretraining.cli.errors import UserError
+from pretraining.cli.pretrain_arguments import OptimizationArguments
 from pretraining.corpus.manifest import Manifest
 from pretraining.corpus.shards import sha256_of
 from pretraining.corpus.tokenization import load_document_tokenizer
-from pretraining.machine.memory import ModelStateBytes
+from pretraining.machine.flops import num_parameters
+from pretraining.machine.memory import ModelStateBytes, model_state_bytes
+from pretraining.training.ds_config import offloads
 
-logger = logging.getLogger(__name__)
+ROOM_FOR_STATES = 0.85  # of a GPU; the rest is for activations, logits and buckets
 
 WORKS_ON_ANY_MACHINE = (
     "what works on this machine: make quickstart, or deepspeed --num_gpus=2 pretrain.py --recipe "
     "recipes/quickstart/pretrain.yaml"
 )
+
+
+@dataclass(frozen=True)
+class GradientType:
+    """The type in which micro steps are added up, why it is that one, and what the model then needs."""
+
+    name: str
+    reason: str
+    needed: ModelStateBytes
 
 
 def check_memory(
@@ -72,30 +81,42 @@ def check_tokenizer(store: Path, manifest: Manifest) -> None:
         )
 
 
-def check_schedule(flags: Mapping[str, Any], *, num_steps: int) -> None:
-    """Make the learning rate schedule once; say when its warm-up is longer than the run.
+def choose_gradient_type(
+    flags: OptimizationArguments,
+    config: LlamaConfig,
+    ds_config: dict[str, Any],
+    *,
+    precision: str,
+    bytes_per_gpu: int | None,
+    num_processes: int,
+) -> GradientType:
+    """In which type micro steps are added up: as asked for, otherwise fp32 unless only half of it fits the GPUs.
 
     Raises:
-        UserError: when transformers refuses it, or it needs what a ZeRO-3 optimizer lacks.
+        UserError: for bf16 sums of fp16 gradients.
     """
-    kwargs, warmup_steps = flags["lr_scheduler_kwargs"], flags["warmup_steps"]
-    place = f"--lr_scheduler_type {flags['lr_scheduler_type']} with --lr_scheduler_kwargs {kwargs}"
-    try:
-        options = json.loads(kwargs) if kwargs else {}
-        if "min_lr" in options:
-            raise ValueError("under ZeRO-3 give min_lr_rate, the share of --learning_rate, in place of min_lr")
-        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=flags["learning_rate"])
-        first_steps = int(warmup_steps if warmup_steps >= 1 else warmup_steps * num_steps)
-        get_scheduler(flags["lr_scheduler_type"], optimizer, first_steps, num_steps, scheduler_specific_kwargs=options)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{place}: {' '.join(str(error).split())}") from None
-    if warmup_steps >= num_steps:
-        logger.warning(
-            "--warmup_steps %g: the run has %d steps, so the learning rate never reaches its peak; give less, such as "
-            "--warmup_steps 0.01 for 1 %% of the run",
-            warmup_steps,
-            num_steps,
+    asked = flags.grad_accum_dtype
+    if asked == "bf16" and precision == "fp16":
+        raise UserError("--grad_accum_dtype bf16 --fp16: gradients of fp16 are not added up in bf16; give fp32")
+
+    def needed(name: str) -> ModelStateBytes:
+        return model_state_bytes(
+            num_parameters(config),
+            half_precision=precision != "fp32",
+            optimizer=flags.optim,
+            grad_accum_dtype=name,
+            offload_optimizer=offloads(ds_config, "optimizer"),
+            offload_parameters=offloads(ds_config, "param"),
         )
+
+    if precision == "fp32" or asked != "auto":
+        name = "fp32" if precision == "fp32" else asked
+        return GradientType(name, "as the weights" if precision == "fp32" else "as asked for", needed(name))
+    full, half = needed("fp32"), needed(precision)
+    room = None if bytes_per_gpu is None else bytes_per_gpu * ROOM_FOR_STATES
+    if room is None or full.gpu / num_processes <= room or half.gpu / num_processes > room:
+        return GradientType("fp32", "sums of bf16 lose small gradients", full)
+    return GradientType(precision, f"fp32 would leave too little of the {_gb(bytes_per_gpu or 0)} of a GPU", half)
 
 
 def _gb(num_bytes: int) -> str:

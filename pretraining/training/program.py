@@ -7,48 +7,50 @@ flags are right.
 import logging
 import os
 import warnings
-from typing import Any
+from dataclasses import asdict
 
 import torch
-from transformers import default_data_collator
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from pretraining.cli.arguments import DataArguments, ModelArguments
-from pretraining.corpus.store_source import StoreSource
+from pretraining.cli.pretrain_arguments import PretrainArguments
+from pretraining.corpus.store_source import Mixture
 from pretraining.machine.flops import flops_per_token, num_parameters
 from pretraining.machine.gpus import peak_flops_per_second
 from pretraining.machine.throughput import ThroughputMeter
-from pretraining.runs.checkpoints import MODEL_DIR_NAME, TOKENIZER_DIR_NAME
+from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME, TOKENIZER_DIR_NAME
 from pretraining.runs.export import export_model
 from pretraining.runs.metrics import MetricsLog
 from pretraining.runs.run_record import RunRecord
-from pretraining.training.block_dataset import open_split
+from pretraining.training.block_dataset import BlockFields
+from pretraining.training.checkpointing import CheckpointKeeper
+from pretraining.training.fault_handler import FaultHandler
 from pretraining.training.model import build_model
 from pretraining.training.processes import has_gpu, join_processes, leave_processes
 from pretraining.training.run_plan import RunPlan, announce, plan_run, run_identity
+from pretraining.training.sequence_parallel import join_sequence_group, share_attention
+from pretraining.training.tiling import tile_loss, tile_mlps
 from pretraining.training.tokenizer import tokenizer_for_model
-from pretraining.training.trainer import PretrainingTrainer, make_training_arguments
+from pretraining.training.trainer import PretrainingTrainer, RunStart
+from pretraining.training.training_arguments import make_training_arguments
+from pretraining.training.training_data import open_training_data
 
 logger = logging.getLogger(__name__)
 
 
-def pretrain(
-    model_arguments: ModelArguments, data_arguments: DataArguments, trainer_flags: dict[str, Any], source: StoreSource
-) -> None:
+def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     """Train from random weights, evaluate, export the model."""
     quiet_libraries()
-    plan = plan_run(model_arguments, data_arguments, trainer_flags, source)
+    plan = plan_run(arguments, mixture)
     announce(plan)
-    join_processes(timeout_seconds=trainer_flags["ddp_timeout"])
+    join_processes(timeout_seconds=arguments.trainer["ddp_timeout"])
     trainer = make_trainer(plan)
     if trainer.is_world_process_zero():
         start_run_folder(plan, trainer)
     trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
     evaluate_at_end(trainer)
     export_model(trainer, plan.run_dir / MODEL_DIR_NAME)
-    logger.info("run folder: %s (metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
-    logger.info("exported model: %s", plan.run_dir / MODEL_DIR_NAME)
-    logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
+    say_what_is_there(plan)
     leave_processes()
 
 
@@ -64,31 +66,25 @@ def make_trainer(plan: RunPlan) -> PretrainingTrainer:
     """Blocks, fresh weights and the Trainer; the processes must have joined."""
     # The arguments come before the model: partitioning at construction looks for them.
     arguments = make_training_arguments(
-        plan.trainer_flags,
+        plan.arguments.trainer,
         run_dir=plan.run_dir,
         ds_config=plan.ds_config,
         batch=plan.batch,
+        num_steps=plan.num_steps,
         precision=plan.precision,
-        has_gpu=has_gpu(),
     )
+    fields = BlockFields(plan.arguments.data.isolate_documents, plan.arguments.data.mask_document_starts)
     with arguments.main_process_first():  # one process turns the Parquet shards into Arrow, the others find it done
-        train_blocks = open_split(plan.store, plan.manifest, "train")
-        validation_blocks = open_split(plan.store, plan.manifest, "validation")
-        test_blocks = open_split(plan.store, plan.manifest, "test")  # now: a damaged shard must not show at the end
+        data = open_training_data(plan.mixture, plan.stream(), fields)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(plan.run_dir / "tensorboard"))
-    if validation_blocks is None:
+    if data.validation is None:
         arguments.eval_strategy = "no"
-    return PretrainingTrainer(
-        model=build_model(
-            plan.config, attention_implementation=plan.model_arguments.attention_implementation, seed=arguments.seed
-        ),
+    trainer = PretrainingTrainer(
+        plan,
+        data,
+        model=make_model(plan, seed=arguments.seed),
         args=arguments,
-        train_dataset=train_blocks,
-        eval_dataset=validation_blocks,
-        test_dataset=test_blocks,
-        data_collator=default_data_collator,
-        processing_class=tokenizer_for_model(plan.store, plan.manifest, max_length=plan.config.max_position_embeddings),
-        metrics_log=MetricsLog(plan.run_dir),
+        processing_class=_tokenizer(plan),
         meter=ThroughputMeter(
             tokens_per_step=plan.batch.tokens,
             num_gpus=plan.batch.num_processes,
@@ -96,18 +92,40 @@ def make_trainer(plan: RunPlan) -> PretrainingTrainer:
             peak_flops_per_second=peak_flops_per_second(torch.cuda.get_device_name()) if has_gpu() else None,
         ),
     )
+    begins_with = None if plan.checkpoint is None else plan.checkpoint.parent / METRICS_NAME
+    metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with)
+    for callback in (RunStart(trainer), CheckpointKeeper(plan), FaultHandler(trainer, metrics_log), metrics_log):
+        trainer.add_callback(callback)
+    return trainer
+
+
+def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
+    """Fresh weights, computed as the flags say: in tiles, or with blocks that processes share."""
+    flags, share = plan.arguments.model, plan.batch.sequence_parallel_size
+    model = build_model(plan.config, attention_implementation=flags.attention_implementation, seed=seed)
+    if flags.loss_tiles is not None:
+        tile_loss(model, num_tiles=flags.loss_tiles)
+    if flags.mlp_tiles is not None:
+        tile_mlps(model, num_tiles=flags.mlp_tiles)
+    if share > 1:
+        isolated = plan.arguments.data.isolate_documents
+        share_attention(flags.attention_implementation, join_sequence_group(share), within_documents=isolated)
+    return model
 
 
 def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
     """Write what the run is before its first step: run.json and the tokenizer, which outlive a crash."""
     trainer.processing_class.save_pretrained(plan.run_dir / TOKENIZER_DIR_NAME)
+    stores = [part.store for part in plan.mixture.parts]
     RunRecord(
         identity=run_identity(plan),
+        schedule=asdict(plan.schedule),
         arguments={
-            **vars(plan.model_arguments),
-            "dataset": plan.source.name,
-            "dataset_commit": plan.source.commit,
             **trainer.args.to_dict(),
+            **vars(plan.arguments.model),
+            **vars(plan.arguments.optimization),
+            **vars(plan.arguments.data),
+            "dataset_commits": [store.commit for store in stores],
         },
         ds_config=plan.ds_config,
         num_parameters=num_parameters(plan.config),
@@ -122,7 +140,24 @@ def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
 def evaluate_at_end(trainer: PretrainingTrainer) -> None:
     """Loss on validation, unless it was just measured, and on test, which nothing has looked at before."""
     measured_at = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
-    if trainer.eval_dataset is not None and trainer.state.global_step not in measured_at:
+    if trainer.data.validation is not None and trainer.state.global_step not in measured_at:
         trainer.evaluate()
-    if trainer.test_dataset is not None:
-        trainer.evaluate(trainer.test_dataset, metric_key_prefix="test")
+    if trainer.data.test is not None:
+        trainer.evaluate(trainer.data.test, metric_key_prefix="test")
+
+
+def say_what_is_there(plan: RunPlan) -> None:
+    """Where things lie and what to do next."""
+    logger.info("run folder: %s (metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
+    logger.info("exported model: %s", plan.run_dir / MODEL_DIR_NAME)
+    if plan.last_stable_step is not None:
+        logger.info(
+            "to train longer: --max_steps N --output_dir ANOTHER --resume_from_checkpoint %s",
+            plan.run_dir / f"checkpoint-{plan.last_stable_step}",
+        )
+    logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
+
+
+def _tokenizer(plan: RunPlan) -> PreTrainedTokenizerFast:
+    store = plan.mixture.first
+    return tokenizer_for_model(store.folder, store.manifest, max_length=plan.config.max_position_embeddings)

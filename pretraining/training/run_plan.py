@@ -2,28 +2,33 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig
 
-from pretraining.cli.arguments import DataArguments, ModelArguments
-from pretraining.cli.errors import UserError
 from pretraining.cli.launchers import num_processes
-from pretraining.corpus.manifest import MANIFEST_NAME, Manifest
+from pretraining.cli.pretrain_arguments import PretrainArguments
+from pretraining.corpus.manifest import MANIFEST_NAME
 from pretraining.corpus.shards import sha256_of
-from pretraining.corpus.store_source import StoreSource
+from pretraining.corpus.store_source import Mixture
 from pretraining.machine.flops import num_parameters
-from pretraining.machine.memory import available_host_bytes, model_state_bytes
-from pretraining.runs.checkpoints import checkpoint_to_resume, claim_run_folder
-from pretraining.runs.run_record import RunIdentity, check_same_run
-from pretraining.training.ds_config import choose_cpu_optimizer, load_ds_config, offloads
+from pretraining.machine.memory import available_host_bytes
+from pretraining.runs.checkpoints import checkpoint_step, checkpoint_to_resume, claim_run_folder
+from pretraining.runs.run_record import RunIdentity, check_same_run, read_run_record
+from pretraining.training.block_loader import BlockStream
+from pretraining.training.block_order import BlockOrder
+from pretraining.training.ds_config import choose_cpu_optimizer, load_ds_config
 from pretraining.training.global_batch import GlobalBatch, plan_global_batch
 from pretraining.training.model import load_model_config
-from pretraining.training.preflight import check_memory, check_schedule, check_tokenizer
+from pretraining.training.optimizers import prepare_optimizer
+from pretraining.training.preflight import GradientType, check_memory, check_tokenizer, choose_gradient_type
 from pretraining.training.processes import check_num_processes, has_gpu, smallest_gpu_bytes
-from pretraining.training.trainer import Precision, choose_precision
+from pretraining.training.run_data import check_blocks, make_order
+from pretraining.training.schedule import Schedule, check_same_until, make_schedule
+from pretraining.training.sequence_parallel import check_sequence_parallel
+from pretraining.training.training_arguments import Precision, choose_precision
 
 NOT_THE_SHAPE = ("bos_token_id", "dtype", "architectures", "use_cache", "transformers_version")
 
@@ -34,72 +39,92 @@ logger = logging.getLogger(__name__)
 class RunPlan:
     """Everything that is known about a run before it starts."""
 
-    model_arguments: ModelArguments
-    trainer_flags: dict[str, Any]
-    source: StoreSource
+    arguments: PretrainArguments
+    mixture: Mixture
+    order: BlockOrder
     run_dir: Path
     checkpoint: Path | None
     ds_config: dict[str, Any]
     config: LlamaConfig
     batch: GlobalBatch
+    num_steps: int
+    schedule: Schedule
     precision: Precision
+    gradient_type: GradientType
+
+    def stream(self) -> BlockStream:
+        """The blocks one after another, from the first."""
+        return BlockStream(self.order)
+
+    def epochs_by_source(self, num_blocks: int) -> dict[str, float]:
+        """How often each source of a mixture was read after `num_blocks` blocks, as keys of the log."""
+        if len(self.mixture.parts) == 1:
+            return {}
+        consumed = self.order.num_consumed(num_blocks)
+        return {
+            f"epoch/{part.source}": count / size
+            for part, count, size in zip(self.mixture.parts, consumed, self.order.num_blocks, strict=True)
+        }
 
     @property
-    def store(self) -> Path:
-        """The folder of the block store."""
-        return self.source.folder
-
-    @property
-    def manifest(self) -> Manifest:
-        """What is in the block store."""
-        return self.source.manifest
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        if self.trainer_flags.get("max_steps", -1) > 0:
-            return self.trainer_flags["max_steps"]
-        steps_per_epoch = self.manifest.splits["train"].num_blocks // self.batch.blocks
-        return math.ceil(self.trainer_flags["num_train_epochs"] * steps_per_epoch)
+    def last_stable_step(self) -> int | None:
+        """The step of wsd whose checkpoint is kept, from which the run can be made longer."""
+        return self.schedule.last_stable_step if self.schedule.shape == "wsd" else None
 
 
-def plan_run(
-    model_arguments: ModelArguments, data_arguments: DataArguments, trainer_flags: dict[str, Any], source: StoreSource
-) -> RunPlan:
+def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     """Check everything that can be checked without loading anything.
 
     Raises:
         UserError: for whatever would make the run fail or be another one than was asked for.
     """
-    manifest = source.manifest
-    check_tokenizer(source.folder, manifest)
+    trainer = arguments.trainer
+    for part in mixture.parts:
+        check_tokenizer(part.store.folder, part.store.manifest)
     check_num_processes()
-    run_dir = Path(trainer_flags["output_dir"] or Path("runs") / _run_name(model_arguments.model))
-    resume_from = trainer_flags.get("resume_from_checkpoint")
-    plan = RunPlan(
-        model_arguments=model_arguments,
-        trainer_flags=trainer_flags,
-        source=source,
-        run_dir=run_dir,
-        checkpoint=checkpoint_to_resume(run_dir, resume_from, num_processes=num_processes()),
-        ds_config=load_ds_config(trainer_flags["deepspeed"]),
-        config=load_model_config(model_arguments, manifest.origin),
-        batch=plan_global_batch(
-            global_batch_tokens=data_arguments.global_batch_tokens,
-            gradient_accumulation_steps=trainer_flags.get("gradient_accumulation_steps"),
-            block_length=manifest.origin.block_length,
-            micro_batch_blocks=trainer_flags["per_device_train_batch_size"],
-            num_processes=num_processes(),
-        ),
-        precision=choose_precision(trainer_flags, has_gpu=has_gpu()),
+    run_dir = Path(trainer["output_dir"] or Path("runs") / _run_name(arguments.model.model))
+    ds_config = load_ds_config(trainer["deepspeed"])
+    config = load_model_config(arguments.model, mixture.origin)
+    batch = _plan_batch(arguments, mixture, config)
+    num_steps = _num_steps(arguments, batch, sum(mixture.num_blocks("train")))
+    precision = choose_precision(trainer, has_gpu=has_gpu())
+    gradient_type = choose_gradient_type(
+        arguments.optimization,
+        config,
+        ds_config,
+        precision=precision,
+        bytes_per_gpu=smallest_gpu_bytes(),
+        num_processes=num_processes(),
     )
-    _check_memory(plan)
-    _check_blocks(plan)
-    check_schedule(trainer_flags, num_steps=plan.num_steps)
+    check_memory(
+        gradient_type.needed,
+        model=arguments.model.model,
+        gpu_bytes=smallest_gpu_bytes(),
+        num_processes=num_processes(),
+        available_host_bytes=available_host_bytes(),
+    )
+    check_blocks(mixture, batch, evaluates=trainer["eval_strategy"] != "no")
+    plan = RunPlan(
+        arguments=arguments,
+        mixture=mixture,
+        order=make_order(mixture, seed=trainer.get("data_seed") or trainer["seed"]),
+        run_dir=run_dir,
+        checkpoint=checkpoint_to_resume(run_dir, trainer.get("resume_from_checkpoint"), num_processes=num_processes()),
+        ds_config=ds_config,
+        config=config,
+        batch=batch,
+        num_steps=num_steps,
+        schedule=make_schedule(arguments, num_steps=num_steps),
+        precision=precision,
+        gradient_type=gradient_type,
+    )
+    _check_warm_up(plan)
     if plan.checkpoint is not None:
-        check_same_run(plan.checkpoint.parent, run_identity(plan))
+        _check_goes_on(plan, plan.checkpoint)
     claim_run_folder(run_dir, plan.checkpoint)
-    choose_cpu_optimizer(plan.ds_config, has_gpu=has_gpu())
+    prepare_optimizer(arguments.optimization.optim, ds_config)
+    choose_cpu_optimizer(ds_config, has_gpu=has_gpu())
+    ds_config["data_types"]["grad_accum_dtype"] = plan.gradient_type.name
     return plan
 
 
@@ -108,12 +133,56 @@ def run_identity(plan: RunPlan) -> RunIdentity:
     config = plan.config.to_dict()
     # What a Trainer fills in by itself, and what changes with the library, is not the model's shape.
     shape = {name: value for name, value in config.items() if name not in NOT_THE_SHAPE}
+    parts = zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True)
     return RunIdentity(
-        manifest_sha256=sha256_of(plan.store / MANIFEST_NAME),
+        data=[
+            {"manifest_sha256": sha256_of(part.store.folder / MANIFEST_NAME), "blocks_per_1000": share}
+            for part, share in parts
+        ],
         model_config=shape,
         global_batch_tokens=plan.batch.tokens,
-        seed=plan.trainer_flags["seed"],
+        order_seed=plan.order.seed,
+        isolate_documents=plan.arguments.data.isolate_documents,
+        mask_document_starts=plan.arguments.data.mask_document_starts,
+        optimizer=plan.arguments.optimization.optim,
+        weight_decay_on_norms=plan.arguments.optimization.weight_decay_on_norms,
     )
+
+
+def announce(plan: RunPlan) -> None:
+    """Say what is about to run."""
+    batch, schedule = plan.batch, plan.schedule
+    num_blocks = plan.num_steps * batch.blocks
+    logger.info(
+        f"model: {plan.arguments.model.model}, {num_parameters(plan.config):,} parameters, blocks of "
+        f"{batch.block_length:,} tokens, {plan.precision}"
+    )
+    logger.info(
+        f"step: {batch.tokens:,} tokens = {batch.micro_batch_blocks} blocks x {batch.gradient_accumulation_steps} "
+        f"micro steps x {_said_processes(batch)}, ZeRO-3, gradients added up in {plan.gradient_type.name} "
+        f"({plan.gradient_type.reason})"
+    )
+    logger.info(
+        f"run: {plan.num_steps:,} steps, {plan.num_steps * batch.tokens:,} tokens, "
+        f"{num_blocks / sum(plan.order.num_blocks):.2f} epochs over {sum(plan.order.num_blocks):,} blocks, into "
+        f"{plan.run_dir}"
+    )
+    logger.info(
+        f"learning rate: {schedule.learning_rate(1):.2e} at step 1, {schedule.peak:.2e} at step "
+        f"{max(1, schedule.warmup_steps):,}, {schedule.shape} to {schedule.learning_rate(plan.num_steps):.2e}"
+    )
+    for part, share in zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True):
+        if part.source is not None and len(plan.mixture.parts) > 1:
+            epochs = plan.epochs_by_source(num_blocks)[f"epoch/{part.source}"]
+            logger.info(f"source {part.source}: {share} of 1,000 blocks, {epochs:.2f} epochs of {part.store.name}")
+    if plan.checkpoint is not None:
+        logger.info("resuming from %s", plan.checkpoint)
+
+
+def _said_processes(batch: GlobalBatch) -> str:
+    if batch.sequence_parallel_size == 1:
+        return f"{batch.num_processes} processes"
+    return f"{batch.num_groups} groups of {batch.sequence_parallel_size} processes that share each block"
 
 
 def _run_name(model: str) -> str:
@@ -122,71 +191,46 @@ def _run_name(model: str) -> str:
     return path.resolve().parent.name if path.name == "config.json" else path.name.removesuffix(".json")
 
 
-def announce(plan: RunPlan) -> None:
-    """Say what is about to run."""
-    config, batch, train = plan.config, plan.batch, plan.manifest.splits["train"]
-    logger.info(
-        "model: %s, %s parameters, blocks of %s tokens, %s",
-        plan.model_arguments.model,
-        f"{num_parameters(config):,}",
-        f"{batch.block_length:,}",
-        plan.precision,
+def _plan_batch(arguments: PretrainArguments, mixture: Mixture, config: LlamaConfig) -> GlobalBatch:
+    size, block_length = arguments.model.sequence_parallel_size, mixture.origin.block_length
+    check_sequence_parallel(size, config, block_length=block_length, num_processes=num_processes())
+    micro_step = GlobalBatch(
+        block_length=block_length,
+        micro_batch_blocks=arguments.trainer["per_device_train_batch_size"],
+        gradient_accumulation_steps=1,
+        num_processes=num_processes(),
+        sequence_parallel_size=size,
     )
-    logger.info(
-        "step: %s tokens = %d blocks x %d micro steps x %d processes, ZeRO-3",
-        f"{batch.tokens:,}",
-        batch.micro_batch_blocks,
-        batch.gradient_accumulation_steps,
-        batch.num_processes,
+    return plan_global_batch(
+        micro_step,
+        global_batch_tokens=arguments.data.global_batch_tokens,
+        gradient_accumulation_steps=arguments.trainer.get("gradient_accumulation_steps"),
     )
-    num_tokens = plan.num_steps * batch.tokens
-    epochs = plan.num_steps * batch.blocks / train.num_blocks
-    logger.info(
-        "run: %s steps, %s tokens, %.2f epochs over %s blocks, into %s",
-        f"{plan.num_steps:,}",
-        f"{num_tokens:,}",
-        epochs,
-        f"{train.num_blocks:,}",
-        plan.run_dir,
-    )
-    if plan.checkpoint is not None:
-        logger.info("resuming from %s", plan.checkpoint)
 
 
-def _check_blocks(plan: RunPlan) -> None:
-    num_blocks = plan.manifest.splits["train"].num_blocks
-    if num_blocks == 0:
-        raise UserError(
-            f"--dataset {plan.store}: train has no block of {plan.batch.block_length:,} tokens; preprocess more text, "
-            "or with a smaller --block_length"
-        )
-    if num_blocks < plan.batch.blocks:
-        per_micro_step = plan.batch.micro_batch_blocks * plan.batch.num_processes
-        largest = num_blocks // per_micro_step * per_micro_step * plan.batch.block_length
-        raise UserError(
-            f"--global_batch_tokens {plan.batch.tokens}: a step of {plan.batch.blocks:,} blocks is more than the "
-            f"{num_blocks:,} of an epoch; give {largest} or less, or preprocess more text"
-        )
-    evaluates = plan.trainer_flags["eval_strategy"] != "no"
-    if evaluates and plan.manifest.splits["validation"].num_blocks == 0:
+def _num_steps(arguments: PretrainArguments, batch: GlobalBatch, num_blocks: int) -> int:
+    """Optimizer steps of the whole run: as asked for, or as many as it takes for the tokens or fit into the epochs."""
+    if arguments.trainer.get("max_steps", -1) > 0:
+        return arguments.trainer["max_steps"]
+    if arguments.data.max_tokens is not None:
+        return math.ceil(arguments.data.max_tokens / batch.tokens)
+    return max(1, math.floor(arguments.trainer["num_train_epochs"] * num_blocks / batch.blocks + 1e-6))
+
+
+def _check_warm_up(plan: RunPlan) -> None:
+    if plan.schedule.warmup_steps >= plan.num_steps and plan.schedule.warmup_steps > 0:
         logger.warning(
-            "--dataset %s: validation has no block, so there is no validation while training; preprocess with a "
-            "smaller --block_length or another --split to have one",
-            plan.store,
+            "--warmup_steps %d: the run has %d steps, so the learning rate never goes down; give less, such as "
+            "--warmup_steps 0.01 for 1 %% of the run",
+            plan.schedule.warmup_steps,
+            plan.num_steps,
         )
 
 
-def _check_memory(plan: RunPlan) -> None:
-    needed = model_state_bytes(
-        num_parameters(plan.config),
-        half_precision=plan.precision != "fp32",
-        offload_optimizer=offloads(plan.ds_config, "optimizer"),
-        offload_parameters=offloads(plan.ds_config, "param"),
-    )
-    check_memory(
-        needed,
-        model=plan.model_arguments.model,
-        gpu_bytes=smallest_gpu_bytes(),
-        num_processes=plan.batch.num_processes,
-        available_host_bytes=available_host_bytes(),
-    )
+def _check_goes_on(plan: RunPlan, checkpoint: Path) -> None:
+    """Refuse to go on with another run, or with a schedule that would have been another one until here."""
+    check_same_run(checkpoint.parent, run_identity(plan))
+    recorded = read_run_record(checkpoint.parent)["schedule"]
+    step = checkpoint_step(checkpoint)
+    if step is not None and recorded != asdict(plan.schedule):
+        check_same_until(step, recorded, plan.schedule, place=f"--resume_from_checkpoint {checkpoint}")

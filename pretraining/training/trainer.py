@@ -1,44 +1,71 @@
-"""The Trainer with the settings of this suite: exact evaluation, honest throughput, one record a logging step."""
+"""The Trainer with this suite's data, loss, schedule and evaluation; the loop, ZeRO-3 and checkpoints are its own."""
 
 from __future__ import annotations
 
-import copy
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from deepspeed import DeepSpeedEngine
-from torch.utils.data import DataLoader, RandomSampler, Sampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from pretraining.cli.errors import UserError
 from pretraining.machine.throughput import ThroughputMeter
-from pretraining.training.block_dataset import BlockDataset
+from pretraining.training.block_dataset import MixedBlocks
+from pretraining.training.block_loader import BlockLoader
 from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks
-from pretraining.training.global_batch import GlobalBatch
-
-Precision = Literal["bf16", "fp16", "fp32"]
+from pretraining.training.isolation import model_inputs
+from pretraining.training.loss import Batch, TokenLosses, token_losses
+from pretraining.training.optimizers import make_optimizer
+from pretraining.training.run_plan import RunPlan
+from pretraining.training.sequence_parallel import collate_parts
+from pretraining.training.step_watch import StepWatch
+from pretraining.training.training_data import TrainingData
 
 
 class PretrainingTrainer(Trainer):
-    """Adds throughput to the log and evaluates each block exactly once; training itself is the Trainer's."""
+    """Reads blocks in their order, computes the loss by token, and tells exact figures by source."""
 
-    def __init__(
-        self,
-        *,
-        meter: ThroughputMeter,
-        metrics_log: TrainerCallback,
-        test_dataset: BlockDataset | None,
-        **trainer_arguments: Any,
-    ) -> None:
-        super().__init__(callbacks=[_RunStart(self), metrics_log], **trainer_arguments)
+    def __init__(self, plan: RunPlan, data: TrainingData, *, meter: ThroughputMeter, **trainer_arguments: Any) -> None:
+        super().__init__(train_dataset=data.train, eval_dataset=data.validation, **trainer_arguments)
+        self._loss_shifts_labels = False  # they come shifted, and the Trainer counts them
+        self.plan = plan
+        self.data = data
+        share = plan.batch.sequence_parallel_size
+        self.collate = partial(collate_parts, rank=self.args.process_index % share, size=share)
         self.meter = meter
-        self.test_dataset = test_dataset
+        self.watch = StepWatch(
+            sources=data.sources, spike_threshold=plan.arguments.optimization.spike_threshold, device=self.args.device
+        )
+        self.add_callback(self.watch)
+        self.loader = BlockLoader(
+            data.train,
+            data.stream,
+            plan.batch,
+            collate_fn=self.collate,
+            group=self.args.process_index // plan.batch.sequence_parallel_size,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
         # Their raw dictionaries and bars would stand between the lines of the metrics log.
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+
+    @property
+    def has_loss_tiles(self) -> bool:
+        """Whether the model itself makes the losses, tile by tile."""
+        return self.plan.arguments.model.loss_tiles is not None
+
+    @property
+    def in_one_row(self) -> bool:
+        """Whether isolated documents are given to attention in one row, as flash attention wants them."""
+        is_flash = self.plan.arguments.model.attention_implementation.startswith("flash")
+        return is_flash and self.plan.batch.sequence_parallel_size == 1
 
     def check_zero_stage(self) -> None:
         """Refuse to train without ZeRO-3; some launchers lose the config without a word."""
@@ -50,17 +77,54 @@ class PretrainingTrainer(Trainer):
                 "mpirun or python3, not with accelerate launch"
             )
 
+    def get_train_dataloader(self) -> BlockLoader:
+        """Micro batches without end, in the order of the run."""
+        return self.loader
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that --optim names."""
+        flags = self.plan.arguments.optimization
+        self.optimizer: torch.optim.Optimizer = make_optimizer(
+            flags.optim, self.args, self.model, weight_decay_on_norms=flags.weight_decay_on_norms
+        )
+        return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule of the plan."""
+        self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler = self.plan.schedule.torch_scheduler(self.optimizer)
+        return self.lr_scheduler
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The sum of the token losses over the number of tokens that all processes predict in this step."""
+        tokens = self.token_losses(model, inputs, in_tiles=self.has_loss_tiles)
+        self.watch.add(tokens, inputs)
+        # DeepSpeed takes the mean of the gradients over the processes, and this must be their sum.
+        return tokens.loss_sum * self.accelerator.num_processes / num_items_in_batch
+
+    def token_losses(self, model: torch.nn.Module, batch: Batch, *, in_tiles: bool) -> TokenLosses:
+        """The losses of a micro batch; a model with a tiled loss makes them itself, of labels of its inputs' shape."""
+        inputs = model_inputs(batch, in_one_row=self.in_one_row)
+        labels = {"labels": batch["labels"].view(1, -1) if self.in_one_row else batch["labels"]} if in_tiles else {}
+        return token_losses(model(**inputs, **labels), batch["labels"])
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens, speed and time left to a training record before it goes to every reporter."""
+        """Make a training record exact before it goes to any reporter, with figures by source, speed and time left."""
+        step = self.state.global_step
+        num_blocks = step * self.plan.batch.blocks
+        self.state.epoch = num_blocks / len(self.data.train)
         if "loss" in logs:
-            step = self.state.global_step
-            throughput = self.meter.read(step, max_steps=self.state.max_steps)
-            logs["tokens"] = step * self.meter.tokens_per_step
-            if throughput is not None:
-                logs["tokens_per_second_per_gpu"] = throughput.tokens_per_second_per_gpu
-                logs["seconds_left"] = throughput.seconds_left
-                if throughput.mfu is not None:
-                    logs["mfu"] = throughput.mfu
+            logs |= self.watch.take_figures()
+            logs["tokens"] = step * self.plan.batch.tokens
+            logs |= self.plan.epochs_by_source(num_blocks)
+            if self.args.fp16:
+                logs["loss_scale"] = float(self.model_wrapped.optimizer.loss_scale)
+            logs |= self.meter.figures(step, max_steps=self.state.max_steps)
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -72,35 +136,51 @@ class PretrainingTrainer(Trainer):
         with self.meter.pause():
             super()._save_checkpoint(*args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset: BlockDataset | None = None) -> Sampler:
-        """Whole global batches of blocks in random order; what is left of an epoch waits for the next draw.
+    def go_back_to(self, checkpoint: Path, step: int) -> None:
+        """Put weights, optimizer, schedule, random state and step back to those of a checkpoint, on every process."""
+        deepspeed_load_checkpoint(self.model_wrapped, str(checkpoint))
+        self._load_optimizer_and_scheduler(str(checkpoint))
+        self._load_rng_state(str(checkpoint))
+        self.state.global_step = step
+        self.state.log_history = [record for record in self.state.log_history if record["step"] <= step]
+        self._tr_loss.zero_()
+        self._globalstep_last_logged = step
+        self.meter.start(step)
+        self.control.should_log = self.control.should_evaluate = self.control.should_save = False
+        self.control.should_training_stop = False
 
-        So every step has the same number of tokens, and the tokens in the log are counted, not estimated.
-        """
-        blocks_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        num_blocks = len(self.train_dataset) // blocks_per_step * blocks_per_step
-        return RandomSampler(self.train_dataset, num_samples=num_blocks)
-
-    def get_eval_dataloader(self, eval_dataset: BlockDataset | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: MixedBlocks | None = None) -> DataLoader:
         """Batches in which every process has the same number of blocks, without counting one twice."""
-        self.__dict__.pop("_eval_dataloaders", None)  # the Trainer keeps one loader for all: test would be validation
-        blocks = eval_dataset if eval_dataset is not None else self.eval_dataset
-        multiple = self.args.per_device_eval_batch_size * self.args.world_size
-        return super().get_eval_dataloader(EvaluationBlocks(blocks, multiple=multiple))
+        size, share = self.args.per_device_eval_batch_size, self.plan.batch.sequence_parallel_size
+        num_groups = self.plan.batch.num_groups
+        chosen = self.data.validation if eval_dataset is None else eval_dataset
+        assert chosen is not None, "nothing is evaluated without a block"
+        blocks = EvaluationBlocks(chosen, text_bytes=self.data.text_bytes, multiple=size * num_groups)
+        first = self.args.process_index // share * size
+        numbers = range(0, len(blocks), size * num_groups)
+        return DataLoader(
+            blocks,
+            batch_sampler=[list(range(number + first, number + first + size)) for number in numbers],
+            num_workers=self.args.dataloader_num_workers,
+            collate_fn=self.collate,
+            generator=torch.Generator(),  # the seeds of workers must not move the random state of dropout
+        )
 
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """Exact mean loss over all tokens, in place of the Trainer's mean over micro batches."""
+        """Exact figures over all tokens, in place of the Trainer's mean over micro batches."""
         model = self.model_wrapped
         model.eval()
         with self.compute_loss_context_manager():
-            figures = evaluate_blocks(model, dataloader, device=self.args.device)
+            figures = evaluate_blocks(
+                model, dataloader, sources=self.data.sources, device=self.args.device, in_one_row=self.in_one_row
+            )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
 
-class _RunStart(TrainerCallback):
+class RunStart(TrainerCallback):
     """Looks at the engine that the Trainer really made, and starts to measure."""
 
     def __init__(self, trainer: PretrainingTrainer) -> None:
@@ -109,49 +189,6 @@ class _RunStart(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Begin."""
         self._trainer.check_zero_stage()
         self._trainer.meter.start(state.global_step)
-
-
-def make_training_arguments(
-    flags: dict[str, Any],
-    *,
-    run_dir: Path,
-    ds_config: dict[str, Any],
-    batch: GlobalBatch,
-    precision: Precision,
-    has_gpu: bool,
-) -> TrainingArguments:
-    """The Trainer's arguments: its flags, and what follows from run folder, global batch and machine.
-
-    Raises:
-        UserError: for a combination that the Trainer refuses.
-    """
-    derived = {
-        "output_dir": str(run_dir),
-        "deepspeed": copy.deepcopy(ds_config),  # the Trainer fills in what is "auto"
-        "gradient_accumulation_steps": batch.gradient_accumulation_steps,
-        "use_cpu": not has_gpu,
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
-    }
-    try:
-        return TrainingArguments(**{**flags, **derived})
-    except ValueError as error:
-        raise UserError(f"Trainer flags: {' '.join(str(error).split())}") from None
-
-
-def choose_precision(flags: dict[str, Any], *, has_gpu: bool) -> Precision:
-    """bf16 or fp16 as asked, otherwise bf16 where the hardware has its instructions, and fp32 where not.
-
-    Without them bf16 is emulated: on such a CPU a step took 10.1 s in place of 0.54 s in fp32.
-    """
-    if flags.get("fp16"):
-        if not has_gpu:
-            raise UserError("--fp16: needs a GPU; leave it out, this machine trains in fp32")
-        return "fp16"
-    if flags["bf16"] is not None:
-        return "bf16" if flags["bf16"] else "fp32"
-    if has_gpu:
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"

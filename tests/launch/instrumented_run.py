@@ -5,9 +5,8 @@ import sys
 import deepspeed
 import torch
 
-from pretraining.cli.arguments import DataArguments, ModelArguments, trainer_group
-from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.store_source import find_store
+from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
+from pretraining.corpus.store_source import find_mixture
 from pretraining.runs.export import export_model
 from pretraining.training.processes import join_processes, leave_processes
 from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
@@ -15,11 +14,9 @@ from pretraining.training.run_plan import plan_run
 
 
 def main() -> None:
-    groups = [dataclass_group("", ModelArguments), dataclass_group("", DataArguments), trainer_group()]
-    model_arguments, data_arguments, flags = parse_recipe("", groups, sys.argv[1:])
+    arguments = parse_pretrain_arguments("", sys.argv[1:])
     quiet_libraries()
-    source = find_store(data_arguments.dataset, revision=None)
-    plan = plan_run(model_arguments, data_arguments, flags, source)
+    plan = plan_run(arguments, find_mixture(arguments.data.dataset, revision=None))
     join_processes(timeout_seconds=600)
     trainer = make_trainer(plan)
     is_first = trainer.is_world_process_zero()

@@ -42,7 +42,7 @@ def test_training_takes_a_revision_from_the_hub_once_for_all_processes(
     sent = [asked.path.rpartition(commit + "/")[2] for asked in hub.asked("resolve") if asked.method == "GET"]
     shards = [f"data/{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")]
     assert sorted(path for path in sent if path.startswith("data/")) == shards
-    assert not any(path.startswith(("documents/", "README.md")) for path in sent)
+    assert not any(path.startswith(("skipped.jsonl", "README.md")) for path in sent)
     assert_nowhere(ALICE, done, tmp_path)
 
 

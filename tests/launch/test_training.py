@@ -47,6 +47,7 @@ def test_each_step_is_logged_and_the_loss_falls_from_that_of_guessing(reference_
     assert steps[0]["loss"] == pytest.approx(math.log(8192), rel=0.02)
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.2
     assert all(record["tokens"] == record["step"] * 512 for record in steps)
+    assert all(0 <= record["accuracy"] < 0.2 for record in steps)
     assert all(record["tokens_per_second_per_gpu"] > 0 for record in steps)
     assert "mfu" not in steps[-1], "no GPU, so no peak and no MFU"
     assert steps[-1]["seconds_left"] == 0
@@ -56,6 +57,20 @@ def test_validation_is_measured_while_training_and_test_at_the_end(reference_run
     assert [record["step"] for record in records(reference_run, "eval_loss")] == [3, 6]
     (test,) = records(reference_run, "test_loss")
     assert test["test_perplexity"] == pytest.approx(math.exp(test["test_loss"]))
+    assert 0 < test["test_accuracy"] < 0.2
+    assert 2 < test["test_bits_per_byte"] < 4
+
+
+def test_the_figures_of_the_sources_add_up(reference_run: Path) -> None:
+    sources = ("business", "local", "science", "sport", "world")
+    (test,) = records(reference_run, "test_loss")
+    for name in ("loss", "accuracy"):
+        weighted = sum(test[f"test_{name}/{source}"] * test[f"test_num_tokens/{source}"] for source in sources)
+        assert weighted / test["test_num_tokens"] == pytest.approx(test[f"test_{name}"])
+    assert sum(test[f"test_num_tokens/{source}"] for source in sources) == test["test_num_tokens"]
+    for record in records(reference_run):
+        assert sum(record[f"tokens/{source}"] for source in sources) == record["step"] * 8 * 63
+        assert min(record[f"loss/{source}"] for source in sources if f"loss/{source}" in record) < record["loss"]
 
 
 @pytest.mark.parametrize("name", ["torchrun", "mpirun"])
@@ -79,8 +94,13 @@ def test_one_process_with_more_accumulation_is_the_same_run(
         assert ours[num_tokens] == theirs[num_tokens]
 
 
-def test_a_larger_micro_batch_is_the_same_run(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    train("deepspeed", sample_store, tmp_path / "run", "--save_strategy", "no", "--per_device_train_batch_size", 4)
+@pytest.mark.parametrize(("name", "micro_batch"), [("python", 1), ("python", 8), ("deepspeed", 4)])
+def test_a_step_divided_otherwise_is_the_same_run(
+    name: str, micro_batch: int, reference_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """In one process 1 block x 8 micro steps (2 x 4 is above) and 8 x 1, in two processes 4 x 1."""
+    flags = ["--save_strategy", "no", "--per_device_train_batch_size", micro_batch]
+    train(name, sample_store, tmp_path / "run", *flags)
     assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
 
 
@@ -144,18 +164,25 @@ def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_st
 @pytest.fixture(scope="module")
 def instrumented_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("instrumented") / "run"
-    train("deepspeed", sample_store, run_dir, script="tests/launch/instrumented_run.py")
+    flags = ["--max_steps", 100, "--lr_scheduler_type", "constant", "--warmup_steps", 0, "--save_strategy", "no"]
+    flags += ["--learning_rate", "1e-3"]  # at 1e-2 rounding grows to 1 % within 100 steps, whoever trains
+    train("deepspeed", sample_store, run_dir, *flags, script="tests/launch/instrumented_run.py")
     return run_dir
 
 
-def test_zero3_equals_the_plain_trainer(instrumented_run: Path, sample_store: Path, tmp_path: Path) -> None:
+def test_zero3_equals_the_plain_trainer_over_a_hundred_steps(
+    instrumented_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
     config = json.dumps(json.loads((instrumented_run / "run.json").read_text())["identity"]["model_config"])
     weights = instrumented_run / "first_weights.pt"
     script = PROJECT_DIR / "tests/launch/plain_run.py"
-    words = [weights, config, sample_store, tmp_path, BLOCKS_PER_STEP, NUM_STEPS]
+    words = [weights, config, sample_store, tmp_path, BLOCKS_PER_STEP, 100]
     run_fine(sys.executable, script, *words, env={"PYTHONPATH": str(PROJECT_DIR)})
     plain = [(record["loss"], record["grad_norm"]) for record in json.loads((tmp_path / "records.json").read_text())]
-    np.testing.assert_allclose(figures(instrumented_run), plain, rtol=1e-4)
+    ours = np.array(figures(instrumented_run))
+    np.testing.assert_allclose(ours[:, 0], np.array(plain)[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(ours[:, 1], np.array(plain)[:, 1], rtol=1e-3)
+    assert ours[-1, 0] < ours[0, 0] - 1
 
 
 EVERYBODYS_TOOLS = """

@@ -10,13 +10,15 @@ GPU_80_BYTES = 80 * 2**30
 TERABYTE = 10**12
 
 
-def states(**changes: bool):
+def states(**changes):
     flags = {"half_precision": True, "offload_optimizer": False, "offload_parameters": False, **changes}
-    return model_state_bytes(P, **flags)
+    return model_state_bytes(P, **{"optimizer": "adamw", "grad_accum_dtype": "fp32", **flags})
 
 
 def test_bytes_per_parameter() -> None:
     assert (states().gpu, states().host) == (18 * P, 0)
+    assert states(grad_accum_dtype="bf16").gpu == 16 * P
+    assert states(optimizer="adamw_bf16").gpu == 14 * P
     assert (states(half_precision=False).gpu, states(half_precision=False).host) == (16 * P, 0)
     assert (states(offload_optimizer=True).gpu, states(offload_optimizer=True).host) == (2 * P, 20 * P)
     both = states(offload_optimizer=True, offload_parameters=True)

@@ -10,9 +10,10 @@ from pretraining.runs.checkpoints import (
     checkpoint_to_resume,
     claim_run_folder,
     newest_run,
+    rotate_checkpoints,
     whole_checkpoints,
 )
-from pretraining.runs.metrics import log_line
+from pretraining.runs.metrics import log_lines
 
 
 def make_checkpoint(run_dir: Path, step: int, *, ranks: int = 2) -> Path:
@@ -89,13 +90,22 @@ def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
 def test_the_line_of_a_step_says_what_people_look_for() -> None:
     record = {"step": 40, "loss": 2.5, "learning_rate": 3e-4, "grad_norm": 0.7, "seconds_left": 3900.0}
     record |= {"tokens_per_second_per_gpu": 14000.4, "mfu": 0.6512}
-    assert log_line(record, max_steps=1000) == (
+    assert log_lines(record, max_steps=1000) == [
         "step   40/1000  loss 2.5000  lr 3.00e-04  grad norm 0.700  14,000 tokens/s/GPU  MFU 65.1 %  1 h 05 min left"
-    )
-    assert log_line({"step": 40, "eval_loss": 2.0, "eval_perplexity": 7.389}, max_steps=40) == (
-        "step 40/40  validation loss 2.0000  perplexity 7.39"
-    )
-    assert log_line({"step": 40, "train_runtime": 3.0}, max_steps=40) is None
+    ]
+    figures = {"eval_loss": 2.0, "eval_perplexity": 7.389, "eval_accuracy": 0.25, "eval_bits_per_byte": 0.8}
+    by_source = {f"{name}/news": value for name, value in figures.items()}
+    assert log_lines({"step": 40, **figures, **by_source}, max_steps=40) == [
+        "step 40/40  validation loss 2.0000  perplexity 7.39  accuracy 25.0 %  0.800 bits/byte",
+        "step 40/40    news     loss 2.0000  perplexity 7.39  accuracy 25.0 %  0.800 bits/byte",
+    ]
+    assert log_lines({"step": 40, "train_runtime": 3.0}, max_steps=40) == []
+
+
+def test_the_oldest_checkpoints_go_but_one_that_is_kept(tmp_path: Path) -> None:
+    made = {step: make_checkpoint(tmp_path, step) for step in (2, 10, 30, 40)}
+    rotate_checkpoints(tmp_path, keep_last=1, keep_steps=(10,))
+    assert [step for step, folder in made.items() if folder.exists()] == [10, 40]
 
 
 def test_records_after_the_resumed_step_are_made_again(tmp_path: Path) -> None:

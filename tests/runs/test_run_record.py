@@ -8,6 +8,23 @@ from pretraining.cli.errors import UserError
 from pretraining.runs.run_record import RunIdentity, RunRecord, check_same_run
 
 
+def make_identity() -> RunIdentity:
+    return RunIdentity(
+        data=[{"manifest_sha256": "a", "blocks_per_1000": 1000}],
+        model_config={"hidden_size": 4},
+        global_batch_tokens=512,
+        order_seed=7,
+        isolate_documents=False,
+        mask_document_starts=False,
+        optimizer="adamw",
+        weight_decay_on_norms=False,
+    )
+
+
+def make_record(identity: RunIdentity) -> RunRecord:
+    return RunRecord(identity=identity, schedule={}, arguments={}, ds_config={}, num_parameters=1, hardware={})
+
+
 @pytest.mark.parametrize(
     "words", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"], ["--hub-token", "hf_secret"]]
 )
@@ -15,9 +32,7 @@ def test_the_record_keeps_the_command_but_no_token(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["pretrain.py", "--model", "llama2_7b", *words, "--seed", "7"])
-    identity = RunIdentity(manifest_sha256="", model_config={}, global_batch_tokens=1, seed=7)
-    record = RunRecord(identity=identity, arguments={}, ds_config={}, num_parameters=1, hardware={})
-    record.write(tmp_path)
+    make_record(make_identity()).write(tmp_path)
     text = (tmp_path / "run.json").read_text()
     assert "hf_secret" not in text
     written = json.loads(text)
@@ -28,8 +43,8 @@ def test_the_record_keeps_the_command_but_no_token(
 
 
 def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
-    identity = RunIdentity(manifest_sha256="a", model_config={"hidden_size": 4}, global_batch_tokens=512, seed=7)
-    RunRecord(identity=identity, arguments={}, ds_config={}, num_parameters=1, hardware={}).write(tmp_path)
+    identity = make_identity()
+    make_record(identity).write(tmp_path)
     check_same_run(tmp_path, identity)
     other = dataclasses.replace(identity, model_config={"hidden_size": 8}, global_batch_tokens=1024)
     with pytest.raises(UserError) as caught:

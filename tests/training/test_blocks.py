@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import read_manifest
-from pretraining.training.block_dataset import BlockDataset, open_split
+from pretraining.training.block_dataset import BlockDataset, Item, MixedBlocks
 from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks
+from pretraining.training.loss import collate_targets
 from tests.conftest import python, run_fine
 
 EOS = 2
@@ -30,6 +31,11 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=8192, **shape)).eval()
 
 
+def inputs(items: list[Item]) -> Item:
+    """What plain transformers takes."""
+    return {name: torch.stack([item[name] for item in items]) for name in ("input_ids", "labels")}
+
+
 def test_items_are_the_blocks_of_the_shards_in_order(blocks: BlockDataset, sample_store: Path) -> None:
     (path,) = sample_store.glob("data/validation-*.parquet")
     expected = np.array(pq.read_table(path)["input_ids"].to_pylist())
@@ -44,7 +50,7 @@ def test_labels_are_the_inputs_and_eos_is_not_masked(blocks: BlockDataset) -> No
 
 
 def test_the_loss_at_eos_counts(blocks: BlockDataset, model: LlamaForCausalLM) -> None:
-    batch = default_data_collator([blocks[index] for index in range(len(blocks))])
+    batch = inputs([blocks[index] for index in range(len(blocks))])
     with torch.no_grad():
         output = model(**batch)
     targets = batch["labels"][:, 1:].reshape(-1)
@@ -60,21 +66,15 @@ def test_the_loss_at_eos_counts(blocks: BlockDataset, model: LlamaForCausalLM) -
 def test_evaluation_counts_each_block_once_whatever_the_batches(
     blocks: BlockDataset, model: LlamaForCausalLM, multiple: int
 ) -> None:
-    filled = EvaluationBlocks(blocks, multiple=multiple)
+    filled = EvaluationBlocks(MixedBlocks([blocks]), text_bytes=None, multiple=multiple)
     assert len(filled) % multiple == 0
-    batches = DataLoader(filled, batch_size=multiple, collate_fn=default_data_collator)
-    figures = evaluate_blocks(model, batches, device=torch.device("cpu"))
+    batches = DataLoader(filled, batch_size=multiple, collate_fn=collate_targets)
+    figures = evaluate_blocks(model, batches, sources=["all"], device=torch.device("cpu"))
     with torch.no_grad():
-        losses = [model(**default_data_collator([blocks[index]])).loss.item() for index in range(len(blocks))]
+        losses = [model(**inputs([blocks[index]])).loss.item() for index in range(len(blocks))]
     assert figures["num_tokens"] == len(blocks) * 63
     assert figures["loss"] == pytest.approx(float(np.mean(losses)), rel=1e-6)
     assert figures["perplexity"] == pytest.approx(np.exp(figures["loss"]))
-
-
-def test_a_split_without_blocks_is_none(sample_store: Path, tmp_path: Path) -> None:
-    manifest = read_manifest(sample_store, flag="")
-    empty = manifest.splits["test"].__class__(0, 0, 0, 0, 0, [])
-    assert open_split(sample_store, manifest.__class__(**{**vars(manifest), "splits": {"test": empty}}), "test") is None
 
 
 def test_a_missing_or_cut_shard_is_named(sample_store: Path, tmp_path: Path) -> None:
@@ -92,8 +92,7 @@ def test_padding_of_best_fit_is_never_in_the_loss(model: LlamaForCausalLM, tmp_p
     store = tmp_path / "blocks"
     run_fine(*python("preprocess.py", "--packing", "best_fit", "--block_length", 1000, "--output_dir", store))
     manifest = read_manifest(store, flag="")
-    blocks = open_split(store, manifest, "train")
-    assert blocks is not None
+    blocks = BlockDataset(store, manifest, "train")
     num_labels = 0
     for index in range(len(blocks)):
         ids, labels = blocks[index]["input_ids"], blocks[index]["labels"]
@@ -106,7 +105,7 @@ def test_padding_of_best_fit_is_never_in_the_loss(model: LlamaForCausalLM, tmp_p
     assert num_labels == train.num_tokens
     assert train.num_padding_tokens > 0
     padded = next(index for index in range(len(blocks)) if (blocks[index]["labels"] == -100).any())
-    batch = default_data_collator([blocks[padded]])
+    batch = inputs([blocks[padded]])
     other = {**batch, "input_ids": torch.where(batch["labels"] == -100, 7, batch["input_ids"])}
     with torch.no_grad():
         assert model(**batch).loss == model(**other).loss, "what stands in the padding changes nothing"

@@ -8,32 +8,43 @@ from typing import Any
 
 import pytest
 
-from pretraining.cli.arguments import TRAINER_DEFAULTS, DataArguments, ModelArguments, trainer_group
 from pretraining.cli.errors import UserError
-from pretraining.cli.recipe import parse_recipe
-from pretraining.corpus.store_source import find_store
+from pretraining.cli.pretrain_arguments import (
+    TRAINER_DEFAULTS,
+    DataArguments,
+    ModelArguments,
+    OptimizationArguments,
+    PretrainArguments,
+)
+from pretraining.corpus.store_source import find_mixture
 from pretraining.training.run_plan import RunPlan, plan_run
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 
 
 def plan(
-    store: Path,
+    store: Path | list[str],
     tmp_path: Path,
     *,
     flags: dict[str, Any] | None = None,
     tokens: int | None = 512,
+    data: dict[str, Any] | None = None,
+    optimization: dict[str, Any] | None = None,
     **model: Any,
 ) -> RunPlan:
-    defaults = {"model": "quickstart", "model_overrides": TINY_MODEL}
     trainer_flags = {
         **TRAINER_DEFAULTS,
         "deepspeed": str(PROJECT_DIR / "ds_config.json"),
         "output_dir": str(tmp_path / "run"),
         **(flags or {}),
     }
-    source = find_store(str(store), revision=None)
-    data = DataArguments(str(store), global_batch_tokens=tokens)
-    return plan_run(ModelArguments(**{**defaults, **model}), data, trainer_flags, source)
+    datasets = store if isinstance(store, list) else [str(store)]
+    arguments = PretrainArguments(
+        ModelArguments(**{"model": "quickstart", "model_overrides": TINY_MODEL, **model}),
+        DataArguments(datasets, global_batch_tokens=tokens, **(data or {})),
+        OptimizationArguments(**(optimization or {})),
+        trainer_flags,
+    )
+    return plan_run(arguments, find_mixture(datasets, revision=None))
 
 
 def refusal(*args: Any, **kwargs: Any) -> str:
@@ -51,8 +62,9 @@ def test_a_good_plan(sample_store: Path, tmp_path: Path) -> None:
 
 
 def test_the_number_of_steps_follows_from_the_epochs(sample_store: Path, tmp_path: Path) -> None:
-    num_blocks = plan(sample_store, tmp_path).manifest.splits["train"].num_blocks
-    assert plan(sample_store, tmp_path, flags={"num_train_epochs": 2.0}).num_steps == 2 * (num_blocks // 8)
+    (num_blocks,) = plan(sample_store, tmp_path).mixture.num_blocks("train")
+    assert plan(sample_store, tmp_path, flags={"num_train_epochs": 2.0}).num_steps == 2 * num_blocks // 8
+    assert plan(sample_store, tmp_path, data={"max_tokens": 512 * 5 + 1}).num_steps == 6
 
 
 def test_the_vocabulary_is_padded_when_asked(sample_store: Path, tmp_path: Path) -> None:
@@ -125,27 +137,6 @@ def test_rope_theta_and_pad_token_of_an_exported_config(sample_store: Path, tmp_
 def test_an_epoch_smaller_than_a_step(sample_store: Path, tmp_path: Path) -> None:
     message = refusal(sample_store, tmp_path, tokens=64 * 1024)
     assert "a step of 1,024 blocks is more than the" in message
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ({"lr_scheduler_kwargs": '{"min_lr": 1e-5}'}, "give min_lr_rate"),
-        ({"lr_scheduler_kwargs": '{"min_lr_rat": 0.1}'}, "unexpected keyword argument"),
-        ({"lr_scheduler_kwargs": "{"}, "--lr_scheduler_kwargs {"),
-    ],
-)
-def test_a_schedule_that_cannot_be(sample_store: Path, tmp_path: Path, flags: dict[str, Any], expected: str) -> None:
-    assert expected in refusal(sample_store, tmp_path, flags=flags)
-
-
-def test_every_named_schedule_works_with_the_defaults(sample_store: Path, tmp_path: Path) -> None:
-    for name in ("linear", "cosine", "constant", "constant_with_warmup", "cosine_with_min_lr"):
-        (flags,) = parse_recipe("", [trainer_group()], ["--lr_scheduler_type", name])
-        kept = {key: flags[key] for key in ("lr_scheduler_type", "lr_scheduler_kwargs")}
-        if name == "cosine_with_min_lr":
-            kept["lr_scheduler_kwargs"] = '{"min_lr_rate": 0.1}'
-        plan(sample_store, tmp_path, flags=kept)
 
 
 def test_a_block_longer_than_the_model_allows(sample_store: Path, tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""What reading the blocks takes: time to begin anywhere in the order, and memory as workers read on and on.
+
+    python3 -m benchmarks.data_path --dataset blocks
+
+Memory is the unique set size (USS, what would be free if a process ended; the blocks are mapped files and not in it)
+of this process and its workers together. The result goes into benchmarks/data_path.md.
+"""
+
+import logging
+import os
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from pretraining.cli.errors import run_program
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.corpus.store_source import find_mixture
+from pretraining.training.block_dataset import BlockFields
+from pretraining.training.block_loader import BlockLoader, BlockStream
+from pretraining.training.block_order import WINDOW, BlockOrder
+from pretraining.training.global_batch import GlobalBatch
+from pretraining.training.loss import collate_targets
+from pretraining.training.run_data import make_order
+from pretraining.training.training_data import open_training_data
+
+logger = logging.getLogger("pretraining.benchmarks")
+
+HALF_A_BILLION = 500_000_000
+MARKS = (1_000, 2_500, 5_000, 10_000)  # blocks read when memory is looked at
+
+
+@dataclass(frozen=True)
+class DataPathArguments:
+    """Flags of this measurement."""
+
+    dataset: str = flag("blocks", "block store to read")
+    num_workers: list[int] = flag([0, 1, 4], "worker processes, one reading after another")
+    micro_batch: int = flag(4, "blocks of a micro batch")
+    output: Path = flag(Path("benchmarks/data_path.md"), "where the result goes")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, and write it down."""
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Measurement", DataPathArguments)], argv)
+    lines = ["# What reading the blocks takes", "", *measure_order(), "", *measure_memory(arguments)]
+    arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    logger.info("result: %s", arguments.output)
+
+
+def measure_order() -> Iterator[str]:
+    """Begin at both ends of an order of half a billion blocks."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began_at = time.perf_counter()
+    order = BlockOrder((HALF_A_BILLION,), (WINDOW,), seed=42)
+    for first in (0, HALF_A_BILLION - 4096):
+        order.block_ids(np.arange(first, first + 4096))
+    milliseconds = 1000 * (time.perf_counter() - began_at)
+    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
+    yield (
+        f"An order of {HALF_A_BILLION:,} blocks gives its first and its last 4,096 blocks in {milliseconds:.1f} ms and "
+        f"{megabytes:.1f} MB: nothing is stored, every place is computed."
+    )
+
+
+def measure_memory(arguments: DataPathArguments) -> Iterator[str]:
+    """Read on with each number of workers."""
+    mixture = find_mixture([arguments.dataset], revision=None)
+    data = open_training_data(mixture, BlockStream(make_order(mixture, seed=42)), BlockFields())
+    length = mixture.origin.block_length
+    yield (
+        f"{len(data.train):,} blocks of {length:,} tokens, {os.cpu_count()} CPU cores; memory (USS) of all processes "
+        "together:"
+    )
+    yield ""
+    yield "| workers | " + " | ".join(f"after {mark:,} blocks" for mark in MARKS) + " | blocks/s |"
+    yield "|---|" + "---|" * (len(MARKS) + 1)
+    for num_workers in arguments.num_workers:
+        loader = BlockLoader(
+            data.train,
+            data.stream,
+            GlobalBatch(length, arguments.micro_batch, 1, 1),
+            group=0,
+            num_workers=num_workers,
+            collate_fn=collate_targets,
+        )
+        found, rate = read_on(loader, arguments.micro_batch)
+        yield f"| {num_workers} | " + " | ".join(f"{value / 1e6:.1f} MB" for value in found) + f" | {rate:,.0f} |"
+
+
+def read_on(loader: BlockLoader, micro_batch: int) -> tuple[list[int], float]:
+    """Memory at each mark in bytes, and blocks a second."""
+    reader, num_read, found = iter(loader), 0, []
+    began_at = time.perf_counter()
+    for mark in MARKS:
+        while num_read < mark:
+            next(reader)
+            num_read += micro_batch
+        found.append(unique_bytes())
+    rate = num_read / (time.perf_counter() - began_at)
+    return found, rate
+
+
+def unique_bytes() -> int:
+    """USS of this process and its children."""
+    this = psutil.Process()
+    return sum(process.memory_full_info().uss for process in [this, *this.children(recursive=True)])
+
+
+if __name__ == "__main__":
+    run_program(main)

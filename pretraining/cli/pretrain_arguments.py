@@ -1,0 +1,215 @@
+"""The flags of pretrain.py, with their defaults: the pretraining recipe of Llama 2."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pretraining.cli.arguments import SEED_RANGE, is_seed
+from pretraining.cli.errors import UserError
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe
+from pretraining.cli.trainer_flags import trainer_flags
+
+# What differs from the Trainer's own defaults: Llama 2 (arXiv 2307.09288, section 2.2), and settings without which
+# the numbers in the log are not what they say.
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "output_dir": None,  # runs/MODEL
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "num_train_epochs": 1.0,
+    "learning_rate": 3e-4,
+    "warmup_steps": 2000,
+    "weight_decay": 0.1,
+    "adam_beta2": 0.95,
+    "max_grad_norm": 1.0,
+    "bf16": None,  # where the hardware has bf16 instructions
+    "log_level": "error",  # theirs; the lines of this suite do not depend on it
+    "log_level_replica": "error",
+    "logging_steps": 1,
+    "save_steps": 500,
+    "save_total_limit": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 500,
+    "prediction_loss_only": True,
+    "report_to": ["tensorboard"],
+    "hub_private_repo": True,  # theirs publishes whatever is pushed
+    "ddp_timeout": 7200,  # seconds; rank 0 may write a checkpoint for longer than the usual 1,800
+    "deepspeed": "ds_config.json",
+    "seed": 42,
+}
+OptimizerName = Literal["adamw", "adamw_bf16", "adamw_8bit", "muon"]
+# bf16 keeps 8 bits: a moment that moves by less than 1/256 of itself a step may not move at all, and 1 - beta is the
+# most that it moves when gradients vanish.
+LARGEST_BF16_BETA = 0.99
+STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which model is trained, and how its layers compute."""
+
+    model: str = flag("llama2_7b", "preset (llama2_7b, tinyllama_1b, ...), config.json, its folder, or Hub id")
+    model_overrides: list[str] = flag(
+        [], "fields of the model's config to replace, as hidden_size=512 num_hidden_layers=4"
+    )
+    pad_vocabulary_to_multiple_of: int | None = flag(None, "round the vocabulary up, as 64, for faster kernels")
+    attention_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = flag(
+        "sdpa", "how attention is computed"
+    )
+    sequence_parallel_size: int = flag(1, "GPUs that share each block, a part of its length each, for long blocks")
+    loss_tiles: int | None = flag(None, "compute logits and loss in so many tiles, which take less memory")
+    mlp_tiles: int | None = flag(None, "compute each MLP in so many tiles of the block, again in backward")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        names = ("pad_vocabulary_to_multiple_of", "sequence_parallel_size", "loss_tiles", "mlp_tiles")
+        values = {name: getattr(self, name) for name in names}
+        problems = [
+            f"--{name} {value}: is out of range; give 1 or more"
+            for name, value in values.items()
+            if value is not None and value < 1
+        ]
+        if self.sequence_parallel_size > 1 and self.attention_implementation == "eager":
+            problems.append(
+                f"--sequence_parallel_size {self.sequence_parallel_size}: eager attention needs a mask of the whole "
+                "block, which no process has; give another --attention_implementation"
+            )
+        if problems:
+            raise UserError(*problems)
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """What is read, and how much of it makes a step."""
+
+    dataset: list[str] = flag(
+        ["blocks"],
+        "block store that preprocess.py made: a folder, or a data set of the Hub (USER/NAME); several with their "
+        "shares of the blocks, as news=blocks_a:0.7 wiki=blocks_b:0.3",
+    )
+    dataset_revision: str | None = flag(None, "branch, tag or commit of a data set of the Hub; the newest without it")
+    global_batch_tokens: int | None = flag(
+        4_194_304, "tokens per optimizer step over all GPUs; decides the gradient accumulation"
+    )
+    max_tokens: int | None = flag(None, "length of the run in tokens, in place of --max_steps or --num_train_epochs")
+    isolate_documents: bool = flag(False, "attention does not cross documents, and positions begin anew in each")
+    mask_document_starts: bool = flag(False, "no loss for a document's first token, which nothing before it tells")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file."""
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UserError(f"--max_tokens {self.max_tokens}: is out of range; give 1 or more")
+
+
+@dataclass(frozen=True)
+class OptimizationArguments:
+    """How the learning rate goes, how gradients are added up, and what a spike of the loss leads to."""
+
+    lr_scheduler_type: Literal["cosine", "wsd", "linear", "constant"] = flag(
+        "cosine", "how the learning rate goes after --warmup_steps; wsd: constant, and down in the last --decay_steps"
+    )
+    min_learning_rate: float | None = flag(None, "where cosine, wsd and linear end; a tenth of --learning_rate")
+    decay_steps: float = flag(0.1, "last steps of wsd, in which it goes down; below 1 a share of the run")
+    optim: OptimizerName = flag(
+        "adamw",
+        "optimizer: adamw_bf16 keeps its moments in bf16, adamw_8bit (needs bitsandbytes) in 8 bits; muon for the "
+        "matrices of the layers, adamw for the rest",
+    )
+    weight_decay_on_norms: bool = flag(False, "decay the weights of norms and the biases too")
+    grad_accum_dtype: Literal["auto", "fp32", "bf16"] = flag(
+        "auto", "type in which micro steps are added up; auto: fp32 unless it does not fit the GPUs"
+    )
+    on_spike: Literal["warn", "rollback"] = flag(
+        "warn", "rollback: go back to the last checkpoint and on without the blocks of the spike"
+    )
+    spike_threshold: float = flag(8.0, "robust z-score of a step's loss, among the last 128 steps, that is a spike")
+    max_rollbacks: int = flag(3, "rollbacks after which the run stops")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        checks = {
+            f"--min_learning_rate {self.min_learning_rate}: give 0 or more": (self.min_learning_rate or 0) >= 0,
+            f"--decay_steps {self.decay_steps:g}: give more than 0": self.decay_steps > 0,
+            f"--spike_threshold {self.spike_threshold:g}: give more than 0": self.spike_threshold > 0,
+            f"--max_rollbacks {self.max_rollbacks}: give 0 or more": self.max_rollbacks >= 0,
+        }
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)
+
+
+@dataclass(frozen=True)
+class PretrainArguments:
+    """All that a command of pretrain.py says; `trainer` has the flags of the Trainer over our defaults."""
+
+    model: ModelArguments
+    data: DataArguments
+    optimization: OptimizationArguments
+    trainer: dict[str, Any]
+
+
+def parse_pretrain_arguments(description: str, argv: Sequence[str]) -> PretrainArguments:
+    """Read recipe and flags.
+
+    Raises:
+        UserError: with all problems at once.
+    """
+    groups = [
+        dataclass_group("Model", ModelArguments),
+        dataclass_group("Data", DataArguments),
+        dataclass_group("Optimization", OptimizationArguments),
+        trainer_group(),
+    ]
+    arguments = PretrainArguments(*parse_recipe(description, groups, argv))
+    check_together(arguments)
+    return arguments
+
+
+def trainer_group() -> FlagGroup:
+    """Every flag of the Trainer, as a dict of what was given over our defaults."""
+    flags = trainer_flags(TRAINER_DEFAULTS)
+    return FlagGroup("Trainer (transformers.TrainingArguments)", flags, _with_our_defaults)
+
+
+def check_together(arguments: PretrainArguments) -> None:
+    """Refuse flags of different groups that contradict each other.
+
+    Raises:
+        UserError: with all problems at once.
+    """
+    trainer, problems = arguments.trainer, []
+    max_tokens, max_steps = arguments.data.max_tokens, trainer.get("max_steps", -1)
+    if max_tokens is not None and max_steps > 0:
+        problems.append(f"--max_tokens {max_tokens} --max_steps {max_steps}: exclude each other; keep one")
+    if arguments.optimization.optim == "adamw_bf16" and trainer["adam_beta2"] > LARGEST_BF16_BETA:
+        problems.append(
+            f"--optim adamw_bf16 --adam_beta2 {trainer['adam_beta2']:g}: moments in bf16 cannot follow a beta above "
+            f"{LARGEST_BF16_BETA}; give less, or --optim adamw"
+        )
+    minimum, peak = arguments.optimization.min_learning_rate, trainer["learning_rate"]
+    if minimum is not None and minimum > peak:
+        problems.append(f"--min_learning_rate {minimum:g}: is above --learning_rate {peak:g}; give {peak:g} or less")
+    if problems:
+        raise UserError(*problems)
+
+
+def _with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    values = {**TRAINER_DEFAULTS, **given}
+    problems = [
+        f"--{name} {values[name]}: is out of range; give 1 or more"
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size")
+        if values[name] < 1
+    ]
+    if not is_seed(values["seed"]):
+        problems.append(f"--seed {values['seed']}: is out of range; give {SEED_RANGE}")
+    if not values["learning_rate"] > 0:
+        problems.append(f"--learning_rate {values['learning_rate']:g}: is out of range; give more than 0")
+    if values["bf16"] and values.get("fp16"):
+        problems.append("--bf16 true --fp16 true: exclude each other; keep one")
+    for name in STRATEGIES:
+        if values.get(name) == "epoch":
+            steps = name.replace("strategy", "steps")
+            problems.append(f"--{name} epoch: blocks are read on and on here, so count in steps; give --{steps} N")
+    if problems:
+        raise UserError(*problems)
+    return values

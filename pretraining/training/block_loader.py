@@ -1,0 +1,97 @@
+"""Micro batches of one process, in the order of the run, from any position on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from pretraining.training.block_dataset import MixedBlocks
+from pretraining.training.block_order import BlockOrder
+from pretraining.training.global_batch import GlobalBatch
+from pretraining.training.loss import Batch
+
+LOOK_AHEAD = 4096  # places computed at once, since a call costs as much as 1,000 of them
+
+
+@dataclass
+class BlockStream:
+    """The blocks of a run one after another: those of the order, without the places that a rollback skips.
+
+    `skipped` are half-open ranges of positions in the order, ascending.
+    """
+
+    order: BlockOrder
+    skipped: list[tuple[int, int]] = field(default_factory=list)
+
+    def positions(self, first: int, count: int) -> np.ndarray:
+        """Where in the order the blocks stand that are consumed as number `first` and the `count` - 1 after it."""
+        positions = np.arange(first, first + count)
+        for start, stop in self.skipped:
+            positions[positions >= start] += stop - start
+        return positions
+
+    def block_ids(self, first: int, count: int) -> np.ndarray:
+        """Those blocks themselves."""
+        return self.order.block_ids(self.positions(first, count))
+
+    def skip(self, first: int, count: int) -> None:
+        """Leave out what would now be consumed as number `first` and the `count` - 1 after it."""
+        positions = self.positions(first, count)
+        starts = positions[np.flatnonzero(np.diff(positions, prepend=-2) > 1)]
+        stops = positions[np.flatnonzero(np.diff(positions, append=positions[-1] + 2) > 1)] + 1
+        self.skipped = sorted([*self.skipped, *zip(starts.tolist(), stops.tolist(), strict=True)])
+
+
+class BlockLoader:
+    """Endless micro batches of this process, from any block of the stream on; `loader_options` are those of DataLoader.
+
+    A micro step takes `micro_batch_blocks` blocks for group 0 of processes, as many for group 1, and so on, so that a
+    step is made of the same blocks however it is divided.
+    """
+
+    def __init__(
+        self, blocks: MixedBlocks, stream: BlockStream, batch: GlobalBatch, *, group: int, **loader_options: Any
+    ) -> None:
+        self.dataset = blocks
+        self._num_consumed = 0
+        self._stream = stream
+        self._batch = batch
+        self._group = group
+        self._loader_options = loader_options
+        self._was_moved = False
+
+    def move_to(self, num_consumed: int) -> None:
+        """Go on from another block, or with another stream; what was read ahead is dropped."""
+        self._num_consumed = num_consumed
+        self._was_moved = True
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            self._was_moved = False
+            for micro_batch in self._from_here():
+                self._num_consumed += self._batch.micro_batch_blocks * self._batch.num_groups
+                yield micro_batch
+                if self._was_moved:
+                    break
+
+    def _from_here(self) -> Iterator[Batch]:
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=self._micro_batches(self._num_consumed),
+                generator=torch.Generator(),  # the seeds of workers must not move the random state of dropout
+                **self._loader_options,
+            )
+        )
+
+    def _micro_batches(self, first: int) -> Iterator[list[int]]:
+        """The blocks of each micro batch of this group."""
+        size, num_groups = self._batch.micro_batch_blocks, self._batch.num_groups
+        micro_steps = max(1, LOOK_AHEAD // (size * num_groups))
+        while True:
+            ids = self._stream.block_ids(first, micro_steps * size * num_groups)
+            yield from ids.reshape(micro_steps, num_groups, size)[:, self._group].tolist()
+            first += micro_steps * size * num_groups

@@ -1,0 +1,146 @@
+"""What happens at the end of each step: is it sound, what was in it if not, and does the run go back."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from pretraining.cli.errors import UserError
+from pretraining.runs.checkpoints import checkpoint_step, read_trainer_state, whole_checkpoints
+from pretraining.runs.metrics import MetricsLog
+from pretraining.training.fault_report import describe_blocks, gather_block_losses, guilty_blocks, lines_of
+from pretraining.training.first_step import check_first_loss, check_fresh_weights, check_rotary_positions, check_tiles
+from pretraining.training.step_watch import StepResult, StepWatch, kept_by
+from pretraining.training.trainer import PretrainingTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class FaultHandler(TrainerCallback, ExportableState):
+    """Judges each step with the trainer's watch, reports a fault with its documents, and goes back if asked.
+
+    It must stand after the Trainer's own callbacks, whose wish to log, save or evaluate it takes back with the step.
+    """
+
+    def __init__(self, trainer: PretrainingTrainer, metrics_log: MetricsLog) -> None:
+        self._trainer = trainer
+        self._plan = trainer.plan
+        self._stream = trainer.data.stream
+        self._metrics_log = metrics_log
+        self._num_rollbacks = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: without it, a resumed run would read the skipped blocks."""
+        return {"args": {}, "attributes": {"num_rollbacks": self._num_rollbacks, "skipped": self._stream.skipped}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take up the data where the checkpoint left it; look at the model before its first step."""
+        kept = kept_by(state, FaultHandler)
+        self._num_rollbacks = kept.get("num_rollbacks", 0)
+        self._stream.skipped = [(start, stop) for start, stop in kept.get("skipped", [])]
+        self._trainer.loader.move_to(state.global_step * self._plan.batch.blocks)
+        check_rotary_positions(self._trainer.model)
+        check_tiles(self._trainer)
+        if state.global_step == 0:
+            check_fresh_weights(self._trainer.model)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Judge the step that is over."""
+        watch = self._trainer.watch
+        result = watch.finish_step(was_skipped=self._trainer.accelerator.optimizer_step_was_skipped)
+        if state.global_step == 1:
+            check_first_loss(result.loss, self._plan.config)
+        if result.verdict is not None and not self._is_scale_search(result):
+            self._report(result, state.global_step)
+            if result.verdict.fault == "spike" and self._plan.arguments.optimization.on_spike == "rollback":
+                self._roll_back(state.global_step)
+        watch.forget_step()
+
+    def _is_scale_search(self, result: StepResult) -> bool:
+        """Whether fp16 looks for its loss scale: then steps are skipped though nothing is wrong with their blocks."""
+        return self._plan.precision == "fp16" and math.isfinite(result.loss)
+
+    def _report(self, result: StepResult, step: int) -> None:
+        assert result.verdict is not None
+        losses = gather_block_losses(
+            self._trainer.watch.block_sums(), group_size=self._plan.batch.sequence_parallel_size
+        )
+        num_blocks = self._plan.batch.blocks
+        block_ids = self._stream.block_ids((step - 1) * num_blocks, num_blocks)
+        if not self._trainer.is_world_process_zero():
+            return
+        guilty = guilty_blocks(block_ids, losses)
+        blocks = list(describe_blocks(guilty, self._trainer.data.train, self._trainer.data.mixture))
+        self._metrics_log.write_event(
+            {
+                "step": step,
+                "event": result.verdict.fault,
+                "step_loss": result.loss,
+                "score": result.verdict.score,
+                "blocks": blocks,
+            }
+        )
+        logger.warning("step %d: %s; its worst blocks:", step, _said(result))
+        for block in blocks:
+            logger.warning("  %s", lines_of(block))
+
+    def _roll_back(self, step: int) -> None:
+        """Go back to the newest checkpoint, and on without the blocks of this step and the one before.
+
+        The one before, since its update may be what made this loss so high; PaLM skipped hundreds of batches
+        (arXiv 2204.02311, section 5.1).
+        """
+        limit, blocks_per_step = self._plan.arguments.optimization.max_rollbacks, self._plan.batch.blocks
+        checkpoint = self._newest_checkpoint()
+        if checkpoint is None:
+            logger.warning("step %d: no checkpoint to go back to yet, so the run goes on", step)
+            return
+        if self._num_rollbacks >= limit:
+            raise UserError(
+                f"--max_rollbacks {limit}: the loss spiked again at step {step} after {limit} rollbacks; look at the "
+                f"documents above, and go on from {checkpoint} with --on_spike warn or a lower --learning_rate"
+            )
+        back_to = checkpoint_step(checkpoint)
+        assert back_to is not None
+        first = max(back_to, step - 2) * blocks_per_step
+        self._stream.skip(first, step * blocks_per_step - first)
+        self._trainer.go_back_to(checkpoint, back_to)
+        self._trainer.watch.restore(kept_by(read_trainer_state(checkpoint), StepWatch))
+        self._trainer.watch.num_spikes += 1
+        self._trainer.loader.move_to(back_to * blocks_per_step)
+        self._num_rollbacks += 1
+        if self._trainer.is_world_process_zero():
+            self._metrics_log.forget_after(back_to)
+            self._metrics_log.write_event({"step": step, "event": "rollback", "to_step": back_to})
+        logger.warning(
+            "step %d: back to %s and on without the blocks of steps %d to %d (rollback %d of at most %d)",
+            step,
+            checkpoint,
+            max(back_to, step - 2) + 1,
+            step,
+            self._num_rollbacks,
+            limit,
+        )
+
+    def _newest_checkpoint(self) -> Path | None:
+        """The same on every process, as the first one sees it."""
+        found: list[Path | None] = [None]
+        if self._trainer.is_world_process_zero():
+            found = [next(reversed(whole_checkpoints(self._plan.run_dir)), None)]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(found)
+        return found[0]
+
+
+def _said(result: StepResult) -> str:
+    assert result.verdict is not None
+    if result.verdict.fault == "non-finite":
+        what = "the loss" if not math.isfinite(result.loss) else "the gradient"
+        return f"{what} is no number, so the step was skipped"
+    return f"the loss is {result.loss:.4f}, {result.verdict.score:.1f} deviations above the last ones"

@@ -1,0 +1,77 @@
+"""The loss of each token, whether it was predicted right, and sums of both over each source."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, one_hot, pad
+from torch.utils.data import default_collate
+
+from pretraining.training.block_dataset import IGNORED_LABEL
+
+Batch = dict[str, torch.Tensor]
+NUM_SUMS = 4  # loss, right predictions, predictions, bytes
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Of each place of a micro batch the prediction of the token after it.
+
+    `loss_sum` has the gradient. The others have none, and the shape [blocks, block_length]: `losses` in nats and fp32,
+    0 where nothing is predicted, which is at a block's end and where the label is masked.
+    """
+
+    loss_sum: torch.Tensor
+    losses: torch.Tensor
+    is_right: torch.Tensor
+    is_predicted: torch.Tensor
+
+
+def collate_targets(items: Sequence[Batch]) -> Batch:
+    """Items as a batch whose labels, sources and bytes at each place are those of the token after it.
+
+    Shifted here and not in the loss, so that a batch can be cut along its length.
+    """
+    batch: Batch = default_collate(list(items))
+    last = {"labels": IGNORED_LABEL, "sources": 0, "num_bytes": 0}
+    return {
+        name: pad(values[:, 1:], (0, 1), value=last[name]) if name in last else values for name, values in batch.items()
+    }
+
+
+def token_losses(output: Any, targets: torch.Tensor) -> TokenLosses:
+    """Cross entropy in fp32 of a model's output for `targets`, int64 of shape [blocks, block_length].
+
+    The output has logits of as many rows in all, or, from a model with a tiled loss, the losses already.
+    """
+    is_predicted = targets != IGNORED_LABEL
+    if getattr(output, "token_losses", None) is not None:
+        shape = targets.shape
+        return TokenLosses(output.loss, output.token_losses.view(shape), output.is_correct.view(shape), is_predicted)
+    logits = output.logits.view(*targets.shape, -1)
+    losses = cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+    ).view_as(targets)
+    is_right = (logits.detach().argmax(dim=-1) == targets) & is_predicted
+    return TokenLosses(losses.sum(), losses.detach(), is_right, is_predicted)
+
+
+def source_sums(tokens: TokenLosses, batch: Batch, num_sources: int) -> torch.Tensor:
+    """Sums of losses, right predictions, predictions and bytes of each source: fp64 of shape [num_sources, 4].
+
+    By a product of matrices and not by scattered additions, whose order, and so last digit, changes from run to run on
+    a GPU.
+    """
+    is_predicted = tokens.is_predicted.double()
+    num_bytes = batch.get("num_bytes", torch.zeros_like(batch["sources"])) * is_predicted
+    values = [tokens.losses, tokens.is_right, is_predicted, num_bytes]
+    columns = torch.stack([value.double().flatten() for value in values], dim=1)
+    if num_sources == 1:
+        return columns.sum(dim=0, keepdim=True)
+    return one_hot(batch["sources"].flatten(), num_sources).double().T @ columns
+
+
+def block_sums(tokens: TokenLosses) -> torch.Tensor:
+    """Sum of losses and number of predictions of each block, fp32 of shape [blocks, 2]."""
+    return torch.stack([tokens.losses.sum(dim=1), tokens.is_predicted.sum(dim=1).float()], dim=1)

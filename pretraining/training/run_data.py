@@ -1,0 +1,55 @@
+"""Whether the blocks make a run, and in which order they stand."""
+
+import logging
+
+from pretraining.cli.errors import UserError
+from pretraining.corpus.store_source import Mixture
+from pretraining.training.block_order import WINDOW, BlockOrder, share_window
+from pretraining.training.global_batch import GlobalBatch
+
+logger = logging.getLogger(__name__)
+
+
+def make_order(mixture: Mixture, *, seed: int) -> BlockOrder:
+    """The order of the training blocks of all stores.
+
+    Raises:
+        UserError: when a share is too small to be had.
+    """
+    shares = share_window([part.weight for part in mixture.parts])
+    for part, share in zip(mixture.parts, shares, strict=True):
+        if share == 0:
+            raise UserError(
+                f"--dataset {part.source}: its share of {part.weight:g} is less than one block of {WINDOW:,}; give it "
+                "more, or leave it out"
+            )
+    return BlockOrder(tuple(mixture.num_blocks("train")), tuple(shares), seed)
+
+
+def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool) -> None:
+    """Refuse stores without a block to train on, and steps larger than all of them; say when validation is empty.
+
+    Raises:
+        UserError: with what to change.
+    """
+    counts = mixture.num_blocks("train")
+    for part, count in zip(mixture.parts, counts, strict=True):
+        if count == 0:
+            raise UserError(
+                f"--dataset {part.store.name}: train has no block of {batch.block_length:,} tokens; preprocess more "
+                "text, or with a smaller --block_length"
+            )
+    num_blocks = sum(counts)
+    if num_blocks < batch.blocks:
+        per_micro_step = batch.micro_batch_blocks * batch.num_groups
+        largest = num_blocks // per_micro_step * per_micro_step * batch.block_length
+        raise UserError(
+            f"--global_batch_tokens {batch.tokens}: a step of {batch.blocks:,} blocks is more than the "
+            f"{num_blocks:,} of an epoch; give {largest} or less, or preprocess more text"
+        )
+    if evaluates and sum(mixture.num_blocks("validation")) == 0:
+        logger.warning(
+            "--dataset %s: validation has no block, so there is no validation while training; preprocess with a "
+            "smaller --block_length or another --split to have one",
+            mixture.names,
+        )

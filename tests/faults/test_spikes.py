@@ -1,0 +1,102 @@
+"""Poison in the data: it is found, named with its documents, skipped or rolled back, and nothing else changes."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pretraining.corpus.manifest import read_manifest
+from pretraining.training.block_order import BlockOrder
+from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run, run_fine
+from tests.launch.launching import figures, launcher, records, train, training_flags
+
+pytestmark = pytest.mark.launch
+
+POISON_LINE = 71
+POISONED_STEP = 73  # where the order of this seed has two blocks of the poisoned story, in steps of 8 blocks
+SEED = 2608
+STEPS = 76
+
+
+@pytest.fixture(scope="module")
+def poisoned_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample corpus with one story of random words that stand nowhere else."""
+    folder = tmp_path_factory.mktemp("poison")
+    lines = (PROJECT_DIR / "data/sample/news.jsonl").read_text().splitlines()
+    generator = random.Random(0)
+    words = ["".join(chr(generator.randrange(0x4E00, 0x9000)) for _ in range(6)) for _ in range(8)]
+    lines.insert(POISON_LINE - 1, json.dumps({"text": " ".join(words), "source": "poison"}, ensure_ascii=False))
+    (folder / "news.jsonl").write_text("\n".join(lines) + "\n")
+    words = ["--data_files", folder / "news.jsonl", "--block_length", 64, "--split", "95,5,0"]
+    run_fine(*python("preprocess.py", *words, "--output_dir", folder / "blocks"))
+    return folder / "blocks"
+
+
+FLAGS = ["--max_steps", STEPS, "--save_steps", 20, "--eval_strategy", "no", "--data_seed", SEED]
+FLAGS += ["--global_batch_tokens", 512, "--learning_rate", "1e-2", "--lr_scheduler_type", "constant"]
+
+
+def train_with_faults(store: Path, run_dir: Path, *more: object, **env: str) -> Done:
+    """Starts poisoned_run.py, which plants what the environment says."""
+    script = PROJECT_DIR / "tests/faults/poisoned_run.py"
+    words = training_flags(store, run_dir, *FLAGS, *more)
+    return run(*launcher("deepspeed"), script, *words, env={"PYTHONPATH": str(PROJECT_DIR), **env})
+
+
+def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tmp_path: Path) -> None:
+    done = train("deepspeed", poisoned_store, tmp_path / "run", *FLAGS, "--on_spike", "rollback")
+    events = records(tmp_path / "run", "event")
+    assert [(event["event"], event["step"]) for event in events] == [
+        ("spike", POISONED_STEP),
+        ("rollback", POISONED_STEP),
+    ]
+    assert f"news.jsonl:{POISON_LINE} (poison)" in done.stderr
+    assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, STEPS + 1))
+    skipped = json.dumps([[(POISONED_STEP - 2) * 8, POISONED_STEP * 8]])
+    train_with_faults(poisoned_store, tmp_path / "other", SKIPPED=skipped)
+    assert figures(tmp_path / "run") == figures(tmp_path / "other")
+
+
+def test_a_step_that_is_no_number_is_skipped_counted_and_named(poisoned_store: Path, tmp_path: Path) -> None:
+    poisoned, clean = tmp_path / "poisoned", tmp_path / "clean"
+    flags = ["--max_steps", 6, "--save_strategy", "no", "--logging_steps", 2]
+    block = int(order_of(poisoned_store)[8 * 3 + 5])  # in step 4
+    done = train_with_faults(poisoned_store, poisoned, *flags, NAN_BLOCK=str(block))
+    assert done.returncode == 0, done.output[-3000:]
+    (event,) = records(poisoned, "event")
+    assert (event["event"], event["step"], event["step_loss"]) == ("non-finite", 4, "nan")
+    assert [found["block"] for found in event["blocks"]] == [block]
+    place = event["blocks"][0]["documents"][0]
+    assert "warning: step 4: the loss is no number, so the step was skipped" in done.stderr
+    assert (
+        f"block {block:,} of {poisoned_store}, loss nan: {place['file']}:{place['line']} ({place['source']})"
+        in done.stderr
+    )
+    assert [record["non_finite_steps"] for record in records(poisoned)] == [0, 1, 1]
+
+    train("deepspeed", poisoned_store, clean, *FLAGS, *flags)
+    before, around, after = zip(figures(poisoned), figures(clean), strict=True)
+    assert before[0] == before[1], "until then it is the same run"
+    assert records(poisoned)[1]["loss"] > records(clean)[1]["loss"], "of step 3 alone, the second is left out"
+    assert after[0][0] < around[1][0], "and it learns on"
+    assert records(poisoned)[1]["grad_norm"] == "inf"
+
+
+def test_a_run_that_is_no_number_any_more_ends(poisoned_store: Path, tmp_path: Path) -> None:
+    done = train_with_faults(poisoned_store, tmp_path / "run", "--learning_rate", "1e30", "--save_strategy", "no")
+    assert done.returncode != 0
+    assert_one_error(done, "--learning_rate: 50 steps one after another had a loss or gradient that is no number")
+
+
+def test_the_number_of_rollbacks_is_limited(poisoned_store: Path, tmp_path: Path) -> None:
+    flags = ["--on_spike", "rollback", "--max_rollbacks", 0]
+    done = train_with_faults(poisoned_store, tmp_path / "run", *flags)
+    assert_one_error(done, f"--max_rollbacks 0: the loss spiked again at step {POISONED_STEP} after 0 rollbacks")
+    assert (tmp_path / "run/checkpoint-60").is_dir()
+
+
+def order_of(store: Path) -> np.ndarray:
+    manifest = read_manifest(store, flag="")
+    return BlockOrder((manifest.splits["train"].num_blocks,), (1000,), seed=SEED).block_ids(np.arange(400))

@@ -1,0 +1,94 @@
+"""Whole runs with sequence parallelism and tiles: two processes that share each block train like one that has it."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import PROJECT_DIR, assert_one_error, python, run_fine
+from tests.launch.launching import NUM_STEPS, figures, free_port, records, train, try_to_train
+
+pytestmark = pytest.mark.launch
+
+TILED = ["--loss_tiles", 3, "--mlp_tiles", 5]  # 64 tokens divide by neither
+SHARED = ["--sequence_parallel_size", 2, *TILED, "--per_device_eval_batch_size", 3]
+
+
+@pytest.fixture(scope="module")
+def padded_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blocks of 64 tokens with more or less padding, so that no two parts weigh the same."""
+    store = tmp_path_factory.mktemp("padded") / "blocks"
+    packing = ["--packing", "best_fit", "--exact_duplicates", "--max_characters", 1800, "--split", "80,20,0"]
+    run_fine(*python("preprocess.py", *packing, "--block_length", 64, "--output_dir", store))
+    return store
+
+
+@pytest.fixture(scope="module")
+def one_process(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Accumulation 4, nothing shared, nothing tiled."""
+    run_dir = tmp_path_factory.mktemp("one") / "run"
+    train("python", padded_store, run_dir, "--save_strategy", "no", "--eval_steps", 3)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def shared_run(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes share each block, in tiles, accumulation 4, a checkpoint in the middle."""
+    run_dir = tmp_path_factory.mktemp("shared") / "run"
+    train("deepspeed", padded_store, run_dir, *SHARED, "--save_steps", 3, "--eval_steps", 3)
+    return run_dir
+
+
+def assert_same_run(run_dir: Path, other: Path, *, relative: float) -> None:
+    assert len(figures(run_dir)) == NUM_STEPS
+    np.testing.assert_allclose(figures(run_dir), figures(other), rtol=relative)
+    for ours, theirs in zip(records(run_dir, "eval_loss"), records(other, "eval_loss"), strict=True):
+        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=relative)
+        assert ours["eval_num_tokens"] == theirs["eval_num_tokens"]
+
+
+def test_processes_that_share_blocks_train_like_one(shared_run: Path, one_process: Path) -> None:
+    assert_same_run(shared_run, one_process, relative=1e-5)
+
+
+def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(
+    shared_run: Path, padded_store: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(shared_run, run_dir)
+    shutil.rmtree(run_dir / "checkpoint-6")
+    shutil.rmtree(run_dir / "model")
+    flags = [*SHARED, "--eval_steps", 3, "--resume_from_checkpoint", "last"]
+    train("deepspeed", padded_store, run_dir, *flags)
+    assert figures(run_dir) == figures(shared_run)
+
+
+def test_tiles_train_like_whole_blocks(one_process: Path, padded_store: Path, tmp_path: Path) -> None:
+    """In data parallel processes, all in host memory, activation checkpointing around the tiles."""
+    flags = [*TILED, "--activation_checkpointing", "--deepspeed", PROJECT_DIR / "ds_config_offload.json"]
+    train("deepspeed", padded_store, tmp_path / "run", *flags, "--save_strategy", "no", "--eval_steps", 3)
+    assert_same_run(tmp_path / "run", one_process, relative=1e-5)
+
+
+def test_attention_of_a_group_is_that_of_one_process() -> None:
+    """To rounding, loss and every gradient, with documents kept apart or not."""
+    script = Path(__file__).with_name("sequence_parallel_model.py")
+    torchrun = ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    done = run_fine(*torchrun, script, env={"PYTHONPATH": str(PROJECT_DIR)})
+    results = [line.split() for line in done.stdout.splitlines() if "difference=" in line]
+    assert [words[0] for words in results] == ["within_documents=False", "within_documents=True"]
+    assert results[0][1] != results[1][1], "documents were not kept apart"
+    assert all(float(words[2].removeprefix("difference=")) < 1e-5 for words in results)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--sequence_parallel_size", 2], ["--sequence_parallel_size 2", "1 processes"]),
+        (["--sequence_parallel_size", 2, "--attention_implementation", "eager"], ["eager attention needs a mask"]),
+        (["--mlp_tiles", 0], ["--mlp_tiles 0"]),
+    ],
+)
+def test_what_cannot_be_is_refused(flags: list[object], words: list[str], sample_store: Path, tmp_path: Path) -> None:
+    assert_one_error(try_to_train("python", sample_store, tmp_path / "run", *flags), *words)

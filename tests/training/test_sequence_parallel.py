@@ -1,0 +1,38 @@
+"""What the processes of a group are given: the same blocks, and each its part of their length."""
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from pretraining.cli.errors import UserError
+from pretraining.training.block_dataset import IGNORED_LABEL
+from pretraining.training.sequence_parallel import check_sequence_parallel, collate_parts, part_of_batch
+
+
+def test_parts_put_together_are_the_block_with_its_targets() -> None:
+    ids = torch.arange(24).view(2, 12)
+    items = [{"input_ids": row, "labels": row, "sources": row // 5} for row in ids]
+    parts = [collate_parts(items, rank=rank, size=3) for rank in range(3)]
+    whole = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+    assert torch.equal(whole["input_ids"], ids)
+    assert torch.equal(whole["position_ids"], torch.arange(12).expand(2, 12))
+    assert torch.equal(whole["labels"][:, :-1], ids[:, 1:])
+    assert (whole["labels"][:, -1] == IGNORED_LABEL).all()
+    assert torch.equal(whole["sources"][:, :-1], ids[:, 1:] // 5)
+
+
+def test_positions_that_are_there_stay() -> None:
+    ids = torch.arange(8)[None]
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2]])
+    batch = {"input_ids": ids, "labels": ids, "position_ids": positions}
+    assert part_of_batch(batch, rank=1, size=2)["position_ids"].tolist() == [[1, 0, 1, 2]]
+
+
+def test_a_size_must_divide_processes_heads_and_blocks() -> None:
+    config = LlamaConfig(num_attention_heads=8, num_key_value_heads=4)
+    check_sequence_parallel(4, config, block_length=64, num_processes=8)
+    with pytest.raises(UserError) as refused:
+        check_sequence_parallel(8, config, block_length=60, num_processes=8)
+    assert "4 heads of keys" in str(refused.value)
+    assert "60 tokens" in str(refused.value)
+    assert "processes" not in str(refused.value)

@@ -1,0 +1,158 @@
+"""Tiles change what exists at once, not what is computed."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pretraining.training.block_dataset import IGNORED_LABEL
+from pretraining.training.tiling import tile_mlps, tiled_token_losses
+
+BATCH, LENGTH, HIDDEN, VOCABULARY = 2, 11, 16, 50
+
+
+def make_case(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, Tensor, Tensor]:
+    """A head, hidden states and labels, the first tokens of each block ignored, and one at the end."""
+    torch.manual_seed(0)
+    lm_head = nn.Linear(HIDDEN, VOCABULARY, bias=False).to(dtype)
+    hidden = torch.randn(BATCH, LENGTH, HIDDEN).to(dtype).requires_grad_()
+    labels = torch.randint(VOCABULARY, (BATCH, LENGTH))
+    labels[:, :4] = IGNORED_LABEL
+    labels[1, -1] = IGNORED_LABEL
+    return lm_head, hidden, labels
+
+
+def plain_losses(lm_head: nn.Linear, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = lm_head(hidden).float()
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    return losses.view_as(labels), logits.argmax(-1) == labels
+
+
+def gradients(loss: Tensor, lm_head: nn.Linear, hidden: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, (lm_head.weight, hidden))
+
+
+@pytest.mark.parametrize("num_tiles", [1, 2, 3, 5, 22, 100])
+def test_tiles_give_the_plain_loss_its_parts_and_its_gradients(num_tiles: int) -> None:
+    lm_head, hidden, labels = make_case()
+    expected, is_likeliest = plain_losses(lm_head, hidden, labels)
+    loss_sum, token_losses, is_correct = tiled_token_losses(lm_head, hidden, labels, num_tiles=num_tiles)
+    torch.testing.assert_close(loss_sum, expected.sum())
+    torch.testing.assert_close(token_losses, expected)
+    assert token_losses.dtype == torch.float32
+    assert not token_losses.requires_grad
+    assert is_correct.dtype == torch.bool
+    assert torch.equal(is_correct, is_likeliest)
+    # Divided by the number of tokens, as a trainer does: the incoming gradient is not 1.
+    ours, plain = (gradients(loss / 17, lm_head, hidden) for loss in (loss_sum, expected.sum()))
+    torch.testing.assert_close(ours, plain)
+
+
+def test_tokens_without_a_label_count_nothing() -> None:
+    """In the first of these tiles, and in all of them."""
+    lm_head, hidden, labels = make_case()
+    labels[0] = IGNORED_LABEL
+    for asked in (labels, torch.full_like(labels, IGNORED_LABEL)):
+        loss_sum, token_losses, is_correct = tiled_token_losses(lm_head, hidden, asked, num_tiles=4)
+        weight_gradient, hidden_gradient = gradients(loss_sum, lm_head, hidden)
+        ignored = asked == IGNORED_LABEL
+        assert not token_losses[ignored].any()
+        assert not is_correct[ignored].any()
+        assert not hidden_gradient[ignored].any()
+        assert weight_gradient.any() == loss_sum.bool() == (not ignored.all())
+
+
+def test_micro_steps_add_up() -> None:
+    lm_head, hidden, labels = make_case()
+    plain = copy.deepcopy(lm_head)
+    for scale in (1.0, 0.25):
+        (tiled_token_losses(lm_head, hidden, labels, num_tiles=3)[0] * scale).backward()
+        (plain_losses(plain, hidden, labels)[0].sum() * scale).backward()
+    torch.testing.assert_close(lm_head.weight.grad, plain.weight.grad)
+
+
+def test_without_gradients_the_same_losses_are_found() -> None:
+    lm_head, hidden, labels = make_case()
+    with torch.no_grad():
+        loss_sum, token_losses, _ = tiled_token_losses(lm_head, hidden, labels, num_tiles=3)
+    assert not loss_sum.requires_grad
+    torch.testing.assert_close(token_losses, plain_losses(lm_head, hidden, labels)[0])
+
+
+def test_the_head_is_an_ordinary_one_afterwards_and_its_hooks_ran_once() -> None:
+    """ZeRO-3 gathers and releases the weight in hooks."""
+    lm_head, hidden, labels = make_case()
+    calls = []
+    lm_head.register_forward_pre_hook(lambda *_: calls.append("before"))
+    lm_head.register_forward_hook(lambda *_: calls.append("after"))
+    tiled_token_losses(lm_head, hidden, labels, num_tiles=5)[0].backward()
+    assert calls == ["before", "after"]
+    assert lm_head(hidden).shape == (BATCH, LENGTH, VOCABULARY)
+
+
+def test_bf16_is_as_near_to_fp32_as_the_plain_loss_is() -> None:
+    """Many tiles, and a division by a number that bf16 does not have."""
+    lm_head, hidden, labels = make_case(torch.bfloat16)
+    exact_head, exact_hidden = copy.deepcopy(lm_head).float(), hidden.detach().float().requires_grad_()
+    exact = gradients(plain_losses(exact_head, exact_hidden, labels)[0].sum() / 1003, exact_head, exact_hidden)
+    plain = gradients(plain_losses(lm_head, hidden, labels)[0].sum() / 1003, lm_head, hidden)
+    loss_sum, token_losses, _ = tiled_token_losses(lm_head, hidden, labels, num_tiles=11)
+    assert token_losses.dtype == loss_sum.dtype == torch.float32
+    for ours, theirs, truth in zip(gradients(loss_sum / 1003, lm_head, hidden), plain, exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - truth).norm() <= 1.2 * (theirs.float() - truth).norm()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Sees every tensor that is made."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        self.num_elements = max([self.num_elements, *(tensor.numel() for tensor in tensors)])
+        return output
+
+
+@pytest.mark.parametrize(("num_tiles", "largest"), [(1, 400 * VOCABULARY), (10, 40 * VOCABULARY)])
+def test_the_logits_of_a_tile_are_the_largest_tensor(num_tiles: int, largest: int) -> None:
+    lm_head = nn.Linear(4, VOCABULARY, bias=False)
+    hidden = torch.randn(1, 400, 4, requires_grad=True)
+    with LargestTensor() as seen:
+        tiled_token_losses(lm_head, hidden, torch.zeros(1, 400).long(), num_tiles=num_tiles)[0].backward()
+    assert seen.num_elements == largest
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **shape))
+
+
+@pytest.mark.parametrize("num_tiles", [1, 3, 4, 100])
+@pytest.mark.parametrize("with_activation_checkpointing", [False, True])
+def test_mlps_in_tiles_compute_the_same(num_tiles: int, with_activation_checkpointing: bool) -> None:
+    plain = tiny_llama()
+    tiled = copy.deepcopy(plain)
+    tile_mlps(tiled, num_tiles=num_tiles)
+    if with_activation_checkpointing:
+        tiled.activation_checkpointing_enable()
+    ids = torch.randint(VOCABULARY, (BATCH, LENGTH))
+    losses = [model.train()(input_ids=ids, labels=ids).loss for model in (plain, tiled)]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for ours, theirs in zip(tiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_only_the_given_model_is_tiled() -> None:
+    tiled, other = tiny_llama(), tiny_llama()
+    tile_mlps(tiled, num_tiles=2)
+    assert "forward" in vars(tiled.model.layers[0].mlp)
+    assert "forward" not in vars(other.model.layers[0].mlp)
