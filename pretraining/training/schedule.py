@@ -54,6 +54,13 @@ class Schedule:
 
         return LambdaLR(optimizer, factor)
 
+    def put_into(self, scheduler: LambdaLR) -> None:
+        """Give the next step its learning rate by this schedule; a checkpoint has that of the one it was saved by."""
+        rate = self.learning_rate(scheduler.last_epoch + 1)
+        for group in scheduler.optimizer.param_groups:
+            group["lr"] = rate
+        scheduler._last_lr = [rate] * len(scheduler.optimizer.param_groups)
+
 
 def make_schedule(arguments: PretrainArguments, *, num_steps: int) -> Schedule:
     """The schedule that the flags ask for, in a run of `num_steps`.

@@ -94,6 +94,11 @@ class PretrainingTrainer(Trainer):
         self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler = self.plan.schedule.torch_scheduler(self.optimizer)
         return self.lr_scheduler
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.plan.schedule.put_into(self.lr_scheduler)
+
     def compute_loss(
         self,
         model: torch.nn.Module,

@@ -9,8 +9,8 @@ import pytest
 
 from pretraining.corpus.manifest import read_manifest
 from pretraining.training.block_order import BlockOrder
-from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run, run_fine
-from tests.launch.launching import figures, launcher, records, train, training_flags
+from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run_fine
+from tests.launch.launching import figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -40,13 +40,11 @@ FLAGS += ["--global_batch_tokens", 512, "--learning_rate", "1e-2", "--lr_schedul
 
 def train_with_faults(store: Path, run_dir: Path, *more: object, **env: str) -> Done:
     """Starts poisoned_run.py, which plants what the environment says."""
-    script = PROJECT_DIR / "tests/faults/poisoned_run.py"
-    words = training_flags(store, run_dir, *FLAGS, *more)
-    return run(*launcher("deepspeed"), script, *words, env={"PYTHONPATH": str(PROJECT_DIR), **env})
+    return try_to_train("2 ranks", store, run_dir, *FLAGS, *more, script="tests/faults/poisoned_run.py", env=env)
 
 
 def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tmp_path: Path) -> None:
-    done = train("deepspeed", poisoned_store, tmp_path / "run", *FLAGS, "--on_spike", "rollback")
+    done = train("2 ranks", poisoned_store, tmp_path / "run", *FLAGS, "--on_spike", "rollback")
     events = records(tmp_path / "run", "event")
     assert [(event["event"], event["step"]) for event in events] == [
         ("spike", POISONED_STEP),
@@ -76,7 +74,7 @@ def test_a_step_that_is_no_number_is_skipped_counted_and_named(poisoned_store: P
     )
     assert [record["non_finite_steps"] for record in records(poisoned)] == [0, 1, 1]
 
-    train("deepspeed", poisoned_store, clean, *FLAGS, *flags)
+    train("2 ranks", poisoned_store, clean, *FLAGS, *flags)
     before, around, after = zip(figures(poisoned), figures(clean), strict=True)
     assert before[0] == before[1], "until then it is the same run"
     assert records(poisoned)[1]["loss"] > records(clean)[1]["loss"], "of step 3 alone, the second is left out"

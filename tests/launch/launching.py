@@ -1,12 +1,17 @@
-"""Start training as users do, by each launcher, and read what it logged."""
+"""Start training as users do, by each launcher, or in preloaded ranks, and read what it logged."""
 
+import json
+import os
 import socket
+import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import jsonlines
 
-from tests.conftest import PROJECT_DIR, TINY_RUN, Done, run, run_fine
+from tests.conftest import PROJECT_DIR, TINY_RUN, Done, run
 
 NUM_STEPS = 6
 BLOCKS_PER_STEP = 8
@@ -30,18 +35,62 @@ def launcher(name: str) -> list[object]:
     }[name]
 
 
-def training_flags(store: Path, run_dir: Path, *flags: object) -> list[object]:
+def training_flags(store: Path | str, run_dir: Path, *flags: object) -> list[object]:
     common = ["--dataset", store, "--output_dir", run_dir, "--global_batch_tokens", BLOCKS_PER_STEP * BLOCK_LENGTH]
     return [*TINY_RUN, *common, "--max_steps", NUM_STEPS, "--per_device_train_batch_size", 2, *flags]
 
 
-def train(name: str, store: Path, run_dir: Path, *flags: object, script: str = "pretrain.py") -> Done:
-    env = {"PYTHONPATH": str(PROJECT_DIR)}
-    return run_fine(*launcher(name), PROJECT_DIR / script, *training_flags(store, run_dir, *flags), env=env)
+def train(
+    name: str,
+    store: Path | str,
+    run_dir: Path,
+    *flags: object,
+    script: str = "pretrain.py",
+    env: dict[str, str] | None = None,
+) -> Done:
+    """A run that must succeed, by a launcher's name, or in "2 ranks" or "1 rank" of the preloaded process."""
+    done = try_to_train(name, store, run_dir, *flags, script=script, env=env)
+    assert done.returncode == 0, done.output[-6000:]
+    return done
 
 
-def try_to_train(name: str, store: Path, run_dir: Path, *flags: object) -> Done:
-    return run(*launcher(name), PROJECT_DIR / "pretrain.py", *training_flags(store, run_dir, *flags))
+def try_to_train(
+    name: str,
+    store: Path | str,
+    run_dir: Path,
+    *flags: object,
+    script: str = "pretrain.py",
+    env: dict[str, str] | None = None,
+) -> Done:
+    words = [PROJECT_DIR / script, *training_flags(store, run_dir, *flags)]
+    environment = {"PYTHONPATH": str(PROJECT_DIR), **(env or {})}
+    if name.endswith(("rank", "ranks")):
+        return run_preloaded(int(name.split()[0]), words, environment)
+    return run(*launcher(name), *words, env=environment)
+
+
+@cache
+def preloaded() -> subprocess.Popen:
+    """The process that has everything imported; it ends with this one, whose end closes its input."""
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_DIR)}
+    script = PROJECT_DIR / "tests/launch/preloaded.py"
+    return subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=PROJECT_DIR
+    )
+
+
+def run_preloaded(num_ranks: int, words: list[object], env: dict[str, str]) -> Done:
+    server = preloaded()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
+        job = {"argv": [str(word) for word in words], "env": env, "num_ranks": num_ranks, "port": free_port(), **paths}
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        texts = {name: Path(path).read_text() for name, path in paths.items()}
+    return Done(code, **texts)
 
 
 def records(run_dir: Path, key: str = "loss") -> list[dict]:

@@ -37,7 +37,7 @@ def test_training_takes_a_revision_from_the_hub_once_for_all_processes(
     done = run_fine(*command, env=hub.env(tmp_path / "machine", ALICE) | {"TMPDIR": str(tmp_path)})
     assert f"data set: {NAME} of the Hub at commit {commit}" in done.output
     record = json.loads((tmp_path / "run/run.json").read_text())
-    assert (record["arguments"]["dataset"], record["arguments"]["dataset_commit"]) == (NAME, commit)
+    assert (record["arguments"]["dataset"], record["arguments"]["dataset_commits"]) == ([NAME], [commit])
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) >= 2
     sent = [asked.path.rpartition(commit + "/")[2] for asked in hub.asked("resolve") if asked.method == "GET"]
     shards = [f"data/{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")]

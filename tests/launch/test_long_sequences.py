@@ -28,7 +28,7 @@ def padded_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_process(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Accumulation 4, nothing shared, nothing tiled."""
     run_dir = tmp_path_factory.mktemp("one") / "run"
-    train("python", padded_store, run_dir, "--save_strategy", "no", "--eval_steps", 3)
+    train("1 rank", padded_store, run_dir, "--save_strategy", "no", "--eval_steps", 3)
     return run_dir
 
 
@@ -36,7 +36,7 @@ def one_process(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def shared_run(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes share each block, in tiles, accumulation 4, a checkpoint in the middle."""
     run_dir = tmp_path_factory.mktemp("shared") / "run"
-    train("deepspeed", padded_store, run_dir, *SHARED, "--save_steps", 3, "--eval_steps", 3)
+    train("2 ranks", padded_store, run_dir, *SHARED, "--save_steps", 3, "--eval_steps", 3)
     return run_dir
 
 
@@ -60,14 +60,14 @@ def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(
     shutil.rmtree(run_dir / "checkpoint-6")
     shutil.rmtree(run_dir / "model")
     flags = [*SHARED, "--eval_steps", 3, "--resume_from_checkpoint", "last"]
-    train("deepspeed", padded_store, run_dir, *flags)
+    train("2 ranks", padded_store, run_dir, *flags)
     assert figures(run_dir) == figures(shared_run)
 
 
 def test_tiles_train_like_whole_blocks(one_process: Path, padded_store: Path, tmp_path: Path) -> None:
     """In data parallel processes, all in host memory, activation checkpointing around the tiles."""
     flags = [*TILED, "--activation_checkpointing", "--deepspeed", PROJECT_DIR / "ds_config_offload.json"]
-    train("deepspeed", padded_store, tmp_path / "run", *flags, "--save_strategy", "no", "--eval_steps", 3)
+    train("2 ranks", padded_store, tmp_path / "run", *flags, "--save_strategy", "no", "--eval_steps", 3)
     assert_same_run(tmp_path / "run", one_process, relative=1e-5)
 
 
@@ -91,4 +91,4 @@ def test_attention_of_a_group_is_that_of_one_process() -> None:
     ],
 )
 def test_what_cannot_be_is_refused(flags: list[object], words: list[str], sample_store: Path, tmp_path: Path) -> None:
-    assert_one_error(try_to_train("python", sample_store, tmp_path / "run", *flags), *words)
+    assert_one_error(try_to_train("1 rank", sample_store, tmp_path / "run", *flags), *words)

@@ -15,14 +15,14 @@ WSD = ["--lr_scheduler_type", "wsd", "--decay_steps", 2, "--eval_strategy", "no"
 
 def test_a_longer_run_from_the_stable_phase_is_one_that_was_planned_so(sample_store: Path, tmp_path: Path) -> None:
     short, longer, planned = (tmp_path / name for name in ("short", "longer", "planned"))
-    done = train("deepspeed", sample_store, short, *WSD)  # 6 steps
+    done = train("2 ranks", sample_store, short, *WSD)  # 6 steps
     kept = short / "checkpoint-4"
     assert f"to train longer: --max_steps N --output_dir ANOTHER --resume_from_checkpoint {kept}" in done.stderr
     assert sorted(path.name for path in short.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
     more = ["--max_steps", 10, "--resume_from_checkpoint", kept]
-    train("deepspeed", sample_store, longer, *WSD, *more)
-    train("deepspeed", sample_store, planned, *WSD, "--max_steps", 10, "--save_steps", 4)
+    train("2 ranks", sample_store, longer, *WSD, *more)
+    train("2 ranks", sample_store, planned, *WSD, "--max_steps", 10, "--save_steps", 4)
     assert figures(longer) == figures(planned)
     assert [record["step"] for record in records(longer)] == list(range(1, 11))
     rates = [record["learning_rate"] for record in records(longer)]
@@ -32,6 +32,6 @@ def test_a_longer_run_from_the_stable_phase_is_one_that_was_planned_so(sample_st
     assert len(figures(short)) == 6, "the shorter run is as it was"
 
     from_the_end = ["--max_steps", 10, "--resume_from_checkpoint", short / "checkpoint-6"]
-    done = try_to_train("deepspeed", sample_store, tmp_path / "wrong", *WSD, *from_the_end)
+    done = try_to_train("2 ranks", sample_store, tmp_path / "wrong", *WSD, *from_the_end)
     assert_one_error(done, "its learning rate at step 5 was", "go on from a checkpoint before that step")
     assert json.loads((longer / "run.json").read_text())["schedule"]["num_steps"] == 10

@@ -24,17 +24,17 @@ def test_each_optimizer_learns_and_resumes_to_the_bit(name: str, sample_store: P
     whole, resumed, one = (tmp_path / folder for folder in ("whole", "resumed", "one"))
     optim = ["--optim", name, "--eval_strategy", "no", "--lr_scheduler_type", "constant", "--warmup_steps", 0]
     script = "tests/launch/instrumented_run.py" if name == "muon" else "pretrain.py"
-    train("deepspeed", sample_store, whole, *optim, "--save_steps", 3, script=script)
+    train("2 ranks", sample_store, whole, *optim, "--save_steps", 3, script=script)
     losses = [loss for loss, _ in figures(whole)]
     assert losses[-1] < losses[0] - 0.2
 
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoint-6")
-    train("deepspeed", sample_store, resumed, *optim, "--resume_from_checkpoint", "last")
+    train("2 ranks", sample_store, resumed, *optim, "--resume_from_checkpoint", "last")
     assert figures(resumed) == figures(whole)
 
     if name != "adamw_bf16":  # works on each number by itself; the others do not
-        train("python", sample_store, one, *optim, "--save_strategy", "no", *OFFLOAD)
+        train("1 rank", sample_store, one, *optim, "--save_strategy", "no", *OFFLOAD)
         assert_same_training(figures(one), figures(whole))
     if name == "muon":
         assert_equal_to_torch(whole, sample_store, tmp_path)

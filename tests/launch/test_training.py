@@ -94,7 +94,7 @@ def test_one_process_with_more_accumulation_is_the_same_run(
         assert ours[num_tokens] == theirs[num_tokens]
 
 
-@pytest.mark.parametrize(("name", "micro_batch"), [("python", 1), ("python", 8), ("deepspeed", 4)])
+@pytest.mark.parametrize(("name", "micro_batch"), [("1 rank", 1), ("1 rank", 8), ("2 ranks", 4)])
 def test_a_step_divided_otherwise_is_the_same_run(
     name: str, micro_batch: int, reference_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
@@ -110,8 +110,8 @@ def test_padded_blocks_train_the_same_however_they_are_shared(tmp_path: Path) ->
     packing = ["--packing", "best_fit", "--exact_duplicates", "--max_characters", 1800, "--split", "80,20,0"]
     run_fine(*python("preprocess.py", *packing, "--block_length", 64, "--output_dir", store))
     flags = ["--save_strategy", "no", "--eval_steps", 3]
-    train("deepspeed", store, tmp_path / "two", *flags)
-    train("python", store, tmp_path / "one", *flags, "--per_device_train_batch_size", 1)
+    train("2 ranks", store, tmp_path / "two", *flags)
+    train("1 rank", store, tmp_path / "one", *flags, "--per_device_train_batch_size", 1)
     assert_same_training(tmp_path / "one", tmp_path / "two", relative=1e-4)
     ours, theirs = (records(tmp_path / name, "eval_loss")[-1] for name in ("one", "two"))
     assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
@@ -144,7 +144,7 @@ def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_pa
     (tmp_path / "old.json").write_text(json.dumps(old_spelling))
     for number, config in enumerate([PROJECT_DIR / "ds_config_offload.json", tmp_path / "old.json"]):
         run_dir = tmp_path / f"run{number}"
-        done = train("deepspeed", sample_store, run_dir, "--save_strategy", "no", "--deepspeed", config)
+        done = train("2 ranks", sample_store, run_dir, "--save_strategy", "no", "--deepspeed", config)
         used = json.loads((run_dir / "run.json").read_text())["ds_config"]
         assert used["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
         assert used["zero_force_ds_cpu_optimizer"] is False
@@ -154,7 +154,7 @@ def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_pa
 
 def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     flags = ["--save_strategy", "no", "--activation_checkpointing", "--attention_implementation", "eager"]
-    train("deepspeed", sample_store, tmp_path / "run", *flags)
+    train("2 ranks", sample_store, tmp_path / "run", *flags)
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["arguments"]["activation_checkpointing"] is True
     assert record["arguments"]["attention_implementation"] == "eager"
@@ -166,7 +166,7 @@ def instrumented_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactor
     run_dir = tmp_path_factory.mktemp("instrumented") / "run"
     flags = ["--max_steps", 100, "--lr_scheduler_type", "constant", "--warmup_steps", 0, "--save_strategy", "no"]
     flags += ["--learning_rate", "1e-3"]  # at 1e-2 rounding grows to 1 % within 100 steps, whoever trains
-    train("deepspeed", sample_store, run_dir, *flags, script="tests/launch/instrumented_run.py")
+    train("2 ranks", sample_store, run_dir, *flags, script="tests/launch/instrumented_run.py")
     return run_dir
 
 
