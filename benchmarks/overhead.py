@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
-"""What pretrain.py adds to a step: against a bare DeepSpeed loop on the same model, blocks and ZeRO-3 settings.
+"""What pretrain.py adds to a step: against bare DeepSpeed steps on the same model, blocks and ZeRO-3 settings.
 
     python3 -m benchmarks.overhead --dataset blocks/quickstart --num_processes 2
 
-The two take turns, each run a fresh start; the first steps of each run are left out. The result goes into
+Steps of both kinds take turns in one run (benchmarks/overhead_run.py); the first are left out. The result goes into
 benchmarks/overhead.md. pretrain.py logs every step, with accuracy and figures by source, as it does for its users.
 """
 
-import dataclasses
 import json
 import logging
+import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import jsonlines
+import numpy as np
 
 from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
@@ -31,18 +30,18 @@ logger = logging.getLogger("pretraining.benchmarks")
 WARM_UP_STEPS = 5
 REPORT = """# What pretrain.py adds to a step
 
-{hardware}; torch {torch}, deepspeed {deepspeed}, transformers {transformers}. `{command}`: {rounds} rounds in turns,
-{steps} steps each after {warm_up} of warm-up; {processes} processes, {micro_batch} blocks x {accumulation} micro steps,
-model `{model}`, ZeRO-3. Seconds a step: median of all steps, and the lowest and highest median of a round.
+{hardware}; torch {torch}, deepspeed {deepspeed}, transformers {transformers}; `python3 -m benchmarks.overhead`.
+{processes} processes, {micro_batch} blocks x {accumulation} micro steps, model {model}, ZeRO-3.
+{runs} runs of {steps} pairs of steps, one of pretrain.py and one bare, in turns with the same engine. Milliseconds a
+step, median and quartiles, and what pretrain.py takes more, median of the pairs:
 
-| | seconds a step | lowest round | highest round |
+| run | bare DeepSpeed | pretrain.py | more |
 |---|---|---|---|
-| bare DeepSpeed loop | {bare[0]:.4f} | {bare[1]:.4f} | {bare[2]:.4f} |
-| pretrain.py | {ours[0]:.4f} | {ours[1]:.4f} | {ours[2]:.4f} |
+{rows}
 
-pretrain.py takes {percent:+.1f} % (median of the rounds' ratios; {lowest:+.1f} to {highest:+.1f} %). The bare loop logs
-nothing; pretrain.py logs each step with loss, accuracy, gradient norm, figures by source and speed, and looks for
-spikes.
+Over all pairs: **{percent:+.1f} %** ({low:+.1f} to {high:+.1f} %, the 95 % interval of the median). The bare step has
+its blocks in memory and logs nothing; pretrain.py reads blocks, logs each step with loss, accuracy, gradient norm,
+figures by source and speed, and looks for spikes.
 """
 
 
@@ -51,121 +50,80 @@ class OverheadArguments:
     """Flags of this comparison."""
 
     dataset: Path = flag(Path("blocks/quickstart"), "block store to train on")
-    recipe: Path = flag(Path("recipes/quickstart/pretrain.yaml"), "recipe whose model and batch are trained")
+    run_recipe: Path = flag(Path("recipes/quickstart/pretrain.yaml"), "recipe whose model and batch are trained")
     num_processes: int = flag(2, "processes of each run")
-    num_steps: int = flag(40, "steps of each run that count")
-    rounds: int = flag(3, "runs of each")
+    num_steps: int = flag(100, "pairs of steps of each run that count")
+    num_runs: int = flag(3, "runs, each a fresh start")
     work_dir: Path = flag(Path("runs/overhead"), "folder of the runs, removed at the end")
     output: Path = flag(Path("benchmarks/overhead.md"), "where the result goes")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run both in turn, then compare."""
+    """Run, then compare."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", OverheadArguments)], argv)
     shutil.rmtree(arguments.work_dir, ignore_errors=True)
     arguments.work_dir.mkdir(parents=True)
-    ours, bare = [], []
-    for number in range(arguments.rounds):
-        run_dir = arguments.work_dir / f"run-{number}"
-        ours.append(steps_of_pretrain(arguments, run_dir))
-        bare.append(steps_of_bare_loop(arguments, run_dir))
-        logger.info(
-            "round %d: pretrain.py %.4f s, bare loop %.4f s a step",
-            number + 1,
-            statistics.median(ours[-1]),
-            statistics.median(bare[-1]),
-        )
-    write_report(arguments, ours, bare, arguments.work_dir / "run-0")
+    runs = [pairs_of_steps(arguments, arguments.work_dir / f"run-{number}") for number in range(arguments.num_runs)]
+    record = json.loads((arguments.work_dir / "run-0/run.json").read_text())
+    arguments.output.write_text(report(arguments, runs, record), encoding="utf-8")
     shutil.rmtree(arguments.work_dir)
     logger.info("result: %s", arguments.output)
 
 
-def steps_of_pretrain(arguments: OverheadArguments, run_dir: Path) -> list[float]:
-    """Seconds of each step, from the speed in its log."""
-    flags = ["--recipe", arguments.recipe, "--dataset", arguments.dataset, "--output_dir", run_dir]
-    flags += ["--max_steps", arguments.num_steps + WARM_UP_STEPS, "--logging_steps", 1]
+def pairs_of_steps(arguments: OverheadArguments, run_dir: Path) -> np.ndarray:
+    """Seconds of bare steps and of those of pretrain.py after them, of shape [num_steps, 2]."""
+    result = arguments.work_dir / "seconds.json"
+    flags = ["--recipe", arguments.run_recipe, "--dataset", arguments.dataset, "--output_dir", run_dir]
+    flags += ["--max_steps", arguments.num_steps + WARM_UP_STEPS + 1, "--logging_steps", 1]
     flags += ["--eval_strategy", "no", "--save_strategy", "no"]
-    launch(arguments, "pretrain.py", *flags)
-    tokens = json.loads((run_dir / "run.json").read_text())["identity"]["global_batch_tokens"]
-    with jsonlines.open(run_dir / "metrics.jsonl") as records:
-        rates = [record["tokens_per_second_per_gpu"] for record in records if "loss" in record]
-    return [tokens / arguments.num_processes / rate for rate in rates[WARM_UP_STEPS:]]
-
-
-def steps_of_bare_loop(arguments: OverheadArguments, run_dir: Path) -> list[float]:
-    """Seconds of each step of the same model and batch, as the run before it was planned."""
-    record = json.loads((run_dir / "run.json").read_text())
-    (run_dir / "model_config.json").write_text(json.dumps(record["identity"]["model_config"]))
-    settings = record["arguments"]
-    micro_batch, accumulation = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
-    ds_config = resolved_ds_config(record, arguments.num_processes)
-    (run_dir / "ds_config.json").write_text(json.dumps(ds_config))
-    words = [run_dir / "model_config.json", arguments.dataset, run_dir / "ds_config.json", run_dir / "seconds.json"]
-    num_steps = arguments.num_steps + WARM_UP_STEPS
-    launch(arguments, "--module", "benchmarks.bare_loop", *words, micro_batch, accumulation, num_steps)
-    return json.loads((run_dir / "seconds.json").read_text())[WARM_UP_STEPS:]
-
-
-def resolved_ds_config(record: dict, num_processes: int) -> dict:
-    """The run's ds_config with what the Trainer filled in for "auto" (transformers, integrations/deepspeed.py)."""
-    settings, hidden_size = record["arguments"], record["identity"]["model_config"]["hidden_size"]
-    micro_batch, accumulation = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
-    config = record["ds_config"]
-    config["zero_optimization"] |= {
-        "reduce_bucket_size": hidden_size**2,
-        "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
-        "stage3_param_persistence_threshold": 10 * hidden_size,
-    }
-    config["bf16"]["enabled"], config["fp16"]["enabled"] = settings["bf16"], settings["fp16"]
-    return config | {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "train_batch_size": micro_batch * accumulation * num_processes,
-        "gradient_clipping": settings["max_grad_norm"],
-        "zero_allow_untested_optimizer": True,
-    }
-
-
-def launch(arguments: OverheadArguments, *words: object) -> None:
-    """Start a program on all processes as users do."""
-    deepspeed = Path(sys.executable).with_name("deepspeed")
-    command = [deepspeed, f"--num_gpus={arguments.num_processes}", *words]
+    launcher = [Path(sys.executable).with_name("deepspeed"), f"--num_gpus={arguments.num_processes}"]
+    command = [*launcher, "--module", "benchmarks.overhead_run", result, *flags]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"{' '.join(str(word) for word in words[:2])} failed: {(done.stdout + done.stderr)[-2000:]}")
+        raise UserError(f"benchmarks.overhead_run failed: {(done.stdout + done.stderr)[-2000:]}")
+    seconds = json.loads(result.read_text())
+    pairs = np.array([seconds["bare"], seconds["ours"]]).T[WARM_UP_STEPS:]
+    logger.info("%s: pretrain.py takes %+.1f %% more", run_dir.name, _percent(pairs))
+    return pairs
 
 
-def write_report(arguments: OverheadArguments, ours: list[list[float]], bare: list[list[float]], run_dir: Path) -> None:
+def report(arguments: OverheadArguments, runs: list[np.ndarray], record: dict) -> str:
     """The comparison as a page."""
-    record = json.loads((run_dir / "run.json").read_text())
-    pairs = zip(ours, bare, strict=True)
-    ratios = sorted(statistics.median(mine) / statistics.median(theirs) for mine, theirs in pairs)
-    percents = [100 * (ratio - 1) for ratio in ratios]
-    gpu = record["hardware"]["gpu"]
-    text = REPORT.format(
-        hardware=gpu or f"{record['hardware']['num_cpu_cores']} CPU cores ({platform.machine()}), no GPU",
+    settings, hardware = record["arguments"], record["hardware"]
+    low, high = _interval(np.concatenate(runs))
+    return REPORT.format(
+        hardware=hardware["gpu"] or f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU",
         **{name: version(name) for name in ("torch", "deepspeed", "transformers")},
-        command="python3 -m benchmarks.overhead",
-        **{name: value for name, value in dataclasses.asdict(arguments).items() if name == "rounds"},
-        steps=arguments.num_steps,
-        warm_up=WARM_UP_STEPS,
         processes=arguments.num_processes,
-        micro_batch=record["arguments"]["per_device_train_batch_size"],
-        accumulation=record["arguments"]["gradient_accumulation_steps"],
-        model=f"{record['arguments']['model']}, {'bf16' if record['arguments']['bf16'] else 'fp32'}",
-        ours=spread(ours),
-        bare=spread(bare),
-        percent=statistics.median(percents),
-        lowest=percents[0],
-        highest=percents[-1],
+        micro_batch=settings["per_device_train_batch_size"],
+        accumulation=settings["gradient_accumulation_steps"],
+        model=f"{settings['model']}, {'bf16' if settings['bf16'] else 'fp32'}",
+        runs=arguments.num_runs,
+        steps=arguments.num_steps,
+        rows="\n".join(
+            f"| {number} | {_spread(pairs[:, 0])} | {_spread(pairs[:, 1])} | {_percent(pairs):+.1f} % |"
+            for number, pairs in enumerate(runs, start=1)
+        ),
+        percent=_percent(np.concatenate(runs)),
+        low=low,
+        high=high,
     )
-    arguments.output.write_text(text)
 
 
-def spread(rounds: list[list[float]]) -> tuple[float, float, float]:
-    """Median of all steps, and the lowest and highest median of a round."""
-    medians = [statistics.median(steps) for steps in rounds]
-    return statistics.median([second for steps in rounds for second in steps]), min(medians), max(medians)
+def _percent(pairs: np.ndarray) -> float:
+    return float(100 * (np.median(pairs[:, 1] / pairs[:, 0]) - 1))
+
+
+def _interval(pairs: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the median, by drawing the pairs again 2,000 times (bootstrap)."""
+    draws = np.random.default_rng(0).integers(0, len(pairs), size=(2000, len(pairs)))
+    medians = [_percent(pairs[draw]) for draw in draws]
+    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
+
+
+def _spread(seconds: np.ndarray) -> str:
+    low, median, high = 1000 * np.quantile(seconds, [0.25, 0.5, 0.75])
+    return f"{median:.0f} ({low:.0f} to {high:.0f})"
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def token_losses(output: Any, targets: torch.Tensor) -> TokenLosses:
     losses = cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     ).view_as(targets)
-    is_right = (logits.detach().argmax(dim=-1) == targets) & is_predicted
+    # max and not argmax, which takes four times as long on a CPU in bf16: 30 ms of a step of 550 ms of the quickstart.
+    is_right = (logits.detach().max(dim=-1).indices == targets) & is_predicted
     return TokenLosses(losses.sum(), losses.detach(), is_right, is_predicted)
 
 

@@ -67,6 +67,12 @@ class RunPlan:
         }
 
     @property
+    def predicts_alike(self) -> bool:
+        """Whether the same number of tokens is predicted in every block: none is padding and none is masked."""
+        splits = [part.store.manifest.splits["train"] for part in self.mixture.parts]
+        return not self.arguments.data.mask_document_starts and not any(split.num_padding_tokens for split in splits)
+
+    @property
     def last_stable_step(self) -> int | None:
         """The step of wsd whose checkpoint is kept, from which the run can be made longer."""
         return self.schedule.last_stable_step if self.schedule.shape == "wsd" else None

@@ -16,6 +16,7 @@ from pretraining.training.spikes import SpikeDetector, Verdict
 
 # One after another; dynamic loss scaling of fp16 halves its scale from 2^16 to 1 in 32 such steps at most.
 MOST_NON_FINITE_STEPS = 50
+LEFT_OUT = ("num_tokens", "perplexity/")  # of the figures: they follow from others, and each takes time to report
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class StepWatch(TrainerCallback, ExportableState):
             return {"loss": math.nan, **figures}
         figures |= {**figures_of(sums.sum(dim=0).tolist()), **figures_by_source(sums, self._sources)}
         self._interval_sums = torch.zeros_like(sums)
-        return {name: value for name, value in figures.items() if not name.startswith("num_tokens")}
+        return {name: value for name, value in figures.items() if not name.startswith(LEFT_OUT)}
 
     def _count(self, verdict: Verdict | None) -> None:
         is_non_finite = verdict is not None and verdict.fault == "non-finite"
