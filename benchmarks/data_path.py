@@ -3,8 +3,8 @@
 
     python3 -m benchmarks.data_path --dataset blocks
 
-Memory is the unique set size (USS, what would be free if a process ended; the blocks are mapped files and not in it)
-of this process and its workers together. The result goes into benchmarks/data_path.md.
+Memory is that of this process and its workers together, pages that several share counted once; the blocks themselves,
+which are mapped files, are not in it. The result goes into benchmarks/data_path.md.
 """
 
 import logging
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from pretraining.cli.errors import run_program
 from pretraining.cli.flags import flag
@@ -75,7 +74,7 @@ def measure_memory(arguments: DataPathArguments) -> Iterator[str]:
     data = open_training_data(mixture, BlockStream(make_order(mixture, seed=42)), BlockFields())
     length = mixture.origin.block_length
     yield (
-        f"{len(data.train):,} blocks of {length:,} tokens, {os.cpu_count()} CPU cores; memory (USS) of all processes "
+        f"{len(data.train):,} blocks of {length:,} tokens, {os.cpu_count()} CPU cores; memory of all processes "
         "together:"
     )
     yield ""
@@ -102,15 +101,17 @@ def read_on(loader: BlockLoader, micro_batch: int) -> tuple[list[int], float]:
         while num_read < mark:
             next(reader)
             num_read += micro_batch
-        found.append(unique_bytes())
+        found.append(anonymous_bytes())
     rate = num_read / (time.perf_counter() - began_at)
     return found, rate
 
 
-def unique_bytes() -> int:
-    """USS of this process and its children."""
-    this = psutil.Process()
-    return sum(process.memory_full_info().uss for process in [this, *this.children(recursive=True)])
+def anonymous_bytes() -> int:
+    """Memory of this process and its children that is in no file (Pss_Anon of /proc/PID/smaps_rollup)."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in ["self", *children]]
+    lines = [line for rollup in rollups for line in rollup.splitlines() if line.startswith("Pss_Anon:")]
+    return sum(1024 * int(line.split()[1]) for line in lines)
 
 
 if __name__ == "__main__":

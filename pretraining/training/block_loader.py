@@ -56,7 +56,7 @@ class BlockLoader:
         self, blocks: MixedBlocks, stream: BlockStream, batch: GlobalBatch, *, group: int, **loader_options: Any
     ) -> None:
         self.dataset = blocks
-        self._num_consumed = 0
+        self.num_consumed = 0
         self._stream = stream
         self._batch = batch
         self._group = group
@@ -65,14 +65,14 @@ class BlockLoader:
 
     def move_to(self, num_consumed: int) -> None:
         """Go on from another block, or with another stream; what was read ahead is dropped."""
-        self._num_consumed = num_consumed
+        self.num_consumed = num_consumed
         self._was_moved = True
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
             self._was_moved = False
             for micro_batch in self._from_here():
-                self._num_consumed += self._batch.micro_batch_blocks * self._batch.num_groups
+                self.num_consumed += self._batch.micro_batch_blocks * self._batch.num_groups
                 yield micro_batch
                 if self._was_moved:
                     break
@@ -81,7 +81,7 @@ class BlockLoader:
         return iter(
             DataLoader(
                 self.dataset,
-                batch_sampler=self._micro_batches(self._num_consumed),
+                batch_sampler=self._micro_batches(self.num_consumed),
                 generator=torch.Generator(),  # the seeds of workers must not move the random state of dropout
                 **self._loader_options,
             )
