@@ -115,7 +115,7 @@ def choose_gradient_type(
     full, half = needed("fp32"), needed(precision)
     room = None if bytes_per_gpu is None else bytes_per_gpu * ROOM_FOR_STATES
     if room is None or full.gpu / num_processes <= room or half.gpu / num_processes > room:
-        return GradientType("fp32", "sums of bf16 lose small gradients", full)
+        return GradientType("fp32", "sums in half precision lose small gradients", full)
     return GradientType(precision, f"fp32 would leave too little of the {_gb(bytes_per_gpu or 0)} of a GPU", half)
 
 

@@ -10,7 +10,7 @@ import pytest
 from pretraining.corpus.manifest import read_manifest
 from pretraining.training.block_order import BlockOrder
 from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run_fine
-from tests.launch.launching import figures, records, train, try_to_train
+from tests.launch.launching import NUM_STEPS, figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -98,3 +98,23 @@ def test_the_number_of_rollbacks_is_limited(poisoned_store: Path, tmp_path: Path
 def order_of(store: Path) -> np.ndarray:
     manifest = read_manifest(store, flag="")
     return BlockOrder((manifest.splits["train"].num_blocks,), (1000,), seed=SEED).block_ids(np.arange(400))
+
+
+def test_fp16_looks_for_its_loss_scale_and_both_are_recorded(sample_store: Path, tmp_path: Path) -> None:
+    """A scale far too large makes gradients overflow; such steps are skipped and counted, but nothing is blamed."""
+    ds_config = json.loads((PROJECT_DIR / "ds_config.json").read_text())
+    ds_config["fp16"] |= {"initial_scale_power": 24, "hysteresis": 1}
+    (tmp_path / "ds.json").write_text(json.dumps(ds_config))
+    flags = ["--fp16", "--deepspeed", tmp_path / "ds.json", "--eval_strategy", "no", "--save_strategy", "no"]
+    flags += ["--global_batch_tokens", 256]  # products in fp16 take long on a CPU
+    done = train("2 ranks", sample_store, tmp_path / "run", *flags, script="tests/faults/fp16_run.py")
+    steps = records(tmp_path / "run")
+    skipped = [record["non_finite_steps"] for record in steps]
+    assert skipped[0] == 1
+    assert 1 <= skipped[-1] < NUM_STEPS
+    assert [record["loss_scale"] for record in steps] == [2.0 ** (24 - count) for count in skipped]
+    assert all(record["loss"] < 9.1 for record in steps)
+    assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=0.01), "a skipped step changes no weight"
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert "warning" not in done.stderr
+    assert not records(tmp_path / "run", "event")
