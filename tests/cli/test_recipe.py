@@ -151,6 +151,33 @@ def test_every_recipe_of_the_project_parses() -> None:
         assert path.read_text().startswith("# "), f"{path}: the first line says what it is for"
 
 
+# Peak and floor of the learning rate, warm-up, tokens of a step, weight decay, as published; sources in the recipes.
+PUBLISHED = {
+    "llama1_7b": (3e-4, 3e-5, 2000, 2**22, 0.1),
+    "llama1_13b": (3e-4, 3e-5, 2000, 2**22, 0.1),
+    "llama1_30b": (1.5e-4, 1.5e-5, 2000, 2**22, 0.1),
+    "llama1_65b": (1.5e-4, 1.5e-5, 2000, 2**22, 0.1),
+    "llama2_7b": (3e-4, 3e-5, 2000, 2**22, 0.1),
+    "llama2_13b": (3e-4, 3e-5, 2000, 2**22, 0.1),
+    "llama2_70b": (1.5e-4, 1.5e-5, 2000, 2**22, 0.1),
+    "llama3_8b": (3e-4, 3e-6, 8000, 2**22, 0.1),
+    "llama_345m": (1.5e-4, 1e-5, 0.01, 2**19, 0.01),
+    "tinyllama_1b": (4e-4, 4e-5, 2000, 2**21, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_of_published_models_have_the_published_settings(name: str) -> None:
+    arguments = parse_pretrain_arguments("", ["--recipe", str(PROJECT_DIR / f"recipes/{name}.yaml")])
+    trainer = arguments.trainer
+    found = (trainer["learning_rate"], arguments.optimization.min_learning_rate, trainer["warmup_steps"])
+    assert (*found, arguments.data.global_batch_tokens, trainer["weight_decay"]) == PUBLISHED[name]
+    assert arguments.model.model == name
+    assert arguments.optimization.lr_scheduler_type == "cosine"
+    assert arguments.data.isolate_documents == (name == "llama3_8b")
+    assert trainer.get("adam_epsilon", 1e-8) == (1e-5 if name.startswith("llama2") else 1e-8)
+
+
 def test_dictionaries_reach_the_trainer_as_json(tmp_path: Path) -> None:
     text = "activation_checkpointing: true\nactivation_checkpointing_kwargs: {every_n_layers: 2, offload: true}\n"
     (flags,) = parse_recipe("", [trainer_group()], ["--recipe", recipe(tmp_path, text)])

@@ -19,7 +19,7 @@ SAMPLED = ["--max_new_tokens", 30, "--temperature", 1.0, "--prompt", "The counci
 def finished_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two ranks with a checkpoint, in a folder named runs."""
     run_dir = tmp_path_factory.mktemp("generate") / "runs" / "tiny"
-    train("deepspeed", sample_store, run_dir, "--save_steps", 6, "--eval_strategy", "no")
+    train("2 ranks", sample_store, run_dir, "--save_steps", 6, "--eval_strategy", "no")
     return run_dir
 
 

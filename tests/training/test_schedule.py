@@ -82,6 +82,7 @@ def test_flags_are_steps_or_shares_of_the_run() -> None:
         (["--max_tokens", "0"], "--max_tokens 0: is out of range"),
         (["--eval_strategy", "epoch"], "--eval_strategy epoch: blocks are read on and on here"),
         (["--learning_rate", "0"], "--learning_rate 0: is out of range"),
+        (["--optim", "adamw_8bits"], "is not one of adamw, adamw_bf16, adamw_8bit, muon (did you mean adamw_8bit?)"),
         (["--on_spike", "panic"], "'panic' is not one of warn, rollback"),
         (["--spike_threshold", "0"], "--spike_threshold 0: give more than 0"),
         (["--lr_scheduler_kwargs", "{}"], "there is no flag of this name"),
