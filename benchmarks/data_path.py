@@ -86,6 +86,7 @@ def measure_memory(arguments: DataPathArguments) -> Iterator[str]:
             data.stream,
             GlobalBatch(length, arguments.micro_batch, 1, 1),
             group=0,
+            num_blocks=MARKS[-1] + 1,
             num_workers=num_workers,
             collate_fn=collate_targets,
         )

@@ -46,20 +46,30 @@ class BlockStream:
 
 
 class BlockLoader:
-    """Endless micro batches of this process, from any block of the stream on; `loader_options` are those of DataLoader.
+    """Micro batches of this process, from any block of the stream on until `num_blocks` are consumed in all.
+
+    `loader_options` are those of torch's DataLoader.
 
     A micro step takes `micro_batch_blocks` blocks for group 0 of processes, as many for group 1, and so on, so that a
     step is made of the same blocks however it is divided.
     """
 
     def __init__(
-        self, blocks: MixedBlocks, stream: BlockStream, batch: GlobalBatch, *, group: int, **loader_options: Any
+        self,
+        blocks: MixedBlocks,
+        stream: BlockStream,
+        batch: GlobalBatch,
+        *,
+        group: int,
+        num_blocks: int,
+        **loader_options: Any,
     ) -> None:
         self.dataset = blocks
         self.num_consumed = 0
         self._stream = stream
         self._batch = batch
         self._group = group
+        self._num_blocks = num_blocks
         self._loader_options = loader_options
         self._was_moved = False
 
@@ -69,12 +79,12 @@ class BlockLoader:
         self._was_moved = True
 
     def __iter__(self) -> Iterator[Batch]:
-        while True:
+        while self.num_consumed < self._num_blocks:
             self._was_moved = False
             for micro_batch in self._from_here():
                 self.num_consumed += self._batch.micro_batch_blocks * self._batch.num_groups
                 yield micro_batch
-                if self._was_moved:
+                if self._was_moved or self.num_consumed >= self._num_blocks:
                     break
 
     def _from_here(self) -> Iterator[Batch]:

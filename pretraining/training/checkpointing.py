@@ -1,10 +1,11 @@
 """When a checkpoint is saved besides every --save_steps, and which ones are kept."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pretraining.runs.checkpoints import rotate_checkpoints
+from pretraining.runs.checkpoints import checkpoint_step, rotate_checkpoints
 from pretraining.training.run_plan import RunPlan
 
 
@@ -29,6 +30,6 @@ class CheckpointKeeper(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remove checkpoints that are not kept."""
         if state.is_world_process_zero:
-            stable = self._plan.last_stable_step
-            kept = () if stable is None else (stable,)
+            best = None if state.best_model_checkpoint is None else checkpoint_step(Path(state.best_model_checkpoint))
+            kept = {step for step in (self._plan.last_stable_step, best) if step is not None}
             rotate_checkpoints(self._plan.run_dir, keep_last=self._save_total_limit, keep_steps=kept)

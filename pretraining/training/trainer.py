@@ -47,6 +47,7 @@ class PretrainingTrainer(Trainer):
             data.train,
             data.stream,
             plan.batch,
+            num_blocks=plan.num_steps * plan.batch.blocks,
             collate_fn=self.collate,
             group=self.args.process_index // plan.batch.sequence_parallel_size,
             num_workers=self.args.dataloader_num_workers,
@@ -78,7 +79,7 @@ class PretrainingTrainer(Trainer):
             )
 
     def get_train_dataloader(self) -> BlockLoader:
-        """Micro batches without end, in the order of the run."""
+        """Micro batches up to the end of the run, in its order."""
         return self.loader
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -98,6 +99,10 @@ class PretrainingTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.plan.schedule.put_into(self.lr_scheduler)
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """A micro batch on the device, copied while the GPU computes: the Trainer's own copy waits for it."""
+        return {name: values.to(self.args.device, non_blocking=True) for name, values in inputs.items()}
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
         """The tokens that all processes predict in a step: counted, and gathered, only where blocks differ in it."""

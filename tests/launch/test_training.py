@@ -138,6 +138,19 @@ def test_a_resumed_run_equals_one_never_stopped(reference_run: Path, sample_stor
         ]
 
 
+def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
+    reference_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """As after a disk that was full at the export: nothing is trained beyond the end."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference_run, run_dir)
+    shutil.rmtree(run_dir / "model")
+    train("2 ranks", sample_store, run_dir, "--eval_steps", 3, "--resume_from_checkpoint", "last")
+    assert figures(run_dir) == figures(reference_run)
+    assert records(run_dir, "test_loss")[-1]["test_loss"] == records(reference_run, "test_loss")[-1]["test_loss"]
+    assert (run_dir / "model/model.safetensors").is_file()
+
+
 def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     old_spelling = json.loads((PROJECT_DIR / "ds_config.json").read_text())
     old_spelling["zero_optimization"]["cpu_offload"] = True

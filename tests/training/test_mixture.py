@@ -118,6 +118,7 @@ def test_a_step_has_the_same_blocks_however_it_is_divided(
             batch,
             collate_fn=collate_targets,
             group=rank,
+            num_blocks=88,
             num_workers=num_workers,
             pin_memory=False,
         )
@@ -130,14 +131,14 @@ def test_a_step_has_the_same_blocks_however_it_is_divided(
         rows = [next(reader)["input_ids"] for _ in range(batch.gradient_accumulation_steps) for reader in readers]
         expected = [data.train[int(number)]["input_ids"] for number in data.stream.block_ids(step * 8, 8)]
         assert np.array_equal(np.concatenate(rows), np.stack(expected))
+    assert [next(reader, None) for reader in readers] == [None] * num_processes, "the run ends after 88 blocks"
 
 
 def test_moving_a_loader_drops_what_was_read_ahead(sample_store: Path) -> None:
     data = opened(str(sample_store))
     batch = GlobalBatch(64, 2, 1, 1)
-    loader = BlockLoader(
-        data.train, data.stream, batch, collate_fn=collate_targets, group=0, num_workers=2, pin_memory=False
-    )
+    options = {"collate_fn": collate_targets, "num_workers": 2}
+    loader = BlockLoader(data.train, data.stream, batch, group=0, num_blocks=100, **options)
     reader = iter(loader)
     first = [next(reader)["input_ids"] for _ in range(4)]
     loader.move_to(2)
@@ -151,7 +152,9 @@ def test_memory_stays_the_same_as_workers_read_on(sample_store: Path) -> None:
     """Pages of blocks are mapped files; what would grow are Python objects, whose counts of references are written."""
     data = opened(str(sample_store))
     batch = GlobalBatch(64, 8, 1, 1)
-    loader = BlockLoader(data.train, data.stream, batch, group=0, num_workers=4, collate_fn=collate_targets)
+    loader = BlockLoader(
+        data.train, data.stream, batch, group=0, num_blocks=10_001, num_workers=4, collate_fn=collate_targets
+    )
     reader = iter(loader)
     found = []
     for num_blocks in (2_000, 10_000):
