@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from pretraining.cli.errors import UserError
@@ -58,8 +59,8 @@ def describe_blocks(
 def _documents(tracer: BlockTracer, block: int) -> list[dict[str, Any]]:
     try:
         places = [tracer.document(piece.document_id) for piece in tracer.pieces("train", block)[:MOST_DOCUMENTS]]
-    except UserError:  # the table of documents is gone: the number of the block must do
-        return []
+    except (UserError, OSError, AssertionError, pa.ArrowException):
+        return []  # the table of documents is gone or damaged: the number of the block must do, the run goes on
     return [{"source": place.source, "file": place.file, "line": place.line} for place in places]
 
 
