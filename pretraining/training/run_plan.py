@@ -110,10 +110,11 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
         available_host_bytes=available_host_bytes(),
     )
     check_blocks(mixture, batch, evaluates=trainer["eval_strategy"] != "no")
+    data_seed = trainer.get("data_seed")
     plan = RunPlan(
         arguments=arguments,
         mixture=mixture,
-        order=make_order(mixture, seed=trainer.get("data_seed") or trainer["seed"]),
+        order=make_order(mixture, seed=trainer["seed"] if data_seed is None else data_seed),
         run_dir=run_dir,
         checkpoint=checkpoint_to_resume(run_dir, trainer.get("resume_from_checkpoint"), num_processes=num_processes()),
         ds_config=ds_config,

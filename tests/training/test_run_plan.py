@@ -61,6 +61,11 @@ def test_a_good_plan(sample_store: Path, tmp_path: Path) -> None:
     assert (good.config.vocab_size, good.config.eos_token_id, good.config.bos_token_id) == (8192, 2, None)
 
 
+def test_the_order_has_a_seed_of_its_own_if_given(sample_store: Path, tmp_path: Path) -> None:
+    seeds = [plan(sample_store, tmp_path, flags={"data_seed": seed}).order.seed for seed in (None, 7, 0)]
+    assert seeds == [42, 7, 0]
+
+
 def test_the_number_of_steps_follows_from_the_epochs(sample_store: Path, tmp_path: Path) -> None:
     (num_blocks,) = plan(sample_store, tmp_path).mixture.num_blocks("train")
     assert plan(sample_store, tmp_path, flags={"num_train_epochs": 2.0}).num_steps == 2 * num_blocks // 8
