@@ -195,6 +195,7 @@ def check_together(arguments: PretrainArguments) -> None:
 
 def _with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
     values = {**TRAINER_DEFAULTS, **given}
+    values["report_to"] = values["report_to"] or []  # "none" was read as no value, which the Trainer refuses
     problems = [
         f"--{name} {values[name]}: is out of range; give 1 or more"
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size")

@@ -14,7 +14,8 @@ from typing import Any
 from pretraining.cli.flags import Flag
 
 # What this suite does itself, so that the Trainer's flag would be read and do nothing: --debug shows tracebacks, the
-# schedule and the optimizer have flags of their own, the order of the blocks and the loss are not the Trainer's.
+# schedule and the optimizer have flags of their own, the order of the blocks and the loss are not the Trainer's. The
+# tokens of a step are always those of all processes, and callbacks take up their state by themselves.
 OUR_OWN_NAMES = (
     "debug",
     "lr_scheduler_type",
@@ -32,6 +33,8 @@ OUR_OWN_NAMES = (
     "logging_nan_inf_filter",
     "remove_unused_columns",
     "include_num_input_tokens_seen",
+    "average_tokens_across_devices",
+    "restore_callback_states_from_checkpoint",
 )
 SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 

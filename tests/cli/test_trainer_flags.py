@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from pretraining.cli.pretrain_arguments import TRAINER_DEFAULTS
+from pretraining.cli.pretrain_arguments import TRAINER_DEFAULTS, parse_pretrain_arguments
 from pretraining.cli.trainer_flags import OUR_OWN_NAMES, trainer_flags
 
 ONLY_PYTHON_OBJECTS = {"parallelism_config"}
@@ -28,6 +28,13 @@ def test_plain_defaults_and_help_are_those_of_the_class(fields: dict[str, datacl
         if flags[name].default is not None:  # a default that is computed is left to the Trainer
             assert flags[name].default == fields[name].default, name
     assert all(len(flag.help) > 10 for flag in flags.values())
+
+
+def test_nothing_is_reported_to_when_asked() -> None:
+    from transformers import TrainingArguments
+
+    arguments = parse_pretrain_arguments("", ["--report_to", "none"])
+    assert TrainingArguments(output_dir="", report_to=arguments.trainer["report_to"]).report_to == []
 
 
 def test_choices_come_from_the_enumerations() -> None:
