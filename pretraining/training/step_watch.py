@@ -37,7 +37,6 @@ class StepWatch(TrainerCallback, ExportableState):
         self._sources = sources
         self._threshold = spike_threshold
         self._step_sums = torch.zeros(len(sources), NUM_SUMS, dtype=torch.float64, device=device)
-        self._interval_sums = torch.zeros(len(sources), NUM_SUMS, dtype=torch.float64)
         self._block_sums: list[torch.Tensor] = []
         self._num_non_finite_in_a_row = 0
         self.restore({})
@@ -106,6 +105,7 @@ class StepWatch(TrainerCallback, ExportableState):
                 "tokens_by_source": self.tokens_by_source.tolist(),
                 "num_non_finite_steps": self.num_non_finite_steps,
                 "num_spikes": self.num_spikes,
+                "interval_sums": self._interval_sums.tolist(),  # a checkpoint can be between two lines of the log
             },
         }
 
@@ -116,7 +116,8 @@ class StepWatch(TrainerCallback, ExportableState):
         self.tokens_by_source = torch.tensor(kept.get("tokens_by_source", zeros), dtype=torch.float64)
         self.num_non_finite_steps = kept.get("num_non_finite_steps", 0)
         self.num_spikes = kept.get("num_spikes", 0)
-        self._interval_sums.zero_()
+        no_sums = [[0.0] * NUM_SUMS] * len(self._sources)
+        self._interval_sums = torch.tensor(kept.get("interval_sums", no_sums), dtype=torch.float64)
         self.forget_step()
 
     def on_train_begin(

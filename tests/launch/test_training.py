@@ -151,6 +151,15 @@ def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
     assert (run_dir / "model/model.safetensors").is_file()
 
 
+def test_a_line_of_the_log_across_a_resume_has_all_its_steps(sample_store: Path, tmp_path: Path) -> None:
+    flags = ["--logging_steps", 4, "--save_steps", 3, "--eval_strategy", "no"]
+    train("2 ranks", sample_store, tmp_path / "run", *flags)
+    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
+    checkpoint = tmp_path / "resumed/checkpoint-3"
+    train("2 ranks", sample_store, tmp_path / "resumed", *flags, "--resume_from_checkpoint", checkpoint)
+    assert figures(tmp_path / "resumed") == figures(tmp_path / "run")
+
+
 def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     old_spelling = json.loads((PROJECT_DIR / "ds_config.json").read_text())
     old_spelling["zero_optimization"]["cpu_offload"] = True
