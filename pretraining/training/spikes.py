@@ -29,17 +29,26 @@ class SpikeDetector:
     """Compares how far each step's loss is above the median of the last 16 with how far the last 128 were.
 
     In units of their median absolute deviation; medians, which a spike in the window hardly moves (Iglewicz and
-    Hoaglin, 1993, How to Detect and Handle Outliers). Steps with a fault do not enter the window.
+    Hoaglin, 1993, How to Detect and Handle Outliers). Steps with a fault do not enter the window; but 16 spikes in a
+    row are the level of now on, and no more a spike each, of which every one would be reported.
     """
 
-    def __init__(self, *, threshold: float, recent_losses: Iterable[float] = ()) -> None:
+    def __init__(
+        self, *, threshold: float, recent_losses: Iterable[float] = (), spike_losses: Iterable[float] = ()
+    ) -> None:
         self._threshold = threshold
         self._recent: deque[float] = deque(recent_losses, maxlen=LOCAL + WINDOW)
+        self._spikes = list(spike_losses)
 
     @property
     def recent_losses(self) -> list[float]:
-        """What it compares with, oldest first: all that it knows."""
+        """What it compares with, oldest first."""
         return list(self._recent)
+
+    @property
+    def spike_losses(self) -> list[float]:
+        """The spikes since the last sound step: with `recent_losses` all that it knows."""
+        return list(self._spikes)
 
     def judge(self, loss: float, *, was_skipped: bool) -> Verdict | None:
         """What is wrong with a step of this loss; `was_skipped` says that its gradient was no number."""
@@ -47,9 +56,18 @@ class SpikeDetector:
             return Verdict("non-finite", None)
         score = self._score(loss)
         if score > self._threshold:
+            self._add_spike(loss)
             return Verdict("spike", score)
+        self._spikes.clear()
         self._recent.append(loss)
         return None
+
+    def _add_spike(self, loss: float) -> None:
+        self._spikes.append(loss)
+        if len(self._spikes) == LOCAL:
+            self._recent.clear()
+            self._recent.extend(self._spikes)
+            self._spikes.clear()
 
     def _score(self, loss: float) -> float:
         if len(self._recent) < LOCAL + FEWEST:

@@ -102,6 +102,7 @@ class StepWatch(TrainerCallback, ExportableState):
             "args": {},
             "attributes": {
                 "recent_losses": self._detector.recent_losses,
+                "spike_losses": self._detector.spike_losses,
                 "tokens_by_source": self.tokens_by_source.tolist(),
                 "num_non_finite_steps": self.num_non_finite_steps,
                 "num_spikes": self.num_spikes,
@@ -111,7 +112,8 @@ class StepWatch(TrainerCallback, ExportableState):
 
     def restore(self, kept: dict[str, Any]) -> None:
         """Go on from what a checkpoint kept; from nothing at the beginning of a run."""
-        self._detector = SpikeDetector(threshold=self._threshold, recent_losses=kept.get("recent_losses", ()))
+        losses = {name: kept.get(name, ()) for name in ("recent_losses", "spike_losses")}
+        self._detector = SpikeDetector(threshold=self._threshold, **losses)
         zeros = [0.0] * len(self._sources)
         self.tokens_by_source = torch.tensor(kept.get("tokens_by_source", zeros), dtype=torch.float64)
         self.num_non_finite_steps = kept.get("num_non_finite_steps", 0)

@@ -131,6 +131,19 @@ def test_a_loss_that_stands_out_is_a_spike_however_fast_the_loss_falls() -> None
     assert SpikeDetector(threshold=8.0, recent_losses=[3.0] * 31).judge(9.0, was_skipped=False) is None, "too few"
 
 
+def test_a_loss_that_stays_up_is_no_spike_for_ever() -> None:
+    losses = np.random.default_rng(0).normal(3, 0.01, 700) + np.repeat([0, 1], [200, 500])
+    detector = SpikeDetector(threshold=8.0)
+    verdicts = []
+    for loss in losses.tolist():  # a new one each time, as if each step were resumed
+        detector = SpikeDetector(
+            threshold=8.0, recent_losses=detector.recent_losses, spike_losses=detector.spike_losses
+        )
+        verdicts.append(detector.judge(loss, was_skipped=False))
+    assert [step for step, verdict in enumerate(verdicts) if verdict is not None] == list(range(200, 216))
+    assert detector.judge(5.0, was_skipped=False) is not None
+
+
 def test_equal_losses_make_no_spike_out_of_nothing() -> None:
     detector = SpikeDetector(threshold=8.0, recent_losses=[3.0] * 144)
     assert detector.judge(3.1, was_skipped=False) is None
