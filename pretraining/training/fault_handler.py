@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from pretraining.cli.errors import UserError
-from pretraining.runs.checkpoints import checkpoint_step, read_trainer_state, whole_checkpoints
+from pretraining.runs.checkpoints import checkpoint_problem, read_trainer_state
 from pretraining.runs.metrics import MetricsLog
 from pretraining.training.fault_report import describe_blocks, gather_block_losses, guilty_blocks, lines_of
 from pretraining.training.first_step import check_first_loss, check_fresh_weights, check_rotary_positions, check_tiles
@@ -32,6 +32,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         self._stream = trainer.data.stream
         self._metrics_log = metrics_log
         self._num_rollbacks = 0
+        self._checkpoints: list[Path] = []
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: without it, a resumed run would read the skipped blocks."""
@@ -43,6 +44,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         """Take up the data where the checkpoint left it; look at the model before its first step."""
         kept = kept_by(state, FaultHandler)
         self._num_rollbacks = kept.get("num_rollbacks", 0)
+        self._checkpoints = [] if self._plan.checkpoint is None else [self._plan.checkpoint]
         self._stream.skipped = [(start, stop) for start, stop in kept.get("skipped", [])]
         self._trainer.loader.move_to(state.global_step * self._plan.batch.blocks)
         check_rotary_positions(self._trainer.model)
@@ -61,6 +63,10 @@ class FaultHandler(TrainerCallback, ExportableState):
             if result.verdict.fault == "spike" and self._plan.arguments.optimization.on_spike == "rollback":
                 self._roll_back(state.global_step)
         watch.forget_step()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember what this run can go back to: others in its folder may be later, or of a run it went back in."""
+        self._checkpoints.append(self._plan.run_dir / f"checkpoint-{state.global_step}")
 
     def _is_scale_search(self, result: StepResult) -> bool:
         """Whether fp16 looks for its loss scale: then steps are skipped though nothing is wrong with their blocks."""
@@ -106,18 +112,20 @@ class FaultHandler(TrainerCallback, ExportableState):
                 f"--max_rollbacks {limit}: the loss spiked again at step {step} after {limit} rollbacks; look at the "
                 f"documents above, and go on from {checkpoint} with --on_spike warn or a lower --learning_rate"
             )
-        back_to = checkpoint_step(checkpoint)
-        assert back_to is not None
+        kept = read_trainer_state(checkpoint)
+        back_to = kept.global_step
         first = max(back_to, step - 2) * blocks_per_step
         self._stream.skip(first, step * blocks_per_step - first)
         self._trainer.go_back_to(checkpoint, back_to)
-        self._trainer.watch.restore(kept_by(read_trainer_state(checkpoint), StepWatch))
-        self._trainer.watch.num_spikes += 1
+        num_spikes = self._trainer.watch.num_spikes  # what is skipped is not met again: the spike would be forgotten
+        self._trainer.watch.restore(kept_by(kept, StepWatch))
+        self._trainer.watch.num_spikes = num_spikes
         self._trainer.loader.move_to(back_to * blocks_per_step)
         self._num_rollbacks += 1
         if self._trainer.is_world_process_zero():
             self._metrics_log.forget_after(back_to)
-            self._metrics_log.write_event({"step": step, "event": "rollback", "to_step": back_to})
+            event = {"step": step, "event": "rollback", "to_step": back_to, "rollback": self._num_rollbacks}
+            self._metrics_log.write_event(event)
         logger.warning(
             "step %d: back to %s and on without the blocks of steps %d to %d (rollback %d of at most %d)",
             step,
@@ -132,7 +140,8 @@ class FaultHandler(TrainerCallback, ExportableState):
         """The same on every process, as the first one sees it."""
         found: list[Path | None] = [None]
         if self._trainer.is_world_process_zero():
-            found = [next(reversed(whole_checkpoints(self._plan.run_dir)), None)]
+            whole = (folder for folder in reversed(self._checkpoints) if checkpoint_problem(folder) is None)
+            found = [next(whole, None)]
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(found)
         return found[0]

@@ -55,6 +55,12 @@ def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tm
     skipped = json.dumps([[(POISONED_STEP - 2) * 8, POISONED_STEP * 8]])
     train_with_faults(poisoned_store, tmp_path / "other", SKIPPED=skipped)
     assert figures(tmp_path / "run") == figures(tmp_path / "other")
+    resume = ["--resume_from_checkpoint", tmp_path / "run/checkpoint-60"]
+    assert (tmp_path / f"run/checkpoint-{STEPS}").is_dir(), "later than the spike, and not what it goes back to"
+    train("2 ranks", poisoned_store, tmp_path / "run", *FLAGS, "--on_spike", "rollback", *resume)
+    assert figures(tmp_path / "run") == figures(tmp_path / "other")
+    assert records(tmp_path / "run", "event") == events
+    assert records(tmp_path / "run")[-1]["spikes"] == 1
 
 
 def test_a_step_that_is_no_number_is_skipped_counted_and_named(poisoned_store: Path, tmp_path: Path) -> None:
