@@ -109,7 +109,8 @@ def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
         tile_mlps(model, num_tiles=flags.mlp_tiles)
     if share > 1:
         isolated = plan.arguments.data.isolate_documents
-        share_attention(flags.attention_implementation, join_sequence_group(share), within_documents=isolated)
+        group = join_sequence_group(share, timeout_seconds=plan.arguments.trainer["ddp_timeout"])
+        share_attention(flags.attention_implementation, group, within_documents=isolated)
     return model
 
 

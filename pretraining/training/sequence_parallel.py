@@ -12,6 +12,7 @@ The Trainer's own way (`parallelism_config`) is not taken: in transformers 5.23 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -50,9 +51,12 @@ def check_sequence_parallel(size: int, config: LlamaConfig, *, block_length: int
         raise UserError(f"--sequence_parallel_size {size}: must divide the {' and the '.join(problems)}")
 
 
-def join_sequence_group(size: int) -> SequenceGroup:
-    """The group of this process: ranks 0 to size - 1 are the first, and so on. Every process must call this."""
-    processes, _ = dist.new_subgroups(size)
+def join_sequence_group(size: int, *, timeout_seconds: int) -> SequenceGroup:
+    """The group of this process: ranks 0 to size - 1 are the first, and so on. Every process must call this.
+
+    With the timeout of the run, since torch's own of 10 minutes for NCCL would end it while rank 0 writes a checkpoint.
+    """
+    processes, _ = dist.new_subgroups(size, timeout=timedelta(seconds=timeout_seconds))
     return SequenceGroup(processes, rank=dist.get_rank() % size, size=size)
 
 

@@ -46,7 +46,7 @@ def loss_and_gradients(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 def main() -> None:
     dist.init_process_group("gloo")
-    group = join_sequence_group(2)
+    group = join_sequence_group(2, timeout_seconds=60)
     ordinary = ALL_ATTENTION_FUNCTIONS["sdpa"]
     for within_documents in (False, True):
         batch = make_batch(within_documents=within_documents)

@@ -1,12 +1,20 @@
 """What the processes of a group are given: the same blocks, and each its part of their length."""
 
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import LlamaConfig
 
 from pretraining.cli.errors import UserError
 from pretraining.training.block_dataset import IGNORED_LABEL
-from pretraining.training.sequence_parallel import check_sequence_parallel, collate_parts, part_of_batch
+from pretraining.training.sequence_parallel import (
+    check_sequence_parallel,
+    collate_parts,
+    join_sequence_group,
+    part_of_batch,
+)
 
 
 def test_parts_put_together_are_the_block_with_its_targets() -> None:
@@ -36,3 +44,12 @@ def test_a_size_must_divide_processes_heads_and_blocks() -> None:
     assert "4 heads of keys" in str(refused.value)
     assert "60 tokens" in str(refused.value)
     assert "processes" not in str(refused.value)
+
+
+def test_a_group_waits_as_long_as_the_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For rank 0 writing a checkpoint; torch would give a group of NCCL 10 minutes, whatever the run has."""
+    asked = {}
+    monkeypatch.setattr(dist, "new_subgroups", lambda _, **options: (asked.update(options), None))
+    monkeypatch.setattr(dist, "get_rank", lambda: 3)
+    assert join_sequence_group(2, timeout_seconds=7200).rank == 1
+    assert asked == {"timeout": timedelta(seconds=7200)}
