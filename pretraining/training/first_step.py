@@ -59,6 +59,7 @@ def check_tiles(trainer: PretrainingTrainer) -> None:
         return
     block = trainer.data.train[int(trainer.data.stream.block_ids(0, 1)[0])]
     batch = {name: values.to(trainer.args.device) for name, values in trainer.collate([block]).items()}
+    trainer.model_wrapped.eval()  # dropout would draw another mask each time; a training step turns it on again
     with torch.no_grad():
         tiled = trainer.token_losses(trainer.model_wrapped, batch, in_tiles=True)
         with in_whole_blocks(trainer.model):

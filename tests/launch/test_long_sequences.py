@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import PROJECT_DIR, assert_one_error, python, run_fine
+from tests.conftest import PROJECT_DIR, TINY_MODEL, assert_one_error, python, run_fine
 from tests.launch.launching import NUM_STEPS, figures, free_port, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
@@ -46,6 +46,11 @@ def assert_same_run(run_dir: Path, other: Path, *, relative: float) -> None:
     for ours, theirs in zip(records(run_dir, "eval_loss"), records(other, "eval_loss"), strict=True):
         assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=relative)
         assert ours["eval_num_tokens"] == theirs["eval_num_tokens"]
+
+
+def test_tiles_are_checked_without_dropout(sample_store: Path, tmp_path: Path) -> None:
+    dropout = ["--model_overrides", *TINY_MODEL, "attention_dropout=0.2"]
+    train("1 rank", sample_store, tmp_path / "run", *dropout, "--loss_tiles", 4, "--max_steps", 1)
 
 
 def test_processes_that_share_blocks_train_like_one(shared_run: Path, one_process: Path) -> None:
