@@ -43,9 +43,10 @@ def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool) -> No
     if num_blocks < batch.blocks:
         per_micro_step = batch.micro_batch_blocks * batch.num_groups
         largest = num_blocks // per_micro_step * per_micro_step * batch.block_length
+        smaller = f"{largest} or less" if largest else "less with fewer processes or --per_device_train_batch_size"
         raise UserError(
             f"--global_batch_tokens {batch.tokens}: a step of {batch.blocks:,} blocks is more than the "
-            f"{num_blocks:,} of an epoch; give {largest} or less, or preprocess more text"
+            f"{num_blocks:,} of an epoch; give {smaller}, or preprocess more text"
         )
     if evaluates and sum(mixture.num_blocks("validation")) == 0:
         logger.warning(

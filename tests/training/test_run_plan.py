@@ -76,6 +76,11 @@ def test_the_vocabulary_is_padded_when_asked(sample_store: Path, tmp_path: Path)
     assert plan(sample_store, tmp_path, pad_vocabulary_to_multiple_of=100).config.vocab_size == 8200
 
 
+def test_a_micro_step_larger_than_an_epoch(sample_store: Path, tmp_path: Path) -> None:
+    message = refusal(sample_store, tmp_path, tokens=64 * 10_000, flags={"per_device_train_batch_size": 10_000})
+    assert "give less with fewer processes or --per_device_train_batch_size, or preprocess more text" in message
+
+
 def test_a_global_batch_that_does_not_divide(sample_store: Path, tmp_path: Path) -> None:
     message = refusal(sample_store, tmp_path, tokens=1000, flags={"per_device_train_batch_size": 4})
     assert "--global_batch_tokens 1000: is no multiple of 256 = 64 tokens x 4 blocks" in message
