@@ -151,11 +151,9 @@ def say_what_is_there(plan: RunPlan) -> None:
     """Where things lie and what to do next."""
     logger.info("run folder: %s (metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
     logger.info("exported model: %s", plan.run_dir / MODEL_DIR_NAME)
-    if plan.last_stable_step is not None:
-        logger.info(
-            "to train longer: --max_steps N --output_dir ANOTHER --resume_from_checkpoint %s",
-            plan.run_dir / f"checkpoint-{plan.last_stable_step}",
-        )
+    stable = plan.run_dir / f"checkpoint-{plan.last_stable_step}"
+    if stable.is_dir():
+        logger.info("to train longer: --max_steps N --output_dir ANOTHER --resume_from_checkpoint %s", stable)
     logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
 
 
