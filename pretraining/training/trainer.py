@@ -143,6 +143,10 @@ class PretrainingTrainer(Trainer):
             logs |= self.meter.figures(step, max_steps=self.state.max_steps)
         logs.pop("total_flos", None)
         super().log(logs, start_time)
+        if "loss" in logs:
+            # metrics.jsonl has it. Kept as well, a record a step would grow in the memory of each process, and in
+            # trainer_state.json of each checkpoint.
+            self.state.log_history.pop()
 
     def floating_point_ops(self, inputs: Batch) -> int:
         """Nothing: the Trainer would count from partitioned weights, which look empty, and gather that at each log."""

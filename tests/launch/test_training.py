@@ -41,6 +41,11 @@ def test_the_run_folder_has_everything(reference_run: Path) -> None:
     assert record["arguments"]["gradient_accumulation_steps"] == 2
 
 
+def test_a_checkpoint_does_not_grow_with_the_steps(reference_run: Path) -> None:
+    state = json.loads((reference_run / "checkpoint-6/trainer_state.json").read_text())
+    assert [list(record)[:2] for record in state["log_history"]] == [["epoch", "eval_accuracy"]] * 2
+
+
 def test_each_step_is_logged_and_the_loss_falls_from_that_of_guessing(reference_run: Path) -> None:
     steps = records(reference_run)
     assert [record["step"] for record in steps] == list(range(1, NUM_STEPS + 1))
