@@ -37,6 +37,7 @@ class StepWatch(TrainerCallback, ExportableState):
         self._sources = sources
         self._threshold = spike_threshold
         self._step_sums = torch.zeros(len(sources), NUM_SUMS, dtype=torch.float64, device=device)
+        self._interval_sums = torch.zeros(len(sources), NUM_SUMS, dtype=torch.float64)
         self._block_sums: list[torch.Tensor] = []
         self._num_non_finite_in_a_row = 0
         self.restore({})
