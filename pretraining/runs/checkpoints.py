@@ -64,11 +64,16 @@ def read_trainer_state(checkpoint: Path) -> TrainerState:
     return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
 
-def rotate_checkpoints(run_dir: Path, *, keep_last: int | None, keep_steps: Collection[int]) -> None:
-    """Remove the oldest complete checkpoints beyond the last `keep_last`, but never those of `keep_steps`."""
+def rotate_checkpoints(run_dir: Path, *, step: int, keep_last: int | None, keep_steps: Collection[int | None]) -> None:
+    """Remove the oldest complete checkpoints beyond the last `keep_last`, but never those of `keep_steps`.
+
+    Those after `step`, where the run is, were left by a run that this one went back in: they do not count, or the
+    checkpoint that was just saved would be removed for them.
+    """
     if keep_last is None:
         return
-    for checkpoint in whole_checkpoints(run_dir)[: -max(1, keep_last)]:
+    ours = [checkpoint for checkpoint in whole_checkpoints(run_dir) if (checkpoint_step(checkpoint) or 0) <= step]
+    for checkpoint in ours[: -max(1, keep_last)]:
         if checkpoint_step(checkpoint) not in keep_steps:
             shutil.rmtree(checkpoint)
 

@@ -30,6 +30,8 @@ class CheckpointKeeper(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remove checkpoints that are not kept."""
         if state.is_world_process_zero:
-            best = None if state.best_model_checkpoint is None else checkpoint_step(Path(state.best_model_checkpoint))
-            kept = {step for step in (self._plan.last_stable_step, best) if step is not None}
-            rotate_checkpoints(self._plan.run_dir, keep_last=self._save_total_limit, keep_steps=kept)
+            best = state.best_model_checkpoint if args.load_best_model_at_end else None
+            kept = (self._plan.last_stable_step, None if best is None else checkpoint_step(Path(best)))
+            rotate_checkpoints(
+                self._plan.run_dir, step=state.global_step, keep_last=self._save_total_limit, keep_steps=kept
+            )

@@ -165,6 +165,15 @@ def test_a_line_of_the_log_across_a_resume_has_all_its_steps(sample_store: Path,
     assert figures(tmp_path / "resumed") == figures(tmp_path / "run")
 
 
+def test_the_best_checkpoint_is_kept_when_it_is_wanted_at_the_end(sample_store: Path, tmp_path: Path) -> None:
+    flags = ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
+    train(
+        "2 ranks", sample_store, tmp_path / "run", *flags, "--save_steps", 1, "--eval_steps", 1, "--save_total_limit", 1
+    )
+    losses = {record["step"]: record["eval_loss"] for record in records(tmp_path / "run", "eval_loss")}
+    assert (tmp_path / f"run/checkpoint-{max(losses, key=losses.__getitem__)}").is_dir()
+
+
 def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     old_spelling = json.loads((PROJECT_DIR / "ds_config.json").read_text())
     old_spelling["zero_optimization"]["cpu_offload"] = True

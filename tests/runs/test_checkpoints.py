@@ -104,7 +104,9 @@ def test_the_line_of_a_step_says_what_people_look_for() -> None:
 
 def test_the_oldest_checkpoints_go_but_one_that_is_kept(tmp_path: Path) -> None:
     made = {step: make_checkpoint(tmp_path, step) for step in (2, 10, 30, 40)}
-    rotate_checkpoints(tmp_path, keep_last=1, keep_steps=(10,))
+    rotate_checkpoints(tmp_path, step=30, keep_last=1, keep_steps=(10, None))
+    assert [step for step, folder in made.items() if folder.exists()] == [10, 30, 40], "40 is of another run"
+    rotate_checkpoints(tmp_path, step=40, keep_last=1, keep_steps=(10, None))
     assert [step for step, folder in made.items() if folder.exists()] == [10, 40]
 
 
