@@ -186,6 +186,8 @@ def check_together(arguments: PretrainArguments) -> None:
             f"--optim adamw_bf16 --adam_beta2 {trainer['adam_beta2']:g}: moments in bf16 cannot follow a beta above "
             f"{LARGEST_BF16_BETA}; give less, or --optim adamw"
         )
+    if trainer.get("fp16") and arguments.model.loss_tiles is not None:
+        problems.append("--loss_tiles --fp16: a tile's gradient is made before fp16's loss scale; use bf16 or no tiles")
     minimum, peak = arguments.optimization.min_learning_rate, trainer["learning_rate"]
     if minimum is not None and minimum > peak:
         problems.append(f"--min_learning_rate {minimum:g}: is above --learning_rate {peak:g}; give {peak:g} or less")
@@ -198,8 +200,8 @@ def _with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
     values["report_to"] = values["report_to"] or []  # "none" was read as no value, which the Trainer refuses
     problems = [
         f"--{name} {values[name]}: is out of range; give 1 or more"
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size")
-        if values[name] < 1
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        if values.get(name, 1) < 1
     ]
     if not is_seed(values["seed"]):
         problems.append(f"--seed {values['seed']}: is out of range; give {SEED_RANGE}")

@@ -35,6 +35,8 @@ OUR_OWN_NAMES = (
     "include_num_input_tokens_seen",
     "average_tokens_across_devices",
     "restore_callback_states_from_checkpoint",
+    "dataloader_persistent_workers",
+    "save_only_model",
 )
 SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 

@@ -43,7 +43,8 @@ class MetricsLog(TrainerCallback):
         with jsonlines.open(source) as reader, jsonlines.open(partial, "w") as writer:
             # A kill can leave half a last line, which belongs to a step that is made again.
             records = list(reader.iter(type=dict, skip_invalid=True))
-            writer.write_all(record for record in records if "event" in record or record["step"] <= step)
+            is_ours = source == self._path
+            writer.write_all(r for r in records if r["step"] <= step or (is_ours and "event" in r))
         self._events = [record for record in records if "event" in record]
         partial.replace(self._path)
 

@@ -55,7 +55,10 @@ class FaultHandler(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Judge the step that is over."""
         watch = self._trainer.watch
-        result = watch.finish_step(was_skipped=self._trainer.accelerator.optimizer_step_was_skipped)
+        was_skipped = self._trainer.accelerator.optimizer_step_was_skipped
+        if was_skipped:
+            self._plan.schedule.put_into(self._trainer.lr_scheduler, num_done=state.global_step)
+        result = watch.finish_step(was_skipped=was_skipped)
         if state.global_step == 1:
             check_first_loss(result.loss, self._plan.config)
         if result.verdict is not None and not self._is_scale_search(result):

@@ -78,7 +78,7 @@ def make_trainer(plan: RunPlan) -> PretrainingTrainer:
         data = open_training_data(plan.mixture, plan.stream(), fields)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(plan.run_dir / "tensorboard"))
     if data.validation is None:
-        arguments.eval_strategy = "no"
+        arguments.eval_strategy, arguments.eval_on_start = "no", False
     trainer = PretrainingTrainer(
         plan,
         data,

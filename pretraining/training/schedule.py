@@ -54,9 +54,13 @@ class Schedule:
 
         return LambdaLR(optimizer, factor)
 
-    def put_into(self, scheduler: LambdaLR) -> None:
-        """Give the next step its learning rate by this schedule; a checkpoint has that of the one it was saved by."""
-        rate = self.learning_rate(scheduler.last_epoch + 1)
+    def put_into(self, scheduler: LambdaLR, *, num_done: int) -> None:
+        """Give the step after `num_done` its learning rate.
+
+        A checkpoint has that of the schedule it was saved by, and the Trainer does not count steps that were skipped.
+        """
+        scheduler.last_epoch = num_done
+        rate = self.learning_rate(num_done + 1)
         for group in scheduler.optimizer.param_groups:
             group["lr"] = rate
         scheduler._last_lr = [rate] * len(scheduler.optimizer.param_groups)

@@ -51,6 +51,7 @@ class PretrainingTrainer(Trainer):
             collate_fn=self.collate,
             group=self.args.process_index // plan.batch.sequence_parallel_size,
             num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
         # Their raw dictionaries and bars would stand between the lines of the metrics log.
@@ -98,7 +99,7 @@ class PretrainingTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.plan.schedule.put_into(self.lr_scheduler)
+            self.plan.schedule.put_into(self.lr_scheduler, num_done=self.lr_scheduler.last_epoch)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         """A micro batch on the device, copied while the GPU computes: the Trainer's own copy waits for it."""

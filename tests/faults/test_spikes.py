@@ -122,5 +122,6 @@ def test_fp16_looks_for_its_loss_scale_and_both_are_recorded(sample_store: Path,
     assert all(record["loss"] < 9.1 for record in steps)
     assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=0.01), "a skipped step changes no weight"
     assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[1]["learning_rate"] == pytest.approx(1e-2), "a skipped step counts in the schedule"
     assert "warning" not in done.stderr
     assert not records(tmp_path / "run", "event")

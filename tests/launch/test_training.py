@@ -87,8 +87,7 @@ def test_every_launcher_gives_the_same_run(name: str, reference_run: Path, sampl
 def test_one_process_with_more_accumulation_is_the_same_run(
     reference_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
-    # Workers that stay: the Trainer would keep the validation loader for them, and evaluate test on it.
-    workers = ["--dataloader_num_workers", 1, "--dataloader_persistent_workers"]
+    workers = ["--dataloader_num_workers", 1, "--dataloader_prefetch_factor", 3]
     train("python", sample_store, tmp_path / "run", "--save_strategy", "no", "--eval_steps", 3, *workers)
     assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["gradient_accumulation_steps"] == 4
     assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
