@@ -78,8 +78,8 @@ def measure_memory(arguments: DataPathArguments) -> Iterator[str]:
         "together:"
     )
     yield ""
-    yield "| workers | " + " | ".join(f"after {mark:,} blocks" for mark in MARKS) + " | blocks/s |"
-    yield "|---|" + "---|" * (len(MARKS) + 1)
+    yield "| workers | " + " | ".join(f"after {mark:,} blocks" for mark in MARKS) + " |"
+    yield "|---|" + "---|" * len(MARKS)
     for num_workers in arguments.num_workers:
         loader = BlockLoader(
             data.train,
@@ -90,21 +90,19 @@ def measure_memory(arguments: DataPathArguments) -> Iterator[str]:
             num_workers=num_workers,
             collate_fn=collate_targets,
         )
-        found, rate = read_on(loader, arguments.micro_batch)
-        yield f"| {num_workers} | " + " | ".join(f"{value / 1e6:.1f} MB" for value in found) + f" | {rate:,.0f} |"
+        found = read_on(loader, arguments.micro_batch)
+        yield f"| {num_workers} | " + " | ".join(f"{value / 1e6:.1f} MB" for value in found) + " |"
 
 
-def read_on(loader: BlockLoader, micro_batch: int) -> tuple[list[int], float]:
-    """Memory at each mark in bytes, and blocks a second."""
+def read_on(loader: BlockLoader, micro_batch: int) -> list[int]:
+    """Memory at each mark, in bytes."""
     reader, num_read, found = iter(loader), 0, []
-    began_at = time.perf_counter()
     for mark in MARKS:
         while num_read < mark:
             next(reader)
             num_read += micro_batch
         found.append(anonymous_bytes())
-    rate = num_read / (time.perf_counter() - began_at)
-    return found, rate
+    return found
 
 
 def anonymous_bytes() -> int:
