@@ -189,7 +189,7 @@ class PretrainingTrainer(Trainer):
         numbers = range(0, len(blocks), size * num_groups)
         return DataLoader(
             blocks,
-            batch_sampler=[list(range(number + first, number + first + size)) for number in numbers],
+            batch_sampler=(range(number + first, number + first + size) for number in numbers),  # no list of them all
             num_workers=self.args.dataloader_num_workers,
             collate_fn=self.collate,
             generator=torch.Generator(),  # the seeds of workers must not move the random state of dropout

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jsonlines
 
@@ -40,16 +41,9 @@ def training_flags(store: Path | str, run_dir: Path, *flags: object) -> list[obj
     return [*TINY_RUN, *common, "--max_steps", NUM_STEPS, "--per_device_train_batch_size", 2, *flags]
 
 
-def train(
-    name: str,
-    store: Path | str,
-    run_dir: Path,
-    *flags: object,
-    script: str = "pretrain.py",
-    env: dict[str, str] | None = None,
-) -> Done:
-    """A run that must succeed, by a launcher's name, or in "2 ranks" or "1 rank" of the preloaded process."""
-    done = try_to_train(name, store, run_dir, *flags, script=script, env=env)
+def train(name: str, store: Path | str, run_dir: Path, *flags: object, **options: Any) -> Done:
+    """Like `try_to_train`, for a run that must succeed."""
+    done = try_to_train(name, store, run_dir, *flags, **options)
     assert done.returncode == 0, done.output[-6000:]
     return done
 
@@ -62,6 +56,7 @@ def try_to_train(
     script: str = "pretrain.py",
     env: dict[str, str] | None = None,
 ) -> Done:
+    """A run by a launcher's name, or in "2 ranks" or "1 rank" of the preloaded process."""
     words = [PROJECT_DIR / script, *training_flags(store, run_dir, *flags)]
     environment = {"PYTHONPATH": str(PROJECT_DIR), **(env or {})}
     if name.endswith(("rank", "ranks")):
