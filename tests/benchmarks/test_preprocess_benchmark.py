@@ -20,9 +20,11 @@ from tests.conftest import PROJECT_DIR
 
 SAMPLE_TOKENIZER = PROJECT_DIR / "data/sample/tokenizer"
 SAMPLE_CORPUS = PROJECT_DIR / "data/sample/news.jsonl"
+# A child that holds 150 MB, says so through its parent, and waits to be let go.
 CHILD_WITH_MEMORY = """
 import subprocess, sys
-subprocess.run([sys.executable, "-c", "import time; held = bytearray(150_000_000); time.sleep(0.5)"], check=True)
+held = "held = bytearray(150_000_000); print('held', flush=True); input()"
+subprocess.run([sys.executable, "-c", held], check=True)
 """
 
 
@@ -36,10 +38,22 @@ def a_job(tmp_path: Path) -> Job:
     return Job(SAMPLE_CORPUS, tmp_path / "parts", SAMPLE_TOKENIZER, "</s>", 128, 2, tmp_path / "output")
 
 
-def test_memory_of_child_processes_counts(tmp_path: Path) -> None:
-    usage = measured([sys.executable, "-c", CHILD_WITH_MEMORY], tmp_path)
+def test_memory_of_child_processes_counts() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD_WITH_MEMORY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert 150_000_000 < measured_process.session_bytes(process.pid) < 250_000_000
+        process.communicate(b"\n")
+    assert process.returncode == 0
+
+
+def test_a_whole_process_is_measured(tmp_path: Path) -> None:
+    usage = measured([sys.executable, "-c", "import time; time.sleep(0.5)"], tmp_path)
     assert usage.exit_code == 0
-    assert 150_000_000 < usage.peak_bytes < 250_000_000
+    assert usage.peak_bytes > 0
     assert usage.seconds > 0.5
 
 
