@@ -9,7 +9,7 @@ STAMP := $(shell date +%Y%m%d-%H%M%S)
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench clean
+.PHONY: help quickstart test lint format bench faults clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
@@ -17,8 +17,8 @@ help:  ## show this list
 quickstart: $(VENV)/.installed  ## raw news to sampled text: preprocess, pretrain a small Llama, generate
 	@PYTHON=$(BIN)/python RUN=runs/quickstart-$(STAMP) sh recipes/quickstart/run.sh
 
-test: $(VENV)/.installed-dev  ## run the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev  ## run the test suite; the longest tests are left to make faults
+	$(BIN)/python -m pytest -m "not long"
 
 lint: $(VENV)/.installed-dev  ## format, lint, complexity, types
 	$(BIN)/ruff format --check .
@@ -31,6 +31,12 @@ format: $(VENV)/.installed-dev  ## format the code
 
 bench: $(BENCH_VENV)/.installed  ## compare preprocess.py with its peers; BENCH_FLAGS="--data_files ... --tokenizer ..."
 	$(BENCH_VENV)/bin/python -m benchmarks.preprocess $(BENCH_FLAGS)
+
+faults: $(VENV)/.installed-dev blocks/quickstart  ## kill runs and break what they write, 60 times and in every way; half an hour
+	$(BIN)/python -m benchmarks.faults
+
+blocks/quickstart: $(VENV)/.installed
+	$(BIN)/python preprocess.py --recipe recipes/quickstart/preprocess.yaml
 
 clean:  ## remove the environment and the tools' caches; blocks and runs stay
 	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -17,12 +17,16 @@ from collections.abc import Sequence
 from pretraining.cli.errors import run_program
 from pretraining.cli.launchers import share_cores
 from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
-from pretraining.corpus.store_source import find_mixture
+from pretraining.cli.restarts import supervise
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags, then train; torch is imported in between, so that a wrong flag costs no time."""
     arguments = parse_pretrain_arguments(__doc__ or "", argv)
+    if arguments.durability.restarts:
+        supervise(arguments.durability.restarts)  # goes on in its child; pyarrow would make it three times as large
+    from pretraining.corpus.store_source import find_mixture
+
     mixture = find_mixture(arguments.data.dataset, revision=arguments.data.dataset_revision)
 
     share_cores()

@@ -19,9 +19,11 @@ from transformers import TrainerCallback
 from pretraining.cli.errors import run_program
 from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
 from pretraining.corpus.store_source import find_mixture
+from pretraining.training.identity import take_run_folder
 from pretraining.training.processes import join_processes, leave_processes
 from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
 from pretraining.training.run_plan import plan_run
+from pretraining.training.stop_request import StopRequest
 from pretraining.training.trainer import PretrainingTrainer
 
 NUM_BATCHES = 8
@@ -69,8 +71,9 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse_pretrain_arguments("", flags)
     quiet_libraries()
     plan = plan_run(arguments, find_mixture(arguments.data.dataset, revision=None))
+    take_run_folder(plan)
     join_processes(timeout_seconds=600)
-    trainer = make_trainer(plan)
+    trainer = make_trainer(plan, StopRequest())
     if trainer.is_world_process_zero():
         start_run_folder(plan, trainer)
     steps = BareSteps(trainer)

@@ -81,7 +81,7 @@ def _has_utf8(text: str) -> bool:
 def main(argv: Sequence[str]) -> None:
     """Answer about a block, a token, or a text."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the search
-    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Tracing", TraceArguments)], argv, first="dataset")
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Tracing", TraceArguments)], argv, first=["dataset"])
     tracer = BlockTracer(arguments.dataset, flag="--dataset")
     if arguments.text:
         splits = SPLITS if arguments.split is None else (arguments.split,)

@@ -1,7 +1,10 @@
 """What a user can mend, told in one line, and the frame that every program runs in."""
 
+import contextlib
+import errno
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,8 +15,11 @@ from pretraining.cli.logs import setup_logging
 
 logger = logging.getLogger(__name__)
 
+CRASH_EXIT_CODE = 1
 USER_ERROR_EXIT_CODE = 2
+STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75, which says: the same again, later
 FIRST_RANK_SPEAKS_SECONDS = 5.0  # launchers look after their processes once a second
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM)
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells expect
 
 
@@ -26,23 +32,37 @@ class UserError(ValueError):
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
-    """Run `main` on the command line; a `UserError` becomes one line for each problem and exit code 2."""
+    """Run `main` on the command line; a `UserError` becomes one line for each problem and exit code 2.
+
+    A crash ends the process at once, too: Python would wait for workers of a DataLoader, which ignore SIGTERM.
+    """
     setup_logging()
     try:
         main(sys.argv[1:])
-    except UserError as error:
-        if "--debug" in sys.argv:
-            raise
-        _report(error)
-        leave(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt:
         logger.warning("interrupted")
         leave(INTERRUPTED_EXIT_CODE)
+    except Exception as error:
+        mistake = _as_mistake(error)
+        if mistake is not None and "--debug" not in sys.argv:
+            _report(mistake)
+            leave(USER_ERROR_EXIT_CODE)
+        sys.excepthook(type(error), error, error.__traceback__)
+        leave(CRASH_EXIT_CODE)
+
+
+def _as_mistake(error: Exception) -> UserError | None:
+    """What the user can mend in it; a disk that takes no more is such a thing wherever it is met."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        place = f"{error.filename}: " if error.filename else ""
+        return UserError(f"{place}cannot be written ({error.strerror}); mend it, or choose another folder")
+    return error if isinstance(error, UserError) else None
 
 
 def _report(error: UserError) -> None:
     # Most mistakes are found by every rank, and the first one's exit makes the launcher end the others meanwhile.
     if process_rank() > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(FIRST_RANK_SPEAKS_SECONDS)
     for problem in error.problems:
         logger.error(problem)
@@ -57,4 +77,12 @@ def leave(exit_code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     logging.shutdown()
+    os._exit(exit_code)
+
+
+def leave_at_once(message: str, exit_code: int) -> NoReturn:
+    """End this process from another thread, whatever its main thread does and holds; an empty message is not said."""
+    if message:
+        with contextlib.suppress(OSError):  # mpirun holds the other end of stderr, and may be what died
+            os.write(2, f"error: {message}\n".encode())  # the log's lock may be held for ever
     os._exit(exit_code)

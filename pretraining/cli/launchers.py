@@ -1,11 +1,13 @@
 """What the launchers (deepspeed, torchrun, mpirun) tell a process about its run, in the environment."""
 
 import os
+import time
 from pathlib import Path
 
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
+LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # set where a supervisor stands between launcher and process
 LOCAL_SIZE_VARIABLES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
@@ -26,10 +28,18 @@ def local_rank() -> int:
 
 def launcher_identity() -> str:
     """The same for all processes of this machine that one launcher started, and for no others."""
+    if LAUNCHER_VARIABLE in os.environ:
+        return os.environ[LAUNCHER_VARIABLE]
     pid = os.getppid()
     # After the program's name, which is in parentheses: the 20th word is when it started, in ticks since boot.
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return f"{pid}-{words[19]}"
+
+
+def process_age_seconds() -> float:
+    """How long ago this process began."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def num_processes() -> int:

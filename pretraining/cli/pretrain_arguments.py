@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pretraining.cli.arguments import SEED_RANGE, is_seed
+from pretraining.cli.durability_arguments import DurabilityArguments
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
 from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe
@@ -33,6 +34,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "prediction_loss_only": True,
     "report_to": ["tensorboard"],
     "hub_private_repo": True,  # theirs publishes whatever is pushed
+    "hub_strategy": "end",  # theirs pushes in the background at each save, and tells no error
     "ddp_timeout": 7200,  # seconds; rank 0 may write a checkpoint for longer than the usual 1,800
     "deepspeed": "ds_config.json",
     "seed": 42,
@@ -145,6 +147,7 @@ class PretrainArguments:
     model: ModelArguments
     data: DataArguments
     optimization: OptimizationArguments
+    durability: DurabilityArguments
     trainer: dict[str, Any]
 
 
@@ -158,6 +161,7 @@ def parse_pretrain_arguments(description: str, argv: Sequence[str]) -> PretrainA
         dataclass_group("Model", ModelArguments),
         dataclass_group("Data", DataArguments),
         dataclass_group("Optimization", OptimizationArguments),
+        dataclass_group("Durability", DurabilityArguments),
         trainer_group(),
     ]
     arguments = PretrainArguments(*parse_recipe(description, groups, argv))

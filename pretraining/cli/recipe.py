@@ -42,17 +42,16 @@ def dataclass_group(title: str, argument_type: Any) -> FlagGroup:
 
 
 def parse_recipe(
-    description: str, groups: Sequence[FlagGroup], argv: Sequence[str], *, first: str | None = None
+    description: str, groups: Sequence[FlagGroup], argv: Sequence[str], *, first: Sequence[str] = ()
 ) -> list[Any]:
     """Read recipe and flags into what each group builds, in the order of `groups`.
 
-    The value of flag `first` may also stand at the very beginning, without the flag's name.
+    The values of the flags `first` may also stand at the very beginning, without the flags' names.
 
     Raises:
         UserError: with all problems of recipe and command line at once.
     """
-    if first is not None and argv and not argv[0].startswith("-"):
-        argv = [f"--{first}", *argv]
+    argv = _with_names(first, argv)
     flags = {flag.name: flag for group in groups for flag in group.flags}
     problems: list[str] = []
     command_line, recipe_path = _command_line_settings(_help_parser(description, groups, first), groups, argv, problems)
@@ -61,6 +60,15 @@ def parse_recipe(
     if problems:
         raise UserError(*problems)
     return [group.build({f.name: values[f.name] for f in group.flags if f.name in values}) for group in groups]
+
+
+def _with_names(names: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """The command line with the flags' names before its first words."""
+    words, named = list(argv), []
+    for name in names:
+        if words and not words[0].startswith("-"):
+            named += [f"--{name}", words.pop(0)]
+    return named + words
 
 
 def _checked_values(settings: list[Setting], flags: dict[str, Flag], problems: list[str]) -> dict[str, Any]:
@@ -101,12 +109,12 @@ def _with_underscores(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _help_parser(description: str, groups: Sequence[FlagGroup], first: str | None) -> argparse.ArgumentParser:
+def _help_parser(description: str, groups: Sequence[FlagGroup], first: Sequence[str]) -> argparse.ArgumentParser:
     module = getattr(sys.modules["__main__"], "__spec__", None)  # None where a file is started by its path
     parser = argparse.ArgumentParser(
         prog=f"python3 -m {module.name}" if module else None,
         description=description,
-        usage=f"%(prog)s {f'[{first.upper()}] ' if first else ''}[--recipe FILE] [--flag value ...]",
+        usage=" ".join(["%(prog)s", *(f"[{name.upper()}]" for name in first), "[--recipe FILE] [--flag value ...]"]),
         formatter_class=_HelpFormatter,
         allow_abbrev=False,  # otherwise --dty silently means --dtype
         argument_default=argparse.SUPPRESS,

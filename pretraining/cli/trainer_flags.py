@@ -15,7 +15,8 @@ from pretraining.cli.flags import Flag
 
 # What this suite does itself, so that the Trainer's flag would be read and do nothing: --debug shows tracebacks, the
 # schedule and the optimizer have flags of their own, the order of the blocks and the loss are not the Trainer's. The
-# tokens of a step are always those of all processes, and callbacks take up their state by themselves.
+# tokens of a step are always those of all processes, and callbacks take up their state by themselves. Going on is
+# --resume; enable_jit_checkpoint has each rank save for itself at a signal, which leaves a broken newest checkpoint.
 OUR_OWN_NAMES = (
     "debug",
     "lr_scheduler_type",
@@ -37,6 +38,8 @@ OUR_OWN_NAMES = (
     "restore_callback_states_from_checkpoint",
     "dataloader_persistent_workers",
     "save_only_model",
+    "resume_from_checkpoint",
+    "enable_jit_checkpoint",
 )
 SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 

@@ -1,20 +1,33 @@
 """Run folders and their checkpoints: which are there, which are whole, which is the newest."""
 
+from __future__ import annotations
+
+import logging
 import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-
-from transformers import TrainerState
+from typing import TYPE_CHECKING
 
 from pretraining.cli.errors import UserError
+from pretraining.runs.completeness import COMPLETE_NAME, incompleteness
+from pretraining.runs.run_lock import LOCK_NAME
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
 
 RUN_RECORD_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
 TRAINER_STATE_NAME = "trainer_state.json"
 MODEL_DIR_NAME = "model"
 TOKENIZER_DIR_NAME = "tokenizer"
-RESUME_NEWEST_WORDS = ("last", "true", "True")
+# What stands in a run folder before run.json does.
+EARLY_NAMES = (LOCK_NAME, TOKENIZER_DIR_NAME, "run.partial", "tensorboard")
+# What the name of a checkpoint ends in that is set aside.
+INCOMPLETE, SUPERSEDED, REMOVED = "incomplete", "superseded", "removed"
+STOP_NAME = "STOP"  # whoever makes this file in a run folder asks the run to stop
+
+logger = logging.getLogger(__name__)
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -28,26 +41,6 @@ def checkpoint_step(folder: Path) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def checkpoint_problem(folder: Path) -> str | None:
-    """Why this is no whole checkpoint, None when it is one.
-
-    The Trainer writes trainer_state.json after all ranks have written their shards; DeepSpeed's own `latest` can
-    exist while ranks are still writing. The other ranks' random states may come later, so there must be one for each
-    shard.
-    """
-    if not folder.is_dir():
-        return "there is no such folder"
-    if not (folder / TRAINER_STATE_NAME).is_file():
-        return "trainer_state.json is missing, the save did not finish"
-    shards = optimizer_shards(folder)
-    if not shards:
-        return "it has no ZeRO shards of the optimizer"
-    num_random_states = len(list(folder.glob("rng_state*.pth")))
-    if num_random_states != len(shards):
-        return f"it has {len(shards)} optimizer shards and {num_random_states} random states"
-    return None
-
-
 def optimizer_shards(folder: Path) -> list[Path]:
     """DeepSpeed's optimizer shards in a checkpoint, one a rank."""
     return sorted(folder.glob("global_step*/*_optim_states.pt"))
@@ -55,62 +48,94 @@ def optimizer_shards(folder: Path) -> list[Path]:
 
 def whole_checkpoints(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
+    return [folder for folder in all_checkpoints(run_dir) if incompleteness(folder) is None]
+
+
+def all_checkpoints(run_dir: Path) -> list[Path]:
+    """Whatever is called checkpoint-STEP, by its step."""
     steps = {step: path for path in run_dir.glob("checkpoint-*") if (step := checkpoint_step(path)) is not None}
-    return [steps[step] for step in sorted(steps) if checkpoint_problem(steps[step]) is None]
+    return [steps[step] for step in sorted(steps)]
 
 
 def read_trainer_state(checkpoint: Path) -> TrainerState:
     """What the Trainer wrote last into a checkpoint: the step, and what callbacks keep."""
+    from transformers import TrainerState  # and torch with it, which tools do without
+
     return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
 
-def rotate_checkpoints(run_dir: Path, *, step: int, keep_last: int | None, keep_steps: Collection[int | None]) -> None:
+def rotate_checkpoints(run_dir: Path, *, keep_last: int | None, keep_steps: Collection[int | None]) -> None:
     """Remove the oldest complete checkpoints beyond the last `keep_last`, but never those of `keep_steps`.
 
-    Those after `step`, where the run is, were left by a run that this one went back in: they do not count, or the
-    checkpoint that was just saved would be removed for them.
+    As with the Trainer, None or 0 keeps all of them.
     """
-    if keep_last is None:
-        return
-    ours = [checkpoint for checkpoint in whole_checkpoints(run_dir) if (checkpoint_step(checkpoint) or 0) <= step]
-    for checkpoint in ours[: -max(1, keep_last)]:
-        if checkpoint_step(checkpoint) not in keep_steps:
-            shutil.rmtree(checkpoint)
+    for leftover in run_dir.glob(f"checkpoint-*.{REMOVED}*"):
+        shutil.rmtree(leftover)
+    for checkpoint in whole_checkpoints(run_dir)[:-keep_last] if keep_last else []:
+        if checkpoint_step(checkpoint) not in keep_steps and not checkpoint.is_symlink():
+            shutil.rmtree(set_aside(checkpoint, REMOVED))  # a kill meanwhile must not leave half a checkpoint
 
 
-def checkpoint_to_resume(run_dir: Path, resume_from: str | None, *, num_processes: int) -> Path | None:
-    """The checkpoint to go on from, None to start afresh.
+def set_aside(checkpoint: Path, ending: str) -> Path:
+    """Rename a checkpoint so that nothing takes it for one; the new name is free."""
+    names = (f"{checkpoint.name}.{ending}{number}" for number in ("", *(f"-{count}" for count in range(2, 10_000))))
+    target = next(path for name in names if not (path := checkpoint.with_name(name)).exists())
+    checkpoint.rename(target)
+    return target
+
+
+def set_aside_unusable(run_dir: Path, *, step: int) -> None:
+    """Make way for a run that goes on from `step`: nothing else in its folder may look like a checkpoint of it.
+
+    An incomplete one becomes checkpoint-STEP.incomplete; a complete one of a later step, which belongs to a run that
+    is not gone on with, becomes checkpoint-STEP.superseded. Nothing is deleted.
+    """
+    for checkpoint in all_checkpoints(run_dir):
+        problem = incompleteness(checkpoint)
+        if problem is not None:
+            logger.warning("%s: %s; set aside as %s", checkpoint, problem, set_aside(checkpoint, INCOMPLETE).name)
+        elif (checkpoint_step(checkpoint) or 0) > step:
+            target = set_aside(checkpoint, SUPERSEDED)
+            logger.warning("%s: is later than step %d; set aside as %s", checkpoint, step, target.name)
+
+
+def checkpoint_to_resume(run_dir: Path, resume: str) -> Path | None:
+    """The checkpoint to go on from by --resume, None to start afresh.
 
     Raises:
-        UserError: when it is no complete checkpoint, or one of another number of processes.
+        UserError: when it is no complete checkpoint, or none of a run's finished ones is complete any more.
     """
-    if resume_from is None:
+    if resume == "never":
         return None
-    if resume_from in RESUME_NEWEST_WORDS:
-        checkpoints = whole_checkpoints(run_dir)
-        if not checkpoints:
-            raise UserError(
-                f"--resume_from_checkpoint {resume_from}: {run_dir} has no complete checkpoint; leave the flag out"
-            )
-        checkpoint = checkpoints[-1]
-    else:
-        checkpoint = Path(resume_from)
-        problem = checkpoint_problem(checkpoint)
-        if problem is not None:
-            raise UserError(f"--resume_from_checkpoint {checkpoint}: is no checkpoint ({problem}){_known(run_dir)}")
-    saved_by = len(optimizer_shards(checkpoint))
-    if saved_by != num_processes:
-        raise UserError(
-            f"--resume_from_checkpoint {checkpoint}: was saved by {saved_by} processes, this run has {num_processes}; "
-            f"start with --num_gpus={saved_by}"
-        )
+    if resume == "auto":
+        whole = whole_checkpoints(run_dir)
+        if not whole:
+            _check_none_lost(run_dir)
+        return whole[-1] if whole else None
+    checkpoint = Path(resume)
+    problem = incompleteness(checkpoint)
+    if problem is not None:
+        raise UserError(f"--resume {checkpoint}: is no complete checkpoint ({problem}){_known(run_dir)}")
     return checkpoint
 
 
-def claim_run_folder(run_dir: Path, checkpoint: Path | None) -> None:
+def _check_none_lost(run_dir: Path) -> None:
+    """A run that was killed before its first save was over begins again; one that had saved or finished does not."""
+    saved = sorted(path.parent for path in run_dir.glob(f"checkpoint-*/{COMPLETE_NAME}"))  # set aside ones too
+    reasons = [f"{folder.name}: {incompleteness(folder) or 'set aside'}" for folder in saved]
+    if (run_dir / MODEL_DIR_NAME).exists():
+        reasons.append(f"{MODEL_DIR_NAME}/ is that of a finished run")
+    if reasons:
+        raise UserError(
+            f"--resume auto: no checkpoint of {run_dir} is complete any more ({'; '.join(reasons)}); bring the files "
+            "back, or start again in another --output_dir"
+        )
+
+
+def claim_run_folder(run_dir: Path, checkpoint: Path | None, *, resume: str) -> None:
     """Make the run folder, unless it holds something that this run does not go on with.
 
-    A run that stopped before its first record holds nothing to lose.
+    A run that stopped before its first complete checkpoint begins again; before its first record it holds nothing.
 
     Raises:
         UserError: when it holds another run or something else, or cannot be written.
@@ -118,8 +143,10 @@ def claim_run_folder(run_dir: Path, checkpoint: Path | None) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         never_began = is_run_folder(run_dir) and not (run_dir / METRICS_NAME).exists()
-        goes_on = checkpoint is not None and checkpoint.resolve().parent == run_dir.resolve()
-        if never_began or goes_on or not any(run_dir.iterdir()):
+        goes_on = checkpoint is not None and checkpoint.parent.resolve() == run_dir.resolve()
+        begins_again = resume == "auto" and is_run_folder(run_dir) and not whole_checkpoints(run_dir)
+        is_empty = all(path.name in EARLY_NAMES for path in run_dir.iterdir())  # but for what a kill left at the start
+        if never_began or goes_on or begins_again or is_empty:
             return
     except OSError as error:
         raise UserError(
@@ -127,8 +154,8 @@ def claim_run_folder(run_dir: Path, checkpoint: Path | None) -> None:
         ) from None
     if is_run_folder(run_dir):
         raise UserError(
-            f"--output_dir {run_dir}: holds a run already; add --resume_from_checkpoint last to go on with it, or "
-            "choose another folder"
+            f"--output_dir {run_dir}: holds a run already; leave out --resume to go on with it, or choose another "
+            "folder"
         )
     raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
 

@@ -1,39 +1,75 @@
-"""The exported model: weights in safetensors, config and tokenizer, for everybody's tools."""
+"""The folder of an exported model: weights in safetensors, config and tokenizer, for everybody's tools.
+
+It grows beside its name, as NAME.partial, and takes the name when all of it is on the disk.
+"""
 
 import json
 import shutil
 from pathlib import Path
 
-from transformers import GenerationConfig, Trainer
+from transformers import GenerationConfig
+
+from pretraining.runs.syncing import sync
+
+PARTIAL_SUFFIX = ".partial"
+REPLACED_SUFFIX = ".replaced"
 
 
-def export_model(trainer: Trainer, model_dir: Path) -> None:
-    """Gather the weights and write the model; called on every rank, the first one writes.
+def partial_folder(model_dir: Path) -> Path:
+    """The folder in which a model grows."""
+    return model_dir.with_name(model_dir.name + PARTIAL_SUFFIX)
 
-    The folder takes its name when it is complete; a model of that name is replaced.
+
+def begin_folder(partial: Path) -> None:
+    """Make the folder in which a model grows; what a broken export left there goes."""
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+
+
+def complete_folder(partial: Path) -> None:
+    """Let everybody read the model as it was trained, and have it on the disk.
+
+    Weights, config and tokenizer are there already.
     """
-    partial = model_dir.with_name(model_dir.name + ".partial")
-    trainer.save_model(str(partial))
-    if trainer.is_world_process_zero():
-        assert list(partial.glob("*.safetensors")), "no weights were gathered"
-        _complete_config(partial)
-        _write_generation_config(trainer, partial)
-        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle, which no reader of a model should open
-        for path in partial.iterdir():
-            path.chmod(0o644)  # safetensors writes 0600: a colleague could not read the model
-        shutil.rmtree(model_dir, ignore_errors=True)
-        partial.replace(model_dir)
+    config = _complete_config(partial)
+    _name_tokenizer(partial)
+    GenerationConfig(bos_token_id=config["bos_token_id"], eos_token_id=config["eos_token_id"]).save_pretrained(partial)
+    for path in partial.iterdir():
+        path.chmod(0o644)  # safetensors writes 0600: a colleague could not read the model
+        sync(path)
+    sync(partial)
 
 
-def _complete_config(model_dir: Path) -> None:
-    """Turn the cache on for generation, and write rope_theta where readers before transformers 5 look for it."""
-    path = model_dir / "config.json"
+def give_name(partial: Path, model_dir: Path) -> None:
+    """Let a complete folder take its name; a model of that name is there until then."""
+    replaced = model_dir.with_name(model_dir.name + REPLACED_SUFFIX)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if model_dir.exists():
+        model_dir.replace(replaced)
+    partial.replace(model_dir)
+    sync(model_dir.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _complete_config(partial: Path) -> dict:
+    """Turn the cache on for generation, and write the rotary positions where transformers before 5 looks for them.
+
+    It would take 10,000 for a rope_theta that stands in rope_parameters alone, and not scale at all, without a word.
+    """
+    path = partial / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["use_cache"] = True
-    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    rope = config["rope_parameters"]
+    config |= {"use_cache": True, "rope_theta": rope["rope_theta"]}
+    if rope["rope_type"] != "default":
+        config["rope_scaling"] = rope
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config
 
 
-def _write_generation_config(trainer: Trainer, model_dir: Path) -> None:
-    config = trainer.model.config
-    GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id).save_pretrained(model_dir)
+def _name_tokenizer(partial: Path) -> None:
+    """Call the tokenizer by the name that transformers before 5 has for it too; 5's own it refuses to open."""
+    path = partial / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

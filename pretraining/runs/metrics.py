@@ -2,14 +2,17 @@
 
 import logging
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonlines
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pretraining.cli.restarts import Restart
 from pretraining.runs.checkpoints import METRICS_NAME
+from pretraining.runs.syncing import sync
 
 logger = logging.getLogger(__name__)
 
@@ -19,23 +22,39 @@ EVALUATIONS = (("eval", "validation"), ("test", "test"))
 class MetricsLog(TrainerCallback):
     """Writes every record that the Trainer logs, and events besides. Only the first process writes.
 
-    `begins_with` is the log of another run folder, from whose checkpoint this one goes on.
+    `begins_with` is the log of another run folder, from whose checkpoint this one goes on; `restart` is what has
+    brought this one up again, if anything has.
     """
 
-    def __init__(self, run_dir: Path, *, begins_with: Path | None = None) -> None:
+    def __init__(self, run_dir: Path, *, begins_with: Path | None = None, restart: Restart | None = None) -> None:
         self._path = run_dir / METRICS_NAME
         self._begins_with = begins_with
+        self._restart = restart
         self._events: list[dict[str, Any]] = []
+        self._unwritten: list[Mapping[str, Any]] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Drop the records after the step that this run goes on from: they are made again."""
         if state.is_world_process_zero:
-            self.forget_after(state.global_step)
+            self.forget_after(state.global_step, state.log_history)
+            if self._restart is not None:
+                restart = {"restart": self._restart.number, "reason": self._restart.reason}
+                self.write_event({"step": state.global_step, "event": "restart", **restart})
 
-    def forget_after(self, step: int) -> None:
-        """Drop the records of later steps. Events stay: they happened, and one that happens again is not repeated."""
+    def forget_after(self, step: int, evaluations: Sequence[Mapping[str, Any]]) -> None:
+        """Drop the records of later steps, and those of this one that are none of its checkpoint's `evaluations`.
+
+        They are made again. Events stay: they happened, and one that happens again is not repeated.
+        """
+        was_evaluated = any(record["step"] == step and "eval_loss" in record for record in evaluations)
+
+        def is_kept(record: Mapping[str, Any]) -> bool:
+            if record["step"] != step:
+                return record["step"] < step
+            return "test_loss" not in record and ("eval_loss" not in record or was_evaluated)
+
         source = self._path if self._path.is_file() else self._begins_with
         if source is None or not source.is_file():
             return
@@ -44,9 +63,15 @@ class MetricsLog(TrainerCallback):
             # A kill can leave half a last line, which belongs to a step that is made again.
             records = list(reader.iter(type=dict, skip_invalid=True))
             is_ours = source == self._path
-            writer.write_all(r for r in records if r["step"] <= step or (is_ours and "event" in r))
+            writer.write_all(record for record in records if is_kept(record) or (is_ours and "event" in record))
+        sync(partial)  # or a power cut could leave neither the old records nor the new ones
         self._events = [record for record in records if "event" in record]
         partial.replace(self._path)
+
+    def sync(self) -> None:
+        """Have on the disk what was logged until a checkpoint, whose resume keeps it."""
+        if self._path.exists():
+            sync(self._path)
 
     def write_event(self, event: Mapping[str, Any]) -> None:
         """Append what happened in a step, unless the same stands there from before a resume."""
@@ -71,8 +96,19 @@ class MetricsLog(TrainerCallback):
                 logger.info(line)
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        with jsonlines.open(self._path, "a") as writer:
-            writer.write(record)
+        """Write a record, and those that a full disk did not take before."""
+        self._unwritten.append(record)
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with jsonlines.open(self._path, "a") as writer:
+                writer.write_all(self._unwritten)
+        except OSError as error:
+            if len(self._unwritten) == 1:
+                logger.warning("%s: %s; its records are kept until they can be written", self._path, error.strerror)
+            if self._path.exists():
+                os.truncate(self._path, size)  # half a line would spoil the next one
+            return
+        self._unwritten.clear()
 
 
 def json_value(value: Any) -> Any:

@@ -2,23 +2,29 @@
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
+import logging
 import platform
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import RUN_RECORD_NAME
+from pretraining.runs.syncing import sync
 
 RECORDED_PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "tokenizers", "numpy")
 SECRET_FLAG = re.compile(r"(--hub[_-]token[= ])\S+")
 PROJECT_DIR = Path(__file__).parents[2]
+NEVER_CHANGED = ("optimizer",)  # a checkpoint has the state of one optimizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,16 @@ class RunIdentity:
     """What must stay the same for a resumed run to be the run it goes on with."""
 
     data: Sequence[Mapping[str, Any]]
+    tokenizer_sha256: str
     model_config: Mapping[str, Any]
     global_batch_tokens: int
+    seed: int
     order_seed: int
     isolate_documents: bool
     mask_document_starts: bool
+    precision: str
     optimizer: str
-    weight_decay_on_norms: bool
+    optimizer_settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class RunRecord:
     ds_config: Mapping[str, Any]
     num_parameters: int
     hardware: Mapping[str, Any]
+    resumed_from: str | None
 
     def write(self, run_dir: Path) -> None:
         """Write run.json, with the command, versions and commit of this process, and the earlier starts if any."""
@@ -61,6 +71,7 @@ class RunRecord:
         text = json.dumps(content, indent=2, default=str, ensure_ascii=False)
         partial = path.with_suffix(".partial")
         partial.write_text(text + "\n", encoding="utf-8")
+        sync(partial)
         partial.replace(path)
 
 
@@ -77,23 +88,41 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error}); start a new run in another --output_dir") from None
 
 
-def check_same_run(run_dir: Path, identity: RunIdentity) -> None:
-    """Refuse to go on with a run as another one.
+def check_same_run(run_dir: Path, identity: RunIdentity, *, allowed: Collection[str]) -> None:
+    """Refuse to go on with a run as another one; differences in the fields of `allowed` are said.
 
     Raises:
-        UserError: naming what differs, with both values where they are short.
+        UserError: with every other difference and both values.
     """
     recorded = read_run_record(run_dir).get("identity", {})
     ours = json.loads(json.dumps(dataclasses.asdict(identity), default=str))
     problems = []
-    for name, value in ours.items():
-        if recorded.get(name) != value:
-            values = "" if isinstance(value, dict | list) else f" (it was {recorded.get(name)}, now {value})"
-            problems.append(
-                f"--resume_from_checkpoint: {name} differs from that of {run_dir}{values}; give the same flags"
-            )
+    for path, was, now in differences(recorded, ours):
+        field = path.split(".")[0]
+        if field in allowed:
+            logger.warning("--allow_changed %s: %s was %s, now it is %s", field, path, was, now)
+        else:
+            remedy = "give the same flags"
+            if field not in NEVER_CHANGED:
+                remedy += f", or allow it with --allow_changed {field}"
+            problems.append(f"--resume: {path} differs from that of {run_dir} (it was {was}, now {now}); {remedy}")
     if problems:
         raise UserError(*problems)
+
+
+def differences(was: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two JSON values differ, as (path, was, now).
+
+    >>> differences({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "d": [1, 4]})
+    [('a.c', 2, 3), ('d.1', None, 4)]
+    """
+    if isinstance(was, dict) and isinstance(now, dict):
+        names = list(dict.fromkeys([*now, *was]))
+        return [found for name in names for found in differences(was.get(name), now.get(name), f"{path}.{name}")]
+    if isinstance(was, list) and isinstance(now, list):
+        pairs = itertools.zip_longest(was, now)
+        return [found for index, pair in enumerate(pairs) for found in differences(*pair, f"{path}.{index}")]
+    return [] if was == now else [(path.removeprefix("."), was, now)]
 
 
 def _command(argv: Sequence[str]) -> str:

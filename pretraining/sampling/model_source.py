@@ -2,27 +2,23 @@
 Hub.
 """
 
-import contextlib
-import json
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import (
     MODEL_DIR_NAME,
-    RUN_RECORD_NAME,
-    TOKENIZER_DIR_NAME,
     is_run_folder,
     newest_run,
     optimizer_shards,
     whole_checkpoints,
 )
+from pretraining.runs.zero_shards import open_shards, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +65,7 @@ def _in_run_folder(run_dir: Path) -> ModelSource:
 
 
 def _in_folder(folder: Path) -> ModelSource:
-    tokenizer = next(
-        (place for place in (folder, folder.parent / TOKENIZER_DIR_NAME) if (place / "tokenizer.json").is_file()), None
-    )
-    if tokenizer is None:
-        raise UserError(f"--model {folder}: has no tokenizer.json; copy the tokenizer of its data set there")
+    tokenizer = tokenizer_of(folder)
     if _has_weights(folder):
         return ModelSource(str(folder), str(tokenizer))
     if optimizer_shards(folder):
@@ -138,26 +130,11 @@ def _from_weights(location: str, device: str) -> PreTrainedModel:
 
 def _from_shards(checkpoint: Path) -> PreTrainedModel:
     """Put the fp32 master weights together from the shards of any number of ranks."""
-    # Only here: importing deepspeed takes a second and prints a message, which no other source needs.
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    config = LlamaConfig.from_dict(_config_of_checkpoint(checkpoint))
     logger.info("putting the weights together from the ZeRO shards in %s", checkpoint)
-    tag = optimizer_shards(checkpoint)[0].parent.name
-    with contextlib.redirect_stdout(sys.stderr):  # it prints its progress, and stdout is for generated text
-        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag)
+    config, weights = open_shards(checkpoint)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(state)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            parameters[name].copy_(weight.contiguous())
     return model
-
-
-def _config_of_checkpoint(checkpoint: Path) -> dict:
-    """The model's config, from the checkpoint or else from the record of its run."""
-    if (checkpoint / "config.json").is_file():
-        return json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    record = checkpoint.parent / RUN_RECORD_NAME
-    if not record.is_file():
-        raise UserError(
-            f"--model {checkpoint}: has no config.json, and {record} is missing; copy the model's config there"
-        )
-    return json.loads(record.read_text(encoding="utf-8"))["identity"]["model_config"]

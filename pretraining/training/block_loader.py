@@ -12,6 +12,7 @@ from pretraining.training.block_dataset import MixedBlocks
 from pretraining.training.block_order import BlockOrder
 from pretraining.training.global_batch import GlobalBatch
 from pretraining.training.loss import Batch
+from pretraining.training.stop_request import leave_signals_to_the_parent
 
 LOOK_AHEAD = 4096  # places computed at once, since a call costs as much as 1,000 of them
 
@@ -78,6 +79,10 @@ class BlockLoader:
         self.num_consumed = num_consumed
         self._was_moved = True
 
+    def end(self) -> None:
+        """Give no more blocks."""
+        self._num_blocks = self.num_consumed
+
     def __iter__(self) -> Iterator[Batch]:
         while self.num_consumed < self._num_blocks:
             self._was_moved = False
@@ -93,6 +98,7 @@ class BlockLoader:
                 self.dataset,
                 batch_sampler=self._micro_batches(self.num_consumed),
                 generator=torch.Generator(),  # the seeds of workers must not move the random state of dropout
+                worker_init_fn=leave_signals_to_the_parent,
                 **self._loader_options,
             )
         )

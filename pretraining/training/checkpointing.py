@@ -1,19 +1,146 @@
-"""When a checkpoint is saved besides every --save_steps, and which ones are kept."""
+"""The Trainer's checkpoints: what belongs into them, when one is saved besides every --save_steps, which are kept."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import torch
+from huggingface_hub import save_torch_state_dict
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pretraining.runs.checkpoints import checkpoint_step, rotate_checkpoints
+from pretraining.cli.errors import UserError
+from pretraining.cli.launchers import num_local_processes
+from pretraining.corpus.hub_errors import HUB_ERRORS, reason
+from pretraining.machine.throughput import ThroughputMeter
+from pretraining.runs.checkpoints import checkpoint_step, optimizer_shards, rotate_checkpoints
+from pretraining.runs.completeness import incompleteness
+from pretraining.runs.metrics import MetricsLog
+from pretraining.training.agreement import from_first
+from pretraining.training.checkpoint_saver import CheckpointSaver, Part
+from pretraining.training.elastic import load_checkpoint, seed_anew
 from pretraining.training.run_plan import RunPlan
+
+# What torch.save raises for a full disk, and what everything else does.
+WRITE_ERRORS = (OSError, RuntimeError)
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointingTrainer(Trainer):
+    """Saves the Trainer's checkpoints through a saver, which writes them while the training goes on."""
+
+    def __init__(self, *, meter: ThroughputMeter, **trainer_arguments: Any) -> None:
+        super().__init__(**trainer_arguments)
+        self.meter = meter
+        self.saver = CheckpointSaver(num_local_processes=num_local_processes())
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Have the Trainer name the parts of a checkpoint, and the saver write them."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with self.meter.pause():
+            if not self.saver.begin(folder, self.state.global_step):
+                return
+            with self.saver.noting(OSError):  # of trainer_state.json, which comes after all that processes do together
+                super()._save_checkpoint(*args, **kwargs)
+            self.saver.start()
+            if self.args.push_to_hub:
+                self.saver.wait()
+                if self.saver.saved_step == self.state.global_step:
+                    super()._push_from_checkpoint(str(folder))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Gather the weights; those of a checkpoint are written by the saver."""
+        if not _internal_call:
+            super().save_model(output_dir)
+            return
+        weights = self.accelerator.get_state_dict(self.deepspeed)
+        if self.args.should_save:
+            folder = Path(str(output_dir))
+            self.saver.add(self._weights_part(weights, folder))
+            with self.saver.noting(*WRITE_ERRORS):
+                self.model.config.save_pretrained(folder)
+                self.model.generation_config.save_pretrained(folder)
+                self.processing_class.save_pretrained(folder)
+
+    def _weights_part(self, weights: dict[str, torch.Tensor], folder: Path) -> Part:
+        def write(content: dict[str, torch.Tensor]) -> list[Path]:
+            save_torch_state_dict(content, folder, metadata={"format": "pt"})
+            return list(folder.glob("model*.safetensors*"))
+
+        # Weights were gathered onto the host; where that is the device too, small ones are the model's own.
+        untied = {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
+        return Part(untied, write, is_copy=self.args.device.type != "cpu")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.saver.install(self.model_wrapped)
+        try:
+            self.model_wrapped.save_checkpoint(output_dir, save_latest=False)
+        except OSError as error:  # DeepSpeed's own copies of nvme files; the other processes wait, so the run ends
+            raise UserError(f"{output_dir}: DeepSpeed cannot save ({error}); make room") from None
+        if self.args.should_save:
+            with self.saver.noting(*WRITE_ERRORS):
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
+                Path(output_dir, "latest").write_text(f"global_step{self.model_wrapped.global_steps}", encoding="ascii")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        with self.saver.noting(*WRITE_ERRORS):
+            super()._save_rng_state(output_dir)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository of --push_to_hub before anything is trained.
+
+        Raises:
+            UserError: when the Hub does not let that happen.
+        """
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except HUB_ERRORS as error:
+            raise UserError(
+                f"--push_to_hub: the Hub has no place for this run ({reason(error)}); mend it, or leave the flag out"
+            ) from None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing yet: when the Trainer asks for it, the checkpoint is not written."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
+        """The Trainer's, but for what it loads: the checkpoint may be of another number of processes."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if checkpoint is not None:
+            self.load(checkpoint)
+        return prepared
+
+    def load(self, checkpoint: str) -> None:
+        """Weights, optimizer and schedule of a checkpoint, whatever number of processes saved it."""
+        load_checkpoint(self.model_wrapped, Path(checkpoint))
+        self._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or len(optimizer_shards(Path(checkpoint))) == self.args.world_size:
+            super()._load_rng_state(checkpoint)
+        else:
+            seed_anew(Path(checkpoint), seed=self.args.seed, process=self.args.process_index)
+
+    def _load_best_model(self) -> None:
+        """Go back to the weights of the best evaluation, if its checkpoint could be saved."""
+        self.saver.wait()
+        checkpoint = Path(str(self.state.best_model_checkpoint))
+        problem = from_first(incompleteness(checkpoint))
+        if problem is None:
+            load_checkpoint(self.model_wrapped, checkpoint)
+        else:
+            logger.warning("%s: %s; the last weights are kept in place of the best", checkpoint, problem)
 
 
 class CheckpointKeeper(TrainerCallback):
-    """Saves the last step before wsd goes down, and keeps it: from there the run can be made longer."""
+    """Saves the last step before wsd goes down, and keeps it: from there the run can be made longer.
 
-    def __init__(self, plan: RunPlan) -> None:
+    Removes older checkpoints when a new one is complete.
+    """
+
+    def __init__(self, plan: RunPlan, trainer: CheckpointingTrainer, metrics_log: MetricsLog) -> None:
         self._plan = plan
+        self._trainer = trainer
+        self._metrics_log = metrics_log
         self._save_total_limit: int | None = None
 
     def on_train_begin(
@@ -21,17 +148,30 @@ class CheckpointKeeper(TrainerCallback):
     ) -> None:
         """Take over the Trainer's rotation, which goes by the time of the files and keeps nothing else."""
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
+        self._trainer.saver.on_result = self._after_save
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for the checkpoint."""
+        """Ask for the checkpoint; see whether an earlier one is written."""
+        self._trainer.saver.finish_if_written()
         if state.global_step == self._plan.last_stable_step and args.save_strategy != "no":
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remove checkpoints that are not kept."""
+        """A resume keeps the records until here."""
         if state.is_world_process_zero:
-            best = state.best_model_checkpoint if args.load_best_model_at_end else None
-            kept = (self._plan.last_stable_step, None if best is None else checkpoint_step(Path(best)))
-            rotate_checkpoints(
-                self._plan.run_dir, step=state.global_step, keep_last=self._save_total_limit, keep_steps=kept
-            )
+            self._metrics_log.sync()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Wait for the last checkpoint."""
+        self._trainer.saver.wait()
+
+    def _after_save(self, step: int, problem: str | None) -> None:
+        if problem is not None:
+            self._metrics_log.write_event({"step": step, "event": "save failed", "reason": problem})
+            return
+        state, args = self._trainer.state, self._trainer.args
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        kept = (self._plan.last_stable_step, None if best is None else checkpoint_step(Path(best)))
+        rotate_checkpoints(self._plan.run_dir, keep_last=self._save_total_limit, keep_steps=kept)

@@ -22,6 +22,10 @@ from pretraining.training.loss import NUM_SUMS, Batch, source_sums, token_losses
 logger = logging.getLogger(__name__)
 
 
+class EvaluationAbandoned(Exception):  # noqa: N818 - nothing is wrong
+    """An evaluation ends before its last batch, since the run stops."""
+
+
 class TextBytes:
     """How many bytes of text each token of a block stands for."""
 

@@ -5,13 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from pretraining.cli.errors import UserError
-from pretraining.runs.checkpoints import checkpoint_problem, read_trainer_state
+from pretraining.runs.checkpoints import read_trainer_state
+from pretraining.runs.completeness import incompleteness
 from pretraining.runs.metrics import MetricsLog
+from pretraining.training.agreement import from_first, is_first
 from pretraining.training.fault_report import describe_blocks, gather_block_losses, guilty_blocks, lines_of
 from pretraining.training.first_step import check_first_loss, check_fresh_weights, check_rotary_positions, check_tiles
 from pretraining.training.step_watch import StepResult, StepWatch, kept_by
@@ -36,17 +37,22 @@ class FaultHandler(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: without it, a resumed run would read the skipped blocks."""
-        return {"args": {}, "attributes": {"num_rollbacks": self._num_rollbacks, "skipped": self._stream.skipped}}
+        attributes = {
+            "num_rollbacks": self._num_rollbacks,
+            "skipped": self._stream.skipped,
+            "num_blocks": self._plan.num_consumed(self._trainer.state.global_step),
+        }
+        return {"args": {}, "attributes": attributes}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take up the data where the checkpoint left it; look at the model before its first step."""
-        kept = kept_by(state, FaultHandler)
+        kept = kept_by(state, FaultHandler.__name__)
         self._num_rollbacks = kept.get("num_rollbacks", 0)
-        self._checkpoints = [] if self._plan.checkpoint is None else [self._plan.checkpoint]
+        self._checkpoints = [] if self._plan.start.checkpoint is None else [self._plan.start.checkpoint]
         self._stream.skipped = [(start, stop) for start, stop in kept.get("skipped", [])]
-        self._trainer.loader.move_to(state.global_step * self._plan.batch.blocks)
+        self._trainer.loader.move_to(self._plan.num_consumed(state.global_step))
         check_rotary_positions(self._trainer.model)
         check_tiles(self._trainer)
         if state.global_step == 0:
@@ -80,8 +86,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         losses = gather_block_losses(
             self._trainer.watch.block_sums(), group_size=self._plan.batch.sequence_parallel_size
         )
-        num_blocks = self._plan.batch.blocks
-        block_ids = self._stream.block_ids((step - 1) * num_blocks, num_blocks)
+        block_ids = self._stream.block_ids(self._plan.num_consumed(step - 1), self._plan.batch.blocks)
         if not self._trainer.is_world_process_zero():
             return
         guilty = guilty_blocks(block_ids, losses)
@@ -105,7 +110,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         The one before, since its update may be what made this loss so high; PaLM skipped hundreds of batches
         (arXiv 2204.02311, section 5.1).
         """
-        limit, blocks_per_step = self._plan.arguments.optimization.max_rollbacks, self._plan.batch.blocks
+        limit, num_consumed = self._plan.arguments.optimization.max_rollbacks, self._plan.num_consumed
         checkpoint = self._newest_checkpoint()
         if checkpoint is None:
             logger.warning("step %d: no checkpoint to go back to yet, so the run goes on", step)
@@ -117,16 +122,16 @@ class FaultHandler(TrainerCallback, ExportableState):
             )
         kept = read_trainer_state(checkpoint)
         back_to = kept.global_step
-        first = max(back_to, step - 2) * blocks_per_step
-        self._stream.skip(first, step * blocks_per_step - first)
+        first = num_consumed(max(back_to, step - 2))
+        self._stream.skip(first, num_consumed(step) - first)
         self._trainer.go_back_to(checkpoint, back_to)
         num_spikes = self._trainer.watch.num_spikes  # what is skipped is not met again: the spike would be forgotten
-        self._trainer.watch.restore(kept_by(kept, StepWatch))
+        self._trainer.watch.restore(kept_by(kept, StepWatch.__name__))
         self._trainer.watch.num_spikes = num_spikes
-        self._trainer.loader.move_to(back_to * blocks_per_step)
+        self._trainer.loader.move_to(num_consumed(back_to))
         self._num_rollbacks += 1
         if self._trainer.is_world_process_zero():
-            self._metrics_log.forget_after(back_to)
+            self._metrics_log.forget_after(back_to, kept.log_history)
             event = {"step": step, "event": "rollback", "to_step": back_to, "rollback": self._num_rollbacks}
             self._metrics_log.write_event(event)
         logger.warning(
@@ -140,14 +145,10 @@ class FaultHandler(TrainerCallback, ExportableState):
         )
 
     def _newest_checkpoint(self) -> Path | None:
-        """The same on every process, as the first one sees it."""
-        found: list[Path | None] = [None]
-        if self._trainer.is_world_process_zero():
-            whole = (folder for folder in reversed(self._checkpoints) if checkpoint_problem(folder) is None)
-            found = [next(whole, None)]
-        if torch.distributed.is_initialized():
-            torch.distributed.broadcast_object_list(found)
-        return found[0]
+        """The same on every process, as the first one sees it, and however fast the disk is."""
+        self._trainer.saver.wait()
+        whole = (folder for folder in reversed(self._checkpoints) if incompleteness(folder) is None)
+        return from_first(next(whole, None) if is_first() else None)
 
 
 def _said(result: StepResult) -> str:

@@ -50,10 +50,13 @@ def plan_global_batch(
     if global_batch_tokens < 1 or global_batch_tokens % micro_step_tokens:
         below = global_batch_tokens // micro_step_tokens * micro_step_tokens
         fitting = " or ".join(f"{tokens}" for tokens in (below, below + micro_step_tokens) if tokens > 0)
+        blocks, rest = divmod(global_batch_tokens, shape.block_length)
+        flag = "--per_device_train_batch_size"
+        kept = "" if rest or not blocks else f", or processes and {flag} that divide its {blocks} blocks"
         share = f", {shape.sequence_parallel_size} of which share a block" if shape.sequence_parallel_size > 1 else ""
         raise UserError(
             f"--global_batch_tokens {global_batch_tokens}: is no multiple of {micro_step_tokens} = "
-            f"{shape.block_length} tokens x {shape.micro_batch_blocks} blocks (--per_device_train_batch_size) x "
-            f"{shape.num_processes} processes{share}; give {fitting}"
+            f"{shape.block_length} tokens x {shape.micro_batch_blocks} blocks ({flag}) x "
+            f"{shape.num_processes} processes{share}; give {fitting}{kept}"
         )
     return replace(shape, gradient_accumulation_steps=global_batch_tokens // micro_step_tokens)

@@ -60,6 +60,12 @@ def prepare_optimizer(name: OptimizerName, config: dict[str, Any]) -> None:
         )
 
 
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Weight decay, betas and whatever else flags decide of each group of parameters; not the learning rate."""
+    left_out = ("params", "lr", "initial_lr")
+    return [{name: value for name, value in group.items() if name not in left_out} for group in optimizer.param_groups]
+
+
 def decay_groups(model: PreTrainedModel, *, weight_decay: float, on_norms: bool) -> list[dict[str, Any]]:
     """Matrices and embeddings, then norms and biases, which have no weight decay unless asked."""
     groups = []

@@ -2,10 +2,12 @@
 
 import atexit
 import logging
+import multiprocessing
 import os
 import socket
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -21,6 +23,11 @@ from deepspeed.utils import logger as deepspeed_logger
 from pretraining.cli.errors import UserError, leave
 from pretraining.cli.launchers import has_launcher, num_local_processes
 from pretraining.machine.gpus import driver_gpu_names
+from pretraining.training.agreement import gathered
+from pretraining.training.lifeline import KnownProcess
+
+# Without a GPU. Processes that take turns on a core are slow, but right: a laptop can try what a cluster will do.
+MOST_PROCESSES_PER_CORE = 4
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +44,13 @@ def smallest_gpu_bytes() -> int | None:
 
 
 def check_num_processes() -> None:
-    """Refuse more processes on this machine than it has GPUs, or cores where it has no GPU."""
+    """Refuse more processes than this machine has GPUs, or far more than cores where it has no GPU."""
     num_processes = num_local_processes()
     num_gpus = torch.cuda.device_count()
     if has_gpu() and num_processes > num_gpus:
         raise UserError(f"--num_gpus={num_processes}: this machine has {num_gpus}; start with --num_gpus={num_gpus}")
-    num_cores = os.cpu_count() or 1  # not the affinity: mpirun binds each rank to a core of its own
-    if not has_gpu() and num_processes > num_cores:
-        raise UserError(
-            f"--num_gpus={num_processes}: this machine has no GPU and {num_cores} cores, one process each at most; "
-            f"start with --num_gpus={num_cores}"
-        )
+    if not has_gpu():
+        _check_cores(num_processes, num_cores=os.cpu_count() or 1)  # not the affinity: mpirun binds a rank to a core
     if not has_launcher() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UserError("srun: its tasks would each train alone; start one task that runs deepspeed or torchrun")
     names = driver_gpu_names()
@@ -57,6 +60,19 @@ def check_num_processes() -> None:
             len(names),
             names[0],
             torch.__version__,
+        )
+
+
+def _check_cores(num_processes: int, *, num_cores: int) -> None:
+    most = num_cores * MOST_PROCESSES_PER_CORE
+    if num_processes > most:
+        raise UserError(
+            f"--num_gpus={num_processes}: this machine has no GPU and {num_cores} cores, for {most} processes at most; "
+            f"start with --num_gpus={num_cores}"
+        )
+    if num_processes > num_cores:
+        logger.warning(
+            "%d processes take turns on %d cores; --num_gpus=%d is faster", num_processes, num_cores, num_cores
         )
 
 
@@ -71,20 +87,36 @@ def join_processes(*, timeout_seconds: int) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not has_launcher():
         _become_single_process()
-    deepspeed.init_distributed(
-        dist_backend="nccl" if has_gpu() else "gloo", timeout=timedelta(seconds=timeout_seconds), verbose=False
-    )
+    backend = "nccl" if has_gpu() else "gloo"
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), verbose=False)
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        raise UserError(f"--master_port={port}: another run uses it; give the launcher another one") from None
     if has_gpu():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # otherwise every rank would take memory on the first GPU
 
 
-def leave_processes() -> NoReturn:
-    """End every process of a run that is complete; see `leave` for why not by returning."""
-    torch.distributed.destroy_process_group()
+def other_local_processes() -> dict[int, KnownProcess]:
+    """The other processes of this run that this one can see, on the same machine and in the same container, by rank."""
+    place = (Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink()))
+    ours = KnownProcess.of(os.getpid())
+    found = enumerate(gathered((place, ours)))
+    return {rank: other for rank, (its_place, other) in found if its_place == place and other != ours}
+
+
+def leave_processes(exit_code: int = 0) -> NoReturn:
+    """End every process of a run that is complete, or was stopped; see `leave` for why not by returning."""
+    for worker in multiprocessing.active_children():  # of a DataLoader, which would be waited for
+        worker.kill()
     atexit._run_exitfuncs()  # where trackers such as wandb send what they still hold
+    torch.distributed.barrier()  # a launcher ends the others when one leaves with a code
+    torch.distributed.destroy_process_group()
     if "mpi4py.MPI" in sys.modules:  # DeepSpeed asked MPI for the ranks, and mpirun waits for the goodbye of each
         sys.modules["mpi4py.MPI"].Finalize()
-    leave(0)
+    leave(exit_code)
 
 
 def _become_single_process() -> None:

@@ -7,33 +7,45 @@ flags are right.
 import logging
 import os
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from pretraining.cli.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
 from pretraining.cli.pretrain_arguments import PretrainArguments
+from pretraining.cli.restarts import this_restart
 from pretraining.corpus.store_source import Mixture
 from pretraining.machine.flops import flops_per_token, num_parameters
 from pretraining.machine.gpus import peak_flops_per_second
 from pretraining.machine.throughput import ThroughputMeter
-from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME, TOKENIZER_DIR_NAME
-from pretraining.runs.export import export_model
+from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME, TOKENIZER_DIR_NAME, set_aside_unusable
 from pretraining.runs.metrics import MetricsLog
+from pretraining.runs.reporters import guard_reporters
 from pretraining.runs.run_record import RunRecord
+from pretraining.training.agreement import done_by_first
+from pretraining.training.announcement import announce
 from pretraining.training.block_dataset import BlockFields
 from pretraining.training.checkpointing import CheckpointKeeper
 from pretraining.training.fault_handler import FaultHandler
+from pretraining.training.hang_watch import HangWatch
+from pretraining.training.identity import is_unchanged, run_identity, take_run_folder
+from pretraining.training.lifeline import Lifeline
 from pretraining.training.model import build_model
-from pretraining.training.processes import has_gpu, join_processes, leave_processes
-from pretraining.training.run_plan import RunPlan, announce, plan_run, run_identity
+from pretraining.training.model_push import push_model
+from pretraining.training.processes import has_gpu, join_processes, leave_processes, other_local_processes
+from pretraining.training.resuming import hold_start
+from pretraining.training.run_plan import RunPlan, plan_run
 from pretraining.training.sequence_parallel import join_sequence_group, share_attention
+from pretraining.training.stop_request import Phase, StopRequest
+from pretraining.training.stopping import Stopping
 from pretraining.training.tiling import tile_loss, tile_mlps
 from pretraining.training.tokenizer import tokenizer_for_model
 from pretraining.training.trainer import PretrainingTrainer, RunStart
 from pretraining.training.training_arguments import make_training_arguments
 from pretraining.training.training_data import open_training_data
+from pretraining.training.weight_exports import WeightExports, export_at_end, set_aside_exports
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +53,27 @@ logger = logging.getLogger(__name__)
 def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     """Train from random weights, evaluate, export the model."""
     quiet_libraries()
+    request = StopRequest()
+    lifeline = Lifeline(request)
+    lifeline.start()
     plan = plan_run(arguments, mixture)
+    take_run_folder(plan)
     announce(plan)
     join_processes(timeout_seconds=arguments.trainer["ddp_timeout"])
-    trainer = make_trainer(plan)
-    if trainer.is_world_process_zero():
-        start_run_folder(plan, trainer)
-    trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
+    lifeline.watch(other_local_processes())
+    start = hold_start(plan.start, plan.run_dir, plan.resume)
+    plan = replace(plan, start=start)
+    trainer = make_trainer(plan, request)
+    done_by_first(lambda: start_run_folder(plan, trainer))
+    trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+    if request.is_agreed:
+        has_saved = trainer.saver.saved_step == trainer.state.global_step or trainer.state.global_step == start.step
+        leave_processes(STOPPED_EXIT_CODE if has_saved else CRASH_EXIT_CODE)
     evaluate_at_end(trainer)
-    export_model(trainer, plan.run_dir / MODEL_DIR_NAME)
+    export_at_end(trainer)
     say_what_is_there(plan)
+    push_model(trainer, plan.run_dir / MODEL_DIR_NAME)
+    request.phase = Phase.LEAVING
     leave_processes()
 
 
@@ -62,7 +85,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
-def make_trainer(plan: RunPlan) -> PretrainingTrainer:
+def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
     """Blocks, fresh weights and the Trainer; the processes must have joined."""
     # The arguments come before the model: partitioning at construction looks for them.
     arguments = make_training_arguments(
@@ -92,10 +115,22 @@ def make_trainer(plan: RunPlan) -> PretrainingTrainer:
             peak_flops_per_second=peak_flops_per_second(torch.cuda.get_device_name()) if has_gpu() else None,
         ),
     )
-    begins_with = None if plan.checkpoint is None else plan.checkpoint.parent / METRICS_NAME
-    metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with)
-    for callback in (RunStart(trainer), CheckpointKeeper(plan), FaultHandler(trainer, metrics_log), metrics_log):
+    guard_reporters(trainer.callback_handler.callbacks)
+    checkpoint = plan.start.checkpoint
+    begins_with = None if checkpoint is None else checkpoint.parent / METRICS_NAME
+    metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with, restart=this_restart())
+    for callback in (
+        RunStart(trainer),
+        CheckpointKeeper(plan, trainer, metrics_log),
+        FaultHandler(trainer, metrics_log),
+        WeightExports(trainer),
+        metrics_log,
+        Stopping(trainer, metrics_log, request),
+    ):
         trainer.add_callback(callback)
+    minutes = plan.arguments.durability.hang_minutes
+    if minutes:
+        trainer.add_callback(HangWatch(plan.run_dir, minutes=minutes, is_writing=lambda: trainer.saver.is_writing))
     return trainer
 
 
@@ -115,7 +150,10 @@ def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
 
 
 def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
-    """Write what the run is before its first step: run.json and the tokenizer, which outlive a crash."""
+    """Make way, and write what the run is before its first step: what outlives a crash."""
+    set_aside_unusable(plan.run_dir, step=plan.start.step)
+    if not is_unchanged(plan):
+        set_aside_exports(plan.run_dir, step=plan.start.step)
     trainer.processing_class.save_pretrained(plan.run_dir / TOKENIZER_DIR_NAME)
     stores = [part.store for part in plan.mixture.parts]
     RunRecord(
@@ -135,6 +173,7 @@ def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
             "gpu": torch.cuda.get_device_name() if has_gpu() else None,
             "num_cpu_cores": os.cpu_count(),
         },
+        resumed_from=None if plan.start.checkpoint is None else str(plan.start.checkpoint),
     ).write(plan.run_dir)
 
 
@@ -150,10 +189,9 @@ def evaluate_at_end(trainer: PretrainingTrainer) -> None:
 def say_what_is_there(plan: RunPlan) -> None:
     """Where things lie and what to do next."""
     logger.info("run folder: %s (metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
-    logger.info("exported model: %s", plan.run_dir / MODEL_DIR_NAME)
     stable = plan.run_dir / f"checkpoint-{plan.last_stable_step}"
     if stable.is_dir():
-        logger.info("to train longer: --max_steps N --output_dir ANOTHER --resume_from_checkpoint %s", stable)
+        logger.info("to train longer: --max_steps N --output_dir ANOTHER --resume %s", stable)
     logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
 
 

@@ -48,22 +48,22 @@ class Schedule:
 
     def torch_scheduler(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
         """As torch drives it, which counts from 0."""
-
-        def factor(num_done: int) -> float:
-            return self.learning_rate(num_done + 1) / self.peak
-
-        return LambdaLR(optimizer, factor)
+        return LambdaLR(optimizer, lambda num_done: self._factor(num_done))  # of a method it would save the fields
 
     def put_into(self, scheduler: LambdaLR, *, num_done: int) -> None:
         """Give the step after `num_done` its learning rate.
 
         A checkpoint has that of the schedule it was saved by, and the Trainer does not count steps that were skipped.
         """
-        scheduler.last_epoch = num_done
-        rate = self.learning_rate(num_done + 1)
-        for group in scheduler.optimizer.param_groups:
+        groups = scheduler.optimizer.param_groups
+        scheduler.last_epoch, scheduler.base_lrs = num_done, [self.peak] * len(groups)
+        rate = self.peak * self._factor(num_done)  # as torch multiplies: otherwise one step in ten is off by a bit
+        for group in groups:
             group["lr"] = rate
-        scheduler._last_lr = [rate] * len(scheduler.optimizer.param_groups)
+        scheduler._last_lr = [rate] * len(groups)
+
+    def _factor(self, num_done: int) -> float:
+        return self.learning_rate(num_done + 1) / self.peak
 
 
 def make_schedule(arguments: PretrainArguments, *, num_steps: int) -> Schedule:
@@ -102,7 +102,8 @@ def check_same_until(step: int, recorded: Mapping[str, Any], schedule: Schedule,
         if abs(theirs - ours) > 1e-9 * schedule.peak:
             raise UserError(
                 f"{place}: its learning rate at step {number:,} was {theirs:.4g}, these flags give {ours:.4g}; give "
-                f"the flags of that run ({json.dumps(dict(recorded))}), or go on from a checkpoint before that step"
+                f"the flags of that run ({json.dumps(dict(recorded))}), go on from a checkpoint before that step, or "
+                "allow it with --allow_changed schedule"
             )
 
 

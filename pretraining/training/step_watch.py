@@ -127,10 +127,10 @@ class StepWatch(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take up what the checkpoint kept that the run goes on from."""
-        self.restore(kept_by(state, StepWatch))
+        self.restore(kept_by(state, StepWatch.__name__))
 
 
-def kept_by(state: TrainerState, callback: type) -> dict[str, Any]:
-    """What a callback of this type kept in the checkpoint that `state` was read from."""
-    kept = (state.stateful_callbacks or {}).get(callback.__name__, {})
+def kept_by(state: TrainerState, callback: str) -> dict[str, Any]:
+    """What the callback of this class kept in the checkpoint that `state` was read from."""
+    kept = (state.stateful_callbacks or {}).get(callback, {})
     return kept.get("attributes", {}) if isinstance(kept, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,7 @@ from typing import Any
 import torch
 from deepspeed import DeepSpeedEngine
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -18,27 +18,28 @@ from pretraining.cli.errors import UserError
 from pretraining.machine.throughput import ThroughputMeter
 from pretraining.training.block_dataset import MixedBlocks
 from pretraining.training.block_loader import BlockLoader
-from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks
+from pretraining.training.checkpointing import CheckpointingTrainer
+from pretraining.training.evaluation import EvaluationAbandoned, EvaluationBlocks, evaluate_blocks
 from pretraining.training.isolation import model_inputs
 from pretraining.training.loss import Batch, TokenLosses, token_losses
-from pretraining.training.optimizers import make_optimizer
+from pretraining.training.optimizers import group_settings, make_optimizer
 from pretraining.training.run_plan import RunPlan
 from pretraining.training.sequence_parallel import collate_parts
 from pretraining.training.step_watch import StepWatch
+from pretraining.training.stop_request import leave_signals_to_the_parent
 from pretraining.training.training_data import TrainingData
 
 
-class PretrainingTrainer(Trainer):
+class PretrainingTrainer(CheckpointingTrainer):
     """Reads blocks in their order, computes the loss by token, and tells exact figures by source."""
 
     def __init__(self, plan: RunPlan, data: TrainingData, *, meter: ThroughputMeter, **trainer_arguments: Any) -> None:
-        super().__init__(train_dataset=data.train, eval_dataset=data.validation, **trainer_arguments)
+        super().__init__(meter=meter, train_dataset=data.train, eval_dataset=data.validation, **trainer_arguments)
         self._loss_shifts_labels = False  # they come shifted, and the Trainer counts them
         self.plan = plan
         self.data = data
         share = plan.batch.sequence_parallel_size
         self.collate = partial(collate_parts, rank=self.args.process_index % share, size=share)
-        self.meter = meter
         self.watch = StepWatch(
             sources=data.sources, spike_threshold=plan.arguments.optimization.spike_threshold, device=self.args.device
         )
@@ -47,7 +48,7 @@ class PretrainingTrainer(Trainer):
             data.train,
             data.stream,
             plan.batch,
-            num_blocks=plan.num_steps * plan.batch.blocks,
+            num_blocks=plan.num_consumed(plan.num_steps),
             collate_fn=self.collate,
             group=self.args.process_index // plan.batch.sequence_parallel_size,
             num_workers=self.args.dataloader_num_workers,
@@ -89,6 +90,7 @@ class PretrainingTrainer(Trainer):
         self.optimizer: torch.optim.Optimizer = make_optimizer(
             flags.optim, self.args, self.model, weight_decay_on_norms=flags.weight_decay_on_norms
         )
+        self._group_settings = group_settings(self.optimizer)
         return self.optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> torch.optim.lr_scheduler.LRScheduler:
@@ -99,6 +101,9 @@ class PretrainingTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
+            # A checkpoint has the settings that it was saved with, and the flags of this run decide.
+            for group, settings in zip(self.optimizer.param_groups, self._group_settings, strict=True):
+                group |= settings
             self.plan.schedule.put_into(self.lr_scheduler, num_done=self.lr_scheduler.last_epoch)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
@@ -132,12 +137,14 @@ class PretrainingTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Make a training record exact before it goes to any reporter, with figures by source, speed and time left."""
+        if "train_runtime" in logs:
+            return  # the Trainer's summary, which is of this start alone
         step = self.state.global_step
-        num_blocks = step * self.plan.batch.blocks
+        num_blocks = self.plan.num_consumed(step)
         self.state.epoch = num_blocks / len(self.data.train)
         if "loss" in logs:
             logs |= self.watch.take_figures()
-            logs["tokens"] = step * self.plan.batch.tokens
+            logs["tokens"] = num_blocks * self.plan.batch.block_length
             logs |= self.plan.epochs_by_source(num_blocks)
             if self.args.fp16:
                 logs["loss_scale"] = float(self.model_wrapped.optimizer.loss_scale)
@@ -157,18 +164,22 @@ class PretrainingTrainer(Trainer):
         """Nothing; see `floating_point_ops`."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without counting the time as training."""
+        """Evaluate without counting the time as training; no figures when the run stops meanwhile."""
         with self.meter.pause():
-            return super().evaluate(*args, **kwargs)
+            try:
+                return super().evaluate(*args, **kwargs)
+            except EvaluationAbandoned:
+                self.control.should_evaluate = False
+                return {}
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with self.meter.pause():
-            super()._save_checkpoint(*args, **kwargs)
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether to save this as the best, by --save_strategy best; an abandoned evaluation leaves that open."""
+        return super()._determine_best_metric(metrics, trial) if metrics else self.control.should_save
 
     def go_back_to(self, checkpoint: Path, step: int) -> None:
         """Put weights, optimizer, schedule, random state and step back to those of a checkpoint, on every process."""
-        deepspeed_load_checkpoint(self.model_wrapped, str(checkpoint))
-        self._load_optimizer_and_scheduler(str(checkpoint))
+        self.saver.wait()
+        self.load(str(checkpoint))
         self._load_rng_state(str(checkpoint))
         self.state.global_step = step
         self.state.log_history = [record for record in self.state.log_history if record["step"] <= step]
@@ -193,7 +204,14 @@ class PretrainingTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             collate_fn=self.collate,
             generator=torch.Generator(),  # the seeds of workers must not move the random state of dropout
+            worker_init_fn=leave_signals_to_the_parent,
         )
+
+    def _announced(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches of an evaluation, each of which callbacks hear of."""
+        for batch in batches:
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            yield batch
 
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -203,7 +221,11 @@ class PretrainingTrainer(Trainer):
         model.eval()
         with self.compute_loss_context_manager():
             figures = evaluate_blocks(
-                model, dataloader, sources=self.data.sources, device=self.args.device, in_one_row=self.in_one_row
+                model,
+                self._announced(dataloader),
+                sources=self.data.sources,
+                device=self.args.device,
+                in_one_row=self.in_one_row,
             )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))

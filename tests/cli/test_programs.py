@@ -28,7 +28,7 @@ def test_pretrain_offers_every_flag_of_the_trainer() -> None:
         "--global_batch_tokens",
         "--save_total_limit",
         "--fp16",
-        "--resume_from_checkpoint",
+        "--resume",
     ):
         assert f"{name} " in done.stdout
 

@@ -53,12 +53,12 @@ def test_dashes_and_equals_are_read_like_underscores_and_spaces() -> None:
     assert parse("--steps=-1", "--rate", "-2") == Arguments(rate=-2.0, steps=-1)
 
 
-def test_one_value_may_stand_first_without_its_flag() -> None:
+def test_values_may_stand_first_without_their_flags() -> None:
     def parse_tool(*argv: str) -> Arguments:
-        (arguments,) = parse_recipe("test", [dataclass_group("Test", Arguments)], argv, first="place")
+        (arguments,) = parse_recipe("test", [dataclass_group("Test", Arguments)], argv, first=["place", "steps"])
         return arguments
 
-    assert parse_tool("a/b", "--steps", "3") == parse_tool("--steps", "3", "--place", "a/b")
+    assert parse_tool("a/b", "--steps", "3") == parse_tool("--steps", "3", "--place", "a/b") == parse_tool("a/b", "3")
     assert parse_tool("--steps", "3") == Arguments(steps=3)
     assert problems("a/b") == ["a/b: stands alone; a value follows its --flag"]
 

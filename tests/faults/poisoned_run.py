@@ -38,7 +38,10 @@ def plant_nan() -> None:
         inputs["sources"] = inputs["sources"].clamp(min=0)
         factor = torch.where(is_poisoned, torch.nan, 1.0)[:, None, None]
         trainer.token_losses = lambda output, labels: real(SimpleNamespace(logits=output.logits * factor), labels)
-        return compute_loss(self, model, inputs, *rest, **more)
+        try:
+            return compute_loss(self, model, inputs, *rest, **more)
+        finally:
+            trainer.token_losses = real  # evaluation and exports have other batches
 
     trainer.PretrainingTrainer.compute_loss = poisoned_loss
     training_data.MixedBlocks = PoisonedBlocks

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -234,22 +233,6 @@ def test_a_folder_of_somebody_else_is_not_taken_for_an_unfinished_store(tmp_path
         run(*python("preprocess.py", "--output_dir", tmp_path / "blocks")), "is in the way of --output_dir"
     )
     assert (tmp_path / "blocks.partial/thesis.txt").read_text() == "years of work"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a file system here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
 def test_a_full_disk_ends_cleanly_and_the_run_goes_on_when_there_is_room(

@@ -11,6 +11,7 @@ from pretraining.corpus.manifest import read_manifest
 from pretraining.training.block_order import BlockOrder
 from tests.conftest import PROJECT_DIR, TINY_MODEL, Done, assert_one_error, python, run_fine
 from tests.launch.launching import NUM_STEPS, figures, records, train, try_to_train
+from tests.launch.shards import assert_equal_to_the_bit
 
 pytestmark = pytest.mark.launch
 
@@ -45,7 +46,9 @@ def train_with_faults(store: Path, run_dir: Path, *more: object, **env: str) -> 
 
 
 def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tmp_path: Path) -> None:
-    done = train("2 ranks", poisoned_store, tmp_path / "run", *FLAGS, "--on_spike", "rollback")
+    # An export of the step before the spike has a block that is skipped in the end.
+    flags = [*FLAGS, "--export_every_tokens", (POISONED_STEP - 1) * 512]
+    done = train("2 ranks", poisoned_store, tmp_path / "run", *flags, "--on_spike", "rollback")
     events = records(tmp_path / "run", "event")
     assert [(event["event"], event["step"]) for event in events] == [
         ("spike", POISONED_STEP),
@@ -54,10 +57,12 @@ def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tm
     assert f"news.jsonl:{POISON_LINE} (poison)" in done.stderr
     assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, STEPS + 1))
     skipped = json.dumps([[(POISONED_STEP - 2) * 8, POISONED_STEP * 8]])
-    train_with_faults(poisoned_store, tmp_path / "other", SKIPPED=skipped)
+    train_with_faults(poisoned_store, tmp_path / "other", *flags[len(FLAGS) :], SKIPPED=skipped)
     assert figures(tmp_path / "run") == figures(tmp_path / "other")
-    resume = ["--resume_from_checkpoint", tmp_path / "run/checkpoint-60"]
+    resume = ["--resume", tmp_path / "run/checkpoint-60"]
     assert (tmp_path / f"run/checkpoint-{STEPS}").is_dir(), "later than the spike, and not what it goes back to"
+    exports = [tmp_path / name / f"exports/step-{POISONED_STEP - 1}/model.safetensors" for name in ("run", "other")]
+    assert exports[0].read_bytes() == exports[1].read_bytes()
     train("2 ranks", poisoned_store, tmp_path / "run", *FLAGS, "--on_spike", "rollback", *resume)
     assert figures(tmp_path / "run") == figures(tmp_path / "other")
     assert records(tmp_path / "run", "event") == events
@@ -112,7 +117,7 @@ def test_fp16_looks_for_its_loss_scale_and_both_are_recorded(sample_store: Path,
     ds_config = json.loads((PROJECT_DIR / "ds_config.json").read_text())
     ds_config["fp16"] |= {"initial_scale_power": 21, "hysteresis": 1}
     (tmp_path / "ds.json").write_text(json.dumps(ds_config))
-    flags = ["--fp16", "--deepspeed", tmp_path / "ds.json", "--eval_strategy", "no", "--save_strategy", "no"]
+    flags = ["--fp16", "--deepspeed", tmp_path / "ds.json", "--eval_strategy", "no", "--save_steps", 3]
     flags += ["--global_batch_tokens", 256]  # products in fp16 take long on a CPU
     done = train("2 ranks", sample_store, tmp_path / "run", *flags, script="tests/faults/fp16_run.py")
     steps = records(tmp_path / "run")
@@ -126,3 +131,10 @@ def test_fp16_looks_for_its_loss_scale_and_both_are_recorded(sample_store: Path,
     assert steps[1]["learning_rate"] == pytest.approx(1e-2), "a skipped step counts in the schedule"
     assert "warning" not in done.stderr
     assert not records(tmp_path / "run", "event")
+
+    checkpoint = tmp_path / "run/checkpoint-3"
+    one = [*flags, "--resume", checkpoint]
+    env = {"KEPT": str(tmp_path)}
+    train("1 rank", sample_store, tmp_path / "one", *one, script="tests/faults/fp16_run.py", env=env)
+    assert_equal_to_the_bit(tmp_path / "restored-1", checkpoint)
+    assert records(tmp_path / "one")[3]["loss"] == pytest.approx(steps[3]["loss"], rel=1e-3)

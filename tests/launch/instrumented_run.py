@@ -7,18 +7,21 @@ import torch
 
 from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
 from pretraining.corpus.store_source import find_mixture
-from pretraining.runs.export import export_model
+from pretraining.training.identity import take_run_folder
 from pretraining.training.processes import join_processes, leave_processes
 from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
 from pretraining.training.run_plan import plan_run
+from pretraining.training.stop_request import StopRequest
+from pretraining.training.weight_exports import export_model
 
 
 def main() -> None:
     arguments = parse_pretrain_arguments("", sys.argv[1:])
     quiet_libraries()
     plan = plan_run(arguments, find_mixture(arguments.data.dataset, revision=None))
+    take_run_folder(plan)
     join_processes(timeout_seconds=600)
-    trainer = make_trainer(plan)
+    trainer = make_trainer(plan, StopRequest())
     is_first = trainer.is_world_process_zero()
     if is_first:
         start_run_folder(plan, trainer)

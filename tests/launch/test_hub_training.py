@@ -11,8 +11,8 @@ from pretraining.cli.errors import UserError
 from pretraining.corpus import hub_download
 from tests.conftest import PROJECT_DIR, TINY_RUN, Done, assert_nowhere, assert_one_error, python, run, run_fine
 from tests.hub import LocalHub, running_hub
-from tests.hub.server import ALICE, BOB
-from tests.launch.launching import launcher
+from tests.hub.server import ALICE, BOB, USERS
+from tests.launch.launching import figures, launcher, records, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -78,3 +78,26 @@ def test_a_data_set_that_training_cannot_have_is_one_line(hub: LocalHub, sample_
         for (_, _, parts), done in zip(refusals, threads.map(train, refusals), strict=True):
             assert_one_error(done, *parts)
     assert not [asked for asked in hub.asked("resolve") if "data/" in asked.path]
+
+
+def test_a_hub_that_is_down_at_the_push_costs_nothing(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
+    """The training ends, the model is whole, the exit code tells, and the same command pushes without training."""
+    run_dir = tmp_path / "run"
+    flags = ["--push_to_hub", "--hub_model_id", "alice/model", "--max_steps", 2, "--save_steps", 1]
+    env = hub.env(tmp_path / "machine", ALICE)
+    hub.faults = {"commit": [503] * 100}
+    done = try_to_train("python", sample_store, run_dir, *flags, env=env)
+    assert_one_error(done, "--push_to_hub", "could not be pushed (503", "the same command pushes again")
+    assert (run_dir / "model/model.safetensors").is_file()
+    before = figures(run_dir)
+    assert len(before) == 2
+
+    hub.faults = {}
+    done = try_to_train("python", sample_store, run_dir, *flags, env=env)
+    assert done.returncode == 0, done.output[-3000:]
+    assert f"pushed: {hub.url}/alice/model" in done.stderr
+    assert figures(run_dir) == before
+    assert len(records(run_dir, "test_loss")) == 1
+    repository = hub.storage.readable("model", "alice/model", USERS[ALICE])
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(repository.trees[repository.head])
+    assert_nowhere(ALICE, done, tmp_path)

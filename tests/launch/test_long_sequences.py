@@ -64,9 +64,15 @@ def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(
     shutil.copytree(shared_run, run_dir)
     shutil.rmtree(run_dir / "checkpoint-6")
     shutil.rmtree(run_dir / "model")
-    flags = [*SHARED, "--eval_steps", 3, "--resume_from_checkpoint", "last"]
+    flags = [*SHARED, "--eval_steps", 3]
     train("2 ranks", padded_store, run_dir, *flags)
     assert figures(run_dir) == figures(shared_run)
+
+
+def test_a_run_of_shared_blocks_goes_on_with_whole_ones(shared_run: Path, padded_store: Path, tmp_path: Path) -> None:
+    flags = ["--resume", shared_run / "checkpoint-3", "--save_strategy", "no", "--eval_steps", 3]
+    train("1 rank", padded_store, tmp_path / "run", *flags)
+    assert_same_run(tmp_path / "run", shared_run, relative=1e-5)
 
 
 def test_tiles_train_like_whole_blocks(one_process: Path, padded_store: Path, tmp_path: Path) -> None:

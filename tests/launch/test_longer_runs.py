@@ -17,10 +17,10 @@ def test_a_longer_run_from_the_stable_phase_is_one_that_was_planned_so(sample_st
     short, longer, planned = (tmp_path / name for name in ("short", "longer", "planned"))
     done = train("2 ranks", sample_store, short, *WSD)  # 6 steps
     kept = short / "checkpoint-4"
-    assert f"to train longer: --max_steps N --output_dir ANOTHER --resume_from_checkpoint {kept}" in done.stderr
+    assert f"to train longer: --max_steps N --output_dir ANOTHER --resume {kept}" in done.stderr
     assert sorted(path.name for path in short.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
-    more = ["--max_steps", 10, "--resume_from_checkpoint", kept]
+    more = ["--max_steps", 10, "--resume", kept]
     train("2 ranks", sample_store, longer, *WSD, *more)
     train("2 ranks", sample_store, planned, *WSD, "--max_steps", 10, "--save_steps", 4)
     assert figures(longer) == figures(planned)
@@ -31,7 +31,7 @@ def test_a_longer_run_from_the_stable_phase_is_one_that_was_planned_so(sample_st
     assert rates[9] == pytest.approx(1e-3)
     assert len(figures(short)) == 6, "the shorter run is as it was"
 
-    from_the_end = ["--max_steps", 10, "--resume_from_checkpoint", short / "checkpoint-6"]
+    from_the_end = ["--max_steps", 10, "--resume", short / "checkpoint-6"]
     done = try_to_train("2 ranks", sample_store, tmp_path / "wrong", *WSD, *from_the_end)
     assert_one_error(done, "its learning rate at step 5 was", "go on from a checkpoint before that step")
     assert json.loads((longer / "run.json").read_text())["schedule"]["num_steps"] == 10

@@ -130,7 +130,7 @@ def test_a_resumed_run_equals_one_never_stopped(reference_run: Path, sample_stor
     shutil.rmtree(run_dir / "model")
     log = run_dir / "metrics.jsonl"
     log.write_text(log.read_text().replace('"step": 1,', '"step": 1, "from_before": true,') + '{"step": 6, "lo')
-    done = train("deepspeed", sample_store, run_dir, "--eval_steps", 3, "--resume_from_checkpoint", "last")
+    done = train("deepspeed", sample_store, run_dir, "--eval_steps", 3)
     assert f"resuming from {run_dir}/checkpoint-3" in done.stderr
     assert [record["step"] for record in records(run_dir, "from_before")] == [1], "steps before were trained again"
     assert figures(run_dir) == figures(reference_run)
@@ -149,7 +149,7 @@ def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
     run_dir = tmp_path / "run"
     shutil.copytree(reference_run, run_dir)
     shutil.rmtree(run_dir / "model")
-    train("2 ranks", sample_store, run_dir, "--eval_steps", 3, "--resume_from_checkpoint", "last")
+    train("2 ranks", sample_store, run_dir, "--eval_steps", 3)
     assert figures(run_dir) == figures(reference_run)
     assert records(run_dir, "test_loss")[-1]["test_loss"] == records(reference_run, "test_loss")[-1]["test_loss"]
     assert (run_dir / "model/model.safetensors").is_file()
@@ -160,7 +160,7 @@ def test_a_line_of_the_log_across_a_resume_has_all_its_steps(sample_store: Path,
     train("2 ranks", sample_store, tmp_path / "run", *flags)
     shutil.copytree(tmp_path / "run", tmp_path / "resumed")
     checkpoint = tmp_path / "resumed/checkpoint-3"
-    train("2 ranks", sample_store, tmp_path / "resumed", *flags, "--resume_from_checkpoint", checkpoint)
+    train("2 ranks", sample_store, tmp_path / "resumed", *flags, "--resume", checkpoint)
     assert figures(tmp_path / "resumed") == figures(tmp_path / "run")
 
 
@@ -239,6 +239,8 @@ def test_the_exported_model_is_everybodys_and_has_the_trainers_logits(instrument
     assert done.stdout.startswith("The council")
     config = json.loads((instrumented_run / "model/config.json").read_text())
     assert (config["use_cache"], config["rope_theta"]) == (True, 10000.0)
+    tokenizer_config = json.loads((instrumented_run / "model/tokenizer_config.json").read_text())
+    assert tokenizer_config["tokenizer_class"] == "PreTrainedTokenizerFast", "which transformers 4 can open"
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in (instrumented_run / "model").iterdir())
     assert not list((instrumented_run / "model").glob("*.bin")), "no pickles in an exported model"
 

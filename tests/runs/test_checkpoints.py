@@ -1,82 +1,187 @@
+import errno
+import logging
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonlines
 import pytest
 
 from pretraining.cli.errors import UserError
+from pretraining.runs import completeness
 from pretraining.runs.checkpoints import (
     METRICS_NAME,
-    checkpoint_problem,
     checkpoint_to_resume,
     claim_run_folder,
     newest_run,
     rotate_checkpoints,
+    set_aside_unusable,
     whole_checkpoints,
 )
+from pretraining.runs.completeness import damage, incompleteness, record_file, write_complete
 from pretraining.runs.metrics import log_lines
+from pretraining.runs.run_lock import lock_run_folder
+from tests.conftest import PROJECT_DIR
 
 
-def make_checkpoint(run_dir: Path, step: int, *, ranks: int = 2) -> Path:
+def make_checkpoint(run_dir: Path, step: int) -> Path:
     folder = run_dir / f"checkpoint-{step}"
-    shards = folder / f"global_step{step}"
-    shards.mkdir(parents=True)
-    for rank in range(ranks):
-        (shards / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
-        (folder / f"rng_state_{rank}.pth").touch()
-    (folder / "trainer_state.json").touch()
+    (folder / f"global_step{step}").mkdir(parents=True)
+    paths = [folder / "trainer_state.json", folder / f"global_step{step}/shard.pt"]
+    for path in paths:
+        path.write_text("a few bytes")
+    write_complete(folder, [record_file(folder, path) for path in paths], step=step, num_processes=2)
     return folder
 
 
 def test_checkpoints_are_ordered_by_step_not_by_name(tmp_path: Path) -> None:
     made = [make_checkpoint(tmp_path, step) for step in (1000, 20, 300)]
     assert whole_checkpoints(tmp_path) == [made[1], made[2], made[0]]
+    assert checkpoint_to_resume(tmp_path, "auto") == made[0]
+    assert checkpoint_to_resume(tmp_path, "never") is None
+    assert checkpoint_to_resume(tmp_path, str(made[1])) == made[1]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def write_other_bytes(path: Path) -> None:
+    path.write_text("x few bytes")
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"),
+    ("do_damage", "name", "reason"),
     [
-        ("trainer_state.json", "did not finish"),
-        ("rng_state_1.pth", "2 optimizer shards and 1 random states"),
-        ("global_step20/*", "no ZeRO shards"),
+        (Path.unlink, "complete.json", "complete.json is missing, the save did not finish"),
+        (Path.unlink, "trainer_state.json", "trainer_state.json is missing"),
+        (cut, "global_step20/shard.pt", "global_step20/shard.pt has 10 bytes of 11"),
+        (cut, "complete.json", "complete.json cannot be read"),
     ],
 )
-def test_half_a_checkpoint_does_not_count(tmp_path: Path, damage: str, reason: str) -> None:
+def test_half_a_checkpoint_does_not_count(
+    do_damage: Callable[[Path], None], name: str, reason: str, tmp_path: Path
+) -> None:
     good, bad = make_checkpoint(tmp_path, 10), make_checkpoint(tmp_path, 20)
-    for path in bad.glob(damage):
-        path.unlink()
+    if name == "complete.json" and do_damage is cut:
+        (bad / name).write_text('{"format_version": 1, "fi')
+    else:
+        do_damage(bad / name)
     assert whole_checkpoints(tmp_path) == [good]
-    assert reason in str(checkpoint_problem(bad))
+    assert reason in str(incompleteness(bad))
+    with pytest.raises(UserError, match="is no complete checkpoint"):
+        checkpoint_to_resume(tmp_path, str(bad))
+
+
+def test_one_changed_bit_is_found_whoever_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = make_checkpoint(tmp_path, 20)
+    assert damage(checkpoint) is None
+    write_other_bytes(checkpoint / "global_step20/shard.pt")
+    assert "other bytes than were written" in str(incompleteness(checkpoint)), "a small file is looked at"
+    monkeypatch.setattr(completeness, "SMALL_BYTES", 0)
+    assert incompleteness(checkpoint) is None, "all sizes are right"
+    assert damage(checkpoint) == "global_step20/shard.pt has other bytes than were written"
+    found = [damage(checkpoint, part=part, num_parts=3) for part in range(3)]
+    assert [problem is not None for problem in found].count(True) == 1
+
+
+def test_what_is_no_checkpoint_of_the_run_is_set_aside_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save that was cut off, and what a later part of the run left that is not gone on with."""
+    made = {step: make_checkpoint(tmp_path, step) for step in (10, 20, 30, 40)}
+    (made[40] / "complete.json").unlink()
+    (tmp_path / "checkpoint-30.superseded").mkdir()
+    monkeypatch.setattr(logging.getLogger("pretraining"), "propagate", True)
+    set_aside_unusable(tmp_path, step=20)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-10",
+        "checkpoint-20",
+        "checkpoint-30.superseded",
+        "checkpoint-30.superseded-2",
+        "checkpoint-40.incomplete",
+    ]
+    assert "checkpoint-40: complete.json is missing, the save did not finish; set aside" in caplog.text
+    assert "checkpoint-30: is later than step 20; set aside as checkpoint-30.superseded-2" in caplog.text
+    assert whole_checkpoints(tmp_path) == [made[10], made[20]]
+
+
+def test_a_run_that_lost_all_its_checkpoints_does_not_begin_again_by_itself(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path, 10)
+    (checkpoint / "complete.json").rename(tmp_path / "complete.json")
+    assert checkpoint_to_resume(tmp_path, "auto") is None, "killed in its first save: there is nothing to lose"
+    (tmp_path / "complete.json").rename(checkpoint / "complete.json")
+    cut(checkpoint / "trainer_state.json")
+    with pytest.raises(UserError, match=r"no checkpoint of .* is complete any more .*trainer_state.json has 10 bytes"):
+        checkpoint_to_resume(tmp_path, "auto")
+    set_aside_unusable(tmp_path, step=0)
+    with pytest.raises(UserError, match=r"complete any more \(checkpoint-10.incomplete: trainer_state.json has"):
+        checkpoint_to_resume(tmp_path, "auto")
+
+
+def test_a_finished_run_without_checkpoints_does_not_begin_again_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="model/ is that of a finished run"):
+        checkpoint_to_resume(tmp_path, "auto")
+
+
+def test_a_file_system_that_cannot_sync_folders_takes_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert incompleteness(make_checkpoint(tmp_path, 10)) is None
 
 
 def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
-    for name in ("checkpoint-", "checkpoint-12-old", "checkpoint-x", "model"):
+    for name in ("checkpoint-", "checkpoint-12-old", "checkpoint-x", "checkpoint-12.incomplete", "model"):
         (tmp_path / name).mkdir()
     assert whole_checkpoints(tmp_path) == []
 
 
-def test_a_checkpoint_of_other_processes_is_refused(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path, 10, ranks=2)
-    assert checkpoint_to_resume(tmp_path, "last", num_processes=2) == checkpoint
-    with pytest.raises(UserError, match=r"saved by 2 processes, this run has 1; start with --num_gpus=2"):
-        checkpoint_to_resume(tmp_path, "last", num_processes=1)
+def test_one_run_at_a_time_writes_a_folder(tmp_path: Path) -> None:
+    words = (
+        "import sys, time; from pathlib import Path; from pretraining.runs.run_lock import lock_run_folder as lock\n"
+    )
+    words += "lock(Path(sys.argv[1])); print('mine', flush=True); time.sleep(60)"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT_DIR)}
+    with subprocess.Popen([sys.executable, "-c", words, tmp_path], stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"mine\n"
+        with pytest.raises(UserError, match=rf"another run \(process {other.pid}\) writes it"):
+            lock_run_folder(tmp_path, wait_seconds=0.1)
+        other.kill()
+    lock_run_folder(tmp_path, wait_seconds=0.1)
 
 
 def test_another_run_is_not_written_over(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "mine", 10)
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    claim_run_folder(theirs, checkpoint)
+    (theirs / "tokenizer").mkdir()
+    (theirs / "run.lock").touch()
+    claim_run_folder(theirs, checkpoint, resume=str(checkpoint))  # killed before it had a record
     (theirs / "run.json").touch()
-    claim_run_folder(theirs, None)  # it never began
+    claim_run_folder(theirs, None, resume="never")  # it never began
     (theirs / METRICS_NAME).touch()
     with pytest.raises(UserError, match="holds a run already"):
-        claim_run_folder(theirs, checkpoint)
-    claim_run_folder(tmp_path / "mine", checkpoint)
+        claim_run_folder(theirs, checkpoint, resume=str(checkpoint))
+    with pytest.raises(UserError, match="holds a run already"):
+        claim_run_folder(theirs, None, resume="never")
+    claim_run_folder(theirs, None, resume="auto")  # it has no checkpoint, and begins again
+    claim_run_folder(tmp_path / "mine", checkpoint, resume="auto")
 
 
 def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
-    import os
-
     for name, age in (("b", 30), ("a", 10), ("c", 20)):
         (tmp_path / name).mkdir()
         record = tmp_path / name / "run.json"
@@ -104,10 +209,13 @@ def test_the_line_of_a_step_says_what_people_look_for() -> None:
 
 def test_the_oldest_checkpoints_go_but_one_that_is_kept(tmp_path: Path) -> None:
     made = {step: make_checkpoint(tmp_path, step) for step in (2, 10, 30, 40)}
-    rotate_checkpoints(tmp_path, step=30, keep_last=1, keep_steps=(10, None))
-    assert [step for step, folder in made.items() if folder.exists()] == [10, 30, 40], "40 is of another run"
-    rotate_checkpoints(tmp_path, step=40, keep_last=1, keep_steps=(10, None))
-    assert [step for step, folder in made.items() if folder.exists()] == [10, 40]
+    (made[40] / "complete.json").unlink()
+    rotate_checkpoints(tmp_path, keep_last=1, keep_steps=(10, None))
+    assert [step for step, folder in made.items() if folder.exists()] == [10, 30, 40], "40 is not complete"
+    (tmp_path / "checkpoint-5.removed").mkdir()
+    rotate_checkpoints(tmp_path, keep_last=0, keep_steps=())
+    assert not list(tmp_path.glob("*.removed*")), "what a kill left of a removal goes"
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 3, "0 keeps all"
 
 
 def test_records_after_the_resumed_step_are_made_again(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 import json
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pretraining.cli.durability_arguments import DurabilityArguments
 from pretraining.cli.errors import UserError
 from pretraining.cli.pretrain_arguments import (
     TRAINER_DEFAULTS,
@@ -17,6 +19,8 @@ from pretraining.cli.pretrain_arguments import (
     PretrainArguments,
 )
 from pretraining.corpus.store_source import find_mixture
+from pretraining.machine.flops import num_parameters
+from pretraining.training.identity import run_identity, take_run_folder
 from pretraining.training.run_plan import RunPlan, plan_run
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 
@@ -29,6 +33,7 @@ def plan(
     tokens: int | None = 512,
     data: dict[str, Any] | None = None,
     optimization: dict[str, Any] | None = None,
+    durability: dict[str, Any] | None = None,
     **model: Any,
 ) -> RunPlan:
     trainer_flags = {
@@ -42,9 +47,12 @@ def plan(
         ModelArguments(**{"model": "quickstart", "model_overrides": TINY_MODEL, **model}),
         DataArguments(datasets, global_batch_tokens=tokens, **(data or {})),
         OptimizationArguments(**(optimization or {})),
+        DurabilityArguments(**(durability or {})),
         trainer_flags,
     )
-    return plan_run(arguments, find_mixture(datasets, revision=None))
+    found = plan_run(arguments, find_mixture(datasets, revision=None))
+    take_run_folder(found)
+    return found
 
 
 def refusal(*args: Any, **kwargs: Any) -> str:
@@ -86,6 +94,8 @@ def test_a_global_batch_that_does_not_divide(sample_store: Path, tmp_path: Path)
     assert "--global_batch_tokens 1000: is no multiple of 256 = 64 tokens x 4 blocks" in message
     assert message.endswith("give 768 or 1024")
     assert refusal(sample_store, tmp_path, tokens=10).endswith("give 64")
+    message = refusal(sample_store, tmp_path, tokens=640, flags={"per_device_train_batch_size": 4})
+    assert message.endswith("give 512 or 768, or processes and --per_device_train_batch_size that divide its 10 blocks")
 
 
 def test_accumulation_is_derived_or_given_not_both(sample_store: Path, tmp_path: Path) -> None:
@@ -187,19 +197,27 @@ def test_output_dir_with_something_else(sample_store: Path, tmp_path: Path) -> N
         sample_store, tmp_path, flags={"output_dir": str(tmp_path / "thesis.txt/run")}
     )
     (tmp_path / "old").mkdir()
-    (tmp_path / "old/run.json").touch()
+    (tmp_path / "old/run.json").write_text("{}")
     (tmp_path / "old/metrics.jsonl").touch()
-    message = refusal(sample_store, tmp_path, flags={"output_dir": str(tmp_path / "old")})
-    assert "holds a run already; add --resume_from_checkpoint last" in message
+    flags, never = {"output_dir": str(tmp_path / "old")}, {"resume": "never"}
+    message = refusal(sample_store, tmp_path, flags=flags, durability=never)
+    assert "holds a run already; leave out --resume to go on" in message
+
+
+def test_a_run_that_was_begun_from_elsewhere_and_saved_nothing(sample_store: Path, tmp_path: Path) -> None:
+    good = plan(sample_store, tmp_path)
+    record = {"identity": asdict(run_identity(good)), "num_parameters": num_parameters(good.config)}
+    (good.run_dir / "run.json").write_text(json.dumps({**record, "resumed_from": "runs/x/checkpoint-9"}, default=str))
+    message = refusal(sample_store, tmp_path)
+    assert "was begun from runs/x/checkpoint-9 and has saved nothing since; give --resume runs/x" in message
+    assert "optimizer_settings.weight_decay differs" in refusal(sample_store, tmp_path, flags={"weight_decay": 0.5})
 
 
 def test_a_checkpoint_that_is_none(sample_store: Path, tmp_path: Path) -> None:
-    for checkpoint, expected in ((tmp_path / "none", "no such folder"), (tmp_path, "trainer_state.json is missing")):
-        message = refusal(sample_store, tmp_path, flags={"resume_from_checkpoint": str(checkpoint)})
-        assert "is no checkpoint" in message
+    for checkpoint, expected in ((tmp_path / "none", "no such folder"), (tmp_path, "complete.json is missing")):
+        message = refusal(sample_store, tmp_path, durability={"resume": str(checkpoint)})
+        assert "is no complete checkpoint" in message
         assert expected in message
-    message = refusal(sample_store, tmp_path, flags={"resume_from_checkpoint": "last"})
-    assert "has no complete checkpoint; leave the flag out" in message
 
 
 def test_a_dataset_that_is_none(sample_store: Path, tmp_path: Path) -> None:

@@ -46,14 +46,34 @@ def test_torch_drives_it_step_by_step() -> None:
     assert "lr_lambdas" not in driven.state_dict() or driven.state_dict()["lr_lambdas"] == [None]
 
 
+@pytest.mark.parametrize("peak", [PEAK, 3e-3])
+def test_what_is_put_into_a_scheduler_is_what_torch_would_have_come_to(peak: float) -> None:
+    """To the bit, for the first step of a run that goes on, and for those after it, whatever peak was saved."""
+    planned = dataclasses.replace(schedule("cosine"), peak=peak)
+    driven, resumed = (
+        planned.torch_scheduler(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)) for _ in range(2)
+    )
+    for num_done in range(99):
+        resumed.load_state_dict({**driven.state_dict(), "base_lrs": [0.1]})
+        planned.put_into(resumed, num_done=num_done)
+        assert resumed.get_last_lr() == driven.get_last_lr(), f"step {num_done + 1}"
+        assert resumed.optimizer.param_groups[0]["lr"] == driven.get_last_lr()[0]
+        for scheduler in (driven, resumed):
+            scheduler.optimizer.step()
+            scheduler.step()
+        assert resumed.get_last_lr() == driven.get_last_lr(), f"the step after {num_done + 1}"
+
+
 def test_a_run_is_made_longer_from_its_stable_phase_only() -> None:
     recorded = dataclasses.asdict(schedule("wsd"))
     longer = schedule("wsd", num_steps=200)
     assert schedule("wsd").last_stable_step == 80
     check_same_until(80, recorded, longer, place="")
     with pytest.raises(UserError, match="its learning rate at step 81 was") as caught:
-        check_same_until(100, recorded, longer, place="--resume_from_checkpoint x")
-    assert str(caught.value).endswith("or go on from a checkpoint before that step")
+        check_same_until(100, recorded, longer, place="--resume x")
+    assert str(caught.value).endswith(
+        "go on from a checkpoint before that step, or allow it with --allow_changed schedule"
+    )
     with pytest.raises(UserError, match="step 11 "):
         check_same_until(80, dataclasses.asdict(schedule("cosine")), schedule("cosine", num_steps=200), place="")
     check_same_until(80, dataclasses.asdict(schedule("constant")), schedule("constant", num_steps=200), place="")

@@ -1,0 +1,149 @@
+"""A run of pretrain.py that times saves and loads of its checkpoint against plain writes and reads of as many bytes.
+
+deepspeed --num_gpus=N --module benchmarks.save_speed_run RESULT --flags of pretrain.py. After each step but the first
+one round, the ways in turns on the same disk, every file with fsync; files are dropped from memory before they are
+read. Seconds are those of the slowest process.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from transformers import Trainer, TrainerCallback
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+
+from pretraining.cli.errors import run_program
+from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
+from pretraining.corpus.store_source import find_mixture
+from pretraining.runs.completeness import damage, read_complete
+from pretraining.training import checkpoint_saver
+from pretraining.training.agreement import gathered, is_first
+from pretraining.training.identity import take_run_folder
+from pretraining.training.processes import join_processes, leave_processes
+from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
+from pretraining.training.run_plan import plan_run
+from pretraining.training.stop_request import StopRequest
+from pretraining.training.trainer import PretrainingTrainer
+
+PIECE_BYTES = 1 << 24
+
+
+class Rounds(TrainerCallback):
+    """One round of all ways after each step."""
+
+    def __init__(self, trainer: PretrainingTrainer) -> None:
+        self._trainer = trainer
+        self._folder = trainer.plan.run_dir / "measured"
+        self.seconds: dict[str, list[float]] = {}
+        self.num_bytes = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save, write, load and read."""
+        if state.global_step == 1:
+            return
+        checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        saver = self._trainer.saver
+        began_at = time.perf_counter()
+        self._time("ours, training stands still", lambda: self._trainer._save_checkpoint(self._trainer.model, None))
+        saver.wait()
+        self._add("ours, until it counts", time.perf_counter() - began_at)
+        self.num_bytes = read_complete(checkpoint)["num_bytes"]
+        self._time("plain write", self._write_plainly)
+        self._time("plain read", lambda: self._read(self._folder))
+        self._time("ours, hashes checked", lambda: self._check(checkpoint))
+        self._forget(checkpoint)
+        self._time("load", lambda: deepspeed_load_checkpoint(self._trainer.model_wrapped, str(checkpoint)))
+        self._remove(checkpoint, self._folder)
+        saver.saved_step = None  # it is saved again
+        checkpoint_saver.ROOM_FOR_COPY, room = 0.0, checkpoint_saver.ROOM_FOR_COPY
+        self._time("ours, without a copy", lambda: self._trainer._save_checkpoint(self._trainer.model, None))
+        checkpoint_saver.ROOM_FOR_COPY = room
+        self._remove(checkpoint)
+        self._time("Trainer and DeepSpeed", self._save_as_usual)
+        self._remove(self._folder)
+
+    def _time(self, name: str, work: Callable[[], Any]) -> None:
+        torch.distributed.barrier()
+        began_at = time.perf_counter()
+        work()
+        self._add(name, time.perf_counter() - began_at)
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds.setdefault(name, []).append(max(gathered(seconds)))
+
+    def _write_plainly(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        piece = os.urandom(PIECE_BYTES)
+        with (self._folder / f"plain-{rank}").open("wb", buffering=0) as file:
+            for _ in range(self.num_bytes // size // PIECE_BYTES + 1):
+                file.write(piece)
+            os.fsync(file.fileno())
+        self._forget(self._folder)
+
+    def _read(self, folder: Path) -> None:
+        with (folder / f"plain-{torch.distributed.get_rank()}").open("rb", buffering=0) as file:
+            while file.read(PIECE_BYTES):
+                pass
+
+    def _check(self, checkpoint: Path) -> None:
+        self._forget(checkpoint)
+        assert (
+            damage(checkpoint, part=torch.distributed.get_rank(), num_parts=torch.distributed.get_world_size()) is None
+        )
+
+    def _forget(self, folder: Path) -> None:
+        """Have the system drop the files of a folder from memory."""
+        torch.distributed.barrier()
+        for path in folder.rglob("*") if is_first() else []:
+            if path.is_file():
+                descriptor = os.open(path, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
+        torch.distributed.barrier()
+
+    def _save_as_usual(self) -> None:
+        """What Trainer._save_checkpoint does by itself, and the fsync that it leaves out."""
+        engine = self._trainer.model_wrapped
+        engine.checkpoint_engine = TorchCheckpointEngine()
+        Trainer.save_model(self._trainer, str(self._folder))
+        engine.save_checkpoint(str(self._folder))
+        self._forget(self._folder)
+
+    def _remove(self, *folders: Path) -> None:
+        torch.distributed.barrier()
+        for folder in folders if is_first() else ():
+            shutil.rmtree(folder)
+        torch.distributed.barrier()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train, and write down the seconds of each way."""
+    result_path, *flags = [word for word in argv if not word.startswith("--local_rank")]
+    arguments = parse_pretrain_arguments("", flags)
+    quiet_libraries()
+    plan = plan_run(arguments, find_mixture(arguments.data.dataset, revision=None))
+    take_run_folder(plan)
+    join_processes(timeout_seconds=600)
+    trainer = make_trainer(plan, StopRequest())
+    if is_first():
+        start_run_folder(plan, trainer)
+    rounds = Rounds(trainer)
+    trainer.add_callback(rounds)
+    trainer.train()
+    if is_first():
+        Path(result_path).write_text(json.dumps({"num_bytes": rounds.num_bytes, "seconds": rounds.seconds}))
+    leave_processes()
+
+
+if __name__ == "__main__":
+    run_program(main)
+    sys.exit()

@@ -1,0 +1,118 @@
+"""complete.json: the last file of a checkpoint, without which the others do not count.
+
+It lists every file with its size and hash, and is written when all of them are on the disk. The hash is XXH3 of 128
+bits: it finds damage, not forgery, at 5 GB/s a core where SHA-256 does 1.5, and a checkpoint has 12 bytes a parameter.
+"""
+
+import json
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from pretraining.runs.syncing import sync
+
+COMPLETE_NAME = "complete.json"
+FORMAT_VERSION = 1
+READ_BYTES = 1 << 24
+SMALL_BYTES = 1 << 20  # so little takes no time, and some of it is read before the rest is checked
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a checkpoint, by its path in the folder."""
+
+    path: str
+    num_bytes: int
+    xxh3_128: str
+
+
+def record_file(folder: Path, path: Path) -> FileRecord:
+    """Wait until a file is on the disk, and take its size and hash."""
+    sync(path)
+    return FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, _hash(path))
+
+
+def write_complete(folder: Path, files: Sequence[FileRecord], *, step: int, num_processes: int) -> None:
+    """Make the checkpoint count: all its files must be recorded."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "num_processes": num_processes,
+        "completed_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "num_bytes": sum(file.num_bytes for file in files),
+        "files": [asdict(file) for file in sorted(files, key=lambda file: file.path)],
+    }
+    for place in {folder, *((folder / file.path).parent for file in files)}:
+        sync(place)
+    partial = folder / (COMPLETE_NAME + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    sync(partial)
+    partial.replace(folder / COMPLETE_NAME)
+    sync(folder)
+    sync(folder.parent)
+
+
+def read_complete(folder: Path) -> dict[str, Any]:
+    """The content of complete.json.
+
+    Raises:
+        OSError: when it is not there.
+        ValueError: when it is none.
+    """
+    content = json.loads((folder / COMPLETE_NAME).read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{folder / COMPLETE_NAME} is none of version {FORMAT_VERSION}")
+    return content
+
+
+def incompleteness(folder: Path) -> str | None:
+    """Why a checkpoint does not count, None when it does: all files in their sizes, the small ones as written."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    try:
+        problems = (_problem_of(folder, file) for file in read_complete(folder)["files"])
+        return next((problem for problem in problems if problem is not None), None)
+    except FileNotFoundError:
+        return f"{COMPLETE_NAME} is missing, the save did not finish"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{COMPLETE_NAME} cannot be read ({error})"
+
+
+def damage(folder: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
+    """The first file whose content is not what was written, None when all are sound; reads every byte.
+
+    `part` of `num_parts` looks after a part of the files, so that processes can share the work.
+    """
+    files: Collection[Mapping[str, Any]] = read_complete(folder)["files"]
+    by_size = sorted(files, key=lambda file: (-file["num_bytes"], file["path"]))
+    for file in by_size[part::num_parts]:
+        try:
+            if _hash(folder / file["path"]) != file["xxh3_128"]:
+                return f"{file['path']} has other bytes than were written"
+        except OSError as error:
+            return f"{file['path']} cannot be read ({error.strerror})"
+    return None
+
+
+def _problem_of(folder: Path, file: Mapping[str, Any]) -> str | None:
+    path = folder / file["path"]
+    if not path.is_file():
+        return f"{file['path']} is missing"
+    found = path.stat().st_size
+    if found != file["num_bytes"]:
+        return f"{file['path']} has {found:,} bytes of {file['num_bytes']:,}"
+    if found < SMALL_BYTES and _hash(path) != file["xxh3_128"]:
+        return f"{file['path']} has other bytes than were written"
+    return None
+
+
+def _hash(path: Path) -> str:
+    hasher = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while data := file.read(READ_BYTES):
+            hasher.update(data)
+    return hasher.hexdigest()

@@ -1,0 +1,86 @@
+"""The fp32 master weights in the ZeRO shards of a checkpoint, from any number of ranks, put together one at a time.
+
+The shards are pickles, which can run code: open those of your own runs.
+"""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from pretraining.cli.errors import UserError
+from pretraining.runs.checkpoints import RUN_RECORD_NAME, TOKENIZER_DIR_NAME, optimizer_shards
+
+
+class ShardedWeight(Protocol):
+    """A tensor whose pieces lie in mapped files."""
+
+    shape: torch.Size
+
+    def contiguous(self) -> torch.Tensor:
+        """The pieces as one tensor, in memory."""
+
+
+def open_shards(checkpoint: Path) -> tuple[LlamaConfig, dict[str, ShardedWeight]]:
+    """The model's config and its weights by their names, those that are tied by one of theirs.
+
+    Raises:
+        UserError: when there are no shards, they cannot be read, or they are of another model.
+    """
+    config = config_of_checkpoint(checkpoint)
+    weights = _lazy_weights(checkpoint)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if {name: weight.shape for name, weight in weights.items()} != expected:
+        raise UserError(f"{checkpoint}: its shards are not those of the model in its config")
+    return config, weights
+
+
+def _lazy_weights(checkpoint: Path) -> dict[str, ShardedWeight]:
+    shards = optimizer_shards(checkpoint)
+    if not shards:
+        raise UserError(f"{checkpoint}: has no ZeRO shards (global_step*/*_optim_states.pt)")
+    tag = shards[0].parent.name
+    unheard = io.StringIO()  # both print what they do, which takes no time yet: nothing is read but the outlines
+    try:
+        with contextlib.redirect_stdout(unheard), contextlib.redirect_stderr(unheard):
+            # Only here, since it takes a second, which no other source of weights needs.
+            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag, lazy_mode=True)
+    except Exception as error:  # a damaged pickle or archive raises whatever it leads to
+        raise UserError(f"{checkpoint}: its shards cannot be read ({' '.join(str(error).split())})") from None
+    first_names = {id(weight): name for name, weight in reversed(weights.items())}
+    return {name: weight for name, weight in weights.items() if first_names[id(weight)] == name}
+
+
+def config_of_checkpoint(checkpoint: Path) -> LlamaConfig:
+    """The model's config, from the checkpoint or else from the record of its run.
+
+    Raises:
+        UserError: when there is neither.
+    """
+    if (checkpoint / "config.json").is_file():
+        return LlamaConfig.from_dict(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+    record = checkpoint.parent / RUN_RECORD_NAME
+    if not record.is_file():
+        raise UserError(f"{checkpoint}: has no config.json, and {record} is missing; copy the model's config there")
+    return LlamaConfig.from_dict(json.loads(record.read_text(encoding="utf-8"))["identity"]["model_config"])
+
+
+def tokenizer_of(folder: Path) -> Path:
+    """The folder with the tokenizer of a model or checkpoint: itself, or that of its run.
+
+    Raises:
+        UserError: when neither has one.
+    """
+    places = (folder, folder.parent / TOKENIZER_DIR_NAME)
+    place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
+    if place is None:
+        raise UserError(f"{folder}: has no tokenizer.json; copy the tokenizer of its data set there")
+    return place

@@ -1,0 +1,49 @@
+"""What processes tell each other about their run: small things, by way of the process group."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import distributed
+
+from pretraining.cli.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def is_first() -> bool:
+    """Whether this is the first process of all."""
+    return distributed.get_rank() == 0
+
+
+def gathered(value: Any) -> list[Any]:
+    """That of each process, on all of them."""
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """That of the first process, on all of them."""
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def done_by_first(work: Callable[[], Result]) -> Result:
+    """What the first process gets from `work`, on all of them.
+
+    Raises:
+        UserError: on all processes, when it is raised there, or a file cannot be read or written.
+    """
+    result, problems = None, None
+    if is_first():
+        try:
+            result = work()
+        except UserError as error:
+            problems = error.problems
+        except OSError as error:
+            problems = (f"{error.filename}: {error.strerror}; mend it, or choose another folder",)
+    result, problems = from_first((result, problems))
+    if problems is not None:
+        raise UserError(*problems)
+    return result

@@ -1,0 +1,58 @@
+"""What is about to run, said before anything is loaded."""
+
+import logging
+
+from pretraining.machine.flops import num_parameters
+from pretraining.training.elastic import said_checkpoint
+from pretraining.training.global_batch import GlobalBatch
+from pretraining.training.run_plan import RunPlan
+
+logger = logging.getLogger(__name__)
+
+
+def announce(plan: RunPlan) -> None:
+    """Say what is about to run."""
+    batch, schedule = plan.batch, plan.schedule
+    num_blocks = plan.num_steps * batch.blocks
+    logger.info(
+        f"model: {plan.arguments.model.model}, {num_parameters(plan.config):,} parameters, blocks of "
+        f"{batch.block_length:,} tokens, {plan.precision}"
+    )
+    logger.info(
+        f"step: {batch.tokens:,} tokens = {batch.micro_batch_blocks} blocks x {batch.gradient_accumulation_steps} "
+        f"micro steps x {_said_processes(batch)}, ZeRO-3, gradients added up in {plan.gradient_type.name} "
+        f"({plan.gradient_type.reason})"
+    )
+    logger.info(
+        f"run: {plan.num_steps:,} steps, {plan.num_steps * batch.tokens:,} tokens, "
+        f"{num_blocks / sum(plan.order.num_blocks):.2f} epochs over {sum(plan.order.num_blocks):,} blocks, into "
+        f"{plan.run_dir}"
+    )
+    logger.info(
+        f"learning rate: {schedule.learning_rate(1):.2e} at step 1, {schedule.peak:.2e} at step "
+        f"{max(1, schedule.warmup_steps):,}, {schedule.shape} to {schedule.learning_rate(plan.num_steps):.2e}"
+    )
+    for part, share in zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True):
+        if part.source is not None and len(plan.mixture.parts) > 1:
+            epochs = plan.epochs_by_source(num_blocks)[f"epoch/{part.source}"]
+            logger.info(f"source {part.source}: {share} of 1,000 blocks, {epochs:.2f} epochs of {part.store.name}")
+    if plan.start.checkpoint is not None:
+        checkpoint = said_checkpoint(plan.start.checkpoint, num_processes=batch.num_processes)
+        logger.info("resuming from %s", checkpoint)
+    _warn_of_warm_up(plan)
+
+
+def _said_processes(batch: GlobalBatch) -> str:
+    if batch.sequence_parallel_size == 1:
+        return f"{batch.num_processes} processes"
+    return f"{batch.num_groups} groups of {batch.sequence_parallel_size} processes that share each block"
+
+
+def _warn_of_warm_up(plan: RunPlan) -> None:
+    if plan.schedule.warmup_steps >= plan.num_steps and plan.schedule.warmup_steps > 0:
+        logger.warning(
+            "--warmup_steps %d: the run has %d steps, so the learning rate never goes down; give less, such as "
+            "--warmup_steps 0.01 for 1 %% of the run",
+            plan.schedule.warmup_steps,
+            plan.num_steps,
+        )

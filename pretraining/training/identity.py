@@ -1,0 +1,111 @@
+"""What makes a run this run and no other, and whether it may go on with what its folder holds."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from pretraining.cli.errors import UserError
+from pretraining.cli.restarts import this_restart
+from pretraining.corpus.manifest import MANIFEST_NAME
+from pretraining.corpus.shards import sha256_of
+from pretraining.machine.flops import num_parameters
+from pretraining.runs.checkpoints import claim_run_folder, is_run_folder
+from pretraining.runs.run_record import RunIdentity, check_same_run, read_run_record
+from pretraining.training.elastic import check_can_go_on
+from pretraining.training.run_plan import RunPlan
+from pretraining.training.schedule import check_same_until
+
+# What a Trainer fills in by itself, and what changes with the library.
+NOT_THE_SHAPE = ("bos_token_id", "dtype", "architectures", "use_cache", "transformers_version")
+
+logger = logging.getLogger(__name__)
+
+
+def run_identity(plan: RunPlan) -> RunIdentity:
+    """What makes it this run and no other."""
+    config = plan.config.to_dict()
+    trainer, optimization = plan.arguments.trainer, plan.arguments.optimization
+    parts = zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True)
+    return RunIdentity(
+        data=[
+            {"manifest_sha256": sha256_of(part.store.folder / MANIFEST_NAME), "blocks_per_1000": share}
+            for part, share in parts
+        ],
+        tokenizer_sha256=plan.mixture.origin.tokenizer.sha256,
+        model_config={name: value for name, value in config.items() if name not in NOT_THE_SHAPE},
+        global_batch_tokens=plan.batch.tokens,
+        seed=trainer["seed"],
+        order_seed=plan.order.seed,
+        isolate_documents=plan.arguments.data.isolate_documents,
+        mask_document_starts=plan.arguments.data.mask_document_starts,
+        precision=plan.precision,
+        optimizer=optimization.optim,
+        optimizer_settings={
+            "weight_decay": trainer["weight_decay"],
+            "weight_decay_on_norms": optimization.weight_decay_on_norms,
+            "adam_beta1": trainer.get("adam_beta1", 0.9),
+            "adam_beta2": trainer["adam_beta2"],
+            "adam_epsilon": trainer.get("adam_epsilon", 1e-8),
+            "max_grad_norm": trainer["max_grad_norm"],
+        },
+    )
+
+
+def take_run_folder(plan: RunPlan) -> None:
+    """See that this run may write into its folder, and that it is the one that it goes on with.
+
+    Raises:
+        UserError: with all differences at once, or when the folder holds something else.
+    """
+    checkpoint, begun_from = plan.start.checkpoint, _begun_from(plan.run_dir)
+    begins_again = plan.resume == "auto" or this_restart() is not None or begun_from == str(checkpoint)
+    if checkpoint is not None:
+        _check_goes_on(plan, checkpoint)
+    elif begins_again and is_run_folder(plan.run_dir):
+        _check_same(plan, plan.run_dir)
+        if begun_from is not None:
+            raise UserError(
+                f"--resume {plan.resume}: {plan.run_dir} was begun from {begun_from} and has saved nothing since; give "
+                f"--resume {begun_from}"
+            )
+    claim_run_folder(plan.run_dir, checkpoint, resume="auto" if begins_again else plan.resume)
+
+
+def _begun_from(run_dir: Path) -> str | None:
+    """The checkpoint, of whatever folder, that the run in this one was last started from."""
+    return read_run_record(run_dir).get("resumed_from") if is_run_folder(run_dir) else None
+
+
+def is_unchanged(plan: RunPlan) -> bool:
+    """Whether what its folder holds was made by the very same run, so that the same would be made again."""
+    if not is_run_folder(plan.run_dir):
+        return True
+    recorded = read_run_record(plan.run_dir)
+    ours = json.loads(
+        json.dumps({"identity": asdict(run_identity(plan)), "schedule": asdict(plan.schedule)}, default=str)
+    )
+    return all(recorded.get(name) == value for name, value in ours.items())
+
+
+def _check_goes_on(plan: RunPlan, checkpoint: Path) -> None:
+    """Refuse to go on with another run, or with a schedule that would have been another one until here."""
+    _check_same(plan, checkpoint.parent)
+    check_can_go_on(checkpoint, plan.ds_config, num_processes=plan.batch.num_processes)
+    recorded = read_run_record(checkpoint.parent)["schedule"]
+    if recorded == json.loads(json.dumps(asdict(plan.schedule))):
+        return
+    if "schedule" in plan.arguments.durability.allow_changed:
+        logger.warning("--allow_changed schedule: it was %s, now %s", recorded, asdict(plan.schedule))
+    else:
+        check_same_until(plan.start.step, recorded, plan.schedule, place=f"--resume {checkpoint}")
+
+
+def _check_same(plan: RunPlan, run_dir: Path) -> None:
+    recorded, ours = read_run_record(run_dir).get("num_parameters"), num_parameters(plan.config)
+    if recorded != ours:
+        raise UserError(
+            f"--model {plan.arguments.model.model}: has {ours:,} parameters, that of {run_dir} has {recorded}; give "
+            "the same flags, or another --output_dir"
+        )
+    check_same_run(run_dir, run_identity(plan), allowed=plan.arguments.durability.allow_changed)

@@ -1,0 +1,101 @@
+"""Where a run starts: at the beginning, or at the newest checkpoint whose every byte is as it was written."""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import distributed
+
+from pretraining.cli.errors import UserError
+from pretraining.cli.restarts import Restart
+from pretraining.runs.checkpoints import (
+    INCOMPLETE,
+    checkpoint_step,
+    checkpoint_to_resume,
+    read_trainer_state,
+    set_aside,
+    whole_checkpoints,
+)
+from pretraining.runs.completeness import damage, read_complete
+from pretraining.runs.run_lock import lock_run_folder
+from pretraining.training.agreement import done_by_first, gathered
+from pretraining.training.step_watch import kept_by
+
+LARGE_BYTES = 1e9  # below that, reading a checkpoint takes no time worth a line
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run goes on from, its step, and the blocks that were consumed until then."""
+
+    checkpoint: Path | None = None
+    step: int = 0
+    num_blocks: int = 0
+
+
+def resume_now(run_dir: Path, resume: str, restart: Restart | None) -> str:
+    """--resume, which after a crash is that of the first attempt only until something was saved."""
+    if restart is None or resume == "auto":
+        return resume
+    # The first attempt set aside what was later than the named checkpoint.
+    named = checkpoint_step(Path(resume)) or 0
+    has_saved = any((checkpoint_step(checkpoint) or 0) > named for checkpoint in whole_checkpoints(run_dir))
+    return "auto" if has_saved or resume == "never" else resume
+
+
+def find_start(run_dir: Path, resume: str) -> Start:
+    """What --resume means, before anything is loaded; no file's content is checked yet.
+
+    Raises:
+        UserError: when there is no complete checkpoint where one must be.
+    """
+    checkpoint = checkpoint_to_resume(run_dir, resume)
+    if checkpoint is None:
+        return Start()
+    state = read_trainer_state(checkpoint)
+    return Start(checkpoint, state.global_step, kept_by(state, "FaultHandler")["num_blocks"])
+
+
+def hold_start(start: Start, run_dir: Path, resume: str) -> Start:
+    """Hold the run folder, and see that every byte of the checkpoint is sound; called on all processes.
+
+    An earlier checkpoint takes the place of a damaged one.
+
+    Raises:
+        UserError: when another run holds the folder or has saved since, or no sound checkpoint is left.
+    """
+    done_by_first(lambda: lock_run_folder(run_dir))
+    now = done_by_first(lambda: find_start(run_dir, resume))
+    if any(gathered(start != now)):
+        raise UserError(
+            f"--output_dir {run_dir}: another run has saved there while this one started, or its processes do not all "
+            "see it alike; give the same command again"
+        )
+    while now.checkpoint is not None:
+        problem = _damage_of(now.checkpoint)
+        if problem is None:
+            break
+        if resume != "auto":
+            raise UserError(f"--resume {now.checkpoint}: is damaged ({problem}); give an earlier one, or --resume auto")
+        now = done_by_first(partial(_without, now.checkpoint, problem, run_dir))
+        logger.info("going on from %s instead", now.checkpoint)
+    return now
+
+
+def _damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with its files, which the processes read in parts."""
+    num_bytes = read_complete(checkpoint)["num_bytes"]
+    if num_bytes > LARGE_BYTES:
+        logger.info("checking the %.1f GB of %s", num_bytes / 1e9, checkpoint)
+    found = gathered(damage(checkpoint, part=distributed.get_rank(), num_parts=distributed.get_world_size()))
+    return next((problem for problem in found if problem is not None), None)
+
+
+def _without(checkpoint: Path, problem: str, run_dir: Path) -> Start:
+    """Set a damaged checkpoint aside and start from the one before, which there must be."""
+    target = set_aside(checkpoint, INCOMPLETE)
+    logger.warning("%s: %s; set aside as %s", checkpoint, problem, target.name)
+    return find_start(run_dir, "auto")

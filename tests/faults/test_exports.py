@@ -1,0 +1,84 @@
+"""Exports that go wrong: each is found, told in a line, and takes nothing with it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pretraining.runs.completeness import incompleteness
+from tests.conftest import TINY_MODEL, Done, assert_one_error
+from tests.launch.launching import NUM_STEPS, figures, train, try_to_train
+
+pytestmark = pytest.mark.launch
+
+FAULTS = {
+    "transposed": "step-1.partial: is not the model in training: its loss on a block is ",
+    "changed": "step-2.partial: is not the model in training: its loss on a block is ",
+    "untied": "step-3.partial: is not the model in training: its loss on a block is ",
+    "bit": "step-4.partial: is not the model in training: model.layers.0.self_attn.q_proj.weight is not as it was",
+    "theta": "step-5.partial: is not the model in training: its ",  # loss, or config, where it does not show yet
+    "old_theta": "step-6.partial: is not the model in training: its config.json has another rope_theta",
+    "full": "step-7: cannot be written (No space left on device)",
+    "none": "exported model: ",
+}
+STEPS = len(FAULTS)
+FLAGS = ["--max_steps", STEPS, "--save_steps", STEPS, "--eval_strategy", "no", "--export_every_tokens", 512]
+FLAGS += ["--model_overrides", *TINY_MODEL, "tie_word_embeddings=true"]
+FLAGS += ["--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 5, "--isolate_documents"]
+
+
+def train_with_faults(store: Path, run_dir: Path, *faults: str) -> Done:
+    words = {"script": "tests/faults/faulty_exports.py", "env": {"FAULTS": ",".join(faults)}}
+    return try_to_train("2 ranks", store, run_dir, *FLAGS, **words)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_export_that_is_not_the_model_is_found(sample_store: Path, tmp_path: Path) -> None:
+    """On the way the run goes on; at the end it fails, and what was exported before stays."""
+    run_dir = tmp_path / "run"
+    done = train_with_faults(sample_store, run_dir, *FAULTS, "checkpoint", "none")
+    assert done.returncode == 0, done.output[-3000:]
+    for message in FAULTS.values():
+        assert message in done.stderr
+    assert done.stderr.count("no export, and the run goes on") == STEPS - 1
+    finished = [path.name for path in (run_dir / "exports").iterdir() if path.suffix != ".partial"]
+    assert finished == [f"step-{STEPS}"]
+    assert not (run_dir / "exports/step-7.partial").exists(), "it would keep the disk full"
+    assert len(figures(run_dir)) == STEPS
+
+    model = contents(run_dir / "model")
+    done = train_with_faults(sample_store, run_dir, "transposed")
+    assert_one_error(
+        done,
+        "model.partial: is not the model in training: its loss on a block is",
+        "in training it is",
+        f"{run_dir}/checkpoint-{STEPS} is whole, and the same command exports again",
+    )
+    assert done.returncode == 2
+    assert contents(run_dir / "model") == model
+    assert (run_dir / "model.partial/model.safetensors").is_file()
+    assert incompleteness(run_dir / f"checkpoint-{STEPS}") is None
+
+
+def test_a_disk_that_is_full_at_the_export(sample_store: Path, small_disk: Path) -> None:
+    """A finished run exports again, here onto a disk on which its model had room and has none any more."""
+    run_dir = small_disk / "run"
+    subprocess.run(["mount", "-o", "remount,size=90m", str(small_disk)], check=True)
+    flags = ["--save_steps", NUM_STEPS, "--eval_strategy", "no"]
+    train("2 ranks", sample_store, run_dir, *flags)
+    shutil.rmtree(run_dir / "model")
+    used = shutil.disk_usage(small_disk).used
+    subprocess.run(["mount", "-o", f"remount,size={used + 1_000_000}", str(small_disk)], check=True)
+    done = try_to_train("2 ranks", sample_store, run_dir, *flags)
+    assert_one_error(
+        done,
+        f"{run_dir}/model: cannot be written (",
+        "o space left",
+        f"{run_dir}/checkpoint-{NUM_STEPS} is whole, and the same command exports again",
+    )
+    assert incompleteness(run_dir / f"checkpoint-{NUM_STEPS}") is None
+    assert not list(run_dir.glob("model*"))

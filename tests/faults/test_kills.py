@@ -1,0 +1,71 @@
+"""Killed at any instant, by rank or all at once, in a step or in a save: the run that goes on is the one never killed.
+
+With everything on that has a state: accumulation, dropout, data workers, a mixture read more than once, evaluation.
+NUM_KILLS makes it longer.
+"""
+
+import hashlib
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY_MODEL, python, run_fine
+from tests.launch.launching import figures, records, train, try_to_train
+
+pytestmark = pytest.mark.launch
+
+NUM_KILLS = int(os.environ.get("NUM_KILLS", "8"))
+STEPS = 30
+FLAGS = ["--max_steps", STEPS, "--save_steps", 4, "--eval_steps", 10, "--dataloader_num_workers", 1]
+FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]
+TRAINING_SECONDS = 6.0  # from the first step to the end, or more
+CHANGES = 60  # of the disk, in a save and a half
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two small stores: 240 blocks are more than each of them has."""
+    folder = tmp_path_factory.mktemp("stores")
+    for name, most in (("long", 1350), ("short", 1200)):
+        words = ["--block_length", 64, "--split", "60,20,20", "--max_characters", most, "--output_dir", folder / name]
+        run_fine(*python("preprocess.py", *words))
+    return [f"long={folder}/long:0.7", f"short={folder}/short:0.3"]
+
+
+def contents(run_dir: Path) -> tuple[object, ...]:
+    weights = hashlib.sha256((run_dir / "model/model.safetensors").read_bytes()).hexdigest()
+    evaluations = [record[key] for key in ("eval_loss", "test_loss") for record in records(run_dir, key)]
+    return figures(run_dir), evaluations, weights
+
+
+def kill_of(generator: random.Random) -> list[object]:
+    """Whom, and after how many seconds or changes of the disk."""
+    ranks = generator.choice([[0], [1], [0, 1]])
+    if generator.random() < 0.5:
+        return [ranks, round(generator.uniform(0, TRAINING_SECONDS), 3), None]
+    return [[0], None, generator.randint(1, CHANGES)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_killed_at_any_instant_is_one_that_was_not(precision: str, mixture: list[str], tmp_path: Path) -> None:
+    flags = [*FLAGS, "--dataset", *mixture, "--bf16", str(precision == "bf16").lower()]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train("2 ranks", "unused", whole, *flags)
+    assert records(whole)[-1]["epoch/long"] > 1
+    assert records(whole)[-1]["epoch/short"] > 1
+    generator = random.Random(precision)
+    kills, ends = [], []
+    for _ in range(NUM_KILLS // 2):
+        kills.append(kill_of(generator))
+        env = {"KILL": json.dumps(kills[-1])}
+        done = try_to_train("2 ranks", "unused", killed, *flags, script="tests/faults/killed_run.py", env=env)
+        ends.append(done.returncode)
+        if done.returncode == 0:
+            break
+    train("2 ranks", "unused", killed, *flags)
+    assert contents(killed) == contents(whole), kills
+    assert [record["step"] for record in records(killed)] == list(range(1, STEPS + 1))
+    assert sum(code != 0 for code in ends) >= NUM_KILLS // 4, (kills, ends)

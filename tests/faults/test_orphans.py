@@ -1,0 +1,121 @@
+"""Whatever is killed, the launcher or one of the ranks, no process of the run is left, and no success is reported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pretraining.training.lifeline import KnownProcess
+from tests.conftest import PROJECT_DIR
+from tests.launch.launching import launcher
+
+pytestmark = pytest.mark.launch
+
+GONE_WITHIN_SECONDS = 10
+DEATHS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1}
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A launcher with two ranks that wait."""
+
+    command: subprocess.Popen
+    ranks: list[dict[str, int]]
+    folder: Path
+
+    def end(self, whom: str, how: str) -> tuple[int, str]:
+        """Signal one of its processes; the exit code and stderr of the command, when no process is left."""
+        pids = {"rank": self.ranks[1]["pid"], "launcher": self.ranks[0]["launcher"], "command": self.command.pid}
+        everything = [
+            *(rank[name] for rank in self.ranks for name in ("pid", "parent")),
+            pids["launcher"],
+            pids["command"],
+        ]
+        known = [KnownProcess.of(pid) for pid in everything]
+        if whom == "all":
+            os.killpg(self.command.pid, DEATHS[how])
+        else:
+            os.kill(pids[whom], DEATHS[how])
+        try:
+            _, stderr = self.command.communicate(timeout=60)
+            began_at = time.monotonic()
+            while any(process.is_alive() for process in known):
+                assert time.monotonic() - began_at < GONE_WITHIN_SECONDS, (known, stderr)
+                time.sleep(0.1)
+        finally:
+            for process in known:
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGKILL)
+        return self.command.returncode, stderr
+
+    def asked(self) -> list[str]:
+        """What the ranks were asked to stop by, as far as they were."""
+        return [path.read_text() for path in sorted(self.folder.glob("asked-*"))]
+
+
+def start(name: str, folder: Path, *, watches_others: bool = False, restarts: bool = False) -> Waiting:
+    script = PROJECT_DIR / "tests/faults/waiting_ranks.py"
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+    env |= {"NEIGHBOURS": "1"} if watches_others else {}
+    env |= {"RESTARTS": "1"} if restarts else {}
+    words = [str(word) for word in [*launcher(name), script, folder]]
+    command = subprocess.Popen(
+        words, env=env, cwd=PROJECT_DIR, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    paths = [folder / "0.json", folder / "1.json"]
+    while not all(path.exists() for path in paths):
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.05)
+    return Waiting(command, [json.loads(path.read_text()) for path in paths], folder)
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "torchrun", "mpirun"])
+def test_nothing_outlives_its_killed_launcher(name: str, tmp_path: Path) -> None:
+    waiting = start(name, tmp_path)
+    code, stderr = waiting.end("launcher", "SIGKILL")
+    assert code != 0
+    said = stderr.count("error: the launcher died, so this run ends; the same command goes on")
+    assert said == (name != "mpirun"), "mpirun holds the other end of what its ranks say"
+    assert waiting.asked() == []
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+def test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save(how: str, tmp_path: Path) -> None:
+    waiting = start("deepspeed", tmp_path)
+    code, _ = waiting.end("command", how)
+    assert code == -DEATHS[how]
+    asked = waiting.asked()  # each looks once a second; the end of one may reach the other before that
+    assert len(asked) == 2
+    assert {"the launcher is gone"} <= set(asked) <= {"the launcher is gone", "SIGTERM"}
+
+
+@pytest.mark.parametrize(("whom", "reason"), [("launcher", "SIGTERM"), ("command", "the launcher is gone")])
+def test_a_supervisor_between_launcher_and_rank_changes_nothing(whom: str, reason: str, tmp_path: Path) -> None:
+    waiting = start("deepspeed", tmp_path, restarts=True)
+    code, _ = waiting.end(whom, "SIGKILL")
+    assert code != 0
+    assert waiting.asked() == [reason] * 2
+
+
+def test_a_rank_that_waits_for_a_killed_one_ends_in_seconds(tmp_path: Path) -> None:
+    """deepspeed would give it 30, since it asks politely first."""
+    waiting = start("deepspeed", tmp_path, watches_others=True)
+    began_at = time.monotonic()
+    code, stderr = waiting.end("rank", "SIGKILL")
+    assert code != 0
+    assert time.monotonic() - began_at < GONE_WITHIN_SECONDS
+    assert stderr.count("error: process 1 of this run died, so it ends; the same command goes on") == 1
+
+
+def test_a_signal_to_the_whole_job_lets_the_ranks_save(tmp_path: Path) -> None:
+    """As of sbatch --signal=USR1@600; it kills both processes of deepspeed."""
+    waiting = start("deepspeed", tmp_path)
+    code, _ = waiting.end("all", "SIGUSR1")
+    assert code == -signal.SIGUSR1
+    assert waiting.asked() == ["SIGUSR1"] * 2

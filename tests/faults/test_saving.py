@@ -1,0 +1,168 @@
+"""Saves that fail, and files that are damaged afterwards: the run goes on, and resumes from what is whole."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pretraining.runs.checkpoints import whole_checkpoints
+from tests.conftest import assert_one_error
+from tests.launch.launching import figures, records, train, try_to_train
+
+pytestmark = pytest.mark.launch
+
+LIMITED_DISK = "tests/faults/limited_disk.py"
+FLAGS = ["--save_steps", 2, "--save_total_limit", 9, "--eval_strategy", "no"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train("2 ranks", sample_store, run_dir, *FLAGS)
+    return run_dir
+
+
+def weights(run_dir: Path) -> str:
+    return hashlib.sha256((run_dir / "model/model.safetensors").read_bytes()).hexdigest()
+
+
+def assert_same_run(run_dir: Path, other: Path) -> None:
+    assert figures(run_dir) == figures(other)
+    assert [record["step"] for record in records(run_dir)] == list(range(1, 7))
+    assert weights(run_dir) == weights(other)
+
+
+def steps_of(run_dir: Path) -> list[str]:
+    return [folder.name for folder in whole_checkpoints(run_dir)]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_save_that_fails_on_one_process_leaves_the_run_going(
+    rank: int, undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    env = {"LIMITED": json.dumps([rank, 4, 5, 1_000_000])}
+    done = train("2 ranks", sample_store, tmp_path / "run", *FLAGS, script=LIMITED_DISK, env=env)
+    assert f"warning: {tmp_path}/run/checkpoint-4: COULD NOT BE SAVED" in done.stderr
+    assert steps_of(tmp_path / "run") == ["checkpoint-2", "checkpoint-6"]
+    assert not (tmp_path / "run/checkpoint-4").exists(), "half a checkpoint would keep the disk full"
+    (event,) = records(tmp_path / "run", "event")
+    assert (event["event"], event["step"]) == ("save failed", 4)
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for one checkpoint of 9 MB, but not for two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=76m", "none", str(folder)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def test_there_must_be_room_for_a_save_before_it_starts(
+    undisturbed: Path, sample_store: Path, small_disk: Path
+) -> None:
+    """Room is found for the first checkpoint; the second finds none, and the run ends well all the same."""
+    run_dir = small_disk / "run"
+    done = train("2 ranks", sample_store, run_dir, *FLAGS)
+    assert "checkpoint-4: COULD NOT BE SAVED (it needs 0.01 GB and the disk has 0.07 GB)" in done.stderr
+    assert steps_of(run_dir) == ["checkpoint-2"]
+    assert [event["step"] for event in records(run_dir, "event")] == [4, 6]
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_a_disk_that_takes_no_byte_for_a_while_stops_no_training(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """Neither checkpoint nor record nor curve can be written, nor a word to a log file; no record is lost."""
+    run_dir = tmp_path / "run"
+    env = {"LIMITED": json.dumps([0, 4, 5, 100])}
+    train("2 ranks", sample_store, run_dir, *FLAGS, script=LIMITED_DISK, env=env)
+    assert [(event["event"], event["step"]) for event in records(run_dir, "event")] == [("save failed", 4)]
+    assert steps_of(run_dir) == ["checkpoint-2", "checkpoint-6"]
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_a_run_folder_that_may_not_be_written_stops_no_training(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """Root may write into a read-only folder; into an immutable one nobody may."""
+    if subprocess.run(["chattr", "+i", str(tmp_path)], capture_output=True, check=False).returncode:
+        pytest.skip("no immutable folders here")
+    subprocess.run(["chattr", "-i", str(tmp_path)], check=True)
+    run_dir = tmp_path / "run"
+    env = {"LIMITED": json.dumps([0, 4, 5, str(run_dir)])}
+    done = train("2 ranks", sample_store, run_dir, *FLAGS, script=LIMITED_DISK, env=env)
+    assert "checkpoint-4: COULD NOT BE SAVED (Operation not permitted)" in done.stderr
+    assert steps_of(run_dir) == ["checkpoint-2", "checkpoint-6"]
+    assert_same_run(run_dir, undisturbed)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_checkpoints_are_set_aside_and_the_run_goes_on_from_a_sound_one(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    flip_a_bit(next((run_dir / "checkpoint-6").rglob("zero_pp_rank_1*optim_states.pt")))
+    shard = run_dir / "checkpoint-4/model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    done = try_to_train("2 ranks", sample_store, run_dir, *FLAGS, "--resume", run_dir / "checkpoint-6")
+    assert_one_error(done, "checkpoint-6: is damaged", "_optim_states.pt has other bytes than were written")
+
+    done = train("2 ranks", sample_store, run_dir, *FLAGS)
+    assert "checkpoint-6.incomplete" in done.stderr
+    assert "checkpoint-4.incomplete" in done.stderr
+    assert f"going on from {run_dir}/checkpoint-2 instead" in done.stderr
+    assert steps_of(run_dir) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert (run_dir / "checkpoint-6.incomplete/complete.json").is_file(), "nothing is deleted"
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_a_checkpoint_that_another_run_saves_meanwhile_is_not_passed_over(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    run_dir, late = tmp_path / "run", tmp_path / "checkpoint-6"
+    shutil.copytree(undisturbed, run_dir)
+    (run_dir / "checkpoint-6").rename(late)
+    script, env = "tests/faults/late_checkpoint.py", {"LATE": str(late)}
+    done = try_to_train("2 ranks", sample_store, run_dir, *FLAGS, script=script, env=env)
+    assert_one_error(done, f"--output_dir {run_dir}: another run has saved there", "give the same command again")
+    assert steps_of(run_dir) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+def test_an_allowed_change_takes_effect_where_the_run_goes_on(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """A larger batch reads on in the same order; weight decay is that of the flags, not of the checkpoint."""
+    run_dir = tmp_path / "run"
+    changed = [*FLAGS, "--global_batch_tokens", 1024, "--weight_decay", 0.5, "--lr_scheduler_type", "constant"]
+    changed += ["--resume", undisturbed / "checkpoint-4"]
+    done = try_to_train("2 ranks", sample_store, run_dir, *changed)
+    assert done.returncode == 2
+    assert [error.split(" differs")[0] for error in done.errors] == [
+        "error: --resume: global_batch_tokens",
+        "error: --resume: optimizer_settings.weight_decay",
+    ]
+    allowed = ["--allow_changed", "global_batch_tokens", "optimizer_settings", "schedule"]
+    done = train("2 ranks", sample_store, run_dir, *changed, *allowed)
+    assert "optimizer_settings.weight_decay was 0.1, now it is 0.5" in done.stderr
+    assert [record["tokens"] for record in records(run_dir)] == [512, 1024, 1536, 2048, 3072, 4096]
+    state = json.loads((run_dir / "checkpoint-6/trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["FaultHandler"]["attributes"]["num_blocks"] == 4096 // 64
+    assert figures(run_dir)[:4] == figures(undisturbed)[:4]
+    assert figures(run_dir)[4] != figures(undisturbed)[4]

@@ -1,0 +1,154 @@
+"""A run that is stopped, however it is asked, ends with one checkpoint and goes on as if it never had been."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretraining.cli.errors import STOPPED_EXIT_CODE
+from tests.conftest import PROJECT_DIR, Done
+from tests.launch.launching import figures, launcher, records, train, training_flags, try_to_train
+
+pytestmark = pytest.mark.launch
+
+FLAGS = ["--max_steps", 5, "--save_steps", 3, "--eval_steps", 3, "--dataloader_num_workers", 1]
+# The first evaluation is the best then, and decides which weights are exported.
+FLAGS += ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
+TIMES = ("seconds_left", "tokens_per_second_per_gpu", "_runtime", "_per_second")
+
+
+@pytest.fixture(scope="module")
+def whole_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    train("2 ranks", sample_store, run_dir, *FLAGS)
+    return run_dir
+
+
+def interrupt(name: str, store: Path, run_dir: Path, *flags: object, **env: str) -> Done:
+    script = "tests/faults/interrupted_run.py"
+    return try_to_train(name, store, run_dir, *FLAGS, *flags, script=script, env=env)
+
+
+def assert_stopped(done: Done, run_dir: Path, step: int, reason: str) -> None:
+    assert done.returncode == STOPPED_EXIT_CODE, done.output[-4000:]
+    assert "Traceback" not in done.output
+    assert f"stopped at step {step} ({reason}); checkpoint-{step} saved in " in done.stderr
+    assert done.stderr.count(" saved in ") == 1
+    assert [path.name for path in run_dir.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    assert records(run_dir, "event") == [{"step": step, "event": "stop", "reason": reason}]
+    assert not (run_dir / "model").exists()
+    assert not (run_dir / "STOP").exists()
+
+
+def assert_goes_on(store: Path, run_dir: Path, whole_run: Path) -> None:
+    train("2 ranks", store, run_dir, *FLAGS)
+    assert len(untimed(whole_run)) == 5 + 3
+    assert figures(run_dir) == figures(whole_run)
+    assert untimed(run_dir) == untimed(whole_run)
+    assert weights(run_dir) == weights(whole_run)
+
+
+def untimed(run_dir: Path) -> list[dict[str, Any]]:
+    """Every record of a run, in order, without events and without what measures time."""
+    lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+    kept = (record for record in lines if "event" not in record)
+    return [{name: value for name, value in record.items() if not name.endswith(TIMES)} for record in kept]
+
+
+def weights(run_dir: Path) -> str:
+    return hashlib.sha256((run_dir / "model/model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("place", "what", "step", "reason"),
+    [
+        ("micro step:2", "kill(me, SIGTERM)", 2, "SIGTERM"),
+        ("step:3", "kill(me, SIGUSR1)", 3, "SIGUSR1"),  # where an evaluation is due
+        ("batch:2", "Path('STOP_FILE').touch()", 3, "the file STOP"),  # within that evaluation
+    ],
+)
+def test_a_run_that_was_stopped_is_in_the_end_one_that_never_was(
+    place: str, what: str, step: int, reason: str, whole_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    env = {"AT": place, "DO": what.replace("STOP_FILE", str(run_dir / "STOP")), "BY_RANK": "1"}
+    done = interrupt("2 ranks", sample_store, run_dir, **env)
+    assert_stopped(done, run_dir, step, reason)
+    assert len(records(run_dir, "eval_loss")) == 0
+    assert len(records(run_dir)) == step
+    assert_goes_on(sample_store, run_dir, whole_run)
+
+
+def test_a_run_stops_in_time(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *FLAGS, "--max_hours", 0.0005)
+    assert_stopped(done, tmp_path / "run", 1, "--max_hours")
+    assert "--max_hours 0.0005: saves and stops 3 steps before " in done.stderr
+    (tmp_path / "run/STOP").touch()  # late, so it must not stop the next start
+    assert_goes_on(sample_store, tmp_path / "run", whole_run)
+
+
+def test_a_run_that_is_trained_leaves_at_once(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    what = "Timer(1, kill, (me, SIGTERM)).start(); wait_in_a_collective()"
+    done = interrupt("2 ranks", sample_store, run_dir, AT="end", DO=what)
+    assert done.returncode == STOPPED_EXIT_CODE
+    assert "error: stopped (SIGTERM); the same command evaluates and exports" in done.stderr
+    assert_goes_on(sample_store, run_dir, whole_run)
+
+
+def test_who_interrupts_twice_does_not_want_to_wait(sample_store: Path, tmp_path: Path) -> None:
+    what = "kill(me, SIGINT); sleep(1.5); kill(me, SIGINT); sleep_for_ever()"
+    done = interrupt("1 rank", sample_store, tmp_path / "run", AT="step:2", DO=what)
+    assert done.returncode == 128 + signal.SIGINT
+    assert "error: interrupted twice: the run ends without saving" in done.stderr
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def interrupt_deepspeed(store: Path, run_dir: Path, **env: str) -> tuple[int, str]:
+    """As in a terminal: in a group of its own. It returns when the last process that could speak has ended."""
+    words = [*launcher("deepspeed"), "tests/faults/interrupted_run.py", *training_flags(store, run_dir, *FLAGS)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(PROJECT_DIR), **env}
+    command = subprocess.Popen(
+        [str(word) for word in words],
+        cwd=PROJECT_DIR,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    output, _ = command.communicate(timeout=200)
+    return command.returncode, output
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("group(us, SIGINT)", "SIGINT"),  # Ctrl-C
+        ("kill(launcher, SIGTERM)", "SIGTERM"),
+        # sbatch --signal=USR1@600: it kills the launcher
+        pytest.param("group(us, SIGUSR1)", "SIGUSR1", marks=pytest.mark.long),
+    ],
+)
+def test_what_deepspeed_passes_on_is_one_stop(
+    what: str, reason: str, whole_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    code, output = interrupt_deepspeed(sample_store, run_dir, AT="step:2", DO=what)
+    assert code != 0
+    assert f"stopped at step 2 ({reason}); checkpoint-2 saved in " in output
+    assert [path.name for path in run_dir.glob("checkpoint-*")] == ["checkpoint-2"]
+    if reason == "SIGINT":
+        assert_goes_on(sample_store, run_dir, whole_run)
+
+
+def test_when_a_rank_is_killed_all_end(sample_store: Path, tmp_path: Path) -> None:
+    code, _ = interrupt_deepspeed(sample_store, tmp_path / "run", AT="micro step:2", DO="kill(me, SIGKILL)")
+    assert code != 0

@@ -1,0 +1,43 @@
+"""What an exported model's folder says to readers of any age, and how it takes its name."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from pretraining.runs.export import begin_folder, complete_folder, give_name, partial_folder
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64}
+
+
+def grown_folder(model_dir: Path, config: LlamaConfig) -> Path:
+    partial = partial_folder(model_dir)
+    begin_folder(partial)
+    config.save_pretrained(partial)
+    (partial / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    complete_folder(partial)
+    return partial
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 5e5}, LLAMA3])
+def test_readers_before_transformers_5_find_the_positions(tmp_path: Path, rope: dict) -> None:
+    folder = grown_folder(tmp_path / "model", LlamaConfig(rope_parameters=rope, use_cache=False))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == 5e5
+    assert config.get("rope_scaling") == (rope if rope is LLAMA3 else None)
+    opened = LlamaConfig.from_pretrained(folder)
+    assert opened.rope_parameters == rope
+    assert opened.use_cache
+
+
+def test_a_model_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
+    model_dir = tmp_path / "model"
+    for size in (32, 64):
+        begin_folder(partial_folder(model_dir))
+        (partial_folder(model_dir) / "left").touch()  # by an export that broke off
+        give_name(grown_folder(model_dir, LlamaConfig(hidden_size=size)), model_dir)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        assert json.loads((model_dir / "config.json").read_text())["hidden_size"] == size
+        assert not (model_dir / "left").exists()

@@ -1,0 +1,54 @@
+import json
+import time
+from typing import Any
+
+import pytest
+
+from pretraining.cli.launchers import process_age_seconds
+from pretraining.cli.restarts import run_age_seconds
+from pretraining.training import time_limit
+from pretraining.training.time_limit import TimeLimit
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time_limit.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time_limit, "run_age_seconds", lambda: 600.0)
+
+    def is_reached(self, limit: TimeLimit, at: float) -> bool:
+        self.now = at
+        return limit.is_reached()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("hours", "save", "reached_at"),
+    [(2.0, 0.0, 7600 - 120 - 30), (2.0, 500.0, 7600 - 500 - 30), (0.2, 0.0, 1120 - 72 - 30)],
+)
+def test_there_is_room_for_a_save_and_some_steps(clock: Any, hours: float, save: float, reached_at: float) -> None:
+    """The process began at 400, so 2 hours end at 7600; one that has 12 minutes does not keep two of them."""
+    limit = TimeLimit(hours)
+    limit.longest_save = save
+    limit.begin_step()
+    clock.now += 10
+    limit.end_step()
+    assert not clock.is_reached(limit, reached_at - 1)
+    assert clock.is_reached(limit, reached_at + 1)
+
+
+def test_a_run_that_was_brought_up_again_has_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    began_at = time.time() - 1000
+    assert run_age_seconds() == pytest.approx(process_age_seconds(), abs=5)
+    restart = {"number": 2, "limit": 3, "reason": "a crash", "started_at": began_at}
+    monkeypatch.setenv("PRETRAINING_RESTART", json.dumps(restart))
+    assert run_age_seconds() == pytest.approx(1000, abs=5)
+
+
+def test_without_hours_a_run_has_time(clock: Any) -> None:
+    assert not clock.is_reached(TimeLimit(None), 1e12)
+    assert TimeLimit(None).described() is None
