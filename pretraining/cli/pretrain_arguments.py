@@ -8,6 +8,8 @@ from pretraining.cli.arguments import SEED_RANGE, is_seed
 from pretraining.cli.durability_arguments import DurabilityArguments
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
+from pretraining.cli.observability_arguments import ObservabilityArguments
+from pretraining.cli.plan_arguments import PlanArguments
 from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe
 from pretraining.cli.trainer_flags import trainer_flags
 
@@ -87,8 +89,10 @@ class DataArguments:
     dataset: list[str] = flag(
         ["blocks"],
         "block store that preprocess.py made: a folder, or a data set of the Hub (USER/NAME); several with their "
-        "shares of the blocks, as news=blocks_a:0.7 wiki=blocks_b:0.3",
+        "shares of the blocks, as news=blocks_a:0.7 wiki=blocks_b:0.3; or synthetic: random ids, to measure speed",
     )
+    block_length: int = flag(4096, "tokens of a block of --dataset synthetic")
+    vocab_size: int = flag(32000, "different ids of --dataset synthetic")
     dataset_revision: str | None = flag(None, "branch, tag or commit of a data set of the Hub; the newest without it")
     global_batch_tokens: int | None = flag(
         4_194_304, "tokens per optimizer step over all GPUs; decides the gradient accumulation"
@@ -98,9 +102,16 @@ class DataArguments:
     mask_document_starts: bool = flag(False, "no loss for a document's first token, which nothing before it tells")
 
     def __post_init__(self) -> None:
-        """Check what needs no file."""
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UserError(f"--max_tokens {self.max_tokens}: is out of range; give 1 or more")
+        """Check what needs no file, all at once."""
+        smallest = {"max_tokens": 1, "block_length": 2, "vocab_size": 260}
+        values = {name: getattr(self, name) for name in smallest}
+        problems = [
+            f"--{name} {value}: is out of range; give {smallest[name]} or more"
+            for name, value in values.items()
+            if value is not None and value < smallest[name]
+        ]
+        if problems:
+            raise UserError(*problems)
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,8 @@ class PretrainArguments:
     data: DataArguments
     optimization: OptimizationArguments
     durability: DurabilityArguments
+    observability: ObservabilityArguments
+    plan: PlanArguments
     trainer: dict[str, Any]
 
 
@@ -162,6 +175,8 @@ def parse_pretrain_arguments(description: str, argv: Sequence[str]) -> PretrainA
         dataclass_group("Data", DataArguments),
         dataclass_group("Optimization", OptimizationArguments),
         dataclass_group("Durability", DurabilityArguments),
+        dataclass_group("Observability", ObservabilityArguments),
+        dataclass_group("Plan", PlanArguments),
         trainer_group(),
     ]
     arguments = PretrainArguments(*parse_recipe(description, groups, argv))

@@ -11,6 +11,8 @@ import pytest
 
 from pretraining.cli.durability_arguments import DurabilityArguments
 from pretraining.cli.errors import UserError
+from pretraining.cli.observability_arguments import ObservabilityArguments
+from pretraining.cli.plan_arguments import PlanArguments
 from pretraining.cli.pretrain_arguments import (
     TRAINER_DEFAULTS,
     DataArguments,
@@ -34,6 +36,7 @@ def plan(
     data: dict[str, Any] | None = None,
     optimization: dict[str, Any] | None = None,
     durability: dict[str, Any] | None = None,
+    wishes: dict[str, Any] | None = None,
     **model: Any,
 ) -> RunPlan:
     trainer_flags = {
@@ -48,6 +51,8 @@ def plan(
         DataArguments(datasets, global_batch_tokens=tokens, **(data or {})),
         OptimizationArguments(**(optimization or {})),
         DurabilityArguments(**(durability or {})),
+        ObservabilityArguments(),
+        PlanArguments(**(wishes or {})),
         trainer_flags,
     )
     found = plan_run(arguments, find_mixture(datasets, revision=None))

@@ -1,0 +1,35 @@
+"""The flags of pretrain.py about the plan: what a run needs and takes, said before it starts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pretraining.cli.errors import UserError
+from pretraining.cli.flags import flag
+
+
+@dataclass(frozen=True)
+class PlanArguments:
+    """What is planned, for which machine, and whether its verdict counts."""
+
+    plan_only: bool = flag(False, "say what the run needs and takes, and start nothing; works on any machine")
+    plan_measure: bool = flag(False, "run a few steps into a folder that is removed, and say predicted beside measured")
+    num_gpus: int | None = flag(None, "GPUs to plan for; those of this machine without it")
+    gpu_type: str | None = flag(None, "kind of GPU to plan for, as h200, h100, a100_40gb, rtx_4090")
+    host_memory: str | None = flag(None, "host memory to plan for, as 512GB or 1TB")
+    assumed_mfu: float = flag(0.4, "MFU (full attention) from which time and energy are planned until it is measured")
+    price_per_gpu_hour: float | None = flag(None, "price of a GPU for an hour, in any currency")
+    micro_batch: Literal["given", "auto"] = flag(
+        "given", "auto: find the largest --per_device_train_batch_size that fits; the global batch stays"
+    )
+    force: bool = flag(False, "start although the plan says that the run does not fit")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        checks = {
+            f"--num_gpus {self.num_gpus}: give 1 or more": self.num_gpus is None or self.num_gpus > 0,
+            f"--assumed_mfu {self.assumed_mfu:g}: give a share above 0 and up to 1, as 0.4": 0 < self.assumed_mfu <= 1,
+            f"--price_per_gpu_hour {self.price_per_gpu_hour}: give 0 or more": (self.price_per_gpu_hour or 0) >= 0,
+        }
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)
