@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pretraining.cli.errors import run_program
 from pretraining.cli.launchers import share_cores
-from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
+from pretraining.cli.pretrain_arguments import DataArguments, parse_pretrain_arguments
 from pretraining.cli.restarts import supervise
+
+if TYPE_CHECKING:
+    from pretraining.corpus.store_source import Mixture
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,9 +29,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse_pretrain_arguments(__doc__ or "", argv)
     if arguments.durability.restarts:
         supervise(arguments.durability.restarts)  # goes on in its child; pyarrow would make it three times as large
-    from pretraining.corpus.store_source import find_mixture
-
-    mixture = find_mixture(arguments.data.dataset, revision=arguments.data.dataset_revision)
+    mixture = find_data(arguments.data)
 
     share_cores()
     if arguments.trainer.get("use_cpu"):
@@ -35,6 +37,16 @@ def main(argv: Sequence[str]) -> None:
     from pretraining.training.program import pretrain
 
     pretrain(arguments, mixture)
+
+
+def find_data(flags: DataArguments) -> Mixture:
+    """The blocks to train on, brought or made here if need be."""
+    from pretraining.corpus.store_source import find_mixture
+    from pretraining.corpus.synthetic import synthetic_mixture
+
+    if flags.is_synthetic:
+        return synthetic_mixture(block_length=flags.block_length, vocab_size=flags.vocab_size)
+    return find_mixture(flags.dataset, revision=flags.dataset_revision)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class DurabilityArguments:
     )
     allow_changed: list[str] = flag([], "what may differ from the run that this one goes on with, as schedule data")
     export_every_tokens: int | None = flag(None, "export the weights each time so many tokens were seen, and keep them")
+    export: bool = flag(True, "export the model at the end")
     max_hours: float | None = flag(None, "save and stop in time to end so many hours after the start")
     restarts: int = flag(0, "bring a run that crashed up again so many times, on one machine")
     hang_minutes: float = flag(

@@ -101,6 +101,11 @@ class DataArguments:
     isolate_documents: bool = flag(False, "attention does not cross documents, and positions begin anew in each")
     mask_document_starts: bool = flag(False, "no loss for a document's first token, which nothing before it tells")
 
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether random ids are read in place of data."""
+        return self.dataset == ["synthetic"]
+
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         smallest = {"max_tokens": 1, "block_length": 2, "vocab_size": 260}
@@ -207,6 +212,8 @@ def check_together(arguments: PretrainArguments) -> None:
         )
     if trainer.get("fp16") and arguments.model.loss_tiles is not None:
         problems.append("--loss_tiles --fp16: a tile's gradient is made before fp16's loss scale; use bf16 or no tiles")
+    if trainer.get("push_to_hub") and not arguments.durability.export:
+        problems.append("--push_to_hub --export false: no model would be pushed; leave one of them out")
     minimum, peak = arguments.optimization.min_learning_rate, trainer["learning_rate"]
     if minimum is not None and minimum > peak:
         problems.append(f"--min_learning_rate {minimum:g}: is above --learning_rate {peak:g}; give {peak:g} or less")

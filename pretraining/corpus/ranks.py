@@ -10,11 +10,13 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """This process among all; without mpirun there is one. They must see the same files and output folder."""
+    """This process among all; without mpirun there is one. They must see the same files and output folder.
 
-    def __init__(self, *, num_slices: int) -> None:
-        self.rank = process_rank()
-        self.size = num_processes()
+    `alone`: whatever a launcher started, this process works by itself.
+    """
+
+    def __init__(self, *, num_slices: int, alone: bool = False) -> None:
+        self.rank, self.size = (0, 1) if alone else (process_rank(), num_processes())
         if self.size > num_slices:
             raise UserError(
                 f"--num_slices {num_slices}: is less than the {self.size} processes that share them; give "

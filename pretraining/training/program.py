@@ -70,7 +70,8 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
         has_saved = trainer.saver.saved_step == trainer.state.global_step or trainer.state.global_step == start.step
         leave_processes(STOPPED_EXIT_CODE if has_saved else CRASH_EXIT_CODE)
     evaluate_at_end(trainer)
-    export_at_end(trainer)
+    if arguments.durability.export:
+        export_at_end(trainer)
     say_what_is_there(plan)
     push_model(trainer, plan.run_dir / MODEL_DIR_NAME)
     request.phase = Phase.LEAVING
@@ -192,7 +193,8 @@ def say_what_is_there(plan: RunPlan) -> None:
     stable = plan.run_dir / f"checkpoint-{plan.last_stable_step}"
     if stable.is_dir():
         logger.info("to train longer: --max_steps N --output_dir ANOTHER --resume %s", stable)
-    logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
+    if plan.arguments.durability.export:
+        logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
 
 
 def _tokenizer(plan: RunPlan) -> PreTrainedTokenizerFast:

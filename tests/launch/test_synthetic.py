@@ -1,0 +1,17 @@
+"""Random ids train over the real path, with nothing but the run's records left behind."""
+
+import math
+from pathlib import Path
+
+from tests.launch.launching import records, train
+
+
+def test_random_ids_stay_random_and_nothing_is_saved(tmp_path: Path) -> None:
+    run_dir, cache = tmp_path / "run", {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    flags = ["--vocab_size", 512, "--block_length", 64, "--learning_rate", "1e-4"]
+    flags += ["--save_strategy", "no", "--export", "false"]
+    done = train("2 ranks", "synthetic", run_dir, *flags, env=cache)
+    assert all(abs(record["loss"] - math.log(512)) < 0.05 for record in records(run_dir))
+    assert not list(run_dir.glob("checkpoint-*"))
+    assert not (run_dir / "model").exists()
+    assert "generate.py" not in done.output
