@@ -10,20 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.started_run import start_run
 from pretraining.cli.errors import run_program
-from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
-from pretraining.corpus.store_source import find_mixture
-from pretraining.training.identity import take_run_folder
-from pretraining.training.processes import join_processes, leave_processes
-from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
-from pretraining.training.run_plan import plan_run
-from pretraining.training.stop_request import StopRequest
+from pretraining.training.processes import leave_processes
 from pretraining.training.trainer import PretrainingTrainer
 
 NUM_BATCHES = 8
@@ -67,21 +61,13 @@ class BareSteps(TrainerCallback):
 
 def main(argv: Sequence[str]) -> None:
     """Train, and write down the seconds of the steps of both kinds."""
-    result_path, *flags = [word for word in argv if not word.startswith("--local_rank")]
-    arguments = parse_pretrain_arguments("", flags)
-    quiet_libraries()
-    plan = plan_run(arguments, find_mixture(arguments.data.dataset, revision=None))
-    take_run_folder(plan)
-    join_processes(timeout_seconds=600)
-    trainer = make_trainer(plan, StopRequest())
-    if trainer.is_world_process_zero():
-        start_run_folder(plan, trainer)
+    result_path, trainer = start_run(argv)
     steps = BareSteps(trainer)
     trainer.add_callback(steps)
     trainer.train()
     if trainer.is_world_process_zero():
         pairs = {"ours": steps.ours, "bare": steps.bare[:-1]}
-        Path(result_path).write_text(json.dumps(pairs))
+        result_path.write_text(json.dumps(pairs))
     leave_processes()
 
 

@@ -19,17 +19,12 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
+from benchmarks.started_run import start_run
 from pretraining.cli.errors import run_program
-from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
-from pretraining.corpus.store_source import find_mixture
 from pretraining.runs.completeness import damage, read_complete
 from pretraining.training import checkpoint_saver
 from pretraining.training.agreement import gathered, is_first
-from pretraining.training.identity import take_run_folder
-from pretraining.training.processes import join_processes, leave_processes
-from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
-from pretraining.training.run_plan import plan_run
-from pretraining.training.stop_request import StopRequest
+from pretraining.training.processes import leave_processes
 from pretraining.training.trainer import PretrainingTrainer
 
 PIECE_BYTES = 1 << 24
@@ -127,20 +122,12 @@ class Rounds(TrainerCallback):
 
 def main(argv: Sequence[str]) -> None:
     """Train, and write down the seconds of each way."""
-    result_path, *flags = [word for word in argv if not word.startswith("--local_rank")]
-    arguments = parse_pretrain_arguments("", flags)
-    quiet_libraries()
-    plan = plan_run(arguments, find_mixture(arguments.data.dataset, revision=None))
-    take_run_folder(plan)
-    join_processes(timeout_seconds=600)
-    trainer = make_trainer(plan, StopRequest())
-    if is_first():
-        start_run_folder(plan, trainer)
+    result_path, trainer = start_run(argv)
     rounds = Rounds(trainer)
     trainer.add_callback(rounds)
     trainer.train()
     if is_first():
-        Path(result_path).write_text(json.dumps({"num_bytes": rounds.num_bytes, "seconds": rounds.seconds}))
+        result_path.write_text(json.dumps({"num_bytes": rounds.num_bytes, "seconds": rounds.seconds}))
     leave_processes()
 
 

@@ -31,15 +31,24 @@ def launcher_identity() -> str:
     if LAUNCHER_VARIABLE in os.environ:
         return os.environ[LAUNCHER_VARIABLE]
     pid = os.getppid()
-    # After the program's name, which is in parentheses: the 20th word is when it started, in ticks since boot.
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return f"{pid}-{words[19]}"
+    return f"{pid}-{stat_words(pid)[19]}"
 
 
 def process_age_seconds() -> float:
     """How long ago this process began."""
-    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    started = int(stat_words(os.getpid())[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+
+
+def stat_words(pid: int) -> list[str]:
+    """State, parent and so on of a process, up to its start in ticks since boot at 19.
+
+    It is what stands after the name, which is in parentheses and can have any characters.
+
+    Raises:
+        OSError: when there is no such process.
+    """
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def num_processes() -> int:

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-HASHED_AT_ONCE_BYTES = 1 << 20
 TEMPORARY_SUFFIX = ".tmp"
 ID_COLUMN = "input_ids.list.element"
 
@@ -106,8 +105,5 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while content := file.read(HASHED_AT_ONCE_BYTES):
-            digest.update(content)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

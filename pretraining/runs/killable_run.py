@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pretraining.cli.launchers import stat_words
 from pretraining.runs.checkpoints import METRICS_NAME, checkpoint_step, whole_checkpoints
 from pretraining.runs.completeness import COMPLETE_NAME
 
@@ -150,9 +151,8 @@ def _descendants(pid: int) -> list[Process]:
 
 
 def _read(pid: int) -> Process | None:
-    """A process by its number; its name, in parentheses, can have any characters."""
     with suppress(OSError):
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        words = stat_words(pid)
         return Process(pid, int(words[1]), words[0], words[19])
     return None
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretraining.cli.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, leave_at_once
-from pretraining.cli.launchers import has_launcher, launcher_identity, local_rank, process_rank
+from pretraining.cli.launchers import has_launcher, launcher_identity, local_rank, process_rank, stat_words
 from pretraining.training.stop_request import STOP_SIGNALS, Phase, StopRequest
 
 LOOK_SECONDS = 0.02  # the deepspeed command takes about 0.1 s to end, and must not get to report success
@@ -38,12 +38,12 @@ class KnownProcess:
     @classmethod
     def of(cls, pid: int) -> "KnownProcess":
         """The process of this number, which must exist."""
-        return cls(pid, _stat_words(pid)[19])
+        return cls(pid, stat_words(pid)[19])
 
     def is_alive(self) -> bool:
         """Whether it still runs; a zombie does not."""
         try:
-            words = _stat_words(self.pid)
+            words = stat_words(self.pid)
         except OSError:
             return False
         return words[0] not in "ZX" and words[19] == self.started
@@ -142,15 +142,10 @@ def _deepspeed_runner(launcher: int) -> KnownProcess | None:
     """The `deepspeed` command on this machine that started the launcher; None for other launchers."""
     if "deepspeed.launcher.launch" not in _command_line(launcher):
         return None
-    runner = int(_stat_words(launcher)[1])
+    runner = int(stat_words(launcher)[1])
     names = [Path(word).name for word in _command_line(runner)]
     return KnownProcess.of(runner) if {"deepspeed", "ds", "deepspeed.launcher.runner"} & set(names) else None
 
 
 def _command_line(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-
-
-def _stat_words(pid: int) -> list[str]:
-    """State, parent and so on, up to the start in ticks since boot at 19: what stands after the name in parentheses."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

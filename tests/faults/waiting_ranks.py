@@ -14,9 +14,9 @@ PROJECT_DIR = Path(__file__).parents[2]
 sys.path.insert(0, str(PROJECT_DIR))
 
 from pretraining.cli.errors import STOPPED_EXIT_CODE  # noqa: E402 - after the path
-from pretraining.cli.launchers import launcher_identity, process_rank  # noqa: E402
+from pretraining.cli.launchers import launcher_identity, process_rank, stat_words  # noqa: E402
 from pretraining.cli.restarts import supervise  # noqa: E402
-from pretraining.training.lifeline import KnownProcess, Lifeline, _stat_words  # noqa: E402
+from pretraining.training.lifeline import KnownProcess, Lifeline  # noqa: E402
 from pretraining.training.stop_request import StopRequest  # noqa: E402
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     lifeline.start()
     request.begin_training()
     launcher = int(launcher_identity().split("-")[0])
-    who = {"pid": os.getpid(), "parent": os.getppid(), "launcher": launcher, "runner": int(_stat_words(launcher)[1])}
+    who = {"pid": os.getpid(), "parent": os.getppid(), "launcher": launcher, "runner": int(stat_words(launcher)[1])}
     folder = Path(sys.argv[-1])
     (folder / "partial").mkdir(exist_ok=True)
     partial = folder / f"partial/{process_rank()}"

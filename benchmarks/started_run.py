@@ -1,0 +1,28 @@
+"""A run of pretrain.py that a benchmark looks into: everything but the training itself has happened."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
+from pretraining.corpus.store_source import find_mixture
+from pretraining.training.agreement import is_first
+from pretraining.training.identity import take_run_folder
+from pretraining.training.processes import join_processes
+from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
+from pretraining.training.run_plan import plan_run
+from pretraining.training.stop_request import StopRequest
+from pretraining.training.trainer import PretrainingTrainer
+
+
+def start_run(argv: Sequence[str]) -> tuple[Path, PretrainingTrainer]:
+    """Where the result goes, the first word of the command line, and the trainer that the flags after it make."""
+    result_path, *flags = [word for word in argv if not word.startswith("--local_rank")]
+    arguments = parse_pretrain_arguments("", flags)
+    quiet_libraries()
+    plan = plan_run(arguments, find_mixture(arguments.data.dataset, revision=None))
+    take_run_folder(plan)
+    join_processes(timeout_seconds=600)
+    trainer = make_trainer(plan, StopRequest())
+    if is_first():
+        start_run_folder(plan, trainer)
+    return Path(result_path), trainer
