@@ -24,6 +24,7 @@ ARROWS = {
     "runs": {"cli"},
     "training": {"cli", "corpus", "machine", "runs"},
     "sampling": {"cli", "runs"},
+    "doctor": {"cli", "machine", "corpus"},
 }
 WITHOUT_TORCH = {"cli", "corpus", "machine"}
 
