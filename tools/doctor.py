@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ FAILURE_EXIT_CODE = 1
 def main(argv: Sequence[str]) -> None:
     """Run all checks, show each finding as it comes, and end with a verdict."""
     arguments = read_arguments(argv)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     from pretraining.cli.errors import leave
     from pretraining.doctor.checks import CHECKS
     from pretraining.doctor.supervision import run_checks

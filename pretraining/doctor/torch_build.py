@@ -10,7 +10,9 @@ import torch
 from pretraining.doctor.finding import Finding, failure, ok
 from pretraining.doctor.nvml import driver_gpus, open_gpus, told
 
-CUDA_INSTALL = "python3 -m pip install --force-reinstall --index-url https://download.pytorch.org/whl/cu{} torch"
+CUDA_INSTALL = "python3 -m pip install --force-reinstall --index-url https://download.pytorch.org/whl/{} torch"
+BUILDS = {12: "cu128", 13: "cu130"}  # by the CUDA that the driver is for; minor versions get along
+NEWER_DRIVER = "sudo ubuntu-drivers install"
 NOT_INITIALIZED = "802"  # cudaErrorSystemNotReady, of machines with NVSwitch
 START_FABRIC_MANAGER = "sudo systemctl start nvidia-fabricmanager"
 
@@ -45,14 +47,15 @@ def judge(seen: Seen) -> Finding:
         return ok("torch", f"{built}, uses {seen.num_usable} of {num_gpus} GPUs", **figures)
     if not num_gpus:
         return ok("torch", f"{built}; there is no GPU here", **figures)
-    newest = "".join(map(str, driver)) if driver else "130"
+    build = BUILDS.get(min(driver[0], max(BUILDS))) if driver else BUILDS[max(BUILDS)]
+    install = CUDA_INSTALL.format(build) if build else NEWER_DRIVER
     if not seen.cuda:
         figure = f"{built}, but the driver sees {num_gpus} GPUs ({seen.driver_gpus[0]})"
-        return failure("torch", figure, CUDA_INSTALL.format(newest), **figures)
+        return failure("torch", figure, install, **figures)
     figure = f"{built}, cannot use the {num_gpus} GPUs that the driver sees: {seen.problem}"
     if driver and driver[0] < int(seen.cuda.split(".")[0]):
         figure += f"; the driver is for CUDA up to {driver[0]}.{driver[1]}"
-        return failure("torch", figure, CUDA_INSTALL.format(newest), **figures)
+        return failure("torch", figure, install, **figures)
     is_waiting = NOT_INITIALIZED in seen.problem
     fix = START_FABRIC_MANAGER if is_waiting else "env | grep -E 'CUDA|NVIDIA'; nvidia-smi; ls -l /dev/nvidia*"
     return failure("torch", figure, fix, **figures)

@@ -162,6 +162,8 @@ TWO = ["NVIDIA H200", "NVIDIA H200"]
         (Seen("2.13.0+cpu", None, 0, TWO, (12, 8)), "failure", "whl/cu128 torch"),
         (Seen("2.13.0+cu130", "13.0", 0, TWO, (12, 8), "too old"), "failure", "whl/cu128 torch"),
         (Seen("2.13.0+cu130", "13.0", 0, TWO, (13, 0), "Error 802: not yet initialized"), "failure", "fabricmanager"),
+        (Seen("2.13.0+cu130", "13.0", 0, TWO, (11, 4), "too old"), "failure", "ubuntu-drivers"),
+        (Seen("2.13.0+cpu", None, 0, TWO, (14, 1)), "failure", "whl/cu130 torch"),
         (Seen("2.13.0+cu130", "13.0", 0, TWO, (13, 0), "hidden"), "failure", "nvidia-smi"),
     ],
 )
