@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.cli.launchers import stat_words
 from pretraining.doctor import compilers, host
 from pretraining.doctor.host import judge_shared_memory
 from tests.conftest import PROJECT_DIR, run
@@ -75,7 +76,7 @@ def test_a_process_without_a_launcher_is_found(tmp_path: Path) -> None:
     pid = int(started.stdout)
     try:
         time.sleep(0.2)
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] != "1":
+        if stat_words(pid)[1] != "1":
             pytest.skip("another process than the first takes in those that lost their parent")
         found = find(diagnose_some("left processes", "--json"), "left processes", "warning")
     finally:

@@ -3,10 +3,10 @@
 import sys
 import time
 import types
-from pathlib import Path
 
 import pytest
 
+from pretraining.cli.launchers import stat_words
 from pretraining.doctor import checks
 from pretraining.doctor.supervision import TOTAL_SECONDS, run_checks
 from tests.doctor.doctoring import diagnose_some, find, findings
@@ -42,8 +42,8 @@ def speaks(_):
 
 def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        return stat_words(pid)[0] != "Z"
+    except OSError:
         return False
 
 
