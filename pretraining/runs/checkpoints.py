@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 RUN_RECORD_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
 TRAINER_STATE_NAME = "trainer_state.json"
+REPORT_NAME = "report.html"
+CURVES_NAME = "curves.png"
 MODEL_DIR_NAME = "model"
 TOKENIZER_DIR_NAME = "tokenizer"
 # What stands in a run folder before run.json does.

@@ -1,5 +1,6 @@
 """What happened in a run, as its folder tells it: run.json and metrics.jsonl, read once for report and card."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,7 @@ def read_history(run_dir: Path) -> RunHistory:
         UserError: when the folder holds no run.
     """
     run_record = read_run_record(run_dir)
-    try:
-        with jsonlines.open(run_dir / METRICS_NAME) as reader:
-            records = list(reader.iter(type=dict, skip_invalid=True))
-    except OSError as error:
-        raise UserError(f"{run_dir / METRICS_NAME}: cannot be read ({error.strerror}); give a run folder") from None
+    records = list(read_records(run_dir))
     return RunHistory(
         run_dir=run_dir,
         run_record=run_record,
@@ -51,3 +48,16 @@ def read_history(run_dir: Path) -> RunHistory:
         },
         events=[record for record in records if "event" in record],
     )
+
+
+def read_records(run_dir: Path) -> Iterator[Record]:
+    """The records of metrics.jsonl one by one, which takes no more memory for a long run.
+
+    Raises:
+        UserError: when there are none to read.
+    """
+    try:
+        with jsonlines.open(run_dir / METRICS_NAME) as reader:
+            yield from reader.iter(type=dict, skip_invalid=True)
+    except OSError as error:
+        raise UserError(f"{run_dir / METRICS_NAME}: cannot be read ({error.strerror}); give a run folder") from None

@@ -50,3 +50,18 @@ def _try_to_lock(descriptor: int) -> bool:
             raise
         logger.warning("the file system of the run folder has no locks; see that no two runs write into it")
     return True
+
+
+def is_being_written(run_dir: Path) -> bool:
+    """Whether a run of this machine holds the folder now."""
+    try:
+        descriptor = os.open(run_dir / LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in NO_LOCKS_HERE
+    finally:
+        os.close(descriptor)
+    return False

@@ -37,6 +37,7 @@ from pretraining.training.model_push import push_model
 from pretraining.training.processes import has_gpu, join_processes, leave_processes, other_local_processes
 from pretraining.training.resuming import hold_start
 from pretraining.training.run_plan import RunPlan, plan_run
+from pretraining.training.run_report import RunReport
 from pretraining.training.sequence_parallel import join_sequence_group, share_attention
 from pretraining.training.stop_request import Phase, StopRequest
 from pretraining.training.stopping import Stopping
@@ -63,15 +64,18 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     lifeline.watch(other_local_processes())
     start = hold_start(plan.start, plan.run_dir, plan.resume)
     plan = replace(plan, start=start)
-    trainer = make_trainer(plan, request)
+    trainer, report = make_trainer(plan, request), RunReport(plan)
+    trainer.add_callback(report)
     done_by_first(lambda: start_run_folder(plan, trainer))
     trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     if request.is_agreed:
+        report.finish(is_stopped=True)
         has_saved = trainer.saver.saved_step == trainer.state.global_step or trainer.state.global_step == start.step
         leave_processes(STOPPED_EXIT_CODE if has_saved else CRASH_EXIT_CODE)
     evaluate_at_end(trainer)
     if arguments.durability.export:
         export_at_end(trainer)
+    report.finish()
     say_what_is_there(plan)
     push_model(trainer, plan.run_dir / MODEL_DIR_NAME)
     request.phase = Phase.LEAVING

@@ -1,0 +1,154 @@
+"""What a run was, in words and figures: the tables of its report. A fact that its folder does not tell is left out."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pretraining.runs.charts import TIME_PARTS
+from pretraining.runs.curves import RunCurves
+from pretraining.runs.history import Record
+from pretraining.runs.run_lock import is_being_written
+
+Facts = dict[str, str]
+LEFT_OUT_OF_EVENTS = ("step", "event", "logged_at", "samples")
+JOULES_PER_KWH = 3.6e6
+COMMAND = "command"
+
+
+def state_of(run: RunCurves) -> str:
+    """Whether the run is finished, stopped, going on, or was cut short."""
+    step, num_steps = run.training.last.get("step", 0), run.run_record.get("arguments", {}).get("max_steps", 0)
+    if step >= num_steps > 0:
+        return "finished"
+    last_event = run.events[-1] if run.events else {}
+    if last_event.get("event") == "stop" and last_event.get("step", 0) >= step:
+        return f"stopped ({last_event.get('reason', 'as asked')})"
+    return "running" if is_being_written(run.run_dir) else "interrupted"
+
+
+def facts_of(run: RunCurves) -> dict[str, Facts]:
+    """Facts by the heading that they stand under."""
+    sections: dict[str, Iterable[tuple[str, str | None]]] = {
+        "Command": [(COMMAND, run.run_record.get("command"))],
+        "Run": _run_facts(run),
+        "Results": _result_facts(run),
+        "Model and data": _model_facts(run.run_record),
+        "Speed": _speed_facts(run),
+        "Machine": _machine_facts(run.run_record),
+        "Software": _software_facts(run.run_record),
+    }
+    told = {heading: {name: value for name, value in facts if value} for heading, facts in sections.items()}
+    return {heading: facts for heading, facts in told.items() if facts}
+
+
+def _run_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
+    record, last = run.run_record, run.training.last
+    arguments = record.get("arguments", {})
+    yield "state", state_of(run)
+    yield "step", f"{last.get('step', 0):,} of {arguments.get('max_steps', 0):,}"
+    yield "tokens", _count(last.get("tokens"))
+    yield "begun", _time(run.first_logged_at)
+    yield "last record", _time(run.last_logged_at)
+    yield "starts", str(len(record.get("earlier_starts", [])) + 1)
+    yield "run folder", str(run.run_dir)
+
+
+def _result_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
+    last = run.training.last
+    yield "training loss", _figure(last.get("smoothed_loss", last.get("loss")), ".4f")
+    for prefix, name in (("eval", "validation"), ("test", "test")):
+        found = run.evaluations[prefix].last
+        yield f"{name} loss", _figure(found.get(f"{prefix}_loss"), ".4f")
+        yield f"{name} perplexity", _figure(found.get(f"{prefix}_perplexity"), ",.2f")
+        yield f"{name} accuracy", _figure(found.get(f"{prefix}_accuracy"), ".1%")
+        yield f"{name} bits per byte", _figure(found.get(f"{prefix}_bits_per_byte"), ".3f")
+    points = [point for point in run.curve("eval_loss") if point.value is not None]
+    if points:
+        best = min(points, key=lambda point: point.value or 0.0)
+        yield "best validation loss", f"{best.value:.4f} at step {best.step:,}"
+    yield "spikes", _count(last.get("spikes"))
+    yield "steps that were no number", _count(last.get("non_finite_steps"))
+
+
+def _model_facts(record: Record) -> Iterator[tuple[str, str | None]]:
+    arguments, identity = record.get("arguments", {}), record.get("identity", {})
+    config = identity.get("model_config", {})
+    yield "model", arguments.get("model")
+    yield "parameters", _count(record.get("num_parameters"))
+    yield "layers", _count(config.get("num_hidden_layers"))
+    yield "hidden size", _count(config.get("hidden_size"))
+    yield "vocabulary", _count(config.get("vocab_size"))
+    dataset = arguments.get("dataset")
+    yield "data", " ".join(dataset) if isinstance(dataset, list) else dataset
+    yield "manifest", ", ".join(part["manifest_sha256"][:12] for part in identity.get("data", []))
+    yield "block length", _count(config.get("max_position_embeddings"))
+    yield "tokens a step", _count(identity.get("global_batch_tokens"))
+    yield "precision", identity.get("precision")
+    yield "optimizer", identity.get("optimizer")
+    yield "learning rate", _figure(arguments.get("learning_rate"), ".2e")
+    yield "schedule", record.get("schedule", {}).get("shape")
+
+
+def _speed_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
+    last, totals = run.training.last, run.training.totals
+    whole = sum(total.seconds for total in totals.get("interval_seconds", []))
+    yield "time in steps, evaluation and saving", str(timedelta(seconds=round(whole))) if whole else None
+    for name, (part, _) in TIME_PARTS.items():
+        if whole and name in totals:
+            yield f"of it {part}", f"{sum(total.seconds for total in totals[name]) / whole:.1%}"
+    speed = last.get("overall_tokens_per_second_per_gpu")
+    yield "tokens/s/GPU, this start", _figure(speed, ",.0f")
+    if speed is None:
+        yield "tokens/s/GPU, last interval", _figure(last.get("tokens_per_second_per_gpu"), ",.0f")
+    yield "MFU, last interval", _figure(last.get("mfu"), ".1%")
+    yield "memory of tensors, largest GPU", _gigabytes(last.get("peak_memory_bytes"))
+    energy = run.energy_joules
+    yield "energy of the GPUs", None if energy is None else f"{energy / JOULES_PER_KWH:,.3g} kWh"
+
+
+def _machine_facts(record: Record) -> Iterator[tuple[str, str | None]]:
+    hardware = record.get("hardware", {})
+    names = [gpu["name"] for gpu in hardware.get("gpus", [])] or [hardware.get("gpu")]
+    counts = {name: names.count(name) for name in names if name}
+    yield "GPUs", ", ".join(f"{count} x {name}" for name, count in counts.items())
+    yield "memory of a GPU", _gigabytes(next((gpu["memory_bytes"] for gpu in hardware.get("gpus", [])), None))
+    yield "driver", hardware.get("driver")
+    yield "processes", _count(hardware.get("num_processes"))
+    yield "CPU", hardware.get("cpu")
+    yield "cores", _count(hardware.get("num_cpu_cores"))
+    yield "host memory", _gigabytes(hardware.get("memory_bytes"))
+
+
+def _software_facts(record: Record) -> Iterator[tuple[str, str | None]]:
+    git = record.get("git") or {}
+    if git:
+        yield "commit", git["commit"][:12] + (" (with changes)" if git.get("is_dirty") else "")
+    yield "Python", record.get("python")
+    yield from record.get("packages", {}).items()
+
+
+def described_event(event: Mapping[str, Any]) -> str:
+    """What an event says besides its name and step."""
+    return "; ".join(
+        f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in event.items()
+        if name not in LEFT_OUT_OF_EVENTS and value is not None
+    )
+
+
+def _count(value: Any) -> str | None:
+    return f"{value:,}" if isinstance(value, int) else None
+
+
+def _figure(value: Any, number_format: str) -> str | None:
+    """A number as told, "nan" as it stands in the log."""
+    return f"{value:{number_format}}" if isinstance(value, (int, float)) else value
+
+
+def _gigabytes(value: Any) -> str | None:
+    return None if value is None else f"{value / 1e9:,.1f} GB"
+
+
+def _time(value: float | None) -> str | None:
+    return None if value is None else datetime.fromtimestamp(value, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")

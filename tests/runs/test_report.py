@@ -1,0 +1,113 @@
+"""The report of a run, seen by a real browser: every chart drawn, no complaint, no network, at any width."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pretraining.cli.errors import UserError
+from pretraining.runs.curves import read_curves
+from pretraining.runs.facts import facts_of, state_of
+from pretraining.runs.report import write_comparison, write_report
+from pretraining.runs.run_lock import lock_run_folder
+from tests.runs.browser import DARK, LIGHT, Seen, look_at
+from tests.runs.drawn_run import SCRIPT, event, run_records, training_record, write_drawn_run
+
+CHARTS = ["Loss", "Perplexity", "Accuracy", "Bits per byte", "Training loss by source", "Validation loss by source"]
+CHARTS += ["Learning rate", "Gradient norm", "Throughput", "Model FLOPs utilization", "Memory", "GPU utilization"]
+CHARTS += ["Power", "Time"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = write_drawn_run(tmp_path_factory.mktemp("drawn") / "run")
+    write_report(run_dir)
+    return run_dir
+
+
+def assert_fine(seen: Seen, charts: list[str]) -> None:
+    assert seen.console == []
+    for frame in seen.frames:
+        assert [request for request in frame["requests"] if not request.startswith("data:")] == []
+        assert list(frame["charts"]) == charts
+        assert {title: marks for title, marks in frame["charts"].items() if marks < 1} == {}
+        assert (frame["scroll_width"], frame["cut_off"]) == (frame["width"], 0)
+
+
+def test_a_browser_draws_every_chart_at_any_width(run_dir: Path) -> None:
+    seen = look_at(run_dir / "report.html", widths=(1400, 400, 320))
+    assert_fine(seen, CHARTS)
+    assert [frame["width"] for frame in seen.frames] == [1400, 400, 320]
+    assert {frame["title"] for frame in seen.frames} == {"run"}, "a script of a sample or a flag has run"
+    assert SCRIPT in seen.frames[0]["text"]
+    assert "best validation loss\n2.10" in seen.frames[0]["text"]
+
+
+def test_it_is_dark_where_its_reader_wants_that(run_dir: Path) -> None:
+    colors = [
+        look_at(run_dir / "report.html", widths=(600,), scheme=scheme).frames[0]["color"] for scheme in (LIGHT, DARK)
+    ]
+    sums = [sum(map(int, re.findall(r"\d+", color))) for color in colors]
+    assert sums[0] < 200 < 600 < sums[1]
+
+
+def test_several_runs_are_in_one_page(run_dir: Path, tmp_path: Path) -> None:
+    records = [record for record in run_records(100) if "event" not in record]
+    other = write_drawn_run(tmp_path / "other", [{**record, "smoothed_loss": None} for record in records])
+    write_comparison([run_dir, other], tmp_path / "both.html")
+    seen = look_at(tmp_path / "both.html", widths=(1400, 400))
+    assert_fine(seen, [*CHARTS[:-1], "Time of run", "Time of other"])
+    assert "100 of 400" in seen.frames[0]["text"]
+
+
+def test_what_is_not_in_the_log_is_not_drawn(tmp_path: Path) -> None:
+    records = [{"step": 1, "loss": "nan"}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.1}]
+    run_dir = write_drawn_run(tmp_path / "run", records)
+    write_report(run_dir)
+    seen = look_at(run_dir / "report.html", widths=(700,))
+    assert_fine(seen, ["Loss"])
+    assert {"Speed", "Events", "Samples"} & set(seen.frames[0]["text"].splitlines()) == set()
+    write_report(write_drawn_run(tmp_path / "empty", []))
+    seen = look_at(tmp_path / "empty/report.html", widths=(700,))
+    assert_fine(seen, [])
+    assert "No step is in metrics.jsonl yet." in seen.frames[0]["text"]
+    assert not (tmp_path / "empty/curves.png").exists()
+
+
+def test_a_long_run_is_a_page_of_a_few_megabytes(tmp_path: Path) -> None:
+    run_dir = write_drawn_run(tmp_path / "run", [training_record(step) for step in range(1, 20_001)], max_steps=20_000)
+    write_report(run_dir)
+    assert (run_dir / "report.html").stat().st_size < 5_000_000
+    assert (run_dir / "curves.png").stat().st_size < 500_000
+
+
+def test_the_state_of_a_run(tmp_path: Path) -> None:
+    def state(name: str, records: list[dict], *, max_steps: int = 400) -> str:
+        run_dir = write_drawn_run(tmp_path / name, records, max_steps=max_steps)
+        if name == "running":
+            lock_run_folder(run_dir)
+        return state_of(read_curves(run_dir, json.loads((run_dir / "run.json").read_text())))
+
+    half = [training_record(step) for step in range(1, 201)]
+    assert state("finished", half, max_steps=200) == "finished"
+    assert state("stopped", [*half, event(200, "stop", reason="SIGTERM")]) == "stopped (SIGTERM)"
+    assert state("gone on", [*half[:100], event(100, "stop", reason="SIGTERM"), *half[100:]]) == "interrupted"
+    assert state("running", half) == "running"
+    assert state("begun", []) == "interrupted"
+
+
+def test_facts_are_told_as_the_run_tells_them(run_dir: Path) -> None:
+    run = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
+    facts = facts_of(run)
+    shares = [value for name, value in facts["Speed"].items() if name.startswith("of it ")]
+    assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=0.3)
+    assert facts["Machine"] == {"GPUs": "8 x NVIDIA H200", "memory of a GPU": "150.8 GB", "processes": "8"}
+    assert facts["Speed"]["energy of the GPUs"] == f"{5200 * 400 / 3.6e6:,.3g} kWh"
+    assert facts["Software"]["commit"] == "0123456789ab (with changes)"
+    assert facts["Run"]["tokens"] == f"{400 * 4096:,}"
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.json: cannot be read"):
+        write_report(tmp_path)

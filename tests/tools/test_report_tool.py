@@ -1,0 +1,48 @@
+"""tools.report as a user starts it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import assert_one_error, run, run_fine
+from tests.runs.drawn_run import write_drawn_run
+
+REPORT = [sys.executable, "-m", "tools.report"]
+
+
+def test_one_run_has_its_report_in_its_folder_and_several_where_it_is_said(tmp_path: Path) -> None:
+    first, second = (write_drawn_run(tmp_path / name / "run") for name in ("a", "b"))
+    done = run_fine(*REPORT, first)
+    assert done.stderr == f"report: {first}/report.html\n"
+    assert (first / "curves.png").exists()
+    done = run_fine(*REPORT, first, second, "--output", tmp_path / "both.html")
+    assert done.stderr == f"report: {tmp_path}/both.html\n"
+    page = (tmp_path / "both.html").read_text()
+    assert f"<th>{first}</th><th>{second}</th>" in page, "runs of one name are told by their folders"
+    assert not (second / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["--runs: give a run folder"]),
+        (["nowhere"], ["nowhere/run.json: cannot be read"]),
+        (["a", "b"], ["--output: give the file for the page of several runs"]),
+        (["a", "--outptu", "x"], ["--outptu: there is no flag of this name (did you mean output?)"]),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], parts: list[str]) -> None:
+    assert_one_error(run(*REPORT, *words), *parts)
+
+
+def test_a_run_that_has_logged_nothing_yet_is_told(tmp_path: Path) -> None:
+    run_dir = write_drawn_run(tmp_path / "run", [])
+    (run_dir / "metrics.jsonl").unlink()
+    assert_one_error(run(*REPORT, run_dir), f"{run_dir}/metrics.jsonl: cannot be read")
+
+
+def test_it_needs_no_torch() -> None:
+    run_fine(
+        sys.executable, "-c", "import sys; sys.modules['torch'] = None; import tools.report, pretraining.runs.report"
+    )

@@ -1,0 +1,59 @@
+"""Draw the curves of a run, or of several runs in one page.
+
+    python3 -m tools.report runs/llama2_7b                                    # report.html and curves.png in its folder
+    python3 -m tools.report runs/a runs/b runs/c --output comparison.html     # several in one page
+
+The page has all it needs in itself and opens without a network. pretrain.py writes it too, at each evaluation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+
+logger = logging.getLogger("pretraining.report")
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Flags of tools.report."""
+
+    runs: list[Path] = flag([], "run folders; stand first, without --runs")
+    output: Path | None = flag(None, "file for the page; that of one run lies in its folder")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        checks = {
+            "--runs: give a run folder": bool(self.runs),
+            "--output: give the file for the page of several runs, such as comparison.html": (
+                len(self.runs) < 2 or self.output is not None
+            ),
+        }
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draw them."""
+    words = ["--runs", *argv] if argv and not argv[0].startswith("-") else argv
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Report", ReportArguments)], words)
+    from pretraining.runs.report import write_comparison, write_report
+
+    if arguments.output is None:
+        (run_dir,) = arguments.runs
+        write_report(run_dir)
+        logger.info("report: %s", run_dir / "report.html")
+    else:
+        write_comparison(arguments.runs, arguments.output)
+        logger.info("report: %s", arguments.output)
+
+
+if __name__ == "__main__":
+    run_program(main)
