@@ -7,10 +7,10 @@ import platform
 import shutil
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pretraining.doctor.finding import Finding
+from pretraining.machine.inventory import processor_name
 
 STATUS_WIDTH, NAME_WIDTH, LEAST_WIDTH, MOST_WIDTH = 7, 20, 60, 140
 COLOURS = {"ok": "32", "warning": "33", "failure": "31"}
@@ -91,10 +91,3 @@ def as_json(findings: Sequence[Finding], *, seconds: float) -> str:
     }
     told = {"machine": machine, "findings": [dataclasses.asdict(finding) for finding in findings]}
     return json.dumps({**told, "verdict": verdict(findings, seconds=seconds), "seconds": seconds}, indent=2)
-
-
-def processor_name() -> str:
-    """The processor as /proc/cpuinfo calls it, otherwise its architecture."""
-    with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

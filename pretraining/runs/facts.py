@@ -109,10 +109,10 @@ def _speed_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
 
 def _machine_facts(record: Record) -> Iterator[tuple[str, str | None]]:
     hardware = record.get("hardware", {})
-    names = [gpu["name"] for gpu in hardware.get("gpus", [])] or [hardware.get("gpu")]
-    counts = {name: names.count(name) for name in names if name}
-    yield "GPUs", ", ".join(f"{count} x {name}" for name, count in counts.items())
-    yield "memory of a GPU", _gigabytes(next((gpu["memory_bytes"] for gpu in hardware.get("gpus", [])), None))
+    used = hardware.get("gpu")
+    sizes = [gpu["memory_bytes"] for gpu in hardware.get("gpus", []) if gpu["name"] == used]
+    yield "GPUs", None if used is None else f"{hardware.get('num_processes')} x {used}"
+    yield "memory of a GPU", _gigabytes(min(sizes, default=None))
     yield "driver", hardware.get("driver")
     yield "processes", _count(hardware.get("num_processes"))
     yield "CPU", hardware.get("cpu")

@@ -1,15 +1,10 @@
 """run.json: what was started, with what, on what, so that a run can be told and repeated."""
 
 import dataclasses
-import importlib.metadata
 import itertools
 import json
 import logging
 import platform
-import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +12,9 @@ from typing import Any
 
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import RUN_RECORD_NAME
+from pretraining.runs.surroundings import command, git_state, package_versions
 from pretraining.runs.syncing import sync
 
-RECORDED_PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "tokenizers", "numpy")
-SECRET_FLAG = re.compile(r"(--hub[_-]token[= ])\S+")
-PROJECT_DIR = Path(__file__).parents[2]
 NEVER_CHANGED = ("optimizer",)  # a checkpoint has the state of one optimizer
 
 logger = logging.getLogger(__name__)
@@ -61,18 +54,27 @@ class RunRecord:
         path = run_dir / RUN_RECORD_NAME
         earlier = read_run_record(run_dir) if path.is_file() else {}
         content = {
-            "command": _command(sys.argv),
+            "command": command(),
             **dataclasses.asdict(self),
             "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
-            "git": _git_state(),
+            "packages": package_versions(),
+            "git": git_state(),
             "earlier_starts": [*earlier.pop("earlier_starts", []), *([earlier] if earlier else [])],
         }
-        text = json.dumps(content, indent=2, default=str, ensure_ascii=False)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        sync(partial)
-        partial.replace(path)
+        _write(path, content)
+
+
+def add_to_run_record(run_dir: Path, **fields: Any) -> None:
+    """Add to run.json what is known only when the run is under way."""
+    _write(run_dir / RUN_RECORD_NAME, {**read_run_record(run_dir), **fields})
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, default=str, ensure_ascii=False)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
 
 
 def read_run_record(run_dir: Path) -> dict[str, Any]:
@@ -123,22 +125,3 @@ def differences(was: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]
         pairs = itertools.zip_longest(was, now)
         return [found for index, pair in enumerate(pairs) for found in differences(*pair, f"{path}.{index}")]
     return [] if was == now else [(path.removeprefix("."), was, now)]
-
-
-def _command(argv: Sequence[str]) -> str:
-    """The command line, without the secret of --hub_token."""
-    return SECRET_FLAG.sub(r"\1***", shlex.join([Path(sys.executable).name, *argv]))
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit of this checkout, and whether tracked files differ from it; None outside a repository."""
-    commit = _git("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "is_dirty": bool(_git("status", "--porcelain", "-uno"))}
-
-
-def _git(*words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", PROJECT_DIR, *words], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

@@ -7,7 +7,7 @@ flags are right.
 import logging
 import os
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -17,26 +17,26 @@ from pretraining.cli.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.store_source import Mixture
-from pretraining.machine.flops import flops_per_token, num_parameters
+from pretraining.machine.flops import flops_per_token
 from pretraining.machine.gpus import peak_flops_per_second
 from pretraining.machine.throughput import ThroughputMeter
 from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME, TOKENIZER_DIR_NAME, set_aside_unusable
 from pretraining.runs.metrics import MetricsLog
 from pretraining.runs.reporters import guard_reporters
-from pretraining.runs.run_record import RunRecord
 from pretraining.training.agreement import done_by_first
 from pretraining.training.announcement import announce
 from pretraining.training.block_dataset import BlockFields
 from pretraining.training.checkpointing import CheckpointKeeper
 from pretraining.training.fault_handler import FaultHandler
 from pretraining.training.hang_watch import HangWatch
-from pretraining.training.identity import is_unchanged, run_identity, take_run_folder
+from pretraining.training.identity import is_unchanged, take_run_folder
 from pretraining.training.lifeline import Lifeline
 from pretraining.training.model import build_model
 from pretraining.training.model_push import push_model
 from pretraining.training.processes import has_gpu, join_processes, leave_processes, other_local_processes
 from pretraining.training.resuming import hold_start
 from pretraining.training.run_plan import RunPlan, plan_run
+from pretraining.training.run_recording import DsConfigRecorder, record_start
 from pretraining.training.run_report import RunReport
 from pretraining.training.sequence_parallel import join_sequence_group, share_attention
 from pretraining.training.stop_request import Phase, StopRequest
@@ -126,6 +126,7 @@ def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
     metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with, restart=this_restart())
     for callback in (
         RunStart(trainer),
+        DsConfigRecorder(trainer),
         CheckpointKeeper(plan, trainer, metrics_log),
         FaultHandler(trainer, metrics_log),
         WeightExports(trainer),
@@ -160,26 +161,7 @@ def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
     if not is_unchanged(plan):
         set_aside_exports(plan.run_dir, step=plan.start.step)
     trainer.processing_class.save_pretrained(plan.run_dir / TOKENIZER_DIR_NAME)
-    stores = [part.store for part in plan.mixture.parts]
-    RunRecord(
-        identity=run_identity(plan),
-        schedule=asdict(plan.schedule),
-        arguments={
-            **trainer.args.to_dict(),
-            **vars(plan.arguments.model),
-            **vars(plan.arguments.optimization),
-            **vars(plan.arguments.data),
-            "dataset_commits": [store.commit for store in stores],
-        },
-        ds_config=plan.ds_config,
-        num_parameters=num_parameters(plan.config),
-        hardware={
-            "num_processes": plan.batch.num_processes,
-            "gpu": torch.cuda.get_device_name() if has_gpu() else None,
-            "num_cpu_cores": os.cpu_count(),
-        },
-        resumed_from=None if plan.start.checkpoint is None else str(plan.start.checkpoint),
-    ).write(plan.run_dir)
+    record_start(plan, trainer.args)
 
 
 def evaluate_at_end(trainer: PretrainingTrainer) -> None:

@@ -76,7 +76,11 @@ def write_drawn_run(run_dir: Path, records: list[dict] | None = None, *, max_ste
         "identity": {"global_batch_tokens": 4096, "data": [{"manifest_sha256": "5bfd42499b5b8e50"}]},
         "arguments": {"max_steps": max_steps, "model": "llama2_7b", "dataset": ["news=a:0.7", "wiki=b:0.3"]},
         "num_parameters": 6_738_415_616,
-        "hardware": {"num_processes": 8, "gpus": [{"name": "NVIDIA H200", "memory_bytes": 150_754_820_096}] * 8},
+        "hardware": {
+            "num_processes": 8,
+            "gpu": "NVIDIA H200",
+            "gpus": [{"name": "NVIDIA H200", "memory_bytes": 150_754_820_096}] * 8,
+        },
         "git": {"commit": "0123456789abcdef", "is_dirty": True},
         "packages": {"torch": "2.13.0"},
     }

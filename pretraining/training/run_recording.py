@@ -1,0 +1,65 @@
+"""What run.json gets from a run that starts: all its flags, the machine, and what DeepSpeed makes of its config."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pretraining.machine.flops import num_parameters
+from pretraining.machine.inventory import machine_inventory
+from pretraining.runs.run_record import RunRecord, add_to_run_record
+from pretraining.training.identity import run_identity
+from pretraining.training.processes import has_gpu
+from pretraining.training.run_plan import RunPlan
+from pretraining.training.trainer import PretrainingTrainer
+
+
+def record_start(plan: RunPlan, arguments: TrainingArguments) -> None:
+    """Write run.json before the first step, so that it outlives a crash."""
+    RunRecord(
+        identity=run_identity(plan),
+        schedule=asdict(plan.schedule),
+        arguments=_all_arguments(plan, arguments),
+        ds_config=json.loads(Path(plan.arguments.trainer["deepspeed"]).read_text(encoding="utf-8")),
+        num_parameters=num_parameters(plan.config),
+        hardware={
+            "num_processes": plan.batch.num_processes,
+            "gpu": torch.cuda.get_device_name() if has_gpu() else None,
+            "cuda": torch.version.cuda,
+            **machine_inventory(),
+        },
+        resumed_from=None if plan.start.checkpoint is None else str(plan.start.checkpoint),
+    ).write(plan.run_dir)
+
+
+def _all_arguments(plan: RunPlan, arguments: TrainingArguments) -> Mapping[str, Any]:
+    """Every flag as it was resolved, by its name: the Trainer's, secrets hidden, and over them those of each group."""
+    ours = plan.arguments
+    groups = (ours.model, ours.optimization, ours.data, ours.durability, ours.observability, ours.plan)
+    flags = {name: value for group in groups for name, value in asdict(group).items()}
+    return {
+        **arguments.to_dict(),
+        **flags,
+        "deepspeed": ours.trainer["deepspeed"],  # the path, as it was given
+        "dataset_commits": [part.store.commit for part in plan.mixture.parts],
+    }
+
+
+class DsConfigRecorder(TrainerCallback):
+    """Adds to run.json what DeepSpeed's engine really goes by, which is known only when there is one."""
+
+    def __init__(self, trainer: PretrainingTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The config with nothing left to be "auto", and ZeRO's part with all its defaults."""
+        if state.is_world_process_zero:
+            config = self._trainer.model_wrapped._config
+            resolved = {**config._param_dict, "zero_optimization": config.zero_config.model_dump(mode="json")}
+            add_to_run_record(self._trainer.plan.run_dir, ds_config_resolved=resolved)
