@@ -1,0 +1,90 @@
+"""Say where two runs differ: in flags, data, versions, machine, and where their figures first part.
+
+    python3 -m tools.compare_runs runs/a runs/b
+
+Losses, gradient norms, evaluations and weights are compared to the bit; speed and time are not. As with diff, the exit
+code is 0 when nothing differs, and 1 when something does. Where the folders lie is no difference.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretraining.cli.errors import UserError, leave, run_program
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+
+DIFFERENT_EXIT_CODE = 1
+PLACES = ("output_dir", "run_name", "resume", "allow_changed")
+DATA = ("data", "tokenizer_sha256")
+EQUAL, EQUAL_TO_THE_BIT = "equal", "equal to the bit"
+TO_THE_BIT = ("figures", "weights")
+
+
+@dataclass(frozen=True)
+class ComparisonArguments:
+    """Flags of tools.compare_runs."""
+
+    run: Path | None = flag(None, "run folder; stands first, without --run")
+    other: Path | None = flag(None, "the one to compare it with; stands next")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file."""
+        if self.run is None or self.other is None:
+            raise UserError("--run, --other: give two run folders")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compare them, part by part."""
+    groups = [dataclass_group("Comparison", ComparisonArguments)]
+    (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=("run", "other"))
+    found = {**compared_records(arguments.run, arguments.other), **compared_figures(arguments.run, arguments.other)}
+    for part, lines in found.items():
+        for place, line in enumerate(lines or [EQUAL_TO_THE_BIT if part in TO_THE_BIT else EQUAL]):
+            sys.stdout.write(f"{'' if place else part:<10} {line}\n")
+    if any(found.values()):
+        leave(DIFFERENT_EXIT_CODE)
+
+
+def compared_records(run_dir: Path, other: Path) -> dict[str, list[str]]:
+    """Every difference of what the runs were started with, by what it is in."""
+    from pretraining.runs.run_record import differences, read_run_record
+
+    first, second = (parts_of(read_run_record(folder)) for folder in (run_dir, other))
+    return {
+        part: [f"{name}: {was} and {now}" for name, was, now in differences(first[part], second[part])]
+        for part in first
+    }
+
+
+def parts_of(record: dict[str, Any]) -> dict[str, Any]:
+    """run.json by what a reader looks for."""
+    identity = record.get("identity", {})
+    return {
+        "arguments": {name: value for name, value in record.get("arguments", {}).items() if name not in PLACES},
+        "data": {name: identity.get(name) for name in DATA},
+        "model": identity.get("model_config"),
+        "deepspeed": record.get("ds_config_resolved"),
+        "versions": {name: record.get(name) for name in ("python", "packages", "git")},
+        "machine": record.get("hardware"),
+    }
+
+
+def compared_figures(run_dir: Path, other: Path) -> dict[str, list[str]]:
+    """The first difference of the logs, and that of the exported models where both runs have one."""
+    from pretraining.runs.checkpoints import MODEL_DIR_NAME
+    from pretraining.runs.comparison import difference_of_figures, difference_of_weights
+
+    found = {"figures": difference_of_figures(run_dir, other)}
+    models = [folder / MODEL_DIR_NAME for folder in (run_dir, other)]
+    if any(model.is_dir() for model in models):
+        found["weights"] = difference_of_weights(*models)
+    return {part: [difference] if difference else [] for part, difference in found.items()}
+
+
+if __name__ == "__main__":
+    run_program(main)
