@@ -168,26 +168,27 @@ def _dash(chart: Chart, place: int) -> list[int]:
 
 
 def _pointer_layer(chart: Chart, rows: Rows) -> Spec:
-    run = [{"field": "run"}] if runs_of(rows) else []
-    tooltip = [
-        *run,
-        {"field": "line", "title": "curve"},
-        {"field": "step", "format": ","},
-        {"field": "tokens", "format": ","},
-        {"field": "value", "title": chart.axis, "format": chart.number_format},
-    ]
+    """Dots that are seen and told when they are the nearest to the pointer.
+
+    What they tell is an expression, since Vega-Lite 6.4 loses names in the tooltips of what is nearest.
+    """
+    row = "(datum.datum || datum)"
+    told = {"run": f"{row}.run"} if runs_of(rows) else {}
+    told |= {"curve": f"{row}.line", "step": f"format({row}.step, ',')", "tokens": f"format({row}.tokens, ',')"}
+    told[chart.axis] = f"format({row}.value, '{chart.number_format}')"
+    tooltip = "{" + ", ".join(f"'{name}': {expression}" for name, expression in told.items()) + "}"
     hover = {"type": "point", "on": "pointerover", "clear": "pointerout", "nearest": True}
     shown = {"condition": {"param": "hover", "empty": False, "value": 1}, "value": 0}
     return {
         "params": [{"name": "hover", "select": hover}],
-        "mark": {"type": "point", "filled": True, "size": 60},
-        "encoding": {"y": _y(chart), "color": _color(chart, rows), "opacity": shown, "tooltip": tooltip},
+        "mark": {"type": "point", "filled": True, "size": 60, "tooltip": {"expr": tooltip}},
+        "encoding": {"y": _y(chart), "color": _color(chart, rows), "opacity": shown},
     }
 
 
 def legend_of(chart: Chart, rows: Rows) -> Rows:
     """Each line as it looks; each run and each kind of line where several are compared."""
-    drawn = {row["line"]: FAINT if "faint" in row else 1.0 for row in rows}
+    drawn = {row["line"]: FAINT if "faint" in row else 1.0 for row in rows}  # its means come after what is faint
     lines = [(place, line) for place, line in enumerate(chart.lines) if line.name in drawn]
     runs = runs_of(rows)
     if not runs:

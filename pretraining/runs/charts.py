@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pretraining.runs.curves import RunCurves
+from pretraining.runs.curves import Point, RunCurves
 
 # Told apart in both schemes of colours, light and dark, and by most people who do not see all colours alike.
 BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, OLIVE, BROWN = PALETTE = (
@@ -12,6 +12,7 @@ BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, OLIVE, BROWN = PALETTE = (
     *("#d64f6a", "#2aa3b8", "#8f8f2e", "#b07d4b"),
 )
 GRAY = "#8a8f98"
+MOST_DOTS = 60  # of an evaluation; more would hide its line
 EVALUATIONS = {"eval_": ("validation", ORANGE), "test_": ("test", GREEN)}
 # The parts of an interval, from below: what the GPUs do for the loss, and what keeps them from it.
 TIME_PARTS = {
@@ -106,23 +107,29 @@ def _lines(*figures: tuple[str, str]) -> list[Line]:
 def rows_of(chart: Chart, run: RunCurves, *, run_name: str | None = None) -> list[dict[str, Any]]:
     """The points of a chart's lines, as Vega-Lite takes them.
 
-    With the run's name where several are compared; then a line that is there smoothed too is left out.
+    Of a long run the lowest and highest values are drawn faintly behind the means, as are figures behind their smoothed
+    ones. With the run's name where several are compared, and without what is faint.
     """
     rows = []
     for line in chart.lines:
-        points = run.curve(line.figure)
-        is_faint = line.smoothed is not None and bool(run.curve(line.smoothed))
-        for point in [] if is_faint and run_name is not None else points:
-            row = {
-                "step": point.step,
-                "tokens": run.tokens_at(point.step),
-                "value": None if point.value is None else _rounded(point.value * chart.factor),
-                "line": line.name,
-            }
-            faint = {"faint": 1} if is_faint else {}
-            dot = {"dot": 1} if line.is_evaluation or len(points) == 1 else {}  # a line of one point is none
-            rows.append(row | faint | dot | ({} if run_name is None else {"run": run_name}))
+        part, points = run.part_with(line.figure), run.curve(line.figure)
+        has_smoothed = line.smoothed is not None and bool(run.curve(line.smoothed))
+        has_means = part.records_per_bin > 1 and not has_smoothed
+        most_dots = MOST_DOTS if line.is_evaluation else 1  # a line of one point is none
+        marks = {"dot": 1} if len(points) <= most_dots else {}
+        drawn = [(points, {"faint": 1} if has_smoothed or has_means else marks)]
+        if has_means:
+            drawn.append((part.means(line.figure), {}))
+        for some, marks in drawn:
+            if run_name is None or "faint" not in marks:
+                named = marks if run_name is None else {**marks, "run": run_name}
+                rows += [_row(chart, line, run, point) | named for point in some]
     return rows
+
+
+def _row(chart: Chart, line: Line, run: RunCurves, point: Point) -> dict[str, Any]:
+    value = None if point.value is None else _rounded(point.value * chart.factor)
+    return {"step": point.step, "tokens": run.tokens_at(point.step), "value": value, "line": line.name}
 
 
 def time_rows(run: RunCurves) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The figures of a run as curves, in a memory that does not grow with the run: what its report draws."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,16 @@ class Total:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Bin:
+    """A stretch of a curve: its lowest and highest point in their order, and what makes its mean."""
+
+    ends: list[Point]
+    step: int  # the last one
+    total: float
+    count: int
+
+
 @dataclass
 class Thinned:
     """Records as they come in, of which every stretch keeps the lowest and the highest value of each figure.
@@ -41,12 +51,12 @@ class Thinned:
     A spike of one step in 500,000 is still seen. Short runs keep all values.
     """
 
-    points: dict[str, list[list[Point]]] = field(default_factory=dict)
+    bins: dict[str, list[Bin]] = field(default_factory=dict)
     totals: dict[str, list[Total]] = field(default_factory=dict)
     last: Record = field(default_factory=dict)
     num_records: int = 0
     _waiting: list[Record] = field(default_factory=list)
-    _records_per_bin: int = 1
+    records_per_bin: int = 1
     _num_bins: int = 0
     _last_step: int = 0
 
@@ -55,7 +65,7 @@ class Thinned:
         self.num_records += 1
         self.last = record
         self._waiting.append(record)
-        if len(self._waiting) == self._records_per_bin:
+        if len(self._waiting) == self.records_per_bin:
             self.flush()
             if self._num_bins >= 2 * MOST_BINS:
                 self._merge_bins()
@@ -75,7 +85,12 @@ class Thinned:
 
     def curve(self, name: str) -> list[Point]:
         """The points of a figure by step; none when there is no such figure."""
-        return [point for bin_ in self.points.get(name, ()) for point in bin_]
+        return [point for bin_ in self.bins.get(name, ()) for point in bin_.ends]
+
+    def means(self, name: str) -> list[Point]:
+        """The mean of each stretch, at its end."""
+        bins = self.bins.get(name, ())
+        return [Point(bin_.step, bin_.total / bin_.count if bin_.count else None) for bin_ in bins]
 
     def _add_bin(self, name: str, steps: list[int], values: list[Any]) -> None:
         try:
@@ -91,28 +106,30 @@ class Thinned:
             points = [Point(steps[index], float(numbers[index])) for index in sorted(ends)]
         else:
             points = [Point(steps[0], None)]
-        self.points.setdefault(name, []).append(points)
+        bin_ = Bin(points, steps[-1], float(numbers[finite].sum()), len(finite))
+        self.bins.setdefault(name, []).append(bin_)
 
     def _merge_bins(self) -> None:
-        for name, bins in self.points.items():
-            self.points[name] = [_lowest_and_highest(pair) for pair in _pairs(bins)]
+        for name, bins in self.bins.items():
+            self.bins[name] = [_merged(pair) for pair in _pairs(bins)]
         for name, totals in self.totals.items():
             self.totals[name] = [
                 Total(pair[0].after_step, pair[-1].step, sum(total.seconds for total in pair))
                 for pair in _pairs(totals)
             ]
         self._num_bins //= 2
-        self._records_per_bin *= 2
+        self.records_per_bin *= 2
 
 
 def _pairs(values: list[Any]) -> Iterator[list[Any]]:
     return (values[index : index + 2] for index in range(0, len(values), 2))
 
 
-def _lowest_and_highest(bins: Iterable[list[Point]]) -> list[Point]:
-    points = [point for bin_ in bins for point in bin_]
+def _merged(bins: list[Bin]) -> Bin:
+    points = [point for bin_ in bins for point in bin_.ends]
     numbers = [(point.value, place) for place, point in enumerate(points) if point.value is not None]
-    return [points[place] for place in sorted({min(numbers)[1], max(numbers)[1]})] if numbers else points[:1]
+    ends = [points[place] for place in sorted({min(numbers)[1], max(numbers)[1]})] if numbers else points[:1]
+    return Bin(ends, bins[-1].step, sum(bin_.total for bin_ in bins), sum(bin_.count for bin_ in bins))
 
 
 @dataclass
@@ -128,14 +145,17 @@ class RunCurves:
     first_logged_at: float | None = None
     last_logged_at: float | None = None
 
+    def part_with(self, name: str) -> Thinned:
+        """The records that have a figure: those of an evaluation tell by the beginning of its name."""
+        return self.evaluations.get(name.partition("_")[0], self.training)
+
     def curve(self, name: str) -> list[Point]:
-        """The points of a figure of training, or of an evaluation by the beginning of its name."""
-        prefix = name.partition("_")[0]
-        return self.evaluations.get(prefix, self.training).curve(name)
+        """The points of a figure."""
+        return self.part_with(name).curve(name)
 
     def names(self) -> list[str]:
         """All figures there are."""
-        return [name for part in (self.training, *self.evaluations.values()) for name in part.points]
+        return [name for part in (self.training, *self.evaluations.values()) for name in part.bins]
 
     def tokens_at(self, step: float) -> float | None:
         """The tokens that were trained on until a step, between two records in proportion; None when untold."""

@@ -1,5 +1,6 @@
 """report.html and curves.png of a run folder, or of several runs in one page: they open anywhere, without a network."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pretraining.runs.run_record import read_run_record
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 MOST_EVENTS, MOST_SAMPLES = 1000, 60  # that are listed
+MOST_MARKED = 100  # events of a kind in the loss chart
 PICTURED = ("Loss", "Learning rate", "Gradient norm", "Throughput")
 PICTURE_SCALE = 1.5
 PAGE_CODE = "window.vegaEmbed = vegaEmbed"  # of the libraries, what the page calls
@@ -63,6 +65,7 @@ def _page(runs: dict[str, RunCurves]) -> str:
         names_of_facts=_names_of_facts(list(facts.values())),
         charts=_charts(runs, events),
         events=events[-MOST_EVENTS:],
+        records_per_bin=max(run.training.records_per_bin for run in runs.values()),
         samples=[] if only is None else _samples(only),
         code=vl_convert.javascript_bundle(PAGE_CODE),
     )
@@ -74,7 +77,7 @@ def _charts(runs: dict[str, RunCurves], events: Rows) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for chart in charts_of(list(runs.values())):
         rows = [row for name, run in runs.items() for row in rows_of(chart, run, run_name=None if is_single else name)]
-        marked = events if chart.has_events else []
+        marked = _some_of_each_kind(events) if chart.has_events else []
         entry = {"title": chart.title, "legend": legend_of(chart, rows), "spec": chart_spec(chart, rows, marked)}
         found.append({**entry, "is_wide": chart.has_events, "events": marked})
     for name, run in runs.items():
@@ -103,6 +106,19 @@ def _event_rows(run: RunCurves) -> Rows:
             told = {"event": event["event"], "told": described_event(event)}
             rows.append({**place, **told, **event_sign(event["event"])})
     return rows
+
+
+def _some_of_each_kind(events: Rows) -> Rows:
+    """Of kinds that there are very many of, such as saves, as many as can be told apart."""
+    counts = Counter(event["event"] for event in events)
+    seen: Counter[str] = Counter()
+    kept = []
+    for event in events:
+        every = -(-counts[event["event"]] // MOST_MARKED)
+        if seen[event["event"]] % every == 0:
+            kept.append(event)
+        seen[event["event"]] += 1
+    return kept
 
 
 def _samples(run: RunCurves) -> list[tuple[str, list[tuple[int, str]]]]:

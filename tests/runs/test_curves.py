@@ -40,6 +40,9 @@ def test_a_long_run_keeps_what_stands_out_where_it_stands(num_records: int) -> N
     steps = [point.step for point in points]
     assert steps == sorted(set(steps))
     assert steps[-1] > num_records * 0.99
+    bins = thinned(spiky(num_records)).bins["loss"]
+    assert sum(bin_.count for bin_ in bins) == num_records
+    assert sum(bin_.total for bin_ in bins) == pytest.approx(sum(values))
 
 
 def test_the_parts_of_the_time_sum_to_the_whole_in_each_stretch() -> None:
@@ -67,7 +70,7 @@ def test_no_number_is_a_gap_and_a_missing_figure_is_no_curve() -> None:
     found = thinned([*records, {"step": 4, "loss": 1.5, "note": "a text", "nothing": None}])
     assert found.curve("loss") == [Point(1, 2.0), Point(2, None), Point(3, 1.0), Point(4, 1.5)]
     assert found.curve("grad_norm") == [Point(2, None)]
-    assert set(found.points) == {"step", "loss", "grad_norm"}
+    assert set(found.bins) == {"step", "loss", "grad_norm"}
 
 
 def test_memory_does_not_grow_with_the_run() -> None:
