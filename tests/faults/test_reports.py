@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.cli.errors import STOPPED_EXIT_CODE
 from pretraining.runs.comparison import first_difference
 from pretraining.training.lifeline import KnownProcess
 from tests.conftest import PROJECT_DIR
-from tests.launch.launching import train
+from tests.launch.launching import train, try_to_train
 
 EVALUATED = ["--eval_steps", 2, "--save_steps", 4, "--report", "true"]
 
@@ -57,6 +58,14 @@ def test_a_report_that_fails_is_one_warning(
     assert first_difference(unreported, tmp_path / "run") is None
     if how == "hangs":
         assert not Path("/proc", (tmp_path / "run/report.pid").read_text()).exists()
+
+
+@pytest.mark.launch
+def test_a_run_that_stops_has_its_report(sample_store: Path, tmp_path: Path) -> None:
+    script, env = "tests/faults/interrupted_run.py", {"AT": "step:5", "DO": "kill(me, SIGTERM)"}
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *EVALUATED, script=script, env=env)
+    assert done.returncode == STOPPED_EXIT_CODE, done.output[-4000:]
+    assert '<span class="state">stopped (SIGTERM)</span>' in (tmp_path / "run/report.html").read_text()
 
 
 def test_no_report_outlives_its_run(tmp_path: Path) -> None:
