@@ -77,6 +77,7 @@ def _all_charts(names: Sequence[str]) -> list[Chart]:
         Chart("Loss scale of fp16", "scale", [Line("loss_scale", "loss scale", BLUE)], scale="log"),
         Chart("Throughput", "tokens/s/GPU", speed, ",.4~r", from_zero=True),
         Chart("Model FLOPs utilization", "MFU", _lines(("mfu", "MFU"), ("mfu_causal", "MFU, causal")), **share),
+        Chart("FLOPs", "TFLOP/s/GPU", _lines(("tflops_per_second_per_gpu", "FLOPs")), ",.4~r", from_zero=True),
         Chart("Memory", "GB", _lines(*memory), ",.3~r", from_zero=True, factor=1e-9),
         Chart("GPU utilization", "mean of the GPUs", _lines(("gpu_utilization", "GPU utilization")), **share),
         Chart("Power", "W, all GPUs", _lines(("gpu_power_watts", "power")), ",.4~r", from_zero=True),

@@ -56,7 +56,8 @@ def _run_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
 
 def _result_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
     last = run.training.last
-    yield "training loss", _figure(last.get("smoothed_loss", last.get("loss")), ".4f")
+    yield "training loss, last record", _figure(last.get("loss"), ".4f")
+    yield "training loss, smoothed", _figure(last.get("smoothed_loss"), ".4f")
     for prefix, name in (("eval", "validation"), ("test", "test")):
         found = run.evaluations[prefix].last
         yield f"{name} loss", _figure(found.get(f"{prefix}_loss"), ".4f")

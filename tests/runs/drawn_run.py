@@ -24,6 +24,7 @@ def training_record(step: int) -> dict:
         "spikes": int(step >= 150),
         "tokens_per_second_per_gpu": 12_000 + 300 * math.sin(step),
         "overall_tokens_per_second_per_gpu": 12_000.0,
+        "tflops_per_second_per_gpu": 415.5,
         "mfu": 0.42,
         "mfu_causal": 0.39,
         "peak_memory_bytes": 61_000_000_000,

@@ -15,8 +15,8 @@ from tests.runs.browser import DARK, LIGHT, Seen, look_at
 from tests.runs.drawn_run import SCRIPT, event, run_records, training_record, write_drawn_run
 
 CHARTS = ["Loss", "Perplexity", "Accuracy", "Bits per byte", "Training loss by source", "Validation loss by source"]
-CHARTS += ["Learning rate", "Gradient norm", "Throughput", "Model FLOPs utilization", "Memory", "GPU utilization"]
-CHARTS += ["Power", "Time"]
+CHARTS += ["Learning rate", "Gradient norm", "Throughput", "Model FLOPs utilization", "FLOPs", "Memory"]
+CHARTS += ["GPU utilization", "Power", "Time"]
 
 
 @pytest.fixture(scope="module")
