@@ -21,9 +21,9 @@ def state_of(run: RunCurves) -> str:
     step, num_steps = run.training.last.get("step", 0), run.run_record.get("arguments", {}).get("max_steps", 0)
     if step >= num_steps > 0:
         return "finished"
-    last_event = run.events[-1] if run.events else {}
-    if last_event.get("event") == "stop" and last_event.get("step", 0) >= step:
-        return f"stopped ({last_event.get('reason', 'as asked')})"
+    turns = [event for event in run.events if event["event"] in ("start", "restart", "stop")]
+    if turns and turns[-1]["event"] == "stop" and turns[-1]["step"] >= step:
+        return f"stopped ({turns[-1].get('reason', 'as asked')})"
     return "running" if is_being_written(run.run_dir) else "interrupted"
 
 

@@ -92,6 +92,8 @@ def test_the_state_of_a_run(tmp_path: Path) -> None:
     half = [training_record(step) for step in range(1, 201)]
     assert state("finished", half, max_steps=200) == "finished"
     assert state("stopped", [*half, event(200, "stop", reason="SIGTERM")]) == "stopped (SIGTERM)"
+    assert state("and more", [*half, event(200, "stop", reason="x"), event(200, "warning")]) == "stopped (x)"
+    assert state("again", [*half, event(200, "stop", reason="x"), event(200, "start")]) == "interrupted"
     assert state("gone on", [*half[:100], event(100, "stop", reason="SIGTERM"), *half[100:]]) == "interrupted"
     assert state("running", half) == "running"
     assert state("begun", []) == "interrupted"
