@@ -36,7 +36,7 @@ EVENT_SIGNS = {
     "warning": (ORANGE, "diamond"),
 }
 OTHER_SIGN = (GRAY, "circle")
-EXPECTED_EVENTS = ("save", "export", "push")  # they stand at the bottom, and what nobody planned at the top
+EXPECTED_EVENTS = ("save", "export", "push", "summary")  # they stand at the bottom, and what nobody planned at the top
 STEP_AXIS = {"format": "~s", "grid": False, "tickCount": 6}
 
 
