@@ -17,6 +17,7 @@ from pretraining.runs.syncing import sync
 logger = logging.getLogger(__name__)
 
 EVALUATIONS = (("eval", "validation"), ("test", "test"))
+SAMPLES = "samples"  # the only event that is made again with the steps after a checkpoint
 
 
 class MetricsLog(TrainerCallback):
@@ -46,7 +47,8 @@ class MetricsLog(TrainerCallback):
     def forget_after(self, step: int, evaluations: Sequence[Mapping[str, Any]]) -> None:
         """Drop the records of later steps, and those of this one that are none of its checkpoint's `evaluations`.
 
-        They are made again. Events stay: they happened, and one that happens again is not repeated.
+        They are made again, as are samples. Other events stay: they happened, and one that happens again is not
+        repeated.
         """
         was_evaluated = any(record["step"] == step and "eval_loss" in record for record in evaluations)
 
@@ -59,13 +61,14 @@ class MetricsLog(TrainerCallback):
         if source is None or not source.is_file():
             return
         partial = self._path.with_suffix(".partial")
+        is_ours = source == self._path
         with jsonlines.open(source) as reader, jsonlines.open(partial, "w") as writer:
             # A kill can leave half a last line, which belongs to a step that is made again.
-            records = list(reader.iter(type=dict, skip_invalid=True))
-            is_ours = source == self._path
-            writer.write_all(record for record in records if is_kept(record) or (is_ours and "event" in record))
+            records = reader.iter(type=dict, skip_invalid=True)
+            kept = [r for r in records if is_kept(r) or (is_ours and r.get("event", SAMPLES) != SAMPLES)]
+            writer.write_all(kept)
         sync(partial)  # or a power cut could leave neither the old records nor the new ones
-        self._events = [record for record in records if "event" in record]
+        self._events = [record for record in kept if "event" in record]
         partial.replace(self._path)
 
     def sync(self) -> None:

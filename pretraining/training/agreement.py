@@ -1,6 +1,7 @@
 """What processes tell each other about their run: small things, by way of the process group."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from torch import distributed
@@ -8,6 +9,8 @@ from torch import distributed
 from pretraining.cli.errors import UserError
 
 Result = TypeVar("Result")
+
+FAIL_WITHIN_SECONDS = 60.0
 
 
 def is_first() -> bool:
@@ -47,3 +50,18 @@ def done_by_first(work: Callable[[], Result]) -> Result:
     if problems is not None:
         raise UserError(*problems)
     return result
+
+
+def all_have_failed(what: str) -> bool:
+    """Whether every process calls this within a minute; each does where it failed at `what`.
+
+    By way of the store through which they met: the process group may be waiting for the one that failed.
+    """
+    store = distributed.distributed_c10d._get_default_store()
+    keys = [f"failed: {what}, rank {rank}" for rank in range(distributed.get_world_size())]
+    store.set(keys[distributed.get_rank()], "")
+    try:
+        store.wait(keys, timedelta(seconds=FAIL_WITHIN_SECONDS))
+    except distributed.DistError:
+        return False
+    return True

@@ -38,6 +38,7 @@ from pretraining.training.resuming import hold_start
 from pretraining.training.run_plan import RunPlan, plan_run
 from pretraining.training.run_recording import DsConfigRecorder, record_start
 from pretraining.training.run_report import RunReport
+from pretraining.training.samples import Samples, encode_prompts
 from pretraining.training.sequence_parallel import join_sequence_group, share_attention
 from pretraining.training.stop_request import Phase, StopRequest
 from pretraining.training.stopping import Stopping
@@ -92,6 +93,9 @@ def quiet_libraries() -> None:
 
 def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
     """Blocks, fresh weights and the Trainer; the processes must have joined."""
+    tokenizer = _tokenizer(plan)
+    num_positions = plan.config.max_position_embeddings
+    prompts = encode_prompts(plan.arguments.observability, tokenizer, num_positions=num_positions)
     # The arguments come before the model: partitioning at construction looks for them.
     arguments = make_training_arguments(
         plan.arguments.trainer,
@@ -112,7 +116,7 @@ def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
         data,
         model=make_model(plan, seed=arguments.seed),
         args=arguments,
-        processing_class=_tokenizer(plan),
+        processing_class=tokenizer,
         meter=ThroughputMeter(
             tokens_per_step=plan.batch.tokens,
             num_gpus=plan.batch.num_processes,
@@ -130,6 +134,7 @@ def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
         CheckpointKeeper(plan, trainer, metrics_log),
         FaultHandler(trainer, metrics_log),
         WeightExports(trainer),
+        Samples(trainer, metrics_log, prompts),
         metrics_log,
         Stopping(trainer, metrics_log, request),
     ):
