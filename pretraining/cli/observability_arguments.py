@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
+from pretraining.cli.preprocess_arguments import LICENSE
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class ObservabilityArguments:
     sample_prompts: list[str] = flag(["The", "I wanna go"], "texts that samples begin with")
     sample_tokens: int = flag(48, "tokens of each sample")
     report: bool = flag(True, "write report.html and curves at each evaluation and at the end")
+    license: str | None = flag(None, "licence of the model for its card, in the Hub's word, as apache-2.0")
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
@@ -24,5 +26,7 @@ class ObservabilityArguments:
         ]
         if any(not prompt for prompt in self.sample_prompts):
             problems.append("--sample_prompts: one of them is empty; give a text")
+        if self.license is not None and not LICENSE.fullmatch(self.license):
+            problems.append(f"--license {self.license}: give the Hub's word for it, such as apache-2.0 or other")
         if problems:
             raise UserError(*problems)

@@ -36,7 +36,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "prediction_loss_only": True,
     "report_to": ["tensorboard"],
     "hub_private_repo": True,  # theirs publishes whatever is pushed
-    "hub_strategy": "end",  # theirs pushes in the background at each save, and tells no error
+    "hub_strategy": "end",  # theirs pushes at each save
     "ddp_timeout": 7200,  # seconds; rank 0 may write a checkpoint for longer than the usual 1,800
     "deepspeed": "ds_config.json",
     "seed": 42,

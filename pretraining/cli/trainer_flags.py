@@ -17,6 +17,7 @@ from pretraining.cli.flags import Flag
 # schedule and the optimizer have flags of their own, the order of the blocks and the loss are not the Trainer's. The
 # tokens of a step are always those of all processes, and callbacks take up their state by themselves. Going on is
 # --resume; enable_jit_checkpoint has each rank save for itself at a signal, which leaves a broken newest checkpoint.
+# While a push lasts, the newest checkpoint waits for its end.
 OUR_OWN_NAMES = (
     "debug",
     "lr_scheduler_type",
@@ -40,6 +41,7 @@ OUR_OWN_NAMES = (
     "save_only_model",
     "resume_from_checkpoint",
     "enable_jit_checkpoint",
+    "hub_always_push",
 )
 SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 

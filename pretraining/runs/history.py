@@ -1,7 +1,7 @@
 """What happened in a run, as its folder tells it: run.json and metrics.jsonl, read once for report and card."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ class RunHistory:
     def last(self) -> Record:
         """The newest training record, empty when there is none."""
         return self.training[-1] if self.training else {}
+
+    def until(self, step: int) -> "RunHistory":
+        """What had happened at the end of a step."""
+
+        def kept(records: list[Record]) -> list[Record]:
+            return [record for record in records if record["step"] <= step]
+
+        evaluations = {split: kept(records) for split, records in self.evaluations.items()}
+        return replace(self, training=kept(self.training), evaluations=evaluations, events=kept(self.events))
 
 
 def read_history(run_dir: Path) -> RunHistory:

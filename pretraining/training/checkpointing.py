@@ -1,6 +1,7 @@
 """The Trainer's checkpoints: what belongs into them, when one is saved besides every --save_steps, which are kept."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pretraining.runs.metrics import MetricsLog
 from pretraining.training.agreement import from_first
 from pretraining.training.checkpoint_saver import CheckpointSaver, Part
 from pretraining.training.elastic import load_checkpoint, seed_anew
+from pretraining.training.model_repository import ModelRepository
 from pretraining.training.run_plan import RunPlan
 
 # What torch.save raises for a full disk, and what everything else does.
@@ -43,10 +45,6 @@ class CheckpointingTrainer(Trainer):
             with self.saver.noting(OSError):  # of trainer_state.json, which comes after all that processes do together
                 super()._save_checkpoint(*args, **kwargs)
             self.saver.start()
-            if self.args.push_to_hub:
-                self.saver.wait()
-                if self.saver.saved_step == self.state.global_step:
-                    super()._push_from_checkpoint(str(folder))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Gather the weights; those of a checkpoint are written by the saver."""
@@ -94,13 +92,15 @@ class CheckpointingTrainer(Trainer):
         """
         try:
             super().init_hf_repo(*args, **kwargs)
+            if self.args.process_index == 0:
+                ModelRepository(self.hub_model_id, self.args).announce(asked_private=bool(self.args.hub_private_repo))
         except HUB_ERRORS as error:
             raise UserError(
                 f"--push_to_hub: the Hub has no place for this run ({reason(error)}); mend it, or leave the flag out"
             ) from None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing yet: when the Trainer asks for it, the checkpoint is not written."""
+        """Nothing: when the Trainer asks for it, the checkpoint is not written; see `model_push`."""
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
         """The Trainer's, but for what it loads: the checkpoint may be of another number of processes."""
@@ -134,11 +134,19 @@ class CheckpointingTrainer(Trainer):
 class CheckpointKeeper(TrainerCallback):
     """Saves the last step before wsd goes down, and keeps it: from there the run can be made longer.
 
-    Removes older checkpoints when a new one is complete.
+    When a new one is complete, tells `after_save` of its step, and removes older ones. The first process does both.
     """
 
-    def __init__(self, plan: RunPlan, trainer: CheckpointingTrainer, metrics_log: MetricsLog) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        trainer: CheckpointingTrainer,
+        metrics_log: MetricsLog,
+        *,
+        after_save: Callable[[int], None],
+    ) -> None:
         self._plan = plan
+        self._tell_of_save = after_save
         self._trainer = trainer
         self._metrics_log = metrics_log
         self._save_total_limit: int | None = None
@@ -171,6 +179,7 @@ class CheckpointKeeper(TrainerCallback):
         if problem is not None:
             self._metrics_log.write_event({"step": step, "event": "save failed", "reason": problem})
             return
+        self._tell_of_save(step)
         state, args = self._trainer.state, self._trainer.args
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         kept = (self._plan.last_stable_step, None if best is None else checkpoint_step(Path(best)))

@@ -32,7 +32,8 @@ from pretraining.training.hang_watch import HangWatch
 from pretraining.training.identity import is_unchanged, take_run_folder
 from pretraining.training.lifeline import Lifeline
 from pretraining.training.model import build_model
-from pretraining.training.model_push import push_model
+from pretraining.training.model_cards import try_write_card
+from pretraining.training.model_push import ModelPushes, push_model
 from pretraining.training.processes import has_gpu, join_processes, leave_processes, other_local_processes
 from pretraining.training.resuming import hold_start
 from pretraining.training.run_plan import RunPlan, plan_run
@@ -76,9 +77,10 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     evaluate_at_end(trainer)
     if arguments.durability.export:
         export_at_end(trainer)
-    report.finish()
+        report.finish()
+        write_cards(trainer)
     say_what_is_there(plan)
-    push_model(trainer, plan.run_dir / MODEL_DIR_NAME)
+    push_model(trainer)
     request.phase = Phase.LEAVING
     leave_processes()
 
@@ -128,15 +130,17 @@ def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
     checkpoint = plan.start.checkpoint
     begins_with = None if checkpoint is None else checkpoint.parent / METRICS_NAME
     metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with, restart=this_restart())
+    pushes = ModelPushes(trainer, metrics_log)
     for callback in (
         RunStart(trainer),
         DsConfigRecorder(trainer),
-        CheckpointKeeper(plan, trainer, metrics_log),
+        CheckpointKeeper(plan, trainer, metrics_log, after_save=pushes.put_checkpoint),
         FaultHandler(trainer, metrics_log),
         WeightExports(trainer),
         Samples(trainer, metrics_log, prompts),
         metrics_log,
         Stopping(trainer, metrics_log, request),
+        pushes,
     ):
         trainer.add_callback(callback)
     minutes = plan.arguments.durability.hang_minutes
@@ -178,9 +182,18 @@ def evaluate_at_end(trainer: PretrainingTrainer) -> None:
         trainer.evaluate(trainer.data.test, metric_key_prefix="test")
 
 
+def write_cards(trainer: PretrainingTrainer) -> None:
+    """The model card, in the run folder and with the exported model."""
+    if trainer.is_world_process_zero():
+        run_dir, step = trainer.plan.run_dir, trainer.state.global_step
+        repository = trainer.hub_model_id if trainer.args.push_to_hub else None
+        for folder in (run_dir, run_dir / MODEL_DIR_NAME):
+            try_write_card(trainer.plan, folder, step, repository=repository)
+
+
 def say_what_is_there(plan: RunPlan) -> None:
     """Where things lie and what to do next."""
-    logger.info("run folder: %s (metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
+    logger.info("run folder: %s (README.md, metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
     stable = plan.run_dir / f"checkpoint-{plan.last_stable_step}"
     if stable.is_dir():
         logger.info("to train longer: --max_steps N --output_dir ANOTHER --resume %s", stable)

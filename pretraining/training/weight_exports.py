@@ -17,6 +17,7 @@ from pretraining.runs.completeness import incompleteness
 from pretraining.runs.export import begin_folder, complete_folder, give_name, partial_folder
 from pretraining.training.agreement import from_first
 from pretraining.training.export_check import LiveLosses, live_losses, model_problem
+from pretraining.training.model_cards import try_write_card
 from pretraining.training.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ class WeightExports(TrainerCallback):
         try:
             with self._trainer.meter.pause():
                 export_model(self._trainer, folder)
+                if self._trainer.is_world_process_zero():
+                    try_write_card(self._trainer.plan, folder, step)
         except UserError as error:
             logger.warning("step %d: no export, and the run goes on: %s", step, error)
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 from urllib.parse import parse_qs
 
@@ -13,6 +14,7 @@ from tests.hub.routing import REPO, Answer, Call, route
 
 NODES_PER_PAGE = 4  # the Hub has 1,000; few, so that tests turn pages
 FILES_PER_PREUPLOAD = 256
+HUB_NAME = re.compile(r"(?:[\w-]+/)?[\w.-]+")
 LICENSES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "odc-by", "other", "unknown"}  # some of the Hub's list
 
 
@@ -106,10 +108,17 @@ def validate_yaml(call: Call) -> Answer:
 def _card_problem(card: str) -> str | None:
     front_matter = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     try:
-        license_name = yaml.safe_load(front_matter[1]).get("license") if front_matter else None
+        metadata = yaml.safe_load(front_matter[1]) if front_matter else {}
     except yaml.YAMLError as error:
         return f"YAML metadata: {error}"
-    return None if license_name in {None, *LICENSES} else f'"license" must be one of {sorted(LICENSES)}'
+    if metadata.get("license") not in {None, *LICENSES}:
+        return f'"license" must be one of {sorted(LICENSES)}'
+    results = [result for model in metadata.get("model-index", []) for result in model["results"]]
+    names = [*metadata.get("datasets", []), *(result["dataset"]["type"] for result in results)]
+    values = [metric["value"] for result in results for metric in result["metrics"]]
+    wrong = [repr(name) for name in names if not HUB_NAME.fullmatch(name)]
+    wrong += [repr(value) for value in values if isinstance(value, float) and not math.isfinite(value)]
+    return f"{wrong[0]} is not allowed" if wrong else None
 
 
 def preupload(call: Call) -> Answer:

@@ -58,6 +58,14 @@ class LocalHub:
         environment |= {"HF_HUB_DISABLE_XET": "0" if xet else "1", "HF_XET_CACHE": str(hf_home / "xet")}
         return environment | ({"HF_TOKEN": token} if token else {})
 
+    def read(self, kind: str, name: str, path: str) -> bytes:
+        """A file of the newest commit."""
+        repository = self.storage.repositories[kind, name]
+        entry = repository.trees[repository.head][path]
+        if entry.etag in self.storage.blobs:
+            return self.storage.blobs[entry.etag]
+        return self.xet.read(self.xet.hashes()[entry.etag], entry.num_bytes)
+
     def asked(self, route: str) -> list[Asked]:
         return [asked for asked in self.log if asked.route == route]
 

@@ -1,22 +1,30 @@
 """Training takes its blocks from the Hub: one download a machine, one commit, and one line when it cannot."""
 
 import json
+import os
+import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus import hub_download
+from pretraining.runs.completeness import incompleteness
+from pretraining.training.parcels import REPORT_NAMES
 from tests.conftest import PROJECT_DIR, TINY_RUN, Done, assert_nowhere, assert_one_error, python, run, run_fine
 from tests.hub import LocalHub, running_hub
-from tests.hub.server import ALICE, BOB, USERS
-from tests.launch.launching import figures, launcher, records, try_to_train
+from tests.hub.server import ALICE, BOB, DROP, HOLD
+from tests.launch.launching import figures, launcher, records, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
 
 NAME = "alice/blocks"
+NUM_STEPS = 12
 
 
 @pytest.fixture
@@ -33,12 +41,21 @@ def test_training_takes_a_revision_from_the_hub_once_for_all_processes(
     repository.commit({}, "everything deleted")
     flags = [*TINY_RUN, "--global_batch_tokens", 512, "--max_steps", 2, "--per_device_train_batch_size", 2]
     command = [*launcher("deepspeed"), PROJECT_DIR / "pretrain.py", *flags, "--output_dir", tmp_path / "run"]
-    command += ["--dataset", NAME, "--dataset_revision", commit]
-    done = run_fine(*command, env=hub.env(tmp_path / "machine", ALICE) | {"TMPDIR": str(tmp_path)})
+    command += ["--dataset", NAME, "--dataset_revision", commit, "--license", "cc-by-4.0", "--save_steps", 1]
+    command += ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "all_checkpoints"]
+    command += ["--hub_private_repo", "false"]
+    done = run_fine(*command, env=hub.env(tmp_path / "machine", ALICE, xet=True) | {"TMPDIR": str(tmp_path)})
     assert f"data set: {NAME} of the Hub at commit {commit}" in done.output
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert (record["arguments"]["dataset"], record["arguments"]["dataset_commits"]) == ([NAME], [commit])
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) >= 2
+    assert f"pushing to the public model {hub.url}/alice/model" in done.stderr
+    assert_holds_run(
+        hub, tmp_path / "run", checkpoints={"checkpoint-1": "checkpoint-1", "checkpoint-2": "checkpoint-2"}
+    )
+    card = ModelCard(hub.read("model", "alice/model", "README.md").decode())
+    assert (card.data.license, card.data.datasets) == ("cc-by-4.0", [NAME])
+    assert {result.dataset_revision for result in card.data.eval_results} == {commit}
     sent = [asked.path.rpartition(commit + "/")[2] for asked in hub.asked("resolve") if asked.method == "GET"]
     shards = [f"data/{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")]
     assert sorted(path for path in sent if path.startswith("data/")) == shards
@@ -80,24 +97,70 @@ def test_a_data_set_that_training_cannot_have_is_one_line(hub: LocalHub, sample_
     assert not [asked for asked in hub.asked("resolve") if "data/" in asked.path]
 
 
-def test_a_hub_that_is_down_at_the_push_costs_nothing(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
-    """The training ends, the model is whole, the exit code tells, and the same command pushes without training."""
+def test_pushes_fail_and_end_no_training_and_are_not_lost(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
+    """Forbidden, then killed while one hangs; forbidden at the end; the same command pushes, without training again."""
     run_dir = tmp_path / "run"
-    flags = ["--push_to_hub", "--hub_model_id", "alice/model", "--max_steps", 2, "--save_steps", 1]
-    env = hub.env(tmp_path / "machine", ALICE)
-    hub.faults = {"commit": [503] * 100}
-    done = try_to_train("python", sample_store, run_dir, *flags, env=env)
-    assert_one_error(done, "--push_to_hub", "could not be pushed (503", "the same command pushes again")
-    assert (run_dir / "model/model.safetensors").is_file()
+    flags = ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "checkpoint", "--save_steps", 1]
+    flags += ["--max_steps", NUM_STEPS]
+    env = hub.env(tmp_path / "machine", ALICE, xet=True)
+    hub.faults = {"preupload": [403], "commit": [HOLD] * 100}
+    kill_when_trained(sample_store, run_dir, *flags, env=env)
     before = figures(run_dir)
-    assert len(before) == 2
+    assert pushes(run_dir)[0]["problem"].startswith("403")
+
+    hub.stop_holding()
+    hub.faults = {"commit": [503, DROP] + [403] * 100}
+    done = try_to_train("python", sample_store, run_dir, *flags, env=env)
+    assert_one_error(done, "--push_to_hub", "could not be pushed (403", "the same command pushes again")
+    assert (run_dir / "model/model.safetensors").is_file()
+    assert pushes(run_dir)[-1]["problem"].startswith("403")
+    repository = hub.storage.repositories["model", "alice/model"]
+    assert len(repository.trees) == 1
 
     hub.faults = {}
     done = try_to_train("python", sample_store, run_dir, *flags, env=env)
     assert done.returncode == 0, done.output[-3000:]
-    assert f"pushed: {hub.url}/alice/model" in done.stderr
     assert figures(run_dir) == before
-    assert len(records(run_dir, "test_loss")) == 1
-    repository = hub.storage.readable("model", "alice/model", USERS[ALICE])
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(repository.trees[repository.head])
+    assert (len(before), len(records(run_dir, "test_loss"))) == (NUM_STEPS, 1)
+    assert f"pushing to the private model {hub.url}/alice/model" in done.stderr
+    assert_holds_run(hub, run_dir, checkpoints={"last-checkpoint": f"checkpoint-{NUM_STEPS}"})
+    assert f"pushed: {hub.url}/alice/model at commit {repository.head}: model of step {NUM_STEPS}" in done.stderr
+    assert (pushes(run_dir)[-1]["step"], pushes(run_dir)[-1]["problem"]) == (NUM_STEPS, None)
+    assert not (run_dir / "push").exists()
     assert_nowhere(ALICE, done, tmp_path)
+
+
+def pushes(run_dir: Path) -> list[dict]:
+    return [event for event in records(run_dir, "event") if event["event"] == "push"]
+
+
+def kill_when_trained(*arguments: Any, env: dict[str, str]) -> None:
+    """A run in one process that is killed when it is trained, and waits for its pushes."""
+    run_dir = arguments[1]
+    words = [*launcher("python"), PROJECT_DIR / "pretrain.py", *training_flags(*arguments)]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", **env}
+    process = subprocess.Popen([str(word) for word in words], env=environment, cwd=PROJECT_DIR, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 100
+    while not (run_dir / f"checkpoint-{NUM_STEPS}/complete.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parcels = {path.name.removeprefix("step-"): path for path in (run_dir / "push").iterdir()}
+    rotated = [path for step, path in parcels.items() if not (run_dir / f"checkpoint-{step}").exists()]
+    assert rotated, parcels
+    assert incompleteness(rotated[0] / "last-checkpoint") is None
+    process.kill()
+    process.wait()
+
+
+def assert_holds_run(hub: LocalHub, run_dir: Path, *, checkpoints: dict[str, str]) -> None:
+    """The Hub has the exported model, the card and these checkpoints of a run, each whole and with the same bytes."""
+    repository = hub.storage.repositories["model", "alice/model"]
+    tree = set(repository.trees[repository.head])
+    expected = {path.name: path for path in (run_dir / "model").iterdir()}
+    for name, checkpoint in checkpoints.items():
+        files = [path for path in (run_dir / checkpoint).rglob("*") if path.is_file()]
+        expected |= {f"{name}/{path.relative_to(run_dir / checkpoint).as_posix()}": path for path in files}
+        assert f"{name}/complete.json" in expected
+    assert tree - set(REPORT_NAMES) == set(expected)
+    for name, path in expected.items():
+        assert name == "README.md" or hub.read("model", "alice/model", name) == path.read_bytes(), name

@@ -1,0 +1,84 @@
+"""The model card: README.md of a run and of what it exports, for people, and as the Hub reads it."""
+
+from pathlib import Path
+
+from pretraining.runs import card_sections as sections
+from pretraining.runs.card_facts import CardFacts
+from pretraining.runs.card_metadata import metadata
+from pretraining.runs.history import RunHistory
+
+CARD_NAME = "README.md"
+CURVES_NAME = "curves.png"
+CARD = """\
+---
+{metadata}
+---
+
+# {name}
+
+A Llama of {num_parameters:,} parameters, trained from random weights on {num_tokens:,} tokens, {num_epochs:.2f} epochs.
+No other model went into it. {state}
+
+```python
+from transformers import pipeline
+
+pipeline("text-generation", model="{location}")("I wanna go", max_new_tokens=80)
+```
+
+Or, with the programs that made it: `python3 generate.py --model {location} --prompt "I wanna go"`.
+
+## What it is for
+
+- It goes on with a text. It was not taught to follow instructions or to talk, and nothing was done to keep what it
+  writes true, fair or harmless: it is for research and as a beginning for further training, not for decisions about
+  people.
+{limits}
+
+## How good it is
+{evaluation}
+## What it was trained on
+
+{data}
+
+## How it was trained
+
+{recipe}
+
+```bash
+{command}
+```
+
+## What it took
+
+{cost}
+"""
+
+
+def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location: str) -> None:
+    """Write README.md into `folder`, whose model is opened by the name `location`, with the curves beside it."""
+    curves = history.run_dir / CURVES_NAME
+    if curves.is_file() and folder != history.run_dir:
+        (folder / CURVES_NAME).write_bytes(curves.read_bytes())
+    record, history = history.run_record, history.until(facts.step)
+    card = CARD.format(
+        metadata=metadata(history, facts),
+        name=facts.name,
+        num_parameters=record["num_parameters"],
+        num_tokens=facts.num_tokens,
+        num_epochs=facts.num_epochs,
+        state=_state(facts.step, record["schedule"]["num_steps"]),
+        location=location,
+        limits="\n".join(sections.limits(record, facts)),
+        evaluation="\n".join(sections.evaluation(history, curves=CURVES_NAME if curves.is_file() else None)),
+        data="\n".join(sections.data(history.last, facts)),
+        recipe="\n".join(sections.recipe(record, facts)),
+        command=record["command"],
+        cost="\n".join(sections.cost(history)),
+    )
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+
+
+def _state(step: int, num_steps: int) -> str:
+    if step >= num_steps:
+        return f"The training is finished, after {step:,} steps."
+    return f"This is step {step:,} of {num_steps:,}: the training is not finished."

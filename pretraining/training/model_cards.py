@@ -1,0 +1,62 @@
+"""The model cards of a run, with what only training knows of it."""
+
+import logging
+from pathlib import Path
+
+from pretraining.corpus.manifest import MANIFEST_NAME, SourceFile
+from pretraining.corpus.shards import sha256_of
+from pretraining.corpus.store_source import WeightedStore
+from pretraining.runs.card_facts import CardData, CardFacts
+from pretraining.runs.checkpoints import MODEL_DIR_NAME
+from pretraining.runs.history import read_history
+from pretraining.runs.model_card import write_card
+from pretraining.training.run_plan import RunPlan
+
+logger = logging.getLogger(__name__)
+
+
+def try_write_card(plan: RunPlan, folder: Path, step: int, *, repository: str | None = None) -> None:
+    """Like `write_card_of`; a card that fails is said and no more."""
+    try:
+        write_card_of(plan, folder, step, repository=repository)
+    except Exception as error:  # the model is whole without it
+        logger.warning("%s: has no model card (%s)", folder, error)
+
+
+def write_card_of(plan: RunPlan, folder: Path, step: int, *, repository: str | None) -> None:
+    """Write the card of the run at a step into its own folder, or that of a model; `repository` is that of the Hub."""
+    origin, num_blocks = plan.mixture.origin, plan.num_consumed(step)
+    model_dir = plan.run_dir / MODEL_DIR_NAME if folder == plan.run_dir else folder
+    facts = CardFacts(
+        name=plan.run_dir.resolve().name if repository is None else repository.rpartition("/")[2],
+        step=step,
+        num_tokens=num_blocks * plan.batch.block_length,
+        num_epochs=num_blocks / sum(plan.order.num_blocks),
+        data=[
+            _card_data(part, share / sum(plan.order.blocks_per_window))
+            for part, share in zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True)
+        ],
+        block_length=origin.block_length,
+        tokenizer=f"`{origin.tokenizer.name}`, {origin.tokenizer.vocab_size:,} tokens, sha256 of its tokenizer.json "
+        f"`{origin.tokenizer.sha256}`",
+        license_name=plan.arguments.observability.license,
+    )
+    write_card(folder, read_history(plan.run_dir), facts, location=repository or str(model_dir))
+
+
+def _card_data(part: WeightedStore, share: float) -> CardData:
+    manifest = part.store.manifest
+    return CardData(
+        name=part.store.name,
+        commit=part.store.commit,
+        manifest_sha256=sha256_of(part.store.folder / MANIFEST_NAME),
+        num_documents=manifest.splits["train"].num_documents,
+        num_tokens=manifest.splits["train"].num_tokens,
+        share=share,
+        files=[_file(source) for source in manifest.origin.sources],
+    )
+
+
+def _file(source: SourceFile) -> str:
+    name = "" if source.source is None else f"{source.source}: "
+    return f"{name}`{source.path}` ({source.num_bytes:,} bytes, sha256 `{source.sha256[:16]}...`)"
