@@ -1,6 +1,7 @@
 """What processes tell each other about their run: small things, by way of the process group."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from pretraining.cli.errors import UserError
 Result = TypeVar("Result")
 
 FAIL_WITHIN_SECONDS = 60.0
+TELL_SECONDS = 60.0
 
 
 def is_first() -> bool:
@@ -50,6 +52,15 @@ def done_by_first(work: Callable[[], Result]) -> Result:
     if problems is not None:
         raise UserError(*problems)
     return result
+
+
+def long_done_by_first(work: Callable[[], Result]) -> Result:
+    """What the first process gets from `work`, on all of them, however long that takes: not within --ddp_timeout."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work) if is_first() else None
+    while from_first(future is not None and bool(wait([future], timeout=TELL_SECONDS).not_done)):
+        pass
+    return from_first(None if future is None else future.result())
 
 
 def all_have_failed(what: str) -> bool:

@@ -12,7 +12,7 @@ from pretraining.corpus.hub_errors import HUB_ERRORS, persistently, reason
 from pretraining.runs.checkpoints import MODEL_DIR_NAME
 from pretraining.runs.completeness import incompleteness
 from pretraining.runs.metrics import MetricsLog
-from pretraining.training.agreement import done_by_first, from_first, is_first
+from pretraining.training.agreement import done_by_first, is_first, long_done_by_first
 from pretraining.training.model_repository import ModelRepository, check_license
 from pretraining.training.parcels import clear_parcels, parcel_of_checkpoint, parcel_of_end
 from pretraining.training.push_queue import Parcel, PushQueue
@@ -143,7 +143,7 @@ def push_model(trainer: PretrainingTrainer) -> None:
     if not trainer.args.push_to_hub:
         return
     pushes = trainer.pop_callback(ModelPushes)
-    problem = from_first(pushes.finish() if is_first() else None)
+    problem = long_done_by_first(pushes.finish)
     if problem is not None:
         model_dir: Path = trainer.plan.run_dir / MODEL_DIR_NAME
         raise UserError(

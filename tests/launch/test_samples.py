@@ -86,17 +86,19 @@ def test_samples_change_nothing_and_are_there_once(sample_store: Path, plain_run
 def test_processes_that_share_blocks_and_tiles_sample_too(sample_store: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 2, "--isolate_documents"]
     flags += ["--gradient_checkpointing"]
-    train("2 ranks", sample_store, tmp_path / "run", *flags, *SAMPLES)
+    options = {"script": "tests/launch/sampling_run.py", "env": {"END_AFTER": "3"}}
+    train("2 ranks", sample_store, tmp_path / "run", *flags, *SAMPLES, **options)
     train("2 ranks", sample_store, tmp_path / "plain", *flags)
-    made = samples(tmp_path / "run")
-    assert [sample["continuation"] for sample in made[6]] == written_by(tmp_path / "run/model", num_tokens=12)
+    ended, whole = (sample["continuation"] for sample in samples(tmp_path / "run")[6])
+    assert ended == written_by(tmp_path / "run/model", num_tokens=3)[0]  # EOS of one does not end the other
+    assert whole == written_by(tmp_path / "run/model", num_tokens=12)[1]
     assert figures(tmp_path / "run") == figures(tmp_path / "plain")
     assert weights(tmp_path / "run") == weights(tmp_path / "plain")
 
 
 def test_samples_that_fail_end_no_run(sample_store: Path, plain_run: Path, tmp_path: Path) -> None:
     """Where all processes fail alike, in the midst of a forward; where one does, the run ends, and does not hang."""
-    options = {"script": "tests/launch/broken_samples.py"}
+    options = {"script": "tests/launch/sampling_run.py"}
     env = {"BROKEN_RANKS": "0 1"}
     done = train("2 ranks", sample_store, tmp_path / "all", *FLAGS, *SAMPLES, env=env, **options)
     assert "step 4: no samples (no memory left); no more are made, and the run goes on" in done.stderr
