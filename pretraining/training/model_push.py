@@ -114,11 +114,11 @@ class ModelPushes(TrainerCallback):
         self._lost[parcel.step] = problem
         logger.log(
             logging.INFO if is_over else logging.WARNING,
-            "not pushed: %s to %s (%s); the training goes on%s",
+            "not pushed: %s to %s (%s)%s",
             parcel.what,
             self._repository.name,
             problem,
-            "" if is_over else ", and it is tried again until a newer one takes its place",
+            "" if is_over else "; it is tried again until a newer one takes its place",
             extra={"has_event": True},
         )
 

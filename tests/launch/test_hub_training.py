@@ -24,7 +24,7 @@ from tests.launch.launching import figures, launcher, records, training_flags, t
 pytestmark = pytest.mark.launch
 
 NAME = "alice/blocks"
-NUM_STEPS = 12
+NUM_STEPS = 8
 
 
 @pytest.fixture
