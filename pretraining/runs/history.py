@@ -1,7 +1,8 @@
 """What happened in a run, as its folder tells it: run.json and metrics.jsonl, read once for report and card."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +13,46 @@ from pretraining.runs.checkpoints import METRICS_NAME
 from pretraining.runs.run_record import read_run_record
 
 Record = dict[str, Any]
+SPLIT_KEYS = {"validation": "eval_loss", "test": "test_loss"}
+# What is kept of each training record but the last: a million records with every figure would take 4 GB.
+KEPT_FIGURES = ("step", "logged_at", "interval_seconds", "energy_joules")
 
 
 @dataclass(frozen=True)
 class RunHistory:
-    """The records of a run in their order: of training, of evaluations by split, and events."""
+    """The records of a run in their order: of training, with KEPT_FIGURES, of evaluations by split, and events.
+
+    `last` is the newest training record with all its figures, empty when there is none.
+    """
 
     run_dir: Path
     run_record: Record
-    training: list[Record]
-    evaluations: dict[str, list[Record]]
-    events: list[Record]
-
-    @property
-    def last(self) -> Record:
-        """The newest training record, empty when there is none."""
-        return self.training[-1] if self.training else {}
-
-    def until(self, step: int) -> "RunHistory":
-        """What had happened at the end of a step."""
-
-        def kept(records: list[Record]) -> list[Record]:
-            return [record for record in records if record["step"] <= step]
-
-        evaluations = {split: kept(records) for split, records in self.evaluations.items()}
-        return replace(self, training=kept(self.training), evaluations=evaluations, events=kept(self.events))
+    last: Record = field(default_factory=dict)
+    training: list[Record] = field(default_factory=list)
+    evaluations: dict[str, list[Record]] = field(default_factory=lambda: {split: [] for split in SPLIT_KEYS})
+    events: list[Record] = field(default_factory=list)
 
 
-def read_history(run_dir: Path) -> RunHistory:
-    """The history of a run folder; half a last line, which a kill leaves, is left out.
+def read_history(run_dir: Path, *, until_step: float = math.inf) -> RunHistory:
+    """What had happened in a run at the end of a step; half a last line, which a kill leaves, is left out.
 
     Raises:
         UserError: when the folder holds no run.
     """
-    run_record = read_run_record(run_dir)
-    records = list(read_records(run_dir))
-    return RunHistory(
-        run_dir=run_dir,
-        run_record=run_record,
-        training=[record for record in records if "loss" in record and "event" not in record],
-        evaluations={
-            split: [record for record in records if f"{prefix}_loss" in record]
-            for split, prefix in (("validation", "eval"), ("test", "test"))
-        },
-        events=[record for record in records if "event" in record],
-    )
+    history = RunHistory(run_dir, read_run_record(run_dir))
+    last: Record = {}
+    for record in read_records(run_dir):
+        if record["step"] > until_step:
+            continue
+        if "event" in record:
+            history.events.append(record)
+        elif "loss" in record:
+            last = record
+            history.training.append({name: record[name] for name in KEPT_FIGURES if name in record})
+        for split, key in SPLIT_KEYS.items():
+            if key in record:
+                history.evaluations[split].append(record)
+    return replace(history, last=last)
 
 
 def read_records(run_dir: Path) -> Iterator[Record]:

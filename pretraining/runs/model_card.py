@@ -5,10 +5,10 @@ from pathlib import Path
 from pretraining.runs import card_sections as sections
 from pretraining.runs.card_facts import CardFacts
 from pretraining.runs.card_metadata import metadata
+from pretraining.runs.checkpoints import CURVES_NAME
 from pretraining.runs.history import RunHistory
 
 CARD_NAME = "README.md"
-CURVES_NAME = "curves.png"
 CARD = """\
 ---
 {metadata}
@@ -59,7 +59,7 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
     curves = history.run_dir / CURVES_NAME
     if curves.is_file() and folder != history.run_dir:
         (folder / CURVES_NAME).write_bytes(curves.read_bytes())
-    record, history = history.run_record, history.until(facts.step)
+    record = history.run_record
     card = CARD.format(
         metadata=metadata(history, facts),
         name=facts.name,

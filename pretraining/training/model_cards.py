@@ -41,7 +41,8 @@ def write_card_of(plan: RunPlan, folder: Path, step: int, *, repository: str | N
         f"`{origin.tokenizer.sha256}`",
         license_name=plan.arguments.observability.license,
     )
-    write_card(folder, read_history(plan.run_dir), facts, location=repository or str(model_dir))
+    history = read_history(plan.run_dir, until_step=step)
+    write_card(folder, history, facts, location=repository or str(model_dir))
 
 
 def _card_data(part: WeightedStore, share: float) -> CardData:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from transformers.trainer_utils import HubStrategy
 
-from pretraining.runs.checkpoints import MODEL_DIR_NAME, whole_checkpoints
+from pretraining.runs.checkpoints import CURVES_NAME, MODEL_DIR_NAME, REPORT_NAME, whole_checkpoints
 from pretraining.runs.export import begin_folder, complete_folder
-from pretraining.runs.model_card import CURVES_NAME
 from pretraining.training.model_cards import write_card_of
 from pretraining.training.push_queue import Parcel
 from pretraining.training.run_plan import RunPlan
@@ -22,7 +21,7 @@ LAST_CHECKPOINT_NAME = "last-checkpoint"  # as the Trainer calls it
 WEIGHTS = "model*.safetensors*"
 # Of a checkpoint, those that a model folder has beside its weights; they are changed for everybody's tools.
 SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-REPORT_NAMES = ("report.html", CURVES_NAME)
+REPORT_NAMES = (REPORT_NAME, CURVES_NAME)
 
 
 def clear_parcels(run_dir: Path) -> None:

@@ -77,8 +77,8 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     evaluate_at_end(trainer)
     if arguments.durability.export:
         export_at_end(trainer)
-        report.finish()
-        write_cards(trainer)
+    report.finish()
+    write_cards(trainer)
     say_what_is_there(plan)
     push_model(trainer)
     request.phase = Phase.LEAVING
@@ -187,7 +187,8 @@ def write_cards(trainer: PretrainingTrainer) -> None:
     if trainer.is_world_process_zero():
         run_dir, step = trainer.plan.run_dir, trainer.state.global_step
         repository = trainer.hub_model_id if trainer.args.push_to_hub else None
-        for folder in (run_dir, run_dir / MODEL_DIR_NAME):
+        model_dirs = [run_dir / MODEL_DIR_NAME] if trainer.plan.arguments.durability.export else []
+        for folder in (run_dir, *model_dirs):
             try_write_card(trainer.plan, folder, step, repository=repository)
 
 

@@ -14,9 +14,10 @@ def test_every_record_is_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 2, "l')
     history = read_history(tmp_path)
     assert history.run_record == {"num_parameters": 7}
-    found = [*history.training, *history.evaluations["validation"], *history.events, *history.evaluations["test"]]
+    found = [history.last, *history.evaluations["validation"], *history.events, *history.evaluations["test"]]
     assert found == records
-    assert history.last == records[0]
+    assert history.training == [{"step": 1}]
+    assert read_history(tmp_path, until_step=0).last == {}
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def card_of(run_dir: Path, facts: CardFacts = FACTS, folder: Path | None = None) -> ModelCard:
-    write_card(folder or run_dir, read_history(run_dir), facts, location="alice/model")
+    write_card(folder or run_dir, read_history(run_dir, until_step=facts.step), facts, location="alice/model")
     return ModelCard.load((folder or run_dir) / "README.md")
 
 
