@@ -5,6 +5,9 @@ import sys
 
 from pretraining.cli.launchers import process_rank
 
+# `extra` of a warning of which there is an event in metrics.jsonl besides, so that it needs none as a warning.
+HAS_EVENT = {"has_event": True}
+
 
 class _Formatter(logging.Formatter):
     """Plain text for information; a word in front of whatever needs attention."""

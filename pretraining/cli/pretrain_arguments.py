@@ -11,6 +11,7 @@ from pretraining.cli.flags import flag
 from pretraining.cli.observability_arguments import ObservabilityArguments
 from pretraining.cli.plan_arguments import PlanArguments
 from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe
+from pretraining.cli.trackers import tracker_problems
 from pretraining.cli.trainer_flags import trainer_flags
 
 # What differs from the Trainer's own defaults: Llama 2 (arXiv 2307.09288, section 2.2), and settings without which
@@ -35,6 +36,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "eval_steps": 500,
     "prediction_loss_only": True,
     "report_to": ["tensorboard"],
+    "project": "pretraining",  # of wandb, mlflow and trackio
     "hub_private_repo": True,  # theirs publishes whatever is pushed
     "hub_strategy": "end",  # theirs pushes at each save
     "ddp_timeout": 7200,  # seconds; rank 0 may write a checkpoint for longer than the usual 1,800
@@ -224,11 +226,13 @@ def check_together(arguments: PretrainArguments) -> None:
 def _with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
     values = {**TRAINER_DEFAULTS, **given}
     values["report_to"] = values["report_to"] or []  # "none" was read as no value, which the Trainer refuses
+    values["trackio_static_space_id"] = values.get("trackio_static_space_id") or False  # theirs makes one at a push
     problems = [
         f"--{name} {values[name]}: is out of range; give 1 or more"
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         if values.get(name, 1) < 1
     ]
+    problems += tracker_problems(values["report_to"])
     if not is_seed(values["seed"]):
         problems.append(f"--seed {values['seed']}: is out of range; give {SEED_RANGE}")
     if not values["learning_rate"] > 0:

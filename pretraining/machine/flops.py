@@ -36,13 +36,15 @@ def _num_layer_parameters(shape: LlamaShape) -> int:
     return attention + mlp + norms + attention_biases + mlp_biases
 
 
-def flops_per_token(shape: LlamaShape, *, block_length: int) -> float:
+def flops_per_token(shape: LlamaShape, *, block_length: int, is_causal: bool = False) -> float:
     """FLOPs of one token's forward and backward, attention counted over the full square, recomputation not counted.
 
     6 N + 12 L d s as in PaLM (arXiv 2204.02311, appendix B), with N without the input embedding, which is looked up and
-    not multiplied; the output projection multiplies and counts, tied or not.
+    not multiplied; the output projection multiplies and counts, tied or not. `is_causal` counts half of the square,
+    6 L d s: what a token attends to is, in the mean, half of its block.
     """
     embeddings = shape.vocab_size * shape.hidden_size
     multiplied = num_parameters(shape) - (0 if shape.tie_word_embeddings else embeddings)
     attention_width = shape.num_attention_heads * shape.head_dim
-    return 6.0 * multiplied + 12.0 * shape.num_hidden_layers * attention_width * block_length
+    square = 12.0 * shape.num_hidden_layers * attention_width * block_length
+    return 6.0 * multiplied + (square / 2 if is_causal else square)

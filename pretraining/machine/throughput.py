@@ -1,37 +1,48 @@
 """Tokens per second and MFU, measured over the steps alone: evaluation and saving do not count."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from pretraining.machine.time_split import Part, TimeSplit
+
 
 @dataclass(frozen=True)
-class Throughput:
-    """Speed over one logging interval. `mfu` (0 to 1) counts full attention; None where the GPU's peak is unknown."""
+class StepWork:
+    """What one step is, over all GPUs, and what one of them could do; None where its peak is unknown."""
 
-    tokens_per_second_per_gpu: float
-    mfu: float | None
-    seconds_left: float
+    tokens: int
+    blocks: int
+    num_gpus: int
+    flops_per_token: float
+    causal_flops_per_token: float
+    peak_flops_per_second: float | None
+
+    def figures(self, steps_per_second: float) -> dict[str, float]:
+        """A speed as keys of the log, without the two MFUs (0 to 1) where there is no peak to compare with.
+
+        TFLOP/s and `mfu` count the whole square of attention, `mfu_causal` the half of it that is needed; neither
+        counts what activation checkpointing computes again.
+        """
+        rate = steps_per_second * self.tokens / self.num_gpus
+        figures = {
+            "tokens_per_second_per_gpu": rate,
+            "blocks_per_second": steps_per_second * self.blocks,
+            "tflops_per_second_per_gpu": rate * self.flops_per_token / 1e12,
+        }
+        if self.peak_flops_per_second is not None:
+            figures["mfu"] = rate * self.flops_per_token / self.peak_flops_per_second
+            figures["mfu_causal"] = rate * self.causal_flops_per_token / self.peak_flops_per_second
+        return figures
 
 
 class ThroughputMeter:
     """Measures the time of steps between two readings, less the pauses in between."""
 
-    def __init__(
-        self,
-        *,
-        tokens_per_step: int,
-        num_gpus: int,
-        flops_per_token: float,
-        peak_flops_per_second: float | None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.tokens_per_step = tokens_per_step
-        self._tokens_per_step_per_gpu = tokens_per_step / num_gpus
-        self._flops_per_token = flops_per_token
-        self._peak_flops_per_second = peak_flops_per_second
+    def __init__(self, work: StepWork, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.work = work
+        self.times = TimeSplit(clock)
         self._clock = clock
         self._interval_began_at: float | None = None
         self._paused_seconds = 0.0
@@ -42,31 +53,34 @@ class ThroughputMeter:
 
     def start(self, step: int) -> None:
         """Begin to measure before the first step of this process; `step` are done already."""
+        self.times.start()
+        self.go_back(step)
+
+    def go_back(self, step: int) -> None:
+        """Measure the next interval from here, where the run stands at `step` again."""
         self._last_step = step
         self._paused_seconds = 0.0
         self._interval_began_at = self._clock()
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leave out the time of what is not a step, such as an evaluation."""
+    def pause(self, part: Part = "other") -> Iterator[None]:
+        """Leave out the time of what is not a step, such as an evaluation, and count it for `part`."""
         paused_at = self._clock()
-        yield
-        self._paused_seconds += self._clock() - paused_at
+        try:
+            with self.times.part(part):
+                yield
+        finally:
+            self._paused_seconds += self._clock() - paused_at
 
     def figures(self, step: int, *, max_steps: int) -> dict[str, float]:
-        """What `read` measures, as keys of the log; MFU is left out where it is not known."""
-        throughput = self.read(step, max_steps=max_steps)
-        found = {} if throughput is None else dataclasses.asdict(throughput)
-        return {name: value for name, value in found.items() if value is not None}
+        """Speed since the last reading, as keys of the log; nothing when no step was finished since.
 
-    def read(self, step: int, *, max_steps: int) -> Throughput | None:
-        """Speed since the last reading; None when no step was finished since.
-
-        The time left is told from all intervals but the first, whose first step allocates memory and fills caches.
+        The time left and the overall speed are told from all intervals but the first, whose first step allocates
+        memory and fills caches; until there is a second, there is no overall speed.
         """
         num_steps = step - self._last_step
         if self._interval_began_at is None or num_steps == 0:
-            return None
+            return {}
         now = self._clock()
         seconds = now - self._interval_began_at - self._paused_seconds
         self._interval_began_at, self._paused_seconds, self._last_step = now, 0.0, step
@@ -74,8 +88,14 @@ class ThroughputMeter:
             self._warm_steps += num_steps
             self._warm_seconds += seconds
         self._has_warmed_up = True
-        rate = num_steps * self._tokens_per_step_per_gpu / seconds
-        seconds_per_step = self._warm_seconds / self._warm_steps if self._warm_steps else seconds / num_steps
-        peak = self._peak_flops_per_second
-        mfu = None if peak is None else rate * self._flops_per_token / peak
-        return Throughput(rate, mfu, seconds_per_step * (max_steps - step))
+        figures = self.work.figures(num_steps / seconds)
+        seconds_per_step = seconds / num_steps
+        if self._warm_steps:
+            seconds_per_step = self._warm_seconds / self._warm_steps
+            overall = self.overall_figures()["tokens_per_second_per_gpu"]
+            figures["overall_tokens_per_second_per_gpu"] = overall
+        return {**figures, "seconds_left": seconds_per_step * (max_steps - step)}
+
+    def overall_figures(self) -> dict[str, float]:
+        """The speed since the start, without the first interval and the pauses; nothing before the second."""
+        return self.work.figures(self._warm_steps / self._warm_seconds) if self._warm_steps else {}

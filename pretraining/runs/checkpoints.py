@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,17 @@ INCOMPLETE, SUPERSEDED, REMOVED = "incomplete", "superseded", "removed"
 STOP_NAME = "STOP"  # whoever makes this file in a run folder asks the run to stop
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SaveResult:
+    """What became of a checkpoint: its bytes and the seconds until it counted, or what kept it from being saved."""
+
+    step: int
+    folder: Path
+    num_bytes: int
+    seconds: float
+    problem: str | None
 
 
 def is_run_folder(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME
 from pretraining.runs.history import read_records
 
-TRAINING_FIGURES = ("loss", "grad_norm", "learning_rate", "tokens")
+TRAINING_FIGURES = ("loss", "smoothed_loss", "accuracy", "grad_norm", "learning_rate", "tokens")
 TIMINGS = ("runtime", "per_second")
 # What a record is about, by the beginning of its names.
 KINDS = {"": "step", "eval_": "validation at step", "test_": "test at step"}

@@ -23,8 +23,9 @@ import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
+from pretraining.cli.logs import HAS_EVENT
 from pretraining.machine.memory import available_host_bytes
-from pretraining.runs.checkpoints import SUPERSEDED, set_aside
+from pretraining.runs.checkpoints import SUPERSEDED, SaveResult, set_aside
 from pretraining.runs.completeness import FileRecord, incompleteness, record_file, write_complete
 from pretraining.training.agreement import from_first, gathered, is_first
 from pretraining.training.host_copy import host_copy, num_tensor_bytes
@@ -71,19 +72,20 @@ class PartsEngine(TorchCheckpointEngine):
 class CheckpointSaver:
     """Saves one checkpoint at a time; every method is called on all processes alike.
 
-    `on_result` is called on the first process with the step and what kept its checkpoint from being saved, if anything.
+    `on_result` is called on the first process when a checkpoint counts, or could not be saved.
     """
 
     def __init__(self, *, num_local_processes: int) -> None:
         self.saved_step: int | None = None  # of the last checkpoint that counts
         self.last_seconds = self.longest_seconds = 0.0  # that a save took until it counted
-        self.on_result: Callable[[int, str | None], None] | None = None
+        self.on_result: Callable[[SaveResult], None] | None = None
         self._num_local_processes = num_local_processes
         self._parts: list[Part] = []
         self._files: list[FileRecord] = []
         self._problem: str | None = None
         self._thread: threading.Thread | None = None
         self._made_folder = False
+        self._num_bytes = 0
 
     @property
     def is_writing(self) -> bool:
@@ -187,8 +189,8 @@ class CheckpointSaver:
         problem = incompleteness(self._folder)  # as where machines do not share the folder
         if problem is not None:
             return problem
-        num_bytes, seconds = sum(file.num_bytes for file in files), time.monotonic() - self._began_at
-        logger.info("%s: complete, %.2f GB in %.1f s", self._folder, num_bytes / 1e9, seconds)
+        self._num_bytes, seconds = sum(file.num_bytes for file in files), time.monotonic() - self._began_at
+        logger.info("%s: complete, %.2f GB in %.1f s", self._folder, self._num_bytes / 1e9, seconds)
         return None
 
     def _room_problem(self, num_bytes: int) -> str | None:
@@ -208,6 +210,7 @@ class CheckpointSaver:
                 "mend it before the next save",
                 self._folder,
                 problem,
+                extra=HAS_EVENT,
             )
             if self._made_folder:
                 shutil.rmtree(self._folder, ignore_errors=True)  # it would only keep the disk full
@@ -227,7 +230,8 @@ class CheckpointSaver:
     def _tell(self, problem: str | None) -> None:
         if is_first() and self.on_result is not None:
             with suppress(OSError):  # a full disk takes no record of it either
-                self.on_result(self._step, problem)
+                seconds = time.monotonic() - self._began_at if problem is not None else self.last_seconds
+                self.on_result(SaveResult(self._step, self._folder, self._num_bytes, seconds, problem))
 
 
 def _copy_nothing(_folder: str) -> None:

@@ -13,7 +13,7 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.launchers import num_local_processes
 from pretraining.corpus.hub_errors import HUB_ERRORS, reason
 from pretraining.machine.throughput import ThroughputMeter
-from pretraining.runs.checkpoints import checkpoint_step, optimizer_shards, rotate_checkpoints
+from pretraining.runs.checkpoints import SaveResult, checkpoint_step, optimizer_shards, rotate_checkpoints
 from pretraining.runs.completeness import incompleteness
 from pretraining.runs.metrics import MetricsLog
 from pretraining.training.agreement import from_first
@@ -39,7 +39,7 @@ class CheckpointingTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Have the Trainer name the parts of a checkpoint, and the saver write them."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with self.meter.pause():
+        with self.meter.pause("save"):
             if not self.saver.begin(folder, self.state.global_step):
                 return
             with self.saver.noting(OSError):  # of trainer_state.json, which comes after all that processes do together
@@ -173,13 +173,16 @@ class CheckpointKeeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Wait for the last checkpoint."""
-        self._trainer.saver.wait()
+        with self._trainer.meter.pause("save"):
+            self._trainer.saver.wait()
 
-    def _after_save(self, step: int, problem: str | None) -> None:
-        if problem is not None:
-            self._metrics_log.write_event({"step": step, "event": "save failed", "reason": problem})
+    def _after_save(self, result: SaveResult) -> None:
+        if result.problem is not None:
+            self._metrics_log.write_event({"step": result.step, "event": "save failed", "reason": result.problem})
             return
-        self._tell_of_save(step)
+        saved = {"checkpoint": result.folder.name, "num_bytes": result.num_bytes, "seconds": round(result.seconds, 3)}
+        self._metrics_log.write_event({"step": result.step, "event": "save", **saved})
+        self._tell_of_save(result.step)
         state, args = self._trainer.state, self._trainer.args
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         kept = (self._plan.last_stable_step, None if best is None else checkpoint_step(Path(best)))

@@ -9,9 +9,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from pretraining.cli.errors import UserError
+from pretraining.cli.logs import HAS_EVENT
 from pretraining.runs.checkpoints import read_trainer_state
 from pretraining.runs.completeness import incompleteness
 from pretraining.runs.metrics import MetricsLog
+from pretraining.runs.reporters import forget_reported_after
 from pretraining.training.agreement import from_first, is_first
 from pretraining.training.fault_report import describe_blocks, gather_block_losses, guilty_blocks, lines_of
 from pretraining.training.first_step import check_first_loss, check_fresh_weights, check_rotary_positions, check_tiles
@@ -100,9 +102,9 @@ class FaultHandler(TrainerCallback, ExportableState):
                 "blocks": blocks,
             }
         )
-        logger.warning("step %d: %s; its worst blocks:", step, _said(result))
+        logger.warning("step %d: %s; its worst blocks:", step, _said(result), extra=HAS_EVENT)
         for block in blocks:
-            logger.warning("  %s", lines_of(block))
+            logger.warning("  %s", lines_of(block), extra=HAS_EVENT)
 
     def _roll_back(self, step: int) -> None:
         """Go back to the newest checkpoint, and on without the blocks of this step and the one before.
@@ -132,6 +134,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         self._num_rollbacks += 1
         if self._trainer.is_world_process_zero():
             self._metrics_log.forget_after(back_to, kept.log_history)
+            forget_reported_after(back_to, self._trainer.callback_handler.callbacks)
             event = {"step": step, "event": "rollback", "to_step": back_to, "rollback": self._num_rollbacks}
             self._metrics_log.write_event(event)
         logger.warning(
@@ -142,6 +145,7 @@ class FaultHandler(TrainerCallback, ExportableState):
             step,
             self._num_rollbacks,
             limit,
+            extra=HAS_EVENT,
         )
 
     def _newest_checkpoint(self) -> Path | None:

@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -17,12 +18,14 @@ from pretraining.cli.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.store_source import Mixture
-from pretraining.machine.flops import flops_per_token
+from pretraining.machine.flops import flops_per_token, num_parameters
 from pretraining.machine.gpus import peak_flops_per_second
-from pretraining.machine.throughput import ThroughputMeter
+from pretraining.machine.throughput import StepWork, ThroughputMeter
 from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME, TOKENIZER_DIR_NAME, set_aside_unusable
+from pretraining.runs.display import RunDisplay
 from pretraining.runs.metrics import MetricsLog
-from pretraining.runs.reporters import guard_reporters
+from pretraining.runs.reporters import ReportedBefore, Reporters, newest_told
+from pretraining.runs.trackers import TrackedRun
 from pretraining.training.agreement import done_by_first
 from pretraining.training.announcement import announce
 from pretraining.training.block_dataset import BlockFields
@@ -41,8 +44,10 @@ from pretraining.training.run_recording import DsConfigRecorder, record_start
 from pretraining.training.run_report import RunReport
 from pretraining.training.samples import Samples, encode_prompts
 from pretraining.training.sequence_parallel import join_sequence_group, share_attention
+from pretraining.training.step_timing import StepTiming, make_cuda_event
 from pretraining.training.stop_request import Phase, StopRequest
 from pretraining.training.stopping import Stopping
+from pretraining.training.summary import RunSummary
 from pretraining.training.tiling import tile_loss, tile_mlps
 from pretraining.training.tokenizer import tokenizer_for_model
 from pretraining.training.trainer import PretrainingTrainer, RunStart
@@ -71,18 +76,32 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     done_by_first(lambda: start_run_folder(plan, trainer))
     trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     if request.is_agreed:
-        report.finish(is_stopped=True)
-        has_saved = trainer.saver.saved_step == trainer.state.global_step or trainer.state.global_step == start.step
-        leave_processes(STOPPED_EXIT_CODE if has_saved else CRASH_EXIT_CODE)
+        leave_stopped(trainer, report)
+    finish(trainer, report)
+    request.phase = Phase.LEAVING
+    leave_processes()
+
+
+def leave_stopped(trainer: PretrainingTrainer, report: RunReport) -> None:
+    """End as somebody asked for; never returns."""
+    trainer.reporters.end(trainer)
+    report.finish(is_stopped=True)
+    step = trainer.state.global_step
+    leave_processes(
+        STOPPED_EXIT_CODE if step in (trainer.saver.saved_step, trainer.plan.start.step) else CRASH_EXIT_CODE
+    )
+
+
+def finish(trainer: PretrainingTrainer, report: RunReport) -> None:
+    """After the last step: evaluate, export, and leave report, cards and what goes to the Hub."""
     evaluate_at_end(trainer)
-    if arguments.durability.export:
+    trainer.reporters.end(trainer)
+    if trainer.plan.arguments.durability.export:
         export_at_end(trainer)
     report.finish()
     write_cards(trainer)
-    say_what_is_there(plan)
+    say_what_is_there(trainer.plan)
     push_model(trainer)
-    request.phase = Phase.LEAVING
-    leave_processes()
 
 
 def quiet_libraries() -> None:
@@ -113,40 +132,65 @@ def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(plan.run_dir / "tensorboard"))
     if data.validation is None:
         arguments.eval_strategy, arguments.eval_on_start = "no", False
+    checkpoint = plan.start.checkpoint
+    goes_on = checkpoint is not None and checkpoint.parent.resolve() == plan.run_dir.resolve() and is_unchanged(plan)
+    tracked_run = TrackedRun(arguments, plan.run_dir, goes_on=goes_on)
     trainer = PretrainingTrainer(
         plan,
         data,
         model=make_model(plan, seed=arguments.seed),
         args=arguments,
         processing_class=tokenizer,
-        meter=ThroughputMeter(
-            tokens_per_step=plan.batch.tokens,
-            num_gpus=plan.batch.num_processes,
-            flops_per_token=flops_per_token(plan.config, block_length=plan.batch.block_length),
-            peak_flops_per_second=peak_flops_per_second(torch.cuda.get_device_name()) if has_gpu() else None,
-        ),
+        meter=ThroughputMeter(step_work(plan)),
     )
-    guard_reporters(trainer.callback_handler.callbacks)
-    checkpoint = plan.start.checkpoint
+    told_until = newest_told(plan.run_dir) if goes_on else 0
+    trainer.reporters = Reporters(trainer.callback_handler.callbacks, told_until=told_until)
     begins_with = None if checkpoint is None else checkpoint.parent / METRICS_NAME
-    metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with, restart=this_restart())
+    metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with, restart=this_restart(), start=said_start(plan))
     pushes = ModelPushes(trainer, metrics_log)
     for callback in (
         RunStart(trainer),
         DsConfigRecorder(trainer),
+        tracked_run,
         CheckpointKeeper(plan, trainer, metrics_log, after_save=pushes.put_checkpoint),
         FaultHandler(trainer, metrics_log),
+        StepTiming(trainer, make_event=make_cuda_event if has_gpu() else None),
         WeightExports(trainer),
         Samples(trainer, metrics_log, prompts),
         metrics_log,
+        ReportedBefore(plan.run_dir, trainer.callback_handler.callbacks, step=plan.start.step),
+        RunDisplay(),
         Stopping(trainer, metrics_log, request),
         pushes,
+        RunSummary(trainer.figures, metrics_log),
     ):
         trainer.add_callback(callback)
     minutes = plan.arguments.durability.hang_minutes
     if minutes:
         trainer.add_callback(HangWatch(plan.run_dir, minutes=minutes, is_writing=lambda: trainer.saver.is_writing))
     return trainer
+
+
+def step_work(plan: RunPlan) -> StepWork:
+    """What a step is, for whoever measures its speed."""
+    length = plan.batch.block_length
+    return StepWork(
+        tokens=plan.batch.tokens,
+        blocks=plan.batch.blocks,
+        num_gpus=plan.batch.num_processes,
+        flops_per_token=flops_per_token(plan.config, block_length=length),
+        causal_flops_per_token=flops_per_token(plan.config, block_length=length, is_causal=True),
+        peak_flops_per_second=peak_flops_per_second(torch.cuda.get_device_name()) if has_gpu() else None,
+    )
+
+
+def said_start(plan: RunPlan) -> dict[str, Any]:
+    """This start as an event of the log."""
+    return {
+        "resumed_from": None if plan.start.checkpoint is None else str(plan.start.checkpoint),
+        "num_processes": plan.batch.num_processes,
+        "num_parameters": num_parameters(plan.config),
+    }
 
 
 def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:

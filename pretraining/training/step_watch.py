@@ -16,6 +16,7 @@ from pretraining.training.spikes import SpikeDetector, Verdict
 
 # One after another; dynamic loss scaling of fp16 halves its scale from 2^16 to 1 in 32 such steps at most.
 MOST_NON_FINITE_STEPS = 50
+SMOOTHING = 0.98  # as much as the mean of about the last 50 steps
 LEFT_OUT = ("num_tokens", "perplexity/")  # of the figures: they follow from others, and each takes time to report
 
 
@@ -25,6 +26,27 @@ class StepResult:
 
     loss: float
     verdict: Verdict | None
+
+
+@dataclass
+class SmoothedLoss:
+    """The mean of the losses until now, in which each step counts `SMOOTHING` times as much as the one after it.
+
+    Over the sum of these weights, so that the first steps, of which there are few, are not drawn to 0.
+    """
+
+    sum: float = 0.0
+    weight: float = 0.0
+
+    def add(self, loss: float) -> None:
+        """Take in a step."""
+        self.sum = SMOOTHING * self.sum + (1 - SMOOTHING) * loss
+        self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
+
+    @property
+    def value(self) -> float:
+        """It; no number before the first step."""
+        return self.sum / self.weight if self.weight else math.nan
 
 
 class StepWatch(TrainerCallback, ExportableState):
@@ -62,6 +84,7 @@ class StepWatch(TrainerCallback, ExportableState):
         self.tokens_by_source += sums[:, 2]
         if math.isfinite(loss):
             self._interval_sums += sums
+            self._smoothed.add(loss)
         self._count(verdict)
         return StepResult(loss, verdict)
 
@@ -82,6 +105,7 @@ class StepWatch(TrainerCallback, ExportableState):
             figures |= {f"tokens/{source}": int(count) for source, count in counts}
         if sums[:, 2].sum() == 0:
             return {"loss": math.nan, **figures}
+        figures["smoothed_loss"] = self._smoothed.value
         figures |= {**figures_of(sums.sum(dim=0).tolist()), **figures_by_source(sums, self._sources)}
         self._interval_sums = torch.zeros_like(sums)
         return {name: value for name, value in figures.items() if not name.startswith(LEFT_OUT)}
@@ -107,6 +131,7 @@ class StepWatch(TrainerCallback, ExportableState):
                 "tokens_by_source": self.tokens_by_source.tolist(),
                 "num_non_finite_steps": self.num_non_finite_steps,
                 "num_spikes": self.num_spikes,
+                "smoothed_loss": [self._smoothed.sum, self._smoothed.weight],
                 "interval_sums": self._interval_sums.tolist(),  # a checkpoint can be between two lines of the log
             },
         }
@@ -119,6 +144,7 @@ class StepWatch(TrainerCallback, ExportableState):
         self.tokens_by_source = torch.tensor(kept.get("tokens_by_source", zeros), dtype=torch.float64)
         self.num_non_finite_steps = kept.get("num_non_finite_steps", 0)
         self.num_spikes = kept.get("num_spikes", 0)
+        self._smoothed = SmoothedLoss(*kept.get("smoothed_loss", (0.0, 0.0)))
         no_sums = [[0.0] * NUM_SUMS] * len(self._sources)
         self._interval_sums = torch.tensor(kept.get("interval_sums", no_sums), dtype=torch.float64)
         self.forget_step()

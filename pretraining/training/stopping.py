@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from pretraining.cli.launchers import process_age_seconds
+from pretraining.cli.logs import HAS_EVENT
 from pretraining.runs.checkpoints import STOP_NAME
 from pretraining.runs.metrics import MetricsLog
 from pretraining.training.evaluation import EvaluationAbandoned
@@ -132,7 +133,8 @@ class Stopping(TrainerCallback, ExportableState):
         if self._request.is_agreed:
             step, saver = state.global_step, self._trainer.saver
             saved = f"checkpoint-{step} saved in {saver.last_seconds:.1f} s; " if saver.saved_step == step else ""
-            logger.warning("stopped at step %d (%s); %sthe same command goes on", step, self._request.reason, saved)
+            said = "stopped at step %d (%s); %sthe same command goes on"
+            logger.warning(said, step, self._request.reason, saved, extra=HAS_EVENT)
 
     def _agree(self, args: TrainingArguments, state: TrainerState) -> bool:
         """Whether any process was asked to stop; all come to the same answer."""

@@ -16,22 +16,27 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from pretraining.cli.errors import UserError
 from pretraining.machine.throughput import ThroughputMeter
+from pretraining.runs.reporters import Reporters
 from pretraining.training.block_dataset import MixedBlocks
 from pretraining.training.block_loader import BlockLoader
 from pretraining.training.checkpointing import CheckpointingTrainer
 from pretraining.training.evaluation import EvaluationAbandoned, EvaluationBlocks, evaluate_blocks
 from pretraining.training.isolation import model_inputs
 from pretraining.training.loss import Batch, TokenLosses, token_losses
+from pretraining.training.machine_figures import MachineFigures
 from pretraining.training.optimizers import group_settings, make_optimizer
 from pretraining.training.run_plan import RunPlan
 from pretraining.training.sequence_parallel import collate_parts
 from pretraining.training.step_watch import StepWatch
 from pretraining.training.stop_request import leave_signals_to_the_parent
 from pretraining.training.training_data import TrainingData
+from pretraining.training.training_figures import TrainingFigures
 
 
 class PretrainingTrainer(CheckpointingTrainer):
     """Reads blocks in their order, computes the loss by token, and tells exact figures by source."""
+
+    reporters: Reporters
 
     def __init__(self, plan: RunPlan, data: TrainingData, *, meter: ThroughputMeter, **trainer_arguments: Any) -> None:
         super().__init__(meter=meter, train_dataset=data.train, eval_dataset=data.validation, **trainer_arguments)
@@ -44,6 +49,7 @@ class PretrainingTrainer(CheckpointingTrainer):
             sources=data.sources, spike_threshold=plan.arguments.optimization.spike_threshold, device=self.args.device
         )
         self.add_callback(self.watch)
+        self.figures = TrainingFigures(plan, self.watch, meter, MachineFigures(self.args.device))
         self.loader = BlockLoader(
             data.train,
             data.stream,
@@ -116,6 +122,11 @@ class PretrainingTrainer(CheckpointingTrainer):
             return torch.tensor(self.plan.batch.blocks * (self.plan.batch.block_length - 1), device=device)
         return super()._get_num_items_in_batch(batch_samples, device)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro batches of a step; while they are waited for, the GPU has nothing to do."""
+        with self.meter.times.part("data"):
+            return super().get_batch_samples(*args, **kwargs)
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -136,19 +147,13 @@ class PretrainingTrainer(CheckpointingTrainer):
         return token_losses(model(**inputs, **labels), batch["labels"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Make a training record exact before it goes to any reporter, with figures by source, speed and time left."""
+        """Make a training record exact and whole before it goes to any reporter."""
         if "train_runtime" in logs:
             return  # the Trainer's summary, which is of this start alone
         step = self.state.global_step
-        num_blocks = self.plan.num_consumed(step)
-        self.state.epoch = num_blocks / len(self.data.train)
+        self.state.epoch = self.plan.num_consumed(step) / len(self.data.train)
         if "loss" in logs:
-            logs |= self.watch.take_figures()
-            logs["tokens"] = num_blocks * self.plan.batch.block_length
-            logs |= self.plan.epochs_by_source(num_blocks)
-            if self.args.fp16:
-                logs["loss_scale"] = float(self.model_wrapped.optimizer.loss_scale)
-            logs |= self.meter.figures(step, max_steps=self.state.max_steps)
+            logs |= self.figures.take(step, self.model_wrapped)
         logs.pop("total_flos", None)
         super().log(logs, start_time)
         if "loss" in logs:
@@ -165,7 +170,7 @@ class PretrainingTrainer(CheckpointingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without counting the time as training; no figures when the run stops meanwhile."""
-        with self.meter.pause():
+        with self.meter.pause("evaluation"):
             try:
                 return super().evaluate(*args, **kwargs)
             except EvaluationAbandoned:
@@ -185,7 +190,7 @@ class PretrainingTrainer(CheckpointingTrainer):
         self.state.log_history = [record for record in self.state.log_history if record["step"] <= step]
         self._tr_loss.zero_()
         self._globalstep_last_logged = step
-        self.meter.start(step)
+        self.meter.go_back(step)
         self.control.should_log = self.control.should_evaluate = self.control.should_save = False
         self.control.should_training_stop = False
 

@@ -108,7 +108,7 @@ class WeightExports(TrainerCallback):
             logger.info("exported model: %s is there from before, and kept", folder)
             return
         try:
-            with self._trainer.meter.pause():
+            with self._trainer.meter.pause("save"):
                 export_model(self._trainer, folder)
                 if self._trainer.is_world_process_zero():
                     try_write_card(self._trainer.plan, folder, step)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
-from tests.launch.launching import figures, records, train, try_to_train
+from tests.launch.launching import events, figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -39,7 +39,7 @@ def test_a_run_whose_rank_is_killed_ends_as_if_it_had_not_been(
     assert "warning: rank 1 was killed by SIGKILL at 20" in done.stderr
     assert "; restart 1 of 2 in 1 s" in done.stderr
     assert f"resuming from {tmp_path}/run/checkpoint-4" in done.stderr
-    (event,) = records(tmp_path / "run", "event")
+    (event,) = events(tmp_path / "run", "restart")
     assert (event["step"], event["event"], event["restart"]) == (4, "restart", 1)
     assert event["reason"].startswith("rank 1 was killed by SIGKILL at 20")
     assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
@@ -58,7 +58,7 @@ def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
         return try_to_train("2 ranks", sample_store, tmp_path / "run", *flags, script=CRASHING, env=env).returncode
 
     assert [attempt(number) for number in (0, 1, 2)] == [7, 7, 0]
-    assert [event["step"] for event in records(tmp_path / "run", "event")] == [2, 4]
+    assert [event["step"] for event in events(tmp_path / "run", "restart")] == [2, 4]
     assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     assert figures(tmp_path / "run") == figures(undisturbed)
 

@@ -11,7 +11,7 @@ import pytest
 
 from pretraining.runs.checkpoints import whole_checkpoints
 from tests.conftest import assert_one_error
-from tests.launch.launching import figures, records, train, try_to_train
+from tests.launch.launching import events, figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -49,7 +49,7 @@ def test_a_save_that_fails_on_one_process_leaves_the_run_going(
     assert f"warning: {tmp_path}/run/checkpoint-4: COULD NOT BE SAVED" in done.stderr
     assert steps_of(tmp_path / "run") == ["checkpoint-2", "checkpoint-6"]
     assert not (tmp_path / "run/checkpoint-4").exists(), "half a checkpoint would keep the disk full"
-    (event,) = records(tmp_path / "run", "event")
+    (event,) = events(tmp_path / "run", "save failed", "warning")
     assert (event["event"], event["step"]) == ("save failed", 4)
     assert_same_run(tmp_path / "run", undisturbed)
 
@@ -76,7 +76,7 @@ def test_there_must_be_room_for_a_save_before_it_starts(
     done = train("2 ranks", sample_store, run_dir, *FLAGS)
     assert "checkpoint-4: COULD NOT BE SAVED (it needs 0.01 GB and the disk has 0.07 GB)" in done.stderr
     assert steps_of(run_dir) == ["checkpoint-2"]
-    assert [event["step"] for event in records(run_dir, "event")] == [4, 6]
+    assert [event["step"] for event in events(run_dir, "save failed", "warning")] == [4, 6]
     assert_same_run(run_dir, undisturbed)
 
 
@@ -87,7 +87,7 @@ def test_a_disk_that_takes_no_byte_for_a_while_stops_no_training(
     run_dir = tmp_path / "run"
     env = {"LIMITED": json.dumps([0, 4, 5, 100])}
     train("2 ranks", sample_store, run_dir, *FLAGS, script=LIMITED_DISK, env=env)
-    assert [(event["event"], event["step"]) for event in records(run_dir, "event")] == [("save failed", 4)]
+    assert [(event["event"], event["step"]) for event in events(run_dir, "save failed")] == [("save failed", 4)]
     assert steps_of(run_dir) == ["checkpoint-2", "checkpoint-6"]
     assert_same_run(run_dir, undisturbed)
 

@@ -10,7 +10,7 @@ import pytest
 from pretraining.corpus.manifest import read_manifest
 from pretraining.training.block_order import BlockOrder
 from tests.conftest import PROJECT_DIR, TINY_MODEL, Done, assert_one_error, python, run_fine
-from tests.launch.launching import NUM_STEPS, figures, records, train, try_to_train
+from tests.launch.launching import NUM_STEPS, events, figures, records, train, try_to_train
 from tests.launch.shards import assert_equal_to_the_bit
 
 pytestmark = pytest.mark.launch
@@ -35,6 +35,7 @@ def poisoned_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "blocks"
 
 
+FAULTS = ("spike", "non-finite", "rollback", "warning")
 FLAGS = ["--max_steps", STEPS, "--save_steps", 20, "--eval_strategy", "no", "--data_seed", SEED]
 FLAGS += ["--global_batch_tokens", 512, "--learning_rate", "1e-2", "--min_learning_rate", "5e-3"]
 FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]  # random states must go back too
@@ -49,8 +50,8 @@ def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tm
     # An export of the step before the spike has a block that is skipped in the end.
     flags = [*FLAGS, "--export_every_tokens", (POISONED_STEP - 1) * 512]
     done = train("2 ranks", poisoned_store, tmp_path / "run", *flags, "--on_spike", "rollback")
-    events = records(tmp_path / "run", "event")
-    assert [(event["event"], event["step"]) for event in events] == [
+    faults = events(tmp_path / "run", *FAULTS)
+    assert [(event["event"], event["step"]) for event in faults] == [
         ("spike", POISONED_STEP),
         ("rollback", POISONED_STEP),
     ]
@@ -65,7 +66,7 @@ def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tm
     assert exports[0].read_bytes() == exports[1].read_bytes()
     train("2 ranks", poisoned_store, tmp_path / "run", *FLAGS, "--on_spike", "rollback", *resume)
     assert figures(tmp_path / "run") == figures(tmp_path / "other")
-    assert records(tmp_path / "run", "event") == events
+    assert events(tmp_path / "run", *FAULTS) == faults
     assert records(tmp_path / "run")[-1]["spikes"] == 1
 
 
@@ -75,7 +76,7 @@ def test_a_step_that_is_no_number_is_skipped_counted_and_named(poisoned_store: P
     block = int(order_of(poisoned_store)[8 * 3 + 5])  # in step 4
     done = train_with_faults(poisoned_store, poisoned, *flags, NAN_BLOCK=str(block))
     assert done.returncode == 0, done.output[-3000:]
-    (event,) = records(poisoned, "event")
+    (event,) = events(poisoned, *FAULTS)
     assert (event["event"], event["step"], event["step_loss"]) == ("non-finite", 4, "nan")
     assert [found["block"] for found in event["blocks"]] == [block]
     place = event["blocks"][0]["documents"][0]
@@ -130,7 +131,7 @@ def test_fp16_looks_for_its_loss_scale_and_both_are_recorded(sample_store: Path,
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert steps[1]["learning_rate"] == pytest.approx(1e-2), "a skipped step counts in the schedule"
     assert "warning" not in done.stderr
-    assert not records(tmp_path / "run", "event")
+    assert not events(tmp_path / "run", *FAULTS)
 
     checkpoint = tmp_path / "run/checkpoint-3"
     one = [*flags, "--resume", checkpoint]

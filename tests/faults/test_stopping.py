@@ -13,14 +13,14 @@ import pytest
 
 from pretraining.cli.errors import STOPPED_EXIT_CODE
 from tests.conftest import PROJECT_DIR, Done
-from tests.launch.launching import figures, launcher, records, train, training_flags, try_to_train
+from tests.launch.launching import events, figures, launcher, records, train, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
 
 FLAGS = ["--max_steps", 5, "--save_steps", 3, "--eval_steps", 3, "--dataloader_num_workers", 1]
 # The first evaluation is the best then, and decides which weights are exported.
 FLAGS += ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
-TIMES = ("seconds_left", "tokens_per_second_per_gpu", "_runtime", "_per_second")
+TIMES = ("_seconds", "seconds_left", "_per_gpu", "_runtime", "_per_second", "_bytes", "logged_at")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def assert_stopped(done: Done, run_dir: Path, step: int, reason: str) -> None:
     assert f"stopped at step {step} ({reason}); checkpoint-{step} saved in " in done.stderr
     assert done.stderr.count(" saved in ") == 1
     assert [path.name for path in run_dir.glob("checkpoint-*")] == [f"checkpoint-{step}"]
-    assert records(run_dir, "event") == [{"step": step, "event": "stop", "reason": reason}]
+    assert events(run_dir, "stop") == [{"step": step, "event": "stop", "reason": reason}]
     assert not (run_dir / "model").exists()
     assert not (run_dir / "STOP").exists()
 

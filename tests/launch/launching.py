@@ -94,6 +94,12 @@ def records(run_dir: Path, key: str = "loss") -> list[dict]:
         return [record for record in reader if key in record]
 
 
+def events(run_dir: Path, *kinds: str) -> list[dict]:
+    """The events of these kinds, without the time."""
+    found = (record for record in records(run_dir, "event") if record["event"] in kinds)
+    return [{name: value for name, value in event.items() if name != "logged_at"} for event in found]
+
+
 def figures(run_dir: Path) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step."""
     return [(record["loss"], record["grad_norm"]) for record in records(run_dir)]

@@ -62,5 +62,28 @@ def test_flops_are_those_that_torch_counts(tied: bool) -> None:
     assert flops_per_token(config, block_length=128) == pytest.approx(counter.get_total_flops() / ids.numel(), rel=0.01)
 
 
+def test_the_causal_count_leaves_out_half_of_the_square_of_attention() -> None:
+    config = config_of("quickstart", num_key_value_heads=2)
+    lengths = (128, 512)
+    full, causal = (
+        [flops_per_token(config, block_length=n, is_causal=half) for n in lengths] for half in (False, True)
+    )
+    square = [12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * n for n in lengths]
+    assert [all_of_it - half for all_of_it, half in zip(full, causal, strict=True)] == [part / 2 for part in square]
+    # What torch counts grows with the square alone: a token more costs the same, wherever the block ends.
+    assert counted(config, 512) - counted(config, 128) == pytest.approx(square[1] - square[0], rel=1e-6)
+
+
+def counted(config: LlamaConfig, block_length: int) -> float:
+    """FLOPs of a token's forward and backward, as torch counts them with attention over the full square."""
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+        ids = torch.zeros(1, block_length, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=ids, labels=ids).loss.backward()
+    return counter.get_total_flops() / block_length
+
+
 def test_llama2_7b_at_4096_takes_46_gigaflops_a_token() -> None:
     assert flops_per_token(config_of("llama2_7b"), block_length=4096) == pytest.approx(46.09e9, rel=1e-3)

@@ -22,7 +22,6 @@ from pretraining.runs.checkpoints import (
     whole_checkpoints,
 )
 from pretraining.runs.completeness import damage, incompleteness, record_file, write_complete
-from pretraining.runs.metrics import log_lines
 from pretraining.runs.run_lock import lock_run_folder
 from tests.conftest import PROJECT_DIR
 
@@ -190,21 +189,6 @@ def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
     (tmp_path / "no_run").mkdir()
     assert newest_run(tmp_path) == tmp_path / "a"
     assert newest_run(tmp_path / "nowhere") is None
-
-
-def test_the_line_of_a_step_says_what_people_look_for() -> None:
-    record = {"step": 40, "loss": 2.5, "learning_rate": 3e-4, "grad_norm": 0.7, "seconds_left": 3900.0}
-    record |= {"tokens_per_second_per_gpu": 14000.4, "mfu": 0.6512}
-    assert log_lines(record, max_steps=1000) == [
-        "step   40/1000  loss 2.5000  lr 3.00e-04  grad norm 0.700  14,000 tokens/s/GPU  MFU 65.1 %  1 h 05 min left"
-    ]
-    figures = {"eval_loss": 2.0, "eval_perplexity": 7.389, "eval_accuracy": 0.25, "eval_bits_per_byte": 0.8}
-    by_source = {f"{name}/news": value for name, value in figures.items()}
-    assert log_lines({"step": 40, **figures, **by_source}, max_steps=40) == [
-        "step 40/40  validation loss 2.0000  perplexity 7.39  accuracy 25.0 %  0.800 bits/byte",
-        "step 40/40    news     loss 2.0000  perplexity 7.39  accuracy 25.0 %  0.800 bits/byte",
-    ]
-    assert log_lines({"step": 40, "train_runtime": 3.0}, max_steps=40) == []
 
 
 def test_the_oldest_checkpoints_go_but_one_that_is_kept(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""What a run tells of itself: records whose parts sum to the whole, events, curves in which each step is once."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pretraining.machine.time_split import PARTS
+from pretraining.runs.comparison import first_difference
+from pretraining.runs.completeness import read_complete
+from tests.launch.launching import BLOCK_LENGTH, NUM_STEPS, events, records, train, try_to_train
+
+pytestmark = pytest.mark.launch
+
+FLAGS = ["--save_steps", 3, "--eval_steps", 3]
+ALWAYS = {"step", "epoch", "tokens", "loss", "smoothed_loss", "perplexity", "accuracy", "learning_rate", "grad_norm"}
+ALWAYS |= {"non_finite_steps", "spikes", "seconds_left", "logged_at", "host_memory_bytes", "interval_seconds"}
+ALWAYS |= {"tokens_per_second_per_gpu", "blocks_per_second", "tflops_per_second_per_gpu"}
+ALWAYS |= {f"{part}_seconds" for part in PARTS}
+OF_A_GPU = {"mfu", "mfu_causal", "peak_memory_bytes", "gpu_memory_bytes", "gpu_utilization", "gpu_power_watts"}
+
+
+@pytest.fixture(scope="module")
+def whole_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("log") / "run"
+    done = train("2 ranks", sample_store, run_dir, *FLAGS)
+    (run_dir.parent / "stderr").write_text(done.stderr)
+    return run_dir
+
+
+def test_a_record_says_all_that_is_known(whole_run: Path) -> None:
+    found = records(whole_run)
+    assert all(set(record) >= ALWAYS for record in found)
+    assert not set(found[-1]) & {*OF_A_GPU, "energy_joules", "loss_scale"}, "there is no GPU and no fp16"
+    assert ["overall_tokens_per_second_per_gpu" in record for record in found] == [False] + [True] * (NUM_STEPS - 1)
+    for record in found:
+        tokens_per_second = 2 * record["tokens_per_second_per_gpu"]
+        assert record["blocks_per_second"] * BLOCK_LENGTH == pytest.approx(tokens_per_second)
+        assert record["perplexity"] == pytest.approx(math.exp(record["loss"]))
+    times = [record["logged_at"] for record in records(whole_run, "logged_at")]
+    assert times == sorted(times)
+    assert len(times) == NUM_STEPS + 2 + 1 + len(events(whole_run, "start", "save", "summary"))
+
+
+def test_the_parts_of_the_time_sum_to_the_whole(whole_run: Path) -> None:
+    found = records(whole_run)
+    for record in found:
+        assert record["interval_seconds"] == pytest.approx(sum(record[f"{part}_seconds"] for part in PARTS), abs=1e-9)
+        assert record["forward_backward_seconds"] > 0
+        assert record["optimizer_seconds"] > 0
+    for part, step in (("save", 4), ("evaluation", 4)):
+        told = [record["step"] for record in found if record[f"{part}_seconds"] > 0]
+        assert told == [step], f"{part} of step 3 is told with the next record, and of step 6 in the summary"
+    (summary,) = events(whole_run, "summary")
+    assert summary["total_seconds"] == pytest.approx(sum(summary[f"{part}_seconds"] for part in PARTS), abs=1e-9)
+    assert summary["total_seconds"] > sum(record["interval_seconds"] for record in found), "and what came after"
+    last = found[-1]
+    assert summary["overall_tokens_per_second_per_gpu"] == last["overall_tokens_per_second_per_gpu"]
+    assert summary["num_steps"] == NUM_STEPS
+
+
+def test_the_smoothed_loss_is_the_mean_of_the_last_ones(whole_run: Path) -> None:
+    losses = [record["loss"] for record in records(whole_run)]
+    for number, record in enumerate(records(whole_run), start=1):
+        weights = [0.98 ** (number - step) for step in range(1, number + 1)]
+        mean = sum(weight * loss for weight, loss in zip(weights, losses, strict=False)) / sum(weights)
+        assert record["smoothed_loss"] == pytest.approx(mean)
+
+
+def test_starts_and_saves_are_events(whole_run: Path) -> None:
+    assert events(whole_run, "start") == [
+        {"step": 0, "event": "start", "resumed_from": None, "num_processes": 2, "num_parameters": 542_880}
+    ]
+    saves = events(whole_run, "save")
+    assert [(event["step"], event["checkpoint"]) for event in saves] == [(3, "checkpoint-3"), (6, "checkpoint-6")]
+    for event in saves:
+        assert event["num_bytes"] == read_complete(whole_run / event["checkpoint"])["num_bytes"]
+        assert event["seconds"] > 0
+
+
+def test_one_process_speaks_and_says_each_step_once(whole_run: Path) -> None:
+    lines = (whole_run.parent / "stderr").read_text().splitlines()
+    said = [line.split("  ")[0] for line in lines if line.startswith("step ") and "  loss " in line and " left" in line]
+    assert said == [f"step {step}/{NUM_STEPS}" for step in range(1, NUM_STEPS + 1)]
+    for word in ("time: 6 steps in ", "speed: ", "memory: "):
+        assert sum(line.startswith(word) for line in lines) == 1
+
+
+def test_a_killed_run_tells_each_step_once(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    """The curves of the killed run go on until step 5, its checkpoint is of step 3; at the end it is started again."""
+    run_dir = tmp_path / "run"
+    env = {"CRASHES": json.dumps([[0, 6, "SIGKILL"]])}
+    try_to_train("2 ranks", sample_store, run_dir, *FLAGS, script="tests/faults/crashing_run.py", env=env)
+    assert curves(run_dir)["train/loss"] == [1, 2, 3, 4, 5]
+    for _ in range(2):
+        train("2 ranks", sample_store, run_dir, *FLAGS)
+    assert first_difference(whole_run, run_dir) is None
+    told, expected = curves(run_dir), curves(whole_run)
+    overall = "train/overall_tokens_per_second_per_gpu"  # which each start has from its second record on
+    assert (told.pop(overall), expected.pop(overall)) == ([2, 3, 5, 6], [2, 3, 4, 5, 6])
+    assert told == expected
+    assert curves(run_dir)["train/smoothed_loss"] == list(range(1, NUM_STEPS + 1))
+    assert curves(run_dir)["eval/loss"] == [3, 6]
+    assert curves(run_dir)["test/loss"] == [6]
+    assert [event["step"] for event in events(run_dir, "start")] == [0, 3, 6]
+
+
+def curves(run_dir: Path) -> dict[str, list[int]]:
+    """The steps of each curve in TensorBoard."""
+    accumulator = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {tag: [point.step for point in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def test_a_stopped_run_has_its_summary(sample_store: Path, tmp_path: Path) -> None:
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *FLAGS, "--max_hours", "1e-9")
+    assert [event["event"] for event in events(tmp_path / "run", "stop", "save", "summary")] == [
+        "stop",
+        "save",
+        "summary",
+    ]
+    assert "time: 1 steps in " in done.stderr

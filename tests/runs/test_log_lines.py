@@ -1,0 +1,54 @@
+import time
+
+import pytest
+
+from pretraining.runs.log_lines import LINE_COLUMNS, log_lines
+
+NOON = time.mktime((2027, 3, 10, 12, 0, 0, 0, 0, -1))
+RECORD = {"step": 40, "loss": 2.5, "learning_rate": 3e-4, "grad_norm": 0.7, "seconds_left": 3900.0}
+RECORD |= {"tokens_per_second_per_gpu": 14000.4, "mfu": 0.6512, "mfu_causal": 0.6011, "smoothed_loss": 2.6}
+
+
+def test_the_line_of_a_step_says_what_people_look_for() -> None:
+    assert log_lines(RECORD, max_steps=1000, now=NOON) == [
+        "step   40/1000  loss 2.5000 (2.6000)  1 h 05 min left (13:05)  14,000 tokens/s/GPU  lr 3.00e-04  "
+        "grad norm 0.700  MFU 65.1 % (causal 60.1 %)"
+    ]
+
+
+def test_an_end_on_another_day_has_its_date() -> None:
+    (line,) = log_lines({**RECORD, "seconds_left": 3 * 86400}, max_steps=1000, now=NOON)
+    assert "  3 d 00 h left (Mar 13 12:00)  " in line
+    (line,) = log_lines({**RECORD, "seconds_left": 0}, max_steps=1000, now=NOON)
+    assert "  0 s left  " in line
+
+
+def test_a_line_with_all_there_is_has_a_line_s_width() -> None:
+    usual = {**RECORD, "step": 481_203, "seconds_left": 500_000.0, "peak_memory_bytes": 71.2e9, "accuracy": 0.421}
+    usual |= {"gpu_utilization": 0.98, "gpu_power_watts": 5512.0, "tflops_per_second_per_gpu": 498.1, "epoch": 0.71}
+    usual |= {"perplexity": 12.2, "tokens": 5_000_000_000, "overall_tokens_per_second_per_gpu": 13_990.0}
+    (line,) = log_lines(usual, max_steps=500_000, now=NOON)
+    assert 120 < len(line) <= LINE_COLUMNS
+    for word in ("loss 2.5000 (2.6000)", "left (Mar 16", "tokens/s/GPU", "lr ", "grad norm", "MFU 65.1 % (causal 60.1"):
+        assert word in line
+
+
+def test_what_is_not_known_is_not_said() -> None:
+    (line,) = log_lines({"step": 1, "loss": float("nan"), "learning_rate": 1e-3}, max_steps=9, now=NOON)
+    assert line == "step 1/9  loss nan  lr 1.00e-03"
+    assert log_lines({"step": 40, "train_runtime": 3.0}, max_steps=40, now=NOON) == []
+
+
+@pytest.mark.parametrize("name", ["non_finite_steps", "loss_scale"])
+def test_faults_and_the_scale_are_said(name: str) -> None:
+    (line,) = log_lines({"step": 1, "loss": 2.0, "learning_rate": 1e-3, name: 7}, max_steps=9, now=NOON)
+    assert ("7 non-finite" if name == "non_finite_steps" else "scale 7") in line
+
+
+def test_an_evaluation_has_its_sources_below_it() -> None:
+    figures = {"eval_loss": 2.0, "eval_perplexity": 7.389, "eval_accuracy": 0.25, "eval_bits_per_byte": 0.8}
+    by_source = {f"{name}/news": value for name, value in figures.items()}
+    assert log_lines({"step": 40, **figures, **by_source}, max_steps=40, now=NOON) == [
+        "step 40/40  validation loss 2.0000  perplexity 7.39  accuracy 25.0 %  0.800 bits/byte",
+        "step 40/40    news     loss 2.0000  perplexity 7.39  accuracy 25.0 %  0.800 bits/byte",
+    ]
