@@ -3,7 +3,8 @@
 
     python3 -m benchmarks.overhead --dataset blocks/quickstart --num_processes 2
 
-Steps of both kinds take turns in one run (benchmarks/overhead_run.py); the first are left out. The result goes into
+And what the figures of its log add that are more than losses and speed: against steps without them. Steps of both
+kinds take turns in one run (benchmarks/overhead_run.py, figures_run.py); the first are left out. The result goes into
 benchmarks/overhead.md. pretrain.py logs every step, with accuracy and figures by source, as it does for its users.
 """
 
@@ -32,17 +33,46 @@ REPORT = """# What pretrain.py adds to a step
 
 {hardware}; torch {torch}, deepspeed {deepspeed}, transformers {transformers}; `python3 -m benchmarks.overhead`.
 {processes} processes, {micro_batch} blocks x {accumulation} micro steps, model {model}, ZeRO-3.
-{runs} runs of {steps} pairs of steps, one of pretrain.py and one bare, in turns with the same engine. Milliseconds a
-step, median and quartiles, and what pretrain.py takes more, median of the pairs:
+{runs} runs of {steps} pairs of steps for each comparison, one step of either kind, in turns with the same engine.
+Milliseconds a step, median and quartiles, and what pretrain.py takes more, median of the pairs.
+"""
+COMPARISON = """
+## {title}
 
-| run | bare DeepSpeed | pretrain.py | more |
+| run | {other} | pretrain.py | more |
 |---|---|---|---|
 {rows}
 
-Over all pairs: **{percent:+.1f} %** ({low:+.1f} to {high:+.1f} %, the 95 % interval of the median). The bare step has
-its blocks in memory and logs nothing; pretrain.py reads blocks, logs each step with loss, accuracy, gradient norm,
-figures by source and speed, and looks for spikes.
+Over all pairs: **{percent:+.1f} %** ({low:+.1f} to {high:+.1f} %, the 95 % interval of the median). {explained}
 """
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two kinds of steps that a module times in turns."""
+
+    module: str
+    title: str
+    other: str
+    explained: str
+
+
+COMPARISONS = (
+    Comparison(
+        "benchmarks.overhead_run",
+        "Against bare DeepSpeed",
+        "bare DeepSpeed",
+        "The bare step has its\nblocks in memory and logs nothing; pretrain.py reads blocks, logs each step, and looks "
+        "for spikes.",
+    ),
+    Comparison(
+        "benchmarks.figures_run",
+        "Against fewer figures",
+        "fewer figures",
+        "Left out are the\nsplit of the time, memory, utilisation, power and energy, with the gather over the "
+        "processes; losses and speed are\nlogged in either kind.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +83,7 @@ class OverheadArguments:
     run_recipe: Path = flag(Path("recipes/quickstart/pretrain.yaml"), "recipe whose model and batch are trained")
     num_processes: int = flag(2, "processes of each run")
     num_steps: int = flag(100, "pairs of steps of each run that count")
-    num_runs: int = flag(3, "runs, each a fresh start")
+    num_runs: int = flag(3, "runs of each comparison, each a fresh start")
     work_dir: Path = flag(Path("runs/overhead"), "folder of the runs, removed at the end")
     output: Path = flag(Path("benchmarks/overhead.md"), "where the result goes")
 
@@ -63,34 +93,53 @@ def main(argv: Sequence[str]) -> None:
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", OverheadArguments)], argv)
     shutil.rmtree(arguments.work_dir, ignore_errors=True)
     arguments.work_dir.mkdir(parents=True)
-    runs = [pairs_of_steps(arguments, arguments.work_dir / f"run-{number}") for number in range(arguments.num_runs)]
+    found = [compare(arguments, comparison) for comparison in COMPARISONS]
     record = json.loads((arguments.work_dir / "run-0/run.json").read_text())
-    arguments.output.write_text(report(arguments, runs, record), encoding="utf-8")
+    arguments.output.write_text("".join([head(arguments, record), *found]), encoding="utf-8")
     shutil.rmtree(arguments.work_dir)
     logger.info("result: %s", arguments.output)
 
 
-def pairs_of_steps(arguments: OverheadArguments, run_dir: Path) -> np.ndarray:
-    """Seconds of bare steps and of those of pretrain.py after them, of shape [num_steps, 2]."""
+def pairs_of_steps(arguments: OverheadArguments, module: str, run_dir: Path) -> np.ndarray:
+    """Seconds of steps of the other kind and of those of pretrain.py beside them, of shape [num_steps, 2]."""
+    shutil.rmtree(run_dir, ignore_errors=True)
     result = arguments.work_dir / "seconds.json"
     flags = ["--recipe", arguments.run_recipe, "--dataset", arguments.dataset, "--output_dir", run_dir]
-    flags += ["--max_steps", arguments.num_steps + WARM_UP_STEPS + 1, "--logging_steps", 1]
+    steps_a_pair = 1 if module == COMPARISONS[0].module else 2  # the bare ones are no steps of the run
+    num_steps = steps_a_pair * (arguments.num_steps + WARM_UP_STEPS) + 2
+    flags += ["--max_steps", num_steps, "--logging_steps", 1]
     flags += ["--eval_strategy", "no", "--save_strategy", "no"]
     launcher = [Path(sys.executable).with_name("deepspeed"), f"--num_gpus={arguments.num_processes}"]
-    command = [*launcher, "--module", "benchmarks.overhead_run", result, *flags]
+    command = [*launcher, "--module", module, result, *flags]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"benchmarks.overhead_run failed: {(done.stdout + done.stderr)[-2000:]}")
+        raise UserError(f"{module} failed: {(done.stdout + done.stderr)[-2000:]}")
     seconds = json.loads(result.read_text())
     pairs = np.array([seconds["bare"], seconds["ours"]]).T[WARM_UP_STEPS:]
-    logger.info("%s: pretrain.py takes %+.1f %% more", run_dir.name, _percent(pairs))
+    logger.info("%s, %s: pretrain.py takes %+.1f %% more", module, run_dir.name, _percent(pairs))
     return pairs
 
 
-def report(arguments: OverheadArguments, runs: list[np.ndarray], record: dict) -> str:
-    """The comparison as a page."""
-    settings, hardware = record["arguments"], record["hardware"]
+def compare(arguments: OverheadArguments, comparison: Comparison) -> str:
+    """Run it, and say what came as a section of the page."""
+    folders = [arguments.work_dir / f"run-{number}" for number in range(arguments.num_runs)]
+    runs = [pairs_of_steps(arguments, comparison.module, folder) for folder in folders]
     low, high = _interval(np.concatenate(runs))
+    return COMPARISON.format(
+        **vars(comparison),
+        rows="\n".join(
+            f"| {number} | {_spread(pairs[:, 0])} | {_spread(pairs[:, 1])} | {_percent(pairs):+.1f} % |"
+            for number, pairs in enumerate(runs, start=1)
+        ),
+        percent=_percent(np.concatenate(runs)),
+        low=low,
+        high=high,
+    )
+
+
+def head(arguments: OverheadArguments, record: dict) -> str:
+    """What was run on what."""
+    settings, hardware = record["arguments"], record["hardware"]
     return REPORT.format(
         hardware=hardware["gpu"] or f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU",
         **{name: version(name) for name in ("torch", "deepspeed", "transformers")},
@@ -100,13 +149,6 @@ def report(arguments: OverheadArguments, runs: list[np.ndarray], record: dict) -
         model=f"{settings['model']}, {'bf16' if settings['bf16'] else 'fp32'}",
         runs=arguments.num_runs,
         steps=arguments.num_steps,
-        rows="\n".join(
-            f"| {number} | {_spread(pairs[:, 0])} | {_spread(pairs[:, 1])} | {_percent(pairs):+.1f} % |"
-            for number, pairs in enumerate(runs, start=1)
-        ),
-        percent=_percent(np.concatenate(runs)),
-        low=low,
-        high=high,
     )
 
 

@@ -139,11 +139,14 @@ class _WarningEvents(logging.Handler):
         self._metrics_log = metrics_log
         self._state = state
 
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Leave out what tells that nothing can be written, which is said with the log's lock held."""
+        return record.levelno == logging.WARNING and record.name != __name__ and not hasattr(record, "has_event")
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it down, unless it tells that nothing can be written."""
-        if record.levelno == logging.WARNING and record.name != __name__ and not hasattr(record, "has_event"):
-            event = {"step": self._state.global_step, "event": "warning", "message": record.getMessage()}
-            self._metrics_log.write_event(event)
+        """Write it down."""
+        event = {"step": self._state.global_step, "event": "warning", "message": record.getMessage()}
+        self._metrics_log.write_event(event)
 
 
 def _without_time(record: Mapping[str, Any]) -> dict[str, Any]:
