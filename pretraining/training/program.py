@@ -14,14 +14,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from pretraining.cli.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.store_source import Mixture
 from pretraining.machine.flops import flops_per_token, num_parameters
 from pretraining.machine.gpus import peak_flops_per_second
 from pretraining.machine.throughput import StepWork, ThroughputMeter
-from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME, TOKENIZER_DIR_NAME, set_aside_unusable
+from pretraining.runs.checkpoints import METRICS_NAME, TOKENIZER_DIR_NAME, set_aside_unusable
 from pretraining.runs.display import RunDisplay
 from pretraining.runs.metrics import MetricsLog
 from pretraining.runs.reporters import ReportedBefore, Reporters, newest_told
@@ -30,13 +29,13 @@ from pretraining.training.agreement import done_by_first
 from pretraining.training.announcement import announce
 from pretraining.training.block_dataset import BlockFields
 from pretraining.training.checkpointing import CheckpointKeeper
+from pretraining.training.ending import finish, leave_stopped
 from pretraining.training.fault_handler import FaultHandler
 from pretraining.training.hang_watch import HangWatch
 from pretraining.training.identity import is_unchanged, take_run_folder
 from pretraining.training.lifeline import Lifeline
 from pretraining.training.model import build_model
-from pretraining.training.model_cards import try_write_card
-from pretraining.training.model_push import ModelPushes, push_model
+from pretraining.training.model_push import ModelPushes
 from pretraining.training.processes import has_gpu, join_processes, leave_processes, other_local_processes
 from pretraining.training.resuming import hold_start
 from pretraining.training.run_plan import RunPlan, plan_run
@@ -53,7 +52,7 @@ from pretraining.training.tokenizer import tokenizer_for_model
 from pretraining.training.trainer import PretrainingTrainer, RunStart
 from pretraining.training.training_arguments import make_training_arguments
 from pretraining.training.training_data import open_training_data
-from pretraining.training.weight_exports import WeightExports, export_at_end, set_aside_exports
+from pretraining.training.weight_exports import WeightExports, set_aside_exports
 
 logger = logging.getLogger(__name__)
 
@@ -80,28 +79,6 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     finish(trainer, report)
     request.phase = Phase.LEAVING
     leave_processes()
-
-
-def leave_stopped(trainer: PretrainingTrainer, report: RunReport) -> None:
-    """End as somebody asked for; never returns."""
-    trainer.reporters.end(trainer)
-    report.finish(is_stopped=True)
-    step = trainer.state.global_step
-    leave_processes(
-        STOPPED_EXIT_CODE if step in (trainer.saver.saved_step, trainer.plan.start.step) else CRASH_EXIT_CODE
-    )
-
-
-def finish(trainer: PretrainingTrainer, report: RunReport) -> None:
-    """After the last step: evaluate, export, and leave report, cards and what goes to the Hub."""
-    evaluate_at_end(trainer)
-    trainer.reporters.end(trainer)
-    if trainer.plan.arguments.durability.export:
-        export_at_end(trainer)
-    report.finish()
-    write_cards(trainer)
-    say_what_is_there(trainer.plan)
-    push_model(trainer)
 
 
 def quiet_libraries() -> None:
@@ -215,35 +192,6 @@ def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
         set_aside_exports(plan.run_dir, step=plan.start.step)
     trainer.processing_class.save_pretrained(plan.run_dir / TOKENIZER_DIR_NAME)
     record_start(plan, trainer.args)
-
-
-def evaluate_at_end(trainer: PretrainingTrainer) -> None:
-    """Loss on validation, unless it was just measured, and on test, which nothing has looked at before."""
-    measured_at = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
-    if trainer.data.validation is not None and trainer.state.global_step not in measured_at:
-        trainer.evaluate()
-    if trainer.data.test is not None:
-        trainer.evaluate(trainer.data.test, metric_key_prefix="test")
-
-
-def write_cards(trainer: PretrainingTrainer) -> None:
-    """The model card, in the run folder and with the exported model."""
-    if trainer.is_world_process_zero():
-        run_dir, step = trainer.plan.run_dir, trainer.state.global_step
-        repository = trainer.hub_model_id if trainer.args.push_to_hub else None
-        model_dirs = [run_dir / MODEL_DIR_NAME] if trainer.plan.arguments.durability.export else []
-        for folder in (run_dir, *model_dirs):
-            try_write_card(trainer.plan, folder, step, repository=repository)
-
-
-def say_what_is_there(plan: RunPlan) -> None:
-    """Where things lie and what to do next."""
-    logger.info("run folder: %s (README.md, metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
-    stable = plan.run_dir / f"checkpoint-{plan.last_stable_step}"
-    if stable.is_dir():
-        logger.info("to train longer: --max_steps N --output_dir ANOTHER --resume %s", stable)
-    if plan.arguments.durability.export:
-        logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
 
 
 def _tokenizer(plan: RunPlan) -> PreTrainedTokenizerFast:

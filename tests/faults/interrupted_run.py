@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 import pretrain
 from pretraining.cli.errors import run_program
-from pretraining.training import program
+from pretraining.training import ending, program
 
 
 def parent_of(pid: int) -> int:
@@ -62,7 +62,7 @@ class Interruption(TrainerCallback):
 
 
 def main() -> None:
-    make_trainer, evaluate_at_end = program.make_trainer, program.evaluate_at_end
+    make_trainer, evaluate_at_end = program.make_trainer, ending.evaluate_at_end
     interruption = Interruption()
 
     def make_interrupted(*args: Any) -> Any:
@@ -74,7 +74,7 @@ def main() -> None:
         interruption.at("end")
         evaluate_at_end(*args)
 
-    program.make_trainer, program.evaluate_at_end = make_interrupted, evaluate_interrupted
+    program.make_trainer, ending.evaluate_at_end = make_interrupted, evaluate_interrupted
     run_program(pretrain.main)
 
 

@@ -1,0 +1,67 @@
+"""The end of a run: what is left when it was stopped, and when it is through."""
+
+import logging
+from typing import NoReturn
+
+from pretraining.cli.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
+from pretraining.runs.checkpoints import MODEL_DIR_NAME
+from pretraining.training.model_cards import try_write_card
+from pretraining.training.model_push import push_model
+from pretraining.training.processes import leave_processes
+from pretraining.training.run_plan import RunPlan
+from pretraining.training.run_report import RunReport
+from pretraining.training.trainer import PretrainingTrainer
+from pretraining.training.weight_exports import export_at_end
+
+logger = logging.getLogger(__name__)
+
+
+def leave_stopped(trainer: PretrainingTrainer, report: RunReport) -> NoReturn:
+    """End as somebody asked for."""
+    trainer.reporters.end(trainer)
+    report.finish(is_stopped=True)
+    step = trainer.state.global_step
+    leave_processes(
+        STOPPED_EXIT_CODE if step in (trainer.saver.saved_step, trainer.plan.start.step) else CRASH_EXIT_CODE
+    )
+
+
+def finish(trainer: PretrainingTrainer, report: RunReport) -> None:
+    """After the last step: evaluate, export, and leave report, cards and what goes to the Hub."""
+    evaluate_at_end(trainer)
+    trainer.reporters.end(trainer)
+    if trainer.plan.arguments.durability.export:
+        export_at_end(trainer)
+    report.finish()
+    write_cards(trainer)
+    say_what_is_there(trainer.plan)
+    push_model(trainer)
+
+
+def evaluate_at_end(trainer: PretrainingTrainer) -> None:
+    """Loss on validation, unless it was just measured, and on test, which nothing has looked at before."""
+    measured_at = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
+    if trainer.data.validation is not None and trainer.state.global_step not in measured_at:
+        trainer.evaluate()
+    if trainer.data.test is not None:
+        trainer.evaluate(trainer.data.test, metric_key_prefix="test")
+
+
+def write_cards(trainer: PretrainingTrainer) -> None:
+    """The model card, in the run folder and with the exported model."""
+    if trainer.is_world_process_zero():
+        run_dir, step = trainer.plan.run_dir, trainer.state.global_step
+        repository = trainer.hub_model_id if trainer.args.push_to_hub else None
+        model_dirs = [run_dir / MODEL_DIR_NAME] if trainer.plan.arguments.durability.export else []
+        for folder in (run_dir, *model_dirs):
+            try_write_card(trainer.plan, folder, step, repository=repository)
+
+
+def say_what_is_there(plan: RunPlan) -> None:
+    """Where things lie and what to do next."""
+    logger.info("run folder: %s (README.md, metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
+    stable = plan.run_dir / f"checkpoint-{plan.last_stable_step}"
+    if stable.is_dir():
+        logger.info("to train longer: --max_steps N --output_dir ANOTHER --resume %s", stable)
+    if plan.arguments.durability.export:
+        logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
