@@ -4,6 +4,7 @@
     deepspeed --num_gpus=8 pretrain.py                           # Llama-2-7B on blocks/, settings of Llama 2
     deepspeed pretrain.py --model llama2_13b --deepspeed ds_config_offload.json
     deepspeed --num_gpus=2 pretrain.py --recipe recipes/quickstart/pretrain.yaml
+    python3 pretrain.py --recipe recipes/llama2_7b.yaml --plan_only --num_gpus 8 --gpu_type h200   # starts nothing
 
 torchrun, mpirun and python3 (one process) start it as well. The run folder receives metrics.jsonl, checkpoints and, at
 the end, the exported model. Make the blocks with preprocess.py.
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pretraining.cli.errors import run_program
 from pretraining.cli.launchers import share_cores
-from pretraining.cli.pretrain_arguments import DataArguments, parse_pretrain_arguments
+from pretraining.cli.pretrain_arguments import DataArguments, PretrainArguments, parse_pretrain_arguments
 from pretraining.cli.restarts import supervise
 
 if TYPE_CHECKING:
@@ -27,8 +28,18 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Read the flags, then train; torch is imported in between, so that a wrong flag costs no time."""
     arguments = parse_pretrain_arguments(__doc__ or "", argv)
-    if arguments.durability.restarts:
+    if arguments.durability.restarts and not arguments.plan.starts_nothing:
         supervise(arguments.durability.restarts)  # goes on in its child; pyarrow would make it three times as large
+    if arguments.plan.plan_only:
+        from pretraining.training.plan_only import say_plan
+
+        say_plan(arguments)
+    else:
+        train(arguments)
+
+
+def train(arguments: PretrainArguments) -> None:
+    """Find the blocks and train on them."""
     mixture = find_data(arguments.data)
 
     share_cores()
@@ -45,7 +56,7 @@ def find_data(flags: DataArguments) -> Mixture:
     from pretraining.corpus.synthetic import synthetic_mixture
 
     if flags.is_synthetic:
-        return synthetic_mixture(block_length=flags.block_length, vocab_size=flags.vocab_size)
+        return synthetic_mixture(block_length=flags.block_length or 4096, vocab_size=flags.vocab_size)
     return find_mixture(flags.dataset, revision=flags.dataset_revision)
 
 

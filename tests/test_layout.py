@@ -87,13 +87,15 @@ def test_the_readme_names_every_room_tool_and_program() -> None:
     assert missing == []
 
 
-def test_the_offload_config_is_the_base_plus_the_offload_sections() -> None:
-    base, offload = (
-        json.loads((PROJECT_DIR / name).read_text()) for name in ("ds_config.json", "ds_config_offload.json")
+def test_the_offload_configs_are_the_base_plus_the_offload_sections() -> None:
+    base, optimizer, both = (
+        json.loads((PROJECT_DIR / f"ds_config{ending}.json").read_text())
+        for ending in ("", "_offload_optimizer", "_offload")
     )
-    for key in ("offload_optimizer", "offload_param"):
-        assert offload["zero_optimization"].pop(key)["device"] == "cpu"
-    assert offload == base
+    for config in (optimizer, both):
+        assert config["zero_optimization"].pop("offload_optimizer")["device"] == "cpu"
+    assert both["zero_optimization"].pop("offload_param")["device"] == "cpu"
+    assert both == optimizer == base
     assert not {"optimizer", "scheduler"} & set(base)
     shared = ("gradient_clipping", "gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu")
     assert {base[key] for key in shared} == {"auto"}

@@ -1,10 +1,14 @@
 """The flags of pretrain.py about the plan: what a run needs and takes, said before it starts."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
+
+MEMORY_TEXT = re.compile(r"(\d+(?:\.\d+)?) ?([MGT]I?B)", re.IGNORECASE)
+UNIT_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,35 @@ class PlanArguments:
     )
     force: bool = flag(False, "start although the plan says that the run does not fit")
 
+    @property
+    def host_bytes(self) -> int | None:
+        """--host_memory in bytes."""
+        match = MEMORY_TEXT.fullmatch(self.host_memory or "")
+        return None if match is None else int(float(match[1]) * UNIT_BYTES[match[2].upper()])
+
+    @property
+    def starts_nothing(self) -> bool:
+        """Whether no training of its own comes of it."""
+        return self.plan_only or self.plan_measure
+
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         checks = {
             f"--num_gpus {self.num_gpus}: give 1 or more": self.num_gpus is None or self.num_gpus > 0,
             f"--assumed_mfu {self.assumed_mfu:g}: give a share above 0 and up to 1, as 0.4": 0 < self.assumed_mfu <= 1,
+            f"--host_memory {self.host_memory}: give a size as 512GB or 1TB": not self.host_memory
+            or self.host_bytes is not None,
+            "--plan_only --plan_measure: exclude each other; keep one": not (self.plan_only and self.plan_measure),
+            f"--{self._for_another_machine}: describes another machine, for --plan_only; leave it out": self.plan_only
+            or not self._for_another_machine,
             f"--price_per_gpu_hour {self.price_per_gpu_hour}: give 0 or more": (self.price_per_gpu_hour or 0) >= 0,
         }
         problems = [message for message, fine in checks.items() if not fine]
         if problems:
             raise UserError(*problems)
+
+    @property
+    def _for_another_machine(self) -> str:
+        """The first flag, if one was given, that a start on this machine would do nothing with."""
+        names = ("num_gpus", "gpu_type", "host_memory")
+        return next((name for name in names if getattr(self, name) is not None), "")

@@ -93,7 +93,9 @@ class DataArguments:
         "block store that preprocess.py made: a folder, or a data set of the Hub (USER/NAME); several with their "
         "shares of the blocks, as news=blocks_a:0.7 wiki=blocks_b:0.3; or synthetic: random ids, to measure speed",
     )
-    block_length: int = flag(4096, "tokens of a block of --dataset synthetic")
+    block_length: int | None = flag(
+        None, "tokens of a block of --dataset synthetic (4,096), and of --plan_only where no blocks are there"
+    )
     vocab_size: int = flag(32000, "different ids of --dataset synthetic")
     dataset_revision: str | None = flag(None, "branch, tag or commit of a data set of the Hub; the newest without it")
     global_batch_tokens: int | None = flag(

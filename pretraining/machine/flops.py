@@ -1,5 +1,7 @@
 """How many parameters a Llama has, and how much arithmetic one token of training takes."""
 
+import math
+from collections.abc import Iterator
 from typing import Protocol
 
 
@@ -18,22 +20,40 @@ class LlamaShape(Protocol):
     mlp_bias: bool
 
 
+def parameter_shapes(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Each parameter's name and shape, in the order of the model; tied embeddings stand there once."""
+    yield "model.embed_tokens.weight", (shape.vocab_size, shape.hidden_size)
+    for number in range(shape.num_hidden_layers):
+        for name, dimensions in _layer_shapes(shape):
+            yield f"model.layers.{number}.{name}", dimensions
+    yield "model.norm.weight", (shape.hidden_size,)
+    if not shape.tie_word_embeddings:
+        yield "lm_head.weight", (shape.vocab_size, shape.hidden_size)
+
+
 def num_parameters(shape: LlamaShape) -> int:
     """Parameters of the model, each counted once (tied embeddings too)."""
-    embeddings = shape.vocab_size * shape.hidden_size
-    output = 0 if shape.tie_word_embeddings else embeddings
-    return embeddings + shape.num_hidden_layers * _num_layer_parameters(shape) + shape.hidden_size + output
+    return sum(math.prod(dimensions) for _, dimensions in parameter_shapes(shape))
 
 
-def _num_layer_parameters(shape: LlamaShape) -> int:
-    query_width = shape.num_attention_heads * shape.head_dim
-    key_value_width = shape.num_key_value_heads * shape.head_dim
-    attention = shape.hidden_size * (2 * query_width + 2 * key_value_width)
-    mlp = 3 * shape.hidden_size * shape.intermediate_size
-    norms = 2 * shape.hidden_size
-    attention_biases = shape.attention_bias * (query_width + 2 * key_value_width + shape.hidden_size)
-    mlp_biases = shape.mlp_bias * (2 * shape.intermediate_size + shape.hidden_size)
-    return attention + mlp + norms + attention_biases + mlp_biases
+def _layer_shapes(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, mlp = shape.hidden_size, shape.intermediate_size
+    query, key_value = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    projections = {
+        "self_attn.q_proj": (query, hidden),
+        "self_attn.k_proj": (key_value, hidden),
+        "self_attn.v_proj": (key_value, hidden),
+        "self_attn.o_proj": (hidden, query),
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
+    }
+    for name, (outputs, inputs) in projections.items():
+        yield f"{name}.weight", (outputs, inputs)
+        if shape.attention_bias if name.startswith("self_attn") else shape.mlp_bias:
+            yield f"{name}.bias", (outputs,)
+    yield "input_layernorm.weight", (hidden,)
+    yield "post_attention_layernorm.weight", (hidden,)
 
 
 def flops_per_token(shape: LlamaShape, *, block_length: int, is_causal: bool = False) -> float:

@@ -1,10 +1,14 @@
 """What is about to run, said before anything is loaded."""
 
 import logging
+import shutil
 
 from pretraining.machine.flops import num_parameters
+from pretraining.machine.footprint import footprint
 from pretraining.training.elastic import said_checkpoint
 from pretraining.training.global_batch import GlobalBatch
+from pretraining.training.plan_costs import what_is_kept
+from pretraining.training.planning import gigabytes
 from pretraining.training.run_plan import RunPlan
 
 logger = logging.getLogger(__name__)
@@ -23,6 +27,7 @@ def announce(plan: RunPlan) -> None:
         f"micro steps x {_said_processes(batch)}, ZeRO-3, gradients added up in {plan.gradient_type.name} "
         f"({plan.gradient_type.reason})"
     )
+    _announce_memory(plan)
     logger.info(
         f"run: {plan.num_steps:,} steps, {plan.num_steps * batch.tokens:,} tokens, "
         f"{num_blocks / sum(plan.order.num_blocks):.2f} epochs over {sum(plan.order.num_blocks):,} blocks, into "
@@ -40,6 +45,7 @@ def announce(plan: RunPlan) -> None:
         checkpoint = said_checkpoint(plan.start.checkpoint, num_processes=batch.num_processes)
         logger.info("resuming from %s", checkpoint)
     _warn_of_warm_up(plan)
+    _warn_of_disk(plan)
 
 
 def _said_processes(batch: GlobalBatch) -> str:
@@ -55,4 +61,28 @@ def _warn_of_warm_up(plan: RunPlan) -> None:
             "--warmup_steps 0.01 for 1 %% of the run",
             plan.schedule.warmup_steps,
             plan.num_steps,
+        )
+
+
+def _announce_memory(plan: RunPlan) -> None:
+    needed, machine = footprint(plan.layout, has_gpu=plan.machine.has_gpu), plan.machine
+    places = []
+    if machine.gpu_bytes is not None:
+        places.append(f"{gigabytes(needed.gpu_bytes)} of {gigabytes(machine.gpu_bytes)} on each GPU")
+    if machine.host_bytes is not None:
+        places.append(f"{gigabytes(needed.host_bytes)} of {gigabytes(machine.host_bytes)} in host memory")
+    logger.info("planned: %s", ", ".join(places))
+
+
+def _warn_of_disk(plan: RunPlan) -> None:
+    kept = what_is_kept(plan.arguments, plan.layout, num_tokens=plan.num_steps * plan.batch.tokens)
+    existing = next(folder for folder in (plan.run_dir, *plan.run_dir.resolve().parents) if folder.is_dir())
+    needed, free = kept.checkpoints_bytes + kept.exports_bytes, shutil.disk_usage(existing).free
+    if needed > free:
+        logger.warning(
+            "--output_dir %s: has %s free, and checkpoints and exported models take up to %s; give another, or less "
+            "of --save_total_limit",
+            plan.run_dir,
+            gigabytes(free),
+            gigabytes(needed),
         )

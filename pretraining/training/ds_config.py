@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from pretraining.cli.errors import UserError
@@ -107,6 +106,8 @@ def _refused_values(config: dict[str, Any]) -> list[str]:
 def _zero_problems(zero: dict[str, Any]) -> list[str]:
     if not zero.setdefault(GATHER_KEY, True):
         return [f"zero_optimization.{GATHER_KEY} is false; set it to true, the exported model needs it"]
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # after processes.py, which names its accelerator
+
     try:
         DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if value != "auto"})
     except ValidationError as error:

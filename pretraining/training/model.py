@@ -23,8 +23,8 @@ def load_presets() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(PRESETS_PATH.read_text(encoding="utf-8"))
 
 
-def load_model_config(arguments: ModelArguments, blocks: Origin) -> LlamaConfig:
-    """The configuration to train: the named shape, with the vocabulary and special tokens of the blocks.
+def load_model_config(arguments: ModelArguments, blocks: Origin | None) -> LlamaConfig:
+    """The configuration to train: the named shape, with the vocabulary and special tokens of the blocks, if any.
 
     Raises:
         UserError: when the model is unknown or no Llama, or does not fit the blocks.
@@ -33,12 +33,13 @@ def load_model_config(arguments: ModelArguments, blocks: Origin) -> LlamaConfig:
     is_preset = arguments.model in presets
     fields = presets[arguments.model] if is_preset else _read_config(arguments.model, list(presets))
     overrides = _overrides(arguments.model_overrides)
-    if is_preset and "vocab_size" not in overrides:
+    if blocks is not None and is_preset and "vocab_size" not in overrides:
         overrides["vocab_size"] = blocks.tokenizer.vocab_size
     config = _llama_config(arguments.model, _merged(fields, overrides))
-    config.bos_token_id = blocks.token_rules.bos_token_id
-    config.eos_token_id = blocks.token_rules.eos_token_id
-    _check_against_blocks(config, arguments.model, blocks)
+    if blocks is not None:
+        config.bos_token_id = blocks.token_rules.bos_token_id
+        config.eos_token_id = blocks.token_rules.eos_token_id
+        _check_against_blocks(config, arguments.model, blocks)
     multiple = arguments.pad_vocabulary_to_multiple_of
     if multiple is not None:
         config.vocab_size = -(-config.vocab_size // multiple) * multiple

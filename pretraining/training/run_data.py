@@ -1,9 +1,13 @@
-"""Whether the blocks make a run, and in which order they stand."""
+"""Whether blocks and tokenizer belong together and make a run, and in which order the blocks stand."""
 
 import logging
+from pathlib import Path
 
 from pretraining.cli.errors import UserError
+from pretraining.corpus.manifest import Manifest
+from pretraining.corpus.shards import sha256_of
 from pretraining.corpus.store_source import Mixture
+from pretraining.corpus.tokenization import load_document_tokenizer
 from pretraining.training.block_order import WINDOW, BlockOrder, share_window
 from pretraining.training.global_batch import GlobalBatch
 
@@ -24,6 +28,21 @@ def make_order(mixture: Mixture, *, seed: int) -> BlockOrder:
                 "more, or leave it out"
             )
     return BlockOrder(tuple(mixture.num_blocks("train")), tuple(shares), seed)
+
+
+def check_tokenizer(store: Path, manifest: Manifest) -> None:
+    """Refuse a block store whose tokenizer/ is not the one that made its ids."""
+    identity = manifest.origin.tokenizer
+    path = store / "tokenizer" / "tokenizer.json"
+    if not path.is_file() or sha256_of(path) != identity.sha256:
+        raise UserError(f"--dataset {store}: {path} is missing or not the one that made the blocks; preprocess again")
+    add_bos = manifest.origin.token_rules.bos_token_id is not None
+    tokenizer = load_document_tokenizer(str(path.parent), add_bos=add_bos, flag="--dataset")
+    if tokenizer.canary()["ids"] != identity.canary_ids:
+        raise UserError(
+            f"--dataset {store}: this version of `tokenizers` gives other ids for the canary text of the manifest; "
+            "install the version of requirements.lock, or preprocess again"
+        )
 
 
 def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool) -> None:

@@ -1,27 +1,28 @@
 """What a run is: decided and checked before the processes join and anything is loaded."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig
 
-from pretraining.cli.launchers import num_processes
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.store_source import Mixture
-from pretraining.machine.memory import available_host_bytes
+from pretraining.machine.layout import Layout
 from pretraining.training.block_loader import BlockStream
 from pretraining.training.block_order import BlockOrder
 from pretraining.training.ds_config import choose_cpu_optimizer, load_ds_config
 from pretraining.training.global_batch import GlobalBatch, plan_global_batch
 from pretraining.training.model import load_model_config
 from pretraining.training.optimizers import prepare_optimizer
-from pretraining.training.preflight import GradientType, check_memory, check_tokenizer, choose_gradient_type
-from pretraining.training.processes import check_num_processes, has_gpu, smallest_gpu_bytes
+from pretraining.training.planned_machine import Machine, this_machine
+from pretraining.training.planning import GradientType, choose_gradient_type, make_layout
+from pretraining.training.processes import check_num_processes, has_gpu
+from pretraining.training.remedies import check_fits
 from pretraining.training.resuming import Start, find_start, resume_now
-from pretraining.training.run_data import check_blocks, make_order
+from pretraining.training.run_data import check_blocks, check_tokenizer, make_order
 from pretraining.training.schedule import Schedule, make_schedule
 from pretraining.training.sequence_parallel import check_sequence_parallel
 from pretraining.training.training_arguments import Precision, choose_precision
@@ -44,6 +45,8 @@ class RunPlan:
     schedule: Schedule
     precision: Precision
     gradient_type: GradientType
+    layout: Layout
+    machine: Machine
 
     def num_consumed(self, step: int) -> int:
         """Blocks that are consumed at the end of a step; until the start, steps may have had another size."""
@@ -88,27 +91,18 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     run_dir = Path(trainer["output_dir"] or Path("runs") / _run_name(arguments.model.model))
     ds_config = load_ds_config(trainer["deepspeed"])
     config = load_model_config(arguments.model, mixture.origin)
-    batch = _plan_batch(arguments, mixture, config)
+    machine = this_machine()
+    batch = plan_batch(arguments, config, mixture.origin.block_length, machine)
     resume = resume_now(run_dir, arguments.durability.resume, this_restart())
     start = find_start(run_dir, resume)
-    num_steps = _num_steps(arguments, batch, sum(mixture.num_blocks("train")), start)
+    num_steps = num_steps_of(arguments, batch, sum(mixture.num_blocks("train")), start)
+    assert num_steps is not None, "the number of blocks is known"
     precision = choose_precision(trainer, has_gpu=has_gpu())
-    gradient_type = choose_gradient_type(
-        arguments.optimization,
-        config,
-        ds_config,
-        precision=precision,
-        bytes_per_gpu=smallest_gpu_bytes(),
-        num_processes=num_processes(),
-    )
-    check_memory(
-        gradient_type.needed,
-        model=arguments.model.model,
-        gpu_bytes=smallest_gpu_bytes(),
-        num_processes=num_processes(),
-        available_host_bytes=available_host_bytes(),
-    )
+    layout = make_layout(arguments, config, ds_config, batch=batch, precision=precision, machine=machine)
+    gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)
+    layout = replace(layout, grad_accum_dtype=gradient_type.name)
     check_blocks(mixture, batch, evaluates=trainer["eval_strategy"] != "no")
+    check_fits(layout, machine, batch, model=arguments.model.model, force=arguments.plan.force)
     data_seed = trainer.get("data_seed")
     prepare_optimizer(arguments.optimization.optim, ds_config)
     choose_cpu_optimizer(ds_config, has_gpu=has_gpu())
@@ -127,6 +121,8 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
         schedule=make_schedule(arguments, num_steps=num_steps),
         precision=precision,
         gradient_type=gradient_type,
+        layout=layout,
+        machine=machine,
     )
 
 
@@ -136,14 +132,19 @@ def _run_name(model: str) -> str:
     return path.resolve().parent.name if path.name == "config.json" else path.name.removesuffix(".json")
 
 
-def _plan_batch(arguments: PretrainArguments, mixture: Mixture, config: LlamaConfig) -> GlobalBatch:
-    size, block_length = arguments.model.sequence_parallel_size, mixture.origin.block_length
-    check_sequence_parallel(size, config, block_length=block_length, num_processes=num_processes())
+def plan_batch(arguments: PretrainArguments, config: LlamaConfig, block_length: int, machine: Machine) -> GlobalBatch:
+    """How a step is made of micro steps on a machine.
+
+    Raises:
+        UserError: when something does not divide exactly.
+    """
+    size = arguments.model.sequence_parallel_size
+    check_sequence_parallel(size, config, block_length=block_length, num_processes=machine.num_processes)
     micro_step = GlobalBatch(
         block_length=block_length,
         micro_batch_blocks=arguments.trainer["per_device_train_batch_size"],
         gradient_accumulation_steps=1,
-        num_processes=num_processes(),
+        num_processes=machine.num_processes,
         sequence_parallel_size=size,
     )
     return plan_global_batch(
@@ -153,12 +154,17 @@ def _plan_batch(arguments: PretrainArguments, mixture: Mixture, config: LlamaCon
     )
 
 
-def _num_steps(arguments: PretrainArguments, batch: GlobalBatch, num_blocks: int, start: Start) -> int:
-    """Optimizer steps of the whole run: as asked for, or as many as it takes for the tokens or fit into the epochs."""
+def num_steps_of(arguments: PretrainArguments, batch: GlobalBatch, num_blocks: int | None, start: Start) -> int | None:
+    """Optimizer steps of the whole run: as asked for, or as many as it takes for the tokens or fit into the epochs.
+
+    None where only the number of blocks could tell, and that is not known.
+    """
     if arguments.trainer.get("max_steps", -1) > 0:
         return arguments.trainer["max_steps"]
     if arguments.data.max_tokens is not None:
         num_tokens = arguments.data.max_tokens - start.num_blocks * batch.block_length
         return start.step + max(0, math.ceil(num_tokens / batch.tokens))
+    if num_blocks is None:
+        return None
     wanted = arguments.trainer["num_train_epochs"] * num_blocks - start.num_blocks
     return max(1, start.step + math.floor(wanted / batch.blocks + 1e-6))

@@ -45,9 +45,10 @@ def make_training_arguments(
         raise UserError(f"Trainer flags: {' '.join(str(error).split())}") from None
 
 
-def choose_precision(flags: dict[str, Any], *, has_gpu: bool) -> Precision:
+def choose_precision(flags: dict[str, Any], *, has_gpu: bool, here: bool = True) -> Precision:
     """bf16 or fp16 as asked, otherwise bf16 where the hardware has its instructions, and fp32 where not.
 
+    Every GPU that can be planned for has them, which is not `here` then.
     Without them bf16 is emulated: on such a CPU a step took 10.1 s in place of 0.54 s in fp32.
     """
     if flags.get("fp16"):
@@ -56,6 +57,8 @@ def choose_precision(flags: dict[str, Any], *, has_gpu: bool) -> Precision:
         return "fp16"
     if flags["bf16"] is not None:
         return "bf16" if flags["bf16"] else "fp32"
+    if not here:
+        return "bf16"
     if has_gpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"

@@ -1,4 +1,4 @@
-"""A run that begins wrong is stopped at its first step; and how gradients are added up follows from the memory."""
+"""A run that begins wrong is stopped at its first step."""
 
 import math
 
@@ -7,14 +7,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.cli.errors import UserError
-from pretraining.cli.pretrain_arguments import OptimizationArguments
 from pretraining.training.first_step import (
     check_first_loss,
     check_fresh_weights,
     check_rotary_positions,
     expected_first_loss,
 )
-from pretraining.training.preflight import GradientType, choose_gradient_type
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -79,28 +77,3 @@ def test_the_first_loss_is_what_fresh_weights_give(hidden_size: int, initializer
         with pytest.raises(UserError, match=r"the loss of step 1 is .* fresh weights give"):
             check_first_loss(wrong, shape)
     check_first_loss(30.0, config(tie_word_embeddings=True))  # not known there
-
-
-def chosen(asked: str, *, precision: str = "bf16", gigabytes: int | None, num_processes: int = 1) -> GradientType:
-    llama2_7b = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, vocab_size=32000)
-    return choose_gradient_type(
-        OptimizationArguments(grad_accum_dtype=asked),  # type: ignore[arg-type]
-        llama2_7b,
-        {"zero_optimization": {"stage": 3}},
-        precision=precision,
-        bytes_per_gpu=None if gigabytes is None else gigabytes * 10**9,
-        num_processes=num_processes,
-    )
-
-
-def test_gradients_are_added_up_in_fp32_unless_that_does_not_fit() -> None:
-    assert chosen("auto", gigabytes=80, num_processes=8).name == "fp32"
-    assert chosen("auto", gigabytes=150).name == "fp32"  # 121 GB of 150
-    tight = chosen("auto", gigabytes=130)
-    assert tight.name == "bf16"
-    assert "fp32 would leave too little of the 130.0 GB of a GPU" in tight.reason
-    assert chosen("auto", gigabytes=20).name == "fp32", "neither fits, so the smaller one is no remedy"
-    assert chosen("bf16", gigabytes=None).reason == "as asked for"
-    assert chosen("bf16", precision="fp32", gigabytes=None).name == "fp32"
-    with pytest.raises(UserError, match="--grad_accum_dtype bf16 --fp16"):
-        chosen("bf16", precision="fp16", gigabytes=80)

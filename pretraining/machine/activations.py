@@ -1,0 +1,94 @@
+"""Bytes that forward keeps for backward, and what both need besides, of one micro step on one GPU.
+
+Tensor by tensor as the layers of transformers 5.23 compute a Llama with torch's autograd; a test holds it to what
+autograd really saves and to the most that is alive in a real step. `tokens` below are those of a micro step on one GPU.
+"""
+
+from dataclasses import dataclass
+
+from pretraining.machine.layout import Layout
+
+FP32_BYTES = 4
+# At the loss, for each logit in fp32: the log probability that forward keeps, its gradient, and that of the logit.
+LOSS_BYTES = 12
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What is kept over the whole backward, and the most that is alive besides: at the loss, and in a layer."""
+
+    kept: int
+    at_loss: int
+    in_layer: int
+
+
+def activations(layout: Layout) -> Activations:
+    """Of one micro step."""
+    shape, tokens = layout.shape, layout.num_tokens
+    num_layers, hidden = shape.num_hidden_layers, tokens * shape.hidden_size * layout.weight_bytes
+    layer, mlp = layer_bytes(layout), mlp_width_bytes(layout)
+    every = layout.checkpoint_every
+    num_checkpointed = 0 if every is None else len(range(0, num_layers, every))
+    inputs = 0 if layout.offload_checkpoints else num_checkpointed * hidden
+    around = _norm_bytes(layout) + _position_bytes(layout)
+    kept = (num_layers - num_checkpointed) * layer + inputs + around
+    # Backward begins in the MLP: gradients of its product and of one of its factors, and of the layer's output.
+    mlp_work = 2 * mlp + hidden + (4 * mlp if layout.mlp_tiles else 0)
+    in_layer = mlp_work + (layer if num_checkpointed else 0) - _norm_bytes(layout)  # the last norm's are free by then
+    return Activations(kept, at_loss=loss_bytes(layout), in_layer=max(0, in_layer))
+
+
+def layer_bytes(layout: Layout) -> int:
+    """What one layer keeps that is not checkpointed."""
+    shape, tokens, each = layout.shape, layout.num_tokens, layout.weight_bytes
+    queries = tokens * shape.num_attention_heads * shape.head_dim * each
+    keys = tokens * shape.num_key_value_heads * shape.head_dim * each
+    if layout.attention == "eager":  # keys and values once for each head, and every probability, in fp32 too
+        probabilities = tokens * layout.block_length * shape.num_attention_heads
+        attention = 3 * queries + probabilities * (FP32_BYTES + (each if each != FP32_BYTES else 0))
+    else:  # and the logarithm of a sum for each head
+        attention = queries + 2 * keys + tokens * shape.num_attention_heads * FP32_BYTES
+    mlp = 0 if layout.mlp_tiles else 4 * mlp_width_bytes(layout)  # gate, its SiLU, up, their product
+    return 2 * _norm_bytes(layout) + attention + queries + mlp
+
+
+def mlp_width_bytes(layout: Layout) -> int:
+    """One tensor as wide as the MLP, of the tokens that it takes at a time."""
+    whole = layout.num_tokens * layout.shape.intermediate_size * layout.weight_bytes
+    return -(-whole // (layout.mlp_tiles or 1))
+
+
+def loss_bytes(layout: Layout) -> int:
+    """The most that logits, losses and their gradients take."""
+    shape, tokens, each = layout.shape, layout.num_tokens, layout.weight_bytes
+    if layout.loss_tiles is None:
+        return LOSS_BYTES * tokens * shape.vocab_size
+    tile = -(-tokens // layout.loss_tiles) * shape.vocab_size
+    weight = shape.vocab_size * shape.hidden_size
+    # A tile's logits, two such tensors of their logsumexp, and their gradient; and the gradients of the hidden states
+    # and of the weight, the latter in two types.
+    return tile * (3 * FP32_BYTES + each) + tokens * shape.hidden_size * each + weight * (FP32_BYTES + each)
+
+
+def evaluation_bytes(layout: Layout) -> int:
+    """The most that whole logits take without gradients: as they are, in fp32, and their log probabilities."""
+    tokens = layout.evaluation_blocks * layout.block_length // layout.sequence_parallel_size
+    return tokens * layout.shape.vocab_size * (layout.weight_bytes + 2 * FP32_BYTES)
+
+
+def _norm_bytes(layout: Layout) -> int:
+    """RMSNorm keeps its input in fp32 and a factor for each token, and its result before and after the weight."""
+    return layout.num_tokens * (layout.shape.hidden_size * (FP32_BYTES + 2 * layout.weight_bytes) + FP32_BYTES)
+
+
+def _position_bytes(layout: Layout) -> int:
+    """Ids, and cosine and sine of each position; with isolated documents also who sees whom, as sdpa wants it."""
+    isolated = layout.isolates_documents and layout.sequence_parallel_size == 1
+    rows = layout.micro_batch_blocks if layout.isolates_documents or layout.sequence_parallel_size > 1 else 1
+    positions = rows * layout.block_length // layout.sequence_parallel_size
+    mask = layout.num_tokens * layout.block_length * (1 + layout.weight_bytes)
+    return (
+        8 * layout.num_tokens
+        + 2 * positions * layout.shape.head_dim * layout.weight_bytes
+        + (mask if isolated and not layout.attention.startswith("flash") else 0)
+    )

@@ -1,0 +1,92 @@
+"""--plan_only: what a run needs and takes, on any machine, with the blocks or without them."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from pretraining.cli.errors import UserError
+from pretraining.cli.pretrain_arguments import PretrainArguments
+from pretraining.corpus.manifest import MANIFEST_NAME
+from pretraining.corpus.store_source import Mixture, find_mixture
+from pretraining.machine.footprint import footprint
+from pretraining.training.ds_config import load_ds_config
+from pretraining.training.model import load_model_config
+from pretraining.training.plan_costs import plan_costs, what_is_kept
+from pretraining.training.plan_table import PlannedRun, plan_table
+from pretraining.training.planned_machine import planned_machine
+from pretraining.training.planning import choose_gradient_type, make_layout, problems
+from pretraining.training.remedies import find_remedies
+from pretraining.training.resuming import Start
+from pretraining.training.run_plan import num_steps_of, plan_batch
+from pretraining.training.training_arguments import choose_precision
+
+
+def say_plan(arguments: PretrainArguments) -> None:
+    """Write the plan to stdout.
+
+    Raises:
+        UserError: when it cannot be planned, or, after all was said, when it does not fit.
+    """
+    run = plan_without_start(arguments)
+    needs = problems(footprint(run.layout, has_gpu=run.machine.has_gpu), run.machine)
+    remedies = find_remedies(run.layout, run.machine, run.batch) if needs else []
+    sys.stdout.write(plan_table(run, remedies, problems=needs))
+    sys.stdout.flush()
+    if needs:
+        raise UserError(f"--model {run.model}: does not fit {run.machine.name}: needs {' and '.join(needs)}")
+
+
+def plan_without_start(arguments: PretrainArguments) -> PlannedRun:
+    """Everything that the table says; no folder is made and no process joins another."""
+    machine, mixture = planned_machine(arguments.plan), _blocks_here(arguments)
+    ds_config, notes = load_ds_config(arguments.trainer["deepspeed"]), []
+    config = load_model_config(_with_vocabulary(arguments).model, None if mixture is None else mixture.origin)
+    if mixture is None:
+        block_length = arguments.data.block_length or config.max_position_embeddings
+        source = "--block_length" if arguments.data.block_length else "max_position_embeddings"
+        notes.append(
+            f"--dataset {' '.join(arguments.data.dataset)}: no blocks are here, so this is planned for blocks of "
+            f"{block_length:,} tokens ({source}) and a vocabulary of {config.vocab_size:,}"
+        )
+    else:
+        block_length = mixture.origin.block_length
+    if not machine.has_gpu:
+        notes.append("no GPU is here and none was named (--gpu_type h200), so this is planned for the CPU")
+    if arguments.trainer.get("use_liger_kernel"):
+        notes.append("--use_liger_kernel: takes less than is said here")
+    batch = plan_batch(arguments, config, block_length, machine)
+    precision = choose_precision(arguments.trainer, has_gpu=machine.has_gpu, here=arguments.plan.gpu_type is None)
+    layout = make_layout(arguments, config, ds_config, batch=batch, precision=precision, machine=machine)
+    gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)
+    layout = replace(layout, grad_accum_dtype=gradient_type.name)
+    notes.append(f"gradients are added up in {gradient_type.name}: {gradient_type.reason}")
+    num_blocks = None if mixture is None else sum(mixture.num_blocks("train"))
+    num_steps = num_steps_of(arguments, batch, num_blocks, Start())
+    num_tokens = None if num_steps is None else num_steps * batch.tokens
+    return PlannedRun(
+        model=arguments.model.model,
+        notes=tuple(notes),
+        layout=layout,
+        machine=machine,
+        batch=batch,
+        num_steps=num_steps,
+        costs=plan_costs(arguments.plan, layout, machine.gpu_type, num_tokens=num_tokens),
+        kept=what_is_kept(arguments, layout, num_tokens=num_tokens),
+    )
+
+
+def _blocks_here(arguments: PretrainArguments) -> Mixture | None:
+    """The block stores, when they all lie on this machine; nothing is made or brought here for a plan."""
+    flags = arguments.data
+    stores = [text.rpartition(":")[0].partition("=")[2] or text for text in flags.dataset]
+    if flags.is_synthetic or not all((Path(store) / MANIFEST_NAME).is_file() for store in stores):
+        return None
+    return find_mixture(flags.dataset, revision=flags.dataset_revision)
+
+
+def _with_vocabulary(arguments: PretrainArguments) -> PretrainArguments:
+    """Synthetic blocks have the vocabulary of a flag."""
+    if not arguments.data.is_synthetic:
+        return arguments
+    overrides = [f"vocab_size={arguments.data.vocab_size}", *arguments.model.model_overrides]
+    return replace(arguments, model=replace(arguments.model, model_overrides=overrides))

@@ -1,0 +1,117 @@
+"""What a run needs of a machine, whether it fits, and in which type its gradients are added up."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import LlamaConfig
+
+from pretraining.cli.errors import UserError
+from pretraining.cli.pretrain_arguments import PretrainArguments
+from pretraining.machine.footprint import Footprint, footprint
+from pretraining.machine.layout import Layout, ZeroSettings
+from pretraining.training.ds_config import offloads
+from pretraining.training.global_batch import GlobalBatch
+from pretraining.training.planned_machine import Machine
+
+WORKS_ON_ANY_MACHINE = (
+    "what works on this machine: make quickstart, or deepspeed --num_gpus=2 pretrain.py --recipe "
+    "recipes/quickstart/pretrain.yaml"
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GradientType:
+    """The type in which micro steps are added up, and why it is that one."""
+
+    name: str
+    reason: str
+
+
+def make_layout(
+    arguments: PretrainArguments,
+    config: LlamaConfig,
+    ds_config: dict[str, Any],
+    *,
+    batch: GlobalBatch,
+    precision: str,
+    machine: Machine,
+) -> Layout:
+    """How the flags lay the model out; gradients are added up in fp32 in it, which is not decided yet."""
+    flags, trainer = arguments.model, arguments.trainer
+    options = _checkpointing_options(trainer)
+    return Layout(
+        shape=config,
+        zero=ZeroSettings.of(ds_config["zero_optimization"], hidden_size=config.hidden_size),
+        block_length=batch.block_length,
+        micro_batch_blocks=batch.micro_batch_blocks,
+        evaluation_blocks=trainer["per_device_eval_batch_size"],
+        num_processes=batch.num_processes,
+        num_local_processes=machine.num_local_processes,
+        precision=precision,
+        grad_accum_dtype="fp32",
+        optimizer=arguments.optimization.optim,
+        offload_optimizer=offloads(ds_config, "optimizer"),
+        offload_parameters=offloads(ds_config, "param"),
+        sequence_parallel_size=flags.sequence_parallel_size,
+        attention=flags.attention_implementation,
+        isolates_documents=arguments.data.isolate_documents,
+        checkpoint_every=None if options is None else options.get("every_n_layers", 1),
+        offload_checkpoints=bool(options and options.get("offload")),
+        loss_tiles=flags.loss_tiles,
+        mlp_tiles=flags.mlp_tiles,
+    )
+
+
+def fits(layout: Layout, machine: Machine) -> bool:
+    """Whether the machine has the memory."""
+    return not problems(footprint(layout, has_gpu=machine.has_gpu), machine)
+
+
+def problems(needed: Footprint, machine: Machine) -> list[str]:
+    """In which memory it does not fit, as words."""
+    found = []
+    if machine.gpu_bytes is not None and needed.gpu_bytes > machine.gpu_bytes:
+        number, room = machine.num_processes, gigabytes(machine.gpu_bytes)
+        where = f"the GPU, which has {room}" if number == 1 else f"each of {number} GPUs, which have {room}"
+        found.append(f"{gigabytes(needed.gpu_bytes)} on {where}")
+    if machine.host_bytes is not None and needed.host_bytes > machine.host_bytes:
+        available = f"{gigabytes(machine.host_bytes)} available"
+        where = f"of host memory, with {available}" if machine.has_gpu else f"of memory; no GPU is here and {available}"
+        found.append(f"{gigabytes(needed.host_bytes)} {where}")
+    return found
+
+
+def choose_gradient_type(asked: str, layout: Layout, machine: Machine) -> GradientType:
+    """In which type micro steps are added up: as asked for, otherwise fp32 unless only half of it fits the GPUs.
+
+    Raises:
+        UserError: for bf16 sums of fp16 gradients.
+    """
+    if asked == "bf16" and layout.precision == "fp16":
+        raise UserError("--grad_accum_dtype bf16 --fp16: gradients of fp16 are not added up in bf16; give fp32")
+    if layout.precision == "fp32":
+        return GradientType("fp32", "as the weights")
+    if asked != "auto":
+        return GradientType(asked, "as asked for")
+    full, half = replace(layout, grad_accum_dtype="fp32"), replace(layout, grad_accum_dtype=layout.precision)
+    if not machine.has_gpu or fits(full, machine) or not fits(half, machine):
+        return GradientType("fp32", "sums in half precision lose small gradients")
+    return GradientType(layout.precision, f"fp32 would not fit the {gigabytes(machine.gpu_bytes or 0)} of a GPU")
+
+
+def gigabytes(num_bytes: int) -> str:
+    """As a person reads it."""
+    return f"{num_bytes / 1e9:,.1f} GB"
+
+
+def _checkpointing_options(trainer: dict[str, Any]) -> dict[str, Any] | None:
+    """The Trainer's options of activation checkpointing, by its new name or its old one; None when it is off."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        if trainer.get(name):
+            options = trainer.get(f"{name}_kwargs") or {}
+            return json.loads(options) if isinstance(options, str) else options
+    return None

@@ -1,0 +1,126 @@
+"""The formulas are held to what autograd saves, and to the most that is alive while a real step is computed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pretraining.machine.activations import activations, layer_bytes
+from pretraining.machine.layout import Layout
+from pretraining.training.loss import token_losses
+from pretraining.training.tiling import tile_loss, tile_mlps
+from tests.machine.layouts import layout_of
+
+TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+MIDDLE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 8}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def prepared(size: dict, *, blocks: int = 2, length: int = 128, vocabulary: int = 500, **fields) -> Layout:
+    config = LlamaConfig(**size, num_key_value_heads=2, vocab_size=vocabulary, use_cache=False, pad_token_id=None)
+    plain = {"shape": config, "micro_batch_blocks": blocks, "block_length": length}
+    return replace(layout_of("llama2_7b"), **plain, **fields)
+
+
+def model_of(layout: Layout) -> LlamaForCausalLM:
+    model = LlamaForCausalLM._from_config(
+        layout.shape, attn_implementation=layout.attention, dtype=DTYPES[layout.precision]
+    )
+    if layout.checkpoint_every is not None:
+        model.activation_checkpointing_enable(every_n_layers=layout.checkpoint_every)
+    if layout.loss_tiles is not None:
+        tile_loss(model, num_tiles=layout.loss_tiles)
+    if layout.mlp_tiles is not None:
+        tile_mlps(model, num_tiles=layout.mlp_tiles)
+    return model.train()
+
+
+def loss_of(model: LlamaForCausalLM, layout: Layout) -> torch.Tensor:
+    ids = torch.randint(0, layout.shape.vocab_size, (layout.micro_batch_blocks, layout.block_length))
+    labels = {"labels": ids} if layout.loss_tiles is not None else {}
+    return token_losses(model(input_ids=ids, **labels), ids).loss_sum
+
+
+@contextmanager
+def saved_storages(model: LlamaForCausalLM) -> Iterator[dict[int, torch.UntypedStorage]]:
+    """Storages that autograd saves, each once, and none of a weight."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage  # held, so that no other takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found
+
+
+@pytest.mark.parametrize("size", [TINY, MIDDLE], ids=["tiny", "middle"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("how", [{}, {"checkpoint_every": 1}, {"checkpoint_every": 2}, {"attention": "eager"}], ids=str)
+def test_what_autograd_saves(size: dict, precision: str, how: dict) -> None:
+    layout = prepared(size, precision=precision, **how)
+    model = model_of(layout)
+    with saved_storages(model) as found:
+        loss = loss_of(model, layout)
+    saved = sum(storage.nbytes() for storage in found.values())
+    log_probabilities = 4 * layout.num_tokens * layout.shape.vocab_size
+    planned = activations(layout).kept + log_probabilities
+    assert planned == pytest.approx(saved, rel=0.02), (planned, saved)
+    assert loss.requires_grad
+
+
+def test_what_autograd_saves_with_tiles() -> None:
+    layout = prepared(MIDDLE, precision="bf16", mlp_tiles=2, loss_tiles=4)
+    model = model_of(layout)
+    with saved_storages(model) as found:
+        loss_of(model, layout)
+    shape = layout.shape
+    row_gradients, weight_gradient = 2 * layout.num_tokens * shape.hidden_size, 4 * shape.vocab_size * shape.hidden_size
+    planned = activations(layout).kept + row_gradients + weight_gradient
+    # The tiles' inputs are slices of one tensor, of which torch's checkpoint may hold another view.
+    assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.05)
+
+
+def most_alive(layout: Layout) -> int:
+    """Bytes that are alive at once, weights aside, in forward and backward of one micro step."""
+    model = model_of(layout)
+    for parameter in model.parameters():  # ZeRO takes each gradient away as it comes
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    loss_of(model, layout).backward()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        loss_of(model, layout).backward()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        most = max(most, alive)
+    return most
+
+
+@pytest.mark.parametrize(
+    ("precision", "vocabulary", "how"),
+    [
+        ("bf16", 4000, {}),
+        ("bf16", 260, {"checkpoint_every": 1}),
+        ("fp32", 260, {"checkpoint_every": 1}),
+        ("bf16", 4000, {"checkpoint_every": 1, "loss_tiles": 4}),
+    ],
+)
+def test_the_most_that_is_alive(precision: str, vocabulary: int, how: dict) -> None:
+    layout = prepared(MIDDLE, length=256, vocabulary=vocabulary, precision=precision, **how)
+    planned = activations(layout)
+    most = planned.kept + max(planned.at_loss, planned.in_layer)
+    assert most == pytest.approx(most_alive(layout), rel=0.1)
+
+
+def test_the_7b_keeps_23_gib_a_block_and_1_with_checkpoints() -> None:
+    layout = layout_of("llama2_7b")
+    assert layer_bytes(layout) * 32 / 2**30 == pytest.approx(22.8, abs=0.1)
+    assert activations(replace(layout, checkpoint_every=1)).kept / 2**30 == pytest.approx(1.1, abs=0.1)
