@@ -124,7 +124,7 @@ class Supervisor:
             return
         self._worker = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
-            env={**os.environ, **_worker_environment(), **environment},
+            env={**os.environ, **worker_environment(), **environment},
             process_group=0,
         )
         self._watcher = Thread(target=self._watch, args=(self._worker,), daemon=True)
@@ -163,7 +163,7 @@ def _send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _worker_environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """What a launcher tells a process; the worker is then no matter of MPI or of torchrun's own store any more."""
     told = {SUPERVISOR_VARIABLE: str(os.getpid())}
     if has_launcher():

@@ -13,7 +13,7 @@ from pretraining.training.ds_config import load_ds_config
 from pretraining.training.model import load_model_config
 from pretraining.training.plan_costs import plan_costs, what_is_kept
 from pretraining.training.plan_table import PlannedRun, plan_table
-from pretraining.training.planned_machine import planned_machine
+from pretraining.training.planned_machine import Machine, planned_machine
 from pretraining.training.planning import choose_gradient_type, make_layout, problems
 from pretraining.training.remedies import find_remedies
 from pretraining.training.resuming import Start
@@ -27,7 +27,7 @@ def say_plan(arguments: PretrainArguments) -> None:
     Raises:
         UserError: when it cannot be planned, or, after all was said, when it does not fit.
     """
-    run = plan_without_start(arguments)
+    run = plan_without_start(arguments, planned_machine(arguments.plan), blocks_here(arguments))
     needs = problems(footprint(run.layout, has_gpu=run.machine.has_gpu), run.machine)
     remedies = find_remedies(run.layout, run.machine, run.batch) if needs else []
     sys.stdout.write(plan_table(run, remedies, problems=needs))
@@ -36,9 +36,8 @@ def say_plan(arguments: PretrainArguments) -> None:
         raise UserError(f"--model {run.model}: does not fit {run.machine.name}: needs {' and '.join(needs)}")
 
 
-def plan_without_start(arguments: PretrainArguments) -> PlannedRun:
+def plan_without_start(arguments: PretrainArguments, machine: Machine, mixture: Mixture | None) -> PlannedRun:
     """Everything that the table says; no folder is made and no process joins another."""
-    machine, mixture = planned_machine(arguments.plan), _blocks_here(arguments)
     ds_config, notes = load_ds_config(arguments.trainer["deepspeed"]), []
     config = load_model_config(_with_vocabulary(arguments).model, None if mixture is None else mixture.origin)
     if mixture is None:
@@ -75,7 +74,7 @@ def plan_without_start(arguments: PretrainArguments) -> PlannedRun:
     )
 
 
-def _blocks_here(arguments: PretrainArguments) -> Mixture | None:
+def blocks_here(arguments: PretrainArguments) -> Mixture | None:
     """The block stores, when they all lie on this machine; nothing is made or brought here for a plan."""
     flags = arguments.data
     stores = [text.rpartition(":")[0].partition("=")[2] or text for text in flags.dataset]

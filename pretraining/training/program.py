@@ -34,8 +34,10 @@ from pretraining.training.fault_handler import FaultHandler
 from pretraining.training.hang_watch import HangWatch
 from pretraining.training.identity import is_unchanged, take_run_folder
 from pretraining.training.lifeline import Lifeline
+from pretraining.training.micro_batch import with_largest_micro_batch
 from pretraining.training.model import build_model
 from pretraining.training.model_push import ModelPushes
+from pretraining.training.plan_measure import measure_plan
 from pretraining.training.processes import has_gpu, join_processes, leave_processes, other_local_processes
 from pretraining.training.resuming import hold_start
 from pretraining.training.run_plan import RunPlan, plan_run
@@ -52,6 +54,7 @@ from pretraining.training.tokenizer import tokenizer_for_model
 from pretraining.training.trainer import PretrainingTrainer, RunStart
 from pretraining.training.training_arguments import make_training_arguments
 from pretraining.training.training_data import open_training_data
+from pretraining.training.trial_result import is_trial, write_result
 from pretraining.training.weight_exports import WeightExports, set_aside_exports
 
 logger = logging.getLogger(__name__)
@@ -63,7 +66,7 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     request = StopRequest()
     lifeline = Lifeline(request)
     lifeline.start()
-    plan = plan_run(arguments, mixture)
+    plan = plan_run(after_trials(arguments, mixture), mixture)
     take_run_folder(plan)
     announce(plan)
     join_processes(timeout_seconds=arguments.trainer["ddp_timeout"])
@@ -74,11 +77,26 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     trainer.add_callback(report)
     done_by_first(lambda: start_run_folder(plan, trainer))
     trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+    leave_trial(trainer)
     if request.is_agreed:
         leave_stopped(trainer, report)
     finish(trainer, report)
     request.phase = Phase.LEAVING
     leave_processes()
+
+
+def after_trials(arguments: PretrainArguments, mixture: Mixture) -> PretrainArguments:
+    """Try what the flags want to be tried, in child processes; the flags with what was found."""
+    if arguments.plan.plan_measure:
+        measure_plan(arguments, mixture)
+    return with_largest_micro_batch(arguments, mixture) if arguments.plan.micro_batch == "auto" else arguments
+
+
+def leave_trial(trainer: PretrainingTrainer) -> None:
+    """End a process that only tried a few steps, when it has said what they took."""
+    if is_trial():
+        write_result(trainer)
+        leave_processes()
 
 
 def quiet_libraries() -> None:

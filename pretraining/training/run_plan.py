@@ -88,7 +88,7 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     for part in mixture.parts:
         check_tokenizer(part.store.folder, part.store.manifest)
     check_num_processes()
-    run_dir = Path(trainer["output_dir"] or Path("runs") / _run_name(arguments.model.model))
+    run_dir = run_folder(arguments)
     ds_config = load_ds_config(trainer["deepspeed"])
     config = load_model_config(arguments.model, mixture.origin)
     machine = this_machine()
@@ -126,10 +126,11 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     )
 
 
-def _run_name(model: str) -> str:
-    """The name of a run folder: the preset's, the repository's, or that of the folder or file of a config."""
-    path = Path(model)
-    return path.resolve().parent.name if path.name == "config.json" else path.name.removesuffix(".json")
+def run_folder(arguments: PretrainArguments) -> Path:
+    """--output_dir, or a folder named after the preset, the repository, or the folder or file of a config."""
+    path = Path(arguments.model.model)
+    name = path.resolve().parent.name if path.name == "config.json" else path.name.removesuffix(".json")
+    return Path(arguments.trainer["output_dir"] or Path("runs") / name)
 
 
 def plan_batch(arguments: PretrainArguments, config: LlamaConfig, block_length: int, machine: Machine) -> GlobalBatch:

@@ -7,10 +7,6 @@ plan says of them.
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable
-from typing import Any
-
-import torch
 
 from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
 from pretraining.corpus.store_source import find_mixture
@@ -20,6 +16,7 @@ from pretraining.training.processes import join_processes, leave_processes
 from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
 from pretraining.training.run_plan import plan_run
 from pretraining.training.stop_request import StopRequest
+from pretraining.training.trial_result import allocated_states
 
 
 def main() -> None:
@@ -33,35 +30,13 @@ def main() -> None:
         start_run_folder(plan, trainer)
     trainer.train()
     found = {
-        "allocated": allocated(trainer.model_wrapped.optimizer, list(trainer.model.parameters())),
+        "allocated": allocated_states(trainer.model_wrapped.optimizer, list(trainer.model.parameters())),
         "planned": dataclasses.asdict(model_states(plan.layout)),
         "planned_bucket": plan.layout.zero.reduce_bucket_size * plan.layout.weight_bytes,
         "bucket": [bucket.buffer.nbytes for bucket in trainer.model_wrapped.optimizer.ipg_buckets.values()],
     }
     (plan.run_dir / f"model_states-{trainer.args.process_index}.json").write_text(json.dumps(found))
     leave_processes()
-
-
-def allocated(zero: Any, parameters: list[torch.Tensor]) -> dict[str, int]:
-    """Bytes of the storages that DeepSpeed's ZeRO-3 optimizer holds between two steps."""
-    weights = storages(parameter.ds_tensor for parameter in parameters)
-    master = storages(zero.fp32_partitioned_groups_flat)
-    whole = storages(parameter.data for parameter in parameters if parameter.data.numel())
-    gradient_copies = [flat.grad for flat in zero.fp32_partitioned_groups_flat if flat.grad is not None]
-    moments = [value for state in zero.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    return {
-        "weights": sum(weights.values()),
-        "whole_weights": sum(dict(whole.items() - weights.items()).values()),
-        "gradients": sum(storages([zero.grad_partitions_flat_buffer]).values()),
-        "gradient_copies": sum(storages(gradient_copies).values()),
-        "master_weights": sum(dict(master.items() - weights.items()).values()),
-        "moments": sum(storages(moments).values()),
-    }
-
-
-def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Storages by address, with their bytes."""
-    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT_DIR, TINY_RUN, assert_one_error, python, run
-from tests.launch.launching import try_to_train
+from tests.launch.launching import figures, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -53,3 +53,39 @@ def test_a_start_that_does_not_fit_is_refused_and_forced(sample_store: Path, tmp
     assert forced.returncode == 0, forced.output
     assert "--force starts it all the same" in forced.output
     assert "planned: " in forced.output
+
+
+def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_number_given(
+    sample_store: Path, tmp_path: Path
+) -> None:
+    limited = {"script": "tests/launch/out_of_memory_run.py", "env": {"MOST_BLOCKS": "2", "TMPDIR": str(tmp_path)}}
+    flags = ["--lr_scheduler_type", "constant", "--save_steps", 6, "--eval_strategy", "no"]
+    found = train("2 ranks", sample_store, tmp_path / "found", *flags, "--micro_batch", "auto", **limited)
+    for line in ("4 blocks at a time: out of memory", "2 blocks at a time: fits", "2 blocks at a time, 2 micro steps"):
+        assert f"--micro_batch auto: {line}" in found.output
+    train("2 ranks", sample_store, tmp_path / "given", *flags, "--per_device_train_batch_size", 2)
+    assert figures(tmp_path / "found") == figures(tmp_path / "given")
+    assert {path.name for path in tmp_path.iterdir()} == {"found", "given"}
+    # A run that goes on keeps its number, without trying again.
+    flags += ["--max_steps", 8, "--micro_batch", "auto"]
+    resumed = train("2 ranks", sample_store, tmp_path / "found", *flags, **limited)
+    assert "blocks at a time: " not in resumed.output
+    assert len(figures(tmp_path / "found")) == 8
+
+
+def test_a_trial_that_fails_otherwise_is_told_in_one_line(sample_store: Path, tmp_path: Path) -> None:
+    limited = {"script": "tests/launch/out_of_memory_run.py", "env": {"MOST_BLOCKS": "many"}}
+    done = try_to_train("1 rank", sample_store, tmp_path / "run", "--micro_batch", "auto", **limited)
+    assert_one_error(done, "a trial of the run failed: ", "invalid literal for int()")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_planned_stands_beside_what_was_measured(sample_store: Path, tmp_path: Path) -> None:
+    done = train("2 ranks", sample_store, tmp_path / "run", "--plan_measure", env={"TMPDIR": str(tmp_path)})
+    rows = {line[2:32].strip(): line[32:].split() for line in done.stdout.splitlines() if line.startswith("  ")}
+    for name in ("weights", "gradients", "master weights", "optimizer moments", "all of these"):
+        planned, measured = rows[name]
+        assert planned == measured != "0"
+    assert float(rows["tokens/s/GPU"][-1].replace(",", "")) > 0
+    assert float(rows["peak of all processes, GB"][-1]) > 0.1
+    assert list(tmp_path.iterdir()) == []

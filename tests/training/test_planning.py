@@ -11,8 +11,8 @@ from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
 from pretraining.machine.gpus import find_gpu_type
 from pretraining.training.global_batch import GlobalBatch
 from pretraining.training.plan_only import plan_without_start
-from pretraining.training.plan_table import plan_table
-from pretraining.training.planned_machine import Machine
+from pretraining.training.plan_table import PlannedRun, plan_table
+from pretraining.training.planned_machine import Machine, planned_machine
 from pretraining.training.planning import GradientType, choose_gradient_type, fits
 from pretraining.training.remedies import check_fits, find_remedies
 from tests.conftest import PROJECT_DIR
@@ -28,6 +28,11 @@ def machine(kind: str, number: int = 1, *, host: float | None = None, memory: fl
 
 def batch(number: int = 1, *, micro: int = 1) -> GlobalBatch:
     return GlobalBatch(4096, micro, 1024 // micro // number, number)
+
+
+def planned(words: list[str]) -> PlannedRun:
+    arguments = parse_pretrain_arguments("", words)
+    return plan_without_start(arguments, planned_machine(arguments.plan), None)
 
 
 def chosen(asked: str, *, precision: str = "bf16", gigabytes: float, num_gpus: int = 1) -> GradientType:
@@ -92,7 +97,7 @@ def test_a_run_that_does_not_fit_is_refused_in_one_line_and_forced_with_a_warnin
 def test_the_table_of_every_recipe_fits_80_columns(recipe: str, gpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT_DIR)
     words = ["--recipe", f"recipes/{recipe}", "--plan_only", "--num_gpus", *gpus.split(), "--price_per_gpu_hour", "2"]
-    run = plan_without_start(parse_pretrain_arguments("", words))
+    run = planned(words)
     remedies = find_remedies(run.layout, run.machine, run.batch)
     text = plan_table(run, remedies, problems=["too much"])
     assert all(len(line) <= 79 for line in text.splitlines()), text
@@ -112,7 +117,7 @@ def test_time_energy_and_price_follow_from_the_tokens(monkeypatch: pytest.Monkey
     monkeypatch.chdir(PROJECT_DIR)
     words = ["--plan_only", "--gpu_type", "h200", "--num_gpus", "8", "--max_tokens", str(1024 * 4096 * 100)]
     words += ["--assumed_mfu", "0.5", "--price_per_gpu_hour", "3"]
-    run = plan_without_start(parse_pretrain_arguments("", words))
+    run = planned(words)
     costs = run.costs
     assert costs is not None
     assert run.num_steps == 100
