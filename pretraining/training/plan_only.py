@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pretraining.cli.errors import UserError
+from pretraining.cli.launchers import process_rank
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.corpus.manifest import MANIFEST_NAME
 from pretraining.corpus.store_source import Mixture, find_mixture
@@ -30,8 +31,9 @@ def say_plan(arguments: PretrainArguments) -> None:
     run = plan_without_start(arguments, planned_machine(arguments.plan), blocks_here(arguments))
     needs = problems(footprint(run.layout, has_gpu=run.machine.has_gpu), run.machine)
     remedies = find_remedies(run.layout, run.machine, run.batch) if needs else []
-    sys.stdout.write(plan_table(run, remedies, problems=needs))
-    sys.stdout.flush()
+    if process_rank() == 0:
+        sys.stdout.write(plan_table(run, remedies, problems=needs))
+        sys.stdout.flush()
     if needs:
         raise UserError(f"--model {run.model}: does not fit {run.machine.name}: needs {' and '.join(needs)}")
 
@@ -59,6 +61,8 @@ def plan_without_start(arguments: PretrainArguments, machine: Machine, mixture: 
     gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
     notes.append(f"gradients are added up in {gradient_type.name}: {gradient_type.reason}")
+    if layout.offload_optimizer:
+        notes.append("offloading takes more time than is said here; --plan_measure says how much")
     num_blocks = None if mixture is None else sum(mixture.num_blocks("train"))
     num_steps = num_steps_of(arguments, batch, num_blocks, Start())
     num_tokens = None if num_steps is None else num_steps * batch.tokens

@@ -90,7 +90,7 @@ def test_the_vocabulary_is_padded_when_asked(sample_store: Path, tmp_path: Path)
 
 
 def test_a_micro_step_larger_than_an_epoch(sample_store: Path, tmp_path: Path) -> None:
-    message = refusal(sample_store, tmp_path, tokens=64 * 10_000, flags={"per_device_train_batch_size": 10_000})
+    message = refusal(sample_store, tmp_path, tokens=64 * 1000, flags={"per_device_train_batch_size": 1000})
     assert "give less with fewer processes or --per_device_train_batch_size, or preprocess more text" in message
 
 

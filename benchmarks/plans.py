@@ -1,0 +1,75 @@
+"""What Llama-2 needs on 1 to 8 GPUs of 80 and 141 GB, by the plan of pretrain.py: python3 -m benchmarks.plans
+
+Writes benchmarks/plans.md. Nothing in it is measured: it is the table of `--plan_only`, for many machines at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.results import table
+from pretraining.cli.errors import run_program
+from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
+from pretraining.machine.footprint import footprint
+from pretraining.training.plan_only import plan_without_start
+from pretraining.training.plan_table import PlannedRun
+from pretraining.training.planned_machine import planned_machine
+from pretraining.training.planning import fits
+from pretraining.training.remedies import Remedy, find_remedies
+
+RESULTS_PATH = Path(__file__).with_suffix(".md")
+RECIPES = ("llama2_7b", "llama2_13b", "llama2_70b")
+GPU_TYPES = ("h100", "h200")
+NUM_GPUS = (1, 2, 4, 8)
+HOST_MEMORY = "2TB"
+
+HEAD = f"""\
+# What Llama-2 needs, as planned
+
+Planned, not measured: `python3 -m benchmarks.plans` writes this from the plan that `pretrain.py --plan_only` prints,
+for the recipes as they are (blocks of 4,096 tokens, one at a time, activation checkpointing, AdamW, bf16 with gradients
+added up in fp32 where that fits) on machines with {HOST_MEMORY} of host memory. Memory is that of a data sheet, in GB
+of 10^9 bytes. Hours are for 10^9 tokens at an assumed MFU of 40 % (full attention), with the change if there is one;
+for offloading none are given, since nothing here says how fast it is.
+
+"""
+COLUMNS = ("recipe", "GPUs", "GB a GPU", "fits", "hours for 10^9 tokens")
+
+logger = logging.getLogger("pretraining.plans")
+
+
+def main(_: Sequence[str]) -> None:
+    """Plan all of them and write the table."""
+    rows = [_cells(recipe, kind, number) for recipe in RECIPES for kind in GPU_TYPES for number in NUM_GPUS]
+    RESULTS_PATH.write_text(HEAD + table(COLUMNS, rows) + "\n", encoding="utf-8")
+    logger.info("wrote %s", RESULTS_PATH)
+
+
+def _cells(recipe: str, kind: str, number: int) -> list[str]:
+    words = f"--recipe recipes/{recipe}.yaml --plan_only --gpu_type {kind} --num_gpus {number}".split()
+    arguments = parse_pretrain_arguments("", [*words, "--host_memory", HOST_MEMORY])
+    run = plan_without_start(arguments, planned_machine(arguments.plan), None)
+    needed = footprint(run.layout)
+    memory = f"{number} x {(run.machine.gpu_bytes or 0) / 1e9:.0f} GB ({kind})"
+    remedies = [] if fits(run.layout, run.machine) else find_remedies(run.layout, run.machine, run.batch)
+    return [recipe, memory, f"{needed.gpu_bytes / 1e9:.1f}", *_verdict(run, remedies)]
+
+
+def _verdict(run: PlannedRun, remedies: list[Remedy]) -> tuple[str, str]:
+    """Whether it fits, or the first change that makes it fit and what it needs then; and the hours."""
+    assert run.costs is not None, "the kinds are listed"
+    if fits(run.layout, run.machine):
+        return "yes" + (
+            ", gradients in bf16" if run.layout.grad_accum_dtype == "bf16" else ""
+        ), f"{run.costs.hours:.1f}"
+    if not remedies:
+        return "no", ""
+    first = remedies[0]
+    hours = "" if first.layout.offload_optimizer else f"{run.costs.gpu_hours / first.machine.num_processes:.1f}"
+    return f"with `{' '.join(first.flags)}`: {first.needs}", hours
+
+
+if __name__ == "__main__":
+    run_program(main)
