@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pretraining.runs.history import read_history
+from pretraining.runs.history import read_records
 from pretraining.training.processes import has_gpu
 from pretraining.training.trainer import PretrainingTrainer
 
@@ -71,6 +71,6 @@ def _peak_bytes() -> int:
 
 def _speed(trainer: PretrainingTrainer) -> float:
     """Mean over the steps after the first ones, each of which is a record."""
-    records = [record for record in read_history(trainer.plan.run_dir).training if record["step"] > WARM_UP_STEPS]
-    rates = [record["tokens_per_second_per_gpu"] for record in records]
+    records = [record for record in read_records(trainer.plan.run_dir) if record["step"] > WARM_UP_STEPS]
+    rates = [record["tokens_per_second_per_gpu"] for record in records if "loss" in record and "event" not in record]
     return len(rates) / sum(1 / rate for rate in rates) if rates else float("nan")
