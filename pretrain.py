@@ -30,6 +30,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse_pretrain_arguments(__doc__ or "", argv)
     if arguments.durability.restarts and not arguments.plan.starts_nothing:
         supervise(arguments.durability.restarts)  # goes on in its child; pyarrow would make it three times as large
+    if arguments.trainer.get("use_cpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if arguments.plan.plan_only:
         from pretraining.training.plan_only import say_plan
 
@@ -43,8 +45,6 @@ def train(arguments: PretrainArguments) -> None:
     mixture = find_data(arguments.data)
 
     share_cores()
-    if arguments.trainer.get("use_cpu"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from pretraining.training.program import pretrain
 
     pretrain(arguments, mixture)

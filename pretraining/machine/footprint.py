@@ -29,6 +29,7 @@ class Part:
     name: str
     num_bytes: int
     moments: tuple[str, ...] = MOMENTS
+    is_assumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Footprint:
 
     on_gpu: tuple[Part, ...]
     on_host: tuple[Part, ...]
+
+    @property
+    def counted(self) -> "Footprint":
+        """The same without what is assumed, which may turn out to be less."""
+        parts = ([part for part in found if not part.is_assumed] for found in (self.on_gpu, self.on_host))
+        return Footprint(*map(tuple, parts))
 
     @property
     def peak_moment(self) -> str:
@@ -63,8 +70,9 @@ def footprint(layout: Layout, *, has_gpu: bool = True) -> Footprint:
     on_host = [part for part in _host_parts(layout) if part.num_bytes]
     if has_gpu:
         reserve = int(FRAGMENTATION * Footprint(tuple(on_gpu), ()).gpu_bytes)
-        on_gpu += [Part("CUDA context, NCCL (assumed)", CONTEXT_BYTES), Part("fragmentation (assumed)", reserve)]
-        on_host.append(Part("weights, at start and export", num_parameters(layout.shape) * FP32_BYTES // 2))
+        on_gpu.append(Part("CUDA context, NCCL (assumed)", CONTEXT_BYTES, is_assumed=True))
+        on_gpu.append(Part("fragmentation (assumed)", reserve, is_assumed=True))
+        on_host.append(Part("weights, at start and export", num_parameters(layout.shape) * layout.weight_bytes))
         return Footprint(tuple(on_gpu), tuple(on_host))
     whole = Footprint(tuple(on_gpu), ())
     moment = whole.peak_moment
@@ -98,16 +106,17 @@ def _gpu_parts(layout: Layout) -> Iterator[Part]:
 
 def _host_parts(layout: Layout) -> Iterator[Part]:
     states, local = model_states(layout), layout.num_local_processes
-    yield Part("processes (assumed)", PROCESS_BYTES * local)
-    if layout.offload_parameters:
+    yield Part("processes (assumed)", PROCESS_BYTES * local, is_assumed=True)
+    if layout.offload_parameters and not layout.parameters_on_disk:
         # Once while the model is made, a parameter at a time, which torch keeps as its pool; and once flat.
         yield Part("weights", states.weights * local)
         yield Part("pinned pool of the weights", 2 * states.weights * local)
     if layout.offload_optimizer:
-        pinned = states.gradients + states.gradient_copies
-        yield Part("gradients", pinned * local)
-        rounding = [states.gradients, *(FP32_BYTES * group.size for group in sub_groups(layout))]
-        yield Part("rounding of pinned memory", sum(map(_pinned_rounding, rounding)) * local)
+        copies = [] if layout.optimizer_on_disk else [FP32_BYTES * group.size for group in sub_groups(layout)]
+        pinned = [states.gradients, *copies]
+        yield Part("gradients", sum(pinned) * local)
+        yield Part("rounding of pinned memory", sum(map(_pinned_rounding, pinned)) * local)
+    if layout.offload_optimizer and not layout.optimizer_on_disk:
         yield Part("master weights", states.master_weights * local)
         yield Part("optimizer moments", states.moments * local)
     if layout.offload_checkpoints:

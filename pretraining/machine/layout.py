@@ -53,6 +53,8 @@ class Layout:
     optimizer: str
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    optimizer_on_disk: bool = False  # offloaded, and not to host memory
+    parameters_on_disk: bool = False
     sequence_parallel_size: int = 1
     attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "sdpa"
     isolates_documents: bool = False

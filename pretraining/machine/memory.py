@@ -26,4 +26,5 @@ def _bytes_within_limits() -> Iterator[int]:
                 if limit != "max":
                     used = int((group / "memory.current").read_text(encoding="ascii"))
                     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                    yield max(0, int(limit) - used + int(stat["inactive_file"]))  # files are dropped first
+                    # Cached files are dropped first, those that were read twice as well: blocks, and checkpoints.
+                    yield max(0, int(limit) - used + int(stat["inactive_file"]) + int(stat["active_file"]))

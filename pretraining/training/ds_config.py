@@ -23,6 +23,8 @@ DECIDED_BY_FLAGS = {
     "gradient_accumulation_steps": "--global_batch_tokens",
 }
 OLD_OFFLOAD_KEYS = {"cpu_offload": "offload_optimizer", "cpu_offload_param": "offload_param"}
+# What transformers takes from the model where the config says "auto"; elsewhere DeepSpeed would fail on the word.
+AUTO_FROM_MODEL = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
 OFFLOAD_TO_CPU = {"device": "cpu", "pin_memory": True}
 GATHER_KEY = "stage3_gather_16bit_weights_on_model_save"
 
@@ -47,10 +49,11 @@ def load_ds_config(path_text: str | None) -> dict[str, Any]:
     return config
 
 
-def offloads(config: dict[str, Any], what: str) -> bool:
-    """Whether `what` ("optimizer" or "param") is kept in host memory or on disk."""
+def offloads(config: dict[str, Any], what: str, *, to: str | None = None) -> bool:
+    """Whether `what` ("optimizer" or "param") is kept in host memory or on disk; or in one of them, "cpu" or "nvme"."""
     section = config["zero_optimization"].get(f"offload_{what}") or {}
-    return section.get("device", "none") != "none"
+    device = section.get("device", "none")
+    return device == to if to is not None else device != "none"
 
 
 def choose_cpu_optimizer(config: dict[str, Any], *, has_gpu: bool) -> None:
@@ -106,6 +109,9 @@ def _refused_values(config: dict[str, Any]) -> list[str]:
 def _zero_problems(zero: dict[str, Any]) -> list[str]:
     if not zero.setdefault(GATHER_KEY, True):
         return [f"zero_optimization.{GATHER_KEY} is false; set it to true, the exported model needs it"]
+    words = [key for key, value in zero.items() if value == "auto" and key not in AUTO_FROM_MODEL]
+    if words:
+        return [f'zero_optimization.{key} is "auto"; give a number, or remove it' for key in words]
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # after processes.py, which names its accelerator
 
     try:

@@ -69,13 +69,11 @@ def largest(numbers: Sequence[int], does_fit: Callable[[int], bool], *, begin: i
 
 
 def _find(layout: Layout, machine: Machine, num_blocks: int) -> int | None:
-    """Begin with the largest that fits by plan, and try only what may fit."""
-    divisors = [number for number in range(1, num_blocks + 1) if num_blocks % number == 0]
-    numbers = [number for number in divisors if _may_fit(replace(layout, micro_batch_blocks=number), machine)]
-    if not numbers:
-        return None
-    planned = [number for number in numbers if fits(replace(layout, micro_batch_blocks=number), machine)]
     with TrialPlace() as place:
+        # Host memory is another amount at each look, and all processes must try the same.
+        numbers, begin = place.from_first(lambda: _candidates(layout, machine, num_blocks))
+        if not numbers:
+            return None
 
         def does_fit(number: int) -> bool:
             size = TrialSize(number, min(TRIAL_MICRO_STEPS, num_blocks // number), TRIAL_STEPS)
@@ -83,7 +81,15 @@ def _find(layout: Layout, machine: Machine, num_blocks: int) -> int | None:
             logger.info("--micro_batch auto: %d blocks at a time: %s", number, outcome)
             return outcome == FITS
 
-        return largest(numbers, does_fit, begin=max(0, len(planned) - 1))
+        return largest(numbers, does_fit, begin=begin)
+
+
+def _candidates(layout: Layout, machine: Machine, num_blocks: int) -> tuple[list[int], int]:
+    """Only what may fit, and the place of the largest that fits by plan, to begin with."""
+    divisors = [number for number in range(1, num_blocks + 1) if num_blocks % number == 0]
+    numbers = [number for number in divisors if _may_fit(replace(layout, micro_batch_blocks=number), machine)]
+    planned = [number for number in numbers if fits(replace(layout, micro_batch_blocks=number), machine)]
+    return numbers, max(0, len(planned) - 1)
 
 
 def _may_fit(layout: Layout, machine: Machine) -> bool:

@@ -29,12 +29,13 @@ def say_plan(arguments: PretrainArguments) -> None:
         UserError: when it cannot be planned, or, after all was said, when it does not fit.
     """
     run = plan_without_start(arguments, planned_machine(arguments.plan), blocks_here(arguments))
-    needs = problems(footprint(run.layout, has_gpu=run.machine.has_gpu), run.machine)
+    needed = footprint(run.layout, has_gpu=run.machine.has_gpu)
+    needs, is_certain = problems(needed, run.machine), bool(problems(needed.counted, run.machine))
     remedies = find_remedies(run.layout, run.machine, run.batch) if needs else []
     if process_rank() == 0:
-        sys.stdout.write(plan_table(run, remedies, problems=needs))
+        sys.stdout.write(plan_table(run, remedies, problems=needs, is_certain=is_certain))
         sys.stdout.flush()
-    if needs:
+    if is_certain:
         raise UserError(f"--model {run.model}: does not fit {run.machine.name}: needs {' and '.join(needs)}")
 
 
@@ -61,6 +62,8 @@ def plan_without_start(arguments: PretrainArguments, machine: Machine, mixture: 
     gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
     notes.append(f"gradients are added up in {gradient_type.name}: {gradient_type.reason}")
+    if layout.optimizer_on_disk or layout.parameters_on_disk:
+        notes.append("what is offloaded to disk (nvme) and its buffers in host memory are not counted")
     if layout.offload_optimizer:
         notes.append("offloading takes more time than is said here; --plan_measure says how much")
     num_blocks = None if mixture is None else sum(mixture.num_blocks("train"))

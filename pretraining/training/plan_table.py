@@ -29,8 +29,8 @@ class PlannedRun:
     kept: Kept
 
 
-def plan_table(run: PlannedRun, remedies: list[Remedy], *, problems: list[str]) -> str:
-    """The whole table."""
+def plan_table(run: PlannedRun, remedies: list[Remedy], *, problems: list[str], is_certain: bool = True) -> str:
+    """The whole table; `problems` are not certain when they are of what is assumed alone."""
     needed = footprint(run.layout, has_gpu=run.machine.has_gpu)
     lines = [f"plan: {run.model} on {run.machine.name}; nothing is started"]
     lines += [line for note in run.notes for line in _wrapped(note, "  ")]
@@ -40,7 +40,7 @@ def plan_table(run: PlannedRun, remedies: list[Remedy], *, problems: list[str]) 
     lines += ["", *_host_lines(needed, run.machine)]
     lines += ["", "disk", *_disk_lines(run.kept)]
     lines += ["", *_cost_lines(run.costs, has_gpu=run.machine.has_gpu)]
-    lines += ["", *_verdict_lines(problems, remedies)]
+    lines += ["", *_verdict_lines(problems, remedies, is_certain=is_certain)]
     return "\n".join(lines) + "\n"
 
 
@@ -85,15 +85,18 @@ def _said_moments(moments: tuple[str, ...]) -> str:
 
 
 def _disk_lines(kept: Kept) -> Iterator[str]:
-    yield _line("checkpoint", f"{_gb(kept.checkpoint_bytes)} GB")
-    yield _line("checkpoints kept", f"{_gb(kept.checkpoints_bytes)} GB", kept.said_checkpoints)
+    if kept.checkpoint_bytes:
+        yield _line("checkpoint", f"{_gb(kept.checkpoint_bytes)} GB")
+        yield _line("checkpoints kept", f"{_gb(kept.checkpoints_bytes)} GB", kept.said_checkpoints)
+    else:
+        yield _line("checkpoints", "none", "--save_strategy no")
     if kept.num_exports:
         yield _line("exported models", f"{_gb(kept.exports_bytes)} GB", f"{kept.num_exports:,}")
 
 
 def _cost_lines(costs: Costs | None, *, has_gpu: bool) -> Iterator[str]:
     if costs is None:
-        yield _line("time", "not known", "this GPU is not listed" if has_gpu else "give --gpu_type")
+        yield f"time: not known, {'this GPU is not listed' if has_gpu else 'give --gpu_type'}"
         return
     yield f"time, {costs.source} MFU of {costs.mfu:.1%}" + ("" if costs.tokens_are_known else ", for 10^9 tokens")
     yield _line("tokens/s/GPU", f"{costs.tokens_per_second_per_gpu:,.0f}")
@@ -104,13 +107,14 @@ def _cost_lines(costs: Costs | None, *, has_gpu: bool) -> Iterator[str]:
         yield _line("price", f"{costs.price:,.2f}", f"{costs.price_per_gpu_hour:g} a GPU hour")
 
 
-def _verdict_lines(problems: list[str], remedies: list[Remedy]) -> Iterator[str]:
+def _verdict_lines(problems: list[str], remedies: list[Remedy], *, is_certain: bool) -> Iterator[str]:
     if not problems:
         yield "it fits"
         return
-    yield from _wrapped(f"it does not fit: needs {' and '.join(problems)}", "  ")
-    if remedies:
-        yield "what fits, the cheapest change first (add one of the lines):"
+    verdict = "it does not fit: needs" if is_certain else "it is tight, and may run out of memory: with what is assumed"
+    yield from _wrapped(f"{verdict} {' and '.join(problems)}", "  ")
+    fitting = "what fits, the cheapest change first (add one of the lines):"
+    yield fitting if remedies else "no change of flags fits"
     for remedy in remedies:
         yield f"  {' '.join(remedy.flags)}"
         yield f"      {remedy.needs}"

@@ -62,7 +62,7 @@ def planned_machine(flags: PlanArguments) -> Machine:
     return Machine(
         name=here.name if flags.gpu_type is None else f"{num_gpus} x {flags.gpu_type}",
         num_processes=num_gpus,
-        num_local_processes=min(num_gpus, MOST_GPUS_PER_MACHINE),
+        num_local_processes=min(num_gpus, max(MOST_GPUS_PER_MACHINE, here.num_local_processes)),
         gpu_bytes=here.gpu_bytes if flags.gpu_type is None else find_gpu_type(flags.gpu_type).memory_bytes,
         gpu_type=kind,
         host_bytes=flags.host_bytes or (here.host_bytes if flags.gpu_type is None else None),

@@ -56,6 +56,8 @@ def make_layout(
         optimizer=arguments.optimization.optim,
         offload_optimizer=offloads(ds_config, "optimizer"),
         offload_parameters=offloads(ds_config, "param"),
+        optimizer_on_disk=offloads(ds_config, "optimizer", to="nvme"),
+        parameters_on_disk=offloads(ds_config, "param", to="nvme"),
         sequence_parallel_size=flags.sequence_parallel_size,
         attention=flags.attention_implementation,
         isolates_documents=arguments.data.isolate_documents,
@@ -67,7 +69,7 @@ def make_layout(
 
 
 def fits(layout: Layout, machine: Machine) -> bool:
-    """Whether the machine has the memory."""
+    """Whether the machine has the memory, for what is assumed too."""
     return not problems(footprint(layout, has_gpu=machine.has_gpu), machine)
 
 
@@ -97,8 +99,10 @@ def choose_gradient_type(asked: str, layout: Layout, machine: Machine) -> Gradie
         return GradientType("fp32", "as the weights")
     if asked != "auto":
         return GradientType(asked, "as asked for")
+    # By the GPU alone: host memory is another one at each start and on each rank, and the sums must not be.
     full, half = replace(layout, grad_accum_dtype="fp32"), replace(layout, grad_accum_dtype=layout.precision)
-    if not machine.has_gpu or fits(full, machine) or not fits(half, machine):
+    room = replace(machine, host_bytes=None)
+    if not machine.has_gpu or fits(full, room) or not fits(half, room):
         return GradientType("fp32", "sums in half precision lose small gradients")
     return GradientType(layout.precision, f"fp32 would not fit the {gigabytes(machine.gpu_bytes or 0)} of a GPU")
 

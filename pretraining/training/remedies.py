@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from pretraining.cli.errors import UserError
+from pretraining.cli.restarts import this_restart
 from pretraining.machine.footprint import footprint
 from pretraining.machine.layout import Layout
 from pretraining.training.global_batch import GlobalBatch
@@ -53,20 +54,29 @@ def find_remedies(layout: Layout, machine: Machine, batch: GlobalBatch) -> list[
 
 
 def check_fits(layout: Layout, machine: Machine, batch: GlobalBatch, *, model: str, force: bool) -> None:
-    """Refuse a run that needs more memory than the machine has, unless it is forced.
+    """Refuse a run that needs more memory than the machine has, unless it is forced or has run here before.
+
+    Where only what is assumed does not fit, a warning is enough.
 
     Raises:
         UserError: with what it needs, what there is, and what would fit.
     """
-    needs = problems(footprint(layout, has_gpu=machine.has_gpu), machine)
+    needed = footprint(layout, has_gpu=machine.has_gpu)
+    needs = problems(needed, machine)
     if not needs:
         return
     message = f"--model {model}: needs {' and '.join(needs)}"
     if force:
         logger.warning("%s; --force starts it all the same", message)
         return
+    if this_restart() is not None:  # what the crashed processes held may not be free yet, and nobody is there to ask
+        logger.warning("%s; it ran here before the crash, so it is started again", message)
+        return
     remedies = [" ".join(remedy.flags) for remedy in find_remedies(layout, machine, batch)[:SHOWN]]
     fitting = f"what fits: {'; or '.join(remedies)}" if remedies else "no change of flags fits"
+    if not problems(needed.counted, machine):
+        logger.warning("%s, with what is assumed; it starts, and may run out of memory; %s", message, fitting)
+        return
     elsewhere = "" if machine.has_gpu else f"; {WORKS_ON_ANY_MACHINE}"
     raise UserError(f"{message}; {fitting}{elsewhere} (--plan_only says it part by part, --force starts it)")
 
@@ -108,7 +118,7 @@ def _loss_tiles(before: Remedy, _: GlobalBatch) -> Iterator[Remedy]:
 
 def _half_gradients(before: Remedy, _: GlobalBatch) -> Iterator[Remedy]:
     layout = before.layout
-    if layout.precision == "bf16" and layout.grad_accum_dtype == "fp32" and not layout.offload_optimizer:
+    if layout.precision == "bf16" and layout.grad_accum_dtype == "fp32":
         flags = (*before.flags, "--grad_accum_dtype bf16")
         yield replace(before, flags=flags, layout=replace(layout, grad_accum_dtype="bf16"))
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.launchers import has_launcher, launcher_identity, num_local_processes, num_processes, process_rank
+from pretraining.cli.restarts import this_restart
 from pretraining.cli.supervisor import worker_environment
 from pretraining.training.trial_result import TRIAL_VARIABLE, result_path
 
@@ -83,7 +84,9 @@ class TrialPlace:
                 "--micro_batch auto, --plan_measure: processes on several machines cannot try together; leave it out"
             )
         if has_launcher():
-            self._folder = Path(tempfile.gettempdir()) / f"pretraining-trial-{launcher_identity()}"
+            restart = this_restart()  # after which the folder of the attempt before may still be there
+            name = f"pretraining-trial-{launcher_identity()}-{restart.number if restart else 0}"
+            self._folder = Path(tempfile.gettempdir()) / name
             if process_rank() == 0:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder.mkdir(mode=0o700)
@@ -97,6 +100,17 @@ class TrialPlace:
     def __exit__(self, *_: object) -> None:
         if process_rank() == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, as JSON knows it, on all of them; once."""
+        folder = self._folder / "said"
+        if process_rank() == 0:
+            folder.mkdir()
+            _write(folder / "value", json.dumps(make()))
+        _wait_for(lambda: (folder / "value").is_file())
+        value = json.loads((folder / "value").read_text())
+        self._leave_together(folder)
+        return value
 
     def run(self, size: TrialSize) -> tuple[str, list[dict[str, Any]]]:
         """Try: FITS and what was measured on each rank, or OUT_OF_MEMORY and nothing.

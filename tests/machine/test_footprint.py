@@ -52,6 +52,22 @@ def test_offload_moves_bytes_to_the_host() -> None:
     assert on_host[1] - on_host[0] > 20 * 6.738e9
 
 
+def test_what_is_offloaded_to_disk_takes_no_host_memory() -> None:
+    in_memory = replace(layout_of("llama2_7b", num_gpus=2), offload_optimizer=True, offload_parameters=True)
+    on_disk = replace(in_memory, optimizer_on_disk=True, parameters_on_disk=True)
+    assert footprint(on_disk).gpu_bytes == footprint(in_memory).gpu_bytes
+    names = {part.name for part in footprint(on_disk).on_host}
+    assert not names & {"master weights", "optimizer moments", "weights", "pinned pool of the weights"}
+    # The sums of the gradients stay in host memory, in fp32.
+    assert next(part for part in footprint(on_disk).on_host if part.name == "gradients").num_bytes == 4 * 6_738_415_616
+
+
+def test_weights_at_export_are_in_their_own_type() -> None:
+    parts = [footprint(replace(layout_of("llama2_7b"), precision=name)).on_host for name in ("bf16", "fp32")]
+    half, full = (next(part.num_bytes for part in found if "export" in part.name) for found in parts)
+    assert full == 2 * half == 4 * 6_738_415_616
+
+
 def test_without_a_gpu_all_is_in_host_memory_of_all_processes() -> None:
     needed = footprint(layout_of("llama2_7b", num_gpus=2), has_gpu=False)
     assert needed.on_gpu == ()

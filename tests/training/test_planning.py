@@ -1,5 +1,6 @@
 """The type of the gradients, the verdict and its remedies follow from one plan, and the table says it all."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from pretraining.cli.errors import UserError
 from pretraining.cli.plan_arguments import PlanArguments
 from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
+from pretraining.cli.restarts import RESTART_VARIABLE
+from pretraining.machine.footprint import CONTEXT_BYTES, footprint
 from pretraining.machine.gpus import find_gpu_type
 from pretraining.training.global_batch import GlobalBatch
 from pretraining.training.plan_only import plan_without_start
@@ -24,6 +27,10 @@ def machine(kind: str, number: int = 1, *, host: float | None = None, memory: fl
     room = spec.memory_bytes if memory is None else int(memory)
     host_bytes = None if host is None else int(host)
     return Machine(f"{number} x {kind}", number, min(8, number), room, spec, host_bytes)
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
 
 
 def batch(number: int = 1, *, micro: int = 1) -> GlobalBatch:
@@ -89,7 +96,37 @@ def test_a_run_that_does_not_fit_is_refused_in_one_line_and_forced_with_a_warnin
     assert "on the GPU, which has 80.0 GB; what fits: --deepspeed ds_config_offload_opt" in str(caught.value)
     assert "\n" not in str(caught.value)
     check_fits(layout, place, batch(), model="llama2_7b", force=True)
+    assert "--force starts it all the same" in warned(caplog)[-1]
     check_fits(replace(layout, checkpoint_every=1), machine("h200"), batch(), model="llama2_7b", force=False)
+
+
+def test_what_is_assumed_refuses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    layout = replace(layout_of("llama2_7b"), checkpoint_every=1)
+    needed = footprint(layout)
+    assert needed.counted.gpu_bytes < needed.gpu_bytes - CONTEXT_BYTES
+    tight = machine("h200", host=1e12, memory=needed.counted.gpu_bytes)
+    assert not fits(layout, tight)
+    check_fits(layout, tight, batch(), model="llama2_7b", force=False)
+    assert "it starts, and may run out of memory; what fits: --" in warned(caplog)[-1]
+    smaller = replace(tight, gpu_bytes=needed.counted.gpu_bytes - 1)
+    with pytest.raises(UserError, match="on the GPU, which has"):
+        check_fits(layout, smaller, batch(), model="llama2_7b", force=False)
+
+
+def test_a_run_that_crashed_is_started_again_whatever_memory_is_still_held(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restart = {"number": 1, "limit": 3, "reason": "killed", "started_at": 0.0}
+    monkeypatch.setenv(RESTART_VARIABLE, json.dumps(restart))
+    check_fits(layout_of("llama2_7b"), machine("h200", host=1e9), batch(), model="llama2_7b", force=False)
+    assert "it ran here before the crash" in warned(caplog)[-1]
+
+
+def test_the_type_of_the_sums_does_not_depend_on_free_host_memory() -> None:
+    layout = replace(layout_of("llama2_7b"), checkpoint_every=1, offload_optimizer=True)
+    host = footprint(replace(layout, grad_accum_dtype="bf16")).host_bytes
+    assert footprint(layout).host_bytes > host
+    assert choose_gradient_type("auto", layout, machine("h200", host=host)).name == "fp32"
 
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (PROJECT_DIR / "recipes").glob("*llama[123_]*.yaml")))
