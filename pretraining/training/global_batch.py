@@ -14,6 +14,7 @@ class GlobalBatch:
     gradient_accumulation_steps: int
     num_processes: int
     sequence_parallel_size: int = 1  # processes that share each block
+    makes_tokens: bool = True  # the micro steps follow from --global_batch_tokens, and are not given
 
     @property
     def num_groups(self) -> int:
@@ -40,7 +41,7 @@ def plan_global_batch(
         UserError: when it does not divide exactly (with the nearest values that do), or both are given.
     """
     if global_batch_tokens is None:
-        return replace(shape, gradient_accumulation_steps=gradient_accumulation_steps or 1)
+        return replace(shape, gradient_accumulation_steps=gradient_accumulation_steps or 1, makes_tokens=False)
     if gradient_accumulation_steps is not None:
         raise UserError(
             f"--gradient_accumulation_steps {gradient_accumulation_steps}: follows from --global_batch_tokens "

@@ -94,13 +94,22 @@ def _first_fitting(start: Remedy, change: Change, earlier: Sequence[Change], bat
     return None
 
 
-def _smaller_micro_batch(before: Remedy, _: GlobalBatch) -> Iterator[Remedy]:
+def _smaller_micro_batch(before: Remedy, batch: GlobalBatch) -> Iterator[Remedy]:
     """The largest first; the global batch stays, in more micro steps."""
     size = before.layout.micro_batch_blocks
     for number in range(size - 1, 0, -1):
         if size % number == 0:
-            flags = (*before.flags, f"--per_device_train_batch_size {number}")
-            yield replace(before, flags=flags, layout=replace(before.layout, micro_batch_blocks=number))
+            layout = replace(before.layout, micro_batch_blocks=number)
+            flags = (*before.flags, f"--per_device_train_batch_size {number}", *_micro_steps(layout, batch))
+            yield replace(before, flags=flags, layout=layout)
+
+
+def _micro_steps(layout: Layout, batch: GlobalBatch) -> tuple[str, ...]:
+    """What keeps the global batch where --global_batch_tokens does not."""
+    if batch.makes_tokens:
+        return ()
+    groups = layout.num_processes // layout.sequence_parallel_size
+    return (f"--gradient_accumulation_steps {batch.blocks // groups // layout.micro_batch_blocks}",)
 
 
 def _checkpointing(before: Remedy, _: GlobalBatch) -> Iterator[Remedy]:
@@ -151,7 +160,8 @@ def _more_gpus(before: Remedy, batch: GlobalBatch) -> Iterator[Remedy]:
             local = min(number, max(MOST_GPUS_PER_MACHINE, before.machine.num_local_processes))
             layout = replace(before.layout, num_processes=number, num_local_processes=local)
             machine = replace(before.machine, num_processes=number, num_local_processes=local)
-            yield Remedy((*before.flags, f"--num_gpus={number}"), layout, machine)
+            flags = (*before.flags, f"--num_gpus={number}", *_micro_steps(layout, batch))
+            yield Remedy(flags, layout, machine)
         number *= 2
 
 

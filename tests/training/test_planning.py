@@ -80,6 +80,13 @@ def test_the_cheapest_change_comes_first_and_each_fits(kind: str, num_gpus: int,
     assert "--num_gpus=" in " ".join(remedies[-1].flags)
 
 
+def test_a_remedy_keeps_the_global_batch_where_its_micro_steps_are_given() -> None:
+    layout, place = replace(layout_of("llama2_7b", num_gpus=8), micro_batch_blocks=16), machine("a100_80gb", 8)
+    given = GlobalBatch(4096, 16, 2, 8, makes_tokens=False)
+    remedies = find_remedies(layout, place, given)
+    assert remedies[0].flags == ("--per_device_train_batch_size 2", "--gradient_accumulation_steps 16")
+
+
 def test_a_remedy_that_the_host_cannot_hold_is_none() -> None:
     layout = layout_of("llama2_7b")
     flags = [remedy.flags for remedy in find_remedies(layout, machine("a100_80gb", host=64e9), batch())]
