@@ -113,7 +113,7 @@ def _verdict_lines(problems: list[str], remedies: list[Remedy], *, is_certain: b
         return
     verdict = "it does not fit: needs" if is_certain else "it is tight, and may run out of memory: with what is assumed"
     yield from _wrapped(f"{verdict} {' and '.join(problems)}", "  ")
-    fitting = "what fits, the cheapest change first (add one of the lines):"
+    fitting = "what fits, cheapest change first (add one line; --num_gpus goes to deepspeed):"
     yield fitting if remedies else "no change of flags fits"
     for remedy in remedies:
         yield f"  {' '.join(remedy.flags)}"
