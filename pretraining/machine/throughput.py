@@ -46,9 +46,11 @@ class ThroughputMeter:
         self._clock = clock
         self._interval_began_at: float | None = None
         self._paused_seconds = 0.0
+        self._paused_at: float | None = None
         self._last_step = 0
         self._warm_steps = 0
         self._warm_seconds = 0.0
+        self._warm_paused_seconds = 0.0
         self._has_warmed_up = False
 
     def start(self, step: int) -> None:
@@ -61,37 +63,49 @@ class ThroughputMeter:
         self._last_step = step
         self._paused_seconds = 0.0
         self._interval_began_at = self._clock()
+        if self._paused_at is not None:
+            self._paused_at = self._interval_began_at
 
     @contextmanager
     def pause(self, part: Part = "other") -> Iterator[None]:
-        """Leave out the time of what is not a step, such as an evaluation, and count it for `part`."""
-        paused_at = self._clock()
+        """Leave out the time of what is not a step, such as an evaluation, and count it for `part`.
+
+        A pause within a pause is a part of that.
+        """
+        is_within = self._paused_at is not None
+        if not is_within:
+            self._paused_at = self._clock()
         try:
             with self.times.part(part):
                 yield
         finally:
-            self._paused_seconds += self._clock() - paused_at
+            if not is_within and self._paused_at is not None:
+                self._paused_seconds += self._clock() - self._paused_at
+                self._paused_at = None
 
     def figures(self, step: int, *, max_steps: int) -> dict[str, float]:
         """Speed since the last reading, as keys of the log; nothing when no step was finished since.
 
         The time left and the overall speed are told from all intervals but the first, whose first step allocates
-        memory and fills caches; until there is a second, there is no overall speed.
+        memory and fills caches; until there is a second, there is no overall speed. The time left has its share of
+        pauses: as many evaluations and saves are expected as there were.
         """
         num_steps = step - self._last_step
         if self._interval_began_at is None or num_steps == 0:
             return {}
         now = self._clock()
-        seconds = now - self._interval_began_at - self._paused_seconds
-        self._interval_began_at, self._paused_seconds, self._last_step = now, 0.0, step
+        paused, self._paused_seconds = self._paused_seconds, 0.0
+        seconds = now - self._interval_began_at - paused
+        self._interval_began_at, self._last_step = now, step
         if self._has_warmed_up:
             self._warm_steps += num_steps
             self._warm_seconds += seconds
+            self._warm_paused_seconds += paused
         self._has_warmed_up = True
         figures = self.work.figures(num_steps / seconds)
         seconds_per_step = seconds / num_steps
         if self._warm_steps:
-            seconds_per_step = self._warm_seconds / self._warm_steps
+            seconds_per_step = (self._warm_seconds + self._warm_paused_seconds) / self._warm_steps
             overall = self.overall_figures()["tokens_per_second_per_gpu"]
             figures["overall_tokens_per_second_per_gpu"] = overall
         return {**figures, "seconds_left": seconds_per_step * (max_steps - step)}

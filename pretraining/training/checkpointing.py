@@ -182,7 +182,11 @@ class CheckpointKeeper(TrainerCallback):
             return
         saved = {"checkpoint": result.folder.name, "num_bytes": result.num_bytes, "seconds": round(result.seconds, 3)}
         self._metrics_log.write_event({"step": result.step, "event": "save", **saved})
-        self._tell_of_save(result.step)
+        with self._trainer.meter.pause("save"):  # old checkpoints can take a disk long to remove
+            self._tell_of_save(result.step)
+            self._rotate()
+
+    def _rotate(self) -> None:
         state, args = self._trainer.state, self._trainer.args
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         kept = (self._plan.last_stable_step, None if best is None else checkpoint_step(Path(best)))

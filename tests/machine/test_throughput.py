@@ -39,7 +39,7 @@ def test_speed_is_tokens_over_the_time_of_the_steps_alone() -> None:
         clock.now += 1000
     second = throughput.figures(10, max_steps=20)
     assert second["tokens_per_second_per_gpu"] == pytest.approx(5 * 500 / 5)
-    assert second["seconds_left"] == pytest.approx(10 * 1), "the slow first interval is left out"
+    assert second["seconds_left"] == pytest.approx(10 * 201), "without the slow first interval, with an evaluation"
     clock.now += 15
     third = throughput.figures(15, max_steps=20)
     assert third["tokens_per_second_per_gpu"] == pytest.approx(5 * 500 / 15)
@@ -71,6 +71,32 @@ def test_no_finished_step_is_no_speed() -> None:
     throughput.start(3)
     assert throughput.figures(3, max_steps=10) == {}
     assert throughput.overall_figures() == {}
+
+
+def test_a_pause_within_a_pause_counts_once() -> None:
+    clock = Clock()
+    throughput = meter(clock)
+    throughput.start(0)
+    with throughput.pause("save"):
+        clock.now += 2
+        with throughput.pause("save"):
+            clock.now += 3
+    clock.now += 1
+    assert throughput.figures(1, max_steps=2)["tokens_per_second_per_gpu"] == pytest.approx(500)
+    assert throughput.times.take()["save_seconds"] == 5
+
+
+def test_a_run_that_goes_back_in_a_pause_measures_from_its_end() -> None:
+    clock = Clock()
+    throughput = meter(clock)
+    throughput.start(0)
+    clock.now += 10
+    with throughput.pause():
+        clock.now += 20
+        throughput.go_back(0)
+        clock.now += 30
+    clock.now += 2
+    assert throughput.figures(1, max_steps=2)["tokens_per_second_per_gpu"] == pytest.approx(250)
 
 
 def test_a_pause_that_ends_with_an_error_is_a_pause() -> None:
