@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +22,8 @@ class GpuMonitor:
     def __init__(self, handle: Any, nvml: Any = pynvml) -> None:
         self._handle = handle
         self._nvml = nvml
-        self._samples: list[dict[str, float]] = []
+        self._lock = threading.Lock()
+        self._summed = _Readings()
         self._first_joules = self._joules()
 
     def start(self) -> None:
@@ -36,18 +37,16 @@ class GpuMonitor:
             "gpu_power_watts": self._read(lambda: self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000),
             "gpu_memory_bytes": self._read(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used),
         }
-        self._samples.append({name: value for name, value in readings.items() if value is not None})
+        with self._lock:
+            self._summed.add({name: value for name, value in readings.items() if value is not None})
 
     def take(self) -> dict[str, float]:
         """Mean utilisation and power and the largest memory since they were last taken; energy since the start."""
-        if not self._samples:
+        if self._summed.is_empty:
             self.sample()
-        samples, self._samples = self._samples, []
-        figures = {}
-        for name in ("gpu_utilization", "gpu_power_watts", "gpu_memory_bytes"):
-            values = [sample[name] for sample in samples if name in sample]
-            if values:
-                figures[name] = max(values) if name == "gpu_memory_bytes" else sum(values) / len(values)
+        with self._lock:
+            summed, self._summed = self._summed, _Readings()
+        figures = summed.figures()
         joules = self._joules()
         if self._first_joules is not None and joules is not None:
             figures["energy_joules"] = joules - self._first_joules
@@ -66,6 +65,26 @@ class GpuMonitor:
         waiting = threading.Event()
         while not waiting.wait(SAMPLE_SECONDS):
             self.sample()
+
+
+class _Readings:
+    """Sums and largest values, of however many readings: a run that logs nothing takes none of them away."""
+
+    def __init__(self) -> None:
+        self.is_empty = True
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._largest: dict[str, float] = {}
+
+    def add(self, readings: Mapping[str, float]) -> None:
+        self.is_empty = False
+        for name, value in readings.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, count + 1
+            self._largest[name] = max(value, self._largest.get(name, value))
+
+    def figures(self) -> dict[str, float]:
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        return means | {name: value for name, value in self._largest.items() if name == "gpu_memory_bytes"}
 
 
 def open_gpu_monitor(uuid: str, nvml: Any = pynvml) -> GpuMonitor | None:

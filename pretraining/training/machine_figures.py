@@ -40,7 +40,10 @@ class MachineFigures:
             self._monitor.start()
 
     def take(self) -> dict[str, float]:
-        """The figures since they were last taken, over all processes; called on all of them."""
+        """The figures since they were last taken, over all processes; called on all of them.
+
+        Of this start as a whole are the peak of the allocator and the energy.
+        """
         own = self._own()
         row = torch.tensor([own.get(name, math.nan) for name in COMBINED], dtype=torch.float64, device=self._device)
         rows = [torch.empty_like(row) for _ in range(distributed.get_world_size())]
