@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 LINE_COLUMNS = 150
 EVALUATIONS = (("eval", "validation"), ("test", "test"))
+MEMORY = {"peak_memory_bytes": "peak", "host_memory_bytes": "host"}  # where there is no GPU, the host's
 # The figures of a step that have no rule of their own, in the order of their importance.
 MOST_WANTED = {
     "tokens_per_second_per_gpu": "{:,.0f} tokens/s/GPU",
@@ -18,6 +19,7 @@ LESS_WANTED = {
     "tflops_per_second_per_gpu": "{:.3g} TFLOP/s/GPU",
     "gpu_power_watts": "{:,.0f} W",
     "overall_tokens_per_second_per_gpu": "{:,.0f} tokens/s/GPU overall",
+    "blocks_per_second": "{:,.1f} blocks/s",
 }
 
 
@@ -56,16 +58,23 @@ def training_figures(record: Mapping[str, float], *, now: float) -> list[str]:
     figures += [words.format(record[name]) for name, words in MOST_WANTED.items() if name in record]
     if "mfu" in record:
         figures.append(said_mfu(record))
-    memory = next((record[name] for name in ("peak_memory_bytes", "host_memory_bytes") if name in record), None)
+    memory = next((name for name in MEMORY if name in record), None)
     if memory is not None:
-        figures.append(said_bytes(memory))
+        figures.append(f"{said_bytes(record[memory])} {MEMORY[memory]}")
     if "accuracy" in record:
         figures.append(f"accuracy {100 * record['accuracy']:.1f} %")
     if "loss_scale" in record:
         figures.append(f"scale {record['loss_scale']:.0f}")
     if "gpu_utilization" in record:
         figures.append(f"GPU {100 * record['gpu_utilization']:.0f} %")
-    return figures + [words.format(record[name]) for name, words in LESS_WANTED.items() if name in record]
+    return figures + _less_wanted(record)
+
+
+def _less_wanted(record: Mapping[str, float]) -> list[str]:
+    figures = [words.format(record[name]) for name, words in LESS_WANTED.items() if name in record]
+    if record.get("interval_seconds"):
+        figures.append(f"data {100 * record['data_seconds'] / record['interval_seconds']:.0f} % of the time")
+    return figures
 
 
 def _said_end(seconds_left: float, *, now: float) -> str:

@@ -39,6 +39,14 @@ def test_what_is_not_known_is_not_said() -> None:
     assert log_lines({"step": 40, "train_runtime": 3.0}, max_steps=40, now=NOON) == []
 
 
+def test_memory_says_whose_it_is_and_data_its_share() -> None:
+    known = {"step": 1, "loss": 2.0, "host_memory_bytes": 812e6, "interval_seconds": 2.0, "data_seconds": 0.5}
+    (line,) = log_lines({**known, "blocks_per_second": 12.34}, max_steps=9, now=NOON)
+    assert line == "step 1/9  loss 2.0000  812 MB host  12.3 blocks/s  data 25 % of the time"
+    (line,) = log_lines({**known, "peak_memory_bytes": 71.2e9}, max_steps=9, now=NOON)
+    assert "  71.2 GB peak  " in line
+
+
 @pytest.mark.parametrize("name", ["non_finite_steps", "loss_scale"])
 def test_faults_and_the_scale_are_said(name: str) -> None:
     (line,) = log_lines({"step": 1, "loss": 2.0, "learning_rate": 1e-3, name: 7}, max_steps=9, now=NOON)
