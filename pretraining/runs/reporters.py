@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def forget_reported_after(step: int, callbacks: Iterable[TrainerCallback]) -> No
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback):
             if callback.tb_writer is not None:
-                callback.tb_writer.close()
+                with suppress(Exception):  # of a disk that takes no more: that reporter was given up, or will be
+                    callback.tb_writer.close()
             callback.tb_writer = None
             callback._SummaryWriter = partial(SummaryWriter, purge_step=step + 1)
 

@@ -31,9 +31,11 @@ class TrackedRun(TrainerCallback):
 
     def __init__(self, args: TrainingArguments, run_dir: Path, *, goes_on: bool) -> None:
         self._path = run_dir / TRACKERS_NAME
+        self.has_trackers = bool(set(args.report_to) - {"tensorboard"})
         self._kept: dict[str, str] = {}
         if goes_on and self._path.is_file():
-            self._kept = json.loads(self._path.read_text(encoding="utf-8"))
+            with suppress(ValueError):  # of a power cut while it was written
+                self._kept = json.loads(self._path.read_text(encoding="utf-8"))
         # Unlike the folder's name it belongs to one run; trackio goes on with any that has the same.
         self._kept.setdefault("name", args.run_name or f"{run_dir.resolve().name}-{secrets.token_hex(3)}")
         args.run_name = self._kept["name"]
@@ -71,8 +73,14 @@ class TrackedRun(TrainerCallback):
         if state.is_world_process_zero and set(args.report_to) & {"wandb", "mlflow", "trackio"}:
             if "mlflow" in args.report_to and (mlflow := sys.modules.get("mlflow")) is not None:
                 self._kept["MLFLOW_RUN_ID"] = mlflow.active_run().info.run_id
-                self._kept["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
+                if not _has_password(mlflow.get_tracking_uri()):
+                    self._kept["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
             self._path.write_text(json.dumps(self._kept, indent=1) + "\n", encoding="utf-8")
+
+
+def _has_password(uri: str) -> bool:
+    """Whether this has a secret that belongs into the environment and not into the run folder."""
+    return "@" in urlsplit(uri).netloc
 
 
 def _has_wandb_key() -> bool:

@@ -138,7 +138,8 @@ def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
         processing_class=tokenizer,
         meter=ThroughputMeter(step_work(plan)),
     )
-    told_until = newest_told(plan.run_dir) if goes_on else 0
+    # Their log can be a gigabyte, and is read for trackers alone.
+    told_until = newest_told(plan.run_dir) if goes_on and tracked_run.has_trackers else 0
     trainer.reporters = Reporters(trainer.callback_handler.callbacks, told_until=told_until)
     begins_with = None if checkpoint is None else checkpoint.parent / METRICS_NAME
     metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with, restart=this_restart(), start=said_start(plan))

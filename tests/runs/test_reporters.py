@@ -4,12 +4,13 @@ import importlib.util
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
@@ -127,6 +128,23 @@ def test_only_a_run_that_goes_on_goes_on_in_the_trackers(clean: pytest.MonkeyPat
     TrackedRun(other, tmp_path, goes_on=False)
     assert other.run_name != "run-1"
     assert os.environ["WANDB_RUN_ID"] != "id-1"
+
+
+@pytest.mark.parametrize(("uri", "is_kept"), [("sqlite:///a@b.db", True), ("https://me:secret@there/mlflow", False)])
+def test_no_password_goes_into_the_run_folder(
+    uri: str, is_kept: bool, clean: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = SimpleNamespace(info=SimpleNamespace(run_id="id-1"))
+    stand_in = SimpleNamespace(active_run=lambda: run, get_tracking_uri=lambda: uri)
+    clean.setitem(sys.modules, "mlflow", stand_in)
+    args = arguments(tmp_path, "mlflow")
+    (tmp_path / "trackers.json").write_text("")  # a power cut
+    TrackedRun(args, tmp_path, goes_on=True).on_train_begin(
+        args, TrainerState(is_world_process_zero=True), TrainerControl()
+    )
+    kept = json.loads((tmp_path / "trackers.json").read_text())
+    assert kept["MLFLOW_RUN_ID"] == "id-1"
+    assert kept.get("MLFLOW_TRACKING_URI") == (uri if is_kept else None)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
