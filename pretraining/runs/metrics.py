@@ -5,7 +5,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,16 @@ class MetricsLog(TrainerCallback):
             logging.getLogger("pretraining").addHandler(_WarningEvents(self, state))
             if self._restart is not None:
                 restart = {"restart": self._restart.number, "reason": self._restart.reason}
-                self.write_event({"step": state.global_step, "event": "restart", **restart})
+                self.write_event({"step": state.global_step, "event": "restart", **restart}, is_new=True)
 
     def forget_after(self, step: int, evaluations: Sequence[Mapping[str, Any]]) -> None:
         """Drop the records of later steps, and those of this one that are none of its checkpoint's `evaluations`.
 
         They are made again, as are samples. Other events stay: they happened, and one that happens again is not
         repeated.
+
+        Raises:
+            OSError: when the disk takes no copy; then all is as it was.
         """
         was_evaluated = any(record["step"] == step and "eval_loss" in record for record in evaluations)
 
@@ -71,26 +75,33 @@ class MetricsLog(TrainerCallback):
                 return record["step"] < step
             return "test_loss" not in record and ("eval_loss" not in record or was_evaluated)
 
+        def stays(record: Mapping[str, Any], *, is_ours: bool = True) -> bool:
+            return is_kept(record) or (is_ours and record.get("event", SAMPLES) != SAMPLES)
+
         source = self._path if self._path.is_file() else self._begins_with
-        if source is None or not source.is_file():
-            return
+        with self._lock:
+            if source is not None and source.is_file():
+                self._copy_of(source, lambda record: stays(record, is_ours=source == self._path), step)
+            self._unwritten = [record for record in self._unwritten if stays(record)]
+
+    def _copy_of(self, source: Path, stays: Callable[[Mapping[str, Any]], bool], step: int) -> None:
+        """Put the records of a log that stay in the place of this one."""
         partial = self._path.with_suffix(".partial")
-        is_ours = source == self._path
         events = []
         with jsonlines.open(source) as reader, jsonlines.open(partial, "w") as writer:
             # A kill can leave half a last line, which belongs to a step that is made again.
             for record in reader.iter(type=dict, skip_invalid=True):
-                if is_kept(record) or (is_ours and record.get("event", SAMPLES) != SAMPLES):
+                if stays(record):
                     writer.write(record)
-                    if "event" in record:
+                    if "event" in record and record["step"] >= step:
                         events.append(_without_time(record))
         sync(partial)  # or a power cut could leave neither the old records nor the new ones
         self._events = events
         partial.replace(self._path)
 
     def sync(self) -> None:
-        """Have on the disk what was logged until a checkpoint, whose resume keeps it."""
-        if self._path.exists():
+        """Have on the disk what was logged until a checkpoint, whose resume keeps it; no reason to end a run."""
+        with suppress(OSError):
             sync(self._path)
 
     def write_event(self, event: Mapping[str, Any], *, is_new: bool = False) -> None:
@@ -99,7 +110,8 @@ class MetricsLog(TrainerCallback):
         with self._lock:
             if is_new or record not in self._events:
                 self._append(record)
-                self._events.append(record)
+                # None of an earlier step comes again in this start, and a long run has many.
+                self._events = [known for known in self._events if known["step"] >= record["step"]] + [record]
 
     def on_log(
         self,
@@ -118,15 +130,17 @@ class MetricsLog(TrainerCallback):
     def _append(self, record: Mapping[str, Any]) -> None:
         """Write a record with the time, and those that a full disk did not take before."""
         self._unwritten.append({**record, TIME_NAME: round(time.time(), 3)})
-        size = self._path.stat().st_size if self._path.exists() else 0
+        size = None
         try:
+            size = self._path.stat().st_size if self._path.exists() else 0
             with jsonlines.open(self._path, "a") as writer:
                 writer.write_all(self._unwritten)
         except OSError as error:
             if len(self._unwritten) == 1:
                 logger.warning("%s: %s; its records are kept until they can be written", self._path, error.strerror)
-            if self._path.exists():
-                os.truncate(self._path, size)  # half a line would spoil the next one
+            with suppress(OSError):  # of a disk that is read-only now, say, which has no half a line either
+                if size is not None:
+                    os.truncate(self._path, size)  # half a line would spoil the next one
             return
         self._unwritten.clear()
 
@@ -146,7 +160,10 @@ class _WarningEvents(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write it down."""
         event = {"step": self._state.global_step, "event": "warning", "message": record.getMessage()}
-        self._metrics_log.write_event(event)
+        try:
+            self._metrics_log.write_event(event)
+        except Exception:  # as all handlers of logging do: who warns is not to fail
+            self.handleError(record)
 
 
 def _without_time(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,5 +171,10 @@ def _without_time(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def json_value(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as the words, which no reader takes for a number."""
+    """JSON has no NaN and no infinity: they are written as the words, which no reader takes for a number.
+
+    UTF-8 has no bytes that are none, such as those of odd file names: they are written as their numbers.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)

@@ -70,9 +70,10 @@ class FaultHandler(TrainerCallback, ExportableState):
         if state.global_step == 1:
             check_first_loss(result.loss, self._plan.config)
         if result.verdict is not None and not self._is_scale_search(result):
-            self._report(result, state.global_step)
-            if result.verdict.fault == "spike" and self._plan.arguments.optimization.on_spike == "rollback":
-                self._roll_back(state.global_step)
+            with self._trainer.meter.pause():
+                self._report(result, state.global_step)
+                if result.verdict.fault == "spike" and self._plan.arguments.optimization.on_spike == "rollback":
+                    self._roll_back(state.global_step)
         watch.forget_step()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -133,7 +134,10 @@ class FaultHandler(TrainerCallback, ExportableState):
         self._trainer.loader.move_to(num_consumed(back_to))
         self._num_rollbacks += 1
         if self._trainer.is_world_process_zero():
-            self._metrics_log.forget_after(back_to, kept.log_history)
+            try:
+                self._metrics_log.forget_after(back_to, kept.log_history)
+            except OSError as error:
+                logger.warning("metrics.jsonl: %s; it keeps the steps that are made again", error.strerror)
             forget_reported_after(back_to, self._trainer.callback_handler.callbacks)
             event = {"step": step, "event": "rollback", "to_step": back_to, "rollback": self._num_rollbacks}
             self._metrics_log.write_event(event)

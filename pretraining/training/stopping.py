@@ -151,5 +151,6 @@ class Stopping(TrainerCallback, ExportableState):
         self._request.code, self._request.is_agreed = int(code), True
         if state.is_world_process_zero:
             self._stop_file.unlink(missing_ok=True)
-            self._metrics_log.write_event({"step": state.global_step, "event": "stop", "reason": self._request.reason})
+            stop = {"step": state.global_step, "event": "stop", "reason": self._request.reason}
+            self._metrics_log.write_event(stop, is_new=True)
         return True

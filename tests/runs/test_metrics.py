@@ -13,6 +13,7 @@ from pretraining.cli.logs import HAS_EVENT
 from pretraining.runs.checkpoints import METRICS_NAME
 from pretraining.runs.metrics import MetricsLog
 
+NOTHING: Any = None
 START = {"resumed_from": None, "num_processes": 2, "num_parameters": 7}
 
 
@@ -62,3 +63,35 @@ def test_other_processes_write_nothing(tmp_path: Path, state: TrainerState) -> N
     begin(tmp_path, state)
     logging.getLogger("pretraining").warning("of another process")
     assert not (tmp_path / METRICS_NAME).exists()
+
+
+def test_a_disk_that_takes_nothing_more_ends_no_run(tmp_path: Path, state: TrainerState) -> None:
+    log = begin(tmp_path, state)
+    path = tmp_path / METRICS_NAME
+    path.rename(tmp_path / "kept")
+    path.mkdir()  # cannot be appended to, nor be made shorter, as with a disk that is read-only since an error
+    for step in (4, 5, 6):
+        log.on_log(NOTHING, TrainerState(global_step=step, is_world_process_zero=True), NOTHING, logs={"loss": 1.0})
+    log.write_event({"step": 5, "event": "spike"})
+    log.forget_after(5, [])  # a rollback
+    log.sync()
+    path.rmdir()
+    (tmp_path / "kept").rename(path)
+    log.write_event({"step": 5, "event": "save"})
+    told = [(record["step"], record.get("event", "loss")) for record in read(tmp_path) if record["step"] > 3]
+    assert told == [(4, "loss"), (5, "loss"), (5, "spike"), (5, "save")], "of step 6 there will be another"
+
+
+def test_a_warning_of_a_name_that_is_no_text_is_written(tmp_path: Path, state: TrainerState) -> None:
+    begin(tmp_path, state)
+    logging.getLogger("pretraining").warning("odd: %s", b"a\xff".decode("utf-8", "surrogateescape"))
+    assert read(tmp_path)[-1]["message"] == r"odd: a\udcff"
+
+
+def test_what_is_known_of_events_does_not_grow_with_the_run(tmp_path: Path, state: TrainerState) -> None:
+    log = begin(tmp_path, state)
+    for step in range(10, 40):
+        for _ in range(2):
+            log.write_event({"step": step, "event": "spike"})
+    assert [record["step"] for record in read(tmp_path)] == [3, *range(10, 40)]
+    assert len(log._events) == 1
