@@ -59,6 +59,11 @@ class MetricsLog(TrainerCallback):
                 restart = {"restart": self._restart.number, "reason": self._restart.reason}
                 self.write_event({"step": state.global_step, "event": "restart", **restart}, is_new=True)
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Have the last steps told as well, where --logging_steps does not divide the run."""
+        if state.global_step >= state.max_steps and args.logging_strategy != "no":
+            control.should_log = True
+
     def forget_after(self, step: int, evaluations: Sequence[Mapping[str, Any]]) -> None:
         """Drop the records of later steps, and those of this one that are none of its checkpoint's `evaluations`.
 

@@ -4,7 +4,7 @@ import logging
 from typing import NoReturn
 
 from pretraining.cli.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
-from pretraining.runs.checkpoints import MODEL_DIR_NAME
+from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME
 from pretraining.training.model_cards import try_write_card
 from pretraining.training.model_push import push_model
 from pretraining.training.processes import leave_processes
@@ -59,7 +59,9 @@ def write_cards(trainer: PretrainingTrainer) -> None:
 
 def say_what_is_there(plan: RunPlan) -> None:
     """Where things lie and what to do next."""
-    logger.info("run folder: %s (README.md, metrics.jsonl, tensorboard/, checkpoints)", plan.run_dir)
+    there = [name for name in ("README.md", METRICS_NAME, "tensorboard") if (plan.run_dir / name).exists()]
+    there += ["checkpoints"] * any(plan.run_dir.glob("checkpoint-*"))
+    logger.info("run folder: %s (%s)", plan.run_dir, ", ".join(there))
     stable = plan.run_dir / f"checkpoint-{plan.last_stable_step}"
     if stable.is_dir():
         logger.info("to train longer: --max_steps N --output_dir ANOTHER --resume %s", stable)

@@ -109,6 +109,18 @@ def test_a_killed_run_tells_each_step_once(whole_run: Path, sample_store: Path, 
     assert [event["step"] for event in events(run_dir, "start")] == [0, 3, 6]
 
 
+def test_the_last_steps_are_told_where_there_is_no_whole_interval(
+    whole_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    flags = ["--save_strategy", "no", "--export", "false", "--eval_strategy", "no", "--report_to", "none"]
+    done = train("2 ranks", sample_store, tmp_path / "run", *flags, "--logging_steps", 4)
+    losses = [record["loss"] for record in records(whole_run)]
+    told = records(tmp_path / "run")
+    assert [record["step"] for record in told] == [4, 6]
+    assert [record["loss"] for record in told] == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:]) / 2])
+    assert "(README.md, metrics.jsonl)" in done.stderr, "neither curves nor checkpoints were asked for"
+
+
 def curves(run_dir: Path) -> dict[str, list[int]]:
     """The steps of each curve in TensorBoard."""
     accumulator = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0})
