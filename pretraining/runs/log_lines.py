@@ -3,8 +3,10 @@
 import time
 from collections.abc import Iterable, Mapping
 
-LINE_COLUMNS = 150
+LINE_COLUMNS = 250  # of a plain line, which goes into files more than onto terminals
 EVALUATIONS = (("eval", "validation"), ("test", "test"))
+TIME_PARTS = ("data", "forward_backward", "optimizer", "save", "evaluation", "other")
+LEAST_SHARE = 0.005  # of the time, that is told
 MEMORY = {"peak_memory_bytes": "peak", "host_memory_bytes": "host"}  # where there is no GPU, the host's
 # The figures of a step that have no rule of their own, in the order of their importance.
 MOST_WANTED = {
@@ -60,7 +62,8 @@ def training_figures(record: Mapping[str, float], *, now: float) -> list[str]:
         figures.append(said_mfu(record))
     memory = next((name for name in MEMORY if name in record), None)
     if memory is not None:
-        figures.append(f"{said_bytes(record[memory])} {MEMORY[memory]}")
+        in_use = f" ({said_bytes(record['gpu_memory_bytes'])} in use)" if "gpu_memory_bytes" in record else ""
+        figures.append(f"{said_bytes(record[memory])} {MEMORY[memory]}{in_use}")
     if "accuracy" in record:
         figures.append(f"accuracy {100 * record['accuracy']:.1f} %")
     if "loss_scale" in record:
@@ -73,7 +76,11 @@ def training_figures(record: Mapping[str, float], *, now: float) -> list[str]:
 def _less_wanted(record: Mapping[str, float]) -> list[str]:
     figures = [words.format(record[name]) for name, words in LESS_WANTED.items() if name in record]
     if record.get("interval_seconds"):
-        figures.append(f"data {100 * record['data_seconds'] / record['interval_seconds']:.0f} % of the time")
+        shares = {part: record[f"{part}_seconds"] / record["interval_seconds"] for part in TIME_PARTS}
+        told = [
+            f"{part.replace('_', '+')} {100 * share:.0f} %" for part, share in shares.items() if share > LEAST_SHARE
+        ]
+        figures.append(f"time: {', '.join(told)}")
     return figures
 
 

@@ -56,5 +56,4 @@ def summary_lines(figures: Mapping[str, float]) -> Iterator[str]:
     if said_memory:
         yield f"memory: {', '.join(said_memory)}"
     if "energy_joules" in figures:
-        energy = figures["energy_joules"]
-        yield f"energy of the GPUs: {energy / JOULES_PER_KILOWATT_HOUR:.3g} kWh, {energy / total:,.0f} W in the mean"
+        yield f"energy of the GPUs: {figures['energy_joules'] / JOULES_PER_KILOWATT_HOUR:.3g} kWh"

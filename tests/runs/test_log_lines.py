@@ -39,12 +39,16 @@ def test_what_is_not_known_is_not_said() -> None:
     assert log_lines({"step": 40, "train_runtime": 3.0}, max_steps=40, now=NOON) == []
 
 
-def test_memory_says_whose_it_is_and_data_its_share() -> None:
-    known = {"step": 1, "loss": 2.0, "host_memory_bytes": 812e6, "interval_seconds": 2.0, "data_seconds": 0.5}
+def test_memory_says_whose_it_is_and_time_what_took_it() -> None:
+    parts = {"forward_backward_seconds": 1.5, "optimizer_seconds": 0.0, "save_seconds": 0.0, "evaluation_seconds": 0.0}
+    known = {"step": 1, "loss": 2.0, "host_memory_bytes": 812e6, "interval_seconds": 2.0, "data_seconds": 0.5, **parts}
+    known["other_seconds"] = 0.0
     (line,) = log_lines({**known, "blocks_per_second": 12.34}, max_steps=9, now=NOON)
-    assert line == "step 1/9  loss 2.0000  812 MB host  12.3 blocks/s  data 25 % of the time"
+    assert line == "step 1/9  loss 2.0000  812 MB host  12.3 blocks/s  time: data 25 %, forward+backward 75 %"
     (line,) = log_lines({**known, "peak_memory_bytes": 71.2e9}, max_steps=9, now=NOON)
     assert "  71.2 GB peak  " in line
+    (line,) = log_lines({**known, "peak_memory_bytes": 71.2e9, "gpu_memory_bytes": 75e9}, max_steps=9, now=NOON)
+    assert "  71.2 GB peak (75.0 GB in use)  " in line
 
 
 @pytest.mark.parametrize("name", ["non_finite_steps", "loss_scale"])
