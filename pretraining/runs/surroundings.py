@@ -15,15 +15,19 @@ from pretraining.cli.launchers import stat_words
 PROJECT_DIR = Path(__file__).parents[2]
 REQUIREMENTS = PROJECT_DIR / "requirements.txt"
 BESIDES = ("tokenizers", "safetensors", "triton")  # come with others, and decide ids, files and kernels
-SECRET_FLAG = re.compile(r"(--hub[_-]token[= ])('[^']*'|\S+)")
+# A flag; a variable, as in `mpirun -x HF_TOKEN=...` and `sudo WANDB_API_KEY=...`; a token of the Hub anywhere.
+SECRET = re.compile(
+    r"(--hub[_-]token[= ]|\b[A-Z0-9_]*(?:TOKEN|KEY|SECRET|PASSWORD)[A-Z0-9_]*=)('[^']*'|[^\s']+)|\bhf_\w{20,}"
+)
 
 
 def command() -> str:
-    """What started this run, the launcher with it, and without the secret of --hub_token."""
+    """What started this run, the launcher with it, and without secrets: the model card shows it to others."""
     words = _outermost_command(Path(sys.argv[0]).name) or [sys.executable, *sys.argv]
-    if len(words) > 1 and Path(words[1]).parent == Path(words[0]).parent:
+    if Path(words[0]).is_absolute() and len(words) > 1 and Path(words[1]).parent == Path(words[0]).parent:
         words = words[1:]  # a launcher that was installed beside its interpreter
-    return SECRET_FLAG.sub(r"\1***", shlex.join([Path(words[0]).name, *words[1:]]))
+    told = shlex.join([Path(words[0]).name, *words[1:]])
+    return SECRET.sub(lambda found: f"{found[1] or ''}***", told)
 
 
 def _outermost_command(program: str) -> list[str]:
