@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pretraining.runs.card_facts import CardFacts
 from pretraining.runs.history import Record, RunHistory
-from pretraining.runs.run_cost import cost_of
+from pretraining.runs.run_cost import three_digits
 
 MOST_FILES = 20  # named as sources; manifest.json has them all
 TOKENS_PER_PARAMETER = 20  # about what gives the lowest loss for the compute (arXiv 2203.15556)
@@ -107,7 +107,7 @@ def recipe(record: Record, facts: CardFacts) -> Iterator[str]:
 
 def cost(history: RunHistory) -> Iterator[str]:
     """Machine, time, energy, faults, software."""
-    record, last, cost = history.run_record, history.last, cost_of(history)
+    record, last, cost = history.run_record, history.last, history.cost
     hardware = record["hardware"]
     gpu = hardware.get("gpu")
     count = hardware["num_processes"]
@@ -115,10 +115,11 @@ def cost(history: RunHistory) -> Iterator[str]:
     starts = len(record["earlier_starts"]) + 1
     yield f"- Machine: {machine}{f'; {starts} starts' if starts > 1 else ''}."
     if cost.hours is not None and cost.process_hours is not None:
-        each = f", {cost.process_hours:.3g} GPU hours" if gpu else ""
-        yield f"- Time: {cost.hours:.3g} hours{each}, evaluations and saves among them, work that was lost not."
+        each = f", {three_digits(cost.process_hours)} GPU hours" if gpu else ""
+        lost = "; steps that a kill undid are not counted" if starts > 1 else ""
+        yield f"- Time: {three_digits(cost.hours)} hours{each}, evaluations and saves among them{lost}."
     if cost.kilowatt_hours is not None:
-        yield f"- Energy of the GPUs: {cost.kilowatt_hours:.3g} kWh, by their own count."
+        yield f"- Energy of the GPUs: {three_digits(cost.kilowatt_hours)} kWh, by their own count."
     faults = {"spikes of the loss": last.get("spikes"), "steps skipped as no number": last.get("non_finite_steps")}
     found = [f"{count:,} {name}" for name, count in faults.items() if count]
     if found:
@@ -127,7 +128,7 @@ def cost(history: RunHistory) -> Iterator[str]:
 
 
 def _software(record: Record) -> str:
-    packages = [f"{name} {version}" for name, version in record["packages"].items()]
+    packages = [f"{name} {version}" for name, version in record["packages"].items() if version]
     git = record.get("git")
     if git:
         packages.append(f"the programs at commit `{git['commit']}`{', with changes' if git['is_dirty'] else ''}")

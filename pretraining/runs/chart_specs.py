@@ -30,13 +30,12 @@ EVENT_SIGNS = {
     "rollback": (PURPLE, "triangle-left"),
     "save": (BLUE, "circle"),
     "save failed": (RED, "square"),
-    "export": (TEAL, "diamond"),
     "push": (TEAL, "circle"),
     "stop": (ORANGE, "square"),
     "warning": (ORANGE, "diamond"),
 }
 OTHER_SIGN = (GRAY, "circle")
-EXPECTED_EVENTS = ("save", "export", "push", "summary")  # they stand at the bottom, and what nobody planned at the top
+EXPECTED_EVENTS = ("save", "push", "summary")  # they stand at the bottom, and what nobody planned at the top
 STEP_AXIS = {"format": "~s", "grid": False, "tickCount": 6}
 
 

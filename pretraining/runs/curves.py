@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pretraining.runs.history import Record, read_records
+from pretraining.runs.run_cost import RunCost
 
 MOST_BINS = 300  # and up to twice as many, of two points each, for charts of some 1,000 pixels
 # What adds up over steps: its mean is drawn, and its sum told.
@@ -141,7 +142,7 @@ class RunCurves:
     training: Thinned
     evaluations: dict[str, Thinned]
     events: list[Record]
-    energy_joules: float | None = None
+    cost: RunCost
     first_logged_at: float | None = None
     last_logged_at: float | None = None
 
@@ -177,22 +178,16 @@ def read_curves(run_dir: Path, run_record: Record) -> RunCurves:
     Raises:
         UserError: when it is not there.
     """
-    run = RunCurves(run_dir, run_record, Thinned(), {"eval": Thinned(), "test": Thinned()}, [])
-    energy_of_start = 0.0
+    run = RunCurves(run_dir, run_record, Thinned(), {"eval": Thinned(), "test": Thinned()}, [], RunCost(run_record))
     for record in read_records(run_dir):
         _take_in(run, record)
-        if "energy_joules" in record:  # of each start, so what it was before a fall is of an earlier one
-            energy = float(record["energy_joules"])
-            run.energy_joules = (
-                (run.energy_joules or 0.0) + energy - (energy_of_start if energy >= energy_of_start else 0)
-            )
-            energy_of_start = energy
     for thinned in (run.training, *run.evaluations.values()):
         thinned.flush()
     return run
 
 
 def _take_in(run: RunCurves, record: Record) -> None:
+    run.cost.add(record)
     logged_at = record.get("logged_at")
     if logged_at is not None:
         run.first_logged_at = logged_at if run.first_logged_at is None else min(run.first_logged_at, logged_at)

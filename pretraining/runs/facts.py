@@ -8,23 +8,30 @@ from typing import Any
 from pretraining.runs.charts import TIME_PARTS
 from pretraining.runs.curves import RunCurves
 from pretraining.runs.history import Record
+from pretraining.runs.run_cost import SECONDS_PER_HOUR, three_digits
 from pretraining.runs.run_lock import is_being_written
 
 Facts = dict[str, str]
 LEFT_OUT_OF_EVENTS = ("step", "event", "logged_at", "samples")
-JOULES_PER_KWH = 3.6e6
 COMMAND = "command"
 
 
 def state_of(run: RunCurves) -> str:
     """Whether the run is finished, stopped, going on, or was cut short."""
-    step, num_steps = run.training.last.get("step", 0), run.run_record.get("arguments", {}).get("max_steps", 0)
+    step, num_steps = _last_step(run), run.run_record.get("arguments", {}).get("max_steps", 0)
     if step >= num_steps > 0:
         return "finished"
     turns = [event for event in run.events if event["event"] in ("start", "restart", "stop")]
     if turns and turns[-1]["event"] == "stop" and turns[-1]["step"] >= step:
         return f"stopped ({turns[-1].get('reason', 'as asked')})"
     return "running" if is_being_written(run.run_dir) else "interrupted"
+
+
+def _last_step(run: RunCurves) -> int:
+    """The last one with a record, or the one at which the newest start came to its end: not every step is logged."""
+    turns = [event for event in run.events if event["event"] in ("start", "summary")]
+    ended_at = turns[-1]["step"] if turns and turns[-1]["event"] == "summary" else 0
+    return max(ended_at, run.training.last.get("step", 0))
 
 
 def facts_of(run: RunCurves) -> dict[str, Facts]:
@@ -43,11 +50,11 @@ def facts_of(run: RunCurves) -> dict[str, Facts]:
 
 
 def _run_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
-    record, last = run.run_record, run.training.last
+    record, step = run.run_record, _last_step(run)
     arguments = record.get("arguments", {})
     yield "state", state_of(run)
-    yield "step", f"{last.get('step', 0):,} of {arguments.get('max_steps', 0):,}"
-    yield "tokens", _count(last.get("tokens"))
+    yield "step", f"{step:,} of {arguments.get('max_steps', 0):,}"
+    yield "tokens", _count(run.tokens_at(step))
     yield "begun", _time(run.first_logged_at)
     yield "last record", _time(run.last_logged_at)
     yield "starts", str(len(record.get("earlier_starts", [])) + 1)
@@ -83,7 +90,7 @@ def _model_facts(record: Record) -> Iterator[tuple[str, str | None]]:
     dataset = arguments.get("dataset")
     yield "data", " ".join(dataset) if isinstance(dataset, list) else dataset
     yield "manifest", ", ".join(part["manifest_sha256"][:12] for part in identity.get("data", []))
-    yield "block length", _count(config.get("max_position_embeddings"))
+    yield "block length", _count(record.get("block_length"))
     yield "tokens a step", _count(identity.get("global_batch_tokens"))
     yield "precision", identity.get("precision")
     yield "optimizer", identity.get("optimizer")
@@ -92,20 +99,23 @@ def _model_facts(record: Record) -> Iterator[tuple[str, str | None]]:
 
 
 def _speed_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
-    last, totals = run.training.last, run.training.totals
+    last, totals, cost = run.training.last, run.training.totals, run.cost
+    if cost.hours is not None:
+        yield "time, all starts", str(timedelta(seconds=round(cost.hours * SECONDS_PER_HOUR)))
     whole = sum(total.seconds for total in totals.get("interval_seconds", []))
-    yield "time in steps, evaluation and saving", str(timedelta(seconds=round(whole))) if whole else None
     for name, (part, _) in TIME_PARTS.items():
         if whole and name in totals:
-            yield f"of it {part}", f"{sum(total.seconds for total in totals[name]) / whole:.1%}"
+            yield f"share of {part}", f"{sum(total.seconds for total in totals[name]) / whole:.1%}"
+    if cost.process_hours is not None and run.run_record.get("hardware", {}).get("gpu"):
+        yield "GPU hours", three_digits(cost.process_hours)
     speed = last.get("overall_tokens_per_second_per_gpu")
     yield "tokens/s/GPU, this start", _figure(speed, ",.0f")
     if speed is None:
         yield "tokens/s/GPU, last interval", _figure(last.get("tokens_per_second_per_gpu"), ",.0f")
     yield "MFU, last interval", _figure(last.get("mfu"), ".1%")
     yield "memory of tensors, largest GPU", _gigabytes(last.get("peak_memory_bytes"))
-    energy = run.energy_joules
-    yield "energy of the GPUs", None if energy is None else f"{energy / JOULES_PER_KWH:,.3g} kWh"
+    energy = cost.kilowatt_hours
+    yield "energy of the GPUs", None if energy is None else f"{three_digits(energy)} kWh"
 
 
 def _machine_facts(record: Record) -> Iterator[tuple[str, str | None]]:
@@ -132,10 +142,16 @@ def _software_facts(record: Record) -> Iterator[tuple[str, str | None]]:
 def described_event(event: Mapping[str, Any]) -> str:
     """What an event says besides its name and step."""
     return "; ".join(
-        f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        f"{name.replace('_', ' ')} {_told(value)}"
         for name, value in event.items()
         if name not in LEFT_OUT_OF_EVENTS and value is not None
     )
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, float):
+        return three_digits(value)
+    return _count(value) or (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _count(value: Any) -> str | None:

@@ -10,25 +10,24 @@ import jsonlines
 
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import METRICS_NAME
+from pretraining.runs.run_cost import RunCost
 from pretraining.runs.run_record import read_run_record
 
 Record = dict[str, Any]
 SPLIT_KEYS = {"validation": "eval_loss", "test": "test_loss"}
-# What is kept of each training record but the last: a million records with every figure would take 4 GB.
-KEPT_FIGURES = ("step", "logged_at", "interval_seconds", "energy_joules")
 
 
 @dataclass(frozen=True)
 class RunHistory:
-    """The records of a run in their order: of training, with KEPT_FIGURES, of evaluations by split, and events.
+    """The newest training record, empty when there is none, evaluations by split, events, and what it all cost.
 
-    `last` is the newest training record with all its figures, empty when there is none.
+    A million training records would take 4 GB.
     """
 
     run_dir: Path
     run_record: Record
+    cost: RunCost
     last: Record = field(default_factory=dict)
-    training: list[Record] = field(default_factory=list)
     evaluations: dict[str, list[Record]] = field(default_factory=lambda: {split: [] for split in SPLIT_KEYS})
     events: list[Record] = field(default_factory=list)
 
@@ -39,16 +38,17 @@ def read_history(run_dir: Path, *, until_step: float = math.inf) -> RunHistory:
     Raises:
         UserError: when the folder holds no run.
     """
-    history = RunHistory(run_dir, read_run_record(run_dir))
+    run_record = read_run_record(run_dir)
+    history = RunHistory(run_dir, run_record, RunCost(run_record))
     last: Record = {}
     for record in read_records(run_dir):
         if record["step"] > until_step:
             continue
+        history.cost.add(record)
         if "event" in record:
             history.events.append(record)
         elif "loss" in record:
             last = record
-            history.training.append({name: record[name] for name in KEPT_FIGURES if name in record})
         for split, key in SPLIT_KEYS.items():
             if key in record:
                 history.evaluations[split].append(record)

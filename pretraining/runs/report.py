@@ -128,7 +128,9 @@ def _samples(run: RunCurves) -> list[tuple[str, list[tuple[int, str]]]]:
     by_prompt: dict[str, list[tuple[int, str]]] = {}
     for event in events[::-every]:
         for sample in _list_of_samples(event):
-            by_prompt.setdefault(str(sample.get("prompt")), []).append((event["step"], str(sample.get("continuation"))))
+            by_prompt.setdefault(str(sample.get("prompt")), []).append(
+                (event["step"], str(sample.get("continuation")).rstrip())
+            )
     return list(by_prompt.items())
 
 

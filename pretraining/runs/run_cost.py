@@ -1,48 +1,68 @@
 """What a run has cost, over all its starts: hours, GPU hours, energy."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-
-from pretraining.runs.history import Record, RunHistory
+from typing import Any
 
 JOULES_PER_KILOWATT_HOUR = 3.6e6
 SECONDS_PER_HOUR = 3600
 
 
-@dataclass(frozen=True)
-class RunCost:
-    """Of the steps that count: what was trained after the checkpoint that a run went on from is not in the log.
+@dataclass
+class _Start:
+    """What one start has cost until now."""
 
-    What was not measured is None.
+    num_processes: int | None
+    seconds: float = 0.0
+    joules: float = 0.0
+
+
+class RunCost:
+    """Adds up the records of metrics.jsonl in their order; what was not measured is None.
+
+    A start that came to its end tells all its time in its summary. Of one that was killed only the steps count which
+    the log has kept: those up to the checkpoint that the run went on from.
     """
 
-    hours: float | None
-    process_hours: float | None
-    kilowatt_hours: float | None
+    def __init__(self, run_record: Mapping[str, Any]) -> None:
+        self._usual = run_record.get("hardware", {}).get("num_processes")
+        self._starts: list[_Start] = []
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take in the next record. Each start counts its energy anew."""
+        kind = record.get("event")
+        if kind == "start" or not self._starts:
+            self._starts.append(_Start(record.get("num_processes", self._usual)))
+        start = self._starts[-1]
+        start.joules = max(start.joules, record.get("energy_joules", 0.0))
+        if kind == "summary":
+            start.seconds = max(start.seconds, record.get("total_seconds", 0.0))
+        else:
+            start.seconds += record.get("interval_seconds", 0.0)
+
+    @property
+    def hours(self) -> float | None:
+        """From first steps to last ones, evaluations and saves among them."""
+        return sum(start.seconds for start in self._starts) / SECONDS_PER_HOUR or None
+
+    @property
+    def process_hours(self) -> float | None:
+        """The same, of each process."""
+        times = [(start.num_processes, start.seconds) for start in self._starts if start.seconds]
+        if any(count is None for count, _ in times):
+            return None
+        return sum((count or 0) * seconds for count, seconds in times) / SECONDS_PER_HOUR or None
+
+    @property
+    def kilowatt_hours(self) -> float | None:
+        """The energy of the GPUs."""
+        return sum(start.joules for start in self._starts) / JOULES_PER_KILOWATT_HOUR or None
 
 
-def cost_of(history: RunHistory) -> RunCost:
-    """What all starts add up to; each counts its energy anew."""
-    starts = list(_starts(history))
-    seconds = [(sum(record.get("interval_seconds", 0) for record in records), count) for count, records in starts]
-    energies = [[r["energy_joules"] for r in records if "energy_joules" in r] for _, records in starts]
-    total = sum(time for time, _ in seconds)
-    joules = sum(max(values) for values in energies if values)
-    return RunCost(
-        hours=total / SECONDS_PER_HOUR if total else None,
-        process_hours=sum(time * count for time, count in seconds) / SECONDS_PER_HOUR if total else None,
-        kilowatt_hours=joules / JOULES_PER_KILOWATT_HOUR if joules else None,
-    )
+def three_digits(value: float) -> str:
+    """A figure as exactly as it is worth telling.
 
-
-def _starts(history: RunHistory) -> Iterator[tuple[int, list[Record]]]:
-    """The processes of each start, and its training records."""
-    usual = history.run_record["hardware"]["num_processes"]
-    events = [event for event in history.events if event["event"] == "start" and "logged_at" in event]
-    times = [event["logged_at"] for event in events]
-    for event, (begin, end) in zip(events, pairwise([*times, float("inf")]), strict=True):
-        records = [record for record in history.training if begin <= record.get("logged_at", 0) < end]
-        yield event.get("num_processes", usual), records
-    if not events:  # of a log that tells no times
-        yield usual, history.training
+    >>> [three_digits(value) for value in (184320.4, 99.94, 0.00891)]
+    ['184,320', '99.9', '0.00891']
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -46,6 +46,7 @@ class RunRecord:
     arguments: Mapping[str, Any]
     ds_config: Mapping[str, Any]
     num_parameters: int
+    block_length: int
     hardware: Mapping[str, Any]
     resumed_from: str | None
 

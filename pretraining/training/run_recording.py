@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pretraining.machine.flops import num_parameters
 from pretraining.machine.inventory import machine_inventory
 from pretraining.runs.run_record import RunRecord, add_to_run_record
+from pretraining.training.agreement import done_by_first
 from pretraining.training.identity import run_identity
 from pretraining.training.processes import has_gpu
 from pretraining.training.run_plan import RunPlan
@@ -26,6 +27,7 @@ def record_start(plan: RunPlan, arguments: TrainingArguments) -> None:
         arguments=_all_arguments(plan, arguments),
         ds_config=json.loads(Path(plan.arguments.trainer["deepspeed"]).read_text(encoding="utf-8")),
         num_parameters=num_parameters(plan.config),
+        block_length=plan.batch.block_length,
         hardware={
             "num_processes": plan.batch.num_processes,
             "gpu": torch.cuda.get_device_name() if has_gpu() else None,
@@ -58,8 +60,11 @@ class DsConfigRecorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The config with nothing left to be "auto", and ZeRO's part with all its defaults."""
-        if state.is_world_process_zero:
-            config = self._trainer.model_wrapped._config
-            resolved = {**config._param_dict, "zero_optimization": config.zero_config.model_dump(mode="json")}
-            add_to_run_record(self._trainer.plan.run_dir, ds_config_resolved=resolved)
+        """The config with nothing left to be "auto", and ZeRO's part with all its defaults.
+
+        Raises:
+            UserError: on every process, when it cannot be written.
+        """
+        config, run_dir = self._trainer.model_wrapped._config, self._trainer.plan.run_dir
+        resolved = {**config._param_dict, "zero_optimization": config.zero_config.model_dump(mode="json")}
+        done_by_first(lambda: add_to_run_record(run_dir, ds_config_resolved=resolved))

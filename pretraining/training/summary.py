@@ -9,9 +9,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pretraining.machine.time_split import PARTS
 from pretraining.runs.log_lines import duration, said_bytes, said_mfu
 from pretraining.runs.metrics import MetricsLog
+from pretraining.runs.run_cost import JOULES_PER_KILOWATT_HOUR, three_digits
 from pretraining.training.training_figures import TrainingFigures
-
-JOULES_PER_KILOWATT_HOUR = 3.6e6
 
 logger = logging.getLogger(__name__)
 
@@ -56,4 +55,5 @@ def summary_lines(figures: Mapping[str, float]) -> Iterator[str]:
     if said_memory:
         yield f"memory: {', '.join(said_memory)}"
     if "energy_joules" in figures:
-        yield f"energy of the GPUs: {figures['energy_joules'] / JOULES_PER_KILOWATT_HOUR:.3g} kWh"
+        energy = three_digits(figures["energy_joules"] / JOULES_PER_KILOWATT_HOUR)
+        yield f"energy of the GPUs: {energy} kWh"

@@ -66,8 +66,9 @@ def run_records(num_steps: int = 400) -> list[dict]:
             [event(step, "save", checkpoint=f"checkpoint-{step}", num_bytes=10, seconds=1)] if step % 100 == 0 else []
         )
     records += [event(77, "non-finite", step_loss="nan"), event(150, "spike", score=11.5, blocks=[{"file": SCRIPT}])]
-    records.append(event(201, "start", resumed_from="checkpoint-200", num_processes=8))
-    return [*records, event(220, "warning", message=SCRIPT), evaluation_record(num_steps, "test")]
+    records.append(event(200, "start", resumed_from="checkpoint-200", num_processes=8))
+    records += [event(220, "warning", message=SCRIPT), evaluation_record(num_steps, "test")]
+    return sorted(records, key=lambda record: record["logged_at"])
 
 
 def write_drawn_run(run_dir: Path, records: list[dict] | None = None, *, max_steps: int = 400) -> Path:

@@ -93,8 +93,10 @@ def test_tokens_lie_between_those_of_the_records_and_go_on_after_them(tmp_path: 
 
 
 def test_energy_is_that_of_all_starts(tmp_path: Path) -> None:
-    values = [100.0, 250.0, 30.0, 80.0]
-    records = [{"step": step, "loss": 1.0, "energy_joules": value} for step, value in enumerate(values, start=1)]
-    assert read_curves(write_drawn_run(tmp_path / "run", records), {}).energy_joules == 330.0
-    records = [{"step": 1, "loss": 1.0}]
-    assert read_curves(write_drawn_run(tmp_path / "none", records), {}).energy_joules is None
+    """The first record of a start can tell more than the last one of a short start before it."""
+    start = {"step": 0, "event": "start", "num_processes": 2}
+    records = [{"step": step, "loss": 1.0, "energy_joules": 3.6e6 * step} for step in (1, 2, 3, 4)]
+    run = read_curves(write_drawn_run(tmp_path / "run", [start, *records[:2], start, *records[2:]]), {})
+    assert run.cost.kilowatt_hours == 2 + 4
+    run = read_curves(write_drawn_run(tmp_path / "none", [{"step": 1, "loss": 1.0}]), {})
+    assert (run.cost.kilowatt_hours, run.cost.hours, run.cost.process_hours) == (None, None, None)

@@ -16,7 +16,7 @@ def test_every_record_is_in_its_place(tmp_path: Path) -> None:
     assert history.run_record == {"num_parameters": 7}
     found = [history.last, *history.evaluations["validation"], *history.events, *history.evaluations["test"]]
     assert found == records
-    assert history.training == [{"step": 1}]
+    assert history.cost.hours is None
     assert read_history(tmp_path, until_step=0).last == {}
 
 

@@ -12,7 +12,6 @@ from huggingface_hub import ModelCard
 from pretraining.runs.card_facts import CardData, CardFacts
 from pretraining.runs.history import read_history
 from pretraining.runs.model_card import write_card
-from pretraining.runs.run_cost import cost_of
 
 RUN_RECORD: dict[str, Any] = {
     "command": "python3 pretrain.py --hub_token ***",
@@ -83,7 +82,7 @@ def card_of(run_dir: Path, facts: CardFacts = FACTS, folder: Path | None = None)
 
 
 def test_hours_and_energy_add_up_over_all_starts(run_dir: Path) -> None:
-    cost = cost_of(read_history(run_dir))
+    cost = read_history(run_dir).cost
     assert (cost.hours, cost.process_hours) == (1.5, 0.5 * 8 + 1.0 * 4)
     assert cost.kilowatt_hours == 1.0 + 4.0
     text = card_of(run_dir).text
@@ -97,7 +96,7 @@ def test_what_was_not_measured_is_not_told(run_dir: Path) -> None:
     bare = [{"step": 1, "loss": 9.0, "tokens": 512}]
     with jsonlines.open(run_dir / "metrics.jsonl", "w") as writer:
         writer.write_all(bare)
-    cost = cost_of(read_history(run_dir))
+    cost = read_history(run_dir).cost
     assert (cost.hours, cost.process_hours, cost.kilowatt_hours) == (None, None, None)
     card = card_of(run_dir, replace(FACTS, step=1))
     assert "It has not been measured yet." in card.text

@@ -97,12 +97,16 @@ def test_the_state_of_a_run(tmp_path: Path) -> None:
     assert state("gone on", [*half[:100], event(100, "stop", reason="SIGTERM"), *half[100:]]) == "interrupted"
     assert state("running", half) == "running"
     assert state("begun", []) == "interrupted"
+    ended = event(400, "summary", total_seconds=7200.0)
+    seldom = [event(0, "start", num_processes=8), *half[:50], ended]
+    assert state("last steps not logged", seldom) == "finished"
+    assert state("longer than it was", [*seldom, event(400, "start", num_processes=8)]) == "interrupted"
 
 
 def test_facts_are_told_as_the_run_tells_them(run_dir: Path) -> None:
     run = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
     facts = facts_of(run)
-    shares = [value for name, value in facts["Speed"].items() if name.startswith("of it ")]
+    shares = [value for name, value in facts["Speed"].items() if name.startswith("share of ")]
     assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=0.3)
     assert facts["Machine"] == {"GPUs": "8 x NVIDIA H200", "memory of a GPU": "150.8 GB", "processes": "8"}
     assert facts["Speed"]["energy of the GPUs"] == f"{5200 * 400 / 3.6e6:,.3g} kWh"

@@ -28,7 +28,14 @@ def make_identity() -> RunIdentity:
 
 def make_record(identity: RunIdentity) -> RunRecord:
     return RunRecord(
-        identity=identity, schedule={}, arguments={}, ds_config={}, num_parameters=1, hardware={}, resumed_from=None
+        identity=identity,
+        schedule={},
+        arguments={},
+        ds_config={},
+        num_parameters=1,
+        block_length=64,
+        hardware={},
+        resumed_from=None,
     )
 
 

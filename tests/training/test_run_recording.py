@@ -72,8 +72,20 @@ def test_the_command_is_that_of_the_launcher_without_its_secret(tmp_path: Path) 
     lines += ["from pretraining.runs.surroundings import command", "print(command())"]
     program.write_text("\n".join(lines))
     launcher = tmp_path / "launch.py"
-    launcher.write_text("import subprocess, sys; subprocess.run([sys.executable, *sys.argv[2:]])")
-    words = [sys.executable, launcher, "--num_gpus=2", program, "--hub_token", "hf_secret", "--seed", "7"]
+    launcher.write_text("import subprocess, sys; subprocess.run([sys.executable, *sys.argv[3:]])")
+    words = [
+        sys.executable,
+        launcher,
+        "--num_gpus=2",
+        "HF_TOKEN=secret",
+        program,
+        "--hub_token",
+        "secret",
+        "--seed",
+        "7",
+    ]
+    words += ["--max_tokens=9", "--run_name", f"hf_{'x' * 34}"]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True)
-    given = f"{launcher} --num_gpus=2 {program} --hub_token *** --seed 7\n"
+    given = f"{launcher} --num_gpus=2 HF_TOKEN=*** {program} --hub_token *** --seed 7"
+    given += " --max_tokens=9 --run_name ***\n"
     assert done.stdout == f"{Path(sys.executable).name} {given}"
