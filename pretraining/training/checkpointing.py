@@ -154,7 +154,11 @@ class CheckpointKeeper(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take over the Trainer's rotation, which goes by the time of the files and keeps nothing else."""
+        """Take over the Trainer's rotation, which goes by the time of the files and keeps nothing else.
+
+        And log, evaluate and save as the flags say now: the Trainer would do it as those of the checkpoint said.
+        """
+        state.compute_steps(args, state.max_steps)
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         self._trainer.saver.on_result = self._after_save
 

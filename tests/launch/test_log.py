@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,14 @@ def test_a_stopped_run_has_its_summary(sample_store: Path, tmp_path: Path) -> No
         "summary",
     ]
     assert "time: 1 steps in " in done.stderr
+
+
+def test_a_run_that_goes_on_logs_and_saves_as_its_flags_say_now(sample_store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    flags = ["--eval_strategy", "no", "--export", "false", "--save_total_limit", 3]
+    train("1 rank", sample_store, run_dir, *flags, "--save_steps", 2)
+    for step in (4, 6):
+        shutil.rmtree(run_dir / f"checkpoint-{step}")
+    train("1 rank", sample_store, run_dir, *flags, "--save_steps", 3, "--logging_steps", 2)
+    assert [record["step"] for record in records(run_dir)] == [1, 2, 4, 6]
+    assert {path.name for path in run_dir.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (2, 3, 6)}
