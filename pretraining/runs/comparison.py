@@ -29,8 +29,10 @@ def difference_of_figures(run_dir: Path, other: Path) -> str | None:
     """The first place in the second log whose figures differ, or else the first that it lacks or has too often."""
     expected, found = dict(read_figures(run_dir)), list(read_figures(other))
     for place, figures in found:
-        for name in expected.get(place, {}) | figures:
-            values = expected.get(place, {}).get(name), figures.get(name)
+        if place not in expected:
+            return f"{place} is not in {run_dir / METRICS_NAME}"
+        for name in expected[place] | figures:
+            values = expected[place].get(name), figures.get(name)
             if values[0] != values[1]:
                 return f"{place}: {name} {values[0]} and {values[1]}{_apart(*values)}"
     counts = Counter(place for place, _ in found)
