@@ -9,6 +9,17 @@ from pretraining.runs.checkpoints import CURVES_NAME
 from pretraining.runs.history import RunHistory
 
 CARD_NAME = "README.md"
+USAGE = """\
+```python
+from transformers import pipeline
+
+pipeline("text-generation", model="{location}")("I wanna go", max_new_tokens=80)
+```
+
+Or, with the programs that made it: `python3 generate.py --model {location} --prompt "I wanna go"`."""
+NO_MODEL = """\
+It was not exported. Where a checkpoint was kept, `python3 -m tools.checkpoints export CHECKPOINT OUT` makes a model of
+it."""
 CARD = """\
 ---
 {metadata}
@@ -19,13 +30,7 @@ CARD = """\
 A Llama of {num_parameters:,} parameters, trained from random weights on {num_tokens:,} tokens, {num_epochs:.2f} epochs.
 No other model went into it. {state}
 
-```python
-from transformers import pipeline
-
-pipeline("text-generation", model="{location}")("I wanna go", max_new_tokens=80)
-```
-
-Or, with the programs that made it: `python3 generate.py --model {location} --prompt "I wanna go"`.
+{usage}
 
 ## What it is for
 
@@ -54,8 +59,8 @@ Or, with the programs that made it: `python3 generate.py --model {location} --pr
 """
 
 
-def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location: str) -> None:
-    """Write README.md into `folder`, whose model is opened by the name `location`, with the curves beside it."""
+def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location: str | None) -> None:
+    """Write README.md into `folder`, with the curves beside it; `location` is the name that opens its model, if any."""
     curves = history.run_dir / CURVES_NAME
     if curves.is_file() and folder != history.run_dir:
         (folder / CURVES_NAME).write_bytes(curves.read_bytes())
@@ -67,7 +72,7 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
         num_tokens=facts.num_tokens,
         num_epochs=facts.num_epochs,
         state=_state(facts.step, record["schedule"]["num_steps"]),
-        location=location,
+        usage=NO_MODEL if location is None else USAGE.format(location=location),
         limits="\n".join(sections.limits(record, facts)),
         evaluation="\n".join(sections.evaluation(history, curves=CURVES_NAME if curves.is_file() else None)),
         data="\n".join(sections.data(history.last, facts)),

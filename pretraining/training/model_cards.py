@@ -27,6 +27,7 @@ def write_card_of(plan: RunPlan, folder: Path, step: int, *, repository: str | N
     """Write the card of the run at a step into its own folder, or that of a model; `repository` is that of the Hub."""
     origin, num_blocks = plan.mixture.origin, plan.num_consumed(step)
     model_dir = plan.run_dir / MODEL_DIR_NAME if folder == plan.run_dir else folder
+    has_model = folder != plan.run_dir or plan.arguments.durability.export
     facts = CardFacts(
         name=plan.run_dir.resolve().name if repository is None else repository.rpartition("/")[2],
         step=step,
@@ -42,7 +43,8 @@ def write_card_of(plan: RunPlan, folder: Path, step: int, *, repository: str | N
         license_name=plan.arguments.observability.license,
     )
     history = read_history(plan.run_dir, until_step=step)
-    write_card(folder, history, facts, location=repository or str(model_dir))
+    location = repository or (str(model_dir) if has_model else None)
+    write_card(folder, history, facts, location=location)
 
 
 def _card_data(part: WeightedStore, share: float) -> CardData:

@@ -105,6 +105,14 @@ def test_what_was_not_measured_is_not_told(run_dir: Path) -> None:
     assert not any(word in card.text for word in ("hours", "kWh", "Faults", "curves.png"))
 
 
+def test_a_model_that_was_not_exported_is_not_opened(run_dir: Path) -> None:
+    assert 'pipeline("text-generation", model="alice/model")' in card_of(run_dir).text
+    write_card(run_dir, read_history(run_dir), FACTS, location=None)
+    text = ModelCard.load(run_dir / "README.md").text
+    assert "It was not exported." in text
+    assert "pipeline(" not in text
+
+
 def test_the_metadata_are_the_figures_of_the_newest_evaluations(run_dir: Path) -> None:
     card = card_of(run_dir)
     found = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
