@@ -35,7 +35,11 @@ def finish(trainer: PretrainingTrainer, report: RunReport) -> None:
     report.finish()
     write_cards(trainer)
     say_what_is_there(trainer.plan)
-    push_model(trainer)
+    if trainer.args.push_to_hub:
+        try:
+            push_model(trainer)
+        finally:
+            report.finish_again()
 
 
 def evaluate_at_end(trainer: PretrainingTrainer) -> None:

@@ -8,7 +8,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import HubStrategy
 
 from pretraining.cli.errors import UserError
-from pretraining.corpus.hub_errors import HUB_ERRORS, persistently, reason
+from pretraining.cli.logs import HAS_EVENT
+from pretraining.corpus.hub_errors import persistently, reason
 from pretraining.runs.checkpoints import MODEL_DIR_NAME
 from pretraining.runs.completeness import incompleteness
 from pretraining.runs.metrics import MetricsLog
@@ -81,7 +82,7 @@ class ModelPushes(TrainerCallback):
         try:
             parcel = parcel_of_end(plan, step, strategy=self._strategy, repository=repository.name)
             problem = self._delivered(repository, parcel)
-        except HUB_ERRORS as error:
+        except Exception as error:  # whatever it is, the other processes wait for an answer
             problem = reason(error)
         if problem is not None:
             self._record(step, f"model of step {step}", problem)
@@ -119,7 +120,7 @@ class ModelPushes(TrainerCallback):
             self._repository.name,
             problem,
             "" if is_over else "; it is tried again until a newer one takes its place",
-            extra={"has_event": True},
+            extra=HAS_EVENT,
         )
 
     def _record(self, step: int, what: str, problem: str | None) -> None:
@@ -135,13 +136,11 @@ class ModelPushes(TrainerCallback):
 
 
 def push_model(trainer: PretrainingTrainer) -> None:
-    """Push the exported model if --push_to_hub asks for it; called on every process, the first one pushes.
+    """Push the exported model; called on every process, the first one pushes.
 
     Raises:
         UserError: on every process, when the Hub does not take it.
     """
-    if not trainer.args.push_to_hub:
-        return
     pushes = trainer.pop_callback(ModelPushes)
     problem = long_done_by_first(pushes.finish)
     if problem is not None:

@@ -31,15 +31,20 @@ class RunReport(TrainerCallback):
 
     def finish(self, *, is_stopped: bool = False) -> None:
         """Have it written with all that the log has now, and wait for that."""
-        if self._process is None:
-            return
-        seconds = STOP_SECONDS if is_stopped else END_SECONDS
-        self._warn(self._process.wait(seconds=seconds))
-        self._start()
-        problem = self._process.wait(seconds=seconds)
-        self._warn(problem)
-        if problem is None:
+        if self._process is not None and self._is_written(self._process, STOP_SECONDS if is_stopped else END_SECONDS):
             logger.info("report: %s", self._run_dir / REPORT_NAME)
+
+    def finish_again(self) -> None:
+        """Have what came after the end written too, such as what became of the last push."""
+        if self._process is not None:
+            self._is_written(self._process, END_SECONDS)
+
+    def _is_written(self, process: ReportProcess, seconds: float) -> bool:
+        self._warn(process.wait(seconds=seconds))
+        self._start()
+        problem = process.wait(seconds=seconds)
+        self._warn(problem)
+        return problem is None
 
     def _start(self) -> None:
         if self._process is None:
