@@ -73,12 +73,13 @@ class MetricsLog(TrainerCallback):
         Raises:
             OSError: when the disk takes no copy; then all is as it was.
         """
-        was_evaluated = any(record["step"] == step and "eval_loss" in record for record in evaluations)
+        made_before = [record for record in evaluations if record["step"] == step and "eval_loss" in record]
+        losses = [json_value(record["eval_loss"]) for record in made_before]
 
         def is_kept(record: Mapping[str, Any]) -> bool:
             if record["step"] != step:
                 return record["step"] < step
-            return "test_loss" not in record and ("eval_loss" not in record or was_evaluated)
+            return "test_loss" not in record and ("eval_loss" not in record or record["eval_loss"] in losses)
 
         def stays(record: Mapping[str, Any], *, is_ours: bool = True) -> bool:
             return is_kept(record) or (is_ours and record.get("event", SAMPLES) != SAMPLES)

@@ -1,10 +1,11 @@
 """The end of a run: what is left when it was stopped, and when it is through."""
 
 import logging
+from pathlib import Path
 from typing import NoReturn
 
 from pretraining.cli.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
-from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME
+from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME, checkpoint_step
 from pretraining.training.model_cards import try_write_card
 from pretraining.training.model_push import push_model
 from pretraining.training.processes import leave_processes
@@ -43,12 +44,19 @@ def finish(trainer: PretrainingTrainer, report: RunReport) -> None:
 
 
 def evaluate_at_end(trainer: PretrainingTrainer) -> None:
-    """Loss on validation, unless it was just measured, and on test, which nothing has looked at before."""
+    """Loss on validation, unless these weights were just measured, and on test, which nothing has looked at before."""
     measured_at = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
-    if trainer.data.validation is not None and trainer.state.global_step not in measured_at:
+    is_measured = trainer.state.global_step in measured_at and not _has_other_weights(trainer)
+    if trainer.data.validation is not None and not is_measured:
         trainer.evaluate()
     if trainer.data.test is not None:
         trainer.evaluate(trainer.data.test, metric_key_prefix="test")
+
+
+def _has_other_weights(trainer: PretrainingTrainer) -> bool:
+    """Whether --load_best_model_at_end has put weights of an earlier step in the place of the last ones."""
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    return best is not None and checkpoint_step(Path(best)) != trainer.state.global_step
 
 
 def write_cards(trainer: PretrainingTrainer) -> None:
