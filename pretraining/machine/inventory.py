@@ -5,8 +5,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import pynvml
-
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -30,6 +28,8 @@ def processor_name() -> str:
 
 def _driver_and_gpus() -> dict[str, Any]:
     """Nothing where there is no driver; with a driver that fails meanwhile, what it said before."""
+    import pynvml  # here, as the doctor names the processor where nothing is installed
+
     found: dict[str, Any] = {"driver": None, "gpus": []}
     try:
         pynvml.nvmlInit()

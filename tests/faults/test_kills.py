@@ -49,7 +49,7 @@ def kill_of(generator: random.Random) -> list[object]:
     return [[0], None, generator.randint(1, CHANGES)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 def test_a_run_killed_at_any_instant_is_one_that_was_not(precision: str, mixture: list[str], tmp_path: Path) -> None:
     flags = [*FLAGS, "--dataset", *mixture, "--bf16", str(precision == "bf16").lower()]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -95,12 +95,14 @@ def test_a_step_that_is_no_number_is_skipped_counted_and_named(poisoned_store: P
     assert records(poisoned)[1]["grad_norm"] == "inf"
 
 
+@pytest.mark.long
 def test_a_run_that_is_no_number_any_more_ends(poisoned_store: Path, tmp_path: Path) -> None:
     done = train_with_faults(poisoned_store, tmp_path / "run", "--learning_rate", "1e30", "--save_strategy", "no")
     assert done.returncode != 0
     assert_one_error(done, "--learning_rate: 50 steps one after another had a loss or gradient that is no number")
 
 
+@pytest.mark.long
 def test_the_number_of_rollbacks_is_limited(poisoned_store: Path, tmp_path: Path) -> None:
     flags = ["--on_spike", "rollback", "--max_rollbacks", 0]
     done = train_with_faults(poisoned_store, tmp_path / "run", *flags)

@@ -132,7 +132,7 @@ def interrupt_deepspeed(store: Path, run_dir: Path, **env: str) -> tuple[int, st
     ("what", "reason"),
     [
         ("group(us, SIGINT)", "SIGINT"),  # Ctrl-C
-        ("kill(launcher, SIGTERM)", "SIGTERM"),
+        pytest.param("kill(launcher, SIGTERM)", "SIGTERM", marks=pytest.mark.long),
         # sbatch --signal=USR1@600: it kills the launcher
         pytest.param("group(us, SIGUSR1)", "SIGUSR1", marks=pytest.mark.long),
     ],
@@ -149,6 +149,7 @@ def test_what_deepspeed_passes_on_is_one_stop(
         assert_goes_on(sample_store, run_dir, whole_run)
 
 
+@pytest.mark.long
 def test_when_a_rank_is_killed_all_end(sample_store: Path, tmp_path: Path) -> None:
     code, _ = interrupt_deepspeed(sample_store, tmp_path / "run", AT="micro step:2", DO="kill(me, SIGKILL)")
     assert code != 0

@@ -180,7 +180,7 @@ def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_pa
     for number, config in enumerate([PROJECT_DIR / "ds_config_offload.json", tmp_path / "old.json"]):
         run_dir = tmp_path / f"run{number}"
         done = train("2 ranks", sample_store, run_dir, "--save_strategy", "no", "--deepspeed", config)
-        used = json.loads((run_dir / "run.json").read_text())["ds_config"]
+        used = json.loads((run_dir / "run.json").read_text())["ds_config_resolved"]
         assert used["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
         assert used["zero_force_ds_cpu_optimizer"] is False
         assert ('"cpu_offload" is the old spelling of "offload_optimizer"' in done.stderr) == (number == 1)
