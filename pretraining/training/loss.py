@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, one_hot, pad
+from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import default_collate
 
 from pretraining.training.block_dataset import IGNORED_LABEL
@@ -70,7 +70,9 @@ def source_sums(tokens: TokenLosses, batch: Batch, num_sources: int) -> torch.Te
     columns = torch.stack([value.double().flatten() for value in values], dim=1)
     if num_sources == 1:
         return columns.sum(dim=0, keepdim=True)
-    return one_hot(batch["sources"].flatten(), num_sources).double().T @ columns
+    # Not by one_hot, which looks at all sources first where they are on the host.
+    is_of_source = torch.arange(num_sources, device=columns.device)[:, None] == batch["sources"].flatten()
+    return is_of_source.double() @ columns
 
 
 def block_sums(tokens: TokenLosses) -> torch.Tensor:

@@ -3,15 +3,28 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
 from pretraining.machine.time_split import PARTS
 from pretraining.runs.comparison import first_difference
 from pretraining.runs.completeness import read_complete
-from tests.launch.launching import BLOCK_LENGTH, NUM_STEPS, events, records, train, try_to_train
+from pretraining.training.plan_only import blocks_here, plan_without_start
+from pretraining.training.planned_machine import this_machine
+from tests.launch.launching import (
+    BLOCK_LENGTH,
+    BLOCKS_PER_STEP,
+    NUM_STEPS,
+    events,
+    records,
+    train,
+    training_flags,
+    try_to_train,
+)
 
 pytestmark = pytest.mark.launch
 
@@ -81,6 +94,28 @@ def test_starts_and_saves_are_events(whole_run: Path) -> None:
     for event in saves:
         assert event["num_bytes"] == read_complete(whole_run / event["checkpoint"])["num_bytes"]
         assert event["seconds"] > 0
+
+
+def test_a_checkpoint_takes_what_was_planned(whole_run: Path, sample_store: Path) -> None:
+    words = [str(word) for word in training_flags(sample_store, whole_run, *FLAGS)]
+    arguments = parse_pretrain_arguments("", words)
+    machine = replace(this_machine(), num_processes=2, num_local_processes=2)
+    planned = plan_without_start(arguments, machine, blocks_here(arguments)).kept
+    files = [
+        *(whole_run / "checkpoint-6").glob("*.safetensors"),
+        *(whole_run / "checkpoint-6").rglob("*optim_states.pt"),
+    ]
+    assert planned.checkpoint_bytes == pytest.approx(sum(path.stat().st_size for path in files), rel=0.01)
+    assert planned.export_bytes == pytest.approx((whole_run / "model/model.safetensors").stat().st_size, rel=0.01)
+    assert planned.num_checkpoints == len(list(whole_run.glob("checkpoint-*")))
+
+
+def test_no_figure_makes_a_micro_step_wait_for_a_gpu(sample_store: Path, tmp_path: Path) -> None:
+    flags = ["--per_device_train_batch_size", 1, "--max_steps", 2, "--export", "false", "--save_strategy", "no"]
+    options = {"script": "tests/launch/counting_run.py", "env": {"SYNCHRONIZATIONS": str(tmp_path / "found")}}
+    train("1 rank", sample_store, tmp_path / "run", *flags, "--eval_strategy", "no", **options)
+    assert "loss/sport" in records(tmp_path / "run")[-1], "figures by source are among them"
+    assert json.loads((tmp_path / "found").read_text()) == {"micro_steps": 2 * BLOCKS_PER_STEP, "synchronizations": 0}
 
 
 def test_one_process_speaks_and_says_each_step_once(whole_run: Path) -> None:
