@@ -1,6 +1,6 @@
 """What a run takes on disk, in hours, energy and money."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretraining.cli.plan_arguments import PlanArguments
 from pretraining.cli.pretrain_arguments import PretrainArguments
@@ -62,13 +62,22 @@ class Costs:
     """Time and what grows with it, of a number of tokens on a number of GPUs of a kind at an MFU."""
 
     mfu: float
-    source: str  # assumed or measured
-    tokens_per_second_per_gpu: float
+    flops_per_token: float
+    peak_flops_per_second: float
     num_tokens: int
     tokens_are_known: bool  # otherwise it is a billion
     num_gpus: int
     board_watts: int
     price_per_gpu_hour: float | None
+
+    @property
+    def tokens_per_second_per_gpu(self) -> float:
+        """What the MFU comes to."""
+        return self.mfu * self.peak_flops_per_second / self.flops_per_token
+
+    def at_speed(self, tokens_per_second_per_gpu: float) -> "Costs":
+        """The same run at a speed that was measured."""
+        return replace(self, mfu=tokens_per_second_per_gpu * self.flops_per_token / self.peak_flops_per_second)
 
     @property
     def gpu_hours(self) -> float:
@@ -95,11 +104,10 @@ def plan_costs(flags: PlanArguments, layout: Layout, kind: GpuType | None, *, nu
     """At --assumed_mfu; None for a GPU that is not listed. A billion tokens where their number is not known."""
     if kind is None:
         return None
-    rate = flags.assumed_mfu * kind.peak_flops_per_second
     return Costs(
         mfu=flags.assumed_mfu,
-        source="assumed",
-        tokens_per_second_per_gpu=rate / flops_per_token(layout.shape, block_length=layout.block_length),
+        flops_per_token=flops_per_token(layout.shape, block_length=layout.block_length),
+        peak_flops_per_second=kind.peak_flops_per_second,
         num_tokens=BILLION if num_tokens is None else num_tokens,
         tokens_are_known=num_tokens is not None,
         num_gpus=layout.num_processes,

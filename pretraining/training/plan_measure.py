@@ -7,9 +7,9 @@ from pretraining.cli.errors import UserError, leave
 from pretraining.cli.launchers import process_rank
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.corpus.store_source import Mixture
-from pretraining.machine.flops import flops_per_token
 from pretraining.machine.footprint import PROCESS_BYTES, footprint
 from pretraining.machine.model_states import model_states
+from pretraining.training.plan_costs import Costs
 from pretraining.training.plan_only import plan_without_start
 from pretraining.training.plan_table import PlannedRun
 from pretraining.training.planned_machine import this_machine
@@ -26,6 +26,7 @@ NAMES = {
     "moments": "optimizer moments",
 }
 SECONDS_PER_HOUR = 3600
+NOT_KNOWN = "not known"
 
 
 def measure_plan(arguments: PretrainArguments, mixture: Mixture) -> None:
@@ -71,28 +72,35 @@ def _peak_rows(plan: PlannedRun, results: list[dict[str, Any]]) -> list[str]:
 
 def _speed_rows(plan: PlannedRun, result: dict[str, Any]) -> list[str]:
     """For the whole run a little too slow: its steps may have more micro steps for each update."""
-    costs = plan.costs
-    measured_column = _speed_column(plan, result["tokens_per_second_per_gpu"])
-    planned_column = ["not known"] * 4 if costs is None else _speed_column(plan, costs.tokens_per_second_per_gpu)
-    names = ("tokens/s/GPU", "MFU", "seconds of a step", "hours of the run")
-    return [
-        _row(name, planned, measured)
-        for name, planned, measured in zip(names, planned_column, measured_column, strict=True)
-    ]
+    rate = result["tokens_per_second_per_gpu"]
+    measured = _speed_column(plan, rate) | _cost_column(plan, None if plan.costs is None else plan.costs.at_speed(rate))
+    planned = _cost_column(plan, plan.costs)
+    if plan.costs is not None:
+        planned |= _speed_column(plan, plan.costs.tokens_per_second_per_gpu)
+    return [_row(name, planned.get(name, NOT_KNOWN), value) for name, value in measured.items()]
 
 
-def _speed_column(plan: PlannedRun, rate: float) -> list[str]:
-    """Tokens/s/GPU, and the MFU, seconds of a step and hours of the run that it gives."""
-    batch, kind = plan.batch, plan.machine.gpu_type
-    flops = flops_per_token(plan.layout.shape, block_length=batch.block_length)
-    seconds = batch.tokens / (rate * batch.num_processes)
+def _speed_column(plan: PlannedRun, rate: float) -> dict[str, str]:
+    """Tokens/s/GPU, and the seconds of a step and hours of the run that it gives."""
+    seconds = plan.batch.tokens / (rate * plan.batch.num_processes)
     hours = None if plan.num_steps is None else plan.num_steps * seconds / SECONDS_PER_HOUR
-    return [
-        f"{rate:,.0f}",
-        "not known" if kind is None else f"{rate * flops / kind.peak_flops_per_second:.1%}",
-        f"{seconds:,.3f}",
-        "not known" if hours is None else f"{hours:,.2f}",
-    ]
+    return {
+        "tokens/s/GPU": f"{rate:,.0f}",
+        "seconds of a step": f"{seconds:,.3f}",
+        "hours of the run": NOT_KNOWN if hours is None else f"{hours:,.2f}",
+    }
+
+
+def _cost_column(plan: PlannedRun, costs: Costs | None) -> dict[str, str]:
+    """What is known of a listed GPU alone; energy and price are of the run as a whole."""
+    if costs is None:
+        return {"MFU": NOT_KNOWN, "energy of the GPUs, at most": NOT_KNOWN}
+    found = {"MFU": f"{costs.mfu:.1%}", "energy of the GPUs, at most": NOT_KNOWN}
+    if plan.num_steps is not None:
+        found["energy of the GPUs, at most"] = f"{costs.kilowatt_hours:,.1f} kWh"
+        if costs.price is not None:
+            found["price"] = f"{costs.price:,.2f}"
+    return found
 
 
 def _row(name: str, planned: str, measured: str) -> str:

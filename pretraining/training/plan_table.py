@@ -98,7 +98,7 @@ def _cost_lines(costs: Costs | None, *, has_gpu: bool) -> Iterator[str]:
     if costs is None:
         yield f"time: not known, {'this GPU is not listed' if has_gpu else 'give --gpu_type'}"
         return
-    yield f"time, {costs.source} MFU of {costs.mfu:.1%}" + ("" if costs.tokens_are_known else ", for 10^9 tokens")
+    yield f"time, assumed MFU of {costs.mfu:.1%}" + ("" if costs.tokens_are_known else ", for 10^9 tokens")
     yield _line("tokens/s/GPU", f"{costs.tokens_per_second_per_gpu:,.0f}")
     yield _line("hours", f"{costs.hours:,.1f}", f"{costs.hours / 24:,.1f} days")
     yield _line("GPU hours", f"{costs.gpu_hours:,.0f}")

@@ -12,12 +12,15 @@ from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
 from pretraining.cli.restarts import RESTART_VARIABLE
 from pretraining.machine.footprint import CONTEXT_BYTES, footprint
 from pretraining.machine.gpus import find_gpu_type
+from pretraining.machine.model_states import model_states
 from pretraining.training.global_batch import GlobalBatch
+from pretraining.training.plan_measure import measured_table
 from pretraining.training.plan_only import plan_without_start
 from pretraining.training.plan_table import PlannedRun, plan_table
 from pretraining.training.planned_machine import Machine, planned_machine
 from pretraining.training.planning import GradientType, choose_gradient_type, fits
 from pretraining.training.remedies import check_fits, find_remedies
+from pretraining.training.trial import TrialSize
 from tests.conftest import PROJECT_DIR
 from tests.machine.layouts import layout_of
 
@@ -170,6 +173,24 @@ def test_time_energy_and_price_follow_from_the_tokens(monkeypatch: pytest.Monkey
     assert costs.hours * 3600 * 8 * costs.tokens_per_second_per_gpu == pytest.approx(1024 * 4096 * 100)
     assert costs.kilowatt_hours == pytest.approx(costs.gpu_hours * 0.7)
     assert costs.price == pytest.approx(costs.gpu_hours * 3)
+    measured = costs.at_speed(costs.tokens_per_second_per_gpu / 2)
+    assert measured.mfu == pytest.approx(0.25)
+    assert measured.price == pytest.approx(2 * costs.price)
+    step = {"tokens_per_second_per_gpu": measured.tokens_per_second_per_gpu, "tokens_per_step": 1024 * 4096}
+    states = dict.fromkeys(vars(model_states(run.layout)), 0)
+    table = measured_table(run, [{**step, "states": states, "peak_bytes": 0}], TrialSize(1, 8, 5))
+    rows = {line[2:32].strip(): line[32:].split() for line in table.splitlines() if line.startswith("  ")}
+    assert rows["MFU"] == ["50.0%", "25.0%"]
+    assert rows["price"] == [f"{costs.price:,.2f}", f"{measured.price:,.2f}"]
+    energy = [f"{one.kilowatt_hours:,.1f}" for one in (costs, measured)]
+    assert rows["energy of the GPUs, at most"] == [energy[0], "kWh", energy[1], "kWh"]
+
+
+def test_more_gpus_than_a_machine_has_are_said_to_be_on_several() -> None:
+    layout = replace(layout_of("llama2_70b", num_gpus=4), checkpoint_every=1)
+    remedies = find_remedies(layout, machine("h100", 4, host=512e9), batch(4))
+    assert remedies[0].flags == ("--num_gpus=32",)
+    assert remedies[0].needs.endswith(", on 4 machines (--hostfile, not --num_gpus)")
 
 
 @pytest.mark.parametrize(
