@@ -19,7 +19,7 @@ PICTURE_CONFIG: Spec = {"background": "white", "font": "sans-serif", "view": {"s
 PICTURE_CONFIG["axis"] = {"gridOpacity": 0.5, "titleFontWeight": "normal", "labelFontSize": 12, "titleFontSize": 12}
 PICTURE_CONFIG["legend"] = {"labelFontSize": 13, "symbolStrokeWidth": 3, "symbolType": "stroke"}
 INDEPENDENT = {"scale": {"color": "independent"}}
-FAINT = 0.45
+FAINT = 0.6
 DASHES = ([1, 0], [5, 3], [2, 2], [8, 3, 2, 3])
 # Colour and sign of what happens to a run; what is not here is gray.
 EVENT_SIGNS = {
@@ -56,18 +56,26 @@ def picture_spec(charts: Sequence[tuple[Chart, Rows]]) -> Spec:
             "height": PICTURE_HEIGHT // 2 if number else PICTURE_HEIGHT,
             "data": {"values": rows},
             "encoding": _x(),
-            "layer": _with_legend(_drawn_layers(chart, rows)) if number == 0 else _drawn_layers(chart, rows),
+            "layer": _with_legend(chart, rows) if number == 0 else _drawn_layers(chart, rows),
         }
         for number, (chart, rows) in enumerate(charts)
     ]
-    below = [{"hconcat": parts[1:]}] if len(parts) > 1 else []
-    return {"padding": 16, "vconcat": [parts[0], *below], "resolve": INDEPENDENT, "config": PICTURE_CONFIG}
+    # Flush: frames stand in line, however wide the numbers beside them are.
+    placed: Spec = {"bounds": "flush", "spacing": PICTURE_GAP}
+    below = [{"hconcat": parts[1:], **placed}] if len(parts) > 1 else []
+    whole = {"vconcat": [parts[0], *below], **placed}
+    return {"padding": 16, **whole, "resolve": INDEPENDENT, "config": PICTURE_CONFIG}
 
 
-def _with_legend(layers: list[Spec]) -> list[Spec]:
-    """A page has its legends beside the charts, where they can wrap."""
+def _with_legend(chart: Chart, rows: Rows) -> list[Spec]:
+    """Lines with their names, but not those that are faint: they have the colour of the smoothed ones.
+
+    A page has its legends beside the charts, where they can wrap.
+    """
+    layers, names = _drawn_layers(chart, rows), [row["line"] for row in rows if "faint" not in row]
+    named: Spec = {"title": None, "orient": "top-right", "symbolOpacity": 1, "values": list(dict.fromkeys(names))}
     for layer in layers:
-        layer["encoding"]["color"]["legend"] = {"title": None, "orient": "top-right", "symbolOpacity": 1}
+        layer["encoding"]["color"]["legend"] = named
     return layers
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pretraining.runs.charts import TIME_PARTS
 from pretraining.runs.curves import RunCurves
 from pretraining.runs.history import Record
+from pretraining.runs.log_lines import said_bytes, summary_lines
 from pretraining.runs.run_cost import SECONDS_PER_HOUR, three_digits
 from pretraining.runs.run_lock import is_being_written
 
@@ -141,11 +142,20 @@ def _software_facts(record: Record) -> Iterator[tuple[str, str | None]]:
 
 def described_event(event: Mapping[str, Any]) -> str:
     """What an event says besides its name and step."""
+    if event["event"] == "summary":
+        return "; ".join(summary_lines(event))
     return "; ".join(
-        f"{name.replace('_', ' ')} {_told(value)}"
-        for name, value in event.items()
-        if name not in LEFT_OUT_OF_EVENTS and value is not None
+        _told_of(name, value) for name, value in event.items() if name not in LEFT_OUT_OF_EVENTS and value is not None
     )
+
+
+def _told_of(name: str, value: Any) -> str:
+    """A figure with its unit where its name has one."""
+    if name.endswith("bytes"):
+        return said_bytes(value)
+    if name.endswith("seconds"):
+        return f"{three_digits(value)} s"
+    return f"{name.replace('_', ' ')} {_told(value)}"
 
 
 def _told(value: Any) -> str:

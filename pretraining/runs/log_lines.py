@@ -1,7 +1,9 @@
 """Records as people read them: a line of figures, the most important first; the full truth is in metrics.jsonl."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+
+from pretraining.runs.run_cost import JOULES_PER_KILOWATT_HOUR, three_digits
 
 LINE_COLUMNS = 250  # of a plain line, which goes into files more than onto terminals
 EVALUATIONS = (("eval", "validation"), ("test", "test"))
@@ -106,6 +108,25 @@ def said_bytes(num_bytes: float) -> str:
     ['812 MB', '71.2 GB']
     """
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def summary_lines(figures: Mapping[str, float]) -> Iterator[str]:
+    """A summary as people read it; what is not known is left out."""
+    total = max(figures["total_seconds"], 1e-9)
+    shares = (f"{part.replace('_', ' and ')} {100 * figures[f'{part}_seconds'] / total:.1f} %" for part in TIME_PARTS)
+    yield f"time: {figures['num_steps']:,.0f} steps in {duration(total)}: {', '.join(shares)}"
+    if "overall_tokens_per_second_per_gpu" in figures:
+        said = f"speed: {figures['overall_tokens_per_second_per_gpu']:,.0f} tokens/s/GPU, "
+        said += f"{figures['blocks_per_second']:,.1f} blocks/s, {figures['tflops_per_second_per_gpu']:,.3g} TFLOP/s/GPU"
+        mfu = f", {said_mfu(figures)}" if "mfu" in figures else ""
+        yield f"{said}{mfu}, without the first interval of the log, saves and evaluations"
+    names = {"peak_memory_bytes": "on the fullest GPU at its peak", "host_memory_bytes": "of host memory now"}
+    said_memory = [f"{said_bytes(figures[name])} {words}" for name, words in names.items() if name in figures]
+    if said_memory:
+        yield f"memory: {', '.join(said_memory)}"
+    if "energy_joules" in figures:
+        energy = three_digits(figures["energy_joules"] / JOULES_PER_KILOWATT_HOUR)
+        yield f"energy of the GPUs: {energy} kWh"
 
 
 def _evaluation_lines(record: Mapping[str, float], prefix: str, name: str) -> list[str]:

@@ -63,7 +63,9 @@ def run_records(num_steps: int = 400) -> list[dict]:
         records.append(training_record(step))
         records += [evaluation_record(step), event(step, "samples", samples=samples(step))] if step % 50 == 0 else []
         records += (
-            [event(step, "save", checkpoint=f"checkpoint-{step}", num_bytes=10, seconds=1)] if step % 100 == 0 else []
+            [event(step, "save", checkpoint=f"checkpoint-{step}", num_bytes=94_340_000_000, seconds=61.5)]
+            if step % 100 == 0
+            else []
         )
     records += [event(77, "non-finite", step_loss="nan"), event(150, "spike", score=11.5, blocks=[{"file": SCRIPT}])]
     records.append(event(200, "start", resumed_from="checkpoint-200", num_processes=8))

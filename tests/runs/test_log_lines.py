@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from pretraining.runs.log_lines import LINE_COLUMNS, log_lines
+from pretraining.runs.log_lines import LINE_COLUMNS, log_lines, summary_lines
 
 NOON = time.mktime((2027, 3, 10, 12, 0, 0, 0, 0, -1))
 RECORD = {"step": 40, "loss": 2.5, "learning_rate": 3e-4, "grad_norm": 0.7, "seconds_left": 3900.0}
@@ -63,4 +63,19 @@ def test_an_evaluation_has_its_sources_below_it() -> None:
     assert log_lines({"step": 40, **figures, **by_source}, max_steps=40, now=NOON) == [
         "step 40/40  validation loss 2.0000  perplexity 7.39  accuracy 25.0 %  0.800 bits/byte",
         "step 40/40    news     loss 2.0000  perplexity 7.39  accuracy 25.0 %  0.800 bits/byte",
+    ]
+
+
+def test_a_summary_says_speed_memory_and_where_the_time_went() -> None:
+    parts = {"data": 2.0, "forward_backward": 80.0, "optimizer": 10.0, "save": 5.0, "evaluation": 2.5, "other": 0.5}
+    summary = {"num_steps": 20, "total_seconds": 100.0, **{f"{part}_seconds": value for part, value in parts.items()}}
+    summary |= {"overall_tokens_per_second_per_gpu": 8600.4, "blocks_per_second": 16.8, "peak_memory_bytes": 61.24e9}
+    summary |= {"tflops_per_second_per_gpu": 396.4, "mfu": 0.4006, "mfu_causal": 0.3701, "energy_joules": 7.2e6}
+    assert list(summary_lines(summary)) == [
+        "time: 20 steps in 1 min 40 s: data 2.0 %, forward and backward 80.0 %, optimizer 10.0 %, save 5.0 %, "
+        "evaluation 2.5 %, other 0.5 %",
+        "speed: 8,600 tokens/s/GPU, 16.8 blocks/s, 396 TFLOP/s/GPU, MFU 40.1 % (causal 37.0 %), without the first "
+        "interval of the log, saves and evaluations",
+        "memory: 61.2 GB on the fullest GPU at its peak",
+        "energy of the GPUs: 2 kWh",
     ]

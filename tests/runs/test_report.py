@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from pretraining.cli.errors import UserError
+from pretraining.runs.chart_specs import picture_spec
+from pretraining.runs.charts import charts_of, rows_of
 from pretraining.runs.curves import read_curves
-from pretraining.runs.facts import facts_of, state_of
-from pretraining.runs.report import write_comparison, write_report
+from pretraining.runs.facts import described_event, facts_of, state_of
+from pretraining.runs.report import PICTURED, write_comparison, write_report
 from pretraining.runs.run_lock import lock_run_folder
 from tests.runs.browser import DARK, LIGHT, Seen, look_at
-from tests.runs.drawn_run import SCRIPT, event, run_records, training_record, write_drawn_run
+from tests.runs.drawn_run import PARTS, SCRIPT, event, run_records, training_record, write_drawn_run
 
 CHARTS = ["Loss", "Perplexity", "Accuracy", "Bits per byte", "Training loss by source", "Validation loss by source"]
 CHARTS += ["Learning rate", "Gradient norm", "Throughput", "Model FLOPs utilization", "FLOPs", "Memory"]
@@ -42,6 +44,7 @@ def test_a_browser_draws_every_chart_at_any_width(run_dir: Path) -> None:
     assert {frame["title"] for frame in seen.frames} == {"run"}, "a script of a sample or a flag has run"
     assert SCRIPT in seen.frames[0]["text"]
     assert "best validation loss\n2.10" in seen.frames[0]["text"]
+    assert "checkpoint checkpoint-400; 94.3 GB; 61.5 s" in seen.frames[0]["text"]
 
 
 def test_it_is_dark_where_its_reader_wants_that(run_dir: Path) -> None:
@@ -73,6 +76,23 @@ def test_what_is_not_in_the_log_is_not_drawn(tmp_path: Path) -> None:
     assert_fine(seen, [])
     assert "No step is in metrics.jsonl yet." in seen.frames[0]["text"]
     assert not (tmp_path / "empty/curves.png").exists()
+
+
+def test_the_picture_names_no_two_lines_of_one_colour(run_dir: Path) -> None:
+    run = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
+    charts = [(chart, rows_of(chart, run)) for chart in charts_of([run]) if chart.title in PICTURED]
+    layers = picture_spec(charts)["vconcat"][0]["layer"]
+    for color in (layer["encoding"]["color"] for layer in layers):
+        of_line = dict(zip(color["scale"]["domain"], color["scale"]["range"], strict=True))
+        named = [of_line[name] for name in color["legend"]["values"]]
+        assert len(named) == len(set(named)) == 3
+
+
+def test_a_summary_among_the_events_is_told_as_at_the_end_of_the_run() -> None:
+    parts = {f"{part}_seconds": 1.0 for part in PARTS}
+    summary = event(4, "summary", num_steps=4, total_seconds=6.0, host_memory_bytes=2_301_546_496, **parts)
+    assert described_event(summary).startswith("time: 4 steps in 6 s: data 16.7 %, forward and backward 16.7 %")
+    assert described_event(summary).endswith("; memory: 2.3 GB of host memory now")
 
 
 def test_a_long_run_is_a_page_of_a_few_megabytes(tmp_path: Path) -> None:
