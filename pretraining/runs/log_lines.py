@@ -120,7 +120,7 @@ def summary_lines(figures: Mapping[str, float]) -> Iterator[str]:
         said += f"{figures['blocks_per_second']:,.1f} blocks/s, {figures['tflops_per_second_per_gpu']:,.3g} TFLOP/s/GPU"
         mfu = f", {said_mfu(figures)}" if "mfu" in figures else ""
         yield f"{said}{mfu}, without the first interval of the log, saves and evaluations"
-    names = {"peak_memory_bytes": "on the fullest GPU at its peak", "host_memory_bytes": "of host memory now"}
+    names = {"peak_memory_bytes": "on the fullest GPU at its peak", "peak_host_memory_bytes": "of host memory at most"}
     said_memory = [f"{said_bytes(figures[name])} {words}" for name, words in names.items() if name in figures]
     if said_memory:
         yield f"memory: {', '.join(said_memory)}"

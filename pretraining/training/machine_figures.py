@@ -11,6 +11,7 @@ from torch import distributed
 from pretraining.machine.gpu_monitor import GpuMonitor, open_gpu_monitor
 
 PAGES_OF_THIS_PROCESS = Path("/proc/self/statm")
+STATUS_OF_THIS_PROCESS = Path("/proc/self/status")
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -25,6 +26,7 @@ COMBINED: dict[str, Callable[[Sequence[float]], float]] = {
     "gpu_power_watts": sum,
     "energy_joules": sum,
     "host_memory_bytes": sum,
+    "peak_host_memory_bytes": sum,  # each process's own, so not quite at the same time
 }
 
 
@@ -42,7 +44,7 @@ class MachineFigures:
     def take(self) -> dict[str, float]:
         """The figures since they were last taken, over all processes; called on all of them.
 
-        Of this start as a whole are the peak of the allocator and the energy.
+        Of this start as a whole are the peaks, of the allocator and of host memory, and the energy.
         """
         own = self._own()
         row = torch.tensor([own.get(name, math.nan) for name in COMBINED], dtype=torch.float64, device=self._device)
@@ -54,7 +56,7 @@ class MachineFigures:
         figures: dict[str, float] = {} if self._monitor is None else self._monitor.take()
         if self._device.type == "cuda":
             figures["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self._device)
-        return {**figures, "host_memory_bytes": resident_bytes()}
+        return {**figures, "host_memory_bytes": resident_bytes(), "peak_host_memory_bytes": peak_resident_bytes()}
 
 
 def combined(rows: Sequence[Sequence[float]]) -> dict[str, float]:
@@ -69,3 +71,9 @@ def combined(rows: Sequence[Sequence[float]]) -> dict[str, float]:
 def resident_bytes() -> int:
     """Host memory of this process, the pages that it shares with others included."""
     return int(PAGES_OF_THIS_PROCESS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_resident_bytes() -> int:
+    """The most that it ever was. Not that of getrusage, which begins with what the process was forked from."""
+    (line,) = (line for line in STATUS_OF_THIS_PROCESS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

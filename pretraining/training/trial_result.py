@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from pretraining.runs.history import read_records
+from pretraining.training.machine_figures import peak_resident_bytes
 from pretraining.training.processes import has_gpu
 from pretraining.training.trainer import PretrainingTrainer
 
@@ -66,7 +66,7 @@ def _peak_bytes() -> int:
     """Of the GPU's allocator; without one, of the process."""
     if has_gpu():
         return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_bytes()
 
 
 def _speed(trainer: PretrainingTrainer) -> float:

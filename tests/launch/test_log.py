@@ -75,6 +75,7 @@ def test_the_parts_of_the_time_sum_to_the_whole(whole_run: Path) -> None:
     last = found[-1]
     assert summary["overall_tokens_per_second_per_gpu"] == last["overall_tokens_per_second_per_gpu"]
     assert summary["num_steps"] == NUM_STEPS
+    assert summary["peak_host_memory_bytes"] >= max(record["host_memory_bytes"] for record in found)
 
 
 def test_the_smoothed_loss_is_the_mean_of_the_last_ones(whole_run: Path) -> None:

@@ -3,7 +3,8 @@
 import math
 from pathlib import Path
 
-from tests.launch.launching import records, train
+from pretraining.runs.log_lines import summary_lines
+from tests.launch.launching import events, records, train
 
 
 def test_random_ids_stay_random_and_nothing_is_saved(tmp_path: Path) -> None:
@@ -15,3 +16,7 @@ def test_random_ids_stay_random_and_nothing_is_saved(tmp_path: Path) -> None:
     assert not list(run_dir.glob("checkpoint-*"))
     assert not (run_dir / "model").exists()
     assert "generate.py" not in done.output
+    (summary,) = events(run_dir, "summary")
+    speed = {"blocks_per_second", "overall_tokens_per_second_per_gpu", "tflops_per_second_per_gpu"}
+    assert speed | {"peak_host_memory_bytes"} <= set(summary)
+    assert [line for line in summary_lines(summary) if line not in done.stderr.splitlines()] == []

@@ -90,9 +90,9 @@ def test_the_picture_names_no_two_lines_of_one_colour(run_dir: Path) -> None:
 
 def test_a_summary_among_the_events_is_told_as_at_the_end_of_the_run() -> None:
     parts = {f"{part}_seconds": 1.0 for part in PARTS}
-    summary = event(4, "summary", num_steps=4, total_seconds=6.0, host_memory_bytes=2_301_546_496, **parts)
+    summary = event(4, "summary", num_steps=4, total_seconds=6.0, peak_host_memory_bytes=2_301_546_496, **parts)
     assert described_event(summary).startswith("time: 4 steps in 6 s: data 16.7 %, forward and backward 16.7 %")
-    assert described_event(summary).endswith("; memory: 2.3 GB of host memory now")
+    assert described_event(summary).endswith("; memory: 2.3 GB of host memory at most")
 
 
 def test_a_long_run_is_a_page_of_a_few_megabytes(tmp_path: Path) -> None:

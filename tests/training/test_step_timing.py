@@ -65,14 +65,15 @@ def test_the_update_is_timed_where_it_runs(on_gpu: bool, optimizer: float) -> No
 def test_figures_of_the_processes_become_one() -> None:
     nan = float("nan")
     names = ["peak_memory_bytes", "gpu_memory_bytes", "gpu_utilization", "gpu_power_watts", "energy_joules"]
-    assert list(COMBINED) == [*names, "host_memory_bytes"]
-    rows = [[5e9, 6e9, 0.9, 600.0, 10.0, 1e9], [7e9, 8e9, 0.7, 500.0, nan, 2e9]]
+    assert list(COMBINED) == [*names, "host_memory_bytes", "peak_host_memory_bytes"]
+    rows = [[5e9, 6e9, 0.9, 600.0, 10.0, 1e9, 3e9], [7e9, 8e9, 0.7, 500.0, nan, 2e9, 4e9]]
     assert combined(rows) == {
         "peak_memory_bytes": 7_000_000_000,
         "gpu_memory_bytes": 8_000_000_000,
         "gpu_utilization": pytest.approx(0.8),
         "gpu_power_watts": 1100,
         "host_memory_bytes": 3_000_000_000,
+        "peak_host_memory_bytes": 7_000_000_000,
     }, "energy of which a part is not known is not known"
 
 
