@@ -19,7 +19,7 @@ from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 
 DIFFERENT_EXIT_CODE = 1
-PLACES = ("output_dir", "run_name", "resume", "allow_changed")
+PLACES = ("output_dir", "run_name", "resume", "allow_changed", "local_rank")  # the last is the launcher's way to count
 DATA = ("data", "tokenizer_sha256")
 EQUAL, EQUAL_TO_THE_BIT = "equal", "equal to the bit"
 TO_THE_BIT = ("figures", "weights")

@@ -87,7 +87,9 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
     path = run_dir / RUN_RECORD_NAME
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a run folder") from None
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}); start a new run in another --output_dir") from None
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import Done, assert_one_error, run, run_fine
 from tests.launch.launching import train
+from tools.compare_runs import parts_of
 
 COMPARE = [sys.executable, "-m", "tools.compare_runs"]
 PARTS = ["arguments", "data", "model", "deepspeed", "versions", "machine", "figures", "weights"]
@@ -77,13 +78,19 @@ def test_data_versions_and_machine_are_looked_at(runs: dict[str, Path], tmp_path
     [
         ([], ["--run, --other: give two run folders"]),
         (["a"], ["--run, --other: give two run folders"]),
-        (["nowhere", "tests"], ["nowhere/run.json: cannot be read"]),
+        (["nowhere", "tests"], ["nowhere/run.json: cannot be read (No such file or directory); give a run folder"]),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], parts: list[str]) -> None:
     done = run(*COMPARE, *words)
     assert done.returncode == 2
     assert_one_error(done, *parts)
+
+
+def test_how_a_launcher_counts_is_no_difference() -> None:
+    first, second = (parts_of({"arguments": {"local_rank": rank, "seed": 7}}) for rank in (0, -1))
+    assert first == second
+    assert first["arguments"] == {"seed": 7}
 
 
 def test_it_needs_no_torch() -> None:
