@@ -8,7 +8,7 @@ from typing import Any
 from pretraining.runs.charts import TIME_PARTS
 from pretraining.runs.curves import RunCurves
 from pretraining.runs.history import Record
-from pretraining.runs.log_lines import said_bytes, summary_lines
+from pretraining.runs.log_lines import block_line, said_bytes, summary_lines
 from pretraining.runs.run_cost import SECONDS_PER_HOUR, three_digits
 from pretraining.runs.run_lock import is_being_written
 
@@ -150,7 +150,9 @@ def described_event(event: Mapping[str, Any]) -> str:
 
 
 def _told_of(name: str, value: Any) -> str:
-    """A figure with its unit where its name has one."""
+    """A figure with its unit where its name has one, the blocks of a fault with their documents."""
+    if name == "blocks":
+        return "; ".join(map(block_line, value))
     if name.endswith("bytes"):
         return said_bytes(value)
     if name.endswith("seconds"):

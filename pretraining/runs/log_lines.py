@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from pretraining.runs.run_cost import JOULES_PER_KILOWATT_HOUR, three_digits
 
@@ -127,6 +128,14 @@ def summary_lines(figures: Mapping[str, float]) -> Iterator[str]:
     if "energy_joules" in figures:
         energy = three_digits(figures["energy_joules"] / JOULES_PER_KILOWATT_HOUR)
         yield f"energy of the GPUs: {energy} kWh"
+
+
+def block_line(record: Mapping[str, Any]) -> str:
+    """A block that an event names, with its documents."""
+    documents = ", ".join(f"{place['file']}:{place['line']} ({place['source']})" for place in record["documents"])
+    loss = record["block_loss"]
+    shown = f"{loss:.4f}" if isinstance(loss, float) else loss
+    return f"block {record['block']:,} of {record['dataset']}, loss {shown}: {documents or 'documents unknown'}"
 
 
 def _evaluation_lines(record: Mapping[str, float], prefix: str, name: str) -> list[str]:

@@ -12,10 +12,11 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.logs import HAS_EVENT
 from pretraining.runs.checkpoints import read_trainer_state
 from pretraining.runs.completeness import incompleteness
+from pretraining.runs.log_lines import block_line
 from pretraining.runs.metrics import MetricsLog
 from pretraining.runs.reporters import forget_reported_after
 from pretraining.training.agreement import from_first, is_first
-from pretraining.training.fault_report import describe_blocks, gather_block_losses, guilty_blocks, lines_of
+from pretraining.training.fault_report import describe_blocks, gather_block_losses, guilty_blocks
 from pretraining.training.first_step import check_first_loss, check_fresh_weights, check_rotary_positions, check_tiles
 from pretraining.training.step_watch import StepResult, StepWatch, kept_by
 from pretraining.training.trainer import PretrainingTrainer
@@ -105,7 +106,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         )
         logger.warning("step %d: %s; its worst blocks:", step, _said(result), extra=HAS_EVENT)
         for block in blocks:
-            logger.warning("  %s", lines_of(block), extra=HAS_EVENT)
+            logger.warning("  %s", block_line(block), extra=HAS_EVENT)
 
     def _roll_back(self, step: int) -> None:
         """Go back to the newest checkpoint, and on without the blocks of this step and the one before.

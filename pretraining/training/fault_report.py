@@ -64,11 +64,3 @@ def _documents(store: Path, block: int) -> list[dict[str, Any]]:
     except (UserError, OSError, pa.ArrowException):  # gone or damaged: no reason to end a run, the number must do
         return []
     return [{"source": place.source, "file": place.file, "line": place.line} for place in places]
-
-
-def lines_of(record: dict[str, Any]) -> str:
-    """A block's record as a person reads it."""
-    documents = ", ".join(f"{place['file']}:{place['line']} ({place['source']})" for place in record["documents"])
-    loss = record["block_loss"]
-    shown = f"{loss:.4f}" if isinstance(loss, float) else loss
-    return f"block {record['block']:,} of {record['dataset']}, loss {shown}: {documents or 'documents unknown'}"

@@ -49,6 +49,14 @@ def evaluation_record(step: int, prefix: str = "eval") -> dict:
     return {"step": step, **record, "logged_at": 1_780_000_000.5 + step}
 
 
+SPIKED = {
+    "dataset": "blocks",
+    "block": 1234,
+    "block_loss": 9.5,
+    "documents": [{"source": "a", "file": SCRIPT, "line": 3}],
+}
+
+
 def event(step: int, name: str, **told: object) -> dict:
     return {"step": step, "event": name, **told, "logged_at": 1_780_000_000.2 + step}
 
@@ -67,7 +75,7 @@ def run_records(num_steps: int = 400) -> list[dict]:
             if step % 100 == 0
             else []
         )
-    records += [event(77, "non-finite", step_loss="nan"), event(150, "spike", score=11.5, blocks=[{"file": SCRIPT}])]
+    records += [event(77, "non-finite", step_loss="nan"), event(150, "spike", score=11.5, blocks=[SPIKED])]
     records.append(event(200, "start", resumed_from="checkpoint-200", num_processes=8))
     records += [event(220, "warning", message=SCRIPT), evaluation_record(num_steps, "test")]
     return sorted(records, key=lambda record: record["logged_at"])

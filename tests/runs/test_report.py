@@ -44,6 +44,7 @@ def test_a_browser_draws_every_chart_at_any_width(run_dir: Path) -> None:
     assert {frame["title"] for frame in seen.frames} == {"run"}, "a script of a sample or a flag has run"
     assert SCRIPT in seen.frames[0]["text"]
     assert "best validation loss\n2.10" in seen.frames[0]["text"]
+    assert f"score 11.5; block 1,234 of blocks, loss 9.5000: {SCRIPT}:3 (a)" in seen.frames[0]["text"]
     assert "checkpoint checkpoint-400; 94.3 GB; 61.5 s" in seen.frames[0]["text"]
 
 
