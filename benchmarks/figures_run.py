@@ -3,7 +3,8 @@
 deepspeed --num_gpus=N --module benchmarks.figures_run RESULT --flags of pretrain.py. Left out are the split of the
 time, memory, utilisation, power and energy with their gather, and so what they take in metrics.jsonl, TensorBoard and
 the line on the terminal. What a step takes begins when the callbacks of the one before are through: its record is
-written then.
+written then. Without a GPU its time is that of the processor, in which nothing counts that others do on the machine:
+what is looked for is smaller than that.
 """
 
 import json
@@ -55,8 +56,9 @@ class FewerFigures(TrainerCallback):
         delattr(self._trainer.figures._machine, "take")
 
     def _now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if not torch.cuda.is_available():
+            return time.process_time()
+        torch.cuda.synchronize()
         return time.perf_counter()
 
 

@@ -70,7 +70,8 @@ COMPARISONS = (
         "Against fewer figures",
         "fewer figures",
         "Left out are the\nsplit of the time, memory, utilisation, power and energy, with the gather over the "
-        "processes; losses and speed are\nlogged in either kind.",
+        "processes; losses and speed are\nlogged in either kind. Without a GPU the time is that of the "
+        "processor, for\nthe first process, which writes the log.",
     ),
 )
 
