@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,8 +114,10 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_damaged_checkpoints_are_set_aside_and_the_run_goes_on_from_a_sound_one(
-    undisturbed: Path, sample_store: Path, tmp_path: Path
+    undisturbed: Path, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
+    record_property("tried", 2)
+    record_property("lost_steps", 4)  # of two checkpoints at once
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
     flip_a_bit(next((run_dir / "checkpoint-6").rglob("zero_pp_rank_1*optim_states.pt")))
