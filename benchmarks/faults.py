@@ -94,20 +94,31 @@ def _proof(arguments: FaultsArguments) -> tuple[int, str]:
     plan = plan_kills(arguments.kills, pace, chance, has_parts=True)
     kills = kill_again_and_again(killed, plan, pace, chance)
     difference = first_difference(undisturbed.run_dir, killed.run_dir)
-    found: dict[tuple[str, str], list[Killed]] = defaultdict(list)
-    for kill in kills:
-        when = "while it starts" if kill.reached < 0 else "during a save" if kill.was_saving else "in a step"
-        found[f"kill -9 of {kill.part}", when].append(kill)
-    wrong = "0" if difference is None else "1 in all"  # the run is looked at when it is through
-    rows = [[*key, str(len(some)), _lost(some), wrong] for key, some in sorted(found.items())]
-    rows.append(["all", "", str(len(kills)), _lost(kills), wrong])
     resume_seconds = sum(killed.resume_seconds) / max(1, len(killed.resume_seconds))
     verdict = difference or "none: losses, gradient norms, evaluations and weights are bit-equal"
     return len(kills), (
         f"{arguments.run_recipe}, {pace.num_steps} steps, a checkpoint every {SAVE_STEPS}, two processes under "
         f"`deepspeed`. **Wrong results: {verdict}.** From a start to the next new step: {resume_seconds:.1f} s.\n\n"
-        + table(["fault", "when", "times tried", LOST, "wrong results"], rows)
+        + kill_table(kills, num_steps=pace.num_steps, wrong="0" if difference is None else "1 in all")
     )
+
+
+def kill_table(kills: Sequence[Killed], *, num_steps: int, wrong: str) -> str:
+    """What was killed, when, how often, and what it cost; `wrong` is of all together, when the run is through."""
+    found: dict[tuple[str, str], list[Killed]] = defaultdict(list)
+    for kill in kills:
+        found[f"kill -9 of {kill.part}", _when(kill, num_steps)].append(kill)
+    rows = [[*key, str(len(some)), _lost(some), wrong] for key, some in sorted(found.items())]
+    rows.append(["all", "", str(len(kills)), _lost(kills), wrong])
+    return table(["fault", "when", "times tried", LOST, "wrong results"], rows)
+
+
+def _when(kill: Killed, num_steps: int) -> str:
+    if kill.reached < 0:
+        return "while it starts"
+    if kill.was_saving:
+        return "during a save"
+    return "in a step" if kill.reached < num_steps else "while it evaluates and exports"
 
 
 def _lost(kills: Iterable[Killed]) -> str:
