@@ -12,6 +12,7 @@ import pytest
 from pretraining.runs.checkpoints import whole_checkpoints
 from tests.conftest import assert_one_error
 from tests.launch.launching import events, figures, records, train, try_to_train
+from tests.launch.shards import assert_equal_to_the_bit
 
 pytestmark = pytest.mark.launch
 
@@ -105,6 +106,18 @@ def test_a_run_folder_that_may_not_be_written_stops_no_training(
     assert "checkpoint-4: COULD NOT BE SAVED (Operation not permitted)" in done.stderr
     assert steps_of(run_dir) == ["checkpoint-2", "checkpoint-6"]
     assert_same_run(run_dir, undisturbed)
+
+
+def test_without_room_for_a_copy_the_same_is_saved_at_once(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """To the bit, or what is saved would be weights of the next step; one process without room is enough for that."""
+    train("2 ranks", sample_store, tmp_path / "run", *FLAGS, script="tests/faults/without_copy.py")
+    assert steps_of(tmp_path / "run") == steps_of(undisturbed)
+    for name in steps_of(undisturbed):
+        ours, theirs = tmp_path / "run" / name, undisturbed / name
+        assert_equal_to_the_bit(ours, theirs)
+        assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
 
 
 def flip_a_bit(path: Path) -> None:
