@@ -32,7 +32,7 @@ format: $(VENV)/.installed-dev  ## format the code
 bench: $(BENCH_VENV)/.installed  ## compare preprocess.py with its peers; BENCH_FLAGS="--data_files ... --tokenizer ..."
 	$(BENCH_VENV)/bin/python -m benchmarks.preprocess $(BENCH_FLAGS)
 
-faults: $(VENV)/.installed-dev blocks/quickstart  ## kill runs and break what they write, 60 times and in every way; half an hour
+faults: $(VENV)/.installed-dev blocks/quickstart  ## kill runs and break what they write, more than 100 times and in every way; an hour or more
 	$(BIN)/python -m benchmarks.faults
 
 blocks/quickstart: $(VENV)/.installed

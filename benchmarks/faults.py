@@ -3,8 +3,9 @@
 
     python3 -m benchmarks.faults --kills 60
 
-Kills a real run under the deepspeed launcher again and again (tools.resume_proof), and runs tests/faults with as many
-kills of their own. The result goes into benchmarks/faults.md.
+Kills a real run under the deepspeed launcher again and again (tools.resume_proof), and runs the tests that break
+things, test_kills.py with as many kills of its own. Each test says how many it made. The result goes into
+benchmarks/faults.md.
 """
 
 import logging
@@ -14,10 +15,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 from benchmarks.results import command_line, hardware, table, versions, write_section
@@ -47,9 +49,15 @@ TESTS = {
     "test_saving.py": "full disk, quota, no room; truncated and bit-flipped checkpoint files",
     "test_exports.py": "exports that are not the model; full disk at the export",
     "test_spikes.py": "poisoned blocks, steps that are no number, fp16 overflow",
-    "test_preprocess_restart.py": "preprocess.py killed 50 times, full and read-only disk, dead mpirun rank",
-    "test_preprocess_fuzz.py": "2,100 mutated input files",
+    "test_reports.py": "reports that fail, hang or cannot be started; kill -9 of what started one",
+    "test_preprocess_restart.py": "kill -9 of preprocess.py at any instant, full and read-only disk, dead mpirun rank",
+    "test_preprocess_fuzz.py": "mutated input files",
+    "test_hub_training.py": "a Hub that is down, hangs or refuses while a run is pushed; kill -9 meanwhile",
+    "test_hub.py": "a Hub that is down, drops, forgets or damages what is pushed; kill -9 meanwhile",
 }
+LOST = "steps made again, mean (most)"
+PLACES = ("tests/faults", "tests/launch/test_hub_training.py", "tests/launch/test_hub.py")
+SAVE_STEPS = 20  # so that kills find more saves than the two of the recipe
 
 
 @dataclass(frozen=True)
@@ -68,65 +76,108 @@ def main(argv: Sequence[str]) -> None:
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Faults", FaultsArguments)], argv)
     arguments.work_dir.mkdir(parents=True)
     about = f"{hardware()}; {versions(['torch', 'deepspeed', 'transformers'])}.\n\n{command_line('faults')}\n\n"
-    write_section(arguments.output, "A run that is killed again and again", about + _proof(arguments))
-    write_section(arguments.output, "Every other fault", about + _tests(arguments))
+    num_kills, proof = _proof(arguments)
+    write_section(arguments.output, "A run that is killed again and again", about + proof)
+    write_section(arguments.output, "Every other fault", about + _tests(arguments, num_kills=num_kills))
     logger.info("%s", arguments.output.read_text())
     shutil.rmtree(arguments.work_dir)
 
 
-def _proof(arguments: FaultsArguments) -> str:
-    """Train once undisturbed and once killed; what it cost, by what was killed and when."""
+def _proof(arguments: FaultsArguments) -> tuple[int, str]:
+    """Train once undisturbed and once killed; how often, and what it cost, by what was killed and when."""
     command = [*launch_command(ProofArguments()), str(PROGRAM), "--recipe", str(arguments.run_recipe)]
+    command += ["--save_steps", str(SAVE_STEPS)]
     undisturbed, killed = (
         KillableRun(command, arguments.work_dir / name, PROGRAM) for name in ("undisturbed", "killed")
     )
     pace, chance = measure(undisturbed), random.Random(arguments.seed)
-    kills = kill_again_and_again(killed, plan_kills(arguments.kills, pace, chance, has_parts=True), chance)
+    plan = plan_kills(arguments.kills, pace, chance, has_parts=True)
+    kills = kill_again_and_again(killed, plan, pace, chance)
     difference = first_difference(undisturbed.run_dir, killed.run_dir)
-    found: dict[tuple[str, str], list[Killed]] = defaultdict(list)
-    for kill in kills:
-        when = "while it starts" if kill.reached < 0 else "during a save" if kill.was_saving else "in a step"
-        found[f"kill -9 of {kill.part}", when].append(kill)
-    rows = [[*key, str(len(some)), _lost(some)] for key, some in sorted(found.items())]
-    rows.append(["all", "", str(len(kills)), _lost(kills)])
     resume_seconds = sum(killed.resume_seconds) / max(1, len(killed.resume_seconds))
     verdict = difference or "none: losses, gradient norms, evaluations and weights are bit-equal"
-    return (
-        f"{arguments.run_recipe}, {pace.num_steps} steps, two processes under `deepspeed`. "
-        f"**Wrong results: {verdict}.** From a start to the next new step: {resume_seconds:.1f} s.\n\n"
-        + table(["fault", "when", "times", "steps made again, mean (most)"], rows)
+    return len(kills), (
+        f"{arguments.run_recipe}, {pace.num_steps} steps, a checkpoint every {SAVE_STEPS}, two processes under "
+        f"`deepspeed`. **Wrong results: {verdict}.** From a start to the next new step: {resume_seconds:.1f} s.\n\n"
+        + kill_table(kills, num_steps=pace.num_steps, wrong="0" if difference is None else "1 in all")
     )
 
 
+def kill_table(kills: Sequence[Killed], *, num_steps: int, wrong: str) -> str:
+    """What was killed, when, how often, and what it cost; `wrong` is of all together, when the run is through."""
+    found: dict[tuple[str, str], list[Killed]] = defaultdict(list)
+    for kill in kills:
+        found[f"kill -9 of {kill.part}", _when(kill, num_steps)].append(kill)
+    rows = [[*key, str(len(some)), _lost(some), wrong] for key, some in sorted(found.items())]
+    rows.append(["all", "", str(len(kills)), _lost(kills), wrong])
+    return table(["fault", "when", "times tried", LOST, "wrong results"], rows)
+
+
+def _when(kill: Killed, num_steps: int) -> str:
+    if kill.reached < 0:
+        return "while it starts"
+    if kill.was_saving:
+        return "during a save"
+    return "in a step" if kill.reached < num_steps else "while it evaluates and exports"
+
+
 def _lost(kills: Iterable[Killed]) -> str:
-    steps = [kill.lost_steps for kill in kills]
-    return f"{sum(steps) / len(steps):.1f} ({max(steps)})"
+    return _mean_and_most([kill.lost_steps for kill in kills])
 
 
-def _tests(arguments: FaultsArguments) -> str:
-    """The tests that break runs: how many cases, how many came out wrong."""
+def _mean_and_most(steps: Sequence[int]) -> str:
+    return f"{sum(steps) / len(steps):.1f} ({max(steps)})" if steps else ""
+
+
+def _tests(arguments: FaultsArguments, *, num_kills: int) -> str:
+    """The tests that break things: how often each did, what that cost, how many cases came out wrong.
+
+    `num_kills` are those made elsewhere, for the sum.
+    """
     result = arguments.work_dir / "tests.xml"
-    words = [sys.executable, "-m", "pytest", "-q", "--timeout", "3000", "tests/faults", f"--junitxml={result}"]
+    words = [sys.executable, "-m", "pytest", "-q", "--timeout", "3000", *PLACES, f"--junitxml={result}"]
     began_at = time.monotonic()
     subprocess.run(words, check=False, env={**os.environ, "NUM_KILLS": str(arguments.kills)})
-    cases = list(ElementTree.parse(result).iter("testcase"))
-    total = Counter(_file_of(case) for case in cases)
-    wrong, skipped = _with(cases, "failure") + _with(cases, "error"), _with(cases, "skipped")
-    rows = [
-        [TESTS.get(name, ""), f"tests/faults/{name}", str(count - skipped[name]), str(wrong[name])]
-        for name, count in total.items()
-    ]
     minutes = (time.monotonic() - began_at) / 60
-    return f"{minutes:.0f} minutes.\n\n" + table(["fault", "shown by", "cases", "wrong results"], rows)
+    cases: dict[str, list[Case]] = defaultdict(list)
+    for element in ElementTree.parse(result).iter("testcase"):
+        if element.find("skipped") is None:
+            cases[_file_of(element)].append(_case(element))
+    rows = [[TESTS.get(Path(path).name, ""), path, *_row(some)] for path, some in cases.items()]
+    rows.append(["all", "", *_row([case for some in cases.values() for case in some])])
+    killed = sum(case.killed for some in cases.values() for case in some)
+    return (
+        f"{minutes:.0f} minutes. **kill -9: {killed} times here, {num_kills} above, {killed + num_kills} in all.** "
+        "A wrong result is a case that failed.\n\n"
+        + table(["fault", "shown by", "times tried", "of these kill -9", LOST, "wrong results"], rows)
+    )
 
 
-def _with(cases: Iterable[ElementTree.Element], outcome: str) -> Counter[str]:
-    """How many cases of each file had this outcome."""
-    return Counter(_file_of(case) for case in cases if case.find(outcome) is not None)
+class Case(NamedTuple):
+    """A test that was run, and what it said that it did: faults, kills among them, steps made again after each."""
+
+    tried: int
+    killed: int
+    lost_steps: list[int]
+    is_wrong: bool
 
 
-def _file_of(case: ElementTree.Element) -> str:
-    return case.get("classname", "").rpartition(".")[2] + ".py"
+def _case(element: ElementTree.Element) -> Case:
+    said = [(found.get("name"), int(found.get("value", "0"))) for found in element.iter("property")]
+    tried, killed = (sum(value for name, value in said if name == kind) for kind in ("tried", "killed"))
+    lost_steps = [value for name, value in said if name == "lost_steps"]
+    is_wrong = any(element.find(outcome) is not None for outcome in ("failure", "error"))
+    return Case(tried or killed or 1, killed, lost_steps, is_wrong)
+
+
+def _row(cases: Sequence[Case]) -> list[str]:
+    lost_steps = [steps for case in cases for steps in case.lost_steps]
+    counts = sum(case.tried for case in cases), sum(case.killed for case in cases)
+    return [*(f"{count:,}" for count in counts), _mean_and_most(lost_steps), str(sum(case.is_wrong for case in cases))]
+
+
+def _file_of(element: ElementTree.Element) -> str:
+    return element.get("classname", "").replace(".", "/") + ".py"
 
 
 if __name__ == "__main__":

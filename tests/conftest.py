@@ -1,6 +1,7 @@
 """What tests share: a small block store, child processes started as users start them, real data where it stands."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ TINY_MODEL = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=2", "
 TINY_MODEL += ["num_key_value_heads=2", "max_position_embeddings=128"]
 TINY_RUN = ["--model", "quickstart", "--model_overrides", *TINY_MODEL, "--bf16", "false"]
 TINY_RUN += ["--learning_rate", "1e-2", "--warmup_steps", "2"]
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would each program that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -60,21 +60,36 @@ def main(argv: Sequence[str]) -> None:
 
 
 def verify(run_dir: Path) -> None:
-    """Say of each checkpoint of a run whether it is whole."""
+    """Say of each checkpoint of a run whether it is whole; one that the run removes meanwhile is none of them."""
     from pretraining.runs.checkpoints import all_checkpoints
-    from pretraining.runs.completeness import damage, incompleteness
 
     checkpoints = all_checkpoints(run_dir)
     if not checkpoints:
         raise UserError(f"--folder {run_dir}: has no checkpoints; give a run folder")
     is_damaged = False
     for checkpoint in checkpoints:
-        problem = incompleteness(checkpoint) or damage(checkpoint)
+        try:
+            num_bytes, problem = look_at(checkpoint)
+        except OSError as error:
+            num_bytes, problem = 0, f"cannot be read ({error.strerror})"
+        if problem is not None and not checkpoint.exists():
+            continue
         is_damaged |= problem is not None
-        size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
-        sys.stdout.write(f"{checkpoint.name:<20} {size / 1e9:>10.3f} GB  {problem or 'ok'}\n")
+        sys.stdout.write(f"{checkpoint.name:<20} {num_bytes / 1e9:>10.3f} GB  {problem or 'ok'}\n")
     if is_damaged:
         leave(DAMAGED_EXIT_CODE)
+
+
+def look_at(checkpoint: Path) -> tuple[int, str | None]:
+    """The size of a checkpoint, and what is wrong with it.
+
+    Raises:
+        OSError: as when it is removed meanwhile.
+    """
+    from pretraining.runs.completeness import damage, incompleteness
+
+    num_bytes = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    return num_bytes, incompleteness(checkpoint) or damage(checkpoint)
 
 
 def export(checkpoint: Path, model_dir: Path, *, dtype: str) -> None:

@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
     logger.info("twice: %s", shlex.join(command))
     pace, chance = measure(undisturbed), random.Random(arguments.seed)
     kills = plan_kills(arguments.kills, pace, chance, has_parts=arguments.launcher != "python3")
-    report(pace, kill_again_and_again(killed, kills, chance), killed.resume_seconds, folder)
+    report(pace, kill_again_and_again(killed, kills, pace, chance), killed.resume_seconds, folder)
 
 
 def split_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -189,12 +189,12 @@ def plan_kills(num_kills: int, pace: Pace, chance: random.Random, *, has_parts: 
     return sorted(kills, key=lambda kill: kill.step)
 
 
-def kill_again_and_again(run: KillableRun, kills: Sequence[Kill], chance: random.Random) -> list[Killed]:
+def kill_again_and_again(run: KillableRun, kills: Sequence[Kill], pace: Pace, chance: random.Random) -> list[Killed]:
     """Start the run until it ends well; each start but the last is killed, unless it ends before its moment comes."""
     killed: list[Killed] = []
     for number, kill in enumerate(kills, 1):
         run.start()
-        if not moment_comes(run, kill):
+        if not moment_comes(run, kill, pace):
             break
         reached, was_saving = run.newest_step(), run.is_saving()
         run.kill(kill.part, chance)
@@ -209,11 +209,11 @@ def kill_again_and_again(run: KillableRun, kills: Sequence[Kill], chance: random
     return killed
 
 
-def moment_comes(run: KillableRun, kill: Kill) -> bool:
-    """Wait for the moment of a kill; False when the run ends before."""
+def moment_comes(run: KillableRun, kill: Kill, pace: Pace) -> bool:
+    """Wait for the moment of a kill, after the last save for the end; False when the run ends before."""
     if kill.moment != "start" and not run.go_on_until(lambda: run.newest_step() >= kill.step):
         return False
-    if kill.moment == "save" and not run.go_on_until(run.is_saving):
+    if kill.moment == "save" and not run.go_on_until(lambda: run.saves_or_has_saved(pace.num_steps)):
         return False
     return run.go_on_for(kill.seconds)
 

@@ -83,11 +83,15 @@ def rotate_checkpoints(run_dir: Path, *, keep_last: int | None, keep_steps: Coll
 
     As with the Trainer, None or 0 keeps all of them.
     """
-    for leftover in run_dir.glob(f"checkpoint-*.{REMOVED}*"):
-        shutil.rmtree(leftover)
+    _remove_leftovers(run_dir)
     for checkpoint in whole_checkpoints(run_dir)[:-keep_last] if keep_last else []:
         if checkpoint_step(checkpoint) not in keep_steps and not checkpoint.is_symlink():
             shutil.rmtree(set_aside(checkpoint, REMOVED))  # a kill meanwhile must not leave half a checkpoint
+
+
+def _remove_leftovers(run_dir: Path) -> None:
+    for leftover in run_dir.glob(f"checkpoint-*.{REMOVED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def set_aside(checkpoint: Path, ending: str) -> Path:
@@ -102,8 +106,10 @@ def set_aside_unusable(run_dir: Path, *, step: int) -> None:
     """Make way for a run that goes on from `step`: nothing else in its folder may look like a checkpoint of it.
 
     An incomplete one becomes checkpoint-STEP.incomplete; a complete one of a later step, which belongs to a run that
-    is not gone on with, becomes checkpoint-STEP.superseded. Nothing is deleted.
+    is not gone on with, becomes checkpoint-STEP.superseded. Nothing is deleted but the rest of one whose removal was
+    cut off: it could take the room of the next save, without which nothing would remove it.
     """
+    _remove_leftovers(run_dir)
     for checkpoint in all_checkpoints(run_dir):
         problem = incompleteness(checkpoint)
         if problem is not None:

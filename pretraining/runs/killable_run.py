@@ -108,6 +108,10 @@ class KillableRun:
         folders = [path for path in self.run_dir.glob("checkpoint-*") if checkpoint_step(path) is not None]
         return any(not (folder / COMPLETE_NAME).exists() for folder in folders)
 
+    def saves_or_has_saved(self, num_steps: int) -> bool:
+        """Whether a save is going on, or none is to come any more in a run of so many steps."""
+        return self.is_saving() or self.newest_step() == num_steps == self.newest_checkpoint()
+
     def kill(self, part: Part, chance: random.Random) -> None:
         """Kill the run or a part of it, and wait until no process of it is left."""
         processes = _descendants(self._process.pid)

@@ -11,7 +11,7 @@ from pretraining.corpus.manifest import MANIFEST_NAME
 from pretraining.corpus.shards import sha256_of
 from pretraining.machine.flops import num_parameters
 from pretraining.runs.checkpoints import claim_run_folder, is_run_folder
-from pretraining.runs.run_record import RunIdentity, check_same_run, read_run_record
+from pretraining.runs.run_record import RunIdentity, check_same_run, differences, read_run_record
 from pretraining.training.elastic import check_can_go_on
 from pretraining.training.run_plan import RunPlan
 from pretraining.training.schedule import check_same_until
@@ -89,16 +89,18 @@ def is_unchanged(plan: RunPlan) -> bool:
 
 
 def _check_goes_on(plan: RunPlan, checkpoint: Path) -> None:
-    """Refuse to go on with another run, or with a schedule that would have been another one until here."""
+    """Refuse to go on with another run, or with a schedule that would have been another one until here.
+
+    One that is another from here on is said: a run is made longer so, but a flag may be forgotten too.
+    """
     _check_same(plan, checkpoint.parent)
     check_can_go_on(checkpoint, plan.ds_config, num_processes=plan.batch.num_processes)
     recorded = read_run_record(checkpoint.parent)["schedule"]
-    if recorded == json.loads(json.dumps(asdict(plan.schedule))):
-        return
-    if "schedule" in plan.arguments.durability.allow_changed:
-        logger.warning("--allow_changed schedule: it was %s, now %s", recorded, asdict(plan.schedule))
-    else:
+    changed = differences(recorded, json.loads(json.dumps(asdict(plan.schedule))))
+    if changed and "schedule" not in plan.arguments.durability.allow_changed:
         check_same_until(plan.start.step, recorded, plan.schedule, place=f"--resume {checkpoint}")
+    for name, was, now in changed:
+        logger.warning("from step %d on another schedule: %s was %s, now it is %s", plan.start.step + 1, name, was, now)
 
 
 def _check_same(plan: RunPlan, run_dir: Path) -> None:

@@ -8,10 +8,13 @@ import hashlib
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pretraining.runs.checkpoints import METRICS_NAME, checkpoint_step, whole_checkpoints
+from pretraining.runs.history import read_records
 from tests.conftest import TINY_MODEL, python, run_fine
 from tests.launch.launching import figures, records, train, try_to_train
 
@@ -41,6 +44,13 @@ def contents(run_dir: Path) -> tuple[object, ...]:
     return figures(run_dir), evaluations, weights
 
 
+def lost_steps(run_dir: Path) -> int:
+    """Steps that have to be made again."""
+    known = read_records(run_dir) if (run_dir / METRICS_NAME).exists() else ()
+    reached = max((record["step"] for record in known if "loss" in record), default=0)
+    return reached - max((checkpoint_step(folder) or 0 for folder in whole_checkpoints(run_dir)), default=0)
+
+
 def kill_of(generator: random.Random) -> list[object]:
     """Whom, and after how many seconds or changes of the disk."""
     ranks = generator.choice([[0], [1], [0, 1]])
@@ -50,7 +60,9 @@ def kill_of(generator: random.Random) -> list[object]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
-def test_a_run_killed_at_any_instant_is_one_that_was_not(precision: str, mixture: list[str], tmp_path: Path) -> None:
+def test_a_run_killed_at_any_instant_is_one_that_was_not(
+    precision: str, mixture: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     flags = [*FLAGS, "--dataset", *mixture, "--bf16", str(precision == "bf16").lower()]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train("2 ranks", "unused", whole, *flags)
@@ -65,7 +77,10 @@ def test_a_run_killed_at_any_instant_is_one_that_was_not(precision: str, mixture
         ends.append(done.returncode)
         if done.returncode == 0:
             break
+        record_property("lost_steps", lost_steps(killed))
     train("2 ranks", "unused", killed, *flags)
     assert contents(killed) == contents(whole), kills
     assert [record["step"] for record in records(killed)] == list(range(1, STEPS + 1))
-    assert sum(code != 0 for code in ends) >= NUM_KILLS // 4, (kills, ends)
+    num_kills = sum(code != 0 for code in ends)
+    record_property("killed", num_kills)
+    assert num_kills >= NUM_KILLS // 4, (kills, ends)

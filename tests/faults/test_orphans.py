@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,10 @@ def start(name: str, folder: Path, *, watches_others: bool = False, restarts: bo
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "torchrun", "mpirun"])
-def test_nothing_outlives_its_killed_launcher(name: str, tmp_path: Path) -> None:
+def test_nothing_outlives_its_killed_launcher(
+    name: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("killed", 1)
     waiting = start(name, tmp_path)
     code, stderr = waiting.end("launcher", "SIGKILL")
     assert code != 0
@@ -86,7 +90,10 @@ def test_nothing_outlives_its_killed_launcher(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
-def test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save(how: str, tmp_path: Path) -> None:
+def test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save(
+    how: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("killed", int(how == "SIGKILL"))
     waiting = start("deepspeed", tmp_path)
     code, _ = waiting.end("command", how)
     assert code == -DEATHS[how]
@@ -96,15 +103,21 @@ def test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save(how: str,
 
 
 @pytest.mark.parametrize(("whom", "reason"), [("launcher", "SIGTERM"), ("command", "the launcher is gone")])
-def test_a_supervisor_between_launcher_and_rank_changes_nothing(whom: str, reason: str, tmp_path: Path) -> None:
+def test_a_supervisor_between_launcher_and_rank_changes_nothing(
+    whom: str, reason: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("killed", 1)
     waiting = start("deepspeed", tmp_path, restarts=True)
     code, _ = waiting.end(whom, "SIGKILL")
     assert code != 0
     assert waiting.asked() == [reason] * 2
 
 
-def test_a_rank_that_waits_for_a_killed_one_ends_in_seconds(tmp_path: Path) -> None:
+def test_a_rank_that_waits_for_a_killed_one_ends_in_seconds(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """deepspeed would give it 30, since it asks politely first."""
+    record_property("killed", 1)
     waiting = start("deepspeed", tmp_path, watches_others=True)
     began_at = time.monotonic()
     code, stderr = waiting.end("rank", "SIGKILL")
@@ -113,9 +126,10 @@ def test_a_rank_that_waits_for_a_killed_one_ends_in_seconds(tmp_path: Path) -> N
     assert stderr.count("error: process 1 of this run died, so it ends; the same command goes on") == 1
 
 
-def test_a_signal_to_the_whole_job_lets_the_ranks_save(tmp_path: Path) -> None:
-    """As of sbatch --signal=USR1@600; it kills both processes of deepspeed."""
+@pytest.mark.parametrize("how", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_to_the_whole_job_lets_the_ranks_save(how: str, tmp_path: Path) -> None:
+    """As of sbatch --signal=USR1@600, or of scancel; it kills the deepspeed command."""
     waiting = start("deepspeed", tmp_path)
-    code, _ = waiting.end("all", "SIGUSR1")
-    assert code == -signal.SIGUSR1
-    assert waiting.asked() == ["SIGUSR1"] * 2
+    code, _ = waiting.end("all", how)
+    assert code == -DEATHS[how]
+    assert waiting.asked() == [how] * 2

@@ -9,7 +9,7 @@ import json
 import lzma
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -126,7 +126,10 @@ def work(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(600)
-def test_mutated_json_lines_are_accounted_for_exactly(work: Path) -> None:
+def test_mutated_json_lines_are_accounted_for_exactly(
+    work: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("tried", NUM_JSONL)
     chance = random.Random(1)
     whole = seed_corpus()
     assert len(expected_documents(whole)[0]) == 6
@@ -144,7 +147,10 @@ def test_mutated_json_lines_are_accounted_for_exactly(work: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_mutated_compressed_files_are_read_or_refused_with_the_place(work: Path) -> None:
+def test_mutated_compressed_files_are_read_or_refused_with_the_place(
+    work: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("tried", NUM_COMPRESSED)
     chance = random.Random(2)
     num_refused = 0
     for number in range(NUM_COMPRESSED):
@@ -162,7 +168,10 @@ def test_mutated_compressed_files_are_read_or_refused_with_the_place(work: Path)
 
 
 @pytest.mark.timeout(600)
-def test_mutated_parquet_files_are_read_or_refused_with_the_place(work: Path) -> None:
+def test_mutated_parquet_files_are_read_or_refused_with_the_place(
+    work: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("tried", NUM_PARQUET)
     chance = random.Random(3)
     pq.write_table(pa.table({"text": [f"story {n} " * 20 for n in range(300)]}), work / "whole.parquet", 100)
     whole = (work / "whole.parquet").read_bytes()

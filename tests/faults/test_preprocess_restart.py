@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,11 @@ def killed_at_a_time(command: list[object], chance: random.Random, partial: Path
 
 @pytest.mark.timeout(600)
 def test_killed_at_any_instant_the_same_command_goes_on_to_the_same_bytes(
-    corpus: Path, packing: str, undisturbed: dict[str, str], tmp_path: Path
+    corpus: Path,
+    packing: str,
+    undisturbed: dict[str, str],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     chance = random.Random(packing)
     store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
@@ -93,9 +98,13 @@ def test_killed_at_any_instant_the_same_command_goes_on_to_the_same_bytes(
     run_fine(*command)
     assert digests(store) == undisturbed
     assert not partial.exists()
+    record_property("killed", num_kills)
 
 
-def test_only_the_unfinished_section_is_made_again(corpus: Path, packing: str, tmp_path: Path) -> None:
+def test_only_the_unfinished_section_is_made_again(
+    corpus: Path, packing: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("killed", 1)
     store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
     command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
     assert run(sys.executable, KILLED_AT_STEP, 45, *command[1:]).returncode == -signal.SIGKILL
@@ -122,8 +131,13 @@ def test_a_store_that_lacks_only_its_name_is_given_it(
 
 
 def test_a_dead_rank_loses_only_its_unfinished_shards(
-    corpus: Path, packing: str, undisturbed: dict[str, str], tmp_path: Path
+    corpus: Path,
+    packing: str,
+    undisturbed: dict[str, str],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    record_property("killed", 1)
     store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
     command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
     ranks = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", 2]

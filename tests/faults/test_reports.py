@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,8 @@ def test_a_run_that_stops_has_its_report(sample_store: Path, tmp_path: Path) -> 
     assert '<span class="state">stopped (SIGTERM)</span>' in (tmp_path / "run/report.html").read_text()
 
 
-def test_no_report_outlives_its_run(tmp_path: Path) -> None:
+def test_no_report_outlives_its_run(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    record_property("killed", 1)
     script = (
         "import time\nfrom pathlib import Path\nfrom pretraining.runs import report_process\n"
         "report_process.MODULE = 'tests.faults.endless_report'\n"

@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pretraining.cli.errors import STOPPED_EXIT_CODE
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
 from tests.launch.launching import events, figures, records, train, try_to_train
 
@@ -31,7 +33,7 @@ def undisturbed(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_run_whose_rank_is_killed_ends_as_if_it_had_not_been(
-    undisturbed: Path, sample_store: Path, tmp_path: Path
+    undisturbed: Path, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     crashes = {"CRASHES": json.dumps([[1, 5, "SIGKILL"]])}
     flags = [*FLAGS, "--restarts", 2]
@@ -44,6 +46,8 @@ def test_a_run_whose_rank_is_killed_ends_as_if_it_had_not_been(
     assert event["reason"].startswith("rank 1 was killed by SIGKILL at 20")
     assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     assert figures(tmp_path / "run") == figures(undisturbed)
+    record_property("killed", 1)
+    record_property("lost_steps", 1)
 
 
 def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
@@ -61,6 +65,21 @@ def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
     assert [event["step"] for event in events(tmp_path / "run", "restart")] == [2, 4]
     assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     assert figures(tmp_path / "run") == figures(undisturbed)
+
+
+def test_a_stop_that_was_asked_for_before_a_crash_is_one_after_it(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """STOP is older than the process that was brought up again, but not than the run."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    shutil.rmtree(run_dir / "checkpoint-6")
+    restart = {"number": 1, "limit": 9, "reason": "a crash", "started_at": time.time() - 1}
+    (run_dir / "STOP").touch()
+    env = {"PRETRAINING_RESTART": json.dumps(restart)}
+    done = try_to_train("2 ranks", sample_store, run_dir, *FLAGS, "--save_total_limit", 3, env=env)
+    assert done.returncode == STOPPED_EXIT_CODE, done.output[-4000:]
+    assert "stopped at step 5 (the file STOP)" in done.stderr
 
 
 class Ranks:
@@ -137,7 +156,11 @@ def test_one_crash_ends_all_workers_and_starts_all_again(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize(("code", "num_attempts"), [(2, 1), (75, 1), (130, 1), (7, 2), ("SIGKILL", 2), ("SIGTERM", 1)])
-def test_the_last_code_is_that_of_the_run(ranks: Ranks, code: int | str, num_attempts: int) -> None:
+def test_the_last_code_is_that_of_the_run(
+    ranks: Ranks, code: int | str, num_attempts: int, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("killed", num_attempts * (code == "SIGKILL"))
+    record_property("tried", num_attempts)
     ranks.start(1, 1, {"0-0": code, "1-0": code})
     assert ranks.codes() == [code if isinstance(code, int) else 128 + signal.Signals[code]]
     assert len(ranks.attempts()) == num_attempts
@@ -166,7 +189,10 @@ def test_a_run_can_be_stopped_between_two_attempts(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_no_worker_outlives_its_supervisor(ranks: Ranks, rank: int) -> None:
+def test_no_worker_outlives_its_supervisor(
+    ranks: Ranks, rank: int, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("killed", 1)
     ranks.start(2, 5, {})
     workers = [ranks.worker(0, 0), ranks.worker(0, 1)]
     ranks.processes[rank].kill()
@@ -178,7 +204,10 @@ def test_no_worker_outlives_its_supervisor(ranks: Ranks, rank: int) -> None:
     assert ranks.attempts() == {"0-0", "0-1"}
 
 
-def test_workers_are_asked_to_stop_when_the_launcher_is_gone(ranks: Ranks) -> None:
+def test_workers_are_asked_to_stop_when_the_launcher_is_gone(
+    ranks: Ranks, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("killed", 1)
     words = (
         f"for RANK in 0 1; do RANK=$RANK LOCAL_RANK=$RANK {sys.executable} {SUPERVISED} 5 {ranks.folder} & done; wait"
     )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from pretraining.runs.checkpoints import whole_checkpoints
 from tests.conftest import assert_one_error
 from tests.launch.launching import events, figures, records, train, try_to_train
+from tests.launch.shards import assert_equal_to_the_bit
 
 pytestmark = pytest.mark.launch
 
@@ -107,6 +108,18 @@ def test_a_run_folder_that_may_not_be_written_stops_no_training(
     assert_same_run(run_dir, undisturbed)
 
 
+def test_without_room_for_a_copy_the_same_is_saved_at_once(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """To the bit, or what is saved would be weights of the next step; one process without room is enough for that."""
+    train("2 ranks", sample_store, tmp_path / "run", *FLAGS, script="tests/faults/without_copy.py")
+    assert steps_of(tmp_path / "run") == steps_of(undisturbed)
+    for name in steps_of(undisturbed):
+        ours, theirs = tmp_path / "run" / name, undisturbed / name
+        assert_equal_to_the_bit(ours, theirs)
+        assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+
+
 def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -114,8 +127,10 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_damaged_checkpoints_are_set_aside_and_the_run_goes_on_from_a_sound_one(
-    undisturbed: Path, sample_store: Path, tmp_path: Path
+    undisturbed: Path, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
+    record_property("tried", 2)
+    record_property("lost_steps", 4)  # of two checkpoints at once
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
     flip_a_bit(next((run_dir / "checkpoint-6").rglob("zero_pp_rank_1*optim_states.pt")))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,14 @@ def weights(run_dir: Path) -> str:
     ],
 )
 def test_a_run_that_was_stopped_is_in_the_end_one_that_never_was(
-    place: str, what: str, step: int, reason: str, whole_run: Path, sample_store: Path, tmp_path: Path
+    place: str,
+    what: str,
+    step: int,
+    reason: str,
+    whole_run: Path,
+    sample_store: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     run_dir = tmp_path / "run"
     env = {"AT": place, "DO": what.replace("STOP_FILE", str(run_dir / "STOP")), "BY_RANK": "1"}
@@ -83,6 +91,7 @@ def test_a_run_that_was_stopped_is_in_the_end_one_that_never_was(
     assert len(records(run_dir, "eval_loss")) == 0
     assert len(records(run_dir)) == step
     assert_goes_on(sample_store, run_dir, whole_run)
+    record_property("lost_steps", 0)
 
 
 def test_a_run_stops_in_time(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
@@ -150,6 +159,9 @@ def test_what_deepspeed_passes_on_is_one_stop(
 
 
 @pytest.mark.long
-def test_when_a_rank_is_killed_all_end(sample_store: Path, tmp_path: Path) -> None:
+def test_when_a_rank_is_killed_all_end(
+    sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("killed", 1)
     code, _ = interrupt_deepspeed(sample_store, tmp_path / "run", AT="micro step:2", DO="kill(me, SIGKILL)")
     assert code != 0

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from pretraining.runs.checkpoint_export import export_checkpoint
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 from tests.launch.launching import figures, records, train
 from tests.launch.shards import assert_equal_to_the_bit
 
 pytestmark = pytest.mark.launch
 
-STEPS = 8
+STEPS = 10
 # 12 blocks a step, for 1, 2 and 3 processes. Three of them divide few of the shapes: there is padding everywhere.
 FLAGS = [
     "--max_steps",
@@ -61,27 +64,39 @@ def go_on(ranks: str, store: Path, run_dir: Path, checkpoint: Path, *flags: obje
 def test_a_run_goes_on_with_any_number_of_processes(
     never_stopped: Path, offload: list[object], sample_store: Path, tmp_path: Path
 ) -> None:
-    """2 -> 1 -> 3 -> 2 processes, there and back between offload and none; the first goes back to its checkpoint, too.
+    """2 -> 1 -> 2 -> 3 -> 2 processes, there and back between offload and none; the first goes back to its start, too.
 
     Losses as of a run that never stopped, to 1e-5: the sums of a step are made in another order.
     """
-    one, three, two = (tmp_path / name / "run" for name in ("one", "three", "two"))
+    one, two, three, last = (tmp_path / name / "run" for name in ("one", "two", "three", "last"))
     rollback = ["--on_spike", "rollback"]
     said = go_on("1 rank", sample_store, one, never_stopped / "checkpoint-2", *offload, *rollback, SPIKE_AT="2")
     assert f"resuming from {never_stopped / 'checkpoint-2'} (saved by 2 processes, now 1)" in said
     assert f"step 4: back to {never_stopped / 'checkpoint-2'}" in said
     assert (tmp_path / "one/restored-2").is_dir(), "it was not loaded again"
-    said = go_on("3 ranks", sample_store, three, one / "checkpoint-4")
-    assert f"resuming from {one / 'checkpoint-4'} (saved by 1 process, now 3)" in said
-    go_on("2 ranks", sample_store, two, three / "checkpoint-6", *offload)
-    for run_dir in (one, three, two):
+    said = go_on("2 ranks", sample_store, two, one / "checkpoint-4")
+    assert f"resuming from {one / 'checkpoint-4'} (saved by 1 process, now 2)" in said
+    go_on("3 ranks", sample_store, three, two / "checkpoint-6", *offload)
+    go_on("2 ranks", sample_store, last, three / "checkpoint-8")
+    for run_dir in (one, two, three, last):
         assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
         losses, norms = (np.array(figures(run_dir)) / np.array(figures(never_stopped))).T
         np.testing.assert_allclose(losses, 1, rtol=1e-5)
         np.testing.assert_allclose(norms, 1, rtol=1e-4)
         assert records(run_dir)[-1]["tokens/world"] == records(never_stopped)[-1]["tokens/world"]
     seeds = [path.read_text() for path in tmp_path.glob("*/seed-*")]
-    assert len(set(seeds)) == len(seeds) == 1 + 3 + 2, "a process draws the numbers of another"
+    assert len(set(seeds)) == len(seeds) == 1 + 2 + 3 + 2, "a process draws the numbers of another"
+    for run_dir in (one, three):
+        assert_exports_its_weights(run_dir / f"checkpoint-{STEPS}")
+
+
+def assert_exports_its_weights(checkpoint: Path) -> None:
+    """The shards of its processes, put together by one, are the weights that it has."""
+    model_dir = checkpoint.with_name("exported")
+    export_checkpoint(checkpoint, model_dir, dtype=torch.float32)
+    exported, saved = (load_file(folder / "model.safetensors") for folder in (model_dir, checkpoint))
+    assert exported.keys() == saved.keys()
+    assert all(torch.equal(exported[name], weight) for name, weight in saved.items())
 
 
 def test_the_master_weights_are_kept_when_the_precision_changes(

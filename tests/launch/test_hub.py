@@ -135,7 +135,10 @@ def test_a_commit_whose_answer_is_lost_is_found_done(hub: LocalHub, sample_store
     assert_arrived(hub, sample_store)
 
 
-def test_after_a_kill_only_what_is_missing_is_sent(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
+def test_after_a_kill_only_what_is_missing_is_sent(
+    hub: LocalHub, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("killed", 1)
     hub.faults = {"put": [0, HOLD, HOLD], "part": [HOLD, HOLD]}
     push_and_kill(hub, sample_store, tmp_path, when=lambda: len(hub.asked("put")) == 3 and bool(hub.asked("verify")))
     (arrived,) = [asked.path for asked in hub.asked("verify")]
@@ -149,7 +152,10 @@ def test_after_a_kill_only_what_is_missing_is_sent(hub: LocalHub, sample_store: 
     assert Path(arrived).name not in sent
 
 
-def test_after_a_kill_chunks_are_not_stored_twice(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
+def test_after_a_kill_chunks_are_not_stored_twice(
+    hub: LocalHub, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("killed", 1)
     hub.faults = {"commit": [HOLD]}
     push_and_kill(hub, sample_store, tmp_path, when=lambda: bool(hub.asked("commit")), xet=True)
     stored_bytes = hub.xet.num_bytes

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,11 @@ def test_a_data_set_that_training_cannot_have_is_one_line(hub: LocalHub, sample_
     assert not [asked for asked in hub.asked("resolve") if "data/" in asked.path]
 
 
-def test_pushes_fail_and_end_no_training_and_are_not_lost(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
+def test_pushes_fail_and_end_no_training_and_are_not_lost(
+    hub: LocalHub, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Killed while one hangs; forbidden at the end; the same command pushes, without training again."""
+    record_property("killed", 1)
     run_dir = tmp_path / "run"
     flags = ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "checkpoint", "--save_steps", 1]
     flags += ["--max_steps", NUM_STEPS]

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from pretraining.cli.errors import UserError
-from pretraining.runs import checkpoint_export
-from pretraining.runs.completeness import COMPLETE_NAME, record_file, write_complete
+from pretraining.runs import checkpoint_export, completeness
+from pretraining.runs.completeness import COMPLETE_NAME, damage, record_file, write_complete
 from pretraining.runs.zero_shards import open_shards
 from tests.conftest import TINY_MODEL, run, run_fine
 from tests.launch.launching import train
@@ -116,6 +116,23 @@ def test_verify_says_which_checkpoints_are_whole(
     assert_refused(
         ["export", run_dir / "checkpoint-1", tmp_path / "model"], "is no whole checkpoint (trainer_state.json"
     )
+
+
+def test_a_checkpoint_that_is_rotated_while_it_is_read_is_no_damage(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a run that trains: its oldest checkpoint goes when a new one is whole."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished_run, run_dir)
+
+    def damage_of_one_that_goes(checkpoint: Path) -> str | None:
+        if checkpoint.name == "checkpoint-1":
+            shutil.rmtree(checkpoint)
+        return damage(checkpoint)
+
+    monkeypatch.setattr(completeness, "damage", damage_of_one_that_goes)
+    main(["verify", str(run_dir)])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["checkpoint-2"]
 
 
 def complete(checkpoint: Path) -> None:

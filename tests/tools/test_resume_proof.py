@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.runs.killable_run import KillableRun
 from tests.conftest import PROJECT_DIR, TINY_MODEL, TINY_RUN, assert_one_error, run, run_fine
-from tools.resume_proof import Pace, plan_kills, split_command_line
+from tests.runs.test_checkpoints import make_checkpoint
+from tools.resume_proof import Kill, Pace, moment_comes, plan_kills, split_command_line
 
 PROOF = [sys.executable, "-m", "tools.resume_proof"]
 TRAINING = [*TINY_RUN, "--model_overrides", *TINY_MODEL, "attention_dropout=0.1", "--global_batch_tokens", 512]
@@ -47,6 +49,21 @@ def test_the_kills_are_spread_over_the_run() -> None:
     assert max(after - before for before, after in zip([0, *steps], [*steps, 100], strict=True)) < 15
     assert all(kill.step < 100 for kill in kills if kill.moment == "save"), "there is a save after it"
     assert all(kill.seconds <= {"start": 10, "step": 5, "save": 2}[kill.moment] for kill in kills)
+
+
+def test_after_the_last_save_a_kill_that_waits_for_one_comes_at_the_end(tmp_path: Path) -> None:
+    """Otherwise a run that was killed in its last save would not be killed any more."""
+    run_dir = tmp_path / "run"
+    make_checkpoint(run_dir, 10)
+    log = run_dir / "metrics.jsonl"
+    script = (
+        f'import pathlib, time; pathlib.Path({str(log)!r}).write_text(\'{{"step": 10, "loss": 1}}\\n\'); time.sleep(9)'
+    )
+    run = KillableRun([sys.executable, "-c", script], run_dir, Path("none.py"))
+    run.start()
+    pace = Pace(num_steps=10, start=1.0, step=1.0, longest_save=1.0, end=1.0)
+    assert moment_comes(run, Kill("save", 3, 0.0, "everything"), pace)
+    run.kill("everything", random.Random(0))
 
 
 def test_the_recipe_and_what_follows_is_for_the_training() -> None:
