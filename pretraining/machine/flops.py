@@ -36,6 +36,11 @@ def num_parameters(shape: LlamaShape) -> int:
     return sum(math.prod(dimensions) for _, dimensions in parameter_shapes(shape))
 
 
+def layer_parameters(shape: LlamaShape) -> int:
+    """Parameters of one layer."""
+    return sum(math.prod(dimensions) for _, dimensions in _layer_shapes(shape))
+
+
 def _layer_shapes(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, mlp = shape.hidden_size, shape.intermediate_size
     query, key_value = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pretraining.machine.activations import activations, evaluation_bytes
-from pretraining.machine.flops import num_parameters
+from pretraining.machine.flops import layer_parameters, num_parameters
 from pretraining.machine.layout import HALF_TYPES, Layout
 from pretraining.machine.model_states import FP32_BYTES, largest_parameter, model_states, sub_groups
 
@@ -129,7 +129,7 @@ def _gathered_weights(layout: Layout) -> int:
     if layout.num_processes == 1 and not layout.offload_parameters:
         return 0
     most = min(num_parameters(layout.shape), layout.zero.max_live_parameters)
-    return max(most, largest_parameter(layout))
+    return max(most, largest_parameter(layout), layer_parameters(layout.shape))  # a layer is gathered at once
 
 
 def _step_bytes(layout: Layout) -> int:

@@ -33,6 +33,7 @@ from pretraining.training.ending import finish, leave_stopped
 from pretraining.training.fault_handler import FaultHandler
 from pretraining.training.hang_watch import HangWatch
 from pretraining.training.identity import is_unchanged, take_run_folder
+from pretraining.training.layers import compile_layers, gather_by_layer
 from pretraining.training.lifeline import Lifeline
 from pretraining.training.micro_batch import with_largest_micro_batch
 from pretraining.training.model import build_model
@@ -193,6 +194,7 @@ def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
     """Fresh weights, computed as the flags say: in tiles, or with blocks that processes share."""
     flags, share = plan.arguments.model, plan.batch.sequence_parallel_size
     model = build_model(plan.config, attention_implementation=flags.attention_implementation, seed=seed)
+    gather_by_layer(model)
     if flags.loss_tiles is not None:
         tile_loss(model, num_tiles=flags.loss_tiles)
     if flags.mlp_tiles is not None:
@@ -201,6 +203,8 @@ def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
         isolated = plan.arguments.data.isolate_documents
         group = join_sequence_group(share, timeout_seconds=plan.arguments.trainer["ddp_timeout"])
         share_attention(flags.attention_implementation, group, within_documents=isolated)
+    if flags.compile_layers:
+        compile_layers(model)
     return model
 
 

@@ -36,7 +36,7 @@ class Remedy:
         shows_host = self.layout.offload_optimizer or not self.machine.has_gpu
         on_host = f"{gigabytes(needed.host_bytes)} of host memory" if shows_host else ""
         num_machines = -(-self.machine.num_processes // self.machine.num_local_processes)
-        machines = f"on {num_machines} machines (--hostfile, not --num_gpus)" if num_machines > 1 else ""
+        machines = f"on {num_machines} machines (--hostfile)" if num_machines > 1 else ""
         return ", ".join(filter(None, (on_gpu, on_host, machines)))
 
 
