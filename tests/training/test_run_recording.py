@@ -50,7 +50,7 @@ def test_deepspeeds_config_is_there_as_it_was_given_and_as_it_was_resolved(run_d
     assert '"auto"' not in json.dumps(resolved)
     assert resolved["train_batch_size"] == BLOCKS_PER_STEP
     assert resolved["train_micro_batch_size_per_gpu"] * resolved["gradient_accumulation_steps"] * 2 == BLOCKS_PER_STEP
-    assert resolved["zero_optimization"]["stage3_param_persistence_threshold"] == 10 * 32, "as the Trainer says"
+    assert resolved["zero_optimization"]["param_persistence_threshold"] == 10 * 32, "as the Trainer says"
     assert resolved["zero_optimization"]["zero_quantized_weights"] is False, "what nobody gave is there too"
 
 

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""What each setting of ZeRO-3 takes on CPUs, and what its hooks cost the host.
+
+    python3 -m benchmarks.step_settings
+
+First the quickstart's step in two processes, under the project's settings and under others, in turns. Then one process
+and 32 layers so small that nothing takes time but Python and dispatch: that is the host's share of a layer, which has
+to be less than what a GPU takes for it. The result goes into benchmarks/step_settings.md.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results import PROJECT_DIR, command_line, hardware, table, versions, write_section
+from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.training.model import load_presets
+
+logger = logging.getLogger("pretraining.benchmarks")
+
+PACKAGES = ("torch", "deepspeed", "transformers")
+OURS = "as it is"
+SMALL_MESSAGES = {"reduce_bucket_size": 65536, "stage3_prefetch_bucket_size": 58982}  # hidden size 256, squared
+QUICKSTART: dict[str, dict[str, Any]] = {
+    OURS: {},
+    'the Trainer\'s "auto": messages of 65,536 numbers': {"zero": SMALL_MESSAGES},
+    "and modules gathered one by one": {"zero": SMALL_MESSAGES, "by_layer": False},
+    "modules gathered one by one": {"by_layer": False},
+    "all weights kept whole (persistence threshold 1e7)": {"zero": {"stage3_param_persistence_threshold": 10**7}},
+    "without overlap_comm": {"zero": {"overlap_comm": False}},
+    "without contiguous_gradients": {"zero": {"contiguous_gradients": False}},
+    "fp32": {"precision": "fp32"},
+    "--compile_layers": {"compiled": True},
+    "ZeRO-1": {"zero": {"stage": 1}},
+}
+HOST: dict[str, dict[str, Any]] = {
+    "ZeRO-3, layers gathered (as it is)": {},
+    "ZeRO-3, modules gathered one by one": {"by_layer": False},
+    "ZeRO-3, layers gathered, --activation_checkpointing": {"checkpointing": True},
+    "ZeRO-3, layers gathered, --compile_layers": {"compiled": True},
+    "ZeRO-1": {"zero": {"stage": 1}},
+}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 32, "num_attention_heads": 4}
+
+
+@dataclass(frozen=True)
+class SettingsArguments:
+    """Flags of this comparison."""
+
+    num_steps: int = flag(30, "steps of each setting that count")
+    num_processes: int = flag(2, "processes of the quickstart's step")
+    output: Path = flag(Path("benchmarks/step_settings.md"), "where the result goes")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure both, and write the page."""
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", SettingsArguments)], argv)
+    source = f"{hardware()}; {versions(PACKAGES)}.\n\n{command_line('step_settings')}\n\n"
+    quickstart = {**load_presets()["quickstart"], "vocab_size": 8192}
+    found = run_settings(QUICKSTART, quickstart, arguments, num_processes=arguments.num_processes, block=(4, 256))
+    write_section(arguments.output, "A step of the quickstart", source + quickstart_table(found))
+    found = run_settings(HOST, {**TINY, "vocab_size": 512}, arguments, num_processes=1, block=(1, 8))
+    write_section(arguments.output, "The host's share of a layer", source + host_table(found))
+    logger.info("result: %s", arguments.output)
+
+
+def run_settings(
+    settings: dict[str, dict[str, Any]],
+    model: dict[str, Any],
+    arguments: SettingsArguments,
+    *,
+    num_processes: int,
+    block: tuple[int, int],
+) -> dict[str, dict[str, Any]]:
+    """Seconds (of shape [num_steps, 3]) and losses of each setting."""
+    micro_batch, block_length = block
+    task = {
+        "model": model,
+        "settings": list(settings.values()),
+        "ds_config": json.loads((PROJECT_DIR / "ds_config.json").read_text()),
+        "micro_batch": micro_batch,
+        "block_length": block_length,
+        "num_steps": arguments.num_steps,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        result, task_path = Path(folder) / "result.json", Path(folder) / "task.json"
+        task_path.write_text(json.dumps(task))
+        launcher = [Path(sys.executable).with_name("deepspeed"), f"--num_gpus={num_processes}"]
+        command = [*launcher, "--module", "benchmarks.step_settings_run", result, task_path]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        done = subprocess.run(
+            [str(word) for word in command], capture_output=True, text=True, check=False, env=environment
+        )
+        if done.returncode:
+            raise UserError(f"benchmarks.step_settings_run failed: {(done.stdout + done.stderr)[-2000:]}")
+        found = json.loads(result.read_text())
+    return dict(zip(settings, found, strict=True))
+
+
+def quickstart_table(found: dict[str, dict[str, Any]]) -> str:
+    """Milliseconds of each setting, and its time over ours in the same turn."""
+    ours = np.array(found[OURS]["seconds"]).sum(axis=1)
+    rows = []
+    for name, figures in found.items():
+        seconds = np.array(figures["seconds"])
+        low, middle, high = np.quantile(seconds.sum(axis=1) / ours, [0.25, 0.5, 0.75])
+        parts = [f"{1000 * median(part):.0f}" for part in (seconds.sum(axis=1), *seconds.T)]
+        rows.append([name, *parts, f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{figures['losses'][-1]:.4f}"])
+    words = "Milliseconds, median; the ratio to the first row is that of steps beside each other, median and quartiles."
+    return f"{table(['setting', 'step', 'forward', 'backward', 'update', 'ratio', 'last loss'], rows)}\n\n{words}"
+
+
+def host_table(found: dict[str, dict[str, Any]]) -> str:
+    """Milliseconds of a layer in forward and backward."""
+    rows = []
+    for name, figures in found.items():
+        forward, backward, _ = 1000 * np.median(np.array(figures["seconds"]), axis=0) / TINY["num_hidden_layers"]
+        rows.append([name, f"{forward:.2f}", f"{backward:.2f}"])
+    words = (
+        "Milliseconds a layer, median; embedding, head and loss are in them, a thirty-second each. An H200 at 720 "
+        "TFLOP/s would take 2.4 forward and 4.8 backward for a layer of Llama-2-7B over 4,096 tokens (arithmetic: "
+        "2 x 202 M weights x 4,096, and attention)."
+    )
+    return f"{table(['one process, 32 tiny layers', 'forward', 'backward'], rows)}\n\n{words}"
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,92 @@
+"""Steps of one model under many settings of ZeRO-3, in turns in the same processes; see benchmarks/step_settings.py.
+
+deepspeed --num_gpus=N --module benchmarks.step_settings_run RESULT SETTINGS. Each setting has an engine of its own over
+the same first weights, and all train on the same block, so that equal arithmetic shows as equal losses.
+"""
+
+import copy
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pretraining.cli.errors import run_program
+from pretraining.training.layers import compile_layers, gather_by_layer
+from pretraining.training.processes import join_processes, leave_processes
+
+WARM_UP_STEPS = 3
+
+
+def make_engine(model: LlamaForCausalLM, setting: dict[str, Any], ds_config: dict[str, Any], micro_batch: int) -> Any:
+    """`setting`: what differs from the project's own in "zero_optimization", "precision", "by_layer", "compiled"."""
+    config = copy.deepcopy(ds_config)
+    config["zero_optimization"] |= setting.get("zero", {})
+    config["zero_optimization"] = {
+        name: value for name, value in config["zero_optimization"].items() if value != "auto"
+    }
+    precision = setting.get("precision", "bf16")
+    config |= {"bf16": {"enabled": precision == "bf16"}, "fp16": {"enabled": False}, "gradient_clipping": 1.0}
+    config |= {"data_types": {"grad_accum_dtype": "fp32"}, "zero_allow_untested_optimizer": True}
+    config |= {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": micro_batch}
+    del config["train_batch_size"]
+    if setting.get("by_layer", True) and config["zero_optimization"]["stage"] == 3:
+        gather_by_layer(model)
+    if setting.get("checkpointing", False):
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if setting.get("compiled", False):
+        compile_layers(model)
+    groups = [
+        [weight for weight in model.parameters() if (weight.dim() > 1) == is_matrix] for is_matrix in (True, False)
+    ]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=1e-3, fused=True)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+
+
+def timed_step(engine: Any, ids: torch.Tensor) -> tuple[list[float], float]:
+    """Seconds of forward, backward and update, and the loss."""
+    moments = [time.perf_counter()]
+    loss = engine(input_ids=ids, labels=ids).loss
+    moments.append(time.perf_counter())
+    engine.backward(loss)
+    moments.append(time.perf_counter())
+    engine.step()
+    moments.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(moments)], loss.item()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Take turns, and write down the seconds and losses of each setting."""
+    result_path, task_path = [Path(word) for word in argv if not word.startswith("--")]
+    task = json.loads(task_path.read_text())
+    join_processes(timeout_seconds=600)
+    config = LlamaConfig(**task["model"], use_cache=False, attn_implementation="sdpa")
+    engines = []
+    for setting in task["settings"]:
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        engines.append(make_engine(model, setting, task["ds_config"], task["micro_batch"]))
+    ids = torch.randint(0, config.vocab_size, (task["micro_batch"], task["block_length"])).to(engines[0].device)
+    found: list[dict[str, list[Any]]] = [{"seconds": [], "losses": []} for _ in engines]
+    for number in range(WARM_UP_STEPS + task["num_steps"]):
+        for place in range(len(engines)):
+            turn = (place + number) % len(engines)  # none is always behind the same other
+            torch.distributed.barrier()
+            seconds, loss = timed_step(engines[turn], ids)
+            found[turn]["losses"].append(loss)
+            if number >= WARM_UP_STEPS:
+                found[turn]["seconds"].append(seconds)
+    if torch.distributed.get_rank() == 0:
+        result_path.write_text(json.dumps(found))
+    leave_processes()
+
+
+if __name__ == "__main__":
+    run_program(main)
+    sys.exit()
