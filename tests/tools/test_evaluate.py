@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
+from pretraining.cli.errors import UserError
+from tests.conftest import PROJECT_DIR, python, run, run_fine
 from tests.launch.launching import records
+from tools.evaluate import main
 
 EVALUATE = [sys.executable, "-m", "tools.evaluate"]
 STORIES = [
@@ -27,7 +29,8 @@ def write_documents(path: Path, texts: list[str]) -> Path:
 
 
 def figures(output: Path, *words: object) -> dict[str, Any]:
-    run_fine(*EVALUATE, *words, "--output", output)
+    """In this process, since a child takes five seconds to import what is here already."""
+    main([str(word) for word in (*words, "--output", output)])
     return json.loads(output.read_text())
 
 
@@ -55,7 +58,9 @@ def test_the_figures_are_those_of_transformers_on_each_document_alone(trained_ru
     texts = {"short": [story[:200] for story in STORIES[:20]], "long": STORIES[20:26]}
     files = {name: write_documents(tmp_path / f"{name}.jsonl", found) for name, found in texts.items()}
     words = [trained_run, "--data_files", *(f"{name}={path}" for name, path in files.items())]
-    found = figures(tmp_path / "found.json", *words)
+    done = run_fine(*EVALUATE, *words, "--output", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["source", "long", "short", "total"]
 
     assert {name: values["num_documents"] for name, values in found["sources"].items()} == {"long": 6, "short": 20}
     with torch.no_grad():
@@ -98,7 +103,7 @@ def test_blocks_have_the_figures_that_the_run_logged(trained_run: Path, sample_s
 
 @pytest.mark.launch
 def test_a_document_that_is_one_block_has_the_figures_of_the_block(trained_run: Path, tmp_path: Path) -> None:
-    """With the checkpoint of an earlier step as well as BOS in the model's record, as a user may have it."""
+    """With a checkpoint in place of a run."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(trained_run / "model")
     pieces = [tokenizer.decode(tokenizer(story)["input_ids"][:63]) for story in STORIES]
     texts = [text for text in pieces if len(tokenizer(text)["input_ids"]) == 63]
@@ -132,12 +137,12 @@ def test_a_mistake_is_one_line(words: list[str], parts: list[str]) -> None:
 
 
 @pytest.mark.launch
-def test_what_cannot_be_evaluated_is_one_line(trained_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text('\n{"txt": "a"}\n')
-    cases = {
-        "no line of them is a document (1 blank_line, 1 no_text_field)": ["--data_files", empty],
-        "--window_tokens 500: the model has 128 positions": ["--data_files", empty, "--window_tokens", 500],
-    }
-    for part, words in cases.items():
-        assert_one_error(run(*EVALUATE, trained_run, *words), part)
+def test_what_cannot_be_evaluated_is_told(trained_run: Path, tmp_path: Path) -> None:
+    empty = write_documents(tmp_path / "empty.jsonl", [""])
+    words = [str(trained_run), "--data_files", str(empty)]
+    with pytest.raises(UserError, match=r"no line of them is a document \(1 empty_text\)"):
+        main(words)
+    with pytest.raises(UserError, match="--window_tokens 500: the model has 128 positions"):
+        main([*words, "--window_tokens", "500"])
+    with pytest.raises(UserError, match="exists already"):
+        main([*words, "--output", str(empty)])
