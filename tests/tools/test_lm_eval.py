@@ -39,17 +39,19 @@ def test_it_has_the_bits_per_byte_of_the_exported_model(trained_run: Path, tmp_p
     documents.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/held_out.yaml").write_text(TASK.format(path=documents))
-    words = ["run", "--model", "hf", "--model_args", f"pretrained={trained_run}/model", "--tasks", "held_out"]
+    model = AutoModelForCausalLM.from_pretrained(trained_run / "model").eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(trained_run / "model")
+    eos = tokenizer.eos_token_id  # otherwise it begins with BOS, which this model has never seen
+    model_args = f"pretrained={trained_run}/model,prefix_token_id={eos}"
+    words = ["run", "--model", "hf", "--model_args", model_args, "--tasks", "held_out"]
     words += ["--include_path", tmp_path / "tasks", "--device", "cpu", "--output_path", tmp_path / "found"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     run_fine(sys.executable, "-m", "lm_eval", *words, env=offline, cwd=tmp_path)
 
-    model = AutoModelForCausalLM.from_pretrained(trained_run / "model").eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(trained_run / "model")
     loss, num_bytes = 0.0, 0
     with torch.no_grad():
-        for text in texts:  # it puts EOS before a text where the model has no BOS, and none behind it
-            ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text)["input_ids"]]])
+        for text in texts:  # it predicts no EOS behind it
+            ids = torch.tensor([[eos, *tokenizer(text)["input_ids"]]])
             loss += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
             num_bytes += len(text.encode())
     (path,) = (tmp_path / "found").rglob("results_*.json")
