@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import Dataset
 
 from pretraining.cli.errors import UserError
-from pretraining.corpus.manifest import Origin
 from pretraining.corpus.token_bytes import TokenBytes
+from pretraining.corpus.tokenization import TokenRules
 from pretraining.training.block_dataset import IGNORED_LABEL, MixedBlocks
 from pretraining.training.isolation import model_inputs
 from pretraining.training.loss import NUM_SUMS, Batch, source_sums, token_losses
@@ -27,14 +27,14 @@ class EvaluationAbandoned(Exception):  # noqa: N818 - nothing is wrong
 
 
 class TextBytes:
-    """How many bytes of text each token of a block stands for."""
+    """How many bytes of text each token of a block or document stands for."""
 
-    def __init__(self, tokenizer_dir: Path, origin: Origin) -> None:
+    def __init__(self, tokenizer_dir: Path, canary_ids: Sequence[int], rules: TokenRules) -> None:
         table = TokenBytes(tokenizer_dir)
-        table.check(origin.tokenizer.canary_ids)
+        table.check(canary_ids)
         self._lengths = table.lengths()
         # The decoder takes away the space that the encoder put before a document's first token.
-        self._place_of_space = int(origin.token_rules.bos_token_id is not None) if table.drops_first_space else None
+        self._place_of_space = int(rules.bos_token_id is not None) if table.drops_first_space else None
 
     def of(self, blocks: MixedBlocks, index: int, input_ids: np.ndarray) -> np.ndarray:
         """Those of the tokens of block `index`, int64 of shape [block_length]."""
@@ -44,11 +44,21 @@ class TextBytes:
             num_bytes[blocks.part(part).first_text_tokens(block, place=self._place_of_space)] -= 1
         return num_bytes
 
+    def of_document(self, ids: np.ndarray) -> np.ndarray:
+        """Those of the tokens of a whole document, int64 of shape [tokens]."""
+        num_bytes = self._lengths[ids]
+        if self._place_of_space is not None:
+            num_bytes[self._place_of_space] -= 1
+        return num_bytes
 
-def open_text_bytes(tokenizer_dir: Path, origin: Origin) -> TextBytes | None:
-    """Bytes of the tokens; None, with a line of the log, for a tokenizer whose tokens have none of their own."""
+
+def open_text_bytes(tokenizer_dir: Path, canary_ids: Sequence[int], rules: TokenRules) -> TextBytes | None:
+    """Bytes of the tokens; None, with a line of the log, for a tokenizer whose tokens have none of their own.
+
+    `canary_ids` are those that the tokenizer gives for a text with hard places.
+    """
     try:
-        return TextBytes(tokenizer_dir, origin)
+        return TextBytes(tokenizer_dir, canary_ids, rules)
     except UserError as error:
         logger.warning("no bits per byte: %s", error)
         return None

@@ -32,21 +32,22 @@ def open_training_data(mixture: Mixture, stream: BlockStream, fields: BlockField
     Raises:
         UserError: when a shard is missing or damaged.
     """
-    names, sources = _sources_of(mixture)
-    train = _open_split(mixture, "train", fields, sources)
+    names, sources = sources_of(mixture)
+    origin = mixture.origin
+    train = open_split(mixture, "train", fields, sources)
     assert train is not None, "the plan refuses data without a training block"
     return TrainingData(
         mixture=mixture,
         stream=stream,
         sources=names,
-        text_bytes=open_text_bytes(mixture.first.folder / "tokenizer", mixture.origin),
+        text_bytes=open_text_bytes(mixture.first.folder / "tokenizer", origin.tokenizer.canary_ids, origin.token_rules),
         train=train,
-        validation=_open_split(mixture, "validation", fields, sources),
-        test=_open_split(mixture, "test", fields, sources),
+        validation=open_split(mixture, "validation", fields, sources),
+        test=open_split(mixture, "test", fields, sources),
     )
 
 
-def _sources_of(mixture: Mixture) -> tuple[tuple[str, ...], list[DocumentSources | int]]:
+def sources_of(mixture: Mixture) -> tuple[tuple[str, ...], list[DocumentSources | int]]:
     """The names of the sources, and for each store which of them its tokens are."""
     if len(mixture.parts) > 1:
         return tuple(part.source or "" for part in mixture.parts), list(range(len(mixture.parts)))
@@ -54,9 +55,10 @@ def _sources_of(mixture: Mixture) -> tuple[tuple[str, ...], list[DocumentSources
     return ("all",) if documents is None else documents.names, [0 if documents is None else documents]
 
 
-def _open_split(
+def open_split(
     mixture: Mixture, split: Split, fields: BlockFields, sources: list[DocumentSources | int]
 ) -> MixedBlocks | None:
+    """The blocks of a split, `sources` as `sources_of` tells them; None when there is no block."""
     stores = [part.store for part in mixture.parts]
     parts = [
         BlockDataset(store.folder, store.manifest, split, fields=fields, sources=source)

@@ -99,7 +99,7 @@ def test_bits_per_byte_count_every_byte_of_the_text(
     words = ["--packing", "best_fit", "--block_length", 100, "--tokenizer", tokenizer, "--output_dir", store]
     run_fine(*python("preprocess.py", *words, "--max_characters", 4000, "--split", "70,30,0"))
     manifest = read_manifest(store, flag="")
-    text_bytes = open_text_bytes(store / "tokenizer", manifest.origin)
+    text_bytes = open_text_bytes(store / "tokenizer", manifest.origin.tokenizer.canary_ids, manifest.origin.token_rules)
     assert text_bytes is not None
     blocks = MixedBlocks([BlockDataset(store, manifest, "validation")])
     counted = [text_bytes.of(blocks, number, blocks[number]["input_ids"].numpy()) for number in range(len(blocks))]

@@ -1,0 +1,47 @@
+"""How likely a model finds continuations of prompts, its own or any other's."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from pretraining.training.evaluation import figures_of
+from pretraining.training.passages import Passage, evaluate_passages
+
+
+class Continued(Protocol):
+    """A prompt, and the ids of what continues it, without EOS."""
+
+    @property
+    def prompt(self) -> str:
+        """The prompt."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The ids after it."""
+
+
+def evaluate_continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    continuations: Iterable[Continued],
+    *,
+    batch_tokens: int = 8192,
+) -> dict[str, float] | None:
+    """Loss, perplexity and accuracy on all tokens of the continuations, each given its prompt and what is before it.
+
+    The probabilities are the model's own: those of temperature 1, of all tokens, without any penalty. None when there
+    is no token.
+    """
+    passages = _passages(tokenizer, continuations)
+    positions = model.config.max_position_embeddings
+    found = evaluate_passages(model, passages, window_tokens=positions, batch_tokens=batch_tokens)
+    return figures_of(found[""].tolist()) if found else None
+
+
+def _passages(tokenizer: PreTrainedTokenizerFast, continuations: Iterable[Continued]) -> Iterator[Passage]:
+    for continuation in continuations:
+        prompt_ids = tokenizer(continuation.prompt)["input_ids"]
+        ids = np.array([*prompt_ids, *continuation.tokens], np.int64)
+        yield Passage("", ids, np.zeros_like(ids), num_given=max(1, len(prompt_ids)))

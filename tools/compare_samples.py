@@ -1,0 +1,128 @@
+"""Let several models continue the same prompts, so that one sees what was learned between them.
+
+    python3 -m tools.compare_samples runs/llama2_7b                     # every checkpoint that the run has kept
+    python3 -m tools.compare_samples runs/llama2_7b --held_out held_out.jsonl --output learning.html
+    python3 -m tools.compare_samples runs/a/model runs/b/model --prompts "The council" "Scientists have" --seed none
+
+Each prompt is drawn with the same seed for every model, or, without a seed, continued by the most likely token. The
+figures: loss, perplexity and bits per byte on held-out documents as tools.evaluate has them, rep-n and distinct-n as
+tools.text_statistics has them, over the texts that are shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretraining.cli.arguments import SEED_RANGE, GenerateArguments, is_seed
+from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.flags import flag
+from pretraining.cli.observability_arguments import ObservabilityArguments
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from pretraining.corpus.inputs import InputFile
+    from pretraining.sampling.comparison import ModelSamples
+
+logger = logging.getLogger("pretraining.compare_samples")
+
+
+@dataclass(frozen=True)
+class SamplesArguments:
+    """Flags of tools.compare_samples."""
+
+    models: list[str] = flag([], "a run folder, for all it has kept, or several models; stand first, without --models")
+    prompts: list[str] = flag(ObservabilityArguments().sample_prompts, "one or more prompts")
+    held_out: list[str] | None = flag(
+        None, "files of documents, as preprocess.py takes them, to evaluate each model on"
+    )
+    max_new_tokens: int = flag(60, "tokens after which a continuation ends without EOS")
+    seed: int | None = flag(
+        42, "the same draws for each model, as generate.py makes them; none takes the likeliest token"
+    )
+    output: Path | None = flag(None, "write a page of all texts in full to this file")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        checks = {
+            "--models: give a run folder, or several models": bool(self.models),
+            "--prompts: is empty; give at least one word": all(self.prompts),
+            f"--max_new_tokens {self.max_new_tokens}: give 1 or more": self.max_new_tokens >= 1,
+            f"--seed {self.seed}: is out of range; give {SEED_RANGE}, or none": self.seed is None or is_seed(self.seed),
+        }
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Sample from one model after the other, and show them side by side."""
+    words = ["--models", *argv] if argv and not argv[0].startswith("-") else argv
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", SamplesArguments)], words)
+
+    from pretraining.corpus.inputs import find_inputs
+    from pretraining.sampling.comparison import comparison_lines, comparison_page, models_to_compare
+    from pretraining.sampling.generation import check_output
+
+    if arguments.output is not None:
+        check_output(arguments.output)
+    files = find_inputs(arguments.held_out or [])
+    found = models_to_compare(arguments.models)
+    models = [samples_of(name, location, arguments, files) for name, location in found.items()]
+    for line in comparison_lines(arguments.prompts, models):
+        sys.stdout.write(line + "\n")
+    if arguments.output is not None:
+        page = comparison_page(", ".join(arguments.models), arguments.prompts, models, notes_of(arguments))
+        arguments.output.write_text(page, encoding="utf-8")
+        logger.info("page: %s", arguments.output)
+
+
+def samples_of(name: str, location: str, arguments: SamplesArguments, files: Sequence[InputFile]) -> ModelSamples:
+    """What one model writes, and its figures."""
+    from pretraining.sampling.comparison import ModelSamples
+    from pretraining.sampling.generation import check_lengths, continue_prompts
+    from pretraining.sampling.model_source import find_model, load_model
+    from pretraining.sampling.statistics import distinct, repetition
+
+    source = find_model(location)
+    model, tokenizer = load_model(source)
+    logger.info("model: %s", source.location)
+    check_lengths(model, tokenizer, arguments.prompts, max_new_tokens=arguments.max_new_tokens)
+    sampling = GenerateArguments(
+        max_new_tokens=arguments.max_new_tokens, greedy=arguments.seed is None, seed=arguments.seed or 0
+    )
+    texts = [found.text for found in continue_prompts(model, tokenizer, arguments.prompts, arguments=sampling)]
+    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    figures = held_out_figures(model, tokenizer, files) if files else {}
+    figures |= {f"rep-{order}": f"{value:.1%}" for order, value in repetition(tokens).items()}
+    figures |= {f"distinct-{order}": f"{value:.1%}" for order, value in distinct(tokens).items()}
+    return ModelSamples(name, texts, figures)
+
+
+def held_out_figures(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, files: Sequence[InputFile]
+) -> dict[str, str]:
+    """Those of tools.evaluate, as they are shown."""
+    from pretraining.training.held_out import evaluate_files
+
+    total = evaluate_files(model, tokenizer, files).total
+    bits = total.get("bits_per_byte")
+    found = {"loss": f"{total['loss']:.4f}", "perplexity": f"{total['perplexity']:,.1f}"}
+    return {**found, "accuracy": f"{total['accuracy']:.1%}"} | ({} if bits is None else {"bits/byte": f"{bits:.4f}"})
+
+
+def notes_of(arguments: SamplesArguments) -> list[str]:
+    """How the page was made."""
+    drawn = "the likeliest token each time" if arguments.seed is None else f"seed {arguments.seed}"
+    notes = [f"{arguments.max_new_tokens} tokens of each prompt at most, {drawn}; settings of generate.py otherwise."]
+    return [*notes, f"Held out: {', '.join(arguments.held_out)}."] if arguments.held_out else notes
+
+
+if __name__ == "__main__":
+    run_program(main)

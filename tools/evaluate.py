@@ -1,0 +1,165 @@
+"""Measure how well a model predicts text that it was not trained on.
+
+    python3 -m tools.evaluate runs/llama2_7b --data_files held_out.jsonl            # each document by itself
+    python3 -m tools.evaluate runs/llama2_7b --data_files news=a.jsonl wiki=b.parquet --output figures.json
+    python3 -m tools.evaluate runs/llama2_7b/checkpoint-500 --dataset blocks --split test       # as pretrain.py does
+
+The model is whatever generate.py takes, the files are whatever preprocess.py takes. A document is BOS (if the model's
+tokenizer puts it before a prompt), its text, and EOS. One longer than --window_tokens goes through in windows, each
+half a window after the one before, and each of its tokens is predicted once. A first token with nothing before it is
+not predicted, and its bytes are not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.corpus.splits import Split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from pretraining.training.held_out import Figures, HeldOutFigures
+
+logger = logging.getLogger("pretraining.evaluate")
+
+COLUMNS = "{:<20} {:>10} {:>12} {:>8} {:>11} {:>9} {:>10}"
+HEADINGS = ["source", "documents", "tokens", "loss", "perplexity", "accuracy", "bits/byte"]
+
+
+@dataclass(frozen=True)
+class EvaluationArguments:
+    """Flags of tools.evaluate."""
+
+    model: str | None = flag(None, "run folder, exported model, checkpoint or Hub id; stands first, without --model")
+    data_files: list[str] | None = flag(
+        None, "files of documents, as preprocess.py takes them; NAME=FILES names a source"
+    )
+    text_field: str = flag("text", "field that holds a document's text; a.b is field b of object a")
+    source_field: str = flag("source", "field that names a document's source; without it, the file's name")
+    split_text_files: bool = flag(False, "blank lines divide a .txt file into documents; otherwise it is one")
+    max_document_bytes: int = flag(6 << 20, "larger lines (rows, text files) are skipped")
+    window_tokens: int | None = flag(
+        None, "tokens that the model sees at once; without it, as many as it has positions"
+    )
+    dataset: str | None = flag(None, "block store, folder or Hub id, instead of --data_files")
+    split: Split = flag("test", "split of --dataset")
+    isolate_documents: bool = flag(False, "attention within documents of --dataset only, for models trained so")
+    mask_document_starts: bool = flag(False, "do not predict the first token of documents of --dataset")
+    batch_tokens: int = flag(8192, "tokens that go through the model at once; changes speed and memory alone")
+    output: Path | None = flag(None, "write the figures to this file too, as JSON")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        checks = {
+            "--model: give a run folder, a model, a checkpoint or a Hub id": self.model is not None,
+            "--data_files, --dataset: give one of the two": (self.data_files is None) != (self.dataset is None),
+            f"--window_tokens {self.window_tokens}: give 2 or more, and none for --dataset": (
+                self.window_tokens is None or (self.window_tokens >= 2 and self.dataset is None)
+            ),
+            f"--batch_tokens {self.batch_tokens}: give 1 or more": self.batch_tokens >= 1,
+            f"--max_document_bytes {self.max_document_bytes}: give 1 or more": self.max_document_bytes >= 1,
+        }
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluate, and show the figures."""
+    groups = [dataclass_group("Evaluation", EvaluationArguments)]
+    (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
+
+    from pretraining.sampling.generation import check_output
+    from pretraining.sampling.model_source import find_model, load_model
+
+    if arguments.output is not None:
+        check_output(arguments.output)
+    source = find_model(arguments.model)
+    model, tokenizer = load_model(source)
+    logger.info("model: %s, on %s in %s", source.location, model.device, str(model.dtype).removeprefix("torch."))
+    measure = figures_of_split if arguments.data_files is None else figures_of_files
+    figures = measure(model, tokenizer, arguments)
+    show(figures)
+    if arguments.output is not None:
+        content = {"model": source.location, "data": described(arguments), **dataclasses.asdict(figures)}
+        arguments.output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def figures_of_files(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, arguments: EvaluationArguments
+) -> HeldOutFigures:
+    """Those of each document by itself."""
+    from pretraining.corpus.documents import JsonFields
+    from pretraining.corpus.formats import ReadingOptions
+    from pretraining.corpus.inputs import find_inputs
+    from pretraining.training.held_out import evaluate_files
+
+    fields = JsonFields(arguments.text_field, arguments.source_field)
+    return evaluate_files(
+        model,
+        tokenizer,
+        find_inputs(arguments.data_files or []),
+        options=ReadingOptions(fields, arguments.max_document_bytes, arguments.split_text_files),
+        window_tokens=arguments.window_tokens,
+        batch_tokens=arguments.batch_tokens,
+    )
+
+
+def figures_of_split(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, arguments: EvaluationArguments
+) -> HeldOutFigures:
+    """Those of a split of a block store, as pretrain.py tells them."""
+    from pretraining.corpus.store_source import find_mixture
+    from pretraining.training.block_dataset import BlockFields
+    from pretraining.training.split_evaluation import evaluate_split
+
+    mixture = find_mixture([arguments.dataset or ""], revision=None)
+    fields = BlockFields(arguments.isolate_documents, arguments.mask_document_starts)
+    return evaluate_split(
+        model, tokenizer, mixture, arguments.split, fields=fields, batch_tokens=arguments.batch_tokens
+    )
+
+
+def described(arguments: EvaluationArguments) -> list[str]:
+    """What was predicted, as it was given."""
+    return arguments.data_files or [f"{arguments.dataset}:{arguments.split}"]
+
+
+def show(figures: HeldOutFigures) -> None:
+    """Print a line for each source, and one for all of them."""
+    rows = (
+        [("total", figures.total)]
+        if len(figures.sources) == 1
+        else [*figures.sources.items(), ("total", figures.total)]
+    )
+    for line in [COLUMNS.format(*HEADINGS), *(row(name, values) for name, values in rows)]:
+        sys.stdout.write(line + "\n")
+
+
+def row(name: str, values: Figures) -> str:
+    """A line of the table; what was not counted is left empty."""
+    bits, num_documents = values.get("bits_per_byte"), values.get("num_documents")
+    return COLUMNS.format(
+        name,
+        "" if num_documents is None else f"{num_documents:,.0f}",
+        f"{values['num_tokens']:,.0f}",
+        f"{values['loss']:.4f}",
+        f"{values['perplexity']:,.2f}",
+        f"{values['accuracy']:.1%}",
+        "" if bits is None else f"{bits:.4f}",
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)
