@@ -83,6 +83,11 @@ class ModelArguments:
                 f"--sequence_parallel_size {self.sequence_parallel_size}: eager attention needs a mask of the whole "
                 "block, which no process has; give another --attention_implementation"
             )
+        if self.compile_layers and (self.mlp_tiles is not None or self.sequence_parallel_size > 1):
+            problems.append(
+                "--compile_layers: a layer is one graph only without --mlp_tiles and --sequence_parallel_size; leave "
+                "them or it out"
+            )
         if problems:
             raise UserError(*problems)
 

@@ -43,6 +43,8 @@ def layer_bytes(layout: Layout) -> int:
     shape, tokens, each = layout.shape, layout.num_tokens, layout.weight_bytes
     queries = tokens * shape.num_attention_heads * shape.head_dim * each
     keys = tokens * shape.num_key_value_heads * shape.head_dim * each
+    if layout.compiles_layers:
+        return _compiled_layer_bytes(layout, queries=queries, keys=keys)
     if layout.attention == "eager":  # keys and values once for each head, and every probability, in fp32 too
         probabilities = tokens * layout.block_length * shape.num_attention_heads
         attention = 3 * queries + probabilities * (FP32_BYTES + (each if each != FP32_BYTES else 0))
@@ -50,6 +52,17 @@ def layer_bytes(layout: Layout) -> int:
         attention = queries + 2 * keys + tokens * shape.num_attention_heads * FP32_BYTES
     mlp = 0 if layout.mlp_tiles else 4 * mlp_width_bytes(layout)  # gate, its SiLU, up, their product
     return 2 * _norm_bytes(layout) + attention + queries + mlp
+
+
+def _compiled_layer_bytes(layout: Layout, *, queries: int, keys: int) -> int:
+    """What torch.compile's partitioner keeps (torch 2.13): what matrices were multiplied with, and what came of it.
+
+    Norms, SiLU and rotary positions are computed again, fused into what needs them; so RMSNorm keeps a factor a token.
+    """
+    shape, tokens = layout.shape, layout.num_tokens
+    hidden = tokens * shape.hidden_size * layout.weight_bytes  # two norms' results and the sum between them
+    factors = FP32_BYTES * tokens * (2 + shape.num_attention_heads)
+    return 3 * hidden + 3 * queries + 2 * keys + 3 * mlp_width_bytes(layout) + factors
 
 
 def mlp_width_bytes(layout: Layout) -> int:

@@ -62,6 +62,7 @@ class Layout:
     offload_checkpoints: bool = False
     loss_tiles: int | None = None
     mlp_tiles: int | None = None
+    compiles_layers: bool = False
 
     @property
     def weight_bytes(self) -> int:

@@ -54,9 +54,8 @@ def plan_without_start(arguments: PretrainArguments, machine: Machine, mixture: 
         block_length = mixture.origin.block_length
     if not machine.has_gpu:
         notes.append("no GPU is here and none was named (--gpu_type h200), so this is planned for the CPU")
-    savers = {"--use_liger_kernel": arguments.trainer.get("use_liger_kernel")}
-    savers["--compile_layers"] = arguments.model.compile_layers
-    notes += [f"{name}: takes less than is said here" for name, is_given in savers.items() if is_given]
+    if arguments.trainer.get("use_liger_kernel"):
+        notes.append("--use_liger_kernel: takes less than is said here")
     batch = plan_batch(arguments, config, block_length, machine)
     precision = choose_precision(arguments.trainer, has_gpu=machine.has_gpu, here=arguments.plan.gpu_type is None)
     layout = make_layout(arguments, config, ds_config, batch=batch, precision=precision, machine=machine)

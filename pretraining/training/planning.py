@@ -65,6 +65,7 @@ def make_layout(
         offload_checkpoints=bool(options and options.get("offload")),
         loss_tiles=flags.loss_tiles,
         mlp_tiles=flags.mlp_tiles,
+        compiles_layers=flags.compile_layers,
     )
 
 

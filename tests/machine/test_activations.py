@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.machine.activations import activations, layer_bytes
 from pretraining.machine.layout import Layout
+from pretraining.training.layers import compile_layers
 from pretraining.training.loss import token_losses
 from pretraining.training.tiling import tile_loss, tile_mlps
 from tests.machine.layouts import layout_of
@@ -36,6 +37,8 @@ def model_of(layout: Layout) -> LlamaForCausalLM:
         tile_loss(model, num_tiles=layout.loss_tiles)
     if layout.mlp_tiles is not None:
         tile_mlps(model, num_tiles=layout.mlp_tiles)
+    if layout.compiles_layers:
+        compile_layers(model)
     return model.train()
 
 
@@ -74,6 +77,17 @@ def test_what_autograd_saves(size: dict, precision: str, how: dict) -> None:
     planned = activations(layout).kept + log_probabilities
     assert planned == pytest.approx(saved, rel=0.02), (planned, saved)
     assert loss.requires_grad
+
+
+@pytest.mark.parametrize("fields", [{"precision": "bf16"}, {"precision": "fp32", "checkpoint_every": 2}], ids=str)
+def test_what_autograd_saves_with_compiled_layers(fields: dict) -> None:
+    layout = prepared(MIDDLE, compiles_layers=True, **fields)
+    model = model_of(layout)
+    loss_of(model, layout)
+    with saved_storages(model) as found:
+        loss_of(model, layout)
+    planned = activations(layout).kept + 4 * layout.num_tokens * layout.shape.vocab_size
+    assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.05)
 
 
 def test_what_autograd_saves_with_tiles() -> None:
