@@ -84,9 +84,10 @@ def loss_bytes(layout: Layout) -> int:
 
 
 def evaluation_bytes(layout: Layout) -> int:
-    """The most that whole logits take without gradients: as they are, in fp32, and their log probabilities."""
+    """The most that logits take without gradients: as they are, in fp32, and their log probabilities."""
     tokens = layout.evaluation_blocks * layout.block_length // layout.sequence_parallel_size
-    return tokens * layout.shape.vocab_size * (layout.weight_bytes + 2 * FP32_BYTES)
+    in_tile = -(-tokens // (layout.loss_tiles or 1))
+    return in_tile * layout.shape.vocab_size * (layout.weight_bytes + 2 * FP32_BYTES)
 
 
 def _norm_bytes(layout: Layout) -> int:

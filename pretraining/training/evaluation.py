@@ -5,7 +5,7 @@ In constant memory, and the same for any number of processes.
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from pretraining.corpus.token_bytes import TokenBytes
 from pretraining.corpus.tokenization import TokenRules
 from pretraining.training.block_dataset import IGNORED_LABEL, MixedBlocks
 from pretraining.training.isolation import model_inputs
-from pretraining.training.loss import NUM_SUMS, Batch, source_sums, token_losses
+from pretraining.training.loss import NUM_SUMS, Batch, TokenLosses, source_sums, token_losses
 
 logger = logging.getLogger(__name__)
 
@@ -84,21 +84,27 @@ class EvaluationBlocks(Dataset):
         return {**item, "labels": torch.full_like(item["labels"], IGNORED_LABEL)} if is_filling else item
 
 
+def losses_by(model: torch.nn.Module) -> Callable[[Batch], TokenLosses]:
+    """The token losses of a batch by a model that gives logits."""
+    return lambda batch: token_losses(model(**model_inputs(batch, in_one_row=False)), batch["labels"])
+
+
 @torch.no_grad()
 def evaluate_blocks(
-    model: torch.nn.Module,
+    losses_of: Callable[[Batch], TokenLosses],
     batches: Iterable[Batch],
     *,
     sources: Sequence[str],
     device: torch.device,
-    in_one_row: bool = False,
 ) -> dict[str, float]:
-    """The figures of all blocks over all processes, and of each source when there are several."""
+    """The figures of all blocks over all processes, and of each source when there are several.
+
+    `losses_of` computes those of a micro batch that lies on the device.
+    """
     sums = torch.zeros(len(sources), NUM_SUMS, dtype=torch.float64, device=device)
     for batch in batches:
         moved = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-        tokens = token_losses(model(**model_inputs(moved, in_one_row=in_one_row)), moved["labels"])
-        sums += source_sums(tokens, moved, len(sources))
+        sums += source_sums(losses_of(moved), moved, len(sources))
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(sums)
     return {**figures_of(sums.sum(dim=0).tolist()), **figures_by_source(sums, sources)}

@@ -7,7 +7,7 @@ from pretraining.cli.errors import UserError
 from pretraining.corpus.splits import Split
 from pretraining.corpus.store_source import Mixture
 from pretraining.training.block_dataset import BlockFields
-from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks, open_text_bytes
+from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks, losses_by, open_text_bytes
 from pretraining.training.held_out import HeldOutFigures
 from pretraining.training.loss import collate_targets
 from pretraining.training.training_data import open_split, sources_of
@@ -39,7 +39,7 @@ def evaluate_split(
         EvaluationBlocks(blocks, text_bytes=text_bytes, multiple=size), batch_size=size, collate_fn=collate_targets
     )
     model.config.use_cache = False  # with a cache, positions that begin anew would not keep documents apart
-    figures = evaluate_blocks(model, batches, sources=names, device=model.device)
+    figures = evaluate_blocks(losses_by(model), batches, sources=names, device=model.device)
     total = {name: value for name, value in figures.items() if "/" not in name}
     by_source = {
         source: {name: figures[f"{name}/{source}"] for name in total if f"{name}/{source}" in figures}

@@ -226,11 +226,10 @@ class PretrainingTrainer(CheckpointingTrainer):
         model.eval()
         with self.compute_loss_context_manager():
             figures = evaluate_blocks(
-                model,
+                partial(self.token_losses, model, in_tiles=self.has_loss_tiles),
                 self._announced(dataloader),
                 sources=self.data.sources,
                 device=self.args.device,
-                in_one_row=self.in_one_row,
             )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))

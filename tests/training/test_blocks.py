@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import read_manifest
 from pretraining.training.block_dataset import BlockDataset, Item, MixedBlocks
-from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks
+from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks, losses_by
 from pretraining.training.loss import collate_targets
 from tests.conftest import python, run_fine
 
@@ -69,7 +69,7 @@ def test_evaluation_counts_each_block_once_whatever_the_batches(
     filled = EvaluationBlocks(MixedBlocks([blocks]), text_bytes=None, multiple=multiple)
     assert len(filled) % multiple == 0
     batches = DataLoader(filled, batch_size=multiple, collate_fn=collate_targets)
-    figures = evaluate_blocks(model, batches, sources=["all"], device=torch.device("cpu"))
+    figures = evaluate_blocks(losses_by(model), batches, sources=["all"], device=torch.device("cpu"))
     with torch.no_grad():
         losses = [model(**inputs([blocks[index]])).loss.item() for index in range(len(blocks))]
     assert figures["num_tokens"] == len(blocks) * 63

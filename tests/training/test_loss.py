@@ -15,7 +15,7 @@ from pretraining.corpus.manifest import read_manifest
 from pretraining.corpus.provenance import BlockTracer
 from pretraining.training.block_dataset import IGNORED_LABEL, BlockDataset, MixedBlocks
 from pretraining.training.block_sources import read_document_sources
-from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks, open_text_bytes
+from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks, losses_by, open_text_bytes
 from pretraining.training.loss import block_sums, collate_targets, source_sums, token_losses
 from pretraining.training.spikes import SpikeDetector
 from tests.conftest import python, run_fine
@@ -111,7 +111,7 @@ def test_bits_per_byte_count_every_byte_of_the_text(
     batches = DataLoader(
         EvaluationBlocks(blocks, text_bytes=text_bytes, multiple=4), batch_size=4, collate_fn=collate_targets
     )
-    found = evaluate_blocks(Guess(), batches, sources=["all"], device=torch.device("cpu"))
+    found = evaluate_blocks(losses_by(Guess()), batches, sources=["all"], device=torch.device("cpu"))
     num_bytes = sum(int(row[1:][mask[1:]].sum()) for row, mask in zip(counted, labels, strict=True))
     assert found["bits_per_byte"] == pytest.approx(math.log2(32000) * found["num_tokens"] / num_bytes)
 
