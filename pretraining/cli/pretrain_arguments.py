@@ -9,6 +9,7 @@ from pretraining.cli.durability_arguments import DurabilityArguments
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
 from pretraining.cli.observability_arguments import ObservabilityArguments
+from pretraining.cli.optimization_arguments import OptimizationArguments
 from pretraining.cli.plan_arguments import PlanArguments
 from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe
 from pretraining.cli.trackers import tracker_problems
@@ -43,7 +44,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "deepspeed": "ds_config.json",
     "seed": 42,
 }
-OptimizerName = Literal["adamw", "adamw_bf16", "adamw_8bit", "muon"]
 # bf16 keeps 8 bits: a moment that moves by less than 1/256 of itself a step may not move at all, and 1 - beta is the
 # most that it moves when gradients vanish.
 LARGEST_BF16_BETA = 0.99
@@ -124,45 +124,11 @@ class DataArguments:
 
 
 @dataclass(frozen=True)
-class OptimizationArguments:
-    """How the learning rate goes, how gradients are added up, and what a spike of the loss leads to."""
-
-    lr_scheduler_type: Literal["cosine", "wsd", "linear", "constant"] = flag(
-        "cosine", "how the learning rate goes after --warmup_steps; wsd: constant, and down in the last --decay_steps"
-    )
-    min_learning_rate: float | None = flag(None, "where cosine, wsd and linear end; a tenth of --learning_rate")
-    decay_steps: float = flag(0.1, "last steps of wsd, in which it goes down; below 1 a share of the run")
-    optim: OptimizerName = flag(
-        "adamw",
-        "optimizer: adamw_bf16 keeps its moments in bf16, adamw_8bit (needs bitsandbytes) in 8 bits; muon for the "
-        "matrices of the layers, adamw for the rest",
-    )
-    weight_decay_on_norms: bool = flag(False, "decay the weights of norms and the biases too")
-    grad_accum_dtype: Literal["auto", "fp32", "bf16"] = flag(
-        "auto", "type in which micro steps are added up; auto: fp32 unless it does not fit the GPUs"
-    )
-    on_spike: Literal["warn", "rollback"] = flag(
-        "warn", "rollback: go back to the last checkpoint and on without the blocks of the spike"
-    )
-    spike_threshold: float = flag(8.0, "robust z-score of a step's loss, among the last 128 steps, that is a spike")
-    max_rollbacks: int = flag(3, "rollbacks after which the run stops")
-
-    def __post_init__(self) -> None:
-        """Check what needs no file, all at once."""
-        checks = {
-            f"--min_learning_rate {self.min_learning_rate}: give 0 or more": (self.min_learning_rate or 0) >= 0,
-            f"--decay_steps {self.decay_steps:g}: give more than 0": self.decay_steps > 0,
-            f"--spike_threshold {self.spike_threshold:g}: give more than 0": self.spike_threshold > 0,
-            f"--max_rollbacks {self.max_rollbacks}: give 0 or more": self.max_rollbacks >= 0,
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
-
-
-@dataclass(frozen=True)
 class PretrainArguments:
-    """All that a command of pretrain.py says; `trainer` has the flags of the Trainer over our defaults."""
+    """All that a command of pretrain.py says; `trainer` has the flags of the Trainer over our defaults.
+
+    With `weights`, a folder, a run begins with those of an exported model in place of fresh ones.
+    """
 
     model: ModelArguments
     data: DataArguments
@@ -171,6 +137,7 @@ class PretrainArguments:
     observability: ObservabilityArguments
     plan: PlanArguments
     trainer: dict[str, Any]
+    weights: str | None = None
 
 
 def parse_pretrain_arguments(description: str, argv: Sequence[str]) -> PretrainArguments:
@@ -196,7 +163,7 @@ def parse_pretrain_arguments(description: str, argv: Sequence[str]) -> PretrainA
 def trainer_group() -> FlagGroup:
     """Every flag of the Trainer, as a dict of what was given over our defaults."""
     flags = trainer_flags(TRAINER_DEFAULTS)
-    return FlagGroup("Trainer (transformers.TrainingArguments)", flags, _with_our_defaults)
+    return FlagGroup("Trainer (transformers.TrainingArguments)", flags, with_our_defaults)
 
 
 def check_together(arguments: PretrainArguments) -> None:
@@ -225,7 +192,12 @@ def check_together(arguments: PretrainArguments) -> None:
         raise UserError(*problems)
 
 
-def _with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
+def with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given over our defaults.
+
+    Raises:
+        UserError: with all problems at once.
+    """
     values = {**TRAINER_DEFAULTS, **given}
     values["report_to"] = values["report_to"] or []  # "none" was read as no value, which the Trainer refuses
     values["trackio_static_space_id"] = values.get("trackio_static_space_id") or False  # theirs makes one at a push

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from pretraining.cli.errors import UserError
-from pretraining.cli.pretrain_arguments import OptimizerName
+from pretraining.cli.optimization_arguments import OptimizerName
 from pretraining.training.bf16_adamw import AdamWBf16
 from pretraining.training.muon import MuonWithAdamW
 
