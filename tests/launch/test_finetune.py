@@ -119,8 +119,10 @@ def test_packed_conversations_train_like_padded_ones(
     flags = ["--packing", "alone", "--gradient_accumulation_steps", 4, "--save_strategy", "no", "--export", "false"]
     done = finetune(base_model, chat_file, tmp_path / "run", *flags)
     assert "16 conversations, 16 blocks" in done.stderr
-    np.testing.assert_allclose(figures(tmp_path / "run"), figures(tuned_run), rtol=1e-5)
-    assert len(figures(tuned_run)) == NUM_STEPS
+    ours, theirs = np.array(figures(tmp_path / "run")), np.array(figures(tuned_run))
+    assert len(theirs) == NUM_STEPS
+    np.testing.assert_allclose(ours[:, 0], theirs[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(ours[:, 1], theirs[:, 1], rtol=1e-3)
 
 
 def test_a_resumed_run_equals_one_never_stopped(
@@ -136,11 +138,12 @@ def test_a_resumed_run_equals_one_never_stopped(
     weights = [(folder / "model/model.safetensors").read_bytes() for folder in (run_dir, tuned_run)]
     assert weights[0] == weights[1]
 
-    others = base_model.parent / "others"
-    shutil.copytree(tuned_run / "model", others)
-    done = try_to_finetune(2, others, chat_file, run_dir, "--gradient_accumulation_steps", 2)
-    assert done.returncode != 0
-    assert "initial_weights.model.safetensors differs" in done.stderr
+    path = base_model / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    done = try_to_finetune(2, base_model, chat_file, run_dir, "--gradient_accumulation_steps", 2)
+    path.write_bytes(content)
+    assert_one_error(done, "--resume: initial_weights.model.safetensors differs from that of", "give the same flags")
 
 
 def test_the_ids_of_training_are_those_of_the_exported_chat_template(
