@@ -12,12 +12,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pretraining.tuning.chat_format import chat_template
 from tests.conftest import assert_one_error, run, run_fine
 from tests.corpus.test_tokenization import ODD_TEXTS
 from tests.runs.exported import export_random_model
 
 TOOL = [sys.executable, "-m", "tools.to_gguf"]
-TEMPLATE = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+MESSAGES = [{"role": "user", "content": " Who? "}, {"role": "assistant", "content": "They."}]
+MESSAGES += [{"role": "user", "content": "Why?"}]
 Ask = Callable[..., Any]
 
 
@@ -75,7 +77,12 @@ def test_the_probabilities_are_those_of_transformers(
 ) -> None:
     """Where positions turn at another speed and heads share keys; llama.cpp keeps those in fp16."""
     rope = {"rope_type": "default", "rope_theta": 5e5}
-    fields = {"rope_parameters": rope, "initializer_range": 0.1, "dtype": dtype, "chat_template": TEMPLATE}
+    fields = {
+        "rope_parameters": rope,
+        "initializer_range": 0.1,
+        "dtype": dtype,
+        "chat_template": chat_template(add_bos=False),
+    }
     model = export_random_model(tmp_path / "model", sample_store, **fields)  # type: ignore[arg-type]
     kept, ask = llama_cpp(written(model))
     prompt = "The council has said on Monday that the bridge is closed for 12 days"
@@ -90,10 +97,8 @@ def test_the_probabilities_are_those_of_transformers(
             assert likely["logprob"] == pytest.approx(expected[likely["id"]].item(), abs=most)
         ids.append(found["id"])
     assert len(answer["completion_probabilities"]) == 4
-    messages = [{"role": "user", "content": "Who?"}]
-    assert ask("/apply-template", messages=messages)["prompt"] == tokenizer.apply_chat_template(
-        messages, tokenize=False
-    )
+    asked = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    assert ask("/apply-template", messages=MESSAGES)["prompt"] == asked
     del kept
 
 
