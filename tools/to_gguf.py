@@ -5,8 +5,8 @@
 
 llama.cpp's own convert_hf_to_gguf.py knows the tokenizers of published models by a hash of their ids. It refuses one
 that train_tokenizer.py made ("BPE pre-tokenizer was not recognized"), though llama.cpp can cut text as that one does,
-and for Llama 2's it wants tokenizer.model, which an exported model has not. This tool writes both from tokenizer.json,
-and the weights in their own precision.
+and for Llama 2's, without tokenizer.model, it gives all tokens one score, so that text gets other ids, without a word.
+This tool writes both kinds from tokenizer.json, and the weights in their own precision.
 """
 
 from __future__ import annotations
