@@ -23,7 +23,7 @@ from pretraining.corpus.assembly import copy_tokenizer, name_shards
 from pretraining.corpus.block_store import finished_store
 from pretraining.corpus.documents import SHOWN_BYTES
 from pretraining.corpus.encoding import DocumentRows
-from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, SplitContents
+from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, SplitContents, read_manifest
 from pretraining.corpus.packing import BestFitPacker, Pieces
 from pretraining.corpus.progress import SplitProgress
 from pretraining.corpus.shards import ShardWriter, sync
@@ -79,7 +79,7 @@ class _StoreWriter:
         self._assigner = SplitAssigner(origin.split_weights, seed=origin.seed)
         self._skipped: Counter[str] = Counter()
         self._skipped_lines = jsonlines.open(folder / SKIPPED_NAME, "w")
-        self._num_documents = self._num_answer_tokens = 0
+        self._num_documents = 0
         eos = origin.token_rules.eos_token_id
         length = origin.block_length
         self._packers = {split: BestFitPacker(block_length=length, dtype="uint32", padding_id=eos) for split in SPLITS}
@@ -122,7 +122,6 @@ class _StoreWriter:
         return False
 
     def _add_tokens(self, tokens: EncodedConversation, split: Split, number: int) -> None:
-        self._num_answer_tokens += int(tokens.is_answer.sum())
         ids = tokens.ids.astype(np.uint32) | np.where(tokens.is_answer, ANSWER_BIT, 0).astype(np.uint32)
         piece = Pieces(np.array([number]), np.array([0]), np.array([len(ids)]), ids)
         self._splits[split].add(piece, self._progress[split])
@@ -147,7 +146,6 @@ class _StoreWriter:
                 shards=shards,
             )
         documents = [(self._folder, shard) for shard in self._documents.close()]
-        self._say(contents)
         return Manifest(
             origin=self._origin,
             dtype=self._origin.dtype,
@@ -158,15 +156,16 @@ class _StoreWriter:
             documents=name_shards(self._folder, "documents/documents", documents),
         )
 
-    def _say(self, contents: dict[str, SplitContents]) -> None:
-        for split, found in contents.items():
-            logger.info(f"{split:10} {found.num_documents:>9,} conversations, {found.num_blocks:,} blocks")
-        num_tokens = sum(found.num_tokens for found in contents.values())
-        logger.info(f"{num_tokens:,} tokens, of which {self._num_answer_tokens:,} are answers, which alone are learned")
-        for reason, count in self._skipped.items():
-            logger.warning(
-                f"{count:,} conversations are left out: {reason.replace('_', ' ')} (listed in {SKIPPED_NAME})"
-            )
+
+def say_store(store: Path) -> None:
+    """What is in it, and what was left out."""
+    manifest = read_manifest(store, flag="--data_files")
+    for split, found in manifest.splits.items():
+        counts = f"{found.num_documents:>9,} conversations {found.num_tokens:>13,} tokens {found.num_blocks:>9,} blocks"
+        logger.info(f"{split:10} {counts}")
+    for reason, count in manifest.skipped_lines.items():
+        told = reason.replace("_", " ")
+        logger.warning(f"{count:,} conversations are left out: {told} (listed in {store / SKIPPED_NAME})")
 
 
 def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:

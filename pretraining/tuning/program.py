@@ -8,6 +8,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.finetune_arguments import ConversationArguments, FinetuneArguments
+from pretraining.cli.launchers import process_rank
 from pretraining.cli.preprocess_arguments import split_weights_of
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.corpus.cleaning import CleaningRules
@@ -21,7 +22,7 @@ from pretraining.training.model import load_model_config
 from pretraining.training.plan_only import say_plan
 from pretraining.training.program import pretrain, quiet_libraries
 from pretraining.tuning.chat_format import GENERATION_MARK, chat_template
-from pretraining.tuning.conversation_store import make_conversation_store
+from pretraining.tuning.conversation_store import make_conversation_store, say_store
 from pretraining.tuning.conversations import MAX_LINE_BYTES, read_conversations
 from pretraining.tuning.starting_model import find_starting_model, load_model_tokenizer
 
@@ -40,6 +41,8 @@ def finetune(arguments: FinetuneArguments) -> None:
         say_plan(run)
         return
     store = make_blocks(flags, run, model_dir)
+    if process_rank() == 0:  # whichever process has made them
+        say_store(store)
     run = replace(run, data=replace(run.data, dataset=[str(store)]))
     pretrain(run, find_mixture([str(store)], revision=None))
 
