@@ -27,19 +27,21 @@ START_SECONDS = 120
 NUM_TOKENS = 6
 PROMPT = "The council"
 MESSAGES = [{"role": "user", "content": "Who?"}]
+HALF = "\ufffd"  # of a character, which vLLM holds back at the end
+HEADS = {"hidden_size": 256}  # of 64 each: vLLM has no attention for those of 16 on a CPU
 
 
 @pytest.fixture(scope="module")
 def model(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served") / "model"
     template = chat_template(add_bos=False)
-    return export_random_model(folder, sample_store, chat_template=template, initializer_range=0.2)
+    return export_random_model(folder, sample_store, chat_template=template, initializer_range=0.2, **HEADS)
 
 
 def expected(model: Path, ids: list[int]) -> str:
     tokenizer, plain = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
     whole = plain.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=NUM_TOKENS)
-    return tokenizer.decode(whole[0, len(ids) :])
+    return tokenizer.decode(whole[0, len(ids) :]).rstrip(HALF)
 
 
 def post(address: str, body: dict[str, Any]) -> Any:
@@ -75,10 +77,10 @@ def check(address: str, model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     settings = {"model": str(model), "temperature": 0, "max_tokens": NUM_TOKENS}
     text = post(f"{address}/v1/completions", {**settings, "prompt": PROMPT})["choices"][0]["text"]
-    assert text == expected(model, tokenizer(PROMPT)["input_ids"])
+    assert text.rstrip(HALF) == expected(model, tokenizer(PROMPT)["input_ids"])
     said = post(f"{address}/v1/chat/completions", {**settings, "messages": MESSAGES})["choices"][0]["message"]
     asked = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
-    assert said["content"] == expected(model, asked)
+    assert said["content"].rstrip(HALF) == expected(model, asked)
 
 
 def test_transformers_serve(model: Path, tmp_path: Path) -> None:
