@@ -13,7 +13,8 @@ from tests.conftest import PROJECT_DIR
 PACKAGE = PROJECT_DIR / "pretraining"
 ROOMS = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 TOOLS = sorted(path for path in (PROJECT_DIR / "tools").glob("*.py") if path.name != "__init__.py")
-PROGRAMS = [PROJECT_DIR / name for name in ("preprocess.py", "pretrain.py", "generate.py", "train_tokenizer.py")]
+SCRIPTS = ("preprocess.py", "pretrain.py", "finetune.py", "generate.py", "train_tokenizer.py")
+PROGRAMS = [PROJECT_DIR / name for name in SCRIPTS]
 MAX_LINES = 250
 MAX_MAIN_LINES = 30
 # Which wings a wing may import, itself aside.
@@ -23,6 +24,7 @@ ARROWS = {
     "machine": {"cli"},
     "runs": {"cli"},
     "training": {"cli", "corpus", "machine", "runs"},
+    "tuning": {"cli", "corpus", "runs", "training"},
     "sampling": {"cli", "runs"},
     "doctor": {"cli", "machine", "corpus"},
 }
@@ -59,7 +61,7 @@ def test_imports_run_one_way() -> None:
         assert wings <= ARROWS[wing] | {wing}, path
     for path in ROOMS:
         tops = {name.split(".")[0] for name in imported_modules(path)}
-        assert not tops & {"preprocess", "pretrain", "generate", "train_tokenizer", "tools"}, path
+        assert not tops & {"preprocess", "pretrain", "finetune", "generate", "train_tokenizer", "tools"}, path
 
 
 def test_data_rooms_import_no_torch() -> None:

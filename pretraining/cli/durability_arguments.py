@@ -18,6 +18,7 @@ CHANGEABLE = (
     "mask_document_starts",
     "precision",
     "optimizer_settings",
+    "initial_weights",
     "schedule",
 )
 

@@ -76,7 +76,8 @@ class PreprocessArguments:
             f"--max_skipped_fraction {self.max_skipped_fraction}: give a share from 0 to 1": (
                 0 <= self.max_skipped_fraction <= 1
             ),
-            f"--split {self.split}: give three weights such as 949,50,1, not all 0": _weights(self.split) is not None,
+            f"--split {self.split}: give three weights such as 949,50,1, not all 0": split_weights_of(self.split)
+            is not None,
             f"--tokens_per_shard {self.tokens_per_shard}: give 1 or more": self.tokens_per_shard >= 1,
             f"--num_slices {self.num_slices}: is out of range; give 1 to {MOST_SLICES}": (
                 1 <= self.num_slices <= MOST_SLICES
@@ -118,12 +119,13 @@ class PreprocessArguments:
     @property
     def split_weights(self) -> tuple[int, int, int]:
         """Weights of train, validation and test."""
-        weights = _weights(self.split)
+        weights = split_weights_of(self.split)
         assert weights is not None
         return weights
 
 
-def _weights(text: str) -> tuple[int, int, int] | None:
+def split_weights_of(text: str) -> tuple[int, int, int] | None:
+    """The three weights of --split; None when it has not three, or all are 0."""
     words = text.split(",")
     if len(words) != 3 or not all(word.strip().isdecimal() for word in words):
         return None

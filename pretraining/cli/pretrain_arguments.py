@@ -133,7 +133,10 @@ class DataArguments:
 
 @dataclass(frozen=True)
 class PretrainArguments:
-    """All that a command of pretrain.py says; `trainer` has the flags of the Trainer over our defaults."""
+    """All that a command of pretrain.py says; `trainer` has the flags of the Trainer over our defaults.
+
+    With `weights`, a folder, a run begins with those of an exported model in place of fresh ones.
+    """
 
     model: ModelArguments
     data: DataArguments
@@ -142,6 +145,7 @@ class PretrainArguments:
     observability: ObservabilityArguments
     plan: PlanArguments
     trainer: dict[str, Any]
+    weights: str | None = None
 
 
 def parse_pretrain_arguments(description: str, argv: Sequence[str]) -> PretrainArguments:
@@ -167,7 +171,7 @@ def parse_pretrain_arguments(description: str, argv: Sequence[str]) -> PretrainA
 def trainer_group() -> FlagGroup:
     """Every flag of the Trainer, as a dict of what was given over our defaults."""
     flags = trainer_flags(TRAINER_DEFAULTS)
-    return FlagGroup("Trainer (transformers.TrainingArguments)", flags, _with_our_defaults)
+    return FlagGroup("Trainer (transformers.TrainingArguments)", flags, with_our_defaults)
 
 
 def check_together(arguments: PretrainArguments) -> None:
@@ -196,7 +200,12 @@ def check_together(arguments: PretrainArguments) -> None:
         raise UserError(*problems)
 
 
-def _with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
+def with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given over our defaults.
+
+    Raises:
+        UserError: with all problems at once.
+    """
     values = {**TRAINER_DEFAULTS, **given}
     values["report_to"] = values["report_to"] or []  # "none" was read as no value, which the Trainer refuses
     values["trackio_static_space_id"] = values.get("trackio_static_space_id") or False  # theirs makes one at a push

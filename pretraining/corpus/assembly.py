@@ -59,14 +59,14 @@ def assemble(folder: Path, origin: Origin, slices: Sequence[SliceProgress], *, t
         num_documents=num_documents,
         skipped_lines=dict(sorted(skipped_lines.items())),
         splits=splits,
-        documents=_rename(folder, "documents/documents", documents),
+        documents=name_shards(folder, "documents/documents", documents),
     )
     manifest.check_sums()
     with (folder / "skipped.jsonl").open("wb") as skipped:
         for path in (path / name for path, p in zip(folders, slices, strict=True) for name in p.skipped_files):
             with path.open("rb") as part:
                 shutil.copyfileobj(part, skipped)
-    _copy_tokenizer(tokenizer_dir, folder / "tokenizer")
+    copy_tokenizer(tokenizer_dir, folder / "tokenizer")
     write_card(manifest, folder)
     for path in (folder / "skipped.jsonl", folder / CARD_NAME, folder / "tokenizer", *(folder / "tokenizer").iterdir()):
         sync(path)
@@ -87,7 +87,7 @@ def _assemble_split(
         num_blocks=sum(part.num_blocks for part in [*parts, last]),
         num_padding_tokens=sum(part.num_padding_tokens for part in [*parts, last]),
         num_tail_tokens=num_tail_tokens,
-        shards=_rename(folder, f"data/{split}", shards),
+        shards=name_shards(folder, f"data/{split}", shards),
     )
 
 
@@ -113,7 +113,7 @@ def _write_last_blocks(
     return packer.carried.num_tokens
 
 
-def _rename(folder: Path, prefix: str, shards: Sequence[tuple[Path, Shard]]) -> list[Shard]:
+def name_shards(folder: Path, prefix: str, shards: Sequence[tuple[Path, Shard]]) -> list[Shard]:
     """Give shards their final names; one that an earlier try has moved is there already."""
     (folder / prefix).parent.mkdir(exist_ok=True)
     named = []
@@ -126,8 +126,9 @@ def _rename(folder: Path, prefix: str, shards: Sequence[tuple[Path, Shard]]) -> 
     return named
 
 
-def _copy_tokenizer(tokenizer_dir: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
+def copy_tokenizer(tokenizer_dir: Path, target: Path) -> None:
+    """Copy the files that make a tokenizer."""
+    target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (tokenizer_dir / name).is_file():
             (target / name).write_bytes((tokenizer_dir / name).read_bytes())

@@ -60,6 +60,7 @@ class Origin:
     seed: int
     num_slices: int
     tokens_per_shard: int
+    chat_template: str | None = None  # of conversations, whose blocks say which tokens are answers
 
     @property
     def dtype(self) -> str:

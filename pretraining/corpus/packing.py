@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-Packing = Literal["concat", "best_fit"]
+Packing = Literal["concat", "best_fit", "alone"]  # the last of finetune.py: a block for each conversation
 # Documents that best fit chooses from: 1,024 blocks, fewer where they are longer than 4,096 tokens.
 WINDOW_BLOCKS = 1024
 WINDOW_TOKENS = 1 << 22

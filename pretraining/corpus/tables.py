@@ -9,6 +9,8 @@ from pretraining.corpus.encoding import DocumentRows
 from pretraining.corpus.packing import Blocks
 from pretraining.corpus.splits import SPLITS
 
+ANSWER_COLUMN = "is_answer"
+ANSWER_BIT = 1 << 31  # set in the ids of answers while they are packed, as uint32
 DOCUMENT_SCHEMA = pa.schema(
     {
         "document_id": pa.int64(),
@@ -23,17 +25,19 @@ DOCUMENT_SCHEMA = pa.schema(
 )
 
 
-def block_schema(block_length: int, dtype: str) -> pa.Schema:
-    """Columns of a shard of blocks: the ids, where documents begin, which they are, what stands before, padding."""
-    return pa.schema(
-        {
-            "input_ids": pa.list_(pa.type_for_alias(dtype), block_length),
-            "document_starts": pa.list_(pa.uint32()),
-            "document_ids": pa.list_(pa.int64()),
-            "document_offsets": pa.list_(pa.int64()),
-            "num_padding_tokens": pa.uint32(),
-        }
-    )
+def block_schema(block_length: int, dtype: str, *, has_answers: bool = False) -> pa.Schema:
+    """Columns of a shard of blocks: the ids, where documents begin, which they are, what stands before, padding.
+
+    In those of conversations also whether each token is an answer.
+    """
+    columns = {
+        "input_ids": pa.list_(pa.type_for_alias(dtype), block_length),
+        "document_starts": pa.list_(pa.uint32()),
+        "document_ids": pa.list_(pa.int64()),
+        "document_offsets": pa.list_(pa.int64()),
+        "num_padding_tokens": pa.uint32(),
+    }
+    return pa.schema({**columns, ANSWER_COLUMN: pa.list_(pa.uint8(), block_length)} if has_answers else columns)
 
 
 def block_table(batches: Sequence[Blocks], schema: pa.Schema) -> pa.Table:
@@ -48,8 +52,13 @@ def _table_of(blocks: Blocks, schema: pa.Schema) -> pa.Table:
         name: pa.ListArray.from_arrays(bounds, pa.array(getattr(blocks, name), schema.field(name).type.value_type))
         for name in ("document_starts", "document_ids", "document_offsets")
     }
+    ids = blocks.input_ids.reshape(-1)
+    if ANSWER_COLUMN in schema.names:
+        is_answer = pa.array((ids >= ANSWER_BIT).astype(np.uint8))
+        lists[ANSWER_COLUMN] = pa.FixedSizeListArray.from_arrays(is_answer, block_length)
+        ids = (ids % ANSWER_BIT).astype(schema.field("input_ids").type.value_type.to_pandas_dtype())
     columns = {
-        "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(blocks.input_ids.reshape(-1)), block_length),
+        "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(ids), block_length),
         **lists,
         "num_padding_tokens": pa.array(blocks.num_padding_tokens, pa.uint32()),
     }

@@ -19,7 +19,7 @@ class CardData:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All of it; `license_name` is the Hub's word for the licence of the model."""
+    """All of it; `license_name` is the Hub's word for the licence of the model, `base` what it was fine-tuned from."""
 
     name: str
     step: int
@@ -29,3 +29,4 @@ class CardFacts:
     block_length: int
     tokenizer: str
     license_name: str | None
+    base: str | None = None

@@ -18,7 +18,11 @@ def metadata(history: RunHistory, facts: CardFacts) -> str:
         license=facts.license_name,
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=["llama", "pretraining", "trained-from-scratch", "deepspeed"],
+        tags=[
+            "llama",
+            *(("pretraining", "trained-from-scratch") if facts.base is None else ("fine-tuned",)),
+            "deepspeed",
+        ],
         datasets=[data.name for data in facts.data if data.commit is not None] or None,
         model_name=facts.name,
         eval_results=list(_results(history, facts)) or None,

@@ -9,14 +9,37 @@ from pretraining.runs.run_cost import three_digits
 MOST_FILES = 20  # named as sources; manifest.json has them all
 TOKENS_PER_PARAMETER = 20  # about what gives the lowest loss for the compute (arXiv 2203.15556)
 
+NOT_DONE = """\
+was done to keep what it writes true,
+  fair or harmless: it is for research and as a beginning for further training, not for decisions about people."""
+
+
+def beginning(facts: CardFacts) -> str:
+    """What the weights were at first, and what went into them."""
+    if facts.base is None:
+        return "trained from random weights"
+    return f"fine-tuned from `{facts.base}`"
+
+
+def purpose(facts: CardFacts) -> str:
+    """What the model does, and what was not done."""
+    if facts.base is None:
+        does = "goes on with a text. It was not taught to follow instructions or to talk, and nothing"
+    else:
+        does = "answers as the conversations do that it has learned from. Nothing else"
+    return f"- It {does} {NOT_DONE}"
+
 
 def limits(record: Record, facts: CardFacts) -> Iterator[str]:
     """What is not to be expected of the model."""
-    ratio = facts.num_tokens / record["num_parameters"]
-    few = f", where about {TOKENS_PER_PARAMETER} are usual" if ratio < TOKENS_PER_PARAMETER else ""
-    told = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
-    yield f"- It has seen {told} tokens for each parameter{few}, and knows nothing but what stands in its data."
-    yield f"- It has never seen more than {facts.block_length:,} tokens at once."
+    if facts.base is None:
+        ratio = facts.num_tokens / record["num_parameters"]
+        few = f", where about {TOKENS_PER_PARAMETER} are usual" if ratio < TOKENS_PER_PARAMETER else ""
+        told = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
+        yield f"- It has seen {told} tokens for each parameter{few}, and knows nothing but what stands in its data."
+    else:
+        yield f"- What it knows besides is what `{facts.base}` knew, whose limits are its own."
+    yield f"- It has never seen more than {facts.block_length:,} tokens at once{'' if facts.base is None else ' here'}."
     if facts.num_epochs > 1:
         yield "- What it has read several times it may repeat word for word."
     yield "- It was measured on the text below and on nothing else: no benchmark, no test of bias or of privacy."

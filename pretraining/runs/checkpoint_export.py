@@ -20,6 +20,7 @@ from pretraining.runs.zero_shards import ShardedWeight, open_shards, tokenizer_o
 logger = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # the last of finetune.py
 MOST_FILE_BYTES = 5_000_000_000
 ROOM_BESIDE_WEIGHTS = 50_000_000  # for tokenizer and config
 
@@ -44,8 +45,9 @@ def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) 
         _check_room(model_dir, sum(weight.shape.numel() for weight in weights.values()) * dtype.itemsize)
         begin_folder(partial)
         write_weights(partial, weights, dtype=dtype)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(tokenizer_dir / name, partial / name)
+        for name in TOKENIZER_FILES:
+            if (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, partial / name)
         _write_config(partial, config, dtype=dtype)
         complete_folder(partial)
         give_name(partial, model_dir)

@@ -25,7 +25,9 @@ CURVES_NAME = "curves.png"
 MODEL_DIR_NAME = "model"
 TOKENIZER_DIR_NAME = "tokenizer"
 # What stands in a run folder before run.json does.
-EARLY_NAMES = (LOCK_NAME, TOKENIZER_DIR_NAME, "run.partial", "tensorboard")
+BLOCKS_DIR_NAME = "blocks"  # of finetune.py, which makes them of conversations
+EARLY_BLOCKS = tuple(BLOCKS_DIR_NAME + ending for ending in ("", ".partial", ".lock"))
+EARLY_NAMES = (LOCK_NAME, TOKENIZER_DIR_NAME, "run.partial", "tensorboard", *EARLY_BLOCKS)
 # What the name of a checkpoint ends in that is set aside.
 INCOMPLETE, SUPERSEDED, REMOVED = "incomplete", "superseded", "removed"
 STOP_NAME = "STOP"  # whoever makes this file in a run folder asks the run to stop
@@ -165,7 +167,7 @@ def claim_run_folder(run_dir: Path, checkpoint: Path | None, *, resume: str) -> 
         never_began = is_run_folder(run_dir) and not (run_dir / METRICS_NAME).exists()
         goes_on = checkpoint is not None and checkpoint.parent.resolve() == run_dir.resolve()
         begins_again = resume == "auto" and is_run_folder(run_dir) and not whole_checkpoints(run_dir)
-        is_empty = all(path.name in EARLY_NAMES for path in run_dir.iterdir())  # but for what a kill left at the start
+        is_empty = holds_nothing(run_dir)
         if never_began or goes_on or begins_again or is_empty:
             return
     except OSError as error:
@@ -178,6 +180,11 @@ def claim_run_folder(run_dir: Path, checkpoint: Path | None, *, resume: str) -> 
             "folder"
         )
     raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
+
+
+def holds_nothing(run_dir: Path) -> bool:
+    """Whether a folder is empty, but for what a kill left at the start of a run."""
+    return all(path.name in EARLY_NAMES for path in run_dir.iterdir())
 
 
 def _known(run_dir: Path) -> str:

@@ -33,7 +33,7 @@ class FileRecord:
 def record_file(folder: Path, path: Path) -> FileRecord:
     """Wait until a file is on the disk, and take its size and hash."""
     sync(path)
-    return FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, _hash(path))
+    return FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, hash_of(path))
 
 
 def write_complete(folder: Path, files: Sequence[FileRecord], *, step: int, num_processes: int) -> None:
@@ -91,7 +91,7 @@ def damage(folder: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
     by_size = sorted(files, key=lambda file: (-file["num_bytes"], file["path"]))
     for file in by_size[part::num_parts]:
         try:
-            if _hash(folder / file["path"]) != file["xxh3_128"]:
+            if hash_of(folder / file["path"]) != file["xxh3_128"]:
                 return f"{file['path']} has other bytes than were written"
         except OSError as error:
             return f"{file['path']} cannot be read ({error.strerror})"
@@ -105,11 +105,12 @@ def _problem_of(folder: Path, file: Mapping[str, Any]) -> str | None:
     found = path.stat().st_size
     if found != file["num_bytes"]:
         return f"{file['path']} has {found:,} bytes of {file['num_bytes']:,}"
-    if found < SMALL_BYTES and _hash(path) != file["xxh3_128"]:
+    if found < SMALL_BYTES and hash_of(path) != file["xxh3_128"]:
         return f"{file['path']} has other bytes than were written"
     return None
 
 
-def _hash(path: Path) -> str:
+def hash_of(path: Path) -> str:
+    """XXH3 of 128 bits of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
 from pretraining.runs.syncing import sync
@@ -68,8 +69,13 @@ def _complete_config(partial: Path) -> dict:
 
 
 def _name_tokenizer(partial: Path) -> None:
-    """Call the tokenizer by the name that transformers before 5 has for it too; 5's own it refuses to open."""
+    """Call the tokenizer by the name that transformers before 5 has for it too; 5's own it refuses to open.
+
+    And say what tokenizer.json puts around a text: llama.cpp would put BOS before it where that puts none.
+    """
     path = partial / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    around = Tokenizer.from_file(str(partial / "tokenizer.json")).encode("").tokens
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config |= {f"add_{role}_token": config.get(f"{role}_token") in around for role in ("bos", "eos")}
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

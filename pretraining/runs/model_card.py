@@ -13,7 +13,7 @@ USAGE = """\
 ```python
 from transformers import pipeline
 
-pipeline("text-generation", model="{location}")("I wanna go", max_new_tokens=80)
+pipeline("text-generation", model="{location}")({prompt}, max_new_tokens=80)
 ```
 
 Or, with the programs that made it: `python3 generate.py --model {location} --prompt "I wanna go"`."""
@@ -27,16 +27,14 @@ CARD = """\
 
 # {name}
 
-A Llama of {num_parameters:,} parameters, trained from random weights on {num_tokens:,} tokens, {num_epochs:.2f} epochs.
-No other model went into it. {state}
+A Llama of {num_parameters:,} parameters, {beginning} on {num_tokens:,} tokens, {num_epochs:.2f} epochs.
+{others}{state}
 
 {usage}
 
 ## What it is for
 
-- It goes on with a text. It was not taught to follow instructions or to talk, and nothing was done to keep what it
-  writes true, fair or harmless: it is for research and as a beginning for further training, not for decisions about
-  people.
+{purpose}
 {limits}
 
 ## How good it is
@@ -69,10 +67,13 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
         metadata=metadata(history, facts),
         name=facts.name,
         num_parameters=record["num_parameters"],
+        beginning=sections.beginning(facts),
+        others="No other model went into it. " if facts.base is None else "",
+        purpose=sections.purpose(facts),
         num_tokens=facts.num_tokens,
         num_epochs=facts.num_epochs,
         state=_state(facts.step, record["schedule"]["num_steps"]),
-        usage=NO_MODEL if location is None else USAGE.format(location=location),
+        usage=NO_MODEL if location is None else _usage(location, facts),
         limits="\n".join(sections.limits(record, facts)),
         evaluation="\n".join(sections.evaluation(history, curves=CURVES_NAME if curves.is_file() else None)),
         data="\n".join(sections.data(history.last, facts)),
@@ -81,6 +82,11 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
         cost="\n".join(sections.cost(history)),
     )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
+
+
+def _usage(location: str, facts: CardFacts) -> str:
+    prompt = '"I wanna go"' if facts.base is None else '[{"role": "user", "content": "Where do you go?"}]'
+    return USAGE.format(location=location, prompt=prompt)
 
 
 def _state(step: int, num_steps: int) -> str:

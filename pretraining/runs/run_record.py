@@ -35,6 +35,7 @@ class RunIdentity:
     precision: str
     optimizer: str
     optimizer_settings: Mapping[str, Any]
+    initial_weights: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import Manifest
 from pretraining.corpus.shards import Shard
 from pretraining.corpus.splits import Split
+from pretraining.corpus.tables import ANSWER_COLUMN
 from pretraining.training.block_sources import DocumentSources
 
 COLUMNS = ["input_ids", "document_starts", "document_ids", "document_offsets", "num_padding_tokens"]
@@ -40,8 +41,8 @@ class BlockDataset(Dataset):
 
     `labels` are the inputs themselves, the loss shifts them. EOS is a label like any other: a model whose EOS is
     masked as padding never learns to end. Masked are the padding of --packing best_fit, which belongs to no document,
-    and, if asked for, the first token of each document. `sources` has the number of each token's source; if asked
-    for, `position_ids` begin at 0 with each document.
+    all of a conversation that is no answer, and, if asked for, the first token of each document. `sources` has the
+    number of each token's source; if asked for, `position_ids` begin at 0 with each document.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class BlockDataset(Dataset):
         for shard in shards:
             _check_shard(store, shard)
         paths = [str(store / shard.path) for shard in shards]
+        self._has_answers = manifest.origin.chat_template is not None
+        columns = [*COLUMNS, ANSWER_COLUMN] if self._has_answers else COLUMNS
         datasets.disable_progress_bars()
-        self._table: pa.Table = datasets.load_dataset("parquet", data_files=paths, split="train", columns=COLUMNS).data
+        self._table: pa.Table = datasets.load_dataset("parquet", data_files=paths, split="train", columns=columns).data
         self._ends = np.array(list(accumulate(_chunk_lengths(self._table))), np.int64)
         self.block_length = manifest.origin.block_length
         self._fields = fields
@@ -76,6 +79,8 @@ class BlockDataset(Dataset):
         starts = self._values("document_starts", index).astype(np.int64)
         labels = ids.copy()
         labels[num_tokens:] = IGNORED_LABEL
+        if self._has_answers:
+            labels[self._values(ANSWER_COLUMN, index) == 0] = IGNORED_LABEL
         if self._fields.mask_document_starts:
             labels[starts] = IGNORED_LABEL
         item = {"input_ids": ids, "labels": labels, "sources": self._sources_of(index, starts)}

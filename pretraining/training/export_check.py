@@ -48,12 +48,13 @@ class LiveLosses:
 def live_losses(trainer: PretrainingTrainer) -> LiveLosses:
     """Those of the run's first block; called on every process.
 
-    Documents are not kept apart here, which is a matter of the positions that are given and not of the model.
+    Documents are not kept apart here, which is a matter of the positions that are given and not of the model; and each
+    token is compared, also where training masks it.
     """
     share = trainer.plan.batch.sequence_parallel_size
     block = trainer.data.train[int(trainer.data.stream.block_ids(0, 1)[0])]
     length = min(MOST_TOKENS, len(block["input_ids"])) // share * share
-    item = {name: block[name][:length] for name in ("input_ids", "labels")}
+    item = dict.fromkeys(("input_ids", "labels"), block["input_ids"][:length])
     batch = {name: values.to(trainer.args.device) for name, values in trainer.collate([item]).items()}
     engine = trainer.model_wrapped
     was_training = engine.training

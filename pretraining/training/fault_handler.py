@@ -58,7 +58,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         self._trainer.loader.move_to(self._plan.num_consumed(state.global_step))
         check_rotary_positions(self._trainer.model)
         check_tiles(self._trainer)
-        if state.global_step == 0:
+        if state.global_step == 0 and self._plan.initial_weights is None:
             check_fresh_weights(self._trainer.model)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -68,7 +68,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         if was_skipped:
             self._plan.schedule.put_into(self._trainer.lr_scheduler, num_done=state.global_step)
         result = watch.finish_step(was_skipped=was_skipped)
-        if state.global_step == 1:
+        if state.global_step == 1 and self._plan.initial_weights is None:
             check_first_loss(result.loss, self._plan.config)
         if result.verdict is not None and not self._is_scale_search(result):
             with self._trainer.meter.pause():

@@ -49,6 +49,7 @@ def run_identity(plan: RunPlan) -> RunIdentity:
             "adam_epsilon": trainer.get("adam_epsilon", 1e-8),
             "max_grad_norm": trainer["max_grad_norm"],
         },
+        initial_weights=plan.initial_weights,
     )
 
 

@@ -1,5 +1,6 @@
 """A model's configuration from a preset, a file or the Hub, and fresh weights for it, sharded as they are made."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
 
 from pretraining.cli.errors import UserError
@@ -46,20 +48,42 @@ def load_model_config(arguments: ModelArguments, blocks: Origin | None) -> Llama
     return config
 
 
-def build_model(config: LlamaConfig, *, attention_implementation: str, seed: int) -> PreTrainedModel:
-    """Fresh weights, each rank holding its partition only.
+def build_model(
+    config: LlamaConfig, *, attention_implementation: str, seed: int, weights: Path | None = None
+) -> PreTrainedModel:
+    """Fresh weights, or those of the exported model in a folder, each rank holding its partition only.
 
     TrainingArguments with a ZeRO-3 config must be alive: `from_config` looks there and partitions every parameter as
-    it is made, where `LlamaForCausalLM(config)` would first make the whole model on every rank.
+    it is made, where `LlamaForCausalLM(config)` would first make the whole model on every rank. `from_pretrained` does
+    so too, and the first rank alone reads the files, which are mapped.
     """
     set_seed(seed)
     try:
+        if weights is not None:
+            return _load_model(weights, config, attention_implementation)
         return AutoModelForCausalLM.from_config(
             config, attn_implementation=attention_implementation, dtype=torch.float32
         )
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--attention_implementation {attention_implementation}: {reason}") from None
+
+
+def _load_model(folder: Path, config: LlamaConfig, attention_implementation: str) -> PreTrainedModel:
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=copy.deepcopy(config),
+            attn_implementation=attention_implementation,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"--model {folder}: cannot be loaded ({' '.join(str(error).split())})") from None
+    if found["missing_keys"]:
+        raise UserError(f"--model {folder}: has no {', '.join(sorted(found['missing_keys'])[:3])}; export it again")
+    return model
 
 
 def _read_config(name: str, preset_names: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 
 def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
-    """Train from random weights, evaluate, export the model."""
+    """Train, evaluate, export the model."""
     quiet_libraries()
     request = StopRequest()
     lifeline = Lifeline(request)
@@ -109,7 +110,7 @@ def quiet_libraries() -> None:
 
 
 def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
-    """Blocks, fresh weights and the Trainer; the processes must have joined."""
+    """Blocks, weights and the Trainer; the processes must have joined."""
     tokenizer = _tokenizer(plan)
     num_positions = plan.config.max_position_embeddings
     prompts = encode_prompts(plan.arguments.observability, tokenizer, num_positions=num_positions)
@@ -191,9 +192,13 @@ def said_start(plan: RunPlan) -> dict[str, Any]:
 
 
 def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
-    """Fresh weights, computed as the flags say: in tiles, or with blocks that processes share."""
+    """The weights that a run begins with, computed as the flags say: in tiles, or with blocks that processes share."""
     flags, share = plan.arguments.model, plan.batch.sequence_parallel_size
-    model = build_model(plan.config, attention_implementation=flags.attention_implementation, seed=seed)
+    begins_with = plan.arguments.weights if plan.start.checkpoint is None else None
+    weights = None if begins_with is None else Path(begins_with)
+    model = build_model(
+        plan.config, attention_implementation=flags.attention_implementation, seed=seed, weights=weights
+    )
     gather_by_layer(model)
     if flags.loss_tiles is not None:
         tile_loss(model, num_tiles=flags.loss_tiles)
@@ -219,4 +224,4 @@ def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
 
 def _tokenizer(plan: RunPlan) -> PreTrainedTokenizerFast:
     store = plan.mixture.first
-    return tokenizer_for_model(store.folder, store.manifest, max_length=plan.config.max_position_embeddings)
+    return tokenizer_for_model(store.folder, store.manifest.origin, max_length=plan.config.max_position_embeddings)

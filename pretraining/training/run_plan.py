@@ -1,6 +1,7 @@
 """What a run is: decided and checked before the processes join and anything is loaded."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.store_source import Mixture
 from pretraining.machine.layout import Layout
+from pretraining.runs.completeness import hash_of
 from pretraining.training.block_loader import BlockStream
 from pretraining.training.block_order import BlockOrder
 from pretraining.training.ds_config import choose_cpu_optimizer, load_ds_config
@@ -31,7 +33,10 @@ from pretraining.training.training_arguments import Precision, choose_precision
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything that is known about a run before it starts."""
+    """Everything that is known about a run before it starts.
+
+    `initial_weights` are the hashes of the files of weights that it begins with, None when they are fresh.
+    """
 
     arguments: PretrainArguments
     mixture: Mixture
@@ -48,6 +53,7 @@ class RunPlan:
     gradient_type: GradientType
     layout: Layout
     machine: Machine
+    initial_weights: Mapping[str, str] | None
 
     def num_consumed(self, step: int) -> int:
         """Blocks that are consumed at the end of a step; until the start, steps may have had another size."""
@@ -71,7 +77,8 @@ class RunPlan:
     def predicts_alike(self) -> bool:
         """Whether the same number of tokens is predicted in every block: none is padding and none is masked."""
         splits = [part.store.manifest.splits["train"] for part in self.mixture.parts]
-        return not self.arguments.data.mask_document_starts and not any(split.num_padding_tokens for split in splits)
+        is_masked = self.arguments.data.mask_document_starts or self.mixture.origin.chat_template is not None
+        return not is_masked and not any(split.num_padding_tokens for split in splits)
 
     @property
     def last_stable_step(self) -> int | None:
@@ -126,7 +133,14 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
         gradient_type=gradient_type,
         layout=layout,
         machine=machine,
+        initial_weights=_hashes_of(arguments.weights),
     )
+
+
+def _hashes_of(folder: str | None) -> dict[str, str] | None:
+    if folder is None:
+        return None
+    return {path.name: hash_of(path) for path in sorted(Path(folder).glob("*.safetensors"))}
 
 
 def run_folder(arguments: PretrainArguments) -> Path:

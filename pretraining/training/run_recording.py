@@ -47,6 +47,7 @@ def _all_arguments(plan: RunPlan, arguments: TrainingArguments) -> Mapping[str, 
         **arguments.to_dict(),
         **flags,
         "deepspeed": ours.trainer["deepspeed"],  # the path, as it was given
+        "weights": ours.weights,
         "dataset_commits": [part.store.commit for part in plan.mixture.parts],
     }
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from pretraining.corpus.manifest import Manifest
+from pretraining.corpus.manifest import Origin
 from pretraining.corpus.tokenization import read_special_tokens
 
 
-def tokenizer_for_model(store: Path, manifest: Manifest, *, max_length: int) -> PreTrainedTokenizerFast:
+def tokenizer_for_model(store: Path, origin: Origin, *, max_length: int) -> PreTrainedTokenizerFast:
     """The data set's tokenizer, set to put around a prompt what training put before a document: BOS or nothing.
 
     As a `PreTrainedTokenizerFast` every reader takes tokenizer.json as it stands; under the name of LlamaTokenizer
@@ -21,7 +21,7 @@ def tokenizer_for_model(store: Path, manifest: Manifest, *, max_length: int) -> 
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special_tokens = read_special_tokens(folder)
-    rules = manifest.origin.token_rules
+    rules = origin.token_rules
     if rules.bos_token_id is None:
         tokenizer.post_processor = processors.Sequence([])
     else:
@@ -32,10 +32,12 @@ def tokenizer_for_model(store: Path, manifest: Manifest, *, max_length: int) -> 
             special_tokens=[(bos_token, rules.bos_token_id)],
         )
     names = ("bos_token", "eos_token", "unk_token")
+    chat = {} if origin.chat_template is None else {"chat_template": origin.chat_template}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         model_max_length=max_length,
-        canary={"text": manifest.origin.tokenizer.canary_text, "ids": manifest.origin.tokenizer.canary_ids},
+        canary={"text": origin.tokenizer.canary_text, "ids": origin.tokenizer.canary_ids},
         **{name: special_tokens[name] for name in names if name in special_tokens},
+        **chat,
     )

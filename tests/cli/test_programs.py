@@ -4,7 +4,7 @@ import pytest
 
 from tests.conftest import PROJECT_DIR, python, run, run_fine
 
-PROGRAMS = ["preprocess.py", "pretrain.py", "generate.py", "train_tokenizer.py"]
+PROGRAMS = ["preprocess.py", "pretrain.py", "finetune.py", "generate.py", "train_tokenizer.py"]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

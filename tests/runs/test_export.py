@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import LlamaConfig
 
 from pretraining.runs.export import begin_folder, complete_folder, give_name, partial_folder
@@ -17,6 +18,7 @@ def grown_folder(model_dir: Path, config: LlamaConfig) -> Path:
     begin_folder(partial)
     config.save_pretrained(partial)
     (partial / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    Tokenizer(models.BPE()).save(str(partial / "tokenizer.json"))
     complete_folder(partial)
     return partial
 

@@ -152,3 +152,11 @@ def test_a_card_on_the_way_knows_nothing_of_later_steps(run_dir: Path) -> None:
     assert "- Time: 0.5 hours, 4 GPU hours," in card.text
     assert "![loss](curves.png)" in card.text
     assert (folder / "curves.png").read_bytes() == b"a picture"
+
+
+def test_a_fine_tuned_model_says_what_it_began_with(run_dir: Path) -> None:
+    card = card_of(run_dir, replace(FACTS, base="runs/first/model"))
+    assert "fine-tuned from `runs/first/model` on 20,480 tokens" in card.text
+    assert '("text-generation", model="alice/model")([{"role": "user", "content":' in card.text
+    assert not any(words in card.text for words in ("random weights", "No other model", "was not taught"))
+    assert card.data.tags == ["llama", "fine-tuned", "deepspeed"]

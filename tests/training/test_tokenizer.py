@@ -18,7 +18,7 @@ def check_auto_tokenizer(tokenizer_dir: Path, tmp_path: Path, *, add_bos: bool) 
     flags = ["--tokenizer", tokenizer_dir, "--block_length", 64, "--output_dir", tmp_path / "blocks"]
     run_fine(*python("preprocess.py", *flags, "--add_bos", str(add_bos).lower()))
     manifest = read_manifest(tmp_path / "blocks", flag="")
-    tokenizer_for_model(tmp_path / "blocks", manifest, max_length=64).save_pretrained(tmp_path / "model")
+    tokenizer_for_model(tmp_path / "blocks", manifest.origin, max_length=64).save_pretrained(tmp_path / "model")
     opened = AutoTokenizer.from_pretrained(tmp_path / "model")
     trained = load_document_tokenizer(str(tokenizer_dir), add_bos=add_bos).encode(ODD_TEXTS).per_text()
     for text, ids in zip(ODD_TEXTS, trained, strict=True):
@@ -34,7 +34,7 @@ def test_auto_tokenizer_gives_the_ids_of_training(add_bos: bool, tmp_path: Path)
 
 def test_a_model_with_another_tokenizer_is_not_sampled_from(sample_store: Path, tmp_path: Path) -> None:
     manifest = read_manifest(sample_store, flag="")
-    tokenizer_for_model(sample_store, manifest, max_length=64).save_pretrained(tmp_path)
+    tokenizer_for_model(sample_store, manifest.origin, max_length=64).save_pretrained(tmp_path)
     other = (
         (tmp_path / "tokenizer.json")
         .read_text(encoding="utf-8")

@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Teach an exported model to answer: instruction tuning on conversations, with DeepSpeed ZeRO-3.
+
+    deepspeed --num_gpus=8 finetune.py --model runs/llama2_7b/model --data_files chat.jsonl
+    deepspeed --num_gpus=2 finetune.py --model runs/quickstart --data_files chat=a.jsonl code=b.jsonl.gz
+
+A line of a file is {"prompt": ..., "response": ...} or {"messages": [{"role": "user", "content": ...}, ...]} with the
+roles system, user and assistant. What the assistant says is learned, its end included; all else is only read. The run
+folder is like one of pretrain.py, and its exported model carries the chat template.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from pretraining.cli.errors import run_program
+from pretraining.cli.finetune_arguments import parse_finetune_arguments
+from pretraining.cli.launchers import share_cores
+from pretraining.cli.restarts import supervise
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the flags, then train; torch is imported in between, so that a wrong flag costs no time."""
+    arguments = parse_finetune_arguments(__doc__ or "", argv)
+    run = arguments.run
+    if run.durability.restarts and not run.plan.starts_nothing:
+        supervise(run.durability.restarts)  # goes on in its child
+    if run.trainer.get("use_cpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    share_cores()
+    from pretraining.tuning.program import finetune
+
+    finetune(arguments)
+
+
+if __name__ == "__main__":
+    run_program(main)

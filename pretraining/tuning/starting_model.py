@@ -1,0 +1,56 @@
+"""The exported model that goes on learning: a folder of safetensors and JSON, here or on the Hub."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from tokenizers import Tokenizer
+
+from pretraining.cli.arguments import HUB_ID
+from pretraining.cli.errors import UserError
+from pretraining.corpus.tokenization import DocumentTokenizer, load_document_tokenizer, read_special_tokens
+from pretraining.runs.checkpoints import MODEL_DIR_NAME, is_run_folder
+
+FILES = ("config.json", "*.safetensors", "tokenizer.json")  # what a folder must have; the Hub gives other JSON as well
+
+
+def find_starting_model(name: str) -> Path:
+    """The folder that --model means: itself, that of a run, or where the Hub's is kept. Pickles are never read.
+
+    Raises:
+        UserError: when there is no model.
+    """
+    folder = Path(name)
+    if is_run_folder(folder):
+        folder /= MODEL_DIR_NAME
+    elif not folder.exists() and HUB_ID.fullmatch(name):
+        folder = _download(name)
+    missing = [pattern for pattern in FILES if not any(folder.glob(pattern))]
+    if missing:
+        raise UserError(
+            f"--model {name}: is no exported model ({', '.join(missing)} missing in {folder}); give RUN/model, or make "
+            "one of a checkpoint: python3 -m tools.checkpoints export CHECKPOINT OUT"
+        )
+    return folder
+
+
+def load_model_tokenizer(folder: Path) -> DocumentTokenizer:
+    """Its tokenizer, which puts BOS before a document if that of the folder does so.
+
+    Raises:
+        UserError: when it cannot be read, or names no EOS, without which no answer would end.
+    """
+    bos_token = read_special_tokens(folder).get("bos_token")
+    try:
+        first = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").tokens[:1]
+    except Exception as error:  # `tokenizers` raises bare Exception for a file it cannot read
+        raise UserError(f"--model {folder}: its tokenizer.json cannot be read ({error})") from None
+    return load_document_tokenizer(str(folder), add_bos=first == [bos_token], flag="--model")
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--model {hub_id}: is no folder, and the Hub does not give it ({reason})") from None

@@ -1,0 +1,44 @@
+"""What --model means: an exported model, the run that has it, or one of the Hub, of which no pickle is read."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretraining.cli.errors import UserError
+from pretraining.tuning.starting_model import find_starting_model
+from tests.conftest import assert_one_error, run, run_fine
+from tests.hub import local_hub
+from tests.runs.exported import export_random_model
+
+SCRIPT = """
+import sys
+from pretraining.cli.errors import run_program
+from pretraining.tuning.starting_model import find_starting_model
+run_program(lambda argv: print(find_starting_model(argv[0])))
+"""
+
+
+@pytest.fixture
+def model(sample_store: Path, tmp_path: Path) -> Path:
+    return export_random_model(tmp_path / "run/model", sample_store)
+
+
+def test_a_run_folder_has_its_model(model: Path) -> None:
+    (model.parent / "run.json").write_text("{}")
+    assert find_starting_model(str(model)) == find_starting_model(str(model.parent)) == model
+    shutil.rmtree(model)
+    with pytest.raises(UserError, match=r"is no exported model .*; give RUN/model, or make one of a checkpoint"):
+        find_starting_model(str(model.parent))
+
+
+def test_a_model_comes_from_the_hub_without_pickles(model: Path, tmp_path: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(b"a pickle")
+    with local_hub({"someone/tiny": model}, tmp_path / "cache") as env:
+        found = Path(run_fine(sys.executable, "-c", SCRIPT, "someone/tiny", env=env).stdout.strip())
+        nothing = run(sys.executable, "-c", SCRIPT, "someone/nothing", env=env)
+    names = {path.name for path in found.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert "pytorch_model.bin" not in names
+    assert_one_error(nothing, "--model someone/nothing: is no folder, and the Hub does not give it")
