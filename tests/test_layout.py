@@ -23,7 +23,7 @@ ARROWS = {
     "machine": {"cli"},
     "runs": {"cli"},
     "training": {"cli", "corpus", "machine", "runs"},
-    "sampling": {"cli", "runs"},
+    "sampling": {"cli", "machine", "runs"},
     "doctor": {"cli", "machine", "corpus"},
 }
 WITHOUT_TORCH = {"cli", "corpus", "machine"}
