@@ -1,5 +1,5 @@
 """Where the weights for sampling come from: a run folder, an exported model, a checkpoint, bare ZeRO shards, or the
-Hub; and what is loaded from there. ZeRO shards are pickles, which can run code: load those of your own runs.
+Hub; and what is loaded from there.
 """
 
 import logging

@@ -1,6 +1,7 @@
 """The prompts, wherever they stand."""
 
 import json
+import logging
 import os
 import stat
 import sys
@@ -10,6 +11,8 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.generate_arguments import DEFAULT_PROMPT, GenerateArguments
 
 STDIN = "-"
+
+logger = logging.getLogger(__name__)
 
 
 def read_prompts(arguments: GenerateArguments) -> list[str]:
@@ -22,6 +25,7 @@ def read_prompts(arguments: GenerateArguments) -> list[str]:
         place = f"--prompt_file {arguments.prompt_file}"
         prompts = _lines_of(_read(place, arguments.prompt_file), place, arguments.prompt_file.suffix)
     elif arguments.prompt == [STDIN] or (arguments.prompt is None and _is_piped()):
+        logger.info("prompts: the lines of stdin, up to its end")
         prompts = _lines_of(sys.stdin.read(), "--prompt -: stdin", "")
     else:
         prompts = arguments.prompt or [DEFAULT_PROMPT]
