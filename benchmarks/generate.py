@@ -108,6 +108,9 @@ def _ways(model_name: str) -> Iterator[Way]:
     source = find_model(model_name)
     model, tokenizer = load_model(source)
     yield Way(OWN, functools.partial(_continue, model, tokenizer))
+    if model.dtype == torch.float32:
+        halved, _ = load_model(source, "bfloat16")
+        yield Way(f"{OWN} --dtype bfloat16", functools.partial(_continue, halved, tokenizer))
     for dtype in ("auto", "float32"):
         plain = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype).to(model.device).eval()
         name = f"transformers, {str(plain.dtype).removeprefix('torch.')}"

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import RUN_RECORD_NAME, TOKENIZER_DIR_NAME, optimizer_shards
 
+EXPORTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by the precision of a run
 KNOWN_OBJECTS = ("deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.runtime.fp16.loss_scaler.")
 
 
@@ -88,7 +89,8 @@ def config_of_checkpoint(checkpoint: Path) -> LlamaConfig:
     record = checkpoint.parent / RUN_RECORD_NAME
     if not record.is_file():
         raise UserError(f"{checkpoint}: has no config.json, and {record} is missing; copy the model's config there")
-    return LlamaConfig.from_dict(json.loads(record.read_text(encoding="utf-8"))["identity"]["model_config"])
+    identity = json.loads(record.read_text(encoding="utf-8"))["identity"]
+    return LlamaConfig.from_dict({**identity["model_config"], "dtype": EXPORTED_DTYPES[identity["precision"]]})
 
 
 def tokenizer_of(folder: Path) -> Path:

@@ -20,7 +20,8 @@ def random_numbers(seed: int, prompt_number: int, sample_number: int, *, count: 
 def draw(logits: torch.Tensor, numbers: Sequence[float], arguments: GenerateArguments) -> torch.Tensor:
     """One token [rows] of each row's logits [rows, vocabulary], by its number in [0, 1).
 
-    The tokens that are kept stand in the order of their probability; the number falls into the part of one of them.
+    The tokens that are kept stand in the order of their ids, and the number falls into the part of one of them. By
+    probability two of them would change places as soon as a sum is rounded differently, which it is in another batch.
     """
     if arguments.greedy:
         return logits.argmax(-1)
@@ -29,10 +30,12 @@ def draw(logits: torch.Tensor, numbers: Sequence[float], arguments: GenerateArgu
     shares = (values / arguments.temperature).softmax(-1)
     kept = shares >= arguments.min_p * shares[:, :1]
     kept &= shares.cumsum(-1) - shares < arguments.top_p
-    ends = (shares * kept).double().cumsum(-1)
-    targets = torch.tensor(numbers, dtype=torch.double, device=logits.device)[:, None] * ends[:, -1:]
-    chosen = (ends <= targets).sum(-1, keepdim=True).minimum(kept.sum(-1, keepdim=True) - 1)
-    return tokens.gather(-1, chosen)[:, 0]
+    tokens, order = tokens.sort(-1)
+    ends = (shares * kept).gather(-1, order).double().cumsum(-1)
+    whole = ends[:, -1:]
+    targets = torch.tensor(numbers, dtype=torch.double, device=logits.device)[:, None] * whole
+    targets = targets.minimum(whole.nextafter(torch.zeros_like(whole)))  # a number just below 1 is rounded up
+    return tokens.gather(-1, (ends <= targets).sum(-1, keepdim=True))[:, 0]
 
 
 def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,7 @@ def rows_that_fit(model: LlamaForCausalLM, num_positions: int) -> int:
     config = model.config
     head_dim = model.model.layers[0].self_attn.head_dim
     row_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * num_positions
-    row_bytes *= model.dtype.itemsize
+    row_bytes *= 4 if model.device.type == "cpu" else model.dtype.itemsize
     places = {layer.self_attn.q_proj.weight.device for layer in model.model.layers}
     free = [available_host_bytes() if place.type == "cpu" else torch.cuda.mem_get_info(place)[0] for place in places]
     num_rows = int(CACHE_SHARE * min(free) * len(places)) // row_bytes

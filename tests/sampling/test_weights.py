@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused_with_what_would(monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match=r"take 0\.1 GB in float32, and this machine has 0\.1 GB free; give --dtype b"):
         room.load_weights(tmp_path, config, only_shards=False, dtype_name="float32")
     model = LlamaForCausalLM(LlamaConfig(**SIZES)).to(torch.bfloat16)
-    row_bytes = 2 * 12 * 512 * 1000 * 2
+    row_bytes = 2 * 12 * 512 * 1000 * 4
     monkeypatch.setattr(room, "available_host_bytes", lambda: 10.5 * row_bytes / room.CACHE_SHARE)
     assert room.rows_that_fit(model, 1000) == 10
     with pytest.raises(UserError, match="--max_new_tokens: keys and values of one text of 100,000 tokens take"):
