@@ -1,79 +1,52 @@
 #!/usr/bin/env python3
-"""Sample continuations of prompts from a model that pretrain.py made, or from any Llama on the Hub.
+"""Continue prompts with a model that pretrain.py made, or with any Llama on the Hub.
 
     python3 generate.py                                          # the newest run in runs/
     python3 generate.py --model runs/quickstart --prompt "The council" "Scientists" --num_samples 3
-    python3 generate.py --model runs/llama2_7b/checkpoint-500 --prompt_file prompts.txt --output samples.jsonl
+    python3 generate.py --model runs/llama2_7b/checkpoint-500 --prompt_file prompts.jsonl --output samples.jsonl
+    echo "The council" | python3 generate.py --model USER/NAME --revision COMMIT
+    python3 generate.py --model runs/quickstart --interactive
 
 --model takes a run folder (its exported model, or the newest complete checkpoint), an exported model, a checkpoint,
-also one that holds only ZeRO shards, or a Hub id. A continuation ends at EOS or after --max_new_tokens.
+also one that holds only ZeRO shards, or a Hub id. A continuation ends at EOS, before a --stop text, or after
+--max_new_tokens. With --output the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import jsonlines
-
-from pretraining.cli.arguments import GenerateArguments
 from pretraining.cli.errors import run_program
+from pretraining.cli.generate_arguments import GenerateArguments
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-
-if TYPE_CHECKING:
-    from pretraining.sampling.generation import Continuation
-
-logger = logging.getLogger("pretraining.generate")
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags, load the model, continue each prompt."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Sampling", GenerateArguments)], argv)
 
-    from pretraining.sampling.generation import (
-        check_lengths,
-        check_output,
-        continue_prompts,
-        read_prompts,
-        terminal_streamer,
-    )
+    from pretraining.sampling.generation import make_jobs
     from pretraining.sampling.model_source import find_model, load_model
+    from pretraining.sampling.output import check_output, write_continuations
+    from pretraining.sampling.prompts import read_prompts
+    from pretraining.sampling.terminal import converse, show, stream
 
-    prompts = read_prompts(arguments)
+    prompts = [] if arguments.interactive else read_prompts(arguments)
     if arguments.output is not None:
         check_output(arguments.output)
-    source = find_model(arguments.model)
-    model, tokenizer = load_model(source)
-    logger.info("model: %s, %s parameters, on %s", source.location, f"{model.num_parameters():,}", model.device)
-    check_lengths(model, tokenizer, prompts, max_new_tokens=arguments.max_new_tokens)
-    streams = sys.stdout.isatty() and arguments.output is None and arguments.num_samples == 1
-    streamer = terminal_streamer(tokenizer) if streams else None
-    continuations = continue_prompts(model, tokenizer, prompts, arguments=arguments, streamer=streamer)
+    source = find_model(arguments.model, arguments.revision)
+    model, tokenizer = load_model(source, arguments.dtype)
+    if arguments.interactive:
+        converse(model, tokenizer, arguments)
+        return
+    jobs = make_jobs(prompts, tokenizer, model.config, arguments)
     if arguments.output is not None:
-        write_lines(continuations, arguments.output)
+        write_continuations(model, tokenizer, jobs, arguments, source)
+    elif sys.stdout.isatty():
+        stream(model, tokenizer, jobs, arguments)
     else:
-        show(continuations, already_streamed=streams)
-
-
-def show(continuations: Iterable[Continuation], *, already_streamed: bool) -> None:
-    """Print each prompt with its continuation, unless it was streamed as it was made."""
-    for continuation in continuations:
-        text = "" if already_streamed else continuation.prompt + continuation.text + "\n"
-        print(text, flush=True)  # noqa: T201
-
-
-def write_lines(continuations: Iterable[Continuation], path: Path) -> None:
-    """Write one JSON object a continuation, as soon as it is there."""
-    num_lines = 0
-    with jsonlines.open(path, "w", flush=True) as writer:
-        for continuation in continuations:
-            writer.write(dataclasses.asdict(continuation))
-            num_lines += 1
-    logger.info("%s continuations: %s", f"{num_lines:,}", path)
+        show(model, tokenizer, jobs, arguments)
 
 
 if __name__ == "__main__":

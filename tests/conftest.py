@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,12 +56,25 @@ def assert_nowhere(secret: str, done: Done, *folders: Path) -> None:
             assert not path.is_file() or secret.encode() not in path.read_bytes(), path
 
 
-def run(*words: object, cwd: Path = PROJECT_DIR, timeout: float = 200, env: dict[str, str] | None = None) -> Done:
-    """Start a program as a user would, in a process of its own."""
+def run(
+    *words: object,
+    cwd: Path = PROJECT_DIR,
+    timeout: float = 200,
+    env: dict[str, str] | None = None,
+    stdin: str | None = None,
+) -> Done:
+    """Start a program as a user would, in a process of its own; `stdin` is piped into it, otherwise there is none."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", **(env or {})}
+    source: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     done = subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+        [str(word) for word in words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        **source,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 

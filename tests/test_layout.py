@@ -25,7 +25,7 @@ ARROWS = {
     "runs": {"cli"},
     "training": {"cli", "corpus", "machine", "runs"},
     "tuning": {"cli", "corpus", "runs", "training"},
-    "sampling": {"cli", "runs"},
+    "sampling": {"cli", "machine", "runs"},
     "doctor": {"cli", "machine", "corpus"},
 }
 WITHOUT_TORCH = {"cli", "corpus", "machine"}

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretraining.cli.arguments import SEED_RANGE, GenerateArguments, is_seed
+from pretraining.cli.arguments import SEED_RANGE, is_seed
 from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.generate_arguments import GenerateArguments
 from pretraining.cli.observability_arguments import ObservabilityArguments
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
     from pretraining.corpus.inputs import find_inputs
     from pretraining.sampling.comparison import comparison_lines, comparison_page, models_to_compare
-    from pretraining.sampling.generation import check_output
+    from pretraining.sampling.output import check_output
 
     if arguments.output is not None:
         check_output(arguments.output)
@@ -86,19 +87,16 @@ def main(argv: Sequence[str]) -> None:
 def samples_of(name: str, location: str, arguments: SamplesArguments, files: Sequence[InputFile]) -> ModelSamples:
     """What one model writes, and its figures."""
     from pretraining.sampling.comparison import ModelSamples
-    from pretraining.sampling.generation import check_lengths, continue_prompts
+    from pretraining.sampling.generation import continue_prompts
     from pretraining.sampling.model_source import find_model, load_model
     from pretraining.sampling.statistics import distinct, repetition
 
-    source = find_model(location)
-    model, tokenizer = load_model(source)
-    logger.info("model: %s", source.location)
-    check_lengths(model, tokenizer, arguments.prompts, max_new_tokens=arguments.max_new_tokens)
+    model, tokenizer = load_model(find_model(location))
     sampling = GenerateArguments(
         max_new_tokens=arguments.max_new_tokens, greedy=arguments.seed is None, seed=arguments.seed or 0
     )
-    texts = [found.text for found in continue_prompts(model, tokenizer, arguments.prompts, arguments=sampling)]
-    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    continuations = list(continue_prompts(model, tokenizer, arguments.prompts, arguments=sampling))
+    texts, tokens = [found.text for found in continuations], [found.tokens for found in continuations]
     figures = held_out_figures(model, tokenizer, files) if files else {}
     figures |= {f"rep-{order}": f"{value:.1%}" for order, value in repetition(tokens).items()}
     figures |= {f"distinct-{order}": f"{value:.1%}" for order, value in distinct(tokens).items()}

@@ -80,14 +80,13 @@ def main(argv: Sequence[str]) -> None:
     groups = [dataclass_group("Evaluation", EvaluationArguments)]
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
 
-    from pretraining.sampling.generation import check_output
     from pretraining.sampling.model_source import find_model, load_model
+    from pretraining.sampling.output import check_output
 
     if arguments.output is not None:
         check_output(arguments.output)
     source = find_model(arguments.model)
     model, tokenizer = load_model(source)
-    logger.info("model: %s, on %s in %s", source.location, model.device, str(model.dtype).removeprefix("torch."))
     measure = figures_of_split if arguments.data_files is None else figures_of_files
     figures = measure(model, tokenizer, arguments)
     show(figures)

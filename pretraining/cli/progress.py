@@ -13,19 +13,19 @@ LINE_INTERVAL_SECONDS = 10.0
 
 
 class Progress:
-    """Counts bytes of input done, and shows the caller's own figures beside them."""
+    """Counts bytes of input done, or other units, and shows the caller's own figures beside them."""
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total: int, unit: str = "B") -> None:
         self._bar = tqdm(
-            total=total_bytes,
-            unit="B",
+            total=total,
+            unit=unit,
             unit_scale=True,
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
             leave=False,
         )
-        self._total_bytes = total_bytes
-        self._done_bytes = 0
+        self._total = total
+        self._done = 0
         self._started_at = time.monotonic()
         self._line_at = self._started_at
 
@@ -42,21 +42,21 @@ class Progress:
         """Seconds since the work began, never 0."""
         return max(time.monotonic() - self._started_at, 1e-9)
 
-    def skip(self, num_bytes: int) -> None:
-        """Count `num_bytes` as done before this began, so that they do not make it look fast."""
-        self._total_bytes -= num_bytes
+    def skip(self, count: int) -> None:
+        """Count so many as done before this began, so that they do not make it look fast."""
+        self._total -= count
         if not self._bar.disable:
-            self._bar.initial += num_bytes
-            self._bar.update(num_bytes)
+            self._bar.initial += count
+            self._bar.update(count)
 
-    def advance(self, num_bytes: int, figures: str) -> None:
-        """Add `num_bytes` of finished input and show `figures`, such as the documents so far."""
-        self._done_bytes += num_bytes
+    def advance(self, count: int, figures: str) -> None:
+        """Add finished bytes of input, or what is counted, and show `figures`, such as the documents so far."""
+        self._done += count
         self._bar.set_postfix_str(figures, refresh=False)
-        self._bar.update(num_bytes)
+        self._bar.update(count)
         now = time.monotonic()
         if self._bar.disable and now - self._line_at >= LINE_INTERVAL_SECONDS:
             self._line_at = now
-            done = self._done_bytes / max(self._total_bytes, 1)
+            done = self._done / max(self._total, 1)
             left_seconds = self.elapsed_seconds * (1 - done) / max(done, 1e-9)
             logger.info("%3.0f %%, %s, %.0f s left", 100 * done, figures, left_seconds)

@@ -1,6 +1,7 @@
 """The fp32 master weights in the ZeRO shards of a checkpoint, from any number of ranks, put together one at a time.
 
-The shards are pickles, which can run code: open those of your own runs.
+The shards are pickles, which can run code. Each is searched, without running anything, for what it would call, and
+refused if that is more than the tensors and the two kinds of objects that DeepSpeed saves.
 """
 
 import contextlib
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import RUN_RECORD_NAME, TOKENIZER_DIR_NAME, optimizer_shards
+
+EXPORTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by the precision of a run
+KNOWN_OBJECTS = ("deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.runtime.fp16.loss_scaler.")
 
 
 class ShardedWeight(Protocol):
@@ -46,6 +51,7 @@ def _lazy_weights(checkpoint: Path) -> dict[str, ShardedWeight]:
     if not shards:
         raise UserError(f"{checkpoint}: has no ZeRO shards (global_step*/*_optim_states.pt)")
     tag = shards[0].parent.name
+    _check_pickles(shards[0].parent)
     unheard = io.StringIO()  # both print what they do, which takes no time yet: nothing is read but the outlines
     try:
         with contextlib.redirect_stdout(unheard), contextlib.redirect_stderr(unheard):
@@ -59,6 +65,19 @@ def _lazy_weights(checkpoint: Path) -> dict[str, ShardedWeight]:
     return {name: weight for name, weight in weights.items() if first_names[id(weight)] == name}
 
 
+def _check_pickles(folder: Path) -> None:
+    """Refuse shards that would do more than make tensors."""
+    for path in sorted(folder.glob("*.pt")):
+        try:
+            names = get_unsafe_globals_in_checkpoint(str(path))
+        except Exception as error:  # a damaged archive or pickle
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder.parent}: its shards cannot be read ({path.name}: {reason})") from None
+        foreign = [name for name in names if not name.startswith(KNOWN_OBJECTS)]
+        if foreign:
+            raise UserError(f"{path}: would run {foreign[0]}, which no checkpoint of DeepSpeed does; it is not opened")
+
+
 def config_of_checkpoint(checkpoint: Path) -> LlamaConfig:
     """The model's config, from the checkpoint or else from the record of its run.
 
@@ -70,7 +89,8 @@ def config_of_checkpoint(checkpoint: Path) -> LlamaConfig:
     record = checkpoint.parent / RUN_RECORD_NAME
     if not record.is_file():
         raise UserError(f"{checkpoint}: has no config.json, and {record} is missing; copy the model's config there")
-    return LlamaConfig.from_dict(json.loads(record.read_text(encoding="utf-8"))["identity"]["model_config"])
+    identity = json.loads(record.read_text(encoding="utf-8"))["identity"]
+    return LlamaConfig.from_dict({**identity["model_config"], "dtype": EXPORTED_DTYPES[identity["precision"]]})
 
 
 def tokenizer_of(folder: Path) -> Path:

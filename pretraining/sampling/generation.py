@@ -1,128 +1,188 @@
-"""Continue prompts with a model, sampled or greedy, the same text for the same seed."""
+"""Continue prompts with a model: drawn, greedy or by beam search, the same text for the same seed in any batch."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, TextStreamer, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pretraining.cli.arguments import GenerateArguments
 from pretraining.cli.errors import UserError
+from pretraining.cli.generate_arguments import GenerateArguments
+from pretraining.sampling.beams import search
+from pretraining.sampling.decoder import LlamaDecoder
+from pretraining.sampling.growing import GrowingText, Job, grow
+from pretraining.sampling.weights import rows_that_fit
+
+NUM_SHOWN = 40  # characters of a prompt in a message
+
+Watch = Callable[[Job, str], None]  # is told a text so far, after each of its tokens
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """One continuation of one prompt. `finish_reason` is "eos" or "length"."""
+    """One continuation of one prompt.
+
+    `tokens` are all that were drawn, without EOS; `log_probability` is the sum of their natural log probabilities under
+    the model itself, before temperature and filters, that of EOS included where it ended by it. `finish_reason` is
+    "eos", "length" or "stop"; the text ends before a stop text, of which the tokens are still there.
+    """
 
     prompt: str
     text: str
     num_tokens: int
+    tokens: list[int]
+    log_probability: float
     finish_reason: str
-
-
-def read_prompts(arguments: GenerateArguments) -> list[str]:
-    """The prompts of --prompt, or the lines of --prompt_file.
-
-    Raises:
-        UserError: when the file cannot be read, or a prompt is empty.
-    """
-    if arguments.prompt_file is None:
-        prompts = arguments.prompt
-    else:
-        place = f"--prompt_file {arguments.prompt_file}"
-        try:
-            lines = arguments.prompt_file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{place}: is not UTF-8 text; save it as UTF-8") from None
-        except OSError as error:
-            raise UserError(f"{place}: cannot be read ({error.strerror}); check the path") from None
-        prompts = [line for line in lines if line.strip()]
-        if not prompts:
-            raise UserError(f"{place}: has no line with a prompt")
-    if not all(prompts):
-        raise UserError("--prompt: is empty; give at least one word")
-    return prompts
-
-
-def generation_config(arguments: GenerateArguments, model: PreTrainedModel) -> GenerationConfig:
-    """The flags as transformers takes them, with the model's own EOS."""
-    sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": arguments.top_k}
-    return GenerationConfig(
-        max_new_tokens=arguments.max_new_tokens,
-        num_return_sequences=arguments.num_samples,
-        do_sample=not arguments.greedy,
-        repetition_penalty=arguments.repetition_penalty,
-        eos_token_id=sorted(eos_ids(model)) or None,
-        pad_token_id=min(eos_ids(model), default=0),
-        **({} if arguments.greedy else sampling),
-    )
-
-
-def terminal_streamer(tokenizer: PreTrainedTokenizerFast) -> TextStreamer:
-    """Shows prompt and continuation on stdout, word by word as they are made."""
-    return TextStreamer(tokenizer, skip_special_tokens=True)
+    prompt_number: int
+    sample_number: int
 
 
 def continue_prompts(
-    model: PreTrainedModel,
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, arguments: GenerateArguments
+) -> Iterator[Continuation]:
+    """The continuations of each prompt, prompt by prompt.
+
+    Raises:
+        UserError: as `make_jobs` does.
+    """
+    jobs = make_jobs(prompts, tokenizer, model.config, arguments)
+    yield from in_order(jobs, continue_jobs(model, tokenizer, jobs, arguments=arguments))
+
+
+def in_order(jobs: Sequence[Job], continuations: Iterable[Continuation]) -> Iterator[Continuation]:
+    """The continuations in the order of their jobs, each as soon as those before it are there."""
+    waiting = {}
+    wanted = iter((job.prompt_number, job.sample_number) for job in jobs)
+    key = next(wanted, None)
+    for continuation in continuations:
+        waiting[continuation.prompt_number, continuation.sample_number] = continuation
+        while key in waiting:
+            yield waiting.pop(key)
+            key = next(wanted, None)
+
+
+def continue_jobs(
+    model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    prompts: list[str],
+    jobs: Sequence[Job],
     *,
     arguments: GenerateArguments,
-    streamer: TextStreamer | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Continuation]:
-    """Each continuation of each prompt in turn; prompt i is sampled with seed + i."""
-    config = generation_config(arguments, model)
-    for number, prompt in enumerate(prompts):
-        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
-        set_seed((arguments.seed + number) % 2**32)
-        sequences = model.generate(**inputs, generation_config=config, streamer=streamer)
-        for sequence in sequences:
-            yield _continuation(prompt, inputs["input_ids"][0].tolist(), sequence.tolist(), eos_ids(model), tokenizer)
+    """The continuation of each job as soon as it has ended."""
+    ending = _Ending(model, tokenizer, arguments, watch)
+    if not jobs:
+        return
+    if arguments.num_beams > 1:
+        found = search(model, jobs, eos_ids(model), arguments)
+    else:
+        num_positions = max(len(job.ids) for job in jobs) + arguments.max_new_tokens
+        num_rows = min(arguments.batch_size, len(jobs), rows_that_fit(model, num_positions))
+        found = grow(LlamaDecoder(model, num_rows, num_positions), jobs, ending.reason, arguments)
+    for text in found:
+        yield ending.continuation(text)
 
 
-def eos_ids(model: PreTrainedModel) -> set[int]:
+class _Ending:
+    """Where a text ends."""
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        tokenizer: PreTrainedTokenizerFast,
+        arguments: GenerateArguments,
+        watch: Watch | None,
+    ) -> None:
+        self._eos = eos_ids(model)
+        self._tokenizer = tokenizer
+        self._arguments = arguments
+        self._watch = watch
+
+    def reason(self, text: GrowingText) -> str:
+        """Why it ends here, "" if it goes on."""
+        if self._watch is not None:
+            self._watch(text.job, self._read(text))
+        if text.ids[-1] in self._eos:
+            return "eos"
+        if self._arguments.stop and self._stop_at(self._read(text)) is not None:
+            return "stop"
+        return "length" if len(text.ids) >= self._arguments.max_new_tokens else ""
+
+    def continuation(self, text: GrowingText) -> Continuation:
+        """The text as it is given out."""
+        job, ids = text.job, self._without_eos(text)
+        shown = self._read(text)
+        end = self._stop_at(shown) if text.finish_reason == "stop" else None
+        return Continuation(
+            prompt=job.prompt,
+            text=shown[:end],
+            num_tokens=len(ids),
+            tokens=ids,
+            log_probability=text.log_probability,
+            finish_reason=text.finish_reason,
+            prompt_number=job.prompt_number,
+            sample_number=job.sample_number,
+        )
+
+    def _without_eos(self, text: GrowingText) -> list[int]:
+        return text.ids[:-1] if text.ids[-1] in self._eos else text.ids
+
+    def _read(self, text: GrowingText) -> str:
+        """Decoded behind its prompt: SentencePiece drops the space before the first word of whatever it decodes."""
+        begin = self._tokenizer.decode(text.job.ids, skip_special_tokens=True)
+        whole = self._tokenizer.decode(text.job.ids + self._without_eos(text), skip_special_tokens=True)
+        return whole[len(begin) :]
+
+    def _stop_at(self, shown: str) -> int | None:
+        """Where the first stop text begins, None where there is none."""
+        places = [shown.find(stop) for stop in self._arguments.stop or ()]
+        return min((place for place in places if place >= 0), default=None)
+
+
+def make_jobs(
+    prompts: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    config: LlamaConfig,
+    arguments: GenerateArguments,
+    *,
+    first_number: int = 0,
+) -> list[Job]:
+    """The continuations that are wanted, prompt by prompt.
+
+    Raises:
+        UserError: when a prompt has no token, has some that the model does not know, or leaves no room for
+            --max_new_tokens.
+    """
+    all_ids = tokenizer(list(prompts))["input_ids"]
+    _check_ids(prompts, all_ids, config)
+    longest = max(range(len(prompts)), key=lambda number: len(all_ids[number]))
+    room = config.max_position_embeddings - len(all_ids[longest])
+    place = f"a prompt of {len(all_ids[longest])} tokens ({prompts[longest][:NUM_SHOWN]!r})"
+    if room < 1:
+        raise UserError(f"--prompt: {place} fills the model's {config.max_position_embeddings} positions; shorten it")
+    if arguments.max_new_tokens > room:
+        raise UserError(
+            f"--max_new_tokens {arguments.max_new_tokens}: with {place} exceeds the model's "
+            f"{config.max_position_embeddings} positions; give {room} or less, or a shorter prompt"
+        )
+    return [
+        Job(prompt, ids, number, sample)
+        for number, (prompt, ids) in enumerate(zip(prompts, all_ids, strict=True), start=first_number)
+        for sample in range(arguments.num_samples)
+    ]
+
+
+def _check_ids(prompts: Sequence[str], all_ids: Sequence[Sequence[int]], config: LlamaConfig) -> None:
+    for prompt, ids in zip(prompts, all_ids, strict=True):
+        if not ids:
+            raise UserError(f"--prompt {prompt[:NUM_SHOWN]!r}: has no token; give a text")
+        if max(ids) >= config.vocab_size:
+            raise UserError(
+                f"--model: its tokenizer gives {max(ids)} for {prompt[:NUM_SHOWN]!r}, and the model has "
+                f"{config.vocab_size:,} tokens; copy the tokenizer of its training there"
+            )
+
+
+def eos_ids(model: LlamaForCausalLM) -> set[int]:
     """Ids that end a text; some models have several."""
     ids = model.config.eos_token_id
     return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}
-
-
-def check_lengths(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], *, max_new_tokens: int
-) -> None:
-    """Refuse, before the first is continued, prompts that leave no room for --max_new_tokens."""
-    positions = model.config.max_position_embeddings
-    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
-    if longest + max_new_tokens > positions:
-        raise UserError(
-            f"--max_new_tokens {max_new_tokens}: with a prompt of {longest} tokens exceeds the model's {positions} "
-            f"positions; give {max(positions - longest, 0)} or less, or a shorter prompt"
-        )
-
-
-def _continuation(
-    prompt: str,
-    prompt_ids: list[int],
-    sequence: list[int],
-    eos: set[int],
-    tokenizer: PreTrainedTokenizerFast,
-) -> Continuation:
-    """What the model added, up to EOS.
-
-    It is decoded behind its prompt: SentencePiece drops the space in front of the first word of whatever it decodes.
-    """
-    new_ids = sequence[len(prompt_ids) :]
-    ids = list(itertools.takewhile(lambda token_id: token_id not in eos, new_ids))
-    ended = len(ids) < len(new_ids)
-    decoded_prompt = tokenizer.decode(prompt_ids, skip_special_tokens=True)
-    text = tokenizer.decode(prompt_ids + ids, skip_special_tokens=True)[len(decoded_prompt) :]
-    return Continuation(prompt, text, len(ids), "eos" if ended else "length")
-
-
-def check_output(path: Path) -> None:
-    """Refuse to write over a file."""
-    if path.exists():
-        raise UserError(f"--output {path}: exists already; choose another file")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no folder {path.parent}; make it or choose another file")

@@ -1,24 +1,29 @@
 """Where the weights for sampling come from: a run folder, an exported model, a checkpoint, bare ZeRO shards, or the
-Hub.
+Hub; and what is loaded from there.
 """
 
 import logging
+import resource
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import (
     MODEL_DIR_NAME,
+    checkpoint_step,
     is_run_folder,
     newest_run,
     optimizer_shards,
     whole_checkpoints,
 )
-from pretraining.runs.zero_shards import open_shards, tokenizer_of
+from pretraining.runs.completeness import COMPLETE_NAME, read_complete
+from pretraining.runs.zero_shards import config_of_checkpoint, tokenizer_of
+from pretraining.sampling.hub_model import PICKLES, check_trusted, download_model, pickle_refusal
+from pretraining.sampling.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -27,83 +32,111 @@ RUNS_DIR = Path("runs")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A folder or Hub id to load from, and whether its weights must first be put together from ZeRO shards."""
+    """A folder to load from, whether its weights must first be put together from ZeRO shards, and what to call it."""
 
     location: str
     tokenizer_location: str
     only_shards: bool = False
+    description: str = ""
 
 
-def find_model(name: str | None) -> ModelSource:
-    """What `--model` means; None is the newest run in runs/.
+def find_model(name: str | None, revision: str | None = None) -> ModelSource:
+    """What `--model` and `--revision` mean; None is the newest run in runs/. A model of the Hub is downloaded.
 
     Raises:
-        UserError: when there is no model there.
+        UserError: when there is no model there, it is not complete, or it is none to be trusted.
     """
     if name is None:
         run_dir = newest_run(RUNS_DIR)
         if run_dir is None:
             raise UserError("--model: there is no run in runs/ yet; train one with pretrain.py, or name a model")
         return _in_run_folder(run_dir)
-    folder = Path(name)
-    if not folder.is_dir():
-        return ModelSource(name, name)
-    if is_run_folder(folder):
-        return _in_run_folder(folder)
-    return _in_folder(folder)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UserError(f"--revision {revision}: {name} is a folder; leave it out, or name a model of the Hub")
+        return _in_run_folder(folder) if is_run_folder(folder) else _in_folder(folder, str(folder))
+    if folder.exists():
+        raise UserError(f"--model {name}: is a file; name the folder that it lies in")
+    folder = download_model(name, revision)
+    return _in_folder(folder, f"{name} at {folder.name[:12]}", name=name)
 
 
 def _in_run_folder(run_dir: Path) -> ModelSource:
     """The exported model of a run, or its newest complete checkpoint when it has not finished."""
     exported = run_dir / MODEL_DIR_NAME
     if _has_weights(exported):
-        return _in_folder(exported)
+        return _in_folder(exported, f"{exported} (exported model)")
     checkpoints = whole_checkpoints(run_dir)
     if not checkpoints:
         raise UserError(f"--model {run_dir}: the run has neither an exported model nor a complete checkpoint yet")
-    return _in_folder(checkpoints[-1])
+    return _in_folder(checkpoints[-1], f"{checkpoints[-1]} (newest complete checkpoint)")
 
 
-def _in_folder(folder: Path) -> ModelSource:
-    tokenizer = tokenizer_of(folder)
+def _in_folder(folder: Path, description: str, *, name: str | None = None) -> ModelSource:
+    name = name or str(folder)
+    _check_complete(folder)
     if _has_weights(folder):
-        return ModelSource(str(folder), str(tokenizer))
+        check_trusted(folder, name)
+        return ModelSource(str(folder), str(tokenizer_of(folder)), description=description)
     if optimizer_shards(folder):
-        return ModelSource(str(folder), str(tokenizer), only_shards=True)
-    raise UserError(f"--model {folder}: is no run, exported model or checkpoint (no *.safetensors, no ZeRO shards)")
+        return ModelSource(str(folder), str(tokenizer_of(folder)), True, f"{description} (ZeRO shards)")
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise UserError(pickle_refusal(name, pickles[0]))
+    raise UserError(f"--model {name}: is no run, exported model or checkpoint (no *.safetensors, no ZeRO shards)")
 
 
 def _has_weights(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
-def load_model(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model on the best device there is, in its own precision, and its tokenizer.
+def _check_complete(folder: Path) -> None:
+    """Refuse a checkpoint whose save did not finish, and one of which weights are missing or cut off."""
+    problem = None
+    if (folder / COMPLETE_NAME).is_file():
+        content = read_complete(folder)
+        sizes = {folder / file["path"]: file["num_bytes"] for file in content["files"]}
+        cut = [path.name for path, size in sizes.items() if path.is_file() and path.stat().st_size != size]
+        num_shards = len(optimizer_shards(folder))
+        if cut:
+            problem = f"{cut[0]} is cut off"
+        elif not _has_weights(folder) and num_shards != content["num_processes"]:
+            problem = f"{num_shards} of {content['num_processes']} shards are there"
+    elif checkpoint_step(folder) is not None and is_run_folder(folder.parent):
+        problem = f"{COMPLETE_NAME} is missing, the save did not finish"
+    if problem is not None:
+        whole = whole_checkpoints(folder.parent)
+        remedy = f"take {whole[-1]}" if whole else "bring its files back, or train on"
+        raise UserError(f"--model {folder}: is no complete checkpoint ({problem}); {remedy}")
 
-    Exported models and the Hub's are read from safetensors and JSON only. ZeRO shards are pickles, which can run code:
-    load those of your own runs.
+
+def load_model(source: ModelSource, dtype: str = "auto") -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The model on the best devices there are, and its tokenizer; says time and memory.
 
     Raises:
-        UserError: when anything of it cannot be read.
+        UserError: when anything of it cannot be read, it is no Llama, or it does not fit.
     """
+    began_at = time.monotonic()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         # PreTrainedTokenizerFast takes tokenizer.json as it stands; AutoTokenizer would rebuild Llama's pipeline.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source.tokenizer_location)
-        model = _from_shards(Path(source.location)) if source.only_shards else _from_weights(source.location, device)
+        check_canary(tokenizer, source.location)
+        config = config_of_checkpoint(Path(source.location))
+        if config.model_type != "llama":
+            raise UserError(
+                f"--model {source.location}: is a {config.model_type} model; this suite samples from Llamas"
+            )
+        model = load_weights(Path(source.location), config, only_shards=source.only_shards, dtype_name=dtype).eval()
     except UserError:
         raise
     except Exception as error:  # each library has errors of its own for a file that it cannot read
         reason = " ".join(str(error).split())
         raise UserError(f"--model {source.location}: cannot be loaded ({reason})") from None
-    check_canary(tokenizer, source.location)
-    if model.config.model_type != "llama":
-        raise UserError(
-            f"--model {source.location}: is a {model.config.model_type} model; this suite samples from Llamas"
-        )
-    return model.to(device).eval(), tokenizer
+    _say(source, model, time.monotonic() - began_at)
+    return model, tokenizer
 
 
 def check_canary(tokenizer: PreTrainedTokenizerFast, location: str) -> None:
@@ -122,19 +155,11 @@ def check_canary(tokenizer: PreTrainedTokenizerFast, location: str) -> None:
         )
 
 
-def _from_weights(location: str, device: str) -> PreTrainedModel:
-    # A CPU without bf16 instructions computes bf16 ten times slower than fp32.
-    dtype = "auto" if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, use_safetensors=True)
-
-
-def _from_shards(checkpoint: Path) -> PreTrainedModel:
-    """Put the fp32 master weights together from the shards of any number of ranks."""
-    logger.info("putting the weights together from the ZeRO shards in %s", checkpoint)
-    config, weights = open_shards(checkpoint)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, weight in weights.items():
-            parameters[name].copy_(weight.contiguous())
-    return model
+def _say(source: ModelSource, model: LlamaForCausalLM, seconds: float) -> None:
+    parts = [f"{model.num_parameters():,} parameters in {str(model.dtype).removeprefix('torch.')} on {model.device}"]
+    parts.append(f"loaded in {seconds:.1f} s")
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    parts.append(
+        f"{model.get_memory_footprint() / 1e6:,.0f} MB of weights, {peak_bytes / 1e6:,.0f} MB of memory at most"
+    )
+    logger.info("model: %s, %s", source.description or source.location, ", ".join(parts))

@@ -14,8 +14,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
-from pretraining.cli.arguments import GenerateArguments
 from pretraining.cli.errors import UserError
+from pretraining.cli.generate_arguments import GenerateArguments
 from pretraining.cli.observability_arguments import ObservabilityArguments
 from pretraining.runs.metrics import MetricsLog
 from pretraining.training.agreement import all_have_failed, is_first

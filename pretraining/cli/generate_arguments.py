@@ -1,0 +1,84 @@
+"""The flags of generate.py, and their defaults; the ranges are checked here, all at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pretraining.cli.arguments import SEED_RANGE, is_seed
+from pretraining.cli.errors import UserError
+from pretraining.cli.flags import flag
+
+DEFAULT_PROMPT = "I wanna go"
+
+
+@dataclass(frozen=True)
+class GenerateArguments:
+    """Flags of generate.py."""
+
+    model: str | None = flag(
+        None, "run folder, exported model, checkpoint or Hub id; without it, the newest run in runs/"
+    )
+    revision: str | None = flag(None, "branch, tag or commit of a model on the Hub")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
+        "auto", "precision to compute in; auto is the model's own on a GPU, and on a CPU float32 while that has room"
+    )
+    prompt: list[str] | None = flag(
+        None, f"one or more prompts; - reads one from each line of stdin, as a pipe alone does; else {DEFAULT_PROMPT!r}"
+    )
+    prompt_file: Path | None = flag(None, "text with one prompt a line, or .jsonl with a field prompt")
+    interactive: bool = flag(False, "ask for prompts on the terminal, one after another")
+    output: Path | None = flag(None, "write JSON lines to this file instead of text; goes on after an interruption")
+    num_samples: int = flag(1, "continuations of each prompt")
+    max_new_tokens: int = flag(200, "tokens after which a continuation ends without EOS")
+    stop: list[str] | None = flag(None, "texts that end a continuation, and are cut off")
+    greedy: bool = flag(False, "take the most likely token (after --repetition_penalty)")
+    num_beams: int = flag(1, "above 1 searches the most likely text with this many beams, and draws nothing")
+    temperature: float = flag(0.8, "below 1 safer, above 1 wilder")
+    top_k: int = flag(50, "draw from this many most likely tokens; 0 for all")
+    top_p: float = flag(0.95, "draw from the most likely tokens that together have this probability")
+    min_p: float = flag(0.0, "draw from tokens that have at least this share of the most likely one's probability")
+    repetition_penalty: float = flag(1.1, "above 1 makes tokens that stand there already less likely")
+    no_repeat_ngram_size: int = flag(0, "no run of this many tokens comes twice; 0 allows it")
+    seed: int = flag(42, "same seed, same text")
+    batch_size: int = flag(32, "continuations that grow at once; the text does not depend on it")
+
+    def __post_init__(self) -> None:
+        """Check the ranges, all at once."""
+        checks = {**self._ranges(), **self._combinations()}
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)
+
+    def _ranges(self) -> dict[str, bool]:
+        at_least_one = {
+            f"--{name} {getattr(self, name)}: give 1 or more": getattr(self, name) >= 1
+            for name in ("num_samples", "max_new_tokens", "batch_size", "num_beams")
+        }
+        return {
+            **at_least_one,
+            f"--temperature {self.temperature}: give more than 0, or --greedy": 0 < self.temperature < float("inf"),
+            f"--top_k {self.top_k}: give 0 or more": self.top_k >= 0,
+            f"--top_p {self.top_p}: give more than 0, at most 1": 0 < self.top_p <= 1,
+            f"--min_p {self.min_p}: give 0 to 1": 0 <= self.min_p <= 1,
+            f"--repetition_penalty {self.repetition_penalty}: give more than 0": 0
+            < self.repetition_penalty
+            < float("inf"),
+            f"--no_repeat_ngram_size {self.no_repeat_ngram_size}: give 0 or more": self.no_repeat_ngram_size >= 0,
+            f"--seed {self.seed}: is out of range; give {SEED_RANGE}": is_seed(self.seed),
+            "--stop: is empty; give a text": all(self.stop or ["-"]),
+        }
+
+    def _combinations(self) -> dict[str, bool]:
+        searches = self.num_beams > 1
+        return {
+            "--num_samples: greedy decoding has one continuation; give 1": not (self.greedy and self.num_samples > 1),
+            "--num_beams: --greedy takes one continuation alone; leave one of them out": not (self.greedy and searches),
+            f"--num_samples {self.num_samples}: is more than --num_beams {self.num_beams}; give as many or fewer": (
+                not searches or self.num_samples <= self.num_beams
+            ),
+            "--stop: beam search does not look for it; leave out --stop or --num_beams": not (searches and self.stop),
+            "--prompt, --prompt_file and --interactive each give the prompts; keep one": (
+                (self.prompt is not None) + (self.prompt_file is not None) + self.interactive <= 1
+            ),
+            "--output: --interactive shows its text; leave out one of them": not (self.interactive and self.output),
+        }

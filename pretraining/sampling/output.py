@@ -1,0 +1,159 @@
+"""A file of continuations that survives any interruption: one JSON object a line.
+
+It grows as NAME.partial, whose first line says what it is made from, and each line is there as soon as its text has
+ended. The same command goes on behind the last whole line; another one is refused. When all are there they are put in
+the order of their prompts, and the file takes its name.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pretraining.cli.errors import UserError
+from pretraining.cli.generate_arguments import GenerateArguments
+from pretraining.cli.progress import Progress
+from pretraining.sampling.generation import Continuation, continue_jobs
+from pretraining.sampling.growing import Job
+from pretraining.sampling.model_source import ModelSource
+
+# Flags that say where prompts and text are, or how fast it is made.
+BESIDES_THE_TEXT = ("prompt", "prompt_file", "interactive", "output", "batch_size", "model", "revision")
+WEIGHTS = ("*.safetensors", "global_step*/*_optim_states.pt")
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[int, int]  # number of the prompt, number of the sample
+
+
+def write_continuations(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    jobs: Sequence[Job],
+    arguments: GenerateArguments,
+    source: ModelSource,
+) -> None:
+    """Write the continuations that are not there yet, the file's name last; says how far it is, and how fast."""
+    assert arguments.output is not None
+    num_tokens = 0
+    with OutputFile(arguments.output, _origin(jobs, arguments, source)) as output, Progress(len(jobs), "") as progress:
+        left = [job for job in jobs if (job.prompt_number, job.sample_number) not in output.done]
+        if output.done:
+            logger.info("going on: %s of %s continuations are there", f"{len(output.done):,}", f"{len(jobs):,}")
+        progress.skip(len(output.done))
+        for continuation in continue_jobs(model, tokenizer, left, arguments=arguments):
+            output.write(continuation)
+            num_tokens += continuation.num_tokens
+            progress.advance(1, f"{num_tokens:,} tokens, {num_tokens / progress.elapsed_seconds:,.0f} tokens/s")
+        speed = num_tokens / progress.elapsed_seconds
+        output.complete()
+    logger.info("%s continuations, %s tokens/s: %s", f"{len(jobs):,}", f"{speed:,.0f}", arguments.output)
+
+
+def _origin(jobs: Sequence[Job], arguments: GenerateArguments, source: ModelSource) -> dict[str, Any]:
+    """All that decides the lines of a file: flags, prompts and weights."""
+    flags = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in BESIDES_THE_TEXT}
+    files = sorted(path for ending in WEIGHTS for path in Path(source.location).glob(ending))
+    weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    prompts = json.dumps([job.prompt for job in jobs])
+    return {
+        **flags,
+        "model": str(Path(source.location).resolve()),
+        "weights": hashlib.sha256(repr(weights).encode()).hexdigest(),
+        "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
+    }
+
+
+class OutputFile:
+    """The file of --output while it grows; `done` has the keys of the lines that are there."""
+
+    def __init__(self, path: Path, origin: dict[str, Any]) -> None:
+        self.done: set[Key] = set()
+        self._path = path
+        self._partial = path.with_name(path.name + ".partial")
+        self._file = self._open(origin)
+
+    def __enter__(self) -> "OutputFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, continuation: Continuation) -> None:
+        """Add a line; it outlives this process at once."""
+        self._file.write(_line(dataclasses.asdict(continuation)))
+        self._file.flush()
+
+    def complete(self) -> None:
+        """Put the lines in order under the file's name."""
+        lines = self._lines()[1:]
+        ordered = sorted(lines, key=lambda line: _key(json.loads(line)))
+        whole = self._path.with_name(self._path.name + ".whole")
+        whole.write_bytes(b"".join(ordered))
+        whole.replace(self._path)
+        self._partial.unlink()
+
+    def _open(self, origin: dict[str, Any]) -> IO[bytes]:
+        check_output(self._path)
+        file = self._partial.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UserError(f"--output {self._path}: another process writes it; choose another file") from None
+        lines = self._lines()
+        if lines:
+            self._check_origin(lines[0], origin)
+            self.done = {_key(json.loads(line)) for line in lines[1:]}
+        file.truncate(sum(map(len, lines)))  # half a line is what a kill left
+        if not lines:
+            file.write(_line(origin))
+            file.flush()
+        return file
+
+    def _lines(self) -> list[bytes]:
+        """The whole lines."""
+        content = self._partial.read_bytes()
+        return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+
+    def _check_origin(self, line: bytes, origin: dict[str, Any]) -> None:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = {}
+        if not isinstance(found, dict) or found.keys() != origin.keys():
+            raise UserError(f"--output {self._path}: {self._partial} is there and none of generate.py; move it away")
+        changed = [
+            f"{name} was {found[name]!r}" for name in origin if found[name] != json.loads(json.dumps(origin[name]))
+        ]
+        if changed:
+            raise UserError(
+                f"--output {self._path}: {self._partial} was begun by another command ({'; '.join(changed)}); "
+                "give that one again, remove it, or choose another file"
+            )
+
+
+def check_output(path: Path) -> None:
+    """Refuse to write over a file."""
+    if path.exists():
+        raise UserError(f"--output {path}: exists already; choose another file")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: there is no folder {path.parent}; make it or choose another file")
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+def _key(content: dict[str, Any]) -> Key:
+    return content["prompt_number"], content["sample_number"]
