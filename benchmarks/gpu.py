@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""What Llama-2-7B trains at on the GPUs of this machine, lever by lever: benchmarks/gpu.md and gpu.json.
+
+    python3 -m benchmarks.gpu                                   # ten minutes, the most telling rows first
+    python3 -m benchmarks.gpu --minutes 60                      # goes on with the rows that are not measured yet
+    python3 -m benchmarks.gpu --dataset blocks                  # real blocks (of 4,096 tokens) in place of random ids
+    python3 -m benchmarks.gpu --small --output small.md         # the same on any machine, with the quickstart's model
+
+Each row is a run of pretrain.py of its own under the deepspeed launcher. A row that is done is not run again, one that
+fails says why, and one that was not reached stays "not yet measured". Without a GPU nothing is run.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_page import page
+from benchmarks.gpu_rows import ROWS, SHORT, SMALL_ROWS, Row
+from benchmarks.results import PROJECT_DIR, hardware, versions
+from pretraining.cli.errors import run_program
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.runs.history import read_records
+
+logger = logging.getLogger("pretraining.benchmarks")
+
+PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "liger-kernel", "flash-attn")
+SPEEDS = "from pretraining.doctor.speed import speed\nfor it in speed([]): print(f'{it.name}: {it.figure}')"
+ROW_MINUTES = 2.5  # less than this left, and no further row is begun
+
+
+@dataclass(frozen=True)
+class GpuArguments:
+    """Flags of this benchmark."""
+
+    minutes: float = flag(9.5, "time after which no row is begun any more")
+    row_minutes: float = flag(5.0, "time after which a row is ended, and counts as failed")
+    dataset: str | None = flag(None, "block store to train on, in place of random ids")
+    small: bool = flag(False, "the quickstart's model, on GPUs or without")
+    again: bool = flag(False, "measure rows again that are done")
+    output: Path = flag(Path("benchmarks/gpu.md"), "page to write, with a .json of the same name beside it")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run what is not measured yet, and write the page after each row."""
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Benchmark", GpuArguments)], argv)
+    began_at, rows = time.monotonic(), SMALL_ROWS if arguments.small else ROWS
+    store = arguments.output.with_suffix(".json")
+    found: dict[str, Any] = json.loads(store.read_text()) if store.is_file() else {"rows": {}}
+    num_gpus = count_gpus()
+    if num_gpus or arguments.small:
+        found["machine"] = machine(num_gpus)
+        for row in rows:
+            if is_wanted(row, found["rows"], arguments, num_gpus=num_gpus):
+                if time.monotonic() - began_at > 60 * (arguments.minutes - ROW_MINUTES):
+                    logger.info("the time is up; the same command goes on with the rows that are left")
+                    break
+                found["rows"][row.name] = measure(row, arguments, num_gpus=max(num_gpus, row.num_gpus))
+                store.write_text(json.dumps(found, indent=2) + "\n")
+    else:
+        logger.warning("no GPU here: nothing is run, and what is not measured stays so")
+    arguments.output.write_text(page(rows, found, is_small=arguments.small), encoding="utf-8")
+    logger.info("result: %s", arguments.output)
+
+
+def count_gpus() -> int:
+    """GPUs that torch sees, asked in a process of its own, which frees what CUDA takes."""
+    words = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+def machine(num_gpus: int) -> dict[str, Any]:
+    """What the figures are from, with the speed of a bare product of matrices beside them."""
+    words = [sys.executable, "-c", SPEEDS]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=PROJECT_DIR)
+    speeds = done.stdout.splitlines()
+    return {"hardware": hardware(), "num_gpus": num_gpus, "versions": versions(PACKAGES), "speeds": speeds}
+
+
+def is_wanted(row: Row, done: dict[str, Any], arguments: GpuArguments, *, num_gpus: int) -> bool:
+    """Whether it can be measured here and is not yet."""
+    if row.package is not None and importlib.util.find_spec(row.package) is None:
+        logger.info("%s: %s is not installed", row.name, row.package)
+        return False
+    return (arguments.small or num_gpus >= row.num_gpus) and (arguments.again or row.name not in done)
+
+
+def measure(row: Row, arguments: GpuArguments, *, num_gpus: int) -> dict[str, Any]:
+    """The figures of one run, or why there are none."""
+    logger.info("%s ...", row.name)
+    with tempfile.TemporaryDirectory() as folder:
+        command = command_of(row, arguments, Path(folder), num_gpus=num_gpus)
+        environment = {**os.environ, **row.environment}
+        began_at = time.monotonic()
+        log = Path(folder) / "log"
+        with log.open("w") as output:
+            run = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=PROJECT_DIR)
+            try:
+                run.wait(60 * arguments.row_minutes)
+            except subprocess.TimeoutExpired:
+                run.terminate()
+                run.wait()
+        figures = figures_of(Path(folder) / "run", log.read_text(errors="replace"), run.returncode)
+        figures["seconds"] = time.monotonic() - began_at
+    figures["command"] = said_command(row, command, folder)
+    logger.info(
+        "%s: %s", row.name, figures.get("failed") or f"{figures['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU"
+    )
+    return figures
+
+
+def command_of(row: Row, arguments: GpuArguments, folder: Path, *, num_gpus: int) -> list[str]:
+    """The run as a user would start it."""
+    config = json.loads((PROJECT_DIR / row.ds_config).read_text())
+    config["zero_optimization"] |= row.zero
+    (folder / "ds_config.json").write_text(json.dumps(config))
+    launcher = [shutil.which("deepspeed") or "deepspeed", f"--num_gpus={num_gpus}"]
+    words = [*launcher, "pretrain.py", "--recipe", f"recipes/benchmark_{row.recipe}.yaml"]
+    words += [
+        "--deepspeed",
+        str(folder / "ds_config.json"),
+        "--output_dir",
+        str(folder / "run"),
+        "--logging_steps",
+        "1",
+    ]
+    words += [
+        *(SHORT if row.is_short else ()),
+        *(() if arguments.dataset is None else ("--dataset", arguments.dataset)),
+    ]
+    return [*words, *row.flags]
+
+
+def said_command(row: Row, command: Sequence[str], folder: str) -> str:
+    """The command as it can be pasted, with what else the row changes."""
+    words = [f"{name}={value}" for name, value in row.environment.items()]
+    words += ["deepspeed", *(word.replace(folder, "runs/gpu") for word in command[1:])]
+    changed = f"  # {row.ds_config} with {json.dumps(row.zero)}" if row.zero else f"  # {row.ds_config}"
+    return shlex.join(words) + changed
+
+
+def figures_of(run_dir: Path, log: str, returncode: int) -> dict[str, Any]:
+    """From the records of a run; of one that failed its error, or its last line."""
+    records = list(read_records(run_dir)) if (run_dir / "metrics.jsonl").is_file() else []
+    summaries = [record for record in records if record.get("event") == "summary"]
+    if returncode or not summaries:
+        lines = [line for line in log.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("error: ") or "OutOfMemoryError" in line]
+        return {"failed": (errors or lines or ["it said nothing"])[-1][-300:], "exit_code": returncode}
+    steps = [record for record in records if "loss" in record and "event" not in record]
+    summary = summaries[-1]
+    return {
+        "tokens_per_second_per_gpu": summary["overall_tokens_per_second_per_gpu"],
+        "mfu": summary.get("mfu"),
+        "mfu_causal": summary.get("mfu_causal"),
+        "peak_memory_bytes": summary.get("peak_memory_bytes"),
+        "data_seconds": summary["data_seconds"],
+        "optimizer_seconds": summary["optimizer_seconds"],
+        "total_seconds": summary["total_seconds"],
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        "num_steps": steps[-1]["step"],
+    }
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,83 @@
+"""The rows of benchmarks/gpu.md: each a recipe with what one lever changes in it, the most telling first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+BASE = "llama2_7b"
+RECOMPUTED = ("--compile_layers", "false", "--activation_checkpointing", "true")
+PLAIN = ("--compile_layers", "false")
+SHORT = ("--global_batch_tokens", "32768", "--max_steps", "20")  # 8 micro steps; 50 s at 13,000 tokens/s
+LONG_STEPS = ("--max_steps", "3")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured run of pretrain.py.
+
+    `zero` replaces fields of ds_config.json's zero_optimization; `package` must be installed for it; `num_gpus` are the
+    fewest that it is meant for.
+    """
+
+    name: str
+    recipe: str = BASE
+    flags: tuple[str, ...] = ()
+    zero: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ds_config: str = "ds_config.json"
+    package: str | None = None
+    num_gpus: int = 1
+
+    @property
+    def is_short(self) -> bool:
+        """Whether its step is cut down to what all rows of one model have, so that their losses compare."""
+        return self.recipe == BASE
+
+
+ROWS = (
+    Row("7B: layers compiled, nothing computed again"),
+    Row("7B, plain: layers computed again, not compiled", flags=RECOMPUTED),
+    Row("compiled and computed again", flags=("--activation_checkpointing", "true")),
+    Row("flash attention of torch in place of cuDNN's", environment={"TORCH_CUDNN_SDPA_PREFERRED": "0"}),
+    Row("liger-kernel in place of torch.compile", flags=(*PLAIN, "--use_liger_kernel", "true"), package="liger_kernel"),
+    Row("FlashAttention-3", flags=("--attention_implementation", "flash_attention_3"), package="flash_attn_interface"),
+    Row("FlashAttention-2", flags=("--attention_implementation", "flash_attention_2"), package="flash_attn"),
+    Row(
+        "two blocks a micro step, every second layer computed again",
+        flags=(
+            *("--per_device_train_batch_size", "2", "--activation_checkpointing", "true"),
+            *("--activation_checkpointing_kwargs", '{"every_n_layers": 2}'),
+        ),
+    ),
+    Row("optimizer in sub groups of 2e8", zero={"sub_group_size": 2e8}),
+    Row("without overlap_comm", zero={"overlap_comm": False}),
+    Row("without contiguous_gradients", zero={"contiguous_gradients": False}),
+    Row(
+        'messages by the Trainer\'s "auto"',
+        zero={"reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"},
+    ),
+    Row("messages of 5e8", zero={"reduce_bucket_size": 5e8, "stage3_prefetch_bucket_size": 5e8}),
+    Row("gradients added up in fp32", flags=(*RECOMPUTED, "--grad_accum_dtype", "fp32")),
+    Row("allocator: expandable segments", environment={"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+    Row("optimizer adamw_bf16", flags=("--optim", "adamw_bf16")),
+    Row(
+        "optimizer in host memory",
+        flags=("--activation_checkpointing", "true"),
+        ds_config="ds_config_offload_optimizer.json",
+    ),
+    Row(
+        "optimizer and weights in host memory",
+        flags=("--activation_checkpointing", "true"),
+        ds_config="ds_config_offload.json",
+    ),
+    Row("TinyLlama-1.1B", recipe="tinyllama_1b"),
+    Row("blocks of 196,608 tokens", recipe="long_blocks", flags=LONG_STEPS),
+    Row("13B", recipe="llama2_13b", num_gpus=2),
+)
+SMALL_ROWS = (
+    Row("quickstart: as it is", recipe="quickstart"),
+    Row("layers compiled", recipe="quickstart", flags=("--compile_layers", "true")),
+    Row("layers computed again", recipe="quickstart", flags=("--activation_checkpointing", "true")),
+    Row("without overlap_comm", recipe="quickstart", zero={"overlap_comm": False}),
+    Row("liger-kernel", recipe="quickstart", flags=("--use_liger_kernel", "true"), package="liger_kernel"),
+)
