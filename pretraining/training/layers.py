@@ -5,6 +5,7 @@ whole it costs the host 1.8 ms in forward in place of 3.4, on the machine of doc
 of Llama-2-7B over 4,096 tokens in 2.4. Nothing within a layer is hooked then, so torch.compile takes it in one graph.
 """
 
+import importlib.util
 import shutil
 
 import torch
@@ -31,11 +32,18 @@ def compile_layers(model: PreTrainedModel) -> None:
         layer.forward = torch.compile(layer.forward, dynamic=False)
 
 
-def check_compiler() -> None:
+def check_kernels(*, compiled: bool, liger: bool) -> None:
     """Before anything is loaded: torch.compile has its kernels, or what starts them on a GPU, compiled as C++.
 
     Raises:
-        UserError: when there is no compiler.
+        UserError: when there is no compiler, or no Liger-Kernel where its kernels were asked for.
     """
-    if not any(map(shutil.which, COMPILERS)):
-        raise UserError("--compile_layers: needs a C++ compiler (c++, g++ or clang++); install one, or leave it out")
+    checks = {
+        "--compile_layers: needs a C++ compiler (c++, g++ or clang++); install one, or leave it out": not compiled
+        or any(map(shutil.which, COMPILERS)),
+        "--use_liger_kernel: needs liger-kernel; `pip install liger-kernel`, or leave it out": not liger
+        or importlib.util.find_spec("liger_kernel") is not None,
+    }
+    problems = [message for message, fine in checks.items() if not fine]
+    if problems:
+        raise UserError(*problems)

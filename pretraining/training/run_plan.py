@@ -17,7 +17,7 @@ from pretraining.training.block_loader import BlockStream
 from pretraining.training.block_order import BlockOrder
 from pretraining.training.ds_config import choose_cpu_optimizer, load_ds_config
 from pretraining.training.global_batch import GlobalBatch, plan_global_batch
-from pretraining.training.layers import check_compiler
+from pretraining.training.layers import check_kernels
 from pretraining.training.model import load_model_config
 from pretraining.training.optimizers import prepare_optimizer
 from pretraining.training.planned_machine import Machine, this_machine
@@ -113,8 +113,7 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     check_blocks(mixture, batch, evaluates=trainer["eval_strategy"] != "no")
     data_seed = trainer.get("data_seed")
     prepare_optimizer(arguments.optimization.optim, ds_config)
-    if arguments.model.compile_layers:
-        check_compiler()
+    check_kernels(compiled=arguments.model.compile_layers, liger=bool(trainer.get("use_liger_kernel")))
     choose_cpu_optimizer(ds_config, has_gpu=has_gpu())
     ds_config["data_types"]["grad_accum_dtype"] = gradient_type.name
     return RunPlan(
