@@ -28,9 +28,9 @@ def main(argv: Sequence[str]) -> None:
 
     from pretraining.sampling.generation import make_jobs
     from pretraining.sampling.model_source import find_model, load_model
-    from pretraining.sampling.output import check_output, write_continuations
+    from pretraining.sampling.output import check_output, read_continuations, write_continuations
     from pretraining.sampling.prompts import read_prompts
-    from pretraining.sampling.terminal import converse, show, stream
+    from pretraining.sampling.terminal import converse, say_statistics, show, stream
 
     prompts = [] if arguments.interactive else read_prompts(arguments)
     if arguments.output is not None:
@@ -43,10 +43,11 @@ def main(argv: Sequence[str]) -> None:
     jobs = make_jobs(prompts, tokenizer, model.config, arguments)
     if arguments.output is not None:
         write_continuations(model, tokenizer, jobs, arguments, source)
-    elif sys.stdout.isatty():
-        stream(model, tokenizer, jobs, arguments)
+        texts = read_continuations(arguments.output) if arguments.stats else []
     else:
-        show(model, tokenizer, jobs, arguments)
+        texts = (stream if sys.stdout.isatty() else show)(model, tokenizer, jobs, arguments)
+    if arguments.stats:
+        say_statistics(texts, arguments)
 
 
 if __name__ == "__main__":

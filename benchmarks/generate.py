@@ -38,8 +38,8 @@ OWN = "generate.py"
 NOTES = """
 Tokens a second: median, least and most of the rounds. transformers opens the model by `from_pretrained` (its own
 precision, or float32) and continues the prompts, filled up on the left, by `generate` with the same flags; its default
-cache and attention. generate.py computes in the precision that it chooses here. Neither compiles anything. On a GPU:
-not yet measured.
+cache and attention. generate.py computes in the precision that it chooses here. Neither compiles anything, and both
+have torch's default number of threads. On a GPU: not yet measured.
 """
 
 

@@ -26,7 +26,7 @@ from pretraining.sampling.growing import Job
 from pretraining.sampling.model_source import ModelSource
 
 # Flags that say where prompts and text are, or how fast it is made.
-BESIDES_THE_TEXT = ("prompt", "prompt_file", "interactive", "output", "batch_size", "model", "revision")
+BESIDES_THE_TEXT = ("prompt", "prompt_file", "interactive", "output", "stats", "batch_size", "model", "revision")
 WEIGHTS = ("*.safetensors", "global_step*/*_optim_states.pt")
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,11 @@ def write_continuations(
         speed = num_tokens / progress.elapsed_seconds
         output.complete()
     logger.info("%s continuations, %s tokens/s: %s", f"{len(jobs):,}", f"{speed:,.0f}", arguments.output)
+
+
+def read_continuations(path: Path) -> list[Continuation]:
+    """All that a finished file has."""
+    return [Continuation(**json.loads(line)) for line in path.read_bytes().splitlines()]
 
 
 def _origin(jobs: Sequence[Job], arguments: GenerateArguments, source: ModelSource) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.generate_arguments import GenerateArguments
 from pretraining.sampling.generation import Continuation, continue_jobs, in_order, make_jobs
 from pretraining.sampling.growing import Job
+from pretraining.sampling.statistics import text_statistics
 
 HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what the bytes of one decode to while some are missing
 
@@ -20,20 +21,34 @@ logger = logging.getLogger(__name__)
 
 def show(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, jobs: Sequence[Job], arguments: GenerateArguments
-) -> None:
-    """Write each prompt with its continuation, in their order."""
+) -> list[Continuation]:
+    """Write each prompt with its continuation, in their order, which are returned."""
+    shown = []
     for continuation in in_order(jobs, continue_jobs(model, tokenizer, jobs, arguments=arguments)):
         _write(f"{continuation.prompt}{continuation.text}\n\n")
+        shown.append(continuation)
+    return shown
 
 
 def stream(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, jobs: Sequence[Job], arguments: GenerateArguments
-) -> None:
-    """Write one continuation after the other, each token as it is made."""
+) -> list[Continuation]:
+    """Write one continuation after the other, each token as it is made; they are returned."""
+    shown = []
     display = GrowingDisplay(arguments.stop or ())
     alone = dataclasses.replace(arguments, batch_size=1)
     for continuation in continue_jobs(model, tokenizer, jobs, arguments=alone, watch=display.watch):
         display.end(continuation)
+        shown.append(continuation)
+    return shown
+
+
+def say_statistics(continuations: Sequence[Continuation], arguments: GenerateArguments) -> None:
+    """Log what the texts are like, and which command tells more of a file of them."""
+    for line in text_statistics(continuations).lines():
+        logger.info(line)
+    flags = f"{arguments.output or 'FILE'} --model {arguments.model or 'MODEL'} --held_out FILES --blocks STORE"
+    logger.info("how likely they are, and what is copied: python3 -m tools.text_statistics %s", flags)
 
 
 def converse(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, arguments: GenerateArguments) -> None:

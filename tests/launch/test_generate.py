@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pretraining.sampling.generation import Continuation
+from pretraining.sampling.statistics import text_statistics
 from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run, run_fine
 from tests.launch.launching import run_preloaded, train
 
@@ -140,6 +142,22 @@ def test_a_text_depends_on_seed_prompt_and_place_alone(finished_run: Path, promp
     )
     otherwise = written(tmp_path / "seed.jsonl", *many, "--seed", 43)
     assert all(line["tokens"] != other["tokens"] for line, other in zip(one, otherwise, strict=True))
+
+
+def test_statistics_are_said_beside_the_text_and_of_all_lines_of_a_file(
+    finished_run: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    flags = ["--model", finished_run, "--prompt_file", prompt_file, "--max_new_tokens", 12]
+    output = tmp_path / "texts.jsonl"
+    lines = written(output, *flags)
+    figures = text_statistics([Continuation(**line) for line in lines]).lines()
+    done = generate(*flags, "--stats")
+    assert done.stdout == "".join(f"{line['prompt']}{line['text']}\n\n" for line in lines)
+    to_file = generate(*flags, "--stats", "--output", tmp_path / "again.jsonl")
+    for line in figures:
+        assert line in done.stderr
+        assert line in to_file.stderr
+    assert f"tools.text_statistics {tmp_path / 'again.jsonl'} --model {finished_run}" in to_file.stderr
 
 
 def assert_same(lines: list[dict], expected: list[dict]) -> None:
