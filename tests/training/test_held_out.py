@@ -26,7 +26,7 @@ def test_documents_are_those_of_training(
     words = ["--tokenizer", name, "--block_length", 64, "--output_dir", tmp_path / "blocks"]
     run_fine(*python("preprocess.py", *words, "--add_bos", str(add_bos).lower()))
     manifest = read_manifest(tmp_path / "blocks", flag="")
-    tokenizer_for_model(tmp_path / "blocks", manifest, max_length=64).save_pretrained(tmp_path / "model")
+    tokenizer_for_model(tmp_path / "blocks", manifest.origin, max_length=64).save_pretrained(tmp_path / "model")
     texts = [text for text in ODD_TEXTS if text.strip()]
     path = tmp_path / "held_out.jsonl"
     path.write_text("".join(json.dumps({"text": text, "source": "odd"}) + "\n" for text in [*texts, ""]), "utf-8")

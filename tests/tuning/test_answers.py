@@ -13,7 +13,7 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.finetune_arguments import parse_finetune_arguments
 from pretraining.corpus.manifest import read_manifest
 from pretraining.training.block_dataset import IGNORED_LABEL, BlockDataset, BlockFields
-from pretraining.training.evaluation import evaluate_blocks
+from pretraining.training.evaluation import evaluate_blocks, losses_by
 from pretraining.training.loss import collate_targets
 from pretraining.tuning.chat_format import chat_template
 from pretraining.tuning.program import make_blocks, with_model
@@ -61,7 +61,7 @@ def figures_of(model: Path, store: Path) -> dict[str, float]:
     opened = AutoModelForCausalLM.from_pretrained(model).eval()
     opened.config.use_cache = False
     batches = DataLoader(blocks_of(store), batch_size=2, collate_fn=collate_targets)
-    return evaluate_blocks(opened, batches, sources=["all"], device=torch.device("cpu"))
+    return evaluate_blocks(losses_by(opened), batches, sources=["all"], device=torch.device("cpu"))
 
 
 @torch.no_grad()
