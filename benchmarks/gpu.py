@@ -37,6 +37,7 @@ logger = logging.getLogger("pretraining.benchmarks")
 
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "liger-kernel", "flash-attn")
 SPEEDS = "from pretraining.doctor.speed import speed\nfor it in speed([]): print(f'{it.name}: {it.figure}')"
+LEAVING_SECONDS = 15  # in which the processes of a run see that its launcher is gone, and give the GPUs free
 ROW_MINUTES = 2.5  # less than this left, and no further row is begun
 
 
@@ -109,8 +110,10 @@ def measure(row: Row, arguments: GpuArguments, *, num_gpus: int) -> dict[str, An
             try:
                 run.wait(60 * arguments.row_minutes)
             except subprocess.TimeoutExpired:
-                run.terminate()
+                run.kill()  # asked politely it would save 81 GB first
                 run.wait()
+                time.sleep(LEAVING_SECONDS)
+                output.write(f"error: not through after {arguments.row_minutes:g} minutes\n")
         figures = figures_of(Path(folder) / "run", log.read_text(errors="replace"), run.returncode)
         figures["seconds"] = time.monotonic() - began_at
     figures["command"] = said_command(row, command, folder)

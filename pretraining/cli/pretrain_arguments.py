@@ -83,13 +83,18 @@ class ModelArguments:
                 f"--sequence_parallel_size {self.sequence_parallel_size}: eager attention needs a mask of the whole "
                 "block, which no process has; give another --attention_implementation"
             )
-        if self.compile_layers and (self.mlp_tiles is not None or self.sequence_parallel_size > 1):
+        if self.compile_layers and not self._layers_are_graphs:
             problems.append(
-                "--compile_layers: a layer is one graph only without --mlp_tiles and --sequence_parallel_size; leave "
-                "them or it out"
+                "--compile_layers: a layer is one graph only without --mlp_tiles, --sequence_parallel_size and eager "
+                "attention; leave them or it out"
             )
         if problems:
             raise UserError(*problems)
+
+    @property
+    def _layers_are_graphs(self) -> bool:
+        is_whole = self.mlp_tiles is None and self.sequence_parallel_size == 1
+        return is_whole and self.attention_implementation != "eager"
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,12 @@ def check_together(arguments: PretrainArguments) -> None:
         )
     if trainer.get("fp16") and arguments.model.loss_tiles is not None:
         problems.append("--loss_tiles --fp16: a tile's gradient is made before fp16's loss scale; use bf16 or no tiles")
+    is_flash = arguments.model.attention_implementation.startswith("flash")
+    if arguments.model.compile_layers and arguments.data.isolate_documents and is_flash:
+        problems.append(
+            "--compile_layers --isolate_documents: flash attention takes the length of the longest document, for each "
+            "of which the layers would be compiled anew; give --attention_implementation sdpa, or leave one of them out"
+        )
     if trainer.get("push_to_hub") and not arguments.durability.export:
         problems.append("--push_to_hub --export false: no model would be pushed; leave one of them out")
     minimum, peak = arguments.optimization.min_learning_rate, trainer["learning_rate"]

@@ -99,6 +99,11 @@ def test_attention_of_a_group_is_that_of_one_process() -> None:
         (["--sequence_parallel_size", 2], ["--sequence_parallel_size 2", "1 processes"]),
         (["--sequence_parallel_size", 2, "--attention_implementation", "eager"], ["eager attention needs a mask"]),
         (["--mlp_tiles", 0], ["--mlp_tiles 0"]),
+        (["--mlp_tiles", 2, "--compile_layers"], ["--compile_layers: a layer is one graph only without"]),
+        (
+            ["--compile_layers", "--isolate_documents", "--attention_implementation", "flash_attention_2"],
+            ["--compile_layers --isolate_documents: flash attention"],
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(flags: list[object], words: list[str], sample_store: Path, tmp_path: Path) -> None:
