@@ -20,6 +20,7 @@ from tests.runs.exported import export_random_model
 TOOL = [sys.executable, "-m", "tools.to_gguf"]
 MESSAGES = [{"role": "user", "content": " Who? "}, {"role": "assistant", "content": "They."}]
 MESSAGES += [{"role": "user", "content": "Why?"}]
+MODEL_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json"]
 Ask = Callable[..., Any]
 
 
@@ -110,4 +111,6 @@ def test_what_it_does_not_write_is_told(sample_store: Path, tmp_path: Path) -> N
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert_one_error(run(*TOOL, model, tmp_path / "a.gguf"), "its tokenizer is neither of train_tokenizer.py's kind")
     assert not (tmp_path / "a.gguf").exists()
-    assert_one_error(run(*TOOL, tmp_path, model / "config.json"), "exists already; choose another file")
+    assert_one_error(run(*TOOL, model, model / "config.json"), "exists already; choose another file")
+    missing = run(*TOOL, tmp_path, tmp_path / "b.gguf").errors
+    assert [error.split(": ")[2].split()[0] for error in missing] == MODEL_FILES
