@@ -179,6 +179,7 @@ def add_weights(writer: GGUFWriter, model: Path, config: dict[str, Any]) -> None
                 if projection in heads:
                     tensor = interleaved(tensor, heads[projection])
                 target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+                assert target is not None, f"llama.cpp has no name for {name}, which no Llama has"
                 writer.add_tensor(target, quantize(tensor.float().numpy(), kind), raw_dtype=kind)
 
 
