@@ -1,5 +1,6 @@
 """What tests share: a small block store, child processes started as users start them, real data where it stands."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,6 +22,16 @@ TINY_RUN += ["--learning_rate", "1e-2", "--warmup_steps", "2"]
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would each program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """End the workers that a failed test still holds.
+
+    They ignore the SIGTERM by which Python would end them as it exits, and it would wait for them without end.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler raises for a worker that was killed
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 @dataclass(frozen=True)
