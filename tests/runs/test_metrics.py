@@ -82,9 +82,13 @@ def test_a_disk_that_takes_nothing_more_ends_no_run(tmp_path: Path, state: Train
     assert told == [(4, "loss"), (5, "loss"), (5, "spike"), (5, "save")], "of step 6 there will be another"
 
 
-def test_a_warning_of_a_name_that_is_no_text_is_written(tmp_path: Path, state: TrainerState) -> None:
+def test_a_warning_of_a_name_that_is_no_text_is_written(
+    tmp_path: Path, state: TrainerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin(tmp_path, state)
-    logging.getLogger("pretraining").warning("odd: %s", b"a\xff".decode("utf-8", "surrogateescape"))
+    logger = logging.getLogger("pretraining")
+    monkeypatch.setattr(logger, "propagate", False)  # pytest would record it, and cannot send it to another process
+    logger.warning("odd: %s", b"a\xff".decode("utf-8", "surrogateescape"))
     assert read(tmp_path)[-1]["message"] == r"odd: a\udcff"
 
 
