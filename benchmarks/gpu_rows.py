@@ -71,7 +71,7 @@ ROWS = (
         ds_config="ds_config_offload.json",
     ),
     Row("TinyLlama-1.1B", recipe="tinyllama_1b"),
-    Row("blocks of 196,608 tokens", recipe="long_blocks", flags=LONG_STEPS),
+    Row("blocks of 262,144 tokens", recipe="long_blocks", flags=LONG_STEPS),
     Row("13B", recipe="llama2_13b", num_gpus=2),
 )
 SMALL_ROWS = (

@@ -64,7 +64,7 @@ class ModelArguments:
     )
     sequence_parallel_size: int = flag(1, "GPUs that share each block, a part of its length each, for long blocks")
     loss_tiles: int | None = flag(None, "compute logits and loss in so many tiles, which take less memory")
-    mlp_tiles: int | None = flag(None, "compute each MLP in so many tiles of the block, again in backward")
+    mlp_tiles: int | None = flag(None, "compute each MLP and norm in so many tiles of the block, again in backward")
     compile_layers: bool = flag(
         False, "compile each layer with torch.compile: a minute at the start, then less time and memory a step"
     )

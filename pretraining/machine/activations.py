@@ -30,11 +30,14 @@ def activations(layout: Layout) -> Activations:
     every = layout.checkpoint_every
     num_checkpointed = 0 if every is None else len(range(0, num_layers, every))
     inputs = 0 if layout.offload_checkpoints else num_checkpointed * hidden
-    around = _norm_bytes(layout) + _position_bytes(layout)
+    last_norm = _norm_bytes(layout)
+    if layout.mlp_tiles and layout.loss_tiles:
+        last_norm -= hidden  # a tiled loss does not keep what it was given
+    around = last_norm + _position_bytes(layout)
     kept = (num_layers - num_checkpointed) * layer + inputs + around
     # Backward begins in the MLP: gradients of its product and of one of its factors, and of the layer's output.
-    mlp_work = 2 * mlp + hidden + (4 * mlp if layout.mlp_tiles else 0)
-    in_layer = mlp_work + (layer if num_checkpointed else 0) - _norm_bytes(layout)  # the last norm's are free by then
+    mlp_work = 2 * mlp + hidden + (_tiled_mlp_bytes(layout) if layout.mlp_tiles else 0)
+    in_layer = mlp_work + (layer if num_checkpointed else 0) - last_norm  # which is free by then
     return Activations(kept, at_loss=loss_bytes(layout), in_layer=max(0, in_layer))
 
 
@@ -65,6 +68,13 @@ def _compiled_layer_bytes(layout: Layout, *, queries: int, keys: int) -> int:
     return 3 * hidden + 3 * queries + 2 * keys + 3 * mlp_width_bytes(layout) + factors
 
 
+def _tiled_mlp_bytes(layout: Layout) -> int:
+    """What a tile computes again, and gradients: of what the MLP is given, and of its weights, a tile's and the sum."""
+    shape, each = layout.shape, layout.weight_bytes
+    weights = 3 * shape.hidden_size * shape.intermediate_size
+    return 4 * mlp_width_bytes(layout) + layout.num_tokens * shape.hidden_size * each + weights * (FP32_BYTES + each)
+
+
 def mlp_width_bytes(layout: Layout) -> int:
     """One tensor as wide as the MLP, of the tokens that it takes at a time."""
     whole = layout.num_tokens * layout.shape.intermediate_size * layout.weight_bytes
@@ -91,7 +101,12 @@ def evaluation_bytes(layout: Layout) -> int:
 
 
 def _norm_bytes(layout: Layout) -> int:
-    """RMSNorm keeps its input in fp32 and a factor for each token, and its result before and after the weight."""
+    """RMSNorm keeps its input in fp32 and a factor for each token, and its result before and after the weight.
+
+    In tiles it keeps its input as it came, and its result is there, too.
+    """
+    if layout.mlp_tiles:
+        return layout.num_tokens * layout.shape.hidden_size * 2 * layout.weight_bytes
     return layout.num_tokens * (layout.shape.hidden_size * (FP32_BYTES + 2 * layout.weight_bytes) + FP32_BYTES)
 
 

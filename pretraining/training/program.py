@@ -51,7 +51,7 @@ from pretraining.training.step_timing import StepTiming, make_cuda_event
 from pretraining.training.stop_request import Phase, StopRequest
 from pretraining.training.stopping import Stopping
 from pretraining.training.summary import RunSummary
-from pretraining.training.tiling import tile_loss, tile_mlps
+from pretraining.training.tiling import tile_layers, tile_loss
 from pretraining.training.tokenizer import tokenizer_for_model
 from pretraining.training.trainer import PretrainingTrainer, RunStart
 from pretraining.training.training_arguments import make_training_arguments
@@ -203,7 +203,7 @@ def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
     if flags.loss_tiles is not None:
         tile_loss(model, num_tiles=flags.loss_tiles)
     if flags.mlp_tiles is not None:
-        tile_mlps(model, num_tiles=flags.mlp_tiles)
+        tile_layers(model, num_tiles=flags.mlp_tiles)
     if share > 1:
         isolated = plan.arguments.data.isolate_documents
         group = join_sequence_group(share, timeout_seconds=plan.arguments.trainer["ddp_timeout"])

@@ -1,4 +1,4 @@
-"""Loss and MLP over tiles of tokens, so that what is widest in a model never exists for a whole block at once.
+"""Loss, MLP and norms over tiles of tokens, so that what is widest in a model never exists for a whole block at once.
 
 The logits of 131,072 tokens of a vocabulary of 128,256 have 67 GB in fp32, as have their gradients; one of 32 tiles has
 2.1 GB. The idea is that of ALST (arXiv 2506.13996); loss and gradient are made together as in Liger-Kernel's fused
@@ -9,7 +9,7 @@ first gives `lm_head` a gradient that no later division of the loss reaches, and
 where `torch.chunk` makes fewer tiles than it was asked for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.utils import ModelOutput
 
 from pretraining.training.block_dataset import IGNORED_LABEL
@@ -138,19 +137,57 @@ def in_whole_blocks(model: PreTrainedModel) -> Iterator[None]:
             module.forward = forward
 
 
-def tile_mlps(model: PreTrainedModel, *, num_tiles: int) -> None:
-    """Let each MLP of this model take a block in tiles along its length, of which it keeps the hidden states only."""
+def tile_layers(model: PreTrainedModel, *, num_tiles: int) -> None:
+    """Let each MLP and each norm of this model take a block in tiles along its length, and keep its input only."""
     for module in model.modules():
-        if isinstance(module, LlamaMLP):
-            module.forward = partial(_mlp_in_tiles, module, num_tiles=num_tiles)
+        if isinstance(module, (LlamaMLP, LlamaRMSNorm)):
+            module.forward = partial(_in_tiles, module, num_tiles)
 
 
-def _mlp_in_tiles(mlp: LlamaMLP, hidden: Tensor, *, num_tiles: int) -> Tensor:
-    compute = partial(LlamaMLP.forward, mlp)
-    tiles = hidden.split(_tile_length(hidden.shape[1], num_tiles), dim=1)
-    return torch.cat(
-        [checkpoint(compute, tile, use_reentrant=False, preserve_rng_state=False) for tile in tiles], dim=1
-    )
+def _in_tiles(module: nn.Module, num_tiles: int, hidden: Tensor) -> Tensor:
+    compute = partial(type(module).forward, module)
+    return _TokenwiseTiles.apply(compute, num_tiles, hidden, *module.parameters())
+
+
+class _TokenwiseTiles(torch.autograd.Function):
+    """What `compute` makes of each token of `hidden` [batch, length, width] with `weights`; again in backward.
+
+    Not torch's checkpoint of each tile: autograd would add up the tiles' gradients of a weight in bf16. The norms are
+    here because autograd keeps 8 bytes of each number for one in bf16, of which 2 are its input.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, compute: Callable[[Tensor], Tensor], num_tiles: int, hidden: Tensor, *weights: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.compute, ctx.weights, ctx.tile_length = compute, weights, _tile_length(hidden.shape[1], num_tiles)
+        result = torch.empty_like(hidden)
+        for part, target in _tiles(ctx.tile_length, hidden, result):
+            target.copy_(compute(part))
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        (hidden,) = ctx.saved_tensors
+        gradient = torch.empty_like(hidden)
+        sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in ctx.weights]
+        for part, target, its_incoming in _tiles(ctx.tile_length, hidden, gradient, incoming):
+            part = part.detach().requires_grad_()
+            with torch.enable_grad():
+                result = ctx.compute(part)
+            found, *of_weights = torch.autograd.grad(result, (part, *ctx.weights), its_incoming)
+            target.copy_(found)
+            for total, found in zip(sums, of_weights, strict=True):
+                total += found
+        of_weights = [total.to(weight.dtype) for total, weight in zip(sums, ctx.weights, strict=True)]
+        return None, None, gradient, *of_weights
+
+
+def _tiles(tile_length: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of the same tile of each."""
+    return zip(*(tensor.split(tile_length, dim=1) for tensor in tensors), strict=True)
 
 
 def _tile_length(length: int, num_tiles: int) -> int:

@@ -13,7 +13,7 @@ from pretraining.machine.activations import activations, layer_bytes
 from pretraining.machine.layout import Layout
 from pretraining.training.layers import compile_layers
 from pretraining.training.loss import token_losses
-from pretraining.training.tiling import tile_loss, tile_mlps
+from pretraining.training.tiling import tile_layers, tile_loss
 from tests.machine.layouts import layout_of
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -36,7 +36,7 @@ def model_of(layout: Layout) -> LlamaForCausalLM:
     if layout.loss_tiles is not None:
         tile_loss(model, num_tiles=layout.loss_tiles)
     if layout.mlp_tiles is not None:
-        tile_mlps(model, num_tiles=layout.mlp_tiles)
+        tile_layers(model, num_tiles=layout.mlp_tiles)
     if layout.compiles_layers:
         compile_layers(model)
     return model.train()
@@ -90,8 +90,9 @@ def test_what_autograd_saves_with_compiled_layers(fields: dict) -> None:
     assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.05)
 
 
-def test_what_autograd_saves_with_tiles() -> None:
-    layout = prepared(MIDDLE, precision="bf16", mlp_tiles=2, loss_tiles=4)
+@pytest.mark.parametrize("every", [None, 1])
+def test_what_autograd_saves_with_tiles(every: int | None) -> None:
+    layout = prepared(MIDDLE, precision="bf16", mlp_tiles=2, loss_tiles=4, checkpoint_every=every)
     model = model_of(layout)
     with saved_storages(model) as found:
         loss_of(model, layout)
@@ -125,6 +126,7 @@ def most_alive(layout: Layout) -> int:
         ("bf16", 260, {"checkpoint_every": 1}),
         ("fp32", 260, {"checkpoint_every": 1}),
         ("bf16", 4000, {"checkpoint_every": 1, "loss_tiles": 4}),
+        ("bf16", 260, {"checkpoint_every": 1, "loss_tiles": 8, "mlp_tiles": 8}),
     ],
 )
 def test_the_most_that_is_alive(precision: str, vocabulary: int, how: dict) -> None:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.training.block_dataset import IGNORED_LABEL
-from pretraining.training.tiling import tile_mlps, tiled_token_losses
+from pretraining.training.tiling import tile_layers, tiled_token_losses
 
 BATCH, LENGTH, HIDDEN, VOCABULARY = 2, 11, 16, 50
 
@@ -139,7 +139,7 @@ def tiny_llama() -> LlamaForCausalLM:
 def test_mlps_in_tiles_compute_the_same(num_tiles: int, with_activation_checkpointing: bool) -> None:
     plain = tiny_llama()
     tiled = copy.deepcopy(plain)
-    tile_mlps(tiled, num_tiles=num_tiles)
+    tile_layers(tiled, num_tiles=num_tiles)
     if with_activation_checkpointing:
         tiled.activation_checkpointing_enable()
     ids = torch.randint(VOCABULARY, (BATCH, LENGTH))
@@ -153,6 +153,23 @@ def test_mlps_in_tiles_compute_the_same(num_tiles: int, with_activation_checkpoi
 
 def test_only_the_given_model_is_tiled() -> None:
     tiled, other = tiny_llama(), tiny_llama()
-    tile_mlps(tiled, num_tiles=2)
-    assert "forward" in vars(tiled.model.layers[0].mlp)
-    assert "forward" not in vars(other.model.layers[0].mlp)
+    tile_layers(tiled, num_tiles=2)
+    for name in ("layers.0.mlp", "layers.1.input_layernorm", "norm"):
+        assert "forward" in vars(tiled.model.get_submodule(name))
+        assert "forward" not in vars(other.model.get_submodule(name))
+
+
+def test_many_tiles_in_bf16_are_as_near_to_fp32_as_none() -> None:
+    """Gradients of a weight are added up over the tiles in fp32."""
+    exact = tiny_llama()
+    plain, tiled = (copy.deepcopy(exact).bfloat16() for _ in range(2))
+    tile_layers(tiled, num_tiles=200)
+    ids = torch.randint(VOCABULARY, (BATCH, 200))
+    for model in (exact, plain, tiled):
+        model(input_ids=ids, labels=ids).loss.backward()
+    names = [name for name, _ in exact.named_parameters() if "mlp" in name or "norm" in name]
+    errors = {
+        model: sum((model.get_parameter(name).grad - exact.get_parameter(name).grad).norm() for name in names)
+        for model in (plain, tiled)
+    }
+    assert errors[tiled] < 1.05 * errors[plain]
