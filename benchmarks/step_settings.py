@@ -5,7 +5,8 @@
 
 First the quickstart's step in two processes, under the project's settings and under others, in turns. Then one process
 and 32 layers so small that nothing takes time but Python and dispatch: that is the host's share of a layer, which has
-to be less than what a GPU takes for it. The result goes into benchmarks/step_settings.md.
+to be less than what a GPU takes for it. Last one process whose optimizer is in host memory, as with offload, where the
+update waits for that memory (DeepSpeedCPUAdam is compiled for it). The result goes into benchmarks/step_settings.md.
 """
 
 import json
@@ -21,11 +22,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from transformers import LlamaConfig
 
 from benchmarks.results import PROJECT_DIR, command_line, hardware, table, versions, write_section
 from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.machine.flops import num_parameters
 from pretraining.training.model import load_presets
 
 logger = logging.getLogger("pretraining.benchmarks")
@@ -52,6 +55,16 @@ HOST: dict[str, dict[str, Any]] = {
     "ZeRO-3, layers gathered, --compile_layers": {"compiled": True},
     "ZeRO-1": {"zero": {"stage": 1}},
 }
+OFFLOADED: dict[str, dict[str, Any]] = {
+    OURS: {"zero": {}},
+    "sub groups of 1e7": {"zero": {"sub_group_size": 10**7}},
+    "sub groups of 2e6": {"zero": {"sub_group_size": 2 * 10**6}},
+    "DeepSpeedCPUAdam": {"zero": {}, "optimizer": "DeepSpeedCPUAdam"},
+    "DeepSpeedCPUAdam, sub groups of 1e7": {"zero": {"sub_group_size": 10**7}, "optimizer": "DeepSpeedCPUAdam"},
+    "AdamW of torch, not fused": {"zero": {}, "optimizer": "AdamW"},
+}
+WIDE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+ADAM_BYTES = 28  # a parameter: fp32 weight, gradient and two moments read, all but the gradient written
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 32, "num_attention_heads": 4}
 
 
@@ -73,6 +86,11 @@ def main(argv: Sequence[str]) -> None:
     write_section(arguments.output, "A step of the quickstart", source + quickstart_table(found))
     found = run_settings(HOST, {**TINY, "vocab_size": 512}, arguments, num_processes=1, block=(1, 8))
     write_section(arguments.output, "The host's share of a layer", source + host_table(found))
+    wide = {**WIDE, "vocab_size": 4096}
+    found = run_settings(OFFLOADED, wide, arguments, num_processes=1, block=(1, 8), config="ds_config_offload.json")
+    write_section(
+        arguments.output, "An update in host memory", source + update_table(found, num_parameters(LlamaConfig(**wide)))
+    )
     logger.info("result: %s", arguments.output)
 
 
@@ -83,13 +101,14 @@ def run_settings(
     *,
     num_processes: int,
     block: tuple[int, int],
+    config: str = "ds_config.json",
 ) -> dict[str, dict[str, Any]]:
     """Seconds (of shape [num_steps, 3]) and losses of each setting."""
     micro_batch, block_length = block
     task = {
         "model": model,
         "settings": list(settings.values()),
-        "ds_config": json.loads((PROJECT_DIR / "ds_config.json").read_text()),
+        "ds_config": json.loads((PROJECT_DIR / config).read_text()),
         "micro_batch": micro_batch,
         "block_length": block_length,
         "num_steps": arguments.num_steps,
@@ -99,7 +118,8 @@ def run_settings(
         task_path.write_text(json.dumps(task))
         launcher = [Path(sys.executable).with_name("deepspeed"), f"--num_gpus={num_processes}"]
         command = [*launcher, "--module", "benchmarks.step_settings_run", result, task_path]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        num_threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "DS_ACCELERATOR": "cpu"}
         done = subprocess.run(
             [str(word) for word in command], capture_output=True, text=True, check=False, env=environment
         )
@@ -134,6 +154,23 @@ def host_table(found: dict[str, dict[str, Any]]) -> str:
         "2 x 202 M weights x 4,096, and attention)."
     )
     return f"{table(['one process, 32 tiny layers', 'forward', 'backward'], rows)}\n\n{words}"
+
+
+def update_table(found: dict[str, dict[str, Any]], parameters: int) -> str:
+    """Milliseconds of an update, and what of the memory's bandwidth that is."""
+    ours, rows = np.array(found[OURS]["seconds"])[:, 2], []
+    for name, figures in found.items():
+        updates = np.array(figures["seconds"])[:, 2]
+        low, middle, high = np.quantile(updates / ours, [0.25, 0.5, 0.75])
+        rate = ADAM_BYTES * parameters / np.median(updates) / 1e9
+        ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        rows.append([name, f"{1000 * np.median(updates):.0f}", f"{rate:.1f}", ratio, f"{figures['losses'][-1]:.4f}"])
+    words = (
+        f"Milliseconds of an update of {parameters:,} weights with ds_config_offload.json, one process, median; GB/s "
+        f"counts {ADAM_BYTES} bytes a weight, which is what Adam itself reads and writes. The norm of the gradients, "
+        "their cast and the copy of the weights are in the time, not in the bytes."
+    )
+    return f"{table(['setting', 'update', 'GB/s', 'ratio', 'last loss'], rows)}\n\n{words}"
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.cli.errors import run_program
@@ -22,10 +24,15 @@ from pretraining.training.layers import compile_layers, gather_by_layer
 from pretraining.training.processes import join_processes, leave_processes
 
 WARM_UP_STEPS = 3
+OPTIMIZERS = {
+    "fused AdamW": partial(torch.optim.AdamW, fused=True),
+    "AdamW": torch.optim.AdamW,
+    "DeepSpeedCPUAdam": DeepSpeedCPUAdam,
+}
 
 
 def make_engine(model: LlamaForCausalLM, setting: dict[str, Any], ds_config: dict[str, Any], micro_batch: int) -> Any:
-    """`setting`: what differs from the project's own in "zero_optimization", "precision", "by_layer", "compiled"."""
+    """`setting`: what differs from the project's own in "zero_optimization", and how it computes."""
     config = copy.deepcopy(ds_config)
     config["zero_optimization"] |= setting.get("zero", {})
     config["zero_optimization"] = {
@@ -34,6 +41,7 @@ def make_engine(model: LlamaForCausalLM, setting: dict[str, Any], ds_config: dic
     precision = setting.get("precision", "bf16")
     config |= {"bf16": {"enabled": precision == "bf16"}, "fp16": {"enabled": False}, "gradient_clipping": 1.0}
     config |= {"data_types": {"grad_accum_dtype": "fp32"}, "zero_allow_untested_optimizer": True}
+    config |= {"zero_force_ds_cpu_optimizer": False}
     config |= {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": micro_batch}
     del config["train_batch_size"]
     if setting.get("by_layer", True) and config["zero_optimization"]["stage"] == 3:
@@ -45,7 +53,8 @@ def make_engine(model: LlamaForCausalLM, setting: dict[str, Any], ds_config: dic
     groups = [
         [weight for weight in model.parameters() if (weight.dim() > 1) == is_matrix] for is_matrix in (True, False)
     ]
-    optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=1e-3, fused=True)
+    make = OPTIMIZERS[setting.get("optimizer", "fused AdamW")]
+    optimizer = make([{"params": group} for group in groups], lr=1e-3)
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 
 

@@ -16,25 +16,18 @@ from pretraining.doctor.nvml import driver_gpus
 
 COMPILERS = ("c++", "nvcc", "ninja")
 VERSION_SECONDS = 2.0
+INSTALL = "sudo apt-get install g++"
 
 
 def deepspeed_ops(_: Sequence[Path]) -> Iterator[Finding]:
-    """Only an offloaded optimizer would use one (CPUAdam), and only where compiled or compilable."""
+    """No run needs one: an offloaded optimizer is torch's. A C++ compiler is for --compile_layers."""
     compilers = {name: _compiler_version(name) for name in COMPILERS if shutil.which(name)}
     said = ", ".join(f"{name} {version}".strip() for name, version in compilers.items()) or "no compiler"
-    prebuilt = prebuilt_ops()
-    if "cpu_adam" in prebuilt:
-        yield ok("DeepSpeed ops", f"CPUAdam is built in; {said}", prebuilt=prebuilt, compilers=compilers)
-        return
-    missing = [name for name in COMPILERS if name not in compilers]
-    if not missing:
-        figure = f"{said}: CPUAdam, for ds_config_offload.json, is compiled at its first use"
-        yield ok("DeepSpeed ops", figure, prebuilt=prebuilt, compilers=compilers)
-    elif driver_gpus():
-        figure = f"{said}; without {', '.join(missing)} an offloaded optimizer is torch's AdamW, which is slower"
-        yield warning("DeepSpeed ops", figure, _install(missing), prebuilt=prebuilt, compilers=compilers)
+    facts = {"prebuilt": prebuilt_ops(), "compilers": compilers}
+    if "c++" in compilers or not driver_gpus():
+        yield ok("DeepSpeed ops", f"none is needed; {said}", **facts)
     else:
-        yield ok("DeepSpeed ops", f"{said}; none is needed without a GPU", prebuilt=prebuilt, compilers=compilers)
+        yield warning("DeepSpeed ops", f"none is needed; {said}, so --compile_layers is refused", INSTALL, **facts)
 
 
 def prebuilt_ops() -> list[str]:
@@ -50,11 +43,6 @@ def _compiler_version(name: str) -> str:
     done = subprocess.run([name, "--version"], capture_output=True, text=True, timeout=VERSION_SECONDS, check=False)
     found = re.search(r"release (\d+\.\d+)|(\d+\.\d+(?:\.\d+)?)", done.stdout)
     return next((word for word in found.groups() if word), "") if found else ""
-
-
-def _install(missing: Sequence[str]) -> str:
-    packages = {"c++": "g++", "nvcc": "nvidia-cuda-toolkit", "ninja": "ninja-build"}
-    return f"sudo apt-get install {' '.join(packages[name] for name in missing)}"
 
 
 def extension_locks(_: Sequence[Path]) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,6 @@ def offloads(config: dict[str, Any], what: str, *, to: str | None = None) -> boo
     section = config["zero_optimization"].get(f"offload_{what}") or {}
     device = section.get("device", "none")
     return device == to if to is not None else device != "none"
-
-
-def choose_cpu_optimizer(config: dict[str, Any], *, has_gpu: bool) -> None:
-    """For an offloaded optimizer, DeepSpeed's CPU Adam where its C++ op can be compiled (75 s, once), else torch's."""
-    if offloads(config, "optimizer") and "zero_force_ds_cpu_optimizer" not in config:
-        usable = has_gpu and shutil.which("c++") is not None and shutil.which("nvcc") is not None
-        config["zero_force_ds_cpu_optimizer"] = usable
-        logger.info("offloaded optimizer: %s", "DeepSpeedCPUAdam" if usable else "torch AdamW (no C++ op is compiled)")
 
 
 def _read_json(path_text: str | None, place: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pretraining.machine.layout import Layout
 from pretraining.runs.completeness import hash_of
 from pretraining.training.block_loader import BlockStream
 from pretraining.training.block_order import BlockOrder
-from pretraining.training.ds_config import choose_cpu_optimizer, load_ds_config
+from pretraining.training.ds_config import load_ds_config
 from pretraining.training.global_batch import GlobalBatch, plan_global_batch
 from pretraining.training.layers import check_kernels
 from pretraining.training.model import load_model_config
@@ -114,7 +114,6 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     data_seed = trainer.get("data_seed")
     prepare_optimizer(arguments.optimization.optim, ds_config)
     check_kernels(compiled=arguments.model.compile_layers, liger=bool(trainer.get("use_liger_kernel")))
-    choose_cpu_optimizer(ds_config, has_gpu=has_gpu())
     ds_config["data_types"]["grad_accum_dtype"] = gradient_type.name
     return RunPlan(
         arguments=arguments,

@@ -125,10 +125,12 @@ def test_an_8_bit_optimizer_without_its_package_says_what_to_install(monkeypatch
 
 
 def test_an_offloaded_optimizer_is_the_one_that_was_asked_for() -> None:
-    config: dict = {}
-    prepare_optimizer("adamw", config)
-    assert config == {}
-    prepare_optimizer("muon", config)
-    assert config == {"zero_force_ds_cpu_optimizer": False}
+    for name in ("adamw", "muon"):
+        config: dict = {}
+        prepare_optimizer(name, config)
+        assert config == {"zero_force_ds_cpu_optimizer": False}
+    asked = {"zero_force_ds_cpu_optimizer": True}
+    prepare_optimizer("adamw", asked)
+    assert asked == {"zero_force_ds_cpu_optimizer": True}
     with pytest.raises(UserError, match="zero_force_ds_cpu_optimizer is true"):
         prepare_optimizer("adamw_bf16", {"zero_force_ds_cpu_optimizer": True})
