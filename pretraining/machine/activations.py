@@ -88,9 +88,9 @@ def loss_bytes(layout: Layout) -> int:
         return LOSS_BYTES * tokens * shape.vocab_size
     tile = -(-tokens // layout.loss_tiles) * shape.vocab_size
     weight = shape.vocab_size * shape.hidden_size
-    # A tile's logits, two such tensors of their logsumexp, and their gradient; and the gradients of the hidden states
-    # and of the weight, the latter in two types.
-    return tile * (3 * FP32_BYTES + each) + tokens * shape.hidden_size * each + weight * (FP32_BYTES + each)
+    # A tile's logits, which become their gradient, in two types; the gradients of the hidden states; and that of the
+    # weight, summed up, and of a tile as it comes and cast to be added.
+    return tile * (FP32_BYTES + each) + tokens * shape.hidden_size * each + weight * (2 * FP32_BYTES + each)
 
 
 def evaluation_bytes(layout: Layout) -> int:

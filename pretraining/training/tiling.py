@@ -68,14 +68,13 @@ class _TiledLosses(torch.autograd.Function):
         for start in range(0, len(rows), tile_length):
             tile = slice(start, start + tile_length)
             logits = (rows[tile] @ weight.T).float()
-            is_correct[tile] = logits.argmax(-1) == labels[tile]
-            losses[tile] = _losses_leaving_gradient(logits, labels[tile])
+            losses[tile], is_correct[tile] = _losses_leaving_gradient(logits, labels[tile])
             if with_gradient:
                 gradient = logits.to(rows.dtype)
                 row_gradient[tile] = gradient @ weight
                 weight_gradient += gradient.T @ rows[tile]
         ctx.save_for_backward(row_gradient, weight_gradient)
-        ctx.weight_dtype = weight.dtype
+        ctx.tile_length, ctx.weight_dtype = tile_length, weight.dtype
         ctx.mark_non_differentiable(losses, is_correct)
         return losses.sum(), losses, is_correct
 
@@ -83,20 +82,24 @@ class _TiledLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         row_gradient, weight_gradient = ctx.saved_tensors
-        # In fp32: 1 / number of tokens, rounded to bf16, would scale every gradient by up to 0.4 %.
-        scaled_rows = (row_gradient.float() * incoming).to(row_gradient.dtype)
-        return scaled_rows, (weight_gradient * incoming).to(ctx.weight_dtype), None, None, None
+        for part in row_gradient.split(ctx.tile_length):
+            # In fp32: 1 / number of tokens, rounded to bf16, would scale every gradient by up to 0.4 %.
+            part.copy_(part.float() * incoming)
+        return row_gradient, weight_gradient.mul_(incoming).to(ctx.weight_dtype), None, None, None
 
 
-def _losses_leaving_gradient(logits: Tensor, labels: Tensor) -> Tensor:
-    """The losses of a tile; `logits` becomes, in place, the gradient of their sum."""
-    is_counted = labels != IGNORED_LABEL
+def _losses_leaving_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses of a tile, and whether the label was the likeliest; `logits` becomes the gradient of their sum.
+
+    All in place: logsumexp would make two more tensors of this size, and on a CPU take longer than all that is here.
+    """
+    is_counted = (labels != IGNORED_LABEL)[:, None]
     places = labels.clamp(min=0)[:, None]
-    log_sums = logits.logsumexp(-1, keepdim=True)
-    losses = log_sums - logits.gather(-1, places)
-    logits.sub_(log_sums).exp_().scatter_add_(-1, places, torch.full_like(log_sums, -1.0))
-    logits.mul_(is_counted[:, None])
-    return losses[:, 0] * is_counted
+    highest, likeliest = logits.max(-1, keepdim=True)
+    distances = highest - logits.gather(-1, places)
+    sums = logits.sub_(highest).exp_().sum(-1, keepdim=True)
+    logits.mul_(is_counted / sums).scatter_add_(-1, places, -is_counted.to(logits.dtype))
+    return ((distances + sums.log()) * is_counted)[:, 0], likeliest[:, 0] == labels
 
 
 @dataclass
