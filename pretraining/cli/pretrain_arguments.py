@@ -69,7 +69,7 @@ class ModelArguments:
         False, "compile each layer with torch.compile: a minute at the start, then less time and memory a step"
     )
     fp8: bool = flag(
-        False, "compute the matrix products of compiled layers in fp8: faster on Hopper GPUs, and less exact"
+        False, "compute the matrix products of compiled layers in fp8 while training, on Ada, Hopper and newer GPUs"
     )
 
     def __post_init__(self) -> None:

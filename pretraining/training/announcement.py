@@ -46,7 +46,7 @@ def announce(plan: RunPlan) -> None:
         logger.info("resuming from %s", checkpoint)
     _warn_of_warm_up(plan)
     if plan.layout.computes_in_fp8 and not plan.machine.has_gpu:
-        logger.warning("--fp8: no GPU is here, so fp8 is emulated: the same losses, and slower than without it")
+        logger.warning("--fp8: no GPU is here, so fp8 is emulated: the same casts, and slower than without them")
     _warn_of_disk(plan)
 
 

@@ -20,7 +20,7 @@ MULTIPLE = 16  # torch._scaled_mm wants rows of whole 16 bytes; in backward the 
 
 
 def compute_in_fp8(model: PreTrainedModel) -> None:
-    """Convert the layers' linears; without a GPU they compute in fp32 what fp8 would give.
+    """Convert the layers' linears; without a GPU they multiply the same casts in fp32.
 
     Before the layers are compiled, and they must be: as it stands, a converted linear keeps its gathered weight for
     backward, so that ZeRO-3 could free none.
