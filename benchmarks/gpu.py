@@ -35,7 +35,7 @@ from pretraining.runs.history import read_records
 
 logger = logging.getLogger("pretraining.benchmarks")
 
-PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "liger-kernel", "flash-attn")
+PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "liger-kernel", "flash-attn", "torchao")
 SPEEDS = "from pretraining.doctor.speed import speed\nfor it in speed([]): print(f'{it.name}: {it.figure}')"
 LEAVING_SECONDS = 15  # in which the processes of a run see that its launcher is gone, and give the GPUs free
 ROW_MINUTES = 2.5  # less than this left, and no further row is begun

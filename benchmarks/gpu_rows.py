@@ -42,6 +42,7 @@ ROWS = (
     Row("liger-kernel in place of torch.compile", flags=(*PLAIN, "--use_liger_kernel", "true"), package="liger_kernel"),
     Row("FlashAttention-3", flags=("--attention_implementation", "flash_attention_3"), package="flash_attn_interface"),
     Row("FlashAttention-2", flags=("--attention_implementation", "flash_attention_2"), package="flash_attn"),
+    Row("fp8 products (torchao, tensorwise)", flags=("--fp8", "true"), package="torchao"),
     Row(
         "two blocks a micro step, every second layer computed again",
         flags=(

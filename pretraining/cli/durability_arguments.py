@@ -19,6 +19,7 @@ CHANGEABLE = (
     "precision",
     "optimizer_settings",
     "initial_weights",
+    "product_precision",
     "schedule",
 )
 

@@ -8,6 +8,9 @@ from pretraining.cli.launchers import process_rank
 # `extra` of a warning of which there is an event in metrics.jsonl besides, so that it needs none as a warning.
 HAS_EVENT = {"has_event": True}
 
+# torchao, which transformers imports where it is there, warns of kernels that it does without, and torch of torchao.
+UNASKED_LOGGERS = ("torchao", "torch.utils._pytree")
+
 
 class _Formatter(logging.Formatter):
     """Plain text for information; a word in front of whatever needs attention."""
@@ -19,6 +22,8 @@ class _Formatter(logging.Formatter):
 
 def setup_logging() -> None:
     """Send the package's log to stderr, so that stdout stays free for generated text."""
+    for name in UNASKED_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     package_logger = logging.getLogger("pretraining")

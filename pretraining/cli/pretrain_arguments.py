@@ -68,6 +68,9 @@ class ModelArguments:
     compile_layers: bool = flag(
         False, "compile each layer with torch.compile: a minute at the start, then less time and memory a step"
     )
+    fp8: bool = flag(
+        False, "compute the matrix products of compiled layers in fp8 while training, on Ada, Hopper and newer GPUs"
+    )
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
@@ -87,6 +90,11 @@ class ModelArguments:
             problems.append(
                 "--compile_layers: a layer is one graph only without --mlp_tiles, --sequence_parallel_size and eager "
                 "attention; leave them or it out"
+            )
+        if self.fp8 and not self.compile_layers:
+            problems.append(
+                "--fp8: is slower than bf16, and keeps every layer's weights, unless layers are compiled; give "
+                "--compile_layers too"
             )
         if problems:
             raise UserError(*problems)

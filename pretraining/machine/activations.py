@@ -61,11 +61,16 @@ def _compiled_layer_bytes(layout: Layout, *, queries: int, keys: int) -> int:
     """What torch.compile's partitioner keeps (torch 2.13): what matrices were multiplied with, and what came of it.
 
     Norms, SiLU and rotary positions are computed again, fused into what needs them; so RMSNorm keeps a factor a token.
+    In fp8 what is multiplied is a cast. Of its tensor the largest number is kept and the rest is computed again, so
+    neither the norms' results are kept, nor the MLP's product, nor any cast of a weight. Measured on a CPU, where the
+    products are emulated; those of a GPU (torch._scaled_mm), traced on meta tensors, keep the same.
     """
     shape, tokens = layout.shape, layout.num_tokens
-    hidden = tokens * shape.hidden_size * layout.weight_bytes  # two norms' results and the sum between them
+    hidden = tokens * shape.hidden_size * layout.weight_bytes
     factors = FP32_BYTES * tokens * (2 + shape.num_attention_heads)
-    return 3 * hidden + 3 * queries + 2 * keys + 3 * mlp_width_bytes(layout) + factors
+    # The layer's input and the sum between its halves, and the norms' results; gate, up, and their product.
+    num_hidden, num_mlp = (2, 2) if layout.computes_in_fp8 else (4, 3)
+    return num_hidden * hidden + 2 * queries + 2 * keys + num_mlp * mlp_width_bytes(layout) + factors
 
 
 def _tiled_mlp_bytes(layout: Layout) -> int:

@@ -63,6 +63,7 @@ class Layout:
     loss_tiles: int | None = None
     mlp_tiles: int | None = None
     compiles_layers: bool = False
+    computes_in_fp8: bool = False  # the products of compiled layers
 
     @property
     def weight_bytes(self) -> int:

@@ -125,7 +125,8 @@ def recipe(record: Record, facts: CardFacts) -> Iterator[str]:
         f"epsilon {settings['adam_epsilon']:g}, weight decay {settings['weight_decay']:g}, gradients clipped to "
         f"{settings['max_grad_norm']:g}."
     )
-    yield f"- Precision {identity['precision']}, DeepSpeed ZeRO-3; seed {identity['seed']}."
+    products = f", products of the layers in {name}" if (name := identity.get("product_precision")) else ""
+    yield f"- Precision {identity['precision']}{products}, DeepSpeed ZeRO-3; seed {identity['seed']}."
 
 
 def cost(history: RunHistory) -> Iterator[str]:

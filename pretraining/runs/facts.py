@@ -94,6 +94,7 @@ def _model_facts(record: Record) -> Iterator[tuple[str, str | None]]:
     yield "block length", _count(record.get("block_length"))
     yield "tokens a step", _count(identity.get("global_batch_tokens"))
     yield "precision", identity.get("precision")
+    yield "precision of products", identity.get("product_precision")
     yield "optimizer", identity.get("optimizer")
     yield "learning rate", _figure(arguments.get("learning_rate"), ".2e")
     yield "schedule", record.get("schedule", {}).get("shape")

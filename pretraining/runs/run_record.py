@@ -36,6 +36,7 @@ class RunIdentity:
     optimizer: str
     optimizer_settings: Mapping[str, Any]
     initial_weights: Mapping[str, str] | None = None
+    product_precision: str | None = None  # of the layers' products, where it is not `precision`
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def announce(plan: RunPlan) -> None:
     num_blocks = plan.num_steps * batch.blocks
     logger.info(
         f"model: {plan.arguments.model.model}, {num_parameters(plan.config):,} parameters, blocks of "
-        f"{batch.block_length:,} tokens, {plan.precision}"
+        f"{batch.block_length:,} tokens, {plan.precision}{', products in fp8' if plan.layout.computes_in_fp8 else ''}"
     )
     logger.info(
         f"step: {batch.tokens:,} tokens = {batch.micro_batch_blocks} blocks x {batch.gradient_accumulation_steps} "
@@ -45,6 +45,8 @@ def announce(plan: RunPlan) -> None:
         checkpoint = said_checkpoint(plan.start.checkpoint, num_processes=batch.num_processes)
         logger.info("resuming from %s", checkpoint)
     _warn_of_warm_up(plan)
+    if plan.layout.computes_in_fp8 and not plan.machine.has_gpu:
+        logger.warning("--fp8: no GPU is here, so fp8 is emulated: the same casts, and slower than without them")
     _warn_of_disk(plan)
 
 

@@ -50,6 +50,7 @@ def run_identity(plan: RunPlan) -> RunIdentity:
             "max_grad_norm": trainer["max_grad_norm"],
         },
         initial_weights=plan.initial_weights,
+        product_precision="fp8" if plan.arguments.model.fp8 else None,
     )
 
 

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from pretraining.cli.errors import UserError
+from pretraining.machine.layout import Layout
+from pretraining.training.fp8 import fp8_problems
 
 COMPILERS = ("c++", "g++", "clang++")
 
@@ -32,18 +34,20 @@ def compile_layers(model: PreTrainedModel) -> None:
         layer.forward = torch.compile(layer.forward, dynamic=False)
 
 
-def check_kernels(*, compiled: bool, liger: bool) -> None:
+def check_kernels(layout: Layout, *, liger: bool) -> None:
     """Before anything is loaded: torch.compile has its kernels, or what starts them on a GPU, compiled as C++.
 
     Raises:
-        UserError: when there is no compiler, or no Liger-Kernel where its kernels were asked for.
+        UserError: when there is no compiler, no Liger-Kernel where its kernels were asked for, or no way to fp8.
     """
     checks = {
-        "--compile_layers: needs a C++ compiler (c++, g++ or clang++); install one, or leave it out": not compiled
-        or any(map(shutil.which, COMPILERS)),
+        "--compile_layers: needs a C++ compiler (c++, g++ or clang++); install one, or leave it out": (
+            not layout.compiles_layers or any(map(shutil.which, COMPILERS))
+        ),
         "--use_liger_kernel: needs liger-kernel; `pip install liger-kernel`, or leave it out": not liger
         or importlib.util.find_spec("liger_kernel") is not None,
     }
     problems = [message for message, fine in checks.items() if not fine]
+    problems += fp8_problems(layout) if layout.computes_in_fp8 else []
     if problems:
         raise UserError(*problems)

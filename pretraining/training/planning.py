@@ -66,6 +66,7 @@ def make_layout(
         loss_tiles=flags.loss_tiles,
         mlp_tiles=flags.mlp_tiles,
         compiles_layers=flags.compile_layers,
+        computes_in_fp8=flags.fp8,
     )
 
 

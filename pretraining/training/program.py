@@ -32,6 +32,7 @@ from pretraining.training.block_dataset import BlockFields
 from pretraining.training.checkpointing import CheckpointKeeper
 from pretraining.training.ending import finish, leave_stopped
 from pretraining.training.fault_handler import FaultHandler
+from pretraining.training.fp8 import compute_in_fp8
 from pretraining.training.hang_watch import HangWatch
 from pretraining.training.identity import is_unchanged, take_run_folder
 from pretraining.training.layers import compile_layers, gather_by_layer
@@ -192,7 +193,7 @@ def said_start(plan: RunPlan) -> dict[str, Any]:
 
 
 def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
-    """The weights that a run begins with, computed as the flags say: in tiles, or with blocks that processes share."""
+    """The weights that a run begins with, computed as the flags say: in tiles, with shared blocks, in fp8."""
     flags, share = plan.arguments.model, plan.batch.sequence_parallel_size
     begins_with = plan.arguments.weights if plan.start.checkpoint is None else None
     weights = None if begins_with is None else Path(begins_with)
@@ -208,6 +209,8 @@ def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
         isolated = plan.arguments.data.isolate_documents
         group = join_sequence_group(share, timeout_seconds=plan.arguments.trainer["ddp_timeout"])
         share_attention(flags.attention_implementation, group, within_documents=isolated)
+    if flags.fp8:
+        compute_in_fp8(model)
     if flags.compile_layers:
         compile_layers(model)
     return model

@@ -113,7 +113,7 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     check_blocks(mixture, batch, evaluates=trainer["eval_strategy"] != "no")
     data_seed = trainer.get("data_seed")
     prepare_optimizer(arguments.optimization.optim, ds_config)
-    check_kernels(compiled=arguments.model.compile_layers, liger=bool(trainer.get("use_liger_kernel")))
+    check_kernels(layout, liger=bool(trainer.get("use_liger_kernel")))
     ds_config["data_types"]["grad_accum_dtype"] = gradient_type.name
     return RunPlan(
         arguments=arguments,

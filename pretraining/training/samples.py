@@ -166,16 +166,21 @@ def _continued(trainer: PretrainingTrainer, prompts: Sequence[Prompt], *, num_to
 
 @contextmanager
 def _in_evaluation(trainer: PretrainingTrainer) -> Iterator[None]:
-    """Without dropout and tiles, and with eager attention.
+    """Without dropout and tiles, with eager attention, and not compiled.
 
-    Of the others, flash attention takes no filling, and what processes share needs a whole block.
+    Of the others, flash attention takes no filling, and what processes share needs a whole block. Compiled layers would
+    be compiled anew for each length of a text.
     """
     engine, config = trainer.model_wrapped, trainer.model.config
     was_training, attention = engine.training, config._attn_implementation
     engine.eval()
     config._attn_implementation = "eager"
     try:
-        with in_whole_blocks(trainer.model), trainer.compute_loss_context_manager():
+        with (
+            in_whole_blocks(trainer.model),
+            torch.compiler.set_stance("force_eager"),
+            trainer.compute_loss_context_manager(),
+        ):
             yield
     finally:
         config._attn_implementation = attention

@@ -17,6 +17,8 @@ from tests.conftest import PROJECT_DIR, TINY_RUN, Done, run
 NUM_STEPS = 6
 BLOCKS_PER_STEP = 8
 BLOCK_LENGTH = 64
+# The checkout, before what whoever starts the tests has put there.
+SEARCH_PATH = os.pathsep.join([str(PROJECT_DIR), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def free_port() -> int:
@@ -59,7 +61,7 @@ def try_to_train(
 ) -> Done:
     """A run by a launcher's name, or in "2 ranks" or "1 rank" of the preloaded process."""
     words = [PROJECT_DIR / script, *training_flags(store, run_dir, *flags)]
-    environment = {"PYTHONPATH": str(PROJECT_DIR), **(env or {})}
+    environment = {"PYTHONPATH": SEARCH_PATH, **(env or {})}
     if name.endswith(("rank", "ranks")):
         return run_preloaded(int(name.split()[0]), words, environment)
     return run(*launcher(name), *words, env=environment)
@@ -68,7 +70,7 @@ def try_to_train(
 @cache
 def preloaded() -> subprocess.Popen:
     """The process that has everything imported; it ends with this one, whose end closes its input."""
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_DIR)}
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": SEARCH_PATH}
     script = PROJECT_DIR / "tests/launch/preloaded.py"
     return subprocess.Popen(
         [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=PROJECT_DIR

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.machine.activations import activations, layer_bytes
 from pretraining.machine.layout import Layout
+from pretraining.training.fp8 import compute_in_fp8
 from pretraining.training.layers import compile_layers
 from pretraining.training.loss import token_losses
 from pretraining.training.tiling import tile_layers, tile_loss
@@ -37,6 +39,8 @@ def model_of(layout: Layout) -> LlamaForCausalLM:
         tile_loss(model, num_tiles=layout.loss_tiles)
     if layout.mlp_tiles is not None:
         tile_layers(model, num_tiles=layout.mlp_tiles)
+    if layout.computes_in_fp8:
+        compute_in_fp8(model)
     if layout.compiles_layers:
         compile_layers(model)
     return model.train()
@@ -88,6 +92,24 @@ def test_what_autograd_saves_with_compiled_layers(fields: dict) -> None:
         loss_of(model, layout)
     planned = activations(layout).kept + 4 * layout.num_tokens * layout.shape.vocab_size
     assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"precision": "bf16"}, {"precision": "fp32", "checkpoint_every": 2}, {"precision": "bf16", "wide": True}]
+)
+def test_what_autograd_saves_with_layers_in_fp8(fields: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the compiler's partitioner alone, which decides what is kept: emulated kernels take minutes to compile."""
+    pytest.importorskip("torchao", reason="torchao is not installed (pip install -c requirements-extras.txt torchao)")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
+    size = {**MIDDLE, **({"head_dim": 64} if fields.pop("wide", False) else {})}
+    layout = prepared(size, compiles_layers=True, computes_in_fp8=True, **fields)
+    model = model_of(layout)
+    loss_of(model, layout)
+    with saved_storages(model) as found:
+        loss_of(model, layout)
+    planned = activations(layout).kept + 4 * layout.num_tokens * layout.shape.vocab_size
+    assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.05)
+    assert layer_bytes(layout) < 0.8 * layer_bytes(replace(layout, computes_in_fp8=False))
 
 
 @pytest.mark.parametrize("every", [None, 1])
