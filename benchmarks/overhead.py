@@ -62,8 +62,8 @@ COMPARISONS = (
         "benchmarks.overhead_run",
         "Against bare DeepSpeed",
         "bare DeepSpeed",
-        "The bare step has its\nblocks in memory and logs nothing; pretrain.py reads blocks, logs each step, and looks "
-        "for spikes.",
+        "The bare step has its\nblocks in memory, the loss of transformers, and logs nothing. pretrain.py reads blocks,"
+        " has the loss in\nthe recipe's tiles, logs each step, and looks for spikes.",
     ),
     Comparison(
         "benchmarks.figures_run",

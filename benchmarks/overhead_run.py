@@ -1,8 +1,8 @@
 """A run of pretrain.py that does a bare DeepSpeed step after each of its own, and times both.
 
 deepspeed --num_gpus=N --module benchmarks.overhead_run RESULT --flags of pretrain.py. The bare step has the same
-engine, micro batches and accumulation; its blocks lie in memory, its loss is the model's own, it logs nothing. Step
-after step in turns, since the speed of a machine drifts by more from minute to minute than what is measured here.
+engine, micro batches and accumulation; its blocks lie in memory, its loss is that of transformers, and it logs nothing.
+Step after step in turns, since the speed of a machine drifts by more from minute to minute than what is measured here.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from benchmarks.started_run import start_run
 from pretraining.cli.errors import run_program
 from pretraining.training.processes import leave_processes
+from pretraining.training.tiling import in_whole_blocks
 from pretraining.training.trainer import PretrainingTrainer
 
 NUM_BATCHES = 8
@@ -50,7 +51,9 @@ class BareSteps(TrainerCallback):
         for number in range(1, num_micro_steps + 1):
             ids = next(self._batches).to(engine.device)
             engine.set_gradient_accumulation_boundary(is_boundary=number == num_micro_steps)
-            engine.backward(engine(input_ids=ids, labels=ids).loss)
+            with in_whole_blocks(self._trainer.model):
+                loss = engine(input_ids=ids, labels=ids).loss
+            engine.backward(loss)
             engine.step()
 
     def _now(self) -> float:

@@ -35,6 +35,7 @@ logger = logging.getLogger("pretraining.benchmarks")
 
 PACKAGES = ("torch", "deepspeed", "transformers")
 OURS = "as it is"
+LOSS_TILES = 4  # of recipes/quickstart/pretrain.yaml
 SMALL_MESSAGES = {"reduce_bucket_size": 36864, "stage3_prefetch_bucket_size": 33177}  # hidden size 192, squared
 QUICKSTART: dict[str, dict[str, Any]] = {
     OURS: {},
@@ -44,6 +45,8 @@ QUICKSTART: dict[str, dict[str, Any]] = {
     "all weights kept whole (persistence threshold 1e7)": {"zero": {"stage3_param_persistence_threshold": 10**7}},
     "without overlap_comm": {"zero": {"overlap_comm": False}},
     "without contiguous_gradients": {"zero": {"contiguous_gradients": False}},
+    "the loss of transformers, of all tokens at once": {"loss_tiles": None},
+    "8 tiles of the loss": {"loss_tiles": 8},
     "fp32": {"precision": "fp32"},
     "--compile_layers": {"compiled": True},
     "ZeRO-1": {"zero": {"stage": 1}},
@@ -82,7 +85,8 @@ def main(argv: Sequence[str]) -> None:
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", SettingsArguments)], argv)
     source = f"{hardware()}; {versions(PACKAGES)}.\n\n{command_line('step_settings')}\n\n"
     quickstart = {**load_presets()["quickstart"], "vocab_size": 8192}
-    found = run_settings(QUICKSTART, quickstart, arguments, num_processes=arguments.num_processes, block=(4, 256))
+    settings = {name: {"loss_tiles": LOSS_TILES, **setting} for name, setting in QUICKSTART.items()}
+    found = run_settings(settings, quickstart, arguments, num_processes=arguments.num_processes, block=(4, 256))
     write_section(arguments.output, "A step of the quickstart", source + quickstart_table(found))
     found = run_settings(HOST, {**TINY, "vocab_size": 512}, arguments, num_processes=1, block=(1, 8))
     write_section(arguments.output, "The host's share of a layer", source + host_table(found))

@@ -20,8 +20,10 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.cli.errors import run_program
+from pretraining.training.block_dataset import IGNORED_LABEL
 from pretraining.training.layers import compile_layers, gather_by_layer
 from pretraining.training.processes import join_processes, leave_processes
+from pretraining.training.tiling import tile_loss
 
 WARM_UP_STEPS = 3
 OPTIMIZERS = {
@@ -46,6 +48,8 @@ def make_engine(model: LlamaForCausalLM, setting: dict[str, Any], ds_config: dic
     del config["train_batch_size"]
     if setting.get("by_layer", True) and config["zero_optimization"]["stage"] == 3:
         gather_by_layer(model)
+    if setting.get("loss_tiles") is not None:
+        tile_loss(model, num_tiles=setting["loss_tiles"])
     if setting.get("checkpointing", False):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if setting.get("compiled", False):
@@ -58,10 +62,18 @@ def make_engine(model: LlamaForCausalLM, setting: dict[str, Any], ds_config: dic
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 
 
-def timed_step(engine: Any, ids: torch.Tensor) -> tuple[list[float], float]:
+def mean_loss(engine: Any, ids: torch.Tensor, *, in_tiles: bool) -> torch.Tensor:
+    """That of transformers, or the same in tiles."""
+    if not in_tiles:
+        return engine(input_ids=ids, labels=ids).loss
+    labels = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED_LABEL)
+    return engine(input_ids=ids, labels=labels).loss / ids[:, 1:].numel()
+
+
+def timed_step(engine: Any, ids: torch.Tensor, *, in_tiles: bool) -> tuple[list[float], float]:
     """Seconds of forward, backward and update, and the loss."""
     moments = [time.perf_counter()]
-    loss = engine(input_ids=ids, labels=ids).loss
+    loss = mean_loss(engine, ids, in_tiles=in_tiles)
     moments.append(time.perf_counter())
     engine.backward(loss)
     moments.append(time.perf_counter())
@@ -87,7 +99,8 @@ def main(argv: Sequence[str]) -> None:
         for place in range(len(engines)):
             turn = (place + number) % len(engines)  # none is always behind the same other
             torch.distributed.barrier()
-            seconds, loss = timed_step(engines[turn], ids)
+            in_tiles = task["settings"][turn].get("loss_tiles") is not None
+            seconds, loss = timed_step(engines[turn], ids, in_tiles=in_tiles)
             found[turn]["losses"].append(loss)
             if number >= WARM_UP_STEPS:
                 found[turn]["seconds"].append(seconds)
