@@ -126,7 +126,7 @@ def measure(row: Row, arguments: GpuArguments, *, num_gpus: int) -> dict[str, An
 def command_of(row: Row, arguments: GpuArguments, folder: Path, *, num_gpus: int) -> list[str]:
     """The run as a user would start it."""
     config = json.loads((PROJECT_DIR / row.ds_config).read_text())
-    config["zero_optimization"] |= row.zero
+    config = {**config, "zero_optimization": {**config["zero_optimization"], **row.zero}, **row.sections}
     (folder / "ds_config.json").write_text(json.dumps(config))
     launcher = [shutil.which("deepspeed") or "deepspeed", f"--num_gpus={num_gpus}"]
     words = [*launcher, "pretrain.py", "--recipe", f"recipes/benchmark_{row.recipe}.yaml"]
@@ -149,7 +149,8 @@ def said_command(row: Row, command: Sequence[str], folder: str) -> str:
     """The command as it can be pasted, with what else the row changes."""
     words = [f"{name}={value}" for name, value in row.environment.items()]
     words += ["deepspeed", *(word.replace(folder, "runs/gpu") for word in command[1:])]
-    changed = f"  # {row.ds_config} with {json.dumps(row.zero)}" if row.zero else f"  # {row.ds_config}"
+    other = {**row.zero, **row.sections}
+    changed = f"  # {row.ds_config} with {json.dumps(other)}" if other else f"  # {row.ds_config}"
     return shlex.join(words) + changed
 
 

@@ -15,14 +15,15 @@ LONG_STEPS = ("--max_steps", "3")
 class Row:
     """One measured run of pretrain.py.
 
-    `zero` replaces fields of ds_config.json's zero_optimization; `package` must be installed for it; `num_gpus` are the
-    fewest that it is meant for.
+    `zero` replaces fields of ds_config.json's zero_optimization, `sections` whole sections of it; `package` must be
+    installed for it; `num_gpus` are the fewest that it is meant for.
     """
 
     name: str
     recipe: str = BASE
     flags: tuple[str, ...] = ()
     zero: Mapping[str, Any] = field(default_factory=dict)
+    sections: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     ds_config: str = "ds_config.json"
     package: str | None = None
@@ -43,6 +44,7 @@ ROWS = (
     Row("FlashAttention-3", flags=("--attention_implementation", "flash_attention_3"), package="flash_attn_interface"),
     Row("FlashAttention-2", flags=("--attention_implementation", "flash_attention_2"), package="flash_attn"),
     Row("fp8 products (torchao, tensorwise)", flags=("--fp8", "true"), package="torchao"),
+    Row("loss in four tiles", flags=("--loss_tiles", "4")),
     Row(
         "two blocks a micro step, every second layer computed again",
         flags=(
@@ -58,6 +60,11 @@ ROWS = (
         zero={"reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"},
     ),
     Row("messages of 5e8", zero={"reduce_bucket_size": 5e8, "stage3_prefetch_bucket_size": 5e8}),
+    Row(
+        "DeepCompile in place of --compile_layers",
+        flags=(*PLAIN, "--torch_compile", "true"),
+        sections={"compile": {"deepcompile": True}},
+    ),
     Row("gradients added up in fp32", flags=(*RECOMPUTED, "--grad_accum_dtype", "fp32")),
     Row("allocator: expandable segments", environment={"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
     Row("optimizer adamw_bf16", flags=("--optim", "adamw_bf16")),
@@ -78,6 +85,7 @@ ROWS = (
 SMALL_ROWS = (
     Row("quickstart: as it is", recipe="quickstart"),
     Row("layers compiled", recipe="quickstart", flags=("--compile_layers", "true")),
+    Row("loss of all tokens at once", recipe="quickstart", flags=("--loss_tiles", "1")),
     Row("layers computed again", recipe="quickstart", flags=("--activation_checkpointing", "true")),
     Row("without overlap_comm", recipe="quickstart", zero={"overlap_comm": False}),
     Row("liger-kernel", recipe="quickstart", flags=("--use_liger_kernel", "true"), package="liger_kernel"),

@@ -17,8 +17,9 @@ from tests.conftest import PROJECT_DIR, run_fine
 def test_every_row_is_a_command_that_pretrain_takes(row: Row, tmp_path: Path) -> None:
     command = command_of(row, GpuArguments(), tmp_path, num_gpus=1)
     arguments = parse_pretrain_arguments("", command[command.index("pretrain.py") + 1 :])
-    zero = load_ds_config(arguments.trainer["deepspeed"])["zero_optimization"]
-    assert all(zero[name] == value for name, value in row.zero.items())
+    config = load_ds_config(arguments.trainer["deepspeed"])
+    assert all(config["zero_optimization"][name] == value for name, value in row.zero.items())
+    assert all(config[name] == value for name, value in row.sections.items())
     assert (PROJECT_DIR / f"recipes/benchmark_{row.recipe}.yaml").is_file()
     assert str(tmp_path) not in said_command(row, command, str(tmp_path))
 
