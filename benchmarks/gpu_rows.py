@@ -78,6 +78,12 @@ ROWS = (
         flags=("--activation_checkpointing", "true"),
         ds_config="ds_config_offload.json",
     ),
+    Row(
+        "optimizer in host memory, DeepSpeed's Adam",
+        flags=("--activation_checkpointing", "true"),
+        ds_config="ds_config_offload_optimizer.json",
+        sections={"zero_force_ds_cpu_optimizer": True},
+    ),
     Row("TinyLlama-1.1B", recipe="tinyllama_1b"),
     Row("blocks of 262,144 tokens", recipe="long_blocks", flags=LONG_STEPS),
     Row("13B", recipe="llama2_13b", num_gpus=2),
@@ -88,5 +94,4 @@ SMALL_ROWS = (
     Row("loss of all tokens at once", recipe="quickstart", flags=("--loss_tiles", "1")),
     Row("layers computed again", recipe="quickstart", flags=("--activation_checkpointing", "true")),
     Row("without overlap_comm", recipe="quickstart", zero={"overlap_comm": False}),
-    Row("liger-kernel", recipe="quickstart", flags=("--use_liger_kernel", "true"), package="liger_kernel"),
 )

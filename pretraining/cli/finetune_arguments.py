@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pretraining.cli.conflicts import check_together
 from pretraining.cli.durability_arguments import DurabilityArguments
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
@@ -16,7 +17,6 @@ from pretraining.cli.pretrain_arguments import (
     DataArguments,
     ModelArguments,
     PretrainArguments,
-    check_together,
     with_our_defaults,
 )
 from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe

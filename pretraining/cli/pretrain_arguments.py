@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pretraining.cli.arguments import SEED_RANGE, is_seed
+from pretraining.cli.conflicts import check_together
 from pretraining.cli.durability_arguments import DurabilityArguments
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
@@ -44,9 +45,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "deepspeed": "ds_config.json",
     "seed": 42,
 }
-# bf16 keeps 8 bits: a moment that moves by less than 1/256 of itself a step may not move at all, and 1 - beta is the
-# most that it moves when gradients vanish.
-LARGEST_BF16_BETA = 0.99
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 
 
@@ -185,38 +183,6 @@ def trainer_group() -> FlagGroup:
     """Every flag of the Trainer, as a dict of what was given over our defaults."""
     flags = trainer_flags(TRAINER_DEFAULTS)
     return FlagGroup("Trainer (transformers.TrainingArguments)", flags, with_our_defaults)
-
-
-def check_together(arguments: PretrainArguments) -> None:
-    """Refuse flags of different groups that contradict each other.
-
-    Raises:
-        UserError: with all problems at once.
-    """
-    trainer, problems = arguments.trainer, []
-    max_tokens, max_steps = arguments.data.max_tokens, trainer.get("max_steps", -1)
-    if max_tokens is not None and max_steps > 0:
-        problems.append(f"--max_tokens {max_tokens} --max_steps {max_steps}: exclude each other; keep one")
-    if arguments.optimization.optim == "adamw_bf16" and trainer["adam_beta2"] > LARGEST_BF16_BETA:
-        problems.append(
-            f"--optim adamw_bf16 --adam_beta2 {trainer['adam_beta2']:g}: moments in bf16 cannot follow a beta above "
-            f"{LARGEST_BF16_BETA}; give less, or --optim adamw"
-        )
-    if trainer.get("fp16") and arguments.model.loss_tiles is not None:
-        problems.append("--loss_tiles --fp16: a tile's gradient is made before fp16's loss scale; use bf16 or no tiles")
-    is_flash = arguments.model.attention_implementation.startswith("flash")
-    if arguments.model.compile_layers and arguments.data.isolate_documents and is_flash:
-        problems.append(
-            "--compile_layers --isolate_documents: flash attention takes the length of the longest document, for each "
-            "of which the layers would be compiled anew; give --attention_implementation sdpa, or leave one of them out"
-        )
-    if trainer.get("push_to_hub") and not arguments.durability.export:
-        problems.append("--push_to_hub --export false: no model would be pushed; leave one of them out")
-    minimum, peak = arguments.optimization.min_learning_rate, trainer["learning_rate"]
-    if minimum is not None and minimum > peak:
-        problems.append(f"--min_learning_rate {minimum:g}: is above --learning_rate {peak:g}; give {peak:g} or less")
-    if problems:
-        raise UserError(*problems)
 
 
 def with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:

@@ -26,19 +26,36 @@ def activations(layout: Layout) -> Activations:
     """Of one micro step."""
     shape, tokens = layout.shape, layout.num_tokens
     num_layers, hidden = shape.num_hidden_layers, tokens * shape.hidden_size * layout.weight_bytes
-    layer, mlp = layer_bytes(layout), mlp_width_bytes(layout)
+    layer = layer_bytes(layout)
     every = layout.checkpoint_every
     num_checkpointed = 0 if every is None else len(range(0, num_layers, every))
     inputs = 0 if layout.offload_checkpoints else num_checkpointed * hidden
     last_norm = _norm_bytes(layout)
-    if layout.mlp_tiles and layout.loss_tiles:
+    if layout.loss_tiles:
         last_norm -= hidden  # a tiled loss does not keep what it was given
     around = last_norm + _position_bytes(layout)
     kept = (num_layers - num_checkpointed) * layer + inputs + around
-    # Backward begins in the MLP: gradients of its product and of one of its factors, and of the layer's output.
-    mlp_work = 2 * mlp + hidden + (_tiled_mlp_bytes(layout) if layout.mlp_tiles else 0)
-    in_layer = mlp_work + (layer if num_checkpointed else 0) - last_norm  # which is free by then
+    # The last layer comes first in backward. If it is not computed again, one that is finds what it kept free.
+    again = layer if every is not None and (num_layers - 1) % every == 0 else 0
+    in_layer = max(_mlp_moment(layout), _attention_moment(layout)) + again - last_norm  # which is free by then
     return Activations(kept, at_loss=loss_bytes(layout), in_layer=max(0, in_layer))
+
+
+def _mlp_moment(layout: Layout) -> int:
+    """Gradients of the MLP's product and of one of its factors, and of the layer's output."""
+    hidden = layout.num_tokens * layout.shape.hidden_size * layout.weight_bytes
+    return 2 * mlp_width_bytes(layout) + hidden + (_tiled_mlp_bytes(layout) if layout.mlp_tiles else 0)
+
+
+def _attention_moment(layout: Layout) -> int:
+    """Of eager attention the gradients of probabilities and scores in fp32; what the MLP kept is free by then."""
+    if layout.attention != "eager":
+        return 0
+    freed = (
+        layout.weight_bytes if layout.weight_bytes != FP32_BYTES else 0
+    )  # the probabilities that values are weighed by
+    probabilities = layout.num_tokens * layout.block_length * layout.shape.num_attention_heads
+    return probabilities * (2 * FP32_BYTES - freed) - _mlp_bytes(layout) - _norm_bytes(layout)
 
 
 def layer_bytes(layout: Layout) -> int:
@@ -53,8 +70,12 @@ def layer_bytes(layout: Layout) -> int:
         attention = 3 * queries + probabilities * (FP32_BYTES + (each if each != FP32_BYTES else 0))
     else:  # and the logarithm of a sum for each head
         attention = queries + 2 * keys + tokens * shape.num_attention_heads * FP32_BYTES
-    mlp = 0 if layout.mlp_tiles else 4 * mlp_width_bytes(layout)  # gate, its SiLU, up, their product
-    return 2 * _norm_bytes(layout) + attention + queries + mlp
+    return 2 * _norm_bytes(layout) + attention + queries + _mlp_bytes(layout)
+
+
+def _mlp_bytes(layout: Layout) -> int:
+    """What an MLP keeps: gate, its SiLU, up, their product."""
+    return 0 if layout.mlp_tiles else 4 * mlp_width_bytes(layout)
 
 
 def _compiled_layer_bytes(layout: Layout, *, queries: int, keys: int) -> int:
@@ -95,14 +116,15 @@ def loss_bytes(layout: Layout) -> int:
     weight = shape.vocab_size * shape.hidden_size
     # A tile's logits, which become their gradient, in two types; the gradients of the hidden states; and that of the
     # weight, summed up, and of a tile as it comes and cast to be added.
-    return tile * (FP32_BYTES + each) + tokens * shape.hidden_size * each + weight * (2 * FP32_BYTES + each)
+    other = each if each != FP32_BYTES else 0
+    return tile * (FP32_BYTES + other) + tokens * shape.hidden_size * each + weight * (2 * FP32_BYTES + other)
 
 
 def evaluation_bytes(layout: Layout) -> int:
-    """The most that logits take without gradients: as they are, in fp32, and their log probabilities."""
+    """The most that logits take without gradients: as they are, in fp32, and without tiles their log probabilities."""
     tokens = layout.evaluation_blocks * layout.block_length // layout.sequence_parallel_size
     in_tile = -(-tokens // (layout.loss_tiles or 1))
-    return in_tile * layout.shape.vocab_size * (layout.weight_bytes + 2 * FP32_BYTES)
+    return in_tile * layout.shape.vocab_size * (layout.weight_bytes + FP32_BYTES * (1 if layout.loss_tiles else 2))
 
 
 def _norm_bytes(layout: Layout) -> int:

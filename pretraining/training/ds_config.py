@@ -13,7 +13,11 @@ logger = logging.getLogger(__name__)
 
 # DeepSpeed's own AdamW would put weight decay on the norms and compile a C++ op; its WarmupDecayLR starts and ends at a
 # learning rate of 0.
-REFUSED_SECTIONS = {"optimizer": "--learning_rate, --weight_decay and --adam_beta2", "scheduler": "--lr_scheduler_type"}
+REFUSED_SECTIONS = {
+    "optimizer": "--learning_rate, --weight_decay and --adam_beta2",
+    "scheduler": "--lr_scheduler_type",
+    "torch_autocast": "--bf16 and --fp16",  # weights would stay in fp32, and a tile be computed again without it
+}
 # What flags decide must be "auto", or the flag would be ignored without a word.
 DECIDED_BY_FLAGS = {
     "gradient_clipping": "--max_grad_norm",

@@ -59,7 +59,7 @@ def live_losses(trainer: PretrainingTrainer) -> LiveLosses:
     engine = trainer.model_wrapped
     was_training = engine.training
     engine.eval()
-    with trainer.compute_loss_context_manager():
+    with trainer.compute_loss_context_manager(), torch.compiler.set_stance("force_eager"):
         tokens = trainer.token_losses(engine, batch, in_tiles=trainer.has_loss_tiles)
     engine.train(was_training)
     parts = [torch.empty_like(tokens.losses) for _ in range(dist.get_world_size())]

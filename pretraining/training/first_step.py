@@ -5,9 +5,11 @@ import math
 
 import deepspeed
 import torch
+from torch.nn.functional import pad
 from transformers import LlamaConfig, PreTrainedModel
 
 from pretraining.cli.errors import UserError
+from pretraining.training.block_dataset import IGNORED_LABEL
 from pretraining.training.tiling import in_whole_blocks
 from pretraining.training.trainer import PretrainingTrainer
 
@@ -62,8 +64,11 @@ def check_tiles(trainer: PretrainingTrainer) -> None:
     batch = {
         name: values[:, :CHECKED_TOKENS].to(trainer.args.device) for name, values in trainer.collate([block]).items()
     }
+    # Of every token, also where training masks it: a prompt may be longer than what is checked.
+    batch["labels"] = pad(batch["input_ids"][:, 1:], (0, 1), value=IGNORED_LABEL)
     trainer.model_wrapped.eval()  # dropout would draw another mask each time; a training step turns it on again
-    with torch.no_grad():
+    # Compiled layers would be compiled for this length, which is not seen again.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         tiled = trainer.token_losses(trainer.model_wrapped, batch, in_tiles=True)
         with in_whole_blocks(trainer.model):
             whole = trainer.token_losses(trainer.model_wrapped, batch, in_tiles=False)

@@ -39,7 +39,7 @@ def compute_in_fp8(model: PreTrainedModel) -> None:
 
 def fp8_problems(layout: Layout) -> list[str]:
     """Why this machine cannot compute this model in fp8."""
-    problems = []
+    problems = odd_sizes(layout)
     if importlib.util.find_spec("torchao") is None:
         problems.append("--fp8: needs torchao; `pip install -c requirements-extras.txt torchao`, or leave it out")
     capability = torch.cuda.get_device_capability() if has_gpu() else LOWEST_CAPABILITY
@@ -48,6 +48,11 @@ def fp8_problems(layout: Layout) -> list[str]:
             f"--fp8: needs a GPU of compute capability 8.9 or newer (Ada, Hopper), this one has "
             f"{capability[0]}.{capability[1]}; leave it out"
         )
+    return problems
+
+
+def odd_sizes(layout: Layout) -> list[str]:
+    """Why no machine can."""
     shape = layout.shape
     widths = {
         "hidden_size": shape.hidden_size,
@@ -55,7 +60,7 @@ def fp8_problems(layout: Layout) -> list[str]:
         "num_attention_heads * head_dim": shape.num_attention_heads * shape.head_dim,
         "num_key_value_heads * head_dim": shape.num_key_value_heads * shape.head_dim,
     }
-    problems += [
+    problems = [
         f"--fp8: needs multiples of {MULTIPLE}, and {name} is {width:,}; give another, or leave it out"
         for name, width in widths.items()
         if width % MULTIPLE

@@ -87,7 +87,7 @@ def is_unchanged(plan: RunPlan) -> bool:
     ours = json.loads(
         json.dumps({"identity": asdict(run_identity(plan)), "schedule": asdict(plan.schedule)}, default=str)
     )
-    return all(recorded.get(name) == value for name, value in ours.items())
+    return not any(differences(recorded.get(name), value) for name, value in ours.items())
 
 
 def _check_goes_on(plan: RunPlan, checkpoint: Path) -> None:

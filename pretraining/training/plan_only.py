@@ -11,6 +11,7 @@ from pretraining.corpus.manifest import MANIFEST_NAME
 from pretraining.corpus.store_source import Mixture, find_mixture
 from pretraining.machine.footprint import footprint
 from pretraining.training.ds_config import load_ds_config
+from pretraining.training.fp8 import odd_sizes
 from pretraining.training.model import load_model_config
 from pretraining.training.plan_costs import plan_costs, what_is_kept
 from pretraining.training.plan_table import PlannedRun, plan_table
@@ -61,6 +62,8 @@ def plan_without_start(arguments: PretrainArguments, machine: Machine, mixture: 
     layout = make_layout(arguments, config, ds_config, batch=batch, precision=precision, machine=machine)
     gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
+    if layout.computes_in_fp8 and (odd := odd_sizes(layout)):
+        raise UserError(*odd)
     notes.append(f"gradients are added up in {gradient_type.name}: {gradient_type.reason}")
     if layout.optimizer_on_disk or layout.parameters_on_disk:
         notes.append("what is offloaded to disk (nvme) and its buffers in host memory are not counted")

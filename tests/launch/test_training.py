@@ -198,10 +198,12 @@ def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_st
 
 def test_compiled_layers_train_the_same_in_one_graph(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     flags = ["--save_strategy", "no", "--eval_strategy", "no", "--export", "false", "--compile_layers"]
-    words = {"TORCH_LOGS": "graph_breaks", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    flags += ["--sample_steps", 3, "--sample_tokens", 5]  # texts of all lengths
+    words = {"TORCH_LOGS": "graph_breaks,recompiles", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     done = train("torchrun", sample_store, tmp_path / "run", *flags, "--activation_checkpointing", env=words)
     assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
     assert "raph break" not in done.output
+    assert "size mismatch" not in done.output, "compiled anew for a text"
 
 
 @pytest.fixture(scope="module")

@@ -149,10 +149,16 @@ def most_alive(layout: Layout) -> int:
         ("fp32", 260, {"checkpoint_every": 1}),
         ("bf16", 4000, {"checkpoint_every": 1, "loss_tiles": 4}),
         ("bf16", 260, {"checkpoint_every": 1, "loss_tiles": 8, "mlp_tiles": 8}),
+        ("bf16", 260, {"checkpoint_every": 2}),
+        ("bf16", 260, {"checkpoint_every": 5}),
+        ("bf16", 260, {"attention": "eager", "length": 512}),
+        ("bf16", 260, {"attention": "eager", "length": 512, "checkpoint_every": 1}),
+        ("fp32", 260, {"attention": "eager", "length": 512, "checkpoint_every": 1, "mlp_tiles": 8}),
+        ("fp32", 4000, {"checkpoint_every": 1, "loss_tiles": 2}),
     ],
 )
 def test_the_most_that_is_alive(precision: str, vocabulary: int, how: dict) -> None:
-    layout = prepared(MIDDLE, length=256, vocabulary=vocabulary, precision=precision, **how)
+    layout = prepared(MIDDLE, **{"length": 256, "vocabulary": vocabulary, "precision": precision, **how})
     planned = activations(layout)
     most = planned.kept + max(planned.at_loss, planned.in_layer)
     assert most == pytest.approx(most_alive(layout), rel=0.1)

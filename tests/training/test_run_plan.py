@@ -176,6 +176,7 @@ def test_a_block_longer_than_the_model_allows(sample_store: Path, tmp_path: Path
         ("[]", "zero_optimization.stage is None"),
         ('{"zero_optimization": {"stage": 2}}', "zero_optimization.stage is 2; this suite trains with ZeRO-3"),
         ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "sets optimizer; remove that"),
+        ('{"zero_optimization": {"stage": 3}, "torch_autocast": {}}', "sets torch_autocast; remove that"),
         ('{"zero_optimization": {"stage": 3}, "gradient_clipping": 2}', "gradient_clipping is 2; set it to"),
         ('{"zero_optimization": {"stage": 3}, "bf16": true}', "bf16 is True; set its"),
         ('{"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}}', "zero_optimization.offload_optimizer: "),

@@ -52,6 +52,29 @@ def test_tiles_give_the_plain_loss_its_parts_and_its_gradients(num_tiles: int) -
     torch.testing.assert_close(ours, plain)
 
 
+def test_large_logits_are_as_exact_as_cross_entropy_in_fp64() -> None:
+    """exp of one of them overflows."""
+    lm_head, hidden, labels = make_case()
+    with torch.no_grad():
+        lm_head.weight.mul_(3000)
+    exact_head, exact_hidden = copy.deepcopy(lm_head).double(), hidden.detach().double().requires_grad_()
+    logits = exact_head(exact_hidden)
+    assert logits.max() > 300
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    loss_sum, *_ = tiled_token_losses(lm_head, hidden, labels, num_tiles=4)
+    torch.testing.assert_close(loss_sum.double(), expected, rtol=1e-5, atol=0)
+    ours, exact = gradients(loss_sum, lm_head, hidden), gradients(expected, exact_head, exact_hidden)
+    torch.testing.assert_close([found.double() for found in ours], list(exact), rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_backward_is_refused_and_not_scaled_twice() -> None:
+    lm_head, hidden, labels = make_case()
+    loss = tiled_token_losses(lm_head, hidden, labels, num_tiles=3)[0] / 17
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_tokens_without_a_label_count_nothing() -> None:
     """In the first of these tiles, and in all of them."""
     lm_head, hidden, labels = make_case()
