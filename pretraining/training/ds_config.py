@@ -114,4 +114,11 @@ def _zero_problems(zero: dict[str, Any]) -> list[str]:
     except ValidationError as error:
         places = [(".".join(map(str, found["loc"])), found["msg"]) for found in error.errors()]
         return [f"zero_optimization.{key}: {message}" for key, message in places]
+    ratio = (zero.get("offload_optimizer") or {}).get("ratio", 1)
+    if ratio != 1:
+        # stage3.py's backup optimizer: made once from the first group's settings, and in no checkpoint.
+        return [
+            f"zero_optimization.offload_optimizer.ratio is {ratio}; set it to 1, what stays on the GPU would train at "
+            "the first step's learning rate for ever"
+        ]
     return []

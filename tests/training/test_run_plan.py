@@ -180,6 +180,10 @@ def test_a_block_longer_than_the_model_allows(sample_store: Path, tmp_path: Path
         ('{"zero_optimization": {"stage": 3}, "gradient_clipping": 2}', "gradient_clipping is 2; set it to"),
         ('{"zero_optimization": {"stage": 3}, "bf16": true}', "bf16 is True; set its"),
         ('{"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}}', "zero_optimization.offload_optimizer: "),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.8}}}',
+            "offload_optimizer.ratio is 0.8; set it to 1",
+        ),
         ('{"zero_optimization": {"stage": 3, "ovelap_comm": true}}', "zero_optimization.ovelap_comm: "),
         ('{"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": false}}', "needs it"),
     ],
