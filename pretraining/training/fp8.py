@@ -39,7 +39,7 @@ def compute_in_fp8(model: PreTrainedModel) -> None:
 
 def fp8_problems(layout: Layout) -> list[str]:
     """Why this machine cannot compute this model in fp8."""
-    problems = odd_sizes(layout)
+    problems = []
     if importlib.util.find_spec("torchao") is None:
         problems.append("--fp8: needs torchao; `pip install -c requirements-extras.txt torchao`, or leave it out")
     capability = torch.cuda.get_device_capability() if has_gpu() else LOWEST_CAPABILITY
@@ -48,7 +48,7 @@ def fp8_problems(layout: Layout) -> list[str]:
             f"--fp8: needs a GPU of compute capability 8.9 or newer (Ada, Hopper), this one has "
             f"{capability[0]}.{capability[1]}; leave it out"
         )
-    return problems
+    return problems + odd_sizes(layout)
 
 
 def odd_sizes(layout: Layout) -> list[str]:

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pty
+import select
 import struct
 import sys
 import termios
@@ -38,6 +39,14 @@ def terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     logger.setLevel(before[2])
 
 
+def shown_on(terminal_end: int) -> str:
+    """All that was written; the kernel hands it over in pieces."""
+    pieces = []
+    while select.select([terminal_end], [], [], 0.5)[0]:
+        pieces.append(os.read(terminal_end, 1 << 16))
+    return b"".join(pieces).decode()
+
+
 def show(logs: list[dict[str, Any]], *, is_first: bool = True) -> None:
     """Two steps, a warning in between."""
     state = TrainerState(global_step=0, max_steps=20, is_world_process_zero=is_first)
@@ -55,7 +64,7 @@ def show(logs: list[dict[str, Any]], *, is_first: bool = True) -> None:
 def test_on_a_terminal_a_bar_has_the_figures_that_fit(columns: int, last: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(columns, monkeypatch) as other_end:
         show([RECORD, {"eval_loss": 2.0, "eval_perplexity": 7.4, "eval_accuracy": 0.25}])
-        shown = os.read(other_end, 1 << 16).decode()
+        shown = shown_on(other_end)
     bars = [line for line in shown.replace("\n", "\r").split("\r") if line.startswith("step ") and "|" in line]
     assert bars[0].startswith("step 0/20 |")
     assert bars[-1].startswith("step 2/20 |")
