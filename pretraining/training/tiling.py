@@ -9,6 +9,7 @@ first gives `lm_head` a gradient that no later division of the loss reaches, and
 where `torch.chunk` makes fewer tiles than it was asked for.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,7 +99,8 @@ def _losses_leaving_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Te
     highest, likeliest = logits.max(-1, keepdim=True)
     distances = highest - logits.gather(-1, places)
     sums = logits.sub_(highest).exp_().sum(-1, keepdim=True)
-    logits.mul_(is_counted / sums).scatter_add_(-1, places, -is_counted.to(logits.dtype))
+    # Divided and not multiplied by 1 / sums, which would round twice; what is not counted by infinity.
+    logits.div_(sums.masked_fill(~is_counted, math.inf)).scatter_add_(-1, places, -is_counted.to(logits.dtype))
     return ((distances + sums.log()) * is_counted)[:, 0], likeliest[:, 0] == labels
 
 

@@ -66,7 +66,7 @@ def test_wrong_tiles_are_found_at_the_beginning_of_long_blocks(script: str, tmp_
 
 
 def test_processes_that_share_blocks_train_like_one(shared_run: Path, one_process: Path) -> None:
-    assert_same_run(shared_run, one_process, relative=5e-5)  # gradient norms of later steps, by rounding 1.1e-5
+    assert_same_run(shared_run, one_process, relative=1e-5)
 
 
 def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(

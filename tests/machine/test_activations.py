@@ -83,15 +83,19 @@ def test_what_autograd_saves(size: dict, precision: str, how: dict) -> None:
     assert loss.requires_grad
 
 
-@pytest.mark.parametrize("fields", [{"precision": "bf16"}, {"precision": "fp32", "checkpoint_every": 2}], ids=str)
-def test_what_autograd_saves_with_compiled_layers(fields: dict) -> None:
-    layout = prepared(MIDDLE, compiles_layers=True, **fields)
+def assert_compiled_layers_keep_what_is_planned(layout: Layout) -> None:
     model = model_of(layout)
-    loss_of(model, layout)
+    loss_of(model, layout)  # compiles
     with saved_storages(model) as found:
         loss_of(model, layout)
     planned = activations(layout).kept + 4 * layout.num_tokens * layout.shape.vocab_size
     assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("fields", [{"precision": "bf16"}, {"precision": "fp32", "checkpoint_every": 2}], ids=str)
+def test_what_autograd_saves_with_compiled_layers(fields: dict) -> None:
+    layout = prepared(MIDDLE, compiles_layers=True, **fields)
+    assert_compiled_layers_keep_what_is_planned(layout)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +107,7 @@ def test_what_autograd_saves_with_layers_in_fp8(fields: dict, monkeypatch: pytes
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
     size = {**MIDDLE, **({"head_dim": 64} if fields.pop("wide", False) else {})}
     layout = prepared(size, compiles_layers=True, computes_in_fp8=True, **fields)
-    model = model_of(layout)
-    loss_of(model, layout)
-    with saved_storages(model) as found:
-        loss_of(model, layout)
-    planned = activations(layout).kept + 4 * layout.num_tokens * layout.shape.vocab_size
-    assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.05)
+    assert_compiled_layers_keep_what_is_planned(layout)
     assert layer_bytes(layout) < 0.8 * layer_bytes(replace(layout, computes_in_fp8=False))
 
 
@@ -121,8 +120,7 @@ def test_what_autograd_saves_with_tiles(every: int | None) -> None:
     shape = layout.shape
     row_gradients, weight_gradient = 2 * layout.num_tokens * shape.hidden_size, 4 * shape.vocab_size * shape.hidden_size
     planned = activations(layout).kept + row_gradients + weight_gradient
-    # The tiles' inputs are slices of one tensor, of which torch's checkpoint may hold another view.
-    assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.05)
+    assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.02)
 
 
 def most_alive(layout: Layout) -> int:
