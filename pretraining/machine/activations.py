@@ -51,9 +51,8 @@ def _attention_moment(layout: Layout) -> int:
     """Of eager attention the gradients of probabilities and scores in fp32; what the MLP kept is free by then."""
     if layout.attention != "eager":
         return 0
-    freed = (
-        layout.weight_bytes if layout.weight_bytes != FP32_BYTES else 0
-    )  # the probabilities that values are weighed by
+    # Values were weighed by another copy of the probabilities, in the precision of the weights.
+    freed = layout.weight_bytes if layout.weight_bytes != FP32_BYTES else 0
     probabilities = layout.num_tokens * layout.block_length * layout.shape.num_attention_heads
     return probabilities * (2 * FP32_BYTES - freed) - _mlp_bytes(layout) - _norm_bytes(layout)
 
