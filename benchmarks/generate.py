@@ -3,7 +3,8 @@
 
     python3 -m benchmarks.generate --model runs/quickstart
 
-The ways take turns. Tokens are those up to EOS, as they are given out. The result goes into benchmarks/generate.md.
+The ways take turns, each in both precisions. Tokens are those up to EOS, as they are given out. The result goes into
+benchmarks/generate.md.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.results import PROJECT_DIR, command_line, hardware, spread, table, versions, write_section
 from pretraining.cli.arguments import SAMPLE_CORPUS
@@ -34,12 +35,13 @@ SETTINGS = {
     "generate.py's defaults": {},
     "greedy, no penalty": {"greedy": True, "repetition_penalty": 1.0},
 }
-OWN = "generate.py"
+OWN, PEER = "generate.py", "transformers"
+DTYPES = ("float32", "bfloat16")
 NOTES = """
-Tokens a second: median, least and most of the rounds. transformers opens the model by `from_pretrained` (its own
-precision, or float32) and continues the prompts, filled up on the left, by `generate` with the same flags; its default
-cache and attention. generate.py computes in the precision that it chooses here. Neither compiles anything, and both
-have torch's default number of threads. On a GPU: not yet measured.
+Tokens a second and their quotient: median, least and most of the rounds. transformers opens the model by
+`from_pretrained` and continues the prompts, filled up on the left, by `generate` with the same flags; its default cache
+and attention. Neither compiles anything, and both have torch's default number of threads. "By default" is what each of
+them chooses for this model here: generate.py {own}, transformers {peer}. On a GPU: not yet measured.
 """
 
 
@@ -49,51 +51,59 @@ class GenerateSpeedArguments:
 
     model: str = flag("runs/quickstart", "run folder or exported model")
     batch_sizes: list[int] = flag([1, 32], "prompts at once")
-    num_prompts: int = flag(32, "prompts of a round; of a batch of one, an eighth of them")
-    max_new_tokens: int = flag(100, "tokens of a continuation at most")
+    num_prompts: int = flag(64, "prompts of a round; of a batch of one, a sixteenth of them")
+    max_new_tokens: int = flag(200, "tokens of a continuation at most")
     num_rounds: int = flag(5, "times that each way is measured, after one that is not")
     output: Path = flag(Path("benchmarks/generate.md"), "where the result goes")
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to continue prompts, in batches of a size: the tokens that it gives."""
+    """One way to continue prompts, in batches of a size: the tokens that it gives. `is_default` is its precision."""
 
     name: str
+    dtype: str
+    is_default: bool
     continue_them: Callable[[Sequence[str], GenerateArguments], int]
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure, and write the page."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", GenerateSpeedArguments)], argv)
+    ways = list(_ways(arguments.model))
+    defaults = {way.name: way.dtype for way in ways if way.is_default}
     rows = []
     for setting, batch_size in itertools.product(SETTINGS, arguments.batch_sizes):
-        found = measure(arguments, batch_size, SETTINGS[setting])
-        ours = found[OWN]
-        for name, speeds in found.items():
-            factors = [mine / theirs for mine, theirs in zip(ours, speeds, strict=True)]
-            rows.append([f"{setting}, batch {batch_size}: {name}", spread(speeds, 0), spread(factors, 2)])
+        found = measure(ways, arguments, batch_size, SETTINGS[setting])
+        pairs = {dtype: (found[OWN, dtype], found[PEER, dtype]) for dtype in DTYPES}
+        pairs["by default"] = (found[OWN, defaults[OWN]], found[PEER, defaults[PEER]])
+        for name, (ours, theirs) in pairs.items():
+            factors = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+            figures = [spread(ours, 0), spread(theirs, 0), spread(factors, 2)]
+            rows.append([f"{setting}, batch {batch_size}: {name}", *figures])
             logger.info("%s", "  ".join(rows[-1]))
     text = f"{hardware()}, {torch.get_num_threads()} threads; {versions(['torch', 'transformers'])}.\n\n"
     text += f"{command_line('generate')}\n\n"
-    text += table(["", "tokens/s", "generate.py is faster by"], rows) + "\n" + NOTES
+    text += table(["", "generate.py, tokens/s", "transformers, tokens/s", "generate.py is faster by"], rows)
+    text += "\n" + NOTES.format(own=defaults[OWN], peer=defaults[PEER])
     write_section(arguments.output, "Against transformers' generate", text)
     logger.info("result: %s", arguments.output)
 
 
-def measure(arguments: GenerateSpeedArguments, batch_size: int, setting: dict) -> dict[str, list[float]]:
-    """Tokens a second of each way in each round."""
-    count = arguments.num_prompts if batch_size > 1 else max(arguments.num_prompts // 8, 1)
+def measure(
+    ways: Sequence[Way], arguments: GenerateSpeedArguments, batch_size: int, setting: dict
+) -> dict[tuple[str, str], list[float]]:
+    """Tokens a second of each way, by name and precision, in each round."""
+    count = arguments.num_prompts if batch_size > 1 else max(arguments.num_prompts // 16, 1)
     prompts = list(itertools.islice(_beginnings(), count))
     flags = GenerateArguments(batch_size=batch_size, max_new_tokens=arguments.max_new_tokens, **setting)
-    ways = list(_ways(arguments.model))
-    found: dict[str, list[float]] = {way.name: [] for way in ways}
+    found: dict[tuple[str, str], list[float]] = {(way.name, way.dtype): [] for way in ways}
     for number in range(arguments.num_rounds + 1):
         for way in ways:
             began_at = time.perf_counter()
             num_tokens = way.continue_them(prompts, dataclasses.replace(flags, seed=number))
             if number > 0:
-                found[way.name].append(num_tokens / (time.perf_counter() - began_at))
+                found[way.name, way.dtype].append(num_tokens / (time.perf_counter() - began_at))
     return found
 
 
@@ -106,15 +116,13 @@ def _beginnings() -> Iterator[str]:
 
 def _ways(model_name: str) -> Iterator[Way]:
     source = find_model(model_name)
-    model, tokenizer = load_model(source)
-    yield Way(OWN, functools.partial(_continue, model, tokenizer))
-    if model.dtype == torch.float32:
-        halved, _ = load_model(source, "bfloat16")
-        yield Way(f"{OWN} --dtype bfloat16", functools.partial(_continue, halved, tokenizer))
-    for dtype in ("auto", "float32"):
+    chosen, tokenizer = load_model(source)
+    own_dtype = AutoConfig.from_pretrained(source.location).dtype or torch.float32
+    for dtype in DTYPES:
+        model, _ = load_model(source, dtype)
+        yield Way(OWN, dtype, model.dtype == chosen.dtype, functools.partial(_continue, model, tokenizer))
         plain = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype).to(model.device).eval()
-        name = f"transformers, {str(plain.dtype).removeprefix('torch.')}"
-        yield Way(name, functools.partial(_generate, plain, tokenizer))
+        yield Way(PEER, dtype, plain.dtype == own_dtype, functools.partial(_generate, plain, tokenizer))
 
 
 def _continue(

@@ -5,9 +5,11 @@ It computes with the weights of the transformers model, without its modules, in 
 token's time. Its logits are those of the model's own forward (tests/sampling/test_decoder.py).
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
@@ -21,8 +23,8 @@ class LlamaDecoder:
     def __init__(self, model: LlamaForCausalLM, num_rows: int, num_positions: int) -> None:
         weights, config = model.model, model.config
         self.num_rows = num_rows
-        self._embedding, self._norm, self._head = weights.embed_tokens.weight, weights.norm, model.lm_head.weight
-        self.vocab_size, self.device = len(self._head), self._head.device  # of the logits
+        self._embedding, self._norm, self._head = weights.embed_tokens.weight, weights.norm, model.lm_head
+        self.vocab_size, self.device = len(self._head.weight), self._head.weight.device  # of the logits
         self._layers = [_Layer(layer, num_rows, num_positions, config) for layer in weights.layers]
         self._positions = torch.arange(num_positions, device=self._embedding.device)
         cos, sin = weights.rotary_emb(self._embedding, self._positions[None])
@@ -38,11 +40,15 @@ class LlamaDecoder:
         found = []
         for begin in range(0, len(prompts), at_once):
             part = prompts[begin : begin + at_once]
-            # Filled up on the right: nobody sees what stands there before the tokens that come are written over it.
-            ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in part], device=device)
-            rows = first_row + begin + torch.arange(len(part), device=device).repeat_interleave(width)
-            hidden = self._hidden(ids.flatten(), self._places(rows, self._positions[:width].repeat(len(part)), width))
-            last = torch.tensor([place * width + len(prompt) - 1 for place, prompt in enumerate(part)])
+            triples = [
+                (token, row, position)
+                for row, prompt in enumerate(part, start=first_row + begin)
+                for position, token in enumerate(prompt)
+            ]
+            ids, rows, positions = torch.tensor(triples, device=device).unbind(1)
+            places = self._places(rows, positions, slice(first_row + begin, first_row + begin + len(part)), width)
+            last = torch.tensor(list(itertools.accumulate(map(len, part)))) - 1
+            hidden = self._hidden(ids, places)
             found.append(self._logits(hidden[last.to(hidden.device)]))
         return torch.cat(found)
 
@@ -50,8 +56,8 @@ class LlamaDecoder:
     def next_logits(self, ids: list[int], positions: list[int]) -> torch.Tensor:
         """Logits [rows, vocabulary] after one more id in each of the first rows, at its position, in fp32."""
         now = torch.tensor([ids, positions, range(len(ids))], device=self._positions.device)
-        places = self._places(now[2], now[1], width=1)
-        places.num_seen = max(positions) + 1
+        places = self._places(now[2], now[1], slice(len(ids)), max(positions) + 1)
+        places.are_next = True
         if min(positions) + 1 < places.num_seen:
             hidden_ones = self._positions[: places.num_seen] > now[1][:, None, None, None]
             places.mask = torch.zeros_like(hidden_ones, dtype=self._layers[0].cache.dtype)
@@ -64,8 +70,8 @@ class LlamaDecoder:
         for layer in self._layers:
             layer.cache[target, :, :, :num_positions] = layer.cache[source, :, :, :num_positions]
 
-    def _places(self, rows: torch.Tensor, positions: torch.Tensor, width: int) -> "_Places":
-        return _Places(rows, positions, self._turns[0][positions], self._turns[1][positions], width)
+    def _places(self, rows: torch.Tensor, positions: torch.Tensor, span: slice, num_seen: int) -> "_Places":
+        return _Places(rows, positions, self._turns[0][positions], self._turns[1][positions], span, num_seen)
 
     def _hidden(self, ids: torch.Tensor, places: "_Places") -> torch.Tensor:
         """Hidden states [tokens, size] of ids [tokens] at their places."""
@@ -78,30 +84,32 @@ class LlamaDecoder:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = _normed(hidden.to(self._norm.weight.device), self._norm).to(self.device)
-        return _product(hidden, self._head).float().contiguous()
+        return self._head(hidden).float()
 
 
 @dataclass
 class _Places:
-    """Where tokens stand in the cache, each row's `width` tokens beside each other, and what they see.
+    """Where tokens stand in the cache, row by row, and what they see there.
 
-    That is the first `num_seen` positions of their rows, where `mask` [rows, 1, 1, num_seen] is 0 and not -inf, or
-    each other where num_seen is 0. `cos` and `sin` [tokens, 1, head_dim] turn them by their positions.
+    Their rows are `span`, and the first `num_seen` positions are seen: by prompts, of which all tokens are there, those
+    up to a token's own; by next tokens, one in each row, those where `mask` [rows, 1, 1, num_seen] is 0 and not -inf.
+    `cos` and `sin` [tokens, 1, head_dim] turn them by their positions.
     """
 
     rows: torch.Tensor
     positions: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
-    width: int
-    num_seen: int = 0
+    span: slice
+    num_seen: int
+    are_next: bool = False
     mask: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "_Places":
         """The same on another device."""
         rows, positions, cos, sin = (part.to(device) for part in (self.rows, self.positions, self.cos, self.sin))
         mask = None if self.mask is None else self.mask.to(device)
-        return _Places(rows, positions, cos, sin, self.width, self.num_seen, mask)
+        return _Places(rows, positions, cos, sin, self.span, self.num_seen, self.are_next, mask)
 
 
 class _Layer:
@@ -125,7 +133,7 @@ class _Layer:
         """Hidden states [tokens, size] behind this layer; keys and values go to their places."""
         _, _, num_keys, _, head_dim = self.cache.shape
         inputs = _normed(hidden, self._norms[0])
-        heads = torch.cat([_product(inputs, part.weight, part.bias) for part in self._inputs], dim=-1)
+        heads = torch.cat([_product(inputs, part) for part in self._inputs], dim=-1)
         heads = heads.view(len(hidden), -1, head_dim)
         turned = heads[:, :-num_keys]
         halves = turned.roll(head_dim // 2, -1)
@@ -133,45 +141,47 @@ class _Layer:
         heads = heads.to(self.cache.dtype)
         queries, written = heads[:, : -2 * num_keys], heads[:, -2 * num_keys :].unflatten(1, (2, num_keys))
         self.cache[places.rows, :, :, places.positions] = written
-        found = self._attended(queries, written, places)
-        hidden = hidden + _product(found.to(hidden.dtype), self._output.weight, self._output.bias)
+        found = self._attended(queries, places)
+        hidden = hidden + _product(found.to(hidden.dtype), self._output)
         inputs = _normed(hidden, self._norms[1])
-        gate = self._activation(_product(inputs, self._gate.weight, self._gate.bias))
-        inputs = gate * _product(inputs, self._up.weight, self._up.bias)
-        return hidden + _product(inputs, self._down.weight, self._down.bias)
+        gate = self._activation(_product(inputs, self._gate))
+        inputs = gate * _product(inputs, self._up)
+        return hidden + _product(inputs, self._down)
 
-    def _attended(self, queries: torch.Tensor, written: torch.Tensor, places: _Places) -> torch.Tensor:
+    def _attended(self, queries: torch.Tensor, places: _Places) -> torch.Tensor:
         """Attention [tokens, heads * head_dim] of queries [tokens, heads, head_dim]."""
-        num_keys, width = self.cache.shape[2], places.width
-        num_rows = len(queries) // width
-        if places.num_seen:  # heads that share keys are further queries of them
-            keys, values = self.cache[:num_rows, :, :, : places.num_seen].unbind(1)
+        keys, values = self.cache[places.span, :, :, : places.num_seen].unbind(1)
+        num_keys = keys.shape[1]
+        if places.are_next:  # heads that share keys are further queries of them
             queries = queries.unflatten(1, (num_keys, -1))
             found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=places.mask)
             return found.flatten(1)
-        queries = queries.unflatten(0, (-1, width)).transpose(1, 2)
-        keys, values = written.unflatten(0, (-1, width)).permute(2, 0, 3, 1, 4)
-        shared = num_keys < queries.shape[1]
-        found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=shared)
-        return found.transpose(1, 2).flatten(0, 1).flatten(1)
+        # Only here are shorter prompts filled up, on the right; what stands there in the cache is not seen by them.
+        rows, shared = places.rows - places.span.start, num_keys < queries.shape[1]
+        filled = queries.new_zeros(len(keys), places.num_seen, *queries.shape[1:])
+        filled[rows, places.positions] = queries
+        found = functional.scaled_dot_product_attention(
+            filled.transpose(1, 2), keys, values, is_causal=True, enable_gqa=shared
+        )
+        return found.transpose(1, 2)[rows, places.positions].flatten(1)
 
 
-def _product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Inputs [tokens, size] times a weight [outputs, size]: what a linear layer computes.
+def _product(inputs: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """Outputs [tokens, outputs] of a linear layer for inputs [tokens, size].
 
-    On a CPU in fp32 a vector is multiplied by both halves of the weight as a batch of two, which makes a token of the
-    quickstart's model 1.7 times as fast, and several vectors with the weight on the left: its head is 2.4 times as
-    fast by 32, since only then do the cores share the work (torch 2.13 with MKL, AMD EPYC, 2 cores).
+    Where a CPU computes in fp32 with a weight that is too small to be packed, a vector is multiplied by both halves of
+    it as a batch of two, which makes a token of the quickstart's model 1.3 times as fast, and several vectors with the
+    weight on the left, 1.1 times as fast by 32 (torch 2.13 with MKL, AMD EPYC, 2 cores).
     """
-    if inputs.device.type != "cpu" or inputs.dtype != torch.float32:
-        return functional.linear(inputs, weight, bias)
+    if not isinstance(layer, nn.Linear) or inputs.device.type != "cpu" or inputs.dtype != torch.float32:
+        return layer(inputs)
     if len(inputs) > 1:
-        found = torch.mm(weight, inputs.t()).t()
-    elif len(weight) % 2 == 0:
-        found = torch.bmm(weight.unflatten(0, (2, -1)), inputs.t().expand(2, -1, 1)).view(1, -1)
+        found = torch.mm(layer.weight, inputs.t()).t()
+    elif layer.out_features % 2 == 0:
+        found = torch.bmm(layer.weight.unflatten(0, (2, -1)), inputs.t().expand(2, -1, 1)).view(1, -1)
     else:
-        found = functional.linear(inputs, weight)
-    return found if bias is None else found + bias
+        return layer(inputs)
+    return found if layer.bias is None else found + layer.bias
 
 
 def _normed(hidden: torch.Tensor, norm: LlamaRMSNorm) -> torch.Tensor:

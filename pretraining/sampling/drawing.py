@@ -40,4 +40,4 @@ def draw(logits: torch.Tensor, numbers: Sequence[float], arguments: GenerateArgu
 
 def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Natural log probability [rows] of each row's token under the model itself."""
-    return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]

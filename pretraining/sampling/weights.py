@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from pretraining.cli.errors import UserError
 from pretraining.machine.memory import available_host_bytes
 from pretraining.runs.zero_shards import open_shards
+from pretraining.sampling.packed_linear import pack_linear_layer, pack_linear_layers
 
 HOST_SHARE, GPU_SHARE = 0.9, 0.8  # of free memory that weights may take: the rest is for the cache
 CACHE_SHARE = 0.7  # of what is free beside the weights
@@ -31,9 +32,11 @@ def load_weights(folder: Path, config: LlamaConfig, *, only_shards: bool, dtype_
     devices = _devices(folder, empty, dtype)
     if only_shards:
         return _from_shards(folder, empty, (own_dtype, dtype), devices)
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, device_map=devices, use_safetensors=True, trust_remote_code=False
     )
+    pack_linear_layers(model)
+    return model
 
 
 def _dtype(name: str, own: torch.dtype, num_parameters: int) -> torch.dtype:
@@ -91,7 +94,10 @@ def _from_shards(
         part = max((part for part in devices if name.startswith(part)), key=len)
         weight = weights.pop(name).contiguous().to(dtypes[0]).to(devices[part], dtypes[1])
         model.load_state_dict({name: weight}, strict=False, assign=True)
+        del weight
+        pack_linear_layer(model, name.rpartition(".")[0])
     model.tie_weights()
+    pack_linear_layers(model)  # a head whose weight is that of the embedding
     return dispatch_model(model, devices) if len(devices) > 1 else model
 
 

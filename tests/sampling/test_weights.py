@@ -60,16 +60,14 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("source", "dtype", "most"), [("files", "bfloat16", 0.3), ("files", "float32", 1.3), ("shards", "float32", 1.3)]
-)
-def test_weights_take_their_own_bytes_and_no_more(model_dir: Path, source: str, dtype: str, most: float) -> None:
-    """Mapped files take nothing of the process's own; 1.3 leaves room for one weight on its way, and threads."""
+@pytest.mark.parametrize(("source", "dtype"), [("files", "bfloat16"), ("files", "float32"), ("shards", "float32")])
+def test_weights_take_their_own_bytes_and_no_more(model_dir: Path, source: str, dtype: str) -> None:
+    """Packed too; 1.15 leaves room for one weight on its way, and for threads."""
     command = [sys.executable, "-c", LOAD, str(model_dir), source, dtype]
     done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
     num_bytes, taken = json.loads(done.stdout.splitlines()[-1])
     assert num_bytes > 60e6
-    assert taken < most * num_bytes
+    assert taken < 1.15 * num_bytes
 
 
 def test_what_does_not_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
