@@ -26,15 +26,17 @@ def main(argv: Sequence[str]) -> None:
     """Read the flags, load the model, continue each prompt."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Sampling", GenerateArguments)], argv)
 
+    from pretraining.judging.comparisons import open_comparisons, say_statistics
     from pretraining.sampling.generation import make_jobs
     from pretraining.sampling.model_source import find_model, load_model
     from pretraining.sampling.output import check_output, read_continuations, write_continuations
     from pretraining.sampling.prompts import read_prompts
-    from pretraining.sampling.terminal import converse, say_statistics, show, stream
+    from pretraining.sampling.terminal import converse, show, stream
 
     prompts = [] if arguments.interactive else read_prompts(arguments)
     if arguments.output is not None:
         check_output(arguments.output)
+    comparisons = open_comparisons(arguments.held_out, arguments.blocks)
     source = find_model(arguments.model, arguments.revision)
     model, tokenizer = load_model(source, arguments.dtype)
     if arguments.interactive:
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         texts = (stream if sys.stdout.isatty() else show)(model, tokenizer, jobs, arguments)
     if arguments.stats:
-        say_statistics(texts, arguments)
+        say_statistics(texts, model, tokenizer, comparisons)
 
 
 if __name__ == "__main__":

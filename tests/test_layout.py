@@ -26,6 +26,7 @@ ARROWS = {
     "training": {"cli", "corpus", "machine", "runs"},
     "tuning": {"cli", "corpus", "runs", "training"},
     "sampling": {"cli", "machine", "runs"},
+    "judging": {"cli", "corpus", "sampling", "training"},
     "doctor": {"cli", "machine", "corpus"},
 }
 WITHOUT_TORCH = {"cli", "corpus", "machine"}

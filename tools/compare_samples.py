@@ -86,10 +86,10 @@ def main(argv: Sequence[str]) -> None:
 
 def samples_of(name: str, location: str, arguments: SamplesArguments, files: Sequence[InputFile]) -> ModelSamples:
     """What one model writes, and its figures."""
+    from pretraining.judging.statistics import distinct, repetition
     from pretraining.sampling.comparison import ModelSamples
     from pretraining.sampling.generation import continue_prompts
     from pretraining.sampling.model_source import find_model, load_model
-    from pretraining.sampling.statistics import distinct, repetition
 
     model, tokenizer = load_model(find_model(location))
     sampling = GenerateArguments(

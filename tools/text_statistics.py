@@ -9,7 +9,8 @@ rep-n is the share of n-grams of tokens that stood in the same continuation befo
 distinct-n counts the different n-grams of all continuations for each of their tokens (Li et al. 2016). The perplexity
 of the continuations is the model's own, at temperature 1 and given the prompts. Text as likely as what people wrote
 has that of the held-out documents; far less is dull, far more is odd. A copied run is one of 8 tokens or more that
-stands in a training document: each continuation's longest one counts, found by its ids in every block of train.
+stands in a training document, found by its ids in every block of train: the share of tokens in such runs, and each
+continuation's longest one with its document.
 """
 
 from __future__ import annotations
@@ -19,26 +20,17 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
-from pretraining.cli.progress import Progress
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.copied_runs import CopiedRun, find_copied_runs
-from pretraining.corpus.provenance import BlockTracer
-from pretraining.corpus.token_bytes import TokenBytes, text_of
-from pretraining.sampling.statistics import text_statistics
+from pretraining.judging.statistics import text_statistics
 
 logger = logging.getLogger("pretraining.text_statistics")
-
-SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -84,13 +76,23 @@ def main(argv: Sequence[str]) -> None:
     groups = [dataclass_group("Statistics", StatisticsArguments)]
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["samples"])
     samples = read_samples(arguments.samples)
+
+    from pretraining.judging.comparisons import open_comparisons
+    from pretraining.judging.copied_text import copied_figures
+    from pretraining.judging.likelihood import perplexities, perplexity_line
+    from pretraining.sampling.model_source import find_model, load_model
+
+    comparisons = open_comparisons(arguments.held_out, arguments.blocks)
     figures = text_statistics(samples)
     say(*figures.lines())
     told: dict[str, Any] = dataclasses.asdict(figures)
     if arguments.model is not None:
-        told["perplexity"] = show_perplexity(samples, arguments.model, arguments.held_out)
-    if arguments.blocks is not None:
-        told["copied_runs"] = show_copied_runs(samples, arguments)
+        told["perplexity"] = perplexities(*load_model(find_model(arguments.model)), samples, comparisons.held_out)
+        say(perplexity_line(told["perplexity"]))
+    if comparisons.blocks is not None:
+        copied = copied_figures(samples, comparisons.blocks, num_workers=arguments.num_workers)
+        told |= dataclasses.asdict(copied)
+        say(*copied.lines(arguments.num_shown))
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -121,81 +123,6 @@ def _sample_of(place: str, line: str) -> Sample:
     if not is_one or not all(isinstance(token, int) for token in content["tokens"]):
         raise UserError(f"--samples {place}: is no object with {', '.join(kinds)}; make it with generate.py --output")
     return Sample(**{name: content[name] for name in kinds})
-
-
-def show_perplexity(samples: Sequence[Sample], model_name: str, held_out: list[str] | None) -> dict[str, float | None]:
-    """Tell the model's perplexity on the samples, and on held-out documents beside it."""
-    from pretraining.corpus.inputs import find_inputs
-    from pretraining.sampling.model_source import find_model, load_model
-    from pretraining.training.continuations import evaluate_continuations
-    from pretraining.training.held_out import evaluate_files
-
-    files = find_inputs(held_out or [])
-    model, tokenizer = load_model(find_model(model_name))
-    ours = evaluate_continuations(model, tokenizer, samples)
-    found = {"continuations": None if ours is None else ours["perplexity"]}
-    if files:
-        found["held_out"] = evaluate_files(model, tokenizer, files).total["perplexity"]
-    shown = [f"{value:,.2f} on {name.replace('_', '-')}" for name, value in found.items() if value is not None]
-    say(f"perplexity     {', '.join(shown) or 'of no token'}")
-    return found
-
-
-def show_copied_runs(samples: Sequence[Sample], arguments: StatisticsArguments) -> list[dict[str, Any]]:
-    """Tell how much of the samples stands in the training blocks, and where the longest runs do."""
-    assert arguments.blocks is not None
-    tracer = BlockTracer(arguments.blocks, flag="--blocks")
-    token_bytes = TokenBytes(tracer.folder / "tokenizer")
-    check_tokens(samples, token_bytes, tracer)
-    shards = tracer.manifest.splits["train"].shards
-    with Progress(sum(shard.num_bytes for shard in shards)) as progress:
-        runs = find_copied_runs(
-            tracer,
-            [sample.tokens for sample in samples],
-            split="train",
-            progress=progress,
-            num_workers=arguments.num_workers,
-        )
-    rows = list(copied_rows(samples, runs, tracer, token_bytes))
-    longest = [row["num_tokens"] for row in rows]
-    most = f"; longest {max(longest):,} tokens, mean of those {fmean(longest):,.1f}" if rows else ""
-    say(f"copied         {len(rows):,} of {len(samples):,} continuations have a run of 8 tokens or more{most}")
-    for row in sorted(rows, key=lambda row: -row["num_tokens"])[: arguments.num_shown]:
-        shown = " ".join(row["text"].split())
-        cut = shown if len(shown) <= SHOWN_CHARACTERS else shown[: SHOWN_CHARACTERS - 1] + "…"
-        say(f"  {row['num_tokens']:>4} tokens of line {row['sample']}, in {row['file']}:{row['line']}: {cut}")
-    return rows
-
-
-def check_tokens(samples: Sequence[Sample], token_bytes: TokenBytes, tracer: BlockTracer) -> None:
-    """Refuse ids of another tokenizer than that of the blocks: they would be found nowhere, or anywhere."""
-    vocab_size = tracer.manifest.origin.tokenizer.vocab_size
-    for number, sample in enumerate(samples, 1):
-        is_known = all(0 <= token < vocab_size for token in sample.tokens)
-        text = text_of(token_bytes.join(np.array(sample.tokens, np.int64)).data.tobytes()) if is_known else ""
-        if not is_known or not _plain(text).startswith(_plain(sample.text)):
-            raise UserError(
-                f"--blocks {tracer.folder}: its tokenizer does not give the text of sample {number} from its tokens; "
-                "give the blocks that the model was trained on"
-            )
-
-
-def _plain(text: str) -> str:
-    """Without what decoders differ in: spaces at the ends, and what stands for half a character."""
-    return text.replace("\ufffd", "").strip()
-
-
-def copied_rows(
-    samples: Sequence[Sample], runs: Sequence[CopiedRun | None], tracer: BlockTracer, token_bytes: TokenBytes
-) -> Iterator[dict[str, Any]]:
-    """Of each sample with a copied run: its number (from 1), the run, and the document where it stands."""
-    for number, (sample, run) in enumerate(zip(samples, runs, strict=True), 1):
-        if run is not None:
-            document = tracer.document(run.document_id)
-            tokens = np.array(sample.tokens[run.start : run.start + run.num_tokens])
-            text = text_of(token_bytes.join(tokens).data.tobytes())
-            place = {"file": document.file, "line": document.line, "source": document.source}
-            yield {"sample": number, **dataclasses.asdict(run), **place, "text": text}
 
 
 def say(*lines: str) -> None:

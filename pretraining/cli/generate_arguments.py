@@ -28,7 +28,13 @@ class GenerateArguments:
     prompt_file: Path | None = flag(None, "text with one prompt a line, or .jsonl with a field prompt")
     interactive: bool = flag(False, "ask for prompts on the terminal, one after another")
     output: Path | None = flag(None, "write JSON lines to this file instead of text; goes on after an interruption")
-    stats: bool = flag(False, "say at the end how long, repetitive and varied the texts are, and how many ended by EOS")
+    stats: bool = flag(
+        False, "say at the end how long, repetitive, varied and likely the texts are, and how they ended"
+    )
+    held_out: list[str] | None = flag(
+        None, "for --stats: files of documents, as preprocess.py takes them, to compare how likely the model finds both"
+    )
+    blocks: Path | None = flag(None, "for --stats: the block store of the training, to tell what is copied from there")
     num_samples: int = flag(1, "continuations of each prompt")
     max_new_tokens: int = flag(200, "tokens after which a continuation ends without EOS")
     stop: list[str] | None = flag(None, "texts that end a continuation, and are cut off")
@@ -82,6 +88,8 @@ class GenerateArguments:
                 (self.prompt is not None) + (self.prompt_file is not None) + self.interactive <= 1
             ),
             "--output: --interactive shows its text; leave out one of them": not (self.interactive and self.output),
+            "--held_out, --blocks: are for --stats; give it too, or leave them out": self.stats
+            or (self.held_out is None and self.blocks is None),
             "--stats: --interactive has no end to say them at; leave out one of them": not (
                 self.interactive and self.stats
             ),

@@ -1,4 +1,4 @@
-"""The longest run of tokens that each of some texts has in common with a training document, and where that stands.
+"""How much of each of some texts stands in training documents, and where its longest run of tokens does.
 
 Every token of the split is read once. A document that is cut by the end of a block is put together again at the cut, so
 that a run is found as a whole wherever blocks end.
@@ -30,6 +30,14 @@ class CopiedRun:
 
 
 @dataclass(frozen=True, slots=True)
+class CopiedText:
+    """How many tokens of a text stand in documents in runs of 8 or more, and the longest of these, or one of them."""
+
+    num_tokens: int
+    longest: CopiedRun | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Group:
     """The blocks of a row group: their ids, their pieces, and the runs within these."""
 
@@ -49,8 +57,8 @@ class _Cut:
 
 def find_copied_runs(
     tracer: BlockTracer, texts: Sequence[Sequence[int]], *, split: Split, progress: Progress, num_workers: int
-) -> list[CopiedRun | None]:
-    """Of each text the longest run, or one of those; None where it is shorter than 8 tokens.
+) -> list[CopiedText]:
+    """What is copied of each text.
 
     Raises:
         UserError: when a shard is missing or damaged.
@@ -58,18 +66,21 @@ def find_copied_runs(
     index = RunIndex(texts)
     found: list[CopiedRun | None] = [None] * len(texts)
     if index.is_empty:
-        return found
+        return [CopiedText(0, None) for _ in texts]
+    is_common = np.zeros(index.num_places, bool)
     cuts = _Cuts(index.longest, tracer.manifest.origin.token_rules.eos_token_id)
     for group, searched in _search(tracer, index, split, num_workers):
         owners = np.searchsorted(searched.pieces.begins, searched.runs.places, side="right") - 1
         offsets = searched.pieces.offsets - searched.pieces.begins
         _keep_longest(found, searched.runs, searched.pieces.document_ids[owners], offsets[owners])
+        is_common |= searched.runs.is_common
         joined = list(cuts.join(searched))
         if joined:
             runs, document_ids, offsets = _runs_over_cuts(index, joined)
             _keep_longest(found, runs, document_ids, offsets)
+            is_common |= runs.is_common
         progress.advance(group.num_bytes, f"{sum(run is not None for run in found):,} texts with a copied run")
-    return found
+    return [CopiedText(*both) for both in zip(index.counts(is_common), found, strict=True)]
 
 
 def _keep_longest(

@@ -27,12 +27,16 @@ class Segments:
 
 @dataclass(frozen=True, slots=True)
 class CommonRuns:
-    """Run i is `lengths[i]` tokens from `starts[i]` of text `texts[i]` on, and from `places[i]` of the segments on."""
+    """Run i is `lengths[i]` tokens from `starts[i]` of text `texts[i]` on, and from `places[i]` of the segments on.
+
+    `is_common` tells of each token of the texts, in the order of the index, whether any run has it, these or shorter.
+    """
 
     texts: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
     places: np.ndarray
+    is_common: np.ndarray
 
 
 class RunIndex:
@@ -41,6 +45,7 @@ class RunIndex:
     def __init__(self, texts: Sequence[Sequence[int]]) -> None:
         lengths = np.array([len(text) for text in texts], np.int64)
         self._begins = np.cumsum(lengths + 1) - lengths  # a separator stands before each, and one after the last
+        self._ends = self._begins + lengths
         self._ids = np.full(int(lengths.sum()) + len(texts) + 1, SEPARATOR, np.int64)
         for begin, text in zip(self._begins, texts, strict=True):
             self._ids[begin : begin + len(text)] = text
@@ -59,17 +64,31 @@ class RunIndex:
         """Whether no text has enough tokens."""
         return len(self._places) == 0
 
+    @property
+    def num_places(self) -> int:
+        """The tokens of all texts, and what is between them."""
+        return len(self._ids)
+
     def longest_runs(self, segments: Segments) -> CommonRuns:
         """Of each text that has a run in common with a segment the longest, the first of several."""
-        found = [runs for pairs in self._pairs(segments) if len((runs := self._runs(segments, *pairs)).texts)]
-        if not found:
-            none = np.empty(0, np.int64)
-            return CommonRuns(none, none, none, none)
-        columns = zip(*((runs.texts, runs.starts, runs.lengths, runs.places) for runs in found), strict=True)
-        texts, starts, lengths, places = (np.concatenate(column) for column in columns)
+        found = [np.empty((3, 0), np.int64), *(self._runs(segments, *pairs) for pairs in self._pairs(segments))]
+        in_texts, lengths, places = np.concatenate(found, axis=1)
+        texts = np.searchsorted(self._begins, in_texts, side="right") - 1
         order = np.lexsort((places, -lengths, texts))
-        best = order[np.append(True, np.diff(texts[order]) != 0)]
-        return CommonRuns(texts[best], starts[best], lengths[best], places[best])
+        best = order[np.diff(texts[order], prepend=-1) != 0]
+        starts = in_texts - self._begins[texts]
+        return CommonRuns(texts[best], starts[best], lengths[best], places[best], self._marked(in_texts, lengths))
+
+    def counts(self, is_common: np.ndarray) -> list[int]:
+        """How many tokens of each text are marked."""
+        return [int(is_common[begin:end].sum()) for begin, end in zip(self._begins, self._ends, strict=True)]
+
+    def _marked(self, in_texts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Which places of the texts these runs have."""
+        num_open = np.zeros(len(self._ids), np.int64)
+        np.add.at(num_open, in_texts, 1)
+        np.add.at(num_open, in_texts + lengths, -1)
+        return np.cumsum(num_open) > 0
 
     def _pairs(self, segments: Segments) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Places in the segments and in the texts that have the same hash, some at a time."""
@@ -87,8 +106,8 @@ class RunIndex:
             yield np.repeat(places[begin:end], some), self._places[np.repeat(first[begin:end], some) + ranks]
             begin = end
 
-    def _runs(self, segments: Segments, places: np.ndarray, in_texts: np.ndarray) -> CommonRuns:
-        """The runs that begin at these pairs, as far as they go."""
+    def _runs(self, segments: Segments, places: np.ndarray, in_texts: np.ndarray) -> np.ndarray:
+        """Where in the texts the runs of these pairs begin, their lengths, and where in the segments: [3, runs]."""
         owners = np.searchsorted(segments.begins, places, side="right") - 1
         begins, ends = segments.begins[owners], segments.ends[owners]
         goes_on = (places > begins) & (segments.ids[places - 1] == self._ids[in_texts - 1])
@@ -102,8 +121,7 @@ class RunIndex:
                 break
             lengths[active] = length + 1
         kept = np.flatnonzero(lengths >= LEAST_TOKENS)
-        texts = np.searchsorted(self._begins, in_texts[kept], side="right") - 1
-        return CommonRuns(texts, in_texts[kept] - self._begins[texts], lengths[kept], places[kept])
+        return np.stack((in_texts[kept], lengths[kept], places[kept]))
 
 
 def _hashes(ids: np.ndarray) -> np.ndarray:

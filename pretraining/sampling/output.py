@@ -25,8 +25,9 @@ from pretraining.sampling.generation import Continuation, continue_jobs
 from pretraining.sampling.growing import Job
 from pretraining.sampling.model_source import ModelSource
 
-# Flags that say where prompts and text are, or how fast it is made.
-BESIDES_THE_TEXT = ("prompt", "prompt_file", "interactive", "output", "stats", "batch_size", "model", "revision")
+# Flags that say where prompts and text are, how fast it is made, or what is told of it.
+WHERE_IT_IS = ("prompt", "prompt_file", "interactive", "output", "model", "revision")
+BESIDES_THE_TEXT = (*WHERE_IT_IS, "batch_size", "stats", "held_out", "blocks")
 WEIGHTS = ("*.safetensors", "global_step*/*_optim_states.pt")
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.generate_arguments import GenerateArguments
 from pretraining.sampling.generation import Continuation, continue_jobs, in_order, make_jobs
 from pretraining.sampling.growing import Job
-from pretraining.sampling.statistics import text_statistics
 
 HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what the bytes of one decode to while some are missing
 
@@ -41,14 +40,6 @@ def stream(
         display.end(continuation)
         shown.append(continuation)
     return shown
-
-
-def say_statistics(continuations: Sequence[Continuation], arguments: GenerateArguments) -> None:
-    """Log what the texts are like, and which command tells more of a file of them."""
-    for line in text_statistics(continuations).lines():
-        logger.info(line)
-    flags = f"{arguments.output or 'FILE'} --model {arguments.model or 'MODEL'} --held_out FILES --blocks STORE"
-    logger.info("how likely they are, and what is copied: python3 -m tools.text_statistics %s", flags)
 
 
 def converse(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, arguments: GenerateArguments) -> None:

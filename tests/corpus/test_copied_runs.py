@@ -19,14 +19,17 @@ STORIES = [
 NUM_TOKENS = 120
 
 
-def longest_common_run(text: np.ndarray, document: np.ndarray) -> int:
-    """Token by token, the slow way."""
-    best = 0
+def longest_common_run(text: np.ndarray, document: np.ndarray) -> tuple[int, np.ndarray]:
+    """Token by token, the slow way; also which tokens of the text stand in a common run of 8 or more."""
+    best, is_common = 0, np.zeros(len(text), bool)
     lengths = np.zeros(len(document) + 1, np.int64)
-    for token in text:
+    for place, token in enumerate(text):
         lengths[1:] = np.where(document == token, lengths[:-1] + 1, 0)
-        best = max(best, int(lengths.max()))
-    return best
+        longest = int(lengths.max())
+        best = max(best, longest)
+        if longest >= 8:
+            is_common[place + 1 - longest : place + 1] = True
+    return best, is_common
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
@@ -60,14 +63,16 @@ def test_runs_are_those_of_a_search_token_by_token(
             tracer, [text.tolist() for text in texts], split="train", progress=progress, num_workers=2
         )
     in_blocks = tokens_in_blocks(tracer)
-    for text, run in zip(texts, found, strict=True):
-        expected = max(longest_common_run(text, documents[key][: in_blocks[key]]) for key in in_blocks)
+    for text, copied in zip(texts, found, strict=True):
+        by_document = [longest_common_run(text, documents[key][: in_blocks[key]]) for key in in_blocks]
+        expected, run = max(longest for longest, _ in by_document), copied.longest
+        assert copied.num_tokens == np.any([is_common for _, is_common in by_document], axis=0).sum()
         assert (0 if run is None else run.num_tokens) == (expected if expected >= 8 else 0)
         if run is not None:
-            copied = text[run.start : run.start + run.num_tokens]
+            words = text[run.start : run.start + run.num_tokens]
             document = documents[run.document_id]
-            assert document[run.document_token : run.document_token + run.num_tokens].tolist() == copied.tolist()
-    assert sum(run is not None for run in found) > 12
+            assert document[run.document_token : run.document_token + run.num_tokens].tolist() == words.tolist()
+    assert sum(copied.longest is not None for copied in found) > 12
 
 
 def tokens_in_blocks(tracer: BlockTracer) -> dict[int, int]:

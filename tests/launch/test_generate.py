@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,8 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pretraining.judging.statistics import text_statistics
 from pretraining.sampling.generation import Continuation
-from pretraining.sampling.statistics import text_statistics
 from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run, run_fine
 from tests.launch.launching import run_preloaded, train
 
@@ -145,19 +147,26 @@ def test_a_text_depends_on_seed_prompt_and_place_alone(finished_run: Path, promp
 
 
 def test_statistics_are_said_beside_the_text_and_of_all_lines_of_a_file(
-    finished_run: Path, prompt_file: Path, tmp_path: Path
+    finished_run: Path, sample_store: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
     flags = ["--model", finished_run, "--prompt_file", prompt_file, "--max_new_tokens", 12]
     output = tmp_path / "texts.jsonl"
     lines = written(output, *flags)
     figures = text_statistics([Continuation(**line) for line in lines]).lines()
+    perplexity = r"perplexity     [\d.,]+ on continuations"
     done = generate(*flags, "--stats")
     assert done.stdout == "".join(f"{line['prompt']}{line['text']}\n\n" for line in lines)
-    to_file = generate(*flags, "--stats", "--output", tmp_path / "again.jsonl")
+    compared = ["--held_out", PROJECT_DIR / "data/sample/news.jsonl", "--blocks", sample_store]
+    to_file = generate(*flags, "--stats", *compared, "--output", tmp_path / "again.jsonl")
     for line in figures:
         assert line in done.stderr
         assert line in to_file.stderr
-    assert f"tools.text_statistics {tmp_path / 'again.jsonl'} --model {finished_run}" in to_file.stderr
+    assert re.search(perplexity + "$", done.stderr, re.MULTILINE)
+    assert re.search(perplexity + r", [\d.,]+ on held-out$", to_file.stderr, re.MULTILINE)
+    assert re.search(r"copied         [\d.]+% of the tokens; 0 of 5 continuations have a run of 8", to_file.stderr)
+    tool = [sys.executable, "-m", "tools.text_statistics", tmp_path / "again.jsonl", "--model", finished_run, *compared]
+    for line in run_fine(*tool).stdout.splitlines():
+        assert line in to_file.stderr
 
 
 def assert_same(lines: list[dict], expected: list[dict]) -> None:

@@ -52,7 +52,11 @@ def test_a_sentence_of_the_training_data_is_found_with_its_line(
     num_tokens = len(tokenizer(SENTENCE, add_special_tokens=False)["input_ids"])
     assert num_tokens - 1 <= row["num_tokens"] <= num_tokens + 2, "what is beside it may fit by chance"
     assert SENTENCE.strip(". ") in row["text"]
-    assert "copied         1 of 2 continuations have a run of 8 tokens or more" in done.stdout
+    share = row["num_tokens"] / (len(own["tokens"]) + len(planted["tokens"]))
+    assert found["copied_share"] == pytest.approx(share), "nothing else is copied"
+    assert (
+        f"copied         {share:.1%} of the tokens; 1 of 2 continuations have a run of 8 tokens or more" in done.stdout
+    )
     assert f"{row['num_tokens']} tokens of line 2, in data/sample/news.jsonl:{LINE}:" in done.stdout
     assert (found["num_continuations"], found["num_prompts"], found["eos_rate"]) == (2, 1, 0.5)
     assert found["mean_words"] == sum(len(line["text"].split()) for line in (own, planted)) / 2

@@ -1,4 +1,7 @@
-"""How likely a model finds continuations of prompts, its own or any other's."""
+"""How likely a model finds continuations of prompts, its own or any other's, beside what people wrote.
+
+Text as likely as what people wrote has the perplexity of the held-out documents; far less is dull, far more is odd.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
@@ -6,7 +9,9 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from pretraining.corpus.inputs import InputFile
 from pretraining.training.evaluation import figures_of
+from pretraining.training.held_out import evaluate_files
 from pretraining.training.passages import Passage, evaluate_passages
 
 
@@ -45,3 +50,27 @@ def _passages(tokenizer: PreTrainedTokenizerFast, continuations: Iterable[Contin
         prompt_ids = tokenizer(continuation.prompt)["input_ids"]
         ids = np.array([*prompt_ids, *continuation.tokens], np.int64)
         yield Passage("", ids, np.zeros_like(ids), num_given=max(1, len(prompt_ids)))
+
+
+def perplexities(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    continuations: Sequence[Continued],
+    held_out: Sequence[InputFile],
+) -> dict[str, float | None]:
+    """The model's perplexity on the continuations, None without a token, and on held-out documents if there are files.
+
+    Raises:
+        UserError: as `evaluate_files` does.
+    """
+    found = evaluate_continuations(model, tokenizer, continuations)
+    figures = {"continuations": None if found is None else found["perplexity"]}
+    if held_out:
+        figures["held_out"] = evaluate_files(model, tokenizer, held_out).total["perplexity"]
+    return figures
+
+
+def perplexity_line(figures: dict[str, float | None]) -> str:
+    """These as they are shown."""
+    shown = [f"{value:,.2f} on {name.replace('_', '-')}" for name, value in figures.items() if value is not None]
+    return f"perplexity     {', '.join(shown) or 'of no token'}"
