@@ -146,7 +146,8 @@ class DataArguments:
 class PretrainArguments:
     """All that a command of pretrain.py says; `trainer` has the flags of the Trainer over our defaults.
 
-    With `weights`, a folder, a run begins with those of an exported model in place of fresh ones.
+    With `weights`, a folder, a run begins with those of an exported model in place of fresh ones; `weights_name` is
+    what its card calls that model.
     """
 
     model: ModelArguments
@@ -157,6 +158,7 @@ class PretrainArguments:
     plan: PlanArguments
     trainer: dict[str, Any]
     weights: str | None = None
+    weights_name: str | None = None
 
 
 def parse_pretrain_arguments(description: str, argv: Sequence[str]) -> PretrainArguments:

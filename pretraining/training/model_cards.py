@@ -41,7 +41,7 @@ def write_card_of(plan: RunPlan, folder: Path, step: int, *, repository: str | N
         tokenizer=f"`{origin.tokenizer.name}`, {origin.tokenizer.vocab_size:,} tokens, sha256 of its tokenizer.json "
         f"`{origin.tokenizer.sha256}`",
         license_name=plan.arguments.observability.license,
-        base=plan.arguments.weights,
+        base=plan.arguments.weights_name,
     )
     history = read_history(plan.run_dir, until_step=step)
     location = repository or (str(model_dir) if has_model else None)

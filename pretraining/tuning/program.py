@@ -17,14 +17,14 @@ from pretraining.corpus.inputs import InputFile, find_inputs
 from pretraining.corpus.manifest import Origin, SourceFile, TokenizerIdentity
 from pretraining.corpus.store_source import find_mixture
 from pretraining.corpus.tokenization import DocumentTokenizer
-from pretraining.runs.checkpoints import BLOCKS_DIR_NAME, MODEL_DIR_NAME, holds_nothing, is_run_folder
+from pretraining.runs.checkpoints import BLOCKS_DIR_NAME, holds_nothing, is_run_folder
 from pretraining.training.model import load_model_config
 from pretraining.training.plan_only import say_plan
 from pretraining.training.program import pretrain, quiet_libraries
 from pretraining.tuning.chat_format import GENERATION_MARK, chat_template
 from pretraining.tuning.conversation_store import make_conversation_store, say_store
 from pretraining.tuning.conversations import MAX_LINE_BYTES, read_conversations
-from pretraining.tuning.starting_model import find_starting_model, load_model_tokenizer
+from pretraining.tuning.starting_model import StartingModel, find_starting_model, load_model_tokenizer
 
 MOST_TOKENS = 2048  # of a block, unless told otherwise
 
@@ -35,24 +35,24 @@ def finetune(arguments: FinetuneArguments) -> None:
     """Make the blocks, and train on them from the weights of the model."""
     quiet_libraries()
     flags = arguments.conversations
-    model_dir = find_starting_model(flags.model or "")
-    run = with_model(arguments.run, model_dir)
+    model = find_starting_model(flags.model or "")
+    run = with_model(arguments.run, model)
     if run.plan.plan_only:
         say_plan(run)
         return
-    store = make_blocks(flags, run, model_dir)
+    store = make_blocks(flags, run, model.folder)
     if process_rank() == 0:  # whichever process has made them
         say_store(store)
     run = replace(run, data=replace(run.data, dataset=[str(store)]))
     pretrain(run, find_mixture([str(store)], revision=None))
 
 
-def with_model(run: PretrainArguments, model_dir: Path) -> PretrainArguments:
+def with_model(run: PretrainArguments, model: StartingModel) -> PretrainArguments:
     """The flags of training, with the model that was found and the lengths and names that follow from it."""
-    run = replace(run, model=replace(run.model, model=str(model_dir)), weights=str(model_dir))
+    location = str(model.folder)
+    run = replace(run, model=replace(run.model, model=location), weights=location, weights_name=model.name)
     positions = load_model_config(run.model, None).max_position_embeddings
-    name = model_dir.resolve().parent.name if model_dir.name == MODEL_DIR_NAME else model_dir.name
-    run_dir = Path(run.trainer["output_dir"] or Path("runs") / f"{name}-finetuned")
+    run_dir = Path(run.trainer["output_dir"] or Path("runs") / model.run_name)
     data = replace(
         run.data,
         block_length=run.data.block_length or min(positions, MOST_TOKENS),

@@ -1,5 +1,6 @@
 """The exported model that goes on learning: a folder of safetensors and JSON, here or on the Hub."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -14,8 +15,17 @@ from pretraining.runs.checkpoints import MODEL_DIR_NAME, is_run_folder
 FILES = ("config.json", "*.safetensors", "tokenizer.json")  # what a folder must have; the Hub gives other JSON as well
 
 
-def find_starting_model(name: str) -> Path:
-    """The folder that --model means: itself, that of a run, or where the Hub's is kept. Pickles are never read.
+@dataclass(frozen=True)
+class StartingModel:
+    """The folder of a model, what a card calls it, and the name that a run of it gets."""
+
+    folder: Path
+    name: str
+    run_name: str
+
+
+def find_starting_model(name: str) -> StartingModel:
+    """What --model means: a folder, that of a run, or a model of the Hub, which is downloaded. No pickle is read.
 
     Raises:
         UserError: when there is no model.
@@ -23,15 +33,23 @@ def find_starting_model(name: str) -> Path:
     folder = Path(name)
     if is_run_folder(folder):
         folder /= MODEL_DIR_NAME
-    elif not folder.exists() and HUB_ID.fullmatch(name):
+    found = StartingModel(folder, str(folder), _run_name(folder))
+    if not folder.exists() and HUB_ID.fullmatch(name):
         folder = _download(name)
+        found = StartingModel(folder, f"{name} at {folder.name[:12]}", f"{name.rpartition('/')[2]}-finetuned")
     missing = [pattern for pattern in FILES if not any(folder.glob(pattern))]
     if missing:
         raise UserError(
             f"--model {name}: is no exported model ({', '.join(missing)} missing in {folder}); give RUN/model, or make "
             "one of a checkpoint: python3 -m tools.checkpoints export CHECKPOINT OUT"
         )
-    return folder
+    return found
+
+
+def _run_name(folder: Path) -> str:
+    """After the run of an exported model, or after its folder."""
+    whose = folder.resolve().parent if folder.name == MODEL_DIR_NAME else folder
+    return f"{whose.name}-finetuned"
 
 
 def load_model_tokenizer(folder: Path) -> DocumentTokenizer:

@@ -132,6 +132,12 @@ def test_packed_conversations_train_like_padded_ones(
     np.testing.assert_allclose(ours[:, 1], theirs[:, 1], rtol=1e-3)
 
 
+def test_tiles_change_nothing(base_model: Path, chat_file: Path, tuned_run: Path, tmp_path: Path) -> None:
+    flags = ["--mlp_tiles", 2, "--loss_tiles", 3, "--save_strategy", "no", "--export", "false"]
+    finetune(base_model, chat_file, tmp_path / "run", "--gradient_accumulation_steps", 2, *flags)
+    np.testing.assert_allclose(figures(tmp_path / "run"), figures(tuned_run), rtol=1e-4)
+
+
 def test_a_resumed_run_equals_one_never_stopped(
     base_model: Path, chat_file: Path, tuned_run: Path, tmp_path: Path
 ) -> None:

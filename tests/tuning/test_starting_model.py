@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.cli.errors import UserError
-from pretraining.tuning.starting_model import find_starting_model
+from pretraining.tuning.starting_model import StartingModel, find_starting_model
 from tests.conftest import assert_one_error, run, run_fine
 from tests.hub import local_hub
 from tests.runs.exported import export_random_model
@@ -16,7 +16,7 @@ SCRIPT = """
 import sys
 from pretraining.cli.errors import run_program
 from pretraining.tuning.starting_model import find_starting_model
-run_program(lambda argv: print(find_starting_model(argv[0])))
+run_program(lambda argv: print(*vars(find_starting_model(argv[0])).values(), sep='\\n'))
 """
 
 
@@ -27,7 +27,8 @@ def model(sample_store: Path, tmp_path: Path) -> Path:
 
 def test_a_run_folder_has_its_model(model: Path) -> None:
     (model.parent / "run.json").write_text("{}")
-    assert find_starting_model(str(model)) == find_starting_model(str(model.parent)) == model
+    expected = StartingModel(model, str(model), "run-finetuned")
+    assert find_starting_model(str(model)) == find_starting_model(str(model.parent)) == expected
     shutil.rmtree(model)
     with pytest.raises(UserError, match=r"is no exported model .*; give RUN/model, or make one of a checkpoint"):
         find_starting_model(str(model.parent))
@@ -36,9 +37,10 @@ def test_a_run_folder_has_its_model(model: Path) -> None:
 def test_a_model_comes_from_the_hub_without_pickles(model: Path, tmp_path: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"a pickle")
     with local_hub({"someone/tiny": model}, tmp_path / "cache") as env:
-        found = Path(run_fine(sys.executable, "-c", SCRIPT, "someone/tiny", env=env).stdout.strip())
+        folder, name, run_name = run_fine(sys.executable, "-c", SCRIPT, "someone/tiny", env=env).stdout.splitlines()
         nothing = run(sys.executable, "-c", SCRIPT, "someone/nothing", env=env)
-    names = {path.name for path in found.iterdir()}
+    names = {path.name for path in Path(folder).iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert "pytorch_model.bin" not in names
+    assert (name, run_name) == (f"someone/tiny at {Path(folder).name[:12]}", "tiny-finetuned")
     assert_one_error(nothing, "--model someone/nothing: is no folder, and the Hub does not give it")
