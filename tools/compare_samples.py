@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretraining.cli.arguments import SEED_RANGE, is_seed
-from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.errors import UserError, run_program, under_flag
 from pretraining.cli.flags import flag
 from pretraining.cli.generate_arguments import GenerateArguments
 from pretraining.cli.observability_arguments import ObservabilityArguments
@@ -67,13 +67,13 @@ def main(argv: Sequence[str]) -> None:
     words = ["--models", *argv] if argv and not argv[0].startswith("-") else argv
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", SamplesArguments)], words)
 
-    from pretraining.corpus.inputs import find_inputs
+    from pretraining.judging.comparisons import open_comparisons
     from pretraining.sampling.comparison import comparison_lines, comparison_page, models_to_compare
     from pretraining.sampling.output import check_output
 
     if arguments.output is not None:
         check_output(arguments.output)
-    files = find_inputs(arguments.held_out or [])
+    files = open_comparisons(arguments.held_out, None).held_out
     found = models_to_compare(arguments.models)
     models = [samples_of(name, location, arguments, files) for name, location in found.items()]
     for line in comparison_lines(arguments.prompts, models):
@@ -109,7 +109,8 @@ def held_out_figures(
     """Those of tools.evaluate, as they are shown."""
     from pretraining.training.held_out import evaluate_files
 
-    total = evaluate_files(model, tokenizer, files).total
+    with under_flag("--held_out"):
+        total = evaluate_files(model, tokenizer, files).total
     bits = total.get("bits_per_byte")
     found = {"loss": f"{total['loss']:.4f}", "perplexity": f"{total['perplexity']:,.1f}"}
     return {**found, "accuracy": f"{total['accuracy']:.1%}"} | ({} if bits is None else {"bits/byte": f"{bits:.4f}"})

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from pretraining.cli.launchers import process_rank
@@ -29,6 +29,15 @@ class UserError(ValueError):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+@contextlib.contextmanager
+def under_flag(name: str) -> Iterator[None]:
+    """Let what names --data_files in a `UserError` name the flag that the files were given by."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*(problem.replace("--data_files", name) for problem in error.problems)) from None
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:

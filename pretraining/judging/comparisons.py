@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pretraining.cli.errors import under_flag
 from pretraining.corpus.inputs import InputFile, find_inputs
 from pretraining.corpus.provenance import BlockTracer
 from pretraining.judging.copied_text import copied_figures
@@ -31,7 +32,8 @@ def open_comparisons(held_out: Sequence[str] | None, blocks: Path | None) -> Com
     Raises:
         UserError: when a file cannot be read, or --blocks is no block store.
     """
-    files = find_inputs(held_out or [])
+    with under_flag("--held_out"):
+        files = find_inputs(held_out or [])
     return Comparisons(files, None if blocks is None else BlockTracer(blocks, flag="--blocks"))
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from pretraining.cli.errors import under_flag
 from pretraining.corpus.inputs import InputFile
 from pretraining.training.evaluation import figures_of
 from pretraining.training.held_out import evaluate_files
@@ -66,7 +67,8 @@ def perplexities(
     found = evaluate_continuations(model, tokenizer, continuations)
     figures = {"continuations": None if found is None else found["perplexity"]}
     if held_out:
-        figures["held_out"] = evaluate_files(model, tokenizer, held_out).total["perplexity"]
+        with under_flag("--held_out"):
+            figures["held_out"] = evaluate_files(model, tokenizer, held_out).total["perplexity"]
     return figures
 
 

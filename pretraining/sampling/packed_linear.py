@@ -2,8 +2,9 @@
 
 Many short products, which growing texts are made of, are then 1.2 to 6 times as fast as by torch's own layer, which
 reads a weight as it stands in fp32 and puts it into that order each time in bf16; and an output is that of its own
-vector, however many stand beside it. Between 1 and 4,096 vectors nothing from 512 x 512 on was slower by more than 6 %
-or 1.3 times as slow by one alone in fp32 (torch 2.13, AMD EPYC, 2 cores).
+vector, however many stand beside it. With weights from 512 x 512 on, one vector alone in fp32 took 0.3 to 1.5 times as
+long, longest with the smallest, and nothing else of up to 4,096 vectors more than 1.03 times (torch 2.13, AMD EPYC, 2
+cores; benchmarks/generate.md).
 """
 
 import ctypes

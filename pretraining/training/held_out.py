@@ -102,7 +102,10 @@ def evaluate_files(
     found = evaluate_passages(model, documents, window_tokens=window_tokens or positions, batch_tokens=batch_tokens)
     if not found:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in documents.skipped_lines.items()) or "no line"
-        raise UserError(f"--data_files: no line of them is a document ({reasons}); give others, or --text_field")
+        raise UserError(
+            f"--data_files: no line of them is a document ({reasons}); give others, with the text in field "
+            f"{options.fields.text!r}"
+        )
     for reason, count in documents.skipped_lines.items():
         logger.warning("held-out files: %s lines skipped: %s", f"{count:,}", reason.replace("_", " "))
     return HeldOutFigures(

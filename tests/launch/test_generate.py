@@ -169,6 +169,23 @@ def test_statistics_are_said_beside_the_text_and_of_all_lines_of_a_file(
         assert line in to_file.stderr
 
 
+def test_what_texts_are_compared_with_is_looked_at_first(finished_run: Path, tmp_path: Path) -> None:
+    flags = ["--model", finished_run, "--prompt", "The council", "--max_new_tokens", 1]
+    texts = tmp_path / "texts.jsonl"
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"text": ""}\n')
+    cases = {
+        ("--held_out", empty): "--held_out, --blocks: are for --stats; give it too, or leave them out",
+        ("--stats", "--held_out", "nowhere.jsonl"): "--held_out nowhere.jsonl: ",
+        ("--stats", "--blocks", tmp_path): f"--blocks {tmp_path}: is no block store",
+    }
+    for words, part in cases.items():
+        assert_one_error(generate(*flags, "--output", texts, *words), part)
+    assert not list(tmp_path.glob("texts*"))
+    done = generate(*flags, "--stats", "--held_out", empty)
+    assert_one_error(done, "--held_out: no line of them is a document (1 empty_text)", "the text in field 'text'")
+
+
 def assert_same(lines: list[dict], expected: list[dict]) -> None:
     """Equal, but for the last digits of their probabilities."""
     for line, other in zip(lines, expected, strict=True):
