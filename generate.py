@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     """Read the flags, load the model, continue each prompt."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Sampling", GenerateArguments)], argv)
 
-    from pretraining.judging.comparisons import open_comparisons, say_statistics
+    from pretraining.judging.comparisons import make_judge, open_comparisons
     from pretraining.sampling.generation import make_jobs
     from pretraining.sampling.model_source import find_model, load_model
     from pretraining.sampling.output import check_output, read_continuations, write_continuations
@@ -43,13 +43,14 @@ def main(argv: Sequence[str]) -> None:
         converse(model, tokenizer, arguments)
         return
     jobs = make_jobs(prompts, tokenizer, model.config, arguments)
+    judge = make_judge(comparisons, model, tokenizer)
     if arguments.output is not None:
         write_continuations(model, tokenizer, jobs, arguments, source)
         texts = read_continuations(arguments.output) if arguments.stats else []
     else:
         texts = (stream if sys.stdout.isatty() else show)(model, tokenizer, jobs, arguments)
     if arguments.stats:
-        say_statistics(texts, model, tokenizer, comparisons)
+        judge.say(texts)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
 
     from pretraining.judging.comparisons import open_comparisons
     from pretraining.judging.copied_text import copied_figures
-    from pretraining.judging.likelihood import perplexities, perplexity_line
+    from pretraining.judging.likelihood import continuations_perplexity, held_out_perplexity, perplexity_line
     from pretraining.sampling.model_source import find_model, load_model
 
     comparisons = open_comparisons(arguments.held_out, arguments.blocks)
@@ -87,8 +87,11 @@ def main(argv: Sequence[str]) -> None:
     say(*figures.lines())
     told: dict[str, Any] = dataclasses.asdict(figures)
     if arguments.model is not None:
-        told["perplexity"] = perplexities(*load_model(find_model(arguments.model)), samples, comparisons.held_out)
-        say(perplexity_line(told["perplexity"]))
+        model, tokenizer = load_model(find_model(arguments.model))
+        ours = continuations_perplexity(model, tokenizer, samples)
+        theirs = held_out_perplexity(model, tokenizer, comparisons.held_out)
+        told["perplexity"] = {"continuations": ours, "held_out": theirs}
+        say(perplexity_line(ours, theirs))
     if comparisons.blocks is not None:
         copied = copied_figures(samples, comparisons.blocks, num_workers=arguments.num_workers)
         told |= dataclasses.asdict(copied)

@@ -77,6 +77,7 @@ class GenerateArguments:
 
     def _combinations(self) -> dict[str, bool]:
         searches = self.num_beams > 1
+        is_compared = self.held_out is not None or self.blocks is not None
         return {
             "--num_samples: greedy decoding has one continuation; give 1": not (self.greedy and self.num_samples > 1),
             "--num_beams: --greedy takes one continuation alone; leave one of them out": not (self.greedy and searches),
@@ -89,8 +90,9 @@ class GenerateArguments:
             ),
             "--output: --interactive shows its text; leave out one of them": not (self.interactive and self.output),
             "--held_out, --blocks: are for --stats; give it too, or leave them out": self.stats
-            or (self.held_out is None and self.blocks is None),
-            "--stats: --interactive has no end to say them at; leave out one of them": not (
-                self.interactive and self.stats
+            or self.interactive
+            or not is_compared,
+            "--stats, --held_out, --blocks: --interactive has no end to say them at; leave out them or it": not (
+                self.interactive and (self.stats or is_compared)
             ),
         }

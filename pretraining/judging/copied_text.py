@@ -50,7 +50,8 @@ class CopiedFigures:
         for row in sorted(self.copied_runs, key=lambda row: -row["num_tokens"])[:num_shown]:
             text = " ".join(row["text"].split())
             shown = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
-            yield f"  {row['num_tokens']:>4} tokens of line {row['sample']}, in {row['file']}:{row['line']}: {shown}"
+            place = f"continuation {row['sample']}, in {row['file']}:{row['line']}"
+            yield f"  {row['num_tokens']:>4} tokens of {place}: {shown}"
 
 
 def copied_figures(
@@ -102,8 +103,8 @@ def _check_tokens(continuations: Sequence[Written], token_bytes: TokenBytes, tra
         text = text_of(token_bytes.join(np.array(written.tokens, np.int64)).data.tobytes()) if is_known else ""
         if not is_known or not _plain(text).startswith(_plain(written.text)):
             raise UserError(
-                f"--blocks {tracer.folder}: its tokenizer does not give the text of sample {number} from its tokens; "
-                "give the blocks that the model was trained on"
+                f"--blocks {tracer.folder}: its tokenizer does not give the text of continuation {number} from its "
+                "tokens; give the blocks that the model was trained on"
             )
 
 

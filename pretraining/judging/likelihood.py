@@ -53,26 +53,30 @@ def _passages(tokenizer: PreTrainedTokenizerFast, continuations: Iterable[Contin
         yield Passage("", ids, np.zeros_like(ids), num_given=max(1, len(prompt_ids)))
 
 
-def perplexities(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    continuations: Sequence[Continued],
-    held_out: Sequence[InputFile],
-) -> dict[str, float | None]:
-    """The model's perplexity on the continuations, None without a token, and on held-out documents if there are files.
+def continuations_perplexity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, continuations: Sequence[Continued]
+) -> float | None:
+    """The model's perplexity on the continuations, None without a token."""
+    found = evaluate_continuations(model, tokenizer, continuations)
+    return None if found is None else found["perplexity"]
+
+
+def held_out_perplexity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, files: Sequence[InputFile]
+) -> float | None:
+    """The model's perplexity on the documents of the files of --held_out, None without files.
 
     Raises:
         UserError: as `evaluate_files` does.
     """
-    found = evaluate_continuations(model, tokenizer, continuations)
-    figures = {"continuations": None if found is None else found["perplexity"]}
-    if held_out:
-        with under_flag("--held_out"):
-            figures["held_out"] = evaluate_files(model, tokenizer, held_out).total["perplexity"]
-    return figures
+    if not files:
+        return None
+    with under_flag("--held_out"):
+        return evaluate_files(model, tokenizer, files).total["perplexity"]
 
 
-def perplexity_line(figures: dict[str, float | None]) -> str:
-    """These as they are shown."""
-    shown = [f"{value:,.2f} on {name.replace('_', '-')}" for name, value in figures.items() if value is not None]
+def perplexity_line(continuations: float | None, held_out: float | None) -> str:
+    """Both as they are shown."""
+    figures = {"continuations": continuations, "held-out": held_out}
+    shown = [f"{value:,.2f} on {name}" for name, value in figures.items() if value is not None]
     return f"perplexity     {', '.join(shown) or 'of no token'}"

@@ -79,18 +79,19 @@ def _check_pickles(folder: Path) -> None:
 
 
 def config_of_checkpoint(checkpoint: Path) -> LlamaConfig:
-    """The model's config, from the checkpoint or else from the record of its run.
+    """The model's config, from the checkpoint or else from the record of its run; its dtype is that of the exports.
 
     Raises:
         UserError: when there is neither.
     """
-    if (checkpoint / "config.json").is_file():
-        return LlamaConfig.from_dict(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
-    record = checkpoint.parent / RUN_RECORD_NAME
-    if not record.is_file():
+    own, record = checkpoint / "config.json", checkpoint.parent / RUN_RECORD_NAME
+    fields = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else None
+    if record.is_file():  # the Trainer writes fp32 into the config.json of a checkpoint, whatever its weights are
+        identity = json.loads(record.read_text(encoding="utf-8"))["identity"]
+        fields = {**(fields or identity["model_config"]), "dtype": EXPORTED_DTYPES[identity["precision"]]}
+    if fields is None:
         raise UserError(f"{checkpoint}: has no config.json, and {record} is missing; copy the model's config there")
-    identity = json.loads(record.read_text(encoding="utf-8"))["identity"]
-    return LlamaConfig.from_dict({**identity["model_config"], "dtype": EXPORTED_DTYPES[identity["precision"]]})
+    return LlamaConfig.from_dict(fields)
 
 
 def tokenizer_of(folder: Path) -> Path:

@@ -84,7 +84,7 @@ class LlamaDecoder:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = _normed(hidden.to(self._norm.weight.device), self._norm).to(self.device)
-        return self._head(hidden).float()
+        return _product(hidden, self._head).float().contiguous()
 
 
 @dataclass
@@ -173,14 +173,16 @@ def _product(inputs: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     it as a batch of two, which makes a token of the quickstart's model 1.3 times as fast, and several vectors with the
     weight on the left, 1.1 times as fast by 32 (torch 2.13 with MKL, AMD EPYC, 2 cores).
     """
-    if not isinstance(layer, nn.Linear) or inputs.device.type != "cpu" or inputs.dtype != torch.float32:
+    if not isinstance(layer, nn.Linear):
         return layer(inputs)
+    if inputs.device.type != "cpu" or inputs.dtype != torch.float32:
+        return functional.linear(inputs, layer.weight, layer.bias)
     if len(inputs) > 1:
         found = torch.mm(layer.weight, inputs.t()).t()
     elif layer.out_features % 2 == 0:
         found = torch.bmm(layer.weight.unflatten(0, (2, -1)), inputs.t().expand(2, -1, 1)).view(1, -1)
     else:
-        return layer(inputs)
+        found = functional.linear(inputs, layer.weight)
     return found if layer.bias is None else found + layer.bias
 
 

@@ -1,16 +1,16 @@
 """Linear layers on a CPU with their weights in the order in which oneDNN reads them.
 
 Many short products, which growing texts are made of, are then 1.2 to 6 times as fast as by torch's own layer, which
-reads a weight as it stands in fp32 and puts it into that order each time in bf16; and an output is that of its own
-vector, however many stand beside it. With weights from 512 x 512 on, one vector alone in fp32 took 0.3 to 1.5 times as
-long, longest with the smallest, and nothing else of up to 4,096 vectors more than 1.03 times (torch 2.13, AMD EPYC, 2
-cores; benchmarks/generate.md).
+reads a weight as it stands in fp32 and puts it into that order each time in bf16. With weights from 512 x 512 on, one
+vector alone in fp32 took 0.3 to 1.5 times as long, longest with the smallest, and nothing else of up to 4,096 vectors
+more than 1.03 times (torch 2.13, AMD EPYC, 2 cores; benchmarks/generate.md).
 """
 
 import ctypes
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 LEAST_FP32_SIZE = 1 << 18  # of a smaller weight (512 x 512) one product in fp32 takes 10 us, and oneDNN's call 30
 
@@ -30,16 +30,20 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
 
 
-def pack_linear_layers(model: nn.Module) -> None:
+def pack_linear_layers(model: PreTrainedModel) -> None:
     """Replace the linear layers that gain by it, one after the other: one weight at a time is there twice."""
     for path in [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]:
         pack_linear_layer(model, path)
 
 
-def pack_linear_layer(model: nn.Module, path: str) -> None:
-    """Replace the module at `path`, if it is a linear layer that gains by it."""
+def pack_linear_layer(model: PreTrainedModel, path: str) -> None:
+    """Replace the module at `path`, if it is a linear layer that gains by it.
+
+    A head whose weight is that of the embedding stays, since that would be there beside its packed form.
+    """
     module = model.get_submodule(path)
-    if isinstance(module, nn.Linear) and _gains(module.weight):
+    is_alone = module is not model.lm_head or not model.config.tie_word_embeddings
+    if isinstance(module, nn.Linear) and is_alone and _gains(module.weight):
         model.set_submodule(path, PackedLinear(module))
         del module
         _return_freed_memory()

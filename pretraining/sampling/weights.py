@@ -97,7 +97,6 @@ def _from_shards(
         del weight
         pack_linear_layer(model, name.rpartition(".")[0])
     model.tie_weights()
-    pack_linear_layers(model)  # a head whose weight is that of the embedding
     return dispatch_model(model, devices) if len(devices) > 1 else model
 
 

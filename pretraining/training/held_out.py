@@ -104,7 +104,7 @@ def evaluate_files(
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in documents.skipped_lines.items()) or "no line"
         raise UserError(
             f"--data_files: no line of them is a document ({reasons}); give others, with the text in field "
-            f"{options.fields.text!r}"
+            f"{options.fields.text!r}{'' if options is USUAL_OPTIONS else ', or --text_field'}"
         )
     for reason, count in documents.skipped_lines.items():
         logger.warning("held-out files: %s lines skipped: %s", f"{count:,}", reason.replace("_", " "))

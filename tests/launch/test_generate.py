@@ -174,16 +174,21 @@ def test_what_texts_are_compared_with_is_looked_at_first(finished_run: Path, tmp
     texts = tmp_path / "texts.jsonl"
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": ""}\n')
+    tokenizer, foreign, untrained = tmp_path / "tokenizer", tmp_path / "foreign", tmp_path / "untrained"
+    run_fine(*python("train_tokenizer.py", "--vocab_size", 500, "--output_dir", tokenizer))
+    run_fine(*python("preprocess.py", "--block_length", 64, "--tokenizer", tokenizer, "--output_dir", foreign))
+    run_fine(*python("preprocess.py", "--block_length", 64, "--split", "0,0,1", "--output_dir", untrained))
     cases = {
         ("--held_out", empty): "--held_out, --blocks: are for --stats; give it too, or leave them out",
         ("--stats", "--held_out", "nowhere.jsonl"): "--held_out nowhere.jsonl: ",
+        ("--stats", "--held_out", empty): "--held_out: no line of them is a document (1 empty_text); give others, with",
         ("--stats", "--blocks", tmp_path): f"--blocks {tmp_path}: is no block store",
+        ("--stats", "--blocks", foreign): f"--blocks {foreign}: were made with another tokenizer",
+        ("--stats", "--blocks", untrained): f"--blocks {untrained}: has no block to train on",
     }
     for words, part in cases.items():
         assert_one_error(generate(*flags, "--output", texts, *words), part)
     assert not list(tmp_path.glob("texts*"))
-    done = generate(*flags, "--stats", "--held_out", empty)
-    assert_one_error(done, "--held_out: no line of them is a document (1 empty_text)", "the text in field 'text'")
 
 
 def assert_same(lines: list[dict], expected: list[dict]) -> None:

@@ -57,7 +57,7 @@ def test_a_sentence_of_the_training_data_is_found_with_its_line(
     assert (
         f"copied         {share:.1%} of the tokens; 1 of 2 continuations have a run of 8 tokens or more" in done.stdout
     )
-    assert f"{row['num_tokens']} tokens of line 2, in data/sample/news.jsonl:{LINE}:" in done.stdout
+    assert f"{row['num_tokens']} tokens of continuation 2, in data/sample/news.jsonl:{LINE}:" in done.stdout
     assert (found["num_continuations"], found["num_prompts"], found["eos_rate"]) == (2, 1, 0.5)
     assert found["mean_words"] == sum(len(line["text"].split()) for line in (own, planted)) / 2
 
@@ -97,7 +97,7 @@ def test_a_mistake_is_one_line(tokenizer: PreTrainedTokenizerFast, tmp_path: Pat
         ([good, "--held_out", "a.jsonl"], "--held_out: needs --model"),
         ([good, "--output", good], f"--output {good}: exists already"),
         ([good, "--blocks", tmp_path], f"--blocks {tmp_path}: is no block store"),
-        ([other, "--blocks", sample_store], "does not give the text of sample 1 from its tokens"),
+        ([other, "--blocks", sample_store], "does not give the text of continuation 1 from its tokens"),
     ]
     for words, part in cases:
         assert_one_error(run(*STATISTICS, *words), part)
