@@ -14,6 +14,7 @@ from pretraining.judging.copied_text import copied_figures
 from pretraining.judging.likelihood import continuations_perplexity, held_out_perplexity, perplexity_line
 from pretraining.judging.statistics import text_statistics
 from pretraining.sampling.generation import Continuation
+from pretraining.sampling.model_source import gives_ids
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,7 @@ def make_judge(comparisons: Comparisons, model: LlamaForCausalLM, tokenizer: Pre
 def check_tokenizer(blocks: BlockTracer, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse blocks whose canary text has other ids here: texts would be found nowhere in them, or anywhere."""
     made_by = blocks.manifest.origin.tokenizer
-    ids = tokenizer(made_by.canary_text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if ids != made_by.canary_ids:
+    if not gives_ids(tokenizer, made_by.canary_text, made_by.canary_ids):
         raise UserError(
             f"--blocks {blocks.folder}: were made with another tokenizer ({made_by.name}); give the blocks that the "
             "model was trained on"

@@ -139,6 +139,11 @@ def load_model(source: ModelSource, dtype: str = "auto") -> tuple[LlamaForCausal
     return model, tokenizer
 
 
+def gives_ids(tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int]) -> bool:
+    """Whether these are the ids of a document's text, without control tokens."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == ids
+
+
 def check_canary(tokenizer: PreTrainedTokenizerFast, location: str) -> None:
     """Refuse a tokenizer that gives other ids than the one that made the blocks of training.
 
@@ -147,8 +152,7 @@ def check_canary(tokenizer: PreTrainedTokenizerFast, location: str) -> None:
     canary = tokenizer.init_kwargs.get("canary")
     if canary is None:
         return
-    ids = tokenizer(canary["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if ids != canary["ids"]:
+    if not gives_ids(tokenizer, canary["text"], canary["ids"]):
         raise UserError(
             f"--model {location}: its tokenizer gives other ids here than in training; copy the tokenizer of its data "
             "set there again, or install the versions of requirements.lock"

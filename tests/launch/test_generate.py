@@ -88,7 +88,10 @@ def test_shards_of_any_number_of_ranks_are_the_exported_model(ranks: str, sample
     flags = ["--global_batch_tokens", "384", "--max_steps", 1, "--save_steps", 1, "--bf16", "true"]  # rounds its export
     train(ranks, sample_store, run_dir, *flags, "--eval_strategy", "no")
     expected = sample("--model", run_dir / "model")
-    assert sample("--model", bare_shards(run_dir / "checkpoint-1", tmp_path)) == expected
+    shards = bare_shards(run_dir / "checkpoint-1", tmp_path)
+    assert sample("--model", shards) == expected
+    shutil.copy(run_dir / "checkpoint-1/config.json", shards)  # which says fp32
+    assert sample("--model", shards) == expected
 
 
 def test_a_run_without_export_gives_its_newest_whole_checkpoint(finished_run: Path, tmp_path: Path) -> None:
