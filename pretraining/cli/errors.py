@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from pretraining.cli.launchers import process_rank
 from pretraining.cli.logs import setup_logging
+from pretraining.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +22,6 @@ STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75, which says: the same again, later
 FIRST_RANK_SPEAKS_SECONDS = 5.0  # launchers look after their processes once a second
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM)
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells expect
-
-
-class UserError(ValueError):
-    """A mistake the user can mend: the message names the flag or file, the value found and the remedy."""
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 @contextlib.contextmanager

@@ -21,11 +21,12 @@ from pretraining.corpus.block_store import (
 from pretraining.corpus.cards import CARD_NAME, write_card
 from pretraining.corpus.manifest import Manifest, Origin, SplitContents, read_manifest
 from pretraining.corpus.progress import SliceProgress, SplitProgress
-from pretraining.corpus.shards import TEMPORARY_SUFFIX, Shard, sync
+from pretraining.corpus.shards import Shard
 from pretraining.corpus.slice_writer import SplitWriter, packer_of, read_carried
 from pretraining.corpus.splits import SPLITS, Split
 from pretraining.corpus.tables import block_schema
 from pretraining.corpus.tokenization import TOKENIZER_FILES
+from pretraining.system.files import TEMPORARY_SUFFIX, sync
 
 
 def give_name(store: PartialStore) -> Manifest:

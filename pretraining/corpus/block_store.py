@@ -5,7 +5,6 @@ was stopped, and any other is refused.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
@@ -25,8 +24,9 @@ from pretraining.corpus.manifest import (
     read_manifest,
 )
 from pretraining.corpus.progress import PROGRESS_NAME
-from pretraining.corpus.shards import TEMPORARY_SUFFIX, write_atomically
 from pretraining.corpus.slices import FileRange, cut_slices
+from pretraining.system.files import TEMPORARY_SUFFIX, write_atomically
+from pretraining.system.locks import lock_file
 
 ORIGIN_NAME = "origin.json"
 LOCK_NAME = "lock"
@@ -179,15 +179,13 @@ def _lock(folder: Path) -> int:
         descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another folder") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_file(descriptor, folder / LOCK_NAME):
         owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
         raise UserError(
             f"--output_dir: another preprocess.py (process {owner}) is writing {folder}; wait for it, or choose "
             "another folder"
-        ) from None
+        )
     if os.fstat(descriptor).st_nlink == 0:  # its owner finished in this very moment, and the folder has its name now
         os.close(descriptor)
         return _lock(folder)

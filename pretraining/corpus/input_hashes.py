@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pretraining.cli.progress import Progress
 from pretraining.corpus.inputs import InputFile
-from pretraining.corpus.shards import sha256_of, write_atomically
+from pretraining.system.files import sha256_of, write_atomically
 
 
 def hash_inputs(files: Sequence[InputFile], remembered_in: Path | None) -> list[str]:

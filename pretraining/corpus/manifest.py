@@ -12,9 +12,10 @@ from typing import Any
 from pretraining.cli.errors import UserError
 from pretraining.corpus.cleaning import CleaningRules
 from pretraining.corpus.packing import Packing
-from pretraining.corpus.shards import Shard, write_atomically
+from pretraining.corpus.shards import Shard
 from pretraining.corpus.splits import SPLITS
 from pretraining.corpus.tokenization import TokenRules, id_dtype
+from pretraining.system.files import write_atomically
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"

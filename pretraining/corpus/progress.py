@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.corpus.reading import Position
-from pretraining.corpus.shards import Shard, write_atomically
+from pretraining.corpus.shards import Shard
 from pretraining.corpus.splits import SPLITS
+from pretraining.system.files import write_atomically
 
 PROGRESS_NAME = "progress.json"
 

@@ -1,7 +1,5 @@
 """Parquet shards: written a row group at a time into one file, which is hashed and on the disk when it is closed."""
 
-import hashlib
-import os
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -11,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-TEMPORARY_SUFFIX = ".tmp"
+from pretraining.system.files import atomic_path, sha256_of, sync
+
 ID_COLUMN = "input_ids.list.element"
 
 
@@ -75,35 +74,7 @@ class ShardWriter:
         return [Shard(self._path, self._num_rows, path.stat().st_size, sha256_of(path))]
 
 
-def sync(path: Path) -> None:
-    """Have the content of a file, or the names in a folder, on the disk before anything refers to it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, whenever the process or the machine dies."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    temporary.write_bytes(content)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
-
-
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays into an .npz file that is there whole or not at all."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

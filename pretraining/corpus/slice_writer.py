@@ -17,9 +17,10 @@ from pretraining.corpus.encoding import EncodedBatch
 from pretraining.corpus.manifest import Origin
 from pretraining.corpus.packing import Blocks, Packer, Pieces, make_packer
 from pretraining.corpus.progress import PROGRESS_NAME, SliceProgress, SplitProgress, read_progress
-from pretraining.corpus.shards import ShardWriter, sync, write_arrays
+from pretraining.corpus.shards import ShardWriter, write_arrays
 from pretraining.corpus.splits import SPLITS, Split
 from pretraining.corpus.tables import DOCUMENT_SCHEMA, block_schema, block_table, document_table
+from pretraining.system.files import sync
 
 TOKENS_PER_ROW_GROUP = 1 << 22
 DOCUMENTS_PER_ROW_GROUP = 1 << 16

@@ -8,7 +8,8 @@ from huggingface_hub import RepoFile
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import MANIFEST_NAME, STORE_CONTENTS, read_manifest
-from pretraining.corpus.shards import Shard, sha256_of
+from pretraining.corpus.shards import Shard
+from pretraining.system.files import sha256_of
 
 
 @dataclass(frozen=True)

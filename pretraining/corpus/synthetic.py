@@ -4,7 +4,6 @@ preprocess.py's own rooms make it from random characters, each of which is a tok
 other: shards, order, loader, tokenizer. The same flags give the same bytes, so an interrupted run goes on.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from pretraining.corpus.ranks import Ranks
 from pretraining.corpus.store_source import Mixture, StoreSource, WeightedStore
 from pretraining.corpus.tokenization import load_document_tokenizer
 from pretraining.corpus.tokenizer_training import SPECIAL_TOKENS, save_tokenizer
+from pretraining.system.locks import wait_for_lock
 
 NUM_TOKENS = 1 << 21  # 4 MB of ids, made in two seconds
 FEWEST_BLOCKS = 64  # of long blocks
@@ -37,8 +37,7 @@ def synthetic_mixture(*, block_length: int, vocab_size: int) -> Mixture:
     """What `--dataset synthetic` stands for; the first process of a machine makes it, the others wait."""
     folder = _cache_dir() / f"synthetic-{block_length}x{vocab_size}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with wait_for_lock(folder.with_suffix(".lock")):
         if not is_occupied(folder):
             _make(folder, block_length=block_length, vocab_size=vocab_size)
     store = StoreSource("synthetic", folder, read_manifest(folder, flag="--dataset"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pretraining.cli.errors import UserError
 from pretraining.runs.completeness import COMPLETE_NAME, incompleteness
 from pretraining.runs.run_lock import LOCK_NAME
+from pretraining.system.files import TEMPORARY_SUFFIX
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -27,7 +28,7 @@ TOKENIZER_DIR_NAME = "tokenizer"
 # What stands in a run folder before run.json does.
 BLOCKS_DIR_NAME = "blocks"  # of finetune.py, which makes them of conversations
 EARLY_BLOCKS = tuple(BLOCKS_DIR_NAME + ending for ending in ("", ".partial", ".lock"))
-EARLY_NAMES = (LOCK_NAME, TOKENIZER_DIR_NAME, "run.partial", "tensorboard", *EARLY_BLOCKS)
+EARLY_NAMES = (LOCK_NAME, TOKENIZER_DIR_NAME, RUN_RECORD_NAME + TEMPORARY_SUFFIX, "tensorboard", *EARLY_BLOCKS)
 # What the name of a checkpoint ends in that is set aside.
 INCOMPLETE, SUPERSEDED, REMOVED = "incomplete", "superseded", "removed"
 STOP_NAME = "STOP"  # whoever makes this file in a run folder asks the run to stop

@@ -4,7 +4,6 @@ It lists every file with its size and hash, and is written when all of them are 
 bits: it finds damage, not forgery, at 5 GB/s a core where SHA-256 does 1.5, and a checkpoint has 12 bytes a parameter.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -12,9 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from pretraining.runs.syncing import sync
+from pretraining.system.files import sync, write_atomically, xxh3_of
 
 COMPLETE_NAME = "complete.json"
 FORMAT_VERSION = 1
@@ -33,7 +30,7 @@ class FileRecord:
 def record_file(folder: Path, path: Path) -> FileRecord:
     """Wait until a file is on the disk, and take its size and hash."""
     sync(path)
-    return FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, hash_of(path))
+    return FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, xxh3_of(path))
 
 
 def write_complete(folder: Path, files: Sequence[FileRecord], *, step: int, num_processes: int) -> None:
@@ -48,11 +45,7 @@ def write_complete(folder: Path, files: Sequence[FileRecord], *, step: int, num_
     }
     for place in {folder, *((folder / file.path).parent for file in files)}:
         sync(place)
-    partial = folder / (COMPLETE_NAME + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    sync(partial)
-    partial.replace(folder / COMPLETE_NAME)
-    sync(folder)
+    write_atomically(folder / COMPLETE_NAME, (json.dumps(content, indent=1) + "\n").encode())
     sync(folder.parent)
 
 
@@ -91,7 +84,7 @@ def damage(folder: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
     by_size = sorted(files, key=lambda file: (-file["num_bytes"], file["path"]))
     for file in by_size[part::num_parts]:
         try:
-            if hash_of(folder / file["path"]) != file["xxh3_128"]:
+            if xxh3_of(folder / file["path"]) != file["xxh3_128"]:
                 return f"{file['path']} has other bytes than were written"
         except OSError as error:
             return f"{file['path']} cannot be read ({error.strerror})"
@@ -105,12 +98,6 @@ def _problem_of(folder: Path, file: Mapping[str, Any]) -> str | None:
     found = path.stat().st_size
     if found != file["num_bytes"]:
         return f"{file['path']} has {found:,} bytes of {file['num_bytes']:,}"
-    if found < SMALL_BYTES and hash_of(path) != file["xxh3_128"]:
+    if found < SMALL_BYTES and xxh3_of(path) != file["xxh3_128"]:
         return f"{file['path']} has other bytes than were written"
     return None
-
-
-def hash_of(path: Path) -> str:
-    """XXH3 of 128 bits of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

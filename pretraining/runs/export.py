@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
-from pretraining.runs.syncing import sync
+from pretraining.system.files import sync
 
 PARTIAL_SUFFIX = ".partial"
 REPLACED_SUFFIX = ".replaced"

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pretraining.cli.restarts import Restart
 from pretraining.runs.checkpoints import METRICS_NAME
-from pretraining.runs.syncing import sync
+from pretraining.system.files import atomic_path, sync
 
 logger = logging.getLogger(__name__)
 
@@ -92,18 +92,19 @@ class MetricsLog(TrainerCallback):
 
     def _copy_of(self, source: Path, stays: Callable[[Mapping[str, Any]], bool], step: int) -> None:
         """Put the records of a log that stay in the place of this one."""
-        partial = self._path.with_suffix(".partial")
         events = []
-        with jsonlines.open(source) as reader, jsonlines.open(partial, "w") as writer:
+        with (
+            atomic_path(self._path) as temporary,
+            jsonlines.open(source) as reader,
+            jsonlines.open(temporary, "w") as writer,
+        ):
             # A kill can leave half a last line, which belongs to a step that is made again.
             for record in reader.iter(type=dict, skip_invalid=True):
                 if stays(record):
                     writer.write(record)
                     if "event" in record and record["step"] >= step:
                         events.append(_without_time(record))
-        sync(partial)  # or a power cut could leave neither the old records nor the new ones
         self._events = events
-        partial.replace(self._path)
 
     def sync(self) -> None:
         """Have on the disk what was logged until a checkpoint, whose resume keeps it; no reason to end a run."""

@@ -15,6 +15,7 @@ from pretraining.runs.curves import RunCurves, read_curves
 from pretraining.runs.facts import described_event, facts_of, state_of
 from pretraining.runs.history import Record
 from pretraining.runs.run_record import read_run_record
+from pretraining.system.files import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 MOST_EVENTS, MOST_SAMPLES = 1000, 60  # that are listed
@@ -32,10 +33,10 @@ def write_report(run_dir: Path) -> None:
         UserError: when it holds no run.
     """
     run = read_curves(run_dir, read_run_record(run_dir))
-    _replace(run_dir / REPORT_NAME, _page({run_dir.resolve().name: run}).encode())
+    write_atomically(run_dir / REPORT_NAME, _page({run_dir.resolve().name: run}).encode())
     pictured = [(chart, rows_of(chart, run)) for chart in charts_of([run]) if chart.title in PICTURED]
     if pictured:
-        _replace(run_dir / CURVES_NAME, vl_convert.vegalite_to_png(picture_spec(pictured), scale=PICTURE_SCALE))
+        write_atomically(run_dir / CURVES_NAME, vl_convert.vegalite_to_png(picture_spec(pictured), scale=PICTURE_SCALE))
 
 
 def write_comparison(run_dirs: Sequence[Path], path: Path) -> None:
@@ -47,7 +48,7 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> None:
     short = [run_dir.resolve().name for run_dir in run_dirs]
     names = [name if short.count(name) == 1 else str(run_dir) for name, run_dir in zip(short, run_dirs, strict=True)]
     runs = [read_curves(run_dir, read_run_record(run_dir)) for run_dir in run_dirs]
-    _replace(path, _page(dict(zip(names, runs, strict=True))).encode())
+    write_atomically(path, _page(dict(zip(names, runs, strict=True))).encode())
 
 
 def _page(runs: dict[str, RunCurves]) -> str:
@@ -136,10 +137,3 @@ def _samples(run: RunCurves) -> list[tuple[str, list[tuple[int, str]]]]:
 
 def _list_of_samples(event: Record) -> list[Record]:
     return [sample for sample in event.get("samples", []) if isinstance(sample, dict)]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that whoever reads it meanwhile has all of the old one or all of the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -13,7 +13,7 @@ from typing import Any
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import RUN_RECORD_NAME
 from pretraining.runs.surroundings import command, git_state, package_versions
-from pretraining.runs.syncing import sync
+from pretraining.system.files import write_atomically
 
 NEVER_CHANGED = ("optimizer",)  # a checkpoint has the state of one optimizer
 
@@ -74,10 +74,7 @@ def add_to_run_record(run_dir: Path, **fields: Any) -> None:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, default=str, ensure_ascii=False)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
+    write_atomically(path, (text + "\n").encode())
 
 
 def read_run_record(run_dir: Path) -> dict[str, Any]:

@@ -6,8 +6,6 @@ the order of their prompts, and the file takes its name.
 """
 
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,6 +22,8 @@ from pretraining.cli.progress import Progress
 from pretraining.sampling.generation import Continuation, continue_jobs
 from pretraining.sampling.growing import Job
 from pretraining.sampling.model_source import ModelSource
+from pretraining.system.files import write_atomically
+from pretraining.system.locks import lock_file
 
 # Flags that say where prompts and text are, how fast it is made, or what is told of it.
 WHERE_IT_IS = ("prompt", "prompt_file", "interactive", "output", "model", "revision")
@@ -104,19 +104,14 @@ class OutputFile:
         """Put the lines in order under the file's name."""
         lines = self._lines()[1:]
         ordered = sorted(lines, key=lambda line: _key(json.loads(line)))
-        whole = self._path.with_name(self._path.name + ".whole")
-        whole.write_bytes(b"".join(ordered))
-        whole.replace(self._path)
+        write_atomically(self._path, b"".join(ordered))
         self._partial.unlink()
 
     def _open(self, origin: dict[str, Any]) -> IO[bytes]:
         check_output(self._path)
         file = self._partial.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise UserError(f"--output {self._path}: another process writes it; choose another file") from None
+        if not lock_file(file.fileno(), self._partial):
+            raise UserError(f"--output {self._path}: another process writes it; choose another file")
         lines = self._lines()
         if lines:
             self._check_origin(lines[0], origin)

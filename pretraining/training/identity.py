@@ -8,10 +8,10 @@ from pathlib import Path
 from pretraining.cli.errors import UserError
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.manifest import MANIFEST_NAME
-from pretraining.corpus.shards import sha256_of
 from pretraining.machine.flops import num_parameters
 from pretraining.runs.checkpoints import claim_run_folder, is_run_folder
 from pretraining.runs.run_record import RunIdentity, check_same_run, differences, read_run_record
+from pretraining.system.files import sha256_of
 from pretraining.training.elastic import check_can_go_on
 from pretraining.training.run_plan import RunPlan
 from pretraining.training.schedule import check_same_until

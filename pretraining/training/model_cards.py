@@ -4,12 +4,12 @@ import logging
 from pathlib import Path
 
 from pretraining.corpus.manifest import MANIFEST_NAME, SourceFile
-from pretraining.corpus.shards import sha256_of
 from pretraining.corpus.store_source import WeightedStore
 from pretraining.runs.card_facts import CardData, CardFacts
 from pretraining.runs.checkpoints import MODEL_DIR_NAME
 from pretraining.runs.history import read_history
 from pretraining.runs.model_card import write_card
+from pretraining.system.files import sha256_of
 from pretraining.training.run_plan import RunPlan
 
 logger = logging.getLogger(__name__)

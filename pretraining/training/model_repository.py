@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.hub_errors import HUB_ERRORS, persistently, reason
-from pretraining.corpus.shards import sha256_of
 from pretraining.corpus.stored_files import StoredFile
+from pretraining.system.files import sha256_of
 from pretraining.training.push_queue import Parcel
 
 logger = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import Manifest
-from pretraining.corpus.shards import sha256_of
 from pretraining.corpus.store_source import Mixture
 from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.system.files import sha256_of
 from pretraining.training.block_order import WINDOW, BlockOrder, share_window
 from pretraining.training.global_batch import GlobalBatch
 

@@ -12,7 +12,7 @@ from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.store_source import Mixture
 from pretraining.machine.layout import Layout
-from pretraining.runs.completeness import hash_of
+from pretraining.system.files import xxh3_of
 from pretraining.training.block_loader import BlockStream
 from pretraining.training.block_order import BlockOrder
 from pretraining.training.ds_config import load_ds_config
@@ -138,7 +138,7 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
 def _hashes_of(folder: str | None) -> dict[str, str] | None:
     if folder is None:
         return None
-    return {path.name: hash_of(path) for path in sorted(Path(folder).glob("*.safetensors"))}
+    return {path.name: xxh3_of(path) for path in sorted(Path(folder).glob("*.safetensors"))}
 
 
 def run_folder(arguments: PretrainArguments) -> Path:

@@ -4,7 +4,6 @@ Each conversation stands whole in one block. One that is longer than a block is 
 a control token in a text, which would become that token: both are counted, and listed in skipped.jsonl.
 """
 
-import fcntl
 import itertools
 import logging
 import shutil
@@ -26,10 +25,12 @@ from pretraining.corpus.encoding import DocumentRows
 from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, SplitContents, read_manifest
 from pretraining.corpus.packing import BestFitPacker, Pieces
 from pretraining.corpus.progress import SplitProgress
-from pretraining.corpus.shards import ShardWriter, sync
+from pretraining.corpus.shards import ShardWriter
 from pretraining.corpus.slice_writer import SplitWriter
 from pretraining.corpus.splits import SPLITS, Split, SplitAssigner
 from pretraining.corpus.tables import ANSWER_BIT, DOCUMENT_SCHEMA, block_schema, document_table
+from pretraining.system.files import sync
+from pretraining.system.locks import wait_for_lock
 from pretraining.training.tokenizer import tokenizer_for_model
 from pretraining.tuning.chat_format import EncodedConversation, control_token_in, encode_conversations
 from pretraining.tuning.conversations import Conversation
@@ -185,8 +186,7 @@ def _check_kept(manifest: Manifest) -> None:
 
 @contextmanager
 def _alone(store: Path) -> Iterator[None]:
-    """Wait until no other process works here; the system lets go of the lock when a process ends, however it does."""
+    """Wait until no other process works here."""
     store.parent.mkdir(parents=True, exist_ok=True)
-    with store.with_name(store.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with wait_for_lock(store.with_name(store.name + ".lock")):
         yield

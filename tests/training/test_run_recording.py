@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
-from pretraining.corpus.shards import sha256_of
 from pretraining.machine.inventory import machine_inventory
+from pretraining.system.files import sha256_of
 from tests.conftest import PROJECT_DIR
 from tests.launch.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, train, training_flags
 

@@ -1,0 +1,4 @@
+"""This machine and this process: files that survive a crash, locks, folders that nobody else can write to.
+
+Imports no torch, and nothing of this suite but its errors, so that every other package can rely on it.
+"""

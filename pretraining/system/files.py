@@ -1,0 +1,74 @@
+"""Files that survive a crash: flushed to the disk, renamed into place when they are complete, and their checksums."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import xxhash
+
+TEMPORARY_SUFFIX = ".tmp"
+# Errors of file systems that have no fsync for folders (SMB, some FUSE): there a new name is durable at once, or never.
+CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: when the disk failed to take them.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in CANNOT_SYNC_FOLDERS:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Where to write a file that replaces `path` at the end: whoever opens `path` finds the old file or the new one.
+
+    This holds for kills and power cuts, too. An error leaves `path` as it was, and no temporary file, which could fill
+    the disk.
+
+    Raises:
+        OSError: when the disk does not take it.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is complete or not there at all, whenever the process or the machine dies.
+
+    Raises:
+        OSError: when the disk does not take it; `path` is then as it was.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hex: 1.5 to 2 GB/s per core; no two files with the same one can be constructed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def xxh3_of(path: Path) -> str:
+    """The XXH3 of 128 bits of a file in hex: 5 GB/s per core; finds damage, not forgery."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
