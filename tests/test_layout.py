@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,20 +112,39 @@ def test_the_offload_configs_are_the_base_plus_the_offload_sections() -> None:
     assert {base[key] for key in shared} == {"auto"}
 
 
+def locked_versions() -> dict[str, str]:
+    lines = (PROJECT_DIR / "requirements.lock").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    return {name.lower().replace("_", "-"): version for name, version in pairs}
+
+
 def test_the_lock_satisfies_the_requirements() -> None:
     from packaging.requirements import Requirement
 
-    lock = {}
-    for line in (PROJECT_DIR / "requirements.lock").read_text().splitlines():
-        if not line.startswith("#"):
-            name, version = line.split("==")
-            lock[name.lower().replace("_", "-")] = version
+    lock = locked_versions()
     lines = (PROJECT_DIR / "requirements.txt").read_text() + (PROJECT_DIR / "requirements-dev.txt").read_text()
     wanted = [Requirement(line.split("#")[0]) for line in lines.splitlines() if line[:1].isalpha()]
     assert len(wanted) > 12
     for requirement in wanted:
         assert requirement.specifier.contains(lock[requirement.name.lower()]), requirement
     assert lock["torch"] == "2.13.0"
+
+
+def test_the_lock_with_hashes_has_the_versions_of_the_lock() -> None:
+    lock, text = locked_versions(), (PROJECT_DIR / "requirements.hashes.lock").read_text()
+    found: dict[str, tuple[str, int]] = {}
+    for entry in re.split(r"\n(?=[a-z])", text)[1:]:
+        name, version, num_hashes = entry.split("==")[0], entry.split("==")[1].split()[0], entry.count("--hash=sha256:")
+        found[name] = (version, num_hashes)
+    assert all(num_hashes > 0 for _, num_hashes in found.values())
+    known = {name: version for name, (version, _) in found.items() if name in lock}
+    assert known == {name: lock[name] for name in known}
+    unknown = set(found) - set(known)
+    elsewhere = {"colorama", "httpx2-jsfetch", "triton"}  # of other systems, or of torch's CUDA build
+    assert {name for name in unknown if not name.startswith(("cuda-", "nvidia-"))} <= elsewhere
+    requirements = (PROJECT_DIR / "requirements.txt").read_text().splitlines()
+    wanted = {re.split("[>=<]", line)[0].lower() for line in requirements if line[:1].isalpha()}
+    assert wanted <= set(known)
 
 
 def test_every_direct_dependency_has_its_reason() -> None:
