@@ -1,6 +1,7 @@
 """Damaged and forged JSON documents, the same ones for the same seed: files that a program must not believe."""
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,7 +33,14 @@ GARBAGE = (
     b"9" * 5000,
 )
 
+CI_SHARE = 5  # one mutation in so many is tried by `make test`, all by `make faults`
+
 Place = tuple[Any, Any]  # a container, and the key or index of a value in it
+
+
+def num_mutations(total: int) -> int:
+    """How many of `total` mutations are tried now: all of them where NUM_MUTATIONS is "all"."""
+    return total if os.environ.get("NUM_MUTATIONS") == "all" else total // CI_SHARE
 
 
 def mutations(content: bytes, seed: int) -> Iterator[bytes]:
