@@ -39,7 +39,7 @@ class SamplesArguments:
     """Flags of tools.compare_samples."""
 
     models: list[str] = flag([], "a run folder, for all it has kept, or several models; stand first, without --models")
-    prompts: list[str] = flag(ObservabilityArguments().sample_prompts, "one or more prompts")
+    prompts: list[str] = flag(ObservabilityArguments().sample_prompts, "one or more prompts", is_text=True)
     held_out: list[str] | None = flag(
         None, "files of documents, as preprocess.py takes them, to evaluate each model on"
     )

@@ -51,7 +51,7 @@ class TraceArguments:
     dataset: Path = flag(Path("blocks"), "block store that preprocess.py made; may stand first, without --dataset")
     block: int | None = flag(None, "number of a block, as training counts them")
     position: int | None = flag(None, "number of a token in --block: trace this one, and show its document's text")
-    text: str = flag("", "find the blocks with this text")
+    text: str = flag("", "find the blocks with this text", is_text=True)
     split: Split | None = flag(None, "split to look in; none is train for --block, and all three for --text")
     json: bool = flag(False, "print one JSON object a line instead of a table")
     num_workers: int = flag(len(os.sched_getaffinity(0)), "threads that look for --text, 200 MB of memory each")

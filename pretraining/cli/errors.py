@@ -2,15 +2,17 @@
 
 import contextlib
 import errno
+import io
 import logging
 import os
+import select
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from pretraining.cli.launchers import process_rank
+from pretraining.cli.launchers import check_launch_variables, process_rank
 from pretraining.cli.logs import setup_logging
 from pretraining.errors import UserError
 
@@ -20,7 +22,10 @@ CRASH_EXIT_CODE = 1
 USER_ERROR_EXIT_CODE = 2
 STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75, which says: the same again, later
 FIRST_RANK_SPEAKS_SECONDS = 5.0  # launchers look after their processes once a second
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM)
+READER_GONE_EXIT_CODE = 141  # 128 + SIGPIPE, as of any command before `| head`
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# Of reading as well as of writing, so they are called neither.
+PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells expect
 
 
@@ -39,12 +44,16 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
     A crash ends the process at once, too: Python would wait for workers of a DataLoader, which ignore SIGTERM.
     """
     setup_logging()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: any text can be printed in any locale
     try:
-        main(sys.argv[1:])
+        _run(main)
     except KeyboardInterrupt:
         logger.warning("interrupted")
         leave(INTERRUPTED_EXIT_CODE)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone(1):
+            os._exit(READER_GONE_EXIT_CODE)  # what stdout holds back cannot be flushed
         mistake = _as_mistake(error)
         if mistake is not None and "--debug" not in sys.argv:
             _report(mistake)
@@ -53,11 +62,29 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
         leave(CRASH_EXIT_CODE)
 
 
+def _run(main: Callable[[Sequence[str]], None]) -> None:
+    try:
+        check_launch_variables()
+        main(sys.argv[1:])
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader that is gone is noticed here, not while Python goes down
+
+
+def _reader_is_gone(descriptor: int) -> bool:
+    """Whether a pipe of ours has lost its reader; other pipes, such as those of worker processes, may break as well."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _as_mistake(error: Exception) -> UserError | None:
-    """What the user can mend in it; a disk that takes no more is such a thing wherever it is met."""
+    """What the user can fix in it; a full disk or a closed folder is such a thing wherever it is met."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         place = f"{error.filename}: " if error.filename else ""
-        return UserError(f"{place}cannot be written ({error.strerror}); mend it, or choose another folder")
+        return UserError(f"{place}cannot be written ({error.strerror}); fix that, or choose another folder")
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
+        return UserError(f"{error.filename}: cannot be used ({error.strerror}); fix that, or choose another path")
     return error if isinstance(error, UserError) else None
 
 

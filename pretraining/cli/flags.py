@@ -15,12 +15,14 @@ from typing import Any
 TRUE_WORDS = ("true", "yes", "1")
 FALSE_WORDS = ("false", "no", "0")
 NONE_WORD = "none"
+LARGEST_INT = 2**63 - 1  # what C and numpy count with
+SHOWN_CHARACTERS = 80  # of a value that is refused
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """One flag of a program."""
+    """One flag of a program; `is_text`: its words are texts, which may be blank, not names or paths."""
 
     name: str
     value_type: type
@@ -29,6 +31,7 @@ class Flag:
     choices: tuple[str, ...] = ()
     is_list: bool = False
     is_optional: bool = False
+    is_text: bool = False
 
     def value(self, texts: Sequence[str]) -> Any:
         """The flag's value from its words; `ValueError` with the expectation when they do not fit."""
@@ -46,23 +49,46 @@ class Flag:
 
     def _single(self, text: str) -> Any:
         if self.choices and text not in self.choices:
-            raise ValueError(f"{text!r} is not one of {', '.join(self.choices)}{nearest(text, self.choices)}")
+            raise ValueError(f"{_shortened(text)} is not one of {', '.join(self.choices)}{nearest(text, self.choices)}")
+        if self.value_type in (str, Path):
+            _check_word(text, is_text=self.is_text)
         try:
-            return READERS.get(self.value_type, self.value_type)(text)
-        except ValueError:
+            value = READERS.get(self.value_type, self.value_type)(text)
+        except (ValueError, RecursionError):
             expected = TYPE_NAMES.get(self.value_type, self.value_type.__name__)
-            raise ValueError(f"expects {expected}, not {text!r}") from None
+            raise ValueError(f"expects {expected}, not {_shortened(text)}") from None
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            raise ValueError(f"{_shortened(text)} is too large; no number of this program has more than 63 bits")
+        return value
+
+
+def _check_word(text: str, *, is_text: bool) -> None:
+    """Refuse words that are never meant: an unset variable of a shell, and what no file or log can hold."""
+    if not is_text and not text.strip():
+        raise ValueError(f"expects a path or name, not {_shortened(text)} (is a variable of the command unset?)")
+    if "\0" in text or _has_surrogate(text):
+        raise ValueError(f"expects UTF-8 without NUL characters, not {_shortened(text)}")
+
+
+def _has_surrogate(text: str) -> bool:
+    """Whether some of its bytes on the command line were not UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _shortened(text: str) -> str:
+    """`text` in quotes, characters that do not print escaped."""
+    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}...")
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """`" (did you mean X?)"` for the most similar of `words`, or nothing."""
-    matches = difflib.get_close_matches(word, list(words), n=1)
+    matches = difflib.get_close_matches(word[:SHOWN_CHARACTERS], list(words), n=1)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
-def flag(default: Any, help_text: str) -> Any:
-    """A dataclass field that is a flag."""
-    metadata = {"help": help_text}
+def flag(default: Any, help_text: str, *, is_text: bool = False) -> Any:
+    """A dataclass field that is a flag; `is_text` as in `Flag`."""
+    metadata = {"help": help_text, "is_text": is_text}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -91,6 +117,7 @@ def _flag_of(field: dataclasses.Field, hint: Any) -> Flag:
         choices=choices,
         is_list=is_list,
         is_optional=type(None) in variants,
+        is_text=field.metadata["is_text"],
     )
 
 

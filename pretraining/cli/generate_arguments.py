@@ -23,7 +23,9 @@ class GenerateArguments:
         "auto", "precision to compute in; auto is the model's own on a GPU, and on a CPU float32 while that has room"
     )
     prompt: list[str] | None = flag(
-        None, f"one or more prompts; - reads one from each line of stdin, as a pipe alone does; else {DEFAULT_PROMPT!r}"
+        None,
+        f"one or more prompts; - reads one from each line of stdin, as a pipe alone does; else {DEFAULT_PROMPT!r}",
+        is_text=True,
     )
     prompt_file: Path | None = flag(None, "text with one prompt a line, or .jsonl with a field prompt")
     interactive: bool = flag(False, "ask for prompts on the terminal, one after another")
@@ -37,7 +39,7 @@ class GenerateArguments:
     blocks: Path | None = flag(None, "for --stats: the block store of the training, to tell what is copied from there")
     num_samples: int = flag(1, "continuations of each prompt")
     max_new_tokens: int = flag(200, "tokens after which a continuation ends without EOS")
-    stop: list[str] | None = flag(None, "texts that end a continuation, and are cut off")
+    stop: list[str] | None = flag(None, "texts that end a continuation, and are cut off", is_text=True)
     greedy: bool = flag(False, "take the most likely token (after --repetition_penalty)")
     num_beams: int = flag(1, "above 1 searches the most likely text with this many beams, and draws nothing")
     temperature: float = flag(0.8, "below 1 safer, above 1 wilder")

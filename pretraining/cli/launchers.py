@@ -4,11 +4,35 @@ import os
 import time
 from pathlib import Path
 
+from pretraining.errors import UserError
+
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # set where a supervisor stands between launcher and process
 LOCAL_SIZE_VARIABLES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+
+
+def check_launch_variables() -> None:
+    """Check what a launcher, or the user in its place, has set.
+
+    Raises:
+        UserError: naming each variable that is not a number, or a rank that is not below the number of processes.
+    """
+    names = (*RANK_VARIABLES, *LOCAL_RANK_VARIABLES, *SIZE_VARIABLES, *LOCAL_SIZE_VARIABLES)
+    problems = [
+        f"{name}={os.environ[name]}: is not a whole number of {smallest} or more; unset it, or start with a launcher"
+        for name in names
+        if os.environ.get(name) and _number(name) is None
+        for smallest in (_smallest(name),)
+    ]
+    if not problems and process_rank() >= num_processes():
+        problems.append(
+            f"rank {process_rank()} of {num_processes()} processes: ranks count from 0; set {RANK_VARIABLES[0]} and "
+            f"{SIZE_VARIABLES[0]} both, as launchers do, or unset them"
+        )
+    if problems:
+        raise UserError(*problems)
 
 
 def has_launcher() -> bool:
@@ -68,4 +92,16 @@ def share_cores() -> None:
 
 
 def _first_number(names: tuple[str, ...], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if os.environ.get(name)), default)
+    numbers = (_number(name) for name in names if os.environ.get(name))
+    return next((number for number in numbers if number is not None), default)
+
+
+def _smallest(name: str) -> int:
+    return 1 if name in SIZE_VARIABLES + LOCAL_SIZE_VARIABLES else 0
+
+
+def _number(name: str) -> int | None:
+    """The number in a variable; None where it is none, which `check_launch_variables` reports."""
+    text = os.environ[name]
+    is_number = text.isascii() and text.isdecimal() and len(text) < 10
+    return int(text) if is_number and int(text) >= _smallest(name) else None

@@ -12,7 +12,7 @@ class ObservabilityArguments:
     """What is shown besides the figures of each step."""
 
     sample_steps: int | None = flag(None, "continue --sample_prompts every so many steps, and keep what comes")
-    sample_prompts: list[str] = flag(["The", "I wanna go"], "texts that samples begin with")
+    sample_prompts: list[str] = flag(["The", "I wanna go"], "texts that samples begin with", is_text=True)
     sample_tokens: int = flag(48, "tokens of each sample")
     report: bool = flag(True, "write report.html and curves at each evaluation and at the end")
     license: str | None = flag(None, "licence of the model for its card, in the Hub's word, as apache-2.0")

@@ -6,12 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli.arguments import HUB_ID, SAMPLE_CORPUS, SAMPLE_TOKENIZER, SEED_RANGE, is_seed
+from pretraining.cli.arguments import (
+    HUB_ID,
+    SAMPLE_CORPUS,
+    SAMPLE_TOKENIZER,
+    SEED_RANGE,
+    document_size_check,
+    is_seed,
+)
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
 
 LARGEST_BLOCK_LENGTH = 1 << 24
+SPLIT_WEIGHTS = re.compile(",".join([r"\s*([0-9]{1,9})\s*"] * 3))
 MOST_SLICES = 1 << 20
+MOST_WORKERS = 1024  # each has a batch of 2 MB under way
+MOST_SIMILAR = 0.98  # above it one band of hashes is left, where banding has no meaning: use --exact_duplicates
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -82,8 +92,10 @@ class PreprocessArguments:
             f"--num_slices {self.num_slices}: is out of range; give 1 to {MOST_SLICES}": (
                 1 <= self.num_slices <= MOST_SLICES
             ),
-            f"--num_workers {self.num_workers}: give 1 or more": self.num_workers >= 1,
-            f"--max_document_bytes {self.max_document_bytes}: give 1 or more": self.max_document_bytes >= 1,
+            f"--num_workers {self.num_workers}: is out of range; pass 1 to {MOST_WORKERS}": (
+                1 <= self.num_workers <= MOST_WORKERS
+            ),
+            **document_size_check(self.max_document_bytes),
         }
         problems = [
             message for message, fine in (checks | self._cleaning_checks() | self._hub_checks()).items() if not fine
@@ -98,8 +110,8 @@ class PreprocessArguments:
             f"--max_characters {longest}: give 1 or more, and not less than --min_characters": (
                 longest is None or longest >= max(1, shortest or 1)
             ),
-            f"--near_duplicates {similarity}: give a similarity between 0 and 1, as 0.8": (
-                similarity is None or 0 < similarity < 1
+            f"--near_duplicates {similarity}: pass a similarity above 0, and {MOST_SIMILAR} at most, e.g. 0.8": (
+                similarity is None or 0 < similarity <= MOST_SIMILAR
             ),
             "--language_hook, --languages: belong together; give both, as my_module:language_of and en": (
                 (self.language_hook is None) == (self.languages is None)
@@ -126,8 +138,8 @@ class PreprocessArguments:
 
 def split_weights_of(text: str) -> tuple[int, int, int] | None:
     """The three weights of --split; None when it has not three, or all are 0."""
-    words = text.split(",")
-    if len(words) != 3 or not all(word.strip().isdecimal() for word in words):
+    match = SPLIT_WEIGHTS.fullmatch(text)
+    if match is None:
         return None
-    train, validation, test = (int(word) for word in words)
+    train, validation, test = (int(word) for word in match.groups())
     return (train, validation, test) if train + validation + test > 0 else None

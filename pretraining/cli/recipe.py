@@ -7,6 +7,7 @@ right one, a wrong type, a wrong choice, a name that stands twice in a recipe.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,10 @@ import yaml
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import NONE_WORD, Flag, flags_of, nearest
+
+LARGEST_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
+MOST_NODES = 10_000  # of one value
+MOST_DEPTH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +153,14 @@ def _help_text(flag: Flag) -> str:
 
 def _recipe_settings(path: Path, problems: list[str]) -> list[Setting]:
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"))
+        root = yaml.compose(_recipe_text(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--recipe {path}: cannot be read ({error}); check the path") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--recipe {path}: cannot be read ({reason}); check the path") from None
     except yaml.YAMLError as error:
         raise UserError(f"--recipe {path}: is not YAML ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise UserError(f"--recipe {path}: is nested too deeply; expects lines of the form `flag: value`") from None
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"--recipe {path}: expects lines of the form `flag: value`")
     settings: dict[str, Setting] = {}
@@ -162,10 +170,34 @@ def _recipe_settings(path: Path, problems: list[str]) -> list[Setting]:
         if name in settings:
             problems.append(f"{place}: stands here twice; keep one")
         try:
+            _check_size(value)
             settings[name] = Setting(place, name, _texts(value))
-        except (yaml.YAMLError, TypeError, RecursionError):
+        except (yaml.YAMLError, TypeError, ValueError):  # ValueError: a date or number that is none
             problems.append(f"{place}: expects a plain value, a list of them, or a mapping of plain values")
     return list(settings.values())
+
+
+def _recipe_text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe without a writer would be waited for without end
+        raise UserError(f"--recipe {path}: is not a file; pass a YAML file of flags")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_RECIPE_BYTES + 1)
+    if len(content) > LARGEST_RECIPE_BYTES:
+        raise UserError(f"--recipe {path}: is larger than {LARGEST_RECIPE_BYTES:,} bytes; pass a YAML file of flags")
+    return content.decode("utf-8")
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Raise ValueError for a value of too many words; aliases can make billions of a few lines, or one without end."""
+    nodes, num_nodes = [(root, 1)], 0
+    while nodes:
+        node, depth = nodes.pop()
+        num_nodes += 1
+        if num_nodes > MOST_NODES or depth > MOST_DEPTH:
+            raise ValueError
+        if isinstance(node, yaml.CollectionNode):
+            children = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+            nodes += [(child, depth + 1) for child in children]
 
 
 def _texts(node: yaml.Node) -> list[str]:

@@ -55,7 +55,9 @@ def is_occupied(output_dir: Path) -> bool:
         UserError: when it can never become one.
     """
     try:
-        if output_dir.is_mount():
+        if output_dir.resolve() == Path.cwd():
+            raise UserError(f"--output_dir {output_dir}: is the working directory; choose a folder inside it")
+        if os.path.ismount(output_dir):
             raise UserError(
                 f"--output_dir {output_dir}: is a mount point, which cannot be renamed; choose a folder inside it"
             )
@@ -63,8 +65,9 @@ def is_occupied(output_dir: Path) -> bool:
             return False
         if not (output_dir / MANIFEST_NAME).is_file():
             raise UserError(f"--output_dir {output_dir}: holds something else already; choose another folder")
-    except OSError as error:
-        raise UserError(f"--output_dir {output_dir}: cannot be read ({error.strerror}); choose another") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: of pathlib, for a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--output_dir {output_dir}: cannot be read ({reason}); choose another") from None
     return True
 
 

@@ -3,19 +3,25 @@
 A file is named with its commit, so the input stays the same when the data set changes; its hash is the Hub's.
 """
 
+import contextlib
 import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import datasets
 from huggingface_hub import HfApi, HfFileSystem, RepoFile, hf_hub_download
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
+from huggingface_hub.utils import validate_repo_id
 
+from pretraining.cli.arguments import HUB_ID
 from pretraining.cli.errors import UserError
 from pretraining.corpus.hub_errors import HUB_ERRORS, reason
 from pretraining.corpus.inputs import HUB_SCHEME, InputFile, input_file
 
 # hf://USER/NAME, then /CONFIG, @REVISION and :SPLIT where they are not the default
-HUB_WORD = re.compile(rf"{HUB_SCHEME}([\w.-]+/[\w.-]+)(?:/([\w.-]+))?(?:@([\w./-]+))?(?::([\w.-]+))?")
+HUB_WORD = re.compile(rf"{HUB_SCHEME}({HUB_ID.pattern})(?:/([\w.-]+))?(?:@([\w./-]+))?(?::([\w.-]+))?")
 
 
 def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFile]:
@@ -29,15 +35,34 @@ def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFi
         raise UserError(f"--data_files {word}: is not of the form hf://USER/NAME/CONFIG@REVISION:SPLIT")
     repo_id, config, revision, split = match.groups()
     try:
-        builder = datasets.load_dataset_builder(repo_id, config, revision=revision)
+        validate_repo_id(repo_id)
+        with _away_from(Path(repo_id)):
+            builder = datasets.load_dataset_builder(repo_id, config, revision=revision)
         splits = {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
         if (split or "train") not in splits:
             raise UserError(f"--data_files {word}: has no split {split or 'train'}; give one of {', '.join(splits)}")
-        return [_hub_file(url, source, streaming) for url in splits[split or "train"]]
+        return [_hub_file(_checked(url, repo_id, word), source, streaming) for url in splits[split or "train"]]
     except UserError:
         raise
     except HUB_ERRORS as error:
         raise UserError(f"--data_files {word}: the Hub does not give it ({reason(error)}); check its name") from None
+
+
+@contextlib.contextmanager
+def _away_from(folder: Path) -> Iterator[None]:
+    """Work where there is no folder of this relative path: `datasets` would take it for the data set of the name."""
+    if not folder.exists():
+        yield
+        return
+    with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+        yield
+
+
+def _checked(url: str, repo_id: str, word: str) -> str:
+    """`url`, unless its data set names files that are not its own: those of this machine, or of other data sets."""
+    if not url.startswith(f"{HUB_SCHEME}datasets/{repo_id}@"):
+        raise UserError(f"--data_files {word}: names a file that is not of this data set ({url}); use another")
+    return url
 
 
 def open_hub_file(location: str) -> BinaryIO:

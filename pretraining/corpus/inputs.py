@@ -82,11 +82,19 @@ def find_inputs(
         problems += [
             f"--output_dir {output_dir}: lies in {word}, whose files are the input; choose a folder outside of it"
             for word in data_files
-            if Path(word).is_dir() and output_dir.resolve().is_relative_to(Path(word).resolve())
+            if _lies_in(output_dir, word)
         ]
     if problems:
         raise UserError(*problems)
     return files
+
+
+def _lies_in(output_dir: Path, word: str) -> bool:
+    """Whether `word` is a folder that has `output_dir` in it; of a name that is none, others say what is wrong."""
+    try:
+        return Path(word).is_dir() and output_dir.resolve().is_relative_to(Path(word).resolve())
+    except (OSError, RuntimeError):
+        return False
 
 
 def _repeated(files: Sequence[InputFile]) -> list[str]:

@@ -126,8 +126,12 @@ def load_document_tokenizer(
     Raises:
         UserError: when there is no such folder or Hub repository, or it holds no readable tokenizer.json.
     """
-    folder = Path(name) if Path(name).is_dir() else _download(name)
-    if not (folder / "tokenizer.json").is_file():
+    try:
+        folder = Path(name) if Path(name).is_dir() else _download(name)
+        has_tokenizer = (folder / "tokenizer.json").is_file()
+    except OSError as error:
+        raise UserError(f"{flag} {name}: cannot be read ({error.strerror}); check the path") from None
+    if not has_tokenizer:
         raise UserError(f"{flag} {name}: the folder has no tokenizer.json; make one with train_tokenizer.py")
     try:
         return DocumentTokenizer(folder, name=name, add_bos=add_bos, backend=backend, flag=flag)
