@@ -5,12 +5,12 @@ was stopped, and any other is refused.
 """
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.inputs import InputFile
@@ -25,7 +25,8 @@ from pretraining.corpus.manifest import (
 )
 from pretraining.corpus.progress import PROGRESS_NAME
 from pretraining.corpus.slices import FileRange, cut_slices
-from pretraining.system.files import TEMPORARY_SUFFIX, write_atomically
+from pretraining.corpus.working_files import read_record, write_record
+from pretraining.system.files import TEMPORARY_SUFFIX
 from pretraining.system.locks import lock_file
 
 ORIGIN_NAME = "origin.json"
@@ -133,9 +134,9 @@ class PartialStore:
         if self.is_assembled:
             found = read_manifest(self.folder, flag="--output_dir").origin
         elif path.exists():
-            found = origin_of(json.loads(path.read_bytes()))
+            found = read_record(path, origin_of, remedy=f"delete {self.folder} and start again")
         else:
-            write_atomically(path, json.dumps(dataclasses.asdict(origin), indent=1).encode())
+            write_record(path, dataclasses.asdict(origin))
             return False
         if found != origin:
             raise UserError(
@@ -159,8 +160,12 @@ class PartialStore:
         path = self.folder / SLICES_NAME
         if not path.exists():
             cut = [[dataclasses.astuple(part) for part in ranges] for ranges in cut_slices(files, num_slices)]
-            write_atomically(path, json.dumps(cut).encode())
-        return [[FileRange(*part) for part in ranges] for ranges in json.loads(path.read_bytes())]
+            write_record(path, cut)
+        return read_record(path, _ranges_of, remedy="delete it; the same command makes it again")
+
+
+def _ranges_of(content: list[list[list[Any]]]) -> list[list[FileRange]]:
+    return [[FileRange(*part) for part in ranges] for ranges in content]
 
 
 def slice_dir(folder: Path, number: int) -> Path:

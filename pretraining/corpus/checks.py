@@ -9,12 +9,16 @@ from pathlib import Path
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.block_store import partial_dir
-from pretraining.corpus.documents import CLEANED
+from pretraining.corpus.documents import CLEANED, REMOVED
+from pretraining.corpus.encoding import EncodedBatch
 from pretraining.corpus.manifest import Origin
 from pretraining.corpus.progress import SliceProgress
 from pretraining.corpus.splits import SPLITS
 
 logger = logging.getLogger(__name__)
+
+ENOUGH_BYTES = 16 << 20  # without any document: most likely a wrong --text_field; terabytes must not be read
+ENOUGH_LINES = 1 << 22  # in a row without a document, also after some: 20 s of work, and a bomb can go on for days
 
 
 def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float, advice: str = "") -> None:
@@ -22,13 +26,51 @@ def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float, 
     counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
     num_unreadable = sum(count for reason, count in counts.items() if reason not in CLEANED)
     num_lines = sum(made.num_documents for made in slices) + num_unreadable
-    first = next((made.first_unreadable for made in slices if made.first_unreadable), None)
-    if first is not None and num_unreadable > max_skipped_fraction * num_lines:
+    if num_unreadable > max_skipped_fraction * num_lines:
         raise UserError(
-            f"{first['file']}:{first['line']}: {first['reason'].replace('_', ' ')} ({first['first_bytes']!r}); "
+            f"{_first_unreadable(slices)}; "
             f"{num_unreadable:,} of {num_lines:,} lines like it are more than --max_skipped_fraction "
             f"{max_skipped_fraction}; mend them, name the right --text_field, or allow more{advice}"
         )
+
+
+class EarlyCheck:
+    """Ends a run that reads and reads and finds no document: terabytes of another format, or a bomb."""
+
+    def __init__(self, max_skipped_fraction: float) -> None:
+        self._max_skipped_fraction = max_skipped_fraction
+        self._num_lines = self._num_bytes = 0  # since the last document
+
+    def see(self, batch: EncodedBatch, made: SliceProgress) -> None:
+        """Take account of a batch that was added to what its slice has `made`.
+
+        Raises:
+            UserError: when enough lines in a row are no documents; blank ones count here, documents not wanted do not.
+        """
+        if len(batch.lengths):
+            self._num_lines = self._num_bytes = 0
+            return
+        self._num_lines += sum(line.num_lines for line in batch.skipped if line.reason not in REMOVED)
+        self._num_bytes += batch.num_bytes
+        begins_badly = made.num_documents == 0 and self._num_bytes > ENOUGH_BYTES
+        if not begins_badly and self._num_lines <= ENOUGH_LINES:
+            return
+        num_bad = sum(count for reason, count in made.skipped_lines.items() if reason not in REMOVED)
+        num_lines = made.num_documents + sum(made.skipped_lines.values())
+        if num_bad > self._max_skipped_fraction * num_lines:
+            raise UserError(
+                f"--data_files {batch.path}: no document in {self._num_lines:,} lines in a row; "
+                f"{_first_unreadable([made])}; {num_bad:,} of {num_lines:,} lines so far are no documents, more than "
+                f"--max_skipped_fraction {self._max_skipped_fraction}; fix them, name the right --text_field, or allow "
+                "more"
+            )
+
+
+def _first_unreadable(slices: Sequence[SliceProgress]) -> str:
+    first = next((made.first_unreadable for made in slices if made.first_unreadable), None)
+    if first is None:
+        return "they are blank"
+    return f"{first['file']}:{first['line']}: {first['reason'].replace('_', ' ')} ({first['first_bytes']!r})"
 
 
 def why_no_block(slices: Sequence[SliceProgress], origin: Origin) -> str | None:

@@ -15,7 +15,10 @@ from pretraining.corpus.documents import CleaningReason, Document
 from pretraining.corpus.duplicates import MinHashBands, first_copies, first_exact_copies, text_fingerprints
 from pretraining.corpus.encoding import DocumentReader, in_order
 from pretraining.corpus.reading import RawBatch
-from pretraining.corpus.shards import write_arrays
+from pretraining.corpus.working_files import read_arrays, write_arrays
+
+LINE_BITS = 40  # of a place as one number: the file's number is above the line's
+REMEDY = "delete it; the same command makes it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +80,30 @@ def write_copies(path: Path, key_paths: Sequence[Path], rules: CleaningRules) ->
 
 
 class Copies:
-    """Which documents are copies of which."""
+    """Which documents are copies of which; 17 bytes of memory per copy."""
 
     def __init__(self, path: Path, file_names: Sequence[str]) -> None:
-        with np.load(path) as arrays:
-            places, originals, is_near = arrays["places"].tolist(), arrays["originals"].tolist(), arrays["is_near"]
-        self._originals = {
-            tuple(place): (f"{file_names[file]}:{line}", bool(near))
-            for place, (file, line), near in zip(places, originals, is_near, strict=True)
-        }
+        arrays = read_arrays(path, remedy=REMEDY)
+        places = _as_numbers(arrays["places"])
+        order = np.argsort(places, kind="stable")
+        self._places = places[order]
+        self._originals = _as_numbers(arrays["originals"])[order]
+        self._is_near = arrays["is_near"][order]
+        self._file_names = file_names
 
     def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
         """Why the document at this place is removed, and where its original stands; None when it is kept."""
-        found = self._originals.get((file_number, line))
-        if found is None:
+        place = (file_number << LINE_BITS) + line
+        found = int(np.searchsorted(self._places, place))
+        if found == len(self._places) or self._places[found] != place:
             return None
-        place, is_near = found
-        return ("near_duplicate" if is_near else "duplicate"), place
+        file, line = divmod(int(self._originals[found]), 1 << LINE_BITS)
+        return ("near_duplicate" if self._is_near[found] else "duplicate"), f"{self._file_names[file]}:{line}"
+
+
+def _as_numbers(places: np.ndarray) -> np.ndarray:
+    """One number for each pair of file and line, in the same order."""
+    return (places[:, 0] << LINE_BITS) + places[:, 1]
 
 
 def _joined(keys: Sequence[Keys]) -> Keys:
@@ -105,5 +115,5 @@ def _as_arrays(keys: Keys) -> dict[str, np.ndarray]:
 
 
 def _read_keys(path: Path) -> Keys:
-    with np.load(path) as arrays:
-        return Keys(arrays["places"], arrays["fingerprints"], arrays["bands"])
+    arrays = read_arrays(path, remedy=REMEDY)
+    return Keys(arrays["places"], arrays["fingerprints"], arrays["bands"])

@@ -5,7 +5,7 @@ A line is a JSON line, a row of a Parquet file, or the text of a plain text file
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import orjson
@@ -24,16 +24,22 @@ UnreadableReason = Literal[
 ]
 CleaningReason = Literal["too_short", "too_long", "other_language", "duplicate", "near_duplicate"]
 SkipReason = Literal["blank_line"] | UnreadableReason | CleaningReason
-CLEANED = ("blank_line", "too_short", "too_long", "other_language", "duplicate", "near_duplicate")  # do no harm
+REMOVED = ("too_short", "too_long", "other_language", "duplicate", "near_duplicate")  # documents that are not wanted
+CLEANED = ("blank_line", *REMOVED)  # do no harm
 LINE_MEMORY_BYTES = 500
 SHOWN_BYTES = 80  # of a skipped line
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class ExpandsTooFarError(Exception):
+    """A file that takes more memory to read than text does, because of what it says of itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawLine:
     """A line as it was read: its number (from 1) and byte offset, where the next one begins, size, and content.
 
+    Blank lines that follow one another come as one, with the content of the first.
     The content is bytes of JSON or of text, a row of a Parquet file, or None where the line was too large to keep;
     `head` are its first bytes. Offsets count decompressed bytes; in a Parquet file they count rows.
     """
@@ -64,12 +70,16 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class SkippedLine:
-    """A line that is no document, or one that was not wanted; `copy_of` names the place of a duplicate's original."""
+    """A line that is no document, or one that was not wanted; `copy_of` names the place of a duplicate's original.
+
+    Blank lines that follow one another are one, with their number.
+    """
 
     line: int
     reason: SkipReason
     first_bytes: str
     copy_of: str | None = None
+    num_lines: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,7 @@ def parse_json_line(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
     if raw.number == 1:
         content = content.removeprefix(BYTE_ORDER_MARK)
     if not content.strip():
-        return skipped(raw, "blank_line")
+        return replace(skipped(raw, "blank_line"), num_lines=raw.end_line - raw.number + 1)
     record = _load_json(content)
     return skipped(raw, record) if isinstance(record, str) else _document_of(raw, record, fields)
 

@@ -43,6 +43,7 @@ class EncodedBatch:
     skipped: list[SkippedLine]
     end: Position
     num_file_bytes: int
+    num_bytes: int  # of its lines, decompressed
 
 
 class DocumentReader:
@@ -106,6 +107,7 @@ class BatchEncoder:
             skipped=skipped_lines,
             end=batch.end,
             num_file_bytes=batch.num_file_bytes,
+            num_bytes=sum(line.num_bytes for line in batch.lines),
         )
 
     def _add_row(self, rows: DocumentRows, document: Document, source: str) -> None:

@@ -5,20 +5,20 @@ Nothing larger than `max_document_bytes` is kept in memory: such a line is read 
 
 import gzip
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pretraining.corpus.documents import SHOWN_BYTES, JsonFields, RawLine, field_of
+from pretraining.corpus.documents import SHOWN_BYTES, JsonFields, RawLine
 from pretraining.corpus.inputs import Compression, InputFile
+from pretraining.corpus.parquet_rows import ParquetRows
 from pretraining.corpus.xz import XzReader
 
 READ_BUFFER_BYTES = 4 << 20  # lines of a 4 MB buffer parse 25 % faster than of the default 8 KB one
-ROWS_AT_ONCE = 8  # of a Parquet file: 50 MB if each is as large as the largest document; 32 are no faster
+BLANK_BYTES = 1 << 20  # blank lines of so many bytes that follow one another come as one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,16 @@ def open_lines(
 ) -> LineSource:
     """The lines of `file`, opened unbuffered as `raw`, from `offset` (of a line, or a row) up to `end`."""
     if file.format == "parquet":
-        return _parquet_rows(file, raw, offset, options)
+        rows = ParquetRows(raw, options.fields, options.max_document_bytes)
+        num_rows = max(1, rows.num_rows)
+        return LineSource(rows.after(offset), lambda line: file.num_bytes * (line.end_offset - offset) // num_rows)
     stream = _skip_to(_decompressed(file, raw), offset)
-    lines = _lines(stream, offset, num_lines_before, end, options.max_document_bytes)
-    if file.format == "text":
-        largest = options.max_document_bytes
-        lines = _paragraphs(lines, largest) if options.split_text_files else _whole_text(lines, largest)
+    if file.format == "text" and not options.split_text_files:
+        lines = _whole_text(stream, offset, num_lines_before, options.max_document_bytes)
+    else:
+        lines = _lines(stream, offset, num_lines_before, end, options.max_document_bytes)
+    if file.format == "text" and options.split_text_files:
+        lines = _paragraphs(lines, options.max_document_bytes)
     if file.compression is None:
         return LineSource(lines, lambda line: line.end_offset - offset)
     begun = raw.tell()
@@ -81,18 +85,46 @@ def _skip_to(stream: BinaryIO, offset: int) -> BinaryIO:
 
 
 def _lines(stream: BinaryIO, offset: int, number: int, end: int | None, max_bytes: int) -> Iterator[RawLine]:
+    following = None  # the line after blank ones was read to know that it is not blank
     while end is None or offset < end:
-        content = stream.readline(max_bytes + 1)
+        content = stream.readline(max_bytes + 1) if following is None else following
         if not content:
             return
-        number += 1
-        num_bytes = len(content)
-        if num_bytes > max_bytes and not content.endswith(b"\n"):
+        following, num_lines, num_bytes, is_too_large = None, 1, len(content), False
+        if _is_blank(content, max_bytes):
+            most = min(BLANK_BYTES, max_bytes, BLANK_BYTES if end is None else end - offset)
+            num_lines, num_bytes, following = _blank_lines(stream, num_bytes, most, max_bytes)
+        elif num_bytes > max_bytes and not content.endswith(b"\n"):
+            is_too_large = True
             num_bytes += _skip_line(stream)
-            yield RawLine(number, offset, number, offset + num_bytes, num_bytes, None, content[:SHOWN_BYTES])
-        else:
-            yield RawLine(number, offset, number, offset + num_bytes, num_bytes, content)
-        offset += num_bytes
+        end_line, end_offset = number + num_lines, offset + num_bytes
+        shown = (None, content[:SHOWN_BYTES]) if is_too_large else (content, b"")
+        yield RawLine(number + 1, offset, end_line, end_offset, num_bytes, *shown)
+        number, offset = end_line, end_offset
+
+
+def _is_blank(content: bytes, max_bytes: int) -> bool:
+    return content.isspace() and (content.endswith(b"\n") or len(content) <= max_bytes)
+
+
+def _blank_lines(stream: BinaryIO, num_bytes: int, most: int, max_bytes: int) -> tuple[int, int, bytes | None]:
+    """Read on while lines are blank, after one of `num_bytes`, until there are `most` bytes of them.
+
+    Returns the numbers of lines and bytes, and the line after them where it had to be read. A billion lines take 1 s.
+    What is read together does not depend on where the buffer ends: readers that begin elsewhere make the same lines.
+    """
+    num_lines = 1
+    while num_bytes < most:
+        ahead = stream.peek()[: most - num_bytes]  # type: ignore[attr-defined]
+        blank = ahead[: len(ahead) - len(ahead.lstrip())]
+        blank = stream.read(blank.rfind(b"\n") + 1)
+        num_lines, num_bytes = num_lines + blank.count(b"\n"), num_bytes + len(blank)
+        if num_bytes < most:
+            content = stream.readline(max_bytes + 1)
+            if not content or not _is_blank(content, max_bytes):
+                return num_lines, num_bytes, content
+            num_lines, num_bytes = num_lines + 1, num_bytes + len(content)
+    return num_lines, num_bytes, None
 
 
 def _skip_line(stream: BinaryIO) -> int:
@@ -110,7 +142,7 @@ class _Run:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._parts: list[bytes] = []
+        self._content = bytearray()  # a list of parts takes 40 bytes for each line, however short
         self._num_bytes = 0
         self._head = b""
         self._ends: tuple[RawLine, RawLine] | None = None  # first and last
@@ -120,10 +152,10 @@ class _Run:
         self._num_bytes += line.num_bytes
         if self._num_bytes > self._max_bytes or not isinstance(line.content, bytes):
             self._num_bytes = max(self._num_bytes, self._max_bytes + 1)
-            self._parts = []
+            self._content.clear()
         else:
             self._head = self._head or line.content[:SHOWN_BYTES]
-            self._parts.append(line.content)
+            self._content += line.content
 
     def joined(self) -> Iterator[RawLine]:
         """The lines so far as one, if there are any."""
@@ -136,17 +168,22 @@ class _Run:
                 end_line=last.end_line,
                 end_offset=last.end_offset,
                 num_bytes=last.end_offset - first.byte_offset,
-                content=None if too_large else b"".join(self._parts),
+                content=None if too_large else bytes(self._content),
                 head=first.head or self._head,
             )
 
 
-def _whole_text(lines: Iterator[RawLine], max_bytes: int) -> Iterator[RawLine]:
+def _whole_text(stream: BinaryIO, offset: int, number: int, max_bytes: int) -> Iterator[RawLine]:
     """All lines as one."""
-    run = _Run(max_bytes)
-    for line in lines:
-        run.add(line)
-    yield from run.joined()
+    content = stream.read(max_bytes + 1)
+    if not content:
+        return
+    num_bytes, num_newlines, last = len(content), content.count(b"\n"), content
+    while more := stream.read(READ_BUFFER_BYTES):
+        num_bytes, num_newlines, last = num_bytes + len(more), num_newlines + more.count(b"\n"), more
+    end_line = number + num_newlines + (not last.endswith(b"\n"))
+    shown = (content, b"") if num_bytes <= max_bytes else (None, content[:SHOWN_BYTES])
+    yield RawLine(number + 1, offset, end_line, offset + num_bytes, num_bytes, *shown)
 
 
 def _paragraphs(lines: Iterator[RawLine], max_bytes: int) -> Iterator[RawLine]:
@@ -159,50 +196,6 @@ def _paragraphs(lines: Iterator[RawLine], max_bytes: int) -> Iterator[RawLine]:
         else:
             run.add(line)
     yield from run.joined()
-
-
-def _parquet_rows(file: InputFile, raw: BinaryIO, first_row: int, options: ReadingOptions) -> LineSource:
-    # Page by page: otherwise a whole row group is read ahead, 500 MB of memory more in one of 400 MB.
-    parquet = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
-    num_rows = max(1, parquet.metadata.num_rows)
-    return LineSource(
-        _rows(parquet, first_row, options), lambda line: file.num_bytes * (line.end_offset - first_row) // num_rows
-    )
-
-
-def _rows(parquet: pq.ParquetFile, first_row: int, options: ReadingOptions) -> Iterator[RawLine]:
-    roots = {name.split(".")[0] for name in (options.fields.text, options.fields.source)}
-    roots |= {options.fields.text, options.fields.source}
-    columns = [name for name in parquet.schema_arrow.names if name in roots]
-    row = 0
-    for group in range(parquet.num_row_groups):
-        num_rows = parquet.metadata.row_group(group).num_rows
-        if row + num_rows <= first_row:
-            row += num_rows
-            continue
-        for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
-            for record in _records(batch) if columns else [{}] * batch.num_rows:
-                row += 1
-                if row > first_row:
-                    yield _row_line(row, record, options)
-
-
-def _records(batch: pa.RecordBatch) -> list[Mapping[str, Any] | bytes]:
-    """The rows of `batch`; one that is not UTF-8, though its column says so, is empty bytes."""
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        if batch.num_rows == 1:
-            return [b""]
-        return [record for row in range(batch.num_rows) for record in _records(batch.slice(row, 1))]
-
-
-def _row_line(number: int, record: Mapping[str, Any] | bytes, options: ReadingOptions) -> RawLine:
-    text = field_of(record, options.fields.text)[1] if isinstance(record, Mapping) else None
-    num_bytes = len(text.encode("utf-8", errors="surrogatepass")) if isinstance(text, str) else 16
-    content = record if num_bytes <= options.max_document_bytes else None
-    head = b"" if content is not None else str(record)[:SHOWN_BYTES].encode("utf-8", errors="backslashreplace")
-    return RawLine(number, number - 1, number, number, num_bytes, content, head)
 
 
 DECOMPRESSORS: dict[Compression, Callable[[BinaryIO], Any]] = {

@@ -1,14 +1,18 @@
 """Hashes of the input files, which are part of what a block store is made from."""
 
-import json
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pretraining.cli.errors import UserError
 from pretraining.cli.progress import Progress
 from pretraining.corpus.inputs import InputFile
-from pretraining.system.files import sha256_of, write_atomically
+from pretraining.corpus.working_files import read_record, write_record
+from pretraining.system.files import sha256_of
+
+logger = logging.getLogger(__name__)
 
 
 def hash_inputs(files: Sequence[InputFile], remembered_in: Path | None) -> list[str]:
@@ -32,8 +36,7 @@ def hash_inputs(files: Sequence[InputFile], remembered_in: Path | None) -> list[
             if future is not None:
                 progress.advance(file.num_bytes, "hashing the input")
     if remembered_in is not None:
-        content = json.dumps(dict(zip(keys, hashes, strict=True)), indent=1)
-        write_atomically(remembered_in, content.encode())
+        write_record(remembered_in, dict(zip(keys, hashes, strict=True)))
     return hashes
 
 
@@ -44,7 +47,15 @@ def changed_inputs(files: Sequence[InputFile], hashes: Sequence[str], remembered
 
 
 def _read(path: Path | None) -> dict[str, str]:
-    return json.loads(path.read_bytes()) if path is not None and path.exists() else {}
+    if path is None:
+        return {}
+    try:
+        return read_record(path, dict, remedy="the input is hashed again")
+    except FileNotFoundError:
+        return {}
+    except UserError as error:
+        logger.warning("%s", error)
+        return {}
 
 
 def _key(file: InputFile) -> str:

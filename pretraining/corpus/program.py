@@ -20,7 +20,7 @@ from pretraining.corpus.block_store import (
     partial_dir,
     slice_dir,
 )
-from pretraining.corpus.checks import check_skipped, saying_how_to_go_on, why_no_block
+from pretraining.corpus.checks import EarlyCheck, check_skipped, saying_how_to_go_on, why_no_block
 from pretraining.corpus.cleaning import TextFilter
 from pretraining.corpus.copies import Copies, KeyMaker, write_copies, write_keys
 from pretraining.corpus.encoding import BatchEncoder, DocumentReader, in_order
@@ -38,8 +38,6 @@ from pretraining.corpus.splits import SplitAssigner
 from pretraining.corpus.tokenization import DocumentTokenizer
 
 logger = logging.getLogger(__name__)
-
-ENOUGH_TO_JUDGE_BYTES = 16 << 20  # without a document: most likely a wrong --text_field; terabytes must not be read
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,11 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progres
     progress.skip(made.num_file_bytes)
     batches = read_batches(work.files, work.slices[number], made.position, work.options)
     num_tokens_before = made.num_tokens
+    early_check = EarlyCheck(work.max_skipped_fraction)
     try:
         for batch in in_order(encoder.encode, batches, num_workers=work.num_workers):
             writer.add(batch)
-            if made.num_documents == 0 and made.num_file_bytes > ENOUGH_TO_JUDGE_BYTES:
-                check_skipped([made], work.max_skipped_fraction)
+            early_check.see(batch, made)
             speed = (made.num_tokens - num_tokens_before) / progress.elapsed_seconds
             progress.advance(batch.num_file_bytes, f"{made.num_documents:,} documents, {speed:,.0f} tokens/s")
     except BackendDiffersError as error:
@@ -183,7 +181,7 @@ def _opened(store: PartialStore | None) -> PartialStore:
 def _unfinished_slices(work: Work) -> list[int]:
     """Slices to make; where a fast backend was wrong anywhere, what it made is forgotten and made again."""
     if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
-        difference = (work.folder / REFERENCE_ONLY_NAME).read_text(encoding="utf-8")
+        difference = (work.folder / REFERENCE_ONLY_NAME).read_text(encoding="utf-8", errors="backslashreplace")
         logger.warning("%s; encoding everything again with the reference", difference)
     unfinished = []
     for number in range(len(work.slices)):

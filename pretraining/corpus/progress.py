@@ -1,17 +1,18 @@
 """progress.json: how far one slice is, and which of its files are finished."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pretraining.corpus.documents import REMOVED, SkippedLine
 from pretraining.corpus.reading import Position
 from pretraining.corpus.shards import Shard
 from pretraining.corpus.splits import SPLITS
-from pretraining.system.files import write_atomically
+from pretraining.corpus.working_files import read_record, write_record
 
 PROGRESS_NAME = "progress.json"
+MOST_LISTED = 10_000  # of a file and reason: 2 MB of skipped.jsonl
 
 
 @dataclass
@@ -26,11 +27,45 @@ class SplitProgress:
 
 
 @dataclass
+class FileSkips:
+    """How many of a file's lines that are no documents are in skipped.jsonl, by reason, and how many are only counted.
+
+    Without a limit a few kilobytes, decompressed, would fill a disk with records. Documents that cleaning removes have
+    no limit: they take more room in the input than in the list.
+    """
+
+    file: str = ""
+    num_listed: dict[str, int] = field(default_factory=dict)
+    unlisted: dict[str, int] = field(default_factory=dict)
+
+    def lists(self, line: SkippedLine) -> bool:
+        """Whether this line is listed; otherwise it is counted."""
+        if line.reason in REMOVED:
+            return True
+        listed = self.num_listed.get(line.reason, 0)
+        if listed >= MOST_LISTED:
+            self.unlisted[line.reason] = self.unlisted.get(line.reason, 0) + line.num_lines
+            return False
+        self.num_listed[line.reason] = listed + 1
+        return True
+
+
+def skip_record(file: str, line: SkippedLine) -> dict[str, Any]:
+    """What skipped.jsonl has of a line."""
+    record: dict[str, Any] = {"file": file, "line": line.line, "reason": line.reason, "first_bytes": line.first_bytes}
+    if line.copy_of is not None:
+        record["copy_of"] = line.copy_of
+    if line.num_lines > 1:
+        record["num_lines"] = line.num_lines
+    return record
+
+
+@dataclass
 class SliceProgress:
     """How far a slice is; `position` is where the first line stands that no finished shard has.
 
     `only_reference` says that no fast backend had a part in it. `num_file_bytes` of the input are read.
-    `first_unreadable` is the first line that could not be read, with its file.
+    `first_unreadable` is the first line that could not be read, with its file; `skips_of_file` is of the file in work.
     """
 
     only_reference: bool = True
@@ -41,6 +76,7 @@ class SliceProgress:
     num_documents: int = 0
     skipped_lines: dict[str, int] = field(default_factory=dict)
     first_unreadable: dict[str, Any] | None = None
+    skips_of_file: FileSkips = field(default_factory=FileSkips)
     splits: dict[str, SplitProgress] = field(default_factory=lambda: {split: SplitProgress() for split in SPLITS})
     documents: list[Shard] = field(default_factory=list)
     skipped_files: list[str] = field(default_factory=list)
@@ -59,19 +95,32 @@ class SliceProgress:
 
     def write(self, folder: Path) -> None:
         """Let this take the place of the progress before it."""
-        write_atomically(folder / PROGRESS_NAME, json.dumps(dataclasses.asdict(self), indent=1).encode())
+        write_record(folder / PROGRESS_NAME, dataclasses.asdict(self))
 
 
 def read_progress(folder: Path) -> SliceProgress | None:
-    """The progress of the slice in `folder`, None when no section of it is finished."""
+    """The progress of the slice in `folder`, None when no section of it is finished.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
     try:
-        content = json.loads((folder / PROGRESS_NAME).read_bytes())
+        return read_record(folder / PROGRESS_NAME, _progress_of, remedy=remedy_for(folder))
     except FileNotFoundError:
         return None
+
+
+def remedy_for(folder: Path) -> str:
+    """What helps when a working file of a slice is damaged."""
+    return f"delete {folder}; the same command makes this slice again"
+
+
+def _progress_of(content: dict[str, Any]) -> SliceProgress:
     position = content["position"]
     return SliceProgress(
         **{
             **content,
+            "skips_of_file": FileSkips(**content["skips_of_file"]),
             "position": None if position is None else Position(**position),
             "splits": {
                 name: SplitProgress(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pretraining.cli.errors import UserError
 from pretraining.corpus.documents import (
     Document,
+    ExpandsTooFarError,
     JsonFields,
     RawLine,
     SkippedLine,
@@ -120,11 +121,13 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
 def _problem(file: InputFile, position: Position, error: Exception) -> str | None:
     """What is wrong with the input, None when the error is not its fault."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    unit = "row" if file.format == "parquet" else "line"
+    place = f"after {unit} {position.num_lines:,}"
+    if isinstance(error, ExpandsTooFarError) or "too much memory" in reason:  # so zstd says it, of a window > 128 MB
+        return f"is not read {place}, as no file of text is like this ({reason}); compress it again, or leave it out"
     is_damage = isinstance(error, DAMAGE)
     if file.is_remote and not is_damage:  # whatever the Hub's client raises when it has tried for long enough
         return f"the Hub does not give it ({reason}); the same command goes on from the last finished shard"
     if is_damage or (isinstance(error, OSError) and error.errno is None):  # so pyarrow reports damage, too
-        unit = "row" if file.format == "parquet" else "line"
-        place = f"after {unit} {position.num_lines:,}"
         return f"is truncated or corrupt {place} ({reason}); get the file again, or leave it out"
     return f"cannot be read ({error.strerror}); check the disk" if isinstance(error, OSError) else None

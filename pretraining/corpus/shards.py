@@ -1,15 +1,13 @@
 """Parquet shards: written a row group at a time into one file, which is hashed and on the disk when it is closed."""
 
-from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretraining.system.files import atomic_path, sha256_of, sync
+from pretraining.system.files import sha256_of, sync
 
 ID_COLUMN = "input_ids.list.element"
 
@@ -72,9 +70,3 @@ class ShardWriter:
         path = self._root / self._path
         sync(path)
         return [Shard(self._path, self._num_rows, path.stat().st_size, sha256_of(path))]
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays into an .npz file that is there whole or not at all."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)

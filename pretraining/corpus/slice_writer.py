@@ -7,6 +7,7 @@ and the file with the tokens that stand in no block yet. A file that it does not
 
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jsonlines
 import numpy as np
@@ -16,10 +17,19 @@ from pretraining.corpus.documents import CLEANED
 from pretraining.corpus.encoding import EncodedBatch
 from pretraining.corpus.manifest import Origin
 from pretraining.corpus.packing import Blocks, Packer, Pieces, make_packer
-from pretraining.corpus.progress import PROGRESS_NAME, SliceProgress, SplitProgress, read_progress
-from pretraining.corpus.shards import ShardWriter, write_arrays
+from pretraining.corpus.progress import (
+    PROGRESS_NAME,
+    FileSkips,
+    SliceProgress,
+    SplitProgress,
+    read_progress,
+    remedy_for,
+    skip_record,
+)
+from pretraining.corpus.shards import ShardWriter
 from pretraining.corpus.splits import SPLITS, Split
 from pretraining.corpus.tables import DOCUMENT_SCHEMA, block_schema, block_table, document_table
+from pretraining.corpus.working_files import read_arrays, write_arrays
 from pretraining.system.files import sync
 
 TOKENS_PER_ROW_GROUP = 1 << 22
@@ -125,6 +135,7 @@ class SliceWriter:
 
     def finish(self) -> SliceProgress:
         """End the last section: the slice is done."""
+        self._count_unlisted()
         self.progress.is_done = True
         self._end_section()
         self._executor.shutdown()
@@ -142,17 +153,28 @@ class SliceWriter:
         self._document_tables = []
 
     def _add_skipped(self, batch: EncodedBatch) -> None:
-        counts = self.progress.skipped_lines
+        progress = self.progress
+        if progress.skips_of_file.file != batch.path:
+            self._count_unlisted()
+            progress.skips_of_file = FileSkips(batch.path)
         for line in batch.skipped:
-            counts[line.reason] = counts.get(line.reason, 0) + 1
-            record = {"file": batch.path, "line": line.line, "reason": line.reason, "first_bytes": line.first_bytes}
-            if line.copy_of is not None:
-                record["copy_of"] = line.copy_of
-            if self.progress.first_unreadable is None and line.reason not in CLEANED:
-                self.progress.first_unreadable = record
-            if self._skipped_file is None:
-                self._skipped_file = jsonlines.open(self._skipped_path, "w")
-            self._skipped_file.write(record)
+            progress.skipped_lines[line.reason] = progress.skipped_lines.get(line.reason, 0) + line.num_lines
+            record = skip_record(batch.path, line)
+            if progress.first_unreadable is None and line.reason not in CLEANED:
+                progress.first_unreadable = record
+            if progress.skips_of_file.lists(line):
+                self._write_skipped(record)
+
+    def _count_unlisted(self) -> None:
+        """Close a file's part of the list with the numbers of lines that are not in it."""
+        found = self.progress.skips_of_file
+        for reason, num_lines in found.unlisted.items():
+            self._write_skipped({"file": found.file, "reason": reason, "num_lines_not_listed": num_lines})
+
+    def _write_skipped(self, record: dict[str, Any]) -> None:
+        if self._skipped_file is None:
+            self._skipped_file = jsonlines.open(self._skipped_path, "w")
+        self._skipped_file.write(record)
 
     def _end_section(self) -> None:
         progress = self.progress
@@ -193,6 +215,6 @@ def write_carried(path: Path, carried: dict[Split, Pieces]) -> None:
 
 def read_carried(path: Path) -> dict[Split, Pieces]:
     """The tokens that `write_carried` kept."""
+    arrays = read_arrays(path, remedy=remedy_for(path.parent))
     columns = ("document_ids", "offsets", "lengths", "ids")
-    with np.load(path) as arrays:
-        return {split: Pieces(*(arrays[f"{split}-{name}"] for name in columns)) for split in SPLITS}
+    return {split: Pieces(*(arrays[f"{split}-{name}"] for name in columns)) for split in SPLITS}

@@ -4,7 +4,10 @@ import io
 import lzma
 from typing import Any, BinaryIO
 
-READ_AT_ONCE_BYTES = 1 << 20
+from pretraining.corpus.documents import ExpandsTooFarError
+
+READ_AT_ONCE_BYTES = 1 << 16  # copied for each stream that ends in it, and a stream can have 32 bytes
+MOST_MEMORY = 256 << 20  # xz -9 takes 65 MB; a header may ask for 4 GB
 
 
 class XzReader(io.RawIOBase):
@@ -13,11 +16,12 @@ class XzReader(io.RawIOBase):
     Raises:
         EOFError: when a stream is cut off.
         lzma.LZMAError: when one is damaged.
+        ExpandsTooFarError: when one takes too much memory.
     """
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
-        self._stream = lzma.LZMADecompressor()
+        self._stream = lzma.LZMADecompressor(memlimit=MOST_MEMORY)
         self._at_end = False
 
     def readable(self) -> bool:
@@ -38,9 +42,17 @@ class XzReader(io.RawIOBase):
             while not rest and (more := self._raw.read(READ_AT_ONCE_BYTES)):
                 rest = more.lstrip(b"\0")
             self._at_end = not rest
-            self._stream = lzma.LZMADecompressor()
-            return self._stream.decompress(rest, most) if rest else b""
+            self._stream = lzma.LZMADecompressor(memlimit=MOST_MEMORY)
+            return self._decompressed(rest, most) if rest else b""
         compressed = self._raw.read(READ_AT_ONCE_BYTES) if self._stream.needs_input else b""
         if self._stream.needs_input and not compressed:
             raise EOFError("the file ended before its end-of-stream marker")
-        return self._stream.decompress(compressed, most)
+        return self._decompressed(compressed, most)
+
+    def _decompressed(self, compressed: bytes, most: int) -> bytes:
+        try:
+            return self._stream.decompress(compressed, most)
+        except lzma.LZMAError as error:
+            if "Memory usage limit" in str(error):
+                raise ExpandsTooFarError(f"takes more than {MOST_MEMORY >> 20} MB to decompress") from None
+            raise
