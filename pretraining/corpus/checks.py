@@ -13,12 +13,12 @@ from pretraining.corpus.documents import CLEANED, REMOVED
 from pretraining.corpus.encoding import EncodedBatch
 from pretraining.corpus.manifest import Origin
 from pretraining.corpus.progress import SliceProgress
+from pretraining.corpus.reading import ENOUGH_LINES
 from pretraining.corpus.splits import SPLITS
 
 logger = logging.getLogger(__name__)
 
 ENOUGH_BYTES = 16 << 20  # without any document: most likely a wrong --text_field; terabytes must not be read
-ENOUGH_LINES = 1 << 22  # in a row without a document, also after some: 20 s of work, and a bomb can go on for days
 
 
 def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float, advice: str = "") -> None:

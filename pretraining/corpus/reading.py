@@ -29,6 +29,7 @@ from pretraining.corpus.inputs import InputFile
 from pretraining.corpus.slices import FileRange, cut_slices
 
 BATCH_BYTES = 2 << 20  # part of the format: where a shard ends depends on it
+ENOUGH_LINES = 1 << 22  # in a row without a document: 20 s of work, and a bomb can go on for days
 PARSERS = {"jsonl": parse_json_line, "parquet": parse_row, "text": parse_text}
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
 
@@ -79,11 +80,22 @@ def parse_lines(batch: RawBatch, fields: JsonFields) -> Iterator[tuple[RawLine, 
 
 
 def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Iterator[Document | SkippedLine]:
-    """Every line of `files`, in order."""
+    """Every line of `files`, in order.
+
+    Raises:
+        UserError: also when too many lines in a row are no documents.
+    """
     (ranges,) = cut_slices(files, 1)
+    num_skipped = 0  # since the last document
     for batch in read_batches(files, ranges, None, options):
         for _, parsed in parse_lines(batch, options.fields):
+            num_skipped = 0 if isinstance(parsed, Document) else num_skipped + parsed.num_lines
             yield parsed
+        if num_skipped > ENOUGH_LINES:
+            raise UserError(
+                f"--data_files {batch.file.path}: no document in {num_skipped:,} lines in a row up to line "
+                f"{batch.end.num_lines:,}; name the right --text_field, or leave it out"
+            )
 
 
 def _read_range(file: InputFile, file_range: FileRange, begin: Position, options: ReadingOptions) -> Iterator[RawBatch]:

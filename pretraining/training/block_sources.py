@@ -1,5 +1,6 @@
 """Which source each document of a block store is of, in a few bytes for each run of documents of one source."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +34,16 @@ def read_document_sources(store: Path, manifest: Manifest) -> DocumentSources | 
     Raises:
         UserError: when a table of documents is missing or damaged.
     """
-    runs = [runs for shard in manifest.documents for runs in _runs_of(store / shard.path)]
-    names = sorted({name for _, names in runs for name in names.dictionary.to_pylist()})
-    if not 1 < len(names) <= MAX_SOURCES:
+    runs, found = [], set()
+    for shard in manifest.documents:
+        for run in _runs_of(store / shard.path):
+            runs.append(run)
+            found.update(run[1].dictionary.to_pylist())
+            if len(found) > MAX_SOURCES:
+                return None  # now: 100 million names take 10 GB of memory in each rank
+    if len(found) < 2:
         return None
+    names = sorted(found)
     numbers = {name: number for number, name in enumerate(names)}
     tables = [np.array([numbers[name] for name in column.dictionary.to_pylist()], np.int64) for _, column in runs]
     sources = [
@@ -45,12 +52,12 @@ def read_document_sources(store: Path, manifest: Manifest) -> DocumentSources | 
     return DocumentSources(tuple(names), np.concatenate([ids for ids, _ in runs]), np.concatenate(sources))
 
 
-def _runs_of(path: Path) -> list[tuple[np.ndarray, pa.DictionaryArray]]:
+def _runs_of(path: Path) -> Iterator[tuple[np.ndarray, pa.DictionaryArray]]:
     """Of each batch of rows the documents that begin a run of one source, and their sources."""
     try:
         parquet = pq.ParquetFile(path, read_dictionary=["source"])
         batches = parquet.iter_batches(columns=["document_id", "source"])
-        return [_first_of_runs(batch) for batch in batches if batch.num_rows]
+        yield from (_first_of_runs(batch) for batch in batches if batch.num_rows)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--dataset: {path} cannot be read ({reason}); copy the whole folder again") from None
