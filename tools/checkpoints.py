@@ -63,6 +63,8 @@ def verify(run_dir: Path) -> None:
     """Say of each checkpoint of a run whether it is whole; one that the run removes meanwhile is none of them."""
     from pretraining.runs.checkpoints import all_checkpoints
 
+    if run_dir.is_dir():
+        next(run_dir.iterdir(), None)  # a folder that we may not read is reported as that, not as an empty one
     checkpoints = all_checkpoints(run_dir)
     if not checkpoints:
         raise UserError(f"--folder {run_dir}: has no checkpoints; give a run folder")

@@ -2,11 +2,14 @@ import json
 import random
 import re
 import sys
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pretraining.corpus.copies import Copies
 from pretraining.corpus.duplicates import (
     MinHashBands,
     first_copies,
@@ -14,6 +17,7 @@ from pretraining.corpus.duplicates import (
     normalised,
     text_fingerprints,
 )
+from pretraining.corpus.working_files import write_arrays
 from tests.conftest import PROJECT_DIR, run_fine
 
 STORIES = [json.loads(line)["text"] for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text().splitlines()]
@@ -189,3 +193,24 @@ def test_a_million_random_keys_are_no_copies() -> None:
     expected = np.arange(1_000_000)
     expected[999_999] = 5
     assert np.array_equal(first_copies(keys), expected)
+
+
+def test_a_copy_takes_17_bytes_and_is_found_by_its_place(tmp_path: Path) -> None:
+    """Half a million copies in two files, in no order."""
+    number = 500_000
+    lines = np.random.default_rng(1).permutation(number)
+    places = np.stack([lines % 2, lines + 1], axis=1)
+    arrays = {"places": places, "originals": places - [0, 1], "is_near": lines % 3 == 0}
+    write_arrays(tmp_path / "copies.npz", arrays)
+    tracemalloc.start()
+    copies = Copies(tmp_path / "copies.npz", ["a", "b"])
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 20 * number
+    assert copies.original_of(1, 4) == ("near_duplicate", "b:3")
+    assert copies.original_of(0, 5) == ("duplicate", "a:4")
+    found = [copies.original_of(line % 2, line + 1) for line in range(0, number, 1000)]
+    assert [place for _, place in filter(None, found)] == [f"{'ab'[n % 2]}:{n}" for n in range(0, number, 1000)]
+    assert copies.original_of(0, 4) is None
+    assert copies.original_of(0, number + 1) is None
+    assert copies.original_of(2, 1) is None
