@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pretraining.corpus.manifest import read_manifest
-from tests.conftest import assert_one_error, python, run, run_fine
+from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
 from tests.corpus.test_block_store import rebuilt_documents, stories
 from tests.hub import LocalHub, running_hub
 from tests.hub.repositories import User
@@ -53,6 +53,33 @@ def test_splits_are_read_with_every_line_accounted_for(hub: LocalHub, streaming:
     cached = list((tmp_path / "home/hub").rglob("*.jsonl.gz"))
     assert bool(cached) == (streaming == "false")
     assert "nothing to do" in run_fine(*python("preprocess.py", *flags), env=env).stderr
+
+
+def test_a_local_folder_is_never_taken_for_a_data_set_of_the_hub(hub: LocalHub, tmp_path: Path) -> None:
+    shadow = tmp_path / "work/alice/wiki"
+    shadow.mkdir(parents=True)
+    (shadow / "train.jsonl").write_text('{"text": "private"}\n' * 50)
+    flags = ["--data_files", "hf://alice/wiki", "--tokenizer", PROJECT_DIR / "data/sample/tokenizer"]
+    flags += ["--block_length", 64, "--output_dir", tmp_path / "blocks"]
+    run_fine(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE), cwd=tmp_path / "work")
+    assert read_manifest(tmp_path / "blocks", flag="").num_documents == 30
+
+
+@pytest.mark.parametrize("other", ["local", "hf://datasets/alice/news/data/train-0.jsonl.gz"])
+def test_a_data_set_that_names_files_of_others_is_refused(hub: LocalHub, tmp_path: Path, other: str) -> None:
+    """Its card could name those of whoever reads it, here or on the Hub."""
+    private = tmp_path / "private.jsonl"
+    private.write_text('{"text": "private"}\n' * 50)
+    (tmp_path / "evil").mkdir()
+    files = private if other == "local" else other
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n"
+    (tmp_path / "evil/README.md").write_text(card)
+    (tmp_path / "evil/train.jsonl").write_text('{"text": "a"}\n')
+    hub.storage.serve_folder("dataset", "alice/evil", tmp_path / "evil", private=False)
+    flags = ["--data_files", "hf://alice/evil", "--block_length", 4, "--output_dir", tmp_path / "blocks"]
+    done = run(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE))
+    assert_one_error(done, "--data_files hf://alice/evil: ")
+    assert not (tmp_path / "blocks").exists()
 
 
 def test_a_hub_that_goes_away_while_it_is_read_is_one_line(hub: LocalHub, tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import read_manifest
 from pretraining.corpus.provenance import BlockTracer
+from pretraining.corpus.shards import Shard
 from pretraining.training.block_dataset import IGNORED_LABEL, BlockDataset, MixedBlocks
 from pretraining.training.block_sources import read_document_sources
 from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks, losses_by, open_text_bytes
@@ -79,6 +82,19 @@ def test_every_token_has_the_source_of_its_document(sample_store: Path) -> None:
             for _ in range(piece.num_tokens)
         ]
         assert [sources.names[source] for source in blocks[number]["sources"]] == expected
+
+
+def test_more_sources_than_are_told_apart_are_not_collected(tmp_path: Path) -> None:
+    """The second table is not opened any more: it is not there."""
+    shards = [Shard(name, 100, 0, "") for name in ("first.parquet", "missing.parquet")]
+    for num_sources in (64, 65):
+        names = [f"source {number % num_sources}" for number in range(100)]
+        pq.write_table(pa.table({"document_id": range(100), "source": names}), tmp_path / "first.parquet")
+        if num_sources > 64:
+            assert read_document_sources(tmp_path, SimpleNamespace(documents=shards)) is None
+        else:
+            with pytest.raises(UserError, match=r"missing\.parquet cannot be read"):
+                read_document_sources(tmp_path, SimpleNamespace(documents=shards))
 
 
 class Guess(torch.nn.Module):
