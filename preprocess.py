@@ -10,7 +10,8 @@
 
 Each document is encoded, followed by EOS, and packed into blocks of --block_length tokens: concatenated with the next
 and cut where a block ends, or placed whole where it fits best (--packing).
-Whole documents go to train, validation or test. Lines that cannot be read are counted and listed in skipped.jsonl.
+Whole documents go to train, validation or test. Lines that cannot be read are counted, and listed in
+skipped.jsonl: the first 10,000 of each file and reason.
 A run that was stopped, however it was, goes on with the same command, to the same bytes.
 """
 
@@ -97,7 +98,7 @@ def report(output_dir: Path, manifest: Manifest) -> None:
                 f"{manifest.origin.block_length:,}",
             )
     for reason, count in manifest.skipped_lines.items():
-        logger.info("skipped    %9s lines: %s (listed in skipped.jsonl)", f"{count:,}", reason.replace("_", " "))
+        logger.info("skipped    %9s lines: %s (see skipped.jsonl)", f"{count:,}", reason.replace("_", " "))
     logger.info("block store: %s", output_dir)
     logger.info("next: deepspeed --num_gpus=N pretrain.py --dataset %s", output_dir)
 

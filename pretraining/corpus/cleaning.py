@@ -52,7 +52,7 @@ class TextFilter:
         assert self._language_of is not None
         try:
             return self._language_of(text)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"--language_hook {self._rules.language_hook}: raised {type(error).__name__} ({error}) for the text "
                 f"that begins with {text[:80]!r}; mend the function"
@@ -69,7 +69,7 @@ def load_hook(name: str) -> Callable[[str], str]:
     sys.path.insert(0, str(Path.cwd()))
     try:
         hook = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--language_hook {name}: cannot be loaded ({error}); give package.module:function") from None
     finally:
         sys.path.pop(0)

@@ -141,9 +141,19 @@ def _pylist(batch: pa.RecordBatch) -> Sequence[Mapping[str, Any] | bytes]:
 
 
 def _decoded(row: pa.RecordBatch) -> pa.RecordBatch:
-    """`row` with its own values in place of dictionaries, which have those of all rows."""
-    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in row.columns]
+    """`row` with its own values in place of dictionaries and views, which have those of all rows."""
+    columns = [c.cast(_plain(c.type)) if _plain(c.type) != c.type else c for c in row.columns]
     return pa.RecordBatch.from_arrays(columns, names=row.schema.names)
+
+
+def _plain(column_type: pa.DataType) -> pa.DataType:
+    """The type of the values themselves."""
+    if pa.types.is_dictionary(column_type):
+        return _plain(column_type.value_type)
+    if pa.types.is_struct(column_type):
+        return pa.struct([field.with_type(_plain(field.type)) for field in column_type.fields])
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return views.get(column_type, column_type)
 
 
 def _head(row: pa.RecordBatch) -> bytes:

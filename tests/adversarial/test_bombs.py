@@ -248,3 +248,26 @@ def test_the_bound_of_these_tests_is_far_above_a_run_of_one_document(tmp_path: P
     done, megabytes = preprocess_bounded(tmp_path, path)
     assert done.returncode == 0, done.output
     assert 50 < megabytes < MOST_MEGABYTES / 1.5
+
+
+@pytest.mark.parametrize("kind", ["plain", "large", "dictionary", "view", "of a struct"])
+def test_only_the_row_that_is_too_large_is_skipped_however_arrow_holds_it(tmp_path: Path, kind: str) -> None:
+    texts = pa.array(["one", "x" * 5000, None, "last"])
+    column = {
+        "plain": texts,
+        "large": texts.cast(pa.large_string()),
+        "dictionary": texts.dictionary_encode(),
+        "view": texts.cast(pa.string_view()),
+        "of a struct": pa.StructArray.from_arrays([texts.dictionary_encode(), texts.is_null()], ["text", "n"]),
+    }[kind]
+    path = tmp_path / "rows.parquet"
+    sources = pa.array(["a" * 900, "b" * 900, "c" * 900, "d" * 900]).dictionary_encode()
+    pq.write_table(pa.table({"t": column, "source": sources}), path)
+    options = ReadingOptions(JsonFields("t.text" if "struct" in kind else "t", "source"), 1000, split_text_files=False)
+    one, large, null, last = read_documents(find_inputs([str(path)]), options)
+    assert isinstance(one, Document)
+    assert isinstance(last, Document)
+    assert (one.text, last.text) == ("one", "last")
+    assert isinstance(large, SkippedLine)
+    assert isinstance(null, SkippedLine)
+    assert (large.reason, null.reason) == ("too_large", "text_is_null")

@@ -25,11 +25,11 @@ from pretraining.corpus.slice_writer import SliceWriter, read_carried
 from pretraining.corpus.tokenization import load_document_tokenizer
 from pretraining.corpus.working_files import read_record
 from pretraining.system import files as system_files
-from tests.adversarial.mutations import mutations
+from tests.adversarial.mutations import mutations, num_mutations
 from tests.conftest import PROJECT_DIR
 
 T = TypeVar("T")
-MUTATIONS_EACH = 250
+MUTATIONS_EACH = num_mutations(1250)
 RUNS_EACH = 6
 FILES = ["origin.json", "slices.json", "input_hashes.json", "copies.npz", "keys/00001.npz"]
 FILES += ["slices/00001/progress.json", "slices/00001/carried-00001.npz", "reference_only"]

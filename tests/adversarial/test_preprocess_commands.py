@@ -151,6 +151,8 @@ def mistakes() -> Iterator[Command]:
         ("seed", "9" * 20, "is too large"),
     ]:
         yield Command("preprocess", [f"--{flag}", value], error)
+    for hook, error in {"sys:exit": "raised SystemExit", "ends": "cannot be loaded (3)"}.items():
+        yield Command("preprocess", ["--language_hook", hook, "--languages", "en"], error)
     for flag, value, error in [
         ("vocab_size", "9" * 20, "is too large"),
         ("vocab_size", "9" * 12, "is out of range"),
@@ -192,6 +194,7 @@ def folder() -> Iterator[Path]:
         (place / name).write_bytes(content)
     with (place / "huge.yaml").open("wb") as huge:
         huge.truncate(1 << 30)
+    (place / "ends.py").write_text("raise SystemExit(3)")
     (place / "loop").symlink_to("loop")
     (place / "file.txt").write_text("a text\n")
     (place / "empty.jsonl").touch()
