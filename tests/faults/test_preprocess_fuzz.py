@@ -18,9 +18,9 @@ import pytest
 
 import preprocess
 from pretraining.cli.errors import UserError
-from pretraining.corpus import shards
 from pretraining.corpus.manifest import read_manifest
 from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.system import files
 from tests.conftest import PROJECT_DIR
 from tests.corpus.test_reading import zstd
 
@@ -82,7 +82,7 @@ def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """One tokenizer for all runs, and no waiting for the disk: neither has to do with what is read."""
     tokenizer = load_document_tokenizer(str(PROJECT_DIR / "data/sample/tokenizer"), add_bos=False, backend="auto")
     monkeypatch.setattr(preprocess, "load_document_tokenizer", lambda *_args, **_options: tokenizer)
-    monkeypatch.setattr(shards.os, "fsync", lambda _: None)
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)
 
 
 def seed_corpus() -> bytes:
@@ -112,7 +112,8 @@ def check_accounts(path: Path, content: bytes, output_dir: Path) -> None:
     rows = pq.read_table(output_dir / "documents").to_pylist()
     assert {row["line"]: row["num_text_bytes"] for row in rows} == {n: len(t.encode()) for n, t in texts.items()}
     skipped = [json.loads(line) for line in (output_dir / "skipped.jsonl").read_bytes().splitlines()]
-    assert sorted([row["line"] for row in rows] + [line["line"] for line in skipped]) == list(range(1, num_lines + 1))
+    listed = [line["line"] + more for line in skipped for more in range(line.get("num_lines", 1))]
+    assert sorted([row["line"] for row in rows] + listed) == list(range(1, num_lines + 1))
     assert (manifest.num_lines, manifest.num_documents) == (num_lines, len(texts))
     lines = content.split(b"\n")
     starts = [0, *itertools.accumulate(len(line) + 1 for line in lines)]

@@ -108,7 +108,7 @@ def test_only_the_unfinished_section_is_made_again(
     store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
     command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
     assert run(sys.executable, KILLED_AT_STEP, 45, *command[1:]).returncode == -signal.SIGKILL
-    progress = json.loads((partial / "slices/00000/progress.json").read_text())
+    progress = json.loads((partial / "slices/00000/progress.json").read_text())["content"]
     assert progress["num_sections"] >= 1
     finished = {path: path.stat().st_mtime_ns for path in (partial / "slices/00000").glob("*-00000.parquet")}
     assert finished
