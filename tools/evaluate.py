@@ -64,11 +64,9 @@ class EvaluationArguments:
         checks = {
             "--model: give a run folder, a model, a checkpoint or a Hub id": self.model is not None,
             "--data_files, --dataset: give one of the two": (self.data_files is None) != (self.dataset is None),
-            f"--window_tokens {self.window_tokens}: give 2 or more, and none for --dataset": (
-                self.window_tokens is None or (self.window_tokens >= 2 and self.dataset is None)
+            f"--window_tokens {self.window_tokens}: does not apply to --dataset; remove it": (
+                self.window_tokens is None or self.dataset is None
             ),
-            f"--batch_tokens {self.batch_tokens}: give 1 or more": self.batch_tokens >= 1,
-            f"--max_document_bytes {self.max_document_bytes}: give 1 or more": self.max_document_bytes >= 1,
         }
         problems = [message for message, fine in checks.items() if not fine]
         if problems:

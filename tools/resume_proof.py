@@ -50,8 +50,6 @@ class ProofArguments:
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         checks = {
-            f"--kills {self.kills}: give 1 or more": self.kills >= 1,
-            f"--num_gpus {self.num_gpus}: give 1 or more": self.num_gpus is None or self.num_gpus >= 1,
             f"--num_gpus {self.num_gpus}: python3 starts one process; give another --launcher": (
                 self.launcher != "python3" or self.num_gpus in (None, 1)
             ),

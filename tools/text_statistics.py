@@ -50,8 +50,6 @@ class StatisticsArguments:
         checks = {
             "--samples: give a file that generate.py --output wrote": self.samples is not None,
             "--held_out: needs --model, which is evaluated on it": self.held_out is None or self.model is not None,
-            f"--num_shown {self.num_shown}: give 0 or more": self.num_shown >= 0,
-            f"--num_workers {self.num_workers}: give 1 or more": self.num_workers >= 1,
             f"--output {self.output}: exists already; choose another file": (
                 self.output is None or not self.output.exists()
             ),

@@ -65,17 +65,10 @@ class TraceArguments:
             f"--position {self.position}: is the number of a token in a block; give --block too": (
                 self.position is None or self.block is not None
             ),
-            "--text: is not UTF-8; check the terminal's settings": _has_utf8(self.text),
-            f"--num_workers {self.num_workers}: give 1 or more": self.num_workers >= 1,
         }
         problems = [message for message, fine in checks.items() if not fine]
         if problems:
             raise UserError(*problems)
-
-
-def _has_utf8(text: str) -> bool:
-    """Whether UTF-8 can write `text`; a shell hands over any bytes."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def main(argv: Sequence[str]) -> None:

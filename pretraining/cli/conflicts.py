@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pretraining.cli.errors import UserError
+from pretraining.cli.flags import shortened
 
 if TYPE_CHECKING:
     from pretraining.cli.pretrain_arguments import PretrainArguments
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 # bf16 keeps 8 bits: a moment that moves by less than 1/256 of itself a step may not move at all, and 1 - beta is the
 # most that it moves when gradients vanish.
 LARGEST_BF16_BETA = 0.99
+MAX_SYNTHETIC_BLOCK_LENGTH = 1 << 20  # 300 MB on the way
 
 
 def check_together(arguments: PretrainArguments) -> None:
@@ -21,15 +24,34 @@ def check_together(arguments: PretrainArguments) -> None:
     Raises:
         UserError: with all problems at once.
     """
-    problems = [*_run_conflicts(arguments), *_optimizer_conflicts(arguments), *_kernel_conflicts(arguments)]
+    problems = [
+        *_environment_problems(),
+        *_run_conflicts(arguments),
+        *_optimizer_conflicts(arguments),
+        *_kernel_conflicts(arguments),
+    ]
     if problems:
         raise UserError(*problems)
+
+
+def _environment_problems() -> Iterator[str]:
+    accelerator = os.environ.get("DS_ACCELERATOR")
+    if accelerator not in (None, "cuda", "cpu"):
+        yield f"DS_ACCELERATOR={shortened(accelerator)}: must be cuda or cpu; unset it, and DeepSpeed finds out"
 
 
 def _run_conflicts(arguments: PretrainArguments) -> Iterator[str]:
     max_tokens, max_steps = arguments.data.max_tokens, arguments.trainer.get("max_steps", -1)
     if max_tokens is not None and max_steps > 0:
         yield f"--max_tokens {max_tokens} --max_steps {max_steps}: exclude each other; keep one"
+    name = arguments.trainer.get("hub_model_id")
+    if name is not None and not arguments.trainer.get("push_to_hub"):
+        yield f"--hub_model_id {name}: nothing is pushed without --push_to_hub; add that, or remove this"
+    if arguments.data.is_synthetic and (arguments.data.block_length or 0) > MAX_SYNTHETIC_BLOCK_LENGTH:
+        yield (
+            f"--dataset synthetic --block_length {arguments.data.block_length}: 64 blocks are written, so a block has "
+            f"{MAX_SYNTHETIC_BLOCK_LENGTH:,} tokens at most"
+        )
     if arguments.trainer.get("push_to_hub") and not arguments.durability.export:
         yield "--push_to_hub --export false: no model would be pushed; leave one of them out"
 

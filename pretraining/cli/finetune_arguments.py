@@ -64,7 +64,6 @@ class ConversationArguments:
         checks = {
             "--model: is missing; give an exported model, as runs/llama2_7b/model": self.model is not None,
             "--data_files: is missing; give JSON lines of conversations": bool(self.data_files),
-            f"--block_length {self.block_length}: is out of range; give 2 or more": (self.block_length or 2) >= 2,
             f"--split {self.split}: give three weights such as 95,5,0, not all 0": (
                 split_weights_of(self.split) is not None
             ),

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pretraining.cli.ranges import Range, range_of
+
 TRUE_WORDS = ("true", "yes", "1")
 FALSE_WORDS = ("false", "no", "0")
 NONE_WORD = "none"
-LARGEST_INT = 2**63 - 1  # what C and numpy count with
 SHOWN_CHARACTERS = 80  # of a value that is refused
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
 
@@ -33,6 +34,19 @@ class Flag:
     is_optional: bool = False
     is_text: bool = False
 
+    @property
+    def range(self) -> Range | None:
+        """The range of a number; None of anything else."""
+        return range_of(self.name, self.value_type)
+
+    def range_problems(self, texts: Sequence[str], value: Any) -> list[str]:
+        """What is wrong with the numbers that `texts` were read as: each text with the range it must be in."""
+        if self.range is None or value is None:
+            return []
+        numbers = value if self.is_list else [value]
+        problems = [(text, self.range.problem(number)) for text, number in zip(texts, numbers, strict=True)]
+        return [f"{shortened(text)}: {problem}" for text, problem in problems if problem is not None]
+
     def value(self, texts: Sequence[str]) -> Any:
         """The flag's value from its words; `ValueError` with the expectation when they do not fit."""
         if list(texts) == [NONE_WORD] and self.is_optional:
@@ -49,25 +63,26 @@ class Flag:
 
     def _single(self, text: str) -> Any:
         if self.choices and text not in self.choices:
-            raise ValueError(f"{_shortened(text)} is not one of {', '.join(self.choices)}{nearest(text, self.choices)}")
+            raise ValueError(
+                f"{shortened(text)!r} is not one of {', '.join(self.choices)}{nearest(text, self.choices)}"
+            )
         if self.value_type in (str, Path):
             _check_word(text, is_text=self.is_text)
         try:
-            value = READERS.get(self.value_type, self.value_type)(text)
+            if self.value_type in (int, float) and not text.isascii():  # Python reads the digits of all scripts
+                raise ValueError(text)
+            return READERS.get(self.value_type, self.value_type)(text)
         except (ValueError, RecursionError):
             expected = TYPE_NAMES.get(self.value_type, self.value_type.__name__)
-            raise ValueError(f"expects {expected}, not {_shortened(text)}") from None
-        if isinstance(value, int) and abs(value) > LARGEST_INT:
-            raise ValueError(f"{_shortened(text)} is too large; no number of this program has more than 63 bits")
-        return value
+            raise ValueError(f"expects {expected}, not {shortened(text)!r}") from None
 
 
 def _check_word(text: str, *, is_text: bool) -> None:
     """Refuse words that are never meant: an unset variable of a shell, and what no file or log can hold."""
     if not is_text and not text.strip():
-        raise ValueError(f"expects a path or name, not {_shortened(text)} (is a variable of the command unset?)")
+        raise ValueError(f"expects a path or name, not {shortened(text)!r} (is a variable of the command unset?)")
     if "\0" in text or _has_surrogate(text):
-        raise ValueError(f"expects UTF-8 without NUL characters, not {_shortened(text)}")
+        raise ValueError(f"expects UTF-8 without NUL characters, not {shortened(text)!r}")
 
 
 def _has_surrogate(text: str) -> bool:
@@ -75,9 +90,9 @@ def _has_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _shortened(text: str) -> str:
-    """`text` in quotes, characters that do not print escaped."""
-    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}...")
+def shortened(text: str) -> str:
+    """A value for a message; nobody reads 400 digits."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -1,10 +1,9 @@
-"""The flags of generate.py, and their defaults; the ranges are checked here, all at once."""
+"""The flags of generate.py, and their defaults."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli.arguments import SEED_RANGE, is_seed
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
 
@@ -52,35 +51,16 @@ class GenerateArguments:
     batch_size: int = flag(32, "continuations that grow at once; the text does not depend on it")
 
     def __post_init__(self) -> None:
-        """Check the ranges, all at once."""
-        checks = {**self._ranges(), **self._combinations()}
-        problems = [message for message, fine in checks.items() if not fine]
+        """Check what contradicts itself, all at once."""
+        problems = [message for message, fine in self._combinations().items() if not fine]
         if problems:
             raise UserError(*problems)
-
-    def _ranges(self) -> dict[str, bool]:
-        at_least_one = {
-            f"--{name} {getattr(self, name)}: give 1 or more": getattr(self, name) >= 1
-            for name in ("num_samples", "max_new_tokens", "batch_size", "num_beams")
-        }
-        return {
-            **at_least_one,
-            f"--temperature {self.temperature}: give more than 0, or --greedy": 0 < self.temperature < float("inf"),
-            f"--top_k {self.top_k}: give 0 or more": self.top_k >= 0,
-            f"--top_p {self.top_p}: give more than 0, at most 1": 0 < self.top_p <= 1,
-            f"--min_p {self.min_p}: give 0 to 1": 0 <= self.min_p <= 1,
-            f"--repetition_penalty {self.repetition_penalty}: give more than 0": 0
-            < self.repetition_penalty
-            < float("inf"),
-            f"--no_repeat_ngram_size {self.no_repeat_ngram_size}: give 0 or more": self.no_repeat_ngram_size >= 0,
-            f"--seed {self.seed}: is out of range; give {SEED_RANGE}": is_seed(self.seed),
-            "--stop: is empty; give a text": all(self.stop or ["-"]),
-        }
 
     def _combinations(self) -> dict[str, bool]:
         searches = self.num_beams > 1
         is_compared = self.held_out is not None or self.blocks is not None
         return {
+            "--stop: is empty; give a text": all(self.stop or ["-"]),
             "--num_samples: greedy decoding has one continuation; give 1": not (self.greedy and self.num_samples > 1),
             "--num_beams: --greedy takes one continuation alone; leave one of them out": not (self.greedy and searches),
             f"--num_samples {self.num_samples}: is more than --num_beams {self.num_beams}; give as many or fewer": (

@@ -19,11 +19,7 @@ class ObservabilityArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        names = ("sample_steps", "sample_tokens")
-        values = {name: getattr(self, name) for name in names}
-        problems = [
-            f"--{name} {value}: give 1 or more" for name, value in values.items() if value is not None and value < 1
-        ]
+        problems = []
         if any(not prompt for prompt in self.sample_prompts):
             problems.append("--sample_prompts: one of them is empty; give a text")
         if self.license is not None and not LICENSE.fullmatch(self.license):

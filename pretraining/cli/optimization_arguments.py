@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
 
 OptimizerName = Literal["adamw", "adamw_bf16", "adamw_8bit", "muon"]
@@ -32,15 +31,3 @@ class OptimizationArguments:
     )
     spike_threshold: float = flag(8.0, "robust z-score of a step's loss, among the last 128 steps, that is a spike")
     max_rollbacks: int = flag(3, "rollbacks after which the run stops")
-
-    def __post_init__(self) -> None:
-        """Check what needs no file, all at once."""
-        checks = {
-            f"--min_learning_rate {self.min_learning_rate}: give 0 or more": (self.min_learning_rate or 0) >= 0,
-            f"--decay_steps {self.decay_steps:g}: give more than 0": self.decay_steps > 0,
-            f"--spike_threshold {self.spike_threshold:g}: give more than 0": self.spike_threshold > 0,
-            f"--max_rollbacks {self.max_rollbacks}: give 0 or more": self.max_rollbacks >= 0,
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretraining.cli.errors import UserError
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import flag, shortened
 
-MEMORY_TEXT = re.compile(r"(\d+(?:\.\d+)?) ?([MGT]I?B)", re.IGNORECASE)
+MEMORY_TEXT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT]I?B)", re.IGNORECASE)
 UNIT_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -40,15 +40,13 @@ class PlanArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
+        host_memory = shortened(self.host_memory or "")
         checks = {
-            f"--num_gpus {self.num_gpus}: give 1 or more": self.num_gpus is None or self.num_gpus > 0,
-            f"--assumed_mfu {self.assumed_mfu:g}: give a share above 0 and up to 1, as 0.4": 0 < self.assumed_mfu <= 1,
-            f"--host_memory {self.host_memory}: give a size as 512GB or 1TB": not self.host_memory
+            f"--host_memory {host_memory}: is not a size; use e.g. 512GB or 1TB": not host_memory
             or self.host_bytes is not None,
             "--plan_only --plan_measure: exclude each other; keep one": not (self.plan_only and self.plan_measure),
             f"--{self._for_another_machine}: describes another machine, for --plan_only; leave it out": self.plan_only
             or not self._for_another_machine,
-            f"--price_per_gpu_hour {self.price_per_gpu_hour}: give 0 or more": (self.price_per_gpu_hour or 0) >= 0,
         }
         problems = [message for message, fine in checks.items() if not fine]
         if problems:

@@ -6,22 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli.arguments import (
-    HUB_ID,
-    SAMPLE_CORPUS,
-    SAMPLE_TOKENIZER,
-    SEED_RANGE,
-    document_size_check,
-    is_seed,
-)
+from pretraining.cli.arguments import HUB_ID, SAMPLE_CORPUS, SAMPLE_TOKENIZER
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
 
-LARGEST_BLOCK_LENGTH = 1 << 24
 SPLIT_WEIGHTS = re.compile(",".join([r"\s*([0-9]{1,9})\s*"] * 3))
-MOST_SLICES = 1 << 20
-MOST_WORKERS = 1024  # each has a batch of 2 MB under way
-MOST_SIMILAR = 0.98  # above it one band of hashes is left, where banding has no meaning: use --exact_duplicates
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -79,23 +68,8 @@ class PreprocessArguments:
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         checks = {
-            f"--block_length {self.block_length}: is out of range; give 2 to {LARGEST_BLOCK_LENGTH}": (
-                2 <= self.block_length <= LARGEST_BLOCK_LENGTH
-            ),
-            f"--seed {self.seed}: is out of range; give {SEED_RANGE}": is_seed(self.seed),
-            f"--max_skipped_fraction {self.max_skipped_fraction}: give a share from 0 to 1": (
-                0 <= self.max_skipped_fraction <= 1
-            ),
             f"--split {self.split}: give three weights such as 949,50,1, not all 0": split_weights_of(self.split)
             is not None,
-            f"--tokens_per_shard {self.tokens_per_shard}: give 1 or more": self.tokens_per_shard >= 1,
-            f"--num_slices {self.num_slices}: is out of range; give 1 to {MOST_SLICES}": (
-                1 <= self.num_slices <= MOST_SLICES
-            ),
-            f"--num_workers {self.num_workers}: is out of range; pass 1 to {MOST_WORKERS}": (
-                1 <= self.num_workers <= MOST_WORKERS
-            ),
-            **document_size_check(self.max_document_bytes),
         }
         problems = [
             message for message, fine in (checks | self._cleaning_checks() | self._hub_checks()).items() if not fine
@@ -104,14 +78,10 @@ class PreprocessArguments:
             raise UserError(*problems)
 
     def _cleaning_checks(self) -> dict[str, bool]:
-        shortest, longest, similarity = self.min_characters, self.max_characters, self.near_duplicates
+        longest = self.max_characters
         return {
-            f"--min_characters {shortest}: give 1 or more": shortest is None or shortest >= 1,
-            f"--max_characters {longest}: give 1 or more, and not less than --min_characters": (
-                longest is None or longest >= max(1, shortest or 1)
-            ),
-            f"--near_duplicates {similarity}: pass a similarity above 0, and {MOST_SIMILAR} at most, e.g. 0.8": (
-                similarity is None or 0 < similarity <= MOST_SIMILAR
+            f"--max_characters {longest}: is less than --min_characters {self.min_characters}; exchange them": (
+                longest is None or longest >= (self.min_characters or 1)
             ),
             "--language_hook, --languages: belong together; give both, as my_module:language_of and en": (
                 (self.language_hook is None) == (self.languages is None)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pretraining.cli.arguments import SEED_RANGE, is_seed
 from pretraining.cli.conflicts import check_together
 from pretraining.cli.durability_arguments import DurabilityArguments
 from pretraining.cli.errors import UserError
@@ -14,7 +13,7 @@ from pretraining.cli.optimization_arguments import OptimizationArguments
 from pretraining.cli.plan_arguments import PlanArguments
 from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe
 from pretraining.cli.trackers import tracker_problems
-from pretraining.cli.trainer_flags import trainer_flags
+from pretraining.cli.trainer_flags import trainer_flags, trainer_value_problems
 
 # What differs from the Trainer's own defaults: Llama 2 (arXiv 2307.09288, section 2.2), and settings without which
 # the numbers in the log are not what they say.
@@ -72,13 +71,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        names = ("pad_vocabulary_to_multiple_of", "sequence_parallel_size", "loss_tiles", "mlp_tiles")
-        values = {name: getattr(self, name) for name in names}
-        problems = [
-            f"--{name} {value}: is out of range; give 1 or more"
-            for name, value in values.items()
-            if value is not None and value < 1
-        ]
+        problems = []
         if self.sequence_parallel_size > 1 and self.attention_implementation == "eager":
             problems.append(
                 f"--sequence_parallel_size {self.sequence_parallel_size}: eager attention needs a mask of the whole "
@@ -128,18 +121,6 @@ class DataArguments:
     def is_synthetic(self) -> bool:
         """Whether random ids are read in place of data."""
         return self.dataset == ["synthetic"]
-
-    def __post_init__(self) -> None:
-        """Check what needs no file, all at once."""
-        smallest = {"max_tokens": 1, "block_length": 2, "vocab_size": 260}
-        values = {name: getattr(self, name) for name in smallest}
-        problems = [
-            f"--{name} {value}: is out of range; give {smallest[name]} or more"
-            for name, value in values.items()
-            if value is not None and value < smallest[name]
-        ]
-        if problems:
-            raise UserError(*problems)
 
 
 @dataclass(frozen=True)
@@ -196,16 +177,7 @@ def with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
     values = {**TRAINER_DEFAULTS, **given}
     values["report_to"] = values["report_to"] or []  # "none" was read as no value, which the Trainer refuses
     values["trackio_static_space_id"] = values.get("trackio_static_space_id") or False  # theirs makes one at a push
-    problems = [
-        f"--{name} {values[name]}: is out of range; give 1 or more"
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        if values.get(name, 1) < 1
-    ]
-    problems += tracker_problems(values["report_to"])
-    if not is_seed(values["seed"]):
-        problems.append(f"--seed {values['seed']}: is out of range; give {SEED_RANGE}")
-    if not values["learning_rate"] > 0:
-        problems.append(f"--learning_rate {values['learning_rate']:g}: is out of range; give more than 0")
+    problems = [*tracker_problems(values["report_to"]), *trainer_value_problems(values)]
     if values["bf16"] and values.get("fp16"):
         problems.append("--bf16 true --fp16 true: exclude each other; keep one")
     for name in STRATEGIES:

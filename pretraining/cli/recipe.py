@@ -61,10 +61,12 @@ def parse_recipe(
     problems: list[str] = []
     command_line, recipe_path = _command_line_settings(_help_parser(description, groups, first), groups, argv, problems)
     settings = _recipe_settings(recipe_path, problems) + command_line if recipe_path else command_line
-    values = _checked_values(settings, flags, problems)
+    values, out_of_range = _checked_values(settings, flags, problems)
+    built = [] if problems else _built(groups, values, out_of_range)
+    problems += out_of_range
     if problems:
         raise UserError(*problems)
-    return [group.build({f.name: values[f.name] for f in group.flags if f.name in values}) for group in groups]
+    return built
 
 
 def _with_names(names: Sequence[str], argv: Sequence[str]) -> list[str]:
@@ -76,8 +78,23 @@ def _with_names(names: Sequence[str], argv: Sequence[str]) -> list[str]:
     return named + words
 
 
-def _checked_values(settings: list[Setting], flags: dict[str, Flag], problems: list[str]) -> dict[str, Any]:
-    values = {}
+def _built(groups: Sequence[FlagGroup], values: dict[str, Any], problems: list[str]) -> list[Any]:
+    """What each group builds; what it finds wrong is added to `problems`."""
+    built = []
+    for group in groups:
+        try:
+            built.append(group.build({f.name: values[f.name] for f in group.flags if f.name in values}))
+        except UserError as error:
+            problems += error.problems
+    return built
+
+
+def _checked_values(
+    settings: list[Setting], flags: dict[str, Flag], problems: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The values, which have the right types unless that is added to `problems`; and those that are out of range."""
+    values: dict[str, Any] = {}
+    out_of_range: list[str] = []
     for place, name, texts in settings:
         if name not in flags:
             problems.append(f"{place}: there is no flag of this name{nearest(name, flags)}")
@@ -86,7 +103,9 @@ def _checked_values(settings: list[Setting], flags: dict[str, Flag], problems: l
             values[name] = flags[name].value(texts)
         except ValueError as error:
             problems.append(f"{place}: {error}")
-    return values
+            continue
+        out_of_range += [f"{place} {problem}" for problem in flags[name].range_problems(texts, values[name])]
+    return values, out_of_range
 
 
 def _command_line_settings(

@@ -7,11 +7,13 @@ against the imported class.
 
 import ast
 import importlib.util
+import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pretraining.cli.flags import Flag
+from pretraining.cli.flags import Flag, nearest, shortened
 
 # What this suite does itself, so that the Trainer's flag would be read and do nothing: --debug shows tracebacks, the
 # schedule and the optimizer have flags of their own, the order of the blocks and the loss are not the Trainer's. The
@@ -43,6 +45,21 @@ OUR_OWN_NAMES = (
     "enable_jit_checkpoint",
     "hub_always_push",
 )
+# What the Trainer would read as a file's name where it is not JSON.
+JSON_NAMES = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+CHOICES = {  # which its source computes, or leaves to whatever fails later
+    "log_level": LOG_LEVELS,
+    "log_level_replica": LOG_LEVELS,
+    "torch_compile_backend": ("inductor", "cudagraphs", "aot_eager", "eager"),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+}
+NOT_WITH_DEEPSPEED = ("fsdp", "fsdp_config", "accelerator_config")
+LONGEST_NAME = 128  # of mlflow and wandb
+HUB_REPOSITORY = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]{0,95}", re.ASCII)
+METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
+CHECKPOINTING_SWITCHES = ("offload", "use_reentrant", "preserve_rng_state", "early_stop")
+MOST_LAYERS = 1000
 SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 
 
@@ -58,11 +75,42 @@ def trainer_flags(defaults: dict[str, Any]) -> list[Flag]:
     return flags
 
 
+def trainer_value_problems(values: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with values that the Trainer would take and fail on hours later, or not use at all."""
+    for name in NOT_WITH_DEEPSPEED:
+        if values.get(name) is not None:
+            yield f"--{name} {shortened(str(values[name]))}: DeepSpeed shards and loads here, by --deepspeed; remove it"
+    for name in ("run_name", "project"):
+        if len(values.get(name) or "") > LONGEST_NAME:
+            yield f"--{name} {shortened(values[name])}: is longer than the {LONGEST_NAME} characters that trackers take"
+    repository = values.get("hub_model_id")
+    if repository is not None and not HUB_REPOSITORY.fullmatch(repository):
+        yield f"--hub_model_id {shortened(repository)}: is not a repository of the Hub; pass USER/NAME"
+    metric = values.get("metric_for_best_model")
+    if metric is not None and metric.removeprefix("eval_").partition("/")[0] not in METRICS:
+        names = f"{', '.join(METRICS)}{nearest(metric, METRICS)}"
+        yield f"--metric_for_best_model {shortened(metric)}: is not one of {names}"
+    for name in JSON_NAMES:
+        yield from (f"--{name}: {problem}" for problem in _checkpointing_problems(values.get(name) or {}))
+
+
+def _checkpointing_problems(options: dict[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if name == "every_n_layers":
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_LAYERS:
+                yield f"every_n_layers is {shortened(repr(value))}; must be a whole number in [1, {MOST_LAYERS}]"
+        elif name not in CHECKPOINTING_SWITCHES:
+            names = ("every_n_layers", *CHECKPOINTING_SWITCHES)
+            yield f"{shortened(name)} is not one of {', '.join(names)}{nearest(name, names)}"
+        elif not isinstance(value, bool):
+            yield f"{name} is {shortened(repr(value))}; must be true or false"
+
+
 def _flag_of(statement: ast.AnnAssign, defaults: dict[str, Any], choices: dict[str, tuple[str, ...]]) -> Flag | None:
     name = ast.unparse(statement.target)
     variants = [variant.strip() for variant in ast.unparse(statement.annotation).split("|")]
     options = {keyword.arg: keyword.value for keyword in statement.value.keywords}  # type: ignore[union-attr]
-    value_type = _value_type(variants)
+    value_type = dict if name in JSON_NAMES else _value_type(variants)
     if value_type is None or name in OUR_OWN_NAMES:
         return None
     return Flag(
@@ -70,7 +118,7 @@ def _flag_of(statement: ast.AnnAssign, defaults: dict[str, Any], choices: dict[s
         value_type=value_type,
         default=defaults[name] if name in defaults else _literal(options.get("default")),
         help=_help(options["metadata"]),
-        choices=next((choices[variant] for variant in variants if variant in choices), ()),
+        choices=CHOICES.get(name) or next((choices[variant] for variant in variants if variant in choices), ()),
         is_list=any(variant.startswith("list[str]") for variant in variants),
         is_optional="None" in variants or (name in defaults and defaults[name] is None),
     )
@@ -101,6 +149,7 @@ def _literal(node: ast.expr | None) -> Any:
         return None
 
 
+@cache
 def _enum_choices() -> dict[str, tuple[str, ...]]:
     """The allowed words of each string enumeration, by its class name, such as SchedulerType."""
     choices = {}

@@ -14,6 +14,8 @@ from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, read_ma
 
 # NAME=STORE:WEIGHT, of which only STORE must be there.
 DATASET_TEXT = re.compile(r"(?:(?P<name>[^=/]*)=)?(?P<store>.*?)(?::(?P<weight>[^:/]*))?")
+MOST_STORES = 256  # each takes 15 ms to check
+MOST_WEIGHT = 1e9
 # What must be alike in all stores of a mixture, and in what words.
 COMMON = {
     "block_length": "blocks of {} tokens",
@@ -73,16 +75,35 @@ def find_mixture(datasets: Sequence[str], *, revision: str | None) -> Mixture:
     Raises:
         UserError: when one is missing, the shares are unclear, or the stores do not fit together.
     """
-    named = [_read_dataset_text(text, alone=len(datasets) == 1) for text in datasets]
-    repeated = [name for name, count in Counter(name for name, _, _ in named).items() if count > 1]
-    if repeated:
-        raise UserError(f"--dataset: two sources are called {repeated[0]}; give each a name of its own")
+    named = read_dataset_texts(datasets)
     if revision is not None and len(datasets) > 1:
         raise UserError(f"--dataset_revision {revision}: goes with one --dataset; leave it out, or download them first")
     parts = [WeightedStore(name, weight, find_store(store, revision=revision)) for name, store, weight in named]
     for part in parts[1:]:
         _check_alike(parts[0].store, part.store)
     return Mixture(tuple(parts))
+
+
+def read_dataset_texts(datasets: Sequence[str]) -> list[tuple[str | None, str, float]]:
+    """Name, store and weight of each --dataset; whether there is such a store is not looked at.
+
+    Raises:
+        UserError: when one is empty or a file or folder of text, the shares are unclear, or there are too many.
+    """
+    if len(datasets) > MOST_STORES:
+        raise UserError(f"--dataset: {len(datasets):,} block stores, at most {MOST_STORES}; preprocess some together")
+    named = [_read_dataset_text(text, alone=len(datasets) == 1) for text in datasets]
+    repeated = [name for name, count in Counter(name for name, _, _ in named).items() if count > 1]
+    if repeated:
+        raise UserError(f"--dataset: two sources are called {repeated[0]}; give each a name of its own")
+    for text, (_, store, _) in zip(datasets, named, strict=True):
+        if not store:
+            raise UserError(
+                f"--dataset {text!r}: names no block store; pass the folder that preprocess.py made, or USER/NAME of "
+                "a data set on the Hub"
+            )
+        _refuse_text(Path(store))
+    return named
 
 
 def find_store(dataset: str, *, revision: str | None) -> StoreSource:
@@ -99,13 +120,12 @@ def find_store(dataset: str, *, revision: str | None) -> StoreSource:
         return StoreSource(dataset, folder, read_manifest(folder, flag="--dataset"), commit=folder.name)
     if revision is not None:
         raise UserError(f"--dataset_revision {revision}: --dataset {dataset} is not on the Hub; leave it out")
-    _refuse_text(path)
     return StoreSource(dataset, path, read_manifest(path, flag="--dataset"))
 
 
 def _read_dataset_text(text: str, *, alone: bool) -> tuple[str | None, str, float]:
     """Name, store and weight. A store alone needs neither name nor weight, and may be a folder of any name."""
-    if alone and Path(text).exists():
+    if alone and text and Path(text).exists():
         return None, text, 1.0
     match = DATASET_TEXT.fullmatch(text)
     assert match is not None, text
@@ -120,8 +140,10 @@ def _read_dataset_text(text: str, *, alone: bool) -> tuple[str | None, str, floa
         weight = float(weight_text)
     except ValueError:
         weight = 0.0
-    if not 0 < weight < float("inf"):
-        raise UserError(f"--dataset {text}: the share {weight_text!r} is no number above 0; give {name}={store}:0.5")
+    if not 0 < weight <= MOST_WEIGHT:
+        raise UserError(
+            f"--dataset {text}: the share {weight_text!r} is not a number in (0, 1e9]; use {name}={store}:0.5"
+        )
     return name, store, weight
 
 

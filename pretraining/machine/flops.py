@@ -23,8 +23,9 @@ class LlamaShape(Protocol):
 def parameter_shapes(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Each parameter's name and shape, in the order of the model; tied embeddings stand there once."""
     yield "model.embed_tokens.weight", (shape.vocab_size, shape.hidden_size)
+    layer = list(_layer_shapes(shape))  # once: a field of a config of transformers takes 10 us to read
     for number in range(shape.num_hidden_layers):
-        for name, dimensions in _layer_shapes(shape):
+        for name, dimensions in layer:
             yield f"model.layers.{number}.{name}", dimensions
     yield "model.norm.weight", (shape.hidden_size,)
     if not shape.tie_word_embeddings:

@@ -94,11 +94,13 @@ def largest_parameter(layout: Layout) -> int:
 def _cut(partitions: list[int], size: int) -> Iterator[list[int]]:
     """Sub-groups of at least `size`, but the last."""
     group: list[int] = []
+    total = 0
     for partition in partitions:
         group.append(partition)
-        if sum(group) >= size:
+        total += partition
+        if total >= size:
             yield group
-            group = []
+            group, total = [], 0
     if group:
         yield group
 

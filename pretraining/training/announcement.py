@@ -33,9 +33,10 @@ def announce(plan: RunPlan) -> None:
         f"{num_blocks / sum(plan.order.num_blocks):.2f} epochs over {sum(plan.order.num_blocks):,} blocks, into "
         f"{plan.run_dir}"
     )
+    peak = f"{schedule.peak:.2e} at step {schedule.warmup_steps:,}, " if schedule.warmup_steps > 1 else ""
     logger.info(
-        f"learning rate: {schedule.learning_rate(1):.2e} at step 1, {schedule.peak:.2e} at step "
-        f"{max(1, schedule.warmup_steps):,}, {schedule.shape} to {schedule.learning_rate(plan.num_steps):.2e}"
+        f"learning rate: {schedule.learning_rate(1):.2e} at step 1, {peak}{schedule.shape} to "
+        f"{schedule.learning_rate(plan.num_steps):.2e}"
     )
     for part, share in zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True):
         if part.source is not None and len(plan.mixture.parts) > 1:
@@ -59,10 +60,12 @@ def _said_processes(batch: GlobalBatch) -> str:
 def _warn_of_warm_up(plan: RunPlan) -> None:
     if plan.schedule.warmup_steps >= plan.num_steps and plan.schedule.warmup_steps > 0:
         logger.warning(
-            "--warmup_steps %d: the run has %d steps, so the learning rate never goes down; give less, such as "
-            "--warmup_steps 0.01 for 1 %% of the run",
+            "--warmup_steps %d: the run has %d steps, so the learning rate ends at %.2e, on its way up to "
+            "--learning_rate %.2e; use less, e.g. --warmup_steps 0.01 for 1 %% of the run",
             plan.schedule.warmup_steps,
             plan.num_steps,
+            plan.schedule.learning_rate(plan.num_steps),
+            plan.schedule.peak,
         )
 
 

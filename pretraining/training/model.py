@@ -13,10 +13,13 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
 
 from pretraining.cli.errors import UserError
-from pretraining.cli.flags import nearest
+from pretraining.cli.flags import nearest, shortened
 from pretraining.cli.pretrain_arguments import ModelArguments
 from pretraining.corpus.manifest import Origin
+from pretraining.training.model_shape import field_problem, shape_problems
 
+# The fields of a Llama that are the user's; the others of a config say nothing of its shape, or are ours.
+OVERRIDABLE = {*LlamaConfig.__annotations__, "rope_theta"} - {"use_cache", "pad_token_id"}
 PRESETS_PATH = Path(__file__).with_name("presets.yaml")
 
 
@@ -113,22 +116,29 @@ def _download_config(name: str, preset_names: list[str]) -> Path:
 
 def _overrides(texts: list[str]) -> dict[str, Any]:
     """`hidden_size=512` as a field and its value, read as YAML reads it."""
-    known = set(LlamaConfig().to_dict()) | {"rope_theta"}
     problems, overrides = [], {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             problems.append(f"--model_overrides {text}: expects field=value")
-        elif name not in known:
-            problems.append(f"--model_overrides {text}: a Llama config has no field {name}{nearest(name, known)}")
+        elif name not in OVERRIDABLE:
+            problems.append(f"--model_overrides {text}: a Llama config has no field {name}{nearest(name, OVERRIDABLE)}")
         else:
-            try:
-                overrides[name] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                problems.append(f"--model_overrides {text}: {value} is no value of a config")
+            overrides[name] = _value(value)
+            problem = field_problem(name, overrides[name])
+            problems += [] if problem is None else [f"--model_overrides {shortened(text)}: {problem}"]
     if problems:
         raise UserError(*problems)
     return overrides
+
+
+def _value(text: str) -> Any:
+    """As YAML reads it, and 1e6 is a number too; what is neither is a text, which no number may be."""
+    try:
+        value = yaml.safe_load(text)
+        return float(value) if isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as a date 2001-99-99
+        return text
 
 
 def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -140,16 +150,21 @@ def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
 
 
 def _llama_config(name: str, fields: dict[str, Any]) -> LlamaConfig:
+    problems = [
+        f"--model {name}: {field} {shortened(str(value))}: {problem}"
+        for field, value in fields.items()
+        if (problem := field_problem(field, value)) is not None
+    ]
+    if problems:
+        raise UserError(*problems)
     try:
         # No padding token: blocks have none, and torch never trains the embedding of one, which may be EOS.
         config = LlamaConfig.from_dict({**fields, "use_cache": False, "pad_token_id": None})
     except Exception as error:  # transformers wraps a wrong type in errors of its own, of no common class
         raise UserError(f"--model {name}: {' '.join(str(error.__cause__ or error).split())}") from None
-    if config.num_key_value_heads < 1 or config.num_attention_heads % config.num_key_value_heads:
-        raise UserError(
-            f"--model {name}: num_attention_heads {config.num_attention_heads} is no multiple of num_key_value_heads "
-            f"{config.num_key_value_heads}; override one of them"
-        )
+    problems = [f"--model {name}: {problem}" for problem in shape_problems(config)]
+    if problems:
+        raise UserError(*problems)
     return config
 
 

@@ -8,7 +8,7 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.launchers import process_rank
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.corpus.manifest import MANIFEST_NAME
-from pretraining.corpus.store_source import Mixture, find_mixture
+from pretraining.corpus.store_source import Mixture, find_mixture, read_dataset_texts
 from pretraining.machine.footprint import footprint
 from pretraining.training.ds_config import load_ds_config
 from pretraining.training.fp8 import odd_sizes
@@ -87,8 +87,10 @@ def plan_without_start(arguments: PretrainArguments, machine: Machine, mixture: 
 def blocks_here(arguments: PretrainArguments) -> Mixture | None:
     """The block stores, when they all lie on this machine; nothing is made or brought here for a plan."""
     flags = arguments.data
-    stores = [text.rpartition(":")[0].partition("=")[2] or text for text in flags.dataset]
-    if flags.is_synthetic or not all((Path(store) / MANIFEST_NAME).is_file() for store in stores):
+    if flags.is_synthetic:
+        return None
+    stores = [store for _, store, _ in read_dataset_texts(flags.dataset)]
+    if not all((Path(store) / MANIFEST_NAME).is_file() for store in stores):
         return None
     return find_mixture(flags.dataset, revision=flags.dataset_revision)
 

@@ -1,6 +1,5 @@
 """What a run needs of a machine, whether it fits, and in which type its gradients are added up."""
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,6 +117,5 @@ def _checkpointing_options(trainer: dict[str, Any]) -> dict[str, Any] | None:
     """The Trainer's options of activation checkpointing, by its new name or its old one; None when it is off."""
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         if trainer.get(name):
-            options = trainer.get(f"{name}_kwargs") or {}
-            return json.loads(options) if isinstance(options, str) else options
+            return trainer.get(f"{name}_kwargs") or {}
     return None

@@ -141,22 +141,22 @@ def mistakes() -> Iterator[Command]:
         ("data_files", "hf://../..", "is not of the form hf://"),
         ("data_files", "hf://a/..", "is not of the form hf://"),
         ("data_files", "hf://a/b--c", "the Hub does not give it"),
-        ("near_duplicates", "0.9999999", "pass a similarity above 0, and 0.98 at most"),
-        ("near_duplicates", "nan", "pass a similarity above 0"),
-        ("max_document_bytes", "-5", "is out of range"),
-        ("max_document_bytes", "9" * 15, "is out of range"),
+        ("near_duplicates", "0.9999999", "must be in [0.01, 0.98]"),
+        ("near_duplicates", "nan", "must be in [0.01, 0.98]"),
+        ("max_document_bytes", "-5", "must be in [1, 2147483647]"),
+        ("max_document_bytes", "9" * 15, "must be in [1, 2147483647]"),
         ("source_field", "\udcff", "expects UTF-8 without NUL characters"),
-        ("num_workers", "1000000", "is out of range; pass 1 to 1024"),
+        ("num_workers", "1000000", "must be in [1, 1024]"),
         ("split", "9" * 25 + ",1,1", "give three weights"),
-        ("seed", "9" * 20, "is too large"),
+        ("seed", "9" * 20, "must be in [0, 4294967295]"),
     ]:
         yield Command("preprocess", [f"--{flag}", value], error)
     for hook, error in {"sys:exit": "raised SystemExit", "ends": "cannot be loaded (3)"}.items():
         yield Command("preprocess", ["--language_hook", hook, "--languages", "en"], error)
     for flag, value, error in [
-        ("vocab_size", "9" * 20, "is too large"),
-        ("vocab_size", "9" * 12, "is out of range"),
-        ("max_document_bytes", "-5", "is out of range"),
+        ("vocab_size", "9" * 20, "must be in [260, 1e6]"),
+        ("vocab_size", "9" * 12, "must be in [260, 1e6]"),
+        ("max_document_bytes", "-5", "must be in [1, 2147483647]"),
         ("output_dir", "loop/x", "cannot be written (Too many levels of symbolic links)"),
         ("output_dir", LONG, "File name too long"),
         ("output_dir", "file.txt", "exists already"),

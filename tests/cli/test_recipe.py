@@ -178,7 +178,7 @@ def test_recipes_of_published_models_have_the_published_settings(name: str) -> N
     assert trainer.get("adam_epsilon", 1e-8) == (1e-5 if name.startswith("llama2") else 1e-8)
 
 
-def test_dictionaries_reach_the_trainer_as_json(tmp_path: Path) -> None:
+def test_dictionaries_are_read_as_json(tmp_path: Path) -> None:
     text = "activation_checkpointing: true\nactivation_checkpointing_kwargs: {every_n_layers: 2, offload: true}\n"
     (flags,) = parse_recipe("", [trainer_group()], ["--recipe", recipe(tmp_path, text)])
-    assert flags["activation_checkpointing_kwargs"] == '{"every_n_layers": 2, "offload": true}'
+    assert flags["activation_checkpointing_kwargs"] == {"every_n_layers": 2, "offload": True}

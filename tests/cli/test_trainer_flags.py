@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from pretraining.cli.pretrain_arguments import TRAINER_DEFAULTS, parse_pretrain_arguments
-from pretraining.cli.trainer_flags import OUR_OWN_NAMES, trainer_flags
+from pretraining.cli.trainer_flags import LOG_LEVELS, OUR_OWN_NAMES, trainer_flags
 
 ONLY_PYTHON_OBJECTS = {"parallelism_config"}
 
@@ -51,3 +51,9 @@ def test_our_defaults_are_flags_of_the_trainer_with_values_of_their_type() -> No
         if default is not None:
             texts = default if isinstance(default, list) else [str(default)]
             assert flag.value(texts) == default, name
+
+
+def test_log_levels_are_those_of_the_trainer() -> None:
+    from transformers.training_args import trainer_log_levels
+
+    assert set(LOG_LEVELS) == set(trainer_log_levels)

@@ -241,5 +241,5 @@ def test_flags_out_of_range_are_told_at_once(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert [line.split(":")[1] for line in done.errors] == [
-        " --block_length 1", " --seed -1", " --max_skipped_fraction 3.0", " --split a,b",
+        " --block_length 1", " --seed -1", " --max_skipped_fraction 3", " --split a,b",
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def test_no_blocks_yet_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
 
 def test_a_mistake_that_only_a_later_rank_finds_is_told(tmp_path: Path) -> None:
     done = run(*python("preprocess.py", "--block_length", 1), env={"RANK": "1", "WORLD_SIZE": "2"})
-    assert_one_error(done, "--block_length 1: is out of range")
+    assert_one_error(done, "--block_length 1: must be in [2, 16777216]")
 
 
 def test_a_launcher_that_loses_zero3_is_stopped(sample_store: Path, tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def test_which_models_are_compared(tmp_path: Path) -> None:
     [
         ([], "--models: give a run folder, or several models"),
         (["a", "--prompts", ""], "--prompts: is empty"),
-        (["a", "--max_new_tokens", "0"], "--max_new_tokens 0: give 1 or more"),
-        (["a", "--seed", "-1"], "--seed -1: is out of range"),
+        (["a", "--max_new_tokens", "0"], "--max_new_tokens 0: must be in [1, 1e6]"),
+        (["a", "--seed", "-1"], "--seed -1: must be in [0, 4294967295]"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], part: str) -> None:

@@ -91,8 +91,8 @@ def test_it_ends_when_its_reader_does(sample_store: Path) -> None:
         ([], ["--block, --text: give one of the two"]),
         (["--block", "0", "--text", "x"], ["--block, --text: give one of the two"]),
         (["--text", ""], ["--block, --text: give one of the two"]),
-        (["--text", b"caf\xe9".decode("utf-8", "surrogateescape")], ["--text: is not UTF-8"]),
-        (["--block", "0", "--num_workers", "0"], ["--num_workers 0: give 1 or more"]),
+        (["--text", b"caf\xe9".decode("utf-8", "surrogateescape")], ["--text: expects UTF-8"]),
+        (["--block", "0", "--num_workers", "0"], ["--num_workers 0: must be in [1, 1024]"]),
         (["elsewhere", "--block", "0"], ["--dataset: expects one value, not 2"]),
     ],
 )

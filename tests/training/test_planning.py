@@ -196,7 +196,7 @@ def test_more_gpus_than_a_machine_has_are_said_to_be_on_several() -> None:
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [
-        ({"host_memory": "much", "plan_only": True}, "--host_memory much: give a size as 512GB or 1TB"),
+        ({"host_memory": "much", "plan_only": True}, "--host_memory much: is not a size; use e.g. 512GB or 1TB"),
         ({"gpu_type": "h200"}, "--gpu_type: describes another machine, for --plan_only"),
         ({"plan_only": True, "plan_measure": True}, "exclude each other"),
     ],
