@@ -46,7 +46,7 @@ def shape_problems(config: LlamaConfig) -> Iterator[str]:
     """What is wrong with a config whose fields are in their ranges, as `field value: problem`."""
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     if heads % groups:
-        yield (f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}; override one of them")
+        yield f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}; override one of them"
     if config.head_dim % 2:
         yield f"head_dim {config.head_dim}: must be even, positions turn pairs; override head_dim or hidden_size"
     if config.hidden_act not in ACT2FN:

@@ -100,13 +100,13 @@ def _first_fitting(start: Remedy, change: Change, earlier: Sequence[Change], bat
 def _smaller_micro_batch(before: Remedy, batch: GlobalBatch) -> Iterator[Remedy]:
     """The largest first; the global batch stays, in more micro steps."""
     size = before.layout.micro_batch_blocks
-    for number in _smaller_divisors(size):
+    for number in smaller_divisors(size):
         layout = replace(before.layout, micro_batch_blocks=number)
         flags = (*before.flags, f"--per_device_train_batch_size {number}", *_micro_steps(layout, batch))
         yield replace(before, flags=flags, layout=layout)
 
 
-def _smaller_divisors(size: int) -> list[int]:
+def smaller_divisors(size: int) -> list[int]:
     """Those of `size` without itself, the largest first."""
     small = [number for number in range(1, isqrt(size) + 1) if size % number == 0]
     return sorted({*small, *(size // number for number in small)} - {size}, reverse=True)

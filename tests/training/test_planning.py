@@ -19,7 +19,7 @@ from pretraining.training.plan_only import plan_without_start
 from pretraining.training.plan_table import PlannedRun, plan_table
 from pretraining.training.planned_machine import Machine, planned_machine
 from pretraining.training.planning import GradientType, choose_gradient_type, fits
-from pretraining.training.remedies import check_fits, find_remedies
+from pretraining.training.remedies import check_fits, find_remedies, smaller_divisors
 from pretraining.training.trial import TrialSize
 from tests.conftest import PROJECT_DIR
 from tests.machine.layouts import layout_of
@@ -81,6 +81,12 @@ def test_the_cheapest_change_comes_first_and_each_fits(kind: str, num_gpus: int,
     assert " ".join(remedies[0].flags) == first
     assert all(fits(remedy.layout, remedy.machine) for remedy in remedies)
     assert "--num_gpus=" in " ".join(remedies[-1].flags)
+
+
+def test_smaller_micro_batches_are_found_without_counting_down() -> None:
+    by_trial = {size: [number for number in range(size - 1, 0, -1) if size % number == 0] for size in range(1, 200)}
+    assert {size: smaller_divisors(size) for size in by_trial} == by_trial
+    assert len(smaller_divisors(10**12)) == 13 * 13 - 1
 
 
 def test_a_remedy_keeps_the_global_batch_where_its_micro_steps_are_given() -> None:

@@ -22,6 +22,7 @@ from pretraining.cli.pretrain_arguments import (
 )
 from pretraining.corpus.store_source import find_mixture
 from pretraining.machine.flops import num_parameters
+from pretraining.training.announcement import announce
 from pretraining.training.identity import run_identity, take_run_folder
 from pretraining.training.run_plan import RunPlan, plan_run
 from tests.conftest import PROJECT_DIR, TINY_MODEL
@@ -273,3 +274,18 @@ def test_a_split_without_blocks_is_an_error_or_a_warning(
     manifest["splits"]["train"] |= {"num_blocks": 0, "num_tokens": 0, "num_tail_tokens": 0, "shards": []}
     (store / "manifest.json").write_text(json.dumps(manifest))
     assert "train has no block of 64 tokens" in refusal(store, tmp_path)
+
+
+def test_each_step_is_announced_with_one_learning_rate(
+    sample_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def announced(warmup_steps: float) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            announce(plan(sample_store, tmp_path, flags={"max_steps": 6, "warmup_steps": warmup_steps}))
+        return "\n".join(record.getMessage() for record in caplog.records)
+
+    assert "learning rate: 2.82e-04 at step 1, cosine to 3.00e-05" in announced(0)
+    assert "learning rate: 3.00e-04 at step 1, cosine to 3.00e-05" in announced(1)
+    assert "learning rate: 1.50e-04 at step 1, 3.00e-04 at step 2, cosine to 3.00e-05" in announced(2)
+    assert "the learning rate ends at 1.80e-06, on its way up to --learning_rate 3.00e-04" in announced(1000)
