@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
 
 def compared_records(run_dir: Path, other: Path) -> dict[str, list[str]]:
     """Every difference of what the runs were started with, by what it is in."""
-    from pretraining.runs.run_record import differences, read_run_record
+    from pretraining.runs.record_file import read_run_record
+    from pretraining.runs.run_record import differences
 
     first, second = (parts_of(read_run_record(folder)) for folder in (run_dir, other))
     return {

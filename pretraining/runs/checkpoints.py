@@ -27,7 +27,9 @@ MODEL_DIR_NAME = "model"
 TOKENIZER_DIR_NAME = "tokenizer"
 # What stands in a run folder before run.json does.
 BLOCKS_DIR_NAME = "blocks"  # of finetune.py, which makes them of conversations
-EARLY_BLOCKS = tuple(BLOCKS_DIR_NAME + ending for ending in ("", ".partial", ".lock"))
+# What finetune.py has not finished has an ending of its own: .partial can be an unfinished store of preprocess.py.
+PARTIAL_BLOCKS_SUFFIX = ".partial-conversations"
+EARLY_BLOCKS = tuple(BLOCKS_DIR_NAME + ending for ending in ("", PARTIAL_BLOCKS_SUFFIX, ".partial", ".lock"))
 EARLY_NAMES = (LOCK_NAME, TOKENIZER_DIR_NAME, RUN_RECORD_NAME + TEMPORARY_SUFFIX, "tensorboard", *EARLY_BLOCKS)
 # What the name of a checkpoint ends in that is set aside.
 INCOMPLETE, SUPERSEDED, REMOVED = "incomplete", "superseded", "removed"
@@ -49,7 +51,13 @@ class SaveResult:
 
 def is_run_folder(folder: Path) -> bool:
     """Whether pretrain.py made this folder."""
-    return (folder / RUN_RECORD_NAME).is_file()
+    return bool(_record_files(folder))
+
+
+def _record_files(folder: Path) -> list[Path]:
+    """run.json, and its copies in the checkpoints."""
+    places = (folder, *all_checkpoints(folder))
+    return [path for place in places if (path := place / RUN_RECORD_NAME).is_file()]
 
 
 def checkpoint_step(folder: Path) -> int | None:
@@ -196,4 +204,4 @@ def _known(run_dir: Path) -> str:
 def newest_run(runs_dir: Path) -> Path | None:
     """The run folder in `runs_dir` that was started last."""
     runs = [folder for folder in runs_dir.glob("*") if is_run_folder(folder)]
-    return max(runs, key=lambda folder: (folder / RUN_RECORD_NAME).stat().st_mtime, default=None)
+    return max(runs, key=lambda folder: _record_files(folder)[0].stat().st_mtime, default=None)

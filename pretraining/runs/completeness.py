@@ -71,7 +71,7 @@ def incompleteness(folder: Path) -> str | None:
         return next((problem for problem in problems if problem is not None), None)
     except FileNotFoundError:
         return f"{COMPLETE_NAME} is missing, the save did not finish"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{COMPLETE_NAME} cannot be read ({error})"
 
 

@@ -12,9 +12,12 @@ from typing import Any
 
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import RUN_RECORD_NAME
+from pretraining.runs.record_file import DAMAGED_SUFFIX, newest_copy, read_record_file, read_run_record
 from pretraining.runs.surroundings import command, git_state, package_versions
 from pretraining.system.files import write_atomically
 
+# A resumed run may compute other bits, or fail, with others of these.
+VERSIONS_THAT_MATTER = ("torch", "transformers", "deepspeed", "tokenizers")
 NEVER_CHANGED = ("optimizer",)  # a checkpoint has the state of one optimizer
 
 logger = logging.getLogger(__name__)
@@ -54,8 +57,7 @@ class RunRecord:
 
     def write(self, run_dir: Path) -> None:
         """Write run.json, with the command, versions and commit of this process, and the earlier starts if any."""
-        path = run_dir / RUN_RECORD_NAME
-        earlier = read_run_record(run_dir) if path.is_file() else {}
+        earlier = _earlier_record(run_dir)
         content = {
             "command": command(),
             **dataclasses.asdict(self),
@@ -64,32 +66,42 @@ class RunRecord:
             "git": git_state(),
             "earlier_starts": [*earlier.pop("earlier_starts", []), *([earlier] if earlier else [])],
         }
-        _write(path, content)
+        _write(run_dir, content)
+
+
+def _earlier_record(run_dir: Path) -> dict[str, Any]:
+    """The record that the one of this start replaces; a damaged one stays beside it. Empty for a new run."""
+    path = run_dir / RUN_RECORD_NAME
+    if not path.is_file() and newest_copy(run_dir) is None:
+        return {}
+    earlier = read_run_record(run_dir)
+    if path.is_file() and isinstance(read_record_file(path), str):
+        path.replace(path.with_name(path.name + DAMAGED_SUFFIX))
+    return earlier
 
 
 def add_to_run_record(run_dir: Path, **fields: Any) -> None:
     """Add to run.json what is known only when the run is under way."""
-    _write(run_dir / RUN_RECORD_NAME, {**read_run_record(run_dir), **fields})
+    _write(run_dir, {**read_run_record(run_dir), **fields})
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, default=str, ensure_ascii=False)
-    write_atomically(path, (text + "\n").encode())
-
-
-def read_run_record(run_dir: Path) -> dict[str, Any]:
-    """The content of run.json.
+def copy_run_record(run_dir: Path, checkpoint: Path) -> None:
+    """Put a copy of run.json into a checkpoint of its run, if there is one to copy.
 
     Raises:
-        UserError: when it cannot be read.
+        OSError: when the disk does not take it.
     """
-    path = run_dir / RUN_RECORD_NAME
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a run folder") from None
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read ({error}); start a new run in another --output_dir") from None
+        record = read_run_record(run_dir)
+    except UserError as error:
+        logger.warning("%s; %s gets no copy of it", error, checkpoint.name)
+        return
+    _write(checkpoint, record)
+
+
+def _write(folder: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, default=str, ensure_ascii=False)
+    write_atomically(folder / RUN_RECORD_NAME, (text + "\n").encode())
 
 
 def check_same_run(run_dir: Path, identity: RunIdentity, *, allowed: Collection[str]) -> None:
@@ -112,6 +124,16 @@ def check_same_run(run_dir: Path, identity: RunIdentity, *, allowed: Collection[
             problems.append(f"--resume: {path} differs from that of {run_dir} (it was {was}, now {now}); {remedy}")
     if problems:
         raise UserError(*problems)
+
+
+def warn_of_versions(run_dir: Path) -> None:
+    """Name in one warning the versions that are other ones than those of the run's last start."""
+    recorded, installed = read_run_record(run_dir), package_versions()
+    was = {"Python": recorded.get("python"), **recorded.get("packages", {})}
+    now = {"Python": platform.python_version(), **{name: installed.get(name) for name in VERSIONS_THAT_MATTER}}
+    changed = [f"{name} {was[name]} -> {now[name]}" for name in now if was.get(name) not in (None, now[name])]
+    if changed:
+        logger.warning("%s: resumes with other versions than at its last start: %s", run_dir, ", ".join(changed))
 
 
 def differences(was: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -6,7 +6,6 @@ refused if that is more than the tensors and the two kinds of objects that DeepS
 
 import contextlib
 import io
-import json
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +14,9 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pretraining.cli.errors import UserError
-from pretraining.runs.checkpoints import RUN_RECORD_NAME, TOKENIZER_DIR_NAME, optimizer_shards
+from pretraining.runs.checked_json import parse_json
+from pretraining.runs.checkpoints import TOKENIZER_DIR_NAME, optimizer_shards
+from pretraining.runs.record_file import record_of_checkpoint
 
 EXPORTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by the precision of a run
 KNOWN_OBJECTS = ("deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.runtime.fp16.loss_scaler.")
@@ -82,16 +83,24 @@ def config_of_checkpoint(checkpoint: Path) -> LlamaConfig:
     """The model's config, from the checkpoint or else from the record of its run; its dtype is that of the exports.
 
     Raises:
-        UserError: when there is neither.
+        UserError: when there is neither, or one that cannot be read.
     """
-    own, record = checkpoint / "config.json", checkpoint.parent / RUN_RECORD_NAME
-    fields = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else None
-    if record.is_file():  # the Trainer writes fp32 into the config.json of a checkpoint, whatever its weights are
-        identity = json.loads(record.read_text(encoding="utf-8"))["identity"]
-        fields = {**(fields or identity["model_config"]), "dtype": EXPORTED_DTYPES[identity["precision"]]}
-    if fields is None:
-        raise UserError(f"{checkpoint}: has no config.json, and {record} is missing; copy the model's config there")
-    return LlamaConfig.from_dict(fields)
+    own, needs = checkpoint / "config.json", ("identity.precision", "identity.model_config")
+    try:
+        fields = parse_json(own.read_bytes()) if own.is_file() else None
+        record = record_of_checkpoint(checkpoint, needs=needs)
+        if record is not None:  # the Trainer writes fp32 into the config.json of a checkpoint, whatever its weights are
+            identity = record["identity"]
+            dtype = EXPORTED_DTYPES[identity["precision"]]
+            fields = {**(identity["model_config"] if fields is None else fields), "dtype": dtype}
+        if fields is not None:
+            return LlamaConfig.from_dict(fields)
+    except UserError:
+        raise
+    except Exception as error:  # transformers and huggingface_hub have errors of their own for odd values
+        reason = " ".join(str(error).split())
+        raise UserError(f"{own}: not a model config ({reason}); restore it from a backup") from None
+    raise UserError(f"{checkpoint}: has no config.json, and its run no run.json; copy the model's config there")
 
 
 def tokenizer_of(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import jinja2
 
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import MODEL_DIR_NAME, checkpoint_step, is_run_folder, whole_checkpoints
-from pretraining.runs.run_record import read_run_record
+from pretraining.runs.record_file import read_run_record
 
 TEMPLATE = Path(__file__).with_name("comparison_page.html")
 SHOWN_CHARACTERS = 100  # of a text in a line

@@ -16,6 +16,7 @@ from pretraining.machine.throughput import ThroughputMeter
 from pretraining.runs.checkpoints import SaveResult, checkpoint_step, optimizer_shards, rotate_checkpoints
 from pretraining.runs.completeness import incompleteness
 from pretraining.runs.metrics import MetricsLog
+from pretraining.runs.run_record import copy_run_record
 from pretraining.training.agreement import from_first
 from pretraining.training.checkpoint_saver import CheckpointSaver, Part
 from pretraining.training.elastic import load_checkpoint, seed_anew
@@ -78,6 +79,7 @@ class CheckpointingTrainer(Trainer):
         if self.args.should_save:
             with self.saver.noting(*WRITE_ERRORS):
                 torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
+                copy_run_record(Path(self.args.output_dir), Path(output_dir))
                 Path(output_dir, "latest").write_text(f"global_step{self.model_wrapped.global_steps}", encoding="ascii")
 
     def _save_rng_state(self, output_dir: str) -> None:

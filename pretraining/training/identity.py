@@ -2,22 +2,23 @@
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.restarts import this_restart
-from pretraining.corpus.manifest import MANIFEST_NAME
 from pretraining.machine.flops import num_parameters
 from pretraining.runs.checkpoints import claim_run_folder, is_run_folder
-from pretraining.runs.run_record import RunIdentity, check_same_run, differences, read_run_record
-from pretraining.system.files import sha256_of
+from pretraining.runs.record_file import read_run_record
+from pretraining.runs.run_record import RunIdentity, check_same_run, differences, warn_of_versions
 from pretraining.training.elastic import check_can_go_on
-from pretraining.training.run_plan import RunPlan
-from pretraining.training.schedule import check_same_until
+from pretraining.training.run_plan import RunPlan, data_identity
+from pretraining.training.schedule import Schedule, check_same_until
 
 # What a Trainer fills in by itself, and what changes with the library.
 NOT_THE_SHAPE = ("bos_token_id", "dtype", "architectures", "use_cache", "transformers_version")
+
+SCHEDULE_FIELDS = tuple(f"schedule.{field.name}" for field in fields(Schedule))
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,8 @@ def run_identity(plan: RunPlan) -> RunIdentity:
     """What makes it this run and no other."""
     config = plan.config.to_dict()
     trainer, optimization = plan.arguments.trainer, plan.arguments.optimization
-    parts = zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True)
     return RunIdentity(
-        data=[
-            {"manifest_sha256": sha256_of(part.store.folder / MANIFEST_NAME), "blocks_per_1000": share}
-            for part, share in parts
-        ],
+        data=data_identity(plan.manifests, plan.order),
         tokenizer_sha256=plan.mixture.origin.tokenizer.sha256,
         model_config={name: value for name, value in config.items() if name not in NOT_THE_SHAPE},
         global_batch_tokens=plan.batch.tokens,
@@ -96,8 +93,9 @@ def _check_goes_on(plan: RunPlan, checkpoint: Path) -> None:
     One that is another from here on is said: a run is made longer so, but a flag may be forgotten too.
     """
     _check_same(plan, checkpoint.parent)
+    warn_of_versions(checkpoint.parent)
     check_can_go_on(checkpoint, plan.ds_config, num_processes=plan.batch.num_processes)
-    recorded = read_run_record(checkpoint.parent)["schedule"]
+    recorded = read_run_record(checkpoint.parent, needs=SCHEDULE_FIELDS)["schedule"]
     changed = differences(recorded, json.loads(json.dumps(asdict(plan.schedule))))
     if changed and "schedule" not in plan.arguments.durability.allow_changed:
         check_same_until(plan.start.step, recorded, plan.schedule, place=f"--resume {checkpoint}")

@@ -12,7 +12,7 @@ from pretraining.corpus.store_source import Mixture
 from pretraining.machine.footprint import footprint
 from pretraining.machine.layout import Layout
 from pretraining.runs.checkpoints import is_run_folder
-from pretraining.runs.run_record import read_run_record
+from pretraining.runs.record_file import read_run_record
 from pretraining.training.plan_only import plan_without_start
 from pretraining.training.planned_machine import Machine, this_machine
 from pretraining.training.planning import fits

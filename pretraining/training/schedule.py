@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import cos, pi, sqrt
 from typing import Any
 
@@ -96,7 +96,7 @@ def check_same_until(step: int, recorded: Mapping[str, Any], schedule: Schedule,
     Raises:
         UserError: with the first step that would have been different.
     """
-    earlier = Schedule(**recorded)
+    earlier = Schedule(**{field.name: recorded[field.name] for field in fields(Schedule)})
     for number in range(1, step + 1):
         theirs, ours = earlier.learning_rate(number), schedule.learning_rate(number)
         if abs(theirs - ours) > 1e-9 * schedule.peak:

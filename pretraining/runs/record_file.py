@@ -1,0 +1,136 @@
+"""Reading run.json: its types are checked, and a copy in a checkpoint takes its place where it is lost or damaged."""
+
+import functools
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from pretraining.errors import UserError
+from pretraining.runs.checked_json import NUMBER, parse_json, type_problem
+from pretraining.runs.checkpoints import RUN_RECORD_NAME, whole_checkpoints
+
+DAMAGED_SUFFIX = ".damaged"
+# The fields that programs use, and their types. Others may be anything, and those of a later version may be missing.
+SCHEMA: dict[str, Any] = {
+    "command": str,
+    "identity": {
+        "data": [{"manifest_sha256": str, "blocks_per_1000": int}],
+        "tokenizer_sha256": str,
+        "model_config": dict,
+        "global_batch_tokens": int,
+        "seed": int,
+        "isolate_documents": bool,
+        "precision": str,
+        "product_precision": str | None,
+        "optimizer": str,
+        "optimizer_settings": dict,
+        "initial_weights": dict | None,
+    },
+    "schedule": {
+        "shape": str,
+        "peak": NUMBER,
+        "minimum": NUMBER,
+        "warmup_steps": int,
+        "decay_steps": int,
+        "num_steps": int,
+    },
+    "arguments": {
+        "max_steps": int,
+        "model": str,
+        "dataset": list | str,
+        "learning_rate": NUMBER,
+        "per_device_train_batch_size": int,
+    },
+    "num_parameters": int,
+    "block_length": int,
+    "hardware": {
+        "num_processes": int,
+        "gpu": str | None,
+        "gpus": [{"name": str, "memory_bytes": int}],
+        "driver": str | None,
+        "cpu": str | None,
+        "num_cpu_cores": int | None,
+        "memory_bytes": int | None,
+    },
+    "resumed_from": str | None,
+    "python": str,
+    "packages": {str: str | None},
+    "git": (None, {"commit": str, "is_dirty": bool}),
+    "earlier_starts": [dict],
+}
+
+logger = logging.getLogger(__name__)
+
+
+def read_run_record(run_dir: Path, *, needs: Collection[str] = ()) -> dict[str, Any]:
+    """The content of run.json, or of its newest copy in a checkpoint where it is lost or damaged, with a warning.
+
+    `needs` are the fields that must be there, such as "identity.precision". All of `SCHEMA` have their types.
+
+    Raises:
+        UserError: when neither can be read.
+    """
+    path = run_dir / RUN_RECORD_NAME
+    found = read_record_file(path, needs=needs)
+    if not isinstance(found, str):
+        return found
+    copy = newest_copy(run_dir)
+    if copy is None:
+        if whole_checkpoints(run_dir):
+            raise UserError(f"{path}: {found}, and no checkpoint has a copy of it; restore it from a backup")
+        raise UserError(f"{path}: {found}; give a run folder{', or restore it from a backup' * path.exists()}")
+    record = read_record_file(copy, needs=needs)
+    if isinstance(record, str):
+        raise UserError(f"{path}: {found}, and its copy {copy} {record}; restore it from a backup")
+    _warn_once(f"{path}: {found}; using its copy {copy}")
+    return record
+
+
+def newest_copy(run_dir: Path) -> Path | None:
+    """The copy of run.json in the newest complete checkpoint that has one; earlier versions made none."""
+    copies = (checkpoint / RUN_RECORD_NAME for checkpoint in reversed(whole_checkpoints(run_dir)))
+    return next((copy for copy in copies if copy.is_file()), None)
+
+
+def record_of_checkpoint(checkpoint: Path, *, needs: Collection[str] = ()) -> dict[str, Any] | None:
+    """The record of the run that a checkpoint is of, or its own copy where it is alone; None when there is neither.
+
+    Raises:
+        UserError: when what is there cannot be read.
+    """
+    path, own = checkpoint.parent / RUN_RECORD_NAME, checkpoint / RUN_RECORD_NAME
+    found = read_record_file(path, needs=needs) if path.is_file() else ""
+    if isinstance(found, str) and own.is_file():
+        if path.is_file():
+            _warn_once(f"{path}: {found}; using its copy {own}")
+        path, found = own, read_record_file(own, needs=needs)
+    if not isinstance(found, str):
+        return found
+    if not path.is_file():
+        return None
+    raise UserError(f"{path}: {found}; restore it from a backup")
+
+
+def read_record_file(path: Path, *, needs: Collection[str] = ()) -> dict[str, Any] | str:
+    """The content of one file, or what is wrong with it."""
+    try:
+        record = parse_json(path.read_bytes())
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except ValueError as error:
+        return f"is damaged ({error})"
+    problem = type_problem(record, SCHEMA)
+    missing = [] if problem else [name for name in needs if _lacks(record, name.split("."))]
+    if missing:
+        problem = f"{missing[0]} is missing"
+    return f"is damaged ({problem})" if problem else record
+
+
+def _lacks(value: Any, names: Sequence[str]) -> bool:
+    return bool(names) and (not isinstance(value, dict) or names[0] not in value or _lacks(value[names[0]], names[1:]))
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
