@@ -40,10 +40,12 @@ class FaultHandler(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: without it, a resumed run would read the skipped blocks."""
+        num_blocks = self._plan.num_consumed(self._trainer.state.global_step)
         attributes = {
             "num_rollbacks": self._num_rollbacks,
             "skipped": self._stream.skipped,
-            "num_blocks": self._plan.num_consumed(self._trainer.state.global_step),
+            "num_blocks": num_blocks,
+            "blocks_by_store": self._plan.blocks_by_store(num_blocks),
         }
         return {"args": {}, "attributes": attributes}
 

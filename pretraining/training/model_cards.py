@@ -32,7 +32,7 @@ def write_card_of(plan: RunPlan, folder: Path, step: int, *, repository: str | N
         name=plan.run_dir.resolve().name if repository is None else repository.rpartition("/")[2],
         step=step,
         num_tokens=num_blocks * plan.batch.block_length,
-        num_epochs=num_blocks / sum(plan.order.num_blocks),
+        num_epochs=plan.num_epochs(num_blocks),
         data=[
             _card_data(part, share / sum(plan.order.blocks_per_window))
             for part, share in zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True)

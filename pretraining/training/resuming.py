@@ -1,6 +1,7 @@
 """Where a run starts: at the beginning, or at the newest checkpoint whose every byte is as it was written."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,10 @@ from torch import distributed
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.restarts import Restart
+from pretraining.runs.checked_json import type_problem
 from pretraining.runs.checkpoints import (
     INCOMPLETE,
+    TRAINER_STATE_NAME,
     checkpoint_step,
     checkpoint_to_resume,
     read_trainer_state,
@@ -29,11 +32,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """The checkpoint that a run goes on from, its step, and the blocks that were consumed until then."""
+    """The checkpoint that a run resumes from, its step, and the blocks that were consumed until then.
+
+    `blocks_by_store` is how many were read of each block store, by the sha256 of its manifest.json; None where an
+    earlier version saved the checkpoint.
+    """
 
     checkpoint: Path | None = None
     step: int = 0
     num_blocks: int = 0
+    blocks_by_store: Mapping[str, int] | None = None
 
 
 def resume_now(run_dir: Path, resume: str, restart: Restart | None) -> str:
@@ -55,8 +63,17 @@ def find_start(run_dir: Path, resume: str) -> Start:
     checkpoint = checkpoint_to_resume(run_dir, resume)
     if checkpoint is None:
         return Start()
-    state = read_trainer_state(checkpoint)
-    return Start(checkpoint, state.global_step, kept_by(state, "FaultHandler")["num_blocks"])
+    path = checkpoint / TRAINER_STATE_NAME
+    try:
+        state = read_trainer_state(checkpoint)
+        kept = {"step": state.global_step, **kept_by(state, "FaultHandler")}
+    except Exception as error:  # the Trainer's dataclass takes a file as it is
+        raise UserError(f"{path}: cannot be read ({error}); resume from another checkpoint") from None
+    problem = type_problem(kept, {"step": int, "num_blocks": int, "blocks_by_store": {str: int}})
+    if problem is not None or "num_blocks" not in kept:
+        problem = problem or "num_blocks is missing"
+        raise UserError(f"{path}: is damaged ({problem}); resume from another checkpoint")
+    return Start(checkpoint, kept["step"], kept["num_blocks"], kept.get("blocks_by_store"))
 
 
 def hold_start(start: Start, run_dir: Path, resume: str) -> Start:

@@ -1,7 +1,8 @@
 """What a run is: decided and checked before the processes join and anything is loaded."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from transformers import LlamaConfig
 
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
+from pretraining.corpus.manifest import MANIFEST_NAME
 from pretraining.corpus.store_source import Mixture
 from pretraining.machine.layout import Layout
-from pretraining.system.files import xxh3_of
+from pretraining.runs.record_file import read_run_record
+from pretraining.system.files import sha256_of, xxh3_of
 from pretraining.training.block_loader import BlockStream
 from pretraining.training.block_order import BlockOrder
 from pretraining.training.ds_config import load_ds_config
@@ -35,12 +38,16 @@ from pretraining.training.training_arguments import Precision, choose_precision
 class RunPlan:
     """Everything that is known about a run before it starts.
 
-    `initial_weights` are the hashes of the files of weights that it begins with, None when they are fresh.
+    `manifests` are the sha256 of the manifest.json of each block store; `has_same_data` says that they and their shares
+    are those of the run's last start. `initial_weights` are the hashes of the files of weights that it begins with,
+    None when they are fresh.
     """
 
     arguments: PretrainArguments
     mixture: Mixture
     order: BlockOrder
+    manifests: tuple[str, ...]
+    has_same_data: bool
     run_dir: Path
     resume: str
     start: Start
@@ -63,15 +70,39 @@ class RunPlan:
         """The blocks one after another, from the first."""
         return BlockStream(self.order)
 
+    def blocks_by_store(self, num_blocks: int) -> dict[str, int]:
+        """How many of the first `num_blocks` blocks of the run were of each block store, by the hash of its manifest.
+
+        Until the start they may have been of other stores, or in other shares (--allow_changed data).
+        """
+        until_start = self._consumed(self.start.num_blocks)
+        before = self.start.blocks_by_store
+        if before is None:
+            before = until_start if self.has_same_data else {}
+        since = self._consumed(num_blocks)
+        since.subtract(until_start)
+        since.update(before)
+        return dict(since)
+
+    def _consumed(self, num_blocks: int) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for manifest, count in zip(self.manifests, self.order.num_consumed(num_blocks), strict=True):
+            found[manifest] += count
+        return found
+
     def epochs_by_source(self, num_blocks: int) -> dict[str, float]:
         """How often each source of a mixture was read after `num_blocks` blocks, as keys of the log."""
         if len(self.mixture.parts) == 1:
             return {}
-        consumed = self.order.num_consumed(num_blocks)
-        return {
-            f"epoch/{part.source}": count / size
-            for part, count, size in zip(self.mixture.parts, consumed, self.order.num_blocks, strict=True)
-        }
+        read = self.blocks_by_store(num_blocks)
+        sizes = zip(self.mixture.parts, self.manifests, self.order.num_blocks, strict=True)
+        return {f"epoch/{part.source}": read[manifest] / size for part, manifest, size in sizes}
+
+    def num_epochs(self, num_blocks: int) -> float:
+        """How often the present data was read after `num_blocks` blocks."""
+        sizes = dict(zip(self.manifests, self.order.num_blocks, strict=True))
+        read = self.blocks_by_store(num_blocks)
+        return sum(read[manifest] for manifest in sizes) / sum(sizes.values())
 
     @property
     def predicts_alike(self) -> bool:
@@ -112,13 +143,17 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     check_fits(layout, machine, batch, model=arguments.model.model, force=arguments.plan.force)
     check_blocks(mixture, batch, evaluates=trainer["eval_strategy"] != "no")
     data_seed = trainer.get("data_seed")
+    order = make_order(mixture, seed=trainer["seed"] if data_seed is None else data_seed)
+    manifests = tuple(sha256_of(part.store.folder / MANIFEST_NAME) for part in mixture.parts)
     prepare_optimizer(arguments.optimization.optim, ds_config)
     check_kernels(layout, liger=bool(trainer.get("use_liger_kernel")))
     ds_config["data_types"]["grad_accum_dtype"] = gradient_type.name
     return RunPlan(
         arguments=arguments,
         mixture=mixture,
-        order=make_order(mixture, seed=trainer["seed"] if data_seed is None else data_seed),
+        order=order,
+        manifests=manifests,
+        has_same_data=_has_same_data(start, data_identity(manifests, order)),
         run_dir=run_dir,
         resume=resume,
         start=start,
@@ -133,6 +168,18 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
         machine=machine,
         initial_weights=_hashes_of(arguments.weights),
     )
+
+
+def data_identity(manifests: Sequence[str], order: BlockOrder) -> list[dict[str, Any]]:
+    """The block stores of a run, each with its share of the blocks."""
+    shares = zip(manifests, order.blocks_per_window, strict=True)
+    return [{"manifest_sha256": manifest, "blocks_per_1000": share} for manifest, share in shares]
+
+
+def _has_same_data(start: Start, data: list[dict[str, Any]]) -> bool:
+    if start.checkpoint is None:
+        return True
+    return read_run_record(start.checkpoint.parent).get("identity", {}).get("data") == data
 
 
 def _hashes_of(folder: str | None) -> dict[str, str] | None:

@@ -1,7 +1,8 @@
 """Looks at every step: the exact loss in total and by source, faults, and what is done about them."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from pretraining.training.spikes import SpikeDetector, Verdict
 MOST_NON_FINITE_STEPS = 50
 SMOOTHING = 0.98  # as much as the mean of about the last 50 steps
 LEFT_OUT = ("num_tokens", "perplexity/")  # of the figures: they follow from others, and each takes time to report
+UNNAMED = ""  # in a checkpoint, the source of data that has only one
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,19 @@ class SmoothedLoss:
 class StepWatch(TrainerCallback, ExportableState):
     """Sums up what micro steps give, and judges each step; all processes come to the same verdict.
 
-    One small reduction a step and none a micro step. What it knows of the past is saved in each checkpoint.
+    One small reduction a step and none a micro step. What it knows of the past is saved in each checkpoint, by the
+    names of the sources: `--allow_changed data` can change their number, order and names. `has_same_data` is for
+    checkpoints of versions that saved no names: whether the data is that of the run's last start.
     """
 
-    def __init__(self, *, sources: Sequence[str], spike_threshold: float, device: torch.device) -> None:
-        self._sources = sources
+    def __init__(
+        self, *, sources: Sequence[str], spike_threshold: float, device: torch.device, has_same_data: bool = True
+    ) -> None:
+        self._sources = sources if len(sources) > 1 else (UNNAMED,)
+        self._has_same_data = has_same_data
         self._threshold = spike_threshold
         self._step_sums = torch.zeros(len(sources), NUM_SUMS, dtype=torch.float64, device=device)
-        self._interval_sums = torch.zeros(len(sources), NUM_SUMS, dtype=torch.float64)
+        self._interval_sums = torch.zeros(len(self._sources), NUM_SUMS, dtype=torch.float64)
         self._block_sums: list[torch.Tensor] = []
         self._num_non_finite_in_a_row = 0
         self.restore({})
@@ -81,9 +90,9 @@ class StepWatch(TrainerCallback, ExportableState):
         self._step_sums.zero_()
         loss = float(sums[:, 0].sum() / sums[:, 2].sum())
         verdict = self._detector.judge(loss, was_skipped=was_skipped)
-        self.tokens_by_source += sums[:, 2]
+        self._tokens[: len(sums)] += sums[:, 2]
         if math.isfinite(loss):
-            self._interval_sums += sums
+            self._interval_sums[: len(sums)] += sums
             self._smoothed.add(loss)
         self._count(verdict)
         return StepResult(loss, verdict)
@@ -97,18 +106,28 @@ class StepWatch(TrainerCallback, ExportableState):
         self._block_sums.clear()
 
     def take_figures(self) -> dict[str, float]:
-        """Loss, accuracy and tokens since they were last taken, without steps that were no number."""
-        sums = self._interval_sums
+        """Loss, accuracy and tokens since they were last taken, without NaN steps.
+
+        Where there are several sources, by source too; of sources that the run read before its data was changed, the
+        tokens stay in the record.
+        """
+        sums, named = self._interval_sums, self._named_rows()
         figures = {"non_finite_steps": self.num_non_finite_steps, "spikes": self.num_spikes}
-        if len(self._sources) > 1:
-            counts = zip(self._sources, self.tokens_by_source.tolist(), strict=True)
-            figures |= {f"tokens/{source}": int(count) for source, count in counts}
+        figures |= {f"tokens/{source}": int(self._tokens[row]) for source, row in named.items()}
         if sums[:, 2].sum() == 0:
             return {"loss": math.nan, **figures}
         figures["smoothed_loss"] = self._smoothed.value
-        figures |= {**figures_of(sums.sum(dim=0).tolist()), **figures_by_source(sums, self._sources)}
+        figures |= figures_of(sums.sum(dim=0).tolist())
+        if named:
+            figures |= figures_by_source(sums[list(named.values())], list(named))
         self._interval_sums = torch.zeros_like(sums)
         return {name: value for name, value in figures.items() if not name.startswith(LEFT_OUT)}
+
+    def _named_rows(self) -> dict[str, int]:
+        """The rows of the sources by which figures are logged; none when only one source is read."""
+        if len(self._sources) == 1:
+            return {}
+        return {name: row for row, name in enumerate(self._names) if name or row < len(self._sources)}
 
     def _count(self, verdict: Verdict | None) -> None:
         is_non_finite = verdict is not None and verdict.fault == "non-finite"
@@ -128,11 +147,12 @@ class StepWatch(TrainerCallback, ExportableState):
             "attributes": {
                 "recent_losses": self._detector.recent_losses,
                 "spike_losses": self._detector.spike_losses,
-                "tokens_by_source": self.tokens_by_source.tolist(),
+                "tokens_by_source": dict(zip(self._names, self._tokens.tolist(), strict=True)),
                 "num_non_finite_steps": self.num_non_finite_steps,
                 "num_spikes": self.num_spikes,
                 "smoothed_loss": [self._smoothed.sum, self._smoothed.weight],
-                "interval_sums": self._interval_sums.tolist(),  # a checkpoint can be between two lines of the log
+                # A checkpoint can be between two lines of the log.
+                "interval_sums": dict(zip(self._names, self._interval_sums.tolist(), strict=True)),
             },
         }
 
@@ -140,14 +160,30 @@ class StepWatch(TrainerCallback, ExportableState):
         """Go on from what a checkpoint kept; from nothing at the beginning of a run."""
         losses = {name: kept.get(name, ()) for name in ("recent_losses", "spike_losses")}
         self._detector = SpikeDetector(threshold=self._threshold, **losses)
-        zeros = [0.0] * len(self._sources)
-        self.tokens_by_source = torch.tensor(kept.get("tokens_by_source", zeros), dtype=torch.float64)
         self.num_non_finite_steps = kept.get("num_non_finite_steps", 0)
         self.num_spikes = kept.get("num_spikes", 0)
         self._smoothed = SmoothedLoss(*kept.get("smoothed_loss", (0.0, 0.0)))
-        no_sums = [[0.0] * NUM_SUMS] * len(self._sources)
-        self._interval_sums = torch.tensor(kept.get("interval_sums", no_sums), dtype=torch.float64)
+        self._restore_sums(kept.get("tokens_by_source", {}), kept.get("interval_sums", {}))
         self.forget_step()
+
+    def _restore_sums(self, tokens: Any, interval_sums: Any) -> None:
+        """Give each source the sums of its name, and each source that is not read any more a row after them."""
+        if not isinstance(tokens, Mapping) and not self._fits(tokens):
+            logger.warning("--allow_changed data: the checkpoint has no sources by name, so tokens/SOURCE start at 0")
+        tokens, interval_sums = self._by_name(tokens), self._by_name(interval_sums)
+        self._names = tuple(dict.fromkeys([*self._sources, *tokens]))
+        self._tokens = torch.tensor([tokens.get(name, 0.0) for name in self._names], dtype=torch.float64)
+        rows = [interval_sums.get(name, [0.0] * NUM_SUMS) for name in self._names]
+        self._interval_sums = torch.tensor(rows, dtype=torch.float64)
+
+    def _by_name(self, sums: Mapping[str, Any] | Sequence[Any]) -> Mapping[str, Any]:
+        """Sums of a checkpoint; earlier versions saved them as a list without names, which only their own data fits."""
+        if isinstance(sums, Mapping):
+            return sums
+        return dict(zip(self._sources, sums, strict=True)) if self._fits(sums) else {}
+
+    def _fits(self, sums: Sequence[Any]) -> bool:
+        return self._has_same_data and len(sums) == len(self._sources)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

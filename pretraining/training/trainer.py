@@ -46,7 +46,10 @@ class PretrainingTrainer(CheckpointingTrainer):
         share = plan.batch.sequence_parallel_size
         self.collate = partial(collate_parts, rank=self.args.process_index % share, size=share)
         self.watch = StepWatch(
-            sources=data.sources, spike_threshold=plan.arguments.optimization.spike_threshold, device=self.args.device
+            sources=data.sources,
+            spike_threshold=plan.arguments.optimization.spike_threshold,
+            device=self.args.device,
+            has_same_data=plan.has_same_data,
         )
         self.add_callback(self.watch)
         self.figures = TrainingFigures(plan, self.watch, meter, MachineFigures(self.args.device))
@@ -151,7 +154,7 @@ class PretrainingTrainer(CheckpointingTrainer):
         if "train_runtime" in logs:
             return  # the Trainer's summary, which is of this start alone
         step = self.state.global_step
-        self.state.epoch = self.plan.num_consumed(step) / len(self.data.train)
+        self.state.epoch = self.plan.num_epochs(self.plan.num_consumed(step))
         if "loss" in logs:
             logs |= self.figures.take(step, self.model_wrapped)
         logs.pop("total_flos", None)
