@@ -141,7 +141,7 @@ def time_rows(run: RunCurves) -> list[dict[str, Any]]:
         below = 0.0
         for name, (part, _) in TIME_PARTS.items():
             seconds = parts[name].get(stretch.step)
-            if not seconds:
+            if not seconds or not stretch.seconds:
                 continue
             share = seconds / stretch.seconds
             row = {

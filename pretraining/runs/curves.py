@@ -168,7 +168,7 @@ class RunCurves:
 
     @cached_property
     def _tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        points = [Point(0, 0.0), *self.training.curve("tokens")]
+        points = [Point(0, 0.0), *(point for point in self.training.curve("tokens") if point.value is not None)]
         return np.array([point.step for point in points]), np.array([point.value for point in points])
 
 

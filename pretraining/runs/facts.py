@@ -15,6 +15,7 @@ from pretraining.runs.run_lock import is_being_written
 Facts = dict[str, str]
 LEFT_OUT_OF_EVENTS = ("step", "event", "logged_at", "samples")
 COMMAND = "command"
+MAX_SECONDS = 8e13  # about what a timedelta holds; damaged figures can add up to more
 
 
 def state_of(run: RunCurves) -> str:
@@ -89,8 +90,8 @@ def _model_facts(record: Record) -> Iterator[tuple[str, str | None]]:
     yield "hidden size", _count(config.get("hidden_size"))
     yield "vocabulary", _count(config.get("vocab_size"))
     dataset = arguments.get("dataset")
-    yield "data", " ".join(dataset) if isinstance(dataset, list) else dataset
-    yield "manifest", ", ".join(part["manifest_sha256"][:12] for part in identity.get("data", []))
+    yield "data", " ".join(map(str, dataset)) if isinstance(dataset, list) else dataset
+    yield "manifest", ", ".join(part.get("manifest_sha256", "")[:12] for part in identity.get("data", []))
     yield "block length", _count(record.get("block_length"))
     yield "tokens a step", _count(identity.get("global_batch_tokens"))
     yield "precision", identity.get("precision")
@@ -103,7 +104,7 @@ def _model_facts(record: Record) -> Iterator[tuple[str, str | None]]:
 def _speed_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
     last, totals, cost = run.training.last, run.training.totals, run.cost
     if cost.hours is not None:
-        yield "time, all starts", str(timedelta(seconds=round(cost.hours * SECONDS_PER_HOUR)))
+        yield "time, all starts", str(timedelta(seconds=round(min(cost.hours * SECONDS_PER_HOUR, MAX_SECONDS))))
     whole = sum(total.seconds for total in totals.get("interval_seconds", []))
     for name, (part, _) in TIME_PARTS.items():
         if whole and name in totals:
@@ -123,7 +124,8 @@ def _speed_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
 def _machine_facts(record: Record) -> Iterator[tuple[str, str | None]]:
     hardware = record.get("hardware", {})
     used = hardware.get("gpu")
-    sizes = [gpu["memory_bytes"] for gpu in hardware.get("gpus", []) if gpu["name"] == used]
+    ours = [gpu for gpu in hardware.get("gpus", []) if gpu.get("name") == used]
+    sizes = [gpu["memory_bytes"] for gpu in ours if "memory_bytes" in gpu]
     yield "GPUs", None if used is None else f"{hardware.get('num_processes')} x {used}"
     yield "memory of a GPU", _gigabytes(min(sizes, default=None))
     yield "driver", hardware.get("driver")
@@ -135,19 +137,21 @@ def _machine_facts(record: Record) -> Iterator[tuple[str, str | None]]:
 
 def _software_facts(record: Record) -> Iterator[tuple[str, str | None]]:
     git = record.get("git") or {}
-    if git:
+    if "commit" in git:
         yield "commit", git["commit"][:12] + (" (with changes)" if git.get("is_dirty") else "")
     yield "Python", record.get("python")
     yield from record.get("packages", {}).items()
 
 
 def described_event(event: Mapping[str, Any]) -> str:
-    """What an event says besides its name and step."""
-    if event["event"] == "summary":
-        return "; ".join(summary_lines(event))
-    return "; ".join(
-        _told_of(name, value) for name, value in event.items() if name not in LEFT_OUT_OF_EVENTS and value is not None
-    )
+    """What an event says besides its name and step; one of unknown fields or types as it is in the log."""
+    told = {name: value for name, value in event.items() if name not in LEFT_OUT_OF_EVENTS and value is not None}
+    try:
+        if event["event"] == "summary":
+            return "; ".join(summary_lines(event))
+        return "; ".join(_told_of(name, value) for name, value in told.items())
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return json.dumps(told, ensure_ascii=False)
 
 
 def _told_of(name: str, value: Any) -> str:

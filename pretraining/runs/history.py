@@ -4,16 +4,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import jsonlines
 
 from pretraining.cli.errors import UserError
 from pretraining.runs.checkpoints import METRICS_NAME
+from pretraining.runs.metrics_file import Record, read_log
+from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_cost import RunCost
-from pretraining.runs.run_record import read_run_record
 
-Record = dict[str, Any]
 SPLIT_KEYS = {"validation": "eval_loss", "test": "test_loss"}
 
 
@@ -33,7 +30,7 @@ class RunHistory:
 
 
 def read_history(run_dir: Path, *, until_step: float = math.inf) -> RunHistory:
-    """What had happened in a run at the end of a step; half a last line, which a kill leaves, is left out.
+    """What had happened in a run at the end of a step; damaged lines, as a kill can leave at the end, are skipped.
 
     Raises:
         UserError: when the folder holds no run.
@@ -62,7 +59,6 @@ def read_records(run_dir: Path) -> Iterator[Record]:
         UserError: when there are none to read.
     """
     try:
-        with jsonlines.open(run_dir / METRICS_NAME) as reader:
-            yield from reader.iter(type=dict, skip_invalid=True)
+        yield from read_log(run_dir / METRICS_NAME)
     except OSError as error:
         raise UserError(f"{run_dir / METRICS_NAME}: cannot be read ({error.strerror}); give a run folder") from None

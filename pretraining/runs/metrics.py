@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pretraining.cli.restarts import Restart
 from pretraining.runs.checkpoints import METRICS_NAME
+from pretraining.runs.metrics_file import describe_damage, sound_records
 from pretraining.system.files import atomic_path, sync
 
 logger = logging.getLogger(__name__)
@@ -92,18 +94,17 @@ class MetricsLog(TrainerCallback):
 
     def _copy_of(self, source: Path, stays: Callable[[Mapping[str, Any]], bool], step: int) -> None:
         """Put the records of a log that stay in the place of this one."""
-        events = []
-        with (
-            atomic_path(self._path) as temporary,
-            jsonlines.open(source) as reader,
-            jsonlines.open(temporary, "w") as writer,
-        ):
-            # A kill can leave half a last line, which belongs to a step that is made again.
-            for record in reader.iter(type=dict, skip_invalid=True):
+        events: list[dict[str, Any]] = []
+        damaged: list[int] = []
+        with atomic_path(self._path) as temporary, jsonlines.open(temporary, "w") as writer:
+            for record in sound_records(source, damaged):
                 if stays(record):
                     writer.write(record)
                     if "event" in record and record["step"] >= step:
                         events.append(_without_time(record))
+            if damaged:
+                kept = _keep_damaged(source) if source == self._path else source
+                logger.warning("%s and left out; the log as it was is %s", describe_damage(source, damaged), kept)
         self._events = events
 
     def sync(self) -> None:
@@ -171,6 +172,17 @@ class _WarningEvents(logging.Handler):
             self._metrics_log.write_event(event)
         except Exception:  # as all handlers of logging do: who warns is not to fail
             self.handleError(record)
+
+
+def _keep_damaged(path: Path) -> Path:
+    """Give a log that is about to be replaced a second name; a link takes no space, and the log can be a gigabyte."""
+    names = (f"{path.name}.damaged{number}" for number in ("", *(f"-{count}" for count in range(2, 10_000))))
+    kept = next(place for name in names if not (place := path.with_name(name)).exists())
+    try:
+        os.link(path, kept)
+    except OSError:  # of a file system without links
+        shutil.copyfile(path, kept)
+    return kept
 
 
 def _without_time(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jsonlines
 from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from pretraining.runs.checkpoints import METRICS_NAME
 from pretraining.runs.metrics import TIME_NAME
+from pretraining.runs.metrics_file import read_log, sound_records
 
 GUARDED_EVENTS = ("on_log", "on_evaluate", "on_save", "on_train_end")
 
@@ -64,8 +64,8 @@ def newest_told(run_dir: Path) -> int:
     path = run_dir / METRICS_NAME
     if not path.is_file():
         return 0
-    with jsonlines.open(path) as reader:
-        return max((one["step"] for one in reader.iter(type=dict, skip_invalid=True) if "loss" in one), default=0)
+    # Damaged lines are reported when the metrics log drops them, right after this.
+    return max((one["step"] for one in sound_records(path, []) if "loss" in one), default=0)
 
 
 def _guarded(callback: TrainerCallback, report: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,8 +118,7 @@ class ReportedBefore(TrainerCallback):
     ) -> None:
         """Report what was kept."""
         if self._boards and state.is_world_process_zero and self._path.is_file():
-            with jsonlines.open(self._path) as reader:
-                records = [record for record in reader.iter(type=dict) if record["step"] == state.global_step]
+            records = [record for record in read_log(self._path) if record["step"] == state.global_step]
             for record in records:
                 for board in self._boards:
                     if "event" not in record:

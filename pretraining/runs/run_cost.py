@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pretraining.runs.metrics_file import number_of
+
 JOULES_PER_KILOWATT_HOUR = 3.6e6
 SECONDS_PER_HOUR = 3600
 
@@ -34,11 +36,11 @@ class RunCost:
         if kind == "start" or not self._starts:
             self._starts.append(_Start(record.get("num_processes", self._usual)))
         start = self._starts[-1]
-        start.joules = max(start.joules, record.get("energy_joules", 0.0))
+        start.joules = max(start.joules, number_of(record, "energy_joules"))
         if kind == "summary":
-            start.seconds = max(start.seconds, record.get("total_seconds", 0.0))
+            start.seconds = max(start.seconds, number_of(record, "total_seconds"))
         else:
-            start.seconds += record.get("interval_seconds", 0.0)
+            start.seconds += number_of(record, "interval_seconds")
 
     @property
     def hours(self) -> float | None:

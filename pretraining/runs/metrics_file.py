@@ -1,0 +1,100 @@
+"""Reading metrics.jsonl: record by record, without the lines that a power cut, a bad disk or a hand has damaged."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pretraining.runs.checked_json import MAX_INT, NUMBER, parse_json, type_problem
+
+Record = dict[str, Any]
+
+MAX_LINE_BYTES = 64 << 20  # samples take a few kB; without a limit, a hole of zeros in a file would fill the memory
+MAX_STEP = 2**53
+MAX_TIME = 1e11  # of `logged_at`, in unix seconds: the year 5138
+MAX_NAMED_RANGES = 20  # of damaged lines in a warning
+# Of events; the figures of other records are numbers or words such as "nan".
+SCHEMA = {
+    "event": str,
+    "num_processes": int | None,
+    "samples": list,
+    "blocks": [{"documents": [dict]}],
+    "logged_at": NUMBER,
+}
+
+logger = logging.getLogger(__name__)
+
+
+def read_log(path: Path) -> Iterator[Record]:
+    """The sound records of a log one by one, which takes no more memory for a long run.
+
+    One warning at the end names the lines that are not sound.
+
+    Raises:
+        OSError: when the file cannot be read.
+    """
+    damaged: list[int] = []
+    yield from sound_records(path, damaged)
+    if damaged:
+        logger.warning("%s; without %s", describe_damage(path, damaged), "it" if len(damaged) == 1 else "them")
+
+
+def sound_records(path: Path, damaged: list[int]) -> Iterator[Record]:
+    """Like `read_log`, but the numbers of the damaged lines are added to `damaged`."""
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
+            if line.isspace():
+                continue
+            try:
+                record = parse_json(line)
+            except ValueError:
+                record = None
+            if _is_record(record):
+                yield record
+            else:
+                damaged.append(number)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; one that is too long comes as its beginning, which is not JSON."""
+    while line := file.readline(MAX_LINE_BYTES):
+        yield line
+        while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE_BYTES)
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it has a step, and what else is read of it has its type."""
+    if not isinstance(record, dict) or type_problem(record, SCHEMA) is not None:
+        return False
+    step, logged_at = record.get("step"), record.get("logged_at", 0)
+    if type(step) is not int or not 0 <= step <= MAX_STEP or not 0 <= logged_at <= MAX_TIME:
+        return False
+    return "event" in record or not any(isinstance(value, (dict, list)) for value in record.values())
+
+
+def number_of(record: Mapping[str, Any], name: str) -> float:
+    """A figure of a record to add up; 0 where it is absent or NaN."""
+    value = record.get(name)
+    return value if isinstance(value, (int, float)) and abs(value) <= MAX_INT else 0.0
+
+
+def describe_damage(path: Path, damaged: Sequence[int]) -> str:
+    """Which lines of a log are damaged.
+
+    >>> describe_damage(Path("metrics.jsonl"), [3, 7, 8, 9])
+    'metrics.jsonl: lines 3, 7-9 are damaged'
+    """
+    ranges = list(_ranges(damaged))
+    named = ", ".join(ranges[:MAX_NAMED_RANGES])
+    more = f" and {len(ranges) - MAX_NAMED_RANGES:,} other places" if len(ranges) > MAX_NAMED_RANGES else ""
+    return f"{path}: line{'s' * (len(damaged) > 1)} {named}{more} {'are' if len(damaged) > 1 else 'is'} damaged"
+
+
+def _ranges(numbers: Sequence[int]) -> Iterable[str]:
+    begin = numbers[0]
+    for number, following in pairwise([*numbers, -1]):
+        if following != number + 1:
+            yield str(begin) if begin == number else f"{begin}-{number}"
+            begin = following
