@@ -1,9 +1,11 @@
 """The folder of an exported model: weights in safetensors, config and tokenizer, for everybody's tools.
 
-It grows beside its name, as NAME.partial, and takes the name when all of it is on the disk.
+It grows beside its name, as NAME.partial, and takes the name when all of it is on the disk. Only a folder with the
+marker of an unfinished export is ever removed: NAME.partial can also be an unfinished block store of preprocess.py.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,18 +16,37 @@ from pretraining.system.files import sync
 
 PARTIAL_SUFFIX = ".partial"
 REPLACED_SUFFIX = ".replaced"
+MARKER_NAME = ".unfinished-export"
 
 
 def partial_folder(model_dir: Path) -> Path:
-    """The folder in which a model grows."""
-    return model_dir.with_name(model_dir.name + PARTIAL_SUFFIX)
+    """The folder in which a model grows: NAME.partial, or NAME.partial-2 and so on where that is something else."""
+    return _free_place(model_dir, PARTIAL_SUFFIX)
+
+
+def _free_place(model_dir: Path, suffix: str) -> Path:
+    names = (f"{model_dir.name}{suffix}{number}" for number in ("", *(f"-{count}" for count in range(2, 10_000))))
+    places = (model_dir.with_name(name) for name in names)
+    return next(place for place in places if not os.path.lexists(place) or _is_unfinished(place))
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether an export that broke off left this folder, or it is empty."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return (folder / MARKER_NAME).is_file() or not any(folder.iterdir())
 
 
 def begin_folder(partial: Path) -> None:
-    """Make the folder in which a model grows; what a broken export left there goes."""
-    if partial.exists():
+    """Make the folder in which a model grows; what a broken export left there is removed.
+
+    Raises:
+        OSError: when something else has its name.
+    """
+    if _is_unfinished(partial):
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
+    (partial / MARKER_NAME).touch()
 
 
 def complete_folder(partial: Path) -> None:
@@ -44,10 +65,12 @@ def complete_folder(partial: Path) -> None:
 
 def give_name(partial: Path, model_dir: Path) -> None:
     """Let a complete folder take its name; a model of that name is there until then."""
-    replaced = model_dir.with_name(model_dir.name + REPLACED_SUFFIX)
+    replaced = _free_place(model_dir, REPLACED_SUFFIX)
     shutil.rmtree(replaced, ignore_errors=True)
     if model_dir.exists():
+        (model_dir / MARKER_NAME).touch()
         model_dir.replace(replaced)
+    (partial / MARKER_NAME).unlink(missing_ok=True)
     partial.replace(model_dir)
     sync(model_dir.parent)
     shutil.rmtree(replaced, ignore_errors=True)

@@ -6,12 +6,13 @@ Large files are hard links: they take room only when the checkpoint that they ar
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from transformers.trainer_utils import HubStrategy
 
 from pretraining.runs.checkpoints import CURVES_NAME, MODEL_DIR_NAME, REPORT_NAME, whole_checkpoints
-from pretraining.runs.export import begin_folder, complete_folder
+from pretraining.runs.export import complete_folder
 from pretraining.training.model_cards import write_card_of
 from pretraining.training.push_queue import Parcel
 from pretraining.training.run_plan import RunPlan
@@ -25,8 +26,11 @@ REPORT_NAMES = (REPORT_NAME, CURVES_NAME)
 
 
 def clear_parcels(run_dir: Path) -> None:
-    """Remove what a kill has left of them."""
-    shutil.rmtree(run_dir / PUSH_DIR_NAME, ignore_errors=True)
+    """Remove what a kill has left of them, and nothing else that is there."""
+    for folder in (run_dir / PUSH_DIR_NAME).glob("step-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        (run_dir / PUSH_DIR_NAME).rmdir()
 
 
 def parcel_of_checkpoint(plan: RunPlan, checkpoint: Path, step: int, *, strategy: str, repository: str) -> Parcel:
@@ -53,7 +57,8 @@ def parcel_of_end(plan: RunPlan, step: int, *, strategy: str, repository: str) -
 
 def _begin(plan: RunPlan, step: int) -> Path:
     folder = plan.run_dir / PUSH_DIR_NAME / f"step-{step}"
-    begin_folder(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     return folder
 
 

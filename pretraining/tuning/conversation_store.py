@@ -29,6 +29,7 @@ from pretraining.corpus.shards import ShardWriter
 from pretraining.corpus.slice_writer import SplitWriter
 from pretraining.corpus.splits import SPLITS, Split, SplitAssigner
 from pretraining.corpus.tables import ANSWER_BIT, DOCUMENT_SCHEMA, block_schema, document_table
+from pretraining.runs.checkpoints import PARTIAL_BLOCKS_SUFFIX
 from pretraining.system.files import sync
 from pretraining.system.locks import wait_for_lock
 from pretraining.training.tokenizer import tokenizer_for_model
@@ -53,7 +54,7 @@ def make_conversation_store(
         if (store / MANIFEST_NAME).is_file():
             finished_store(store, origin)
             return
-        partial = store.with_name(store.name + ".partial")
+        partial = store.with_name(store.name + PARTIAL_BLOCKS_SUFFIX)
         shutil.rmtree(partial, ignore_errors=True)
         copy_tokenizer(tokenizer_dir, partial / "tokenizer")
         tokenizer = tokenizer_for_model(partial, origin, max_length=max_length)

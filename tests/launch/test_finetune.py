@@ -195,7 +195,10 @@ def test_what_cannot_be_learned_from_is_left_out_and_listed(base_model: Path, tm
     chat_file.write_text("".join(json.dumps(line) + "\n" for line in (long, odd)))
     done = try_to_finetune(1, base_model, chat_file, tmp_path / "run")
     assert_one_error(done, "no conversation is left to train on (1 control token, 1 longer than block)")
-    skipped = [json.loads(line) for line in (tmp_path / "run/blocks.partial/skipped.jsonl").read_text().splitlines()]
+    skipped = [
+        json.loads(line)
+        for line in (tmp_path / "run/blocks.partial-conversations/skipped.jsonl").read_text().splitlines()
+    ]
     assert [(line["line"], line["reason"]) for line in skipped] == [(1, "longer_than_block"), (2, "control_token")]
 
 

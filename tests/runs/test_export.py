@@ -43,3 +43,28 @@ def test_a_model_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
         assert json.loads((model_dir / "config.json").read_text())["hidden_size"] == size
         assert not (model_dir / "left").exists()
+
+
+@pytest.mark.parametrize("ending", ["partial", "replaced"])
+def test_nothing_is_removed_that_no_export_made(tmp_path: Path, ending: str) -> None:
+    """Such as a block store that preprocess.py has not finished, under the name of an export."""
+    model_dir, theirs = tmp_path / "model", tmp_path / f"model.{ending}"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("years of work")
+    for size in (32, 64):
+        give_name(grown_folder(model_dir, LlamaConfig(hidden_size=size)), model_dir)
+    assert json.loads((model_dir / "config.json").read_text())["hidden_size"] == 64
+    assert [path.name for path in theirs.iterdir()] == ["thesis.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"model", theirs.name}
+    assert not any(path.name.startswith(".") for path in model_dir.iterdir()), "no marker in a finished model"
+
+
+def test_links_and_files_in_the_place_of_an_export_stay(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (tmp_path / "model.partial").symlink_to(target)
+    (tmp_path / "model.partial-2").write_text("a file")
+    assert partial_folder(tmp_path / "model").name == "model.partial-3"
+    with pytest.raises(FileExistsError):
+        begin_folder(tmp_path / "model.partial-2")
+    assert target.is_dir()
