@@ -8,13 +8,14 @@ from typing import Any
 import jinja2
 import vl_convert
 
+from pretraining.cli.errors import UserError
 from pretraining.runs.chart_specs import chart_spec, event_sign, legend_of, picture_spec, time_legend, time_spec
 from pretraining.runs.charts import charts_of, rows_of, time_rows
 from pretraining.runs.checkpoints import CURVES_NAME, REPORT_NAME
 from pretraining.runs.curves import RunCurves, read_curves
 from pretraining.runs.facts import described_event, facts_of, state_of
 from pretraining.runs.history import Record
-from pretraining.runs.run_record import read_run_record
+from pretraining.runs.record_file import read_run_record
 from pretraining.system.files import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
@@ -22,6 +23,8 @@ MOST_EVENTS, MOST_SAMPLES = 1000, 60  # that are listed
 MOST_MARKED = 100  # events of a kind in the loss chart
 PICTURED = ("Loss", "Learning rate", "Gradient norm", "Throughput")
 PICTURE_SCALE = 1.5
+GENERATOR = b'<meta name="generator" content="pretraining report">'  # what report_page.html has at its beginning
+HEAD_BYTES = 1000
 PAGE_CODE = "window.vegaEmbed = vegaEmbed"  # of the libraries, what the page calls
 Rows = list[dict[str, Any]]
 
@@ -43,12 +46,39 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> None:
     """Write one page of several runs, each in a colour of its own.
 
     Raises:
-        UserError: when one of them is no run.
+        UserError: when one of them is not a run, or the page has no place there.
     """
+    _check_output(path)
     short = [run_dir.resolve().name for run_dir in run_dirs]
     names = [name if short.count(name) == 1 else str(run_dir) for name, run_dir in zip(short, run_dirs, strict=True)]
     runs = [read_curves(run_dir, read_run_record(run_dir)) for run_dir in run_dirs]
     write_atomically(path, _page(dict(zip(names, runs, strict=True))).encode())
+
+
+def _check_output(path: Path) -> None:
+    """Refuse a place where no file can be, or where a file is that is not a report."""
+    try:
+        problem = _output_problem(path)
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror}); pass another file"
+    if problem is not None:
+        raise UserError(f"--output {path}: {problem}")
+
+
+def _output_problem(path: Path) -> str | None:
+    if path.is_dir():
+        return "is a folder; pass a file, e.g. comparison.html"
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist; create it, or pass a file in another one"
+    if not path.exists():
+        return None
+    is_report = path.is_file() and GENERATOR in _head(path)
+    return None if is_report else "exists and is not a report; remove it, or pass another file"
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _page(runs: dict[str, RunCurves]) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.errors import UserError
+from pretraining.runs.report import write_comparison
 from tests.conftest import assert_one_error, run, run_fine
 from tests.runs.drawn_run import write_drawn_run
 
@@ -40,6 +42,29 @@ def test_a_run_that_has_logged_nothing_yet_is_told(tmp_path: Path) -> None:
     run_dir = write_drawn_run(tmp_path / "run", [])
     (run_dir / "metrics.jsonl").unlink()
     assert_one_error(run(*REPORT, run_dir), f"{run_dir}/metrics.jsonl: cannot be read")
+
+
+def test_a_page_overwrites_nothing_but_a_report(tmp_path: Path) -> None:
+    run_dir = write_drawn_run(tmp_path / "run")
+    page, thesis = tmp_path / "page.html", tmp_path / "thesis.html"
+    thesis.write_text("<html>years of work</html>")
+    for _ in range(2):
+        run_fine(*REPORT, run_dir, "--output", page)
+    before = page.read_bytes()
+    for path, message in {
+        thesis: "exists and is not a report; remove it, or pass another file",
+        tmp_path: "is a folder; pass a file, e.g. comparison.html",
+        tmp_path / "none" / "page.html": f"the folder {tmp_path / 'none'} does not exist; create it",
+        page / "page.html": f"the folder {page} does not exist",
+        tmp_path / ("x" * 300): "cannot be written (File name too long)",
+        Path("/dev/null"): "exists and is not a report",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            write_comparison([run_dir], path)
+        assert str(caught.value).startswith(f"--output {path}: {message}")
+    assert_one_error(run(*REPORT, run_dir, "--output", thesis), f"--output {thesis}: exists and is not a report")
+    assert thesis.read_text() == "<html>years of work</html>"
+    assert page.read_bytes() == before
 
 
 def test_it_needs_no_torch() -> None:
