@@ -97,9 +97,22 @@ def changed_weight(folder: Path, weights: Mapping[str, torch.Tensor]) -> str | N
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (it is no mapping)
-                if not torch.equal(opened.get_tensor(name), weights[name]):
+                if not _has_same_bits(opened.get_tensor(name), weights[name]):
                     return name
     return None
+
+
+def _has_same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Compare bytes: as values, NaN is not equal to itself, and 0.0 is equal to -0.0."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    first_bytes, second_bytes = (tensor.contiguous().flatten().view(torch.uint8) for tensor in (first, second))
+    return torch.equal(first_bytes, second_bytes)
+
+
+def non_finite_weight(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """The first weight that has a NaN or an Inf."""
+    return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
 
 
 def changed_fields(folder: Path, config: PreTrainedConfig) -> list[str]:

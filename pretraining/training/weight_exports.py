@@ -16,7 +16,7 @@ from pretraining.runs.checkpoints import MODEL_DIR_NAME, SUPERSEDED, set_aside
 from pretraining.runs.completeness import incompleteness
 from pretraining.runs.export import begin_folder, complete_folder, give_name, partial_folder
 from pretraining.training.agreement import from_first
-from pretraining.training.export_check import LiveLosses, live_losses, model_problem
+from pretraining.training.export_check import LiveLosses, live_losses, model_problem, non_finite_weight
 from pretraining.training.model_cards import try_write_card
 from pretraining.training.trainer import PretrainingTrainer
 
@@ -128,6 +128,9 @@ def _export_problem(
     trainer: PretrainingTrainer, model_dir: Path, weights: dict[str, torch.Tensor], live: LiveLosses
 ) -> str | None:
     """Write and check the model; what went wrong, None when it has taken its name."""
+    name = non_finite_weight(weights)
+    if name is not None:
+        return f"{model_dir}: {name} of the model in training has NaN or Inf values, so it is not exported"
     partial = partial_folder(model_dir)
     try:
         begin_folder(partial)
