@@ -6,12 +6,13 @@ import logging
 import re
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretraining.cli.errors import UserError
-from pretraining.runs.completeness import COMPLETE_NAME, incompleteness
+from pretraining.runs.completeness import COMPLETE_NAME, incompleteness, is_known_finite, read_complete
 from pretraining.runs.run_lock import LOCK_NAME
 from pretraining.system.files import TEMPORARY_SUFFIX
 
@@ -92,17 +93,45 @@ def read_trainer_state(checkpoint: Path) -> TrainerState:
 def rotate_checkpoints(run_dir: Path, *, keep_last: int | None, keep_steps: Collection[int | None]) -> None:
     """Remove the oldest complete checkpoints beyond the last `keep_last`, but never those of `keep_steps`.
 
-    As with the Trainer, None or 0 keeps all of them.
+    Nor the newest that is known to be finite: it is what a run goes back to. As with the Trainer, None, 0 and less
+    keep all of them.
     """
     _remove_leftovers(run_dir)
-    for checkpoint in whole_checkpoints(run_dir)[:-keep_last] if keep_last else []:
-        if checkpoint_step(checkpoint) not in keep_steps and not checkpoint.is_symlink():
-            shutil.rmtree(set_aside(checkpoint, REMOVED))  # a kill meanwhile must not leave half a checkpoint
+    if keep_last is None or keep_last <= 0:
+        return
+    complete = whole_checkpoints(run_dir)
+    newest_finite = next((folder for folder in reversed(complete) if is_known_finite(folder)), None)
+    for checkpoint in complete[: max(len(complete) - keep_last, 0)]:
+        if checkpoint_step(checkpoint) not in keep_steps and checkpoint != newest_finite and _is_ours(checkpoint):
+            _remove(set_aside(checkpoint, REMOVED))  # a kill meanwhile must not leave half a checkpoint
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder was saved as the checkpoint of the step in its name, here and not elsewhere."""
+    match = re.fullmatch(rf"checkpoint-(\d+)(\.{REMOVED}(-\d+)?)?", folder.name)
+    try:
+        return match is not None and not folder.is_symlink() and read_complete(folder).get("step") == int(match[1])
+    except (OSError, ValueError):
+        return False
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a renamed checkpoint, complete.json last: what a kill leaves is known by it."""
+    for path in checkpoint.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != COMPLETE_NAME:
+            path.unlink()
+    (checkpoint / COMPLETE_NAME).unlink()
+    checkpoint.rmdir()
 
 
 def _remove_leftovers(run_dir: Path) -> None:
+    """Finish removals that a kill cut off; folders of that name that are not ours stay."""
     for leftover in run_dir.glob(f"checkpoint-*.{REMOVED}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if _is_ours(leftover):
+            with suppress(OSError):
+                _remove(leftover)
 
 
 def set_aside(checkpoint: Path, ending: str) -> Path:

@@ -70,7 +70,7 @@ class PartsEngine(TorchCheckpointEngine):
 
 
 class CheckpointSaver:
-    """Saves one checkpoint at a time; every method is called on all processes alike.
+    """Saves one checkpoint at a time, of a state that was found finite; every method is called on all processes alike.
 
     `on_result` is called on the first process when a checkpoint counts, or could not be saved.
     """
@@ -183,7 +183,7 @@ class CheckpointSaver:
             recorded = {self._folder / file.path for file in files}
             small = [path for path in self._folder.rglob("*") if path.is_file() and path not in recorded]
             files = [*files, *(record_file(self._folder, path) for path in small)]
-            write_complete(self._folder, files, step=self._step, num_processes=num_processes)
+            write_complete(self._folder, files, step=self._step, num_processes=num_processes, finite=True)
         except OSError as error:
             return _said(error)
         problem = incompleteness(self._folder)  # as where machines do not share the folder

@@ -20,6 +20,7 @@ from pretraining.runs.run_record import copy_run_record
 from pretraining.training.agreement import from_first
 from pretraining.training.checkpoint_saver import CheckpointSaver, Part
 from pretraining.training.elastic import load_checkpoint, seed_anew
+from pretraining.training.finiteness import non_finite_state
 from pretraining.training.model_repository import ModelRepository
 from pretraining.training.run_plan import RunPlan
 
@@ -30,7 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointingTrainer(Trainer):
-    """Saves the Trainer's checkpoints through a saver, which writes them while the training goes on."""
+    """Saves the Trainer's checkpoints through a saver, which writes them while the training goes on.
+
+    `on_non_finite` is called on every process with what is not finite: it raises, or goes back to a checkpoint.
+    """
+
+    on_non_finite: Callable[[str], None]
 
     def __init__(self, *, meter: ThroughputMeter, **trainer_arguments: Any) -> None:
         super().__init__(**trainer_arguments)
@@ -38,14 +44,25 @@ class CheckpointingTrainer(Trainer):
         self.saver = CheckpointSaver(num_local_processes=num_local_processes())
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Have the Trainer name the parts of a checkpoint, and the saver write them."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        """Have the Trainer name the parts of a checkpoint, and the saver write them, if all of it is finite."""
         with self.meter.pause("save"):
-            if not self.saver.begin(folder, self.state.global_step):
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if not self.check_finite() or not self.saver.begin(folder, self.state.global_step):
                 return
             with self.saver.noting(OSError):  # of trainer_state.json, which comes after all that processes do together
                 super()._save_checkpoint(*args, **kwargs)
             self.saver.start()
+
+    def check_finite(self) -> bool:
+        """Look at weights and optimizer state; False when they were not finite and the run went back. Collective.
+
+        Raises:
+            UserError: when they are not finite and the run cannot go back.
+        """
+        found = non_finite_state(self.model_wrapped)
+        if found is not None:
+            self.on_non_finite(found)
+        return found is None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Gather the weights; those of a checkpoint are written by the saver."""

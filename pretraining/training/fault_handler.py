@@ -10,13 +10,14 @@ from transformers.trainer_callback import ExportableState
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.logs import HAS_EVENT
-from pretraining.runs.checkpoints import read_trainer_state
-from pretraining.runs.completeness import incompleteness
+from pretraining.runs.checkpoints import checkpoint_step, read_trainer_state, set_aside_unusable
+from pretraining.runs.completeness import incompleteness, is_known_finite
 from pretraining.runs.log_lines import block_line
 from pretraining.runs.metrics import MetricsLog
 from pretraining.runs.reporters import forget_reported_after
 from pretraining.training.agreement import from_first, is_first
 from pretraining.training.fault_report import describe_blocks, gather_block_losses, guilty_blocks
+from pretraining.training.finiteness import non_finite_state
 from pretraining.training.first_step import check_first_loss, check_fresh_weights, check_rotary_positions, check_tiles
 from pretraining.training.step_watch import StepResult, StepWatch, kept_by
 from pretraining.training.trainer import PretrainingTrainer
@@ -37,6 +38,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         self._metrics_log = metrics_log
         self._num_rollbacks = 0
         self._checkpoints: list[Path] = []
+        trainer.on_non_finite = self._leave_non_finite
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: without it, a resumed run would read the skipped blocks."""
@@ -52,12 +54,17 @@ class FaultHandler(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take up the data where the checkpoint left it; look at the model before its first step."""
+        """Take up the data where the checkpoint left it; look at the model before its first step.
+
+        Raises:
+            UserError: when it is not one to train.
+        """
         kept = kept_by(state, FaultHandler.__name__)
         self._num_rollbacks = kept.get("num_rollbacks", 0)
         self._checkpoints = [] if self._plan.start.checkpoint is None else [self._plan.start.checkpoint]
         self._stream.skipped = [(start, stop) for start, stop in kept.get("skipped", [])]
         self._trainer.loader.move_to(self._plan.num_consumed(state.global_step))
+        self._check_start()
         check_rotary_positions(self._trainer.model)
         check_tiles(self._trainer)
         if state.global_step == 0 and self._plan.initial_weights is None:
@@ -75,13 +82,72 @@ class FaultHandler(TrainerCallback, ExportableState):
         if result.verdict is not None and not self._is_scale_search(result):
             with self._trainer.meter.pause():
                 self._report(result, state.global_step)
-                if result.verdict.fault == "spike" and self._plan.arguments.optimization.on_spike == "rollback":
-                    self._roll_back(state.global_step)
+                if result.verdict.fault == "non-finite":
+                    self._trainer.check_finite()  # weights that are not finite never give a finite loss again
+                elif self._rolls_back and (checkpoint := self._newest_checkpoint()) is not None:
+                    self._check_may_roll_back(checkpoint, state.global_step)
+                    self._roll_back(checkpoint, state.global_step)
+                elif self._rolls_back:
+                    logger.warning("step %d: no checkpoint to go back to yet, so the run goes on", state.global_step)
         watch.forget_step()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember what this run can go back to: others in its folder may be later, or of a run it went back in."""
         self._checkpoints.append(self._plan.run_dir / f"checkpoint-{state.global_step}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at what is exported now: the last step may not have been saved.
+
+        Raises:
+            UserError: when it is not finite.
+        """
+        found = non_finite_state(self._trainer.model_wrapped)
+        if found is not None:
+            raise self._non_finite_error(found)
+
+    @property
+    def _rolls_back(self) -> bool:
+        return self._plan.arguments.optimization.on_spike == "rollback"
+
+    @property
+    def _max_rollbacks(self) -> int:
+        return self._plan.arguments.optimization.max_rollbacks
+
+    def _check_start(self) -> None:
+        found = non_finite_state(self._trainer.model_wrapped)
+        if found is None:
+            return
+        checkpoint = self._plan.start.checkpoint
+        if checkpoint is not None:
+            raise UserError(f"--resume {checkpoint}: {found} is not finite (NaN or Inf); resume from an earlier one")
+        raise UserError(f"--model {self._plan.arguments.model.model}: {found} is not finite (NaN or Inf); use another")
+
+    def _leave_non_finite(self, found: str) -> None:
+        """Go back to a checkpoint from weights or moments that are not finite: no later step is worth anything.
+
+        Raises:
+            UserError: when the run does not go back, or there is nothing to go back to.
+        """
+        step, checkpoint = self._trainer.state.global_step, self._newest_checkpoint()
+        if self._trainer.is_world_process_zero():
+            self._metrics_log.write_event({"step": step, "event": "non-finite state", "state": found})
+        if not self._rolls_back or checkpoint is None or self._num_rollbacks >= self._max_rollbacks:
+            raise self._non_finite_error(found)
+        logger.warning("step %d: %s is not finite (NaN or Inf)", step, found, extra=HAS_EVENT)
+        self._roll_back(checkpoint, step)
+
+    def _non_finite_error(self, found: str) -> UserError:
+        step, checkpoint = self._trainer.state.global_step, self._newest_checkpoint()
+        place = f"--max_rollbacks {self._max_rollbacks}" if self._rolls_back else "--on_spike warn"
+        remedy = "no good checkpoint was saved; start again with a lower --learning_rate"
+        if checkpoint is not None:
+            remedy = f"the last good checkpoint is {checkpoint}; resume from it with a lower --learning_rate"
+            remedy += "" if self._rolls_back else " or with --on_spike rollback"
+        return UserError(
+            f"{place}: at step {step}, {found} is not finite (NaN or Inf), so the run ends without saving; {remedy}"
+        )
 
     def _is_scale_search(self, result: StepResult) -> bool:
         """Whether fp16 looks for its loss scale: then steps are skipped though nothing is wrong with their blocks."""
@@ -110,39 +176,41 @@ class FaultHandler(TrainerCallback, ExportableState):
         for block in blocks:
             logger.warning("  %s", block_line(block), extra=HAS_EVENT)
 
-    def _roll_back(self, step: int) -> None:
-        """Go back to the newest checkpoint, and on without the blocks of this step and the one before.
+    def _check_may_roll_back(self, checkpoint: Path, step: int) -> None:
+        if self._num_rollbacks >= self._max_rollbacks:
+            raise UserError(
+                f"--max_rollbacks {self._max_rollbacks}: the loss spiked again at step {step} after "
+                f"{self._max_rollbacks} rollbacks; look at the documents above, and resume from {checkpoint} with "
+                "--on_spike warn or a lower --learning_rate"
+            )
+
+    def _roll_back(self, checkpoint: Path, step: int) -> None:
+        """Go back to a checkpoint, and on without the blocks of this step and the one before.
 
         The one before, since its update may be what made this loss so high; PaLM skipped hundreds of batches
-        (arXiv 2204.02311, section 5.1).
+        (arXiv 2204.02311, section 5.1). What is later than the checkpoint in the run folder is renamed: a run that is
+        resumed would take it for the newest, and the rotation would remove the next ones in its favor.
+
+        Raises:
+            UserError: when the checkpoint is not finite either.
         """
-        limit, num_consumed = self._plan.arguments.optimization.max_rollbacks, self._plan.num_consumed
-        checkpoint = self._newest_checkpoint()
-        if checkpoint is None:
-            logger.warning("step %d: no checkpoint to go back to yet, so the run goes on", step)
-            return
-        if self._num_rollbacks >= limit:
-            raise UserError(
-                f"--max_rollbacks {limit}: the loss spiked again at step {step} after {limit} rollbacks; look at the "
-                f"documents above, and go on from {checkpoint} with --on_spike warn or a lower --learning_rate"
-            )
+        num_consumed = self._plan.num_consumed
         kept = read_trainer_state(checkpoint)
         back_to = kept.global_step
         first = num_consumed(max(back_to, step - 2))
         self._stream.skip(first, num_consumed(step) - first)
         self._trainer.go_back_to(checkpoint, back_to)
+        found = non_finite_state(self._trainer.model_wrapped)
+        if found is not None:
+            raise UserError(f"{checkpoint}: {found} is not finite (NaN or Inf); resume from an earlier checkpoint")
         num_spikes = self._trainer.watch.num_spikes  # what is skipped is not met again: the spike would be forgotten
         self._trainer.watch.restore(kept_by(kept, StepWatch.__name__))
         self._trainer.watch.num_spikes = num_spikes
         self._trainer.loader.move_to(num_consumed(back_to))
         self._num_rollbacks += 1
+        self._forget_after(back_to, kept)
+        event = {"step": step, "event": "rollback", "to_step": back_to, "rollback": self._num_rollbacks}
         if self._trainer.is_world_process_zero():
-            try:
-                self._metrics_log.forget_after(back_to, kept.log_history)
-            except OSError as error:
-                logger.warning("metrics.jsonl: %s; it keeps the steps that are made again", error.strerror)
-            forget_reported_after(back_to, self._trainer.callback_handler.callbacks)
-            event = {"step": step, "event": "rollback", "to_step": back_to, "rollback": self._num_rollbacks}
             self._metrics_log.write_event(event)
         logger.warning(
             "step %d: back to %s and on without the blocks of steps %d to %d (rollback %d of at most %d)",
@@ -151,15 +219,34 @@ class FaultHandler(TrainerCallback, ExportableState):
             max(back_to, step - 2) + 1,
             step,
             self._num_rollbacks,
-            limit,
+            self._max_rollbacks,
             extra=HAS_EVENT,
         )
 
+    def _forget_after(self, step: int, kept: TrainerState) -> None:
+        """Have nothing of later steps count: no checkpoint, no record."""
+        self._checkpoints = [folder for folder in self._checkpoints if (checkpoint_step(folder) or 0) <= step]
+        if not self._trainer.is_world_process_zero():
+            return
+        try:
+            set_aside_unusable(self._plan.run_dir, step=step)
+        except OSError as error:
+            logger.warning("%s: %s; checkpoints of later steps stay", self._plan.run_dir, error.strerror)
+        try:
+            self._metrics_log.forget_after(step, kept.log_history)
+        except OSError as error:
+            logger.warning("metrics.jsonl: %s; it keeps the steps that are made again", error.strerror)
+        forget_reported_after(step, self._trainer.callback_handler.callbacks)
+
     def _newest_checkpoint(self) -> Path | None:
-        """The same on every process, as the first one sees it, and however fast the disk is."""
+        """The newest that is complete and finite: the same on every process, as the first one sees it."""
         self._trainer.saver.wait()
-        whole = (folder for folder in reversed(self._checkpoints) if incompleteness(folder) is None)
-        return from_first(next(whole, None) if is_first() else None)
+        good = (folder for folder in reversed(self._checkpoints) if self._is_good(folder))
+        return from_first(next(good, None) if is_first() else None)
+
+    def _is_good(self, folder: Path) -> bool:
+        is_finite = folder == self._plan.start.checkpoint or is_known_finite(folder)  # the start was looked at
+        return is_finite and incompleteness(folder) is None
 
 
 def _said(result: StepResult) -> str:

@@ -107,6 +107,8 @@ class WeightExports(TrainerCallback):
         if from_first(folder.exists()):
             logger.info("exported model: %s is there from before, and kept", folder)
             return
+        if not self._trainer.check_finite():
+            return
         try:
             with self._trainer.meter.pause("save"):
                 export_model(self._trainer, folder)

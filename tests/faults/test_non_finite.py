@@ -1,0 +1,126 @@
+"""State that is not finite is never saved: the run ends with the last good checkpoint named, or goes back to it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretraining.runs.checkpoints import optimizer_shards, whole_checkpoints
+from pretraining.runs.completeness import COMPLETE_NAME, is_known_finite, read_complete, record_file, write_complete
+from tests.conftest import Done, assert_one_error
+from tests.launch.launching import events, figures, train, try_to_train
+
+pytestmark = pytest.mark.launch
+
+FLAGS = ["--max_steps", 8, "--save_steps", 2, "--save_total_limit", 2, "--eval_strategy", "no"]
+ROLLBACK = ["--on_spike", "rollback"]
+
+
+def train_with_nan(store: Path, run_dir: Path, *flags: object, nan: list[tuple[int, int, str]]) -> Done:
+    env = {"NAN": json.dumps(nan)}
+    return try_to_train("2 ranks", store, run_dir, *FLAGS, *flags, script="tests/faults/nan_weight_run.py", env=env)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train("2 ranks", sample_store, run_dir, *FLAGS)
+    return run_dir
+
+
+def saved(run_dir: Path) -> list[str]:
+    checkpoints = whole_checkpoints(run_dir)
+    assert all(is_known_finite(folder) for folder in checkpoints)
+    assert len(list(run_dir.glob("checkpoint-*"))) == len(checkpoints)
+    return [folder.name for folder in checkpoints]
+
+
+def test_a_run_whose_state_is_not_finite_ends_unsaved_and_resumes(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    done = train_with_nan(sample_store, run_dir, nan=[(6, 1, "moment")])  # where a save is due, which looks by itself
+    assert done.returncode == 2
+    found = "at step 6, exp_avg of the optimizer of process 1 is not finite (NaN or Inf)"
+    assert_one_error(done, found, f"the last good checkpoint is {run_dir}/checkpoint-4; ")
+    assert saved(run_dir) == ["checkpoint-2", "checkpoint-4"]
+    assert [event["step"] for event in events(run_dir, "non-finite state")] == [6]
+    assert not (run_dir / "model").exists()
+    train("2 ranks", sample_store, run_dir, *FLAGS)
+    assert figures(run_dir) == figures(undisturbed), "nothing of it was saved"
+
+
+def test_a_run_goes_back_in_place_to_its_last_finite_checkpoint(sample_store: Path, tmp_path: Path) -> None:
+    """And is then one that never read the blocks."""
+    run_dir, other = tmp_path / "run", tmp_path / "other"
+    flags = ["--save_steps", 3, *ROLLBACK]
+    # The loss of step 5 is NaN, so it is skipped and looked at; that of step 6 is not, but it is to be saved.
+    done = train_with_nan(sample_store, run_dir, *flags, nan=[(4, 0, "weight"), (6, 1, "moment")])
+    assert done.returncode == 0, done.output[-4000:]
+    assert events(run_dir, "rollback", "non-finite state") == [
+        {"step": 5, "event": "non-finite state", "state": "lm_head.weight of process 0"},
+        {"step": 5, "event": "rollback", "to_step": 3, "rollback": 1},
+        {"step": 6, "event": "non-finite state", "state": "exp_avg of the optimizer of process 1"},
+        {"step": 6, "event": "rollback", "to_step": 3, "rollback": 2},
+    ]
+    assert saved(run_dir) == ["checkpoint-6", "checkpoint-8"]
+    skipped = {"SKIPPED": json.dumps([[3 * 8, 5 * 8], [6 * 8, 8 * 8]])}
+    train("2 ranks", sample_store, other, *FLAGS, *flags, script="tests/faults/poisoned_run.py", env=skipped)
+    assert figures(run_dir) == figures(other)
+    models = [folder / "model/model.safetensors" for folder in (run_dir, other)]
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_rollbacks_from_what_is_not_finite_are_limited(sample_store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = train_with_nan(
+        sample_store, run_dir, *ROLLBACK, "--max_rollbacks", 1, nan=[(4, 0, "moment"), (4, 1, "master")]
+    )
+    assert done.returncode == 2
+    assert_one_error(done, "--max_rollbacks 1: at step 4, ", f"the last good checkpoint is {run_dir}/checkpoint-2; ")
+    assert saved(run_dir) == ["checkpoint-2"]
+
+
+def test_a_model_that_is_not_finite_is_not_exported(sample_store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = train_with_nan(sample_store, run_dir, "--save_strategy", "no", *ROLLBACK, nan=[(8, 1, "weight")])
+    assert done.returncode == 2
+    assert_one_error(done, "at step 8, ", "is not finite (NaN or Inf)", "no good checkpoint was saved; start again")
+    assert not list(run_dir.glob("model*"))
+
+
+def test_a_checkpoint_of_before_is_looked_at_when_it_is_loaded(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """It does not record whether it is finite, so it is unknown; a finite one is resumed from."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    shutil.rmtree(run_dir / "checkpoint-8")
+    checkpoint = run_dir / "checkpoint-6"
+    write_again(checkpoint)
+    assert "finite" not in read_complete(checkpoint)
+    assert not is_known_finite(checkpoint)
+    shard = optimizer_shards(checkpoint)[1]
+    content = torch.load(shard, weights_only=False)
+    good = shard.read_bytes()
+    content["optimizer_state_dict"]["optimizer_state_dict"]["state"][0]["exp_avg_sq"][3] = torch.inf
+    torch.save(content, shard)
+    write_again(checkpoint)
+    done = try_to_train("2 ranks", sample_store, run_dir, *FLAGS)
+    assert done.returncode == 2
+    assert_one_error(done, f"--resume {checkpoint}: exp_avg_sq of the optimizer of process 1 is not finite")
+    shard.write_bytes(good)
+    write_again(checkpoint)
+    train("2 ranks", sample_store, run_dir, *FLAGS)
+    assert figures(run_dir) == figures(undisturbed)
+
+
+def write_again(checkpoint: Path) -> None:
+    """complete.json of what is there, as versions before this wrote it."""
+    was = read_complete(checkpoint)
+    files = [
+        record_file(checkpoint, path) for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE_NAME
+    ]
+    write_complete(checkpoint, files, step=was["step"], num_processes=was["num_processes"])
