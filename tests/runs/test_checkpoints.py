@@ -1,10 +1,13 @@
 import errno
 import logging
 import os
+import random
+import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import jsonlines
@@ -21,18 +24,19 @@ from pretraining.runs.checkpoints import (
     set_aside_unusable,
     whole_checkpoints,
 )
-from pretraining.runs.completeness import damage, incompleteness, record_file, write_complete
+from pretraining.runs.completeness import COMPLETE_NAME, damage, incompleteness, record_file, write_complete
 from pretraining.runs.run_lock import lock_run_folder
 from tests.conftest import PROJECT_DIR
 
 
-def make_checkpoint(run_dir: Path, step: int) -> Path:
+def make_checkpoint(run_dir: Path, step: int, *, finite: bool | None = True) -> Path:
     folder = run_dir / f"checkpoint-{step}"
     (folder / f"global_step{step}").mkdir(parents=True)
     paths = [folder / "trainer_state.json", folder / f"global_step{step}/shard.pt"]
     for path in paths:
         path.write_text("a few bytes")
-    write_complete(folder, [record_file(folder, path) for path in paths], step=step, num_processes=2)
+    files = [record_file(folder, path) for path in paths]
+    write_complete(folder, files, step=step, num_processes=2, finite=finite)
     return folder
 
 
@@ -94,7 +98,7 @@ def test_what_is_no_checkpoint_of_the_run_is_set_aside_and_kept(
     made = {step: make_checkpoint(tmp_path, step) for step in (10, 20, 30, 40)}
     (made[40] / "complete.json").unlink()
     (tmp_path / "checkpoint-30.superseded").mkdir()
-    (tmp_path / "checkpoint-5.removed").mkdir()  # of a rotation that was cut off: it takes the room of the next save
+    make_checkpoint(tmp_path, 5).rename(tmp_path / "checkpoint-5.removed")  # a rotation that was cut off
     monkeypatch.setattr(logging.getLogger("pretraining"), "propagate", True)
     set_aside_unusable(tmp_path, step=20)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -192,15 +196,86 @@ def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
     assert newest_run(tmp_path / "nowhere") is None
 
 
-def test_the_oldest_checkpoints_go_but_one_that_is_kept(tmp_path: Path) -> None:
-    made = {step: make_checkpoint(tmp_path, step) for step in (2, 10, 30, 40)}
-    (made[40] / "complete.json").unlink()
-    rotate_checkpoints(tmp_path, keep_last=1, keep_steps=(10, None))
-    assert [step for step, folder in made.items() if folder.exists()] == [10, 30, 40], "40 is not complete"
-    (tmp_path / "checkpoint-5.removed").mkdir()
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_rotation_removes_complete_old_checkpoints_and_nothing_else(seed: int, tmp_path: Path) -> None:
+    """Over limits and run folders drawn at random, with what else can lie in them."""
+    draw = random.Random(seed)
+    steps = sorted(draw.sample(range(1, 200), draw.randrange(9)))
+    limit = draw.choice([None, -3, -1, 0, 1, 1, 2, 2, 3, 9])
+    kinds = {step: draw.choice(["finite", "finite", "unknown", "incomplete", "link", "moved"]) for step in steps}
+    for step, kind in kinds.items():
+        folder = make_checkpoint(tmp_path, step, finite=True if kind == "finite" else None)
+        if kind == "incomplete":
+            (folder / COMPLETE_NAME).unlink()
+        elif kind == "link":
+            folder.symlink_to(folder.rename(tmp_path / f"elsewhere-{step}"))
+        elif kind == "moved":  # of another step, and copied here under this name
+            make_checkpoint(tmp_path / "other", step + 1000).replace(tmp_path / "copied")
+            shutil.rmtree(folder)
+            (tmp_path / "copied").rename(folder)
+    keep = (None, *draw.sample(steps, min(len(steps), draw.randrange(4))))
+    before = names(tmp_path)
+    complete = [step for step in steps if kinds[step] != "incomplete"]
+    finite = [step for step in complete if kinds[step] in ("finite", "moved")]
+
+    rotate_checkpoints(tmp_path, keep_last=limit, keep_steps=keep)
+
+    unlimited = limit is None or limit <= 0
+    newest = set(complete) if unlimited else {step for i, step in enumerate(complete) if len(complete) - i <= limit}
+    stay = newest | {*keep} | set(finite[-1:]) | {step for step in steps if kinds[step] not in ("finite", "unknown")}
+    gone = {name for name in before if name.split("/")[0] in {f"checkpoint-{step}" for step in set(steps) - stay}}
+    assert names(tmp_path) == before - gone, (limit, kinds, keep)
+    assert len(stay & set(complete)) >= min(len(complete), 1)
+
+
+def test_what_a_kill_left_of_a_removal_goes_and_what_only_looks_like_it_stays(tmp_path: Path) -> None:
+    for name in ("checkpoint-5.removed", "checkpoint-6.removed-2"):
+        step = int(name[11])
+        make_checkpoint(tmp_path, step).rename(tmp_path / name)
+        shutil.rmtree(tmp_path / name / f"global_step{step}")
+    for name in ("checkpoint-1.removed", "checkpoint-2.removed-by-me", "checkpoint-3.removed.bak"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+    make_checkpoint(tmp_path, 4).rename(tmp_path / "checkpoint-7.removed")
+    (tmp_path / "elsewhere").mkdir()
+    make_checkpoint(tmp_path / "elsewhere", 8)
+    (tmp_path / "checkpoint-8.removed").symlink_to(tmp_path / "elsewhere/checkpoint-8")
     rotate_checkpoints(tmp_path, keep_last=0, keep_steps=())
-    assert not list(tmp_path.glob("*.removed*")), "what a kill left of a removal goes"
-    assert len(list(tmp_path.glob("checkpoint-*"))) == 3, "0 keeps all"
+    set_aside_unusable(tmp_path, step=9)
+    left = ["checkpoint-1.removed", "checkpoint-2.removed-by-me", "checkpoint-3.removed.bak", "checkpoint-7.removed"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*left, "checkpoint-8.removed", "elsewhere"]
+    assert len(names(tmp_path / "elsewhere/checkpoint-8")) == 4
+
+
+@pytest.mark.parametrize("change", range(1, 7))
+def test_a_removal_that_is_killed_is_finished_by_the_next(
+    change: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [make_checkpoint(tmp_path, step) for step in (1, 2)]
+    left = change
+
+    def dying(real: Callable[..., None]) -> Callable[..., None]:
+        def die(*args: object, **kwargs: object) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                raise KeyboardInterrupt
+            real(*args, **kwargs)
+
+        return die
+
+    with monkeypatch.context() as context, suppress(KeyboardInterrupt):
+        for name in ("unlink", "rmdir", "rename"):
+            context.setattr(os, name, dying(getattr(os, name)))
+        rotate_checkpoints(tmp_path, keep_last=1, keep_steps=())
+    assert whole_checkpoints(tmp_path)[-1] == made[1]
+    rotate_checkpoints(tmp_path, keep_last=1, keep_steps=())
+    left_over = [path for path in tmp_path.iterdir() if path != made[1]]
+    assert all(not any(path.iterdir()) for path in left_over), "an empty folder at most"
 
 
 def test_records_after_the_resumed_step_are_made_again(tmp_path: Path) -> None:
