@@ -44,7 +44,7 @@ TESTS = {
     "test_kills.py": "kill -9 of one rank or both, at any instant or at any change of the disk in a save",
     "test_orphans.py": "kill -9 and SIGTERM of the launcher (deepspeed, torchrun, mpirun), of its command, of a rank",
     "test_restarts.py": "crashes under --restarts: ranks, supervisors and launchers killed, signals",
-    "test_stopping.py": "SIGTERM, SIGINT, SIGUSR1 to a process, the launcher, the group; STOP; --max_hours",
+    "test_stopping.py": "SIGTERM, SIGINT, SIGUSR1, SIGHUP to a process, the launcher, the group; STOP; --max_hours",
     "test_hangs.py": "a rank that waits for ever",
     "test_saving.py": "full disk, quota, no room; truncated and bit-flipped checkpoint files",
     "test_exports.py": "exports that are not the model; full disk at the export",

@@ -21,6 +21,7 @@ from pretraining.cli.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USE
 from pretraining.cli.launchers import (
     LAUNCHER_VARIABLE,
     has_launcher,
+    heeds_hangup,
     launcher_identity,
     local_rank,
     num_local_processes,
@@ -29,8 +30,8 @@ from pretraining.cli.launchers import (
 )
 
 SUPERVISOR_VARIABLE = "PRETRAINING_SUPERVISOR"
-STOP_CODES = (STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE, -signal.SIGTERM, -signal.SIGINT)
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_CODES = (STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 POLL_SECONDS = 0.5
 END_SECONDS = 10.0  # from SIGTERM to SIGKILL: a checkpoint that is nearly written may be finished
 PR_SET_PDEATHSIG = 1
@@ -96,7 +97,8 @@ class Supervisor:
     def run(self) -> int:
         """Follow orders until the last one; the exit code."""
         for number in PASSED_ON:
-            signal.signal(number, self._pass_on)
+            if number != signal.SIGHUP or heeds_hangup():
+                signal.signal(number, self._pass_on)
         while True:
             try:
                 order = self._next_order()

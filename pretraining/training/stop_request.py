@@ -5,9 +5,11 @@ import signal
 from enum import Enum
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from pretraining.cli.launchers import heeds_hangup
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # In rising order: where several ask, the last of them is named. Ctrl-C has a launcher send SIGTERM after it.
-REASONS = ("", "--max_hours", "the file STOP", "the launcher is gone", "SIGUSR1", "SIGTERM", "SIGINT")
+REASONS = ("", "--max_hours", "the file STOP", "the launcher is gone", "SIGUSR1", "SIGHUP", "SIGTERM", "SIGINT")
 
 
 class Phase(Enum):
@@ -46,7 +48,8 @@ class StopRequest:
         self.phase = Phase.TRAINING
         signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or heeds_hangup():
+                signal.signal(number, self._note)
 
     def end_training(self) -> None:
         """From now on there is nothing to save."""

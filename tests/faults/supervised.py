@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
 
     plan = json.loads(os.environ["DOES"])
     does = plan.get(name)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, end if does is None else signal.SIG_DFL)
     child = subprocess.Popen(["sleep", "300"])
     report = {"pid": os.getpid(), "child": child.pid, "supervisor": os.getppid(), **os.environ}

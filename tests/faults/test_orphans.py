@@ -19,7 +19,7 @@ from tests.launch.launching import launcher
 pytestmark = pytest.mark.launch
 
 GONE_WITHIN_SECONDS = 10
-DEATHS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1}
+DEATHS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1, "SIGHUP": signal.SIGHUP}
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ def test_a_rank_that_waits_for_a_killed_one_ends_in_seconds(
     assert stderr.count("error: process 1 of this run died, so it ends; the same command goes on") == 1
 
 
-@pytest.mark.parametrize("how", ["SIGUSR1", "SIGTERM"])
+@pytest.mark.parametrize("how", ["SIGUSR1", "SIGTERM", "SIGHUP"])
 def test_a_signal_to_the_whole_job_lets_the_ranks_save(how: str, tmp_path: Path) -> None:
-    """As of sbatch --signal=USR1@600, or of scancel; it kills the deepspeed command."""
+    """As of sbatch --signal=USR1@600, of scancel, or of a terminal's end; it kills the deepspeed command."""
     waiting = start("deepspeed", tmp_path)
     code, _ = waiting.end("all", how)
     assert code == -DEATHS[how]

@@ -155,7 +155,7 @@ def test_one_crash_ends_all_workers_and_starts_all_again(ranks: Ranks) -> None:
     assert ranks.worker(0, 0)["PRETRAINING_LAUNCHER"] == ranks.worker(2, 2)["PRETRAINING_LAUNCHER"]
 
 
-@pytest.mark.parametrize(("code", "num_attempts"), [(2, 1), (75, 1), (130, 1), (7, 2), ("SIGKILL", 2), ("SIGTERM", 1)])
+@pytest.mark.parametrize(("code", "num_attempts"), [(2, 1), (75, 1), (130, 1), (7, 2), ("SIGKILL", 2), ("SIGHUP", 1)])
 def test_the_last_code_is_that_of_the_run(
     ranks: Ranks, code: int | str, num_attempts: int, record_property: Callable[[str, object], None]
 ) -> None:
@@ -167,7 +167,7 @@ def test_the_last_code_is_that_of_the_run(
     wait_until(lambda: not ranks.alive())
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130), ("SIGUSR1", 7)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130), ("SIGUSR1", 7), ("SIGHUP", 75)])
 def test_a_signal_reaches_the_worker_once_and_ends_the_run(ranks: Ranks, name: str, code: int) -> None:
     """Sent to the process group, as a terminal does: the worker's supervisor passes it on."""
     ranks.start(2, 5, {"asked": code})
