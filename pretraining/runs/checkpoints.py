@@ -31,7 +31,15 @@ BLOCKS_DIR_NAME = "blocks"  # of finetune.py, which makes them of conversations
 # What finetune.py has not finished has an ending of its own: .partial can be an unfinished store of preprocess.py.
 PARTIAL_BLOCKS_SUFFIX = ".partial-conversations"
 EARLY_BLOCKS = tuple(BLOCKS_DIR_NAME + ending for ending in ("", PARTIAL_BLOCKS_SUFFIX, ".partial", ".lock"))
-EARLY_NAMES = (LOCK_NAME, TOKENIZER_DIR_NAME, RUN_RECORD_NAME + TEMPORARY_SUFFIX, "tensorboard", *EARLY_BLOCKS)
+TOKEN_NAME = "run.token"  # by which all processes see that the folder is the same for them
+EARLY_NAMES = (
+    LOCK_NAME,
+    TOKEN_NAME,
+    TOKENIZER_DIR_NAME,
+    RUN_RECORD_NAME + TEMPORARY_SUFFIX,
+    "tensorboard",
+    *EARLY_BLOCKS,
+)
 # What the name of a checkpoint ends in that is set aside.
 INCOMPLETE, SUPERSEDED, REMOVED = "incomplete", "superseded", "removed"
 STOP_NAME = "STOP"  # whoever makes this file in a run folder asks the run to stop

@@ -1,7 +1,11 @@
 """Where a run starts: at the beginning, or at the newest checkpoint whose every byte is as it was written."""
 
 import logging
+import secrets
+import socket
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +17,7 @@ from pretraining.cli.restarts import Restart
 from pretraining.runs.checked_json import type_problem
 from pretraining.runs.checkpoints import (
     INCOMPLETE,
+    TOKEN_NAME,
     TRAINER_STATE_NAME,
     checkpoint_step,
     checkpoint_to_resume,
@@ -25,6 +30,8 @@ from pretraining.runs.run_lock import lock_run_folder
 from pretraining.training.agreement import done_by_first, gathered
 from pretraining.training.step_watch import kept_by
 
+SEEN_WITHIN_SECONDS = 30.0  # NFS keeps what it knows of a folder for 30 s at first (acdirmin), of a file for 3
+LOOK_AGAIN_SECONDS = 0.2
 LARGE_BYTES = 1e9  # below that, reading a checkpoint takes no time worth a line
 
 logger = logging.getLogger(__name__)
@@ -85,6 +92,7 @@ def hold_start(start: Start, run_dir: Path, resume: str) -> Start:
         UserError: when another run holds the folder or has saved since, or no sound checkpoint is left.
     """
     done_by_first(lambda: lock_run_folder(run_dir))
+    check_shared(run_dir)
     now = done_by_first(lambda: find_start(run_dir, resume))
     if any(gathered(start != now)):
         raise UserError(
@@ -100,6 +108,45 @@ def hold_start(start: Start, run_dir: Path, resume: str) -> Start:
         now = done_by_first(partial(_without, now.checkpoint, problem, run_dir))
         logger.info("going on from %s instead", now.checkpoint)
     return now
+
+
+def check_shared(run_dir: Path) -> None:
+    """See that all processes have the same run folder: each must find there what the first one writes. Collective.
+
+    Otherwise each save would fail, for none of them has all files of a checkpoint.
+
+    Raises:
+        UserError: when they do not, with host and folder.
+    """
+    token_path = run_dir / TOKEN_NAME
+    token = done_by_first(partial(_write_token, token_path))
+    places = gathered(f"{run_dir.resolve()} on {socket.gethostname()}")
+    seen = gathered(_sees(token_path, token))
+    done_by_first(partial(token_path.unlink, missing_ok=True))
+    if not all(seen):
+        rank = seen.index(False)
+        raise UserError(
+            f"--output_dir {run_dir}: process {rank} does not see what process 0 writes there ({places[rank]}, against "
+            f"{places[0]}); use a folder that all processes share, with its absolute path"
+        )
+
+
+def _write_token(path: Path) -> str:
+    token = secrets.token_hex(16)
+    path.write_text(token, encoding="ascii")
+    return token
+
+
+def _sees(path: Path, token: str) -> bool:
+    """Whether the token appears, within what network file systems keep in their caches."""
+    deadline = time.monotonic() + SEEN_WITHIN_SECONDS
+    while True:
+        with suppress(OSError, UnicodeDecodeError):
+            if path.read_text(encoding="ascii") == token:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_AGAIN_SECONDS)
 
 
 def _damage_of(checkpoint: Path) -> str | None:

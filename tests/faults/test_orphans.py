@@ -60,12 +60,14 @@ class Waiting:
         return [path.read_text() for path in sorted(self.folder.glob("asked-*"))]
 
 
-def start(name: str, folder: Path, *, watches_others: bool = False, restarts: bool = False) -> Waiting:
+def start(
+    name: str, folder: Path, *, watches_others: bool = False, restarts: bool = False, nohup: bool = False
+) -> Waiting:
     script = PROJECT_DIR / "tests/faults/waiting_ranks.py"
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
     env |= {"NEIGHBOURS": "1"} if watches_others else {}
     env |= {"RESTARTS": "1"} if restarts else {}
-    words = [str(word) for word in [*launcher(name), script, folder]]
+    words = [str(word) for word in [*["nohup"] * nohup, *launcher(name), script, folder]]
     command = subprocess.Popen(
         words, env=env, cwd=PROJECT_DIR, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
@@ -126,10 +128,28 @@ def test_a_rank_that_waits_for_a_killed_one_ends_in_seconds(
     assert stderr.count("error: process 1 of this run died, so it ends; the same command goes on") == 1
 
 
-@pytest.mark.parametrize("how", ["SIGUSR1", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("how", ["SIGUSR1", "SIGTERM"])
 def test_a_signal_to_the_whole_job_lets_the_ranks_save(how: str, tmp_path: Path) -> None:
-    """As of sbatch --signal=USR1@600, of scancel, or of a terminal's end; it kills the deepspeed command."""
+    """As of sbatch --signal=USR1@600, or of scancel; it kills the deepspeed command."""
     waiting = start("deepspeed", tmp_path)
     code, _ = waiting.end("all", how)
     assert code == -DEATHS[how]
     assert waiting.asked() == [how] * 2
+
+
+def test_the_end_of_the_terminal_changes_nothing_under_nohup(tmp_path: Path) -> None:
+    waiting = start("deepspeed", tmp_path, nohup=True)
+    os.killpg(waiting.command.pid, signal.SIGHUP)
+    time.sleep(2.5)  # in which a rank that stops would have said so
+    assert waiting.asked() == []
+    waiting.end("all", "SIGTERM")
+    assert waiting.asked() == ["SIGTERM"] * 2
+
+
+def test_torchrun_ends_with_its_terminal_under_nohup_too_and_its_ranks_save(tmp_path: Path) -> None:
+    """It catches SIGHUP, whether that is ignored or not, and kills 30 s later."""
+    waiting = start("torchrun", tmp_path, nohup=True)
+    began_at = time.monotonic()
+    waiting.end("all", "SIGHUP")
+    assert time.monotonic() - began_at < GONE_WITHIN_SECONDS
+    assert waiting.asked() == ["SIGHUP"] * 2

@@ -155,7 +155,9 @@ def test_one_crash_ends_all_workers_and_starts_all_again(ranks: Ranks) -> None:
     assert ranks.worker(0, 0)["PRETRAINING_LAUNCHER"] == ranks.worker(2, 2)["PRETRAINING_LAUNCHER"]
 
 
-@pytest.mark.parametrize(("code", "num_attempts"), [(2, 1), (75, 1), (130, 1), (7, 2), ("SIGKILL", 2), ("SIGHUP", 1)])
+@pytest.mark.parametrize(
+    ("code", "num_attempts"), [(2, 1), (75, 1), (130, 1), (7, 2), ("SIGKILL", 2), ("SIGTERM", 1), ("SIGHUP", 1)]
+)
 def test_the_last_code_is_that_of_the_run(
     ranks: Ranks, code: int | str, num_attempts: int, record_property: Callable[[str, object], None]
 ) -> None:

@@ -1,18 +1,23 @@
 """A run that is stopped, however it is asked, ends with one checkpoint and goes on as if it never had been."""
 
+import fcntl
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pretraining.cli.errors import STOPPED_EXIT_CODE
+from pretraining.runs.checkpoints import whole_checkpoints
 from tests.conftest import PROJECT_DIR, Done
 from tests.launch.launching import events, figures, launcher, records, train, training_flags, try_to_train
 
@@ -156,6 +161,58 @@ def test_what_deepspeed_passes_on_is_one_stop(
     assert [path.name for path in run_dir.glob("checkpoint-*")] == ["checkpoint-2"]
     if reason == "SIGINT":
         assert_goes_on(sample_store, run_dir, whole_run)
+
+
+def processes_of(run_dir: Path) -> list[str]:
+    """Command lines that name it."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in lines if str(run_dir) in line]
+
+
+def wait_until(is_so: Callable[[], bool], *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_run_saves_and_stops_when_its_terminal_is_closed(sample_store: Path, tmp_path: Path) -> None:
+    """Of a shell in a terminal; the hangup kills shell, deepspeed command and launcher, and nothing can be written."""
+    run_dir = tmp_path / "run"
+    flags = training_flags(sample_store, run_dir, *FLAGS, "--max_steps", 100_000, "--save_steps", 100_000)
+    words = [*launcher("deepspeed"), "pretrain.py", *flags, "--eval_strategy", "no"]
+    command = " ".join(str(word) for word in words if word != "--load_best_model_at_end")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+    ours, theirs = os.openpty()
+    shell = subprocess.Popen(
+        ["bash", "-c", f"{command}; true"],
+        cwd=PROJECT_DIR,
+        env=environment,
+        start_new_session=True,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+
+    def has_trained() -> bool:
+        with suppress(BlockingIOError):
+            os.read(ours, 65536)  # a terminal that nobody reads would hold the run up
+        log = run_dir / "metrics.jsonl"
+        return log.is_file() and log.read_text().count('"loss"') > 1
+
+    wait_until(has_trained, seconds=100)
+    os.close(ours)
+    assert shell.wait(10) == -signal.SIGHUP
+    wait_until(lambda: not processes_of(run_dir), seconds=20)
+    (stop,) = events(run_dir, "stop")
+    assert stop["reason"] == "SIGHUP"
+    assert whole_checkpoints(run_dir) == [run_dir / f"checkpoint-{stop['step']}"]
 
 
 @pytest.mark.long
