@@ -45,6 +45,14 @@ STOP_SECONDS = 30.0  # ranks that are asked to stop do so at the same step
 LONGEST_PAUSE_SECONDS = 60
 
 
+def boot_seconds() -> float:
+    """Seconds since this machine was booted: a clock that nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+CLOCK_OFFSET = time.time() - boot_seconds()  # at the start: the wall clock can be set while a run trains
+
+
 @dataclass(frozen=True)
 class Restart:
     """Why this attempt is made."""
@@ -52,7 +60,8 @@ class Restart:
     number: int
     limit: int
     reason: str
-    started_at: float  # of the first attempt, in seconds of the clock
+    started_at: float  # of the first attempt, in seconds since boot
+    clock_offset: float = CLOCK_OFFSET  # of the first attempt
 
 
 def this_restart() -> Restart | None:
@@ -64,7 +73,17 @@ def this_restart() -> Restart | None:
 def run_age_seconds() -> float:
     """How long ago this run began: its first attempt, when it was brought up again."""
     restart = this_restart()
-    return process_age_seconds() if restart is None else time.time() - restart.started_at
+    return process_age_seconds() if restart is None else boot_seconds() - restart.started_at
+
+
+def run_started_at() -> float:
+    """When this run began, for comparison with times of files: by the wall clock as it was then or is now.
+
+    The earlier of both, so that no file of a run is taken for one of before, however the clock was set meanwhile.
+    """
+    restart, now = this_restart(), boot_seconds()
+    offset = CLOCK_OFFSET if restart is None else restart.clock_offset
+    return now - run_age_seconds() + min(offset, time.time() - now)
 
 
 def supervise(limit: int) -> None:
@@ -143,7 +162,7 @@ class Coordinator:
     def __init__(self, members: Sequence[Connection], limit: int) -> None:
         self._members = members
         self._limit = limit
-        self._started_at = time.time()
+        self._started_at = boot_seconds()
 
     def run(self) -> int:
         """Start workers until all of them end well, or no restart is left or wanted; the exit code."""
@@ -152,7 +171,7 @@ class Coordinator:
             if failure is None or failure.is_final:
                 break
             reason = f"{failure.said} at {time.strftime('%Y-%m-%d %H:%M:%S')}"
-            restart = Restart(number, self._limit, reason, self._started_at)
+            restart = Restart(number, self._limit, reason, self._started_at, CLOCK_OFFSET)
             pause = min(2 ** (number - 1), LONGEST_PAUSE_SECONDS)
             logger.warning("%s; restart %d of %d in %d s", reason, number, self._limit, pause)
             asked_to_stop = _take_ended(list(self._members), timeout_seconds=pause)

@@ -1,7 +1,6 @@
 """A run stops as if nothing had happened: one checkpoint at the end of a step, the same on all processes."""
 
 import logging
-import time
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from pretraining.cli.logs import HAS_EVENT
-from pretraining.cli.restarts import run_age_seconds
+from pretraining.cli.restarts import run_started_at
 from pretraining.runs.checkpoints import STOP_NAME
 from pretraining.runs.metrics import MetricsLog
 from pretraining.training.evaluation import EvaluationAbandoned
@@ -55,7 +54,7 @@ class Stopping(TrainerCallback, ExportableState):
         self._began_at = state.global_step
         args.eval_on_start = self._owes_evaluation or (args.eval_on_start and state.global_step == 0)
         if state.is_world_process_zero:
-            if self._stop_file.exists() and self._stop_file.stat().st_mtime < time.time() - run_age_seconds():
+            if self._stop_file.exists() and self._stop_file.stat().st_mtime < run_started_at():
                 self._stop_file.unlink()
                 logger.warning("%s: was there before the start, so it is removed", self._stop_file)
             if (described := self._limit.described()) is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pretraining.cli.errors import STOPPED_EXIT_CODE
+from pretraining.cli.restarts import boot_seconds
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
 from tests.launch.launching import events, figures, records, train, try_to_train
 
@@ -54,7 +55,7 @@ def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
     undisturbed: Path, sample_store: Path, tmp_path: Path
 ) -> None:
     flags = [*FLAGS, "--resume", undisturbed / "checkpoint-2"]
-    crashes, started_at = {"CRASHES": json.dumps([[0, 3, 7], [0, 5, 7]])}, time.time()
+    crashes, started_at = {"CRASHES": json.dumps([[0, 3, 7], [0, 5, 7]])}, boot_seconds()
 
     def attempt(number: int) -> int:
         restart = {"number": number, "limit": 9, "reason": str(number), "started_at": started_at}
@@ -74,7 +75,7 @@ def test_a_stop_that_was_asked_for_before_a_crash_is_one_after_it(
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
     shutil.rmtree(run_dir / "checkpoint-6")
-    restart = {"number": 1, "limit": 9, "reason": "a crash", "started_at": time.time() - 1}
+    restart = {"number": 1, "limit": 9, "reason": "a crash", "started_at": boot_seconds() - 1}
     (run_dir / "STOP").touch()
     env = {"PRETRAINING_RESTART": json.dumps(restart)}
     done = try_to_train("2 ranks", sample_store, run_dir, *FLAGS, "--save_total_limit", 3, env=env)

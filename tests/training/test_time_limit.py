@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from pretraining.cli import restarts
 from pretraining.cli.launchers import process_age_seconds
-from pretraining.cli.restarts import run_age_seconds
+from pretraining.cli.restarts import Restart, boot_seconds, run_age_seconds, run_started_at
 from pretraining.training import time_limit
 from pretraining.training.time_limit import TimeLimit
 
@@ -42,11 +43,30 @@ def test_there_is_room_for_a_save_and_some_steps(clock: Any, hours: float, save:
 
 
 def test_a_run_that_was_brought_up_again_has_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    began_at = time.time() - 1000
+    began_at = boot_seconds() - 1000
     assert run_age_seconds() == pytest.approx(process_age_seconds(), abs=5)
     restart = {"number": 2, "limit": 3, "reason": "a crash", "started_at": began_at}
     monkeypatch.setenv("PRETRAINING_RESTART", json.dumps(restart))
     assert run_age_seconds() == pytest.approx(1000, abs=5)
+
+
+@pytest.mark.parametrize("jump", [-7200.0, 0.0, 7200.0])
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_clock_that_is_set_changes_neither_the_age_of_a_run_nor_whose_files_are_its_own(
+    jump: float, is_restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    started_at = real() - run_age_seconds()
+    if is_restarted:
+        started_at = real() - 1000
+        restart = Restart(2, 3, "a crash", boot_seconds() - 1000, restarts.CLOCK_OFFSET)
+        monkeypatch.setenv("PRETRAINING_RESTART", json.dumps(vars(restart)))
+    age = run_age_seconds()
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    assert run_age_seconds() == pytest.approx(age, abs=5)
+    assert run_started_at() == pytest.approx(started_at + min(jump, 0), abs=5)
+    made_before_the_jump, made_now = started_at + 10, real() + jump
+    assert run_started_at() < min(made_before_the_jump, made_now)
 
 
 def test_without_hours_a_run_has_time(clock: Any) -> None:
