@@ -27,7 +27,7 @@ class OptimizationArguments:
         "auto", "type in which micro steps are added up; auto: fp32 unless it does not fit the GPUs"
     )
     on_spike: Literal["warn", "rollback"] = flag(
-        "warn", "rollback: go back to the last checkpoint and on without the blocks of the spike"
+        "warn", "rollback: reload the last checkpoint and skip the blocks of the spike, or of a NaN in the weights"
     )
     spike_threshold: float = flag(8.0, "robust z-score of a step's loss, among the last 128 steps, that is a spike")
     max_rollbacks: int = flag(3, "rollbacks after which the run stops")

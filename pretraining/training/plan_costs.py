@@ -50,7 +50,7 @@ def what_is_kept(arguments: PretrainArguments, layout: Layout, *, num_tokens: in
     shards = (states.master_weights + states.moments) * layout.num_processes
     return Kept(
         checkpoint_bytes=shards + model if saves else 0,
-        num_checkpoints=arguments.trainer["save_total_limit"] or None,
+        num_checkpoints=max(arguments.trainer["save_total_limit"], 0) or None,
         keeps_stable=arguments.optimization.lr_scheduler_type == "wsd",
         num_exports=while_training + flags.export,
         export_bytes=model,

@@ -78,6 +78,8 @@ class Samples(TrainerCallback):
         step = state.global_step
         if not self._prompts or (step % (self._flags.sample_steps or 1) and step < state.max_steps):
             return
+        if not self._trainer.check_finite():  # drawing from NaN is a CUDA error, which ends the process
+            return
         with self._trainer.meter.pause():
             try:
                 rows = _continued(self._trainer, self._prompts, num_tokens=self._flags.sample_tokens)

@@ -83,6 +83,14 @@ def test_rollbacks_from_what_is_not_finite_are_limited(sample_store: Path, tmp_p
     assert saved(run_dir) == ["checkpoint-2"]
 
 
+@pytest.mark.parametrize("flags", [["--export_every_tokens", 3 * 512], ["--sample_steps", 3]])
+def test_what_is_not_finite_is_found_before_it_is_used(flags: list[object], sample_store: Path, tmp_path: Path) -> None:
+    done = train_with_nan(sample_store, tmp_path / "run", *flags, nan=[(3, 0, "master")])
+    assert done.returncode == 2
+    assert_one_error(done, "at step 3, an fp32 master weight of process 0 is not finite", "checkpoint-2; ")
+    assert not (tmp_path / "run/exports").exists()
+
+
 def test_a_model_that_is_not_finite_is_not_exported(sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     done = train_with_nan(sample_store, run_dir, "--save_strategy", "no", *ROLLBACK, nan=[(8, 1, "weight")])
