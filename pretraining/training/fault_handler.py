@@ -10,8 +10,8 @@ from transformers.trainer_callback import ExportableState
 
 from pretraining.cli.errors import UserError
 from pretraining.cli.logs import HAS_EVENT
-from pretraining.runs.checkpoints import checkpoint_step, read_trainer_state, set_aside_unusable
-from pretraining.runs.completeness import incompleteness, is_known_finite
+from pretraining.runs.checkpoints import read_trainer_state
+from pretraining.runs.completeness import incompleteness
 from pretraining.runs.log_lines import block_line
 from pretraining.runs.metrics import MetricsLog
 from pretraining.runs.reporters import forget_reported_after
@@ -108,8 +108,12 @@ class FaultHandler(TrainerCallback, ExportableState):
             raise self._non_finite_error(found)
 
     @property
+    def _on_spike(self) -> str:
+        return self._plan.arguments.optimization.on_spike
+
+    @property
     def _rolls_back(self) -> bool:
-        return self._plan.arguments.optimization.on_spike == "rollback"
+        return self._on_spike == "rollback"
 
     @property
     def _max_rollbacks(self) -> int:
@@ -140,7 +144,8 @@ class FaultHandler(TrainerCallback, ExportableState):
 
     def _non_finite_error(self, found: str) -> UserError:
         step, checkpoint = self._trainer.state.global_step, self._newest_checkpoint()
-        place = f"--max_rollbacks {self._max_rollbacks}" if self._rolls_back else "--on_spike warn"
+        is_limited = self._rolls_back and self._num_rollbacks >= self._max_rollbacks
+        place = f"--max_rollbacks {self._max_rollbacks}" if is_limited else f"--on_spike {self._on_spike}"
         remedy = "no good checkpoint was saved; start again with a lower --learning_rate"
         if checkpoint is not None:
             remedy = f"the last good checkpoint is {checkpoint}; resume from it with a lower --learning_rate"
@@ -188,8 +193,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         """Go back to a checkpoint, and on without the blocks of this step and the one before.
 
         The one before, since its update may be what made this loss so high; PaLM skipped hundreds of batches
-        (arXiv 2204.02311, section 5.1). What is later than the checkpoint in the run folder is renamed: a run that is
-        resumed would take it for the newest, and the rotation would remove the next ones in its favor.
+        (arXiv 2204.02311, section 5.1).
 
         Raises:
             UserError: when the checkpoint is not finite either.
@@ -208,9 +212,13 @@ class FaultHandler(TrainerCallback, ExportableState):
         self._trainer.watch.num_spikes = num_spikes
         self._trainer.loader.move_to(num_consumed(back_to))
         self._num_rollbacks += 1
-        self._forget_after(back_to, kept)
-        event = {"step": step, "event": "rollback", "to_step": back_to, "rollback": self._num_rollbacks}
         if self._trainer.is_world_process_zero():
+            try:
+                self._metrics_log.forget_after(back_to, kept.log_history)
+            except OSError as error:
+                logger.warning("metrics.jsonl: %s; it keeps the steps that are made again", error.strerror)
+            forget_reported_after(back_to, self._trainer.callback_handler.callbacks)
+            event = {"step": step, "event": "rollback", "to_step": back_to, "rollback": self._num_rollbacks}
             self._metrics_log.write_event(event)
         logger.warning(
             "step %d: back to %s and on without the blocks of steps %d to %d (rollback %d of at most %d)",
@@ -223,30 +231,14 @@ class FaultHandler(TrainerCallback, ExportableState):
             extra=HAS_EVENT,
         )
 
-    def _forget_after(self, step: int, kept: TrainerState) -> None:
-        """Have nothing of later steps count: no checkpoint, no record."""
-        self._checkpoints = [folder for folder in self._checkpoints if (checkpoint_step(folder) or 0) <= step]
-        if not self._trainer.is_world_process_zero():
-            return
-        try:
-            set_aside_unusable(self._plan.run_dir, step=step)
-        except OSError as error:
-            logger.warning("%s: %s; checkpoints of later steps stay", self._plan.run_dir, error.strerror)
-        try:
-            self._metrics_log.forget_after(step, kept.log_history)
-        except OSError as error:
-            logger.warning("metrics.jsonl: %s; it keeps the steps that are made again", error.strerror)
-        forget_reported_after(step, self._trainer.callback_handler.callbacks)
-
     def _newest_checkpoint(self) -> Path | None:
-        """The newest that is complete and finite: the same on every process, as the first one sees it."""
-        self._trainer.saver.wait()
-        good = (folder for folder in reversed(self._checkpoints) if self._is_good(folder))
-        return from_first(next(good, None) if is_first() else None)
+        """The same on every process, as the first one sees it, and however fast the disk is.
 
-    def _is_good(self, folder: Path) -> bool:
-        is_finite = folder == self._plan.start.checkpoint or is_known_finite(folder)  # the start was looked at
-        return is_finite and incompleteness(folder) is None
+        It is finite: each was looked at before it was saved, and the first, which can be of before, when it was loaded.
+        """
+        self._trainer.saver.wait()
+        complete = (folder for folder in reversed(self._checkpoints) if incompleteness(folder) is None)
+        return from_first(next(complete, None) if is_first() else None)
 
 
 def _said(result: StepResult) -> str:

@@ -95,7 +95,12 @@ def test_a_model_that_is_not_finite_is_not_exported(sample_store: Path, tmp_path
     run_dir = tmp_path / "run"
     done = train_with_nan(sample_store, run_dir, "--save_strategy", "no", *ROLLBACK, nan=[(8, 1, "weight")])
     assert done.returncode == 2
-    assert_one_error(done, "at step 8, ", "is not finite (NaN or Inf)", "no good checkpoint was saved; start again")
+    assert_one_error(
+        done,
+        "--on_spike rollback: at step 8, ",
+        "is not finite (NaN or Inf)",
+        "no good checkpoint was saved; start again",
+    )
     assert not list(run_dir.glob("model*"))
 
 
