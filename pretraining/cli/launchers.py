@@ -1,7 +1,6 @@
 """What the launchers (deepspeed, torchrun, mpirun) tell a process about its run, in the environment."""
 
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -74,23 +73,6 @@ def stat_words(pid: int) -> list[str]:
         OSError: when there is no such process.
     """
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def heeds_hangup() -> bool:
-    """Whether SIGHUP asks this process to stop, as the end of its terminal does. Under nohup it is ignored.
-
-    Even then it stops a process whose launcher catches it: torchrun (2.13) does, sends it on, and kills 30 s later.
-    """
-    return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN or (has_launcher() and _launcher_catches_hangup())
-
-
-def _launcher_catches_hangup() -> bool:
-    try:
-        status = Path(f"/proc/{launcher_identity().partition('-')[0]}/status").read_text()
-    except OSError:  # it is gone, or in another container
-        return False
-    caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
-    return bool(caught >> (signal.SIGHUP - 1) & 1)
 
 
 def num_processes() -> int:

@@ -21,7 +21,6 @@ from pretraining.cli.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USE
 from pretraining.cli.launchers import (
     LAUNCHER_VARIABLE,
     has_launcher,
-    heeds_hangup,
     launcher_identity,
     local_rank,
     num_local_processes,
@@ -97,7 +96,7 @@ class Supervisor:
     def run(self) -> int:
         """Follow orders until the last one; the exit code."""
         for number in PASSED_ON:
-            if number != signal.SIGHUP or heeds_hangup():
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(number, self._pass_on)
         while True:
             try:

@@ -5,8 +5,6 @@ import signal
 from enum import Enum
 from types import FrameType
 
-from pretraining.cli.launchers import heeds_hangup
-
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # In rising order: where several ask, the last of them is named. Ctrl-C has a launcher send SIGTERM after it.
 REASONS = ("", "--max_hours", "the file STOP", "the launcher is gone", "SIGUSR1", "SIGHUP", "SIGTERM", "SIGINT")
@@ -48,7 +46,8 @@ class StopRequest:
         self.phase = Phase.TRAINING
         signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            if number != signal.SIGHUP or heeds_hangup():
+            # Under nohup a terminal may be closed. torchrun (2.13) ends even so, and its ranks have the default here.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
 
     def end_training(self) -> None:
