@@ -3,10 +3,14 @@
 import dataclasses
 from pathlib import Path
 
+import yaml
+
 from pretraining.corpus.cleaning import CleaningRules
 from pretraining.corpus.manifest import Manifest, SourceFile
 from pretraining.corpus.splits import SPLITS
 from pretraining.corpus.tokenization import TokenRules
+from pretraining.system.escapes import markdown_code, markdown_text
+from pretraining.system.privacy import hide_path
 
 PACKING = {
     "concat": "documents are concatenated in input order and cut where a block ends.",
@@ -37,7 +41,7 @@ configs:
 |---|---:|---:|---:|---:|---:|
 {rows}
 
-- Tokenizer: `{tokenizer}`, {vocab_size:,} tokens, in `tokenizer/`; sha256 of its tokenizer.json: `{tokenizer_hash}`.
+- Tokenizer: {tokenizer}, {vocab_size:,} tokens, in `tokenizer/`; sha256 of its tokenizer.json: `{tokenizer_hash}`.
 - Token rules: {rule} (id {eos_id}). Text such as the name of a control token is text.
 - Packing: {packing}
 - Splits: whole documents, by a hash of their text, in the proportion {weights}; equal texts stand in one split.
@@ -65,14 +69,14 @@ def write_card(manifest: Manifest, folder: Path, *, license_name: str | None = N
     origin = manifest.origin
     filled = [split for split in SPLITS if manifest.splits[split].num_blocks]
     card = CARD.format(
-        license="" if license_name is None else f"license: {license_name}\n",
+        license="" if license_name is None else yaml.safe_dump({"license": license_name}),
         no_license=" Its licence is not named yet: `preprocess.py --license`." if license_name is None else "",
         block_length=origin.block_length,
         data_files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in filled),
         num_documents=manifest.num_documents,
         num_lines=manifest.num_lines,
         num_skipped=sum(manifest.skipped_lines.values()),
-        tokenizer=origin.tokenizer.name,
+        tokenizer=markdown_code(hide_path(origin.tokenizer.name)),
         vocab_size=origin.tokenizer.vocab_size,
         tokenizer_hash=origin.tokenizer.sha256,
         rule=_rule(origin.token_rules),
@@ -86,7 +90,7 @@ def write_card(manifest: Manifest, folder: Path, *, license_name: str | None = N
             f"| {split.num_padding_tokens:,} | {split.num_tail_tokens:,} |"
             for name, split in manifest.splits.items()
         ),
-        sources="\n".join(_source(source) for source in origin.sources),
+        sources="\n".join(f"- {described_source(source)}" for source in origin.sources),
     )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
@@ -98,10 +102,12 @@ def _rule(rules: TokenRules) -> str:
 
 
 def _cleaning(rules: CleaningRules) -> str:
-    asked = [f"{name} {value}" for name, value in dataclasses.asdict(rules).items() if value]
+    asked = [markdown_text(f"{name} {value}") for name, value in dataclasses.asdict(rules).items() if value]
     return ", ".join(asked) or "nothing was asked to be removed"
 
 
-def _source(source: SourceFile) -> str:
-    name = "" if source.source is None else f"{source.source}: "
-    return f"- {name}`{source.path}` ({source.num_bytes:,} bytes, sha256 `{source.sha256[:16]}...`)"
+def described_source(source: SourceFile) -> str:
+    """An input file as cards list it, without the folder of this machine that it is in."""
+    name = "" if source.source is None else f"{markdown_text(source.source)}: "
+    path = markdown_code(hide_path(source.path))
+    return f"{name}{path} ({source.num_bytes:,} bytes, sha256 `{source.sha256[:16]}...`)"

@@ -1,15 +1,16 @@
 """How fast processes add up a tensor among them: NCCL over all GPUs, or gloo between two processes of the CPU.
 
-The ranks are programs of their own, as in a run: `python3 -m pretraining.doctor.all_reduce` with torchrun's variables.
+The ranks are programs of their own, as in a run: `python3 -m pretraining.doctor.all_reduce` with torchrun's variables,
+for which a file stands in when the doctor starts them.
 """
 
 import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ NUM_CPU_PROCESSES = 2
 WARM_ROUNDS, NUM_ROUNDS = 3, 10
 LIMIT_SECONDS = 20  # less than the check has, so that what the ranks said is told
 LEAST_NVLINK_BYTES_PER_SECOND = 30e9  # PCI Express 4.0 x16 gives no more, so NVLink cannot be in use
+STORE_VARIABLE = "PRETRAINING_DOCTOR_STORE"  # the file by which ranks find each other
 IMPORTED = "torch is imported"
 ASK_NCCL = "NCCL_DEBUG=INFO torchrun --nproc_per_node={} -m pretraining.doctor.all_reduce"
 
@@ -34,15 +36,15 @@ def all_reduce(_: Sequence[Path]) -> Iterator[Finding]:
     """One all-reduce over all processes that a run would have here."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     size = num_gpus or NUM_CPU_PROCESSES
-    port = _free_port()
-    ranks = [_start(rank, size, port) for rank in range(size)]
-    ends_at = time.monotonic() + LIMIT_SECONDS
-    with contextlib.suppress(subprocess.TimeoutExpired):
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [_start(rank, size, Path(folder, "store")) for rank in range(size)]
+        ends_at = time.monotonic() + LIMIT_SECONDS
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for rank in ranks:
+                rank.wait(max(0.0, ends_at - time.monotonic()))
         for rank in ranks:
-            rank.wait(max(0.0, ends_at - time.monotonic()))
-    for rank in ranks:
-        rank.kill()  # which one that has ended does not notice
-    told = [rank.communicate() for rank in ranks]
+            rank.kill()  # which one that has ended does not notice
+        told = [rank.communicate() for rank in ranks]
     problem = _problem([rank.returncode for rank in ranks], told)
     if problem is None:
         yield judge(json.loads(told[0][0].splitlines()[-1]), has_nvlink=nvlinks_everywhere())
@@ -84,7 +86,10 @@ def measure() -> dict:
         torch.cuda.set_device(local_rank)
     else:
         torch.set_num_threads(1)
-    dist.init_process_group(backend)
+    # torch's own store would listen to the whole network; torchrun, which a user may ask with, has started one.
+    store = os.environ.get(STORE_VARIABLE)
+    init_method = None if store is None else f"file://{store}"
+    dist.init_process_group(backend, init_method=init_method, rank=int(os.environ["RANK"]), world_size=size)
     tensor = torch.zeros(num_bytes // 4, device="cuda" if on_gpu else "cpu")
     for round_number in range(WARM_ROUNDS + NUM_ROUNDS):
         if round_number == WARM_ROUNDS:
@@ -106,18 +111,12 @@ def _wait(on_gpu: bool) -> None:
         torch.cuda.synchronize()
 
 
-def _start(rank: int, size: int, port: int) -> subprocess.Popen[str]:
-    words = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def _start(rank: int, size: int, store: Path) -> subprocess.Popen[str]:
+    words = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, STORE_VARIABLE: store, "GLOO_SOCKET_IFNAME": "lo"}
     environment = os.environ | {name: str(value) for name, value in words.items()}
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", "pretraining.doctor.all_reduce"]
     return subprocess.Popen(command, cwd=PROJECT_DIR, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CardData:
-    """A block store that a model was trained on. `share` is that of its blocks, of all; `commit` is the Hub's."""
+    """A block store that a model was trained on. `share` is that of its blocks, of all; `commit` is the Hub's.
+
+    `files` are Markdown.
+    """
 
     name: str
     commit: str | None
@@ -19,7 +22,10 @@ class CardData:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All of it; `license_name` is the Hub's word for the licence of the model, `base` what it was fine-tuned from."""
+    """All of it; `license_name` is the Hub's word for the licence of the model, `base` what it was fine-tuned from.
+
+    `tokenizer` is Markdown. No path tells a folder of this machine.
+    """
 
     name: str
     step: int

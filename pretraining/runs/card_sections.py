@@ -1,10 +1,12 @@
 """The sections of a model card, line by line; what was not measured is left out."""
 
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from pretraining.runs.card_facts import CardFacts
 from pretraining.runs.history import Record, RunHistory
 from pretraining.runs.run_cost import three_digits
+from pretraining.system.escapes import markdown_code, markdown_text
 
 MOST_FILES = 20  # named as sources; manifest.json has them all
 TOKENS_PER_PARAMETER = 20  # about what gives the lowest loss for the compute (arXiv 2203.15556)
@@ -18,7 +20,7 @@ def beginning(facts: CardFacts) -> str:
     """What the weights were at first, and what went into them."""
     if facts.base is None:
         return "trained from random weights"
-    return f"fine-tuned from `{facts.base}`"
+    return f"fine-tuned from {markdown_code(facts.base)}"
 
 
 def purpose(facts: CardFacts) -> str:
@@ -38,7 +40,7 @@ def limits(record: Record, facts: CardFacts) -> Iterator[str]:
         told = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
         yield f"- It has seen {told} tokens for each parameter{few}, and knows nothing but what stands in its data."
     else:
-        yield f"- What it knows besides is what `{facts.base}` knew, whose limits are its own."
+        yield f"- What it knows besides is what {markdown_code(facts.base)} knew, whose limits are its own."
     yield f"- It has never seen more than {facts.block_length:,} tokens at once{'' if facts.base is None else ' here'}."
     if facts.num_epochs > 1:
         yield "- What it has read several times it may repeat word for word."
@@ -69,7 +71,7 @@ def _rows(split: str, record: Record) -> Iterator[str]:
     """That of the split, and one for each of its sources."""
     prefix = "test_" if split == "test" else "eval_"
     sources = [name.partition("/")[2] for name in record if name.startswith(f"{prefix}loss/")]
-    for name, suffix in [(split, ""), *((f"{split}, {source}", f"/{source}") for source in sources)]:
+    for name, suffix in [(split, ""), *((f"{split}, {markdown_text(source)}", f"/{source}") for source in sources)]:
         loss = record[f"{prefix}loss{suffix}"]
         figures = [loss if isinstance(loss, str) else f"{loss:.4f}"]
         for figure, template in (("perplexity", "{:,.2f}"), ("accuracy", "{:.1%}"), ("bits_per_byte", "{:.3f}")):
@@ -83,7 +85,9 @@ def data(last: Record, facts: CardFacts) -> Iterator[str]:
     for data in facts.data:
         share = "" if len(facts.data) == 1 else f"{data.share:.1%} of the blocks: "
         place = (
-            f"`{data.name}`" if data.commit is None else f"[{data.name}](https://huggingface.co/datasets/{data.name})"
+            markdown_code(data.name)
+            if data.commit is None
+            else f"[{markdown_text(data.name)}](https://huggingface.co/datasets/{quote(data.name)})"
         )
         commit = "" if data.commit is None else f" at commit `{data.commit}`"
         yield (
@@ -95,7 +99,8 @@ def data(last: Record, facts: CardFacts) -> Iterator[str]:
             yield f"  - and {len(data.files) - MOST_FILES:,} more"
     seen = {name.partition("/")[2]: count for name, count in last.items() if name.startswith("tokens/")}
     if seen:
-        yield f"- Tokens predicted by source: {', '.join(f'{source} {count:,}' for source, count in seen.items())}."
+        told = ", ".join(f"{markdown_text(source)} {count:,}" for source, count in seen.items())
+        yield f"- Tokens predicted by source: {told}."
     yield f"- Tokenizer: {facts.tokenizer}."
 
 

@@ -11,6 +11,7 @@ from pretraining.runs.history import Record
 from pretraining.runs.log_lines import block_line, said_bytes, summary_lines
 from pretraining.runs.run_cost import SECONDS_PER_HOUR, three_digits
 from pretraining.runs.run_lock import is_being_written
+from pretraining.system.privacy import hide_path, hide_path_of_word, hide_paths, hide_paths_of_command, mask
 
 Facts = dict[str, str]
 LEFT_OUT_OF_EVENTS = ("step", "event", "logged_at", "samples")
@@ -39,7 +40,7 @@ def _last_step(run: RunCurves) -> int:
 def facts_of(run: RunCurves) -> dict[str, Facts]:
     """Facts by the heading that they stand under."""
     sections: dict[str, Iterable[tuple[str, str | None]]] = {
-        "Command": [(COMMAND, run.run_record.get("command"))],
+        "Command": [(COMMAND, _command(run.run_record))],
         "Run": _run_facts(run),
         "Results": _result_facts(run),
         "Model and data": _model_facts(run.run_record),
@@ -51,6 +52,11 @@ def facts_of(run: RunCurves) -> dict[str, Facts]:
     return {heading: facts for heading, facts in told.items() if facts}
 
 
+def _command(record: Record) -> str | None:
+    command = record.get("command")
+    return None if command is None else hide_paths_of_command(mask(command))
+
+
 def _run_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
     record, step = run.run_record, _last_step(run)
     arguments = record.get("arguments", {})
@@ -60,7 +66,7 @@ def _run_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
     yield "begun", _time(run.first_logged_at)
     yield "last record", _time(run.last_logged_at)
     yield "starts", str(len(record.get("earlier_starts", [])) + 1)
-    yield "run folder", str(run.run_dir)
+    yield "run folder", hide_path(run.run_dir)
 
 
 def _result_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
@@ -84,13 +90,13 @@ def _result_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
 def _model_facts(record: Record) -> Iterator[tuple[str, str | None]]:
     arguments, identity = record.get("arguments", {}), record.get("identity", {})
     config = identity.get("model_config", {})
-    yield "model", arguments.get("model")
+    yield "model", hide_path(arguments.get("model") or "") or None
     yield "parameters", _count(record.get("num_parameters"))
     yield "layers", _count(config.get("num_hidden_layers"))
     yield "hidden size", _count(config.get("hidden_size"))
     yield "vocabulary", _count(config.get("vocab_size"))
-    dataset = arguments.get("dataset")
-    yield "data", " ".join(map(str, dataset)) if isinstance(dataset, list) else dataset
+    dataset = arguments.get("dataset") or []
+    yield "data", " ".join(map(hide_path_of_word, map(str, dataset if isinstance(dataset, list) else [dataset])))
     yield "manifest", ", ".join(part.get("manifest_sha256", "")[:12] for part in identity.get("data", []))
     yield "block length", _count(record.get("block_length"))
     yield "tokens a step", _count(identity.get("global_batch_tokens"))
@@ -149,9 +155,10 @@ def described_event(event: Mapping[str, Any]) -> str:
     try:
         if event["event"] == "summary":
             return "; ".join(summary_lines(event))
-        return "; ".join(_told_of(name, value) for name, value in told.items())
+        text = "; ".join(_told_of(name, value) for name, value in told.items())
     except (KeyError, TypeError, ValueError, OverflowError):
-        return json.dumps(told, ensure_ascii=False)
+        text = json.dumps(told, ensure_ascii=False)
+    return hide_paths(mask(text))
 
 
 def _told_of(name: str, value: Any) -> str:

@@ -18,6 +18,7 @@ from pretraining.cli.restarts import Restart
 from pretraining.runs.checkpoints import METRICS_NAME
 from pretraining.runs.metrics_file import describe_damage, sound_records
 from pretraining.system.files import atomic_path, sync
+from pretraining.system.privacy import mask_all
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,8 @@ class MetricsLog(TrainerCallback):
     def write_event(self, event: Mapping[str, Any], *, is_new: bool = False) -> None:
         """Append what happened in a step, unless the same stands there from before a resume; `is_new` says not so."""
         record = {name: json_value(value) for name, value in event.items()}
+        if record["event"] != SAMPLES:  # text of a model stays as it is; errors quote URLs and answers of servers
+            record = mask_all(record)
         with self._lock:
             if is_new or record not in self._events:
                 self._append(record)

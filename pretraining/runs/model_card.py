@@ -1,5 +1,7 @@
 """The model card: README.md of a run and of what it exports, for people, and as the Hub reads it."""
 
+import json
+import shlex
 from pathlib import Path
 
 from pretraining.runs import card_sections as sections
@@ -7,16 +9,18 @@ from pretraining.runs.card_facts import CardFacts
 from pretraining.runs.card_metadata import metadata
 from pretraining.runs.checkpoints import CURVES_NAME
 from pretraining.runs.history import RunHistory
+from pretraining.system.escapes import markdown_block, markdown_code, markdown_text
+from pretraining.system.privacy import hide_paths_of_command, mask
 
 CARD_NAME = "README.md"
 USAGE = """\
-```python
+{code}
+
+Or, with the programs that made it: {command}."""
+USAGE_CODE = """\
 from transformers import pipeline
 
-pipeline("text-generation", model="{location}")({prompt}, max_new_tokens=80)
-```
-
-Or, with the programs that made it: `python3 generate.py --model {location} --prompt "I wanna go"`."""
+pipeline("text-generation", model={location})({prompt}, max_new_tokens=80)"""
 NO_MODEL = """\
 It was not exported. Where a checkpoint was kept, `python3 -m tools.checkpoints export CHECKPOINT OUT` makes a model of
 it."""
@@ -47,9 +51,7 @@ A Llama of {num_parameters:,} parameters, {beginning} on {num_tokens:,} tokens, 
 
 {recipe}
 
-```bash
 {command}
-```
 
 ## What it took
 
@@ -65,7 +67,7 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
     record = history.run_record
     card = CARD.format(
         metadata=metadata(history, facts),
-        name=facts.name,
+        name=markdown_text(facts.name),
         num_parameters=record["num_parameters"],
         beginning=sections.beginning(facts),
         others="No other model went into it. " if facts.base is None else "",
@@ -78,7 +80,7 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
         evaluation="\n".join(sections.evaluation(history, curves=CURVES_NAME if curves.is_file() else None)),
         data="\n".join(sections.data(history.last, facts)),
         recipe="\n".join(sections.recipe(record, facts)),
-        command=record["command"],
+        command=markdown_block(hide_paths_of_command(mask(record["command"])), language="bash"),
         cost="\n".join(sections.cost(history)),
     )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
@@ -86,7 +88,9 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
 
 def _usage(location: str, facts: CardFacts) -> str:
     prompt = '"I wanna go"' if facts.base is None else '[{"role": "user", "content": "Where do you go?"}]'
-    return USAGE.format(location=location, prompt=prompt)
+    code = USAGE_CODE.format(location=json.dumps(location), prompt=prompt)
+    command = f'python3 generate.py --model {shlex.quote(location)} --prompt "I wanna go"'
+    return USAGE.format(code=markdown_block(code, language="python"), command=markdown_code(command))
 
 
 def _state(step: int, num_steps: int) -> str:

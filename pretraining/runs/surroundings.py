@@ -10,33 +10,56 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pretraining.cli.launchers import stat_words
+from pretraining.cli.launchers import num_local_processes, num_processes, stat_words
+from pretraining.system.privacy import mask_words
 
 PROJECT_DIR = Path(__file__).parents[2]
 REQUIREMENTS = PROJECT_DIR / "requirements.txt"
 BESIDES = ("tokenizers", "safetensors", "triton")  # come with others, and decide ids, files and kernels
-# A flag; a variable, as in `mpirun -x HF_TOKEN=...` and `sudo WANDB_API_KEY=...`; a token of the Hub anywhere.
-SECRET = re.compile(
-    r"(--hub[_-]token[= ]|\b[A-Z0-9_]*(?:TOKEN|KEY|SECRET|PASSWORD)[A-Z0-9_]*=)('[^']*'|[^\s']+)|\bhf_\w{20,}"
-)
+# How launchers are told the number of processes of a machine, and of machines; mpirun and the like count all in one.
+LAUNCHERS = {
+    "deepspeed": ("--num_gpus={}", "--num_nodes={}"),
+    "torchrun": ("--nproc_per_node={}", "--nnodes={}"),
+    "mpirun": ("-n {}", None),
+    "mpiexec": ("-n {}", None),
+    "srun": ("--ntasks={}", None),
+    "accelerate": ("launch --num_processes={}", None),
+}
 
 
 def command() -> str:
-    """What started this run, the launcher with it, and without secrets: the model card shows it to others."""
-    words = _outermost_command(Path(sys.argv[0]).name) or [sys.executable, *sys.argv]
-    if Path(words[0]).is_absolute() and len(words) > 1 and Path(words[1]).parent == Path(words[0]).parent:
-        words = words[1:]  # a launcher that was installed beside its interpreter
-    told = shlex.join([Path(words[0]).name, *words[1:]])
-    return SECRET.sub(lambda found: f"{found[1] or ''}***", told)
+    """What started this run: launcher, number of processes, and the program with its flags, without secrets.
+
+    Other words of the launcher's command line are not ours: `bash -c` and `mpirun -x` hold keys and passwords.
+    """
+    program = Path(sys.argv[0]).name
+    return shlex.join([*_launcher(program), program, *mask_words(sys.argv[1:])])
 
 
-def _outermost_command(program: str) -> list[str]:
-    """The words of the first process above this one that was told to start the program; none where that is unseen."""
-    found: list[str] = []
+def _launcher(program: str) -> list[str]:
+    """The words before the program's name."""
+    name = _launcher_name(program)
+    if name is None:
+        size = [f"WORLD_SIZE={num_processes()}"] if num_processes() > 1 else []
+        return [*size, "python3"]
+    per_machine, of_machines = LAUNCHERS[name]
+    if of_machines is None:
+        return [name, *per_machine.format(num_processes()).split()]
+    num_machines = num_processes() // num_local_processes()
+    machines = [of_machines.format(num_machines)] if num_machines > 1 else []
+    return [name, *machines, *per_machine.format(num_local_processes()).split()]
+
+
+def _launcher_name(program: str) -> str | None:
+    """The launcher among the processes above this one that were started with the program, None where there is none."""
     for words in _commands_above():
-        if program in (Path(word).name for word in words[1:]):
-            found = words
-    return found
+        names = [Path(word).name for word in words]
+        if program in names:
+            before = names[: names.index(program)]
+            found = next((name for name in before if name in LAUNCHERS), None)
+            if found is not None or "torch.distributed.run" in before:
+                return found or "torchrun"
+    return None
 
 
 def _commands_above() -> Iterator[list[str]]:

@@ -3,13 +3,16 @@
 import logging
 from pathlib import Path
 
-from pretraining.corpus.manifest import MANIFEST_NAME, SourceFile
+from pretraining.corpus.cards import described_source
+from pretraining.corpus.manifest import MANIFEST_NAME
 from pretraining.corpus.store_source import WeightedStore
 from pretraining.runs.card_facts import CardData, CardFacts
 from pretraining.runs.checkpoints import MODEL_DIR_NAME
 from pretraining.runs.history import read_history
 from pretraining.runs.model_card import write_card
+from pretraining.system.escapes import markdown_code
 from pretraining.system.files import sha256_of
+from pretraining.system.privacy import hide_path
 from pretraining.training.run_plan import RunPlan
 
 logger = logging.getLogger(__name__)
@@ -38,29 +41,24 @@ def write_card_of(plan: RunPlan, folder: Path, step: int, *, repository: str | N
             for part, share in zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True)
         ],
         block_length=origin.block_length,
-        tokenizer=f"`{origin.tokenizer.name}`, {origin.tokenizer.vocab_size:,} tokens, sha256 of its tokenizer.json "
-        f"`{origin.tokenizer.sha256}`",
+        tokenizer=f"{markdown_code(hide_path(origin.tokenizer.name))}, {origin.tokenizer.vocab_size:,} tokens, sha256 "
+        f"of its tokenizer.json `{origin.tokenizer.sha256}`",
         license_name=plan.arguments.observability.license,
-        base=plan.arguments.weights_name,
+        base=None if plan.arguments.weights_name is None else hide_path(plan.arguments.weights_name),
     )
     history = read_history(plan.run_dir, until_step=step)
-    location = repository or (str(model_dir) if has_model else None)
+    location = repository or (hide_path(model_dir) if has_model else None)
     write_card(folder, history, facts, location=location)
 
 
 def _card_data(part: WeightedStore, share: float) -> CardData:
     manifest = part.store.manifest
     return CardData(
-        name=part.store.name,
+        name=hide_path(part.store.name),
         commit=part.store.commit,
         manifest_sha256=sha256_of(part.store.folder / MANIFEST_NAME),
         num_documents=manifest.splits["train"].num_documents,
         num_tokens=manifest.splits["train"].num_tokens,
         share=share,
-        files=[_file(source) for source in manifest.origin.sources],
+        files=[described_source(source) for source in manifest.origin.sources],
     )
-
-
-def _file(source: SourceFile) -> str:
-    name = "" if source.source is None else f"{source.source}: "
-    return f"{name}`{source.path}` ({source.num_bytes:,} bytes, sha256 `{source.sha256[:16]}...`)"

@@ -1,14 +1,16 @@
 """Bring the processes of a run together, whoever started them: deepspeed, torchrun, mpirun, or python3 alone."""
 
 import atexit
+import errno
 import logging
 import multiprocessing
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,15 +21,19 @@ if not torch.cuda.is_available():
 import deepspeed
 import deepspeed.ops
 from deepspeed.utils import logger as deepspeed_logger
+from torch.distributed import HashStore, Store, TCPStore
 
 from pretraining.cli.errors import UserError, leave
-from pretraining.cli.launchers import has_launcher, num_local_processes
+from pretraining.cli.launchers import has_launcher, num_local_processes, num_processes
 from pretraining.machine.gpus import driver_gpu_names
 from pretraining.training.agreement import gathered
 from pretraining.training.lifeline import KnownProcess
 
 # Without a GPU. Processes that take turns on a core are slow, but right: a laptop can try what a cluster will do.
 MOST_PROCESSES_PER_CORE = 4
+LOOPBACK = "127.0.0.1"
+LOOPBACK_SCHEME = "loopback"
+STORE_BACKLOG = 1024  # ranks that connect at once
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +93,49 @@ def join_processes(*, timeout_seconds: int) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not has_launcher():
         _become_single_process()
-    backend = "nccl" if has_gpu() else "gloo"
+    backend, timeout = "nccl" if has_gpu() else "gloo", timedelta(seconds=timeout_seconds)
     try:
-        deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), verbose=False)
-    except torch.distributed.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
+        deepspeed.init_distributed(backend, timeout=timeout, init_method=_init_method(), verbose=False)
+    except (OSError, torch.distributed.DistNetworkError) as error:
+        if "EADDRINUSE" not in str(error) and getattr(error, "errno", None) != errno.EADDRINUSE:
             raise
         port = os.environ.get("MASTER_PORT")
         raise UserError(f"--master_port={port}: another run uses it; give the launcher another one") from None
     if has_gpu():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # otherwise every rank would take memory on the first GPU
+
+
+def _init_method() -> str | None:
+    """How ranks find each other: on the loopback interface where all run on this machine, else as torch does it.
+
+    torch's own store accepts connections from the whole network without authentication, and unpickles what it is sent.
+    """
+    if num_processes() != num_local_processes():
+        return None
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else that of the host name, which may be the network's
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None  # torchrun's own process holds the store
+    return f"{LOOPBACK_SCHEME}://"
+
+
+def _loopback_rendezvous(_: str, *, timeout: timedelta, **_options: Any) -> Iterator[tuple[Store, int, int]]:
+    """A store that no other machine can reach; without any socket for a single process."""
+    rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    if size == 1:
+        store: Store = HashStore()
+    elif rank == 0:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart comes before TIME_WAIT is over
+            listener.bind((LOOPBACK, port))
+            listener.listen(STORE_BACKLOG)
+            store = TCPStore(LOOPBACK, port, size, True, timeout, master_listen_fd=listener.detach())
+    else:
+        store = TCPStore(LOOPBACK, port, size, False, timeout)
+    store.set_timeout(timeout)
+    yield store, rank, size
+
+
+torch.distributed.register_rendezvous_handler(LOOPBACK_SCHEME, _loopback_rendezvous)
 
 
 def other_local_processes() -> dict[int, KnownProcess]:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pretraining.machine.flops import num_parameters
 from pretraining.machine.inventory import machine_inventory
 from pretraining.runs.run_record import RunRecord, add_to_run_record
+from pretraining.system.privacy import mask_all
 from pretraining.training.agreement import done_by_first
 from pretraining.training.identity import run_identity
 from pretraining.training.processes import has_gpu
@@ -24,8 +25,8 @@ def record_start(plan: RunPlan, arguments: TrainingArguments) -> None:
     RunRecord(
         identity=run_identity(plan),
         schedule=asdict(plan.schedule),
-        arguments=_all_arguments(plan, arguments),
-        ds_config=json.loads(Path(plan.arguments.trainer["deepspeed"]).read_text(encoding="utf-8")),
+        arguments=mask_all(_all_arguments(plan, arguments)),
+        ds_config=mask_all(json.loads(Path(plan.arguments.trainer["deepspeed"]).read_text(encoding="utf-8"))),
         num_parameters=num_parameters(plan.config),
         block_length=plan.batch.block_length,
         hardware={
@@ -68,4 +69,4 @@ class DsConfigRecorder(TrainerCallback):
         """
         config, run_dir = self._trainer.model_wrapped._config, self._trainer.plan.run_dir
         resolved = {**config._param_dict, "zero_optimization": config.zero_config.model_dump(mode="json")}
-        done_by_first(lambda: add_to_run_record(run_dir, ds_config_resolved=resolved))
+        done_by_first(lambda: add_to_run_record(run_dir, ds_config_resolved=mask_all(resolved)))

@@ -1,7 +1,9 @@
 """run.json has all that it takes to tell a run, and to make it again."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -66,26 +68,20 @@ def test_machine_versions_code_and_data_are_there(run_dir: Path, sample_store: P
     assert record["identity"]["global_batch_tokens"] == BLOCKS_PER_STEP * BLOCK_LENGTH
 
 
-def test_the_command_is_that_of_the_launcher_without_its_secret(tmp_path: Path) -> None:
+def test_the_command_is_that_of_the_launcher_without_its_other_words(tmp_path: Path) -> None:
+    """Whatever a shell, mpirun or a script was told besides is not ours to show."""
     program = tmp_path / "program.py"
     lines = ["import subprocess, sys", f"sys.path.insert(0, {str(PROJECT_DIR)!r})"]
     lines += ["from pretraining.runs.surroundings import command", "print(command())"]
     program.write_text("\n".join(lines))
-    launcher = tmp_path / "launch.py"
+    launcher = tmp_path / "mpirun"
     launcher.write_text("import subprocess, sys; subprocess.run([sys.executable, *sys.argv[3:]])")
-    words = [
-        sys.executable,
-        launcher,
-        "--num_gpus=2",
-        "HF_TOKEN=secret",
-        program,
-        "--hub_token",
-        "secret",
-        "--seed",
-        "7",
-    ]
-    words += ["--max_tokens=9", "--run_name", f"hf_{'x' * 34}"]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True)
-    given = f"{launcher} --num_gpus=2 HF_TOKEN=*** {program} --hub_token *** --seed 7"
-    given += " --max_tokens=9 --run_name ***\n"
-    assert done.stdout == f"{Path(sys.executable).name} {given}"
+    words = [launcher, "-x", "MLFLOW_TRACKING_URI=https://me:hunter2@host", program, "--hub_token", "sec ret"]
+    words += ["--seed", "7", "--max_tokens=9", "--run_name", f"hf_{'x' * 34}"]
+    inner = f"echo hunter2 > /dev/null && {shlex.join([sys.executable, *map(str, words)])}"
+    env = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    done = subprocess.run(["bash", "-c", inner], capture_output=True, text=True, check=True, env=env)
+    flags = "--hub_token '***' --seed 7 --max_tokens=9 --run_name '***'"
+    assert done.stdout == f"mpirun -n 2 program.py {flags}\n"
+    alone = [sys.executable, program, "--seed", "7"]
+    assert subprocess.check_output(list(map(str, alone)), text=True) == "python3 program.py --seed 7\n"
