@@ -20,6 +20,7 @@ from typing import Literal
 from pretraining.cli.errors import UserError, leave, run_program
 from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.system.escapes import escape
 
 logger = logging.getLogger("pretraining.checkpoints")
 
@@ -77,7 +78,7 @@ def verify(run_dir: Path) -> None:
         if problem is not None and not checkpoint.exists():
             continue
         is_damaged |= problem is not None
-        sys.stdout.write(f"{checkpoint.name:<20} {num_bytes / 1e9:>10.3f} GB  {problem or 'ok'}\n")
+        sys.stdout.write(f"{checkpoint.name:<20} {num_bytes / 1e9:>10.3f} GB  {escape(problem or 'ok')}\n")
     if is_damaged:
         leave(DAMAGED_EXIT_CODE)
 

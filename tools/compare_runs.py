@@ -17,6 +17,7 @@ from typing import Any
 from pretraining.cli.errors import UserError, leave, run_program
 from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.system.escapes import escape_on_terminal
 
 DIFFERENT_EXIT_CODE = 1
 PLACES = ("output_dir", "run_name", "resume", "allow_changed", "local_rank")  # the last is the launcher's way to count
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     found = {**compared_records(arguments.run, arguments.other), **compared_figures(arguments.run, arguments.other)}
     for part, lines in found.items():
         for place, line in enumerate(lines or [EQUAL_TO_THE_BIT if part in TO_THE_BIT else EQUAL]):
-            sys.stdout.write(f"{'' if place else part:<10} {line}\n")
+            sys.stdout.write(f"{'' if place else part:<10} {escape_on_terminal(line, sys.stdout)}\n")
     if any(found.values()):
         leave(DIFFERENT_EXIT_CODE)
 

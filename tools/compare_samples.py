@@ -23,6 +23,7 @@ from pretraining.cli.flags import flag
 from pretraining.cli.generate_arguments import GenerateArguments
 from pretraining.cli.observability_arguments import ObservabilityArguments
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.system.escapes import escape_on_terminal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     found = models_to_compare(arguments.models)
     models = [samples_of(name, location, arguments, files) for name, location in found.items()]
     for line in comparison_lines(arguments.prompts, models):
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(escape_on_terminal(line, sys.stdout) + "\n")
     if arguments.output is not None:
         page = comparison_page(", ".join(arguments.models), arguments.prompts, models, notes_of(arguments))
         arguments.output.write_text(page, encoding="utf-8")

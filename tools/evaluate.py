@@ -25,6 +25,7 @@ from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.corpus.splits import Split
+from pretraining.system.escapes import escape_on_terminal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -141,7 +142,7 @@ def show(figures: HeldOutFigures) -> None:
         else [*figures.sources.items(), ("total", figures.total)]
     )
     for line in [COLUMNS.format(*HEADINGS), *(row(name, values) for name, values in rows)]:
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(escape_on_terminal(line, sys.stdout) + "\n")
 
 
 def row(name: str, values: Figures) -> str:

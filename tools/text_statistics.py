@@ -29,6 +29,7 @@ from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.judging.statistics import text_statistics
+from pretraining.system.escapes import escape_on_terminal
 
 logger = logging.getLogger("pretraining.text_statistics")
 
@@ -129,7 +130,7 @@ def _sample_of(place: str, line: str) -> Sample:
 def say(*lines: str) -> None:
     """Print lines at once."""
     for line in lines:
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(escape_on_terminal(line, sys.stdout) + "\n")
     sys.stdout.flush()
 
 

@@ -34,6 +34,7 @@ from pretraining.corpus.splits import SPLITS, Split
 from pretraining.corpus.text_search import find_text
 from pretraining.corpus.token_bytes import TokenBytes, text_of
 from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.system.escapes import escape, escape_on_terminal
 
 logger = logging.getLogger("pretraining.trace")
 
@@ -175,8 +176,8 @@ def show(tracer: BlockTracer, piece: Piece, position: int, text: str, *, as_json
             f"{before}-{before + piece.num_tokens - 1} of {document.num_tokens}",
             part,
             document.document_id,
-            document.source,
-            f"{document.file}:{document.line}",
+            escape(document.source),
+            escape(f"{document.file}:{document.line}"),
             shorten(text),
         )
     )
@@ -198,7 +199,7 @@ def shorten(text: str) -> str:
 
 def say(line: str) -> None:
     """Print a line at once, above the progress bar."""
-    tqdm.write(line)
+    tqdm.write(escape_on_terminal(line, sys.stdout))
     sys.stdout.flush()
 
 

@@ -1,6 +1,5 @@
 """One logger for all programs: the first rank speaks at INFO, the others only when something is wrong."""
 
-import io
 import logging
 import sys
 import traceback
@@ -35,7 +34,7 @@ class _Formatter(logging.Formatter):
 def setup_logging() -> None:
     """Send the package's log to stderr, so that stdout stays free for generated text.
 
-    What stdout's encoding lacks is written as an escape, and so is what could act on a terminal in a traceback.
+    Tracebacks go there too, without what could act on a terminal.
     """
     for name in UNASKED_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -46,8 +45,6 @@ def setup_logging() -> None:
     package_logger.propagate = False
     # Ranks check the same things, so a warning of one is a warning of all; an error can be a rank's own.
     package_logger.setLevel(logging.INFO if process_rank() == 0 else logging.ERROR)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     sys.excepthook = _show_crash
 
 

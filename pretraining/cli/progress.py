@@ -7,6 +7,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from pretraining.system.escapes import escape
+
 logger = logging.getLogger(__name__)
 
 LINE_INTERVAL_SECONDS = 10.0
@@ -52,7 +54,7 @@ class Progress:
     def advance(self, count: int, figures: str) -> None:
         """Add finished bytes of input, or what is counted, and show `figures`, such as the documents so far."""
         self._done += count
-        self._bar.set_postfix_str(figures, refresh=False)
+        self._bar.set_postfix_str(escape(figures), refresh=False)
         self._bar.update(count)
         now = time.monotonic()
         if self._bar.disable and now - self._line_at >= LINE_INTERVAL_SECONDS:

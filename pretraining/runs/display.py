@@ -13,6 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pretraining.runs.log_lines import fitting, log_lines, training_figures
+from pretraining.system.escapes import escape
 
 BAR_FORMAT = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
 SMALLEST_BAR = 5  # columns
@@ -57,7 +58,7 @@ class RunDisplay(TrainerCallback):
         if self._bar is not None and "loss" in logs:
             with self._while_there_is_a_terminal():
                 room = _columns() - len(f"step {state.max_steps}/{state.max_steps} || ") - SMALLEST_BAR - 1
-                self._bar.set_description_str(fitting(training_figures(logs, now=time.time()), room))
+                self._bar.set_description_str(escape(fitting(training_figures(logs, now=time.time()), room)))
             return
         for line in log_lines({"step": state.global_step, **logs}, max_steps=state.max_steps, now=time.time()):
             logger.info(line)

@@ -9,7 +9,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -33,6 +34,7 @@ WEIGHTS = ("*.safetensors", "global_step*/*_optim_states.pt")
 logger = logging.getLogger(__name__)
 
 Key = tuple[int, int]  # number of the prompt, number of the sample
+FIELD_TYPES = {field.name: typing.get_origin(field.type) or field.type for field in dataclasses.fields(Continuation)}
 
 
 def write_continuations(
@@ -45,7 +47,9 @@ def write_continuations(
     """Write the continuations that are not there yet, the file's name last; says how far it is, and how fast."""
     assert arguments.output is not None
     num_tokens = 0
-    with OutputFile(arguments.output, _origin(jobs, arguments, source)) as output, Progress(len(jobs), "") as progress:
+    origin = _origin(jobs, arguments, source)
+    prompts = {(job.prompt_number, job.sample_number): job.prompt for job in jobs}
+    with OutputFile(arguments.output, origin, prompts) as output, Progress(len(jobs), "") as progress:
         left = [job for job in jobs if (job.prompt_number, job.sample_number) not in output.done]
         if output.done:
             logger.info("going on: %s of %s continuations are there", f"{len(output.done):,}", f"{len(jobs):,}")
@@ -79,11 +83,12 @@ def _origin(jobs: Sequence[Job], arguments: GenerateArguments, source: ModelSour
 
 
 class OutputFile:
-    """The file of --output while it grows; `done` has the keys of the lines that are there."""
+    """The file of --output while it grows, for these prompts; `done` has the keys of the lines that are there."""
 
-    def __init__(self, path: Path, origin: dict[str, Any]) -> None:
+    def __init__(self, path: Path, origin: dict[str, Any], prompts: Mapping[Key, str]) -> None:
         self.done: set[Key] = set()
         self._path = path
+        self._prompts = prompts
         self._partial = path.with_name(path.name + ".partial")
         self._file = self._open(origin)
 
@@ -102,9 +107,8 @@ class OutputFile:
 
     def complete(self) -> None:
         """Put the lines in order under the file's name."""
-        lines = self._lines()[1:]
-        ordered = sorted(lines, key=lambda line: _key(json.loads(line)))
-        write_atomically(self._path, b"".join(ordered))
+        written = self._written(self._lines())
+        write_atomically(self._path, b"".join(written[key] for key in sorted(written)))
         self._partial.unlink()
 
     def _open(self, origin: dict[str, Any]) -> IO[bytes]:
@@ -115,7 +119,10 @@ class OutputFile:
         lines = self._lines()
         if lines:
             self._check_origin(lines[0], origin)
-            self.done = {_key(json.loads(line)) for line in lines[1:]}
+            self.done = set(self._written(lines))
+            num_damaged = len(lines) - 1 - len(self.done)
+            if num_damaged:
+                logger.warning("%s: %d lines are damaged; their texts are generated again", self._partial, num_damaged)
         file.truncate(sum(map(len, lines)))  # half a line is what a kill left
         if not lines:
             file.write(_line(origin))
@@ -126,6 +133,11 @@ class OutputFile:
         """The whole lines."""
         content = self._partial.read_bytes()
         return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+
+    def _written(self, lines: Sequence[bytes]) -> dict[Key, bytes]:
+        """The continuations among the lines behind the first, by their keys; a damaged line is not one."""
+        found = ((_key_and_prompt(line), line) for line in lines[1:])
+        return {place[0]: line for place, line in found if place and self._prompts.get(place[0]) == place[1]}
 
     def _check_origin(self, line: bytes, origin: dict[str, Any]) -> None:
         try:
@@ -156,5 +168,11 @@ def _line(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 
 
-def _key(content: dict[str, Any]) -> Key:
-    return content["prompt_number"], content["sample_number"]
+def _key_and_prompt(line: bytes) -> tuple[Key, str] | None:
+    """Numbers and prompt of a continuation, None of what is not one."""
+    try:
+        found = Continuation(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    is_whole = all(type(getattr(found, name)) is kind for name, kind in FIELD_TYPES.items())
+    return ((found.prompt_number, found.sample_number), found.prompt) if is_whole else None

@@ -11,6 +11,7 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.generate_arguments import DEFAULT_PROMPT, GenerateArguments
 
 STDIN = "-"
+NUM_SHOWN = 40  # characters of a prompt in a message
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,28 @@ def read_prompts(arguments: GenerateArguments) -> list[str]:
         prompts = _lines_of(_read(place, arguments.prompt_file), place, arguments.prompt_file.suffix)
     elif arguments.prompt == [STDIN] or (arguments.prompt is None and _is_piped()):
         logger.info("prompts: the lines of stdin, up to its end")
-        prompts = _lines_of(sys.stdin.read(), "--prompt -: stdin", "")
+        place = "--prompt -: stdin"
+        content = b"" if sys.stdin is None else sys.stdin.buffer.read()  # None where it was closed
+        prompts = _lines_of(_text_of(content, place), place, "")
     else:
         prompts = arguments.prompt or [DEFAULT_PROMPT]
     if not all(prompt.strip() for prompt in prompts):
         raise UserError("--prompt: is empty; give at least one word")
+    for prompt in prompts:
+        check_text(prompt)
     return prompts
+
+
+def check_text(prompt: str) -> None:
+    """Refuse what is not text: a shell, a terminal and JSON can all give half a character.
+
+    Raises:
+        UserError: for such a prompt.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--prompt {prompt[:NUM_SHOWN]!r}: is not UTF-8 text; check the terminal's settings") from None
 
 
 def _is_piped() -> bool:
@@ -45,15 +62,20 @@ def _is_piped() -> bool:
 
 def _read(place: str, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{place}: is not UTF-8 text; save it as UTF-8") from None
+        return _text_of(path.read_bytes(), place)
     except OSError as error:
         raise UserError(f"{place}: cannot be read ({error.strerror}); check the path") from None
 
 
+def _text_of(content: bytes, place: str) -> str:
+    try:
+        return content.decode().replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{place}: is not UTF-8 text; save it as UTF-8") from None
+
+
 def _lines_of(text: str, place: str, suffix: str) -> list[str]:
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = text.split("\n")
     if suffix == ".jsonl":
         prompts = [_field(line, f"{place}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
     else:

@@ -12,6 +12,8 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.generate_arguments import GenerateArguments
 from pretraining.sampling.generation import Continuation, continue_jobs, in_order, make_jobs
 from pretraining.sampling.growing import Job
+from pretraining.sampling.prompts import check_text
+from pretraining.system.escapes import escape_on_terminal
 
 HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what the bytes of one decode to while some are missing
 
@@ -50,6 +52,7 @@ def converse(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, argume
     with contextlib.suppress(EOFError):
         while prompt := input("> "):
             try:
+                check_text(prompt)
                 jobs = make_jobs([prompt], tokenizer, model.config, arguments, first_number=number)
                 stream(model, tokenizer, jobs, arguments)
             except UserError as error:  # of this prompt; the next one may be shorter
@@ -99,5 +102,5 @@ class GrowingDisplay:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(escape_on_terminal(text, sys.stdout))
     sys.stdout.flush()
