@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pretraining.cli.ds_config import ds_config_problems
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import shortened
 
@@ -29,6 +30,7 @@ def check_together(arguments: PretrainArguments) -> None:
         *_run_conflicts(arguments),
         *_optimizer_conflicts(arguments),
         *_kernel_conflicts(arguments),
+        *ds_config_problems(arguments),
     ]
     if problems:
         raise UserError(*problems)

@@ -4,19 +4,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from pretraining.cli.ds_config import agree_with_flags, load_ds_config
 from pretraining.cli.errors import UserError
 from pretraining.cli.launchers import process_rank
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.corpus.manifest import MANIFEST_NAME
 from pretraining.corpus.store_source import Mixture, find_mixture, read_dataset_texts
 from pretraining.machine.footprint import footprint
-from pretraining.training.ds_config import load_ds_config
 from pretraining.training.fp8 import odd_sizes
 from pretraining.training.model import load_model_config
 from pretraining.training.plan_costs import plan_costs, what_is_kept
 from pretraining.training.plan_table import PlannedRun, plan_table
 from pretraining.training.planned_machine import Machine, planned_machine
-from pretraining.training.planning import choose_gradient_type, make_layout, problems
+from pretraining.training.planning import choose_gradient_type, make_layout, problems, resolved_settings
 from pretraining.training.remedies import find_remedies
 from pretraining.training.resuming import Start
 from pretraining.training.run_plan import num_steps_of, plan_batch
@@ -62,6 +62,8 @@ def plan_without_start(arguments: PretrainArguments, machine: Machine, mixture: 
     layout = make_layout(arguments, config, ds_config, batch=batch, precision=precision, machine=machine)
     gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
+    settings = resolved_settings(batch, precision, gradient_type)
+    agree_with_flags(ds_config, settings, arguments.trainer["deepspeed"])
     if layout.computes_in_fp8 and (odd := odd_sizes(layout)):
         raise UserError(*odd)
     notes.append(f"gradients are added up in {gradient_type.name}: {gradient_type.reason}")

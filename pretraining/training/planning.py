@@ -6,11 +6,11 @@ from typing import Any
 
 from transformers import LlamaConfig
 
+from pretraining.cli.ds_config import offloads
 from pretraining.cli.errors import UserError
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.machine.footprint import Footprint, footprint
 from pretraining.machine.layout import Layout, ZeroSettings
-from pretraining.training.ds_config import offloads
 from pretraining.training.global_batch import GlobalBatch
 from pretraining.training.planned_machine import Machine
 
@@ -106,6 +106,18 @@ def choose_gradient_type(asked: str, layout: Layout, machine: Machine) -> Gradie
     if not machine.has_gpu or fits(full, room) or not fits(half, room):
         return GradientType("fp32", "sums in half precision lose small gradients")
     return GradientType(layout.precision, f"fp32 would not fit the {gigabytes(machine.gpu_bytes or 0)} of a GPU")
+
+
+def resolved_settings(batch: GlobalBatch, precision: str, gradient_type: GradientType) -> dict[str, Any]:
+    """What a DeepSpeed config may agree with, once machine, model and data are known, by its place there."""
+    return {
+        "train_batch_size": batch.blocks,
+        "train_micro_batch_size_per_gpu": batch.micro_batch_blocks,
+        "gradient_accumulation_steps": batch.gradient_accumulation_steps,
+        "bf16.enabled": precision == "bf16",
+        "fp16.enabled": precision == "fp16",
+        "data_types.grad_accum_dtype": gradient_type.name,
+    }
 
 
 def gigabytes(num_bytes: int) -> str:

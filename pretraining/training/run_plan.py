@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
+from pretraining.cli.ds_config import agree_with_flags, load_ds_config
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.manifest import MANIFEST_NAME
@@ -18,13 +19,12 @@ from pretraining.runs.record_file import read_run_record
 from pretraining.system.files import sha256_of, xxh3_of
 from pretraining.training.block_loader import BlockStream
 from pretraining.training.block_order import BlockOrder
-from pretraining.training.ds_config import load_ds_config
 from pretraining.training.global_batch import GlobalBatch, plan_global_batch
 from pretraining.training.layers import check_kernels
 from pretraining.training.model import load_model_config
 from pretraining.training.optimizers import prepare_optimizer
 from pretraining.training.planned_machine import Machine, this_machine
-from pretraining.training.planning import GradientType, choose_gradient_type, make_layout
+from pretraining.training.planning import GradientType, choose_gradient_type, make_layout, resolved_settings
 from pretraining.training.processes import check_num_processes, has_gpu
 from pretraining.training.remedies import check_fits
 from pretraining.training.resuming import Start, find_start, resume_now
@@ -140,6 +140,7 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     layout = make_layout(arguments, config, ds_config, batch=batch, precision=precision, machine=machine)
     gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
+    agree_with_flags(ds_config, resolved_settings(batch, precision, gradient_type), trainer["deepspeed"])
     check_fits(layout, machine, batch, model=arguments.model.model, force=arguments.plan.force)
     check_blocks(mixture, batch, evaluates=trainer["eval_strategy"] != "no")
     data_seed = trainer.get("data_seed")

@@ -170,31 +170,23 @@ def test_a_block_longer_than_the_model_allows(sample_store: Path, tmp_path: Path
     assert "blocks of 64 tokens are longer than the 32 positions" in message
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ("{", "is not JSON"),
-        ("[]", "zero_optimization.stage is None"),
-        ('{"zero_optimization": {"stage": 2}}', "zero_optimization.stage is 2; this suite trains with ZeRO-3"),
-        ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "sets optimizer; remove that"),
-        ('{"zero_optimization": {"stage": 3}, "torch_autocast": {}}', "sets torch_autocast; remove that"),
-        ('{"zero_optimization": {"stage": 3}, "gradient_clipping": 2}', "gradient_clipping is 2; set it to"),
-        ('{"zero_optimization": {"stage": 3}, "bf16": true}', "bf16 is True; set its"),
-        ('{"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}}', "zero_optimization.offload_optimizer: "),
-        (
-            '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.8}}}',
-            "offload_optimizer.ratio is 0.8; set it to 1",
-        ),
-        ('{"zero_optimization": {"stage": 3, "ovelap_comm": true}}', "zero_optimization.ovelap_comm: "),
-        ('{"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": false}}', "needs it"),
-    ],
-)
-def test_a_ds_config_that_is_none(sample_store: Path, tmp_path: Path, content: str, expected: str) -> None:
+def test_a_ds_config_agrees_with_what_data_and_machine_decide(sample_store: Path, tmp_path: Path) -> None:
+    config = {"zero_optimization": {"stage": 3}, "train_batch_size": 8, "train_micro_batch_size_per_gpu": 1}
+    config |= {"gradient_accumulation_steps": 8, "bf16": {"enabled": False}, "fp16": {"enabled": False}}
+    config["data_types"] = {"grad_accum_dtype": "fp32"}
     path = tmp_path / "ds.json"
-    path.write_text(content)
-    assert expected in refusal(sample_store, tmp_path, flags={"deepspeed": str(path)})
-    assert "cannot be read" in refusal(sample_store, tmp_path, flags={"deepspeed": "nowhere.json"})
-    assert "trains with DeepSpeed" in refusal(sample_store, tmp_path, flags={"deepspeed": None})
+    path.write_text(json.dumps(config))
+    flags = {"deepspeed": str(path), "bf16": False}
+    settled = plan(sample_store, tmp_path, flags=flags).ds_config
+    assert (settled["train_batch_size"], settled["bf16"]) == ("auto", {"enabled": "auto"})
+    path.write_text(json.dumps(config | {"train_batch_size": 16, "bf16": {"enabled": True}}))
+    with pytest.raises(UserError) as caught:
+        plan(sample_store, tmp_path, flags=flags)
+    assert [problem.partition(", but ")[2] for problem in caught.value.problems] == [
+        '--global_batch_tokens makes it 8; set it to "auto", or change the flag',
+        '--bf16 makes it false; set it to "auto", or change the flag',
+    ]
+    assert f"--deepspeed {path}: train_batch_size is 16, but" in caught.value.problems[0]
 
 
 def test_fp16_needs_a_gpu(sample_store: Path, tmp_path: Path) -> None:
