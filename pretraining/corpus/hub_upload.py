@@ -17,7 +17,7 @@ from huggingface_hub.utils import logging as hub_logging
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.hub_errors import HUB_ERRORS, persistently, reason, status_of
-from pretraining.corpus.manifest import MANIFEST_NAME, STORE_CONTENTS
+from pretraining.corpus.manifest import MANIFEST_NAME, STORE_CONTENTS, Origin, read_manifest
 from pretraining.corpus.stored_files import StoredFile, stored_files
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def push_block_store(store: Path, repo_id: str, *, private: bool) -> None:
         UserError: when the Hub refuses or cannot be reached, or what arrived is not what was sent.
     """
     files = stored_files(store, flag="--output_dir")
+    _warn_of_paths(read_manifest(store, flag="--output_dir").origin, repo_id)
     _speak_in_lines()
     api = HfApi()
     try:
@@ -75,6 +76,19 @@ def push_block_store(store: Path, repo_id: str, *, private: bool) -> None:
         raise UserError(_problem(error, repo_id, store)) from error
     _check_arrival(repo_id, store, files, remote)
     _report(repo_id, url, remote)
+
+
+def _warn_of_paths(origin: Origin, repo_id: str) -> None:
+    """Inputs are named as they were given, for tools.trace; a home folder should not be published by oversight."""
+    paths = [path for path in (origin.tokenizer.name, *(file.path for file in origin.sources)) if path.startswith("/")]
+    if paths:
+        logger.warning(
+            "--push_to_hub %s: manifest.json and documents/ have %d absolute paths of this machine, such as %s; "
+            "preprocess with relative paths to keep them private",
+            repo_id,
+            len(paths),
+            paths[0],
+        )
 
 
 def _speak_in_lines() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 MASK = "***"
 NAME = r"[\w.-]*(?:token|key|secret|passwo?r?d|passphrase|pwd|credentials?|authorization|auth)"
 SECRET_NAME = re.compile(NAME, re.IGNORECASE)
-VALUE = r"""'[^']*'|"[^"]*"|\\"[^"]*\\"|[^\s'"&,;)}\]]+"""
+VALUE = r"""'[^']*'?|"[^"]*"?|\\"[^"]*\\"|[^\s'"&,;)}\]]+"""
 # A name with its value, as in a shell (`wandb_api_key=...`), a URL (`?token=...`) or JSON (`"api_key": "..."`).
 NAMED = re.compile(rf"""(?<![\w-])({NAME}=|\\?["']{NAME}\\?["']\s*:\s*)({VALUE})""", re.IGNORECASE)
 SHAPES = re.compile(
@@ -45,7 +45,7 @@ def mask(text: str) -> str:
 
 def _values_of_variables() -> Iterator[str]:
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST_VALUE and SECRET_NAME.fullmatch(name):
+        if len(value) >= SHORTEST_VALUE and SECRET_NAME.fullmatch(name) and not value.startswith("/"):  # as of PWD
             yield value
 
 
