@@ -3,6 +3,7 @@
 import logging
 import sys
 import traceback
+from contextlib import suppress
 from types import TracebackType
 
 from pretraining.cli.launchers import process_rank
@@ -27,7 +28,7 @@ class _Formatter(logging.Formatter):
         if record.levelno > logging.INFO:
             message = f"{record.levelname.lower()}: {message}"
         if record.exc_info:
-            message += "\n" + _shown_traceback(self.formatException(record.exc_info))
+            message += "\n" + _shown_traceback(record.exc_info[1]).rstrip("\n")
         return message
 
 
@@ -48,10 +49,18 @@ def setup_logging() -> None:
     sys.excepthook = _show_crash
 
 
-def _show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _show_crash(_: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Python's own traceback, in which messages can quote anything."""
-    sys.stderr.write(_shown_traceback("".join(traceback.format_exception(kind, error, trace))))
+    with suppress(OSError, ValueError, AttributeError):  # stderr is full, or was closed
+        sys.stderr.write(_shown_traceback(error.with_traceback(trace)))
 
 
-def _shown_traceback(text: str) -> str:
-    return escape(mask(text), keep=LAYOUT)
+def _shown_traceback(error: BaseException | None) -> str:
+    """A traceback as Python writes it, in which the lines of a message are indented, so that none forges another."""
+    chunks = [] if error is None else traceback.format_exception(error)
+    lines = []
+    for chunk in chunks:
+        text = escape(mask(chunk), keep=LAYOUT)
+        is_message = not text.startswith((" ", "\n", "Traceback"))
+        lines.append(text.rstrip("\n").replace("\n", "\n  ") + "\n" if is_message else text)
+    return "".join(lines)

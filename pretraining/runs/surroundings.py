@@ -26,6 +26,8 @@ LAUNCHERS = {
     "accelerate": ("launch --num_processes={}", None),
 }
 
+OTHER_NAMES = {"prterun": "mpirun", "torch.distributed.run": "torchrun", "deepspeed.launcher.launch": "deepspeed"}
+
 
 def command() -> str:
     """What started this run: launcher, number of processes, and the program with its flags, without secrets.
@@ -33,7 +35,8 @@ def command() -> str:
     Other words of the launcher's command line are not ours: `bash -c` and `mpirun -x` hold keys and passwords.
     """
     program = Path(sys.argv[0]).name
-    return shlex.join([*_launcher(program), program, *mask_words(sys.argv[1:])])
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # which deepspeed adds
+    return shlex.join([*_launcher(program), program, *mask_words(words)])
 
 
 def _launcher(program: str) -> list[str]:
@@ -56,9 +59,9 @@ def _launcher_name(program: str) -> str | None:
         names = [Path(word).name for word in words]
         if program in names:
             before = names[: names.index(program)]
-            found = next((name for name in before if name in LAUNCHERS), None)
-            if found is not None or "torch.distributed.run" in before:
-                return found or "torchrun"
+            found = next((known for name in before if (known := OTHER_NAMES.get(name, name)) in LAUNCHERS), None)
+            if found is not None:
+                return found
     return None
 
 

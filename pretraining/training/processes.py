@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.utils import logger as deepspeed_logger
 from torch.distributed import HashStore, Store, TCPStore
 
@@ -95,7 +96,9 @@ def join_processes(*, timeout_seconds: int) -> None:
         _become_single_process()
     backend, timeout = "nccl" if has_gpu() else "gloo", timedelta(seconds=timeout_seconds)
     try:
-        deepspeed.init_distributed(backend, timeout=timeout, init_method=_init_method(), verbose=False)
+        deepspeed.init_distributed(
+            backend, timeout=timeout, init_method=_init_method(), distributed_port=_mpi_port(), verbose=False
+        )
     except (OSError, torch.distributed.DistNetworkError) as error:
         if "EADDRINUSE" not in str(error) and getattr(error, "errno", None) != errno.EADDRINUSE:
             raise
@@ -116,6 +119,22 @@ def _init_method() -> str | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None  # torchrun's own process holds the store
     return f"{LOOPBACK_SCHEME}://"
+
+
+def _mpi_port() -> int:
+    """Where ranks meet that MPI brings together: a free port of this machine, which two runs at once need."""
+    if "RANK" in os.environ or num_processes() != num_local_processes():
+        return TORCH_DISTRIBUTED_DEFAULT_PORT  # the launcher has chosen one, or no rank knows what is free elsewhere
+    os.environ.setdefault("OMPI_MCA_btl", "^tcp")  # else Open MPI accepts connections from the network too
+    from mpi4py import MPI  # as DeepSpeed does, which asks it for the ranks
+
+    return MPI.COMM_WORLD.bcast(_free_port() if MPI.COMM_WORLD.rank == 0 else None)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return listener.getsockname()[1]
 
 
 def _loopback_rendezvous(_: str, *, timeout: timedelta, **_options: Any) -> Iterator[tuple[Store, int, int]]:
@@ -160,7 +179,5 @@ def leave_processes(exit_code: int = 0) -> NoReturn:
 
 def _become_single_process() -> None:
     """What a launcher of one process would set; a free port, so that two runs on a machine do not meet."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    port = str(_free_port())
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR=LOOPBACK, MASTER_PORT=port)

@@ -1,0 +1,42 @@
+"""A record of the log is one line, whatever it quotes, and acts on no terminal."""
+
+import sys
+import unicodedata
+
+import pytest
+
+from tests.conftest import run
+
+HOSTILE = "a.jsonl\nerror: the run ended\x1b]0;owned\x07\x9b31m\u202e\udcff https://me:hunter2@host"
+PROGRAM = """
+import logging, sys
+from pretraining.cli.errors import run_program
+from pretraining.errors import UserError
+logger = logging.getLogger("pretraining.x")
+TEXT = {text!r}
+def main(argv):
+    logger.info("found %s", TEXT)
+    logger.warning(f"odd {{TEXT}}")
+    try:
+        raise ValueError(TEXT)
+    except ValueError:
+        logger.warning("with a traceback", exc_info=True)
+    raise {error}
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize("error", ["UserError(TEXT, 'second ' + TEXT)", "RuntimeError(TEXT)"])
+def test_text_of_others_stays_in_its_line(error: str) -> None:
+    done = run(sys.executable, "-c", PROGRAM.format(text=HOSTILE, error=error))
+    lines = done.stderr.splitlines()
+    assert not [one for one in done.stderr if unicodedata.category(one) in ("Cc", "Cf", "Cs") and one != "\n"]
+    assert "hunter2" not in done.stderr
+    shown = "a.jsonl\\x0aerror: the run ended\\x1b]0;owned\\x07\\x9b31m\\u202e\\udcff https://***@host"
+    assert lines[:3] == [f"found {shown}", f"warning: odd {shown}", "warning: with a traceback"]
+    if error.startswith("UserError"):
+        assert (done.returncode, lines[-2:]) == (2, [f"error: {shown}", f"error: second {shown}"])
+        assert done.errors == lines[-2:]
+    else:
+        assert done.returncode == 1
+        assert [line for line in lines if line.startswith("Traceback")] == ["Traceback (most recent call last):"] * 2
