@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonlines
+import markdown_it
 import pytest
 from huggingface_hub import ModelCard
 
@@ -160,3 +161,39 @@ def test_a_fine_tuned_model_says_what_it_began_with(run_dir: Path) -> None:
     assert '("text-generation", model="alice/model")([{"role": "user", "content":' in card.text
     assert not any(words in card.text for words in ("random weights", "No other model", "was not taught"))
     assert card.data.tags == ["llama", "fine-tuned", "deepspeed"]
+
+
+def test_names_of_others_are_no_markdown_and_no_path_is_published(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand in the log, in the command and in flags; paths are relative to the working directory at most."""
+    monkeypatch.chdir(run_dir.parent)
+    evil = "<script>x</script>|[x](http://a.b)`c`\n# forged"
+    command = f"deepspeed --num_gpus=2 pretrain.py --dataset 'a=/home/jane doe/blocks:1' --run_name '``` {evil}'"
+    record = RUN_RECORD | {"command": f"{command} --output_dir {run_dir}"}
+    (run_dir / "run.json").write_text(json.dumps(record))
+    with jsonlines.open(run_dir / "metrics.jsonl", "w") as writer:
+        writer.write({"step": 40, "eval_loss": 5.5, f"eval_loss/{evil}": 5.0})
+        writer.write({"step": 40, "loss": 5.0, "tokens": 512, f"tokens/{evil}": 7})
+    data = replace(DATA, name=evil, commit=None, files=[])
+    facts = replace(FACTS, name=evil, data=[data, replace(data, commit="c0ffee")], base=evil)
+    write_card(run_dir, read_history(run_dir), facts, location=f"runs/{evil}")
+    card = ModelCard.load(run_dir / "README.md")
+    assert card.data.model_name == evil
+    assert "jane" not in card.text
+    assert str(run_dir) not in card.text
+    assert f"--output_dir {run_dir.name}" in card.text
+    tokens = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.text)
+    assert not [token.type for token in tokens if token.type == "html_block"]
+    inner = [one for token in tokens for one in token.children or ()]
+    assert not [one.type for one in inner if one.type in ("html_inline", "image")]
+    assert {one.attrs["href"].partition("/datasets/")[0] for one in inner if one.type == "link_open"} == {
+        "https://huggingface.co"
+    }
+    titles = [tokens[place + 1].content for place, token in enumerate(tokens) if token.type == "heading_open"]
+    assert len(titles) == 1 + 5, titles
+    rows = [token for token in tokens if token.type in ("th_open", "td_open")]
+    assert len(rows) == 6 * 3, "a name makes a column"
+    (code, launch) = [token for token in tokens if token.type == "fence"]
+    compile(code.content, "usage", "exec")
+    assert launch.info == "bash"
