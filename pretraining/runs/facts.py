@@ -11,7 +11,7 @@ from pretraining.runs.history import Record
 from pretraining.runs.log_lines import block_line, said_bytes, summary_lines
 from pretraining.runs.run_cost import SECONDS_PER_HOUR, three_digits
 from pretraining.runs.run_lock import is_being_written
-from pretraining.system.privacy import hide_path, hide_path_of_word, hide_paths, hide_paths_of_command, mask
+from pretraining.system.privacy import hide_path, hide_path_of_word, hide_paths_of_command, mask
 
 Facts = dict[str, str]
 LEFT_OUT_OF_EVENTS = ("step", "event", "logged_at", "samples")
@@ -54,7 +54,7 @@ def facts_of(run: RunCurves) -> dict[str, Facts]:
 
 def _command(record: Record) -> str | None:
     command = record.get("command")
-    return None if command is None else hide_paths_of_command(mask(command))
+    return hide_paths_of_command(mask(command)) if isinstance(command, str) else None
 
 
 def _run_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
@@ -90,7 +90,7 @@ def _result_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
 def _model_facts(record: Record) -> Iterator[tuple[str, str | None]]:
     arguments, identity = record.get("arguments", {}), record.get("identity", {})
     config = identity.get("model_config", {})
-    yield "model", hide_path(arguments.get("model") or "") or None
+    yield "model", hide_path(str(arguments.get("model", ""))) if arguments.get("model") else None
     yield "parameters", _count(record.get("num_parameters"))
     yield "layers", _count(config.get("num_hidden_layers"))
     yield "hidden size", _count(config.get("hidden_size"))
@@ -155,10 +155,9 @@ def described_event(event: Mapping[str, Any]) -> str:
     try:
         if event["event"] == "summary":
             return "; ".join(summary_lines(event))
-        text = "; ".join(_told_of(name, value) for name, value in told.items())
+        return "; ".join(_told_of(name, value) for name, value in told.items())
     except (KeyError, TypeError, ValueError, OverflowError):
-        text = json.dumps(told, ensure_ascii=False)
-    return hide_paths(mask(text))
+        return json.dumps(told, ensure_ascii=False)
 
 
 def _told_of(name: str, value: Any) -> str:

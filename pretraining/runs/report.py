@@ -17,6 +17,7 @@ from pretraining.runs.facts import described_event, facts_of, state_of
 from pretraining.runs.history import Record
 from pretraining.runs.record_file import read_run_record
 from pretraining.system.files import write_atomically
+from pretraining.system.privacy import hide_paths, mask
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 MOST_EVENTS, MOST_SAMPLES = 1000, 60  # that are listed
@@ -134,7 +135,7 @@ def _event_rows(run: RunCurves) -> Rows:
     for event in run.events:
         if event["event"] != "samples":
             place = {"step": event["step"], "tokens": run.tokens_at(event["step"])}
-            told = {"event": event["event"], "told": described_event(event)}
+            told = {"event": event["event"], "told": hide_paths(mask(described_event(event)))}
             rows.append({**place, **told, **event_sign(event["event"])})
     return rows
 

@@ -118,4 +118,8 @@ def hide_path_of_word(word: str) -> str:
 
 def hide_paths_of_command(command: str) -> str:
     """A command line that tells no folder of this machine."""
-    return shlex.join(map(hide_path_of_word, shlex.split(command)))
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote is missing
+        return hide_paths(command)
+    return shlex.join(map(hide_path_of_word, words))

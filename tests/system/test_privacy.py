@@ -125,3 +125,4 @@ def test_no_absolute_path_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert hide_paths_of_command(command) == (
         "deepspeed pretrain.py --dataset news=blocks:0.7 wiki=w:0.3 --output_dir=run"
     )
+    assert hide_paths_of_command("pretrain.py --dataset '/home/jane/blocks") == "pretrain.py --dataset 'blocks"
