@@ -1,5 +1,6 @@
 """Names and texts of others act on nothing: not on the log, the terminal, the cards, the report."""
 
+import dataclasses
 import json
 import os
 import pty
@@ -10,6 +11,8 @@ from pathlib import Path
 import markdown_it
 import pytest
 
+from pretraining.corpus.cards import write_card
+from pretraining.corpus.manifest import read_manifest
 from tests.conftest import PROJECT_DIR, python, run_fine
 
 pytestmark = pytest.mark.launch
@@ -37,14 +40,25 @@ def controls(text: str) -> set[str]:
     return {one for one in text if (ord(one) < 32 or 127 <= ord(one) < 160 or one == "\u202e") and one not in "\n\t"}
 
 
-def test_the_log_and_the_card_show_them_as_characters(hostile_store: Path) -> None:
+def test_the_log_and_the_card_show_them_as_characters(hostile_store: Path, tmp_path: Path) -> None:
     with (hostile_store.parent / "said").open(newline="") as file:
         said = file.read()
     assert not controls(said)
     assert "\nerror: " not in said
-    card = (hostile_store / "README.md").read_text()
+    manifest = read_manifest(hostile_store, flag="--dataset")
+    (source,) = manifest.origin.sources
+    origin = dataclasses.replace(manifest.origin, sources=[dataclasses.replace(source, source=SOURCE)])
+    write_card(
+        dataclasses.replace(manifest, origin=origin), tmp_path, license_name="cc-by-4.0"
+    )  # as finetune.py has it
+    for folder in (hostile_store, tmp_path):
+        check_card(folder, hostile_store.parent)
+
+
+def check_card(folder: Path, hidden: Path) -> None:
+    card = (folder / "README.md").read_text()
     assert not controls(card)
-    assert str(hostile_store.parent) not in card
+    assert str(hidden) not in card
     front, body = card.split("---\n", 2)[1:]
     assert "license: cc-by-4.0\n" in front
     tokens = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
