@@ -3,9 +3,10 @@
 Every step can be repeated, so a run that is killed here is finished by the same command.
 """
 
+import logging
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,17 @@ from pretraining.corpus.block_store import (
     slice_dir,
 )
 from pretraining.corpus.cards import CARD_NAME, write_card
+from pretraining.corpus.integrity import wrong_hashes
 from pretraining.corpus.manifest import Manifest, Origin, SplitContents, read_manifest
 from pretraining.corpus.progress import SliceProgress, SplitProgress
-from pretraining.corpus.shards import Shard
+from pretraining.corpus.shards import Shard, shard_path
 from pretraining.corpus.slice_writer import SplitWriter, packer_of, read_carried
 from pretraining.corpus.splits import SPLITS, Split
 from pretraining.corpus.tables import block_schema
 from pretraining.corpus.tokenization import TOKENIZER_FILES
 from pretraining.system.files import TEMPORARY_SUFFIX, sync
+
+logger = logging.getLogger(__name__)
 
 
 def give_name(store: PartialStore) -> Manifest:
@@ -62,7 +66,7 @@ def assemble(folder: Path, origin: Origin, slices: Sequence[SliceProgress], *, t
         splits=splits,
         documents=name_shards(folder, "documents/documents", documents),
     )
-    manifest.check_sums()
+    manifest.check()
     with (folder / "skipped.jsonl").open("wb") as skipped:
         for path in (path / name for path, p in zip(folders, slices, strict=True) for name in p.skipped_files):
             with path.open("rb") as part:
@@ -114,12 +118,38 @@ def _write_last_blocks(
     return packer.carried.num_tokens
 
 
+def forget_damaged_slices(folder: Path, slices: Sequence[SliceProgress | None]) -> None:
+    """Remove each slice of which a finished file is not as it was written: 1.5 GB/s per core."""
+    made = {slice_dir(folder, number): progress for number, progress in enumerate(slices) if progress is not None}
+    if len(made) == len(slices):
+        _take_back_shards(folder, made)
+    expected = {place / name: digest for place, progress in made.items() for name, digest in progress.hashes().items()}
+    for file, found in list(wrong_hashes(expected, "checking what is made")):
+        logger.warning("%s: has the SHA-256 %s, not %s; making its slice again", file, found, expected[file])
+        shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def _take_back_shards(folder: Path, made: Mapping[Path, SliceProgress]) -> None:
+    """Move shards that an interrupted assembly has given their names back into the folders of their slices."""
+    groups = {"documents/documents": [(place, shard) for place, p in made.items() for shard in p.documents]}
+    groups |= {
+        f"data/{split}": [(place, shard) for place, p in made.items() for shard in p.splits[split].shards]
+        for split in SPLITS
+    }
+    for prefix, shards in groups.items():
+        named = {path.name.partition("-of-")[0]: path for path in (folder / prefix).parent.glob("*-of-*.parquet")}
+        for number, (place, shard) in enumerate(shards):
+            path = named.get(f"{Path(prefix).name}-{number:05d}")
+            if path is not None and not (place / shard.path).exists():
+                path.replace(place / shard.path)
+
+
 def name_shards(folder: Path, prefix: str, shards: Sequence[tuple[Path, Shard]]) -> list[Shard]:
     """Give shards their final names; one that an earlier try has moved is there already."""
     (folder / prefix).parent.mkdir(exist_ok=True)
     named = []
     for number, (source_dir, shard) in enumerate(shards):
-        final = replace(shard, path=f"{prefix}-{number:05d}-of-{len(shards):05d}.parquet")
+        final = replace(shard, path=shard_path(prefix, number, len(shards)))
         if (source_dir / shard.path).exists():
             (source_dir / shard.path).replace(folder / final.path)
         named.append(final)

@@ -5,20 +5,25 @@ It is written last, so a folder that has one is complete.
 
 import dataclasses
 import json
+import re
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretraining.cli.errors import UserError
 from pretraining.corpus.cleaning import CleaningRules
 from pretraining.corpus.packing import Packing
-from pretraining.corpus.shards import Shard
+from pretraining.corpus.shards import Shard, shard_path
 from pretraining.corpus.splits import SPLITS
 from pretraining.corpus.tokenization import TokenRules, id_dtype
+from pretraining.corpus.typed_json import from_json, read_json
+from pretraining.errors import UserError
 from pretraining.system.files import write_atomically
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+SHA256 = re.compile("[0-9a-f]{64}")
 STORE_CONTENTS = {"data", "documents", "tokenizer", "skipped.jsonl", MANIFEST_NAME, "README.md"}
 
 
@@ -98,17 +103,48 @@ class Manifest:
         """Every shard of the store."""
         return [shard for split in self.splits.values() for shard in split.shards] + self.documents
 
-    def check_sums(self) -> None:
-        """Raise AssertionError unless every line and every token is accounted for."""
-        assert self.num_lines == self.num_documents + sum(self.skipped_lines.values()), "lines do not add up"
-        assert set(self.splits) == set(SPLITS), "not the three splits"
-        assert self.num_documents == sum(shard.num_rows for shard in self.documents), "rows of documents do not add up"
-        splits = self.splits.values()
-        assert self.num_documents == sum(split.num_documents for split in splits), "documents do not add up"
+    def check(self) -> None:
+        """Check that every line and every token is accounted for, and that nothing else contradicts itself.
+
+        Raises:
+            ValueError: when it does.
+        """
+        checks = self._checks()
+        for path, shard in self._named_shards():
+            checks[f"{shard.path!r:.80} is not {path}, the name of a shard"] = shard.path == path
+            checks[f"{path} has no SHA-256"] = SHA256.fullmatch(shard.sha256) is not None
+        wrong = next((message for message, fine in checks.items() if not fine), None)
+        if wrong is not None:
+            raise ValueError(wrong)
+
+    def _checks(self) -> dict[str, bool]:
+        if set(self.splits) != set(SPLITS):
+            return {f"its splits are not {', '.join(SPLITS)}": False}
+        origin, splits = self.origin, self.splits.values()
+        tokenizer, rules = origin.tokenizer, origin.token_rules
+        ids = [rules.eos_token_id, rules.bos_token_id or 0, *tokenizer.canary_ids]
+        checks = {
+            "lines do not add up": self.num_lines == self.num_documents + sum(self.skipped_lines.values()),
+            "rows of documents do not add up": (self.num_documents == sum(shard.num_rows for shard in self.documents)),
+            "documents do not add up": self.num_documents == sum(split.num_documents for split in splits),
+            f"dtype is not {origin.dtype}": self.dtype == origin.dtype,
+            "block_length is not 2 or more": origin.block_length >= 2,
+            f"vocab_size {tokenizer.vocab_size} is not more than its largest id {max(ids)}, and 2^32 at most": (
+                max(ids) < tokenizer.vocab_size <= 1 << 32
+            ),
+        }
         for name, split in self.splits.items():
-            in_blocks = split.num_blocks * self.origin.block_length - split.num_padding_tokens
-            assert split.num_tokens == in_blocks + split.num_tail_tokens, f"tokens of {name} do not add up"
-            assert split.num_blocks == sum(shard.num_rows for shard in split.shards), f"blocks of {name} do not"
+            in_blocks = split.num_blocks * origin.block_length - split.num_padding_tokens
+            checks[f"tokens of {name} do not add up"] = split.num_tokens == in_blocks + split.num_tail_tokens
+            checks[f"blocks of {name} do not add up"] = split.num_blocks == sum(s.num_rows for s in split.shards)
+        return checks
+
+    def _named_shards(self) -> Iterator[tuple[str, Shard]]:
+        """Each shard, with the only path that it can have: none leads out of the store, and none stands twice."""
+        groups = {"documents/documents": self.documents} | {f"data/{n}": s.shards for n, s in self.splits.items()}
+        for prefix, shards in groups.items():
+            for number, shard in enumerate(shards):
+                yield shard_path(prefix, number, len(shards)), shard
 
     def write(self, folder: Path) -> None:
         """Write manifest.json into `folder`."""
@@ -127,39 +163,20 @@ def read_manifest(folder: Path, *, flag: str) -> Manifest:
     if not path.is_file():
         raise UserError(f"{flag} {folder}: is no block store ({MANIFEST_NAME} is missing); make one with preprocess.py")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("format_version")
+        content = read_json(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+        version = content.pop("format_version", None)
         if version == FORMAT_VERSION:
-            manifest = _manifest_of(content)
-            manifest.check_sums()
+            manifest = from_json(Manifest, content, MANIFEST_NAME)
+            manifest.check()
             return manifest
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); preprocess again") from None
-    raise UserError(f"{path}: has format version {version}, this program reads {FORMAT_VERSION}; preprocess again")
-
-
-def _manifest_of(content: dict[str, Any]) -> Manifest:
-    return Manifest(
-        **{
-            **content,
-            "origin": origin_of(content["origin"]),
-            "splits": {name: _split_of(split) for name, split in content["splits"].items()},
-            "documents": [Shard(**shard) for shard in content["documents"]],
-        }
-    )
-
-
-def origin_of(content: dict[str, Any]) -> Origin:
-    """The origin that was written as JSON."""
-    cleaning = content["cleaning"]
-    return Origin(
-        **{
-            **content,
-            "sources": [SourceFile(**source) for source in content["sources"]],
-            "cleaning": CleaningRules(**{**cleaning, "languages": tuple(cleaning["languages"])}),
-            "tokenizer": TokenizerIdentity(**content["tokenizer"]),
-            "token_rules": TokenRules(**content["token_rules"]),
-        }
+    except OSError as error:
+        raise UserError(f"{flag} {folder}: {path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); preprocess again, or copy the whole folder again") from None
+    raise UserError(
+        f"{path}: has format version {reprlib.repr(version)}, this program reads {FORMAT_VERSION}; preprocess again"
     )
 
 
@@ -183,7 +200,3 @@ def _shown(value: Any, other: Any) -> str:
     return ", ".join(
         f"{name}={getattr(value, name)}" for name in fields if getattr(value, name) != getattr(other, name)
     )
-
-
-def _split_of(content: dict[str, Any]) -> SplitContents:
-    return SplitContents(**{**content, "shards": [Shard(**shard) for shard in content["shards"]]})

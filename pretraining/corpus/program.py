@@ -10,7 +10,7 @@ from pathlib import Path
 from pretraining.cli.errors import UserError
 from pretraining.cli.preprocess_arguments import PreprocessArguments
 from pretraining.cli.progress import Progress
-from pretraining.corpus.assembly import assemble, give_name
+from pretraining.corpus.assembly import assemble, forget_damaged_slices, give_name
 from pretraining.corpus.backends import BackendDiffersError
 from pretraining.corpus.block_store import (
     COPIES_NAME,
@@ -27,7 +27,8 @@ from pretraining.corpus.encoding import BatchEncoder, DocumentReader, in_order
 from pretraining.corpus.formats import ReadingOptions
 from pretraining.corpus.input_hashes import changed_inputs
 from pretraining.corpus.inputs import InputFile
-from pretraining.corpus.manifest import Manifest, Origin
+from pretraining.corpus.integrity import check_hashes
+from pretraining.corpus.manifest import Manifest, Origin, read_manifest
 from pretraining.corpus.origin import describe_origin, reading_options
 from pretraining.corpus.progress import SliceProgress, read_progress
 from pretraining.corpus.ranks import Ranks
@@ -170,7 +171,10 @@ def _begin(
     origin = describe_origin(arguments, files, tokenizer, hashes_in=store.input_hashes_path)
     if store.claim(origin):
         logger.info("going on with what an earlier run has made in %s", store.folder)
-    return origin, give_name(store) if store.is_assembled else None
+    if not store.is_assembled:
+        return origin, None
+    check_hashes(store.folder, read_manifest(store.folder, flag="--output_dir"), flag="--output_dir")
+    return origin, give_name(store)
 
 
 def _opened(store: PartialStore | None) -> PartialStore:
@@ -179,7 +183,11 @@ def _opened(store: PartialStore | None) -> PartialStore:
 
 
 def _unfinished_slices(work: Work) -> list[int]:
-    """Slices to make; where a fast backend was wrong anywhere, what it made is forgotten and made again."""
+    """Slices to make; where a fast backend was wrong anywhere, what it made is forgotten and made again.
+
+    So is a slice of which a finished file is no longer as it was written: on a continued run, and before assembly.
+    """
+    forget_damaged_slices(work.folder, [work.progress_of(number) for number in range(len(work.slices))])
     if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
         difference = (work.folder / REFERENCE_ONLY_NAME).read_text(encoding="utf-8", errors="backslashreplace")
         logger.warning("%s; encoding everything again with the reference", difference)

@@ -81,6 +81,7 @@ class SliceProgress:
     documents: list[Shard] = field(default_factory=list)
     skipped_files: list[str] = field(default_factory=list)
     carried_file: str | None = None
+    other_hashes: dict[str, str] = field(default_factory=dict)  # of skipped_files and carried_file
 
     @property
     def num_tokens(self) -> int:
@@ -89,9 +90,13 @@ class SliceProgress:
 
     def file_names(self) -> set[str]:
         """Every file of the slice that is finished."""
-        shards = [shard for split in self.splits.values() for shard in split.shards] + self.documents
         carried = [] if self.carried_file is None else [self.carried_file]
-        return {shard.path for shard in shards} | set(self.skipped_files) | set(carried)
+        return self.hashes().keys() | set(self.skipped_files) | set(carried)
+
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of every finished file; earlier versions recorded those of shards alone."""
+        shards = [shard for split in self.splits.values() for shard in split.shards] + self.documents
+        return {shard.path: shard.sha256 for shard in shards} | self.other_hashes
 
     def write(self, folder: Path) -> None:
         """Let this take the place of the progress before it."""

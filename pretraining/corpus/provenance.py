@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretraining.cli.errors import UserError
+from pretraining.corpus.integrity import shard_file
 from pretraining.corpus.manifest import read_manifest
 from pretraining.corpus.shards import Shard
 from pretraining.corpus.splits import Split
@@ -147,14 +148,9 @@ class BlockTracer:
         """A shard of the store.
 
         Raises:
-            UserError: when it is missing or not of the size that the manifest has.
+            UserError: when it is missing, not of the size that the manifest has, or a link out of the store.
         """
-        path = self.folder / shard.path
-        found = path.stat().st_size if path.is_file() else None
-        if found != shard.num_bytes:
-            state = "is missing" if found is None else f"has {found:,} bytes, its manifest says {shard.num_bytes:,}"
-            raise UserError(f"{self._flag} {self.folder}: {path} {state}; copy the whole folder again")
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(shard_file(self.folder, shard, flag=self._flag))
 
     def _place_of_block(self, split: Split, block: int) -> tuple[pq.ParquetFile, int, int]:
         """The shard of a block, the row group in it, and the row in that."""

@@ -22,6 +22,11 @@ class Shard:
     sha256: str
 
 
+def shard_path(prefix: str, number: int, count: int) -> str:
+    """The path of a shard in a finished block store: `prefix` is documents/documents, or data/ and the split."""
+    return f"{prefix}-{number:05d}-of-{count:05d}.parquet"
+
+
 class ShardWriter:
     """Writes `root/path`, in a thread of `executor`; without any row group there is no file."""
 

@@ -30,7 +30,7 @@ from pretraining.corpus.shards import ShardWriter
 from pretraining.corpus.splits import SPLITS, Split
 from pretraining.corpus.tables import DOCUMENT_SCHEMA, block_schema, block_table, document_table
 from pretraining.corpus.working_files import read_arrays, write_arrays
-from pretraining.system.files import sync
+from pretraining.system.files import sha256_of, sync
 
 TOKENS_PER_ROW_GROUP = 1 << 22
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
@@ -186,9 +186,12 @@ class SliceWriter:
             self._skipped_file.close()
             sync(self._skipped_path)
             progress.skipped_files.append(self._skipped_path.name)
+            progress.other_hashes[self._skipped_path.name] = sha256_of(self._skipped_path)
         before = progress.carried_file
         progress.carried_file = f"carried-{progress.num_sections:05d}.npz"
         write_carried(self._folder / progress.carried_file, {s: p.carried for s, p in self._packers.items()})
+        progress.other_hashes.pop(before or "", None)
+        progress.other_hashes[progress.carried_file] = sha256_of(self._folder / progress.carried_file)
         progress.num_sections += 1
         sync(self._folder)
         progress.write(self._folder)

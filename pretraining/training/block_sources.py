@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pretraining.cli.errors import UserError
+from pretraining.corpus.integrity import shard_file
 from pretraining.corpus.manifest import Manifest
 
 MAX_SOURCES = 64  # with a line of the log for each, more would bury it, such as when the source is a domain name
@@ -36,7 +37,7 @@ def read_document_sources(store: Path, manifest: Manifest) -> DocumentSources | 
     """
     runs, found = [], set()
     for shard in manifest.documents:
-        for run in _runs_of(store / shard.path):
+        for run in _runs_of(shard_file(store, shard, flag="--dataset")):
             runs.append(run)
             found.update(run[1].dictionary.to_pylist())
             if len(found) > MAX_SOURCES:

@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 
 from pretraining.cli.errors import UserError
+from pretraining.corpus.integrity import file_in_store
 from pretraining.corpus.manifest import Manifest
 from pretraining.corpus.store_source import Mixture
-from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.corpus.tokenization import TOKENIZER_FILES, load_document_tokenizer
 from pretraining.system.files import sha256_of
 from pretraining.training.block_order import WINDOW, BlockOrder, share_window
 from pretraining.training.global_batch import GlobalBatch
@@ -33,9 +34,15 @@ def make_order(mixture: Mixture, *, seed: int) -> BlockOrder:
 def check_tokenizer(store: Path, manifest: Manifest) -> None:
     """Refuse a block store whose tokenizer/ is not the one that made its ids."""
     identity = manifest.origin.tokenizer
-    path = store / "tokenizer" / "tokenizer.json"
-    if not path.is_file() or sha256_of(path) != identity.sha256:
-        raise UserError(f"--dataset {store}: {path} is missing or not the one that made the blocks; preprocess again")
+    path = file_in_store(store, "tokenizer/tokenizer.json", flag="--dataset")
+    for name in TOKENIZER_FILES[1:]:
+        if (path.parent / name).exists():
+            file_in_store(store, f"tokenizer/{name}", flag="--dataset")
+    if sha256_of(path) != identity.sha256:
+        raise UserError(
+            f"--dataset {store}: {path} is not the one that made the blocks (its SHA-256 is not that of the manifest); "
+            "copy the whole folder again, or preprocess again"
+        )
     add_bos = manifest.origin.token_rules.bos_token_id is not None
     tokenizer = load_document_tokenizer(str(path.parent), add_bos=add_bos, flag="--dataset")
     if tokenizer.canary()["ids"] != identity.canary_ids:

@@ -187,12 +187,20 @@ def test_a_finished_store_is_left_as_it_is(tmp_path: Path) -> None:
     assert digests(store) == before
 
 
-def test_a_finished_store_that_lost_a_shard_is_told(tmp_path: Path) -> None:
+def test_a_finished_store_that_lost_a_shard_or_a_bit_is_not_nothing_to_do(tmp_path: Path) -> None:
     store = tmp_path / "blocks"
     flags = ["--block_length", 64, "--output_dir", store]
     run_fine(*python("preprocess.py", *flags))
-    next(store.glob("data/train-*.parquet")).unlink()
-    assert_one_error(run(*python("preprocess.py", *flags)), "train-00000", "is missing or damaged", "start again")
+    shard = next(store.glob("data/train-*.parquet"))
+    content = bytearray(shard.read_bytes())
+    digest = hashlib.sha256(content).hexdigest()
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    done = run(*python("preprocess.py", *flags))
+    changed = hashlib.sha256(content).hexdigest()
+    assert_one_error(done, f"{shard} has the SHA-256 {changed}, its manifest says {digest}", "start again")
+    shard.unlink()
+    assert_one_error(run(*python("preprocess.py", *flags)), f"{shard} is missing", "delete the folder and start again")
 
 
 def test_text_that_fills_no_block_makes_no_store(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.corpus.progress import read_progress
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
 
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
@@ -117,6 +118,36 @@ def test_only_the_unfinished_section_is_made_again(
     assert set(finished.values()) <= moved
 
 
+@pytest.mark.parametrize("step", [45, "naming"])
+def test_what_was_damaged_since_it_was_finished_is_made_again(
+    corpus: Path, packing: str, undisturbed: dict[str, str], tmp_path: Path, step: int | str
+) -> None:
+    """One bit in a finished file of any kind; also in a shard that assembly has moved to its place already."""
+    store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
+    command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
+    if step == "naming":
+        name = "from pretraining.corpus import assembly as a; import sys; a.write_card = lambda *_: 1 / 0; import runpy"
+        words = ["-c", f"{name}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"]
+        assert "ZeroDivisionError" in run(command[0], *words, *command[1:], env={"PYTHONPATH": str(PROJECT_DIR)}).stderr
+        damaged = [next(partial.glob("data/train-00001-*.parquet")), *partial.glob("slices/00001/skipped-*")]
+    else:
+        assert run(sys.executable, KILLED_AT_STEP, step, *command[1:]).returncode == -signal.SIGKILL
+        folder = partial / "slices/00000"
+        progress = read_progress(folder)
+        assert progress is not None
+        damaged = [folder / name for name in progress.file_names() if not name.startswith(("validation", "test"))]
+        assert {path.name.split("-")[0] for path in damaged} == {"train", "documents", "skipped", "carried"}
+    for path in damaged:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    done = run_fine(*command)
+    for path in damaged:
+        assert step == "naming" or f"{path}: has the SHA-256" in done.stderr
+    assert done.stderr.count("making its slice again") == len(damaged)
+    assert digests(store) == undisturbed
+
+
 def test_a_store_that_lacks_only_its_name_is_given_it(
     corpus: Path, packing: str, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -125,6 +156,12 @@ def test_a_store_that_lacks_only_its_name_is_given_it(
     run_fine(*command)
     times = {path.name: path.stat().st_mtime_ns for path in store.rglob("*.parquet")}
     store.rename(partial)
+    shard = next(partial.glob("data/train-*"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + b"?")
+    assert_one_error(run(*command), f"{shard} has the SHA-256", "delete the folder and start again")
+    shard.write_bytes(content)
+    os.utime(shard, ns=(times[shard.name], times[shard.name]))
     run_fine(*command)
     assert digests(store) == undisturbed
     assert {path.name: path.stat().st_mtime_ns for path in store.rglob("*.parquet")} == times, "nothing is made again"
