@@ -5,13 +5,14 @@ import time
 from pathlib import Path
 
 from pretraining.errors import UserError
+from pretraining.system.private_dirs import private_dir
 
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # set where a supervisor stands between launcher and process
 # deepspeed's first: accelerate sets the other to 1 under it.
-LOCAL_SIZE_VARIABLES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+LOCAL_SIZE_VARIABLES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 
 def check_launch_variables() -> None:
@@ -57,6 +58,15 @@ def launcher_identity() -> str:
         return os.environ[LAUNCHER_VARIABLE]
     pid = os.getppid()
     return f"{pid}-{stat_words(pid)[19]}"
+
+
+def meeting_dir() -> Path:
+    """Where the processes of this machine that one launcher started leave what those after them need.
+
+    Raises:
+        UserError: when another user was there first.
+    """
+    return private_dir(f"run-{launcher_identity()}")
 
 
 def process_age_seconds() -> float:

@@ -7,6 +7,7 @@ When a worker ends badly, all are ended and started again after a pause, with an
 import json
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -20,7 +21,9 @@ from threading import Thread
 
 from pretraining.cli.errors import UserError, leave
 from pretraining.cli.launchers import (
+    has_launcher,
     launcher_identity,
+    meeting_dir,
     num_local_processes,
     num_processes,
     process_age_seconds,
@@ -100,7 +103,11 @@ def supervise(limit: int) -> None:
             f"--restarts {limit}: {num_local_processes()} of the {num_processes()} processes are on this machine, and "
             "only a run on one machine can be brought up again; leave the flag out"
         )
-    leave(Supervisor(_meet(limit)).run())
+    exit_code = Supervisor(_meet(limit)).run()
+    if has_launcher() and process_rank() == 0:
+        with suppress(UserError):
+            shutil.rmtree(meeting_dir(), ignore_errors=True)  # which workers left for those after them
+    leave(exit_code)
 
 
 def _meet(limit: int) -> Connection:

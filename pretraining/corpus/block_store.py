@@ -25,9 +25,9 @@ from pretraining.corpus.manifest import (
 )
 from pretraining.corpus.progress import PROGRESS_NAME
 from pretraining.corpus.slices import FileRange, cut_slices
+from pretraining.corpus.typed_json import from_json
 from pretraining.corpus.working_files import read_record, write_record
 from pretraining.system.files import TEMPORARY_SUFFIX
-from pretraining.corpus.typed_json import from_json
 from pretraining.system.locks import lock_file
 
 ORIGIN_NAME = "origin.json"

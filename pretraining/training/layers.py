@@ -6,6 +6,7 @@ Llama-2-7B over 4,096 tokens in 2.4. Nothing within a layer is hooked then, so t
 """
 
 import importlib.util
+import os
 import shutil
 
 import torch
@@ -15,8 +16,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from pretraining.cli.errors import UserError
 from pretraining.machine.layout import Layout
+from pretraining.system.private_dirs import private_dir
 from pretraining.training.fp8 import fp8_problems
 
+# Compiled code is kept there and run again. By default the folder has a name that any user of the machine can create.
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -29,7 +33,12 @@ def compile_layers(model: PreTrainedModel) -> None:
     """Compile each layer; the first is compiled when it first runs, and the others take its kernels.
 
     What is compiled is `forward`, activation checkpointing included; around it stay the hooks of ZeRO-3.
+
+    Raises:
+        UserError: when another user was first to create the folder for what is compiled.
     """
+    if CACHE_VARIABLE not in os.environ:
+        os.environ[CACHE_VARIABLE] = str(private_dir("torchinductor"))
     for layer in model.model.layers:
         layer.forward = torch.compile(layer.forward, dynamic=False)
 

@@ -5,6 +5,7 @@ itself: what a GPU holds depends on how many share the weights. Out of memory en
 processes of a machine tell each other how it went in files.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.launchers import has_launcher, launcher_identity, num_local_processes, num_processes, process_rank
 from pretraining.cli.restarts import this_restart
 from pretraining.cli.supervisor import worker_environment
+from pretraining.system.private_dirs import private_dir
 from pretraining.training.trial_result import TRIAL_VARIABLE, result_path
 
 POLL_SECONDS = 0.1
@@ -55,6 +57,9 @@ TRIAL_FLAGS = {
 }
 
 
+_PLACES = itertools.count()  # a slow process must not take what one place left for the next one
+
+
 @dataclass(frozen=True)
 class TrialSize:
     """How much of a run is tried."""
@@ -84,12 +89,9 @@ class TrialPlace:
                 "--micro_batch auto, --plan_measure: processes on several machines cannot try together; leave it out"
             )
         if has_launcher():
-            restart = this_restart()  # after which the folder of the attempt before may still be there
-            name = f"pretraining-trial-{launcher_identity()}-{restart.number if restart else 0}"
-            self._folder = Path(tempfile.gettempdir()) / name
-            if process_rank() == 0:
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder.mkdir(mode=0o700)
+            restart = this_restart()  # after which the folder of the attempt before is still there
+            attempt = f"{restart.number if restart else 0}-{next(_PLACES)}"
+            self._folder = private_dir(f"trial-{launcher_identity()}-{attempt}")
         else:
             self._folder = Path(tempfile.mkdtemp(prefix="pretraining-trial-"))
         self._number = 0

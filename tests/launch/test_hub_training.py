@@ -1,8 +1,11 @@
 """Training takes its blocks from the Hub: one download a machine, one commit, and one line when it cannot."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +16,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pretraining.cli.errors import UserError
+from pretraining.cli.launchers import meeting_dir
 from pretraining.corpus import hub_download
 from pretraining.runs.completeness import incompleteness
+from pretraining.system.files import sha256_of
 from pretraining.training.parcels import REPORT_NAMES
 from tests.conftest import PROJECT_DIR, TINY_RUN, Done, assert_nowhere, assert_one_error, python, run, run_fine
 from tests.hub import LocalHub, running_hub
@@ -24,6 +29,15 @@ from tests.launch.launching import figures, launcher, records, training_flags, t
 pytestmark = pytest.mark.launch
 
 NAME = "alice/blocks"
+FIND = """
+import sys
+from pretraining.cli.errors import run_program
+from pretraining.corpus import integrity
+from pretraining.corpus.store_source import find_store
+hashed, sha256_of = [], integrity.sha256_of
+integrity.sha256_of = lambda path: hashed.append(path) or sha256_of(path)
+run_program(lambda words: print(find_store(words[0], revision=None).folder, len(hashed), "hashed"))
+"""
 NUM_STEPS = 8
 
 
@@ -63,6 +77,7 @@ def test_training_takes_a_revision_from_the_hub_once_for_all_processes(
     shards = [f"data/{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")]
     assert sorted(path for path in sent if path.startswith("data/")) == shards
     assert not any(path.startswith(("skipped.jsonl", "README.md")) for path in sent)
+    assert not list(tmp_path.glob("pretraining-*")), "what the processes left each other is removed"
     assert_nowhere(ALICE, done, tmp_path)
 
 
@@ -74,6 +89,68 @@ def test_a_process_whose_first_one_never_begins_does_not_wait_forever(
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(UserError, match="the first process of this machine does not download it"):
         hub_download.download_store(NAME, revision=None)
+
+
+def test_what_another_user_left_in_the_temporary_folder_is_not_believed(
+    sample_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They can guess its name, which is the launcher's number and start."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(hub_download, "_download", lambda *_: sample_store)
+    monkeypatch.setenv("RANK", "0")
+    folder = meeting_dir()
+    note = folder / hashlib.sha256(f"{NAME}@None".encode()).hexdigest()[:16]
+    note.write_text("/elsewhere")
+    if os.getuid() == 0:
+        os.chown(folder, 65534, 65534)
+    else:
+        folder.chmod(0o777)
+    with pytest.raises(UserError, match=f"{folder}: is not a folder that only this user can open"):
+        hub_download.download_store(NAME, revision=None)
+    assert [path.read_text() for path in folder.iterdir()] == ["/elsewhere"]
+    shutil.rmtree(folder)
+    folder.symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"{folder}: is not a folder"):
+        hub_download.download_store(NAME, revision=None)
+    assert list(tmp_path.iterdir()) == [folder]
+    folder.unlink()
+    monkeypatch.setenv(f"{hub_download.STORE_VARIABLE}_{note.name}", "")
+    monkeypatch.delenv(f"{hub_download.STORE_VARIABLE}_{note.name}")  # and again at the end of the test
+    assert hub_download.download_store(NAME, revision=None) == sample_store
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_is_checked_once_and_a_wrong_file_is_named(
+    hub: LocalHub, sample_store: Path, tmp_path: Path
+) -> None:
+    hub.storage.serve_folder("dataset", NAME, sample_store, private=True)
+    env = hub.env(tmp_path / "machine", ALICE) | {"PYTHONPATH": str(PROJECT_DIR)}
+    find = [sys.executable, "-c", FIND]
+    with ThreadPoolExecutor() as threads:
+        folders = {done.stdout.split()[0] for done in threads.map(lambda _: run_fine(*find, NAME, env=env), range(2))}
+    assert len(folders) == 1
+    (shard,) = Path(folders.pop()).glob("data/train-*")
+    assert run_fine(*find, NAME, env=env).stdout.split()[1:] == ["0", "hashed"]
+    blob, content = shard.resolve(), shard.read_bytes()
+    blob.write_bytes(content[:-1] + b"?")
+    done = run(*find, NAME, env=env)
+    assert_one_error(
+        done,
+        f"--dataset {NAME}: {shard} has the SHA-256 {sha256_of(shard)}, its manifest says "
+        f"{hashlib.sha256(content).hexdigest()}; delete {blob} and start again to download it",
+    )
+    blob.unlink()
+    assert run_fine(*find, NAME, env=env).stdout.split()[1:] == ["4", "hashed"]
+    assert shard.read_bytes() == content
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(sample_store, damaged)
+    (damaged / "data" / shard.name).write_bytes(content[:-1] + b"?")
+    hub.storage.serve_folder("dataset", "alice/damaged", damaged, private=True)
+    done = run(*find, "alice/damaged", env=env)
+    assert_one_error(
+        done, f"{shard.name} has the SHA-256 {sha256_of(damaged / 'data' / shard.name)}", "the Hub has it so"
+    )
 
 
 def test_a_data_set_that_training_cannot_have_is_one_line(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:

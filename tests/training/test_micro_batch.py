@@ -1,5 +1,13 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from pretraining.cli.launchers import launcher_identity
+from pretraining.errors import UserError
+from pretraining.training import trial
 from pretraining.training.micro_batch import largest
-from pretraining.training.trial import FITS, OUT_OF_MEMORY, _outcome
+from pretraining.training.trial import FITS, OUT_OF_MEMORY, TrialPlace, _outcome
 
 SIZES = [1, 2, 4, 8, 16]
 
@@ -32,3 +40,41 @@ def test_only_what_ran_out_of_memory_does_not_fit() -> None:
     assert _outcome(1, "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory") == OUT_OF_MEMORY
     assert _outcome(2, "some warning\nerror: --dataset x: is missing\n") == "--dataset x: is missing"
     assert _outcome(1, "Traceback\nValueError: no\n") == "ValueError: no"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("kind", ["folder of another user", "open folder", "link", "file"])
+def test_a_place_that_somebody_else_has_taken_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rank: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(trial, "_PLACES", iter([0]))
+    for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    folder, theirs = tmp_path / f"pretraining-{os.getuid()}-trial-{launcher_identity()}-0-0", tmp_path / "theirs"
+    theirs.mkdir(mode=0o700)
+    (theirs / "thesis.txt").write_text("years of work")
+    if kind == "link":
+        folder.symlink_to(theirs)
+    elif kind == "file":
+        folder.write_text("years of work")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777 if kind == "open folder" else 0o700)
+    if kind == "folder of another user":
+        if os.getuid() != 0:
+            pytest.skip("only root can give a folder to another user")
+        os.chown(folder, 65534, 65534)
+    with pytest.raises(UserError, match=f"{folder}: is not a folder that only this user can open"):
+        TrialPlace()
+    assert (theirs / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_place_is_removed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("RANK", "0")
+    with TrialPlace() as place:
+        assert place.from_first(lambda: 7) == 7
+        (folder,) = tmp_path.iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(tmp_path.iterdir()) == []
