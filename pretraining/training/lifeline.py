@@ -16,9 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.cli.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, leave_at_once
+from pretraining.cli.errors import (
+    CRASH_EXIT_CODE,
+    INTERRUPTED_EXIT_CODE,
+    STOPPED_EXIT_CODE,
+    USER_ERROR_EXIT_CODE,
+    leave_at_once,
+)
 from pretraining.cli.launchers import has_launcher, launcher_identity, local_rank, process_rank, stat_words
-from pretraining.training.stop_request import STOP_SIGNALS, Phase, StopRequest
+from pretraining.training.stop_request import END_SIGNAL, STOP_SIGNALS, Phase, StopRequest
 
 LOOK_SECONDS = 0.02  # the deepspeed command takes about 0.1 s to end, and must not get to report success
 LOOK_AROUND_SECONDS = 1.0
@@ -66,6 +72,13 @@ class Lifeline(threading.Thread):
         """End when one of these does: the other processes of this run on this machine, by rank."""
         self._others = dict(others)
 
+    def end_others(self) -> None:
+        """Have the other processes of this machine end without a word; this one has said why, and leaves next."""
+        for other in self._others.values():
+            if other.is_alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(other.pid, END_SIGNAL)
+
     def run(self) -> None:
         """Look, again and again."""
         while True:
@@ -80,6 +93,8 @@ class Lifeline(threading.Thread):
                 self._leave_without_saving()
 
     def _hear(self, signals: bytes) -> None:
+        if END_SIGNAL in signals:
+            leave_at_once("", USER_ERROR_EXIT_CODE)
         for number in set(STOP_SIGNALS).intersection(signals):  # torch has a handler too, for the end of its workers
             self._request.ask(signal.Signals(number).name)
             if number == signal.SIGINT:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from pretraining.cli.errors import USER_ERROR_EXIT_CODE, leave
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.store_source import Mixture
@@ -28,7 +29,7 @@ from pretraining.runs.reporters import ReportedBefore, Reporters, newest_told
 from pretraining.runs.trackers import TrackedRun
 from pretraining.training.agreement import done_by_first
 from pretraining.training.announcement import announce
-from pretraining.training.block_dataset import BlockFields
+from pretraining.training.block_dataset import BlockFields, UnusableBlockError
 from pretraining.training.checkpointing import CheckpointKeeper
 from pretraining.training.ending import finish, leave_stopped
 from pretraining.training.fault_handler import FaultHandler
@@ -79,11 +80,16 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     trainer, report = make_trainer(plan, request), RunReport(plan)
     trainer.add_callback(report)
     done_by_first(lambda: start_run_folder(plan, trainer))
-    trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
-    leave_trial(trainer)
-    if request.is_agreed:
-        leave_stopped(trainer, report)
-    finish(trainer, report)
+    try:
+        trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+        leave_trial(trainer)
+        if request.is_agreed:
+            leave_stopped(trainer, report)
+        finish(trainer, report)
+    except UnusableBlockError as error:  # of this process alone, for which the others would wait
+        logger.error(error)
+        lifeline.end_others()
+        leave(USER_ERROR_EXIT_CODE)
     request.phase = Phase.LEAVING
     leave_processes()
 

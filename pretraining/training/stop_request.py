@@ -6,6 +6,7 @@ from enum import Enum
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+END_SIGNAL = signal.SIGRTMIN + 1  # from another process of the run that has said why it ends; the whole run does then
 # In rising order: where several ask, the last of them is named. Ctrl-C has a launcher send SIGTERM after it.
 REASONS = ("", "--max_hours", "the file STOP", "the launcher is gone", "SIGUSR1", "SIGHUP", "SIGTERM", "SIGINT")
 
@@ -49,6 +50,7 @@ class StopRequest:
             # Under nohup a terminal may be closed. torchrun (2.13) ends even so, and its ranks have the default here.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
+        signal.signal(END_SIGNAL, lambda *_: None)  # the pipe has it, for a thread that reads it
 
     def end_training(self) -> None:
         """From now on there is nothing to save."""

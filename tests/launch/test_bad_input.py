@@ -4,12 +4,17 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from pretraining.corpus.store_source import find_mixture
 from pretraining.machine.memory import available_host_bytes
+from pretraining.training.block_dataset import BLOCKS_READ_AT_START
+from pretraining.training.run_data import make_order
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run
-from tests.launch.launching import training_flags, try_to_train
+from tests.launch.launching import records, training_flags, try_to_train
+from tests.training.test_blocks import forge
 
 pytestmark = pytest.mark.launch
 
@@ -82,6 +87,44 @@ def test_a_damaged_test_split_is_found_before_the_training(sample_store: Path, t
     path.write_bytes(path.read_bytes()[:-100])
     assert_one_error(try_to_train("python", store, tmp_path / "run"), str(path), "its manifest says")
     assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_id_that_one_rank_reads_in_mid_training_ends_the_run_in_one_line(
+    sample_store: Path, tmp_path: Path, num_workers: int
+) -> None:
+    """Exit code 2 of both, no traceback of the one that waits, nothing that hangs."""
+    blocks = make_order(find_mixture([str(sample_store)], revision=None), seed=42).block_ids(np.arange(16, 40))
+    at_start = np.linspace(0, 700, BLOCKS_READ_AT_START, dtype=np.int64)
+    row = next(int(block) for block in blocks[2:] if block not in at_start)
+    store = forge(sample_store, tmp_path / "store", [row], 9000)
+    flags = ["--dataloader_num_workers", num_workers, "--save_steps", 2, "--eval_strategy", "no"]
+    done = try_to_train("2 ranks", store, tmp_path / "run", *flags)
+    assert_one_error(
+        done, f"data/train-00000-of-00001.parquet row {row} cannot be used (token id 9,000", "tools.verify"
+    )
+    assert done.returncode == 2
+    assert [record["step"] for record in records(tmp_path / "run")][:2] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["blocks/tokenizer/tokenizer.json", "blocks/data/train-00000-of-00001.parquet"])
+def test_what_is_not_as_it_was_is_one_line(sample_store: Path, tmp_path: Path, name: str) -> None:
+    store = tmp_path / "blocks"
+    shutil.copytree(sample_store, store)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content.replace(b"the", b"eht", 1) if name.endswith("json") else b"?" * len(content))
+    done = try_to_train("1 rank", store, tmp_path / "run")
+    assert_one_error(done, f"{tmp_path / name} ", "SHA-256", "copy the whole folder again")
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("flags", [[], ["--plan_only"]])
+def test_text_or_nothing_as_a_data_set(tmp_path: Path, flags: list[str]) -> None:
+    text = PROJECT_DIR / "data/sample/news.jsonl"
+    cases = {str(text): f"python3 preprocess.py --data_files {text} --output_dir blocks", "": "--dataset ''"}
+    for dataset, part in cases.items():
+        done = run(*python("pretrain.py", "--model", "quickstart", "--dataset", dataset, *flags))
+        assert_one_error(done, "--dataset", part, "preprocess.py")
 
 
 def test_a_recipe_with_typos_reports_all_of_them(tmp_path: Path) -> None:

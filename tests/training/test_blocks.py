@@ -1,8 +1,13 @@
 """What the model is given: each block once, nothing masked, EOS learned; and an evaluation that counts exactly."""
 
+import json
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -11,9 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import read_manifest
+from pretraining.system.files import sha256_of
 from pretraining.training.block_dataset import BlockDataset, Item, MixedBlocks
 from pretraining.training.evaluation import EvaluationBlocks, evaluate_blocks, losses_by
 from pretraining.training.loss import collate_targets
+from pretraining.training.run_data import check_tokenizer
 from tests.conftest import python, run_fine
 
 EOS = 2
@@ -86,6 +93,110 @@ def test_a_missing_or_cut_shard_is_named(sample_store: Path, tmp_path: Path) -> 
     (tmp_path / "data" / path.name).write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="bytes, its manifest says"):
         BlockDataset(tmp_path, manifest, "train")
+
+
+def forge(source: Path, store: Path, rows: list[int], token_id: int, *, hashed: bool = False) -> Path:
+    """A copy of a block store with an id in these rows of train, and a manifest that has the sizes right."""
+    shutil.copytree(source, store)
+    (path,) = store.glob("data/train-*.parquet")
+    table = pq.read_table(path)
+    ids = np.array(table["input_ids"].combine_chunks().flatten()).reshape(table.num_rows, -1).copy()
+    ids[rows, 5] = token_id
+    column = pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), ids.shape[1])
+    pq.write_table(table.set_column(0, table.schema.field("input_ids"), column), path)
+    content = json.loads((store / "manifest.json").read_text())
+    content["splits"]["train"]["shards"][0]["num_bytes"] = path.stat().st_size
+    if hashed:
+        content["splits"]["train"]["shards"][0]["sha256"] = sha256_of(path)
+    (store / "manifest.json").write_text(json.dumps(content))
+    return store
+
+
+def test_ids_that_the_vocabulary_has_not_are_found_at_the_start(sample_store: Path, tmp_path: Path) -> None:
+    num_rows = read_manifest(sample_store, flag="").splits["train"].num_blocks
+    store = forge(sample_store, tmp_path / "forged", list(range(300, num_rows)), 8192)
+    with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet row 3\d\d cannot be used \(token id 8,192"):
+        BlockDataset(store, read_manifest(store, flag=""), "train")
+    forged = forge(sample_store, tmp_path / "largest", [0], 8191)
+    BlockDataset(forged, read_manifest(forged, flag=""), "train")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_one_id_that_the_vocabulary_has_not_is_found_when_it_is_read(
+    sample_store: Path, tmp_path: Path, num_workers: int
+) -> None:
+    store = forge(sample_store, tmp_path / "forged", [1], 9000)
+    blocks = MixedBlocks([BlockDataset(store, read_manifest(store, flag=""), "train")])
+    loader = DataLoader(blocks, batch_size=4, num_workers=num_workers, collate_fn=collate_targets)
+    with pytest.raises(UserError) as found:
+        list(loader)
+    assert str(found.value) == (
+        f"--dataset {store}: data/train-00000-of-00001.parquet row 1 cannot be used (token id 9,000, the vocabulary "
+        f"has 8,192); check the data set: python3 -m tools.verify {store}"
+    )
+
+
+def test_damage_that_cannot_be_decoded_names_the_shard(sample_store: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(sample_store, store)
+    (path,) = store.glob("data/train-*.parquet")
+    content = path.read_bytes()
+    path.write_bytes(b"PAR1" + bytes(len(content) - 8) + b"PAR1")
+    with pytest.raises(UserError, match=f"{path} has the SHA-256 {sha256_of(path)}, its manifest says"):
+        BlockDataset(store, read_manifest(store, flag=""), "train")
+
+
+def test_shards_of_other_columns_or_lengths_are_refused(sample_store: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(sample_store, flag="")
+    other = replace(manifest, origin=replace(manifest.origin, block_length=32))
+    with pytest.raises(UserError, match="train shards have other columns than a block store"):
+        BlockDataset(sample_store, other, "train")
+
+
+@pytest.mark.parametrize("change", ["replaced", "cut", "overwritten", "removed"])
+def test_a_store_that_changes_while_it_is_read_changes_nothing(sample_store: Path, tmp_path: Path, change: str) -> None:
+    """What is read is the copy in Arrow files that was made of it at the start."""
+    store = tmp_path / "store"
+    shutil.copytree(sample_store, store)
+    blocks = BlockDataset(store, read_manifest(store, flag=""), "train")
+    expected = BlockDataset(sample_store, read_manifest(sample_store, flag=""), "train")
+    (path,) = store.glob("data/train-*.parquet")
+    if change == "replaced":
+        (store / "other").write_bytes(b"x" * path.stat().st_size)
+        (store / "other").replace(path)
+    elif change == "cut":
+        os.truncate(path, 100)
+    elif change == "overwritten":
+        path.write_bytes(bytes(path.stat().st_size))
+    else:
+        shutil.rmtree(store)
+    assert all(torch.equal(blocks[index]["input_ids"], expected[index]["input_ids"]) for index in range(len(blocks)))
+
+
+def test_files_of_a_store_are_in_it_or_in_the_cache_of_the_hub(sample_store: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(sample_store, flag="")
+    (path,) = sample_store.glob("data/train-*.parquet")
+    store = tmp_path / "store"
+    shutil.copytree(sample_store, store)
+    inside = store / "data" / path.name
+    inside.unlink()
+    inside.symlink_to(path)
+    with pytest.raises(UserError, match=f"{inside} is a link out of the data set, to {path}"):
+        BlockDataset(store, manifest, "train")
+    inside.unlink()
+    inside.symlink_to(inside)
+    with pytest.raises(UserError, match="is missing"):
+        BlockDataset(store, manifest, "train")
+    snapshot, blobs = tmp_path / "cache/snapshots/0123", tmp_path / "cache/blobs"
+    shutil.copytree(sample_store, snapshot)
+    blobs.mkdir()
+    for file in [*snapshot.glob("data/*"), *snapshot.glob("tokenizer/*")]:
+        file.rename(blobs / file.name)
+        file.symlink_to(Path("../../../blobs") / file.name)
+    check_tokenizer(snapshot, manifest)
+    assert len(BlockDataset(snapshot, manifest, "train")) == manifest.splits["train"].num_blocks
+    (tmp_path / "linked").symlink_to(sample_store)
+    assert len(BlockDataset(tmp_path / "linked", manifest, "train")) == manifest.splits["train"].num_blocks
 
 
 def test_padding_of_best_fit_is_never_in_the_loss(model: LlamaForCausalLM, tmp_path: Path) -> None:
