@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from pretraining.cli.errors import UserError
-from pretraining.runs import checkpoint_export, completeness
-from pretraining.runs.completeness import COMPLETE_NAME, damage, record_file, write_complete
+from pretraining.runs import checkpoint_export, verification
+from pretraining.runs.completeness import COMPLETE_NAME, record_file, write_complete
+from pretraining.runs.verification import checkpoint_problems
 from pretraining.runs.zero_shards import open_shards
 from tests.conftest import TINY_MODEL, run, run_fine
 from tests.launch.launching import train
@@ -97,16 +98,16 @@ def test_verify_says_which_checkpoints_are_whole(
 ) -> None:
     main(["verify", str(finished_run)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["checkpoint-1", "checkpoint-2"]
-    assert all(line.endswith("  ok") for line in lines)
+    assert [Path(line.split()[0]).name for line in lines] == ["checkpoint-1", "checkpoint-2", "model"]
+    assert all("  ok: " in line for line in lines)
     run_dir = tmp_path / "run"
     shutil.copytree(finished_run, run_dir)
     state = run_dir / "checkpoint-1/trainer_state.json"
     state.write_text(state.read_text().replace("1", "2", 1))
     done = run(*TOOL, "verify", run_dir)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.splitlines()[0].endswith("trainer_state.json has other bytes than were written")
-    assert done.stdout.splitlines()[1:] == lines[1:]
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "trainer_state.json is damaged: its XXH3 is" in done.stdout.splitlines()[1]
+    assert [line.split()[1:] for line in done.stdout.splitlines()[2:]] == [line.split()[1:] for line in lines[1:]]
     shard = next((run_dir / "checkpoint-2").rglob("*_optim_states.pt"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
@@ -125,14 +126,15 @@ def test_a_checkpoint_that_is_rotated_while_it_is_read_is_no_damage(
     run_dir = tmp_path / "run"
     shutil.copytree(finished_run, run_dir)
 
-    def damage_of_one_that_goes(checkpoint: Path) -> str | None:
+    def problems_of_one_that_goes(checkpoint: Path) -> list[str]:
         if checkpoint.name == "checkpoint-1":
             shutil.rmtree(checkpoint)
-        return damage(checkpoint)
+        return checkpoint_problems(checkpoint)
 
-    monkeypatch.setattr(completeness, "damage", damage_of_one_that_goes)
+    monkeypatch.setattr(verification, "checkpoint_problems", problems_of_one_that_goes)
     main(["verify", str(run_dir)])
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["checkpoint-2"]
+    names = [Path(line.split()[0]).name for line in capsys.readouterr().out.splitlines()]
+    assert names == ["checkpoint-2", "model"]
 
 
 def complete(checkpoint: Path) -> None:
@@ -172,7 +174,7 @@ def test_a_disk_without_room(finished_run: Path, small_disk: Path) -> None:
     [
         ([], "--command: give verify or export"),
         (["verifi", "x"], "'verifi' is not one of verify, export (did you mean verify?)"),
-        (["verify", "tests"], "--folder tests: has no checkpoints; give a run folder"),
+        (["verify", "tests"], "--folder tests: has nothing to check; pass a block store, run folder"),
         (["export", "checkpoint-1"], "--output_dir: give the folder for the exported model"),
         (["verify", "x", "y"], "--output_dir: give the folder for the exported model, and none to verify"),
         (["export", "tests", "OUT", "--dtype", "fp8"], "'fp8' is not one of bf16, fp16, fp32"),
