@@ -58,6 +58,8 @@ def verify(folder: Path) -> bool:
     Raises:
         UserError: when there is nothing to check.
     """
+    if folder.is_dir():
+        next(folder.iterdir(), None)  # a folder that we may not read is reported as that, not as an empty one
     is_fine, is_empty = True, True
     for finding in findings(folder):
         is_empty = False
@@ -79,8 +81,6 @@ def findings(folder: Path) -> Iterator[Finding]:
     from pretraining.runs.checkpoints import BLOCKS_DIR_NAME, MODEL_DIR_NAME, all_checkpoints, checkpoint_step
     from pretraining.runs.completeness import COMPLETE_NAME
 
-    if folder.is_dir():
-        next(folder.iterdir(), None)  # a folder that we may not read is reported as that, not as an empty one
     if (folder / MANIFEST_NAME).exists():
         yield verify_store(folder)
     elif (folder / COMPLETE_NAME).exists() or checkpoint_step(folder) is not None:
