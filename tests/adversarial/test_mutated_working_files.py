@@ -20,10 +20,11 @@ from pretraining.corpus import progress
 from pretraining.corpus.block_store import PartialStore
 from pretraining.corpus.copies import Copies, _read_keys
 from pretraining.corpus.input_hashes import _read as read_hashes
-from pretraining.corpus.manifest import origin_of
+from pretraining.corpus.manifest import Origin
 from pretraining.corpus.progress import read_progress
 from pretraining.corpus.slice_writer import SliceWriter, read_carried
 from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.corpus.typed_json import from_json
 from pretraining.corpus.working_files import read_record
 from pretraining.system import files as system_files
 from tests.adversarial.mutations import mutations, num_mutations
@@ -105,7 +106,7 @@ def slices_of(path: Path) -> object:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "origin.json": lambda path: read_record(path, origin_of, remedy="delete it"),
+    "origin.json": lambda path: read_record(path, lambda content: from_json(Origin, content), remedy="delete it"),
     "slices.json": slices_of,
     "input_hashes.json": read_hashes,
     "copies.npz": copies_of,
