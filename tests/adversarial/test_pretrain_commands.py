@@ -198,7 +198,7 @@ KWARGS = ["--activation_checkpointing", "--activation_checkpointing_kwargs"]
 LARGE = ["--global_batch_tokens", "none", "--gpu_type", "h100", "--per_device_train_batch_size"]
 EVERYWHERE = [  # a plan must not pass over what a run stops at
     (["--dataset", ""], "--dataset: expects a path or name"),
-    (["--dataset", ":"], "names no block store"),
+    (["--dataset", ":"], "a share needs the name of its source"),
     (["--dataset", "="], "names no block store"),
     (["--dataset", "x=y:z"], "the share 'z' is not a number"),
     (["--dataset", "a={store}:nan"], "the share 'nan' is not a number in (0, 1e9]"),
