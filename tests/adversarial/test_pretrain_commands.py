@@ -31,22 +31,17 @@ from tests.adversarial.command_lines import DATACLASSES
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 
 # With what a program needs besides, so that the odd value is all that is wrong.
+DS_CONFIG = ["--deepspeed", str(PROJECT_DIR / "ds_config.json")]
 BASE = {
+    "pretrain": DS_CONFIG,
     "plan": ["--bf16", "false", "--model", "quickstart", "--model_overrides", *TINY_MODEL, "--dataset", "{store}"],
-    "finetune": ["--model", "model", "--data_files", "chat.jsonl"],
+    "finetune": ["--model", "model", "--data_files", "chat.jsonl", *DS_CONFIG],
     "trace": ["--block", "1"],
     "evaluate": ["--model", "model", "--data_files", "news.jsonl"],
     "compare_samples": ["--models", "model"],
     "text_statistics": ["--samples", "samples.jsonl"],
 }
-BASE["plan"] += [
-    "--global_batch_tokens",
-    "512",
-    "--warmup_steps",
-    "2",
-    "--deepspeed",
-    str(PROJECT_DIR / "ds_config.json"),
-]
+BASE["plan"] += ["--global_batch_tokens", "512", "--warmup_steps", "2", *DS_CONFIG]
 BASE["run"] = [*BASE["plan"], "--output_dir", "{tmp}/run", "--max_steps", "6"]
 ODD_NUMBERS = [
     "nan",
