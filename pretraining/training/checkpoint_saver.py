@@ -78,6 +78,7 @@ class CheckpointSaver:
     def __init__(self, *, num_local_processes: int) -> None:
         self.saved_step: int | None = None  # of the last checkpoint that counts
         self.last_seconds = self.longest_seconds = 0.0  # that a save took until it counted
+        self.is_found_finite = True  # whether all of the state that is saved was looked at
         self.on_result: Callable[[SaveResult], None] | None = None
         self._num_local_processes = num_local_processes
         self._parts: list[Part] = []
@@ -95,6 +96,7 @@ class CheckpointSaver:
     def install(self, engine: DeepSpeedEngine) -> None:
         """Stand between DeepSpeed and the disk."""
         engine.checkpoint_engine = PartsEngine(self.add)
+        self.is_found_finite = not engine.zero_nvme_offload_optimizer()  # what is on NVMe was not looked at
         engine._copy_recovery_script = _copy_nothing
 
     def add(self, part: Part) -> None:
@@ -183,7 +185,8 @@ class CheckpointSaver:
             recorded = {self._folder / file.path for file in files}
             small = [path for path in self._folder.rglob("*") if path.is_file() and path not in recorded]
             files = [*files, *(record_file(self._folder, path) for path in small)]
-            write_complete(self._folder, files, step=self._step, num_processes=num_processes, finite=True)
+            found = True if self.is_found_finite else None
+            write_complete(self._folder, files, step=self._step, num_processes=num_processes, finite=found)
         except OSError as error:
             return _said(error)
         problem = incompleteness(self._folder)  # as where machines do not share the folder
