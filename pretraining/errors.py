@@ -1,4 +1,10 @@
-"""What a user can correct. Imports nothing, so that every package may raise it."""
+"""What a user can correct. Imports nothing of this project, so that every package may raise it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PANIC = "PanicException"  # of libraries in Rust, as `tokenizers`; it is not an Exception, and has no module to import
+MAX_REASON_CHARACTERS = 300
 
 
 class UserError(ValueError):
@@ -7,3 +13,21 @@ class UserError(ValueError):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+@contextmanager
+def reading(place: str, *, remedy: str) -> Iterator[None]:
+    """Make one line of whatever a damaged or forged file leads to, in this project or in a library.
+
+    Raises:
+        UserError: in place of any other error, panics included.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or type(error).__name__
+        raise UserError(f"{place} cannot be read ({reason}); {remedy}") from None

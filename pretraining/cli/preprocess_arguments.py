@@ -38,7 +38,8 @@ class PreprocessArguments:
     near_duplicates: float | None = flag(None, "remove documents this similar to one before them (Jaccard), as 0.8")
     language_hook: str | None = flag(
         None,
-        "package.module:function that tells the language of a text; keep its code as it is until the store is finished",
+        "package.module:function that returns the language of a text. Its code runs here, also when a recipe names it; "
+        "do not change it until the store is finished",
     )
     languages: list[str] | None = flag(None, "keep documents in these languages, as --language_hook names them")
     tokenizer: str = flag(SAMPLE_TOKENIZER, "tokenizer folder or Hub id (its tokenizer.json is used as it stands)")

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from pretraining.cli.flags import NONE_WORD, Flag, flags_of, nearest
 LARGEST_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
 MOST_NODES = 10_000  # of one value
 MOST_DEPTH = 16
+HOOK_ENDING = "_hook"  # of flags that name a function
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,9 @@ def parse_recipe(
     problems += out_of_range
     if problems:
         raise UserError(*problems)
+    for name in {setting.name for setting in settings} - {setting.name for setting in command_line}:
+        if name.endswith(HOOK_ENDING) and values[name] is not None:
+            logger.warning("recipe %s runs code: --%s %s", recipe_path, name, values[name])
     return built
 
 

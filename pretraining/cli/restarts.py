@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -38,7 +37,10 @@ from pretraining.cli.supervisor import (
     Supervisor,
     die_with_supervisor,
     is_supervised,
+    receive_message,
+    send_message,
 )
+from pretraining.system.private_dirs import private_dir
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +114,11 @@ def supervise(limit: int) -> None:
 
 def _meet(limit: int) -> Connection:
     """This process's connection to the coordinator, which the first one starts."""
-    folder = Path(tempfile.gettempdir()) / f"pretraining-restarts-{launcher_identity()}"
     try:
-        connection = _start_coordinator(folder, limit) if process_rank() == 0 else _find_coordinator(folder)
+        connection = _start_coordinator(limit) if process_rank() == 0 else _find_coordinator()
         has_met = connection is not None and connection.poll(MEET_SECONDS)
     except OSError as error:
-        raise UserError(f"--restarts: {folder} cannot be used ({error}); set TMPDIR to another folder") from None
+        raise UserError(f"--restarts: the processes cannot meet ({error}); set TMPDIR to another folder") from None
     if connection is None or not has_met:
         raise UserError(
             "--restarts: the processes of this run do not find each other; have the launcher start pretrain.py "
@@ -126,22 +127,25 @@ def _meet(limit: int) -> Connection:
     return connection
 
 
-def _start_coordinator(folder: Path, limit: int) -> Connection:
+def socket_path() -> Path:
+    """Where the coordinator listens: in a folder that no other user can open."""
+    return private_dir(f"restarts-{launcher_identity()}") / "socket"
+
+
+def _start_coordinator(limit: int) -> Connection:
     ours, theirs = Pipe()
     listener = None
     if num_processes() > 1:
-        folder.mkdir(mode=0o700)  # nobody else may send what is unpickled here
-        listener = Listener(str(folder / "socket"), backlog=num_processes())
+        listener = Listener(str(socket_path()), backlog=num_processes())
     Thread(target=_coordinate, args=(theirs, listener, limit), daemon=True).start()
     return ours
 
 
-def _find_coordinator(folder: Path) -> Connection | None:
-    deadline = time.monotonic() + MEET_SECONDS
+def _find_coordinator() -> Connection | None:
+    path, deadline = socket_path(), time.monotonic() + MEET_SECONDS
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError, ConnectionRefusedError):
-            if folder.stat().st_uid == os.getuid():
-                return Client(str(folder / "socket"))
+            return Client(str(path))
         time.sleep(POLL_SECONDS)
     return None
 
@@ -160,7 +164,7 @@ def _coordinate(first: Connection, listener: Listener | None, limit: int) -> Non
         exit_code = 1
     for member in reversed(members):  # this process last: it ends at that
         with suppress(OSError):
-            member.send(Leave(exit_code))
+            send_message(member, Leave(exit_code))
 
 
 class Coordinator:
@@ -195,7 +199,7 @@ class Coordinator:
         """Have all workers started, and all of them ended once one ended badly; the first that did so."""
         port = str(_free_port())
         for member in self._members:
-            member.send(Start({**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}))
+            send_message(member, Start({**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}))
         pending = list(self._members)
         failures: list[Ended] = []
         while pending and not failures:
@@ -204,7 +208,7 @@ class Coordinator:
         while pending and failures[0].is_stop and time.monotonic() < deadline:
             _take_ended(pending, timeout_seconds=deadline - time.monotonic())
         for member in pending:
-            member.send(End())
+            send_message(member, End())
         while pending:
             _take_ended(pending)
         return failures[0] if failures else None
@@ -216,7 +220,7 @@ def _take_ended(pending: list[Connection], *, timeout_seconds: float | None = No
     ready = [member for member in pending if member in found]
     for member in ready:
         pending.remove(member)
-    return [member.recv() for member in ready]
+    return [receive_message(member) for member in ready]
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ terminal's Ctrl-C comes once, and what a dead worker leaves behind (those that l
 """
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from threading import Thread
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pretraining.cli.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, leave
 from pretraining.cli.launchers import (
@@ -82,6 +83,20 @@ class Ended(NamedTuple):
         return self.code if self.code >= 0 else 128 - self.code
 
 
+MESSAGES = {kind.__name__: kind for kind in (Start, End, Leave, Ended)}
+
+
+def send_message(connection: Connection, message: Start | End | Leave | Ended) -> None:
+    """Send it as JSON: what `Connection.send` sends is unpickled at the other end."""
+    connection.send_bytes(json.dumps([type(message).__name__, *message]).encode())
+
+
+def receive_message(connection: Connection) -> Any:
+    """The next message; waits for it."""
+    name, *values = json.loads(connection.recv_bytes())
+    return MESSAGES[name](*values)
+
+
 class Supervisor:
     """Does what the coordinator at the other end of a connection says."""
 
@@ -116,9 +131,9 @@ class Supervisor:
                 self._pass_on(signal.SIGTERM, None)
             if self._asked_by is not None and self._worker is None and not self._has_told:
                 code = INTERRUPTED_EXIT_CODE if self._asked_by == signal.SIGINT else STOPPED_EXIT_CODE
-                self._coordinator.send(Ended(process_rank(), code, was_asked=True))
+                send_message(self._coordinator, Ended(process_rank(), code, was_asked=True))
                 self._has_told = True
-        return self._coordinator.recv()
+        return receive_message(self._coordinator)
 
     def _start(self, environment: Mapping[str, str]) -> None:
         if self._asked_by is not None:  # the coordinator is told instead
@@ -141,7 +156,7 @@ class Supervisor:
         self._has_told = ended.was_asked
         self._worker = None
         with suppress(OSError):
-            self._coordinator.send(ended)
+            send_message(self._coordinator, ended)
 
     def _end(self) -> None:
         worker, watcher = self._worker, self._watcher

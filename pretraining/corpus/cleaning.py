@@ -52,7 +52,9 @@ class TextFilter:
         assert self._language_of is not None
         try:
             return self._language_of(text)
-        except (Exception, SystemExit) as error:
+        except SystemExit:  # as of sys:exit, which would show the text and end with a code of its own
+            raise UserError(f"--language_hook {self._rules.language_hook}: exits; use another function") from None
+        except Exception as error:
             raise UserError(
                 f"--language_hook {self._rules.language_hook}: raised {type(error).__name__} ({error}) for the text "
                 f"that begins with {text[:80]!r}; mend the function"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from pretraining.cli.errors import UserError
 from pretraining.corpus.backends import FlatIds, ReferenceBackend, choose_backend
+from pretraining.errors import UserError, reading
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CANARY_TEXT = "  Ünïcode \u2019quotes\u2019, 1,234.5 €\n\n\tI wanna go </s> 東京 🚆 end "
@@ -133,14 +133,8 @@ def load_document_tokenizer(
         raise UserError(f"{flag} {name}: cannot be read ({error.strerror}); check the path") from None
     if not has_tokenizer:
         raise UserError(f"{flag} {name}: the folder has no tokenizer.json; make one with train_tokenizer.py")
-    try:
+    with reading(f"{flag} {name}: its tokenizer.json or tokenizer_config.json", remedy="copy them there again"):
         return DocumentTokenizer(folder, name=name, add_bos=add_bos, backend=backend, flag=flag)
-    except UserError:
-        raise
-    except Exception as error:  # `tokenizers` raises bare Exception for a file it cannot read
-        raise UserError(
-            f"{flag} {name}: its tokenizer.json or tokenizer_config.json cannot be read ({error})"
-        ) from None
 
 
 def _download(hub_id: str) -> Path:

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from pretraining.cli.errors import UserError
 from pretraining.cli.progress import Progress
+from pretraining.errors import UserError, reading
 from pretraining.runs.completeness import damage, incompleteness
 from pretraining.runs.export import begin_folder, complete_folder, give_name, partial_folder
 from pretraining.runs.zero_shards import ShardedWeight, open_shards, tokenizer_of
@@ -38,6 +38,8 @@ def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) 
         raise UserError(f"--output_dir {model_dir}: exists already; choose another folder")
     config, weights = open_shards(checkpoint)
     tokenizer_dir = tokenizer_of(checkpoint)
+    with reading(f"{tokenizer_dir}: its tokenizer", remedy="copy the tokenizer of its data set there"):
+        PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)("a")
     partial = partial_folder(model_dir)
     logger.info("putting the weights together from the ZeRO shards in %s", checkpoint)
     try:

@@ -9,9 +9,10 @@ import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pretraining.runs.checked_json import parse_json
 from pretraining.system.files import sync, write_atomically, xxh3_of
 
 COMPLETE_NAME = "complete.json"
@@ -58,12 +59,32 @@ def read_complete(folder: Path) -> dict[str, Any]:
 
     Raises:
         OSError: when it is not there.
-        ValueError: when it is none.
+        ValueError: when it is not as `write_complete` writes it, lists no file, or one outside of the folder.
     """
-    content = json.loads((folder / COMPLETE_NAME).read_text(encoding="utf-8"))
+    content = parse_json((folder / COMPLETE_NAME).read_bytes())
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{folder / COMPLETE_NAME} is none of version {FORMAT_VERSION}")
+        raise ValueError(f"not of version {FORMAT_VERSION}")
+    numbers, files = [content.get(name) for name in ("step", "num_processes", "num_bytes")], content.get("files")
+    if not all(map(_is_count, numbers)) or not isinstance(files, list) or not files or not all(map(_is_record, files)):
+        raise ValueError("it does not list the files of a checkpoint")
+    paths = [PurePosixPath(file["path"]) for file in files]
+    outside = [str(path) for path in paths if path.is_absolute() or ".." in path.parts]
+    if outside:
+        raise ValueError(f"it lists {outside[0]}, which is not in the folder")
     return content
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_record(file: Any) -> bool:
+    return (
+        isinstance(file, dict)
+        and isinstance(file.get("path"), str)
+        and _is_count(file.get("num_bytes"))
+        and isinstance(file.get("xxh3_128"), str)
+    )
 
 
 def incompleteness(folder: Path) -> str | None:
@@ -75,7 +96,7 @@ def incompleteness(folder: Path) -> str | None:
         return next((problem for problem in problems if problem is not None), None)
     except FileNotFoundError:
         return f"{COMPLETE_NAME} is missing, the save did not finish"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return f"{COMPLETE_NAME} cannot be read ({error})"
 
 
@@ -107,6 +128,8 @@ def _problem_of(folder: Path, file: Mapping[str, Any]) -> str | None:
     path = folder / file["path"]
     if not path.is_file():
         return f"{file['path']} is missing"
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return f"{file['path']} is a link out of the folder"
     found = path.stat().st_size
     if found != file["num_bytes"]:
         return f"{file['path']} has {found:,} bytes of {file['num_bytes']:,}"

@@ -1,25 +1,24 @@
-"""The fp32 master weights in the ZeRO shards of a checkpoint, from any number of ranks, put together one at a time.
+"""The fp32 master weights in the ZeRO shards of a checkpoint, from any number of ranks, put together one at a time."""
 
-The shards are pickles, which can run code. Each is searched, without running anything, for what it would call, and
-refused if that is more than the tensors and the two kinds of objects that DeepSpeed saves.
-"""
-
-import contextlib
 import io
+import re
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Protocol
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from pretraining.cli.errors import UserError
+from pretraining.errors import UserError, reading
 from pretraining.runs.checked_json import parse_json
 from pretraining.runs.checkpoints import TOKENIZER_DIR_NAME, optimizer_shards
 from pretraining.runs.record_file import record_of_checkpoint
+from pretraining.runs.untrusted import check_model_folder, check_no_code, load_pickle
 
 EXPORTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by the precision of a run
-KNOWN_OBJECTS = ("deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.runtime.fp16.loss_scaler.")
+
+SHARD_NAME = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states")
 
 
 class ShardedWeight(Protocol):
@@ -47,46 +46,70 @@ def open_shards(checkpoint: Path) -> tuple[LlamaConfig, dict[str, ShardedWeight]
     return config, weights
 
 
-def _lazy_weights(checkpoint: Path) -> dict[str, ShardedWeight]:
+def shards_by_rank(checkpoint: Path) -> list[Path]:
+    """The optimizer shards of all ranks, that of rank 0 first.
+
+    Raises:
+        UserError: when there are none, or not one for each rank in one folder.
+    """
     shards = optimizer_shards(checkpoint)
     if not shards:
         raise UserError(f"{checkpoint}: has no ZeRO shards (global_step*/*_optim_states.pt)")
-    tag = shards[0].parent.name
-    _check_pickles(shards[0].parent)
-    unheard = io.StringIO()  # both print what they do, which takes no time yet: nothing is read but the outlines
-    try:
-        with contextlib.redirect_stdout(unheard), contextlib.redirect_stderr(unheard):
-            # Only here, since it takes a second, which no other source of weights needs.
-            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag, lazy_mode=True)
-    except Exception as error:  # a damaged pickle or archive raises whatever it leads to
-        raise UserError(f"{checkpoint}: its shards cannot be read ({' '.join(str(error).split())})") from None
-    first_names = {id(weight): name for name, weight in reversed(weights.items())}
-    return {name: weight for name, weight in weights.items() if first_names[id(weight)] == name}
+    by_rank = {match.group(1): path for path in shards if (match := SHARD_NAME.match(path.name))}
+    ranks = [str(rank) for rank in range(len(shards))]
+    if by_rank.keys() != set(ranks) or len({path.parent for path in shards}) != 1:
+        raise UserError(f"{checkpoint}: its ZeRO shards are not those of one save; use another checkpoint")
+    return [by_rank[rank] for rank in ranks]
 
 
-def _check_pickles(folder: Path) -> None:
-    """Refuse shards that would do more than make tensors."""
-    for path in sorted(folder.glob("*.pt")):
-        try:
-            names = get_unsafe_globals_in_checkpoint(str(path))
-        except Exception as error:  # a damaged archive or pickle
-            reason = " ".join(str(error).split())
-            raise UserError(f"{folder.parent}: its shards cannot be read ({path.name}: {reason})") from None
-        foreign = [name for name in names if not name.startswith(KNOWN_OBJECTS)]
-        if foreign:
-            raise UserError(f"{path}: would run {foreign[0]}, which no checkpoint of DeepSpeed does; it is not opened")
+def open_states(checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The state of each rank's ZeRO optimizer, and that of the engine of rank 0, mapped into memory.
+
+    Every pickle of the save is opened, so that all processes agree on one that is refused.
+
+    Raises:
+        UserError: when there are no shards, or one is not DeepSpeed's or does not have the weights that it should.
+    """
+    paths = shards_by_rank(checkpoint)
+    folder = paths[0].parent
+    content = {path.name: load_pickle(path, mmap=True) for path in sorted(folder.glob("*.pt"))}
+    with reading(f"{checkpoint}: its ZeRO shards", remedy="use another checkpoint"):
+        states = [content[path.name]["optimizer_state_dict"] for path in paths]
+        engine = content["zero_pp_rank_0_mp_rank_00_model_states.pt"]
+        sizes = [[shape.numel() for shape in shapes.values()] for shapes in engine["param_shapes"]]
+        expected = [sum(-(-size // len(paths)) for size in of_group) for of_group in sizes]
+        for path, state in zip(paths, states, strict=True):
+            found = [flat.numel() for flat in state["fp32_flat_groups"]]
+            if found != expected and not (folder / "offloaded_tensors").exists():
+                raise UserError(f"{path}: has {sum(found):,} weights of {sum(expected):,}; use another checkpoint")
+    return states, engine
+
+
+def _lazy_weights(checkpoint: Path) -> dict[str, ShardedWeight]:
+    states, engine = open_states(checkpoint)
+    # Only here, since it takes a second, which no other source of weights needs.
+    from deepspeed.utils.zero_to_fp32 import _zero3_merge_trainable_params
+
+    flats = [state["fp32_flat_groups"] for state in states]
+    weights: dict[str, ShardedWeight] = {}
+    unheard = io.StringIO()  # it prints what it does, which takes no time yet: no tensor is read
+    with (
+        reading(f"{checkpoint}: its ZeRO shards", remedy="use another checkpoint"),
+        redirect_stdout(unheard),
+        redirect_stderr(unheard),
+    ):
+        _zero3_merge_trainable_params(weights, len(flats), flats, [SimpleNamespace(**engine)])
+    return weights
 
 
 def config_of_checkpoint(checkpoint: Path) -> LlamaConfig:
     """The model's config, from the checkpoint or else from the record of its run; its dtype is that of the exports.
 
     Raises:
-        UserError: when there is neither, or one that cannot be read.
+        UserError: when there is neither, one cannot be read, or it asks for code of its own.
     """
     own, needs = checkpoint / "config.json", ("identity.precision", "identity.model_config")
-    try:
+    with reading(f"{own}: the model config", remedy="restore it from a backup"):
         fields = parse_json(own.read_bytes()) if own.is_file() else None
         record = record_of_checkpoint(checkpoint, needs=needs)
         if record is not None:  # the Trainer writes fp32 into the config.json of a checkpoint, whatever its weights are
@@ -94,12 +117,8 @@ def config_of_checkpoint(checkpoint: Path) -> LlamaConfig:
             dtype = EXPORTED_DTYPES[identity["precision"]]
             fields = {**(identity["model_config"] if fields is None else fields), "dtype": dtype}
         if fields is not None:
+            check_no_code(fields, str(checkpoint))
             return LlamaConfig.from_dict(fields)
-    except UserError:
-        raise
-    except Exception as error:  # transformers and huggingface_hub have errors of their own for odd values
-        reason = " ".join(str(error).split())
-        raise UserError(f"{own}: not a model config ({reason}); restore it from a backup") from None
     raise UserError(f"{checkpoint}: has no config.json, and its run no run.json; copy the model's config there")
 
 
@@ -107,10 +126,11 @@ def tokenizer_of(folder: Path) -> Path:
     """The folder with the tokenizer of a model or checkpoint: itself, or that of its run.
 
     Raises:
-        UserError: when neither has one.
+        UserError: when neither has one, or it asks for code of its own.
     """
     places = (folder, folder.parent / TOKENIZER_DIR_NAME)
     place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
     if place is None:
         raise UserError(f"{folder}: has no tokenizer.json; copy the tokenizer of its data set there")
+    check_model_folder(place, str(place))
     return place

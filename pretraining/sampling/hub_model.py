@@ -3,33 +3,14 @@
 Only safetensors and JSON are read. Pickled weights, and code that comes with a model, do what their author wrote.
 """
 
-import json
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from pretraining.cli.errors import UserError
+from pretraining.errors import UserError
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-def check_trusted(folder: Path, name: str) -> None:
-    """Refuse a model that brings code of its own.
-
-    Raises:
-        UserError: when it does, or its JSON cannot be read.
-    """
-    for path in (folder / "config.json", folder / "tokenizer_config.json"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError:
-            raise UserError(f"--model {name}: {path.name} is no JSON; copy or download it again") from None
-        if "auto_map" in content:
-            raise UserError(
-                f"--model {name}: asks for code of its own (auto_map in {path.name}), which could do anything here and "
-                "is not run; take a plain Llama"
-            )
 
 
 def download_model(name: str, revision: str | None) -> Path:

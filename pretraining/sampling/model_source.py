@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from pretraining.cli.errors import UserError
+from pretraining.errors import UserError, reading
 from pretraining.runs.checkpoints import (
     MODEL_DIR_NAME,
     checkpoint_step,
@@ -21,8 +21,9 @@ from pretraining.runs.checkpoints import (
     whole_checkpoints,
 )
 from pretraining.runs.completeness import COMPLETE_NAME, read_complete
+from pretraining.runs.untrusted import check_model_folder
 from pretraining.runs.zero_shards import config_of_checkpoint, tokenizer_of
-from pretraining.sampling.hub_model import PICKLES, check_trusted, download_model, pickle_refusal
+from pretraining.sampling.hub_model import PICKLES, download_model, pickle_refusal
 from pretraining.sampling.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -76,8 +77,8 @@ def _in_run_folder(run_dir: Path) -> ModelSource:
 def _in_folder(folder: Path, description: str, *, name: str | None = None) -> ModelSource:
     name = name or str(folder)
     _check_complete(folder)
+    check_model_folder(folder, f"--model {name}")
     if _has_weights(folder):
-        check_trusted(folder, name)
         return ModelSource(str(folder), str(tokenizer_of(folder)), description=description)
     if optimizer_shards(folder):
         return ModelSource(str(folder), str(tokenizer_of(folder)), True, f"{description} (ZeRO shards)")
@@ -95,14 +96,7 @@ def _check_complete(folder: Path) -> None:
     """Refuse a checkpoint whose save did not finish, and one of which weights are missing or cut off."""
     problem = None
     if (folder / COMPLETE_NAME).is_file():
-        content = read_complete(folder)
-        sizes = {folder / file["path"]: file["num_bytes"] for file in content["files"]}
-        cut = [path.name for path, size in sizes.items() if path.is_file() and path.stat().st_size != size]
-        num_shards = len(optimizer_shards(folder))
-        if cut:
-            problem = f"{cut[0]} is cut off"
-        elif not _has_weights(folder) and num_shards != content["num_processes"]:
-            problem = f"{num_shards} of {content['num_processes']} shards are there"
+        problem = _incompleteness(folder)
     elif checkpoint_step(folder) is not None and is_run_folder(folder.parent):
         problem = f"{COMPLETE_NAME} is missing, the save did not finish"
     if problem is not None:
@@ -111,18 +105,34 @@ def _check_complete(folder: Path) -> None:
         raise UserError(f"--model {folder}: is no complete checkpoint ({problem}); {remedy}")
 
 
+def _incompleteness(folder: Path) -> str | None:
+    try:
+        content = read_complete(folder)
+    except (OSError, ValueError) as error:
+        return f"{COMPLETE_NAME} cannot be read ({error})"
+    sizes = {folder / file["path"]: file["num_bytes"] for file in content["files"]}
+    cut = [path.name for path, size in sizes.items() if path.is_file() and path.stat().st_size != size]
+    if cut:
+        return f"{cut[0]} is cut off"
+    num_shards = len(optimizer_shards(folder))
+    if not _has_weights(folder) and num_shards != content["num_processes"]:
+        return f"{num_shards} of {content['num_processes']} shards are there"
+    return None
+
+
 def load_model(source: ModelSource, dtype: str = "auto") -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The model on the best devices there are, and its tokenizer; says time and memory.
 
     Raises:
-        UserError: when anything of it cannot be read, it is no Llama, or it does not fit.
+        UserError: when anything of it cannot be read, it is not a Llama, or it does not fit.
     """
     began_at = time.monotonic()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
+    with reading(f"--model {source.location}: the model", remedy="copy or download it again"):
         # PreTrainedTokenizerFast takes tokenizer.json as it stands; AutoTokenizer would rebuild Llama's pipeline.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source.tokenizer_location)
+        tokenizer("a")  # `tokenizers` finds some mistakes of a file only when it encodes
         check_canary(tokenizer, source.location)
         config = config_of_checkpoint(Path(source.location))
         if config.model_type != "llama":
@@ -130,11 +140,6 @@ def load_model(source: ModelSource, dtype: str = "auto") -> tuple[LlamaForCausal
                 f"--model {source.location}: is a {config.model_type} model; this suite samples from Llamas"
             )
         model = load_weights(Path(source.location), config, only_shards=source.only_shards, dtype_name=dtype).eval()
-    except UserError:
-        raise
-    except Exception as error:  # each library has errors of its own for a file that it cannot read
-        reason = " ".join(str(error).split())
-        raise UserError(f"--model {source.location}: cannot be loaded ({reason})") from None
     _say(source, model, time.monotonic() - began_at)
     return model, tokenizer
 

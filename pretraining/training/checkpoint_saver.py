@@ -27,6 +27,7 @@ from pretraining.cli.logs import HAS_EVENT
 from pretraining.machine.memory import available_host_bytes
 from pretraining.runs.checkpoints import SUPERSEDED, SaveResult, set_aside
 from pretraining.runs.completeness import FileRecord, incompleteness, record_file, write_complete
+from pretraining.runs.untrusted import load_pickle
 from pretraining.training.agreement import from_first, gathered, is_first
 from pretraining.training.host_copy import host_copy, num_tensor_bytes
 
@@ -64,6 +65,7 @@ class PartsEngine(TorchCheckpointEngine):
         def write(content: Any) -> list[Path]:
             Path(path).parent.mkdir(exist_ok=True)
             torch.save(content, path)
+            load_pickle(Path(path), mmap=True)  # what a resume would refuse was not saved
             return [Path(path)]
 
         self._add(Part(state_dict, write))

@@ -17,6 +17,7 @@ from pretraining.runs.checkpoints import SaveResult, checkpoint_step, optimizer_
 from pretraining.runs.completeness import incompleteness
 from pretraining.runs.metrics import MetricsLog
 from pretraining.runs.run_record import copy_run_record
+from pretraining.runs.untrusted import reading_small
 from pretraining.training.agreement import from_first
 from pretraining.training.checkpoint_saver import CheckpointSaver, Part
 from pretraining.training.elastic import load_checkpoint, seed_anew
@@ -131,11 +132,13 @@ class CheckpointingTrainer(Trainer):
     def load(self, checkpoint: str) -> None:
         """Weights, optimizer and schedule of a checkpoint, whatever number of processes saved it."""
         load_checkpoint(self.model_wrapped, Path(checkpoint))
-        self._load_optimizer_and_scheduler(checkpoint)
+        with reading_small(Path(checkpoint), "scheduler.pt"):
+            self._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None or len(optimizer_shards(Path(checkpoint))) == self.args.world_size:
-            super()._load_rng_state(checkpoint)
+            with reading_small(Path(checkpoint or ""), "rng_state*.pth"):
+                super()._load_rng_state(checkpoint)
         else:
             seed_anew(Path(checkpoint), seed=self.args.seed, process=self.args.process_index)
 

@@ -12,7 +12,6 @@ have read from a file of this process. Nothing is written, and none holds more t
 MB of 100 M parameters that two had saved as 1.2 GB.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,14 @@ import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
 from transformers import set_seed
-from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
-from pretraining.cli.errors import UserError
+from pretraining.errors import UserError, reading
 from pretraining.runs.checkpoints import optimizer_shards, read_trainer_state
+from pretraining.runs.untrusted import load_pickle
+from pretraining.runs.zero_shards import open_states, shards_by_rank
 from pretraining.training.partitions import Place, place_parameters, spans_of
 
 # How an optimizer computes, not what: these follow the device that it works on now.
@@ -41,22 +42,21 @@ class SavedShards:
 
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint = checkpoint
-        self._paths = sorted(optimizer_shards(checkpoint), key=_process_of)
-        self.engine_state = _map(self._paths[0].with_name("zero_pp_rank_0_mp_rank_00_model_states.pt"))
+        self.folder = shards_by_rank(checkpoint)[0].parent
+        self._states, self.engine_state = open_states(checkpoint)
         self.shapes: list[Mapping[str, torch.Size]] = self.engine_state["param_shapes"]
-        self.num_processes = len(self._paths)
-        self.in_bf16 = self._paths[0].name.startswith("bf16")
-        self._states = [_map(self._paths[0])["optimizer_state_dict"]]
+        self.num_processes = len(self._states)
+        self.in_bf16 = any(self.folder.glob("bf16*_optim_states.pt"))
         self.first = self._states[0]
         self.groups: list[dict[str, Any]] = self.first["optimizer_state_dict"]["param_groups"]
 
     def weights(self, process: int, sub_group: int) -> Tensor:
         """The fp32 weights that a process kept of a sub-group."""
-        return self._state(process)["fp32_flat_groups"][sub_group]
+        return self._states[process]["fp32_flat_groups"][sub_group]
 
     def moments(self, process: int, sub_group: int) -> dict[str, Any]:
         """What the optimizer kept of them; nothing before its first step, as while fp16 looks for its scale."""
-        return self._state(process)["optimizer_state_dict"]["state"].get(sub_group, {})
+        return self._states[process]["optimizer_state_dict"]["state"].get(sub_group, {})
 
     def moment(self, name: str, process: int, sub_group: int) -> Tensor:
         """One of these."""
@@ -71,7 +71,7 @@ class SavedShards:
         sub_groups = enumerate(self.first["fp32_flat_groups"])
         kept = [(name, value, weights) for i, weights in sub_groups for name, value in self.moments(0, i).items()]
         whole = [name for name, value, weights in kept if not _is_scalar(value) and not _is_like(value, weights)]
-        if swaps or any(self._paths[0].parent.glob("offloaded_tensors")):
+        if swaps or any(self.folder.glob("offloaded_tensors")):
             whole = ["on nvme"]
         if whole:
             raise UserError(
@@ -79,9 +79,13 @@ class SavedShards:
                 f"({whole[0]}) cannot be divided among others; start with --num_gpus={self.num_processes}"
             )
 
-    def _state(self, process: int) -> dict[str, Any]:
-        self._states += [_map(path)["optimizer_state_dict"] for path in self._paths[len(self._states) :]]
-        return self._states[process]
+
+class UntrustedReader(TorchCheckpointEngine):
+    """Reads for DeepSpeed, which would unpickle whatever a shard names."""
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Read into memory: a mapped optimizer state would keep the room of a removed checkpoint."""
+        return load_pickle(Path(path), mmap=False)
 
 
 def check_can_go_on(checkpoint: Path, ds_config: Mapping[str, Any], *, num_processes: int) -> None:
@@ -92,7 +96,8 @@ def check_can_go_on(checkpoint: Path, ds_config: Mapping[str, Any], *, num_proce
     """
     if len(optimizer_shards(checkpoint)) != num_processes:
         offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
-        SavedShards(checkpoint).check_divisible(swaps=offload.get("device") == "nvme")
+        with reading(f"--resume {checkpoint}: its shards", remedy="use another checkpoint"):
+            SavedShards(checkpoint).check_divisible(swaps=offload.get("device") == "nvme")
 
 
 def said_checkpoint(checkpoint: Path, *, num_processes: int) -> str:
@@ -105,11 +110,14 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path) -> None:
     """Weights, optimizer, loss scale and counts; by DeepSpeed alone if the same processes saved them in the same way.
 
     Raises:
-        UserError: when only as many processes as saved it can go on.
+        UserError: when only as many processes as saved it can go on, or a shard is not one of DeepSpeed's.
     """
-    shards = SavedShards(checkpoint)
-    if _is_own(shards, engine):
-        deepspeed_load_checkpoint(engine, str(checkpoint))
+    with reading(f"--resume {checkpoint}: its shards", remedy="use another checkpoint"):
+        shards = SavedShards(checkpoint)
+        is_own = _is_own(shards, engine)
+    if is_own:
+        engine.checkpoint_engine = UntrustedReader()
+        engine.load_checkpoint(str(checkpoint), tag=shards.folder.name)  # not what its file `latest` names
         return
     shards.check_divisible(swaps=engine.zero_nvme_offload_optimizer())
     engine.optimizer.checkpoint_event_prologue()  # parameters that stay whole between the steps: partitioned, and back
@@ -210,16 +218,6 @@ def _scales_alike(shards: SavedShards, zero: Any) -> bool:
 def _places(shapes: Sequence[Mapping[str, torch.Size]], *, num_processes: int) -> dict[str, Place]:
     sizes = [{name: shape.numel() for name, shape in sub_group.items()} for sub_group in shapes]
     return place_parameters(sizes, num_processes=num_processes)
-
-
-def _process_of(path: Path) -> int:
-    match = re.search(r"pp_rank_(\d+)_", path.name)
-    assert match is not None, path
-    return int(match.group(1))
-
-
-def _map(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
 
 
 def _is_scalar(value: Any) -> bool:

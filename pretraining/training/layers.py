@@ -8,6 +8,8 @@ Llama-2-7B over 4,096 tokens in 2.4. Nothing within a layer is hooked then, so t
 import importlib.util
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import torch
 from deepspeed.utils import set_z3_leaf_modules
@@ -34,10 +36,14 @@ def compile_layers(model: PreTrainedModel) -> None:
 
     What is compiled is `forward`, activation checkpointing included; around it stay the hooks of ZeRO-3.
 
+    torch unpickles and runs what its cache holds. It has that in /tmp/torchinductor_USER, which anybody can create, and
+    puts that name into the environment when it is imported.
+
     Raises:
-        UserError: when another user was first to create the folder for what is compiled.
+        UserError: when the folder of the cache is not of this user alone.
     """
-    if CACHE_VARIABLE not in os.environ:
+    shared = str(Path(tempfile.gettempdir(), "torchinductor_"))
+    if os.environ.get(CACHE_VARIABLE, shared).startswith(shared):
         os.environ[CACHE_VARIABLE] = str(private_dir("torchinductor"))
     for layer in model.model.layers:
         layer.forward = torch.compile(layer.forward, dynamic=False)

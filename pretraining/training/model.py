@@ -16,6 +16,7 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.flags import nearest, shortened
 from pretraining.cli.pretrain_arguments import ModelArguments
 from pretraining.corpus.manifest import Origin
+from pretraining.runs.untrusted import check_no_code
 from pretraining.training.model_shape import field_problem, shape_problems
 
 # The fields of a Llama that are the user's; the others of a config say nothing of its shape, or are ours.
@@ -100,6 +101,7 @@ def _read_config(name: str, preset_names: list[str]) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.get("model_type") != "llama":
         found = fields.get("model_type") if isinstance(fields, dict) else type(fields).__name__
         raise UserError(f"--model {name}: model_type is {found!r}; this suite trains Llama models (model_type 'llama')")
+    check_no_code(fields, f"--model {name}: config.json")
     return fields
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pretraining.corpus.manifest import Origin
 from pretraining.corpus.tokenization import read_special_tokens
+from pretraining.errors import reading
 
 
 def tokenizer_for_model(store: Path, origin: Origin, *, max_length: int) -> PreTrainedTokenizerFast:
@@ -17,10 +18,11 @@ def tokenizer_for_model(store: Path, origin: Origin, *, max_length: int) -> PreT
     ids, so that whoever samples can check that their tokenizer is the one of training.
     """
     folder = store / "tokenizer"
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    with reading(f"{folder}: the tokenizer of the blocks", remedy="copy it there again"):
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        special_tokens = read_special_tokens(folder)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    special_tokens = read_special_tokens(folder)
     rules = origin.token_rules
     if rules.bos_token_id is None:
         tokenizer.post_processor = processors.Sequence([])

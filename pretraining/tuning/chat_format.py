@@ -4,12 +4,19 @@ The template marks what the assistant says, its EOS with it, by {% generation %}
 tokens are answers, as it does for other trainers.
 """
 
-from collections.abc import Sequence
+import resource
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from pretraining.errors import UserError
 from pretraining.tuning.conversations import Conversation
 
 # Headers are plain text, so that the vocabulary gets no token that was never trained. EOS ends an answer and nothing
@@ -23,6 +30,10 @@ TURNS = """\
 {% endfor %}\
 {% if add_generation_prompt %}{{ '\\n<|assistant|>\\n' }}{% endif %}"""
 GENERATION_MARK = "{% generation %}"
+
+# Limits of a template for some conversations: far above what one takes (1 ms and 10 KB per conversation).
+SECONDS, SECONDS_PER_BYTE = 5.0, 1e-6  # of this process' CPU time
+SPARE_BYTES, SPARE_CHARACTERS, BYTES_PER_BYTE = 512 << 20, 1 << 20, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +52,68 @@ def chat_template(*, add_bos: bool) -> str:
 def encode_conversations(
     tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation]
 ) -> list[EncodedConversation]:
-    """As `tokenizer.apply_chat_template` gives them."""
-    encoded = tokenizer.apply_chat_template(
-        [conversation.messages for conversation in conversations],
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    return [
-        EncodedConversation(np.array(ids, np.int64), np.array(mask, bool))
-        for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
-    ]
+    """As `tokenizer.apply_chat_template` gives them, within limits of time, memory and length.
+
+    Raises:
+        UserError: when the template fails on a conversation or exceeds a limit.
+    """
+    num_bytes = sum(len(conversation.text) for conversation in conversations)
+    with _limits(SECONDS + num_bytes * SECONDS_PER_BYTE, SPARE_BYTES + num_bytes * BYTES_PER_BYTE):
+        rendered = [_render(tokenizer, conversation) for conversation in conversations]
+    encoded = tokenizer([text for text, _ in rendered], add_special_tokens=False)
+    found = []
+    for number, (ids, (_, answers)) in enumerate(zip(encoded["input_ids"], rendered, strict=True)):
+        is_answer = np.zeros(len(ids), bool)
+        for begin, end in answers:
+            first, last = encoded.char_to_token(number, begin), encoded.char_to_token(number, end - 1)
+            if first is not None:
+                is_answer[first : None if last is None else last + 1] = True
+        found.append(EncodedConversation(np.array(ids, np.int64), is_answer))
+    return found
+
+
+def _render(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and from where to where its answers reach."""
+    place = f"{conversation.file}:{conversation.line}: the chat template of --model"
+    try:
+        (text,), (answers,) = render_jinja_template(
+            [conversation.messages],
+            chat_template=tokenizer.get_chat_template(),
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+    except MemoryError:
+        raise UserError(f"{place} asks for more memory than any text takes; use another template") from None
+    except TimeoutError:
+        raise UserError(f"{place} does not end; use another template") from None
+    except Exception as error:  # a template computes with any types
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{place} fails ({type(error).__name__}: {reason}); fix it, or use another template") from None
+    most = SPARE_CHARACTERS + BYTES_PER_BYTE * len(conversation.text)
+    if len(text) > most:
+        raise UserError(f"{place} writes {len(text):,} characters, more than {most:,}; use another template")
+    return text, answers
+
+
+@contextmanager
+def _limits(cpu_seconds: float, num_bytes: int) -> Iterator[None]:
+    """Have templates end: jinja's sandbox keeps them from the machine, but not from its time and memory."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    most = pages * resource.getpagesize() + num_bytes
+    before = signal.signal(signal.SIGVTALRM, stop)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))
+        signal.setitimer(signal.ITIMER_VIRTUAL, cpu_seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def control_token_in(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> str | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from pretraining.cli.errors import UserError
 from pretraining.cli.finetune_arguments import ConversationArguments, FinetuneArguments
 from pretraining.cli.launchers import process_rank
 from pretraining.cli.preprocess_arguments import split_weights_of
@@ -17,6 +16,7 @@ from pretraining.corpus.inputs import InputFile, find_inputs
 from pretraining.corpus.manifest import Origin, SourceFile, TokenizerIdentity
 from pretraining.corpus.store_source import find_mixture
 from pretraining.corpus.tokenization import DocumentTokenizer
+from pretraining.errors import UserError, reading
 from pretraining.runs.checkpoints import BLOCKS_DIR_NAME, holds_nothing, is_run_folder
 from pretraining.training.model import load_model_config
 from pretraining.training.plan_only import say_plan
@@ -123,7 +123,8 @@ def template_of(model_dir: Path, *, add_bos: bool) -> str:
     Raises:
         UserError: when it does not say which part of a conversation is the assistant's.
     """
-    found = PreTrainedTokenizerFast.from_pretrained(model_dir).chat_template
+    with reading(f"--model {model_dir}: its tokenizer or chat template", remedy="fix or remove the template"):
+        found = PreTrainedTokenizerFast.from_pretrained(model_dir).chat_template
     if found is None:
         return chat_template(add_bos=add_bos)
     if GENERATION_MARK not in str(found):

@@ -8,9 +8,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from tokenizers import Tokenizer
 
 from pretraining.cli.arguments import HUB_ID
-from pretraining.cli.errors import UserError
 from pretraining.corpus.tokenization import DocumentTokenizer, load_document_tokenizer, read_special_tokens
+from pretraining.errors import UserError, reading
 from pretraining.runs.checkpoints import MODEL_DIR_NAME, is_run_folder
+from pretraining.runs.untrusted import check_model_folder
 
 FILES = ("config.json", "*.safetensors", "tokenizer.json")  # what a folder must have; the Hub gives other JSON as well
 
@@ -28,7 +29,7 @@ def find_starting_model(name: str) -> StartingModel:
     """What --model means: a folder, that of a run, or a model of the Hub, which is downloaded. No pickle is read.
 
     Raises:
-        UserError: when there is no model.
+        UserError: when there is no model, or it brings code of its own.
     """
     folder = Path(name)
     if is_run_folder(folder):
@@ -43,6 +44,7 @@ def find_starting_model(name: str) -> StartingModel:
             f"--model {name}: is no exported model ({', '.join(missing)} missing in {folder}); give RUN/model, or make "
             "one of a checkpoint: python3 -m tools.checkpoints export CHECKPOINT OUT"
         )
+    check_model_folder(folder, f"--model {name}")
     return found
 
 
@@ -58,11 +60,9 @@ def load_model_tokenizer(folder: Path) -> DocumentTokenizer:
     Raises:
         UserError: when it cannot be read, or names no EOS, without which no answer would end.
     """
-    bos_token = read_special_tokens(folder).get("bos_token")
-    try:
+    with reading(f"--model {folder}: its tokenizer", remedy="copy or export the model again"):
+        bos_token = read_special_tokens(folder).get("bos_token")
         first = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").tokens[:1]
-    except Exception as error:  # `tokenizers` raises bare Exception for a file it cannot read
-        raise UserError(f"--model {folder}: its tokenizer.json cannot be read ({error})") from None
     return load_document_tokenizer(str(folder), add_bos=first == [bos_token], flag="--model")
 
 

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pretraining.cli.errors import STOPPED_EXIT_CODE
-from pretraining.cli.restarts import boot_seconds
+from pretraining.cli.restarts import boot_seconds, socket_path
+from pretraining.cli.supervisor import End, Ended, Leave, Start, receive_message, send_message
+from tests.adversarial.forging import Calls
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
 from tests.launch.launching import events, figures, records, train, try_to_train
 
@@ -235,3 +239,26 @@ def test_a_supervisor_imports_little() -> None:
         "import sys, pretrain; pretrain.parse_pretrain_arguments('', []); print({'torch', 'pyarrow'} & {*sys.modules})"
     )
     assert run_fine(sys.executable, "-c", script).stdout == "set()\n"
+
+
+def test_what_supervisors_send_each_other_is_not_unpickled(tmp_path: Path) -> None:
+    ours, theirs = Pipe()
+    for message in (Start({"A": "é"}), End(), Leave(3), Ended(1, -9, was_asked=False)):
+        send_message(theirs, message)
+        assert receive_message(ours) == message
+    theirs.send(Calls(os.system, f"touch {tmp_path / 'canary'}"))
+    with pytest.raises(ValueError, match=r"decode|Expecting"):
+        receive_message(ours)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_another_user_cannot_reach_the_coordinator() -> None:
+    path = socket_path()
+    script = "import os; from multiprocessing.connection import Client; os.setuid({user}); Client({path!r})"
+    try:
+        with Listener(str(path)):
+            assert "PermissionError" in run(sys.executable, "-c", script.format(user=65534, path=str(path))).stderr
+            run_fine(sys.executable, "-c", script.format(user=os.getuid(), path=str(path)))
+    finally:
+        shutil.rmtree(path.parent)

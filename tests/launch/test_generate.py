@@ -320,7 +320,11 @@ def test_models_that_cannot_be_continued_are_told_so_in_one_line(finished_run: P
     weights.rename(weights.with_name("pytorch_model.bin"))
     error(tmp_path / "pickled", "pickled weights (pytorch_model.bin), which can run code", "*.safetensors")
     for name, fields, parts in [
-        ("own_code", {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, ["auto_map in config.json", "is not run"]),
+        (
+            "own_code",
+            {"auto_map": {"AutoModelForCausalLM": "evil.Model"}},
+            ["config.json: asks for code of its own (auto_map)", "is not run"],
+        ),
         ("mistral", {"model_type": "mistral"}, ["is a mistral model"]),
         (
             "large",
@@ -332,7 +336,7 @@ def test_models_that_cannot_be_continued_are_told_so_in_one_line(finished_run: P
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         error(tmp_path / name, *parts)
     (copy("cut") / "model.safetensors").write_bytes(b"\x00" * 100)
-    error(tmp_path / "cut", "cannot be loaded")
+    error(tmp_path / "cut", "cannot be read")
 
 
 def test_shards_that_would_run_something_are_not_opened(finished_run: Path, tmp_path: Path) -> None:
