@@ -49,14 +49,26 @@ TESTS = {
     "test_saving.py": "full disk, quota, no room; truncated and bit-flipped checkpoint files",
     "test_exports.py": "exports that are not the model; full disk at the export",
     "test_spikes.py": "poisoned blocks, steps that are no number, fp16 overflow",
+    "test_non_finite.py": "NaN planted in weights and moments",
+    "test_shared_folder.py": "processes that do not share the run folder",
+    "test_untrusted_models.py": "models, tokenizers, chat templates and recipes of others",
+    "test_no_unpickling.py": "what else in the sources unpickles",
     "test_reports.py": "reports that fail, hang or cannot be started; kill -9 of what started one",
     "test_preprocess_restart.py": "kill -9 of preprocess.py at any instant, full and read-only disk, dead mpirun rank",
     "test_preprocess_fuzz.py": "mutated input files",
+    "test_forged_checkpoints.py": "checkpoints whose pickles would run code",
+    "test_mutated_records.py": "mutated run.json, metrics.jsonl, trainer_state.json, complete.json",
+    "test_mutated_manifests.py": "mutated manifests of block stores",
+    "test_mutated_working_files.py": "mutated working files of an unfinished block store",
+    "test_mutated_models.py": "mutated tokenizers, model configs and recipes",
+    "test_bombs.py": "inputs that unpack to far more than they are",
+    "test_preprocess_commands.py": "odd command lines of preprocess.py and train_tokenizer.py",
+    "test_pretrain_commands.py": "odd command lines of pretrain.py, finetune.py, generate.py and the tools",
     "test_hub_training.py": "a Hub that is down, hangs or refuses while a run is pushed; kill -9 meanwhile",
     "test_hub.py": "a Hub that is down, drops, forgets or damages what is pushed; kill -9 meanwhile",
 }
 LOST = "steps made again, mean (most)"
-PLACES = ("tests/faults", "tests/launch/test_hub_training.py", "tests/launch/test_hub.py")
+PLACES = ("tests/faults", "tests/adversarial", "tests/launch/test_hub_training.py", "tests/launch/test_hub.py")
 SAVE_STEPS = 20  # so that kills find more saves than the two of the recipe
 
 
@@ -137,7 +149,8 @@ def _tests(arguments: FaultsArguments, *, num_kills: int) -> str:
     result = arguments.work_dir / "tests.xml"
     words = [sys.executable, "-m", "pytest", "-q", "--timeout", "3000", *PLACES, f"--junitxml={result}"]
     began_at = time.monotonic()
-    subprocess.run(words, check=False, env={**os.environ, "NUM_KILLS": str(arguments.kills)})
+    environment = {**os.environ, "NUM_KILLS": str(arguments.kills), "NUM_MUTATIONS": "all"}
+    subprocess.run(words, check=False, env=environment)
     minutes = (time.monotonic() - began_at) / 60
     cases: dict[str, list[Case]] = defaultdict(list)
     for element in ElementTree.parse(result).iter("testcase"):

@@ -21,7 +21,6 @@ from pretraining.machine.layout import Layout
 from pretraining.system.private_dirs import private_dir
 from pretraining.training.fp8 import fp8_problems
 
-# Compiled code is kept there and run again. By default the folder has a name that any user of the machine can create.
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 COMPILERS = ("c++", "g++", "clang++")
 

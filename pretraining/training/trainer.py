@@ -45,11 +45,9 @@ class PretrainingTrainer(CheckpointingTrainer):
         self.data = data
         share = plan.batch.sequence_parallel_size
         self.collate = partial(collate_parts, rank=self.args.process_index % share, size=share)
+        threshold = plan.arguments.optimization.spike_threshold
         self.watch = StepWatch(
-            sources=data.sources,
-            spike_threshold=plan.arguments.optimization.spike_threshold,
-            device=self.args.device,
-            has_same_data=plan.has_same_data,
+            sources=data.sources, spike_threshold=threshold, device=self.args.device, has_same_data=plan.has_same_data
         )
         self.add_callback(self.watch)
         self.figures = TrainingFigures(plan, self.watch, meter, MachineFigures(self.args.device))
