@@ -119,7 +119,7 @@ def _sample_of(place: str, line: str) -> Sample:
     kinds = {"prompt": str, "text": str, "tokens": list, "finish_reason": str}
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     is_one = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
     if not is_one or not all(isinstance(token, int) for token in content["tokens"]):

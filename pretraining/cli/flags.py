@@ -143,7 +143,10 @@ def _read_bool(text: str) -> bool:
 
 
 def _read_json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)  # its JSONDecodeError is a ValueError
+    try:
+        value = json.loads(text)  # its JSONDecodeError is a ValueError
+    except RecursionError:
+        value = None
     if not isinstance(value, dict):
         raise ValueError(text)
     return value

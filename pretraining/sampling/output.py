@@ -142,7 +142,7 @@ class OutputFile:
     def _check_origin(self, line: bytes, origin: dict[str, Any]) -> None:
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = {}
         if not isinstance(found, dict) or found.keys() != origin.keys():
             raise UserError(f"--output {self._path}: {self._partial} is there and none of generate.py; move it away")

@@ -88,7 +88,7 @@ def _lines_of(text: str, place: str, suffix: str) -> list[str]:
 def _field(line: str, place: str) -> str:
     try:
         prompt = json.loads(line)["prompt"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         prompt = None
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f'{place}: is no object with a text in its field prompt; write {{"prompt": "..."}}')

@@ -84,7 +84,7 @@ def _mask_word(word: str) -> str:
     if word.lstrip()[:1] in ("{", "["):
         try:
             return json.dumps(mask_all(json.loads(word)), ensure_ascii=False)
-        except ValueError:
+        except (ValueError, RecursionError):
             return mask(word)
     return mask(word)
 

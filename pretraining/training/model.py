@@ -96,7 +96,7 @@ def _read_config(name: str, preset_names: list[str]) -> dict[str, Any]:
         path = _download_config(name, preset_names)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--model {name}: {path} is not JSON ({error})") from None
     if not isinstance(fields, dict) or fields.get("model_type") != "llama":
         found = fields.get("model_type") if isinstance(fields, dict) else type(fields).__name__
