@@ -60,7 +60,7 @@ class SaveResult:
 
 def is_run_folder(folder: Path) -> bool:
     """Whether pretrain.py made this folder."""
-    return bool(_record_files(folder))
+    return bool(_record_files(folder)) and not (folder / COMPLETE_NAME).is_file()  # a checkpoint has a copy of run.json
 
 
 def _record_files(folder: Path) -> list[Path]:
