@@ -7,6 +7,7 @@ for exit codes above 0, and a signal's is below). And a rank whose neighbour was
 
 import contextlib
 import math
+import multiprocessing
 import os
 import select
 import signal
@@ -94,6 +95,7 @@ class Lifeline(threading.Thread):
 
     def _hear(self, signals: bytes) -> None:
         if END_SIGNAL in signals:
+            end_workers()
             leave_at_once("", USER_ERROR_EXIT_CODE)
         for number in set(STOP_SIGNALS).intersection(signals):  # torch has a handler too, for the end of its workers
             self._request.ask(signal.Signals(number).name)
@@ -132,6 +134,12 @@ class Lifeline(threading.Thread):
     def _leave_without_saving(self) -> None:
         said = "evaluates and exports" if self._request.phase is Phase.AFTER else "goes on"
         _leave(f"stopped ({self._request.reason}); the same command {said}", STOPPED_EXIT_CODE)
+
+
+def end_workers() -> None:
+    """End the workers of DataLoaders first: one that is sending a batch would show a traceback."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _leave(message: str, exit_code: int) -> None:

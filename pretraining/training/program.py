@@ -37,7 +37,7 @@ from pretraining.training.fp8 import compute_in_fp8
 from pretraining.training.hang_watch import HangWatch
 from pretraining.training.identity import is_unchanged, take_run_folder
 from pretraining.training.layers import compile_layers, gather_by_layer
-from pretraining.training.lifeline import Lifeline
+from pretraining.training.lifeline import Lifeline, end_workers
 from pretraining.training.micro_batch import with_largest_micro_batch
 from pretraining.training.model import build_model
 from pretraining.training.model_push import ModelPushes
@@ -89,6 +89,7 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     except UnusableBlockError as error:  # of this process alone, for which the others would wait
         logger.error(error)
         lifeline.end_others()
+        end_workers()
         leave(USER_ERROR_EXIT_CODE)
     request.phase = Phase.LEAVING
     leave_processes()
