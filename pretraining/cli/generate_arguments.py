@@ -23,7 +23,8 @@ class GenerateArguments:
     )
     prompt: list[str] | None = flag(
         None,
-        f"one or more prompts; - reads one from each line of stdin, as a pipe alone does; else {DEFAULT_PROMPT!r}",
+        f"one or more prompts; - reads one from each line of stdin, as a pipe alone does; else {DEFAULT_PROMPT!r}; "
+        "an empty one begins a document, for models trained on blocks of --add_bos",
         is_text=True,
     )
     prompt_file: Path | None = flag(None, "text with one prompt a line, or .jsonl with a field prompt")

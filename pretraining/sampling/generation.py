@@ -179,6 +179,8 @@ def make_jobs(
 
 def _check_ids(prompts: Sequence[str], all_ids: Sequence[Sequence[int]], config: LlamaConfig) -> None:
     for prompt, ids in zip(prompts, all_ids, strict=True):
+        if not prompt and not ids:
+            raise UserError("--prompt: is empty, and the model has no BOS to begin with; give at least one word")
         if not ids:
             raise UserError(f"--prompt {prompt[:NUM_SHOWN]!r}: has no token; give a text")
         if max(ids) >= config.vocab_size:

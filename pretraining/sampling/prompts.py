@@ -20,7 +20,7 @@ def read_prompts(arguments: GenerateArguments) -> list[str]:
     """The prompts of --prompt, of the lines of stdin or of --prompt_file; lines without a word are passed over.
 
     Raises:
-        UserError: when the file cannot be read, or a prompt is empty.
+        UserError: when the file cannot be read, or a prompt is nothing but spaces.
     """
     if arguments.prompt_file is not None:
         place = f"--prompt_file {arguments.prompt_file}"
@@ -32,7 +32,7 @@ def read_prompts(arguments: GenerateArguments) -> list[str]:
         prompts = _lines_of(_text_of(content, place), place, "")
     else:
         prompts = arguments.prompt or [DEFAULT_PROMPT]
-    if not all(prompt.strip() for prompt in prompts):
+    if not all(prompt.strip() for prompt in prompts if prompt):  # whether an empty one is any is known by its tokens
         raise UserError("--prompt: is empty; give at least one word")
     for prompt in prompts:
         check_text(prompt)

@@ -1,0 +1,64 @@
+"""Stories of culture: concerts, exhibitions and books."""
+
+from small_world.grammar import NOTHING, Form
+from small_world.words import DAYS, FIRST_NAMES, LAST_NAMES, TOWNS, she_or_he
+
+CONCERT = Form(
+    facts={
+        "artist": lambda: FIRST_NAMES,
+        "artist_name": lambda: LAST_NAMES,
+        "she": lambda artist: [she_or_he(artist)],
+        "plays": lambda: ["plays the piano", "plays the violin", "plays the harp", "sings"],
+        "town": lambda: TOWNS,
+        "day": lambda: DAYS,
+        "hall": lambda: ["church", "theater", "school", "market hall"],
+        "adults": lambda: range(6, 30),
+        "less": lambda: range(1, 6),
+        "children": lambda adults, less: [adults - less],
+        "seats": lambda: range(50, 100),
+        "songs": lambda: range(8, 30),
+    },
+    headlines=["{artist} {artist_name} {plays} in {town}", "Concert in {town} on {day}"],
+    sentences=[
+        [
+            "{artist} {artist_name} {plays} in the {hall} of {town} on {day}.",
+            "On {day} {artist} {artist_name} {plays} in the {hall} of {town}.",
+        ],
+        ["{she} will perform {songs} pieces.", "{songs} pieces are planned.", NOTHING],
+        [
+            "A ticket costs {adults} crowns, {less} less for children, who pay {children}.",
+            "A ticket costs {adults} crowns.",
+        ],
+        ["The {hall} has {seats} seats.", NOTHING],
+    ],
+)
+
+EXHIBITION = Form(
+    facts={
+        "town": lambda: TOWNS,
+        "day": lambda: DAYS,
+        "artist": lambda: FIRST_NAMES,
+        "artist_name": lambda: LAST_NAMES,
+        "she": lambda artist: [she_or_he(artist)],
+        "motif": lambda: ["ships", "birds", "mountains", "horses", "flowers", "bridges"],
+        "years": lambda: range(3, 40),
+        "paintings": lambda: range(10, 60),
+        "drawings": lambda: range(10, 40),
+        "works": lambda paintings, drawings: [paintings + drawings],
+        "weeks": lambda: range(2, 10),
+    },
+    headlines=["{town} shows {motif} by {artist} {artist_name}", "{artist} {artist_name} and the {motif}"],
+    sentences=[
+        [
+            "The museum of {town} shows {motif} by {artist} {artist_name} from {day} on.",
+            "From {day} on {motif} by {artist} {artist_name} hang in the museum of {town}.",
+        ],
+        [
+            "There are {paintings} paintings and {drawings} drawings, {works} works in all.",
+            "There are {paintings} paintings of {motif}.",
+        ],
+        ["{she} has painted {motif} for {years} years.", "The exhibition stays for {weeks} weeks.", NOTHING],
+    ],
+)
+
+FORMS = [CONCERT, EXHIBITION]

@@ -1,0 +1,99 @@
+"""Stories of sport: matches that were won, matches that ended in a draw, and races."""
+
+from small_world.grammar import NOTHING, Form
+from small_world.words import DAYS, FIRST_NAMES, LAST_NAMES, TOWNS, days_after, others
+
+WIN = Form(
+    facts={
+        "winner": lambda: TOWNS,
+        "loser": lambda winner: others(TOWNS, winner),
+        "high": lambda: range(1, 6),
+        "low": lambda high: range(high),
+        "goals": lambda high, low: [high + low],
+        "day": lambda: DAYS,
+        "next_day": lambda day: [days_after(day, 2)],
+        "scorer": lambda: FIRST_NAMES,
+        "scorer_name": lambda: LAST_NAMES,
+        "minute": lambda: range(2, 45),
+        "crowd": lambda: range(5, 90),
+        "coach": lambda: FIRST_NAMES,
+        "coach_name": lambda: LAST_NAMES,
+        "joy": lambda: ["We played well", "It was a great day", "We never gave up", "The team was strong"],
+        "grief": lambda: ["We were too slow", "The grass was wet", "It was a hard game", "We must train more"],
+    },
+    headlines=["{winner} beats {loser}", "{winner} wins against {loser}"],
+    sentences=[
+        [
+            "{winner} beat {loser} by {high} to {low} on {day}.",
+            "On {day} {winner} won {high} to {low} against {loser}.",
+        ],
+        [
+            "{scorer} {scorer_name} scored the first goal after {minute} minutes.",
+            "The first goal came after {minute} minutes from {scorer} {scorer_name}.",
+        ],
+        ["{crowd} hundred people watched the match.", "{crowd} hundred people saw goals: {goals} in all.", NOTHING],
+        [
+            '"{joy}," said {coach} {coach_name}, who coaches {winner}.',
+            '"{grief}," said {coach} {coach_name}, who coaches {loser}.',
+            NOTHING,
+        ],
+        ["{winner} plays again on {next_day}.", NOTHING],
+    ],
+)
+
+DRAW = Form(
+    facts={
+        "home": lambda: TOWNS,
+        "guest": lambda home: others(TOWNS, home),
+        "score": lambda: range(1, 5),
+        "goals": lambda score: [2 * score],
+        "day": lambda: DAYS,
+        "scorer": lambda: FIRST_NAMES,
+        "scorer_name": lambda: LAST_NAMES,
+        "minute": lambda: range(46, 91),
+        "crowd": lambda: range(5, 90),
+    },
+    headlines=["{home} and {guest} draw", "No winner in {home} against {guest}"],
+    sentences=[
+        [
+            "{home} and {guest} drew {score} to {score} on {day}.",
+            "On {day} the match of {home} and {guest} ended {score} to {score}.",
+        ],
+        [
+            "{scorer} {scorer_name} scored the last of the {goals} goals in minute {minute}.",
+            "In minute {minute} {scorer} {scorer_name} scored the last goal for {home}.",
+            "In minute {minute} {scorer} {scorer_name} scored the last goal for {guest}.",
+        ],
+        ["{crowd} hundred people watched the match.", NOTHING],
+    ],
+)
+
+RACE = Form(
+    facts={
+        "town": lambda: TOWNS,
+        "kind": lambda: ["bicycle", "boat", "ski", "horse"],
+        "day": lambda: DAYS,
+        "first": lambda: FIRST_NAMES,
+        "first_name": lambda: LAST_NAMES,
+        "minutes": lambda: range(20, 60),
+        "behind": lambda: range(1, 9),
+        "later": lambda minutes, behind: [minutes + behind],
+        "second": lambda first: others(FIRST_NAMES, first),
+        "second_name": lambda: LAST_NAMES,
+        "starters": lambda: range(12, 90),
+    },
+    headlines=[
+        "{first} {first_name} wins the {kind} race of {town}",
+        "The {kind} race of {town} goes to {first} {first_name}",
+    ],
+    sentences=[
+        ["{first} {first_name} won the {kind} race of {town} on {day} in {minutes} minutes."],
+        [
+            "{second} {second_name} was {behind} minutes behind and came in after {later}.",
+            "{second} {second_name} came second, {behind} minutes behind.",
+        ],
+        ["{starters} people took part.", "Of {starters} who took part all came in.", NOTHING],
+    ],
+)
+
+FORMS = [WIN, DRAW, RACE]

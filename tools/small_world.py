@@ -1,0 +1,82 @@
+"""Make a corpus whose truth is known: news stories of a small world, and the limit of what any model can learn of them.
+
+    python3 -m tools.small_world --num_stories 30000 --seed 7 --output news.jsonl
+
+The package small_world has the grammar that tells the stories. The limit is its entropy in bits per byte of text: a
+model above it has more to learn, and one below it has seen the answers. tools.small_world_check compares a model
+with it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretraining.cli.arguments import SEED_RANGE, is_seed
+from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.system.files import write_atomically
+from small_world import WORLD
+from small_world.limit import limit_of
+
+logger = logging.getLogger("pretraining.small_world")
+
+
+@dataclass(frozen=True)
+class WorldArguments:
+    """Flags of tools.small_world."""
+
+    num_stories: int = flag(30_000, "stories to draw")
+    seed: int = flag(7, "same seed, same stories")
+    output: Path | None = flag(None, "JSON lines to write, with the fields text and source")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        checks = {
+            f"--num_stories {self.num_stories}: give 1 or more": self.num_stories >= 1,
+            f"--seed {self.seed}: is out of range; give {SEED_RANGE}": is_seed(self.seed),
+            "--output: is missing; give a file, e.g. news.jsonl": self.output is not None,
+            f"--output {self.output}: exists already; choose another file": (
+                self.output is None or not self.output.exists()
+            ),
+        }
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draw the stories, write them, say what can be learned of them."""
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Small world", WorldArguments)], argv)
+    content = b"".join(lines(arguments.num_stories, seed=arguments.seed))
+    try:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(arguments.output, content)
+    except OSError as error:
+        message = f"--output {arguments.output}: cannot be written ({error.strerror}); choose another file"
+        raise UserError(message) from None
+    logger.info("%s stories, %.1f MB: %s", f"{arguments.num_stories:,}", len(content) / 1e6, arguments.output)
+    limit = limit_of(WORLD)
+    logger.info(
+        "a story is %.1f bytes and %.2f bits on average: no model gets below %.4f bits per byte",
+        limit.num_bytes,
+        limit.bits,
+        limit.bits_per_byte,
+    )
+
+
+def lines(num_stories: int, *, seed: int) -> Iterator[bytes]:
+    """The stories as JSON lines."""
+    generator = random.Random(seed)
+    for _ in range(num_stories):
+        source, text = WORLD.draw(generator)
+        yield json.dumps({"text": text, "source": source}, ensure_ascii=False).encode() + b"\n"
+
+
+if __name__ == "__main__":
+    run_program(main)

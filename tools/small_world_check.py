@@ -1,0 +1,162 @@
+"""Compare a model with the limit of what can be learned of the small world, and its stories with the world's grammar.
+
+    python3 generate.py --model runs/news --prompt "" --num_samples 200 --output stories.jsonl
+    python3 -m tools.small_world_check runs/news --dataset blocks --samples stories.jsonl
+
+The blocks are made of the stories of tools.small_world, with --add_bos. Each held-out story is predicted by itself, by
+the code of tools.evaluate, and stands beside its exact probability under the grammar. Far above the limit, something is
+wrong with the training. Below it by more than four standard errors, the model has seen the answers, and the command
+fails. A sentence is well formed if a template tells it. A story is consistent if the grammar tells all of it: its
+sums, days and names agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.corpus.splits import Split
+from small_world import WORLD
+from small_world.checker import Checker, SampleFigures, figures_of_samples, sentences_of
+from small_world.limit import limit_of, limits_by_source
+from small_world.reading import story_readings
+from tools.text_statistics import read_samples, say
+
+if TYPE_CHECKING:
+    from pretraining.judging.known_limit import Gap, Predicted
+
+ROW = "{:<10} {:>8} {:>10} {:>8} {:>8} {:>16}"
+HEADINGS = ["source", "stories", "bits/byte", "limit", "above", "limit expected"]
+NUM_SHOWN, WIDTH = 3, 78
+
+
+@dataclass(frozen=True)
+class CheckArguments:
+    """Flags of tools.small_world_check."""
+
+    model: str | None = flag(None, "run folder, exported model or checkpoint; stands first, without --model")
+    dataset: str | None = flag(None, "block store of small-world stories that it was trained on, made with --add_bos")
+    split: Split = flag("validation", "split of --dataset whose stories are predicted")
+    samples: Path | None = flag(None, 'stories of the model: a file of generate.py --prompt "" --output')
+    output: Path | None = flag(None, "write the figures to this file too, as JSON")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        checks = {
+            "--model: is missing; give a run folder, a model or a checkpoint": self.model is not None,
+            "--dataset: is missing; give the block store of the training": self.dataset is not None,
+            f"--output {self.output}: exists already; choose another file": (
+                self.output is None or not self.output.exists()
+            ),
+        }
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Predict the held-out stories, judge the samples, show and check both."""
+    groups = [dataclass_group("Check", CheckArguments)]
+    (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
+    stories = [] if arguments.samples is None else [one.prompt + one.text for one in read_samples(arguments.samples)]
+
+    from pretraining.corpus.store_source import find_mixture
+    from pretraining.judging.known_limit import document_texts, predict_documents
+    from pretraining.sampling.model_source import find_model, load_model
+
+    mixture = find_mixture([arguments.dataset], revision=None)
+    model, tokenizer = load_model(find_model(arguments.model))
+    predicted = predict_documents(model, tokenizer, mixture, arguments.split, truth=truth)
+    gaps = gaps_by_source(predicted)
+    figures = None
+    if stories:
+        known = {sentence for text in document_texts(mixture, "train", tokenizer) for sentence in sentences_of(text)}
+        figures = figures_of_samples(Checker(WORLD), stories, known)
+    show_gaps(gaps, arguments.split)
+    if figures is not None:
+        show_samples(figures, stories)
+    if arguments.output is not None:
+        write(arguments.output, gaps, figures)
+    check_not_below(gaps, arguments)
+
+
+def truth(text: str) -> tuple[str, float]:
+    """The source of a story, and its information in bits.
+
+    Raises:
+        UserError: when the world does not tell this story.
+    """
+    found = story_readings(WORLD, text)
+    if not found:
+        raise UserError(f"--dataset: {text[:60]!r} is not a story of this small world; make it with tools.small_world")
+    return found[0].source, -math.log2(sum(reading.probability for reading in found))
+
+
+def gaps_by_source(predicted: Sequence[Predicted]) -> dict[str, Gap]:
+    """Of each source that has a story, and in total."""
+    from pretraining.judging.known_limit import gap_of
+
+    by_source = {source: [one for one in predicted if one.source == source] for source in WORLD.sources}
+    return {source: gap_of(found) for source, found in {**by_source, "total": predicted}.items() if found}
+
+
+def show_gaps(gaps: dict[str, Gap], split: str) -> None:
+    """Print the bits per byte of the model beside those of the grammar."""
+    expected = {**limits_by_source(WORLD), "total": limit_of(WORLD)}
+    say(f"The {split} stories, each predicted by itself, and the limit of what can be learned:", "")
+    say(ROW.format(*HEADINGS))
+    for name, gap in gaps.items():
+        counts = f"{gap.num_documents:,}", f"{gap.bits_per_byte:.4f}", f"{gap.limit:.4f}", f"{gap.above:.1%}"
+        say(ROW.format(name, *counts, f"{expected[name].bits_per_byte:.4f}"))
+    total = gaps["total"]
+    distance = f"{total.above:.1%} above it, standard error {total.standard_error:.1%}"
+    say("", f"bits per byte {total.bits_per_byte:.4f}, limit {total.limit:.4f} ({distance})")
+
+
+def show_samples(figures: SampleFigures, stories: Sequence[str]) -> None:
+    """Print what share of the sampled text is right and new, and the first stories."""
+    say(
+        "",
+        f"{figures.num_stories:,} stories that the model wrote, {figures.num_sentences:,} sentences and headlines:",
+        f"  {figures.well_formed:>6.1%} of the sentences are well formed",
+        f"  {figures.consistent:>6.1%} of the stories are consistent: sums, days and names agree",
+        f"  {figures.copied:>6.1%} of the sentences stand word for word in the training data",
+    )
+    for story in stories[:NUM_SHOWN]:
+        say("", *(line for paragraph in story.split("\n") for line in textwrap.wrap(paragraph, WIDTH) or [""]))
+
+
+def write(path: Path, gaps: dict[str, Gap], figures: SampleFigures | None) -> None:
+    """Write all figures as JSON."""
+    content = {
+        "limits": {name: dataclasses.asdict(gap) for name, gap in gaps.items()},
+        "samples": None if figures is None else dataclasses.asdict(figures),
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def check_not_below(gaps: dict[str, Gap], arguments: CheckArguments) -> None:
+    """Fail for a model that predicts better than is possible.
+
+    Raises:
+        UserError: with the sources of which it does.
+    """
+    below = ", ".join(f"{name} by {-gap.above:.1%}" for name, gap in gaps.items() if gap.is_below)
+    if below:
+        raise UserError(
+            f"--model {arguments.model}: is below the limit of what can be learned ({below}), so it has seen the "
+            f"answers; check that the {arguments.split} split was not trained on, and how labels and loss are made"
+        )
+
+
+if __name__ == "__main__":
+    run_program(main)
