@@ -62,8 +62,14 @@ def figures_of_samples(checker: Checker, stories: Sequence[str], known_sentences
         num_sentences=len(sentences),
         well_formed=sum(sum(judgement.well_formed) for judgement in found) / max(len(sentences), 1),
         consistent=sum(judgement.is_consistent for judgement in found) / len(stories),
-        copied=sum(sentence in known_sentences for sentence in sentences) / max(len(sentences), 1),
+        copied=copied_share(stories, known_sentences),
     )
+
+
+def copied_share(stories: Sequence[str], known_sentences: Collection[str]) -> float:
+    """The share of the sentences of stories that stand word for word among known ones."""
+    sentences = [sentence for story in stories for sentence in sentences_of(story)]
+    return sum(sentence in known_sentences for sentence in sentences) / max(len(sentences), 1)
 
 
 def sentences_of(text: str) -> list[str]:

@@ -18,10 +18,10 @@ CONCERT = Form(
         "seats": lambda: range(50, 100),
         "songs": lambda: range(8, 30),
     },
-    headlines=["{artist} {artist_name} {plays} in {town}", "Concert in {town} on {day}"],
+    headlines=["An evening of music", "Concert in {town}"],
     sentences=[
         [
-            "{artist} {artist_name} {plays} in the {hall} of {town} on {day}.",
+            "In the {hall} of {town} {artist} {artist_name} {plays} on {day}.",
             "On {day} {artist} {artist_name} {plays} in the {hall} of {town}.",
         ],
         ["{she} will perform {songs} pieces.", "{songs} pieces are planned.", NOTHING],
@@ -42,12 +42,12 @@ EXHIBITION = Form(
         "she": lambda artist: [she_or_he(artist)],
         "motif": lambda: ["ships", "birds", "mountains", "horses", "flowers", "bridges"],
         "years": lambda: range(3, 40),
-        "paintings": lambda: range(10, 60),
-        "drawings": lambda: range(10, 40),
+        "paintings": lambda: range(10, 80),
+        "drawings": lambda: range(2, 10),
         "works": lambda paintings, drawings: [paintings + drawings],
         "weeks": lambda: range(2, 10),
     },
-    headlines=["{town} shows {motif} by {artist} {artist_name}", "{artist} {artist_name} and the {motif}"],
+    headlines=["Museum shows {motif}", "New works on show"],
     sentences=[
         [
             "The museum of {town} shows {motif} by {artist} {artist_name} from {day} on.",
@@ -55,9 +55,10 @@ EXHIBITION = Form(
         ],
         [
             "There are {paintings} paintings and {drawings} drawings, {works} works in all.",
-            "There are {paintings} paintings of {motif}.",
+            "There are {paintings} paintings and {drawings} drawings.",
+            "There are {paintings} paintings.",
         ],
-        ["{she} has painted {motif} for {years} years.", "The exhibition stays for {weeks} weeks.", NOTHING],
+        ["{she} has painted for {years} years.", "The exhibition stays for {weeks} weeks.", NOTHING],
     ],
 )
 

@@ -29,7 +29,7 @@ VOTE = Form(
         "cost": lambda: range(10, 100),
         "start": lambda day: [days_after(day, 1)],
     },
-    headlines=["{town} votes to {do} its {place}", "{town} will {do} the {place}"],
+    headlines=["Council votes on the {place}", "Vote of the council of {town}"],
     sentences=[
         [
             "The council of {town} voted on {day} to {do} the {place}.",
@@ -57,7 +57,7 @@ FESTIVAL = Form(
         "winner_name": lambda: LAST_NAMES,
         "age": lambda: range(18, 80),
     },
-    headlines=["{town} holds its {kind} festival", "A {kind} festival in {town}"],
+    headlines=["The {kind} festival begins", "Festival in {town}"],
     sentences=[
         [
             "The {kind} festival of {town} begins on {day} and ends on {last_day}.",
@@ -66,8 +66,8 @@ FESTIVAL = Form(
         ["{visitors} hundred visitors came last year.", NOTHING],
         ["The prize for the best {prize} went to {winner} {winner_name}, {age}.", NOTHING, NOTHING],
         [
-            "The roads of {town} are closed until the evening of {last_day}.",
-            "Entry is free for all who live in {town}.",
+            "The roads of the town are closed until the evening of {last_day}.",
+            "Entry is free for all who live there.",
         ],
     ],
 )
@@ -85,7 +85,7 @@ FIRE = Form(
         "chief_name": lambda: LAST_NAMES,
         "cause": lambda: ["an old wire", "a candle", "a stove", "lightning"],
     },
-    headlines=["Fire in the {place} of {town}", "{town} {place} burns"],
+    headlines=["Fire in the {place}", "Fire in {town}"],
     sentences=[
         [
             "A fire broke out in the {place} of {town} on {day} at {hour} o'clock.",
@@ -95,7 +95,7 @@ FIRE = Form(
             "{firefighters} firefighters put it out by {end}.",
             "It took {firefighters} firefighters until {end} to put it out.",
         ],
-        ["{rescued} people were led out of the {place}, and nobody was hurt.", NOTHING],
+        ["{rescued} people were led out of the building, and nobody was hurt.", NOTHING],
         [
             "The cause was {cause}, said {chief} {chief_name}, who leads the firefighters.",
             "{chief} {chief_name} of the police named {cause} as the cause.",

@@ -7,7 +7,7 @@ WIN = Form(
     facts={
         "winner": lambda: TOWNS,
         "loser": lambda winner: others(TOWNS, winner),
-        "high": lambda: range(1, 6),
+        "high": lambda: range(2, 7),
         "low": lambda high: range(high),
         "goals": lambda high, low: [high + low],
         "day": lambda: DAYS,
@@ -21,23 +21,23 @@ WIN = Form(
         "joy": lambda: ["We played well", "It was a great day", "We never gave up", "The team was strong"],
         "grief": lambda: ["We were too slow", "The grass was wet", "It was a hard game", "We must train more"],
     },
-    headlines=["{winner} beats {loser}", "{winner} wins against {loser}"],
+    headlines=["Win for {winner}", "Match ends {high} to {low}"],
     sentences=[
         [
-            "{winner} beat {loser} by {high} to {low} on {day}.",
+            "The team of {winner} beat {loser} by {high} to {low} on {day}.",
             "On {day} {winner} won {high} to {low} against {loser}.",
         ],
         [
             "{scorer} {scorer_name} scored the first goal after {minute} minutes.",
             "The first goal came after {minute} minutes from {scorer} {scorer_name}.",
         ],
-        ["{crowd} hundred people watched the match.", "{crowd} hundred people saw goals: {goals} in all.", NOTHING],
+        ["{crowd} hundred people watched the match.", "{crowd} hundred people saw all {goals} goals.", NOTHING],
         [
             '"{joy}," said {coach} {coach_name}, who coaches {winner}.',
             '"{grief}," said {coach} {coach_name}, who coaches {loser}.',
             NOTHING,
         ],
-        ["{winner} plays again on {next_day}.", NOTHING],
+        ["Both teams play again on {next_day}.", NOTHING],
     ],
 )
 
@@ -53,16 +53,15 @@ DRAW = Form(
         "minute": lambda: range(46, 91),
         "crowd": lambda: range(5, 90),
     },
-    headlines=["{home} and {guest} draw", "No winner in {home} against {guest}"],
+    headlines=["A draw for {home}", "Match ends {score} to {score}"],
     sentences=[
         [
-            "{home} and {guest} drew {score} to {score} on {day}.",
+            "The teams of {home} and {guest} drew {score} to {score} on {day}.",
             "On {day} the match of {home} and {guest} ended {score} to {score}.",
         ],
         [
             "{scorer} {scorer_name} scored the last of the {goals} goals in minute {minute}.",
             "In minute {minute} {scorer} {scorer_name} scored the last goal for {home}.",
-            "In minute {minute} {scorer} {scorer_name} scored the last goal for {guest}.",
         ],
         ["{crowd} hundred people watched the match.", NOTHING],
     ],
@@ -83,11 +82,14 @@ RACE = Form(
         "starters": lambda: range(12, 90),
     },
     headlines=[
-        "{first} {first_name} wins the {kind} race of {town}",
-        "The {kind} race of {town} goes to {first} {first_name}",
+        "The {kind} race of {town}",
+        "Race goes to {first} {first_name}",
     ],
     sentences=[
-        ["{first} {first_name} won the {kind} race of {town} on {day} in {minutes} minutes."],
+        [
+            "On {day} {first} {first_name} won the {kind} race of {town} in {minutes} minutes.",
+            "The {kind} race of {town} was won by {first} {first_name} on {day} in {minutes} minutes.",
+        ],
         [
             "{second} {second_name} was {behind} minutes behind and came in after {later}.",
             "{second} {second_name} came second, {behind} minutes behind.",

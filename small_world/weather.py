@@ -8,8 +8,7 @@ ROADS = {"rain": "wet", "snow": "white", "fog": "gray", "hail": "slippery", "sun
 FORECAST = Form(
     facts={
         "town": lambda: TOWNS,
-        "title": lambda: [sky.capitalize() for sky in ROADS],  # as a headline begins
-        "sky": lambda title: [title.lower()],
+        "sky": lambda: list(ROADS),
         "road": lambda sky: [ROADS[sky]],
         "day": lambda: DAYS,
         "next_day": lambda day: [days_after(day, 1)],
@@ -18,14 +17,14 @@ FORECAST = Form(
         "warmer": lambda: range(1, 6),
         "next_high": lambda high, warmer: [high + warmer],
     },
-    headlines=["{title} for {town}", "{title} in {town} on {day}"],
+    headlines=["Expect {sky}", "Weather in {town}"],
     sentences=[
-        ["There will be {sky} in {town} on {day}.", "{town} expects {sky} on {day}."],
+        ["There will be {sky} in {town} on {day}.", "On {day} people in {town} can expect {sky}."],
         [
             "The day begins with {low} degrees and reaches {high}.",
             "Temperatures rise from {low} degrees in the morning to {high}.",
         ],
-        ["The roads of {town} will be {road}.", "Roads will be {road}, and drivers should take care.", NOTHING],
+        ["The roads of the town will be {road}.", "Roads will be {road}, and drivers should take care.", NOTHING],
         ["It gets {warmer} degrees warmer on {next_day}, with {next_high}.", NOTHING],
     ],
 )
@@ -40,7 +39,7 @@ STORM = Form(
         "roofs": lambda: range(2, 30),
         "hours": lambda: range(2, 20),
     },
-    headlines=["Storm hits {town}", "{trees} trees fall in {town}"],
+    headlines=["A storm hits {town}", "Storm on {day}"],
     sentences=[
         [
             "A storm hit {town} on {day} with winds of {speed} kilometers an hour.",
@@ -50,7 +49,7 @@ STORM = Form(
             "It tore down {trees} trees and damaged {roofs} roofs.",
             "{trees} trees fell, and {roofs} roofs were damaged.",
         ],
-        ["Parts of {town} had no power for {hours} hours.", "Trains stood still for {hours} hours.", NOTHING],
+        ["Parts of the town had no power for {hours} hours.", "Trains stood still for {hours} hours.", NOTHING],
         ["Schools stay closed on {next_day}.", "The wind is to calm down by {next_day}.", NOTHING],
     ],
 )

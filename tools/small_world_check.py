@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.corpus.splits import Split
 from small_world import WORLD
-from small_world.checker import Checker, SampleFigures, figures_of_samples, sentences_of
+from small_world.checker import Checker, SampleFigures, copied_share, figures_of_samples, sentences_of
 from small_world.limit import limit_of, limits_by_source
 from small_world.reading import story_readings
 from tools.text_statistics import read_samples, say
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 ROW = "{:<10} {:>8} {:>10} {:>8} {:>8} {:>16}"
 HEADINGS = ["source", "stories", "bits/byte", "limit", "above", "limit expected"]
 NUM_SHOWN, WIDTH = 3, 78
+NUM_FRESH = 1000
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,13 @@ def main(argv: Sequence[str]) -> None:
     model, tokenizer = load_model(find_model(arguments.model))
     predicted = predict_documents(model, tokenizer, mixture, arguments.split, truth=truth)
     gaps = gaps_by_source(predicted)
-    figures = None
+    figures, usual = None, 0.0
     if stories:
         known = {sentence for text in document_texts(mixture, "train", tokenizer) for sentence in sentences_of(text)}
-        figures = figures_of_samples(Checker(WORLD), stories, known)
+        figures, usual = figures_of_samples(Checker(WORLD), stories, known), copied_share(fresh_stories(), known)
     show_gaps(gaps, arguments.split)
     if figures is not None:
-        show_samples(figures, stories)
+        show_samples(figures, stories, usual)
     if arguments.output is not None:
         write(arguments.output, gaps, figures)
     check_not_below(gaps, arguments)
@@ -112,7 +114,7 @@ def gaps_by_source(predicted: Sequence[Predicted]) -> dict[str, Gap]:
 def show_gaps(gaps: dict[str, Gap], split: str) -> None:
     """Print the bits per byte of the model beside those of the grammar."""
     expected = {**limits_by_source(WORLD), "total": limit_of(WORLD)}
-    say(f"The {split} stories, each predicted by itself, and the limit of what can be learned:", "")
+    say(f"The {split} stories, each by itself, beside the limit of what can be learned:", "")
     say(ROW.format(*HEADINGS))
     for name, gap in gaps.items():
         counts = f"{gap.num_documents:,}", f"{gap.bits_per_byte:.4f}", f"{gap.limit:.4f}", f"{gap.above:.1%}"
@@ -122,14 +124,24 @@ def show_gaps(gaps: dict[str, Gap], split: str) -> None:
     say("", f"bits per byte {total.bits_per_byte:.4f}, limit {total.limit:.4f} ({distance})")
 
 
-def show_samples(figures: SampleFigures, stories: Sequence[str]) -> None:
-    """Print what share of the sampled text is right and new, and the first stories."""
+def fresh_stories() -> list[str]:
+    """Stories that the world itself tells: how many of their sentences stand in the training data by chance."""
+    generator = random.Random(NUM_FRESH)
+    return [WORLD.draw(generator)[1] for _ in range(NUM_FRESH)]
+
+
+def show_samples(figures: SampleFigures, stories: Sequence[str], usual: float) -> None:
+    """Print what share of the sampled text is right and new, and the first stories.
+
+    `usual` is the share of the world's own new sentences that stand in the training data.
+    """
     say(
         "",
         f"{figures.num_stories:,} stories that the model wrote, {figures.num_sentences:,} sentences and headlines:",
         f"  {figures.well_formed:>6.1%} of the sentences are well formed",
         f"  {figures.consistent:>6.1%} of the stories are consistent: sums, days and names agree",
         f"  {figures.copied:>6.1%} of the sentences stand word for word in the training data",
+        f"  {usual:>6.1%} of those in new stories of the world itself do, by chance",
     )
     for story in stories[:NUM_SHOWN]:
         say("", *(line for paragraph in story.split("\n") for line in textwrap.wrap(paragraph, WIDTH) or [""]))

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from pretraining.cli.errors import UserError
 from pretraining.corpus.splits import Split
 from pretraining.corpus.store_source import Mixture
+from pretraining.sampling.model_source import gives_ids
 from pretraining.training.block_dataset import BlockFields
 from pretraining.training.evaluation import open_text_bytes
 from pretraining.training.passages import Passage, evaluate_passages
@@ -106,9 +107,14 @@ def predict_documents(
     """Each document of a split by itself, as tools.evaluate predicts it.
 
     Raises:
-        UserError: as `document_ids` does, and when the tokenizer's tokens do not make up the documents' bytes.
+        UserError: as `document_ids` does, and when the blocks are of another tokenizer, or the bytes of its tokens do
+            not add up to the texts'.
     """
     origin = mixture.origin
+    if not gives_ids(tokenizer, origin.tokenizer.canary_text, origin.tokenizer.canary_ids):
+        raise UserError(
+            f"--dataset {mixture.names}: was made with another tokenizer than the model's; preprocess again"
+        )
     all_ids = list(document_ids(mixture, split))
     text_bytes = open_text_bytes(mixture.first.folder / "tokenizer", origin.tokenizer.canary_ids, origin.token_rules)
     if text_bytes is None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from pretraining.cli.errors import UserError
 from pretraining.corpus.inputs import find_inputs
@@ -19,6 +20,7 @@ from small_world import WORLD
 from small_world.grammar import World
 from small_world.limit import limit_of, limits_by_source
 from small_world.reading import story_readings
+from tests.conftest import PROJECT_DIR
 from tests.judging.exact_model import BOS, EOS, ExactModel, byte_tokenizer, make_store, write_stories
 from tests.small_world.test_limit import all_stories
 from tests.small_world.worlds import NUM_COPIES, tiny_world
@@ -52,7 +54,7 @@ def known(folder: Path, world: World, stories: list[tuple[str, str]]) -> Known:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Known:
-    """Stories of the quickstart's world."""
+    """Stories of the whole world."""
     generator = random.Random(5)
     return known(tmp_path_factory.mktemp("large"), WORLD, [WORLD.draw(generator) for _ in range(25)])
 
@@ -169,10 +171,13 @@ def test_stories_that_blocks_cut_are_put_together(large: Known, tmp_path: Path) 
     assert len(large.stories) - len(texts) <= 1, "but the one whose end is in the tail"
 
 
-def test_blocks_without_bos_are_refused(large: Known, tmp_path: Path) -> None:
+def test_blocks_of_another_kind_are_refused(large: Known, tmp_path: Path) -> None:
     path = write_stories(tmp_path / "stories.jsonl", large.stories)
     make_store(tmp_path, path, byte_tokenizer(tmp_path / "tokenizer"), "--add_bos", "false")
     mixture = find_mixture([str(tmp_path / "blocks")], revision=None)
+    other = PreTrainedTokenizerFast.from_pretrained(PROJECT_DIR / "data/sample/tokenizer")
+    with pytest.raises(UserError, match="was made with another tokenizer than the model's; preprocess again"):
+        predict_documents(large.model, other, large.mixture, "validation", truth=lambda _: ("", 0.0))
     with pytest.raises(UserError, match="was made without --add_bos; preprocess again with it"):
         document_texts(mixture, "validation", large.tokenizer)
     with pytest.raises(UserError, match="--split train: has no block"):

@@ -293,7 +293,7 @@ def test_a_killed_output_goes_on_to_what_it_would_have_been(
         (["--model", PROJECT_DIR / "recipes"], ["is no run, exported model or checkpoint"]),
         (["--prompt_file", "missing.txt"], ["--prompt_file missing.txt: cannot be read", "check the path"]),
         (["--prompt_file", PROJECT_DIR / "data/sample/news.jsonl"], ["news.jsonl:1: ", "field prompt"]),
-        (["--prompt", ""], ["--prompt: is empty"]),
+        (["--prompt", " "], ["--prompt: is empty"]),
         (["--temperature", "0"], ["--temperature 0: must be in [1e-06, 1e6]; --greedy draws nothing"]),
         (["--top_p", "1.5"], ["--top_p 1.5"]),
         (["--min_p", "-1"], ["--min_p -1: must be in [0, 1]"]),

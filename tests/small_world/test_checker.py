@@ -10,7 +10,8 @@ from small_world.checker import Checker, figures_of_samples, sentences_of
 from small_world.words import DAYS
 
 NUM_STORIES = 2000
-MATCH = "Kelby beats Oxley\n\nKelby beat Oxley by 3 to 1 on Saturday. Rosa Holt scored the first goal after 9 minutes."
+MATCH = "Win for Kelby\n\nThe team of Kelby beat Oxley by 3 to 1 on Saturday. "
+MATCH += "Rosa Holt scored the first goal after 9 minutes."
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +38,16 @@ FACTS = {
     r"(\d+) paintings and (\d+) drawings, (\d+) works": lambda a, b, c: int(a) + int(b) == int(c),
     r"hires (\d+) people\. It has (\d+) now and will then have (\d+)": lambda a, b, c: int(a) + int(b) == int(c),
     r"costs (\d+) crowns, (\d+) less for children, who pay (\d+)": lambda a, b, c: int(a) - int(b) == int(c) > 0,
-    r"in (\d+) minutes\..* was (\d+) minutes behind and came in after (\d+)": lambda a, b, c: int(a) + int(b) == int(c),
+    r"in (\d+) minutes\. .* was (\d+) minutes behind and came in after (\d+)": lambda a, b, c: (
+        int(a) + int(b) == int(c)
+    ),
     r"(?:with|from) (-?\d+) degrees (?:in the morning to|and reaches) (-?\d+)": lambda a, b: int(a) < int(b),
     r"begins on (\w+) and ends on (\w+)": lambda begin, end: day_after(begin, 2) == end,
     r"voted on (\w+) to.*The work begins on (\w+)": lambda vote, start: day_after(vote, 1) == start,
     r"storm hit \w+ on (\w+) .*Schools stay closed on (\w+)": lambda day, closed: day_after(day, 1) == closed,
-    r"^(\w+) beats (\w+)\n\n\1 beat (\w+) by": lambda winner, loser, again: winner != loser == again,
-    r"(?:Anna|Mira|Zoë) \w+ plays .* (She|He) will perform": lambda she: she == "She",
-    r"(?:Boris|Nils|Émile) \w+ plays .* (She|He) will perform": lambda he: he == "He",
+    r"^Win for (\w+)\n\nThe team of (\w+) beat (\w+) by": lambda winner, again, loser: winner == again != loser,
+    r"(?:Anna|Mira|Zoë) \w+ plays [^.]*\. (She|He) will perform": lambda she: she == "She",
+    r"(?:Boris|Nils|Émile) \w+ plays [^.]*\. (She|He) will perform": lambda he: he == "He",
 }
 
 
@@ -67,8 +70,8 @@ def test_the_worlds_own_stories_are_right(stories: list[str], checker: Checker) 
     ("change", "well_formed", "is_consistent"),
     [
         (("", ""), [True, True, True], True),
-        (("Oxley by", "Ister by"), [True, True, True], False),
-        (("3 to 1", "1 to 3"), [True, True, True], False),
+        (("of Kelby", "of Ister"), [True, True, True], False),
+        (("3 to 1", "2 to 3"), [True, True, True], False),
         (("3 to 1", "7 to 1"), [True, False, True], False),
         (("on Saturday", "in Saturday"), [True, False, True], False),
         (("9 minutes.", "9"), [True, True, False], False),
