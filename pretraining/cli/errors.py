@@ -15,6 +15,7 @@ from typing import NoReturn
 from pretraining.cli.launchers import check_launch_variables, process_rank
 from pretraining.cli.logs import setup_logging
 from pretraining.errors import UserError
+from pretraining.system.processor import use_reproducible_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
     A crash ends the process at once, too: Python would wait for workers of a DataLoader, which ignore SIGTERM.
     """
     setup_logging()
+    use_reproducible_kernels()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: any text can be printed in any locale
     try:

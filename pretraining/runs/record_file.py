@@ -50,6 +50,7 @@ SCHEMA: dict[str, Any] = {
         "gpus": [{"name": str, "memory_bytes": int}],
         "driver": str | None,
         "cpu": str | None,
+        "kernels": str | None,
         "num_cpu_cores": int | None,
         "memory_bytes": int | None,
     },

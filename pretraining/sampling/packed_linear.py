@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pretraining.system.processor import bf16_instruction
+
 LEAST_FP32_SIZE = 1 << 18  # of a smaller weight (512 x 512) one product in fp32 takes 10 us, and oneDNN's call 30
 
 
@@ -60,5 +62,5 @@ def _gains(weight: torch.Tensor) -> bool:
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return bf16_instruction() is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32 and weight.numel() >= LEAST_FP32_SIZE

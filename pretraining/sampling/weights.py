@@ -11,6 +11,7 @@ from pretraining.cli.errors import UserError
 from pretraining.machine.memory import available_host_bytes
 from pretraining.runs.zero_shards import open_shards
 from pretraining.sampling.packed_linear import pack_linear_layer, pack_linear_layers
+from pretraining.system.processor import bf16_instruction
 
 HOST_SHARE, GPU_SHARE = 0.9, 0.8  # of free memory that weights may take: the rest is for the cache
 CACHE_SHARE = 0.7  # of what is free beside the weights
@@ -49,7 +50,7 @@ def _dtype(name: str, own: torch.dtype, num_parameters: int) -> torch.dtype:
     if torch.cuda.is_available():
         return own
     has_room = 4 * num_parameters <= FP32_SHARE * available_host_bytes()
-    return torch.float32 if has_room or not torch.ops.mkldnn._is_mkldnn_bf16_supported() else own
+    return torch.float32 if has_room or bf16_instruction() is None else own
 
 
 def _devices(folder: Path, empty: LlamaForCausalLM, dtype: torch.dtype) -> dict[str, int | str]:

@@ -5,6 +5,7 @@ import shutil
 
 from pretraining.machine.flops import num_parameters
 from pretraining.machine.footprint import footprint
+from pretraining.system.processor import bf16_instruction
 from pretraining.training.elastic import said_checkpoint
 from pretraining.training.global_batch import GlobalBatch
 from pretraining.training.plan_costs import what_is_kept
@@ -27,6 +28,7 @@ def announce(plan: RunPlan) -> None:
         f"micro steps x {_said_processes(batch)}, ZeRO-3, gradients added up in {plan.gradient_type.name} "
         f"({plan.gradient_type.reason})"
     )
+    _announce_precision(plan)
     _announce_memory(plan)
     logger.info(
         f"run: {plan.num_steps:,} steps, {plan.num_steps * batch.tokens:,} tokens, "
@@ -49,6 +51,19 @@ def announce(plan: RunPlan) -> None:
     if plan.layout.computes_in_fp8 and not plan.machine.has_gpu:
         logger.warning("--fp8: no GPU is here, so fp8 is emulated: the same casts, and slower than without them")
     _warn_of_disk(plan)
+
+
+def _announce_precision(plan: RunPlan) -> None:
+    """Log why a CPU trains in the precision that it does, where no flag says so."""
+    if plan.machine.has_gpu or plan.arguments.trainer["bf16"] is not None or plan.arguments.trainer.get("fp16"):
+        return
+    if plan.start.checkpoint is not None:
+        reason = "as the run was started"
+    elif (name := bf16_instruction()) is not None:
+        reason = f"this processor has {name}"
+    else:
+        reason = "this processor has no instructions for bf16, which it would emulate"
+    logger.info("precision: %s (%s)", plan.precision, reason)
 
 
 def _said_processes(batch: GlobalBatch) -> str:

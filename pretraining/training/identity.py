@@ -8,9 +8,11 @@ from pathlib import Path
 from pretraining.cli.errors import UserError
 from pretraining.cli.restarts import this_restart
 from pretraining.machine.flops import num_parameters
+from pretraining.machine.inventory import processor_name
 from pretraining.runs.checkpoints import claim_run_folder, is_run_folder
 from pretraining.runs.record_file import read_run_record
-from pretraining.runs.run_record import RunIdentity, check_same_run, differences, warn_of_versions
+from pretraining.runs.run_record import RunIdentity, check_same_run, differences, warn_of_processor, warn_of_versions
+from pretraining.system.processor import kernels
 from pretraining.training.elastic import check_can_go_on
 from pretraining.training.run_plan import RunPlan, data_identity
 from pretraining.training.schedule import Schedule, check_same_until
@@ -94,6 +96,8 @@ def _check_goes_on(plan: RunPlan, checkpoint: Path) -> None:
     """
     _check_same(plan, checkpoint.parent)
     warn_of_versions(checkpoint.parent)
+    if not plan.machine.has_gpu:
+        warn_of_processor(checkpoint.parent, now={"cpu": processor_name(), "kernels": kernels()})
     check_can_go_on(checkpoint, plan.ds_config, num_processes=plan.batch.num_processes)
     recorded = read_run_record(checkpoint.parent, needs=SCHEDULE_FIELDS)["schedule"]
     changed = differences(recorded, json.loads(json.dumps(asdict(plan.schedule))))

@@ -136,7 +136,7 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     start = find_start(run_dir, resume)
     num_steps = num_steps_of(arguments, batch, sum(mixture.num_blocks("train")), start)
     assert num_steps is not None, "the number of blocks is known"
-    precision = choose_precision(trainer, has_gpu=has_gpu())
+    precision = choose_precision(trainer, has_gpu=has_gpu(), recorded=_recorded_precision(start))
     layout = make_layout(arguments, config, ds_config, batch=batch, precision=precision, machine=machine)
     gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
@@ -181,6 +181,12 @@ def _has_same_data(start: Start, data: list[dict[str, Any]]) -> bool:
     if start.checkpoint is None:
         return True
     return read_run_record(start.checkpoint.parent).get("identity", {}).get("data") == data
+
+
+def _recorded_precision(start: Start) -> Precision | None:
+    if start.checkpoint is None:
+        return None
+    return read_run_record(start.checkpoint.parent).get("identity", {}).get("precision")
 
 
 def _hashes_of(folder: str | None) -> dict[str, str] | None:

@@ -13,6 +13,7 @@ from pretraining.machine.flops import num_parameters
 from pretraining.machine.inventory import machine_inventory
 from pretraining.runs.run_record import RunRecord, add_to_run_record
 from pretraining.system.privacy import mask_all
+from pretraining.system.processor import kernels
 from pretraining.training.agreement import done_by_first
 from pretraining.training.identity import run_identity
 from pretraining.training.processes import has_gpu
@@ -33,6 +34,7 @@ def record_start(plan: RunPlan, arguments: TrainingArguments) -> None:
             "num_processes": plan.batch.num_processes,
             "gpu": torch.cuda.get_device_name() if has_gpu() else None,
             "cuda": torch.version.cuda,
+            "kernels": kernels(),
             **machine_inventory(),
         },
         resumed_from=None if plan.start.checkpoint is None else str(plan.start.checkpoint),

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from pretraining.cli.errors import UserError
+from pretraining.system.processor import bf16_instruction
 from pretraining.training.global_batch import GlobalBatch
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -45,11 +46,14 @@ def make_training_arguments(
         raise UserError(f"Trainer flags: {' '.join(str(error).split())}") from None
 
 
-def choose_precision(flags: dict[str, Any], *, has_gpu: bool, here: bool = True) -> Precision:
-    """bf16 or fp16 as asked, otherwise bf16 where the hardware has its instructions, and fp32 where not.
+def choose_precision(
+    flags: dict[str, Any], *, has_gpu: bool, here: bool = True, recorded: Precision | None = None
+) -> Precision:
+    """bf16 or fp16 as asked, else that of the run that is resumed (`recorded`), else what the hardware computes fast.
 
-    Every GPU that can be planned for has them, which is not `here` then.
-    Without them bf16 is emulated: on such a CPU a step took 10.1 s in place of 0.54 s in fp32.
+    That is bf16 where the processor has instructions for it, and fp32 elsewhere. Every GPU that can be planned for has
+    them, which is not `here` then. Without them bf16 is emulated: on a Xeon with AVX-512 a process trained 597 tokens/s
+    in place of 1,287 in fp32.
     """
     if flags.get("fp16"):
         if not has_gpu:
@@ -57,8 +61,13 @@ def choose_precision(flags: dict[str, Any], *, has_gpu: bool, here: bool = True)
         return "fp16"
     if flags["bf16"] is not None:
         return "bf16" if flags["bf16"] else "fp32"
-    if not here:
-        return "bf16"
+    if recorded is not None:
+        return recorded
+    return "bf16" if not here or has_fast_bf16(has_gpu=has_gpu) else "fp32"
+
+
+def has_fast_bf16(*, has_gpu: bool) -> bool:
+    """Whether this machine computes bf16 rather than emulating it; torch's own check is true for emulation, too."""
     if has_gpu:
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bf16_instruction() is not None

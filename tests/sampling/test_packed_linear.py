@@ -7,6 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.sampling.decoder import LlamaDecoder
 from pretraining.sampling.packed_linear import LEAST_FP32_SIZE, PackedLinear, pack_linear_layers
+from pretraining.system.processor import bf16_instruction
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -56,6 +57,6 @@ def test_a_model_in_bf16_is_packed_whole() -> None:
     model = LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False)
     expected = model(torch.tensor([[1, 2, 3]])).logits
     pack_linear_layers(model)
-    is_packed = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    is_packed = bf16_instruction() is not None
     assert sum(isinstance(module, PackedLinear) for module in model.modules()) == (2 * 7 + 1) * is_packed
     torch.testing.assert_close(model(torch.tensor([[1, 2, 3]])).logits, expected, atol=2e-2, rtol=2e-2)
