@@ -20,8 +20,10 @@ TINY_MODEL += ["num_key_value_heads=2", "max_position_embeddings=128"]
 TINY_RUN = ["--model", "quickstart", "--model_overrides", *TINY_MODEL, "--bf16", "false"]
 TINY_RUN += ["--learning_rate", "1e-2", "--warmup_steps", "2"]
 
-# A shell has what it starts in the background ignore Ctrl-C, and so would each program that a test interrupts.
+# A shell has what it starts in the background ignore Ctrl-C, and nohup the end of a terminal: so would each program
+# that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_unconfigure() -> None:

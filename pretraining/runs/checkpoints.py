@@ -60,7 +60,8 @@ class SaveResult:
 
 def is_run_folder(folder: Path) -> bool:
     """Whether pretrain.py made this folder."""
-    return bool(_record_files(folder)) and not (folder / COMPLETE_NAME).is_file()  # a checkpoint has a copy of run.json
+    has_copy = checkpoint_step(folder) is not None or (folder / COMPLETE_NAME).is_file()  # as each checkpoint has
+    return bool(_record_files(folder)) and not has_copy
 
 
 def _record_files(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from pretraining.runs.checkpoints import SUPERSEDED, SaveResult, set_aside
 from pretraining.runs.completeness import FileRecord, incompleteness, record_file, write_complete
 from pretraining.runs.untrusted import load_pickle
 from pretraining.training.agreement import from_first, gathered, is_first
-from pretraining.training.host_copy import host_copy, num_tensor_bytes
+from pretraining.training.host_copy import host_copy, num_tensor_bytes, without_attributes
 
 ROOM_FOR_COPY = 0.7  # of the host memory that is available; the rest is for data workers and the page cache
 SPARE_DISK_BYTES = 64 << 20  # for what is small: random states, the Trainer's state, the log
@@ -64,7 +64,7 @@ class PartsEngine(TorchCheckpointEngine):
 
         def write(content: Any) -> list[Path]:
             Path(path).parent.mkdir(exist_ok=True)
-            torch.save(content, path)
+            torch.save(without_attributes(content), path)
             load_pickle(Path(path), mmap=True)  # what a resume would refuse was not saved
             return [Path(path)]
 

@@ -7,13 +7,14 @@ the copy that a save makes 2.0. State that is offloaded to NVMe is not in memory
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
 from pretraining.training.agreement import gathered
+from pretraining.training.partitions import place_parameters
 
 LOOKED_AT = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -26,20 +27,18 @@ def non_finite_state(engine: DeepSpeedEngine) -> str | None:
 
 
 def _named_state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
-    """What this process holds of the state, partitioned or not."""
-    for name, parameter in engine.module.named_parameters():
-        yield name, parameter.data  # small ones stay whole between the steps; the others are empty here
-        yield name, parameter.ds_tensor
-    for weights in engine.optimizer.fp32_partitioned_groups_flat:
-        yield "an fp32 master weight", weights
-    for moments in engine.optimizer.optimizer.state.values():
-        yield from _named_moments(moments)
-
-
-def _named_moments(moments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    for name, value in moments.items():
-        if isinstance(value, Tensor):
-            yield f"{name} of the optimizer", value
+    """What this process holds of the state, without the padding behind a parameter: that is whatever memory had."""
+    sizes = [{name: shape.numel() for name, shape in group.items()} for group in engine._get_zero_param_shapes()]
+    parameters, zero = dict(engine.module.named_parameters()), engine.optimizer
+    for name, place in place_parameters(sizes, num_processes=dist.get_world_size()).items():
+        num_own = min(max(place.num_numbers - dist.get_rank() * place.length, 0), place.length)
+        yield name, parameters[name].data  # small ones stay whole between the steps; the others are empty here
+        yield name, parameters[name].ds_tensor.flatten()[:num_own]
+        weights = zero.fp32_partitioned_groups_flat[place.sub_group]
+        for kind, values in {"fp32 master weight": weights, **zero.optimizer.state.get(weights, {})}.items():
+            if isinstance(values, Tensor):
+                is_flat = values.shape == weights.shape  # others are a step count, or scales of quantized moments
+                yield f"{kind} of {name}", values[place.offset :][:num_own] if is_flat else values
 
 
 def _is_finite(tensor: Tensor) -> bool:

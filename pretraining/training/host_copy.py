@@ -1,6 +1,7 @@
-"""A copy of a state in host memory, which stays as it is while the training goes on."""
+"""A state as it is saved: a copy in host memory, which stays as it is while the training continues, or itself."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,13 +9,25 @@ import torch
 
 def host_copy(value: Any) -> Any:
     """The same dicts, lists and objects, with every tensor copied to the host, on its own."""
+    return _map(value, lambda tensor: tensor.detach().to("cpu", copy=True), copy.deepcopy)
+
+
+def without_attributes(value: Any) -> Any:
+    """The same dicts, lists and objects, with the same numbers in plain tensors, which take no memory.
+
+    DeepSpeed hangs attributes on its tensors, which torch.save would pickle as well, by names that no shard may have.
+    """
+    return _map(value, torch.Tensor.detach, lambda other: other)
+
+
+def _map(value: Any, of_tensor: Callable[[torch.Tensor], torch.Tensor], of_other: Callable[[Any], Any]) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        return of_tensor(value)
     if isinstance(value, dict):
-        return type(value)((key, host_copy(item)) for key, item in value.items())
+        return type(value)((key, _map(item, of_tensor, of_other)) for key, item in value.items())
     if isinstance(value, list | tuple):
-        return type(value)(host_copy(item) for item in value)
-    return copy.deepcopy(value)
+        return type(value)(_map(item, of_tensor, of_other) for item in value)
+    return of_other(value)
 
 
 def num_tensor_bytes(value: Any) -> int:

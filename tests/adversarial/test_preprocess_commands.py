@@ -151,7 +151,7 @@ def mistakes() -> Iterator[Command]:
         ("seed", "9" * 20, "must be in [0, 4294967295]"),
     ]:
         yield Command("preprocess", [f"--{flag}", value], error)
-    for hook, error in {"sys:exit": "raised SystemExit", "ends": "cannot be loaded (3)"}.items():
+    for hook, error in {"sys:exit": "exits; use another function", "ends": "cannot be loaded (3)"}.items():
         yield Command("preprocess", ["--language_hook", hook, "--languages", "en"], error)
     for flag, value, error in [
         ("vocab_size", "9" * 20, "must be in [260, 1e6]"),

@@ -1,8 +1,8 @@
 """Starts pretrain.py and plants a NaN into its state; takes its flags and launchers.
 
 NAN=[[step, rank, what], ...] plants, at the end of each step, into what this rank holds of the last weights ("weight"),
-their fp32 master copies ("master") or the first moments of the optimizer ("moment"). Each is planted once, even if a
-run goes back and makes the step again.
+their fp32 master copies ("master") or the first moments of the optimizer ("moment"), or into the padding behind weights
+("padding"). Each is planted once, even if a run goes back and makes the step again.
 """
 
 import json
@@ -34,6 +34,9 @@ class NanPlanter(TrainerCallback):
     @torch.no_grad()
     def plant(self, what: str) -> None:
         zero = self.trainer.model_wrapped.optimizer
+        if what == "padding":
+            self.plant_padding(zero)
+            return
         if what == "weight":
             target = list(self.trainer.model_wrapped.module.parameters())[-1].ds_tensor
         else:
@@ -41,6 +44,16 @@ class NanPlanter(TrainerCallback):
         if what == "moment":
             target = zero.optimizer.state[target]["exp_avg"]
         target.view(-1)[3] = torch.nan
+
+    def plant_padding(self, zero: Any) -> None:
+        """Behind each matrix of 1,024 numbers, in its partition and its fp32 copy."""
+        for group, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+            offset = 0
+            for parameter in group:
+                offset += parameter.ds_tensor.ds_numel
+                if parameter.ds_numel == 1024:
+                    parameter.ds_tensor.view(-1)[-1] = flat[offset - 1] = torch.nan
+                    sys.stdout.write("padding is NaN\n")
 
 
 def main() -> None:

@@ -181,7 +181,8 @@ def test_the_exported_model_can_be_asked_and_says_where_it_comes_from(tuned_run:
     (said,) = answer([{"role": "user", "content": "Who?"}], max_new_tokens=3)
     assert [message["role"] for message in said["generated_text"]] == ["user", "assistant"]
     card = (tuned_run / "model/README.md").read_text()
-    assert f"fine-tuned from `{base_model}`" in card
+    assert f"fine-tuned from `{base_model.name}`" in card
+    assert str(base_model) not in card
     assert "random weights" not in card
     record = json.loads((tuned_run / "run.json").read_text())
     assert record["identity"]["initial_weights"].keys() == {"model.safetensors"}

@@ -86,14 +86,15 @@ def test_every_token_has_the_source_of_its_document(sample_store: Path) -> None:
 
 def test_more_sources_than_are_told_apart_are_not_collected(tmp_path: Path) -> None:
     """The second table is not opened any more: it is not there."""
-    shards = [Shard(name, 100, 0, "") for name in ("first.parquet", "missing.parquet")]
     for num_sources in (64, 65):
         names = [f"source {number % num_sources}" for number in range(100)]
         pq.write_table(pa.table({"document_id": range(100), "source": names}), tmp_path / "first.parquet")
+        num_bytes = (tmp_path / "first.parquet").stat().st_size
+        shards = [Shard(name, 100, num_bytes, "") for name in ("first.parquet", "missing.parquet")]
         if num_sources > 64:
             assert read_document_sources(tmp_path, SimpleNamespace(documents=shards)) is None
         else:
-            with pytest.raises(UserError, match=r"missing\.parquet cannot be read"):
+            with pytest.raises(UserError, match=r"missing\.parquet is missing"):
                 read_document_sources(tmp_path, SimpleNamespace(documents=shards))
 
 

@@ -234,7 +234,9 @@ def test_a_dataset_that_is_none(sample_store: Path, tmp_path: Path) -> None:
     manifest = json.loads((store / "manifest.json").read_text())
     (store / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
     assert "has format version 99, this program reads 2" in refusal(store, tmp_path)
-    for damaged in ("{}", "5", "null", '{"format_version": 2, "splits": []}'):
+    (store / "manifest.json").write_text("{}")
+    assert "has format version None, this program reads 2" in refusal(store, tmp_path)
+    for damaged in ("5", "null", '{"format_version": 2, "splits": []}'):
         (store / "manifest.json").write_text(damaged)
         assert "is damaged" in refusal(store, tmp_path)
 
