@@ -37,7 +37,6 @@ class WorldArguments:
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         checks = {
-            f"--num_stories {self.num_stories}: give 1 or more": self.num_stories >= 1,
             "--output: is missing; give a file, e.g. news.jsonl": self.output is not None,
             f"--output {self.output}: exists already; choose another file": (
                 self.output is None or not self.output.exists()

@@ -127,6 +127,7 @@ RANGES: dict[str, Range] = {
     "num_workers": WORKERS,
     # generate.py
     "num_samples": COUNT,
+    "num_stories": Range(1, 10**6),  # 210 MB, which are drawn in memory
     "max_new_tokens": COUNT,
     "num_beams": Range(1, 256),
     "temperature": Range(1e-6, 10**6, hint="--greedy draws nothing"),

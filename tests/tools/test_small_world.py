@@ -49,7 +49,7 @@ def test_the_same_seed_makes_the_same_stories(folder: Path, tmp_path: Path) -> N
     output = folder / "made/news.jsonl"
     with pytest.raises(UserError, match=r"--output .*: exists already; choose another file"):
         make_world(["--output", str(output)])
-    with pytest.raises(UserError, match=r"--num_stories 0: give 1 or more"):
+    with pytest.raises(UserError, match=r"--num_stories 0: must be in \[1, "):
         make_world(["--num_stories", "0", "--output", str(tmp_path / "x")])
 
 
