@@ -59,7 +59,7 @@ LONGEST_NAME = 128  # of mlflow and wandb
 HUB_REPOSITORY = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]{0,95}", re.ASCII)
 METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
 CHECKPOINTING_SWITCHES = ("offload", "use_reentrant", "preserve_rng_state", "early_stop")
-MOST_LAYERS = 1000
+MAX_LAYERS = 1000
 SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 
 
@@ -97,8 +97,8 @@ def trainer_value_problems(values: dict[str, Any]) -> Iterator[str]:
 def _checkpointing_problems(options: dict[str, Any]) -> Iterator[str]:
     for name, value in options.items():
         if name == "every_n_layers":
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_LAYERS:
-                yield f"every_n_layers is {shortened(repr(value))}; must be a whole number in [1, {MOST_LAYERS}]"
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_LAYERS:
+                yield f"every_n_layers is {shortened(repr(value))}; must be a whole number in [1, {MAX_LAYERS}]"
         elif name not in CHECKPOINTING_SWITCHES:
             names = ("every_n_layers", *CHECKPOINTING_SWITCHES)
             yield f"{shortened(name)} is not one of {', '.join(names)}{nearest(name, names)}"

@@ -12,7 +12,7 @@ from pretraining.corpus.splits import SPLITS
 from pretraining.corpus.working_files import read_record, write_record
 
 PROGRESS_NAME = "progress.json"
-MOST_LISTED = 10_000  # of a file and reason: 2 MB of skipped.jsonl
+MAX_LISTED = 10_000  # of a file and reason: 2 MB of skipped.jsonl
 
 
 @dataclass
@@ -43,7 +43,7 @@ class FileSkips:
         if line.reason in REMOVED:
             return True
         listed = self.num_listed.get(line.reason, 0)
-        if listed >= MOST_LISTED:
+        if listed >= MAX_LISTED:
             self.unlisted[line.reason] = self.unlisted.get(line.reason, 0) + line.num_lines
             return False
         self.num_listed[line.reason] = listed + 1

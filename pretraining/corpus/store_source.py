@@ -14,7 +14,7 @@ from pretraining.corpus.manifest import MANIFEST_NAME, Manifest, Origin, read_ma
 
 # NAME=STORE:WEIGHT, of which only STORE must be there.
 DATASET_TEXT = re.compile(r"(?:(?P<name>[^=/]*)=)?(?P<store>.*?)(?::(?P<weight>[^:/]*))?")
-MOST_STORES = 256  # each takes 15 ms to check
+MAX_STORES = 256  # each takes 15 ms to check
 MOST_WEIGHT = 1e9
 # What must be alike in all stores of a mixture, and in what words.
 COMMON = {
@@ -90,8 +90,8 @@ def read_dataset_texts(datasets: Sequence[str]) -> list[tuple[str | None, str, f
     Raises:
         UserError: when one is empty or a file or folder of text, the shares are unclear, or there are too many.
     """
-    if len(datasets) > MOST_STORES:
-        raise UserError(f"--dataset: {len(datasets):,} block stores, at most {MOST_STORES}; preprocess some together")
+    if len(datasets) > MAX_STORES:
+        raise UserError(f"--dataset: {len(datasets):,} block stores, at most {MAX_STORES}; preprocess some together")
     named = [_read_dataset_text(text, alone=len(datasets) == 1) for text in datasets]
     repeated = [name for name, count in Counter(name for name, _, _ in named).items() if count > 1]
     if repeated:

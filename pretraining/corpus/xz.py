@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 from pretraining.corpus.documents import ExpandsTooFarError
 
 READ_AT_ONCE_BYTES = 1 << 16  # copied for each stream that ends in it, and a stream can have 32 bytes
-MOST_MEMORY = 256 << 20  # xz -9 takes 65 MB; a header may ask for 4 GB
+MAX_DECODER_BYTES = 256 << 20  # xz -9 takes 65 MB; a header may ask for 4 GB
 
 
 class XzReader(io.RawIOBase):
@@ -21,7 +21,7 @@ class XzReader(io.RawIOBase):
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
-        self._stream = lzma.LZMADecompressor(memlimit=MOST_MEMORY)
+        self._stream = lzma.LZMADecompressor(memlimit=MAX_DECODER_BYTES)
         self._at_end = False
 
     def readable(self) -> bool:
@@ -42,7 +42,7 @@ class XzReader(io.RawIOBase):
             while not rest and (more := self._raw.read(READ_AT_ONCE_BYTES)):
                 rest = more.lstrip(b"\0")
             self._at_end = not rest
-            self._stream = lzma.LZMADecompressor(memlimit=MOST_MEMORY)
+            self._stream = lzma.LZMADecompressor(memlimit=MAX_DECODER_BYTES)
             return self._decompressed(rest, most) if rest else b""
         compressed = self._raw.read(READ_AT_ONCE_BYTES) if self._stream.needs_input else b""
         if self._stream.needs_input and not compressed:
@@ -54,5 +54,5 @@ class XzReader(io.RawIOBase):
             return self._stream.decompress(compressed, most)
         except lzma.LZMAError as error:
             if "Memory usage limit" in str(error):
-                raise ExpandsTooFarError(f"takes more than {MOST_MEMORY >> 20} MB to decompress") from None
+                raise ExpandsTooFarError(f"takes more than {MAX_DECODER_BYTES >> 20} MB to decompress") from None
             raise

@@ -12,7 +12,7 @@ from pretraining.sampling.decoder import LlamaDecoder
 from pretraining.sampling.growing import GrowingText, Job, grow
 from pretraining.sampling.weights import rows_that_fit
 
-MOST_CONTINUATIONS = 10**6  # of one start, which keeps 110 bytes for each
+MAX_CONTINUATIONS = 10**6  # of one start, which keeps 110 bytes for each
 NUM_SHOWN = 40  # characters of a prompt in a message
 
 Watch = Callable[[Job, str], None]  # is told a text so far, after each of its tokens
@@ -153,10 +153,10 @@ def make_jobs(
         UserError: when a prompt has no token, has some that the model does not know, or leaves no room for
             --max_new_tokens.
     """
-    if len(prompts) * arguments.num_samples > MOST_CONTINUATIONS:
+    if len(prompts) * arguments.num_samples > MAX_CONTINUATIONS:
         raise UserError(
             f"--num_samples {arguments.num_samples}: of {len(prompts):,} prompts makes more than "
-            f"{MOST_CONTINUATIONS:,} continuations; use less, and several starts with another --seed"
+            f"{MAX_CONTINUATIONS:,} continuations; use less, and several starts with another --seed"
         )
     all_ids = tokenizer(list(prompts))["input_ids"]
     _check_ids(prompts, all_ids, config)

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointingTrainer(Trainer):
-    """Saves the Trainer's checkpoints through a saver, which writes them while the training goes on.
+    """Saves the Trainer's checkpoints through a saver, which writes them while training continues.
 
     `on_non_finite` is called on every process with what is not finite: it raises, or goes back to a checkpoint.
     """

@@ -88,7 +88,7 @@ class FaultHandler(TrainerCallback, ExportableState):
                     self._check_may_roll_back(checkpoint, state.global_step)
                     self._roll_back(checkpoint, state.global_step)
                 elif self._rolls_back:
-                    logger.warning("step %d: no checkpoint to go back to yet, so the run goes on", state.global_step)
+                    logger.warning("step %d: no checkpoint to go back to yet, so the run continues", state.global_step)
         watch.forget_step()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

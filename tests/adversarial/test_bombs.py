@@ -27,7 +27,7 @@ from pretraining.corpus.slices import cut_slices
 from tests.conftest import Done, python, run
 from tests.corpus.test_reading import zstd
 
-MOST_MEGABYTES = 400  # 200 of it are Python and its libraries; before, these files took up to 4 GB
+MAX_MEGABYTES = 400  # 200 of it are Python and its libraries; before, these files took up to 4 GB
 MOST_SKIPPED_BYTES = 16 << 20
 GOOD = b'{"text": "a document of some words"}\n'
 OPTIONS = ReadingOptions(JsonFields("text", "source"), max_document_bytes=6 << 20, split_text_files=False)
@@ -88,7 +88,7 @@ def test_blank_lines_take_neither_disk_nor_time(tmp_path: Path, suffix: str) -> 
     path.write_bytes(compress(GOOD) + compress(b"\n" * (32 << 20)) * 8 + compress(GOOD))
     done, megabytes = preprocess_bounded(tmp_path, path, "--max_skipped_fraction", 1)
     assert done.returncode == 0, done.output
-    assert megabytes < MOST_MEGABYTES
+    assert megabytes < MAX_MEGABYTES
     manifest = read_manifest(tmp_path / "blocks", flag="")
     assert manifest.skipped_lines == {"blank_line": 8 * (32 << 20)}
     assert manifest.num_lines == 2 + 8 * (32 << 20)
@@ -111,12 +111,12 @@ def test_bad_lines_are_listed_up_to_a_limit_and_then_counted(tmp_path: Path, con
     path.write_bytes(gzip.compress(GOOD + content * 60_000 + GOOD))
     done, megabytes = preprocess_bounded(tmp_path, path, "--max_skipped_fraction", 1, "--tokens_per_shard", 1)
     assert done.returncode == 0, done.output
-    assert megabytes < MOST_MEGABYTES
+    assert megabytes < MAX_MEGABYTES
     ((reason, count),) = read_manifest(tmp_path / "blocks", flag="").skipped_lines.items()
     assert count == 60_000
     records = [json.loads(line) for line in (tmp_path / "blocks/skipped.jsonl").read_text().splitlines()]
-    assert [record["line"] for record in records[:-1]] == list(range(2, 2 + progress.MOST_LISTED))
-    assert records[-1] == {"file": str(path), "reason": reason, "num_lines_not_listed": count - progress.MOST_LISTED}
+    assert [record["line"] for record in records[:-1]] == list(range(2, 2 + progress.MAX_LISTED))
+    assert records[-1] == {"file": str(path), "reason": reason, "num_lines_not_listed": count - progress.MAX_LISTED}
     assert listed_bytes(tmp_path) < MOST_SKIPPED_BYTES
 
 
@@ -142,7 +142,7 @@ def test_an_endless_line_or_text_is_read_in_bounded_memory(tmp_path: Path, name:
     done, megabytes = preprocess_bounded(tmp_path, path, *flags)
     assert done.returncode == 2
     assert "too large" in done.errors[0]
-    assert megabytes < MOST_MEGABYTES
+    assert megabytes < MAX_MEGABYTES
 
 
 def test_headers_of_xz_and_zstd_that_ask_for_gigabytes_are_refused(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_headers_of_xz_and_zstd_that_ask_for_gigabytes_are_refused(tmp_path: Pat
         done, megabytes = preprocess_bounded(tmp_path, path)
         assert done.returncode == 2
         assert "no file of text is like this" in done.errors[0], done.output
-        assert megabytes < MOST_MEGABYTES
+        assert megabytes < MAX_MEGABYTES
     assert isinstance(read_one(tmp_path, "ok.jsonl.xz", xz_of_dictionary(GOOD, 24)), Document), "16 MB are usual"
     assert isinstance(read_one(tmp_path, "ok.jsonl.zst", zstd_of_window(GOOD, 20)), Document)
 
@@ -185,7 +185,7 @@ def test_a_column_that_expands_to_a_gigabyte_is_refused(tmp_path: Path) -> None:
     done, peak = preprocess_bounded(tmp_path, path)
     assert done.returncode == 2
     assert "text of row group 0 expands" in done.errors[0]
-    assert peak < MOST_MEGABYTES
+    assert peak < MAX_MEGABYTES
 
 
 def test_a_footer_that_lies_about_sizes_does_not_hide_the_page(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_footer_that_lies_about_sizes_does_not_hide_the_page(tmp_path: Path) -
     done, peak = preprocess_bounded(tmp_path, path)
     assert done.returncode == 2
     assert "text of row group 0 expands" in done.errors[0]
-    assert peak < MOST_MEGABYTES
+    assert peak < MAX_MEGABYTES
 
 
 def varint(number: int) -> bytes:
@@ -219,7 +219,7 @@ def test_wraps_within_wraps_are_bad_lines_not_expanded(tmp_path: Path) -> None:
         done, megabytes = preprocess_bounded(tmp_path, path)
         assert done.returncode == 2, done.output
         assert len(done.errors) == 1
-        assert megabytes < MOST_MEGABYTES
+        assert megabytes < MAX_MEGABYTES
 
 
 @pytest.mark.parametrize("blank", BLANK, ids=repr)
@@ -247,7 +247,7 @@ def test_the_bound_of_these_tests_is_far_above_a_run_of_one_document(tmp_path: P
     path.write_bytes(GOOD * 5)
     done, megabytes = preprocess_bounded(tmp_path, path)
     assert done.returncode == 0, done.output
-    assert 50 < megabytes < MOST_MEGABYTES / 1.5
+    assert 50 < megabytes < MAX_MEGABYTES / 1.5
 
 
 @pytest.mark.parametrize("kind", ["plain", "large", "dictionary", "view", "of a struct"])

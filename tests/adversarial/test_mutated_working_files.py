@@ -43,7 +43,7 @@ def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = load_document_tokenizer(str(PROJECT_DIR / "data/sample/tokenizer"), add_bos=False, backend="auto")
     monkeypatch.setattr(preprocess, "load_document_tokenizer", lambda *_args, **_options: tokenizer)
     monkeypatch.setattr(system_files.os, "fsync", lambda _: None)
-    monkeypatch.setattr(progress, "MOST_LISTED", 1)  # so that what is only counted goes over an interruption, too
+    monkeypatch.setattr(progress, "MAX_LISTED", 1)  # so that what is only counted goes over an interruption, too
 
 
 @pytest.fixture
