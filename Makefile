@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .venv-bench
 BENCH_FLAGS ?=
-BIN := $(CURDIR)/$(VENV)/bin
+# Relative: the path of the checkout may contain spaces.
+BIN := $(VENV)/bin
 STAMP := $(shell date +%Y%m%d-%H%M%S)
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint format bench faults clean
@@ -56,6 +57,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 # The peers lie in an environment of their own, above the project's, so that all arms share one version of each library.
 $(BENCH_VENV)/.installed: $(VENV)/.installed benchmarks/requirements.txt
 	$(BIN)/python -m venv $(BENCH_VENV)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
 	$(BENCH_VENV)/bin/python -m pip install -q --disable-pip-version-check -c requirements.lock -r benchmarks/requirements.txt
 	@touch $@
