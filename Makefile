@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
 
-quickstart: $(VENV)/.installed  ## raw news to sampled text: preprocess, pretrain a small Llama, generate
+quickstart: $(VENV)/.installed  ## from text to a model that writes, in minutes: tokenizer, blocks, pretraining, samples, report
 	@PYTHON=$(BIN)/python RUN=runs/quickstart-$(STAMP) sh recipes/quickstart/run.sh
 
 test: $(VENV)/.installed-dev  ## run the test suite; the longest tests are left to make faults
@@ -37,7 +37,7 @@ faults: $(VENV)/.installed-dev blocks/quickstart  ## kill runs and break what th
 	$(BIN)/python -m benchmarks.faults
 
 blocks/quickstart: $(VENV)/.installed
-	$(BIN)/python preprocess.py --recipe recipes/quickstart/preprocess.yaml
+	PYTHON=$(BIN)/python sh recipes/quickstart/data.sh
 
 clean:  ## remove the environment and the tools' caches; blocks and runs stay
 	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache
