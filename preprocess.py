@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretraining.cli.errors import run_program
+from pretraining.cli.logs import IN_ONE_LINE, counted
 from pretraining.cli.preprocess_arguments import PreprocessArguments
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.corpus.block_store import finished_store, is_occupied
@@ -79,17 +80,9 @@ def publish(arguments: PreprocessArguments, manifest: Manifest) -> None:
 
 def report(output_dir: Path, manifest: Manifest) -> None:
     """Say what was made, where it lies, and what to do next."""
+    for line in split_lines(manifest):
+        logger.info(line)
     for name, split in manifest.splits.items():
-        logger.info(
-            "%-10s %9s documents %13s tokens %9s blocks, %s",
-            name,
-            f"{split.num_documents:,}",
-            f"{split.num_tokens:,}",
-            f"{split.num_blocks:,}",
-            f"{split.num_padding_tokens:,} tokens of padding"
-            if manifest.origin.packing == "best_fit"
-            else f"{split.num_tail_tokens:,} tokens in the tail",
-        )
         if split.num_documents and not split.num_blocks:
             logger.warning(
                 "%s has %s tokens, not enough for one block of %s; give a smaller --block_length or another --split",
@@ -98,9 +91,28 @@ def report(output_dir: Path, manifest: Manifest) -> None:
                 f"{manifest.origin.block_length:,}",
             )
     for reason, count in manifest.skipped_lines.items():
-        logger.info("skipped    %9s lines: %s (see skipped.jsonl)", f"{count:,}", reason.replace("_", " "))
-    logger.info("block store: %s", output_dir)
-    logger.info("next: deepspeed --num_gpus=N pretrain.py --dataset %s", output_dir)
+        logger.info("skipped %s: %s (see skipped.jsonl)", counted(count, "line"), reason.replace("_", " "))
+    logger.info("block store: %s", output_dir, extra=IN_ONE_LINE)
+    logger.info("next: deepspeed --num_gpus=N pretrain.py --dataset %s", output_dir, extra=IN_ONE_LINE)
+
+
+def split_lines(manifest: Manifest) -> list[str]:
+    """What each split has, in columns."""
+    is_padded = manifest.origin.packing == "best_fit"
+    rows = [
+        [
+            counted(split.num_documents, "document"),
+            counted(split.num_tokens, "token"),
+            counted(split.num_blocks, "block"),
+            counted(split.num_padding_tokens if is_padded else split.num_tail_tokens, "token")
+            + (" of padding" if is_padded else " in the tail"),
+        ]
+        for split in manifest.splits.values()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        f"{name:<10}  {'  '.join(map(str.rjust, row, widths))}" for name, row in zip(manifest.splits, rows, strict=True)
+    ]
 
 
 if __name__ == "__main__":

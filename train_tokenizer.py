@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from pretraining.cli.arguments import TokenizerArguments
 from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.logs import IN_ONE_LINE
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.corpus.documents import Document, JsonFields
 from pretraining.corpus.formats import ReadingOptions
@@ -67,7 +68,9 @@ def report(tokenizer: Tokenizer, files: list[InputFile], arguments: TokenizerArg
         logger.info("%.2f bytes per token on %s held-out tokens", num_bytes / num_tokens, f"{num_tokens:,}")
     logger.info("tokenizer of %s tokens: %s", f"{size:,}", arguments.output_dir)
     names = " ".join(arguments.data_files)
-    logger.info("next: python3 preprocess.py --tokenizer %s --data_files %s", arguments.output_dir, names)
+    logger.info(
+        "next: python3 preprocess.py --tokenizer %s --data_files %s", arguments.output_dir, names, extra=IN_ONE_LINE
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pretraining.evaluate")
 
-COLUMNS = "{:<20} {:>10} {:>12} {:>8} {:>11} {:>9} {:>10}"
+COLUMNS = "{:<15} {:>9} {:>13} {:>8} {:>10} {:>9} {:>9}"  # 79 columns
 HEADINGS = ["source", "documents", "tokens", "loss", "perplexity", "accuracy", "bits/byte"]
 
 

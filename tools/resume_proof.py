@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple
 from pretraining.cli.errors import UserError, leave, run_program
 from pretraining.cli.flags import flag
 from pretraining.cli.launchers import DEEPSPEED
+from pretraining.cli.logs import IN_ONE_LINE
 from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.machine.gpus import driver_gpu_names
@@ -96,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
     folder = new_folder(arguments.output_dir)
     command = [*launch_command(arguments), str(PROGRAM), *training]
     undisturbed, killed = (KillableRun(command, folder / name, PROGRAM) for name in ("undisturbed", "killed"))
-    logger.info("twice: %s", shlex.join(command))
+    logger.info("twice: %s", shlex.join(command), extra=IN_ONE_LINE)
     pace, chance = measure(undisturbed), random.Random(arguments.seed)
     kills = plan_kills(arguments.kills, pace, chance, has_parts=arguments.launcher != "python3")
     report(pace, kill_again_and_again(killed, kills, pace, chance), killed.resume_seconds, folder)

@@ -2,18 +2,21 @@
 
     python3 generate.py --model runs/news --prompt "" --num_samples 200 --output stories.jsonl
     python3 -m tools.small_world_check runs/news --dataset blocks --samples stories.jsonl
+    python3 -m tools.small_world_check --dataset blocks          # no model: the limit, for the reports of runs
 
 The blocks are made of the stories of tools.small_world, with --add_bos. Each held-out story is predicted by itself, by
 the code of tools.evaluate, and stands beside its exact probability under the grammar. Far above the limit, something is
 wrong with the training. Below it by more than four standard errors, the model has seen the answers, and the command
 fails. A sentence is well formed if a template tells it. A story is consistent if the grammar tells all of it: its
-sums, days and names agree.
+sums, days and names agree. Without a model the limit of the held-out stories is written into the block store, and the
+report of each run on these blocks shows it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import random
 import textwrap
@@ -26,6 +29,7 @@ from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.corpus.splits import Split
+from pretraining.system.files import write_atomically
 from small_world import WORLD
 from small_world.checker import Checker, SampleFigures, copied_share, figures_of_samples, sentences_of
 from small_world.limit import limit_of, limits_by_source
@@ -33,19 +37,23 @@ from small_world.reading import story_readings
 from tools.text_statistics import read_samples, say
 
 if TYPE_CHECKING:
+    from pretraining.corpus.store_source import Mixture
     from pretraining.judging.known_limit import Gap, Predicted
 
 ROW = "{:<10} {:>8} {:>10} {:>8} {:>8} {:>16}"
 HEADINGS = ["source", "stories", "bits/byte", "limit", "above", "limit expected"]
 NUM_SHOWN, WIDTH = 3, 78
 NUM_FRESH = 1000
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
+
+logger = logging.getLogger("pretraining.small_world_check")
 
 
 @dataclass(frozen=True)
 class CheckArguments:
     """Flags of tools.small_world_check."""
 
-    model: str | None = flag(None, "run folder, exported model or checkpoint; stands first, without --model")
+    model: str | None = flag(None, "run folder, model or checkpoint; stands first; without, the limit is written")
     dataset: str | None = flag(None, "block store of small-world stories that it was trained on, made with --add_bos")
     split: Split = flag("validation", "split of --dataset whose stories are predicted")
     samples: Path | None = flag(None, 'stories of the model: a file of generate.py --prompt "" --output')
@@ -54,8 +62,10 @@ class CheckArguments:
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         checks = {
-            "--model: is missing; give a run folder, a model or a checkpoint": self.model is not None,
             "--dataset: is missing; give the block store of the training": self.dataset is not None,
+            "--model: is missing; pass a run folder, a model or a checkpoint for --samples and --output": (
+                self.model is not None or (self.samples is None and self.output is None)
+            ),
             f"--output {self.output}: exists already; choose another file": (
                 self.output is None or not self.output.exists()
             ),
@@ -76,6 +86,9 @@ def main(argv: Sequence[str]) -> None:
     from pretraining.sampling.model_source import find_model, load_model
 
     mixture = find_mixture([arguments.dataset], revision=None)
+    if arguments.model is None:
+        write_limit(mixture)
+        return
     model, tokenizer = load_model(find_model(arguments.model))
     predicted = predict_documents(model, tokenizer, mixture, arguments.split, truth=truth)
     gaps = gaps_by_source(predicted)
@@ -89,6 +102,23 @@ def main(argv: Sequence[str]) -> None:
     if arguments.output is not None:
         write(arguments.output, gaps, figures)
     check_not_below(gaps, arguments)
+
+
+def write_limit(mixture: Mixture) -> None:
+    """Write the limit of each held-out split into the block store, in bits per byte."""
+    from pretraining.corpus.manifest import KNOWN_LIMIT_NAME
+    from pretraining.judging.known_limit import limit_of_split
+    from pretraining.training.tokenizer import tokenizer_for_model
+
+    store, origin = mixture.first, mixture.origin
+    tokenizer = tokenizer_for_model(store.folder, origin, max_length=origin.block_length)
+    splits: list[Split] = [split for split in HELD_OUT if store.manifest.splits[split].num_blocks]
+    limits = {split: limit_of_split(mixture, split, tokenizer, truth=truth) for split in splits}
+    path = store.folder / KNOWN_LIMIT_NAME
+    write_atomically(path, (json.dumps(limits, indent=2) + "\n").encode())
+    shown = ", ".join(f"{limit:.4f} on {split}" for split, limit in limits.items())
+    logger.info("limit in bits per byte, below which no model gets: %s", shown or "no split is held out")
+    logger.info("for the reports of runs: %s", path)
 
 
 def truth(text: str) -> tuple[str, float]:

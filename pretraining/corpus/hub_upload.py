@@ -16,6 +16,7 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from huggingface_hub.utils import logging as hub_logging
 
 from pretraining.cli.errors import UserError
+from pretraining.cli.logs import IN_ONE_LINE
 from pretraining.corpus.hub_errors import HUB_ERRORS, persistently, reason, status_of
 from pretraining.corpus.manifest import MANIFEST_NAME, STORE_CONTENTS, Origin, read_manifest
 from pretraining.corpus.stored_files import StoredFile, stored_files
@@ -185,9 +186,9 @@ def _problem(error: BaseException, repo_id: str, store: Path) -> str:
 
 def _report(repo_id: str, url: str, remote: RemoteStore) -> None:
     logger.info("%s data set: %s at commit %s", _visibility(remote.private), url, remote.commit)
-    logger.info('load it: load_dataset("%s", revision="%s")', repo_id, remote.commit)
+    logger.info('load it: load_dataset("%s", revision="%s")', repo_id, remote.commit, extra=IN_ONE_LINE)
     next_command = "deepspeed --num_gpus=N pretrain.py --dataset %s --dataset_revision %s"
-    logger.info("next: " + next_command, repo_id, remote.commit)
+    logger.info("next: " + next_command, repo_id, remote.commit, extra=IN_ONE_LINE)
 
 
 def _visibility(is_private: bool) -> str:

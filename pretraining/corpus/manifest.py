@@ -24,7 +24,8 @@ from pretraining.system.files import write_atomically
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 SHA256 = re.compile("[0-9a-f]{64}")
-STORE_CONTENTS = {"data", "documents", "tokenizer", "skipped.jsonl", MANIFEST_NAME, "README.md"}
+KNOWN_LIMIT_NAME = "known_limit.json"  # bits per byte by split, of data whose true probabilities are known
+STORE_CONTENTS = {"data", "documents", "tokenizer", "skipped.jsonl", MANIFEST_NAME, "README.md", KNOWN_LIMIT_NAME}
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,16 @@ def document_texts(mixture: Mixture, split: Split, tokenizer: PreTrainedTokenize
     return tokenizer.batch_decode([ids.tolist() for ids in document_ids(mixture, split)], skip_special_tokens=True)
 
 
+def limit_of_split(mixture: Mixture, split: Split, tokenizer: PreTrainedTokenizerFast, *, truth: Truth) -> float:
+    """The entropy of the whole documents of a split, in bits per byte of their text: no model predicts them better.
+
+    Raises:
+        UserError: as `document_ids` does.
+    """
+    texts = document_texts(mixture, split, tokenizer)
+    return sum(truth(text)[1] for text in texts) / sum(len(text.encode()) for text in texts)
+
+
 def predict_documents(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,

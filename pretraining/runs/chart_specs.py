@@ -8,7 +8,7 @@ ten charts, beside a training.
 from collections.abc import Sequence
 from typing import Any
 
-from pretraining.runs.charts import BLUE, GRAY, GREEN, ORANGE, PALETTE, PURPLE, RED, TEAL, TIME_PARTS, Chart
+from pretraining.runs.charts import BLUE, GRAY, GREEN, LIMIT, ORANGE, PALETTE, PURPLE, RED, TEAL, TIME_PARTS, Chart
 
 Spec = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -20,6 +20,7 @@ PICTURE_CONFIG["axis"] = {"gridOpacity": 0.5, "titleFontWeight": "normal", "labe
 PICTURE_CONFIG["legend"] = {"labelFontSize": 13, "symbolStrokeWidth": 3, "symbolType": "stroke"}
 INDEPENDENT = {"scale": {"color": "independent"}}
 FAINT = 0.6
+LIMIT_DASH = [6, 4]
 DASHES = ([1, 0], [5, 3], [2, 2], [8, 3, 2, 3])
 # Colour and sign of what happens to a run; what is not here is gray.
 EVENT_SIGNS = {
@@ -163,7 +164,8 @@ def _dashes(chart: Chart, rows: Rows) -> Spec:
     """What keeps the lines of a chart apart; their dashes where colours tell the runs."""
     names = [line.name for line in chart.lines]
     if not runs_of(rows):
-        return {"detail": {"field": "line"}}
+        dashes = {"condition": {"test": "datum.dashed", "value": LIMIT_DASH}, "value": DASHES[0]}
+        return {"detail": {"field": "line"}, **({} if chart.limit is None else {"strokeDash": dashes})}
     scale = {"domain": names, "range": [_dash(chart, place) for place in range(len(names))]}
     return {"strokeDash": {"field": "line", "scale": scale, "legend": None}}
 
@@ -199,7 +201,12 @@ def legend_of(chart: Chart, rows: Rows) -> Rows:
     lines = [(place, line) for place, line in enumerate(chart.lines) if line.name in drawn]
     runs = runs_of(rows)
     if not runs:
-        return [_sign_of_line(line.name, line.color, opacity=drawn[line.name]) for _, line in lines]
+        return [
+            _sign_of_line(
+                line.name, line.color, opacity=drawn[line.name], dash=LIMIT_DASH if line.figure == LIMIT else ()
+            )
+            for _, line in lines
+        ]
     signs = [_sign_of_line(run, PALETTE[place % len(PALETTE)]) for place, run in enumerate(runs)]
     kinds = [_sign_of_line(line.name, "currentColor", dash=_dash(chart, place)) for place, line in lines]
     return signs + (kinds if len(kinds) > 1 else [])

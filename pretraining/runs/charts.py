@@ -1,8 +1,8 @@
 """Which charts the report of a run has, and what stands in them: only what is in metrics.jsonl."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 from pretraining.runs.curves import Point, RunCurves
 
@@ -12,6 +12,8 @@ BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, OLIVE, BROWN = PALETTE = (
     *("#d64f6a", "#2aa3b8", "#8f8f2e", "#b07d4b"),
 )
 GRAY = "#8a8f98"
+LIMIT = "known_limit"  # in place of a figure: the line below which no model gets
+LIMIT_POINTS = 41  # of that line, for which a page may show the last tenth of a run
 MOST_DOTS = 60  # of an evaluation; more would hide its line
 EVALUATIONS = {"eval_": ("validation", ORANGE), "test_": ("test", GREEN)}
 # The parts of an interval, from below: what the GPUs do for the loss, and what keeps them from it.
@@ -48,18 +50,62 @@ class Chart:
     from_zero: bool = False
     factor: float = 1.0
     has_events: bool = False
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class KnownLimit:
+    """What no model gets below on the validation text, and by which share of it the last evaluation is above."""
+
+    bits_per_byte: float
+    loss: float
+    found_bits_per_byte: float
+
+    @property
+    def above(self) -> float:
+        """As a share of the limit; negative below it."""
+        return self.found_bits_per_byte / self.bits_per_byte - 1
+
+
+def known_limit(run: RunCurves) -> KnownLimit | None:
+    """The limit of a run's data; None where none is known, or nothing was evaluated.
+
+    Loss and bits per byte of the same text have the same ratio for every model.
+    """
+    last = run.evaluations["eval"].last
+    limit = (run.run_record.get("known_limit") or {}).get("validation")
+    loss, found = last.get("eval_loss"), last.get("eval_bits_per_byte")
+    if not (_is_positive(limit) and _is_positive(loss) and _is_positive(found)):
+        return None
+    return KnownLimit(limit, loss * limit / found, found)
+
+
+def _is_positive(figure: Any) -> TypeGuard[float]:
+    """Whether a figure of a file is a number above 0; "nan" and "inf" are words there."""
+    return isinstance(figure, (int, float)) and figure > 0
 
 
 def charts_of(runs: Sequence[RunCurves]) -> list[Chart]:
-    """The charts for which a run has figures."""
+    """The charts for which a run has figures; with the limit of the data for a run alone."""
     names = list(dict.fromkeys(name for run in runs for name in run.names()))
-    return [chart for chart in (_with_what_there_is(chart, names) for chart in _all_charts(names)) if chart.lines]
+    limit = known_limit(runs[0]) if len(runs) == 1 else None
+    charts = (_with_limit(_with_what_there_is(chart, names), limit) for chart in _all_charts(names))
+    return [chart for chart in charts if chart.lines]
+
+
+def _with_limit(chart: Chart, limit: KnownLimit | None) -> Chart:
+    values = {} if limit is None else {"Loss": limit.loss, "Bits per byte": limit.bits_per_byte}
+    if chart.title not in values or not chart.lines:
+        return chart
+    line = Line(LIMIT, "limit of the data", GRAY)
+    return replace(chart, limit=values[chart.title], lines=[*chart.lines, line])
 
 
 def _all_charts(names: Sequence[str]) -> list[Chart]:
     loss = [Line("loss", "train", BLUE, "smoothed_loss"), Line("smoothed_loss", "train, smoothed", BLUE)]
     bytes_on_gpu = [("peak_memory_bytes", "largest GPU, tensors at most"), ("gpu_memory_bytes", "largest GPU, in use")]
     memory = [*bytes_on_gpu, ("host_memory_bytes", "host, all processes")]
+    per = "/GPU" if "peak_memory_bytes" in names else " per process"
     speed = [
         Line("tokens_per_second_per_gpu", "each interval", BLUE, "overall_tokens_per_second_per_gpu"),
         Line("overall_tokens_per_second_per_gpu", "since the start", BLUE),
@@ -75,9 +121,9 @@ def _all_charts(names: Sequence[str]) -> list[Chart]:
         Chart("Learning rate", "learning rate", [Line("learning_rate", "learning rate", BLUE)], ".2~e", from_zero=True),
         Chart("Gradient norm", "norm before clipping", [Line("grad_norm", "gradient norm", BLUE)]),
         Chart("Loss scale of fp16", "scale", [Line("loss_scale", "loss scale", BLUE)], scale="log"),
-        Chart("Throughput", "tokens/s/GPU", speed, ",.4~r", from_zero=True),
+        Chart("Throughput", f"tokens/s{per}", speed, ",.4~r", from_zero=True),
         Chart("Model FLOPs utilization", "MFU", _lines(("mfu", "MFU"), ("mfu_causal", "MFU, causal")), **share),
-        Chart("FLOPs", "TFLOP/s/GPU", _lines(("tflops_per_second_per_gpu", "FLOPs")), ",.4~r", from_zero=True),
+        Chart("FLOPs", f"TFLOP/s{per}", _lines(("tflops_per_second_per_gpu", "FLOPs")), ",.4~r", from_zero=True),
         Chart("Memory", "GB", _lines(*memory), ",.3~r", from_zero=True, factor=1e-9),
         Chart("GPU utilization", "mean of the GPUs", _lines(("gpu_utilization", "GPU utilization")), **share),
         Chart("Power", "W, all GPUs", _lines(("gpu_power_watts", "power")), ",.4~r", from_zero=True),
@@ -86,7 +132,7 @@ def _all_charts(names: Sequence[str]) -> list[Chart]:
 
 def _with_what_there_is(chart: Chart, names: Sequence[str]) -> Chart:
     lines = [line for line in chart.lines if line.figure in names]
-    return Chart(**{**vars(chart), "lines": lines})
+    return replace(chart, lines=lines)
 
 
 def _evaluated(figure: str) -> list[Line]:
@@ -113,6 +159,9 @@ def rows_of(chart: Chart, run: RunCurves, *, run_name: str | None = None) -> lis
     """
     rows = []
     for line in chart.lines:
+        if line.figure == LIMIT:
+            rows += _limit_rows(chart, line, run)
+            continue
         part, points = run.part_with(line.figure), run.curve(line.figure)
         has_smoothed = line.smoothed is not None and bool(run.curve(line.smoothed))
         has_means = part.records_per_bin > 1 and not has_smoothed
@@ -126,6 +175,12 @@ def rows_of(chart: Chart, run: RunCurves, *, run_name: str | None = None) -> lis
                 named = marks if run_name is None else {**marks, "run": run_name}
                 rows += [_row(chart, line, run, point) | named for point in some]
     return rows
+
+
+def _limit_rows(chart: Chart, line: Line, run: RunCurves) -> list[dict[str, Any]]:
+    last = max(run.training.last.get("step", 0), run.evaluations["eval"].last["step"])
+    steps = (last * number / (LIMIT_POINTS - 1) for number in range(LIMIT_POINTS))
+    return [_row(chart, line, run, Point(round(step), chart.limit)) | {"dashed": 1} for step in steps]
 
 
 def _row(chart: Chart, line: Line, run: RunCurves, point: Point) -> dict[str, Any]:

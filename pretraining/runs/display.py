@@ -1,7 +1,6 @@
 """What a person sees of a run while it trains: a bar on a terminal, a line for each record elsewhere."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -12,12 +11,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pretraining.cli.logs import line_columns
 from pretraining.runs.log_lines import fitting, log_lines, training_figures
 from pretraining.system.escapes import escape
 
 BAR_FORMAT = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
 SMALLEST_BAR = 5  # columns
-FEW_COLUMNS = 80  # of a terminal that does not tell
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +56,11 @@ class RunDisplay(TrainerCallback):
             return
         if self._bar is not None and "loss" in logs:
             with self._while_there_is_a_terminal():
-                room = _columns() - len(f"step {state.max_steps}/{state.max_steps} || ") - SMALLEST_BAR - 1
+                room = line_columns() - len(f"step {state.max_steps}/{state.max_steps} || ") - SMALLEST_BAR - 1
                 self._bar.set_description_str(escape(fitting(training_figures(logs, now=time.time()), room)))
             return
-        for line in log_lines({"step": state.global_step, **logs}, max_steps=state.max_steps, now=time.time()):
+        record = {"step": state.global_step, **logs}
+        for line in log_lines(record, max_steps=state.max_steps, now=time.time(), columns=line_columns()):
             logger.info(line)
 
     def on_train_end(
@@ -78,7 +78,3 @@ class RunDisplay(TrainerCallback):
             yield
         except OSError:
             self._bar = None
-
-
-def _columns() -> int:
-    return os.get_terminal_size(sys.stderr.fileno()).columns or FEW_COLUMNS

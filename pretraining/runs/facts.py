@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pretraining.runs.charts import TIME_PARTS
+from pretraining.runs.charts import TIME_PARTS, known_limit
 from pretraining.runs.curves import RunCurves
 from pretraining.runs.history import Record
-from pretraining.runs.log_lines import block_line, said_bytes, summary_lines
+from pretraining.runs.log_lines import block_line, per_process, said_bytes, summary_lines
 from pretraining.runs.run_cost import SECONDS_PER_HOUR, three_digits
 from pretraining.runs.run_lock import is_being_written
 from pretraining.system.privacy import hide_path, hide_path_of_word, hide_paths_of_command, mask
@@ -79,6 +79,10 @@ def _result_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
         yield f"{name} perplexity", _figure(found.get(f"{prefix}_perplexity"), ",.2f")
         yield f"{name} accuracy", _figure(found.get(f"{prefix}_accuracy"), ".1%")
         yield f"{name} bits per byte", _figure(found.get(f"{prefix}_bits_per_byte"), ".3f")
+    limit = known_limit(run)
+    if limit is not None:
+        yield "limit of bits per byte", f"{limit.bits_per_byte:.4f}"
+        yield "validation above the limit", f"{limit.above:.1%}"
     points = [point for point in run.curve("eval_loss") if point.value is not None]
     if points:
         best = min(points, key=lambda point: point.value or 0.0)
@@ -118,9 +122,10 @@ def _speed_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
     if cost.process_hours is not None and run.run_record.get("hardware", {}).get("gpu"):
         yield "GPU hours", three_digits(cost.process_hours)
     speed = last.get("overall_tokens_per_second_per_gpu")
-    yield "tokens/s/GPU, this start", _figure(speed, ",.0f")
+    unit = f"tokens/s{per_process(last)}"
+    yield f"{unit}, this start", _figure(speed, ",.0f")
     if speed is None:
-        yield "tokens/s/GPU, last interval", _figure(last.get("tokens_per_second_per_gpu"), ",.0f")
+        yield f"{unit}, last interval", _figure(last.get("tokens_per_second_per_gpu"), ",.0f")
     yield "MFU, last interval", _figure(last.get("mfu"), ".1%")
     yield "memory of tensors, largest GPU", _gigabytes(last.get("peak_memory_bytes"))
     energy = cost.kilowatt_hours
@@ -147,6 +152,20 @@ def _software_facts(record: Record) -> Iterator[tuple[str, str | None]]:
         yield "commit", git["commit"][:12] + (" (with changes)" if git.get("is_dirty") else "")
     yield "Python", record.get("python")
     yield from record.get("packages", {}).items()
+
+
+def described_limit(run: RunCurves) -> str | None:
+    """How far a run is from the limit of its data, in a sentence; None where no limit is known."""
+    limit = known_limit(run)
+    if limit is None:
+        return None
+    where = (
+        f"{limit.above:.1%} above it" if limit.above >= 0 else f"{-limit.above:.1%} below it: it has seen the answers"
+    )
+    return (
+        f"No model gets below the dashed line, the entropy of the validation text: {limit.bits_per_byte:.4f} bits per "
+        f"byte. The last evaluation, {limit.found_bits_per_byte:.4f}, is {where}."
+    )
 
 
 def described_event(event: Mapping[str, Any]) -> str:

@@ -4,39 +4,47 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pretraining.cli.logs import counted
 from pretraining.runs.run_cost import JOULES_PER_KILOWATT_HOUR, three_digits
 
-LINE_COLUMNS = 250  # of a plain line, which goes into files more than onto terminals
 EVALUATIONS = (("eval", "validation"), ("test", "test"))
 TIME_PARTS = ("data", "forward_backward", "optimizer", "save", "evaluation", "other")
 LEAST_SHARE = 0.005  # of the time, that is told
+BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 MEMORY = {"peak_memory_bytes": "peak", "host_memory_bytes": "host"}  # where there is no GPU, the host's
 # The figures of a step that have no rule of their own, in the order of their importance.
 MOST_WANTED = {
-    "tokens_per_second_per_gpu": "{:,.0f} tokens/s/GPU",
+    "tokens_per_second_per_gpu": "{:,.0f} tokens/s{per}",
     "learning_rate": "lr {:.2e}",
-    "grad_norm": "grad norm {:.3f}",
 }
 LESS_WANTED = {
     "perplexity": "perplexity {:,.1f}",
     "tokens": "{:,} tokens",
     "epoch": "epoch {:.2f}",
-    "tflops_per_second_per_gpu": "{:.3g} TFLOP/s/GPU",
+    "tflops_per_second_per_gpu": "{:.3g} TFLOP/s{per}",
     "gpu_power_watts": "{:,.0f} W",
-    "overall_tokens_per_second_per_gpu": "{:,.0f} tokens/s/GPU overall",
+    "overall_tokens_per_second_per_gpu": "{:,.0f} tokens/s{per} overall",
     "blocks_per_second": "{:,.1f} blocks/s",
 }
 
 
-def log_lines(record: Mapping[str, float], *, max_steps: int, now: float) -> list[str]:
-    """A record in lines; nothing for records that are of interest only in the file. `now` in unix seconds."""
+def log_lines(record: Mapping[str, float], *, max_steps: int, now: float, columns: int) -> list[str]:
+    """A record in lines; nothing for records that are of interest only in the file. `now` in unix seconds.
+
+    A figure for which a line of `columns` has no space left is in metrics.jsonl alone.
+    """
     step = f"step {int(record['step']):>{len(str(max_steps))}}/{max_steps}"
     if "loss" in record:
-        return [fitting([step, *training_figures(record, now=now)], LINE_COLUMNS)]
+        return [fitting([step, *training_figures(record, now=now)], columns)]
     for prefix, name in EVALUATIONS:
         if f"{prefix}_loss" in record:
-            return [f"{step}  {line}" for line in _evaluation_lines(record, f"{prefix}_", name)]
+            return [fitting([step, *figures], columns) for figures in _evaluation_figures(record, f"{prefix}_", name)]
     return []
+
+
+def per_process(figures: Mapping[str, Any]) -> str:
+    """What a speed is of: each process has one GPU, or there is none, whose memory would be among the figures."""
+    return "/GPU" if "peak_memory_bytes" in figures else " per process"
 
 
 def fitting(figures: Iterable[str], columns: int) -> str:
@@ -58,17 +66,30 @@ def training_figures(record: Mapping[str, float], *, now: float) -> list[str]:
     figures = [f"loss {record['loss']:.4f}{smoothed}"]
     if record.get("non_finite_steps"):
         figures.append(f"{record['non_finite_steps']:.0f} non-finite")
+    seconds_left = max(record.get("seconds_left", 0.0), 0.0)
     if "seconds_left" in record:
-        figures.append(_said_end(record["seconds_left"], now=now))
-    figures += [words.format(record[name]) for name, words in MOST_WANTED.items() if name in record]
+        figures.append(f"{duration(seconds_left)} left")
+    figures += _worded(record, MOST_WANTED)
     if "mfu" in record:
-        figures.append(said_mfu(record))
+        figures.append(f"MFU {100 * record['mfu']:.1f} %")
+    if "grad_norm" in record:
+        figures.append(f"grad norm {record['grad_norm']:.3f}")
+    if seconds_left:
+        figures.append(f"ends {_said_end(now + seconds_left, now=now)}")
+    return figures + _wanted(record)
+
+
+def _wanted(record: Mapping[str, float]) -> list[str]:
+    """The figures of the machine, and others that have a rule of their own."""
+    figures = []
     memory = next((name for name in MEMORY if name in record), None)
     if memory is not None:
         in_use = f" ({said_bytes(record['gpu_memory_bytes'])} in use)" if "gpu_memory_bytes" in record else ""
         figures.append(f"{said_bytes(record[memory])} {MEMORY[memory]}{in_use}")
     if "accuracy" in record:
         figures.append(f"accuracy {100 * record['accuracy']:.1f} %")
+    if "mfu_causal" in record:
+        figures.append(f"causal MFU {100 * record['mfu_causal']:.1f} %")
     if "loss_scale" in record:
         figures.append(f"scale {record['loss_scale']:.0f}")
     if "gpu_utilization" in record:
@@ -76,24 +97,29 @@ def training_figures(record: Mapping[str, float], *, now: float) -> list[str]:
     return figures + _less_wanted(record)
 
 
+def _worded(record: Mapping[str, float], wanted: Mapping[str, str]) -> list[str]:
+    per = per_process(record)
+    return [words.format(record[name], per=per) for name, words in wanted.items() if name in record]
+
+
 def _less_wanted(record: Mapping[str, float]) -> list[str]:
-    figures = [words.format(record[name]) for name, words in LESS_WANTED.items() if name in record]
+    figures = _worded(record, LESS_WANTED)
     if record.get("interval_seconds"):
-        shares = {part: record[f"{part}_seconds"] / record["interval_seconds"] for part in TIME_PARTS}
-        told = [
-            f"{part.replace('_', '+')} {100 * share:.0f} %" for part, share in shares.items() if share > LEAST_SHARE
-        ]
-        figures.append(f"time: {', '.join(told)}")
+        figures.append(f"time: {_shares(record, record['interval_seconds'])}")
     return figures
 
 
-def _said_end(seconds_left: float, *, now: float) -> str:
-    """The time left, and when that is; with the date when that is another day."""
-    if seconds_left <= 0:
-        return "0 s left"
-    end = time.localtime(now + seconds_left)
-    is_today = end[:3] == time.localtime(now)[:3]
-    return f"{duration(seconds_left)} left ({time.strftime('%H:%M' if is_today else '%b %d %H:%M', end)})"
+def _shares(figures: Mapping[str, float], total_seconds: float) -> str:
+    """The parts of a time that are half a percent of it or more, the largest first."""
+    shares = {part: figures[f"{part}_seconds"] / total_seconds for part in TIME_PARTS}
+    shown = [part for part in sorted(shares, key=lambda part: -shares[part]) if shares[part] > LEAST_SHARE]
+    return ", ".join(f"{part.replace('_', '+')} {100 * shares[part]:.0f} %" for part in shown)
+
+
+def _said_end(end: float, *, now: float) -> str:
+    """A time of day; with the date when that is another day."""
+    is_today = time.localtime(end)[:3] == time.localtime(now)[:3]
+    return time.strftime("%H:%M" if is_today else "%b %d %H:%M", time.localtime(end))
 
 
 def said_mfu(figures: Mapping[str, float]) -> str:
@@ -103,24 +129,27 @@ def said_mfu(figures: Mapping[str, float]) -> str:
 
 
 def said_bytes(num_bytes: float) -> str:
-    """Bytes as people say them.
+    """Bytes in a unit in which they are not 0.
 
-    >>> [said_bytes(812e6), said_bytes(71.24e9)]
-    ['812 MB', '71.2 GB']
+    >>> [said_bytes(1_234e9), said_bytes(71.24e9), said_bytes(812e6), said_bytes(1.7e6), said_bytes(930)]
+    ['1,234.0 GB', '71.2 GB', '812 MB', '1.7 MB', '0.9 kB']
     """
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+    size, unit = next(((size, unit) for size, unit in BYTE_UNITS if num_bytes >= size), BYTE_UNITS[-1])
+    value = num_bytes / size
+    return f"{value:,.1f} {unit}" if unit == "GB" or value < 10 else f"{value:.0f} {unit}"
 
 
 def summary_lines(figures: Mapping[str, float]) -> Iterator[str]:
     """A summary as people read it; what is not known is left out."""
     total = max(figures["total_seconds"], 1e-9)
-    shares = (f"{part.replace('_', ' and ')} {100 * figures[f'{part}_seconds'] / total:.1f} %" for part in TIME_PARTS)
-    yield f"time: {figures['num_steps']:,.0f} steps in {duration(total)}: {', '.join(shares)}"
+    yield f"time: {counted(int(figures['num_steps']), 'step')} in {duration(total)}: {_shares(figures, total)}"
     if "overall_tokens_per_second_per_gpu" in figures:
-        said = f"speed: {figures['overall_tokens_per_second_per_gpu']:,.0f} tokens/s/GPU, "
-        said += f"{figures['blocks_per_second']:,.1f} blocks/s, {figures['tflops_per_second_per_gpu']:,.3g} TFLOP/s/GPU"
-        mfu = f", {said_mfu(figures)}" if "mfu" in figures else ""
-        yield f"{said}{mfu}, without the first interval of the log, saves and evaluations"
+        per = per_process(figures)
+        said = [f"{figures['overall_tokens_per_second_per_gpu']:,.0f} tokens/s{per}"]
+        said += [f"{figures['blocks_per_second']:,.1f} blocks/s"]
+        said += [f"{figures['tflops_per_second_per_gpu']:,.3g} TFLOP/s{per}"]
+        said += [said_mfu(figures)] if "mfu" in figures else []
+        yield f"speed: {', '.join(said)} (steps only, without the first interval)"
     names = {"peak_memory_bytes": "on the fullest GPU at its peak", "peak_host_memory_bytes": "of host memory at most"}
     said_memory = [f"{said_bytes(figures[name])} {words}" for name, words in names.items() if name in figures]
     if said_memory:
@@ -138,24 +167,22 @@ def block_line(record: Mapping[str, Any]) -> str:
     return f"block {record['block']:,} of {record['dataset']}, loss {shown}: {documents or 'documents unknown'}"
 
 
-def _evaluation_lines(record: Mapping[str, float], prefix: str, name: str) -> list[str]:
-    """The figures in total, and under them those of each source, the losses below each other."""
+def _evaluation_figures(record: Mapping[str, float], prefix: str, name: str) -> list[list[str]]:
+    """The figures in total, and after them those of each source, the losses below each other."""
     start = f"{prefix}loss/"
     sources = [key.removeprefix(start) for key in record if key.startswith(start)]
     width = max(len(name), *(len(source) + 2 for source in sources)) if sources else len(name)
-    lines = [_evaluation_figures(record, prefix, "", f"{name:{width}}")]
-    return lines + [_evaluation_figures(record, prefix, f"/{source}", f"  {source:{width - 2}}") for source in sources]
+    found = [_figures_of(record, prefix, "", f"{name:{width}}")]
+    return found + [_figures_of(record, prefix, f"/{source}", f"  {source:{width - 2}}") for source in sources]
 
 
-def _evaluation_figures(record: Mapping[str, float], prefix: str, suffix: str, name: str) -> str:
-    figures = [
-        f"{name} loss {record[f'{prefix}loss{suffix}']:.4f}",
-        f"perplexity {record[f'{prefix}perplexity{suffix}']:,.2f}",
-        f"accuracy {100 * record[f'{prefix}accuracy{suffix}']:.1f} %",
-    ]
+def _figures_of(record: Mapping[str, float], prefix: str, suffix: str, name: str) -> list[str]:
+    """The most important first; bits per byte can be compared between tokenizers."""
+    figures = [f"{name} loss {record[f'{prefix}loss{suffix}']:.4f}"]
     if f"{prefix}bits_per_byte{suffix}" in record:
         figures.append(f"{record[f'{prefix}bits_per_byte{suffix}']:.3f} bits/byte")
-    return "  ".join(figures)
+    perplexity, accuracy = record[f"{prefix}perplexity{suffix}"], record[f"{prefix}accuracy{suffix}"]
+    return [*figures, f"perplexity {perplexity:,.2f}", f"accuracy {100 * accuracy:.1f} %"]
 
 
 def duration(seconds: float) -> str:

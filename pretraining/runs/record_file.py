@@ -55,6 +55,7 @@ SCHEMA: dict[str, Any] = {
         "memory_bytes": int | None,
     },
     "resumed_from": str | None,
+    "known_limit": (None, {str: NUMBER}),
     "python": str,
     "packages": {str: str | None},
     "git": (None, {"commit": str, "is_dirty": bool}),

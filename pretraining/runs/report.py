@@ -13,7 +13,7 @@ from pretraining.runs.chart_specs import chart_spec, event_sign, legend_of, pict
 from pretraining.runs.charts import charts_of, rows_of, time_rows
 from pretraining.runs.checkpoints import CURVES_NAME, REPORT_NAME
 from pretraining.runs.curves import RunCurves, read_curves
-from pretraining.runs.facts import described_event, facts_of, state_of
+from pretraining.runs.facts import described_event, described_limit, facts_of, state_of
 from pretraining.runs.history import Record
 from pretraining.runs.record_file import read_run_record
 from pretraining.system.files import write_atomically
@@ -111,12 +111,13 @@ def _charts(runs: dict[str, RunCurves], events: Rows) -> list[dict[str, Any]]:
         rows = [row for name, run in runs.items() for row in rows_of(chart, run, run_name=None if is_single else name)]
         marked = _some_of_each_kind(events) if chart.has_events else []
         entry = {"title": chart.title, "legend": legend_of(chart, rows), "spec": chart_spec(chart, rows, marked)}
-        found.append({**entry, "is_wide": chart.has_events, "events": marked})
+        note = described_limit(next(iter(runs.values()))) if chart.has_events and is_single else None
+        found.append({**entry, "is_wide": chart.has_events, "events": marked, "note": note})
     for name, run in runs.items():
         title, rows = "Time" if is_single else f"Time of {name}", time_rows(run)
         if rows:
             entry = {"title": title, "legend": time_legend(), "spec": time_spec(rows)}
-            found.append({**entry, "is_wide": True, "events": []})
+            found.append({**entry, "is_wide": True, "events": [], "note": None})
     return found
 
 

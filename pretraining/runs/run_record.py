@@ -54,6 +54,7 @@ class RunRecord:
     block_length: int
     hardware: Mapping[str, Any]
     resumed_from: str | None
+    known_limit: Mapping[str, float] | None = None  # bits per byte by split, of data whose probabilities are known
 
     def write(self, run_dir: Path) -> None:
         """Write run.json, with the command, versions and commit of this process, and the earlier starts if any."""

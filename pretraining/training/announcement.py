@@ -3,13 +3,14 @@
 import logging
 import shutil
 
+from pretraining.cli.logs import IN_ONE_LINE, counted
 from pretraining.machine.flops import num_parameters
 from pretraining.machine.footprint import footprint
+from pretraining.runs.log_lines import said_bytes
 from pretraining.system.processor import bf16_instruction
 from pretraining.training.elastic import said_checkpoint
 from pretraining.training.global_batch import GlobalBatch
 from pretraining.training.plan_costs import what_is_kept
-from pretraining.training.planning import gigabytes
 from pretraining.training.run_plan import RunPlan
 
 logger = logging.getLogger(__name__)
@@ -23,18 +24,18 @@ def announce(plan: RunPlan) -> None:
         f"model: {plan.arguments.model.model}, {num_parameters(plan.config):,} parameters, blocks of "
         f"{batch.block_length:,} tokens, {plan.precision}{', products in fp8' if plan.layout.computes_in_fp8 else ''}"
     )
-    logger.info(
-        f"step: {batch.tokens:,} tokens = {batch.micro_batch_blocks} blocks x {batch.gradient_accumulation_steps} "
-        f"micro steps x {_said_processes(batch)}, ZeRO-3, gradients added up in {plan.gradient_type.name} "
-        f"({plan.gradient_type.reason})"
-    )
     _announce_precision(plan)
+    logger.info(
+        f"step: {batch.tokens:,} tokens = {counted(batch.micro_batch_blocks, 'block')} x "
+        f"{counted(batch.gradient_accumulation_steps, 'micro step')} x {_said_processes(batch)}, ZeRO-3"
+    )
+    logger.info("gradients: added up in %s (%s)", plan.gradient_type.name, plan.gradient_type.reason)
     _announce_memory(plan)
     logger.info(
-        f"run: {plan.num_steps:,} steps, {plan.num_steps * batch.tokens:,} tokens, "
-        f"{num_blocks / sum(plan.order.num_blocks):.2f} epochs over {sum(plan.order.num_blocks):,} blocks, into "
-        f"{plan.run_dir}"
+        f"run: {counted(plan.num_steps, 'step')}, {plan.num_steps * batch.tokens:,} tokens, "
+        f"{num_blocks / sum(plan.order.num_blocks):.2f} epochs over {counted(sum(plan.order.num_blocks), 'block')}"
     )
+    logger.info("run folder: %s", plan.run_dir, extra=IN_ONE_LINE)
     peak = f"{schedule.peak:.2e} at step {schedule.warmup_steps:,}, " if schedule.warmup_steps > 1 else ""
     logger.info(
         f"learning rate: {schedule.learning_rate(1):.2e} at step 1, {peak}{schedule.shape} to "
@@ -68,17 +69,17 @@ def _announce_precision(plan: RunPlan) -> None:
 
 def _said_processes(batch: GlobalBatch) -> str:
     if batch.sequence_parallel_size == 1:
-        return f"{batch.num_processes} processes"
-    return f"{batch.num_groups} groups of {batch.sequence_parallel_size} processes that share each block"
+        return f"{batch.num_processes} process" + "es" * (batch.num_processes != 1)
+    return f"{counted(batch.num_groups, 'group')} of {batch.sequence_parallel_size} processes that share each block"
 
 
 def _warn_of_warm_up(plan: RunPlan) -> None:
     if plan.schedule.warmup_steps >= plan.num_steps and plan.schedule.warmup_steps > 0:
         logger.warning(
-            "--warmup_steps %d: the run has %d steps, so the learning rate ends at %.2e, on its way up to "
+            "--warmup_steps %d: the run has %s, so the learning rate ends at %.2e, on its way up to "
             "--learning_rate %.2e; use less, e.g. --warmup_steps 0.01 for 1 %% of the run",
             plan.schedule.warmup_steps,
-            plan.num_steps,
+            counted(plan.num_steps, "step"),
             plan.schedule.learning_rate(plan.num_steps),
             plan.schedule.peak,
         )
@@ -88,9 +89,9 @@ def _announce_memory(plan: RunPlan) -> None:
     needed, machine = footprint(plan.layout, has_gpu=plan.machine.has_gpu), plan.machine
     places = []
     if machine.gpu_bytes is not None:
-        places.append(f"{gigabytes(needed.gpu_bytes)} of {gigabytes(machine.gpu_bytes)} on each GPU")
+        places.append(f"{said_bytes(needed.gpu_bytes)} of {said_bytes(machine.gpu_bytes)} on each GPU")
     if machine.host_bytes is not None:
-        places.append(f"{gigabytes(needed.host_bytes)} of {gigabytes(machine.host_bytes)} in host memory")
+        places.append(f"{said_bytes(needed.host_bytes)} of {said_bytes(machine.host_bytes)} in host memory")
     logger.info("planned: %s", ", ".join(places))
 
 
@@ -103,6 +104,6 @@ def _warn_of_disk(plan: RunPlan) -> None:
             "--output_dir %s: has %s free, and checkpoints and exported models take up to %s; give another, or less "
             "of --save_total_limit",
             plan.run_dir,
-            gigabytes(free),
-            gigabytes(needed),
+            said_bytes(free),
+            said_bytes(needed),
         )

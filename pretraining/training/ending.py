@@ -1,11 +1,13 @@
 """The end of a run: what is left when it was stopped, and when it is through."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import NoReturn
 
 from pretraining.cli.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
-from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME, checkpoint_step
+from pretraining.cli.logs import IN_ONE_LINE
+from pretraining.runs.checkpoints import METRICS_NAME, MODEL_DIR_NAME, checkpoint_step, whole_checkpoints
 from pretraining.training.model_cards import try_write_card
 from pretraining.training.model_push import push_model
 from pretraining.training.processes import leave_processes
@@ -31,11 +33,10 @@ def finish(trainer: PretrainingTrainer, report: RunReport) -> None:
     """After the last step: evaluate, export, and leave report, cards and what goes to the Hub."""
     evaluate_at_end(trainer)
     trainer.reporters.end(trainer)
-    if trainer.plan.arguments.durability.export:
-        export_at_end(trainer)
+    exported = export_at_end(trainer) if trainer.plan.arguments.durability.export else None
     report.finish()
     write_cards(trainer)
-    say_what_is_there(trainer.plan)
+    say_what_is_there(trainer.plan, exported)
     if trainer.args.push_to_hub:
         try:
             push_model(trainer)
@@ -69,13 +70,19 @@ def write_cards(trainer: PretrainingTrainer) -> None:
             try_write_card(trainer.plan, folder, step, repository=repository)
 
 
-def say_what_is_there(plan: RunPlan) -> None:
-    """Where things lie and what to do next."""
+def say_what_is_there(plan: RunPlan, exported: str | None) -> None:
+    """Log where things are, after the report, and what to do next; `exported` is the line of the model, if any."""
+    if exported is not None:
+        logger.info(exported)
+    checkpoints = whole_checkpoints(plan.run_dir)
+    if checkpoints:
+        logger.info("checkpoints: %s, the newest of %d", checkpoints[-1], len(checkpoints))
     there = [name for name in ("README.md", METRICS_NAME, "tensorboard") if (plan.run_dir / name).exists()]
-    there += ["checkpoints"] * any(plan.run_dir.glob("checkpoint-*"))
     logger.info("run folder: %s (%s)", plan.run_dir, ", ".join(there))
     stable = plan.run_dir / f"checkpoint-{plan.last_stable_step}"
     if stable.is_dir():
-        logger.info("to train longer: --max_steps N --output_dir ANOTHER --resume %s", stable)
-    if plan.arguments.durability.export:
-        logger.info('next: python3 generate.py --model %s --prompt "I wanna go"', plan.run_dir)
+        logger.info("to train longer: --max_steps N --output_dir ANOTHER --resume %s", stable, extra=IN_ONE_LINE)
+    if exported is not None:
+        prompt = (plan.arguments.observability.sample_prompts or ["I wanna go"])[-1]
+        command = shlex.join(["python3", "generate.py", "--model", str(plan.run_dir), "--prompt", prompt])
+        logger.info("next: %s", command, extra=IN_ONE_LINE)

@@ -1,8 +1,8 @@
 """Is an exported model the one that was trained? Its weights are read back, and its losses compared.
 
 The beginning of a block goes through the model in training, as it trains, and through the folder opened again, as
-everybody opens it. Compared is the loss of each token and not the mean of all: what is wrong moves some up and others
-down.
+everybody opens it; documents are isolated in both where they are in training. Compared is the loss of each token and
+not the mean of all: what is wrong moves some up and others down.
 """
 
 import json
@@ -33,28 +33,37 @@ ROOM_BESIDE_WEIGHTS = 1.5  # on a GPU: for activations, and the logits of a larg
 
 @dataclass(frozen=True)
 class LiveLosses:
-    """The losses of the model in training, fp32 [tokens], of the beginning of the block `item`."""
+    """The losses of the model in training, fp32 [tokens], of the beginning of the block `item`.
+
+    `is_trained` tells the tokens that training has a loss of, in which padding has none. `block_length` is of the block
+    as a whole.
+    """
 
     item: Item
     losses: torch.Tensor
+    is_trained: torch.Tensor
+    block_length: int
 
     @property
-    def mean(self) -> float:
-        """The loss."""
-        return self.losses.mean().item()
+    def described(self) -> str:
+        """The mean loss of the tokens that training has a loss of, and which they are."""
+        length = len(self.item["input_ids"])
+        part = "" if length == self.block_length else f"the first {length:,} tokens of "
+        loss = self.losses[self.is_trained].mean().item() if self.is_trained.any() else self.losses.mean().item()
+        return f"loss {loss:.4f} on {part}the run's first block"
 
 
 @torch.no_grad()
 def live_losses(trainer: PretrainingTrainer) -> LiveLosses:
     """Those of the run's first block; called on every process.
 
-    Documents are not kept apart here, which is a matter of the positions that are given and not of the model; and each
-    token is compared, also where training masks it.
+    Each token is compared, also where training masks it.
     """
     share = trainer.plan.batch.sequence_parallel_size
     block = trainer.data.train[int(trainer.data.stream.block_ids(0, 1)[0])]
     length = min(MOST_TOKENS, len(block["input_ids"])) // share * share
-    item = dict.fromkeys(("input_ids", "labels"), block["input_ids"][:length])
+    item: Item = {name: block[name][:length] for name in ("input_ids", "position_ids") if name in block}
+    item["labels"] = item["input_ids"]
     batch = {name: values.to(trainer.args.device) for name, values in trainer.collate([item]).items()}
     engine = trainer.model_wrapped
     was_training = engine.training
@@ -65,8 +74,17 @@ def live_losses(trainer: PretrainingTrainer) -> LiveLosses:
     parts = [torch.empty_like(tokens.losses) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tokens.losses.contiguous())
     losses = torch.cat(parts[:share], dim=1)[0].cpu()  # the first processes share the block, the others have it again
-    is_predicted = collate_targets([item])["labels"][0] != IGNORED_LABEL
-    return LiveLosses(item, losses[is_predicted])
+    return LiveLosses(
+        item,
+        losses[_predicted(item["labels"])],
+        is_trained=_predicted(block["labels"][:length])[: length - 1],
+        block_length=len(block["input_ids"]),
+    )
+
+
+def _predicted(labels: torch.Tensor) -> torch.Tensor:
+    """Whether there is a loss at each place of a block, which is that of the token after it."""
+    return collate_targets([{"labels": labels}])["labels"][0] != IGNORED_LABEL
 
 
 def model_problem(
@@ -85,8 +103,8 @@ def model_problem(
     most = MOST_NATS["bf16" if trainer.args.tf32 else trainer.plan.precision]
     if not difference <= most:
         return (
-            f"its loss on a block is {losses.mean():.6f}, in training it is {live.mean:.6f} (by token they differ by "
-            f"{difference:.2g}, more than {most:g})"
+            f"its loss on a block is {losses.mean():.6f}, in training it is {live.losses.mean():.6f} (by token they "
+            f"differ by {difference:.2g}, more than {most:g})"
         )
     names = changed_fields(folder, trainer.model.config)
     return f"its config.json has another {', '.join(names)}" if names else None
@@ -132,6 +150,7 @@ def losses_of_folder(folder: Path, item: Item) -> torch.Tensor:
     with torch.random.fork_rng():
         # Eager, which no process shares with others, as sdpa and flash attention may be here.
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="eager").eval()
+    model.config.use_cache = False  # with a cache, positions that begin anew would not keep documents apart
     model = model.to(_device_with_room(model))
     batch = {name: values.to(model.device) for name, values in collate_targets([item]).items()}
     tokens = token_losses(model(**model_inputs(batch, in_one_row=False)), batch["labels"])

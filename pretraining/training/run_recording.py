@@ -1,6 +1,7 @@
 """What run.json gets from a run that starts: all its flags, the machine, and what DeepSpeed makes of its config."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pretraining.corpus.manifest import KNOWN_LIMIT_NAME
+from pretraining.corpus.store_source import Mixture
 from pretraining.machine.flops import num_parameters
 from pretraining.machine.inventory import machine_inventory
+from pretraining.runs.checked_json import NUMBER, parse_json, type_problem
 from pretraining.runs.run_record import RunRecord, add_to_run_record
 from pretraining.system.privacy import mask_all
 from pretraining.system.processor import kernels
@@ -19,6 +23,8 @@ from pretraining.training.identity import run_identity
 from pretraining.training.processes import has_gpu
 from pretraining.training.run_plan import RunPlan
 from pretraining.training.trainer import PretrainingTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def record_start(plan: RunPlan, arguments: TrainingArguments) -> None:
@@ -38,7 +44,24 @@ def record_start(plan: RunPlan, arguments: TrainingArguments) -> None:
             **machine_inventory(),
         },
         resumed_from=None if plan.start.checkpoint is None else str(plan.start.checkpoint),
+        known_limit=known_limit_of(plan.mixture),
     ).write(plan.run_dir)
+
+
+def known_limit_of(mixture: Mixture) -> dict[str, float] | None:
+    """What a block store tells of the limit of its data; None of a mixture, whose shares would be in it."""
+    path = mixture.first.folder / KNOWN_LIMIT_NAME
+    if len(mixture.parts) > 1 or not path.is_file():
+        return None
+    try:
+        limits = parse_json(path.read_bytes())
+        problem = type_problem(limits, {str: NUMBER})
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if problem is not None:
+        logger.warning("%s: is damaged (%s), so the report shows no limit; remove it, or write it again", path, problem)
+        return None
+    return limits
 
 
 def _all_arguments(plan: RunPlan, arguments: TrainingArguments) -> Mapping[str, Any]:

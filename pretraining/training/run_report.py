@@ -12,6 +12,8 @@ from pretraining.training.run_plan import RunPlan
 
 END_SECONDS = 120.0
 STOP_SECONDS = 10.0  # launchers kill 30 s after they asked, and the checkpoint has taken its part of them
+# What a browser shows of it, in a sentence.
+SHOWS = "open it in a browser: loss, speed, where the time went, samples and settings"
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ class RunReport(TrainerCallback):
     def finish(self, *, is_stopped: bool = False) -> None:
         """Have it written with all that the log has now, and wait for that."""
         if self._process is not None and self._is_written(self._process, STOP_SECONDS if is_stopped else END_SECONDS):
-            logger.info("report: %s", self._run_dir / REPORT_NAME)
+            logger.info("report: %s (%s)", self._run_dir / REPORT_NAME, SHOWS)
 
     def finish_again(self) -> None:
         """Have what came after the end written too, such as what became of the last push."""

@@ -26,10 +26,10 @@ EXPORTS_DIR_NAME = "exports"
 NOTHING_LEFT = "no checkpoint of the last step was saved (--save_strategy), so the same command trains again"
 
 
-def export_model(trainer: PretrainingTrainer, model_dir: Path) -> None:
+def export_model(trainer: PretrainingTrainer, model_dir: Path) -> str:
     """Gather the weights, write the model and check it; called on every process, the first one writes.
 
-    The folder takes its name when it was checked; a model of that name is replaced.
+    The folder takes its name when it was checked; a model of that name is replaced. Returns a line for the log.
 
     Raises:
         UserError: on every process, when it cannot be written or is not the model in training.
@@ -42,18 +42,18 @@ def export_model(trainer: PretrainingTrainer, model_dir: Path) -> None:
     problem = from_first(problem)
     if problem is not None:
         raise UserError(problem)
-    logger.info("exported model: %s (loss %.4f on a block, as in training)", model_dir, live.mean)
+    return f"exported model: {model_dir} (opened again: {live.described}, as the model in training)"
 
 
-def export_at_end(trainer: PretrainingTrainer) -> None:
-    """Export the model of the run; called on every process.
+def export_at_end(trainer: PretrainingTrainer) -> str:
+    """Export the model of the run; called on every process. Returns a line for the log.
 
     Raises:
         UserError: when it could not be, with what is left of the training.
     """
     run_dir, step = trainer.plan.run_dir, trainer.state.global_step
     try:
-        export_model(trainer, run_dir / MODEL_DIR_NAME)
+        return export_model(trainer, run_dir / MODEL_DIR_NAME)
     except UserError as error:
         checkpoint = run_dir / f"checkpoint-{step}"
         has_checkpoint = incompleteness(checkpoint) is None
@@ -111,7 +111,7 @@ class WeightExports(TrainerCallback):
             return
         try:
             with self._trainer.meter.pause("save"):
-                export_model(self._trainer, folder)
+                logger.info(export_model(self._trainer, folder))
                 if self._trainer.is_world_process_zero():
                     try_write_card(self._trainer.plan, folder, step)
         except UserError as error:

@@ -20,3 +20,4 @@ made=build/small_world
 [ -e $made/tokenizer ] ||
     step "$PYTHON" train_tokenizer.py --data_files $made/news.jsonl --vocab_size 1152 --output_dir $made/tokenizer
 step "$PYTHON" preprocess.py --recipe recipes/quickstart/preprocess.yaml
+[ -e blocks/quickstart/known_limit.json ] || step "$PYTHON" -m tools.small_world_check --dataset blocks/quickstart

@@ -14,7 +14,7 @@ else
 fi
 
 . recipes/quickstart/data.sh
-step "$PYTHON" -m deepspeed.launcher.runner --num_gpus="$processes" pretrain.py --recipe recipes/quickstart/pretrain.yaml --output_dir "$RUN"
+step "$PYTHON" -m deepspeed.launcher.runner --log_level=warning --num_gpus="$processes" pretrain.py --recipe recipes/quickstart/pretrain.yaml --output_dir "$RUN"
 step "$PYTHON" generate.py --model "$RUN" --prompt "" --num_samples 200 --max_new_tokens 120 --temperature 1 --top_k 0 \
     --top_p 1 --repetition_penalty 1 --output "$RUN/stories.jsonl"
 step "$PYTHON" -m tools.small_world_check "$RUN" --dataset blocks/quickstart --samples "$RUN/stories.jsonl"

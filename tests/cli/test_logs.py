@@ -26,6 +26,31 @@ run_program(main)
 """
 
 
+WIDE = """
+import logging
+from pretraining.cli.errors import run_program
+from pretraining.cli.logs import IN_ONE_LINE
+logger = logging.getLogger("pretraining.x")
+def main(argv):
+    logger.info("took 12 s " * 30)
+    logger.info("a" * 150)
+    logger.info("run it " * 30, extra=IN_ONE_LINE)
+    logger.warning("took 12 s " * 30)
+run_program(main)
+"""
+
+
+def test_information_is_wrapped_and_what_is_searched_or_copied_is_whole() -> None:
+    lines = run(sys.executable, "-c", WIDE).stderr.splitlines()
+    wrapped, path, command, warning = lines[:-3], *lines[-3:]
+    assert len(wrapped) == 3
+    assert all(100 < len(line) <= 120 for line in wrapped[:-1])
+    assert " ".join(line.strip() for line in wrapped) == ("took 12 s " * 30).strip()
+    assert [line[:4] == "    " for line in wrapped] == [False, True, True]
+    assert not [line for line in wrapped if line.endswith("12") or line.strip().startswith("s")]
+    assert (path, command, warning) == ("a" * 150, "run it " * 30, "warning: " + "took 12 s " * 30)
+
+
 @pytest.mark.parametrize("error", ["UserError(TEXT, 'second ' + TEXT)", "RuntimeError(TEXT)"])
 def test_text_of_others_stays_in_its_line(error: str) -> None:
     done = run(sys.executable, "-c", PROGRAM.format(text=HOSTILE, error=error))

@@ -92,6 +92,11 @@ def run_preloaded(num_ranks: int, words: list[object], env: dict[str, str]) -> D
     return Done(code, **texts)
 
 
+def unwrapped(text: str) -> str:
+    """A log whose wrapped lines are whole again."""
+    return text.replace("\n    ", " ")
+
+
 def records(run_dir: Path, key: str = "loss") -> list[dict]:
     with jsonlines.open(run_dir / "metrics.jsonl") as reader:
         return [record for record in reader if key in record]

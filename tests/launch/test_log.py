@@ -172,7 +172,7 @@ def test_a_stopped_run_has_its_summary(sample_store: Path, tmp_path: Path) -> No
         "save",
         "summary",
     ]
-    assert "time: 1 steps in " in done.stderr
+    assert "time: 1 step in " in done.stderr
 
 
 def test_a_run_that_goes_on_logs_and_saves_as_its_flags_say_now(sample_store: Path, tmp_path: Path) -> None:

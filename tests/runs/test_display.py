@@ -60,7 +60,7 @@ def show(logs: list[dict[str, Any]], *, is_first: bool = True) -> None:
     display.on_train_end(None, state, TrainerControl())
 
 
-@pytest.mark.parametrize(("columns", "last"), [(60, "lr 3.00e-04"), (80, "left ("), (120, "grad norm 0.700")])
+@pytest.mark.parametrize(("columns", "last"), [(60, "1 min 40 s left"), (80, "lr 3.00e-04"), (120, "MFU 41.0 %")])
 def test_on_a_terminal_a_bar_has_the_figures_that_fit(columns: int, last: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(columns, monkeypatch) as other_end:
         show([RECORD, {"eval_loss": 2.0, "eval_perplexity": 7.4, "eval_accuracy": 0.25}])

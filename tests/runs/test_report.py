@@ -92,7 +92,7 @@ def test_the_picture_names_no_two_lines_of_one_colour(run_dir: Path) -> None:
 def test_a_summary_among_the_events_is_told_as_at_the_end_of_the_run() -> None:
     parts = {f"{part}_seconds": 1.0 for part in PARTS}
     summary = event(4, "summary", num_steps=4, total_seconds=6.0, peak_host_memory_bytes=2_301_546_496, **parts)
-    assert described_event(summary).startswith("time: 4 steps in 6 s: data 16.7 %, forward and backward 16.7 %")
+    assert described_event(summary).startswith("time: 4 steps in 6 s: data 17 %, forward+backward 17 %, ")
     assert described_event(summary).endswith("; memory: 2.3 GB of host memory at most")
 
 
@@ -133,6 +133,30 @@ def test_facts_are_told_as_the_run_tells_them(run_dir: Path) -> None:
     assert facts["Speed"]["energy of the GPUs"] == f"{5200 * 400 / 3.6e6:,.3g} kWh"
     assert facts["Software"]["commit"] == "0123456789ab (with changes)"
     assert facts["Run"]["tokens"] == f"{400 * 4096:,}"
+
+
+def test_the_limit_of_the_data_is_a_line_and_a_sentence(tmp_path: Path) -> None:
+    """Bits per byte are a third of the loss in these records, so a limit of 0.5 is a loss of 1.5."""
+    run_dir = write_drawn_run(tmp_path / "run")
+    record = json.loads((run_dir / "run.json").read_text())
+    for limit, words in {0.5: "40.6% above it.", 0.8: "12.1% below it: it has seen the answers."}.items():
+        known = {**record, "known_limit": {"validation": limit, "test": 9.0}}
+        (run_dir / "run.json").write_text(json.dumps(known))
+        run = read_curves(run_dir, known)
+        charts = {chart.title: chart for chart in charts_of([run])}
+        for title, value in {"Loss": 3 * limit, "Bits per byte": limit}.items():
+            rows = [row for row in rows_of(charts[title], run) if row["line"] == "limit of the data"]
+            assert (rows[0]["step"], rows[-1]["step"], rows[-1]["tokens"]) == (0, 400, 400 * 4096)
+            assert [row["value"] for row in rows] == pytest.approx([value] * len(rows))
+        write_report(run_dir)
+        page = (run_dir / "report.html").read_text()
+        assert f"the entropy of the validation text: {limit:.4f} bits per byte. The last evaluation, 0.7" in page
+        assert words in page
+    seen = look_at(run_dir / "report.html", widths=(900,))
+    assert_fine(seen, CHARTS)
+    assert "limit of the data" in seen.frames[0]["text"]
+    run = read_curves(run_dir, record)
+    assert not [chart.title for chart in charts_of([run]) if chart.limit is not None]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from generate import main as generate
 from preprocess import main as preprocess
 from pretraining.cli.errors import UserError
+from pretraining.corpus.store_source import find_mixture
 from pretraining.judging.known_limit import Gap
+from pretraining.training.run_recording import known_limit_of
 from small_world import WORLD
 from small_world.reading import story_readings
 from tests.conftest import PROJECT_DIR, assert_one_error, run, run_fine
@@ -98,6 +101,22 @@ def next_text(folder: Path, split: str) -> str:
     return document_texts(find_mixture([str(folder / "blocks")], revision=None), split, tokenizer)[0]
 
 
+def test_without_a_model_the_limit_is_written_for_the_reports(folder: Path, tmp_path: Path) -> None:
+    """The same limit, to the last digit, that a model is compared with; a run on these blocks keeps it."""
+    blocks = shutil.copytree(folder / "blocks", tmp_path / "blocks")
+    main(["--dataset", str(blocks)])
+    limits = json.loads((blocks / "known_limit.json").read_text())
+    figures = tmp_path / "figures.json"
+    main([str(folder / "model"), "--dataset", str(blocks), "--output", str(figures)])
+    assert limits == {"validation": pytest.approx(json.loads(figures.read_text())["limits"]["total"]["limit"])}
+    mixture = find_mixture([str(blocks)], revision=None)
+    assert known_limit_of(mixture) == limits
+    assert known_limit_of(find_mixture([f"a={blocks}:0.5", f"b={folder / 'blocks'}:0.5"], revision=None)) is None
+    (blocks / "known_limit.json").write_text('{"validation": "low"}')
+    assert known_limit_of(mixture) is None
+    assert known_limit_of(find_mixture([str(folder / "blocks")], revision=None)) is None
+
+
 def test_a_model_below_the_limit_fails() -> None:
     arguments = CheckArguments(model="runs/x", dataset="blocks")
     fine = Gap(num_documents=100, bits_per_byte=0.2, limit=0.2, above=-0.01, standard_error=0.003)
@@ -109,13 +128,14 @@ def test_a_model_below_the_limit_fails() -> None:
         check_not_below({"sport": below, "total": fine}, arguments)
 
 
-def test_stories_of_another_world_are_refused(folder: Path) -> None:
+def test_stories_of_another_world_are_refused(folder: Path, tmp_path: Path) -> None:
     text = WORLD.draw(random.Random(0))[1]
     assert truth(text)[0] in WORLD.sources
     with pytest.raises(UserError, match=r"is not a story of this small world; make it with tools\.small_world"):
         truth(text + " And more.")
     for words, message in {
-        (): "--model: is missing",
+        (): "--dataset: is missing",
+        ("--dataset", "x", "--output", str(tmp_path / "x")): "--model: is missing",
         (str(folder / "model"),): "--dataset: is missing",
         (str(folder / "model"), "--dataset", str(folder / "blocks"), "--split", "test"): "--split test: has no block",
     }.items():
