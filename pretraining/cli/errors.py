@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from pretraining.cli.launchers import check_launch_variables, process_rank
+from pretraining.cli.launchers import check_launch_variables, process_rank, share_cores
 from pretraining.cli.logs import setup_logging
 from pretraining.errors import UserError
 from pretraining.system.processor import use_reproducible_kernels
@@ -67,6 +67,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
 def _run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         check_launch_variables()
+        share_cores()  # before anything imports torch
         main(sys.argv[1:])
     finally:
         if sys.stdout is not None:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from pretraining.errors import UserError
+from pretraining.system.cores import compute_cores
 from pretraining.system.private_dirs import private_dir
 
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
@@ -98,8 +99,7 @@ def num_local_processes() -> int:
 
 def share_cores() -> None:
     """Give each process of this machine its part of the cores; torch reads this once, when it is imported."""
-    num_cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_local_processes())))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, compute_cores() // num_local_processes())))
 
 
 def _first_number(names: tuple[str, ...], default: int) -> int:

@@ -27,6 +27,7 @@ from torch.distributed import HashStore, Store, TCPStore
 from pretraining.cli.errors import UserError, leave
 from pretraining.cli.launchers import has_launcher, num_local_processes, num_processes
 from pretraining.machine.gpus import driver_gpu_names
+from pretraining.system.cores import machine_cores
 from pretraining.training.agreement import gathered
 from pretraining.training.lifeline import KnownProcess
 
@@ -57,7 +58,7 @@ def check_num_processes() -> None:
     if has_gpu() and num_processes > num_gpus:
         raise UserError(f"--num_gpus={num_processes}: this machine has {num_gpus}; start with --num_gpus={num_gpus}")
     if not has_gpu():
-        _check_cores(num_processes, num_cores=os.cpu_count() or 1)  # not the affinity: mpirun binds a rank to a core
+        _check_cores(num_processes, num_cores=machine_cores())
     if not has_launcher() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UserError("srun: its tasks would each train alone; start one task that runs deepspeed or torchrun")
     names = driver_gpu_names()
