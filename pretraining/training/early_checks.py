@@ -6,14 +6,15 @@ from functools import partial
 from pathlib import Path
 
 from pretraining.cli.errors import UserError
-from pretraining.cli.launchers import num_processes
+from pretraining.cli.launchers import check_cores, num_processes
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.store_source import Mixture
+from pretraining.machine.gpus import driver_gpu_names
 from pretraining.runs.checkpoints import checkpoint_to_resume, holds_nothing, is_run_folder
 from pretraining.training.global_batch import plan_batch
 from pretraining.training.model_fields import heads_of, model_fields
-from pretraining.training.run_data import check_num_blocks, check_tokenizer, make_order
+from pretraining.training.run_data import check_tokenizer, make_order
 
 
 def check_inputs(arguments: PretrainArguments, mixture: Mixture) -> None:
@@ -22,6 +23,8 @@ def check_inputs(arguments: PretrainArguments, mixture: Mixture) -> None:
     Raises:
         UserError: with all problems at once.
     """
+    if not driver_gpu_names():
+        check_cores()  # alone: a batch for other processes would not be what is wrong
     parts = [partial(check_tokenizer, part.store.folder, part.store.manifest) for part in mixture.parts]
     checks: list[Callable[[], object]] = [
         *parts,
@@ -45,8 +48,7 @@ def _problems(check: Callable[[], object]) -> tuple[str, ...]:
 def _check_batch(arguments: PretrainArguments, mixture: Mixture) -> None:
     fields = model_fields(arguments.model, mixture.origin)
     if arguments.plan.micro_batch == "given":
-        batch = plan_batch(arguments, heads_of(fields), mixture.origin.block_length, num_processes())
-        check_num_blocks(mixture, batch)
+        plan_batch(arguments, heads_of(fields), mixture.origin.block_length, num_processes())
 
 
 def run_folder(arguments: PretrainArguments) -> Path:

@@ -52,8 +52,8 @@ def check_tokenizer(store: Path, manifest: Manifest) -> None:
         )
 
 
-def check_num_blocks(mixture: Mixture, batch: GlobalBatch) -> None:
-    """Refuse stores without a block to train on, and steps larger than all of them.
+def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool) -> None:
+    """Refuse stores without a block to train on, and steps larger than all of them; warn when validation is empty.
 
     Raises:
         UserError: with what to change.
@@ -74,11 +74,6 @@ def check_num_blocks(mixture: Mixture, batch: GlobalBatch) -> None:
             f"--global_batch_tokens {batch.tokens}: a step of {batch.blocks:,} blocks is more than the "
             f"{num_blocks:,} of an epoch; give {smaller}, or preprocess more text"
         )
-
-
-def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool) -> None:
-    """As `check_num_blocks`, with a warning when validation is empty."""
-    check_num_blocks(mixture, batch)
     if evaluates and sum(mixture.num_blocks("validation")) == 0:
         logger.warning(
             "--dataset %s: validation has no block, so there is no validation while training; preprocess with a "
