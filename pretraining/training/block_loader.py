@@ -34,7 +34,7 @@ class SharedMemoryError(UserError):
 class WorkerLoader(DataLoader):
     """A DataLoader that reports full shared memory in one line."""
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:
         try:
             yield from super().__iter__()
         except RuntimeError as error:
