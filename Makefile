@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .venv-bench
 BENCH_FLAGS ?=
-BIN := $(CURDIR)/$(VENV)/bin
+# Relative: the path of the checkout may contain spaces.
+BIN := $(VENV)/bin
 STAMP := $(shell date +%Y%m%d-%H%M%S)
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint format bench faults clean
@@ -14,7 +15,7 @@ export PATH := $(BIN):$(PATH)
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
 
-quickstart: $(VENV)/.installed  ## raw news to sampled text: preprocess, pretrain a small Llama, generate
+quickstart: $(VENV)/.installed  ## from text to a model that writes, in minutes: tokenizer, blocks, pretraining, samples, report
 	@PYTHON=$(BIN)/python RUN=runs/quickstart-$(STAMP) sh recipes/quickstart/run.sh
 
 test: $(VENV)/.installed-dev  ## run the test suite; the longest tests are left to make faults
@@ -36,7 +37,7 @@ faults: $(VENV)/.installed-dev blocks/quickstart  ## kill runs and break what th
 	$(BIN)/python -m benchmarks.faults
 
 blocks/quickstart: $(VENV)/.installed
-	$(BIN)/python preprocess.py --recipe recipes/quickstart/preprocess.yaml
+	PYTHON=$(BIN)/python sh recipes/quickstart/data.sh
 
 clean:  ## remove the environment and the tools' caches; blocks and runs stay
 	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache
@@ -56,6 +57,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 # The peers lie in an environment of their own, above the project's, so that all arms share one version of each library.
 $(BENCH_VENV)/.installed: $(VENV)/.installed benchmarks/requirements.txt
 	$(BIN)/python -m venv $(BENCH_VENV)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
 	$(BENCH_VENV)/bin/python -m pip install -q --disable-pip-version-check -c requirements.lock -r benchmarks/requirements.txt
 	@touch $@

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from benchmarks.gpu_rows import ROWS, SHORT, SMALL_ROWS, Row
 from benchmarks.results import PROJECT_DIR, hardware, versions
 from pretraining.cli.errors import run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.launchers import DEEPSPEED
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.runs.history import read_records
 
@@ -128,7 +128,7 @@ def command_of(row: Row, arguments: GpuArguments, folder: Path, *, num_gpus: int
     config = json.loads((PROJECT_DIR / row.ds_config).read_text())
     config = {**config, "zero_optimization": {**config["zero_optimization"], **row.zero}, **row.sections}
     (folder / "ds_config.json").write_text(json.dumps(config))
-    launcher = [shutil.which("deepspeed") or "deepspeed", f"--num_gpus={num_gpus}"]
+    launcher = [*DEEPSPEED, f"--num_gpus={num_gpus}"]
     words = [*launcher, "pretrain.py", "--recipe", f"recipes/benchmark_{row.recipe}.yaml"]
     words += [
         "--deepspeed",
@@ -148,7 +148,7 @@ def command_of(row: Row, arguments: GpuArguments, folder: Path, *, num_gpus: int
 def said_command(row: Row, command: Sequence[str], folder: str) -> str:
     """The command as it can be pasted, with what else the row changes."""
     words = [f"{name}={value}" for name, value in row.environment.items()]
-    words += ["deepspeed", *(word.replace(folder, "runs/gpu") for word in command[1:])]
+    words += ["deepspeed", *(word.replace(folder, "runs/gpu") for word in command[len(DEEPSPEED) :])]
     other = {**row.zero, **row.sections}
     changed = f"  # {row.ds_config} with {json.dumps(other)}" if other else f"  # {row.ds_config}"
     return shlex.join(words) + changed

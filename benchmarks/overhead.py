@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +23,7 @@ import numpy as np
 
 from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.launchers import DEEPSPEED
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 
 logger = logging.getLogger("pretraining.benchmarks")
@@ -110,7 +110,7 @@ def pairs_of_steps(arguments: OverheadArguments, module: str, run_dir: Path) -> 
     num_steps = steps_a_pair * (arguments.num_steps + WARM_UP_STEPS) + 2
     flags += ["--max_steps", num_steps, "--logging_steps", 1]
     flags += ["--eval_strategy", "no", "--save_strategy", "no"]
-    launcher = [Path(sys.executable).with_name("deepspeed"), f"--num_gpus={arguments.num_processes}"]
+    launcher = [*DEEPSPEED, f"--num_gpus={arguments.num_processes}"]
     command = [*launcher, "--module", module, result, *flags]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:

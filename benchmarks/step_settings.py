@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from transformers import LlamaConfig
 from benchmarks.results import PROJECT_DIR, command_line, hardware, table, versions, write_section
 from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.launchers import DEEPSPEED
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.machine.flops import num_parameters
 from pretraining.training.model_fields import load_presets
@@ -120,7 +120,7 @@ def run_settings(
     with tempfile.TemporaryDirectory() as folder:
         result, task_path = Path(folder) / "result.json", Path(folder) / "task.json"
         task_path.write_text(json.dumps(task))
-        launcher = [Path(sys.executable).with_name("deepspeed"), f"--num_gpus={num_processes}"]
+        launcher = [*DEEPSPEED, f"--num_gpus={num_processes}"]
         command = [*launcher, "--module", "benchmarks.step_settings_run", result, task_path]
         num_threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
         environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "DS_ACCELERATOR": "cpu"}

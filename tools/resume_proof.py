@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 
 from pretraining.cli.errors import UserError, leave, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.launchers import DEEPSPEED
 from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.machine.gpus import driver_gpu_names
@@ -140,12 +141,12 @@ def launch_command(arguments: ProofArguments) -> list[str]:
     if arguments.launcher == "python3":
         return [sys.executable]
     num_processes = arguments.num_gpus or len(driver_gpu_names()) or 2
-    command = str(Path(sys.executable).with_name(arguments.launcher))
+    command = DEEPSPEED if arguments.launcher == "deepspeed" else [sys.executable, "-m", "torch.distributed.run"]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = f"--master_port={listener.getsockname()[1]}"  # other runs may have the usual one
     count = "--num_gpus" if arguments.launcher == "deepspeed" else "--nproc_per_node"
-    return [command, f"{count}={num_processes}", port]
+    return [*command, f"{count}={num_processes}", port]
 
 
 def measure(run: KillableRun) -> Pace:

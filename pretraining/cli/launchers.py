@@ -1,6 +1,7 @@
 """What the launchers (deepspeed, torchrun, mpirun) tell a process about its run, in the environment."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from pretraining.errors import UserError
 from pretraining.system.cores import compute_cores, machine_cores
 from pretraining.system.private_dirs import private_dir
 
+# The command `deepspeed` of this environment. Its script is not found in every PATH, and does not start where the path
+# of the environment contains a space.
+DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner")
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")

@@ -26,7 +26,12 @@ LAUNCHERS = {
     "accelerate": ("launch --num_processes={}", None),
 }
 
-OTHER_NAMES = {"prterun": "mpirun", "torch.distributed.run": "torchrun", "deepspeed.launcher.launch": "deepspeed"}
+OTHER_NAMES = {
+    "prterun": "mpirun",
+    "torch.distributed.run": "torchrun",
+    "deepspeed.launcher.runner": "deepspeed",
+    "deepspeed.launcher.launch": "deepspeed",
+}
 
 
 def command() -> str:

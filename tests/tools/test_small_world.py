@@ -26,12 +26,12 @@ NUM_STORIES = 400
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stories, tokenizer, blocks and a model of random weights, as recipes/small_world makes them."""
+    """Stories, tokenizer, blocks and a model of random weights, as recipes/quickstart makes them."""
     folder = tmp_path_factory.mktemp("world")
     stories, tokenizer, blocks = folder / "made/news.jsonl", folder / "tokenizer", folder / "blocks"
     make_world(["--num_stories", str(NUM_STORIES), "--output", str(stories)])
     train_tokenizer(["--data_files", str(stories), "--vocab_size", "600", "--output_dir", str(tokenizer)])
-    recipe = ["--recipe", str(PROJECT_DIR / "recipes/small_world/preprocess.yaml"), "--split", "80,20,0"]
+    recipe = ["--recipe", str(PROJECT_DIR / "recipes/quickstart/preprocess.yaml"), "--split", "80,20,0"]
     preprocess([*recipe, "--data_files", str(stories), "--tokenizer", str(tokenizer), "--output_dir", str(blocks)])
     export_random_model(folder / "model", blocks, add_bos=True)
     return folder
