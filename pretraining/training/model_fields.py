@@ -200,12 +200,15 @@ def field_problem(name: str, value: Any) -> str | None:
 def _head_problems(fields: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the heads of fields that are in their ranges; a missing head_dim is their share."""
     hidden_size, (heads, groups) = fields["hidden_size"], heads_of(fields)
+    if not all(isinstance(number, int) for number in (hidden_size, heads, groups)):
+        return  # transformers checks the types
+    head_dim = fields["head_dim"] or hidden_size // heads
     if heads % groups:
         yield f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}; override one of them"
     if hidden_size % heads:
         yield f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}; override one of them"
-    elif (fields["head_dim"] or hidden_size // heads) % 2:
-        yield "head_dim must be even, positions turn pairs; override head_dim or hidden_size"
+    elif head_dim % 2:
+        yield f"head_dim {head_dim}: must be even, positions turn pairs; override head_dim or hidden_size"
 
 
 def _check_against_blocks(fields: Mapping[str, Any], name: str, blocks: Origin) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from pretraining.cli.finetune_arguments import FinetuneArguments
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.corpus.inputs import InputFile, find_inputs
-from pretraining.runs.checkpoints import BLOCKS_DIR_NAME
+from pretraining.errors import UserError
+from pretraining.runs.checkpoints import BLOCKS_DIR_NAME, is_run_folder
 from pretraining.training.early_checks import check_run_folder
 from pretraining.training.model_fields import max_positions, model_fields
 from pretraining.tuning.starting_model import StartingModel, find_starting_model
@@ -35,6 +36,8 @@ def find_inputs_of(arguments: FinetuneArguments) -> FinetuneInputs:
     if run.plan.plan_only:
         return FinetuneInputs(run, model.folder, [])
     run_dir = Path(run.trainer["output_dir"])
+    if is_run_folder(run_dir) and not (run_dir / BLOCKS_DIR_NAME).exists():
+        raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
     check_run_folder(run_dir, run.durability.resume)
     return FinetuneInputs(run, model.folder, find_inputs(flags.data_files, output_dir=run_dir))
 

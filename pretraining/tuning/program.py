@@ -17,7 +17,7 @@ from pretraining.corpus.manifest import Origin, SourceFile, TokenizerIdentity
 from pretraining.corpus.store_source import find_mixture
 from pretraining.corpus.tokenization import DocumentTokenizer
 from pretraining.errors import UserError, reading
-from pretraining.runs.checkpoints import BLOCKS_DIR_NAME, is_run_folder
+from pretraining.runs.checkpoints import BLOCKS_DIR_NAME
 from pretraining.training.early_checks import check_inputs
 from pretraining.training.model import load_model_config
 from pretraining.training.plan_only import say_plan
@@ -55,8 +55,6 @@ def make_blocks(flags: ConversationArguments, inputs: FinetuneInputs) -> Path:
     """
     run, run_dir = inputs.run, Path(inputs.run.trainer["output_dir"])
     store = run_dir / BLOCKS_DIR_NAME
-    if is_run_folder(run_dir) and not store.exists():
-        raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
     tokenizer = load_model_tokenizer(inputs.model_dir)
     origin = conversation_origin(flags, run, inputs.files, tokenizer)
     config: LlamaConfig = load_model_config(run.model, origin)
