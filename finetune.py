@@ -16,22 +16,23 @@ from collections.abc import Sequence
 
 from pretraining.cli.errors import run_program
 from pretraining.cli.finetune_arguments import parse_finetune_arguments
-from pretraining.cli.launchers import share_cores
 from pretraining.cli.restarts import supervise
 
 
 def main(argv: Sequence[str]) -> None:
-    """Read the flags, then train; torch is imported in between, so that a wrong flag costs no time."""
+    """Read the flags and find model and files, then train; torch is imported after that, so a mistake costs no time."""
     arguments = parse_finetune_arguments(__doc__ or "", argv)
     run = arguments.run
     if run.durability.restarts and not run.plan.starts_nothing:
         supervise(run.durability.restarts)  # goes on in its child
     if run.trainer.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    share_cores()
+    from pretraining.tuning.inputs import find_inputs_of
+
+    inputs = find_inputs_of(arguments)
     from pretraining.tuning.program import finetune
 
-    finetune(arguments)
+    finetune(arguments.conversations, inputs)
 
 
 if __name__ == "__main__":

@@ -16,40 +16,64 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pretraining.cli.errors import run_program
 from pretraining.cli.generate_arguments import GenerateArguments
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 
+if TYPE_CHECKING:
+    from pretraining.judging.comparisons import Comparisons
+    from pretraining.sampling.model_source import ModelSource
+
 
 def main(argv: Sequence[str]) -> None:
-    """Read the flags, load the model, continue each prompt."""
+    """Read the flags and find all files; torch is imported after that, so that a mistake costs no time."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Sampling", GenerateArguments)], argv)
 
-    from pretraining.judging.comparisons import make_judge, open_comparisons
-    from pretraining.sampling.generation import make_jobs
-    from pretraining.sampling.model_source import find_model, load_model
-    from pretraining.sampling.output import check_output, read_continuations, write_continuations
+    from pretraining.sampling.model_source import find_model
     from pretraining.sampling.prompts import read_prompts
-    from pretraining.sampling.terminal import converse, show, stream
+    from pretraining.system.files import check_new_file
 
     prompts = [] if arguments.interactive else read_prompts(arguments)
     if arguments.output is not None:
-        check_output(arguments.output)
-    comparisons = open_comparisons(arguments.held_out, arguments.blocks)
-    source = find_model(arguments.model, arguments.revision)
+        check_new_file(arguments.output, flag="--output")
+    comparisons = find_comparisons(arguments) if arguments.stats else None
+    write(prompts, find_model(arguments.model, arguments.revision), comparisons, arguments)
+
+
+def find_comparisons(arguments: GenerateArguments) -> Comparisons:
+    """What --stats compares the texts with."""
+    from pretraining.judging.comparisons import open_comparisons
+
+    return open_comparisons(arguments.held_out, arguments.blocks)
+
+
+def write(
+    prompts: Sequence[str], source: ModelSource, comparisons: Comparisons | None, arguments: GenerateArguments
+) -> None:
+    """Load the model and continue each prompt."""
+    from pretraining.sampling.generation import make_jobs
+    from pretraining.sampling.loading import load_model
+    from pretraining.sampling.output import read_continuations, write_continuations
+    from pretraining.sampling.terminal import converse, show, stream
+
     model, tokenizer = load_model(source, arguments.dtype)
     if arguments.interactive:
         converse(model, tokenizer, arguments)
         return
     jobs = make_jobs(prompts, tokenizer, model.config, arguments)
-    judge = make_judge(comparisons, model, tokenizer)
+    judge = None
+    if comparisons is not None:
+        from pretraining.judging.judge import make_judge  # it imports `datasets` and pandas, for --stats alone
+
+        judge = make_judge(comparisons, model, tokenizer)
     if arguments.output is not None:
         write_continuations(model, tokenizer, jobs, arguments, source)
-        texts = read_continuations(arguments.output) if arguments.stats else []
+        texts = [] if judge is None else read_continuations(arguments.output)
     else:
         texts = (stream if sys.stdout.isatty() else show)(model, tokenizer, jobs, arguments)
-    if arguments.stats:
+    if judge is not None:
         judge.say(texts)
 
 

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pretraining.cli.errors import run_program
-from pretraining.cli.launchers import share_cores
 from pretraining.cli.pretrain_arguments import DataArguments, PretrainArguments, parse_pretrain_arguments
 from pretraining.cli.restarts import supervise
 
@@ -26,12 +25,15 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Read the flags, then train; torch is imported in between, so that a wrong flag costs no time."""
+    """Read the flags and check model and data, then train; torch is imported after that, so a mistake costs no time."""
     arguments = parse_pretrain_arguments(__doc__ or "", argv)
     if arguments.durability.restarts and not arguments.plan.starts_nothing:
         supervise(arguments.durability.restarts)  # goes on in its child; pyarrow would make it three times as large
     if arguments.trainer.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from pretraining.training.model_fields import model_fields
+
+    model_fields(arguments.model, None)  # before blocks are made or brought here
     if arguments.plan.plan_only:
         from pretraining.training.plan_only import say_plan
 
@@ -42,9 +44,11 @@ def main(argv: Sequence[str]) -> None:
 
 def train(arguments: PretrainArguments) -> None:
     """Find the blocks and train on them."""
-    mixture = find_data(arguments.data)
+    from pretraining.training.early_checks import check_inputs
 
-    share_cores()
+    mixture = find_data(arguments.data)
+    check_inputs(arguments, mixture)
+
     from pretraining.training.program import pretrain
 
     pretrain(arguments, mixture)

@@ -27,7 +27,8 @@ from pretraining.cli.flags import flag
 from pretraining.cli.generate_arguments import GenerateArguments
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.sampling.generation import continue_prompts, eos_ids
-from pretraining.sampling.model_source import find_model, load_model
+from pretraining.sampling.loading import load_model
+from pretraining.sampling.model_source import find_model
 
 logger = logging.getLogger("pretraining.benchmarks")
 

@@ -29,7 +29,7 @@ from pretraining.cli.flags import flag
 from pretraining.cli.launchers import DEEPSPEED
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.machine.flops import num_parameters
-from pretraining.training.model import load_presets
+from pretraining.training.model_fields import load_presets
 
 logger = logging.getLogger("pretraining.benchmarks")
 

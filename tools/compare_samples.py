@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from pretraining.corpus.inputs import InputFile
     from pretraining.sampling.comparison import ModelSamples
+    from pretraining.sampling.model_source import ModelSource
 
 logger = logging.getLogger("pretraining.compare_samples")
 
@@ -67,13 +68,14 @@ def main(argv: Sequence[str]) -> None:
 
     from pretraining.judging.comparisons import open_comparisons
     from pretraining.sampling.comparison import comparison_lines, comparison_page, models_to_compare
-    from pretraining.sampling.output import check_output
+    from pretraining.sampling.model_source import find_model
+    from pretraining.system.files import check_new_file
 
     if arguments.output is not None:
-        check_output(arguments.output)
+        check_new_file(arguments.output, flag="--output")
     files = open_comparisons(arguments.held_out, None).held_out
-    found = models_to_compare(arguments.models)
-    models = [samples_of(name, location, arguments, files) for name, location in found.items()]
+    found = {name: find_model(location) for name, location in models_to_compare(arguments.models).items()}
+    models = [samples_of(name, source, arguments, files) for name, source in found.items()]
     for line in comparison_lines(arguments.prompts, models):
         sys.stdout.write(escape_on_terminal(line, sys.stdout) + "\n")
     if arguments.output is not None:
@@ -82,14 +84,14 @@ def main(argv: Sequence[str]) -> None:
         logger.info("page: %s", arguments.output)
 
 
-def samples_of(name: str, location: str, arguments: SamplesArguments, files: Sequence[InputFile]) -> ModelSamples:
+def samples_of(name: str, source: ModelSource, arguments: SamplesArguments, files: Sequence[InputFile]) -> ModelSamples:
     """What one model writes, and its figures."""
     from pretraining.judging.statistics import distinct, repetition
     from pretraining.sampling.comparison import ModelSamples
     from pretraining.sampling.generation import continue_prompts
-    from pretraining.sampling.model_source import find_model, load_model
+    from pretraining.sampling.loading import load_model
 
-    model, tokenizer = load_model(find_model(location))
+    model, tokenizer = load_model(source)
     sampling = GenerateArguments(
         max_new_tokens=arguments.max_new_tokens, greedy=arguments.seed is None, seed=arguments.seed or 0
     )

@@ -28,8 +28,7 @@ from pretraining.corpus.splits import Split
 from pretraining.system.escapes import escape_on_terminal
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
+    from pretraining.sampling.model_source import ModelSource
     from pretraining.training.held_out import Figures, HeldOutFigures
 
 logger = logging.getLogger("pretraining.evaluate")
@@ -79,53 +78,54 @@ def main(argv: Sequence[str]) -> None:
     groups = [dataclass_group("Evaluation", EvaluationArguments)]
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
 
-    from pretraining.sampling.model_source import find_model, load_model
-    from pretraining.sampling.output import check_output
+    from pretraining.sampling.model_source import find_model
+    from pretraining.system.files import check_new_file
 
     if arguments.output is not None:
-        check_output(arguments.output)
+        check_new_file(arguments.output, flag="--output")
     source = find_model(arguments.model)
-    model, tokenizer = load_model(source)
     measure = figures_of_split if arguments.data_files is None else figures_of_files
-    figures = measure(model, tokenizer, arguments)
+    figures = measure(source, arguments)
     show(figures)
     if arguments.output is not None:
         content = {"model": source.location, "data": described(arguments), **dataclasses.asdict(figures)}
         arguments.output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def figures_of_files(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, arguments: EvaluationArguments
-) -> HeldOutFigures:
+def figures_of_files(source: ModelSource, arguments: EvaluationArguments) -> HeldOutFigures:
     """Those of each document by itself."""
     from pretraining.corpus.documents import JsonFields
     from pretraining.corpus.formats import ReadingOptions
     from pretraining.corpus.inputs import find_inputs
-    from pretraining.training.held_out import evaluate_files
 
     fields = JsonFields(arguments.text_field, arguments.source_field)
+    files = find_inputs(arguments.data_files or [])  # before torch is imported, so that a mistake costs no time
+
+    from pretraining.sampling.loading import load_model
+    from pretraining.training.held_out import evaluate_files
+
     return evaluate_files(
-        model,
-        tokenizer,
-        find_inputs(arguments.data_files or []),
+        *load_model(source),
+        files,
         options=ReadingOptions(fields, arguments.max_document_bytes, arguments.split_text_files),
         window_tokens=arguments.window_tokens,
         batch_tokens=arguments.batch_tokens,
     )
 
 
-def figures_of_split(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, arguments: EvaluationArguments
-) -> HeldOutFigures:
+def figures_of_split(source: ModelSource, arguments: EvaluationArguments) -> HeldOutFigures:
     """Those of a split of a block store, as pretrain.py tells them."""
     from pretraining.corpus.store_source import find_mixture
+
+    mixture = find_mixture([arguments.dataset or ""], revision=None)  # before torch is imported
+
+    from pretraining.sampling.loading import load_model
     from pretraining.training.block_dataset import BlockFields
     from pretraining.training.split_evaluation import evaluate_split
 
-    mixture = find_mixture([arguments.dataset or ""], revision=None)
     fields = BlockFields(arguments.isolate_documents, arguments.mask_document_starts)
     return evaluate_split(
-        model, tokenizer, mixture, arguments.split, fields=fields, batch_tokens=arguments.batch_tokens
+        *load_model(source), mixture, arguments.split, fields=fields, batch_tokens=arguments.batch_tokens
     )
 
 

@@ -82,14 +82,18 @@ def main(argv: Sequence[str]) -> None:
     stories = [] if arguments.samples is None else [one.prompt + one.text for one in read_samples(arguments.samples)]
 
     from pretraining.corpus.store_source import find_mixture
-    from pretraining.judging.known_limit import document_texts, predict_documents
-    from pretraining.sampling.model_source import find_model, load_model
+    from pretraining.sampling.model_source import find_model
 
     mixture = find_mixture([arguments.dataset], revision=None)
     if arguments.model is None:
         write_limit(mixture)
         return
-    model, tokenizer = load_model(find_model(arguments.model))
+    source = find_model(arguments.model)
+
+    from pretraining.judging.known_limit import document_texts, predict_documents
+    from pretraining.sampling.loading import load_model
+
+    model, tokenizer = load_model(source)
     predicted = predict_documents(model, tokenizer, mixture, arguments.split, truth=truth)
     gaps = gaps_by_source(predicted)
     figures, usual = None, 0.0

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.judging.statistics import text_statistics
+from pretraining.system.cores import usable_cores
 from pretraining.system.escapes import escape_on_terminal
 
 logger = logging.getLogger("pretraining.text_statistics")
@@ -43,7 +43,7 @@ class StatisticsArguments:
     held_out: list[str] | None = flag(None, "files of documents, as preprocess.py takes them, to compare that with")
     blocks: Path | None = flag(None, "block store that the model was trained on: what of the text stands there")
     num_shown: int = flag(5, "copied runs to show, the longest first")
-    num_workers: int = flag(len(os.sched_getaffinity(0)), "threads that look through --blocks")
+    num_workers: int = flag(usable_cores(), "threads that look through --blocks")
     output: Path | None = flag(None, "write the figures to this file too, as JSON")
 
     def __post_init__(self) -> None:
@@ -78,15 +78,18 @@ def main(argv: Sequence[str]) -> None:
 
     from pretraining.judging.comparisons import open_comparisons
     from pretraining.judging.copied_text import copied_figures
-    from pretraining.judging.likelihood import continuations_perplexity, held_out_perplexity, perplexity_line
-    from pretraining.sampling.model_source import find_model, load_model
+    from pretraining.sampling.model_source import find_model
 
     comparisons = open_comparisons(arguments.held_out, arguments.blocks)
+    source = None if arguments.model is None else find_model(arguments.model)
     figures = text_statistics(samples)
     say(*figures.lines())
     told: dict[str, Any] = dataclasses.asdict(figures)
-    if arguments.model is not None:
-        model, tokenizer = load_model(find_model(arguments.model))
+    if source is not None:
+        from pretraining.judging.likelihood import continuations_perplexity, held_out_perplexity, perplexity_line
+        from pretraining.sampling.loading import load_model
+
+        model, tokenizer = load_model(source)
         ours = continuations_perplexity(model, tokenizer, samples)
         theirs = held_out_perplexity(model, tokenizer, comparisons.held_out)
         told["perplexity"] = {"continuations": ours, "held_out": theirs}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from pretraining.corpus.splits import SPLITS, Split
 from pretraining.corpus.text_search import find_text
 from pretraining.corpus.token_bytes import TokenBytes, text_of
 from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.system.cores import usable_cores
 from pretraining.system.escapes import escape, escape_on_terminal
 
 logger = logging.getLogger("pretraining.trace")
@@ -55,7 +55,7 @@ class TraceArguments:
     text: str = flag("", "find the blocks with this text", is_text=True)
     split: Split | None = flag(None, "split to look in; none is train for --block, and all three for --text")
     json: bool = flag(False, "print one JSON object a line instead of a table")
-    num_workers: int = flag(len(os.sched_getaffinity(0)), "threads that look for --text, 200 MB of memory each")
+    num_workers: int = flag(usable_cores(), "threads that look for --text, 200 MB of memory each")
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""

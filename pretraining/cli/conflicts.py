@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pretraining.cli.ds_config import ds_config_problems
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import shortened
+from pretraining.cli.packages import package_problems
 
 if TYPE_CHECKING:
     from pretraining.cli.pretrain_arguments import PretrainArguments
@@ -31,6 +32,7 @@ def check_together(arguments: PretrainArguments) -> None:
         *_optimizer_conflicts(arguments),
         *_kernel_conflicts(arguments),
         *ds_config_problems(arguments),
+        *package_problems(arguments),
     ]
     if problems:
         raise UserError(*problems)

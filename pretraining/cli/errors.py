@@ -10,11 +10,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from pretraining.cli.launchers import check_launch_variables, process_rank
+from pretraining.cli.launchers import check_launch_variables, process_rank, share_cores
 from pretraining.cli.logs import setup_logging
 from pretraining.errors import UserError
+from pretraining.system.private_dirs import cache_dir
 from pretraining.system.processor import use_reproducible_kernels
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
 def _run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         check_launch_variables()
+        share_cores()  # before anything imports torch
         main(sys.argv[1:])
     finally:
         if sys.stdout is not None:
@@ -84,10 +87,18 @@ def _as_mistake(error: Exception) -> UserError | None:
     """What the user can fix in it; a full disk or a closed folder is such a thing wherever it is met."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         place = f"{error.filename}: " if error.filename else ""
-        return UserError(f"{place}cannot be written ({error.strerror}); fix that, or choose another folder")
+        return UserError(f"{place}cannot be written ({error.strerror}); {_remedy(error.filename, 'folder')}")
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
-        return UserError(f"{error.filename}: cannot be used ({error.strerror}); fix that, or choose another path")
+        return UserError(f"{error.filename}: cannot be used ({error.strerror}); {_remedy(error.filename, 'path')}")
     return error if isinstance(error, UserError) else None
+
+
+def _remedy(path: str | None, kind: str) -> str:
+    """What to do about a path that cannot be used; no flag names the folder of the cache."""
+    with contextlib.suppress(UserError):
+        if path and (Path(path).is_relative_to(cache_dir()) or cache_dir().is_relative_to(path)):
+            return "fix that, or set XDG_CACHE_HOME to a folder that can be written"
+    return f"fix that, or choose another {kind}"
 
 
 def _report(error: UserError) -> None:

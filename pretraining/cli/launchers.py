@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from pretraining.errors import UserError
+from pretraining.system.cores import compute_cores, machine_cores
 from pretraining.system.private_dirs import private_dir
 
 # The command `deepspeed` of this environment. Its script is not found in every PATH, and does not start where the path
@@ -17,6 +18,9 @@ LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRA
 LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # set where a supervisor stands between launcher and process
 # deepspeed's first: accelerate sets the other to 1 under it.
 LOCAL_SIZE_VARIABLES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+
+# Without a GPU. Processes that take turns on a core are slow, but right: a laptop can try what a cluster will do.
+MOST_PROCESSES_PER_CORE = 4
 
 
 def check_launch_variables() -> None:
@@ -102,8 +106,23 @@ def num_local_processes() -> int:
 
 def share_cores() -> None:
     """Give each process of this machine its part of the cores; torch reads this once, when it is imported."""
-    num_cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_local_processes())))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, compute_cores() // num_local_processes())))
+
+
+def check_cores() -> int:
+    """The cores of a machine without GPUs, for all processes of this run.
+
+    Raises:
+        UserError: when there are far more processes than cores.
+    """
+    num_processes, num_cores = num_local_processes(), machine_cores()
+    most = num_cores * MOST_PROCESSES_PER_CORE
+    if num_processes > most:
+        raise UserError(
+            f"--num_gpus={num_processes}: this machine has no GPU and {num_cores} cores, for {most} processes at most; "
+            f"start with --num_gpus={num_cores}"
+        )
+    return num_cores
 
 
 def _first_number(names: tuple[str, ...], default: int) -> int:

@@ -1,6 +1,5 @@
 """The flags of preprocess.py, with their defaults."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Literal
 from pretraining.cli.arguments import HUB_ID, SAMPLE_CORPUS, SAMPLE_TOKENIZER
 from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
+from pretraining.system.cores import usable_cores
 
 SPLIT_WEIGHTS = re.compile(",".join([r"\s*([0-9]{1,9})\s*"] * 3))
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -61,7 +61,7 @@ class PreprocessArguments:
         1, "slices of the input that processes under mpirun share; the bytes depend on it, not on the processes"
     )
     # Two more than cores: some parse and hash while others encode. 31 MB/s on two cores, where two workers make 28.
-    num_workers: int = flag(len(os.sched_getaffinity(0)) + 2, "threads that encode in this process")
+    num_workers: int = flag(usable_cores() + 2, "threads that encode in this process")
     push_to_hub: str | None = flag(None, "push the block store to this data set of the Hub (USER/NAME)")
     hub_private: bool = flag(True, "make that data set private; false publishes it")
     license: str | None = flag(None, "licence of the sources for the data set card, as cc-by-4.0")

@@ -10,9 +10,9 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.flags import flag
 from pretraining.cli.observability_arguments import ObservabilityArguments
 from pretraining.cli.optimization_arguments import OptimizationArguments
+from pretraining.cli.packages import tracker_problems
 from pretraining.cli.plan_arguments import PlanArguments
 from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe
-from pretraining.cli.trackers import tracker_problems
 from pretraining.cli.trainer_flags import trainer_flags, trainer_value_problems
 
 # What differs from the Trainer's own defaults: Llama 2 (arXiv 2307.09288, section 2.2), and settings without which

@@ -1,7 +1,6 @@
 """Hashes of the input files, which are part of what a block store is made from."""
 
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.progress import Progress
 from pretraining.corpus.inputs import InputFile
 from pretraining.corpus.working_files import read_record, write_record
+from pretraining.system.cores import usable_cores
 from pretraining.system.files import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def hash_inputs(files: Sequence[InputFile], remembered_in: Path | None) -> list[
     keys = [file.path if file.known_hash else _key(file) for file in files]
     with (
         Progress(sum(file.num_bytes for file, key in zip(files, keys, strict=True) if key not in known)) as progress,
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor,
+        ThreadPoolExecutor(usable_cores()) as executor,
     ):
         futures = [
             None if key in known else executor.submit(sha256_of, Path(f.path))

@@ -15,9 +15,10 @@ from pretraining.corpus.shards import Shard
 from pretraining.corpus.tables import DOCUMENT_SCHEMA, block_schema
 from pretraining.corpus.tokenization import TOKENIZER_FILES
 from pretraining.errors import UserError
+from pretraining.system.cores import usable_cores
 from pretraining.system.files import sha256_of
 
-NUM_CORES = len(os.sched_getaffinity(0))
+NUM_CORES = usable_cores()
 ROWS_AT_ONCE = 256
 
 

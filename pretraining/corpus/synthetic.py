@@ -6,7 +6,6 @@ other: shards, order, loader, tokenizer. The same flags give the same bytes, so 
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from pretraining.corpus.store_source import Mixture, StoreSource, WeightedStore
 from pretraining.corpus.tokenization import load_document_tokenizer
 from pretraining.corpus.tokenizer_training import SPECIAL_TOKENS, save_tokenizer
 from pretraining.system.locks import wait_for_lock
+from pretraining.system.private_dirs import cache_dir
 
 NUM_TOKENS = 1 << 21  # 4 MB of ids, made in two seconds
 FEWEST_BLOCKS = 64  # of long blocks
@@ -35,17 +35,13 @@ logger = logging.getLogger(__name__)
 
 def synthetic_mixture(*, block_length: int, vocab_size: int) -> Mixture:
     """What `--dataset synthetic` stands for; the first process of a machine makes it, the others wait."""
-    folder = _cache_dir() / f"synthetic-{block_length}x{vocab_size}"
+    folder = cache_dir() / "pretraining" / f"synthetic-{block_length}x{vocab_size}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(folder.with_suffix(".lock")):
         if not is_occupied(folder):
             _make(folder, block_length=block_length, vocab_size=vocab_size)
     store = StoreSource("synthetic", folder, read_manifest(folder, flag="--dataset"))
     return Mixture((WeightedStore(None, 1.0, store),))
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretraining"
 
 
 def _make(folder: Path, *, block_length: int, vocab_size: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pretraining.doctor.finding import Finding, failure, ok, warning
 from pretraining.doctor.nvml import driver_gpus
+from pretraining.system.private_dirs import cache_dir
 
 COMPILERS = ("c++", "nvcc", "ninja")
 VERSION_SECONDS = 2.0
@@ -66,7 +67,7 @@ def extension_locks(_: Sequence[Path]) -> Iterator[Finding]:
 def extensions_dir() -> Path:
     """Where torch compiles extensions to."""
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    caches = cache_dir()
     return Path(chosen) if chosen else caches / "torch_extensions"
 
 

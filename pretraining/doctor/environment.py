@@ -9,6 +9,7 @@ from pathlib import Path
 from pretraining.cli.launchers import LOCAL_RANK_VARIABLES, RANK_VARIABLES, SIZE_VARIABLES
 from pretraining.doctor.finding import Finding, failure, ok, warning
 from pretraining.doctor.nvml import driver_gpus
+from pretraining.system.cores import usable_cores
 
 # What torch 2.13 reads in PYTORCH_ALLOC_CONF (c10/core/AllocatorConfig.h, c10/cuda/CUDAAllocatorConfig.h); it refuses
 # others at the first allocation on a GPU.
@@ -74,7 +75,7 @@ def _launcher_words() -> Iterator[Finding]:
 
 
 def _threads() -> Iterator[Finding]:
-    value, num_cores = os.environ.get("OMP_NUM_THREADS"), len(os.sched_getaffinity(0))
+    value, num_cores = os.environ.get("OMP_NUM_THREADS"), usable_cores()
     if value is None:
         return
     if not value.isdigit() or int(value) > num_cores:

@@ -12,6 +12,7 @@ from pathlib import Path
 from pretraining.doctor.finding import Finding, failure, gigabytes, ok, warning
 from pretraining.doctor.nvml import driver_gpus
 from pretraining.machine.memory import MEMORY_INFO, available_host_bytes
+from pretraining.system.cores import core_quota, usable_cores
 
 SHARED_MEMORY = Path("/dev/shm")
 DOCKER_SHARED_BYTES = 64 * 2**20  # what a container gets unless told otherwise
@@ -30,28 +31,13 @@ def cores(_: Sequence[Path]) -> Iterator[Finding]:
     figure = f"{num_own} of {num_cores} may be used" if num_own < num_cores else f"{num_cores}"
     figure += f", time of {quota:.1f}" if quota is not None else ""
     figures = {"cores": num_cores, "affinity": num_own, "quota": quota}
-    usable = min(num_own, quota or num_own)
-    if usable < max(1, CORES_PER_GPU * num_gpus):
+    if usable_cores() < max(1, CORES_PER_GPU * num_gpus):
         figure += f"; {num_gpus} GPUs want {CORES_PER_GPU * num_gpus}" if num_gpus else "; less than one"
         yield warning(
             "cores", figure, f"docker run --cpus={num_cores} --cpuset-cpus=0-{num_cores - 1} IMAGE", **figures
         )
     else:
         yield ok("cores", figure, **figures)
-
-
-def core_quota() -> float | None:
-    """Cores' worth of time that a container may take (cgroup v2 or v1), None where that is not limited."""
-    new, old = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")
-    if new.is_file():
-        quota, period = new.read_text(encoding="ascii").split()
-    elif (old / "cpu.cfs_quota_us").is_file():
-        quota, period = (
-            (old / f"cpu.cfs_{name}_us").read_text(encoding="ascii").strip() for name in ("quota", "period")
-        )
-    else:
-        return None
-    return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def memory(_: Sequence[Path]) -> Iterator[Finding]:

@@ -1,6 +1,5 @@
 """How much of generated text stands in the training data, and the document that each text has the longest run from."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -13,8 +12,9 @@ from pretraining.cli.progress import Progress
 from pretraining.corpus.copied_runs import CopiedRun, find_copied_runs
 from pretraining.corpus.provenance import BlockTracer
 from pretraining.corpus.token_bytes import TokenBytes, text_of
+from pretraining.system.cores import usable_cores
 
-NUM_WORKERS = len(os.sched_getaffinity(0))
+NUM_WORKERS = usable_cores()
 NUM_SHOWN, SHOWN_CHARACTERS = 5, 100
 
 

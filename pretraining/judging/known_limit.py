@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from pretraining.cli.errors import UserError
 from pretraining.corpus.splits import Split
 from pretraining.corpus.store_source import Mixture
-from pretraining.sampling.model_source import gives_ids
+from pretraining.sampling.loading import gives_ids
 from pretraining.training.block_dataset import BlockFields
 from pretraining.training.evaluation import open_text_bytes
 from pretraining.training.passages import Passage, evaluate_passages

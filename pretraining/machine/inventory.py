@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ def machine_inventory() -> dict[str, Any]:
 
 def processor_name() -> str:
     """The processor as /proc/cpuinfo calls it, otherwise its architecture."""
-    with CPU_INFO.open(encoding="utf-8", errors="replace") as lines:
+    names: list[str] = []
+    with suppress(OSError), CPU_INFO.open(encoding="utf-8", errors="replace") as lines:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return names[0] if names else platform.machine() or "unknown"
 
 
 def _driver_and_gpus() -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pretraining.cli.progress import Progress
 from pretraining.errors import UserError, reading
 from pretraining.runs.completeness import damage, incompleteness
 from pretraining.runs.export import begin_folder, complete_folder, give_name, partial_folder
-from pretraining.runs.zero_shards import ShardedWeight, open_shards, tokenizer_of
+from pretraining.runs.model_folder import tokenizer_of
+from pretraining.runs.zero_shards import ShardedWeight, open_shards
 
 logger = logging.getLogger(__name__)
 

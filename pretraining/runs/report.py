@@ -1,5 +1,6 @@
 """report.html and curves.png of a run folder, or of several runs in one page: they open anywhere, without a network."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,8 @@ def _output_problem(path: Path) -> str | None:
         return "is a folder; pass a file, e.g. comparison.html"
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist; create it, or pass a file in another one"
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return f"the folder {path.parent} is not writable; pass a file in another one"
     if not path.exists():
         return None
     is_report = path.is_file() and GENERATOR in _head(path)

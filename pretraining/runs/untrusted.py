@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pretraining.errors import UserError, reading
 
 # All that the pickles of DeepSpeed's shards name: what makes tensors, types of numbers, and three classes. What torch
@@ -44,6 +42,8 @@ def load_pickle(path: Path, *, mmap: bool) -> Any:
     Raises:
         UserError: when it cannot be read, or names anything that DeepSpeed's shards do not.
     """
+    import torch  # here: JSON of a model is checked before torch is imported
+
     with reading(f"{path}:", remedy="use another checkpoint"):
         _check_globals(path, _pickle_of(path))
         with torch.serialization.safe_globals(_safe_objects()):

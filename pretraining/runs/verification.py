@@ -6,7 +6,6 @@ must lie where the header of their file says, as the index says, and be finite.
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 
 from pretraining.cli.progress import Progress
 from pretraining.runs.completeness import COMPLETE_NAME, read_complete
+from pretraining.system.cores import usable_cores
 from pretraining.system.files import xxh3_of
 
 INDEX_NAME = "model.safetensors.index.json"
 # Of each type the unsigned integer of its size, and the bits that are all set in NaN and infinity.
 EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F80 << 16), "F64": ("<u8", 0x7FF << 52)}
 CHUNK_ITEMS = 1 << 22  # 64 MB for each core, with what comparing takes
-NUM_CORES = len(os.sched_getaffinity(0))
+NUM_CORES = usable_cores()
 
 T = TypeVar("T")
 

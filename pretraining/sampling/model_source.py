@@ -1,17 +1,11 @@
 """Where the weights for sampling come from: a run folder, an exported model, a checkpoint, bare ZeRO shards, or the
-Hub; and what is loaded from there.
+Hub. Imports no torch, so that a missing or wrong model is reported at once.
 """
 
-import logging
-import resource
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
-
-from pretraining.errors import UserError, reading
+from pretraining.errors import UserError
 from pretraining.runs.checkpoints import (
     MODEL_DIR_NAME,
     checkpoint_step,
@@ -21,12 +15,9 @@ from pretraining.runs.checkpoints import (
     whole_checkpoints,
 )
 from pretraining.runs.completeness import COMPLETE_NAME, read_complete
+from pretraining.runs.model_folder import config_fields, tokenizer_of
 from pretraining.runs.untrusted import check_model_folder
-from pretraining.runs.zero_shards import config_of_checkpoint, tokenizer_of
 from pretraining.sampling.hub_model import PICKLES, download_model, pickle_refusal
-from pretraining.sampling.weights import load_weights
-
-logger = logging.getLogger(__name__)
 
 RUNS_DIR = Path("runs")
 
@@ -79,13 +70,21 @@ def _in_folder(folder: Path, description: str, *, name: str | None = None) -> Mo
     _check_complete(folder)
     check_model_folder(folder, f"--model {name}")
     if _has_weights(folder):
-        return ModelSource(str(folder), str(tokenizer_of(folder)), description=description)
+        return _of_llama(ModelSource(str(folder), str(tokenizer_of(folder)), description=description))
     if optimizer_shards(folder):
-        return ModelSource(str(folder), str(tokenizer_of(folder)), True, f"{description} (ZeRO shards)")
+        return _of_llama(ModelSource(str(folder), str(tokenizer_of(folder)), True, f"{description} (ZeRO shards)"))
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise UserError(pickle_refusal(name, pickles[0]))
     raise UserError(f"--model {name}: is no run, exported model or checkpoint (no *.safetensors, no ZeRO shards)")
+
+
+def _of_llama(source: ModelSource) -> ModelSource:
+    """The same source, if its config is that of a Llama."""
+    model_type = config_fields(Path(source.location)).get("model_type", "llama")
+    if model_type != "llama":
+        raise UserError(f"--model {source.location}: is a {model_type} model; this suite samples from Llamas")
+    return source
 
 
 def _has_weights(folder: Path) -> bool:
@@ -118,57 +117,3 @@ def _incompleteness(folder: Path) -> str | None:
     if not _has_weights(folder) and num_shards != content["num_processes"]:
         return f"{num_shards} of {content['num_processes']} shards are there"
     return None
-
-
-def load_model(source: ModelSource, dtype: str = "auto") -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The model on the best devices there are, and its tokenizer; says time and memory.
-
-    Raises:
-        UserError: when anything of it cannot be read, it is not a Llama, or it does not fit.
-    """
-    began_at = time.monotonic()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    with reading(f"--model {source.location}: the model", remedy="copy or download it again"):
-        # PreTrainedTokenizerFast takes tokenizer.json as it stands; AutoTokenizer would rebuild Llama's pipeline.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(source.tokenizer_location)
-        tokenizer("a")  # `tokenizers` finds some mistakes of a file only when it encodes
-        check_canary(tokenizer, source.location)
-        config = config_of_checkpoint(Path(source.location))
-        if config.model_type != "llama":
-            raise UserError(
-                f"--model {source.location}: is a {config.model_type} model; this suite samples from Llamas"
-            )
-        model = load_weights(Path(source.location), config, only_shards=source.only_shards, dtype_name=dtype).eval()
-    _say(source, model, time.monotonic() - began_at)
-    return model, tokenizer
-
-
-def gives_ids(tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int]) -> bool:
-    """Whether these are the ids of a document's text, without control tokens."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == ids
-
-
-def check_canary(tokenizer: PreTrainedTokenizerFast, location: str) -> None:
-    """Refuse a tokenizer that gives other ids than the one that made the blocks of training.
-
-    Models of other programs come without a canary, and are taken as they are.
-    """
-    canary = tokenizer.init_kwargs.get("canary")
-    if canary is None:
-        return
-    if not gives_ids(tokenizer, canary["text"], canary["ids"]):
-        raise UserError(
-            f"--model {location}: its tokenizer gives other ids here than in training; copy the tokenizer of its data "
-            "set there again, or install the versions of requirements.lock"
-        )
-
-
-def _say(source: ModelSource, model: LlamaForCausalLM, seconds: float) -> None:
-    parts = [f"{model.num_parameters():,} parameters in {str(model.dtype).removeprefix('torch.')} on {model.device}"]
-    parts.append(f"loaded in {seconds:.1f} s")
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    parts.append(
-        f"{model.get_memory_footprint() / 1e6:,.0f} MB of weights, {peak_bytes / 1e6:,.0f} MB of memory at most"
-    )
-    logger.info("model: %s, %s", source.description or source.location, ", ".join(parts))

@@ -23,7 +23,7 @@ from pretraining.cli.progress import Progress
 from pretraining.sampling.generation import Continuation, continue_jobs
 from pretraining.sampling.growing import Job
 from pretraining.sampling.model_source import ModelSource
-from pretraining.system.files import write_atomically
+from pretraining.system.files import check_new_file, write_atomically
 from pretraining.system.locks import lock_file
 
 # Flags that say where prompts and text are, how fast it is made, or what is told of it.
@@ -112,7 +112,7 @@ class OutputFile:
         self._partial.unlink()
 
     def _open(self, origin: dict[str, Any]) -> IO[bytes]:
-        check_output(self._path)
+        check_new_file(self._path, flag="--output")
         file = self._partial.open("a+b")
         if not lock_file(file.fileno(), self._partial):
             raise UserError(f"--output {self._path}: another process writes it; choose another file")
@@ -154,14 +154,6 @@ class OutputFile:
                 f"--output {self._path}: {self._partial} was begun by another command ({'; '.join(changed)}); "
                 "give that one again, remove it, or choose another file"
             )
-
-
-def check_output(path: Path) -> None:
-    """Refuse to write over a file."""
-    if path.exists():
-        raise UserError(f"--output {path}: exists already; choose another file")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no folder {path.parent}; make it or choose another file")
 
 
 def _line(content: dict[str, Any]) -> bytes:

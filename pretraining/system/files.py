@@ -9,9 +9,25 @@ from pathlib import Path
 
 import xxhash
 
+from pretraining.errors import UserError
+
 TEMPORARY_SUFFIX = ".tmp"
 # Errors of file systems that have no fsync for folders (SMB, some FUSE): there a new name is durable at once, or never.
 CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+
+
+def check_new_file(path: Path, *, flag: str) -> None:
+    """Refuse to write over a file, or into a folder that does not exist or is not writable.
+
+    Raises:
+        UserError: naming the flag and the path.
+    """
+    if path.exists():
+        raise UserError(f"{flag} {path}: exists already; choose another file")
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}; create it or choose another file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {path}: the folder {path.parent} is not writable; choose another file")
 
 
 def sync(path: Path) -> None:

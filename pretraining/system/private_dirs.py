@@ -1,4 +1,4 @@
-"""Folders in the temporary folder that all users of the machine share, which only this user can read and write."""
+"""Folders of this user: the cache, and those in the shared temporary folder that only this user can read and write."""
 
 import os
 import stat
@@ -9,6 +9,18 @@ from pathlib import Path
 from pretraining.errors import UserError
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def cache_dir() -> Path:
+    """Where libraries and this suite keep what can be created again: that of XDG, unless HF_HOME or others move theirs.
+
+    Raises:
+        UserError: when this user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise UserError("HOME: is not set, and this user has no home folder; set XDG_CACHE_HOME to a folder") from None
 
 
 def private_dir(name: str) -> Path:

@@ -1,5 +1,6 @@
 """Micro batches of one process, in the order of the run, from any position on."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from pretraining.errors import UserError
 from pretraining.training.block_dataset import MixedBlocks
 from pretraining.training.block_order import BlockOrder
 from pretraining.training.global_batch import GlobalBatch
@@ -15,6 +17,30 @@ from pretraining.training.loss import Batch
 from pretraining.training.stop_request import leave_signals_to_the_parent
 
 LOOK_AHEAD = 4096  # places computed at once, since a call costs as much as 1,000 of them
+SHARED_MEMORY = "/dev/shm"
+
+
+class SharedMemoryError(UserError):
+    """Shared memory is full: workers of a DataLoader hand over their batches in files there."""
+
+    def __init__(self, num_workers: int) -> None:
+        usage = shutil.disk_usage(SHARED_MEMORY)
+        super().__init__(
+            f"--dataloader_num_workers {num_workers}: {SHARED_MEMORY} of {usage.total / 1e6:,.0f} MB has no space for "
+            "the batches of the workers; make it larger (docker run --shm-size=1g), or use --dataloader_num_workers 0"
+        )
+
+
+class WorkerLoader(DataLoader):
+    """A DataLoader that reports full shared memory in one line."""
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            if "shared memory" not in str(error):  # torch has no class of its own for it
+                raise
+            raise SharedMemoryError(self.num_workers) from None
 
 
 @dataclass
@@ -94,7 +120,7 @@ class BlockLoader:
 
     def _from_here(self) -> Iterator[Batch]:
         return iter(
-            DataLoader(
+            WorkerLoader(
                 self.dataset,
                 batch_sampler=self._micro_batches(self.num_consumed),
                 generator=torch.Generator(),  # the seeds of workers must not move the random state of dropout

@@ -6,12 +6,12 @@ compute as before. Only a training step is in fp8: evaluation, samples and the c
 exported model does, which computes in the precision of its weights.
 """
 
-import importlib.util
 from types import MethodType
 
 import torch
 from transformers import PreTrainedModel
 
+from pretraining.errors import UserError
 from pretraining.machine.layout import Layout
 from pretraining.training.processes import has_gpu
 
@@ -37,18 +37,21 @@ def compute_in_fp8(model: PreTrainedModel) -> None:
             module.forward = MethodType(forward, module)
 
 
-def fp8_problems(layout: Layout) -> list[str]:
-    """Why this machine cannot compute this model in fp8."""
-    problems = []
-    if importlib.util.find_spec("torchao") is None:
-        problems.append("--fp8: needs torchao; `pip install -c requirements-extras.txt torchao`, or leave it out")
+def check_fp8(layout: Layout) -> None:
+    """Refuse a GPU or a model that cannot compute in fp8.
+
+    Raises:
+        UserError: with all problems at once.
+    """
+    problems = odd_sizes(layout)
     capability = torch.cuda.get_device_capability() if has_gpu() else LOWEST_CAPABILITY
     if capability < LOWEST_CAPABILITY:
         problems.append(
             f"--fp8: needs a GPU of compute capability 8.9 or newer (Ada, Hopper), this one has "
-            f"{capability[0]}.{capability[1]}; leave it out"
+            f"{capability[0]}.{capability[1]}; remove the flag"
         )
-    return problems + odd_sizes(layout)
+    if problems:
+        raise UserError(*problems)
 
 
 def odd_sizes(layout: Layout) -> list[str]:

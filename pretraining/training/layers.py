@@ -5,9 +5,7 @@ whole it costs the host 1.6 ms in forward in place of 3.3 (benchmarks/step_setti
 Llama-2-7B over 4,096 tokens in 2.4. Nothing within a layer is hooked then, so torch.compile takes it in one graph.
 """
 
-import importlib.util
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,13 +14,9 @@ from deepspeed.utils import set_z3_leaf_modules
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from pretraining.cli.errors import UserError
-from pretraining.machine.layout import Layout
 from pretraining.system.private_dirs import private_dir
-from pretraining.training.fp8 import fp8_problems
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-COMPILERS = ("c++", "g++", "clang++")
 
 
 def gather_by_layer(model: PreTrainedModel) -> None:
@@ -46,22 +40,3 @@ def compile_layers(model: PreTrainedModel) -> None:
         os.environ[CACHE_VARIABLE] = str(private_dir("torchinductor"))
     for layer in model.model.layers:
         layer.forward = torch.compile(layer.forward, dynamic=False)
-
-
-def check_kernels(layout: Layout, *, liger: bool) -> None:
-    """Before anything is loaded: torch.compile has its kernels, or what starts them on a GPU, compiled as C++.
-
-    Raises:
-        UserError: when there is no compiler, no Liger-Kernel where its kernels were asked for, or no way to fp8.
-    """
-    checks = {
-        "--compile_layers: needs a C++ compiler (c++, g++ or clang++); install one, or leave it out": (
-            not layout.compiles_layers or any(map(shutil.which, COMPILERS))
-        ),
-        "--use_liger_kernel: needs liger-kernel; `pip install liger-kernel`, or leave it out": not liger
-        or importlib.util.find_spec("liger_kernel") is not None,
-    }
-    problems = [message for message, fine in checks.items() if not fine]
-    problems += fp8_problems(layout) if layout.computes_in_fp8 else []
-    if problems:
-        raise UserError(*problems)

@@ -13,10 +13,10 @@ from pretraining.machine.footprint import footprint
 from pretraining.machine.layout import Layout
 from pretraining.runs.checkpoints import is_run_folder
 from pretraining.runs.record_file import read_run_record
+from pretraining.training.early_checks import run_folder
 from pretraining.training.plan_only import plan_without_start
 from pretraining.training.planned_machine import Machine, this_machine
 from pretraining.training.planning import fits
-from pretraining.training.run_plan import run_folder
 from pretraining.training.trial import FITS, TrialPlace, TrialSize
 
 TRIAL_STEPS = 2  # the second has the optimizer's moments as well

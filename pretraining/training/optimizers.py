@@ -7,7 +7,6 @@ it. torchao's AdamW8bit does too, but keeps fp32 moments, without a word, for a 
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -42,18 +41,14 @@ def make_optimizer(
 
 
 def prepare_optimizer(name: OptimizerName, config: dict[str, Any]) -> None:
-    """Before anything is loaded: see that its package is here, and that it stays the optimizer when it is offloaded.
+    """Before anything is loaded: see that it stays the optimizer when it is offloaded.
 
     For an offloaded optimizer, whichever it is, accelerate takes DeepSpeed's CPU Adam unless the config says otherwise.
     torch's fused AdamW is as fast on a host (benchmarks/step_settings.md), and nothing has to be compiled for it.
 
     Raises:
-        UserError: when the package is missing, or the DeepSpeed config asks for CPU Adam.
+        UserError: when the DeepSpeed config asks for CPU Adam.
     """
-    if name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "--optim adamw_8bit: needs bitsandbytes; `pip install bitsandbytes`, or give --optim adamw_bf16"
-        )
     if config.setdefault("zero_force_ds_cpu_optimizer", False) and name != "adamw":
         raise UserError(
             f"--optim {name}: zero_force_ds_cpu_optimizer is true in the DeepSpeed config, which puts DeepSpeed's CPU "

@@ -12,14 +12,16 @@ from pretraining.corpus.manifest import MANIFEST_NAME
 from pretraining.corpus.store_source import Mixture, find_mixture, read_dataset_texts
 from pretraining.machine.footprint import footprint
 from pretraining.training.fp8 import odd_sizes
+from pretraining.training.global_batch import plan_batch
 from pretraining.training.model import load_model_config
+from pretraining.training.model_fields import Heads
 from pretraining.training.plan_costs import plan_costs, what_is_kept
 from pretraining.training.plan_table import PlannedRun, plan_table
 from pretraining.training.planned_machine import Machine, planned_machine
 from pretraining.training.planning import choose_gradient_type, make_layout, problems, resolved_settings
 from pretraining.training.remedies import find_remedies
 from pretraining.training.resuming import Start
-from pretraining.training.run_plan import num_steps_of, plan_batch
+from pretraining.training.run_plan import num_steps_of
 from pretraining.training.training_arguments import choose_precision
 
 
@@ -57,7 +59,9 @@ def plan_without_start(arguments: PretrainArguments, machine: Machine, mixture: 
         notes.append("no GPU is here and none was named (--gpu_type h200), so this is planned for the CPU")
     if arguments.trainer.get("use_liger_kernel"):
         notes.append("--use_liger_kernel: takes less than is said here")
-    batch = plan_batch(arguments, config, block_length, machine)
+    batch = plan_batch(
+        arguments, Heads(config.num_attention_heads, config.num_key_value_heads), block_length, machine.num_processes
+    )
     precision = choose_precision(arguments.trainer, has_gpu=machine.has_gpu, here=arguments.plan.gpu_type is None)
     layout = make_layout(arguments, config, ds_config, batch=batch, precision=precision, machine=machine)
     gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)

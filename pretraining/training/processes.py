@@ -25,13 +25,11 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch.distributed import HashStore, Store, TCPStore
 
 from pretraining.cli.errors import UserError, leave
-from pretraining.cli.launchers import has_launcher, num_local_processes, num_processes
+from pretraining.cli.launchers import check_cores, has_launcher, num_local_processes, num_processes
 from pretraining.machine.gpus import driver_gpu_names
 from pretraining.training.agreement import gathered
 from pretraining.training.lifeline import KnownProcess
 
-# Without a GPU. Processes that take turns on a core are slow, but right: a laptop can try what a cluster will do.
-MOST_PROCESSES_PER_CORE = 4
 LOOPBACK = "127.0.0.1"
 LOOPBACK_SCHEME = "loopback"
 STORE_BACKLOG = 1024  # ranks that connect at once
@@ -57,7 +55,7 @@ def check_num_processes() -> None:
     if has_gpu() and num_processes > num_gpus:
         raise UserError(f"--num_gpus={num_processes}: this machine has {num_gpus}; start with --num_gpus={num_gpus}")
     if not has_gpu():
-        _check_cores(num_processes, num_cores=os.cpu_count() or 1)  # not the affinity: mpirun binds a rank to a core
+        _warn_of_turns(num_processes, num_cores=check_cores())
     if not has_launcher() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UserError("srun: its tasks would each train alone; start one task that runs deepspeed or torchrun")
     names = driver_gpu_names()
@@ -70,13 +68,7 @@ def check_num_processes() -> None:
         )
 
 
-def _check_cores(num_processes: int, *, num_cores: int) -> None:
-    most = num_cores * MOST_PROCESSES_PER_CORE
-    if num_processes > most:
-        raise UserError(
-            f"--num_gpus={num_processes}: this machine has no GPU and {num_cores} cores, for {most} processes at most; "
-            f"start with --num_gpus={num_cores}"
-        )
+def _warn_of_turns(num_processes: int, *, num_cores: int) -> None:
     if num_processes > num_cores:
         logger.warning(
             "%d processes take turns on %d cores; --num_gpus=%d is faster", num_processes, num_cores, num_cores

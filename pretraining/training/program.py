@@ -30,6 +30,7 @@ from pretraining.runs.trackers import TrackedRun
 from pretraining.training.agreement import done_by_first
 from pretraining.training.announcement import announce
 from pretraining.training.block_dataset import BlockFields, UnusableBlockError
+from pretraining.training.block_loader import SharedMemoryError
 from pretraining.training.checkpointing import CheckpointKeeper
 from pretraining.training.ending import finish, leave_stopped
 from pretraining.training.fault_handler import FaultHandler
@@ -86,7 +87,7 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
         if request.is_agreed:
             leave_stopped(trainer, report)
         finish(trainer, report)
-    except UnusableBlockError as error:  # of this process alone, for which the others would wait
+    except (UnusableBlockError, SharedMemoryError) as error:  # of this process alone, for which the others would wait
         logger.error(error)
         lifeline.end_others()
         end_workers()

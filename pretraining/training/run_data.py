@@ -53,7 +53,7 @@ def check_tokenizer(store: Path, manifest: Manifest) -> None:
 
 
 def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool) -> None:
-    """Refuse stores without a block to train on, and steps larger than all of them; say when validation is empty.
+    """Refuse stores without a block to train on, and steps larger than all of them; warn when validation is empty.
 
     Raises:
         UserError: with what to change.

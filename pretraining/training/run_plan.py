@@ -19,18 +19,19 @@ from pretraining.runs.record_file import read_run_record
 from pretraining.system.files import sha256_of, xxh3_of
 from pretraining.training.block_loader import BlockStream
 from pretraining.training.block_order import BlockOrder
-from pretraining.training.global_batch import GlobalBatch, plan_global_batch
-from pretraining.training.layers import check_kernels
+from pretraining.training.early_checks import run_folder
+from pretraining.training.fp8 import check_fp8
+from pretraining.training.global_batch import GlobalBatch, plan_batch
 from pretraining.training.model import load_model_config
+from pretraining.training.model_fields import Heads
 from pretraining.training.optimizers import prepare_optimizer
 from pretraining.training.planned_machine import Machine, this_machine
 from pretraining.training.planning import GradientType, choose_gradient_type, make_layout, resolved_settings
 from pretraining.training.processes import check_num_processes, has_gpu
 from pretraining.training.remedies import check_fits
 from pretraining.training.resuming import Start, find_start, resume_now
-from pretraining.training.run_data import check_blocks, check_tokenizer, make_order
+from pretraining.training.run_data import check_blocks, make_order
 from pretraining.training.schedule import Schedule, make_schedule
-from pretraining.training.sequence_parallel import check_sequence_parallel
 from pretraining.training.training_arguments import Precision, choose_precision
 
 
@@ -118,20 +119,19 @@ class RunPlan:
 
 
 def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
-    """Check everything that can be checked without loading anything.
+    """Decide what the run is, once `check_inputs` has seen its files; nothing is loaded.
 
     Raises:
         UserError: for whatever would make the run fail or be another one than was asked for.
     """
     trainer = arguments.trainer
-    for part in mixture.parts:
-        check_tokenizer(part.store.folder, part.store.manifest)
     check_num_processes()
     run_dir = run_folder(arguments)
     ds_config = load_ds_config(trainer["deepspeed"])
     config = load_model_config(arguments.model, mixture.origin)
     machine = this_machine()
-    batch = plan_batch(arguments, config, mixture.origin.block_length, machine)
+    heads = Heads(config.num_attention_heads, config.num_key_value_heads)
+    batch = plan_batch(arguments, heads, mixture.origin.block_length, machine.num_processes)
     resume = resume_now(run_dir, arguments.durability.resume, this_restart())
     start = find_start(run_dir, resume)
     num_steps = num_steps_of(arguments, batch, sum(mixture.num_blocks("train")), start)
@@ -147,7 +147,8 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     order = make_order(mixture, seed=trainer["seed"] if data_seed is None else data_seed)
     manifests = tuple(sha256_of(part.store.folder / MANIFEST_NAME) for part in mixture.parts)
     prepare_optimizer(arguments.optimization.optim, ds_config)
-    check_kernels(layout, liger=bool(trainer.get("use_liger_kernel")))
+    if layout.computes_in_fp8:
+        check_fp8(layout)
     ds_config["data_types"]["grad_accum_dtype"] = gradient_type.name
     return RunPlan(
         arguments=arguments,
@@ -193,35 +194,6 @@ def _hashes_of(folder: str | None) -> dict[str, str] | None:
     if folder is None:
         return None
     return {path.name: xxh3_of(path) for path in sorted(Path(folder).glob("*.safetensors"))}
-
-
-def run_folder(arguments: PretrainArguments) -> Path:
-    """--output_dir, or a folder named after the preset, the repository, or the folder or file of a config."""
-    path = Path(arguments.model.model)
-    name = path.resolve().parent.name if path.name == "config.json" else path.name.removesuffix(".json")
-    return Path(arguments.trainer["output_dir"] or Path("runs") / name)
-
-
-def plan_batch(arguments: PretrainArguments, config: LlamaConfig, block_length: int, machine: Machine) -> GlobalBatch:
-    """How a step is made of micro steps on a machine.
-
-    Raises:
-        UserError: when something does not divide exactly.
-    """
-    size = arguments.model.sequence_parallel_size
-    check_sequence_parallel(size, config, block_length=block_length, num_processes=machine.num_processes)
-    micro_step = GlobalBatch(
-        block_length=block_length,
-        micro_batch_blocks=arguments.trainer["per_device_train_batch_size"],
-        gradient_accumulation_steps=1,
-        num_processes=machine.num_processes,
-        sequence_parallel_size=size,
-    )
-    return plan_global_batch(
-        micro_step,
-        global_batch_tokens=arguments.data.global_batch_tokens,
-        gradient_accumulation_steps=arguments.trainer.get("gradient_accumulation_steps"),
-    )
 
 
 def num_steps_of(arguments: PretrainArguments, batch: GlobalBatch, num_blocks: int | None, start: Start) -> int | None:

@@ -18,10 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pretraining.cli.errors import UserError
 from pretraining.training.loss import Batch, collate_targets
 
 
@@ -32,23 +30,6 @@ class SequenceGroup:
     processes: dist.ProcessGroup
     rank: int
     size: int
-
-
-def check_sequence_parallel(size: int, config: LlamaConfig, *, block_length: int, num_processes: int) -> None:
-    """Refuse a size that does not divide processes, heads and block.
-
-    Raises:
-        UserError: with everything that it does not divide.
-    """
-    divided = {
-        "processes": num_processes,
-        "attention heads (num_attention_heads)": config.num_attention_heads,
-        "heads of keys and values (num_key_value_heads)": config.num_key_value_heads,
-        "tokens of a block (--block_length)": block_length,
-    }
-    problems = [f"{count:,} {what}" for what, count in divided.items() if count % size]
-    if problems:
-        raise UserError(f"--sequence_parallel_size {size}: must divide the {' and the '.join(problems)}")
 
 
 def join_sequence_group(size: int, *, timeout_seconds: int) -> SequenceGroup:

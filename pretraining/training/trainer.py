@@ -18,7 +18,7 @@ from pretraining.cli.errors import UserError
 from pretraining.machine.throughput import ThroughputMeter
 from pretraining.runs.reporters import Reporters
 from pretraining.training.block_dataset import MixedBlocks
-from pretraining.training.block_loader import BlockLoader
+from pretraining.training.block_loader import BlockLoader, WorkerLoader
 from pretraining.training.checkpointing import CheckpointingTrainer
 from pretraining.training.evaluation import EvaluationAbandoned, EvaluationBlocks, evaluate_blocks
 from pretraining.training.isolation import model_inputs
@@ -204,7 +204,7 @@ class PretrainingTrainer(CheckpointingTrainer):
         blocks = EvaluationBlocks(chosen, text_bytes=self.data.text_bytes, multiple=size * num_groups)
         first = self.args.process_index // share * size
         numbers = range(0, len(blocks), size * num_groups)
-        return DataLoader(
+        return WorkerLoader(
             blocks,
             batch_sampler=(range(number + first, number + first + size) for number in numbers),  # no list of them all
             num_workers=self.args.dataloader_num_workers,

@@ -6,80 +6,63 @@ from pathlib import Path
 
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from pretraining.cli.finetune_arguments import ConversationArguments, FinetuneArguments
+from pretraining.cli.finetune_arguments import ConversationArguments
 from pretraining.cli.launchers import process_rank
 from pretraining.cli.preprocess_arguments import split_weights_of
 from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.corpus.cleaning import CleaningRules
 from pretraining.corpus.input_hashes import hash_inputs
-from pretraining.corpus.inputs import InputFile, find_inputs
+from pretraining.corpus.inputs import InputFile
 from pretraining.corpus.manifest import Origin, SourceFile, TokenizerIdentity
 from pretraining.corpus.store_source import find_mixture
 from pretraining.corpus.tokenization import DocumentTokenizer
 from pretraining.errors import UserError, reading
-from pretraining.runs.checkpoints import BLOCKS_DIR_NAME, holds_nothing, is_run_folder
+from pretraining.runs.checkpoints import BLOCKS_DIR_NAME
+from pretraining.training.early_checks import check_inputs
 from pretraining.training.model import load_model_config
 from pretraining.training.plan_only import say_plan
 from pretraining.training.program import pretrain, quiet_libraries
 from pretraining.tuning.chat_format import GENERATION_MARK, chat_template
 from pretraining.tuning.conversation_store import make_conversation_store, say_store
 from pretraining.tuning.conversations import MAX_LINE_BYTES, read_conversations
-from pretraining.tuning.starting_model import StartingModel, find_starting_model, load_model_tokenizer
-
-MOST_TOKENS = 2048  # of a block, unless told otherwise
+from pretraining.tuning.inputs import FinetuneInputs
+from pretraining.tuning.starting_model import load_model_tokenizer
 
 logger = logging.getLogger(__name__)
 
 
-def finetune(arguments: FinetuneArguments) -> None:
+def finetune(flags: ConversationArguments, inputs: FinetuneInputs) -> None:
     """Make the blocks, and train on them from the weights of the model."""
     quiet_libraries()
-    flags = arguments.conversations
-    model = find_starting_model(flags.model or "")
-    run = with_model(arguments.run, model)
+    run = inputs.run
     if run.plan.plan_only:
         say_plan(run)
         return
-    store = make_blocks(flags, run, model.folder)
+    store = make_blocks(flags, inputs)
     if process_rank() == 0:  # whichever process has made them
         say_store(store)
     run = replace(run, data=replace(run.data, dataset=[str(store)]))
-    pretrain(run, find_mixture([str(store)], revision=None))
+    mixture = find_mixture([str(store)], revision=None)
+    check_inputs(run, mixture)
+    pretrain(run, mixture)
 
 
-def with_model(run: PretrainArguments, model: StartingModel) -> PretrainArguments:
-    """The flags of training, with the model that was found and the lengths and names that follow from it."""
-    location = str(model.folder)
-    run = replace(run, model=replace(run.model, model=location), weights=location, weights_name=model.name)
-    positions = load_model_config(run.model, None).max_position_embeddings
-    run_dir = Path(run.trainer["output_dir"] or Path("runs") / model.run_name)
-    data = replace(
-        run.data,
-        block_length=run.data.block_length or min(positions, MOST_TOKENS),
-        dataset=[str(run_dir / BLOCKS_DIR_NAME)],
-    )
-    return replace(run, data=data, trainer={**run.trainer, "output_dir": str(run_dir)})
-
-
-def make_blocks(flags: ConversationArguments, run: PretrainArguments, model_dir: Path) -> Path:
+def make_blocks(flags: ConversationArguments, inputs: FinetuneInputs) -> Path:
     """The block store of the conversations, in the run folder.
 
     Raises:
         UserError: when it cannot be made, or the folder holds something else.
     """
-    run_dir = Path(run.trainer["output_dir"])
+    run, run_dir = inputs.run, Path(inputs.run.trainer["output_dir"])
     store = run_dir / BLOCKS_DIR_NAME
-    if run_dir.exists() and not store.exists() and (is_run_folder(run_dir) or not holds_nothing(run_dir)):
-        raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
-    files = find_inputs(flags.data_files, output_dir=run_dir)
-    tokenizer = load_model_tokenizer(model_dir)
-    origin = conversation_origin(flags, run, files, tokenizer)
+    tokenizer = load_model_tokenizer(inputs.model_dir)
+    origin = conversation_origin(flags, run, inputs.files, tokenizer)
     config: LlamaConfig = load_model_config(run.model, origin)
     make_conversation_store(
         store,
         origin,
-        read_conversations(files),
-        tokenizer_dir=model_dir,
+        read_conversations(inputs.files),
+        tokenizer_dir=inputs.model_dir,
         max_length=config.max_position_embeddings,
     )
     return store

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tokenizers import Tokenizer
 
 from pretraining.cli.arguments import HUB_ID
@@ -67,6 +65,10 @@ def load_model_tokenizer(folder: Path) -> DocumentTokenizer:
 
 
 def _download(hub_id: str) -> Path:
+    # Here: the Hub's client takes 0.2 s to import, which only a model of the Hub needs.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

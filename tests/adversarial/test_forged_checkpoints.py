@@ -25,7 +25,8 @@ from pretraining.runs.untrusted import (
     load_pickle,
     reading_small,
 )
-from pretraining.sampling.model_source import find_model, load_model
+from pretraining.sampling.loading import load_model
+from pretraining.sampling.model_source import find_model
 from pretraining.training.checkpoint_saver import Part, PartsEngine
 from pretraining.training.elastic import check_can_go_on
 from tests.adversarial import forging

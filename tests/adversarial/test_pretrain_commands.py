@@ -135,7 +135,7 @@ def _is_number(value: str, flag: Any) -> bool:
 OVERRIDES = {
     "hidden_size=0": "--model_overrides hidden_size=0: must be in [1, 1048576]",
     "hidden_size=-8": "must be in",
-    "hidden_size=30": "not a multiple of the number of attention heads",
+    "hidden_size=30": "is not a multiple of num_attention_heads",
     "hidden_size=12": "head_dim 3: must be even",
     "hidden_size=2001-99-99": "must be a number",
     "hidden_size=2001-01-01": "must be a number",

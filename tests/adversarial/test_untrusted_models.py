@@ -19,11 +19,13 @@ from pretraining.corpus.tokenization import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.runs.checkpoint_export import export_checkpoint
 from pretraining.runs.completeness import COMPLETE_NAME, incompleteness, record_file, write_complete
-from pretraining.runs.zero_shards import tokenizer_of
-from pretraining.sampling.model_source import find_model, load_model
+from pretraining.runs.model_folder import tokenizer_of
+from pretraining.sampling.loading import load_model
+from pretraining.sampling.model_source import find_model
 from pretraining.training.model import load_model_config
 from pretraining.tuning import chat_format
-from pretraining.tuning.program import make_blocks, with_model
+from pretraining.tuning.inputs import find_inputs_of
+from pretraining.tuning.program import make_blocks
 from pretraining.tuning.starting_model import find_starting_model
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run
 from tests.runs.exported import export_random_model
@@ -183,8 +185,7 @@ def blocks_of(model_dir: Path, folder: Path) -> Path:
     path.write_text(json.dumps({"prompt": "Who?", "response": "The council."}) + "\n")
     words = ["--model", model_dir, "--data_files", path, "--output_dir", folder / "run", "--split", "1,0,0"]
     arguments = parse_finetune_arguments("", [str(word) for word in words])
-    run_arguments = with_model(arguments.run, find_starting_model(str(model_dir)))
-    return make_blocks(arguments.conversations, run_arguments, model_dir)
+    return make_blocks(arguments.conversations, find_inputs_of(arguments))
 
 
 MARKED = "{% generation %}{% endgeneration %}"

@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.machine.flops import flops_per_token, num_parameters
-from pretraining.training.model import load_presets
+from pretraining.training.model_fields import load_presets
 
 PUBLISHED = {
     "llama1_7b": 6_738_415_616,

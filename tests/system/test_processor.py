@@ -1,6 +1,8 @@
 """What a processor can do is read, not assumed; on any, a run computes the same wherever its memory lies."""
 
+import json
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -9,8 +11,8 @@ import pytest
 from pretraining.system import processor
 from pretraining.system.processor import KERNELS_VARIABLE, bf16_instruction, instructions, use_reproducible_kernels
 from pretraining.training.training_arguments import choose_precision
-from tests.conftest import run_fine
-from tests.launch.launching import figures, train
+from tests.conftest import python, run, run_fine
+from tests.launch.launching import figures, train, training_flags
 from tests.system.preloads import compiled
 
 X86 = "processor\t: 0\nmodel name\t: {}\nflags\t\t: fpu sse sse2 {}\n\nprocessor\t: 1\nflags\t\t: fpu\n"
@@ -119,3 +121,34 @@ def test_a_resume_on_another_processor_keeps_its_precision_and_says_so(sample_st
     assert "precision: fp32 (as the run was started)" in done.output
     assert "resumes on another processor than at its last start (kernels MKL_CBWR=" in done.output
     assert "the same to rounding, not to the bit" in done.output
+
+
+# What a processor without AVX2 makes of torch, oneDNN and MKL, by their own switches.
+WITHOUT_AVX2 = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+OTHER_MACHINES = {
+    "without AVX2": (X86.format("Westmere", "ssse3 sse4_1 sse4_2"), WITHOUT_AVX2, "Westmere"),
+    "of an unknown architecture": ("cpu : unheard of\nisa : rv64\n", {}, platform.machine()),
+}
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("name", OTHER_MACHINES)
+def test_programs_run_on_a_processor(name: str, sample_store: Path, tmp_path: Path) -> None:
+    """With another /proc/cpuinfo in place of this machine's."""
+    text, env, processor_name = OTHER_MACHINES[name]
+    (tmp_path / "cpuinfo").write_text(text)
+    mount = f"mount --bind {tmp_path}/cpuinfo /proc/cpuinfo"
+    if run("unshare", "-m", "sh", "-c", mount).returncode:
+        pytest.skip("may not mount a file here")
+    within = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    flags = training_flags(sample_store, tmp_path / "run", "--max_steps", 2, "--bf16", "none")
+    done = run_fine(*within, *python("pretrain.py", *flags), env=env)
+    assert ", fp32\n" in done.output, "bf16 would be emulated"
+    assert json.loads((tmp_path / "run/run.json").read_text())["hardware"]["cpu"] == processor_name
+    done = run_fine(*within, *python("generate.py", "--model", tmp_path / "run", "--max_new_tokens", 3), env=env)
+    assert "parameters in float32 on cpu" in done.output
+    run_fine(*within, *python("preprocess.py", "--output_dir", tmp_path / "blocks"), env=env)
+
+
+def test_a_processor_that_is_not_described_has_no_instructions(tmp_path: Path) -> None:
+    assert instructions(tmp_path / "not there") == frozenset()

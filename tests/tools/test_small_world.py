@@ -95,7 +95,8 @@ def next_text(folder: Path, split: str) -> str:
     """A story of a split."""
     from pretraining.corpus.store_source import find_mixture
     from pretraining.judging.known_limit import document_texts
-    from pretraining.sampling.model_source import find_model, load_model
+    from pretraining.sampling.loading import load_model
+    from pretraining.sampling.model_source import find_model
 
     _, tokenizer = load_model(find_model(str(folder / "model")))
     return document_texts(find_mixture([str(folder / "blocks")], revision=None), split, tokenizer)[0]

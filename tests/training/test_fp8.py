@@ -8,8 +8,9 @@ import torch
 from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pretraining.cli.errors import UserError
 from pretraining.training import fp8
-from pretraining.training.fp8 import compute_in_fp8, fp8_problems
+from pretraining.training.fp8 import check_fp8, compute_in_fp8
 from tests.machine.layouts import Shape, layout_of
 
 needs_torchao = pytest.mark.skipif(
@@ -96,23 +97,21 @@ def test_a_layer_with_checkpointing_has_the_same_gradients() -> None:
 
 
 def test_what_has_no_fp8_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
     monkeypatch.setattr(fp8, "has_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     odd = Shape(hidden_size=100, num_attention_heads=10, num_key_value_heads=5, head_dim=10)
-    problems = fp8_problems(replace(layout_of("llama2_7b"), shape=odd, block_length=1001))
-    assert [problem.split("; ")[0] for problem in problems] == [
-        "--fp8: needs torchao",
-        "--fp8: needs a GPU of compute capability 8.9 or newer (Ada, Hopper), this one has 8.0",
+    with pytest.raises(UserError) as refused:
+        check_fp8(replace(layout_of("llama2_7b"), shape=odd, block_length=1001))
+    assert [problem.split("; ")[0] for problem in refused.value.problems] == [
         "--fp8: needs multiples of 16, and hidden_size is 100",
         "--fp8: needs multiples of 16, and num_attention_heads * head_dim is 100",
         "--fp8: needs multiples of 16, and num_key_value_heads * head_dim is 50",
         "--fp8: needs micro steps of a multiple of 16 tokens, and 1,001 are in one",
+        "--fp8: needs a GPU of compute capability 8.9 or newer (Ada, Hopper), this one has 8.0",
     ]
 
 
 def test_a_hopper_gpu_computes_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
     monkeypatch.setattr(fp8, "has_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert fp8_problems(layout_of("llama2_7b")) == []
+    check_fp8(layout_of("llama2_7b"))

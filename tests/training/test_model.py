@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pretraining.cli.pretrain_arguments import ModelArguments
-from pretraining.training.model import load_model_config, load_presets
+from pretraining.training.model import load_model_config
+from pretraining.training.model_fields import load_presets
 
 
 def deviation(model: str, *overrides: str) -> float:

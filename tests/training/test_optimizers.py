@@ -118,12 +118,6 @@ def test_muon_is_for_the_matrices_of_the_layers(is_tied: bool) -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-def test_an_8_bit_optimizer_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UserError, match="pip install bitsandbytes"):
-        prepare_optimizer("adamw_8bit", {})
-
-
 def test_an_offloaded_optimizer_is_the_one_that_was_asked_for() -> None:
     for name in ("adamw", "muon"):
         config: dict = {}

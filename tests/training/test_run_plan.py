@@ -23,6 +23,7 @@ from pretraining.cli.pretrain_arguments import (
 from pretraining.corpus.store_source import find_mixture
 from pretraining.machine.flops import num_parameters
 from pretraining.training.announcement import announce
+from pretraining.training.early_checks import check_inputs
 from pretraining.training.identity import run_identity, take_run_folder
 from pretraining.training.run_plan import RunPlan, plan_run
 from tests.conftest import PROJECT_DIR, TINY_MODEL
@@ -56,7 +57,9 @@ def plan(
         PlanArguments(**(wishes or {})),
         trainer_flags,
     )
-    found = plan_run(arguments, find_mixture(datasets, revision=None))
+    mixture = find_mixture(datasets, revision=None)
+    check_inputs(arguments, mixture)
+    found = plan_run(arguments, mixture)
     take_run_folder(found)
     return found
 
@@ -126,7 +129,8 @@ def test_overrides_are_checked_by_name(sample_store: Path, tmp_path: Path) -> No
     )
     message = refusal(sample_store, tmp_path, model_overrides=["hidden_size=250"])
     assert (
-        message == "--model quickstart: The hidden size (250) is not a multiple of the number of attention heads (4)."
+        message
+        == "--model quickstart: hidden_size 250 is not a multiple of num_attention_heads 4; override one of them"
     )
     message = refusal(sample_store, tmp_path, model_overrides=["num_key_value_heads=3"])
     assert "num_attention_heads 4 is no multiple of num_key_value_heads 3" in message

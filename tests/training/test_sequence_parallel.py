@@ -5,16 +5,12 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import LlamaConfig
 
 from pretraining.cli.errors import UserError
 from pretraining.training.block_dataset import IGNORED_LABEL
-from pretraining.training.sequence_parallel import (
-    check_sequence_parallel,
-    collate_parts,
-    join_sequence_group,
-    part_of_batch,
-)
+from pretraining.training.global_batch import check_sequence_parallel
+from pretraining.training.model_fields import Heads
+from pretraining.training.sequence_parallel import collate_parts, join_sequence_group, part_of_batch
 
 
 def test_parts_put_together_are_the_block_with_its_targets() -> None:
@@ -37,10 +33,10 @@ def test_positions_that_are_there_stay() -> None:
 
 
 def test_a_size_must_divide_processes_heads_and_blocks() -> None:
-    config = LlamaConfig(num_attention_heads=8, num_key_value_heads=4)
-    check_sequence_parallel(4, config, block_length=64, num_processes=8)
+    heads = Heads(num_attention_heads=8, num_key_value_heads=4)
+    check_sequence_parallel(4, heads, block_length=64, num_processes=8)
     with pytest.raises(UserError) as refused:
-        check_sequence_parallel(8, config, block_length=60, num_processes=8)
+        check_sequence_parallel(8, heads, block_length=60, num_processes=8)
     assert "4 heads of keys" in str(refused.value)
     assert "60 tokens" in str(refused.value)
     assert "processes" not in str(refused.value)

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pretraining.cli.errors import UserError
 from pretraining.corpus.manifest import read_manifest
 from pretraining.corpus.tokenization import load_document_tokenizer
-from pretraining.sampling.model_source import check_canary
+from pretraining.sampling.loading import check_canary
 from pretraining.training.tokenizer import tokenizer_for_model
 from tests.conftest import PROJECT_DIR, python, run_fine
 from tests.corpus.test_tokenization import ODD_TEXTS

@@ -16,8 +16,8 @@ from pretraining.training.block_dataset import IGNORED_LABEL, BlockDataset, Bloc
 from pretraining.training.evaluation import evaluate_blocks, losses_by
 from pretraining.training.loss import collate_targets
 from pretraining.tuning.chat_format import chat_template
-from pretraining.tuning.program import make_blocks, with_model
-from pretraining.tuning.starting_model import find_starting_model
+from pretraining.tuning.inputs import find_inputs_of
+from pretraining.tuning.program import make_blocks
 from tests.conftest import PROJECT_DIR
 from tests.runs.exported import export_random_model
 
@@ -51,7 +51,7 @@ def store_of(model: Path, folder: Path, *flags: object) -> Path:
     words = ["--model", model, "--data_files", path, "--output_dir", folder / "run", "--split", "1,0,0"]
     words += ["--block_length", BLOCK_LENGTH, *flags]
     arguments = parse_finetune_arguments("", [str(word) for word in words])
-    return make_blocks(arguments.conversations, with_model(arguments.run, find_starting_model(str(model))), model)
+    return make_blocks(arguments.conversations, find_inputs_of(arguments))
 
 
 def blocks_of(store: Path) -> BlockDataset:

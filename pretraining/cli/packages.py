@@ -1,0 +1,66 @@
+"""Packages and compilers that only some flags need: what is missing is reported before anything is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pretraining.cli.pretrain_arguments import PretrainArguments
+
+COMPILERS = ("c++", "g++", "clang++")  # torch.compile builds its kernels, or what launches them on a GPU, as C++
+# The package of an attention implementation; transformers can also download it by the package `kernels`.
+FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+# The Trainer's names, with the package that has to be installed where it is called otherwise.
+TRACKERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
+    "azure_ml": "azureml",
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet_ml",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "flyte": "flytekit",
+    "kubeflow": "kubeflow",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+}
+
+
+def tracker_problems(report_to: Sequence[str]) -> Iterator[str]:
+    """What is wrong with --report_to; "all" means those that are installed."""
+    for name in report_to:
+        if name not in (*TRACKERS, "all"):
+            yield f"--report_to {name}: is none of {', '.join(TRACKERS)}, all, none"
+        elif name in TRACKERS and not _is_installed(TRACKERS[name]):
+            yield f"--report_to {name}: it is not installed; pip install {TRACKERS[name]}, or leave it out"
+
+
+def package_problems(arguments: PretrainArguments) -> Iterator[str]:
+    """What the flags need and this environment does not have; nothing where --plan_only plans for any machine."""
+    if arguments.plan.plan_only:
+        return
+    if arguments.optimization.optim == "adamw_8bit" and not _is_installed("bitsandbytes"):
+        yield "--optim adamw_8bit: needs bitsandbytes; `pip install bitsandbytes`, or use --optim adamw_bf16"
+    if arguments.trainer.get("use_liger_kernel") and not _is_installed("liger_kernel"):
+        yield "--use_liger_kernel: needs liger-kernel; `pip install liger-kernel`, or remove the flag"
+    if arguments.model.fp8 and not _is_installed("torchao"):
+        yield "--fp8: needs torchao; `pip install -c requirements-extras.txt torchao`, or remove the flag"
+    if arguments.model.compile_layers and not any(map(shutil.which, COMPILERS)):
+        yield f"--compile_layers: needs a C++ compiler ({', '.join(COMPILERS)}); install one, or remove the flag"
+    attention = arguments.model.attention_implementation
+    package = FLASH_PACKAGES.get(attention)
+    if package is not None and not _is_installed(package) and not _is_installed("kernels"):
+        yield (
+            f"--attention_implementation {attention}: {package} is not installed; install it, or `pip install "
+            "kernels`, or use --attention_implementation sdpa"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

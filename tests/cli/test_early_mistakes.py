@@ -1,0 +1,137 @@
+"""A mistake is reported before torch and the libraries above it are imported, whose import takes seconds.
+
+What is imported does not depend on how fast or busy a machine is, as the seconds until the message do.
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT_DIR, Done, run
+
+SLOW = {"torch", "transformers", "datasets", "deepspeed", "accelerate", "pandas", "scipy"}
+IMPORTED = re.compile(r"^import time:.*\| +(\S+)$", re.MULTILINE)
+# The program with packages that cannot be found, installed or not.
+WITHOUT = """import runpy, sys
+sys.modules.update(dict.fromkeys({packages!r}))
+runpy.run_path({program!r}, run_name="__main__")
+"""
+SYNTHETIC = ["pretrain.py", "--dataset", "synthetic"]
+QUICKSTART = [*SYNTHETIC, "--model", "quickstart"]
+ON_STORE = ["pretrain.py", "--dataset", "STORE", "--model", "quickstart", "--global_batch_tokens", "none"]
+
+MISTAKES = [
+    (["preprocess.py", "--data_files", "nope.jsonl"], "--data_files nope.jsonl: there is no such file"),
+    (["preprocess.py", "--tokenizer", "EMPTY"], "the folder has no tokenizer.json"),
+    (["preprocess.py", "--block_length", "0"], "--block_length 0: must be in"),
+    (["preprocess.py", "--recipe", "RECIPE"], "no_such_flag: there is no flag of this name"),
+    (["train_tokenizer.py", "--data_files", "nope.jsonl"], "--data_files nope.jsonl: there is no such file"),
+    (["pretrain.py", "--modle", "x"], "--modle: there is no flag of this name (did you mean model?)"),
+    (["pretrain.py", "--recipe", "RECIPE"], "no_such_flag: there is no flag of this name"),
+    (["pretrain.py", "--learning_rate", "-1"], "--learning_rate -1: must be"),
+    (["pretrain.py", "--dataset", "EMPTY"], "is no block store (manifest.json is missing)"),
+    ([*SYNTHETIC, "--deepspeed", "nope.json"], "--deepspeed nope.json: cannot be read"),
+    ([*SYNTHETIC, "--bf16", "--fp16"], "exclude each other"),
+    ([*SYNTHETIC, "--model", "lama2_7b"], "is no preset (did you mean llama2_7b?)"),
+    ([*SYNTHETIC, "--model", "EMPTY"], "the folder has no config.json"),
+    ([*SYNTHETIC, "--model", "EMPTY/config.json"], "is no preset, file or folder"),
+    ([*SYNTHETIC, "--model", "README.md"], "is not JSON"),
+    ([*QUICKSTART, "--model_overrides", "hidden_sizes=4"], "has no field hidden_sizes (did you mean hidden_size?)"),
+    ([*QUICKSTART, "--model_overrides", "hidden_size=31"], "is not a multiple of num_attention_heads 4"),
+    ([*ON_STORE, "--model_overrides", "vocab_size=9"], "its vocabulary of 9 does not match"),
+    ([*ON_STORE, "--global_batch_tokens", "65"], "--global_batch_tokens 65: is no multiple of"),
+    ([*ON_STORE, "--output_dir", "README.md"], "--output_dir README.md: cannot be written (README.md is not a folder)"),
+    ([*ON_STORE, "--output_dir", "docs"], "--output_dir docs: holds something else"),
+    ([*ON_STORE, "--resume", "EMPTY"], "is no complete checkpoint"),
+    (["finetune.py", "--model", "EMPTY", "--data_files", "README.md"], "is no exported model"),
+    (
+        ["finetune.py", "--model", "MODEL", "--data_files", "nope.jsonl"],
+        "--data_files nope.jsonl: there is no such file",
+    ),
+    (["finetune.py", "--model", "MODEL", "--data_files", "README.md", "--output_dir", "docs"], "holds something else"),
+    (["generate.py", "--model", "EMPTY"], "is no run, exported model or checkpoint"),
+    (["generate.py", "--model", "EMPTY/nope"], "there is no such folder"),
+    (["generate.py", "--model", "OTHER"], "is a mistral model; this suite samples from Llamas"),
+    (["generate.py", "--prompt_file", "nope.txt"], "--prompt_file nope.txt: cannot be read"),
+    (["generate.py", "--output", "README.md"], "--output README.md: exists already"),
+    (["generate.py", "--stats", "--held_out", "nope.jsonl"], "--held_out nope.jsonl: there is no such file"),
+    (["generate.py", "--stats", "--blocks", "EMPTY"], "--blocks"),
+    (["generate.py", "--max_new_tokens", "0"], "--max_new_tokens 0: must be in"),
+    (["-m", "tools.checkpoints", "verify", "EMPTY"], "has nothing to check"),
+    (["-m", "tools.compare_runs", "EMPTY", "EMPTY"], "cannot be read"),
+    (["-m", "tools.compare_samples", "EMPTY"], "is no run, exported model or checkpoint"),
+    (["-m", "tools.evaluate", "EMPTY", "--data_files", "README.md"], "is no run, exported model or checkpoint"),
+    (["-m", "tools.evaluate", "MODEL", "--data_files", "nope.jsonl"], "nope.jsonl: there is no such file"),
+    (["-m", "tools.evaluate", "MODEL", "--dataset", "EMPTY"], "is no block store"),
+    (["-m", "tools.report", "EMPTY"], "cannot be read"),
+    (["-m", "tools.small_world_check", "EMPTY", "--dataset", "STORE"], "is no run, exported model or checkpoint"),
+    (["-m", "tools.text_statistics", "nope.jsonl"], "cannot be read"),
+    (["-m", "tools.trace", "EMPTY", "--block", "0"], "is no block store"),
+    (["-m", "tools.verify", "EMPTY"], "has nothing to check"),
+]
+MISSING_PACKAGES = [
+    (["--optim", "adamw_8bit"], "bitsandbytes", "pip install bitsandbytes"),
+    (["--use_liger_kernel"], "liger_kernel", "pip install liger-kernel"),
+    (["--fp8", "--compile_layers"], "torchao", "pip install -c requirements-extras.txt torchao"),
+    (["--report_to", "wandb"], "wandb", "pip install wandb"),
+    (["--attention_implementation", "flash_attention_2"], "flash_attn", "flash_attn is not installed"),
+    (
+        ["--attention_implementation", "flash_attention_3"],
+        "flash_attn_interface",
+        "flash_attn_interface is not installed",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, sample_store: Path) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("places")
+    for name, model_type in (("MODEL", "llama"), ("OTHER", "mistral")):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps({"model_type": model_type}))
+        (folder / name / "model.safetensors").touch()
+        shutil.copy(PROJECT_DIR / "data/sample/tokenizer/tokenizer.json", folder / name)
+    (folder / "EMPTY").mkdir()
+    (folder / "RECIPE").write_text("no_such_flag: 1\nseed: 1\n")
+    return {name: str(folder / name) for name in ("MODEL", "OTHER", "EMPTY", "RECIPE")} | {"STORE": str(sample_store)}
+
+
+def slow_imports(done: Done) -> set[str]:
+    return SLOW & set(IMPORTED.findall(done.stderr))
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=str)
+def test_a_mistake_is_reported_before_the_slow_imports(words: list[str], message: str, places: dict[str, str]) -> None:
+    named = [re.sub(r"^[A-Z]+(?=/|$)", lambda found: places.get(found[0], found[0]), word) for word in words]
+    done = run(sys.executable, "-X", "importtime", *named)
+    assert done.returncode == 2, done.output[-2000:]
+    assert len(done.errors) == 1
+    assert message in done.errors[0]
+    assert slow_imports(done) == set()
+
+
+@pytest.mark.parametrize(("flags", "package", "message"), MISSING_PACKAGES, ids=str)
+def test_a_missing_package_is_reported_before_the_slow_imports(flags: list[str], package: str, message: str) -> None:
+    code = WITHOUT.format(packages=[package, "kernels"], program="pretrain.py")
+    done = run(sys.executable, "-X", "importtime", "-c", code, *QUICKSTART[1:], *flags)
+    assert len(done.errors) == 1
+    assert message in done.errors[0]
+    assert slow_imports(done) == set()
+
+
+def test_a_missing_compiler_is_reported_before_the_slow_imports(tmp_path: Path) -> None:
+    done = run(sys.executable, "-X", "importtime", *QUICKSTART, "--compile_layers", env={"PATH": str(tmp_path)})
+    assert len(done.errors) == 1
+    assert "needs a C++ compiler" in done.errors[0]
+    assert slow_imports(done) == set()
+
+
+def test_problems_of_different_files_are_reported_together(places: dict[str, str]) -> None:
+    flags = ["--model", "quickstart", "--global_batch_tokens", "65", "--output_dir", "README.md"]
+    done = run(sys.executable, "-X", "importtime", "pretrain.py", "--dataset", places["STORE"], *flags)
+    assert [error.split(":")[1].split()[0] for error in done.errors] == ["--global_batch_tokens", "--output_dir"]
+    assert slow_imports(done) == set()
