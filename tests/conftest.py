@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 PROJECT_DIR = Path(__file__).parents[1]
+# A hang guard, and no claim about speed: far more than what is waited for takes on one busy core, and less than the
+# timeout of a test.
+HANG_SECONDS = 200.0
 REAL_DATA_DIR = PROJECT_DIR.parent / "shared" / "data"
 # A model of 60,000 parameters in fp32: a step takes milliseconds, start-up is all the time there is.
 TINY_MODEL = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=2", "num_attention_heads=4"]
@@ -72,7 +75,7 @@ def assert_nowhere(secret: str, done: Done, *folders: Path) -> None:
 def run(
     *words: object,
     cwd: Path = PROJECT_DIR,
-    timeout: float = 200,
+    timeout: float = HANG_SECONDS,
     env: dict[str, str] | None = None,
     stdin: str | None = None,
 ) -> Done:

@@ -120,7 +120,7 @@ def _start(rank: int, size: int, store: Path) -> subprocess.Popen[str]:
 
 
 if __name__ == "__main__":
-    signal.alarm(LIMIT_SECONDS + 5)  # whoever started it may be gone
+    signal.alarm(3 * LIMIT_SECONDS)  # whoever started it may be gone
     sys.stdout.write(f"{IMPORTED}\n")
     sys.stdout.flush()
     sys.stdout.write(json.dumps(measure()) + "\n")

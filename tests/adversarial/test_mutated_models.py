@@ -13,7 +13,6 @@ import pytest
 from tests.adversarial.mutations import mutations, num_mutations
 from tests.conftest import PROJECT_DIR
 
-SECONDS = 5.0  # for one file of a few kilobytes
 # Reads each file named on stdin as the programs do, and answers each with a line; a panic or a crash ends it.
 READERS = """
 import faulthandler, os, sys

@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -194,24 +196,35 @@ def test_exchange_that_is_not_over_nvlink() -> None:
     assert "nothing to exchange" in all_reduce.judge({**measured, "size": 1}, has_nvlink=False).figure
 
 
+SAYS_IMPORTED = f"print({all_reduce.IMPORTED!r}, flush=True)"
+HANGS = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
+
+
 @pytest.mark.parametrize(
-    ("code", "status", "words"),
+    ("code", "limit", "status", "words"),
     [
-        (f"print({all_reduce.IMPORTED!r}, flush=True); raise RuntimeError('NCCL')", "failure", "RuntimeError: NCCL"),
-        (f"print({all_reduce.IMPORTED!r}, flush=True); import time; time.sleep(60)", "failure", "no answer within"),
-        ("import time; time.sleep(60)", "warning", "while importing torch"),
+        (f"{SAYS_IMPORTED}; raise RuntimeError('NCCL')", 180.0, "failure", "RuntimeError: NCCL"),
+        (f"{SAYS_IMPORTED}; {HANGS}", 0.5, "failure", "no answer within"),
+        (HANGS, 0.5, "warning", "while importing torch"),
     ],
 )
-def test_ranks_that_fail_or_hang(monkeypatch: pytest.MonkeyPatch, code: str, status: str, words: str) -> None:
+def test_ranks_that_fail_or_hang(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, limit: float, status: str, words: str
+) -> None:
+    """The time that they have begins when they hang, however long Python takes to start."""
     ranks: list[subprocess.Popen[str]] = []
 
     def start(rank: int, size: int, port: int) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
-        ranks.append(subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True))
+        hangs = tmp_path / str(rank)
+        words = [sys.executable, "-c", code, hangs]
+        ranks.append(subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True))
+        while not hangs.exists() and ranks[-1].poll() is None:
+            time.sleep(0.02)
         return ranks[-1]
 
     monkeypatch.setattr(all_reduce, "_start", start)
-    monkeypatch.setattr(all_reduce, "LIMIT_SECONDS", 1.5)
+    monkeypatch.setattr(all_reduce, "LIMIT_SECONDS", limit)
     (found,) = all_reduce.all_reduce([])
     assert found.status == status
     assert words in found.figure

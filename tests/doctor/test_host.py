@@ -71,11 +71,12 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 
 def test_a_process_without_a_launcher_is_found(tmp_path: Path) -> None:
     program = tmp_path / "pretrain.py"
-    program.write_text("import time\ntime.sleep(120)\n")
+    program.write_text("import time\ntime.sleep(600)\n")
     started = run("sh", "-c", f"setsid {sys.executable} {program} >/dev/null 2>&1 & echo $!")
     pid = int(started.stdout)
     try:
-        time.sleep(0.2)
+        while Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1] != bytes(program):  # a shell, and setsid
+            time.sleep(0.02)
         if stat_words(pid)[1] != "1":
             pytest.skip("another process than the first takes in those that lost their parent")
         found = find(diagnose_some("left processes", "--json"), "left processes", "warning")

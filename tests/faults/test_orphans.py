@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 from pretraining.training.lifeline import KnownProcess
-from tests.conftest import PROJECT_DIR
+from tests.conftest import HANG_SECONDS, PROJECT_DIR
 from tests.launch.launching import launcher
 
 pytestmark = pytest.mark.launch
 
-GONE_WITHIN_SECONDS = 10
 DEATHS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1, "SIGHUP": signal.SIGHUP}
 
 
@@ -39,15 +38,15 @@ class Waiting:
             pids["command"],
         ]
         known = [KnownProcess.of(pid) for pid in everything]
+        hangs_at = time.monotonic() + HANG_SECONDS
         if whom == "all":
             os.killpg(self.command.pid, DEATHS[how])
         else:
             os.kill(pids[whom], DEATHS[how])
         try:
-            _, stderr = self.command.communicate(timeout=60)
-            began_at = time.monotonic()
+            _, stderr = self.command.communicate(timeout=HANG_SECONDS)
             while any(process.is_alive() for process in known):
-                assert time.monotonic() - began_at < GONE_WITHIN_SECONDS, (known, stderr)
+                assert time.monotonic() < hangs_at, (known, stderr)
                 time.sleep(0.1)
         finally:
             for process in known:
@@ -112,19 +111,19 @@ def test_a_supervisor_between_launcher_and_rank_changes_nothing(
     waiting = start("deepspeed", tmp_path, restarts=True)
     code, _ = waiting.end(whom, "SIGKILL")
     assert code != 0
-    assert waiting.asked() == [reason] * 2
+    asked = waiting.asked()  # as above
+    assert len(asked) == 2
+    assert {reason} <= set(asked) <= {reason, "SIGTERM"}
 
 
-def test_a_rank_that_waits_for_a_killed_one_ends_in_seconds(
+def test_a_rank_that_waits_for_a_killed_one_ends_before_deepspeed_kills_it(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """deepspeed would give it 30, since it asks politely first."""
+    """deepspeed would, 30 s after it asked politely, and then it could not say what it says."""
     record_property("killed", 1)
     waiting = start("deepspeed", tmp_path, watches_others=True)
-    began_at = time.monotonic()
     code, stderr = waiting.end("rank", "SIGKILL")
     assert code != 0
-    assert time.monotonic() - began_at < GONE_WITHIN_SECONDS
     assert stderr.count("error: process 1 of this run died, so it ends; the same command goes on") == 1
 
 
@@ -147,9 +146,7 @@ def test_the_end_of_the_terminal_changes_nothing_under_nohup(tmp_path: Path) -> 
 
 
 def test_torchrun_ends_with_its_terminal_under_nohup_too_and_its_ranks_save(tmp_path: Path) -> None:
-    """It catches SIGHUP, whether that is ignored or not, and kills 30 s later."""
+    """It catches SIGHUP, whether that is ignored or not, and kills 30 s later: what a rank writes last is there."""
     waiting = start("torchrun", tmp_path, nohup=True)
-    began_at = time.monotonic()
     waiting.end("all", "SIGHUP")
-    assert time.monotonic() - began_at < GONE_WITHIN_SECONDS
     assert waiting.asked() == ["SIGHUP"] * 2

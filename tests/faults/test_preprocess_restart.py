@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.corpus.progress import read_progress
-from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, python, run, run_fine
 
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
 KILLED_AT_STEP = PROJECT_DIR / "tests/faults/killed_at_step.py"
@@ -224,7 +224,7 @@ def test_ctrl_c_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
         while not (tmp_path / "blocks.partial/slices").exists():
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
     goes_on = "the same command goes on from the last finished shard" in errors
     assert goes_on == (tmp_path / "blocks.partial").exists()
@@ -252,7 +252,7 @@ def test_a_name_that_is_taken_meanwhile_loses_nothing(corpus: Path, tmp_path: Pa
             time.sleep(0.005)
         store.mkdir()
         (store / "thesis.txt").write_text("years of work")
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 2
     assert "Directory not empty" in errors
     assert (partial / "manifest.json").is_file()
@@ -270,7 +270,7 @@ def test_input_that_changes_while_it_is_read_makes_no_store(corpus: Path, tmp_pa
             time.sleep(0.005)
         with own.open("a") as file:
             file.write('{"text": "one line more"}\n')
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 2
     assert f"--data_files {own}: changed while it was read" in errors
     assert not (tmp_path / "blocks").exists()

@@ -19,7 +19,7 @@ from pretraining.cli.errors import STOPPED_EXIT_CODE
 from pretraining.cli.restarts import boot_seconds, socket_path
 from pretraining.cli.supervisor import End, Ended, Leave, Start, receive_message, send_message
 from tests.adversarial.forging import Calls
-from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, python, run, run_fine
 from tests.launch.launching import events, figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
@@ -27,7 +27,6 @@ pytestmark = pytest.mark.launch
 SUPERVISED = PROJECT_DIR / "tests/faults/supervised.py"
 CRASHING = "tests/faults/crashing_run.py"
 FLAGS = ["--save_steps", 2, "--eval_strategy", "no"]
-PATIENCE_SECONDS = 30
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,7 @@ class Ranks:
             self.processes.append(process)
 
     def codes(self) -> list[int]:
-        return [process.wait(PATIENCE_SECONDS) for process in self.processes]
+        return [process.wait(HANG_SECONDS) for process in self.processes]
 
     def worker(self, attempt: int, rank: int) -> dict[str, Any]:
         path = self.folder / f"{attempt}-{rank}.json"
@@ -128,7 +127,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until(is_so: Any) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + HANG_SECONDS
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.02)

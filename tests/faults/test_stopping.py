@@ -18,7 +18,7 @@ import pytest
 
 from pretraining.cli.errors import STOPPED_EXIT_CODE
 from pretraining.runs.checkpoints import whole_checkpoints
-from tests.conftest import PROJECT_DIR, Done
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done
 from tests.launch.launching import events, figures, launcher, records, train, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
@@ -138,7 +138,7 @@ def interrupt_deepspeed(store: Path, run_dir: Path, **env: str) -> tuple[int, st
         stderr=subprocess.STDOUT,
         text=True,
     )
-    output, _ = command.communicate(timeout=200)
+    output, _ = command.communicate(timeout=HANG_SECONDS)
     return command.returncode, output
 
 
@@ -172,8 +172,8 @@ def processes_of(run_dir: Path) -> list[str]:
     return [line for line in lines if str(run_dir) in line]
 
 
-def wait_until(is_so: Callable[[], bool], *, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + HANG_SECONDS
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -206,10 +206,10 @@ def test_a_run_saves_and_stops_when_its_terminal_is_closed(sample_store: Path, t
         log = run_dir / "metrics.jsonl"
         return log.is_file() and log.read_text().count('"loss"') > 1
 
-    wait_until(has_trained, seconds=100)
+    wait_until(has_trained)
     os.close(ours)
-    assert shell.wait(10) == -signal.SIGHUP
-    wait_until(lambda: not processes_of(run_dir), seconds=20)
+    assert shell.wait(HANG_SECONDS) == -signal.SIGHUP
+    wait_until(lambda: not processes_of(run_dir))
     (stop,) = events(run_dir, "stop")
     assert stop["reason"] == "SIGHUP"
     assert whole_checkpoints(run_dir) == [run_dir / f"checkpoint-{stop['step']}"]

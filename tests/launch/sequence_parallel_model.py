@@ -1,4 +1,4 @@
-"""One forward and backward of a tiny model by a group of processes, and by each alone; prints what differs most.
+"""Forward and backward of a tiny model in fp64, by a group of processes and by each alone; prints what differs most.
 
 torchrun --nproc_per_node=2 sequence_parallel_model.py
 """
@@ -7,12 +7,13 @@ import sys
 
 import torch
 import torch.distributed as dist
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pretraining.training.block_dataset import IGNORED_LABEL
 from pretraining.training.isolation import model_inputs
-from pretraining.training.loss import collate_targets, token_losses
+from pretraining.training.loss import collate_targets
 from pretraining.training.sequence_parallel import join_sequence_group, part_of_batch, share_attention
 
 BATCH, LENGTH, VOCABULARY = 2, 24, 50
@@ -37,9 +38,12 @@ def make_batch(*, within_documents: bool) -> dict[str, torch.Tensor]:
 def loss_and_gradients(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, use_cache=False, **shape))
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, use_cache=False, **shape)
+    ).double()
     inputs = model_inputs(batch, in_one_row=False)
-    loss = token_losses(model(**inputs), batch["labels"]).loss_sum
+    labels = batch["labels"].flatten()
+    loss = cross_entropy(model(**inputs).logits.flatten(0, 1), labels, ignore_index=IGNORED_LABEL, reduction="sum")
     loss.backward()
     return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
 

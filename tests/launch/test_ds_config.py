@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pretraining.cli.ds_config_keys import ACCEPTED
 from tests.cli.test_ds_config import MEGATRON
 from tests.conftest import PROJECT_DIR
 from tests.launch.launching import figures, records, train
+from tests.rounding import assert_same_training
 
 pytestmark = pytest.mark.launch
 FLAGS = ["--max_steps", 4, "--eval_strategy", "no", "--save_strategy", "no", "--export", "false"]
@@ -56,7 +56,7 @@ def test_every_accepted_key_trains_the_same(
     config |= {"train_batch_size": 8, "gradient_clipping": 1}
     (tmp_path / "ds.json").write_text(json.dumps(config))
     train("2 ranks", sample_store, tmp_path / "run", *FLAGS, "--deepspeed", tmp_path / "ds.json")
-    np.testing.assert_allclose(figures(tmp_path / "run"), reference, rtol=1e-4)
+    assert_same_training(figures(tmp_path / "run"), reference)
     used = json.loads((tmp_path / "run/run.json").read_text())["ds_config_resolved"]["zero_optimization"]
     assert (used["sub_group_size"], used["reduce_scatter"], used["overlap_comm"]) == (3000, False, False)
 

@@ -13,6 +13,7 @@ from pretraining.training.block_dataset import BlockFields
 from pretraining.training.split_evaluation import evaluate_split
 from tests.conftest import assert_one_error
 from tests.launch.launching import figures, records, train, try_to_train
+from tests.rounding import assert_same_training, loss_rounding
 
 # Where nothing is in the compiler's cache yet, two processes take minutes for the emulated kernels.
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(480)]
@@ -37,7 +38,7 @@ def fp8_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_two_processes_train_like_one(fp8_run: Path, sample_store: Path, tmp_path: Path) -> None:
     """A scale is that of one tensor in one micro step, and the micro steps are the same."""
     train("1 rank", sample_store, tmp_path / "run", *FP8, *UNSAVED)
-    np.testing.assert_allclose(figures(tmp_path / "run"), figures(fp8_run), rtol=1e-4)
+    assert_same_training(figures(tmp_path / "run"), figures(fp8_run))
 
 
 def test_fp8_is_close_to_what_the_weights_precision_gives(fp8_run: Path, sample_store: Path, tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_what_is_evaluated_is_the_exported_model(fp8_run: Path, sample_store: Pa
     mixture = find_mixture([str(sample_store)], revision=None)
     found = evaluate_split(model, tokenizer, mixture, "test", fields=BlockFields(False, False), batch_tokens=512)
     (logged,) = records(fp8_run, "test_loss")
-    assert found.total["loss"] == pytest.approx(logged["test_loss"], rel=1e-5)
+    assert found.total["loss"] == pytest.approx(logged["test_loss"], rel=loss_rounding())
 
 
 def test_it_is_another_run_without_fp8(fp8_run: Path, sample_store: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT_DIR, Done, assert_nowhere, assert_one_error, python, run, run_fine
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, assert_nowhere, assert_one_error, python, run, run_fine
 from tests.hub import LocalHub, running_hub
 from tests.hub.repositories import Repository, git_oid
 from tests.hub.server import ALICE, ALICE_READS, CUT, DROP, FLIP, HOLD, LOSE
@@ -173,7 +173,7 @@ def push_and_kill(hub: LocalHub, store: Path, tmp_path: Path, *, when: Callable[
     env = {**os.environ, **hub.env(tmp_path / "machine", ALICE, xet=xet)}
     command = [str(word) for word in push_command(store)]
     process = subprocess.Popen(command, cwd=PROJECT_DIR, env=env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_SECONDS
     while not when():
         assert time.monotonic() < deadline
         time.sleep(0.02)

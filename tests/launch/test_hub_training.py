@@ -21,7 +21,17 @@ from pretraining.corpus import hub_download
 from pretraining.runs.completeness import incompleteness
 from pretraining.system.files import sha256_of
 from pretraining.training.parcels import REPORT_NAMES
-from tests.conftest import PROJECT_DIR, TINY_RUN, Done, assert_nowhere, assert_one_error, python, run, run_fine
+from tests.conftest import (
+    HANG_SECONDS,
+    PROJECT_DIR,
+    TINY_RUN,
+    Done,
+    assert_nowhere,
+    assert_one_error,
+    python,
+    run,
+    run_fine,
+)
 from tests.hub import LocalHub, running_hub
 from tests.hub.server import ALICE, BOB, DROP, HOLD
 from tests.launch.launching import figures, launcher, records, training_flags, try_to_train, unwrapped
@@ -224,7 +234,7 @@ def kill_when_trained(hub: LocalHub, *arguments: Any, env: dict[str, str]) -> No
     words = [*launcher("python"), PROJECT_DIR / "pretrain.py", *training_flags(*arguments)]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", **env}
     process = subprocess.Popen([str(word) for word in words], env=environment, cwd=PROJECT_DIR, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + HANG_SECONDS
     last = run_dir / f"checkpoint-{NUM_STEPS}/complete.json"
     while not (last.exists() and hub.asked("commit") and not (run_dir / "checkpoint-1").exists()):
         assert time.monotonic() < deadline

@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.conftest import PROJECT_DIR, TINY_MODEL, assert_one_error, python, run_fine
 from tests.launch.launching import NUM_STEPS, figures, free_port, records, train, try_to_train
+from tests.rounding import FP32_ROUNDOFF, assert_same_training, loss_rounding
 
 pytestmark = pytest.mark.launch
 
@@ -40,11 +40,11 @@ def shared_run(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run_dir
 
 
-def assert_same_run(run_dir: Path, other: Path, *, relative: float) -> None:
+def assert_same_run(run_dir: Path, other: Path) -> None:
     assert len(figures(run_dir)) == NUM_STEPS
-    np.testing.assert_allclose(figures(run_dir), figures(other), rtol=relative)
+    assert_same_training(figures(run_dir), figures(other))
     for ours, theirs in zip(records(run_dir, "eval_loss"), records(other, "eval_loss"), strict=True):
-        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=relative)
+        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=loss_rounding())
         assert ours["eval_num_tokens"] == theirs["eval_num_tokens"]
 
 
@@ -66,7 +66,7 @@ def test_wrong_tiles_are_found_at_the_beginning_of_long_blocks(script: str, tmp_
 
 
 def test_processes_that_share_blocks_train_like_one(shared_run: Path, one_process: Path) -> None:
-    assert_same_run(shared_run, one_process, relative=1e-5)
+    assert_same_run(shared_run, one_process)
 
 
 def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(
@@ -84,25 +84,29 @@ def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(
 def test_a_run_of_shared_blocks_goes_on_with_whole_ones(shared_run: Path, padded_store: Path, tmp_path: Path) -> None:
     flags = ["--resume", shared_run / "checkpoint-3", "--save_strategy", "no", "--eval_steps", 3]
     train("1 rank", padded_store, tmp_path / "run", *flags)
-    assert_same_run(tmp_path / "run", shared_run, relative=1e-5)
+    assert_same_run(tmp_path / "run", shared_run)
 
 
 def test_tiles_train_like_whole_blocks(one_process: Path, padded_store: Path, tmp_path: Path) -> None:
     """In data parallel processes, all in host memory, activation checkpointing around the tiles."""
     flags = [*TILED, "--activation_checkpointing", "--deepspeed", PROJECT_DIR / "ds_config_offload.json"]
     train("2 ranks", padded_store, tmp_path / "run", *flags, "--save_strategy", "no", "--eval_steps", 3)
-    assert_same_run(tmp_path / "run", one_process, relative=1e-5)
+    assert_same_run(tmp_path / "run", one_process)
 
 
 def test_attention_of_a_group_is_that_of_one_process() -> None:
-    """To rounding, loss and every gradient, with documents kept apart or not."""
+    """Loss and every gradient, with documents kept apart or not, in fp64.
+
+    There the order of sums changes 1e-12 of them: the path of some 1,000 terms in each direction, 2^-53 each, ten times
+    over where they cancel. transformers' norms compute in fp32 all the same, where a last bit may turn: 16 of those.
+    """
     script = Path(__file__).with_name("sequence_parallel_model.py")
     torchrun = ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}"]
     done = run_fine(*torchrun, script, env={"PYTHONPATH": str(PROJECT_DIR)})
     results = [line.split() for line in done.stdout.splitlines() if "difference=" in line]
     assert [words[0] for words in results] == ["within_documents=False", "within_documents=True"]
     assert results[0][1] != results[1][1], "documents were not kept apart"
-    assert all(float(words[2].removeprefix("difference=")) < 1e-5 for words in results)
+    assert all(float(words[2].removeprefix("difference=")) < 16 * FP32_ROUNDOFF for words in results)
 
 
 @pytest.mark.parametrize(

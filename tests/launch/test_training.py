@@ -6,28 +6,31 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pretraining.corpus.manifest import read_manifest
 from tests.conftest import PROJECT_DIR, python, run_fine
 from tests.launch.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, records, train
+from tests.rounding import assert_same_training, loss_rounding
 
 pytestmark = pytest.mark.launch
+# Launchers give a process different numbers of threads (torchrun 1, others its share of the cores), which add up in
+# another order. With one in each, every sum has one order, so that runs are equal.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def reference_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes started by deepspeed, accumulation 2, a checkpoint in the middle."""
     run_dir = tmp_path_factory.mktemp("reference") / "run"
-    done = train("deepspeed", sample_store, run_dir, "--save_steps", 3, "--eval_steps", 3)
+    done = train("deepspeed", sample_store, run_dir, "--save_steps", 3, "--eval_steps", 3, env=ONE_THREAD)
     assert "error" not in done.stderr.lower().replace("errors", "")
     return run_dir
 
 
-def assert_same_training(run_dir: Path, other: Path, *, relative: float) -> None:
+def assert_same_run(run_dir: Path, other: Path) -> None:
     assert len(figures(run_dir)) == NUM_STEPS
-    np.testing.assert_allclose(figures(run_dir), figures(other), rtol=relative)
+    assert_same_training(figures(run_dir), figures(other))
 
 
 def test_the_run_folder_has_everything(reference_run: Path) -> None:
@@ -80,8 +83,8 @@ def test_the_figures_of_the_sources_add_up(reference_run: Path) -> None:
 
 @pytest.mark.parametrize("name", ["torchrun", "mpirun"])
 def test_every_launcher_gives_the_same_run(name: str, reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    train(name, sample_store, tmp_path / "run", "--save_strategy", "no")
-    assert_same_training(tmp_path / "run", reference_run, relative=1e-6)
+    train(name, sample_store, tmp_path / "run", "--save_strategy", "no", env=ONE_THREAD)
+    assert figures(tmp_path / "run") == figures(reference_run)
 
 
 def test_one_process_with_more_accumulation_is_the_same_run(
@@ -90,10 +93,10 @@ def test_one_process_with_more_accumulation_is_the_same_run(
     workers = ["--dataloader_num_workers", 1, "--dataloader_prefetch_factor", 3]
     train("python", sample_store, tmp_path / "run", "--save_strategy", "no", "--eval_steps", 3, *workers)
     assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["gradient_accumulation_steps"] == 4
-    assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
+    assert_same_run(tmp_path / "run", reference_run)
     for key in ("eval_loss", "test_loss"):  # 52 and 44 blocks do not divide by the processes alike
         ours, theirs = records(tmp_path / "run", key)[-1], records(reference_run, key)[-1]
-        assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
+        assert ours[key] == pytest.approx(theirs[key], rel=loss_rounding())
         num_tokens = key.replace("loss", "num_tokens")
         assert ours[num_tokens] == theirs[num_tokens]
 
@@ -105,7 +108,7 @@ def test_a_step_divided_otherwise_is_the_same_run(
     """In one process 1 block x 8 micro steps (2 x 4 is above) and 8 x 1, in two processes 4 x 1."""
     flags = ["--save_strategy", "no", "--per_device_train_batch_size", micro_batch]
     train(name, sample_store, tmp_path / "run", *flags)
-    assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
+    assert_same_run(tmp_path / "run", reference_run)
 
 
 def test_padded_blocks_train_the_same_however_they_are_shared(tmp_path: Path) -> None:
@@ -116,9 +119,9 @@ def test_padded_blocks_train_the_same_however_they_are_shared(tmp_path: Path) ->
     flags = ["--save_strategy", "no", "--eval_steps", 3]
     train("2 ranks", store, tmp_path / "two", *flags)
     train("1 rank", store, tmp_path / "one", *flags, "--per_device_train_batch_size", 1)
-    assert_same_training(tmp_path / "one", tmp_path / "two", relative=1e-4)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
     ours, theirs = (records(tmp_path / name, "eval_loss")[-1] for name in ("one", "two"))
-    assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
+    assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=loss_rounding())
     splits = read_manifest(store, flag="").splits
     assert all(splits[name].num_padding_tokens > 10 for name in ("train", "validation"))
 
@@ -130,7 +133,7 @@ def test_a_resumed_run_equals_one_never_stopped(reference_run: Path, sample_stor
     shutil.rmtree(run_dir / "model")
     log = run_dir / "metrics.jsonl"
     log.write_text(log.read_text().replace('"step": 1,', '"step": 1, "from_before": true,') + '{"step": 6, "lo')
-    done = train("deepspeed", sample_store, run_dir, "--eval_steps", 3)
+    done = train("deepspeed", sample_store, run_dir, "--eval_steps", 3, env=ONE_THREAD)
     assert f"resuming from {run_dir}/checkpoint-3" in done.stderr
     assert [record["step"] for record in records(run_dir, "from_before")] == [1], "steps before were trained again"
     assert figures(run_dir) == figures(reference_run)
@@ -184,7 +187,7 @@ def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_pa
         assert used["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
         assert used["zero_force_ds_cpu_optimizer"] is False
         assert ('"cpu_offload" is the old spelling of "offload_optimizer"' in done.stderr) == (number == 1)
-        assert_same_training(run_dir, reference_run, relative=1e-4)
+        assert_same_run(run_dir, reference_run)
 
 
 def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_st
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["arguments"]["activation_checkpointing"] is True
     assert record["arguments"]["attention_implementation"] == "eager"
-    assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
+    assert_same_run(tmp_path / "run", reference_run)
 
 
 def test_compiled_layers_train_the_same_in_one_graph(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
@@ -201,7 +204,7 @@ def test_compiled_layers_train_the_same_in_one_graph(reference_run: Path, sample
     flags += ["--sample_steps", 3, "--sample_tokens", 5]  # texts of all lengths
     words = {"TORCH_LOGS": "graph_breaks,recompiles", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     done = train("torchrun", sample_store, tmp_path / "run", *flags, "--activation_checkpointing", env=words)
-    assert_same_training(tmp_path / "run", reference_run, relative=1e-4)
+    assert_same_run(tmp_path / "run", reference_run)
     assert "raph break" not in done.output
     assert "size mismatch" not in done.output, "compiled anew for a text"
 
@@ -215,6 +218,7 @@ def instrumented_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactor
     return run_dir
 
 
+@pytest.mark.timeout(600)
 def test_zero3_equals_the_plain_trainer_over_a_hundred_steps(
     instrumented_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
@@ -222,12 +226,11 @@ def test_zero3_equals_the_plain_trainer_over_a_hundred_steps(
     weights = instrumented_run / "first_weights.pt"
     script = PROJECT_DIR / "tests/launch/plain_run.py"
     words = [weights, config, sample_store, tmp_path, BLOCKS_PER_STEP, 100]
-    run_fine(sys.executable, script, *words, env={"PYTHONPATH": str(PROJECT_DIR)})
+    run_fine(sys.executable, script, *words, timeout=500, env={"PYTHONPATH": str(PROJECT_DIR), **ONE_THREAD})
     plain = [(record["loss"], record["grad_norm"]) for record in json.loads((tmp_path / "records.json").read_text())]
-    ours = np.array(figures(instrumented_run))
-    np.testing.assert_allclose(ours[:, 0], np.array(plain)[:, 0], rtol=1e-4)
-    np.testing.assert_allclose(ours[:, 1], np.array(plain)[:, 1], rtol=1e-3)
-    assert ours[-1, 0] < ours[0, 0] - 1
+    ours = figures(instrumented_run)
+    assert_same_training(ours, plain)
+    assert ours[-1][0] < ours[0][0] - 1
 
 
 EVERYBODYS_TOOLS = """
@@ -237,7 +240,8 @@ run = sys.argv[1]
 model = AutoModelForCausalLM.from_pretrained(run + "/model", dtype=torch.float32)
 kept = torch.load(run + "/logits.pt")
 with torch.no_grad():
-    torch.testing.assert_close(model(kept["block"]).logits, kept["logits"], rtol=1e-5, atol=1e-5)
+    off = (model(kept["block"]).logits - kept["logits"]).abs().max()
+assert off <= float(sys.argv[2]) * kept["logits"].abs().max(), off
 print(pipeline("text-generation", model=run + "/model")("The council", max_new_tokens=5)[0]["generated_text"])
 assert AutoTokenizer.from_pretrained(run + "/model").eos_token == "</s>"
 assert "pretraining" not in sys.modules
@@ -245,7 +249,7 @@ assert "pretraining" not in sys.modules
 
 
 def test_the_exported_model_is_everybodys_and_has_the_trainers_logits(instrumented_run: Path, tmp_path: Path) -> None:
-    done = run_fine(sys.executable, "-c", EVERYBODYS_TOOLS, instrumented_run, cwd=tmp_path)
+    done = run_fine(sys.executable, "-c", EVERYBODYS_TOOLS, instrumented_run, loss_rounding(), cwd=tmp_path)
     assert done.stdout.startswith("The council")
     config = json.loads((instrumented_run / "model/config.json").read_text())
     assert (config["use_cache"], config["rope_theta"]) == (True, 10000.0)
@@ -262,4 +266,5 @@ def test_fresh_weights_have_the_right_spread(instrumented_run: Path) -> None:
         if "norm" in name:
             assert (weight == 1).all(), name
         else:
-            assert weight.std().item() == pytest.approx(0.02, rel=0.1), name
+            # The smallest has 1,024 numbers, whose spread is off by 1 / sqrt(2 * 1024): five times that is 0.11.
+            assert weight.std().item() == pytest.approx(0.02, rel=0.11), name

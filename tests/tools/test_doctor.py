@@ -38,8 +38,8 @@ def sick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Done, int]]
         }
         env |= {"CUDA_VISIBLE_DEVICES": "", "NCCL_P2P_DISABLE": "1", "PYTHONIOENCODING": "latin-1"}
         env |= {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:8", "OMP_NUM_THREADS": "1000", "RANK": "0"}
-        command = f"ulimit -n 256 && {sys.executable} -m tools.doctor --json --run_folder_or_disk {folder}/new/run"
-        done = run("bash", "-c", command, env=env)
+        few_files = ["bash", "-c", 'ulimit -n 256 && exec "$@"', "bash"]
+        done = diagnose("--json", "--run_folder_or_disk", folder / "new/run", launcher=few_files, env=env)
         assert_nowhere(ALICE_READS, done, folder)
         yield done, port
 
@@ -83,7 +83,6 @@ def test_a_failure_is_the_exit_code_and_the_verdict(sick: tuple[Done, int]) -> N
     assert statuses.count("failure") == 4
     assert told["verdict"].startswith(f"not ready to train: {counts} in ")
     assert (done.returncode, done.stderr) == (1, "")
-    assert told["seconds"] < 60
     assert sum(found["seconds"] for found in told["findings"]) <= told["seconds"]
     assert {found["group"] for found in told["findings"]} == {"software", "host", "disk", "Hub", "GPUs", "speed"}
 
@@ -127,7 +126,7 @@ def status_and_name(row: str) -> tuple[str, str]:
 
 
 def test_it_speaks_where_nothing_is_installed(tmp_path: Path) -> None:
-    done = run(sys.executable, "-S", "-m", "tools.doctor", "--json", "--run-folder-or-disk", tmp_path)
+    done = diagnose("--json", "--run-folder-or-disk", tmp_path, interpreter_flags=["-S"])
     assert (done.returncode, done.stderr) == (1, "")
     found = find(done, "requirements.txt", "failure")
     assert {"torch", "deepspeed", "nvidia-ml-py"} <= set(found["figures"]["missing"])
@@ -140,6 +139,6 @@ def test_it_speaks_where_nothing_is_installed(tmp_path: Path) -> None:
 
 
 def test_a_wrong_flag_is_refused() -> None:
-    done = diagnose("--run_folder")
+    done = run(sys.executable, "-m", "tools.doctor", "--run_folder")
     assert done.returncode == 2
     assert "Traceback" not in done.output

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from pretraining.cli.errors import UserError
 from tests.conftest import PROJECT_DIR, python, run, run_fine
 from tests.launch.launching import records
+from tests.rounding import MEAN_ROUNDING, loss_rounding
 from tools.evaluate import main
 
 EVALUATE = [sys.executable, "-m", "tools.evaluate"]
@@ -70,7 +71,9 @@ def test_the_figures_are_those_of_transformers_on_each_document_alone(trained_ru
             sums = [summed_losses(model, document) for document in ids]
             values = found["sources"][name]
             assert values["num_tokens"] == sum(count for _, count in sums) == sum(len(document) - 1 for document in ids)
-            assert values["loss"] == pytest.approx(sum(loss for loss, _ in sums) / values["num_tokens"], rel=1e-5)
+            assert values["loss"] == pytest.approx(
+                sum(loss for loss, _ in sums) / values["num_tokens"], rel=loss_rounding(NUM_POSITIONS)
+            )
             assert values["perplexity"] == pytest.approx(math.exp(values["loss"]))
             num_first = sum(len(tokenizer.decode(document[:1]).encode()) for document in ids)
             assert values["num_text_bytes"] == sum(len(text.encode()) for text in documents)
@@ -87,7 +90,7 @@ def test_the_figures_are_those_of_transformers_on_each_document_alone(trained_ru
 
     alone = figures(tmp_path / "alone.json", *words, "--batch_tokens", 1)
     for name in FIGURES:
-        assert alone["total"][name] == pytest.approx(total[name], rel=1e-6), "the batches change nothing"
+        assert alone["total"][name] == pytest.approx(total[name], rel=MEAN_ROUNDING), "the batches change nothing"
 
 
 @pytest.mark.launch
@@ -96,9 +99,9 @@ def test_blocks_have_the_figures_that_the_run_logged(trained_run: Path, sample_s
     (logged,) = records(trained_run, "test_loss")
     assert len(found["sources"]) > 1
     for name in FIGURES:
-        assert found["total"][name] == pytest.approx(logged[f"test_{name}"], rel=1e-6), name
+        assert found["total"][name] == pytest.approx(logged[f"test_{name}"], rel=MEAN_ROUNDING), name
         for source, values in found["sources"].items():
-            assert values[name] == pytest.approx(logged[f"test_{name}/{source}"], rel=1e-6), (name, source)
+            assert values[name] == pytest.approx(logged[f"test_{name}/{source}"], rel=MEAN_ROUNDING), (name, source)
 
 
 @pytest.mark.launch
@@ -115,7 +118,7 @@ def test_a_document_that_is_one_block_has_the_figures_of_the_block(trained_run: 
     by_document = figures(tmp_path / "documents.json", checkpoint, "--data_files", documents)
     by_block = figures(tmp_path / "blocks.json", checkpoint, "--dataset", store)
     for name in FIGURES:
-        assert by_document["total"][name] == pytest.approx(by_block["total"][name], rel=1e-6), name
+        assert by_document["total"][name] == pytest.approx(by_block["total"][name], rel=MEAN_ROUNDING), name
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,8 @@ def test_after_the_last_save_a_kill_that_waits_for_one_comes_at_the_end(tmp_path
     run_dir = tmp_path / "run"
     make_checkpoint(run_dir, 10)
     log = run_dir / "metrics.jsonl"
-    script = (
-        f'import pathlib, time; pathlib.Path({str(log)!r}).write_text(\'{{"step": 10, "loss": 1}}\\n\'); time.sleep(9)'
-    )
+    script = f'import pathlib, time; pathlib.Path({str(log)!r}).write_text(\'{{"step": 10, "loss": 1}}\\n\')'
+    script += "; time.sleep(600)"
     run = KillableRun([sys.executable, "-c", script], run_dir, Path("none.py"))
     run.start()
     pace = Pace(num_steps=10, start=1.0, step=1.0, longest_save=1.0, end=1.0)

@@ -76,7 +76,11 @@ def test_the_ids_are_those_of_the_llama2_tokenizer(
 def test_the_probabilities_are_those_of_transformers(
     dtype: torch.dtype, most: float, sample_store: Path, tmp_path: Path
 ) -> None:
-    """Where positions turn at another speed and heads share keys; llama.cpp keeps those in fp16."""
+    """Where positions turn at another speed and heads share keys; llama.cpp keeps those in fp16.
+
+    It rounds keys and values of two layers to fp16 (2^-11), and what weights in bf16 are multiplied with to bf16 (2^-8
+    for each of 15 products): with errors of either sign 0.001 and 0.015 of a logit, of which none is above 10.
+    """
     rope = {"rope_type": "default", "rope_theta": 5e5}
     fields = {
         "rope_parameters": rope,

