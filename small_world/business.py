@@ -7,7 +7,7 @@ CROPS = "wheat barley apples potatoes plums grapes honey wool".split()
 SELLER = {
     "town": lambda: TOWNS,
     "crop": lambda: CROPS,
-    "before": lambda: range(20, 90),
+    "before": lambda: range(20, 90, 10),
     "seller": lambda: FIRST_NAMES,
     "seller_name": lambda: LAST_NAMES,
     "last_year": lambda: range(10, 90),
@@ -65,7 +65,7 @@ HIRING = Form(
         "day": lambda: DAYS,
         "start": lambda day: [days_after(day, 1)],
         "hired": lambda: range(2, 10),
-        "had": lambda: range(30, 90),
+        "had": lambda: range(30, 90, 10),
         "has": lambda hired, had: [hired + had],
         "head": lambda: FIRST_NAMES,
         "orders": lambda: ["more orders", "a new machine", "a new hall", "customers abroad"],

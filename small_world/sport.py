@@ -74,7 +74,7 @@ RACE = Form(
         "day": lambda: DAYS,
         "first": lambda: FIRST_NAMES,
         "first_name": lambda: LAST_NAMES,
-        "minutes": lambda: range(20, 60),
+        "minutes": lambda: range(20, 60, 10),
         "behind": lambda: range(1, 9),
         "later": lambda minutes, behind: [minutes + behind],
         "second": lambda first: others(FIRST_NAMES, first),
