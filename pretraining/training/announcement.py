@@ -8,6 +8,7 @@ from pretraining.machine.footprint import footprint
 from pretraining.system.processor import bf16_instruction
 from pretraining.training.elastic import said_checkpoint
 from pretraining.training.global_batch import GlobalBatch
+from pretraining.training.layers import ASKED
 from pretraining.training.plan_costs import what_is_kept
 from pretraining.training.planning import gigabytes
 from pretraining.training.run_plan import RunPlan
@@ -29,6 +30,7 @@ def announce(plan: RunPlan) -> None:
         f"({plan.gradient_type.reason})"
     )
     _announce_precision(plan)
+    _announce_compilation(plan)
     _announce_memory(plan)
     logger.info(
         f"run: {plan.num_steps:,} steps, {plan.num_steps * batch.tokens:,} tokens, "
@@ -64,6 +66,13 @@ def _announce_precision(plan: RunPlan) -> None:
     else:
         reason = "this processor has no instructions for bf16, which it would emulate"
     logger.info("precision: %s (%s)", plan.precision, reason)
+
+
+def _announce_compilation(plan: RunPlan) -> None:
+    """Log whether layers are compiled, where no flag says so and it depends on the machine."""
+    if not plan.machine.has_gpu and plan.compilation.reason != ASKED:
+        words = "compiled" if plan.compilation.is_on else "not compiled"
+        logger.info("layers: %s (%s)", words, plan.compilation.reason)
 
 
 def _said_processes(batch: GlobalBatch) -> str:

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,9 +21,60 @@ from pretraining.cli.errors import UserError
 from pretraining.machine.layout import Layout
 from pretraining.system.private_dirs import private_dir
 from pretraining.training.fp8 import fp8_problems
+from pretraining.training.planned_machine import Machine
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 COMPILERS = ("c++", "g++", "clang++")
+# A core trains the quickstart at 50 to 59 GFLOP/s (Zen 4, fp32 and bf16), so that a run takes longer than estimated.
+FLOPS_PER_CORE_SECOND = 50e9
+# Compiled layers save 5 to 18 % of a step and take up to a minute to compile: won back twice in 40 minutes at 5 %.
+MIN_RUN_MINUTES = 40
+ASKED = "as the flags say"
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """Whether layers are compiled, and why."""
+
+    is_on: bool
+    reason: str
+
+
+def choose_compilation(
+    asked: bool | None,
+    *,
+    recorded: bool | None,
+    is_possible: bool,
+    machine: Machine,
+    flops: float,
+    num_cores: int | None = None,
+) -> Compilation:
+    """Compile layers as asked, else as the run that is resumed (`recorded`), else on a CPU where it saves time.
+
+    It changes rounding, so all processes must decide alike: on several machines layers are not compiled unasked, as a
+    compiler may be missing on one. Nor are they on GPUs, where the gain has not been measured. `flops` are those of
+    the run, `num_cores` all of this machine.
+    """
+    minutes = flops / (num_cores or os.cpu_count() or 1) / FLOPS_PER_CORE_SECOND / 60
+    reasons = {
+        ASKED: asked is not None,
+        "a layer is not one graph": not is_possible,
+        "as the run was started": recorded is not None,
+        "its gain on GPUs is not measured": machine.has_gpu,
+        "the run is on several machines": machine.num_processes != machine.num_local_processes,
+        f"the run is too short, about {minutes:.0f} min": minutes < MIN_RUN_MINUTES,
+        "no C++ compiler is here": not has_compiler(),
+    }
+    reason = next((name for name, holds in reasons.items() if holds), None)
+    decided = asked if asked is not None else bool(recorded) and is_possible
+    if reason is None:
+        return Compilation(True, f"the run is long enough, about {minutes:.0f} min")
+    return Compilation(decided, reason)
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds what compiles its kernels for a CPU."""
+    return any(map(shutil.which, COMPILERS))
 
 
 def gather_by_layer(model: PreTrainedModel) -> None:
@@ -55,8 +107,8 @@ def check_kernels(layout: Layout, *, liger: bool) -> None:
         UserError: when there is no compiler, no Liger-Kernel where its kernels were asked for, or no way to fp8.
     """
     checks = {
-        "--compile_layers: needs a C++ compiler (c++, g++ or clang++); install one, or leave it out": (
-            not layout.compiles_layers or any(map(shutil.which, COMPILERS))
+        "--compile_layers: needs a C++ compiler (c++, g++ or clang++); install one, or pass --compile_layers false": (
+            not layout.compiles_layers or has_compiler()
         ),
         "--use_liger_kernel: needs liger-kernel; `pip install liger-kernel`, or leave it out": not liger
         or importlib.util.find_spec("liger_kernel") is not None,
