@@ -3,24 +3,25 @@
 
     python3 -m benchmarks.overhead --dataset blocks/quickstart --num_processes 2
 
-And what the figures of its log add that are more than losses and speed: against steps without them. Steps of both
+Against plain PyTorch and the plain Trainer, too, each a program of its own (benchmarks/peers.py).
+And what the metrics of its log add that are more than losses and speed: against steps without them. Steps of both
 kinds take turns in one run (benchmarks/overhead_run.py, figures_run.py); the first are left out. The result goes into
 benchmarks/overhead.md. pretrain.py logs every step, with accuracy and figures by source, as it does for its users.
 """
 
 import json
 import logging
-import os
-import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from benchmarks.peers import PACKAGES, compare_with_peers
+from benchmarks.results import command_line, hardware, versions, write_section
 from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
 from pretraining.cli.launchers import DEEPSPEED
@@ -29,16 +30,16 @@ from pretraining.cli.recipe import dataclass_group, parse_recipe
 logger = logging.getLogger("pretraining.benchmarks")
 
 WARM_UP_STEPS = 5
-REPORT = """# What pretrain.py adds to a step
+SOURCE = """{hardware}; {versions}.
 
-{hardware}; torch {torch}, deepspeed {deepspeed}, transformers {transformers}; `python3 -m benchmarks.overhead`.
+{command}
+
 {processes} processes, {micro_batch} blocks x {accumulation} micro steps, model {model}, ZeRO-3.
-{runs} runs of {steps} pairs of steps for each comparison, one step of either kind, in turns with the same engine.
+{runs} runs of {steps} pairs of steps, one step of either kind, in turns with the same engine.
 Milliseconds a step, median and quartiles, and what pretrain.py takes more, median of the pairs.
-"""
-COMPARISON = """
-## {title}
 
+"""
+COMPARISON = """\
 | run | {other} | pretrain.py | more |
 |---|---|---|---|
 {rows}
@@ -52,6 +53,7 @@ class Comparison:
     """Two kinds of steps that a module times in turns."""
 
     module: str
+    key: str  # of --only
     title: str
     other: str
     explained: str
@@ -60,6 +62,7 @@ class Comparison:
 COMPARISONS = (
     Comparison(
         "benchmarks.overhead_run",
+        "engine",
         "Against bare DeepSpeed",
         "bare DeepSpeed",
         "The bare step has its\nblocks in memory, the loss of transformers, and logs nothing. pretrain.py reads blocks,"
@@ -67,6 +70,7 @@ COMPARISONS = (
     ),
     Comparison(
         "benchmarks.figures_run",
+        "metrics",
         "Against fewer figures",
         "fewer figures",
         "Left out are the\nsplit of the time, memory, utilisation, power and energy, with the gather over the "
@@ -85,6 +89,8 @@ class OverheadArguments:
     num_processes: int = flag(2, "processes of each run")
     num_steps: int = flag(100, "pairs of steps of each run that count")
     num_runs: int = flag(3, "runs of each comparison, each a fresh start")
+    num_rounds: int = flag(20, "rounds of turns of each size and precision beside plain PyTorch and the Trainer")
+    only: Literal["peers", "engine", "metrics"] | None = flag(None, "make one section of the page")
     work_dir: Path = flag(Path("runs/overhead"), "folder of the runs, removed at the end")
     output: Path = flag(Path("benchmarks/overhead.md"), "where the result goes")
 
@@ -94,9 +100,12 @@ def main(argv: Sequence[str]) -> None:
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", OverheadArguments)], argv)
     shutil.rmtree(arguments.work_dir, ignore_errors=True)
     arguments.work_dir.mkdir(parents=True)
-    found = [compare(arguments, comparison) for comparison in COMPARISONS]
-    record = json.loads((arguments.work_dir / "run-0/run.json").read_text())
-    arguments.output.write_text("".join([head(arguments, record), *found]), encoding="utf-8")
+    if arguments.only in ("peers", None):
+        for title, text in compare_with_peers(num_rounds=arguments.num_rounds):
+            write_section(arguments.output, title, text)
+    for comparison in COMPARISONS:
+        if arguments.only in (comparison.key, None):
+            write_section(arguments.output, comparison.title, compare(arguments, comparison))
     shutil.rmtree(arguments.work_dir)
     logger.info("result: %s", arguments.output)
 
@@ -122,11 +131,12 @@ def pairs_of_steps(arguments: OverheadArguments, module: str, run_dir: Path) -> 
 
 
 def compare(arguments: OverheadArguments, comparison: Comparison) -> str:
-    """Run it, and say what came as a section of the page."""
+    """Run it; the text of its section."""
     folders = [arguments.work_dir / f"run-{number}" for number in range(arguments.num_runs)]
     runs = [pairs_of_steps(arguments, comparison.module, folder) for folder in folders]
     low, high = _interval(np.concatenate(runs))
-    return COMPARISON.format(
+    record = json.loads((folders[0] / "run.json").read_text())
+    return source(arguments, record) + COMPARISON.format(
         **vars(comparison),
         rows="\n".join(
             f"| {number} | {_spread(pairs[:, 0])} | {_spread(pairs[:, 1])} | {_percent(pairs):+.1f} % |"
@@ -138,12 +148,13 @@ def compare(arguments: OverheadArguments, comparison: Comparison) -> str:
     )
 
 
-def head(arguments: OverheadArguments, record: dict) -> str:
+def source(arguments: OverheadArguments, record: dict) -> str:
     """What was run on what."""
-    settings, hardware = record["arguments"], record["hardware"]
-    return REPORT.format(
-        hardware=hardware["gpu"] or f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU",
-        **{name: version(name) for name in ("torch", "deepspeed", "transformers")},
+    settings = record["arguments"]
+    return SOURCE.format(
+        hardware=record["hardware"]["gpu"] or hardware(),
+        versions=versions(PACKAGES),
+        command=command_line("overhead"),
         processes=arguments.num_processes,
         micro_batch=settings["per_device_train_batch_size"],
         accumulation=settings["gradient_accumulation_steps"],

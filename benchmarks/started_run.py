@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pretrain import find_data
 from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
-from pretraining.corpus.store_source import find_mixture
 from pretraining.training.agreement import is_first
 from pretraining.training.identity import take_run_folder
 from pretraining.training.processes import join_processes
@@ -19,7 +19,7 @@ def start_run(argv: Sequence[str]) -> tuple[Path, PretrainingTrainer]:
     result_path, *flags = [word for word in argv if not word.startswith("--local_rank")]
     arguments = parse_pretrain_arguments("", flags)
     quiet_libraries()
-    plan = plan_run(arguments, find_mixture(arguments.data.dataset, revision=None))
+    plan = plan_run(arguments, find_data(arguments.data))
     take_run_folder(plan)
     join_processes(timeout_seconds=600)
     trainer = make_trainer(plan, StopRequest())

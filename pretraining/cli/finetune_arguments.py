@@ -55,8 +55,10 @@ class ConversationArguments:
     )
     loss_tiles: int | None = flag(None, "compute logits and loss in so many tiles, which take less memory")
     mlp_tiles: int | None = flag(None, "compute each MLP and norm in so many tiles of the block, again in backward")
-    compile_layers: bool = flag(
-        False, "compile each layer with torch.compile: a minute at the start, then less time and memory a step"
+    compile_layers: bool | None = flag(
+        None,
+        "compile each layer with torch.compile: up to a minute at the start, then less time and memory per step; "
+        "unless set, no layer is compiled",
     )
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,15 @@ def tracker_problems(report_to: Sequence[str]) -> Iterator[str]:
             yield f"--report_to {name}: it is not installed; pip install {TRACKERS[name]}, or leave it out"
 
 
+def compiler_problem() -> str | None:
+    """Why torch.compile cannot compile here, with the remedy; None if it can."""
+    if not any(map(shutil.which, COMPILERS)):
+        return f"there is no C++ compiler ({', '.join(COMPILERS)}); install one"
+    if len(sys.prefix.split()) > 1:  # torch 2.13 does not quote it for the linker
+        return f"torch.compile does not work where the environment's path contains spaces ({sys.prefix}); move it"
+    return None
+
+
 def package_problems(arguments: PretrainArguments) -> Iterator[str]:
     """What the flags need and this environment does not have; nothing where --plan_only plans for any machine."""
     if arguments.plan.plan_only:
@@ -51,8 +61,8 @@ def package_problems(arguments: PretrainArguments) -> Iterator[str]:
         yield "--use_liger_kernel: needs liger-kernel; `pip install liger-kernel`, or remove the flag"
     if arguments.model.fp8 and not _is_installed("torchao"):
         yield "--fp8: needs torchao; `pip install -c requirements-extras.txt torchao`, or remove the flag"
-    if arguments.model.compile_layers and not any(map(shutil.which, COMPILERS)):
-        yield f"--compile_layers: needs a C++ compiler ({', '.join(COMPILERS)}); install one, or remove the flag"
+    if arguments.model.compile_layers and (problem := compiler_problem()) is not None:
+        yield f"--compile_layers: {problem}, or remove the flag"
     attention = arguments.model.attention_implementation
     package = FLASH_PACKAGES.get(attention)
     if package is not None and not _is_installed(package) and not _is_installed("kernels"):

@@ -62,8 +62,10 @@ class ModelArguments:
     sequence_parallel_size: int = flag(1, "GPUs that share each block, a part of its length each, for long blocks")
     loss_tiles: int | None = flag(None, "compute logits and loss in so many tiles, which take less memory")
     mlp_tiles: int | None = flag(None, "compute each MLP and norm in so many tiles of the block, again in backward")
-    compile_layers: bool = flag(
-        False, "compile each layer with torch.compile: a minute at the start, then less time and memory a step"
+    compile_layers: bool | None = flag(
+        None,
+        "compile each layer with torch.compile: up to a minute at the start, then less time and memory per step; "
+        "unless set, only for long runs on a CPU with a C++ compiler",
     )
     fp8: bool = flag(
         False, "compute the matrix products of compiled layers in fp8 while training, on Ada, Hopper and newer GPUs"
@@ -77,7 +79,7 @@ class ModelArguments:
                 f"--sequence_parallel_size {self.sequence_parallel_size}: eager attention needs a mask of the whole "
                 "block, which no process has; give another --attention_implementation"
             )
-        if self.compile_layers and not self._layers_are_graphs:
+        if self.compile_layers and not self.layers_are_graphs:
             problems.append(
                 "--compile_layers: a layer is one graph only without --mlp_tiles, --sequence_parallel_size and eager "
                 "attention; leave them or it out"
@@ -91,7 +93,8 @@ class ModelArguments:
             raise UserError(*problems)
 
     @property
-    def _layers_are_graphs(self) -> bool:
+    def layers_are_graphs(self) -> bool:
+        """Whether torch.compile can take each layer as one graph."""
         is_whole = self.mlp_tiles is None and self.sequence_parallel_size == 1
         return is_whole and self.attention_implementation != "eager"
 

@@ -10,6 +10,7 @@ from pretraining.runs.log_lines import said_bytes
 from pretraining.system.processor import bf16_instruction
 from pretraining.training.elastic import said_checkpoint
 from pretraining.training.global_batch import GlobalBatch
+from pretraining.training.layers import ASKED
 from pretraining.training.plan_costs import what_is_kept
 from pretraining.training.run_plan import RunPlan
 
@@ -30,6 +31,7 @@ def announce(plan: RunPlan) -> None:
         f"{counted(batch.gradient_accumulation_steps, 'micro step')} x {_said_processes(batch)}, ZeRO-3"
     )
     logger.info("gradients: added up in %s (%s)", plan.gradient_type.name, plan.gradient_type.reason)
+    _announce_compilation(plan)
     _announce_memory(plan)
     logger.info(
         f"run: {counted(plan.num_steps, 'step')}, {plan.num_steps * batch.tokens:,} tokens, "
@@ -65,6 +67,13 @@ def _announce_precision(plan: RunPlan) -> None:
     else:
         reason = "this processor has no instructions for bf16, which it would emulate"
     logger.info("precision: %s (%s)", plan.precision, reason)
+
+
+def _announce_compilation(plan: RunPlan) -> None:
+    """Log whether layers are compiled, where no flag says so and it depends on the machine."""
+    if not plan.machine.has_gpu and plan.compilation.reason != ASKED:
+        words = "compiled" if plan.compilation.is_on else "not compiled"
+        logger.info("layers: %s (%s)", words, plan.compilation.reason)
 
 
 def _said_processes(batch: GlobalBatch) -> str:

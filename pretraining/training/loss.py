@@ -19,7 +19,9 @@ class TokenLosses:
     """Of each place of a micro batch the prediction of the token after it.
 
     `loss_sum` has the gradient. The others have none, and the shape [blocks, block_length]: `losses` in nats and fp32,
-    0 where nothing is predicted, which is at a block's end and where the label is masked.
+    0 where nothing is predicted, which is at a block's end and where the label is masked. `is_right` where no token has
+    a higher logit than the target. A tie for the highest is right, whatever the order of the vocabulary: logits in bf16
+    have 8 significant bits, so that ties occur in a trained model.
     """
 
     loss_sum: torch.Tensor
@@ -53,8 +55,9 @@ def token_losses(output: Any, targets: torch.Tensor) -> TokenLosses:
     losses = cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     ).view_as(targets)
-    # max and not argmax, which takes four times as long on a CPU in bf16: 30 ms of a step of 550 ms of the quickstart.
-    is_right = (logits.detach().max(dim=-1).indices == targets) & is_predicted
+    of_targets = logits.detach().gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    # amax and not argmax: without an index a CPU takes 0.3 ms in place of 3.6 for 512 tokens of a vocabulary of 8,192.
+    is_right = (of_targets >= logits.detach().amax(dim=-1)) & is_predicted
     return TokenLosses(losses.sum(), losses.detach(), is_right, is_predicted)
 
 

@@ -18,7 +18,7 @@ from pretraining.training.model_fields import Heads
 from pretraining.training.plan_costs import plan_costs, what_is_kept
 from pretraining.training.plan_table import PlannedRun, plan_table
 from pretraining.training.planned_machine import Machine, planned_machine
-from pretraining.training.planning import choose_gradient_type, make_layout, problems, resolved_settings
+from pretraining.training.planning import choose_gradient_type, make_layout, plan_layers, problems, resolved_settings
 from pretraining.training.remedies import find_remedies
 from pretraining.training.resuming import Start
 from pretraining.training.run_plan import num_steps_of
@@ -63,11 +63,13 @@ def plan_without_start(arguments: PretrainArguments, machine: Machine, mixture: 
         arguments, Heads(config.num_attention_heads, config.num_key_value_heads), block_length, machine.num_processes
     )
     precision = choose_precision(arguments.trainer, has_gpu=machine.has_gpu, here=arguments.plan.gpu_type is None)
+    num_blocks = None if mixture is None else sum(mixture.num_blocks("train"))
+    num_steps = num_steps_of(arguments, batch, num_blocks, Start())
+    arguments, _ = plan_layers(arguments, config, batch, num_steps=num_steps, machine=machine)
     layout = make_layout(arguments, config, ds_config, batch=batch, precision=precision, machine=machine)
     gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
-    settings = resolved_settings(batch, precision, gradient_type)
-    agree_with_flags(ds_config, settings, arguments.trainer["deepspeed"])
+    agree_with_flags(ds_config, resolved_settings(batch, precision, gradient_type), arguments.trainer["deepspeed"])
     if layout.computes_in_fp8 and (odd := odd_sizes(layout)):
         raise UserError(*odd)
     notes.append(f"gradients are added up in {gradient_type.name}: {gradient_type.reason}")
@@ -75,8 +77,6 @@ def plan_without_start(arguments: PretrainArguments, machine: Machine, mixture: 
         notes.append("what is offloaded to disk (nvme) and its buffers in host memory are not counted")
     if layout.offload_optimizer:
         notes.append("offloading takes more time than is said here; --plan_measure says how much")
-    num_blocks = None if mixture is None else sum(mixture.num_blocks("train"))
-    num_steps = num_steps_of(arguments, batch, num_blocks, Start())
     num_tokens = None if num_steps is None else num_steps * batch.tokens
     return PlannedRun(
         model=arguments.model.model,

@@ -9,10 +9,12 @@ from transformers import LlamaConfig
 from pretraining.cli.ds_config import offloads
 from pretraining.cli.errors import UserError
 from pretraining.cli.pretrain_arguments import PretrainArguments
+from pretraining.machine.flops import flops_per_token
 from pretraining.machine.footprint import Footprint, footprint
 from pretraining.machine.layout import Layout, ZeroSettings
 from pretraining.runs.log_lines import said_bytes
 from pretraining.training.global_batch import GlobalBatch
+from pretraining.training.layers import Compilation, choose_compilation
 from pretraining.training.planned_machine import Machine
 
 WORKS_ON_ANY_MACHINE = (
@@ -65,9 +67,31 @@ def make_layout(
         offload_checkpoints=bool(options and options.get("offload")),
         loss_tiles=flags.loss_tiles,
         mlp_tiles=flags.mlp_tiles,
-        compiles_layers=flags.compile_layers,
+        compiles_layers=bool(flags.compile_layers),
         computes_in_fp8=flags.fp8,
     )
+
+
+def plan_layers(
+    arguments: PretrainArguments,
+    config: LlamaConfig,
+    batch: GlobalBatch,
+    *,
+    num_steps: int | None,
+    machine: Machine,
+    recorded: bool | None = None,
+) -> tuple[PretrainArguments, Compilation]:
+    """The flags with that of compilation decided, and why; a run of unknown length counts as a short one."""
+    flags, trainer = arguments.model, arguments.trainer
+    is_measured = not arguments.data.isolate_documents and not trainer.get("torch_compile")
+    compilation = choose_compilation(
+        flags.compile_layers,
+        recorded=recorded,
+        is_possible=flags.layers_are_graphs and is_measured,
+        machine=machine,
+        flops=(num_steps or 0) * batch.tokens * flops_per_token(config, block_length=batch.block_length),
+    )
+    return replace(arguments, model=replace(flags, compile_layers=compilation.is_on)), compilation
 
 
 def fits(layout: Layout, machine: Machine) -> bool:

@@ -22,11 +22,18 @@ from pretraining.training.block_order import BlockOrder
 from pretraining.training.early_checks import run_folder
 from pretraining.training.fp8 import check_fp8
 from pretraining.training.global_batch import GlobalBatch, plan_batch
+from pretraining.training.layers import Compilation
 from pretraining.training.model import load_model_config
 from pretraining.training.model_fields import Heads
 from pretraining.training.optimizers import prepare_optimizer
 from pretraining.training.planned_machine import Machine, this_machine
-from pretraining.training.planning import GradientType, choose_gradient_type, make_layout, resolved_settings
+from pretraining.training.planning import (
+    GradientType,
+    choose_gradient_type,
+    make_layout,
+    plan_layers,
+    resolved_settings,
+)
 from pretraining.training.processes import check_num_processes, has_gpu
 from pretraining.training.remedies import check_fits
 from pretraining.training.resuming import Start, find_start, resume_now
@@ -59,6 +66,7 @@ class RunPlan:
     schedule: Schedule
     precision: Precision
     gradient_type: GradientType
+    compilation: Compilation
     layout: Layout
     machine: Machine
     initial_weights: Mapping[str, str] | None
@@ -136,7 +144,9 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     start = find_start(run_dir, resume)
     num_steps = num_steps_of(arguments, batch, sum(mixture.num_blocks("train")), start)
     assert num_steps is not None, "the number of blocks is known"
-    precision = choose_precision(trainer, has_gpu=has_gpu(), recorded=_recorded_precision(start))
+    precision = choose_precision(trainer, has_gpu=has_gpu(), recorded=_recorded(start, "identity", "precision"))
+    was = _recorded(start, "arguments", "compile_layers")
+    arguments, compilation = plan_layers(arguments, config, batch, num_steps=num_steps, machine=machine, recorded=was)
     layout = make_layout(arguments, config, ds_config, batch=batch, precision=precision, machine=machine)
     gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, machine)
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
@@ -166,6 +176,7 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
         schedule=make_schedule(arguments, num_steps=num_steps),
         precision=precision,
         gradient_type=gradient_type,
+        compilation=compilation,
         layout=layout,
         machine=machine,
         initial_weights=_hashes_of(arguments.weights),
@@ -179,15 +190,14 @@ def data_identity(manifests: Sequence[str], order: BlockOrder) -> list[dict[str,
 
 
 def _has_same_data(start: Start, data: list[dict[str, Any]]) -> bool:
-    if start.checkpoint is None:
-        return True
-    return read_run_record(start.checkpoint.parent).get("identity", {}).get("data") == data
+    return start.checkpoint is None or _recorded(start, "identity", "data") == data
 
 
-def _recorded_precision(start: Start) -> Precision | None:
+def _recorded(start: Start, section: str, name: str) -> Any:
+    """What run.json of the run that is resumed has there, if anything."""
     if start.checkpoint is None:
         return None
-    return read_run_record(start.checkpoint.parent).get("identity", {}).get("precision")
+    return read_run_record(start.checkpoint.parent).get(section, {}).get(name)
 
 
 def _hashes_of(folder: str | None) -> dict[str, str] | None:

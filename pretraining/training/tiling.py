@@ -29,7 +29,7 @@ TileResults = tuple[Tensor, Tensor, Tensor]
 
 
 def tiled_token_losses(lm_head: nn.Module, hidden: Tensor, labels: Tensor, *, num_tiles: int) -> TileResults:
-    """The sum of the token losses, the loss of each token, and whether its label was the likeliest token.
+    """The sum of the token losses, the loss of each token, and whether no token was likelier than its label.
 
     `labels` [batch, length] are shifted already: the label of a position is the token after it. Where it is
     IGNORED_LABEL the loss is 0 and nothing is correct. Losses are in fp32, and only their sum has a gradient.
@@ -90,18 +90,19 @@ class _TiledLosses(torch.autograd.Function):
 
 
 def _losses_leaving_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses of a tile, and whether the label was the likeliest; `logits` becomes the gradient of their sum.
+    """The losses of a tile, and whether no token is likelier than the label; `logits` becomes their sum's gradient.
 
     All in place: logsumexp would make two more tensors of this size, and on a CPU take longer than all that is here.
     """
     is_counted = (labels != IGNORED_LABEL)[:, None]
     places = labels.clamp(min=0)[:, None]
-    highest, likeliest = logits.max(-1, keepdim=True)
-    distances = highest - logits.gather(-1, places)
+    highest, of_labels = logits.amax(-1, keepdim=True), logits.gather(-1, places)
+    is_right = is_counted & (of_labels >= highest)
+    distances = highest - of_labels
     sums = logits.sub_(highest).exp_().sum(-1, keepdim=True)
     # Divided and not multiplied by 1 / sums, which would round twice; what is not counted by infinity.
     logits.div_(sums.masked_fill(~is_counted, math.inf)).scatter_add_(-1, places, -is_counted.to(logits.dtype))
-    return ((distances + sums.log()) * is_counted)[:, 0], likeliest[:, 0] == labels
+    return ((distances + sums.log()) * is_counted)[:, 0], is_right[:, 0]
 
 
 @dataclass

@@ -209,6 +209,18 @@ def test_compiled_layers_train_the_same_in_one_graph(reference_run: Path, sample
     assert "size mismatch" not in done.output, "compiled anew for a text"
 
 
+def test_a_resumed_run_keeps_its_compiled_layers_to_the_bit(sample_store: Path, tmp_path: Path) -> None:
+    """Without the flag: so short a run is not compiled unasked, and what is not compiled rounds in another way."""
+    flags = ["--save_steps", 3, "--eval_strategy", "no", "--export", "false"]
+    train("torchrun", sample_store, tmp_path / "run", *flags, "--compile_layers")
+    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
+    checkpoint = tmp_path / "resumed/checkpoint-3"
+    done = train("torchrun", sample_store, tmp_path / "resumed", *flags, "--resume", checkpoint)
+    assert "layers: compiled (as the run was started)" in done.output
+    assert figures(tmp_path / "resumed") == figures(tmp_path / "run")
+    assert json.loads((tmp_path / "resumed/run.json").read_text())["arguments"]["compile_layers"] is True
+
+
 @pytest.fixture(scope="module")
 def instrumented_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("instrumented") / "run"

@@ -1,6 +1,7 @@
 """Tiles change what exists at once, not what is computed."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.training.block_dataset import IGNORED_LABEL
+from pretraining.training.loss import token_losses
 from pretraining.training.tiling import tile_layers, tiled_token_losses
 from tests.rounding import assert_same_sums, path_length
 
@@ -55,6 +57,29 @@ def test_tiles_give_the_plain_loss_its_parts_and_its_gradients(num_tiles: int) -
         *(gradients(loss / 17, lm_head, hidden) for loss in (loss_sum, expected.sum())), strict=True
     ):
         assert_same_sums(ours, plain, HEAD_TERMS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tie_for_the_highest_logit_is_right_with_tiles_and_without(dtype: torch.dtype) -> None:
+    """Tokens 3 and 7 have equal rows in the head, and are likelier than the rest, of which none is right."""
+    lm_head, hidden, labels = make_case(dtype)
+    with torch.no_grad():
+        lm_head.weight[3] = lm_head.weight[7] = 10 * hidden.detach().sum(dim=(0, 1))
+        hidden.copy_(hidden.sum(dim=(0, 1)))
+    labels[:, 4:] = torch.tensor([3, 7, 5, 3, 7, 5, 5])
+    untiled = token_losses(SimpleNamespace(logits=lm_head(hidden)), labels)
+    for num_tiles in (1, 3):
+        *_, is_correct = tiled_token_losses(lm_head, hidden, labels, num_tiles=num_tiles)
+        assert torch.equal(is_correct, (labels == 3) | (labels == 7))
+        assert torch.equal(is_correct, untiled.is_right)
+
+
+def test_nothing_is_right_where_a_logit_is_nan() -> None:
+    lm_head, hidden, labels = make_case()
+    with torch.no_grad():
+        lm_head.weight[7] = torch.nan
+    assert not tiled_token_losses(lm_head, hidden, labels, num_tiles=2)[2].any()
+    assert not token_losses(SimpleNamespace(logits=lm_head(hidden)), labels).is_right.any()
 
 
 def test_large_logits_are_as_exact_as_cross_entropy_in_fp64() -> None:
