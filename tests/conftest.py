@@ -45,7 +45,12 @@ class Done:
 
     returncode: int
     stdout: str
-    stderr: str
+    log: str  # stderr as it was written
+
+    @property
+    def stderr(self) -> str:
+        """The log, its wrapped lines whole again."""
+        return self.log.replace("\n    ", " ")
 
     @property
     def output(self) -> str:

@@ -39,6 +39,7 @@ from tools.text_statistics import read_samples, say
 if TYPE_CHECKING:
     from pretraining.corpus.store_source import Mixture
     from pretraining.judging.known_limit import Gap, Predicted
+    from pretraining.sampling.model_source import ModelSource
 
 ROW = "{:<10} {:>8} {:>10} {:>8} {:>8} {:>16}"
 HEADINGS = ["source", "stories", "bits/byte", "limit", "above", "limit expected"]
@@ -76,7 +77,7 @@ class CheckArguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Predict the held-out stories, judge the samples, show and check both."""
+    """Write the limit of the blocks, or set a model beside it."""
     groups = [dataclass_group("Check", CheckArguments)]
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
     stories = [] if arguments.samples is None else [one.prompt + one.text for one in read_samples(arguments.samples)]
@@ -87,9 +88,12 @@ def main(argv: Sequence[str]) -> None:
     mixture = find_mixture([arguments.dataset], revision=None)
     if arguments.model is None:
         write_limit(mixture)
-        return
-    source = find_model(arguments.model)
+    else:
+        judge(arguments, mixture, find_model(arguments.model), stories)
 
+
+def judge(arguments: CheckArguments, mixture: Mixture, source: ModelSource, stories: Sequence[str]) -> None:
+    """Predict the held-out stories, judge the model's own, show and check both."""
     from pretraining.judging.known_limit import document_texts, predict_documents
     from pretraining.sampling.loading import load_model
 

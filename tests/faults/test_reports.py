@@ -14,7 +14,7 @@ from pretraining.cli.errors import STOPPED_EXIT_CODE
 from pretraining.runs.comparison import first_difference
 from pretraining.training.lifeline import KnownProcess
 from tests.conftest import PROJECT_DIR
-from tests.launch.launching import train, try_to_train, unwrapped
+from tests.launch.launching import train, try_to_train
 
 EVALUATED = ["--eval_steps", 2, "--save_steps", 4, "--report", "true"]
 
@@ -31,7 +31,7 @@ def unreported(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_run_with_a_report_is_the_run_without(unreported: Path, sample_store: Path, tmp_path: Path) -> None:
     done = train("2 ranks", sample_store, tmp_path / "run", *EVALUATED)
     assert first_difference(unreported, tmp_path / "run") is None
-    assert f"report: {tmp_path}/run/report.html (open it in a browser: loss, speed, " in unwrapped(done.stderr)
+    assert f"report: {tmp_path}/run/report.html (open it in a browser: loss, speed, " in done.stderr
     page = (tmp_path / "run/report.html").read_text()
     assert '<span class="state">finished</span>' in page
     assert "<dt>test loss</dt>" in page

@@ -89,12 +89,7 @@ def run_preloaded(num_ranks: int, words: list[object], env: dict[str, str]) -> D
         server.stdin.flush()
         code = int(server.stdout.readline())
         texts = {name: Path(path).read_text() for name, path in paths.items()}
-    return Done(code, **texts)
-
-
-def unwrapped(text: str) -> str:
-    """A log whose wrapped lines are whole again."""
-    return text.replace("\n    ", " ")
+    return Done(code, texts["stdout"], texts["stderr"])
 
 
 def records(run_dir: Path, key: str = "loss") -> list[dict]:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from pretraining.runs.checkpoint_export import export_checkpoint
 from tests.conftest import PROJECT_DIR, TINY_MODEL
-from tests.launch.launching import figures, records, train, unwrapped
+from tests.launch.launching import figures, records, train
 from tests.launch.shards import assert_equal_to_the_bit
 from tests.rounding import assert_same_training
 
@@ -58,7 +58,7 @@ def go_on(ranks: str, store: Path, run_dir: Path, checkpoint: Path, *flags: obje
     done = train(ranks, store, run_dir, *words, script="tests/launch/elastic_run.py", env=environment)
     for restored in run_dir.parent.glob("restored-*"):
         assert_equal_to_the_bit(restored, checkpoint)
-    return unwrapped(done.stderr)
+    return done.stderr
 
 
 def test_a_run_goes_on_with_any_number_of_processes(

@@ -34,7 +34,7 @@ from tests.conftest import (
 )
 from tests.hub import LocalHub, running_hub
 from tests.hub.server import ALICE, BOB, DROP, HOLD
-from tests.launch.launching import figures, launcher, records, training_flags, try_to_train, unwrapped
+from tests.launch.launching import figures, launcher, records, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -69,7 +69,7 @@ def test_training_takes_a_revision_from_the_hub_once_for_all_processes(
     command += ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "all_checkpoints"]
     command += ["--hub_private_repo", "false"]
     done = run_fine(*command, env=hub.env(tmp_path / "machine", ALICE, xet=True) | {"TMPDIR": str(tmp_path)})
-    assert f"data set: {NAME} of the Hub at commit {commit}" in unwrapped(done.output)
+    assert f"data set: {NAME} of the Hub at commit {commit}" in done.output
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert (record["arguments"]["dataset"], record["arguments"]["dataset_commits"]) == ([NAME], [commit])
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) >= 2
@@ -216,9 +216,7 @@ def test_pushes_fail_and_end_no_training_and_are_not_lost(
     assert (len(before), len(records(run_dir, "test_loss"))) == (NUM_STEPS, 1)
     assert f"pushing to the private model {hub.url}/alice/model" in done.stderr
     assert_holds_run(hub, run_dir, checkpoints={"last-checkpoint": f"checkpoint-{NUM_STEPS}"})
-    assert f"pushed: {hub.url}/alice/model at commit {repository.head}: model of step {NUM_STEPS}" in unwrapped(
-        done.stderr
-    )
+    assert f"pushed: {hub.url}/alice/model at commit {repository.head}: model of step {NUM_STEPS}" in done.stderr
     assert (pushes(run_dir)[-1]["step"], pushes(run_dir)[-1]["problem"]) == (NUM_STEPS, None)
     assert not (run_dir / "push").exists()
     assert_nowhere(ALICE, done, tmp_path)

@@ -90,7 +90,7 @@ def test_in_a_file_lines_have_120_columns_and_the_launcher_says_what_it_is_asked
     words = [*launcher("deepspeed"), PROJECT_DIR / "pretrain.py", *training_flags(sample_store, Path("run"), *FLAGS)]
     done = run(*words, cwd=tmp_path)
     assert done.returncode == 0, done.output[-6000:]
-    lines = lines_of(done.stderr)
+    lines = lines_of(done.log)
     assert 100 < max(map(len, lines)) <= 120
     assert [line[:9] for line in lines if "  loss " in line and " left" in line] == [
         f"step {n}/4 " for n in range(1, 5)
