@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,16 @@ TINY_RUN += ["--learning_rate", "1e-2", "--warmup_steps", "2"]
 # that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def _can_be_written(folder: Path) -> bool:
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    return os.access(existing, os.W_OK | os.X_OK)
+
+
+# As users are told to do where the home folder is read-only; a folder of this process, which its workers share.
+if "XDG_CACHE_HOME" not in os.environ and not _can_be_written(Path.home() / ".cache"):
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
 
 
 def pytest_unconfigure() -> None:
