@@ -10,9 +10,10 @@ from pretraining.runs.log_lines import said_bytes
 from pretraining.system.processor import bf16_instruction
 from pretraining.training.elastic import said_checkpoint
 from pretraining.training.global_batch import GlobalBatch
-from pretraining.training.layers import ASKED
+from pretraining.training.layers import ASKED, TOO_SHORT
 from pretraining.training.plan_costs import what_is_kept
 from pretraining.training.run_plan import RunPlan
+from pretraining.training.training_arguments import bf16_product_time
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +64,20 @@ def _announce_precision(plan: RunPlan) -> None:
     if plan.start.checkpoint is not None:
         reason = "as the run was started"
     elif (name := bf16_instruction()) is not None:
-        reason = f"this processor has {name}"
+        product_time = bf16_product_time()
+        reason = f"this processor has {name}; a matrix product takes {product_time:.2f} of its time in fp32"
+        if product_time > 1:
+            logger.warning("bf16: products take %.1f times as long as in fp32 here; try --bf16 false", product_time)
     else:
         reason = "this processor has no instructions for bf16, which it would emulate"
     logger.info("precision: %s (%s)", plan.precision, reason)
 
 
 def _announce_compilation(plan: RunPlan) -> None:
-    """Log whether layers are compiled, where no flag says so and it depends on the machine."""
-    if not plan.machine.has_gpu and plan.compilation.reason != ASKED:
-        words = "compiled" if plan.compilation.is_on else "not compiled"
-        logger.info("layers: %s (%s)", words, plan.compilation.reason)
+    """Log that layers are compiled where no flag says so, and for a run that is long enough why they are not."""
+    if plan.machine.has_gpu or plan.compilation.reason in (ASKED, TOO_SHORT):
+        return
+    logger.info("layers: %s (%s)", "compiled" if plan.compilation.is_on else "not compiled", plan.compilation.reason)
 
 
 def _said_processes(batch: GlobalBatch) -> str:

@@ -27,6 +27,7 @@ FLOPS_PER_CORE_SECOND = 50e9
 # Compiled layers save 5 to 18 % of a step and take up to a minute to compile: won back twice in 40 minutes at 5 %.
 MIN_RUN_MINUTES = 40
 ASKED = "as the flags say"
+TOO_SHORT = "the run is too short"
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ def choose_compilation(
     problem = compiler_problem()
     reasons = {
         ASKED: asked is not None,
-        "a layer is not one graph": not is_possible,
         "as the run was started": recorded is not None,
         "its gain on GPUs is not measured": machine.has_gpu,
         "the run is on several machines": machine.num_processes != machine.num_local_processes,
-        f"the run is too short, about {minutes:.0f} min": minutes < MIN_RUN_MINUTES,
+        TOO_SHORT: minutes < MIN_RUN_MINUTES,
+        "tiles, eager attention and isolated documents keep a layer from being one graph": not is_possible,
         f"{problem}": problem is not None,
     }
     reason = next((name for name, holds in reasons.items() if holds), None)

@@ -25,7 +25,7 @@ Look at $RUN/report.html: loss, speed, time and memory of the run, beside what c
   blocks/quickstart    the token blocks, with README.md and manifest.json
   $RUN    the model in model/, checkpoints, metrics.jsonl, tensorboard/
 
-Next: your own text, in this environment (. .venv/bin/activate). data_files may lie on the Hub: hf://datasets/USER/NAME.
+Next: your own text, in this environment (. .venv/bin/activate). data_files may be on the Hub: hf://USER/NAME:train.
   python3 train_tokenizer.py --data_files news.jsonl --output_dir tokenizer
   python3 preprocess.py --data_files news.jsonl --tokenizer tokenizer --block_length 2048 --output_dir blocks/news
   deepspeed pretrain.py --recipe recipes/tinyllama_1b.yaml --dataset blocks/news
