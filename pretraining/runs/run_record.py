@@ -137,13 +137,13 @@ def warn_of_versions(run_dir: Path) -> None:
         logger.warning("%s: resumes with other versions than at its last start: %s", run_dir, ", ".join(changed))
 
 
-def warn_of_processor(run_dir: Path, *, now: Mapping[str, str]) -> None:
-    """Say in one warning that a run resumes on another processor, or with other kernels, than it last started on."""
+def warn_of_processor(run_dir: Path, *, now: Mapping[str, object]) -> None:
+    """Say in one warning that a run resumes on another processor, or with other kernels or threads, than last."""
     was = read_run_record(run_dir).get("hardware", {})
     changed = [f"{name} {was[name]} -> {now[name]}" for name in now if was.get(name) not in (None, now[name])]
     if changed:
         logger.warning(
-            "%s: resumes on another processor than at its last start (%s): the same to rounding, not to the bit",
+            "%s: computes otherwise than at its last start (%s): the same to rounding, not to the bit",
             run_dir,
             ", ".join(changed),
         )

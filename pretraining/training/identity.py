@@ -5,6 +5,8 @@ import logging
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import torch
+
 from pretraining.cli.errors import UserError
 from pretraining.cli.restarts import this_restart
 from pretraining.machine.flops import num_parameters
@@ -97,7 +99,8 @@ def _check_goes_on(plan: RunPlan, checkpoint: Path) -> None:
     _check_same(plan, checkpoint.parent)
     warn_of_versions(checkpoint.parent)
     if not plan.machine.has_gpu:
-        warn_of_processor(checkpoint.parent, now={"cpu": processor_name(), "kernels": kernels()})
+        now = {"cpu": processor_name(), "kernels": kernels(), "threads": torch.get_num_threads()}
+        warn_of_processor(checkpoint.parent, now=now)
     check_can_go_on(checkpoint, plan.ds_config, num_processes=plan.batch.num_processes)
     recorded = read_run_record(checkpoint.parent, needs=SCHEDULE_FIELDS)["schedule"]
     changed = differences(recorded, json.loads(json.dumps(asdict(plan.schedule))))

@@ -41,6 +41,7 @@ def record_start(plan: RunPlan, arguments: TrainingArguments) -> None:
             "gpu": torch.cuda.get_device_name() if has_gpu() else None,
             "cuda": torch.version.cuda,
             "kernels": kernels(),
+            "threads": torch.get_num_threads(),  # of a process; a sum is divided among them
             **machine_inventory(),
         },
         resumed_from=None if plan.start.checkpoint is None else str(plan.start.checkpoint),
