@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from pretraining.machine.memory import available_host_bytes
+from pretraining.system.cores import usable_cores
+
 PROJECT_DIR = Path(__file__).parents[1]
 # A hang guard, and no claim about speed: far more than what is waited for takes on one busy core, and less than the
 # timeout of a test.
 HANG_SECONDS = 200.0
+WORKER_BYTES = 3 * 10**9
 REAL_DATA_DIR = PROJECT_DIR.parent / "shared" / "data"
 # A model of 60,000 parameters in fp32: a step takes milliseconds, start-up is all the time there is.
 TINY_MODEL = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=2", "num_attention_heads=4"]
@@ -38,6 +42,11 @@ def _can_be_written(folder: Path) -> bool:
 # As users are told to do where the home folder is read-only; a folder of this process, which its workers share.
 if "XDG_CACHE_HOME" not in os.environ and not _can_be_written(Path.home() / ".cache"):
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two, one for two cores where there are more, and as many as have memory: a worker and what it starts take 2.5 GB."""
+    return max(1, min(max(2, usable_cores() // 2), 8, available_host_bytes() // WORKER_BYTES))
 
 
 def pytest_unconfigure() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pretraining.doctor.finding import Finding, failure, gigabytes, ok, warning
 from pretraining.doctor.nvml import driver_gpus
-from pretraining.machine.memory import MEMORY_INFO, available_host_bytes
+from pretraining.machine.memory import available_host_bytes
 from pretraining.system.cores import core_quota, usable_cores
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -42,7 +42,7 @@ def cores(_: Sequence[Path]) -> Iterator[Finding]:
 
 def memory(_: Sequence[Path]) -> Iterator[Finding]:
     """Memory that a run may still take, within the limits of container or job, and swap."""
-    lines = (line.split() for line in MEMORY_INFO.read_text(encoding="ascii").splitlines())
+    lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
     free = available_host_bytes()
     figures = {"total_bytes": sizes["MemTotal"], "available_bytes": free, "swap_bytes": sizes["SwapTotal"]}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretraining.doctor.finding import Finding, gigabytes, ok, warning
+from pretraining.system.control_groups import group_folders
 
-CONTROL_GROUPS, OWN_CONTROL_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 INFINIBAND = Path("/dev/infiniband")
 LEAST_FREE_PROCESSES = 1024  # threads count too: a process of a run has dozens
@@ -78,14 +78,7 @@ def control_group(_: Sequence[Path]) -> Iterator[Finding]:
 
 def _group_limit(controller: str, new_name: str, old_name: str) -> int | None:
     """The smallest value on the way up from this process's group, in cgroup v2 or v1; None where there is none."""
-    values = []
-    for line in OWN_CONTROL_GROUPS.read_text(encoding="ascii").splitlines():
-        _, controllers, own = line.split(":", 2)
-        if controllers not in ("", controller):
-            continue
-        root, name = (CONTROL_GROUPS / controller, old_name) if controllers else (CONTROL_GROUPS, new_name)
-        group = root / own.strip("/")
-        files = [folder / name for folder in (group, *group.parents) if folder.is_relative_to(root)]
-        values += [file.read_text(encoding="ascii").strip() for file in files if file.is_file()]
+    files = [folder / name for folder in group_folders(controller, Path("/")) for name in (new_name, old_name)]
+    values = [file.read_text(encoding="ascii").strip() for file in files if file.is_file()]
     numbers = [int(value) for value in values if value.isdigit() and int(value) < 2**60]  # v1 says none so
     return min(numbers, default=None)

@@ -9,7 +9,9 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from pretraining.system.control_groups import group_folders
 
 ROOT = Path("/")
 UNLIMITED = ("max", "-1")
@@ -53,7 +55,7 @@ def _within_quota(num_cores: int, root: Path) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """The limit of each group of this process and of those around it."""
-    for folder in _group_folders(root):
+    for folder in group_folders("cpu", root):
         with suppress(OSError, ValueError, ZeroDivisionError):
             if (folder / "cpu.max").is_file():
                 quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
@@ -61,21 +63,6 @@ def _quotas(root: Path) -> Iterator[float]:
                 quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
             if quota not in UNLIMITED:
                 yield int(quota) / int(period)
-
-
-def _group_folders(root: Path) -> Iterator[Path]:
-    """The folders of the groups that limit CPU time; in a container, where outer names lead nowhere, its own root."""
-    with suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, name = line.split(":", 2)
-            if not controllers:
-                mounts = ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
-            elif "cpu" in controllers.split(","):
-                mounts = ["sys/fs/cgroup/cpu", f"sys/fs/cgroup/{controllers}"]
-            else:
-                continue
-            group = PurePosixPath(name.lstrip("/"))
-            yield from (root / mount / place for mount in mounts for place in (group, *group.parents))
 
 
 def _siblings(cpu: int, root: Path) -> frozenset[int]:

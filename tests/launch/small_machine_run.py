@@ -12,9 +12,9 @@ PROJECT_DIR = Path(__file__).parents[2]
 
 
 def main() -> None:
-    with tempfile.NamedTemporaryFile("w", suffix=".meminfo", delete=False) as file:
-        file.write(f"MemAvailable: {int(os.environ['AVAILABLE_MEMORY']) // 1024} kB\n")
-    memory.MEMORY_INFO = Path(file.name)
+    memory.ROOT = Path(tempfile.mkdtemp())
+    (memory.ROOT / "proc").mkdir()
+    (memory.ROOT / "proc/meminfo").write_text(f"MemAvailable: {int(os.environ['AVAILABLE_MEMORY']) // 1024} kB\n")
     sys.argv[0] = str(PROJECT_DIR / "pretrain.py")
     runpy.run_path(sys.argv[0], run_name="__main__")
 
