@@ -45,7 +45,7 @@ if "XDG_CACHE_HOME" not in os.environ and not _can_be_written(Path.home() / ".ca
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two, one for two cores where there are more, and as many as have memory: a worker and what it starts take 2.5 GB."""
+    """Two, or one for every two cores, if they have memory: a worker and what it starts take up to 2.5 GB."""
     return max(1, min(max(2, usable_cores() // 2), 8, available_host_bytes() // WORKER_BYTES))
 
 
