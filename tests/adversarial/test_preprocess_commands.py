@@ -289,14 +289,12 @@ def check(server: subprocess.Popen, folder: Path, commands: list[Command]) -> No
     assert not {command: problem for command, problem in problems.items() if problem}
 
 
-@pytest.mark.timeout(600)
 def test_odd_values_of_every_flag_are_one_line_or_work(server: subprocess.Popen, folder: Path) -> None:
     commands = list(generated())
     assert len(commands) > 200
     check(server, folder, commands)
 
 
-@pytest.mark.timeout(600)
 def test_mistakes_are_told_by_what_they_are(server: subprocess.Popen, folder: Path) -> None:
     commands = [*recipes(), *environments(), *mistakes()]
     assert len(commands) > 80

@@ -147,7 +147,7 @@ def test_every_recipe_of_the_project_parses() -> None:
         if path.stem == "preprocess":
             assert parse_recipe("", preprocess, ["--recipe", str(path)]), path
         else:
-            assert parse_pretrain_arguments("", ["--recipe", str(path)]).model, path
+            assert parse_pretrain_arguments("", ["--recipe", str(path), "--plan_only"]).model, path  # for any machine
         assert path.read_text().startswith("# "), f"{path}: the first line says what it is for"
 
 

@@ -126,7 +126,6 @@ def work(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-@pytest.mark.timeout(600)
 def test_mutated_json_lines_are_accounted_for_exactly(
     work: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -147,7 +146,6 @@ def test_mutated_json_lines_are_accounted_for_exactly(
         shutil.rmtree(work / "blocks.partial", ignore_errors=True)
 
 
-@pytest.mark.timeout(600)
 def test_mutated_compressed_files_are_read_or_refused_with_the_place(
     work: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -168,7 +166,6 @@ def test_mutated_compressed_files_are_read_or_refused_with_the_place(
     assert num_refused > NUM_COMPRESSED / 2
 
 
-@pytest.mark.timeout(600)
 def test_mutated_parquet_files_are_read_or_refused_with_the_place(
     work: Path, record_property: Callable[[str, object], None]
 ) -> None:

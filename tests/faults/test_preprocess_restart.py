@@ -74,7 +74,6 @@ def killed_at_a_time(command: list[object], chance: random.Random, partial: Path
         return process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.timeout(600)
 def test_killed_at_any_instant_the_same_command_goes_on_to_the_same_bytes(
     corpus: Path,
     packing: str,

@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pretraining.corpus.store_source import find_mixture
 from pretraining.training.block_dataset import BlockFields
 from pretraining.training.split_evaluation import evaluate_split
-from tests.conftest import assert_one_error
+from tests.conftest import assert_one_error, needs_compiler
 from tests.launch.launching import figures, records, train, try_to_train
 from tests.rounding import assert_same_training, loss_rounding
 
-# Where nothing is in the compiler's cache yet, two processes take minutes for the emulated kernels.
-pytestmark = [pytest.mark.launch, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.launch, needs_compiler]
 
 NEEDS_TORCHAO = "torchao is not installed (pip install -c requirements-extras.txt torchao)"
 FP8 = ["--fp8", "--compile_layers"]

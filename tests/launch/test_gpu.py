@@ -16,7 +16,6 @@ HAS_GPU = torch.cuda.is_available()
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.launch,
-    pytest.mark.timeout(600),
     pytest.mark.skipif(not HAS_GPU, reason="no GPU here"),
 ]
 

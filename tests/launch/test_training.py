@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.corpus.manifest import read_manifest
-from tests.conftest import PROJECT_DIR, python, run_fine
+from tests.conftest import PROJECT_DIR, needs_compiler, python, run_fine
 from tests.launch.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, records, train
 from tests.rounding import assert_same_training, loss_rounding
 
@@ -199,6 +199,7 @@ def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_st
     assert_same_run(tmp_path / "run", reference_run)
 
 
+@needs_compiler
 def test_compiled_layers_train_the_same_in_one_graph(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     flags = ["--save_strategy", "no", "--eval_strategy", "no", "--export", "false", "--compile_layers"]
     flags += ["--sample_steps", 3, "--sample_tokens", 5]  # texts of all lengths
@@ -209,6 +210,7 @@ def test_compiled_layers_train_the_same_in_one_graph(reference_run: Path, sample
     assert "size mismatch" not in done.output, "compiled anew for a text"
 
 
+@needs_compiler
 def test_a_resumed_run_keeps_its_compiled_layers_to_the_bit(sample_store: Path, tmp_path: Path) -> None:
     """Without the flag: so short a run is not compiled unasked, and what is not compiled rounds in another way."""
     flags = ["--save_steps", 3, "--eval_strategy", "no", "--export", "false"]
@@ -230,7 +232,6 @@ def instrumented_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactor
     return run_dir
 
 
-@pytest.mark.timeout(600)
 def test_zero3_equals_the_plain_trainer_over_a_hundred_steps(
     instrumented_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:

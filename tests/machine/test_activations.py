@@ -19,6 +19,7 @@ from pretraining.training.fp8 import compute_in_fp8
 from pretraining.training.layers import compile_layers
 from pretraining.training.loss import token_losses
 from pretraining.training.tiling import tile_layers, tile_loss
+from tests.conftest import needs_compiler
 from tests.machine.layouts import layout_of
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -95,6 +96,7 @@ def assert_compiled_layers_keep_what_is_planned(layout: Layout) -> None:
     assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.05)
 
 
+@needs_compiler
 @pytest.mark.parametrize("fields", [{"precision": "bf16"}, {"precision": "fp32", "checkpoint_every": 2}], ids=str)
 def test_what_autograd_saves_with_compiled_layers(fields: dict) -> None:
     layout = prepared(MIDDLE, compiles_layers=True, **fields)
