@@ -67,7 +67,7 @@ def trainer_flags(defaults: dict[str, Any]) -> list[Flag]:
     """Every field of `transformers.TrainingArguments` that text can set, with our `defaults` in place of theirs."""
     choices = _enum_choices()
     flags = []
-    for statement in class_body("training_args.py", "TrainingArguments"):
+    for statement in _class_body("training_args.py", "TrainingArguments"):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Call):
             flag = _flag_of(statement, defaults, choices)
             if flag is not None:
@@ -161,7 +161,7 @@ def _enum_choices() -> dict[str, tuple[str, ...]]:
     return choices
 
 
-def class_body(file_name: str, class_name: str) -> list[ast.stmt]:
+def _class_body(file_name: str, class_name: str) -> list[ast.stmt]:
     """The statements of a class of transformers, read from a file of its source without importing it."""
     return next(
         node.body for node in ast.walk(_source(file_name)) if isinstance(node, ast.ClassDef) and node.name == class_name

@@ -1,12 +1,11 @@
 """The fields of a model's config, from a preset, a file or the Hub, with --model_overrides; checked without torch.
 
-transformers has the class of the config, and importing that imports torch; its fields and defaults are read from its
-source instead, as those of the Trainer are.
+transformers has the class of the config, and importing that imports torch, so its fields stand here; a test compares
+them with the class.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -18,7 +17,6 @@ import yaml
 from pretraining.cli.arguments import HUB_ID
 from pretraining.cli.flags import nearest, shortened
 from pretraining.cli.ranges import Range
-from pretraining.cli.trainer_flags import class_body
 from pretraining.errors import UserError
 from pretraining.runs.untrusted import check_no_code
 
@@ -27,7 +25,30 @@ if TYPE_CHECKING:
     from pretraining.corpus.manifest import Origin
 
 PRESETS_PATH = Path(__file__).with_name("presets.yaml")
-CONFIG_SOURCE = "models/llama/configuration_llama.py"
+# LlamaConfig's, of transformers 5; None for what follows from others, or is nothing.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": None,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": None,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "use_cache": True,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 NOT_OVERRIDABLE = {"use_cache", "pad_token_id"}  # they do not shape the model, or are set by this suite
 HEADS = Range(1, 1 << 16)
 FIELDS = {
@@ -90,19 +111,8 @@ def max_positions(fields: Mapping[str, Any]) -> int:
     return _with_defaults(fields)["max_position_embeddings"]
 
 
-@cache
-def llama_defaults() -> dict[str, Any]:
-    """The fields of a Llama's config with their defaults; None for one that is computed."""
-    statements = class_body(CONFIG_SOURCE, "LlamaConfig")
-    return {ast.unparse(one.target): _default(one.value) for one in statements if isinstance(one, ast.AnnAssign)}
-
-
 def _with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {**llama_defaults(), **{name: value for name, value in fields.items() if value is not None}}
-
-
-def _default(node: ast.expr | None) -> Any:
-    return node.value if isinstance(node, ast.Constant) else None
+    return {**DEFAULTS, **{name: value for name, value in fields.items() if value is not None}}
 
 
 def _read_config(name: str, preset_names: tuple[str, ...]) -> dict[str, Any]:
@@ -145,7 +155,7 @@ def _download_config(name: str, preset_names: tuple[str, ...]) -> Path:
 
 def _overrides(texts: list[str]) -> dict[str, Any]:
     """`hidden_size=512` as a field and its value, read as YAML reads it."""
-    overridable = {*llama_defaults(), "rope_theta"} - NOT_OVERRIDABLE
+    overridable = {*DEFAULTS, "rope_theta"} - NOT_OVERRIDABLE
     problems, overrides = [], {}
     for text in texts:
         name, equals, value = text.partition("=")

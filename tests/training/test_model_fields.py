@@ -1,15 +1,15 @@
-"""The fields that are read from the source of transformers, without importing it, are those of its class."""
+"""The fields of a Llama's config, which are known without importing transformers, are those of its class."""
 
 from transformers import LlamaConfig
 
-from pretraining.training.model_fields import NOT_OVERRIDABLE, Heads, heads_of, llama_defaults, max_positions
+from pretraining.training.model_fields import DEFAULTS, NOT_OVERRIDABLE, Heads, heads_of, max_positions
 
 
 def test_fields_and_defaults_are_those_of_the_class() -> None:
-    assert llama_defaults().keys() == LlamaConfig.__annotations__.keys()
-    assert llama_defaults().keys() > NOT_OVERRIDABLE
+    assert DEFAULTS.keys() == LlamaConfig.__annotations__.keys()
+    assert DEFAULTS.keys() > NOT_OVERRIDABLE
     config = LlamaConfig()
-    constants = {name: value for name, value in llama_defaults().items() if value is not None}
+    constants = {name: value for name, value in DEFAULTS.items() if value is not None}
     assert constants == {name: getattr(config, name) for name in constants}
     assert heads_of({}) == Heads(config.num_attention_heads, config.num_key_value_heads)
     assert heads_of({"num_attention_heads": 6, "num_key_value_heads": 2}) == Heads(6, 2)
