@@ -24,7 +24,7 @@ TENSOR_GLOBALS = frozenset({"collections.OrderedDict", "torch.Size", "torch._uti
 NUMBER_TYPES = re.compile(r"torch\.(?:[A-Z]\w+Storage|bool|b?float\d+|u?int\d+)")
 SAFE_GLOBALS = frozenset(
     {
-        "deepspeed.runtime.zero.config.ZeroStageEnum",
+        "deepspeed.runtime.zero.config.ZeroStageEnum",  # in checkpoints of earlier versions
         "deepspeed.runtime.fp16.loss_scaler.LossScaler",
         "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     }

@@ -30,7 +30,7 @@ from pretraining.runs.completeness import FileRecord, incompleteness, record_fil
 from pretraining.runs.log_lines import said_bytes
 from pretraining.runs.untrusted import load_pickle
 from pretraining.training.agreement import from_first, gathered, is_first
-from pretraining.training.host_copy import host_copy, num_tensor_bytes, without_attributes
+from pretraining.training.host_copy import as_saved, host_copy, num_tensor_bytes
 
 ROOM_FOR_COPY = 0.7  # of the host memory that is available; the rest is for data workers and the page cache
 SPARE_DISK_BYTES = 64 << 20  # for what is small: random states, the Trainer's state, the log
@@ -65,7 +65,7 @@ class PartsEngine(TorchCheckpointEngine):
 
         def write(content: Any) -> list[Path]:
             Path(path).parent.mkdir(exist_ok=True)
-            torch.save(without_attributes(content), path)
+            torch.save(as_saved(content), path)
             load_pickle(Path(path), mmap=True)  # what a resume would refuse was not saved
             return [Path(path)]
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ def host_copy(value: Any) -> Any:
     return _map(value, lambda tensor: tensor.detach().to("cpu", copy=True), copy.deepcopy)
 
 
-def without_attributes(value: Any) -> Any:
+def as_saved(value: Any) -> Any:
     """The same dicts, lists and objects, with the same numbers in plain tensors, which take no memory.
 
     DeepSpeed hangs attributes on its tensors, which torch.save would pickle as well, by names that no shard may have.
+    Of an enum's member the value is left: Python 3.11.2, that of Debian 12, pickles a member as a call of getattr.
     """
-    return _map(value, torch.Tensor.detach, lambda other: other)
+    return _map(value, torch.Tensor.detach, lambda other: other.value if isinstance(other, Enum) else other)
 
 
 def _map(value: Any, of_tensor: Callable[[torch.Tensor], torch.Tensor], of_other: Callable[[Any], Any]) -> Any:

@@ -72,7 +72,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 def test_a_process_without_a_launcher_is_found(tmp_path: Path) -> None:
     program = tmp_path / "pretrain.py"
     program.write_text("import time\ntime.sleep(600)\n")
-    started = run("sh", "-c", f"setsid {sys.executable} {program} >/dev/null 2>&1 & echo $!")
+    started = run("sh", "-c", 'setsid "$@" >/dev/null 2>&1 & echo $!', "sh", sys.executable, program)
     pid = int(started.stdout)
     try:
         while Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1] != bytes(program):  # a shell, and setsid

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -214,9 +215,8 @@ def test_workers_are_asked_to_stop_when_the_launcher_is_gone(
     ranks: Ranks, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("killed", 1)
-    words = (
-        f"for RANK in 0 1; do RANK=$RANK LOCAL_RANK=$RANK {sys.executable} {SUPERVISED} 5 {ranks.folder} & done; wait"
-    )
+    worker = shlex.join([sys.executable, str(SUPERVISED), "5", str(ranks.folder)])
+    words = f"for RANK in 0 1; do RANK=$RANK LOCAL_RANK=$RANK {worker} & done; wait"
     told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "DOES": "{}", "PYTHONPATH": str(PROJECT_DIR)}
     launcher = subprocess.Popen(["bash", "-c", words], env={**os.environ, **told})
     supervisors = [ranks.worker(0, rank)["supervisor"] for rank in (0, 1)]

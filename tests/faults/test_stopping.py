@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def test_a_run_saves_and_stops_when_its_terminal_is_closed(sample_store: Path, t
     run_dir = tmp_path / "run"
     flags = training_flags(sample_store, run_dir, *FLAGS, "--max_steps", 100_000, "--save_steps", 100_000)
     words = [*launcher("deepspeed"), "pretrain.py", *flags, "--eval_strategy", "no"]
-    command = " ".join(str(word) for word in words if word != "--load_best_model_at_end")
+    command = shlex.join(str(word) for word in words if word != "--load_best_model_at_end")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
     ours, theirs = os.openpty()
     shell = subprocess.Popen(

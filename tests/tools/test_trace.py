@@ -1,6 +1,7 @@
 """tools.trace as a user starts it: tables, JSON, and each mistake in one line."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_a_source_that_is_gone_is_told_and_the_row_is_shown(sample_store: Path, 
 
 
 def test_it_ends_when_its_reader_does(sample_store: Path) -> None:
-    command = f"{sys.executable} -m tools.trace {sample_store} --text e | head -1"
+    command = f"{shlex.quote(sys.executable)} -m tools.trace {sample_store} --text e | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=PROJECT_DIR, capture_output=True, text=True, timeout=60)
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""
