@@ -58,7 +58,7 @@ def _quotas(root: Path) -> Iterator[float]:
     for folder in group_folders("cpu", root):
         with suppress(OSError, ValueError, ZeroDivisionError):
             if (folder / "cpu.max").is_file():
-                quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+                quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
             else:
                 quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
             if quota not in UNLIMITED:
@@ -74,6 +74,6 @@ def _siblings(cpu: int, root: Path) -> frozenset[int]:
 def _cpus_in(path: Path) -> set[int]:
     """The CPUs of a list as 0-3,8; none where it cannot be read."""
     with suppress(OSError, ValueError):
-        ranges = [part.partition("-") for part in path.read_text(encoding="ascii").strip().split(",") if part]
+        ranges = [part.partition("-") for part in path.read_text(encoding="utf-8").strip().split(",") if part]
         return {cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)}
     return set()

@@ -11,7 +11,7 @@ from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.cli.restarts import this_restart
 from pretraining.corpus.store_source import Mixture
 from pretraining.machine.gpus import driver_gpu_names
-from pretraining.runs.checkpoints import checkpoint_to_resume, holds_nothing, is_run_folder
+from pretraining.runs.checkpoints import checkpoint_to_resume, holds_nothing, is_run_folder, whole_checkpoints
 from pretraining.training.global_batch import plan_batch
 from pretraining.training.model_fields import heads_of, model_fields
 from pretraining.training.run_data import check_tokenizer, make_order
@@ -67,7 +67,7 @@ def check_run_folder(run_dir: Path, resume: str) -> None:
         raise UserError(
             f"--output_dir {run_dir}: cannot be written (no permission in {existing}); choose another folder"
         )
-    if run_dir.exists() and not is_run_folder(run_dir) and not holds_nothing(run_dir):
+    if run_dir.exists() and not (is_run_folder(run_dir) or holds_nothing(run_dir) or whole_checkpoints(run_dir)):
         raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
     if this_restart() is None:  # a restart may resume from what was saved since
         checkpoint_to_resume(run_dir, resume)

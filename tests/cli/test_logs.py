@@ -41,7 +41,7 @@ run_program(main)
 
 
 def test_information_is_wrapped_and_what_is_searched_or_copied_is_whole() -> None:
-    lines = run(sys.executable, "-c", WIDE).stderr.splitlines()
+    lines = run(sys.executable, "-c", WIDE).log.splitlines()
     wrapped, path, command, warning = lines[:-3], *lines[-3:]
     assert len(wrapped) == 3
     assert all(100 < len(line) <= 120 for line in wrapped[:-1])

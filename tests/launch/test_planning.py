@@ -47,7 +47,7 @@ def test_a_start_that_does_not_fit_is_refused_and_forced(sample_store: Path, tmp
     flags = ["--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no"]
     refused = try_to_train("2 ranks", sample_store, run_dir, *flags, **small)
     assert refused.returncode == 2
-    assert "of memory; no GPU is here and 0.0 GB available; no change of flags fits" in refused.errors[0]
+    assert "of memory; no GPU is here and 999 kB available; no change of flags fits" in refused.errors[0]
     assert not run_dir.exists()
     forced = try_to_train("2 ranks", sample_store, run_dir, *flags, "--force", **small)
     assert forced.returncode == 0, forced.output

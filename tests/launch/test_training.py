@@ -52,7 +52,8 @@ def test_a_checkpoint_does_not_grow_with_the_steps(reference_run: Path) -> None:
 def test_each_step_is_logged_and_the_loss_falls_from_that_of_guessing(reference_run: Path) -> None:
     steps = records(reference_run)
     assert [record["step"] for record in steps] == list(range(1, NUM_STEPS + 1))
-    assert steps[0]["loss"] == pytest.approx(math.log(8192), rel=0.02)
+    # Fresh weights of a narrow model have the variance 2 / (5 width): logits that of 2 / 5, which adds half of it.
+    assert steps[0]["loss"] == pytest.approx(math.log(8192) + 0.2, rel=0.02)
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.2
     assert all(record["tokens"] == record["step"] * 512 for record in steps)
     assert all(0 <= record["accuracy"] < 0.2 for record in steps)
@@ -280,4 +281,4 @@ def test_fresh_weights_have_the_right_spread(instrumented_run: Path) -> None:
             assert (weight == 1).all(), name
         else:
             # The smallest has 1,024 numbers, whose spread is off by 1 / sqrt(2 * 1024): five times that is 0.11.
-            assert weight.std().item() == pytest.approx(0.02, rel=0.11), name
+            assert weight.std().item() == pytest.approx(math.sqrt(2 / (5 * 32)), rel=0.11), name
