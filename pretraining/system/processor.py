@@ -2,9 +2,9 @@
 
 MKL adds up in another order when a matrix begins at another alignment, so that two starts of the same run could differ
 in the last bits. With MKL_CBWR (Intel's "conditional numerical reproducibility") in its STRICT mode a product depends
-on its values alone. On a Zen 4 a training step of a model 192 wide takes 1.02 times the processor time with it (median of
-6 pairs of 35 steps in turns, 0.99 to 1.03). The mode COMPATIBLE, for processors without AVX2, computes at a third of
-the speed.
+on its values alone. On a Zen 4 a training step of a model 192 wide takes 1.02 times the processor time with it
+(median of 6 pairs of 35 steps in turns, 0.99 to 1.03). The mode COMPATIBLE, for processors without AVX2, computes at a
+third of the speed.
 """
 
 import os
