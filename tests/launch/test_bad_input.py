@@ -1,6 +1,7 @@
 """Whole starts of pretrain.py that must fail: one line, exit code not 0, no traceback, nothing overwritten."""
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -121,7 +122,10 @@ def test_what_is_not_as_it_was_is_one_line(sample_store: Path, tmp_path: Path, n
 @pytest.mark.parametrize("flags", [[], ["--plan_only"]])
 def test_text_or_nothing_as_a_data_set(tmp_path: Path, flags: list[str]) -> None:
     text = PROJECT_DIR / "data/sample/news.jsonl"
-    cases = {str(text): f"python3 preprocess.py --data_files {text} --output_dir blocks", "": "a path or name, not ''"}
+    cases = {
+        str(text): f"python3 preprocess.py --data_files {shlex.quote(str(text))} --output_dir blocks",
+        "": "a path or name, not ''",
+    }
     for dataset, part in cases.items():
         done = run(*python("pretrain.py", "--model", "quickstart", "--dataset", dataset, *flags))
         assert_one_error(done, "--dataset", part)

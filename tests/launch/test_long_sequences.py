@@ -126,5 +126,6 @@ def test_attention_of_a_group_is_that_of_one_process() -> None:
 )
 def test_what_cannot_be_is_refused(flags: list[object], words: list[str], sample_store: Path, tmp_path: Path) -> None:
     done = try_to_train("1 rank", sample_store, tmp_path / "run", *flags)
-    log = [line for line in done.log.splitlines() if "not installed" not in line and "needs liger" not in line]
+    of_machine = ("not installed", "needs liger", "torch.compile does not work")
+    log = [line for line in done.log.splitlines() if not any(words in line for words in of_machine)]
     assert_one_error(replace(done, log="\n".join(log)), *words)

@@ -36,6 +36,7 @@ def export_random_model(
     torch.manual_seed(1)
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     shutil.copytree(tokenizer_dir, folder / "made/tokenizer")
+    (folder / "made/tokenizer").chmod(0o755)  # the folder that it was copied from may be read-only
     tokenizer_for_model(folder / "made", origin, max_length=config.max_position_embeddings).save_pretrained(folder)
     shutil.rmtree(folder / "made")
     complete_folder(folder)
