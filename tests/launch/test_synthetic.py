@@ -12,7 +12,9 @@ def test_random_ids_stay_random_and_nothing_is_saved(tmp_path: Path) -> None:
     flags = ["--vocab_size", 512, "--block_length", 64, "--learning_rate", "1e-4"]
     flags += ["--save_strategy", "no", "--export", "false"]
     done = train("2 ranks", "synthetic", run_dir, *flags, env=cache)
-    assert all(abs(record["loss"] - math.log(512)) < 0.05 for record in records(run_dir))
+    # Logits of fresh narrow weights have the variance 0.4, so a loss is 0.2 above that of guessing, with a deviation of
+    # sqrt(0.4) a token: five of those of the mean of 512 tokens are 0.14.
+    assert all(abs(record["loss"] - math.log(512) - 0.2) < 0.14 for record in records(run_dir))
     assert not list(run_dir.glob("checkpoint-*"))
     assert not (run_dir / "model").exists()
     assert "generate.py" not in done.output
