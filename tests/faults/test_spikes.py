@@ -128,9 +128,10 @@ def test_fp16_looks_for_its_loss_scale_and_both_are_recorded(sample_store: Path,
     assert skipped[0] == 1
     assert 1 <= skipped[-1] < NUM_STEPS
     assert [record["loss_scale"] for record in steps] == [2.0 ** (21 - count) for count in skipped]
-    assert all(record["loss"] < 9.1 for record in steps)
-    # Of other blocks: the mean of 252 losses, spread by 0.3, is off by 0.02, which is 0.002 of it.
-    assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=0.01), "a skipped step changes no weight"
+    # Of fresh narrow weights, ln(8192) + 0.2: the mean of 252 losses with a deviation of sqrt(0.4) is off by 0.04. Five
+    # times that is 0.2, and of the difference of two such means 0.28, 0.03 of it.
+    assert all(record["loss"] < 9.21 + 0.2 for record in steps)
+    assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=0.03), "a skipped step changes no weight"
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert steps[1]["learning_rate"] == pytest.approx(1e-2), "a skipped step counts in the schedule"
     assert "warning" not in done.stderr
