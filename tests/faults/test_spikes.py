@@ -118,20 +118,20 @@ def order_of(store: Path) -> np.ndarray:
 def test_fp16_looks_for_its_loss_scale_and_both_are_recorded(sample_store: Path, tmp_path: Path) -> None:
     """A scale far too large makes gradients overflow; such steps are skipped and counted, but nothing is blamed."""
     ds_config = json.loads((PROJECT_DIR / "ds_config.json").read_text())
-    ds_config["fp16"] |= {"initial_scale_power": 19, "hysteresis": 1}
+    ds_config["fp16"] |= {"initial_scale_power": 21, "hysteresis": 1}
     (tmp_path / "ds.json").write_text(json.dumps(ds_config))
     flags = ["--fp16", "--deepspeed", tmp_path / "ds.json", "--eval_strategy", "no", "--save_steps", 3]
     flags += ["--global_batch_tokens", 256]  # products in fp16 take long on a CPU
+    flags += ["--model_overrides", *TINY_MODEL, "initializer_range=0.02"]  # whose first loss is that of guessing
     done = train("2 ranks", sample_store, tmp_path / "run", *flags, script="tests/faults/fp16_run.py")
     steps = records(tmp_path / "run")
     skipped = [record["non_finite_steps"] for record in steps]
     assert skipped[0] == 1
     assert 1 <= skipped[-1] < NUM_STEPS
-    assert [record["loss_scale"] for record in steps] == [2.0 ** (19 - count) for count in skipped]
-    # Of fresh narrow weights, ln(8192) + 0.2: the mean of 252 losses with a deviation of sqrt(0.4) is off by 0.04. Five
-    # times that is 0.2, and of the difference of two such means 0.28, 0.03 of it.
-    assert all(record["loss"] < 9.21 + 0.2 for record in steps)
-    assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=0.03), "a skipped step changes no weight"
+    assert [record["loss_scale"] for record in steps] == [2.0 ** (21 - count) for count in skipped]
+    assert all(record["loss"] < 9.1 for record in steps)
+    # Of other blocks: the mean of 252 losses, spread by 0.3, is off by 0.02, which is 0.002 of it.
+    assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=0.01), "a skipped step changes no weight"
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert steps[1]["learning_rate"] == pytest.approx(1e-2), "a skipped step counts in the schedule"
     assert "warning" not in done.stderr
