@@ -3,7 +3,7 @@
 
     python3 -m benchmarks.overhead --dataset blocks/quickstart --num_processes 2
 
-Against plain PyTorch and the plain Trainer, too, each a program of its own (benchmarks/peers.py).
+Against plain PyTorch and the plain Trainer, too, each a separate program (benchmarks/peers.py).
 And what the metrics of its log add that are more than losses and speed: against steps without them. Steps of both
 kinds take turns in one run (benchmarks/overhead_run.py, figures_run.py); the first are left out. The result goes into
 benchmarks/overhead.md. pretrain.py logs every step, with accuracy and figures by source, as it does for its users.

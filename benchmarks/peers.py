@@ -1,4 +1,4 @@
-"""pretrain.py beside plain PyTorch and the plain Trainer, each a program of its own; their steps take turns.
+"""pretrain.py beside plain PyTorch and the plain Trainer, each a separate program; their steps take turns.
 
 All are started at once (benchmarks/peers_run.py) and stand still but for the one whose turn it is, so that a machine
 that gets slower gets slower for all of them. They begin their turns one place later in each round. The time of a step

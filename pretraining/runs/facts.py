@@ -8,7 +8,7 @@ from typing import Any
 from pretraining.runs.charts import TIME_PARTS, known_limit
 from pretraining.runs.curves import RunCurves
 from pretraining.runs.history import Record
-from pretraining.runs.log_lines import block_line, per_process, said_bytes, summary_lines
+from pretraining.runs.log_lines import block_line, format_bytes, per_process, summary_lines
 from pretraining.runs.run_cost import SECONDS_PER_HOUR, three_digits
 from pretraining.runs.run_lock import is_being_written
 from pretraining.system.privacy import hide_path, hide_path_of_word, hide_paths_of_command, mask
@@ -184,7 +184,7 @@ def _told_of(name: str, value: Any) -> str:
     if name == "blocks":
         return "; ".join(map(block_line, value))
     if name.endswith("bytes"):
-        return said_bytes(value)
+        return format_bytes(value)
     if name.endswith("seconds"):
         return f"{three_digits(value)} s"
     return f"{name.replace('_', ' ')} {_told(value)}"

@@ -84,8 +84,8 @@ def _wanted(record: Mapping[str, float]) -> list[str]:
     figures = []
     memory = next((name for name in MEMORY if name in record), None)
     if memory is not None:
-        in_use = f" ({said_bytes(record['gpu_memory_bytes'])} in use)" if "gpu_memory_bytes" in record else ""
-        figures.append(f"{said_bytes(record[memory])} {MEMORY[memory]}{in_use}")
+        in_use = f" ({format_bytes(record['gpu_memory_bytes'])} in use)" if "gpu_memory_bytes" in record else ""
+        figures.append(f"{format_bytes(record[memory])} {MEMORY[memory]}{in_use}")
     if "accuracy" in record:
         figures.append(f"accuracy {100 * record['accuracy']:.1f} %")
     if "mfu_causal" in record:
@@ -122,16 +122,16 @@ def _said_end(end: float, *, now: float) -> str:
     return time.strftime("%H:%M" if is_today else "%b %d %H:%M", time.localtime(end))
 
 
-def said_mfu(figures: Mapping[str, float]) -> str:
+def format_mfu(figures: Mapping[str, float]) -> str:
     """MFU by both conventions of how much of attention's square counts."""
     causal = f" (causal {100 * figures['mfu_causal']:.1f} %)" if "mfu_causal" in figures else ""
     return f"MFU {100 * figures['mfu']:.1f} %{causal}"
 
 
-def said_bytes(num_bytes: float) -> str:
+def format_bytes(num_bytes: float) -> str:
     """Bytes in a unit in which they are not 0.
 
-    >>> [said_bytes(1_234e9), said_bytes(71.24e9), said_bytes(812e6), said_bytes(1.7e6), said_bytes(930)]
+    >>> [format_bytes(1_234e9), format_bytes(71.24e9), format_bytes(812e6), format_bytes(1.7e6), format_bytes(930)]
     ['1,234.0 GB', '71.2 GB', '812 MB', '1.7 MB', '0.9 kB']
     """
     size, unit = next(((size, unit) for size, unit in BYTE_UNITS if num_bytes >= size), BYTE_UNITS[-1])
@@ -148,10 +148,10 @@ def summary_lines(figures: Mapping[str, float]) -> Iterator[str]:
         said = [f"{figures['overall_tokens_per_second_per_gpu']:,.0f} tokens/s{per}"]
         said += [f"{figures['blocks_per_second']:,.1f} blocks/s"]
         said += [f"{figures['tflops_per_second_per_gpu']:,.3g} TFLOP/s{per}"]
-        said += [said_mfu(figures)] if "mfu" in figures else []
+        said += [format_mfu(figures)] if "mfu" in figures else []
         yield f"speed: {', '.join(said)} (steps only, without the first interval)"
     names = {"peak_memory_bytes": "on the fullest GPU at its peak", "peak_host_memory_bytes": "of host memory at most"}
-    said_memory = [f"{said_bytes(figures[name])} {words}" for name, words in names.items() if name in figures]
+    said_memory = [f"{format_bytes(figures[name])} {words}" for name, words in names.items() if name in figures]
     if said_memory:
         yield f"memory: {', '.join(said_memory)}"
     if "energy_joules" in figures:

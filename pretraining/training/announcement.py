@@ -6,7 +6,7 @@ import shutil
 from pretraining.cli.logs import IN_ONE_LINE, counted
 from pretraining.machine.flops import num_parameters
 from pretraining.machine.footprint import footprint
-from pretraining.runs.log_lines import said_bytes
+from pretraining.runs.log_lines import format_bytes
 from pretraining.system.processor import bf16_instruction
 from pretraining.training.elastic import said_checkpoint
 from pretraining.training.global_batch import GlobalBatch
@@ -102,9 +102,9 @@ def _announce_memory(plan: RunPlan) -> None:
     needed, machine = footprint(plan.layout, has_gpu=plan.machine.has_gpu), plan.machine
     places = []
     if machine.gpu_bytes is not None:
-        places.append(f"{said_bytes(needed.gpu_bytes)} of {said_bytes(machine.gpu_bytes)} on each GPU")
+        places.append(f"{format_bytes(needed.gpu_bytes)} of {format_bytes(machine.gpu_bytes)} on each GPU")
     if machine.host_bytes is not None:
-        places.append(f"{said_bytes(needed.host_bytes)} of {said_bytes(machine.host_bytes)} in host memory")
+        places.append(f"{format_bytes(needed.host_bytes)} of {format_bytes(machine.host_bytes)} in host memory")
     logger.info("planned: %s", ", ".join(places))
 
 
@@ -117,6 +117,6 @@ def _warn_of_disk(plan: RunPlan) -> None:
             "--output_dir %s: has %s free, and checkpoints and exported models take up to %s; give another, or less "
             "of --save_total_limit",
             plan.run_dir,
-            said_bytes(free),
-            said_bytes(needed),
+            format_bytes(free),
+            format_bytes(needed),
         )

@@ -27,7 +27,7 @@ from pretraining.cli.logs import HAS_EVENT
 from pretraining.machine.memory import available_host_bytes
 from pretraining.runs.checkpoints import SUPERSEDED, SaveResult, set_aside
 from pretraining.runs.completeness import FileRecord, incompleteness, record_file, write_complete
-from pretraining.runs.log_lines import said_bytes
+from pretraining.runs.log_lines import format_bytes
 from pretraining.runs.untrusted import load_pickle
 from pretraining.training.agreement import from_first, gathered, is_first
 from pretraining.training.host_copy import as_saved, host_copy, num_tensor_bytes
@@ -196,14 +196,14 @@ class CheckpointSaver:
         if problem is not None:
             return problem
         self._num_bytes, seconds = sum(file.num_bytes for file in files), time.monotonic() - self._began_at
-        logger.info("%s: complete, %s in %.1f s", self._folder, said_bytes(self._num_bytes), seconds)
+        logger.info("%s: complete, %s in %.1f s", self._folder, format_bytes(self._num_bytes), seconds)
         return None
 
     def _room_problem(self, num_bytes: int) -> str | None:
         free = shutil.disk_usage(self._folder).free
         if free >= num_bytes + SPARE_DISK_BYTES:
             return None
-        return f"it needs {said_bytes(num_bytes)} and the disk has {said_bytes(free)}"
+        return f"it needs {format_bytes(num_bytes)} and the disk has {format_bytes(free)}"
 
     def _agreed(self, problem: str | None) -> bool:
         """Whether no process has a problem; otherwise what was written is removed, and the run goes on."""

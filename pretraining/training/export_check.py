@@ -150,7 +150,7 @@ def losses_of_folder(folder: Path, item: Item) -> torch.Tensor:
     with torch.random.fork_rng():
         # Eager, which no process shares with others, as sdpa and flash attention may be here.
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="eager").eval()
-    model.config.use_cache = False  # with a cache, positions that begin anew would not keep documents apart
+    model.config.use_cache = False  # with a cache, positions that start again would not keep documents apart
     model = model.to(_device_with_room(model))
     batch = {name: values.to(model.device) for name, values in collate_targets([item]).items()}
     tokens = token_losses(model(**model_inputs(batch, in_one_row=False)), batch["labels"])

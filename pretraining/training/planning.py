@@ -12,7 +12,7 @@ from pretraining.cli.pretrain_arguments import PretrainArguments
 from pretraining.machine.flops import flops_per_token
 from pretraining.machine.footprint import Footprint, footprint
 from pretraining.machine.layout import Layout, ZeroSettings
-from pretraining.runs.log_lines import said_bytes
+from pretraining.runs.log_lines import format_bytes
 from pretraining.training.global_batch import GlobalBatch
 from pretraining.training.layers import Compilation, choose_compilation
 from pretraining.training.planned_machine import Machine
@@ -103,13 +103,13 @@ def problems(needed: Footprint, machine: Machine) -> list[str]:
     """In which memory it does not fit, as words."""
     found = []
     if machine.gpu_bytes is not None and needed.gpu_bytes > machine.gpu_bytes:
-        number, room = machine.num_processes, said_bytes(machine.gpu_bytes)
+        number, room = machine.num_processes, format_bytes(machine.gpu_bytes)
         where = f"the GPU, which has {room}" if number == 1 else f"each of {number} GPUs, which have {room}"
-        found.append(f"{said_bytes(needed.gpu_bytes)} on {where}")
+        found.append(f"{format_bytes(needed.gpu_bytes)} on {where}")
     if machine.host_bytes is not None and needed.host_bytes > machine.host_bytes:
-        available = f"{said_bytes(machine.host_bytes)} available"
+        available = f"{format_bytes(machine.host_bytes)} available"
         where = f"of host memory, with {available}" if machine.has_gpu else f"of memory; no GPU is here and {available}"
-        found.append(f"{said_bytes(needed.host_bytes)} {where}")
+        found.append(f"{format_bytes(needed.host_bytes)} {where}")
     return found
 
 
@@ -130,7 +130,7 @@ def choose_gradient_type(asked: str, layout: Layout, machine: Machine) -> Gradie
     room = replace(machine, host_bytes=None)
     if not machine.has_gpu or fits(full, room) or not fits(half, room):
         return GradientType("fp32", "sums in half precision lose small gradients")
-    return GradientType(layout.precision, f"fp32 would not fit the {said_bytes(machine.gpu_bytes or 0)} of a GPU")
+    return GradientType(layout.precision, f"fp32 would not fit the {format_bytes(machine.gpu_bytes or 0)} of a GPU")
 
 
 def resolved_settings(batch: GlobalBatch, precision: str, gradient_type: GradientType) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pretraining.cli.errors import UserError
 from pretraining.cli.restarts import this_restart
 from pretraining.machine.footprint import footprint
 from pretraining.machine.layout import Layout
-from pretraining.runs.log_lines import said_bytes
+from pretraining.runs.log_lines import format_bytes
 from pretraining.training.global_batch import GlobalBatch
 from pretraining.training.planned_machine import MOST_GPUS_PER_MACHINE, Machine
 from pretraining.training.planning import WORKS_ON_ANY_MACHINE, fits, problems
@@ -34,9 +34,9 @@ class Remedy:
     def needs(self) -> str:
         """What it takes then."""
         needed = footprint(self.layout, has_gpu=self.machine.has_gpu)
-        on_gpu = f"{said_bytes(needed.gpu_bytes)} a GPU" if self.machine.has_gpu else ""
+        on_gpu = f"{format_bytes(needed.gpu_bytes)} a GPU" if self.machine.has_gpu else ""
         shows_host = self.layout.offload_optimizer or not self.machine.has_gpu
-        on_host = f"{said_bytes(needed.host_bytes)} of host memory" if shows_host else ""
+        on_host = f"{format_bytes(needed.host_bytes)} of host memory" if shows_host else ""
         num_machines = -(-self.machine.num_processes // self.machine.num_local_processes)
         machines = f"on {num_machines} machines (--hostfile)" if num_machines > 1 else ""
         return ", ".join(filter(None, (on_gpu, on_host, machines)))

@@ -12,7 +12,7 @@ from pretraining.training.early_checks import check_run_folder
 from pretraining.training.model_fields import max_positions, model_fields
 from pretraining.tuning.starting_model import StartingModel, find_starting_model
 
-MOST_TOKENS = 2048  # of a block, unless told otherwise
+MAX_TOKENS = 2048  # of a block, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def with_model(run: PretrainArguments, model: StartingModel) -> PretrainArgument
     run_dir = Path(run.trainer["output_dir"] or Path("runs") / model.run_name)
     data = replace(
         run.data,
-        block_length=run.data.block_length or min(positions, MOST_TOKENS),
+        block_length=run.data.block_length or min(positions, MAX_TOKENS),
         dataset=[str(run_dir / BLOCKS_DIR_NAME)],
     )
     return replace(run, data=data, trainer={**run.trainer, "output_dir": str(run_dir)})

@@ -6,7 +6,7 @@ import pytest
 
 from pretraining.cli.logs import LINE_COLUMNS
 from pretraining.runs import log_lines as module
-from pretraining.runs.log_lines import said_bytes, summary_lines
+from pretraining.runs.log_lines import format_bytes, summary_lines
 
 log_lines = partial(module.log_lines, columns=LINE_COLUMNS)
 NOON = time.mktime((2027, 3, 10, 12, 0, 0, 0, 0, -1))
@@ -58,8 +58,8 @@ def test_a_speed_without_a_gpu_is_of_a_process() -> None:
 
 def test_bytes_are_never_shown_as_none() -> None:
     for num_bytes in (100, 2_000, 69_000_000, 999_000_000, 10**9, 10**13):
-        assert not said_bytes(num_bytes).startswith(("0 ", "0.0 "))
-    assert [said_bytes(69.4e6), said_bytes(31_000)] == ["69 MB", "31 kB"]
+        assert not format_bytes(num_bytes).startswith(("0 ", "0.0 "))
+    assert [format_bytes(69.4e6), format_bytes(31_000)] == ["69 MB", "31 kB"]
 
 
 def summary(num_steps: int = 20) -> Mapping[str, float]:
