@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from pretraining.cli.errors import run_program
-from pretraining.cli.finetune_arguments import parse_finetune_arguments
-from pretraining.cli.restarts import supervise
+from pretraining.cli.arguments.finetune import parse_finetune_arguments
+from pretraining.cli.program import run_program
+from pretraining.system.restarts import supervise
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,10 +27,10 @@ def main(argv: Sequence[str]) -> None:
         supervise(run.durability.restarts)  # goes on in its child
     if run.trainer.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from pretraining.tuning.inputs import find_inputs_of
+    from pretraining.finetuning.inputs import find_inputs_of
 
     inputs = find_inputs_of(arguments)
-    from pretraining.tuning.program import finetune
+    from pretraining.finetuning.pipeline import finetune
 
     finetune(arguments.conversations, inputs)
 

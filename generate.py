@@ -18,21 +18,21 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pretraining.cli.errors import run_program
-from pretraining.cli.generate_arguments import GenerateArguments
+from pretraining.cli.arguments.generate import GenerateArguments
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 
 if TYPE_CHECKING:
-    from pretraining.judging.comparisons import Comparisons
-    from pretraining.sampling.model_source import ModelSource
+    from pretraining.evaluation.report import Comparisons
+    from pretraining.generation.source import ModelSource
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and find all files; torch is imported after that, so that a mistake costs no time."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Sampling", GenerateArguments)], argv)
 
-    from pretraining.sampling.model_source import find_model
-    from pretraining.sampling.prompts import read_prompts
+    from pretraining.generation.prompts import read_prompts
+    from pretraining.generation.source import find_model
     from pretraining.system.files import check_new_file
 
     prompts = [] if arguments.interactive else read_prompts(arguments)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
 
 def find_comparisons(arguments: GenerateArguments) -> Comparisons:
     """What --stats compares the texts with."""
-    from pretraining.judging.comparisons import open_comparisons
+    from pretraining.evaluation.report import open_comparisons
 
     return open_comparisons(arguments.held_out, arguments.blocks)
 
@@ -53,10 +53,10 @@ def write(
     prompts: Sequence[str], source: ModelSource, comparisons: Comparisons | None, arguments: GenerateArguments
 ) -> None:
     """Load the model and continue each prompt."""
-    from pretraining.sampling.generation import make_jobs
-    from pretraining.sampling.loading import load_model
-    from pretraining.sampling.output import read_continuations, write_continuations
-    from pretraining.sampling.terminal import converse, show, stream
+    from pretraining.generation.generate import make_jobs
+    from pretraining.generation.load_model import load_model
+    from pretraining.generation.output import read_continuations, write_continuations
+    from pretraining.generation.terminal import converse, show, stream
 
     model, tokenizer = load_model(source, arguments.dtype)
     if arguments.interactive:
@@ -65,7 +65,7 @@ def write(
     jobs = make_jobs(prompts, tokenizer, model.config, arguments)
     judge = None
     if comparisons is not None:
-        from pretraining.judging.judge import make_judge  # it imports `datasets` and pandas, for --stats alone
+        from pretraining.evaluation.evaluator import make_judge  # it imports `datasets` and pandas, for --stats alone
 
         judge = make_judge(comparisons, model, tokenizer)
     if arguments.output is not None:

@@ -21,18 +21,18 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretraining.cli.errors import run_program
+from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.cli.logs import IN_ONE_LINE, counted
-from pretraining.cli.preprocess_arguments import PreprocessArguments
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.block_store import finished_store, is_occupied
-from pretraining.corpus.cards import write_card
-from pretraining.corpus.inputs import InputFile, find_inputs
-from pretraining.corpus.manifest import Manifest
-from pretraining.corpus.origin import describe_origin
-from pretraining.corpus.program import make_block_store
-from pretraining.corpus.ranks import Ranks
-from pretraining.corpus.tokenization import DocumentTokenizer, load_document_tokenizer
+from pretraining.data.build.card import write_card
+from pretraining.data.build.origin import describe_origin
+from pretraining.data.build.partial_store import finished_store, is_occupied
+from pretraining.data.build.pipeline import make_block_store
+from pretraining.data.build.ranks import Ranks
+from pretraining.data.input.find import InputFile, find_inputs
+from pretraining.data.store.manifest import Manifest
+from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
 
 logger = logging.getLogger("pretraining.preprocess")
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     )
     ranks = Ranks(num_slices=arguments.num_slices)
     if ranks.is_first and arguments.push_to_hub is not None:
-        from pretraining.corpus.hub_upload import check_token  # the Hub's client takes 0.2 s, half of a start
+        from pretraining.data.hub.upload import check_token  # the Hub's client takes 0.2 s, half of a start
 
         check_token(arguments.push_to_hub)
     manifest = ranks.from_first(lambda: earlier_store(arguments, files, tokenizer))
@@ -73,7 +73,7 @@ def publish(arguments: PreprocessArguments, manifest: Manifest) -> None:
     if arguments.license is not None:
         write_card(manifest, arguments.output_dir, license_name=arguments.license)
     if arguments.push_to_hub is not None:
-        from pretraining.corpus.hub_upload import push_block_store
+        from pretraining.data.hub.upload import push_block_store
 
         push_block_store(arguments.output_dir, arguments.push_to_hub, private=arguments.hub_private)
 

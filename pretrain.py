@@ -16,12 +16,12 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pretraining.cli.errors import run_program
-from pretraining.cli.pretrain_arguments import DataArguments, PretrainArguments, parse_pretrain_arguments
-from pretraining.cli.restarts import supervise
+from pretraining.cli.arguments.pretrain import DataArguments, PretrainArguments, parse_pretrain_arguments
+from pretraining.cli.program import run_program
+from pretraining.system.restarts import supervise
 
 if TYPE_CHECKING:
-    from pretraining.corpus.store_source import Mixture
+    from pretraining.data.mixture import Mixture
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,11 +31,11 @@ def main(argv: Sequence[str]) -> None:
         supervise(arguments.durability.restarts)  # goes on in its child; pyarrow would make it three times as large
     if arguments.trainer.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from pretraining.training.model_fields import model_fields
+    from pretraining.training.model.fields import model_fields
 
     model_fields(arguments.model, None)  # before blocks are made or brought here
     if arguments.plan.plan_only:
-        from pretraining.training.plan_only import say_plan
+        from pretraining.training.dry_run.dry_run import say_plan
 
         say_plan(arguments)
     else:
@@ -44,20 +44,20 @@ def main(argv: Sequence[str]) -> None:
 
 def train(arguments: PretrainArguments) -> None:
     """Find the blocks and train on them."""
-    from pretraining.training.early_checks import check_inputs
+    from pretraining.training.config.early_checks import check_inputs
 
     mixture = find_data(arguments.data)
     check_inputs(arguments, mixture)
 
-    from pretraining.training.program import pretrain
+    from pretraining.training.run import pretrain
 
     pretrain(arguments, mixture)
 
 
 def find_data(flags: DataArguments) -> Mixture:
     """The blocks to train on, brought or made here if need be."""
-    from pretraining.corpus.store_source import find_mixture
-    from pretraining.corpus.synthetic import synthetic_mixture
+    from pretraining.data.build.synthetic import synthetic_mixture
+    from pretraining.data.mixture import find_mixture
 
     if flags.is_synthetic:
         return synthetic_mixture(block_length=flags.block_length or 4096, vocab_size=flags.vocab_size)

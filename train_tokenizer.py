@@ -14,15 +14,16 @@ from collections.abc import Iterator, Sequence
 
 from tokenizers import Tokenizer
 
-from pretraining.cli.arguments import TokenizerArguments
-from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.arguments.tokenizer import TokenizerArguments
 from pretraining.cli.logs import IN_ONE_LINE
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.documents import Document, JsonFields
-from pretraining.corpus.formats import ReadingOptions
-from pretraining.corpus.inputs import InputFile, find_inputs
-from pretraining.corpus.reading import read_documents
-from pretraining.corpus.tokenizer_training import save_tokenizer, train_byte_level_bpe
+from pretraining.data.input.documents import Document, JsonFields
+from pretraining.data.input.find import InputFile, find_inputs
+from pretraining.data.input.formats import ReadingOptions
+from pretraining.data.input.reading import read_documents
+from pretraining.data.tokenize.train import save_tokenizer, train_byte_level_bpe
+from pretraining.errors import UserError
 
 logger = logging.getLogger("pretraining.train_tokenizer")
 

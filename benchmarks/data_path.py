@@ -17,17 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pretraining.cli.errors import run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.store_source import find_mixture
-from pretraining.training.block_dataset import BlockFields
-from pretraining.training.block_loader import BlockLoader, BlockStream
-from pretraining.training.block_order import WINDOW, BlockOrder
-from pretraining.training.global_batch import GlobalBatch
-from pretraining.training.loss import collate_targets
-from pretraining.training.run_data import make_order
-from pretraining.training.training_data import open_training_data
+from pretraining.data.mixture import find_mixture
+from pretraining.planning.global_batch import GlobalBatch
+from pretraining.training.config.data_checks import make_order
+from pretraining.training.data.batch import collate_targets
+from pretraining.training.data.dataset import BlockFields
+from pretraining.training.data.loader import BlockLoader, BlockStream
+from pretraining.training.data.order import WINDOW, BlockOrder
+from pretraining.training.data.splits import open_training_data
 
 logger = logging.getLogger("pretraining.benchmarks")
 

@@ -23,11 +23,11 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from benchmarks.results import command_line, hardware, table, versions, write_section
-from pretraining.cli.errors import run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.runs.comparison import first_difference
-from pretraining.runs.killable_run import KillableRun
+from pretraining.runs.compare import first_difference
+from tools.killable_run import KillableRun
 from tools.resume_proof import (
     PROGRAM,
     Killed,
@@ -68,7 +68,12 @@ TESTS = {
     "test_hub.py": "a Hub that is down, drops, forgets or damages what is pushed; kill -9 meanwhile",
 }
 LOST = "steps made again, mean (most)"
-PLACES = ("tests/faults", "tests/adversarial", "tests/launch/test_hub_training.py", "tests/launch/test_hub.py")
+PLACES = (
+    "tests/faults",
+    "tests/adversarial",
+    "tests/programs/hub/test_hub_training.py",
+    "tests/programs/hub/test_hub.py",
+)
 SAVE_STEPS = 20  # so that kills find more saves than the two of the recipe
 
 

@@ -18,10 +18,10 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.started_run import start_run
-from pretraining.cli.errors import run_program
-from pretraining.machine.time_split import Part
-from pretraining.training.processes import leave_processes
-from pretraining.training.trainer import PretrainingTrainer
+from pretraining.cli.program import run_program
+from pretraining.training.distributed.process_group import leave_processes
+from pretraining.training.metrics.time_split import Part
+from pretraining.training.trainer.trainer import PretrainingTrainer
 
 
 class FewerFigures(TrainerCallback):

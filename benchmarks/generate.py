@@ -21,14 +21,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.results import PROJECT_DIR, command_line, hardware, spread, table, versions, write_section
-from pretraining.cli.arguments import SAMPLE_CORPUS
-from pretraining.cli.errors import run_program
+from pretraining.cli.arguments.generate import GenerateArguments
+from pretraining.cli.arguments.tokenizer import SAMPLE_CORPUS
 from pretraining.cli.flags import flag
-from pretraining.cli.generate_arguments import GenerateArguments
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.sampling.generation import continue_prompts, eos_ids
-from pretraining.sampling.loading import load_model
-from pretraining.sampling.model_source import find_model
+from pretraining.generation.generate import continue_prompts, eos_ids
+from pretraining.generation.load_model import load_model
+from pretraining.generation.source import find_model
 
 logger = logging.getLogger("pretraining.benchmarks")
 

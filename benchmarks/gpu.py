@@ -27,16 +27,16 @@ from typing import Any
 from benchmarks.gpu_page import page
 from benchmarks.gpu_rows import ROWS, SHORT, SMALL_ROWS, Row
 from benchmarks.results import PROJECT_DIR, hardware, versions
-from pretraining.cli.errors import run_program
 from pretraining.cli.flags import flag
-from pretraining.cli.launchers import DEEPSPEED
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.runs.history import read_records
+from pretraining.system.launchers import DEEPSPEED
 
 logger = logging.getLogger("pretraining.benchmarks")
 
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "liger-kernel", "flash-attn", "torchao")
-SPEEDS = "from pretraining.doctor.speed import speed\nfor it in speed([]): print(f'{it.name}: {it.figure}')"
+SPEEDS = "from pretraining.doctor.gpu.speed import speed\nfor it in speed([]): print(f'{it.name}: {it.figure}')"
 LEAVING_SECONDS = 15  # in which the processes of a run see that its launcher is gone, and give the GPUs free
 ROW_MINUTES = 2.5  # less than this left, and no further row is begun
 

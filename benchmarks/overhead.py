@@ -22,10 +22,11 @@ import numpy as np
 
 from benchmarks.peers import PACKAGES, compare_with_peers
 from benchmarks.results import command_line, hardware, versions, write_section
-from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
-from pretraining.cli.launchers import DEEPSPEED
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.errors import UserError
+from pretraining.system.launchers import DEEPSPEED
 
 logger = logging.getLogger("pretraining.benchmarks")
 

@@ -16,10 +16,10 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.started_run import start_run
-from pretraining.cli.errors import run_program
-from pretraining.training.processes import leave_processes
-from pretraining.training.tiling import in_whole_blocks
-from pretraining.training.trainer import PretrainingTrainer
+from pretraining.cli.program import run_program
+from pretraining.training.distributed.process_group import leave_processes
+from pretraining.training.model.tiling import in_whole_blocks
+from pretraining.training.trainer.trainer import PretrainingTrainer
 
 NUM_BATCHES = 8
 

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.results import PROJECT_DIR, command_line, hardware, num_cores, table, versions
-from pretraining.cli.errors import UserError
-from pretraining.training.model_fields import load_presets
-from pretraining.training.training_arguments import has_fast_bf16
+from pretraining.errors import UserError
+from pretraining.training.config.trainer_arguments import has_fast_bf16
+from pretraining.training.model.fields import load_presets
 
 PACKAGES = ("torch", "deepspeed", "transformers")
 EXPLAINED = """\

@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from benchmarks.started_run import start_run
-from pretraining.cli.errors import run_program
-from pretraining.cli.launchers import process_rank
-from pretraining.training.processes import leave_processes
+from pretraining.cli.program import run_program
+from pretraining.system.launchers import process_rank
+from pretraining.training.distributed.process_group import leave_processes
 
 
 class Turns(TrainerCallback):

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.results import table
-from pretraining.cli.errors import run_program
-from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
-from pretraining.machine.footprint import footprint
-from pretraining.training.plan_only import plan_without_start
-from pretraining.training.plan_table import PlannedRun
-from pretraining.training.planned_machine import planned_machine
-from pretraining.training.planning import fits
-from pretraining.training.remedies import Remedy, find_remedies
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.cli.program import run_program
+from pretraining.planning.fit import fits
+from pretraining.planning.footprint import footprint
+from pretraining.planning.suggestions import Remedy, find_remedies
+from pretraining.planning.table import PlannedRun
+from pretraining.training.config.machine import planned_machine
+from pretraining.training.dry_run.dry_run import plan_without_start
 
 RESULTS_PATH = Path(__file__).with_suffix(".md")
 RECIPES = ("llama2_7b", "llama2_13b", "llama2_70b")

@@ -18,8 +18,9 @@ from benchmarks.preprocess_peers.job import Job
 from benchmarks.preprocess_report import report
 from benchmarks.preprocess_runs import add_run, prepare_job
 from benchmarks.token_counts import InputCounts, compare, count_input
-from pretraining.cli.errors import UserError, run_program
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.errors import UserError
 
 logger = logging.getLogger("pretraining.benchmarks")
 

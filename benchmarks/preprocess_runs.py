@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from benchmarks.measured_process import Usage, run_measured
 from benchmarks.preprocess_peers.job import Job
 from benchmarks.results import MEGABYTE, PROJECT_DIR, num_cores
-from pretraining.cli.errors import UserError
+from pretraining.errors import UserError
 
 logger = logging.getLogger("pretraining.benchmarks")
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.results import command_line, hardware, spread, table, versions, write_section
-from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.errors import UserError
 from tools.resume_proof import ProofArguments, launch_command
 
 logger = logging.getLogger("pretraining.benchmarks")

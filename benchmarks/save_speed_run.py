@@ -20,12 +20,12 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from benchmarks.started_run import start_run
-from pretraining.cli.errors import run_program
-from pretraining.runs.completeness import damage, read_complete
-from pretraining.training import checkpoint_saver
-from pretraining.training.agreement import gathered, is_first
-from pretraining.training.processes import leave_processes
-from pretraining.training.trainer import PretrainingTrainer
+from pretraining.cli.program import run_program
+from pretraining.runs.checksums import damage, read_complete
+from pretraining.training.checkpoint import async_saver as checkpoint_saver
+from pretraining.training.distributed.collectives import gathered, is_first
+from pretraining.training.distributed.process_group import leave_processes
+from pretraining.training.trainer.trainer import PretrainingTrainer
 
 PIECE_BYTES = 1 << 24
 

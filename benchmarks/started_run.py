@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain import find_data
-from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
-from pretraining.training.agreement import is_first
-from pretraining.training.identity import take_run_folder
-from pretraining.training.processes import join_processes
-from pretraining.training.program import make_trainer, quiet_libraries, start_run_folder
-from pretraining.training.run_plan import plan_run
-from pretraining.training.stop_request import StopRequest
-from pretraining.training.trainer import PretrainingTrainer
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.training.config.run_config import plan_run
+from pretraining.training.config.run_identity import take_run_folder
+from pretraining.training.distributed.collectives import is_first
+from pretraining.training.distributed.process_group import join_processes
+from pretraining.training.run import make_trainer, quiet_libraries, start_run_folder
+from pretraining.training.stopping.request import StopRequest
+from pretraining.training.trainer.trainer import PretrainingTrainer
 
 
 def start_run(argv: Sequence[str]) -> tuple[Path, PretrainingTrainer]:

@@ -24,12 +24,13 @@ import numpy as np
 from transformers import LlamaConfig
 
 from benchmarks.results import PROJECT_DIR, command_line, hardware, table, versions, write_section
-from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
-from pretraining.cli.launchers import DEEPSPEED
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.machine.flops import num_parameters
-from pretraining.training.model_fields import load_presets
+from pretraining.errors import UserError
+from pretraining.planning.flops import num_parameters
+from pretraining.system.launchers import DEEPSPEED
+from pretraining.training.model.fields import load_presets
 
 logger = logging.getLogger("pretraining.benchmarks")
 

@@ -19,11 +19,11 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pretraining.cli.errors import run_program
-from pretraining.training.block_dataset import IGNORED_LABEL
-from pretraining.training.layers import compile_layers, gather_by_layer
-from pretraining.training.processes import join_processes, leave_processes
-from pretraining.training.tiling import tile_loss
+from pretraining.cli.program import run_program
+from pretraining.training.data.dataset import IGNORED_LABEL
+from pretraining.training.distributed.process_group import join_processes, leave_processes
+from pretraining.training.model.compile import compile_layers, gather_by_layer
+from pretraining.training.model.tiling import tile_loss
 
 WARM_UP_STEPS = 3
 OPTIMIZERS = {

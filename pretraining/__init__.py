@@ -1,6 +1,7 @@
-"""The rooms that preprocess.py, pretrain.py, generate.py and train_tokenizer.py share, in six wings."""
+"""The packages that the programs share; docs/explanation/architecture.md shows how they depend on each other."""
 
 import sys
+from pathlib import Path
 from types import TracebackType
 
 
@@ -11,3 +12,4 @@ def _report_crash(kind: type[BaseException], error: BaseException, trace: Traceb
 
 
 sys.excepthook = _report_crash
+PROJECT_DIR = Path(__file__).parents[1]

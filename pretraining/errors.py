@@ -1,7 +1,10 @@
 """What a user can correct. Imports nothing of this project, so that every package may raise it."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+SHOWN_CHARACTERS = 80  # of a value that is refused
 
 PANIC = "PanicException"  # of libraries in Rust, as `tokenizers`; it is not an Exception, and has no module to import
 MAX_REASON_CHARACTERS = 300
@@ -31,3 +34,14 @@ def reading(place: str, *, remedy: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or type(error).__name__
         raise UserError(f"{place} cannot be read ({reason}); {remedy}") from None
+
+
+def shortened(text: str) -> str:
+    """A value for a message; nobody reads 400 digits."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`" (did you mean X?)"` for the most similar of `words`, or nothing."""
+    matches = difflib.get_close_matches(word[:SHOWN_CHARACTERS], list(words), n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pretraining.cli.packages import compiler_problem
-from pretraining.machine.memory import available_host_bytes
 from pretraining.system.cores import usable_cores
+from pretraining.system.memory import available_host_bytes
 
 PROJECT_DIR = Path(__file__).parents[1]
 # A hang guard, and no claim about speed: far more than what is waited for takes on one busy core, and less than the

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.errors import UserError
 from tools.verify import main as verify_folder
 
 logger = logging.getLogger("pretraining.checkpoints")
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
 
 def export(checkpoint: Path, model_dir: Path, *, dtype: str) -> None:
     """Write a checkpoint's weights as a model."""
-    from pretraining.runs.checkpoint_export import DTYPES, export_checkpoint
+    from pretraining.runs.export.from_checkpoint import DTYPES, export_checkpoint
 
     export_checkpoint(checkpoint, model_dir, dtype=DTYPES[dtype])
     logger.info("exported model: %s (%s)", model_dir, dtype)

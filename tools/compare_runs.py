@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretraining.cli.errors import UserError, leave, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import leave, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.errors import UserError
 from pretraining.system.escapes import escape_on_terminal
 
 DIFFERENT_EXIT_CODE = 1
@@ -78,8 +79,8 @@ def parts_of(record: dict[str, Any]) -> dict[str, Any]:
 
 def compared_figures(run_dir: Path, other: Path) -> dict[str, list[str]]:
     """The first difference of the logs, and that of the exported models where both runs have one."""
-    from pretraining.runs.checkpoints import MODEL_DIR_NAME
-    from pretraining.runs.comparison import difference_of_figures, difference_of_weights
+    from pretraining.runs.compare import difference_of_figures, difference_of_weights
+    from pretraining.runs.run_folder import MODEL_DIR_NAME
 
     found = {"figures": difference_of_figures(run_dir, other)}
     models = [folder / MODEL_DIR_NAME for folder in (run_dir, other)]

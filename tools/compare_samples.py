@@ -18,19 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretraining.cli.errors import UserError, run_program, under_flag
+from pretraining.cli.arguments.generate import GenerateArguments
+from pretraining.cli.arguments.monitoring import ObservabilityArguments
 from pretraining.cli.flags import flag
-from pretraining.cli.generate_arguments import GenerateArguments
-from pretraining.cli.observability_arguments import ObservabilityArguments
+from pretraining.cli.program import run_program, under_flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.errors import UserError
 from pretraining.system.escapes import escape_on_terminal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from pretraining.corpus.inputs import InputFile
-    from pretraining.sampling.comparison import ModelSamples
-    from pretraining.sampling.model_source import ModelSource
+    from pretraining.data.input.find import InputFile
+    from pretraining.generation.compare import ModelSamples
+    from pretraining.generation.source import ModelSource
 
 logger = logging.getLogger("pretraining.compare_samples")
 
@@ -66,9 +67,9 @@ def main(argv: Sequence[str]) -> None:
     words = ["--models", *argv] if argv and not argv[0].startswith("-") else argv
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", SamplesArguments)], words)
 
-    from pretraining.judging.comparisons import open_comparisons
-    from pretraining.sampling.comparison import comparison_lines, comparison_page, models_to_compare
-    from pretraining.sampling.model_source import find_model
+    from pretraining.evaluation.report import open_comparisons
+    from pretraining.generation.compare import comparison_lines, comparison_page, models_to_compare
+    from pretraining.generation.source import find_model
     from pretraining.system.files import check_new_file
 
     if arguments.output is not None:
@@ -86,10 +87,10 @@ def main(argv: Sequence[str]) -> None:
 
 def samples_of(name: str, source: ModelSource, arguments: SamplesArguments, files: Sequence[InputFile]) -> ModelSamples:
     """What one model writes, and its figures."""
-    from pretraining.judging.statistics import distinct, repetition
-    from pretraining.sampling.comparison import ModelSamples
-    from pretraining.sampling.generation import continue_prompts
-    from pretraining.sampling.loading import load_model
+    from pretraining.evaluation.text_statistics import distinct, repetition
+    from pretraining.generation.compare import ModelSamples
+    from pretraining.generation.generate import continue_prompts
+    from pretraining.generation.load_model import load_model
 
     model, tokenizer = load_model(source)
     sampling = GenerateArguments(
@@ -107,7 +108,7 @@ def held_out_figures(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, files: Sequence[InputFile]
 ) -> dict[str, str]:
     """Those of tools.evaluate, as they are shown."""
-    from pretraining.training.held_out import evaluate_files
+    from pretraining.evaluation.held_out import evaluate_files
 
     with under_flag("--held_out"):
         total = evaluate_files(model, tokenizer, files).total

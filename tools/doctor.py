@@ -25,9 +25,9 @@ def main(argv: Sequence[str]) -> None:
     """Run all checks, show each finding as it comes, and end with a verdict."""
     arguments = read_arguments(argv)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
-    from pretraining.cli.errors import leave
+    from pretraining.cli.program import leave
     from pretraining.doctor.checks import CHECKS
-    from pretraining.doctor.supervision import run_checks
+    from pretraining.doctor.runner import run_checks
     from pretraining.doctor.table import Table, as_json, num_of
 
     began_at, findings = time.monotonic(), []
@@ -64,6 +64,6 @@ def say(text: str) -> None:
 if __name__ == "__main__":
     if sys.version_info < (3, 11):  # noqa: UP036 - before anything is imported that an older Python cannot read
         sys.exit(f"failure: Python {sys.version.split()[0]} is too old; make the environment with 3.11 or newer")
-    from pretraining.cli.errors import run_program
+    from pretraining.cli.program import run_program
 
     run_program(main)

@@ -21,15 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.splits import Split
+from pretraining.data.encode.splits import Split
+from pretraining.errors import UserError
 from pretraining.system.escapes import escape_on_terminal
 
 if TYPE_CHECKING:
-    from pretraining.sampling.model_source import ModelSource
-    from pretraining.training.held_out import Figures, HeldOutFigures
+    from pretraining.evaluation.held_out import Figures, HeldOutFigures
+    from pretraining.generation.source import ModelSource
 
 logger = logging.getLogger("pretraining.evaluate")
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     groups = [dataclass_group("Evaluation", EvaluationArguments)]
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
 
-    from pretraining.sampling.model_source import find_model
+    from pretraining.generation.source import find_model
     from pretraining.system.files import check_new_file
 
     if arguments.output is not None:
@@ -94,15 +95,15 @@ def main(argv: Sequence[str]) -> None:
 
 def figures_of_files(source: ModelSource, arguments: EvaluationArguments) -> HeldOutFigures:
     """Those of each document by itself."""
-    from pretraining.corpus.documents import JsonFields
-    from pretraining.corpus.formats import ReadingOptions
-    from pretraining.corpus.inputs import find_inputs
+    from pretraining.data.input.documents import JsonFields
+    from pretraining.data.input.find import find_inputs
+    from pretraining.data.input.formats import ReadingOptions
 
     fields = JsonFields(arguments.text_field, arguments.source_field)
     files = find_inputs(arguments.data_files or [])  # before torch is imported, so that a mistake costs no time
 
-    from pretraining.sampling.loading import load_model
-    from pretraining.training.held_out import evaluate_files
+    from pretraining.evaluation.held_out import evaluate_files
+    from pretraining.generation.load_model import load_model
 
     return evaluate_files(
         *load_model(source),
@@ -115,13 +116,13 @@ def figures_of_files(source: ModelSource, arguments: EvaluationArguments) -> Hel
 
 def figures_of_split(source: ModelSource, arguments: EvaluationArguments) -> HeldOutFigures:
     """Those of a split of a block store, as pretrain.py tells them."""
-    from pretraining.corpus.store_source import find_mixture
+    from pretraining.data.mixture import find_mixture
 
     mixture = find_mixture([arguments.dataset or ""], revision=None)  # before torch is imported
 
-    from pretraining.sampling.loading import load_model
-    from pretraining.training.block_dataset import BlockFields
-    from pretraining.training.split_evaluation import evaluate_split
+    from pretraining.evaluation.blocks import evaluate_split
+    from pretraining.generation.load_model import load_model
+    from pretraining.training.data.dataset import BlockFields
 
     fields = BlockFields(arguments.isolate_documents, arguments.mask_document_starts)
     return evaluate_split(

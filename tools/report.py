@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.errors import UserError
 
 logger = logging.getLogger("pretraining.report")
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     """Draw them."""
     words = ["--runs", *argv] if argv and not argv[0].startswith("-") else argv
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Report", ReportArguments)], words)
-    from pretraining.runs.report import write_comparison, write_report
+    from pretraining.runs.report.report import write_comparison, write_report
 
     if arguments.output is None:
         (run_dir,) = arguments.runs

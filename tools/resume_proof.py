@@ -22,16 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pretraining.cli.errors import UserError, leave, run_program
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.cli.flags import flag
-from pretraining.cli.launchers import DEEPSPEED
 from pretraining.cli.logs import IN_ONE_LINE
-from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
+from pretraining.cli.program import leave, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.machine.gpus import driver_gpu_names
-from pretraining.runs.checkpoints import RUN_RECORD_NAME
-from pretraining.runs.comparison import first_difference
-from pretraining.runs.killable_run import KillableRun, Part
+from pretraining.errors import UserError
+from pretraining.runs.compare import first_difference
+from pretraining.runs.run_folder import RUN_RECORD_NAME
+from pretraining.system.gpus import driver_gpu_names
+from pretraining.system.launchers import DEEPSPEED
+from tools.killable_run import KillableRun, Part
 
 logger = logging.getLogger("pretraining.resume_proof")
 

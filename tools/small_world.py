@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.errors import UserError
 from pretraining.system.files import write_atomically
 from small_world import WORLD
 from small_world.limit import limit_of

@@ -25,10 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.splits import Split
+from pretraining.data.encode.splits import Split
+from pretraining.errors import UserError
 from pretraining.system.files import write_atomically
 from small_world import WORLD
 from small_world.checker import Checker, SampleFigures, copied_share, figures_of_samples, sentences_of
@@ -37,9 +38,9 @@ from small_world.reading import story_readings
 from tools.text_statistics import read_samples, say
 
 if TYPE_CHECKING:
-    from pretraining.corpus.store_source import Mixture
-    from pretraining.judging.known_limit import Gap, Predicted
-    from pretraining.sampling.model_source import ModelSource
+    from pretraining.data.mixture import Mixture
+    from pretraining.evaluation.known_limit import Gap, Predicted
+    from pretraining.generation.source import ModelSource
 
 ROW = "{:<10} {:>8} {:>10} {:>8} {:>8} {:>16}"
 HEADINGS = ["source", "stories", "bits/byte", "limit", "above", "limit expected"]
@@ -82,8 +83,8 @@ def main(argv: Sequence[str]) -> None:
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
     stories = [] if arguments.samples is None else [one.prompt + one.text for one in read_samples(arguments.samples)]
 
-    from pretraining.corpus.store_source import find_mixture
-    from pretraining.sampling.model_source import find_model
+    from pretraining.data.mixture import find_mixture
+    from pretraining.generation.source import find_model
 
     mixture = find_mixture([arguments.dataset], revision=None)
     if arguments.model is None:
@@ -94,8 +95,8 @@ def main(argv: Sequence[str]) -> None:
 
 def judge(arguments: CheckArguments, mixture: Mixture, source: ModelSource, stories: Sequence[str]) -> None:
     """Predict the held-out stories, judge the model's own, show and check both."""
-    from pretraining.judging.known_limit import document_texts, predict_documents
-    from pretraining.sampling.loading import load_model
+    from pretraining.evaluation.known_limit import document_texts, predict_documents
+    from pretraining.generation.load_model import load_model
 
     model, tokenizer = load_model(source)
     predicted = predict_documents(model, tokenizer, mixture, arguments.split, truth=truth)
@@ -114,9 +115,9 @@ def judge(arguments: CheckArguments, mixture: Mixture, source: ModelSource, stor
 
 def write_limit(mixture: Mixture) -> None:
     """Write the limit of each held-out split into the block store, in bits per byte."""
-    from pretraining.corpus.manifest import KNOWN_LIMIT_NAME
-    from pretraining.judging.known_limit import limit_of_split
-    from pretraining.training.tokenizer import tokenizer_for_model
+    from pretraining.data.store.manifest import KNOWN_LIMIT_NAME
+    from pretraining.evaluation.known_limit import limit_of_split
+    from pretraining.training.model.tokenizer import tokenizer_for_model
 
     store, origin = mixture.first, mixture.origin
     tokenizer = tokenizer_for_model(store.folder, origin, max_length=origin.block_length)
@@ -143,7 +144,7 @@ def truth(text: str) -> tuple[str, float]:
 
 def gaps_by_source(predicted: Sequence[Predicted]) -> dict[str, Gap]:
     """Of each source that has a story, and in total."""
-    from pretraining.judging.known_limit import gap_of
+    from pretraining.evaluation.known_limit import gap_of
 
     by_source = {source: [one for one in predicted if one.source == source] for source in WORLD.sources}
     return {source: gap_of(found) for source, found in {**by_source, "total": predicted}.items() if found}

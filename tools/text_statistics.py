@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretraining.cli.errors import UserError, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.judging.statistics import text_statistics
+from pretraining.errors import UserError
+from pretraining.evaluation.text_statistics import text_statistics
 from pretraining.system.cores import usable_cores
 from pretraining.system.escapes import escape_on_terminal
 
@@ -76,9 +77,9 @@ def main(argv: Sequence[str]) -> None:
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["samples"])
     samples = read_samples(arguments.samples)
 
-    from pretraining.judging.comparisons import open_comparisons
-    from pretraining.judging.copied_text import copied_figures
-    from pretraining.sampling.model_source import find_model
+    from pretraining.evaluation.memorization import copied_figures
+    from pretraining.evaluation.report import open_comparisons
+    from pretraining.generation.source import find_model
 
     comparisons = open_comparisons(arguments.held_out, arguments.blocks)
     source = None if arguments.model is None else find_model(arguments.model)
@@ -86,8 +87,8 @@ def main(argv: Sequence[str]) -> None:
     say(*figures.lines())
     told: dict[str, Any] = dataclasses.asdict(figures)
     if source is not None:
-        from pretraining.judging.likelihood import continuations_perplexity, held_out_perplexity, perplexity_line
-        from pretraining.sampling.loading import load_model
+        from pretraining.evaluation.perplexity import continuations_perplexity, held_out_perplexity, perplexity_line
+        from pretraining.generation.load_model import load_model
 
         model, tokenizer = load_model(source)
         ours = continuations_perplexity(model, tokenizer, samples)

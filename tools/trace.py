@@ -23,16 +23,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pretraining.cli.errors import UserError, leave, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import leave, run_program
 from pretraining.cli.progress import Progress
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.corpus.provenance import BlockTracer, DocumentPlace, Piece
-from pretraining.corpus.source_text import has_ids, read_source_text
-from pretraining.corpus.splits import SPLITS, Split
-from pretraining.corpus.text_search import find_text
-from pretraining.corpus.token_bytes import TokenBytes, text_of
-from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.data.encode.splits import SPLITS, Split
+from pretraining.data.inspect.provenance import BlockTracer, DocumentPlace, Piece
+from pretraining.data.inspect.source_text import has_ids, read_source_text
+from pretraining.data.inspect.text_search import find_text
+from pretraining.data.tokenize.token_bytes import TokenBytes, text_of
+from pretraining.data.tokenize.tokenizer import load_document_tokenizer
+from pretraining.errors import UserError
 from pretraining.system.cores import usable_cores
 from pretraining.system.escapes import escape, escape_on_terminal
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.cli.errors import USER_ERROR_EXIT_CODE, leave, run_program
 from pretraining.cli.flags import flag
+from pretraining.cli.program import USER_ERROR_EXIT_CODE, leave, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
 from pretraining.system.escapes import escape
@@ -77,9 +77,9 @@ def verify(folder: Path) -> bool:
 
 def findings(folder: Path) -> Iterator[Finding]:
     """What there is to check in a folder, checked one after another."""
-    from pretraining.corpus.manifest import MANIFEST_NAME
-    from pretraining.runs.checkpoints import BLOCKS_DIR_NAME, MODEL_DIR_NAME, all_checkpoints, checkpoint_step
-    from pretraining.runs.completeness import COMPLETE_NAME
+    from pretraining.data.store.manifest import MANIFEST_NAME
+    from pretraining.runs.checksums import COMPLETE_NAME
+    from pretraining.runs.run_folder import BLOCKS_DIR_NAME, MODEL_DIR_NAME, all_checkpoints, checkpoint_step
 
     if (folder / MANIFEST_NAME).exists():
         yield verify_store(folder)
@@ -106,8 +106,8 @@ def is_model(folder: Path) -> bool:
 
 def verify_store(store: Path) -> Finding:
     """Check a block store."""
-    from pretraining.corpus.integrity import store_problems
-    from pretraining.corpus.manifest import read_manifest
+    from pretraining.data.store.integrity import store_problems
+    from pretraining.data.store.manifest import read_manifest
 
     try:
         manifest = read_manifest(store, flag="--folder")

@@ -4,20 +4,19 @@ The text is the same whether it stands on the command line or in a recipe, so on
 """
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pretraining.cli.ranges import Range, range_of
+from pretraining.errors import nearest, shortened
 
 TRUE_WORDS = ("true", "yes", "1")
 FALSE_WORDS = ("false", "no", "0")
 NONE_WORD = "none"
-SHOWN_CHARACTERS = 80  # of a value that is refused
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
 
 
@@ -88,17 +87,6 @@ def _check_word(text: str, *, is_text: bool) -> None:
 def _has_surrogate(text: str) -> bool:
     """Whether some of its bytes on the command line were not UTF-8."""
     return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def shortened(text: str) -> str:
-    """A value for a message; nobody reads 400 digits."""
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """`" (did you mean X?)"` for the most similar of `words`, or nothing."""
-    matches = difflib.get_close_matches(word[:SHOWN_CHARACTERS], list(words), n=1)
-    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def flag(default: Any, help_text: str, *, is_text: bool = False) -> Any:

@@ -9,8 +9,8 @@ import traceback
 from contextlib import suppress
 from types import TracebackType
 
-from pretraining.cli.launchers import process_rank
 from pretraining.system.escapes import LAYOUT, escape
+from pretraining.system.launchers import process_rank
 from pretraining.system.privacy import mask
 
 # `extra` of a warning of which there is an event in metrics.jsonl besides, so that it needs none as a warning.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pretraining.cli.pretrain_arguments import PretrainArguments
+    from pretraining.cli.arguments.pretrain import PretrainArguments
 
 COMPILERS = ("c++", "g++", "clang++")  # torch.compile builds its kernels, or what launches them on a GPU, as C++
 # The package of an attention implementation; transformers can also download it by the package `kernels`.

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pretraining.cli.errors import UserError
-from pretraining.cli.flags import NONE_WORD, Flag, flags_of, nearest
+from pretraining.cli.flags import NONE_WORD, Flag, flags_of
+from pretraining.errors import UserError, nearest
 
 LARGEST_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
 MOST_NODES = 10_000  # of one value

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pretraining.cli.flags import Flag, nearest, shortened
+from pretraining.cli.flags import Flag
+from pretraining.errors import nearest, shortened
 
 # What this suite does itself, so that the Trainer's flag would be read and do nothing: --debug shows tracebacks, the
 # schedule and the optimizer have flags of their own, the order of the blocks and the loss are not the Trainer's. The

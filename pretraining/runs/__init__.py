@@ -1,1 +1,1 @@
-"""What survives a run: its record, metrics, checkpoints, and the exported model."""
+"""What a run leaves behind: its folder, checkpoints and their checksums, record, metrics, report, card and model."""

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pretraining.cli.errors import UserError
-from pretraining.runs.checkpoints import METRICS_NAME
-from pretraining.runs.metrics_file import Record, read_log
+from pretraining.errors import UserError
+from pretraining.runs.cost import RunCost
 from pretraining.runs.record_file import read_run_record
-from pretraining.runs.run_cost import RunCost
+from pretraining.runs.run_folder import METRICS_NAME
+from pretraining.runs.tracking.metrics_file import Record, read_log
 
 SPLIT_KEYS = {"validation": "eval_loss", "test": "test_loss"}
 

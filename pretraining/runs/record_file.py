@@ -8,7 +8,7 @@ from typing import Any
 
 from pretraining.errors import UserError
 from pretraining.runs.checked_json import NUMBER, parse_json, type_problem
-from pretraining.runs.checkpoints import RUN_RECORD_NAME, whole_checkpoints
+from pretraining.runs.run_folder import RUN_RECORD_NAME, whole_checkpoints
 
 DAMAGED_SUFFIX = ".damaged"
 # The fields that programs use, and their types. Others may be anything, and those of a later version may be missing.

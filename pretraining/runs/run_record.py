@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretraining.cli.errors import UserError
-from pretraining.runs.checkpoints import RUN_RECORD_NAME
+from pretraining.errors import UserError
+from pretraining.runs.environment import command, git_state, package_versions
 from pretraining.runs.record_file import DAMAGED_SUFFIX, newest_copy, read_record_file, read_run_record
-from pretraining.runs.surroundings import command, git_state, package_versions
+from pretraining.runs.run_folder import RUN_RECORD_NAME
 from pretraining.system.files import write_atomically
 
 # A resumed run may compute other bits, or fail, with others of these.

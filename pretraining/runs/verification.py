@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pretraining.cli.progress import Progress
-from pretraining.runs.completeness import COMPLETE_NAME, read_complete
+from pretraining.runs.checksums import COMPLETE_NAME, read_complete
 from pretraining.system.cores import usable_cores
 from pretraining.system.files import xxh3_of
 

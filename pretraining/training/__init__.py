@@ -1,4 +1,5 @@
-"""Token blocks become weights: the model, the blocks it reads, ZeRO-3 and the Trainer that drives it.
+"""Token blocks become weights: the story of a run is in run.py, build.py and finish.py.
 
-This wing joins corpus, machine and runs; nothing but the programs imports it.
+Imports run downward: distributed, optim, data < model < metrics < checkpoint < config < trainer < callbacks, stopping,
+dry_run < build, finish < run.
 """

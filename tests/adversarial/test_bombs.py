@@ -16,16 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pretraining.cli.errors import UserError
-from pretraining.corpus import checks, progress, reading
-from pretraining.corpus.documents import Document, JsonFields, SkippedLine
-from pretraining.corpus.formats import BLANK_BYTES, ReadingOptions
-from pretraining.corpus.inputs import find_inputs
-from pretraining.corpus.manifest import read_manifest
-from pretraining.corpus.reading import Position, read_batches, read_documents
-from pretraining.corpus.slices import cut_slices
+from pretraining.data.build import checks, progress
+from pretraining.data.input import reading
+from pretraining.data.input.documents import Document, JsonFields, SkippedLine
+from pretraining.data.input.find import find_inputs
+from pretraining.data.input.formats import BLANK_BYTES, ReadingOptions
+from pretraining.data.input.reading import Position, read_batches, read_documents
+from pretraining.data.input.slices import cut_slices
+from pretraining.data.store.manifest import read_manifest
+from pretraining.errors import UserError
 from tests.conftest import Done, python, run
-from tests.corpus.test_reading import zstd
+from tests.unit.data.input.test_reading import zstd
 
 MAX_MEGABYTES = 400  # 200 of it are Python and its libraries; before, these files took up to 4 GB
 MOST_SKIPPED_BYTES = 16 << 20

@@ -16,8 +16,10 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from pretraining.errors import UserError
-from pretraining.runs.checkpoint_export import export_checkpoint
-from pretraining.runs.completeness import COMPLETE_NAME, record_file, write_complete
+from pretraining.generation.load_model import load_model
+from pretraining.generation.source import find_model
+from pretraining.runs.checksums import COMPLETE_NAME, record_file, write_complete
+from pretraining.runs.export.from_checkpoint import export_checkpoint
 from pretraining.runs.untrusted import (
     MAX_PICKLE_BYTES,
     NUMBER_TYPES,
@@ -26,15 +28,13 @@ from pretraining.runs.untrusted import (
     load_pickle,
     reading_small,
 )
-from pretraining.sampling.loading import load_model
-from pretraining.sampling.model_source import find_model
-from pretraining.training.checkpoint_saver import Part, PartsEngine
-from pretraining.training.elastic import check_can_go_on
-from pretraining.training.host_copy import as_saved
-from tests.adversarial import forging
-from tests.adversarial.forging import calling, touching, write_archive, write_zip
+from pretraining.training.checkpoint.async_saver import Part, PartsEngine
+from pretraining.training.checkpoint.host_copy import as_saved
+from pretraining.training.checkpoint.reshard import check_can_go_on
+from tests.adversarial.drivers import forging
+from tests.adversarial.drivers.forging import calling, touching, write_archive, write_zip
 from tests.conftest import PROJECT_DIR, Done, assert_one_error
-from tests.launch.launching import run_preloaded, train, try_to_train
+from tests.programs.launching import run_preloaded, train, try_to_train
 
 pytestmark = [pytest.mark.launch, pytest.mark.filterwarnings("ignore:Detected pickle protocol")]
 
@@ -61,7 +61,7 @@ def checkpoints(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
         runs["adamw_8bit"] = ("1 rank", ["--optim", "adamw_8bit"])
     found = {}
     for name, (ranks, flags) in runs.items():
-        script = "tests/faults/fp16_run.py" if name == "fp16" else "pretrain.py"
+        script = "tests/faults/drivers/fp16_run.py" if name == "fp16" else "pretrain.py"
         small = ["--eval_strategy", "no", "--max_steps", 2, "--global_batch_tokens", 256]
         train(ranks, sample_store, folder / name, *flags, *small, script=script)
         found[name] = folder / name / "checkpoint-2"
@@ -371,7 +371,7 @@ def test_deepspeed_and_the_trainer_unpickle_nothing(
     complete(checkpoint)
     flags = ["--resume", checkpoint, "--global_batch_tokens", 256, "--max_steps", 4]
     flags += ["--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 1, "--save_steps", 1]
-    train("2 ranks", sample_store, tmp_path / "new", *flags, script="tests/adversarial/strict_run.py")
+    train("2 ranks", sample_store, tmp_path / "new", *flags, script="tests/adversarial/drivers/strict_run.py")
 
 
 def test_what_a_resume_would_refuse_is_not_saved(tmp_path: Path) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretraining.corpus.manifest import MANIFEST_NAME, read_manifest
-from pretraining.corpus.store_source import find_mixture
-from pretraining.corpus.stored_files import stored_files
+from pretraining.data.hub.stored_files import stored_files
+from pretraining.data.mixture import find_mixture
+from pretraining.data.store.manifest import MANIFEST_NAME, read_manifest
 from pretraining.errors import UserError
-from pretraining.training.block_dataset import BlockFields
-from pretraining.training.block_loader import BlockStream
-from pretraining.training.run_data import check_tokenizer, make_order
-from pretraining.training.training_data import open_training_data
-from tests.adversarial.mutations import mutations, num_mutations
+from pretraining.training.config.data_checks import check_tokenizer, make_order
+from pretraining.training.data.dataset import BlockFields
+from pretraining.training.data.loader import BlockStream
+from pretraining.training.data.splits import open_training_data
+from tests.adversarial.drivers.mutations import mutations, num_mutations
 
 NUM_MUTATIONS = 1_500
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adversarial.mutations import mutations, num_mutations
+from tests.adversarial.drivers.mutations import mutations, num_mutations
 from tests.conftest import PROJECT_DIR
 
 # Reads each file named on stdin as the programs do, and answers each with a line; a panic or a crash ends it.
@@ -22,18 +22,18 @@ from pretraining.errors import UserError
 kind, folder = sys.argv[1], Path(sys.argv[2])
 
 def read_tokenizer():
-    from pretraining.corpus.tokenization import load_document_tokenizer
+    from pretraining.data.tokenize.tokenizer import load_document_tokenizer
     load_document_tokenizer(str(folder), add_bos=True).encode(["a b  c\\u00e9 </s>"])
 
 def read_config():
-    from pretraining.cli.pretrain_arguments import ModelArguments
-    from pretraining.runs.zero_shards import config_of_checkpoint
-    from pretraining.training.model import load_model_config
+    from pretraining.cli.arguments.pretrain import ModelArguments
+    from pretraining.runs.export.zero_shards import config_of_checkpoint
+    from pretraining.training.model.build import load_model_config
     load_model_config(ModelArguments(model=str(folder)), None)
     config_of_checkpoint(folder)
 
 def read_recipe():
-    from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
+    from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
     parse_pretrain_arguments("", ["--recipe", str(folder / "recipe.yaml")])
 
 reader = {"tokenizer.json": read_tokenizer, "config.json": read_config, "recipe.yaml": read_recipe}[kind]

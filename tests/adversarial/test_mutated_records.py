@@ -14,20 +14,20 @@ import pytest
 import vl_convert
 
 from pretraining.errors import UserError
-from pretraining.runs.checkpoints import checkpoint_to_resume
-from pretraining.runs.comparison import difference_of_figures
+from pretraining.runs.compare import difference_of_figures
+from pretraining.runs.export.zero_shards import config_of_checkpoint
 from pretraining.runs.history import read_history
-from pretraining.runs.metrics import MetricsLog
 from pretraining.runs.record_file import read_run_record
-from pretraining.runs.report import write_report
-from pretraining.runs.reporters import newest_told
+from pretraining.runs.report.report import write_report
+from pretraining.runs.run_folder import checkpoint_to_resume
 from pretraining.runs.run_record import RunIdentity, check_same_run, warn_of_versions
-from pretraining.runs.zero_shards import config_of_checkpoint
+from pretraining.runs.tracking.metrics_log import MetricsLog
+from pretraining.runs.tracking.reporters import newest_told
 from pretraining.system.files import xxh3_of
-from pretraining.training.resuming import find_start
-from tests.adversarial.mutations import mutations, num_mutations
-from tests.launch.launching import train
-from tests.runs.drawn_run import event, run_records
+from pretraining.training.config.resume import find_start
+from tests.adversarial.drivers.mutations import mutations, num_mutations
+from tests.fakes.drawn_run import event, run_records
+from tests.programs.launching import train
 from tools.compare_runs import compared_records
 
 pytestmark = pytest.mark.launch

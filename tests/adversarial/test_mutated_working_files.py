@@ -15,19 +15,19 @@ from typing import Any, TypeVar
 import pytest
 
 import preprocess
-from pretraining.cli.errors import UserError
-from pretraining.corpus import progress
-from pretraining.corpus.block_store import PartialStore
-from pretraining.corpus.copies import Copies, _read_keys
-from pretraining.corpus.input_hashes import _read as read_hashes
-from pretraining.corpus.manifest import Origin
-from pretraining.corpus.progress import read_progress
-from pretraining.corpus.slice_writer import SliceWriter, read_carried
-from pretraining.corpus.tokenization import load_document_tokenizer
-from pretraining.corpus.typed_json import from_json
-from pretraining.corpus.working_files import read_record
+from pretraining.data.build import progress
+from pretraining.data.build.partial_store import PartialStore
+from pretraining.data.build.progress import read_progress
+from pretraining.data.build.slice_writer import SliceWriter, read_carried
+from pretraining.data.build.working_files import read_record
+from pretraining.data.encode.deduplicate import Copies, _read_keys
+from pretraining.data.input.hashes import _read as read_hashes
+from pretraining.data.store.manifest import Origin
+from pretraining.data.store.typed_json import from_json
+from pretraining.data.tokenize.tokenizer import load_document_tokenizer
+from pretraining.errors import UserError
 from pretraining.system import files as system_files
-from tests.adversarial.mutations import mutations, num_mutations
+from tests.adversarial.drivers.mutations import mutations, num_mutations
 from tests.conftest import PROJECT_DIR
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def partial(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     ended = SliceWriter._end_section
     with monkeypatch.context() as patch:
         patch.setattr(SliceWriter, "_end_section", end_section)
-        patch.setattr("pretraining.corpus.reading.BATCH_BYTES", 2000)
+        patch.setattr("pretraining.data.input.reading.BATCH_BYTES", 2000)
         with pytest.raises(EndError):
             preprocessed(corpus, tmp_path / "left")
     return tmp_path / "left.partial"
@@ -143,7 +143,7 @@ def test_the_same_command_makes_the_same_store_or_says_what_to_delete(
     corpus: Path, partial: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The remedy is followed then, and the store is that of a run that nothing disturbed."""
-    monkeypatch.setattr("pretraining.corpus.reading.BATCH_BYTES", 2000)
+    monkeypatch.setattr("pretraining.data.input.reading.BATCH_BYTES", 2000)
     expected = preprocessed(corpus, tmp_path / "whole")
     content = (partial / name).read_bytes() if (partial / name).exists() else b"other ids"
     for number, damaged in enumerate(itertools.islice(mutations(content, seed=7), RUNS_EACH)):

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.cli.arguments import TokenizerArguments
+from pretraining.cli.arguments.preprocess import PreprocessArguments
+from pretraining.cli.arguments.tokenizer import TokenizerArguments
 from pretraining.cli.flags import Flag, flags_of
-from pretraining.cli.preprocess_arguments import PreprocessArguments
 from tests.conftest import PROJECT_DIR
 
-SERVER = PROJECT_DIR / "tests/adversarial/command_server.py"
+SERVER = PROJECT_DIR / "tests/adversarial/drivers/command_server.py"
 SECONDS = 60  # a command takes 1 s at most; a machine that is busy, ten times that
 NOBODY = 65534
 LONG = "n" * 300

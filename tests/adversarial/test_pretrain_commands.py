@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from pretraining.cli.finetune_arguments import ConversationArguments
-from pretraining.cli.flags import flags_of
-from pretraining.cli.generate_arguments import GenerateArguments
-from pretraining.cli.optimization_arguments import OptimizationArguments
-from pretraining.cli.pretrain_arguments import (
+from pretraining.cli.arguments.finetune import ConversationArguments
+from pretraining.cli.arguments.generate import GenerateArguments
+from pretraining.cli.arguments.optimization import OptimizationArguments
+from pretraining.cli.arguments.pretrain import (
     TRAINER_DEFAULTS,
     DataArguments,
     DurabilityArguments,
@@ -26,8 +25,9 @@ from pretraining.cli.pretrain_arguments import (
     ObservabilityArguments,
     PlanArguments,
 )
+from pretraining.cli.flags import flags_of
 from pretraining.cli.trainer_flags import trainer_flags
-from tests.adversarial.command_lines import DATACLASSES
+from tests.adversarial.drivers.command_lines import DATACLASSES
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 
 # With what a program needs besides, so that the odd value is all that is wrong.
@@ -361,7 +361,7 @@ def outcomes(rows: list[Row], folder: Path, store: Path) -> list[dict[str, Any]]
             words = [word.replace(name, place) for word in words]
         lines.append(json.dumps([row.program, words]) + "\n")
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(PROJECT_DIR)}
-    command = [sys.executable, "-m", "tests.adversarial.command_lines"]
+    command = [sys.executable, "-m", "tests.adversarial.drivers.command_lines"]
     done = subprocess.run(
         command, input="".join(lines), capture_output=True, text=True, cwd=folder, env=environment, check=False
     )

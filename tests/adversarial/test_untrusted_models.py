@@ -13,22 +13,22 @@ from typing import Any
 import pytest
 import torch
 
-from pretraining.cli.finetune_arguments import parse_finetune_arguments
-from pretraining.cli.pretrain_arguments import ModelArguments
-from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.cli.arguments.finetune import parse_finetune_arguments
+from pretraining.cli.arguments.pretrain import ModelArguments
+from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
-from pretraining.runs.checkpoint_export import export_checkpoint
-from pretraining.runs.completeness import COMPLETE_NAME, incompleteness, record_file, write_complete
-from pretraining.runs.model_folder import tokenizer_of
-from pretraining.sampling.loading import load_model
-from pretraining.sampling.model_source import find_model
-from pretraining.training.model import load_model_config
-from pretraining.tuning import chat_format
-from pretraining.tuning.inputs import find_inputs_of
-from pretraining.tuning.program import make_blocks
-from pretraining.tuning.starting_model import find_starting_model
+from pretraining.finetuning import chat_template as chat_format
+from pretraining.finetuning.base_model import find_starting_model
+from pretraining.finetuning.inputs import find_inputs_of
+from pretraining.finetuning.pipeline import make_blocks
+from pretraining.generation.load_model import load_model
+from pretraining.generation.source import find_model
+from pretraining.runs.checksums import COMPLETE_NAME, incompleteness, record_file, write_complete
+from pretraining.runs.export.from_checkpoint import export_checkpoint
+from pretraining.runs.export.model_folder import tokenizer_of
+from pretraining.training.model.build import load_model_config
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run
-from tests.runs.exported import export_random_model
+from tests.fakes.exported import export_random_model
 
 SAMPLE_TOKENIZER = PROJECT_DIR / "data/sample/tokenizer"
 

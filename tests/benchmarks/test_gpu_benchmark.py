@@ -8,8 +8,8 @@ import pytest
 from benchmarks.gpu import GpuArguments, command_of, figures_of, is_wanted, said_command
 from benchmarks.gpu_page import NOT_MEASURED, page
 from benchmarks.gpu_rows import ROWS, SMALL_ROWS, Row
-from pretraining.cli.ds_config import load_ds_config
-from pretraining.cli.pretrain_arguments import parse_pretrain_arguments
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.cli.deepspeed_config import load_ds_config
 from tests.conftest import PROJECT_DIR, run_fine
 
 

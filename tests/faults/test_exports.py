@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.runs.completeness import incompleteness
+from pretraining.runs.checksums import incompleteness
 from tests.conftest import TINY_MODEL, Done, assert_one_error
-from tests.launch.launching import NUM_STEPS, figures, train, try_to_train
+from tests.programs.launching import NUM_STEPS, figures, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -29,7 +29,7 @@ FLAGS += ["--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 5, "-
 
 
 def train_with_faults(store: Path, run_dir: Path, *faults: str) -> Done:
-    words = {"script": "tests/faults/faulty_exports.py", "env": {"FAULTS": ",".join(faults)}}
+    words = {"script": "tests/faults/drivers/faulty_exports.py", "env": {"FAULTS": ",".join(faults)}}
     return try_to_train("2 ranks", store, run_dir, *FLAGS, **words)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import assert_one_error
-from tests.launch.launching import try_to_train
+from tests.programs.launching import try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -15,7 +15,9 @@ def test_a_hang_ends_with_the_stacks_of_all_processes(sample_store: Path, tmp_pa
     # 18 s: no step takes a hundredth of that, and on a busy machine none takes that.
     flags = ["--hang_minutes", 0.3, "--save_strategy", "no", "--eval_strategy", "no"]
     env = {"AT": "step:3", "DO": "sleep_for_ever()", "BY_RANK": "1"}
-    done = try_to_train("2 ranks", sample_store, run_dir, *flags, script="tests/faults/interrupted_run.py", env=env)
+    done = try_to_train(
+        "2 ranks", sample_store, run_dir, *flags, script="tests/faults/drivers/interrupted_run.py", env=env
+    )
     place = f"where each process stood is in {run_dir}/stacks"
     assert_one_error(done, "--hang_minutes 0.3: nothing moved for so long", place)
     waits, hangs = ((run_dir / f"stacks/rank-{rank}.txt").read_text() for rank in (0, 1))

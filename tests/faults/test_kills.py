@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.runs.checkpoints import METRICS_NAME, checkpoint_step, whole_checkpoints
 from pretraining.runs.history import read_records
+from pretraining.runs.run_folder import METRICS_NAME, checkpoint_step, whole_checkpoints
 from tests.conftest import TINY_MODEL, python, run_fine
-from tests.launch.launching import figures, records, train, try_to_train
+from tests.programs.launching import figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -73,7 +73,7 @@ def test_a_run_killed_at_any_instant_is_one_that_was_not(
     for _ in range(NUM_KILLS // 2):
         kills.append(kill_of(generator))
         env = {"KILL": json.dumps(kills[-1])}
-        done = try_to_train("2 ranks", "unused", killed, *flags, script="tests/faults/killed_run.py", env=env)
+        done = try_to_train("2 ranks", "unused", killed, *flags, script="tests/faults/drivers/killed_run.py", env=env)
         ends.append(done.returncode)
         if done.returncode == 0:
             break

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining.runs.checkpoints import optimizer_shards, whole_checkpoints
-from pretraining.runs.completeness import COMPLETE_NAME, is_known_finite, read_complete, record_file, write_complete
+from pretraining.runs.checksums import COMPLETE_NAME, is_known_finite, read_complete, record_file, write_complete
+from pretraining.runs.run_folder import optimizer_shards, whole_checkpoints
 from tests.conftest import Done, assert_one_error
-from tests.launch.launching import events, figures, train, try_to_train
+from tests.programs.launching import events, figures, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
+SCRIPT = "tests/faults/drivers/nan_weight_run.py"
 FLAGS = ["--max_steps", 8, "--save_steps", 2, "--save_total_limit", 2, "--eval_strategy", "no"]
 ROLLBACK = ["--on_spike", "rollback"]
 NORM = "model.layers.0.input_layernorm.weight"  # the first of its sub-group
@@ -21,7 +22,7 @@ NORM = "model.layers.0.input_layernorm.weight"  # the first of its sub-group
 
 def train_with_nan(store: Path, run_dir: Path, *flags: object, nan: list[tuple[int, int, str]]) -> Done:
     env = {"NAN": json.dumps(nan)}
-    return try_to_train("2 ranks", store, run_dir, *FLAGS, *flags, script="tests/faults/nan_weight_run.py", env=env)
+    return try_to_train("2 ranks", store, run_dir, *FLAGS, *flags, script=SCRIPT, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_run_goes_back_in_place_to_its_last_finite_checkpoint(sample_store: Pa
     ]
     assert saved(run_dir) == ["checkpoint-6", "checkpoint-8"]
     skipped = {"SKIPPED": json.dumps([[3 * 8, 5 * 8], [6 * 8, 8 * 8]])}
-    train("2 ranks", sample_store, other, *FLAGS, *flags, script="tests/faults/poisoned_run.py", env=skipped)
+    train("2 ranks", sample_store, other, *FLAGS, *flags, script="tests/faults/drivers/poisoned_run.py", env=skipped)
     assert figures(run_dir) == figures(other)
     models = [folder / "model/model.safetensors" for folder in (run_dir, other)]
     assert models[0].read_bytes() == models[1].read_bytes()
@@ -152,6 +153,6 @@ def test_what_memory_had_behind_a_parameter_is_not_its_state(sample_store: Path,
     """Of 1,024 numbers three processes hold 342 each, two of them padding, which nothing initializes."""
     env = {"NAN": json.dumps([[1, 2, "padding"]])}
     flags = [*FLAGS, "--global_batch_tokens", 6 * 64, "--max_steps", 3]
-    done = train("3 ranks", sample_store, tmp_path / "run", *flags, script="tests/faults/nan_weight_run.py", env=env)
+    done = train("3 ranks", sample_store, tmp_path / "run", *flags, script=SCRIPT, env=env)
     assert "padding is NaN" in done.output
     assert saved(tmp_path / "run") == ["checkpoint-2", "checkpoint-3"]

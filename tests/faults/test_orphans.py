@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.training.lifeline import KnownProcess
+from pretraining.system.signals import KnownProcess
 from tests.conftest import HANG_SECONDS, PROJECT_DIR
-from tests.launch.launching import launcher
+from tests.programs.launching import launcher
 
 pytestmark = pytest.mark.launch
 
@@ -62,7 +62,7 @@ class Waiting:
 def start(
     name: str, folder: Path, *, watches_others: bool = False, restarts: bool = False, nohup: bool = False
 ) -> Waiting:
-    script = PROJECT_DIR / "tests/faults/waiting_ranks.py"
+    script = PROJECT_DIR / "tests/faults/drivers/waiting_ranks.py"
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
     env |= {"NEIGHBOURS": "1"} if watches_others else {}
     env |= {"RESTARTS": "1"} if restarts else {}

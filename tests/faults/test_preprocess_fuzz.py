@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import preprocess
-from pretraining.cli.errors import UserError
-from pretraining.corpus.manifest import read_manifest
-from pretraining.corpus.tokenization import load_document_tokenizer
+from pretraining.data.store.manifest import read_manifest
+from pretraining.data.tokenize.tokenizer import load_document_tokenizer
+from pretraining.errors import UserError
 from pretraining.system import files
 from tests.conftest import PROJECT_DIR
-from tests.corpus.test_reading import zstd
+from tests.unit.data.input.test_reading import zstd
 
 NUM_JSONL, NUM_COMPRESSED, NUM_PARQUET = 1600, 300, 200
 ODD_BYTES = [b"\n", b"\r", b"\r\n", b'"', b"\\", b"\\ud800", b"\x00", b"\xff", b"\xef\xbb\xbf", b"{", b"}", b"null"]

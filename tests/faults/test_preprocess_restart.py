@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.corpus.progress import read_progress
+from pretraining.data.build.progress import read_progress
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, python, run, run_fine
 
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
-KILLED_AT_STEP = PROJECT_DIR / "tests/faults/killed_at_step.py"
+KILLED_AT_STEP = PROJECT_DIR / "tests/faults/drivers/killed_at_step.py"
 NUM_KILLS = 50
 
 
@@ -125,7 +125,7 @@ def test_what_was_damaged_since_it_was_finished_is_made_again(
     store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
     command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
     if step == "naming":
-        name = "from pretraining.corpus import assembly as a; import sys; a.write_card = lambda *_: 1 / 0; import runpy"
+        name = "import runpy, sys; from pretraining.data.build import assemble as a; a.write_card = lambda *_: 1 / 0"
         words = ["-c", f"{name}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"]
         assert "ZeroDivisionError" in run(command[0], *words, *command[1:], env={"PYTHONPATH": str(PROJECT_DIR)}).stderr
         damaged = [next(partial.glob("data/train-00001-*.parquet")), *partial.glob("slices/00001/skipped-*")]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.cli.errors import STOPPED_EXIT_CODE
-from pretraining.runs.comparison import first_difference
-from pretraining.training.lifeline import KnownProcess
+from pretraining.cli.program import STOPPED_EXIT_CODE
+from pretraining.runs.compare import first_difference
+from pretraining.system.signals import KnownProcess
 from tests.conftest import PROJECT_DIR
-from tests.launch.launching import train, try_to_train
+from tests.programs.launching import train, try_to_train
 
 EVALUATED = ["--eval_steps", 2, "--save_steps", 4, "--report", "true"]
 
@@ -51,7 +51,7 @@ def test_a_run_with_a_report_is_the_run_without(unreported: Path, sample_store: 
 def test_a_report_that_fails_is_one_warning(
     how: str, said: str, unreported: Path, sample_store: Path, tmp_path: Path
 ) -> None:
-    script, env = "tests/faults/unreported_run.py", {"UNREPORTED": how}
+    script, env = "tests/faults/drivers/unreported_run.py", {"UNREPORTED": how}
     done = train("2 ranks", sample_store, tmp_path / "run", *EVALUATED, script=script, env=env)
     (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: report.html:")]
     assert said in warning
@@ -63,7 +63,7 @@ def test_a_report_that_fails_is_one_warning(
 
 @pytest.mark.launch
 def test_a_run_that_stops_has_its_report(sample_store: Path, tmp_path: Path) -> None:
-    script, env = "tests/faults/interrupted_run.py", {"AT": "step:5", "DO": "kill(me, SIGTERM)"}
+    script, env = "tests/faults/drivers/interrupted_run.py", {"AT": "step:5", "DO": "kill(me, SIGTERM)"}
     done = try_to_train("2 ranks", sample_store, tmp_path / "run", *EVALUATED, script=script, env=env)
     assert done.returncode == STOPPED_EXIT_CODE, done.output[-4000:]
     assert '<span class="state">stopped (SIGTERM)</span>' in (tmp_path / "run/report.html").read_text()
@@ -72,8 +72,8 @@ def test_a_run_that_stops_has_its_report(sample_store: Path, tmp_path: Path) -> 
 def test_no_report_outlives_its_run(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     record_property("killed", 1)
     script = (
-        "import time\nfrom pathlib import Path\nfrom pretraining.runs import report_process\n"
-        "report_process.MODULE = 'tests.faults.endless_report'\n"
+        "import time\nfrom pathlib import Path\nfrom pretraining.runs.report import background as report_process\n"
+        "report_process.MODULE = 'tests.faults.drivers.endless_report'\n"
         f"report_process.ReportProcess(Path({str(tmp_path)!r})).start()\ntime.sleep(600)"
     )
     env = {**os.environ, "RANK": "0", "OMPI_COMM_WORLD_RANK": "0"}

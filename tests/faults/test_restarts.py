@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from pretraining.cli.errors import STOPPED_EXIT_CODE
-from pretraining.cli.restarts import boot_seconds, socket_path
-from pretraining.cli.supervisor import End, Ended, Leave, Start, receive_message, send_message
-from tests.adversarial.forging import Calls
+from pretraining.cli.program import STOPPED_EXIT_CODE
+from pretraining.system.restarts import boot_seconds, socket_path
+from pretraining.system.supervisor import End, Ended, Leave, Start, receive_message, send_message
+from tests.adversarial.drivers.forging import Calls
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, python, run, run_fine
-from tests.launch.launching import events, figures, records, train, try_to_train
+from tests.programs.launching import events, figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
-SUPERVISED = PROJECT_DIR / "tests/faults/supervised.py"
-CRASHING = "tests/faults/crashing_run.py"
+SUPERVISED = PROJECT_DIR / "tests/faults/drivers/supervised.py"
+CRASHING = "tests/faults/drivers/crashing_run.py"
 FLAGS = ["--save_steps", 2, "--eval_strategy", "no"]
 
 
@@ -88,7 +88,7 @@ def test_a_stop_that_was_asked_for_before_a_crash_is_one_after_it(
 
 
 class Ranks:
-    """Processes of tests/faults/supervised.py, started as a launcher starts them."""
+    """Processes of tests/faults/drivers/supervised.py, started as a launcher starts them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.runs.checkpoints import whole_checkpoints
+from pretraining.runs.run_folder import whole_checkpoints
 from tests.conftest import assert_one_error
-from tests.launch.launching import events, figures, records, train, try_to_train
-from tests.launch.shards import assert_equal_to_the_bit
+from tests.programs.launching import events, figures, records, train, try_to_train
+from tests.programs.shards import assert_equal_to_the_bit
 
 pytestmark = pytest.mark.launch
 
-LIMITED_DISK = "tests/faults/limited_disk.py"
+LIMITED_DISK = "tests/faults/drivers/limited_disk.py"
 FLAGS = ["--save_steps", 2, "--save_total_limit", 9, "--eval_strategy", "no"]
 
 
@@ -113,7 +113,7 @@ def test_without_room_for_a_copy_the_same_is_saved_at_once(
     undisturbed: Path, sample_store: Path, tmp_path: Path
 ) -> None:
     """To the bit, or what is saved would be weights of the next step; one process without room is enough for that."""
-    train("2 ranks", sample_store, tmp_path / "run", *FLAGS, script="tests/faults/without_copy.py")
+    train("2 ranks", sample_store, tmp_path / "run", *FLAGS, script="tests/faults/drivers/without_copy.py")
     assert steps_of(tmp_path / "run") == steps_of(undisturbed)
     for name in steps_of(undisturbed):
         ours, theirs = tmp_path / "run" / name, undisturbed / name
@@ -155,7 +155,7 @@ def test_a_checkpoint_that_another_run_saves_meanwhile_is_not_passed_over(
     run_dir, late = tmp_path / "run", tmp_path / "checkpoint-6"
     shutil.copytree(undisturbed, run_dir)
     (run_dir / "checkpoint-6").rename(late)
-    script, env = "tests/faults/late_checkpoint.py", {"LATE": str(late)}
+    script, env = "tests/faults/drivers/late_checkpoint.py", {"LATE": str(late)}
     done = try_to_train("2 ranks", sample_store, run_dir, *FLAGS, script=script, env=env)
     assert_one_error(done, f"--output_dir {run_dir}: another run has saved there", "give the same command again")
     assert steps_of(run_dir) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.runs.checkpoints import whole_checkpoints
+from pretraining.runs.run_folder import whole_checkpoints
 from tests.conftest import PROJECT_DIR, assert_one_error
-from tests.launch.launching import try_to_train
+from tests.programs.launching import try_to_train
 
 pytestmark = pytest.mark.launch
 
-SCRIPT = "tests/faults/split_folder_run.py"
+SCRIPT = "tests/faults/drivers/split_folder_run.py"
 DS_CONFIG = ["--deepspeed", PROJECT_DIR / "ds_config.json"]
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretraining.corpus.manifest import read_manifest
-from pretraining.training.block_order import BlockOrder
+from pretraining.data.store.manifest import read_manifest
+from pretraining.training.data.order import BlockOrder
 from tests.conftest import PROJECT_DIR, TINY_MODEL, Done, assert_one_error, python, run_fine
-from tests.launch.launching import NUM_STEPS, events, figures, records, train, try_to_train
-from tests.launch.shards import assert_equal_to_the_bit
+from tests.programs.launching import NUM_STEPS, events, figures, records, train, try_to_train
+from tests.programs.shards import assert_equal_to_the_bit
 
 pytestmark = pytest.mark.launch
 
@@ -43,7 +43,9 @@ FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]  # random s
 
 def train_with_faults(store: Path, run_dir: Path, *more: object, **env: str) -> Done:
     """Starts poisoned_run.py, which plants what the environment says."""
-    return try_to_train("2 ranks", store, run_dir, *FLAGS, *more, script="tests/faults/poisoned_run.py", env=env)
+    return try_to_train(
+        "2 ranks", store, run_dir, *FLAGS, *more, script="tests/faults/drivers/poisoned_run.py", env=env
+    )
 
 
 def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_fp16_looks_for_its_loss_scale_and_both_are_recorded(sample_store: Path,
     flags = ["--fp16", "--deepspeed", tmp_path / "ds.json", "--eval_strategy", "no", "--save_steps", 3]
     flags += ["--global_batch_tokens", 256]  # products in fp16 take long on a CPU
     flags += ["--model_overrides", *TINY_MODEL, "initializer_range=0.02"]  # whose first loss is that of guessing
-    done = train("2 ranks", sample_store, tmp_path / "run", *flags, script="tests/faults/fp16_run.py")
+    done = train("2 ranks", sample_store, tmp_path / "run", *flags, script="tests/faults/drivers/fp16_run.py")
     steps = records(tmp_path / "run")
     skipped = [record["non_finite_steps"] for record in steps]
     assert skipped[0] == 1
@@ -140,7 +142,7 @@ def test_fp16_looks_for_its_loss_scale_and_both_are_recorded(sample_store: Path,
     checkpoint = tmp_path / "run/checkpoint-3"
     one = [*flags, "--resume", checkpoint]
     env = {"KEPT": str(tmp_path)}
-    train("1 rank", sample_store, tmp_path / "one", *one, script="tests/faults/fp16_run.py", env=env)
+    train("1 rank", sample_store, tmp_path / "one", *one, script="tests/faults/drivers/fp16_run.py", env=env)
     assert_equal_to_the_bit(tmp_path / "restored-1", checkpoint)
     # From equal weights. 29 tensors from token to logit are rounded to fp16 (2^-11), and a logit is 0.03 of a loss.
     assert records(tmp_path / "one")[3]["loss"] == pytest.approx(steps[3]["loss"], rel=1e-3)

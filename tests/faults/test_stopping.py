@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from pretraining.cli.errors import STOPPED_EXIT_CODE
-from pretraining.runs.checkpoints import whole_checkpoints
+from pretraining.cli.program import STOPPED_EXIT_CODE
+from pretraining.runs.run_folder import whole_checkpoints
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done
-from tests.launch.launching import events, figures, launcher, records, train, training_flags, try_to_train
+from tests.programs.launching import events, figures, launcher, records, train, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -38,7 +38,7 @@ def whole_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def interrupt(name: str, store: Path, run_dir: Path, *flags: object, **env: str) -> Done:
-    script = "tests/faults/interrupted_run.py"
+    script = "tests/faults/drivers/interrupted_run.py"
     return try_to_train(name, store, run_dir, *FLAGS, *flags, script=script, env=env)
 
 
@@ -127,7 +127,7 @@ def test_who_interrupts_twice_does_not_want_to_wait(sample_store: Path, tmp_path
 
 def interrupt_deepspeed(store: Path, run_dir: Path, **env: str) -> tuple[int, str]:
     """As in a terminal: in a group of its own. It returns when the last process that could speak has ended."""
-    words = [*launcher("deepspeed"), "tests/faults/interrupted_run.py", *training_flags(store, run_dir, *FLAGS)]
+    words = [*launcher("deepspeed"), "tests/faults/drivers/interrupted_run.py", *training_flags(store, run_dir, *FLAGS)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(PROJECT_DIR), **env}
     command = subprocess.Popen(

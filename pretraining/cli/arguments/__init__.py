@@ -1,0 +1,1 @@
+"""The flags of each program, one file per program or group of flags."""

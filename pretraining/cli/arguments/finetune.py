@@ -1,0 +1,128 @@
+"""The flags of finetune.py, with the defaults that are usual for instruction tuning; all else is as in pretrain.py."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pretraining.cli.arguments.checkpointing import DurabilityArguments
+from pretraining.cli.arguments.conflicts import check_together
+from pretraining.cli.arguments.monitoring import ObservabilityArguments
+from pretraining.cli.arguments.optimization import OptimizationArguments
+from pretraining.cli.arguments.planning import PlanArguments
+from pretraining.cli.arguments.preprocess import split_weights_of
+from pretraining.cli.arguments.pretrain import (
+    TRAINER_DEFAULTS,
+    DataArguments,
+    ModelArguments,
+    PretrainArguments,
+    with_our_defaults,
+)
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe
+from pretraining.cli.trainer_flags import trainer_flags
+from pretraining.errors import UserError
+
+# What differs from pretrain.py's: few steps at a small rate, so that little of what the model knows is lost.
+FINETUNE_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 3.0,
+    "learning_rate": 2e-5,
+    "warmup_steps": 0.03,  # of the run
+    "weight_decay": 0.0,
+    "adam_beta2": 0.999,
+    "eval_steps": 100,
+}
+
+
+@dataclass(frozen=True)
+class ConversationArguments:
+    """What goes on learning, and from what."""
+
+    model: str | None = flag(None, "exported model, the run folder that has one, or Hub id")
+    data_files: list[str] = flag(
+        [], "JSON lines (.gz, .zst, .xz too) with prompt and response, or messages of role and content; NAME=FILES"
+    )
+    block_length: int | None = flag(None, "tokens of a block; without it the model's positions, 2,048 at most")
+    packing: Literal["best_fit", "alone"] = flag(
+        "best_fit", "conversations share blocks and do not see each other, or each has a block alone, padded"
+    )
+    split: str = flag("95,5,0", "weights of train, validation and test; whole conversations, equal ones together")
+    global_batch_tokens: int | None = flag(
+        None, "tokens per optimizer step over all GPUs; without it --gradient_accumulation_steps decides"
+    )
+    max_tokens: int | None = flag(None, "length of the run in tokens, in place of --max_steps or --num_train_epochs")
+    attention_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = flag(
+        "sdpa", "how attention is computed"
+    )
+    loss_tiles: int | None = flag(None, "compute logits and loss in so many tiles, which take less memory")
+    mlp_tiles: int | None = flag(None, "compute each MLP and norm in so many tiles of the block, again in backward")
+    compile_layers: bool | None = flag(
+        None,
+        "compile each layer with torch.compile: up to a minute at the start, then less time and memory per step; "
+        "unless set, no layer is compiled",
+    )
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        checks = {
+            "--model: is missing; give an exported model, as runs/llama2_7b/model": self.model is not None,
+            "--data_files: is missing; give JSON lines of conversations": bool(self.data_files),
+            f"--split {self.split}: give three weights such as 95,5,0, not all 0": (
+                split_weights_of(self.split) is not None
+            ),
+        }
+        problems = [message for message, fine in checks.items() if not fine]
+        if problems:
+            raise UserError(*problems)
+
+
+@dataclass(frozen=True)
+class FinetuneArguments:
+    """All that a command of finetune.py says; `run` has what training needs, as pretrain.py has it.
+
+    Its model and data are named when they were found.
+    """
+
+    conversations: ConversationArguments
+    run: PretrainArguments
+
+
+def parse_finetune_arguments(description: str, argv: Sequence[str]) -> FinetuneArguments:
+    """Read recipe and flags.
+
+    Raises:
+        UserError: with all problems at once.
+    """
+    groups = [
+        dataclass_group("Conversations", ConversationArguments),
+        dataclass_group("Optimization", OptimizationArguments),
+        dataclass_group("Durability", DurabilityArguments),
+        dataclass_group("Observability", ObservabilityArguments),
+        dataclass_group("Plan", PlanArguments),
+        _trainer_group(),
+    ]
+    flags, *others = parse_recipe(description, groups, argv)
+    model = ModelArguments(
+        model=flags.model,
+        attention_implementation=flags.attention_implementation,
+        loss_tiles=flags.loss_tiles,
+        mlp_tiles=flags.mlp_tiles,
+        compile_layers=flags.compile_layers,
+    )
+    data = DataArguments(
+        block_length=flags.block_length,
+        global_batch_tokens=flags.global_batch_tokens,
+        max_tokens=flags.max_tokens,
+        isolate_documents=True,
+    )
+    run = PretrainArguments(model, data, *others)
+    check_together(run)
+    return FinetuneArguments(flags, run)
+
+
+def _trainer_group() -> FlagGroup:
+    flags = trainer_flags({**TRAINER_DEFAULTS, **FINETUNE_DEFAULTS})
+    return FlagGroup(
+        "Trainer (transformers.TrainingArguments)",
+        flags,
+        lambda given: with_our_defaults({**FINETUNE_DEFAULTS, **given}),
+    )

@@ -1,0 +1,130 @@
+"""What a user can mend, told in one line, and the frame that every program runs in."""
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pretraining.cli.logs import setup_logging
+from pretraining.errors import UserError
+from pretraining.system.launchers import check_launch_variables, process_rank, share_cores
+from pretraining.system.private_dirs import cache_dir
+from pretraining.system.processor import use_reproducible_kernels
+
+logger = logging.getLogger(__name__)
+
+CRASH_EXIT_CODE = 1
+USER_ERROR_EXIT_CODE = 2
+STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75, which says: the same again, later
+FIRST_RANK_SPEAKS_SECONDS = 5.0  # launchers look after their processes once a second
+READER_GONE_EXIT_CODE = 141  # 128 + SIGPIPE, as of any command before `| head`
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# Of reading as well as of writing, so they are called neither.
+PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells expect
+
+
+@contextlib.contextmanager
+def under_flag(name: str) -> Iterator[None]:
+    """Let what names --data_files in a `UserError` name the flag that the files were given by."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*(problem.replace("--data_files", name) for problem in error.problems)) from None
+
+
+def run_program(main: Callable[[Sequence[str]], None]) -> None:
+    """Run `main` on the command line; a `UserError` becomes one line for each problem and exit code 2.
+
+    A crash ends the process at once, too: Python would wait for workers of a DataLoader, which ignore SIGTERM.
+    """
+    setup_logging()
+    use_reproducible_kernels()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: any text can be printed in any locale
+    try:
+        _run(main)
+    except KeyboardInterrupt:
+        logger.warning("interrupted")
+        leave(INTERRUPTED_EXIT_CODE)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone(1):
+            os._exit(READER_GONE_EXIT_CODE)  # what stdout holds back cannot be flushed
+        mistake = _as_mistake(error)
+        if mistake is not None and "--debug" not in sys.argv:
+            _report(mistake)
+            leave(USER_ERROR_EXIT_CODE)
+        sys.excepthook(type(error), error, error.__traceback__)
+        leave(CRASH_EXIT_CODE)
+
+
+def _run(main: Callable[[Sequence[str]], None]) -> None:
+    try:
+        check_launch_variables()
+        share_cores()  # before anything imports torch
+        main(sys.argv[1:])
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader that is gone is noticed here, not while Python goes down
+
+
+def _reader_is_gone(descriptor: int) -> bool:
+    """Whether a pipe of ours has lost its reader; other pipes, such as those of worker processes, may break as well."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _as_mistake(error: Exception) -> UserError | None:
+    """What the user can fix in it; a full disk or a closed folder is such a thing wherever it is met."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        place = f"{error.filename}: " if error.filename else ""
+        return UserError(f"{place}cannot be written ({error.strerror}); {_remedy(error.filename, 'folder')}")
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
+        return UserError(f"{error.filename}: cannot be used ({error.strerror}); {_remedy(error.filename, 'path')}")
+    return error if isinstance(error, UserError) else None
+
+
+def _remedy(path: str | None, kind: str) -> str:
+    """What to do about a path that cannot be used; no flag names the folder of the cache."""
+    with contextlib.suppress(UserError):
+        if path and (Path(path).is_relative_to(cache_dir()) or cache_dir().is_relative_to(path)):
+            return "fix that, or set XDG_CACHE_HOME to a folder that can be written"
+    return f"fix that, or choose another {kind}"
+
+
+def _report(error: UserError) -> None:
+    # Most mistakes are found by every rank, and the first one's exit makes the launcher end the others meanwhile.
+    if process_rank() > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(FIRST_RANK_SPEAKS_SECONDS)
+    for problem in error.problems:
+        logger.error(problem)
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End this process without taking Python down around the threads of a process group.
+
+    They would wait for ranks that are leaving as well; and a gloo thread that drops its last tensor while Python goes
+    down aborts the process after all is done (torch 2.13: 1 of 8 runs of two ranks ended with SIGABRT).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(exit_code)
+
+
+def leave_at_once(message: str, exit_code: int) -> NoReturn:
+    """End this process from another thread, whatever its main thread does and holds; an empty message is not said."""
+    if message:
+        with contextlib.suppress(OSError):  # mpirun holds the other end of stderr, and may be what died
+            os.write(2, f"error: {message}\n".encode())  # the log's lock may be held for ever
+    os._exit(exit_code)

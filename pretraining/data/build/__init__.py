@@ -1,0 +1,1 @@
+"""One run of preprocess.py, which can be killed at any time and resumed."""

@@ -1,0 +1,165 @@
+"""Make one block store of the finished slices: their shards under final names, the last blocks, the manifest, the card.
+
+Every step can be repeated, so a run that is killed here is finished by the same command.
+"""
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from pretraining.data.build.card import CARD_NAME, write_card
+from pretraining.data.build.partial_store import (
+    LAST_BLOCKS_DIR,
+    LOCK_NAME,
+    WORKING_DIRS,
+    WORKING_FILES,
+    PartialStore,
+    slice_dir,
+)
+from pretraining.data.build.progress import SliceProgress, SplitProgress
+from pretraining.data.build.slice_writer import SplitWriter, packer_of, read_carried
+from pretraining.data.encode.splits import SPLITS, Split
+from pretraining.data.store.integrity import wrong_hashes
+from pretraining.data.store.manifest import Manifest, Origin, SplitContents, read_manifest
+from pretraining.data.store.schema import block_schema
+from pretraining.data.store.shards import Shard, shard_path
+from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
+from pretraining.system.files import TEMPORARY_SUFFIX, sync
+
+logger = logging.getLogger(__name__)
+
+
+def give_name(store: PartialStore) -> Manifest:
+    """Remove what only the making needed, and give the assembled store its name."""
+    manifest = read_manifest(store.folder, flag="--output_dir")
+    for name in WORKING_DIRS:
+        if (store.folder / name).exists():
+            shutil.rmtree(store.folder / name)
+    for name in (*WORKING_FILES, LOCK_NAME):
+        (store.folder / name).unlink(missing_ok=True)
+    for path in store.folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        path.unlink()
+    store.folder.replace(store.output_dir)
+    sync(store.output_dir.parent)
+    return manifest
+
+
+def assemble(folder: Path, origin: Origin, slices: Sequence[SliceProgress], *, tokenizer_dir: Path) -> None:
+    """Put the finished slices in `folder` together, check the sums, and write the manifest last."""
+    folders = [slice_dir(folder, number) for number in range(len(slices))]
+    splits: dict[str, SplitContents] = {
+        split: _assemble_split(folder, folders, slices, origin, split) for split in SPLITS
+    }
+    documents = [(path, shard) for path, p in zip(folders, slices, strict=True) for shard in p.documents]
+    skipped_lines = sum((Counter(progress.skipped_lines) for progress in slices), Counter())
+    num_documents = sum(progress.num_documents for progress in slices)
+    manifest = Manifest(
+        origin=origin,
+        dtype=origin.dtype,
+        num_lines=num_documents + skipped_lines.total(),
+        num_documents=num_documents,
+        skipped_lines=dict(sorted(skipped_lines.items())),
+        splits=splits,
+        documents=name_shards(folder, "documents/documents", documents),
+    )
+    manifest.check()
+    with (folder / "skipped.jsonl").open("wb") as skipped:
+        for path in (path / name for path, p in zip(folders, slices, strict=True) for name in p.skipped_files):
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, skipped)
+    copy_tokenizer(tokenizer_dir, folder / "tokenizer")
+    write_card(manifest, folder)
+    for path in (folder / "skipped.jsonl", folder / CARD_NAME, folder / "tokenizer", *(folder / "tokenizer").iterdir()):
+        sync(path)
+    manifest.write(folder)
+
+
+def _assemble_split(
+    folder: Path, folders: Sequence[Path], slices: Sequence[SliceProgress], origin: Origin, split: Split
+) -> SplitContents:
+    last = SplitProgress()
+    num_tail_tokens = _write_last_blocks(folder, folders, slices, origin, split, last)
+    parts = [progress.splits[split] for progress in slices]
+    shards = [(path, shard) for path, part in zip(folders, parts, strict=True) for shard in part.shards]
+    shards += [(folder / LAST_BLOCKS_DIR, shard) for shard in last.shards]
+    return SplitContents(
+        num_documents=sum(part.num_documents for part in parts),
+        num_tokens=sum(part.num_tokens for part in parts),
+        num_blocks=sum(part.num_blocks for part in [*parts, last]),
+        num_padding_tokens=sum(part.num_padding_tokens for part in [*parts, last]),
+        num_tail_tokens=num_tail_tokens,
+        shards=name_shards(folder, f"data/{split}", shards),
+    )
+
+
+def _write_last_blocks(
+    folder: Path,
+    folders: Sequence[Path],
+    slices: Sequence[SliceProgress],
+    origin: Origin,
+    split: Split,
+    last: SplitProgress,
+) -> int:
+    """Pack what the slices have carried to their ends into `last`; returns the number of tokens left over."""
+    (folder / LAST_BLOCKS_DIR).mkdir(exist_ok=True)
+    packer = packer_of(origin)
+    schema = block_schema(origin.block_length, origin.dtype)
+    with ThreadPoolExecutor(1) as executor:
+        writer = SplitWriter(folder / LAST_BLOCKS_DIR, split, 0, packer, schema, executor)
+        for path, progress in zip(folders, slices, strict=True):
+            if progress.carried_file is not None:
+                writer.add_blocks(packer.add(read_carried(path / progress.carried_file)[split]), last)
+        writer.add_blocks(packer.flush(), last)
+        writer.close(last)
+    return packer.carried.num_tokens
+
+
+def forget_damaged_slices(folder: Path, slices: Sequence[SliceProgress | None]) -> None:
+    """Remove each slice of which a finished file is not as it was written: 1.5 GB/s per core."""
+    made = {slice_dir(folder, number): progress for number, progress in enumerate(slices) if progress is not None}
+    if len(made) == len(slices):
+        _take_back_shards(folder, made)
+    expected = {place / name: digest for place, progress in made.items() for name, digest in progress.hashes().items()}
+    for file, found in list(wrong_hashes(expected, "checking what is made")):
+        logger.warning("%s: has the SHA-256 %s, not %s; making its slice again", file, found, expected[file])
+        shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def _take_back_shards(folder: Path, made: Mapping[Path, SliceProgress]) -> None:
+    """Move shards that an interrupted assembly has given their names back into the folders of their slices."""
+    groups = {"documents/documents": [(place, shard) for place, p in made.items() for shard in p.documents]}
+    groups |= {
+        f"data/{split}": [(place, shard) for place, p in made.items() for shard in p.splits[split].shards]
+        for split in SPLITS
+    }
+    for prefix, shards in groups.items():
+        named = {path.name.partition("-of-")[0]: path for path in (folder / prefix).parent.glob("*-of-*.parquet")}
+        for number, (place, shard) in enumerate(shards):
+            path = named.get(f"{Path(prefix).name}-{number:05d}")
+            if path is not None and not (place / shard.path).exists():
+                path.replace(place / shard.path)
+
+
+def name_shards(folder: Path, prefix: str, shards: Sequence[tuple[Path, Shard]]) -> list[Shard]:
+    """Give shards their final names; one that an earlier try has moved is there already."""
+    (folder / prefix).parent.mkdir(exist_ok=True)
+    named = []
+    for number, (source_dir, shard) in enumerate(shards):
+        final = replace(shard, path=shard_path(prefix, number, len(shards)))
+        if (source_dir / shard.path).exists():
+            (source_dir / shard.path).replace(folder / final.path)
+        named.append(final)
+    sync((folder / prefix).parent)
+    return named
+
+
+def copy_tokenizer(tokenizer_dir: Path, target: Path) -> None:
+    """Copy the files that make a tokenizer."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (tokenizer_dir / name).is_file():
+            (target / name).write_bytes((tokenizer_dir / name).read_bytes())

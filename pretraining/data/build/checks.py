@@ -1,0 +1,111 @@
+"""What ends a run of preprocess.py: too many unreadable lines, not one block, a disk that cannot be written."""
+
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pretraining.data.build.partial_store import partial_dir
+from pretraining.data.build.progress import SliceProgress
+from pretraining.data.encode.encoding import EncodedBatch
+from pretraining.data.encode.splits import SPLITS
+from pretraining.data.input.documents import CLEANED, REMOVED
+from pretraining.data.input.reading import ENOUGH_LINES
+from pretraining.data.store.manifest import Origin
+from pretraining.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+ENOUGH_BYTES = 16 << 20  # without any document: most likely a wrong --text_field; terabytes must not be read
+
+
+def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float, advice: str = "") -> None:
+    """Refuse input of which too much cannot be read; blank lines and what cleaning removes do not count."""
+    counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
+    num_unreadable = sum(count for reason, count in counts.items() if reason not in CLEANED)
+    num_lines = sum(made.num_documents for made in slices) + num_unreadable
+    if num_unreadable > max_skipped_fraction * num_lines:
+        raise UserError(
+            f"{_first_unreadable(slices)}; "
+            f"{num_unreadable:,} of {num_lines:,} lines like it are more than --max_skipped_fraction "
+            f"{max_skipped_fraction}; mend them, name the right --text_field, or allow more{advice}"
+        )
+
+
+class EarlyCheck:
+    """Ends a run that reads and reads and finds no document: terabytes of another format, or a bomb."""
+
+    def __init__(self, max_skipped_fraction: float) -> None:
+        self._max_skipped_fraction = max_skipped_fraction
+        self._num_lines = self._num_bytes = 0  # since the last document
+
+    def see(self, batch: EncodedBatch, made: SliceProgress) -> None:
+        """Take account of a batch that was added to what its slice has `made`.
+
+        Raises:
+            UserError: when enough lines in a row are no documents; blank ones count here, documents not wanted do not.
+        """
+        if len(batch.lengths):
+            self._num_lines = self._num_bytes = 0
+            return
+        self._num_lines += sum(line.num_lines for line in batch.skipped if line.reason not in REMOVED)
+        self._num_bytes += batch.num_bytes
+        begins_badly = made.num_documents == 0 and self._num_bytes > ENOUGH_BYTES
+        if not begins_badly and self._num_lines <= ENOUGH_LINES:
+            return
+        num_bad = sum(count for reason, count in made.skipped_lines.items() if reason not in REMOVED)
+        num_lines = made.num_documents + sum(made.skipped_lines.values())
+        if num_bad > self._max_skipped_fraction * num_lines:
+            raise UserError(
+                f"--data_files {batch.path}: no document in {self._num_lines:,} lines in a row; "
+                f"{_first_unreadable([made])}; {num_bad:,} of {num_lines:,} lines so far are no documents, more than "
+                f"--max_skipped_fraction {self._max_skipped_fraction}; fix them, name the right --text_field, or allow "
+                "more"
+            )
+
+
+def _first_unreadable(slices: Sequence[SliceProgress]) -> str:
+    first = next((made.first_unreadable for made in slices if made.first_unreadable), None)
+    if first is None:
+        return "they are blank"
+    return f"{first['file']}:{first['line']}: {first['reason'].replace('_', ' ')} ({first['first_bytes']!r})"
+
+
+def why_no_block(slices: Sequence[SliceProgress], origin: Origin) -> str | None:
+    """Why the slices make no block store, None when they make one."""
+    if not any(made.num_documents for made in slices):
+        counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
+        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items()) or "no line"
+        return f"--data_files: no line of them is a document that is kept ({reasons}); give others, or other flags"
+    most_tokens = max(sum(made.splits[split].num_tokens for made in slices) for split in SPLITS)
+    if origin.packing == "concat" and most_tokens < origin.block_length:
+        return (
+            f"--block_length {origin.block_length}: no split has the tokens of one block, the largest has "
+            f"{most_tokens:,}; give a smaller one, or more text"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def saying_how_to_go_on(output_dir: Path) -> Iterator[None]:
+    """Turn a full disk or a withdrawn permission into one line; nothing that was finished is lost."""
+    folder = partial_dir(output_dir)
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+        place = f"--output_dir {output_dir}: cannot be written"
+        if error.filename is not None and not Path(error.filename).resolve().is_relative_to(folder.parent):
+            place = f"{error.filename}: cannot be used"
+        raise UserError(f"{place} ({reason}); mend that, and {_how_to_go_on(folder)}") from None
+    except KeyboardInterrupt:
+        logger.warning("stopped; %s", _how_to_go_on(folder))
+        raise
+
+
+def _how_to_go_on(folder: Path) -> str:
+    if folder.exists():
+        return f"the same command goes on from the last finished shard in {folder}"
+    return "give the same command again (nothing was finished yet)"

@@ -1,0 +1,216 @@
+"""The story of a block store: from input files to the finished folder, slice by slice, on one process or many."""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretraining.cli.arguments.preprocess import PreprocessArguments
+from pretraining.cli.progress import Progress
+from pretraining.data.build.assemble import assemble, forget_damaged_slices, give_name
+from pretraining.data.build.checks import EarlyCheck, check_skipped, saying_how_to_go_on, why_no_block
+from pretraining.data.build.origin import describe_origin, reading_options
+from pretraining.data.build.partial_store import (
+    COPIES_NAME,
+    KEYS_DIR,
+    REFERENCE_ONLY_NAME,
+    PartialStore,
+    partial_dir,
+    slice_dir,
+)
+from pretraining.data.build.progress import SliceProgress, read_progress
+from pretraining.data.build.ranks import Ranks
+from pretraining.data.build.slice_writer import SliceWriter
+from pretraining.data.encode.deduplicate import Copies, KeyMaker, write_copies, write_keys
+from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, in_order
+from pretraining.data.encode.splits import SplitAssigner
+from pretraining.data.input.filters import TextFilter
+from pretraining.data.input.find import InputFile
+from pretraining.data.input.formats import ReadingOptions
+from pretraining.data.input.hashes import changed_inputs
+from pretraining.data.input.reading import read_batches
+from pretraining.data.input.slices import FileRange, num_bytes_of
+from pretraining.data.store.integrity import check_hashes
+from pretraining.data.store.manifest import Manifest, Origin, read_manifest
+from pretraining.data.tokenize.backends import BackendDiffersError
+from pretraining.data.tokenize.tokenizer import DocumentTokenizer
+from pretraining.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What it takes to make any slice of the block store in the making in `folder`."""
+
+    folder: Path
+    files: Sequence[InputFile]
+    slices: Sequence[Sequence[FileRange]]
+    options: ReadingOptions
+    origin: Origin
+    tokenizer: DocumentTokenizer
+    reader: DocumentReader
+    num_workers: int
+    max_skipped_fraction: float
+
+    @property
+    def fast_backend_was_wrong(self) -> bool:
+        """Whether some process, now or in an earlier run, found a document that the fast backend encodes wrong."""
+        return (self.folder / REFERENCE_ONLY_NAME).exists()
+
+    def progress_of(self, number: int) -> SliceProgress | None:
+        """How far slice `number` is."""
+        return read_progress(slice_dir(self.folder, number))
+
+
+def make_block_store(
+    arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer, ranks: Ranks
+) -> Manifest:
+    """Read, clean, encode, split, pack and write every document, going on where an earlier run was stopped.
+
+    Raises:
+        UserError: when the folder is in use or was begun with other input or flags, when an input file is damaged or
+            too many lines cannot be read, and when the disk is full.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(saying_how_to_go_on(arguments.output_dir))
+        store = stack.enter_context(PartialStore(arguments.output_dir)) if ranks.is_first else None
+        origin, manifest = ranks.from_first(lambda: _begin(store, arguments, files, tokenizer))
+        if manifest is not None:
+            return manifest
+        work = Work(
+            folder=partial_dir(arguments.output_dir),
+            files=files,
+            slices=ranks.from_first(lambda: _opened(store).slices(files, origin.num_slices)),
+            options=reading_options(origin),
+            origin=origin,
+            tokenizer=tokenizer,
+            reader=DocumentReader(reading_options(origin).fields, TextFilter(origin.cleaning)),
+            num_workers=arguments.num_workers,
+            max_skipped_fraction=arguments.max_skipped_fraction,
+        )
+        copies = find_copies(work, ranks) if origin.cleaning.finds_duplicates else None
+        make_slices(work, copies, ranks)
+        return ranks.from_first(lambda: _finish(_opened(store), work))
+
+
+def find_copies(work: Work, ranks: Ranks) -> Copies:
+    """Read the input a first time for documents that are copies of earlier ones."""
+    paths = [work.folder / KEYS_DIR / f"{number:05d}.npz" for number in range(len(work.slices))]
+    missing = ranks.from_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
+    maker = KeyMaker(work.reader, work.origin.cleaning)
+    mine = missing[ranks.rank :: ranks.size]
+    with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
+        for number in mine:
+            batches = read_batches(work.files, work.slices[number], None, work.options)
+            for num_bytes in write_keys(paths[number], maker, batches, num_workers=work.num_workers):
+                progress.advance(num_bytes, "looking for copies")
+    ranks.wait()
+    path = work.folder / COPIES_NAME
+    if ranks.is_first and not path.exists():
+        write_copies(path, paths, work.origin.cleaning)
+    ranks.wait()
+    return Copies(path, [file.path for file in work.files])
+
+
+def make_slices(work: Work, copies: Copies | None, ranks: Ranks) -> None:
+    """Make every slice that is not finished, each process its own; slices need nothing of one another."""
+    encoder = BatchEncoder(
+        work.reader,
+        splits=SplitAssigner(work.origin.split_weights, seed=work.origin.seed),
+        tokenizer=work.tokenizer,
+        copies=copies,
+    )
+    while numbers := ranks.from_first(lambda: _unfinished_slices(work)):
+        if work.fast_backend_was_wrong:
+            work.tokenizer.use_reference()
+        mine = numbers[ranks.rank :: ranks.size]
+        with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
+            for number in mine:
+                make_slice(work, encoder, number, progress)
+        ranks.wait()
+
+
+def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progress) -> None:
+    """Work through one slice from the last finished section on."""
+    if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
+        return  # made by the reference, in the next round
+    writer = SliceWriter(
+        slice_dir(work.folder, number),
+        work.origin,
+        slice_number=number,
+        only_reference=work.tokenizer.backend_name == "reference",
+    )
+    made = writer.progress
+    progress.skip(made.num_file_bytes)
+    batches = read_batches(work.files, work.slices[number], made.position, work.options)
+    num_tokens_before = made.num_tokens
+    early_check = EarlyCheck(work.max_skipped_fraction)
+    try:
+        for batch in in_order(encoder.encode, batches, num_workers=work.num_workers):
+            writer.add(batch)
+            early_check.see(batch, made)
+            speed = (made.num_tokens - num_tokens_before) / progress.elapsed_seconds
+            progress.advance(batch.num_file_bytes, f"{made.num_documents:,} documents, {speed:,.0f} tokens/s")
+    except BackendDiffersError as error:
+        (work.folder / REFERENCE_ONLY_NAME).write_text(str(error), encoding="utf-8")
+    else:
+        writer.finish()
+
+
+def _begin(
+    store: PartialStore | None,
+    arguments: PreprocessArguments,
+    files: Sequence[InputFile],
+    tokenizer: DocumentTokenizer,
+) -> tuple[Origin, Manifest | None]:
+    """Open the store for this origin; its manifest as well, where an earlier run was stopped at the very end."""
+    store = _opened(store)
+    origin = describe_origin(arguments, files, tokenizer, hashes_in=store.input_hashes_path)
+    if store.claim(origin):
+        logger.info("going on with what an earlier run has made in %s", store.folder)
+    if not store.is_assembled:
+        return origin, None
+    check_hashes(store.folder, read_manifest(store.folder, flag="--output_dir"), flag="--output_dir")
+    return origin, give_name(store)
+
+
+def _opened(store: PartialStore | None) -> PartialStore:
+    assert store is not None, "only the first process has the store open"
+    return store
+
+
+def _unfinished_slices(work: Work) -> list[int]:
+    """Slices to make; where a fast backend was wrong anywhere, what it made is forgotten and made again.
+
+    So is a slice of which a finished file is no longer as it was written: on a continued run, and before assembly.
+    """
+    forget_damaged_slices(work.folder, [work.progress_of(number) for number in range(len(work.slices))])
+    if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
+        difference = (work.folder / REFERENCE_ONLY_NAME).read_text(encoding="utf-8", errors="backslashreplace")
+        logger.warning("%s; encoding everything again with the reference", difference)
+    unfinished = []
+    for number in range(len(work.slices)):
+        made = work.progress_of(number)
+        if made is not None and work.fast_backend_was_wrong and not made.only_reference:
+            shutil.rmtree(slice_dir(work.folder, number))
+            made = None
+        if made is None or not made.is_done:
+            unfinished.append(number)
+    return unfinished
+
+
+def _finish(store: PartialStore, work: Work) -> Manifest:
+    slices = [made for number in range(len(work.slices)) if (made := work.progress_of(number)) is not None]
+    changed = changed_inputs(work.files, [source.sha256 for source in work.origin.sources], store.input_hashes_path)
+    if changed:
+        raise UserError(f"--data_files {changed[0]}: changed while it was read; delete {work.folder} and start again")
+    check_skipped(slices, work.max_skipped_fraction, f"; with input that was mended, delete {work.folder} first")
+    problem = why_no_block(slices, work.origin)
+    if problem is not None:
+        store.discard()
+        raise UserError(problem)
+    assemble(store.folder, work.origin, slices, tokenizer_dir=work.tokenizer.folder)
+    return give_name(store)

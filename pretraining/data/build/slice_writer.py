@@ -1,0 +1,223 @@
+"""Write what one slice of the input makes, section by section, so that it can be killed at any instant and go on.
+
+A section ends when it holds `tokens_per_shard` tokens: every shard is closed, hashed and on the disk, and only then
+progress.json takes the place of the one before. It names the finished files, the counts, the position in the input,
+and the file with the tokens that stand in no block yet. A file that it does not name was never finished and goes.
+"""
+
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jsonlines
+import numpy as np
+import pyarrow as pa
+
+from pretraining.data.build.progress import (
+    PROGRESS_NAME,
+    FileSkips,
+    SliceProgress,
+    SplitProgress,
+    read_progress,
+    remedy_for,
+    skip_record,
+)
+from pretraining.data.build.working_files import read_arrays, write_arrays
+from pretraining.data.encode.encoding import EncodedBatch
+from pretraining.data.encode.splits import SPLITS, Split
+from pretraining.data.input.documents import CLEANED
+from pretraining.data.store.manifest import Origin
+from pretraining.data.store.packing import Blocks, Packer, Pieces, make_packer
+from pretraining.data.store.schema import DOCUMENT_SCHEMA, block_schema, block_table, document_table
+from pretraining.data.store.shards import ShardWriter
+from pretraining.system.files import sha256_of, sync
+
+TOKENS_PER_ROW_GROUP = 1 << 22
+DOCUMENTS_PER_ROW_GROUP = 1 << 16
+FIRST_ID_BITS = 40  # document n of slice s is number s * 2^40 + n, so that slices need not know of one another
+
+
+class SplitWriter:
+    """Packs and writes the documents of one split in one section."""
+
+    def __init__(
+        self, folder: Path, split: Split, section: int, packer: Packer, schema: pa.Schema, executor: Executor
+    ) -> None:
+        self._packer = packer
+        self._schema = schema
+        self._shard = ShardWriter(folder, f"{split}-{section:05d}.parquet", schema, executor)
+        self._pending: list[Blocks] = []
+        self._num_pending_tokens = 0
+
+    def add(self, pieces: Pieces, progress: SplitProgress) -> None:
+        """Append encoded documents."""
+        progress.num_documents += len(pieces.document_ids)
+        progress.num_tokens += pieces.num_tokens
+        self.add_blocks(self._packer.add(pieces), progress)
+
+    def add_blocks(self, blocks: Blocks, progress: SplitProgress) -> None:
+        """Append finished blocks."""
+        if len(blocks.input_ids):
+            progress.num_blocks += len(blocks.input_ids)
+            progress.num_padding_tokens += int(blocks.num_padding_tokens.sum())
+            self._pending.append(blocks)
+            self._num_pending_tokens += blocks.input_ids.size
+            if self._num_pending_tokens >= TOKENS_PER_ROW_GROUP:
+                self._write_row_group()
+
+    def close(self, progress: SplitProgress) -> None:
+        """Finish the section's shard."""
+        if self._pending:
+            self._write_row_group()
+        progress.shards += self._shard.close()
+
+    def _write_row_group(self) -> None:
+        self._shard.write(block_table(self._pending, self._schema))
+        self._pending, self._num_pending_tokens = [], 0
+
+
+class SliceWriter:
+    """Takes the encoded batches of one slice in input order, from `progress.position` on."""
+
+    def __init__(self, folder: Path, origin: Origin, *, slice_number: int, only_reference: bool) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="write")  # compressing must not keep encoders waiting
+        self._folder = folder
+        self._origin = origin
+        self._first_id = slice_number << FIRST_ID_BITS
+        self._schema = block_schema(origin.block_length, origin.dtype)
+        self._packers = {split: packer_of(origin) for split in SPLITS}
+        self.progress = read_progress(folder) or SliceProgress()
+        self.progress.only_reference &= only_reference
+        self._remove_unfinished()
+        if self.progress.carried_file is not None:
+            for split, pieces in read_carried(folder / self.progress.carried_file).items():
+                self._packers[split].carried = pieces
+        self._begin_section()
+
+    def _remove_unfinished(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.iterdir():
+            if path.name not in self.progress.file_names() | {PROGRESS_NAME}:
+                path.unlink()
+
+    def _begin_section(self) -> None:
+        section = self.progress.num_sections
+        self._splits = {
+            split: SplitWriter(self._folder, split, section, self._packers[split], self._schema, self._executor)
+            for split in SPLITS
+        }
+        self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", DOCUMENT_SCHEMA, self._executor)
+        self._document_tables: list[pa.Table] = []
+        self._skipped_path = self._folder / f"skipped-{section:05d}.jsonl"
+        self._skipped_file: jsonlines.Writer | None = None
+        self._num_tokens_before = self.progress.num_tokens
+
+    def add(self, batch: EncodedBatch) -> None:
+        """Append a batch; the section ends with it if it is full."""
+        progress = self.progress
+        num_documents = len(batch.lengths)
+        document_ids = self._first_id + progress.num_documents + np.arange(num_documents)
+        split_numbers = np.array(batch.rows.splits, dtype=np.int8)
+        for number, split in enumerate(SPLITS):
+            chosen = split_numbers == number
+            if chosen.any():
+                ids = batch.ids[np.repeat(chosen, batch.lengths)]
+                lengths = batch.lengths[chosen]
+                pieces = Pieces(document_ids[chosen], np.zeros(len(lengths), np.int64), lengths, ids)
+                self._splits[split].add(pieces, progress.splits[split])
+        progress.num_documents += num_documents
+        progress.num_file_bytes += batch.num_file_bytes
+        progress.position = batch.end
+        self._add_document_rows(document_table(batch.rows, batch.path, document_ids, batch.lengths))
+        self._add_skipped(batch)
+        if progress.num_tokens - self._num_tokens_before >= self._origin.tokens_per_shard:
+            self._end_section()
+
+    def finish(self) -> SliceProgress:
+        """End the last section: the slice is done."""
+        self._count_unlisted()
+        self.progress.is_done = True
+        self._end_section()
+        self._executor.shutdown()
+        return self.progress
+
+    def _add_document_rows(self, table: pa.Table) -> None:
+        self._document_tables.append(table)
+        if sum(table.num_rows for table in self._document_tables) >= DOCUMENTS_PER_ROW_GROUP:
+            self._write_document_rows()
+
+    def _write_document_rows(self) -> None:
+        table = pa.concat_tables([DOCUMENT_SCHEMA.empty_table(), *self._document_tables])
+        if table.num_rows:
+            self._documents.write(table.combine_chunks())
+        self._document_tables = []
+
+    def _add_skipped(self, batch: EncodedBatch) -> None:
+        progress = self.progress
+        if progress.skips_of_file.file != batch.path:
+            self._count_unlisted()
+            progress.skips_of_file = FileSkips(batch.path)
+        for line in batch.skipped:
+            progress.skipped_lines[line.reason] = progress.skipped_lines.get(line.reason, 0) + line.num_lines
+            record = skip_record(batch.path, line)
+            if progress.first_unreadable is None and line.reason not in CLEANED:
+                progress.first_unreadable = record
+            if progress.skips_of_file.lists(line):
+                self._write_skipped(record)
+
+    def _count_unlisted(self) -> None:
+        """Close a file's part of the list with the numbers of lines that are not in it."""
+        found = self.progress.skips_of_file
+        for reason, num_lines in found.unlisted.items():
+            self._write_skipped({"file": found.file, "reason": reason, "num_lines_not_listed": num_lines})
+
+    def _write_skipped(self, record: dict[str, Any]) -> None:
+        if self._skipped_file is None:
+            self._skipped_file = jsonlines.open(self._skipped_path, "w")
+        self._skipped_file.write(record)
+
+    def _end_section(self) -> None:
+        progress = self.progress
+        for split, writer in self._splits.items():
+            writer.close(progress.splits[split])
+        self._write_document_rows()
+        progress.documents += self._documents.close()
+        if self._skipped_file is not None:
+            self._skipped_file.close()
+            sync(self._skipped_path)
+            progress.skipped_files.append(self._skipped_path.name)
+            progress.other_hashes[self._skipped_path.name] = sha256_of(self._skipped_path)
+        before = progress.carried_file
+        progress.carried_file = f"carried-{progress.num_sections:05d}.npz"
+        write_carried(self._folder / progress.carried_file, {s: p.carried for s, p in self._packers.items()})
+        progress.other_hashes.pop(before or "", None)
+        progress.other_hashes[progress.carried_file] = sha256_of(self._folder / progress.carried_file)
+        progress.num_sections += 1
+        sync(self._folder)
+        progress.write(self._folder)
+        if before is not None:
+            (self._folder / before).unlink()
+        self._begin_section()
+
+
+def packer_of(origin: Origin) -> Packer:
+    """The packer of a block store; padding is EOS, and never in the loss."""
+    return make_packer(
+        origin.packing,
+        block_length=origin.block_length,
+        dtype=origin.dtype,
+        padding_id=origin.token_rules.eos_token_id,
+    )
+
+
+def write_carried(path: Path, carried: dict[Split, Pieces]) -> None:
+    """Keep the tokens that stand in no block yet."""
+    columns = ("document_ids", "offsets", "lengths", "ids")
+    write_arrays(path, {f"{split}-{name}": getattr(p, name) for split, p in carried.items() for name in columns})
+
+
+def read_carried(path: Path) -> dict[Split, Pieces]:
+    """The tokens that `write_carried` kept."""
+    arrays = read_arrays(path, remedy=remedy_for(path.parent))
+    columns = ("document_ids", "offsets", "lengths", "ids")
+    return {split: Pieces(*(arrays[f"{split}-{name}"] for name in columns)) for split in SPLITS}

@@ -1,0 +1,87 @@
+"""Blocks of random ids for measuring speed without data: a real block store, made once and kept in the cache.
+
+preprocess.py's own rooms make it from random characters, each of which is a token, so a run on it takes the path of any
+other: shards, order, loader, tokenizer. The same flags give the same bytes, so an interrupted run goes on.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models
+
+from pretraining.cli.arguments.preprocess import PreprocessArguments
+from pretraining.data.build.partial_store import is_occupied
+from pretraining.data.build.pipeline import make_block_store
+from pretraining.data.build.ranks import Ranks
+from pretraining.data.input.find import find_inputs
+from pretraining.data.mixture import Mixture, StoreSource, WeightedStore
+from pretraining.data.store.manifest import read_manifest
+from pretraining.data.tokenize.tokenizer import load_document_tokenizer
+from pretraining.data.tokenize.train import SPECIAL_TOKENS, save_tokenizer
+from pretraining.system.locks import wait_for_lock
+from pretraining.system.private_dirs import cache_dir
+
+NUM_TOKENS = 1 << 21  # 4 MB of ids, made in two seconds
+FEWEST_BLOCKS = 64  # of long blocks
+TOKENS_PER_DOCUMENT = 1000
+FIRST_CHARACTER = 0x10000  # behind those that have a meaning of their own for JSON or tokenizers
+SEED = 0
+
+logger = logging.getLogger(__name__)
+
+
+def synthetic_mixture(*, block_length: int, vocab_size: int) -> Mixture:
+    """What `--dataset synthetic` stands for; the first process of a machine makes it, the others wait."""
+    folder = cache_dir() / "pretraining" / f"synthetic-{block_length}x{vocab_size}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with wait_for_lock(folder.with_suffix(".lock")):
+        if not is_occupied(folder):
+            _make(folder, block_length=block_length, vocab_size=vocab_size)
+    store = StoreSource("synthetic", folder, read_manifest(folder, flag="--dataset"))
+    return Mixture((WeightedStore(None, 1.0, store),))
+
+
+def _make(folder: Path, *, block_length: int, vocab_size: int) -> None:
+    logger.info("making synthetic blocks in %s", folder)
+    data_file, tokenizer_dir = folder.with_suffix(".jsonl"), folder.with_suffix(".tokenizer")
+    if not tokenizer_dir.exists():
+        save_tokenizer(_character_tokenizer(vocab_size), tokenizer_dir)
+    with data_file.open("w", encoding="utf-8") as file:
+        num_documents = max(NUM_TOKENS, FEWEST_BLOCKS * block_length) // TOKENS_PER_DOCUMENT
+        file.writelines(_documents(num_documents, vocab_size))
+    arguments = PreprocessArguments(
+        data_files=[str(data_file)],
+        tokenizer=str(tokenizer_dir),
+        output_dir=folder,
+        block_length=block_length,
+        split="1,0,0",  # evaluations would only take time
+    )
+    files = find_inputs(arguments.data_files, streaming=False, output_dir=folder)
+    tokenizer = load_document_tokenizer(arguments.tokenizer, add_bos=False)
+    make_block_store(arguments, files, tokenizer, Ranks(num_slices=1, alone=True))
+    data_file.unlink()
+
+
+def _character_tokenizer(vocab_size: int) -> Tokenizer:
+    """Each id is one character, so that no text can be taken for a control token."""
+    words = [*SPECIAL_TOKENS.values(), *map(_character, range(len(SPECIAL_TOKENS), vocab_size))]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def _character(index: int) -> str:
+    return chr(FIRST_CHARACTER + index)
+
+
+def _documents(num_documents: int, vocab_size: int) -> Iterator[str]:
+    """JSON lines in which each id is as likely as any other, so that the loss stays that of guessing."""
+    generator = np.random.default_rng(SEED)
+    for _ in range(num_documents):
+        ids = generator.integers(len(SPECIAL_TOKENS), vocab_size, TOKENS_PER_DOCUMENT)
+        yield json.dumps({"text": "".join(map(_character, ids.tolist()))}, ensure_ascii=False) + "\n"

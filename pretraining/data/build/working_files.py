@@ -1,0 +1,83 @@
+"""Working files of a block store in the making: JSON records with a checksum, and arrays.
+
+A disk or a hand may damage them between two runs. Whatever is read is what was written, or the user is told what to
+delete: a count or a position that is wrong would make a wrong block store.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pretraining.errors import UserError
+from pretraining.system.files import atomic_path, write_atomically
+
+T = TypeVar("T")
+
+
+def write_record(path: Path, content: Any) -> None:
+    """Write what JSON can hold; the file is complete or not there at all."""
+    record = {"checksum": _checksum(content), "content": content}
+    write_atomically(path, json.dumps(record, indent=1).encode())
+
+
+def read_record(path: Path, convert: Callable[[Any], T], *, remedy: str) -> T:
+    """What `convert` makes of the content that `write_record` wrote.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        UserError: naming the file and the remedy, when it is damaged or of another version of this program.
+    """
+    record = path.read_bytes()
+    try:
+        record = json.loads(record)
+        if record["checksum"] != _checksum(record["content"]):
+            raise ValueError("its checksum does not match")
+        return convert(record["content"])
+    except Exception as error:
+        raise _damaged(path, error, remedy) from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays; the file is complete or not there at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, checksum=_array_checksum(arrays), **arrays)
+
+
+def read_arrays(path: Path, *, remedy: str) -> dict[str, np.ndarray]:
+    """The arrays that `write_arrays` wrote.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        UserError: naming the file and the remedy, when it is damaged.
+    """
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+            # Those of zip do not do: numpy may stop before a member's end, and a damaged list of members lacks some.
+            if not np.array_equal(found.pop("checksum"), _array_checksum(found)):
+                raise ValueError("its checksum does not match")
+            return found
+        except Exception as error:
+            raise _damaged(path, error, remedy) from None
+
+
+def _damaged(path: Path, error: Exception, remedy: str) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+    return UserError(f"{path}: is damaged, or of another version of this program ({reason}); {remedy}")
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _array_checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape};".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+    return np.frombuffer(digest.digest(), np.uint8)

@@ -1,0 +1,1 @@
+"""Documents become token IDs, each in its split, without duplicates."""

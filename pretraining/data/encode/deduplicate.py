@@ -1,0 +1,119 @@
+"""Find copies of documents before anything is encoded: a first reading of the input makes keys, slice by slice.
+
+The keys of all slices together say which document of a group comes first in the input; the others are removed. So the
+outcome depends neither on workers nor on slices. The keys take 16 bytes a document, 152 with near duplicates.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretraining.data.build.working_files import read_arrays, write_arrays
+from pretraining.data.encode.encoding import DocumentReader, in_order
+from pretraining.data.encode.minhash import MinHashBands, first_copies, first_exact_copies, text_fingerprints
+from pretraining.data.input.documents import CleaningReason, Document
+from pretraining.data.input.filters import CleaningRules
+from pretraining.data.input.reading import RawBatch
+
+LINE_BITS = 40  # of a place as one number: the file's number is above the line's
+REMEDY = "delete it; the same command makes it again"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Where each document stands, and its keys: `places` [n, 2] of file number and line, the others [n, k] uint64."""
+
+    places: np.ndarray
+    fingerprints: np.ndarray
+    bands: np.ndarray
+
+
+class KeyMaker:
+    """Makes the keys of the documents of a batch."""
+
+    def __init__(self, reader: DocumentReader, rules: CleaningRules) -> None:
+        self._reader = reader
+        self._min_hash = None if rules.near_duplicates is None else MinHashBands(rules.near_duplicates)
+
+    def no_keys(self) -> Keys:
+        """Of no document."""
+        num_bands = 0 if self._min_hash is None else self._min_hash.num_bands
+        return Keys(np.empty((0, 2), np.int64), np.empty((0, 2), np.uint64), np.empty((0, num_bands), np.uint64))
+
+    def keys(self, batch: RawBatch) -> tuple[Keys, int]:
+        """The keys, and the bytes of the file that the batch took."""
+        documents = [parsed for _, parsed in self._reader.lines(batch) if isinstance(parsed, Document)]
+        texts = [document.text for document in documents]
+        places = np.array([[batch.file_number, document.line] for document in documents], np.int64).reshape(-1, 2)
+        bands = np.empty((len(texts), 0), np.uint64) if self._min_hash is None else self._min_hash.bands(texts)
+        return Keys(places, text_fingerprints(texts), bands), batch.num_file_bytes
+
+
+def write_keys(path: Path, maker: KeyMaker, batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[int]:
+    """Write the keys of all documents of a slice; yields the bytes of the input that each batch took."""
+    keys = [maker.no_keys()]
+    for made, num_bytes in in_order(maker.keys, batches, num_workers=num_workers):
+        keys.append(made)
+        yield num_bytes
+    path.parent.mkdir(exist_ok=True)
+    write_arrays(path, _as_arrays(_joined(keys)))
+
+
+def write_copies(path: Path, key_paths: Sequence[Path], rules: CleaningRules) -> None:
+    """Decide which documents are copies: `places` of the copies, `originals` of their groups' first, `is_near`."""
+    keys = _joined([_read_keys(key_path) for key_path in key_paths])
+    everyone = np.arange(len(keys.places))
+    exact = first_exact_copies(keys.fingerprints) if rules.exact_duplicates else everyone
+    near = first_copies(keys.bands) if rules.near_duplicates is not None else everyone
+    first = np.where(exact != everyone, exact, near)
+    copies = np.flatnonzero(first != everyone)
+    write_arrays(
+        path,
+        {
+            "places": keys.places[copies],
+            "originals": keys.places[first[copies]],
+            "is_near": exact[copies] == copies,
+        },
+    )
+
+
+class Copies:
+    """Which documents are copies of which; 17 bytes of memory per copy."""
+
+    def __init__(self, path: Path, file_names: Sequence[str]) -> None:
+        arrays = read_arrays(path, remedy=REMEDY)
+        places = _as_numbers(arrays["places"])
+        order = np.argsort(places, kind="stable")
+        self._places = places[order]
+        self._originals = _as_numbers(arrays["originals"])[order]
+        self._is_near = arrays["is_near"][order]
+        self._file_names = file_names
+
+    def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
+        """Why the document at this place is removed, and where its original stands; None when it is kept."""
+        place = (file_number << LINE_BITS) + line
+        found = int(np.searchsorted(self._places, place))
+        if found == len(self._places) or self._places[found] != place:
+            return None
+        file, line = divmod(int(self._originals[found]), 1 << LINE_BITS)
+        return ("near_duplicate" if self._is_near[found] else "duplicate"), f"{self._file_names[file]}:{line}"
+
+
+def _as_numbers(places: np.ndarray) -> np.ndarray:
+    """One number for each pair of file and line, in the same order."""
+    return (places[:, 0] << LINE_BITS) + places[:, 1]
+
+
+def _joined(keys: Sequence[Keys]) -> Keys:
+    return Keys(*(np.concatenate([getattr(k, name) for k in keys]) for name in ("places", "fingerprints", "bands")))
+
+
+def _as_arrays(keys: Keys) -> dict[str, np.ndarray]:
+    return {"places": keys.places, "fingerprints": keys.fingerprints, "bands": keys.bands}
+
+
+def _read_keys(path: Path) -> Keys:
+    arrays = read_arrays(path, remedy=REMEDY)
+    return Keys(arrays["places"], arrays["fingerprints"], arrays["bands"])

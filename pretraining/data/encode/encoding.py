@@ -1,0 +1,143 @@
+"""Raw lines to encoded documents, on every core: batches are encoded by threads and come out in input order.
+
+Parsing and hashing hold Python's lock for a small part of the time; the tokenizer library releases it and uses its own
+threads as well, so text is never copied between processes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from pretraining.data.encode.splits import SPLITS, SplitAssigner
+from pretraining.data.input.documents import CleaningReason, Document, JsonFields, RawLine, SkippedLine, skipped
+from pretraining.data.input.filters import TextFilter
+from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch, parse_lines
+from pretraining.data.tokenize.tokenizer import DocumentTokenizer, id_dtype
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class DocumentRows:
+    """What the table of documents says of each document, column by column."""
+
+    sources: list[str] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    byte_offsets: list[int] = field(default_factory=list)
+    num_text_bytes: list[int] = field(default_factory=list)
+    splits: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """The documents of a batch with their ids (control tokens included), and its skipped lines."""
+
+    path: str
+    rows: DocumentRows
+    ids: np.ndarray
+    lengths: np.ndarray
+    skipped: list[SkippedLine]
+    end: Position
+    num_file_bytes: int
+    num_bytes: int  # of its lines, decompressed
+
+
+class DocumentReader:
+    """Parses the lines of a batch and judges their texts; several threads may use it."""
+
+    def __init__(self, fields: JsonFields, text_filter: TextFilter) -> None:
+        self._fields = fields
+        self._filter = text_filter
+
+    def lines(self, batch: RawBatch) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
+        """Each line of `batch` with the document it is, or why it is none that is wanted."""
+        for raw, parsed in parse_lines(batch, self._fields):
+            problem = self._filter.problem(parsed.text) if isinstance(parsed, Document) else None
+            yield raw, parsed if problem is None else skipped(raw, problem)
+
+
+class CopyFinder(Protocol):
+    """Knows which documents are copies of earlier ones."""
+
+    def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
+        """Why the document at this place is removed, and where its original stands; None when it is kept."""
+        ...
+
+
+class BatchEncoder:
+    """Turns raw batches into encoded ones; several threads may use it."""
+
+    def __init__(
+        self,
+        reader: DocumentReader,
+        *,
+        splits: SplitAssigner,
+        tokenizer: DocumentTokenizer,
+        copies: CopyFinder | None = None,
+    ) -> None:
+        self._reader = reader
+        self._splits = splits
+        self._tokenizer = tokenizer
+        self._copies = copies
+
+    def encode(self, batch: RawBatch) -> EncodedBatch:
+        """Parse, clean, split and encode the lines of `batch`."""
+        rows = DocumentRows()
+        texts: list[str] = []
+        skipped_lines: list[SkippedLine] = []
+        for raw, parsed in self._reader.lines(batch):
+            copy = None if self._copies is None else self._copies.original_of(batch.file_number, raw.number)
+            if isinstance(parsed, SkippedLine):
+                skipped_lines.append(parsed)
+            elif copy is not None:
+                skipped_lines.append(skipped(raw, copy[0], copy_of=copy[1]))
+            else:
+                texts.append(parsed.text)
+                self._add_row(rows, parsed, batch.file.source or parsed.source or batch.file.default_source)
+        flat = self._tokenizer.encode(texts)
+        return EncodedBatch(
+            path=batch.file.path,
+            rows=rows,
+            ids=flat.ids.astype(id_dtype(self._tokenizer.vocab_size)),
+            lengths=flat.lengths,
+            skipped=skipped_lines,
+            end=batch.end,
+            num_file_bytes=batch.num_file_bytes,
+            num_bytes=sum(line.num_bytes for line in batch.lines),
+        )
+
+    def _add_row(self, rows: DocumentRows, document: Document, source: str) -> None:
+        encoded = document.text.encode("utf-8")
+        rows.sources.append(source)
+        rows.lines.append(document.line)
+        rows.byte_offsets.append(document.byte_offset)
+        rows.num_text_bytes.append(len(encoded))
+        rows.splits.append(SPLITS.index(self._splits.split_of(encoded)))
+
+
+def in_order(work: Callable[[RawBatch], T], batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[T]:
+    """What `work` makes of each batch on `num_workers` threads, in the order of the batches.
+
+    As many batches are under way as there are workers, and two more; but a batch of one huge line goes alone.
+    """
+    most_bytes = (num_workers + 2) * BATCH_BYTES
+    under_way: deque[tuple[Future[T], int]] = deque()
+    bytes_under_way = 0
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as executor:
+        try:
+            for batch in batches:
+                num_bytes = sum(line.memory_bytes for line in batch.lines)
+                while under_way and bytes_under_way + num_bytes > most_bytes:
+                    future, finished_bytes = under_way.popleft()
+                    yield future.result()
+                    bytes_under_way -= finished_bytes
+                under_way.append((executor.submit(work, batch), num_bytes))
+                bytes_under_way += num_bytes
+            while under_way:
+                yield under_way.popleft()[0].result()
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Block stores on the Hugging Face Hub: upload, download, verification."""

@@ -1,0 +1,80 @@
+"""Which documents are wanted: length, language, and the first of several copies. Everything is kept unless asked."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretraining.data.input.documents import CleaningReason
+from pretraining.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class CleaningRules:
+    """What is removed; None and empty remove nothing.
+
+    Lengths count characters. `language_hook` is `package.module:function`, which tells the language of a text.
+    """
+
+    min_characters: int | None = None
+    max_characters: int | None = None
+    language_hook: str | None = None
+    languages: tuple[str, ...] = ()
+    exact_duplicates: bool = False
+    near_duplicates: float | None = None
+
+    @property
+    def finds_duplicates(self) -> bool:
+        """Whether the input is read a first time, for copies."""
+        return self.exact_duplicates or self.near_duplicates is not None
+
+
+class TextFilter:
+    """Judges one text at a time."""
+
+    def __init__(self, rules: CleaningRules) -> None:
+        self._rules = rules
+        self._language_of = None if rules.language_hook is None else load_hook(rules.language_hook)
+
+    def problem(self, text: str) -> CleaningReason | None:
+        """Why this text is not wanted, None when it is."""
+        rules = self._rules
+        if rules.min_characters is not None and len(text) < rules.min_characters:
+            return "too_short"
+        if rules.max_characters is not None and len(text) > rules.max_characters:
+            return "too_long"
+        if self._language_of is not None and self._language(text) not in rules.languages:
+            return "other_language"
+        return None
+
+    def _language(self, text: str) -> str:
+        assert self._language_of is not None
+        try:
+            return self._language_of(text)
+        except SystemExit:  # as of sys:exit, which would show the text and end with a code of its own
+            raise UserError(f"--language_hook {self._rules.language_hook}: exits; use another function") from None
+        except Exception as error:
+            raise UserError(
+                f"--language_hook {self._rules.language_hook}: raised {type(error).__name__} ({error}) for the text "
+                f"that begins with {text[:80]!r}; mend the function"
+            ) from error
+
+
+def load_hook(name: str) -> Callable[[str], str]:
+    """The function `package.module:function`, looked for in the working directory too.
+
+    Raises:
+        UserError: when there is none of this name.
+    """
+    module_name, _, function_name = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        hook = getattr(importlib.import_module(module_name), function_name)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--language_hook {name}: cannot be loaded ({error}); give package.module:function") from None
+    finally:
+        sys.path.pop(0)
+    if not callable(hook):
+        raise UserError(f"--language_hook {name}: is no function; give package.module:function")
+    return hook

@@ -1,0 +1,75 @@
+"""Data sets of the Hub as input: `datasets` tells the files of a split, and our own readers read them.
+
+A file is named with its commit, so the input stays the same when the data set changes; its hash is the Hub's.
+"""
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import datasets
+from huggingface_hub import HfApi, HfFileSystem, RepoFile, hf_hub_download
+from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
+from huggingface_hub.utils import validate_repo_id
+
+from pretraining.cli.arguments.tokenizer import HUB_ID
+from pretraining.data.input.find import HUB_SCHEME, InputFile, input_file
+from pretraining.errors import UserError
+from pretraining.hub.retry import HUB_ERRORS, reason
+
+# hf://USER/NAME, then /CONFIG, @REVISION and :SPLIT where they are not the default
+HUB_WORD = re.compile(rf"{HUB_SCHEME}({HUB_ID.pattern})(?:/([\w.-]+))?(?:@([\w./-]+))?(?::([\w.-]+))?")
+
+
+def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFile]:
+    """The files of one split; downloaded into the Hub's cache now, or read as they come when `streaming`.
+
+    Raises:
+        UserError: when the Hub has no such data set, config or split for us, or one of a format that is not read.
+    """
+    match = HUB_WORD.fullmatch(word)
+    if match is None:
+        raise UserError(f"--data_files {word}: is not of the form hf://USER/NAME/CONFIG@REVISION:SPLIT")
+    repo_id, config, revision, split = match.groups()
+    try:
+        validate_repo_id(repo_id)
+        with _away_from(Path(repo_id)):
+            builder = datasets.load_dataset_builder(repo_id, config, revision=revision)
+        splits = {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
+        if (split or "train") not in splits:
+            raise UserError(f"--data_files {word}: has no split {split or 'train'}; give one of {', '.join(splits)}")
+        return [_hub_file(url, source, streaming) for url in splits[split or "train"]]
+    except UserError:
+        raise
+    except HUB_ERRORS as error:
+        raise UserError(f"--data_files {word}: the Hub does not give it ({reason(error)}); check its name") from None
+
+
+@contextlib.contextmanager
+def _away_from(folder: Path) -> Iterator[None]:
+    """Work where there is no folder of this relative path: `datasets` would take it for the data set of the name."""
+    if not folder.exists():
+        yield
+        return
+    with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+        yield
+
+
+def open_hub_file(location: str) -> BinaryIO:
+    """Read a file as it comes, by requests of 5 MB."""
+    return HfFileSystem().open(location, "rb")
+
+
+def _hub_file(url: str, source: str | None, streaming: bool) -> InputFile:
+    place = HfFileSystem().resolve_path(url)
+    assert isinstance(place, HfFileSystemResolvedRepositoryPath)
+    (info,) = HfApi().get_paths_info(place.repo_id, [place.path_in_repo], repo_type="dataset", revision=place.revision)
+    assert isinstance(info, RepoFile)
+    location = url
+    if not streaming:
+        location = hf_hub_download(place.repo_id, place.path_in_repo, repo_type="dataset", revision=place.revision)
+    known_hash = info.lfs.sha256 if info.lfs else f"git {info.blob_id}"
+    return input_file(url, source, num_bytes=info.size, location=location, known_hash=known_hash)

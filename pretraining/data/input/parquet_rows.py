@@ -1,0 +1,164 @@
+"""The rows of a Parquet file, in bounded memory whatever the file says of itself.
+
+A row is looked at in Arrow before Python gets it. A dictionary makes many large rows of one, so there rows are read one
+by one; and what a page expands to is known before it is decompressed: from the footer, and from the page's own header.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pretraining.data.input.documents import SHOWN_BYTES, ExpandsTooFarError, JsonFields, RawLine, field_of
+
+ROWS_AT_ONCE = 8  # 50 MB if each is as large as the largest document; 32 are no faster
+LARGEST_DICTIONARY_BYTES = 4 << 20  # writers end theirs at 1 MB; of a larger one rows are read one by one
+ROW_OVERHEAD_BYTES = 1024  # offsets and validity of its columns
+# Text shrinks to a third, logs to a fiftieth.
+MOST_EXPANSION = 100
+HARMLESS_BYTES = 128 << 20
+HEADER_BYTES = 32  # its first three numbers take 18 at most
+
+Row = Mapping[str, Any] | bytes | None  # bytes: not UTF-8; None: too large
+
+
+class ParquetRows:
+    """The rows of the file that is open as `raw`; one above `max_bytes` comes without content.
+
+    Raises:
+        pyarrow.ArrowException: when the file is damaged.
+        ExpandsTooFarError: when a column of a row group is a bomb.
+    """
+
+    def __init__(self, raw: BinaryIO, fields: JsonFields, max_bytes: int) -> None:
+        # Page by page: otherwise a whole row group is read ahead, 500 MB of memory more in one of 400 MB.
+        self._parquet = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
+        self._raw = raw
+        self._num_bytes = raw.seek(0, io.SEEK_END)
+        self._fields = fields
+        self._max_bytes = max_bytes
+        self.num_rows = self._parquet.metadata.num_rows
+        roots = {name.split(".")[0] for name in (fields.text, fields.source)} | {fields.text, fields.source}
+        self._columns = [name for name in self._parquet.schema_arrow.names if name in roots]
+
+    def after(self, first_row: int) -> Iterator[RawLine]:
+        """The rows from number `first_row` (from 0) on."""
+        row = 0
+        for group in range(self._parquet.num_row_groups):
+            num_rows = self._parquet.metadata.row_group(group).num_rows
+            if row + num_rows <= first_row:
+                row += num_rows
+                continue
+            for batch in self._batches(group):
+                for record, head in self._records(batch):
+                    row += 1
+                    if row > first_row:
+                        yield self._line(row, record, head)
+
+    def _batches(self, group: int) -> Iterator[pa.RecordBatch]:
+        metadata = self._parquet.metadata.row_group(group)
+        chunks = [metadata.column(number) for number in range(metadata.num_columns)]
+        chunks = [chunk for chunk in chunks if self._is_read(chunk.path_in_schema)]
+        dictionaries = [self._page_bytes(chunk.dictionary_page_offset) for chunk in chunks if chunk.has_dictionary_page]
+        for chunk in chunks:
+            self._check_expansion(chunk, group)
+        num_rows = 1 if max(dictionaries, default=0) > LARGEST_DICTIONARY_BYTES else ROWS_AT_ONCE
+        return self._parquet.iter_batches(num_rows, row_groups=[group], columns=self._columns, use_threads=False)
+
+    def _is_read(self, path: str) -> bool:
+        return any(path == name or path.startswith(f"{name}.") for name in self._columns)
+
+    def _check_expansion(self, chunk: Any, group: int) -> None:
+        offsets = [chunk.data_page_offset, *([chunk.dictionary_page_offset] if chunk.has_dictionary_page else [])]
+        num_bytes = max(chunk.total_uncompressed_size, *map(self._page_bytes, offsets))
+        num_compressed = min(chunk.total_compressed_size, self._num_bytes)
+        if num_bytes > max(HARMLESS_BYTES, MOST_EXPANSION * num_compressed):
+            raise ExpandsTooFarError(
+                f"{chunk.path_in_schema} of row group {group} expands {num_compressed:,} bytes to {num_bytes:,}"
+            )
+
+    def _page_bytes(self, offset: int) -> int:
+        """What the page at `offset` says that it expands to; 0 where no page is."""
+        position = self._raw.tell()
+        self._raw.seek(max(0, offset))
+        header = self._raw.read(HEADER_BYTES)
+        self._raw.seek(position)
+        return uncompressed_page_bytes(header)
+
+    def _records(self, batch: pa.RecordBatch) -> Iterator[tuple[Row, bytes]]:
+        """Each row, with the first bytes of one that is too large."""
+        if not self._columns:
+            yield from (({}, b"") for _ in range(batch.num_rows))
+        elif batch.nbytes <= self._max_bytes:
+            yield from ((row, b"") for row in _pylist(batch))
+        else:
+            for number in range(batch.num_rows):
+                row = _decoded(batch.slice(number, 1))
+                if row.nbytes > self._max_bytes + ROW_OVERHEAD_BYTES:
+                    yield None, _head(row)
+                else:
+                    yield from ((record, b"") for record in _pylist(row))
+
+    def _line(self, number: int, record: Row, head: bytes) -> RawLine:
+        text = field_of(record, self._fields.text)[1] if isinstance(record, Mapping) else None
+        num_bytes = len(text.encode("utf-8", errors="surrogatepass")) if isinstance(text, str) else 16
+        if num_bytes > self._max_bytes:
+            record, head = None, str(record)[:SHOWN_BYTES].encode("utf-8", errors="backslashreplace")
+        return RawLine(number, number - 1, number, number, num_bytes, record, head)
+
+
+def uncompressed_page_bytes(header: bytes) -> int:
+    """The second number of a page's header, which is what it expands to; 0 where the bytes are no header.
+
+    >>> uncompressed_page_bytes(bytes([0x15, 4, 0x15, 0x80, 0x01, 0x15, 20]))
+    64
+    """
+    numbers, place = [], 0
+    for _ in range(2):
+        if header[place : place + 1] != b"\x15":  # Thrift's compact protocol: the next field, a number of 32 bits
+            return 0
+        place, number, shift = place + 1, 0, 0
+        for byte in header[place : place + 5]:
+            number |= (byte & 0x7F) << shift
+            place, shift = place + 1, shift + 7
+            if byte < 0x80:
+                break
+        numbers.append(number >> 1)  # zigzag, and never negative
+    return numbers[1]
+
+
+def _pylist(batch: pa.RecordBatch) -> Sequence[Mapping[str, Any] | bytes]:
+    """The rows of `batch`; one that is not UTF-8, though its column says so, is empty bytes."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            return [b""]
+        return [record for row in range(batch.num_rows) for record in _pylist(batch.slice(row, 1))]
+
+
+def _decoded(row: pa.RecordBatch) -> pa.RecordBatch:
+    """`row` with its own values in place of dictionaries and views, which have those of all rows."""
+    columns = [c.cast(_plain(c.type)) if _plain(c.type) != c.type else c for c in row.columns]
+    return pa.RecordBatch.from_arrays(columns, names=row.schema.names)
+
+
+def _plain(column_type: pa.DataType) -> pa.DataType:
+    """The type of the values themselves."""
+    if pa.types.is_dictionary(column_type):
+        return _plain(column_type.value_type)
+    if pa.types.is_struct(column_type):
+        return pa.struct([field.with_type(_plain(field.type)) for field in column_type.fields])
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return views.get(column_type, column_type)
+
+
+def _head(row: pa.RecordBatch) -> bytes:
+    """The beginning of the first text in a row."""
+    for column in row.columns:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            return pc.binary_slice(column.cast(pa.large_binary()), 0, SHOWN_BYTES)[0].as_py() or b""
+    return b""

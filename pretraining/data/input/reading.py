@@ -1,0 +1,145 @@
+"""Read the lines of the input in batches of about 2 MB, from any position, in bounded memory.
+
+Every byte is read by this room, never by a tokenizer's own reader, so that every line can be accounted for. Batches
+depend only on the input and on where reading begins, so a reader that goes on after a batch makes the same batches.
+"""
+
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pretraining.data.input.documents import (
+    Document,
+    ExpandsTooFarError,
+    JsonFields,
+    RawLine,
+    SkippedLine,
+    parse_json_line,
+    parse_row,
+    parse_text,
+    skipped,
+)
+from pretraining.data.input.find import InputFile
+from pretraining.data.input.formats import ReadingOptions, open_file, open_lines
+from pretraining.data.input.slices import FileRange, cut_slices
+from pretraining.errors import UserError
+
+BATCH_BYTES = 2 << 20  # part of the format: where a shard ends depends on it
+ENOUGH_LINES = 1 << 22  # in a row without a document: 20 s of work, and a bomb can go on for days
+PARSERS = {"jsonl": parse_json_line, "parquet": parse_row, "text": parse_text}
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where reading goes on: number of the range in its slice, byte offset (row, in Parquet) and lines before it."""
+
+    range_number: int
+    byte_offset: int
+    num_lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """Lines of one file, the position after them, and how many bytes of the file itself they took."""
+
+    file: InputFile
+    file_number: int
+    lines: list[RawLine]
+    end: Position
+    num_file_bytes: int
+
+
+def read_batches(
+    files: Sequence[InputFile], ranges: Sequence[FileRange], start: Position | None, options: ReadingOptions
+) -> Iterator[RawBatch]:
+    """The lines of `ranges` in order, from `start` on.
+
+    Raises:
+        UserError: when a file is damaged or cannot be read, with the place.
+    """
+    for number, file_range in enumerate(ranges):
+        begin = Position(number, file_range.start, file_range.first_line - 1)
+        if start is not None:
+            if number < start.range_number:
+                continue
+            if number == start.range_number:
+                begin = start
+        yield from _read_range(files[file_range.file_number], file_range, begin, options)
+
+
+def parse_lines(batch: RawBatch, fields: JsonFields) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
+    """Each line of the batch with what it is."""
+    parse = PARSERS[batch.file.format]
+    for raw in batch.lines:
+        yield raw, skipped(raw, "too_large") if raw.content is None else parse(raw, fields)
+
+
+def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Iterator[Document | SkippedLine]:
+    """Every line of `files`, in order.
+
+    Raises:
+        UserError: also when too many lines in a row are no documents.
+    """
+    (ranges,) = cut_slices(files, 1)
+    num_skipped = 0  # since the last document
+    for batch in read_batches(files, ranges, None, options):
+        for _, parsed in parse_lines(batch, options.fields):
+            num_skipped = 0 if isinstance(parsed, Document) else num_skipped + parsed.num_lines
+            yield parsed
+        if num_skipped > ENOUGH_LINES:
+            raise UserError(
+                f"--data_files {batch.file.path}: no document in {num_skipped:,} lines in a row up to line "
+                f"{batch.end.num_lines:,}; name the right --text_field, or leave it out"
+            )
+
+
+def _read_range(file: InputFile, file_range: FileRange, begin: Position, options: ReadingOptions) -> Iterator[RawBatch]:
+    batch: list[RawLine] = []
+    num_bytes = 0
+    position = begin
+    file_bytes = 0
+    try:
+        with open_file(file) as raw:
+            source = open_lines(
+                file,
+                raw,
+                offset=begin.byte_offset,
+                num_lines_before=begin.num_lines,
+                end=file_range.end,
+                options=options,
+            )
+            for line in source.lines:
+                batch.append(line)
+                num_bytes += line.memory_bytes
+                position = Position(begin.range_number, line.end_offset, line.end_line)
+                if num_bytes >= BATCH_BYTES:
+                    told, file_bytes = file_bytes, source.file_bytes(line)
+                    yield RawBatch(file, file_range.file_number, batch, position, file_bytes - told)
+                    batch, num_bytes = [], 0
+            if batch:
+                yield RawBatch(file, file_range.file_number, batch, position, source.file_bytes(batch[-1]) - file_bytes)
+    except Exception as error:
+        problem = _problem(file, position, error)
+        if problem is None:
+            raise
+        raise UserError(f"--data_files {file.path}: {problem}") from None
+
+
+def _problem(file: InputFile, position: Position, error: Exception) -> str | None:
+    """What is wrong with the input, None when the error is not its fault."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    unit = "row" if file.format == "parquet" else "line"
+    place = f"after {unit} {position.num_lines:,}"
+    if isinstance(error, ExpandsTooFarError) or "too much memory" in reason:  # so zstd says it, of a window > 128 MB
+        return f"is not read {place}, as no file of text is like this ({reason}); compress it again, or leave it out"
+    is_damage = isinstance(error, DAMAGE)
+    if file.is_remote and not is_damage:  # whatever the Hub's client raises when it has tried for long enough
+        return f"the Hub does not give it ({reason}); the same command goes on from the last finished shard"
+    if is_damage or (isinstance(error, OSError) and error.errno is None):  # so pyarrow reports damage, too
+        return f"is truncated or corrupt {place} ({reason}); get the file again, or leave it out"
+    return f"cannot be read ({error.strerror}); check the disk" if isinstance(error, OSError) else None

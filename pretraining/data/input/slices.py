@@ -1,0 +1,83 @@
+"""Divide the input into slices: fixed parts of it, each of which one process works through on its own.
+
+Where a slice begins depends on the files and on the number of slices alone, never on how many processes there are.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pretraining.data.input.find import InputFile
+
+SCAN_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Lines of a file: from byte `start`, where line `first_line` begins, up to `end`; None is the end of the file."""
+
+    file_number: int
+    start: int
+    end: int | None
+    first_line: int
+
+
+def cut_slices(files: Sequence[InputFile], num_slices: int) -> list[list[FileRange]]:
+    """The ranges of each slice, of about the same number of bytes.
+
+    A plain JSONL file is cut between two lines; any other file belongs whole to the slice in which it begins.
+    """
+    total = max(1, sum(file.num_bytes for file in files))
+    slices: list[list[FileRange]] = [[] for _ in range(num_slices)]
+    offset = 0
+    for number, file in enumerate(files):
+        first_slice = min(offset * num_slices // total, num_slices - 1)  # an empty file may stand at the very end
+        if file.is_divisible:
+            last_slice = max(first_slice, (offset + file.num_bytes - 1) * num_slices // total)
+            cuts = [-(-k * total // num_slices) - offset for k in range(first_slice + 1, last_slice + 1)]
+            for slice_number, file_range in zip(itertools.count(first_slice), _cut_file(number, file, cuts)):
+                if file_range.end is None or file_range.end > file_range.start:
+                    slices[slice_number].append(file_range)
+        else:
+            slices[first_slice].append(FileRange(number, 0, None, 1))
+        offset += file.num_bytes
+    return slices
+
+
+def num_bytes_of(files: Sequence[InputFile], ranges: Sequence[FileRange]) -> int:
+    """Bytes of the files themselves that the ranges take."""
+    ends = [files[part.file_number].num_bytes if part.end is None else part.end for part in ranges]
+    return sum(end - part.start for end, part in zip(ends, ranges, strict=True))
+
+
+def _cut_file(number: int, file: InputFile, cuts: Sequence[int]) -> Iterator[FileRange]:
+    start, first_line = 0, 1
+    if cuts:
+        with Path(file.location).open("rb") as stream:
+            for cut in cuts:
+                end = max(start, _next_line_start(stream, cut))
+                yield FileRange(number, start, end, first_line)
+                first_line += _count_lines(stream, start, end)
+                start = end
+    yield FileRange(number, start, None, first_line)
+
+
+def _next_line_start(stream: BinaryIO, offset: int) -> int:
+    """Where the first line begins that begins at `offset` or after it."""
+    stream.seek(max(0, offset - 1))
+    while content := stream.readline(SCAN_BYTES):
+        if content.endswith(b"\n"):
+            break
+    return stream.tell()
+
+
+def _count_lines(stream: BinaryIO, start: int, end: int) -> int:
+    stream.seek(start)
+    num_lines = 0
+    while start < end:
+        content = stream.read(min(SCAN_BYTES, end - start))
+        num_lines += content.count(b"\n")
+        start += len(content)
+    return num_lines

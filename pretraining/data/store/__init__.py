@@ -1,0 +1,1 @@
+"""The format of a block store: shards, tables, manifest, and their verification."""

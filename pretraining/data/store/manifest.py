@@ -1,0 +1,203 @@
+"""manifest.json: what a block store is made from, what is in it, and counts that add up.
+
+It is written last, so a folder that has one is complete.
+"""
+
+import dataclasses
+import json
+import re
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretraining.data.encode.splits import SPLITS
+from pretraining.data.input.filters import CleaningRules
+from pretraining.data.store.packing import Packing
+from pretraining.data.store.shards import Shard, shard_path
+from pretraining.data.store.typed_json import from_json, read_json
+from pretraining.data.tokenize.tokenizer import TokenRules, id_dtype
+from pretraining.errors import UserError
+from pretraining.system.files import write_atomically
+
+FORMAT_VERSION = 2
+MANIFEST_NAME = "manifest.json"
+SHA256 = re.compile("[0-9a-f]{64}")
+KNOWN_LIMIT_NAME = "known_limit.json"  # bits per byte by split, of data whose true probabilities are known
+STORE_CONTENTS = {"data", "documents", "tokenizer", "skipped.jsonl", MANIFEST_NAME, "README.md", KNOWN_LIMIT_NAME}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file, as it was named, with the source it was given, size and hash."""
+
+    path: str
+    source: str | None
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """Which tokenizer made the ids: the hash of its tokenizer.json, and a canary text with its ids."""
+
+    name: str
+    sha256: str
+    vocab_size: int
+    canary_text: str
+    canary_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that decides the bytes of a block store: the same origin gives the same store."""
+
+    sources: list[SourceFile]
+    text_field: str
+    source_field: str
+    split_text_files: bool
+    max_document_bytes: int
+    cleaning: CleaningRules
+    tokenizer: TokenizerIdentity
+    token_rules: TokenRules
+    block_length: int
+    packing: Packing
+    split_weights: list[int]
+    seed: int
+    num_slices: int
+    tokens_per_shard: int
+    chat_template: str | None = None  # of conversations, whose blocks say which tokens are answers
+
+    @property
+    def dtype(self) -> str:
+        """Type of the ids in the blocks."""
+        return id_dtype(self.tokenizer.vocab_size)
+
+
+@dataclass(frozen=True)
+class SplitContents:
+    """Counts of one split: `num_tokens` + `num_padding_tokens` = `num_blocks` x block length + `num_tail_tokens`."""
+
+    num_documents: int
+    num_tokens: int
+    num_blocks: int
+    num_padding_tokens: int
+    num_tail_tokens: int
+    shards: list[Shard]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json."""
+
+    origin: Origin
+    dtype: str
+    num_lines: int
+    num_documents: int
+    skipped_lines: dict[str, int]
+    splits: dict[str, SplitContents]
+    documents: list[Shard]
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Every shard of the store."""
+        return [shard for split in self.splits.values() for shard in split.shards] + self.documents
+
+    def check(self) -> None:
+        """Check that every line and every token is accounted for, and that nothing else contradicts itself.
+
+        Raises:
+            ValueError: when it does.
+        """
+        checks = self._checks()
+        for path, shard in self._named_shards():
+            checks[f"{shard.path!r:.80} is not {path}, the name of a shard"] = shard.path == path
+            checks[f"{path} has no SHA-256"] = SHA256.fullmatch(shard.sha256) is not None
+        wrong = next((message for message, fine in checks.items() if not fine), None)
+        if wrong is not None:
+            raise ValueError(wrong)
+
+    def _checks(self) -> dict[str, bool]:
+        if set(self.splits) != set(SPLITS):
+            return {f"its splits are not {', '.join(SPLITS)}": False}
+        origin, splits = self.origin, self.splits.values()
+        tokenizer, rules = origin.tokenizer, origin.token_rules
+        ids = [rules.eos_token_id, rules.bos_token_id or 0, *tokenizer.canary_ids]
+        checks = {
+            "lines do not add up": self.num_lines == self.num_documents + sum(self.skipped_lines.values()),
+            "rows of documents do not add up": (self.num_documents == sum(shard.num_rows for shard in self.documents)),
+            "documents do not add up": self.num_documents == sum(split.num_documents for split in splits),
+            f"dtype is not {origin.dtype}": self.dtype == origin.dtype,
+            "block_length is not 2 or more": origin.block_length >= 2,
+            f"vocab_size {tokenizer.vocab_size} is not more than its largest id {max(ids)}, and 2^32 at most": (
+                max(ids) < tokenizer.vocab_size <= 1 << 32
+            ),
+        }
+        for name, split in self.splits.items():
+            in_blocks = split.num_blocks * origin.block_length - split.num_padding_tokens
+            checks[f"tokens of {name} do not add up"] = split.num_tokens == in_blocks + split.num_tail_tokens
+            checks[f"blocks of {name} do not add up"] = split.num_blocks == sum(s.num_rows for s in split.shards)
+        return checks
+
+    def _named_shards(self) -> Iterator[tuple[str, Shard]]:
+        """Each shard, with the only path that it can have: none leads out of the store, and none stands twice."""
+        groups = {"documents/documents": self.documents} | {f"data/{n}": s.shards for n, s in self.splits.items()}
+        for prefix, shards in groups.items():
+            for number, shard in enumerate(shards):
+                yield shard_path(prefix, number, len(shards)), shard
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json into `folder`."""
+        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / MANIFEST_NAME, text.encode("utf-8"))
+
+
+def read_manifest(folder: Path, *, flag: str) -> Manifest:
+    """The manifest of a block store.
+
+    Raises:
+        UserError: naming `flag` when the folder is no block store, or one of another format version.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise UserError(f"{flag} {folder}: is no block store ({MANIFEST_NAME} is missing); make one with preprocess.py")
+    try:
+        content = read_json(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+        version = content.pop("format_version", None)
+        if version == FORMAT_VERSION:
+            manifest = from_json(Manifest, content, MANIFEST_NAME)
+            manifest.check()
+            return manifest
+    except OSError as error:
+        raise UserError(f"{flag} {folder}: {path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); preprocess again, or copy the whole folder again") from None
+    raise UserError(
+        f"{path}: has format version {reprlib.repr(version)}, this program reads {FORMAT_VERSION}; preprocess again"
+    )
+
+
+def differences(theirs: Origin, ours: Origin) -> list[str]:
+    """What two origins differ in, as `seed 42, not 9`: theirs, then ours; files by their paths."""
+    names = [field.name for field in dataclasses.fields(Origin) if field.name != "sources"]
+    found = [(name, getattr(theirs, name), getattr(ours, name)) for name in names]
+    shown = [f"{name} {_shown(a, b)}, not {_shown(b, a)}" for name, a, b in found if a != b]
+    files = set(theirs.sources) ^ set(ours.sources)
+    if files or theirs.sources != ours.sources:
+        paths = sorted({file.path for file in files}) or ["another order"]
+        shown.insert(0, "data_files " + ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else ""))
+    return shown
+
+
+def _shown(value: Any, other: Any) -> str:
+    """`value`, of a group of fields only those in which it differs from `other`."""
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    fields = [field.name for field in dataclasses.fields(value)]
+    return ", ".join(
+        f"{name}={getattr(value, name)}" for name in fields if getattr(value, name) != getattr(other, name)
+    )

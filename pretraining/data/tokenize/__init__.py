@@ -1,0 +1,1 @@
+"""Tokenizers: training, loading, and the fast backends with the same token IDs."""

@@ -1,0 +1,174 @@
+"""Text to token ids and back, by the `tokenizers` library reading tokenizer.json as it stands.
+
+transformers rewrites some pipelines when it loads them (Llama 2's, in 5.x: other ids for text that begins with a
+space), so the ids of this project are those of tokenizer.json itself. Its hash, and a canary text with its ids,
+travel with every block store, and whoever reads the store checks them.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from pretraining.data.tokenize.backends import FlatIds, ReferenceBackend, choose_backend
+from pretraining.errors import UserError, reading
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+CANARY_TEXT = "  Ünïcode \u2019quotes\u2019, 1,234.5 €\n\n\tI wanna go </s> 東京 🚆 end "
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """Which control tokens surround a document in the blocks."""
+
+    bos_token_id: int | None
+    eos_token_id: int
+
+
+def id_dtype(vocab_size: int) -> str:
+    """Type of ids in blocks: two bytes where the vocabulary fits, half the disk and memory of four."""
+    return "uint16" if vocab_size <= np.iinfo(np.uint16).max + 1 else "uint32"
+
+
+class DocumentTokenizer:
+    """A tokenizer.json, the special tokens its folder names, and the rule for BOS and EOS."""
+
+    def __init__(self, folder: Path, *, name: str, add_bos: bool, backend: str, flag: str) -> None:
+        self.name = name
+        self._place = f"{flag} {name}"
+        self.folder = folder
+        content = (folder / "tokenizer.json").read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        special_tokens = read_special_tokens(folder)
+        self._tokenizer = _reference_tokenizer(content, special_tokens)
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.rules = TokenRules(
+            bos_token_id=self._special_id(special_tokens, "bos_token") if add_bos else None,
+            eos_token_id=self._special_id(special_tokens, "eos_token"),
+        )
+        self._check_text_is_text(special_tokens)
+        self._backend = choose_backend(backend, self._tokenizer, sorted(set(special_tokens.values())))
+
+    @property
+    def backend_name(self) -> str:
+        """The library that encodes."""
+        return self._backend.name
+
+    def use_reference(self) -> None:
+        """Encode with the reference from now on."""
+        self._backend = ReferenceBackend(self._tokenizer)
+
+    def _special_id(self, special_tokens: dict[str, str], role: str) -> int:
+        token = special_tokens.get(role)
+        token_id = self._tokenizer.token_to_id(token) if token is not None else None
+        if token_id is None:
+            raise UserError(
+                f"{self._place}: names no {role} that its tokenizer.json knows (found {token!r}); "
+                f"set {role} in its tokenizer_config.json"
+            )
+        return token_id
+
+    def _check_text_is_text(self, special_tokens: dict[str, str]) -> None:
+        for role in ("bos_token", "eos_token"):
+            token = special_tokens.get(role, "")
+            ids = self._tokenizer.encode(f"a {token} {token}", add_special_tokens=False).ids
+            if token and self._tokenizer.token_to_id(token) in ids:
+                raise UserError(
+                    f"{self._place}: a document that contains the text {token} would get the control token of this "
+                    "name, its model makes it from plain text; give another tokenizer"
+                )
+
+    def encode(self, texts: list[str]) -> FlatIds:
+        """Ids of each text as the model sees it: BOS if the rules say so, the text, EOS."""
+        plain = self._backend.encode(texts)
+        bos_token_id = self.rules.bos_token_id
+        lengths = plain.lengths + (1 if bos_token_id is None else 2)
+        ends = np.cumsum(lengths)
+        ids = np.empty(int(lengths.sum()), dtype=np.uint32)
+        is_text = np.ones(len(ids), dtype=bool)
+        is_text[ends - 1] = False
+        ids[ends - 1] = self.rules.eos_token_id
+        if bos_token_id is not None:
+            is_text[ends - lengths] = False
+            ids[ends - lengths] = bos_token_id
+        ids[is_text] = plain.ids
+        return FlatIds(ids, lengths)
+
+    def canary(self) -> dict[str, Any]:
+        """A text with hard places and its ids, for whoever reads the blocks to check their tokenizer by."""
+        ids = self._tokenizer.encode(CANARY_TEXT, add_special_tokens=False).ids
+        return {"text": CANARY_TEXT, "ids": ids}
+
+
+def _reference_tokenizer(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, for which the text of a control token is text."""
+    pipeline = json.loads(content)
+    pipeline["model"]["dropout"] = None  # some are saved with it: the same text would get other ids each time
+    for token in pipeline.get("added_tokens", []):
+        if token["content"] in special_tokens.values():
+            token["special"] = True  # some files call EOS an ordinary added token, and text would become it
+    tokenizer = Tokenizer.from_str(json.dumps(pipeline, ensure_ascii=False))
+    tokenizer.no_truncation()  # transformers saves these two with the file: documents would be cut and padded
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # a text that contains "</s>" is text, it cannot end a document
+    return tokenizer
+
+
+def load_document_tokenizer(
+    name: str, *, add_bos: bool, backend: str = "reference", flag: str = "--tokenizer"
+) -> DocumentTokenizer:
+    """Open a tokenizer folder or Hub id.
+
+    Raises:
+        UserError: when there is no such folder or Hub repository, or it holds no readable tokenizer.json.
+    """
+    try:
+        folder = Path(name) if Path(name).is_dir() else _download(name)
+        has_tokenizer = (folder / "tokenizer.json").is_file()
+    except OSError as error:
+        raise UserError(f"{flag} {name}: cannot be read ({error.strerror}); check the path") from None
+    if not has_tokenizer:
+        raise UserError(f"{flag} {name}: the folder has no tokenizer.json; make one with train_tokenizer.py")
+    with reading(f"{flag} {name}: its tokenizer.json or tokenizer_config.json", remedy="copy them there again"):
+        return DocumentTokenizer(folder, name=name, add_bos=add_bos, backend=backend, flag=flag)
+
+
+def _download(hub_id: str) -> Path:
+    """The folder of the Hub cache that holds the tokenizer's files."""
+    # Imported here, since it takes as long as all else that a program without a Hub id needs.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    try:
+        path = Path(hf_hub_download(hub_id, "tokenizer.json"))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--tokenizer {hub_id}: is no folder, and the Hub does not give it ({reason})") from None
+    for file_name in TOKENIZER_FILES[1:]:
+        try:
+            hf_hub_download(hub_id, file_name)
+        except EntryNotFoundError:
+            continue  # newer repositories keep everything in tokenizer_config.json
+    return path.parent
+
+
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """Text of bos_token, eos_token and so on, as the folder's JSON files name them."""
+    special_tokens: dict[str, str] = {}
+    for file_name in reversed(TOKENIZER_FILES[1:]):  # tokenizer_config.json has the last word
+        path = folder / file_name
+        for role, token in (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}).items():
+            if role.endswith("_token"):
+                text = token.get("content") if isinstance(token, dict) else token
+                if isinstance(text, str):
+                    special_tokens[role] = text
+    return special_tokens

@@ -1,0 +1,1 @@
+"""GPUs: their state, the links between them, and their speed."""

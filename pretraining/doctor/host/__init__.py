@@ -1,0 +1,1 @@
+"""The host: processor, memory, limits, disk, stale processes."""

@@ -1,0 +1,1 @@
+"""The installation: packages, torch, compilers, environment variables."""

@@ -1,0 +1,116 @@
+"""Python and the installed packages, against requirements.txt and requirements.lock."""
+
+import platform
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from pretraining import PROJECT_DIR
+from pretraining.doctor.finding import Finding, failure, ok, warning
+
+LEAST_PYTHON = (3, 11)
+INSTALL = "python3 -m pip install -c requirements.lock --no-build-isolation -r requirements.txt"
+INSTALL_TORCH = (
+    "python3 -m pip install -c requirements.lock setuptools wheel torch && "  # DeepSpeed's build looks for it
+)
+# Each brings a pynvml of its own: as the same file as nvidia-ml-py, so that the last one installed wins and removing
+# one breaks the other, or as a folder that hides it. From version 12 on `pynvml` is only a name for nvidia-ml-py.
+NVML_RIVALS = {"nvidia-ml-py3": 10**6, "pynvml": 12}
+
+
+def python_version(_: Sequence[Path]) -> Iterator[Finding]:
+    """Whether this Python can read the suite."""
+    version, place = platform.python_version(), sys.executable
+    if sys.version_info >= LEAST_PYTHON:
+        yield ok("python", f"{version}, {place}", version=version)
+    else:
+        least = ".".join(map(str, LEAST_PYTHON))
+        fix = f"rm -rf .venv && python{least} -m venv .venv"
+        yield failure("python", f"{version}, {place}; needs {least} or newer", fix, version=version)
+
+
+def requirements(_: Sequence[Path]) -> Iterator[Finding]:
+    """Every direct dependency is there, in a version that is allowed."""
+    wanted = _requirement_lines()
+    missing = [name for name in wanted if _version(name) is None]
+    if missing:
+        figure = f"{len(missing)} of {len(wanted)} are missing: {', '.join(missing)}"
+        fix = INSTALL_TORCH + INSTALL if "torch" in missing else INSTALL
+        yield failure("requirements.txt", figure, fix, missing=missing)
+    wrong = {name: found for name, line in wanted.items() if (found := _other_version(name, line))}
+    if wrong:
+        figure = ", ".join(f"{name} {found} (needs {wanted[name][len(name) :]})" for name, found in wrong.items())
+        yield failure("requirements.txt", figure, INSTALL, other=wrong)
+    if not missing and not wrong:
+        yield ok("requirements.txt", f"all {len(wanted)} there")
+
+
+def launcher(_: Sequence[Path]) -> Iterator[Finding]:
+    """The command `deepspeed` is that of this environment, not of another one in the path."""
+    found, own = shutil.which("deepspeed"), Path(sys.executable).parent
+    if found is None or Path(found).parent.resolve() != own.resolve():
+        figure = f"{found or 'not found in PATH'}, but this Python is in {own}"
+        is_here = (own / "deepspeed").exists()
+        yield warning(
+            "deepspeed", figure, f"export PATH={shlex.quote(str(own))}:$PATH" if is_here else INSTALL, path=found
+        )
+    else:
+        yield ok("deepspeed", found, path=found)
+
+
+def lock(_: Sequence[Path]) -> Iterator[Finding]:
+    """What is installed is what the suite was tested with. Packages that are not installed are not needed here."""
+    lines = (PROJECT_DIR / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    locked = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    installed = {name: found.partition("+")[0] for name in locked if (found := _version(name))}
+    other = {name: found for name, found in installed.items() if found != locked[name]}
+    if other:
+        figure = ", ".join(f"{name} {found} (tested with {locked[name]})" for name, found in other.items())
+        yield warning("requirements.lock", figure, INSTALL, other=other)
+    else:
+        yield ok("requirements.lock", f"{len(installed)} packages in the versions tested", packages=len(installed))
+
+
+def pynvml_owner(_: Sequence[Path]) -> Iterator[Finding]:
+    """NVIDIA's own package is the only one that brings the module `pynvml`."""
+    found = {name: version for name in NVML_RIVALS if (version := _version(name))}
+    fighting = {name: version for name, version in found.items() if int(version.split(".")[0]) < NVML_RIVALS[name]}
+    remedy = f"python3 -m pip uninstall -y {' '.join(found)} && python3 -m pip install --force-reinstall nvidia-ml-py"
+    named = ", ".join(f"{name} {version}" for name, version in found.items())
+    if fighting:
+        figure = f"{named} is installed beside nvidia-ml-py {_version('nvidia-ml-py')}: they share the module pynvml"
+        yield failure("pynvml", figure, remedy, found=found)
+    elif found:
+        yield warning("pynvml", f"{named} is installed, an old name of nvidia-ml-py that warns", remedy, found=found)
+    elif _version("nvidia-ml-py") is None:
+        yield warning("pynvml", "nvidia-ml-py is missing: GPUs cannot be asked for", INSTALL)
+    else:
+        yield ok("pynvml", f"nvidia-ml-py {_version('nvidia-ml-py')} alone")
+
+
+def _requirement_lines() -> dict[str, str]:
+    """Each line of requirements.txt without its comment, by the package's name."""
+    lines = (PROJECT_DIR / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    plain = [line.partition("#")[0].strip() for line in lines]
+    return {re.split(r"[<>=!~\[; ]", line)[0]: line for line in plain if line}
+
+
+def _other_version(name: str, line: str) -> str | None:
+    """The version found where `line` does not allow it."""
+    found = _version(name)
+    if found is None:
+        return None
+    from packaging.requirements import Requirement  # what it comes with may be what is missing
+
+    return None if Requirement(line).specifier.contains(found, prereleases=True) else found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

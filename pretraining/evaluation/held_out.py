@@ -1,0 +1,144 @@
+"""Documents of any files as passages, encoded as those of the training were, and the figures of a model on them.
+
+What stands around a document follows from the model's own record: BOS before it if its tokenizer puts one before a
+prompt, and EOS after it, which is predicted like any other token. Without BOS the first token of a document has nothing
+to be predicted from; neither it nor its bytes count, as at the begin of a block in training.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, EncodedBatch, in_order
+from pretraining.data.encode.splits import SplitAssigner
+from pretraining.data.input.documents import JsonFields
+from pretraining.data.input.filters import CleaningRules, TextFilter
+from pretraining.data.input.find import InputFile
+from pretraining.data.input.formats import ReadingOptions
+from pretraining.data.input.reading import read_batches
+from pretraining.data.input.slices import cut_slices
+from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
+from pretraining.errors import UserError
+from pretraining.evaluation.windows import Passage, evaluate_passages
+from pretraining.training.data.text_bytes import open_text_bytes
+from pretraining.training.metrics.evaluation import figures_of
+
+logger = logging.getLogger(__name__)
+
+USUAL_OPTIONS = ReadingOptions(JsonFields("text", "source"), max_document_bytes=6 << 20, split_text_files=False)
+NUM_WORKERS = 2  # threads that encode, faster than any model reads what they make
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class HeldOutFigures:
+    """Loss, perplexity, accuracy, bits per byte and the counts behind them, of everything and of each source.
+
+    `num_bytes` of text were predicted, of the `num_text_bytes` that the documents have.
+    """
+
+    total: Figures
+    sources: dict[str, Figures]
+
+
+class HeldOutDocuments:
+    """The documents of `files` as passages. What was read is counted meanwhile, by source or reason."""
+
+    def __init__(self, files: Sequence[InputFile], options: ReadingOptions, tokenizer: DocumentTokenizer) -> None:
+        self._files = files
+        self._options = options
+        self._encoder = BatchEncoder(
+            DocumentReader(options.fields, TextFilter(CleaningRules())),
+            splits=SplitAssigner((1, 0, 0), seed=0),  # the split of a document is not asked for
+            tokenizer=tokenizer,
+        )
+        self._text_bytes = open_text_bytes(tokenizer.folder, tokenizer.canary()["ids"], tokenizer.rules)
+        self.num_documents: Counter[str] = Counter()
+        self.num_text_bytes: Counter[str] = Counter()
+        self.skipped_lines: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Passage]:
+        """Each document, in the order of the files."""
+        (ranges,) = cut_slices(self._files, 1)
+        batches = read_batches(self._files, ranges, None, self._options)
+        for batch in in_order(self._encoder.encode, batches, num_workers=NUM_WORKERS):
+            self._count(batch)
+            ends = np.cumsum(batch.lengths)
+            for source, begin, end in zip(batch.rows.sources, ends - batch.lengths, ends, strict=True):
+                yield self._passage(source, batch.ids[begin:end].astype(np.int64))
+
+    def _passage(self, source: str, ids: np.ndarray) -> Passage:
+        known = self._text_bytes
+        return Passage(source, ids, np.zeros_like(ids) if known is None else known.of_document(ids))
+
+    def _count(self, batch: EncodedBatch) -> None:
+        self.skipped_lines.update(line.reason for line in batch.skipped)
+        self.num_documents.update(batch.rows.sources)
+        for source, num_bytes in zip(batch.rows.sources, batch.rows.num_text_bytes, strict=True):
+            self.num_text_bytes[source] += num_bytes
+
+
+def evaluate_files(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    files: Sequence[InputFile],
+    *,
+    options: ReadingOptions = USUAL_OPTIONS,
+    window_tokens: int | None = None,
+    batch_tokens: int = 8192,
+) -> HeldOutFigures:
+    """The model's figures on every document of `files`, each by itself; the window is all of its positions by default.
+
+    Raises:
+        UserError: when there is no document, an input file is damaged, or the model has fewer positions.
+    """
+    positions = model.config.max_position_embeddings
+    if window_tokens is not None and window_tokens > positions:
+        raise UserError(f"--window_tokens {window_tokens}: the model has {positions} positions; give as many or less")
+    documents = HeldOutDocuments(files, options, tokenizer_of_model(tokenizer))
+    found = evaluate_passages(model, documents, window_tokens=window_tokens or positions, batch_tokens=batch_tokens)
+    if not found:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in documents.skipped_lines.items()) or "no line"
+        raise UserError(
+            f"--data_files: no line of them is a document ({reasons}); give others, with the text in field "
+            f"{options.fields.text!r}{'' if options is USUAL_OPTIONS else ', or --text_field'}"
+        )
+    for reason, count in documents.skipped_lines.items():
+        logger.warning("held-out files: %s lines skipped: %s", f"{count:,}", reason.replace("_", " "))
+    return HeldOutFigures(
+        total=_with_counts(np.sum(list(found.values()), axis=0), documents, list(found)),
+        sources={source: _with_counts(found[source], documents, [source]) for source in sorted(found)},
+    )
+
+
+def _with_counts(sums: np.ndarray, documents: HeldOutDocuments, sources: Sequence[str]) -> Figures:
+    counts = {
+        "num_documents": sum(documents.num_documents[source] for source in sources),
+        "num_bytes": int(sums[3]),
+        "num_text_bytes": sum(documents.num_text_bytes[source] for source in sources),
+    }
+    return {**figures_of(sums.tolist()), **counts}
+
+
+def tokenizer_of_model(tokenizer: PreTrainedTokenizerFast) -> DocumentTokenizer:
+    """What encodes documents for the model that `tokenizer` was loaded with.
+
+    Raises:
+        UserError: when the tokenizer names no EOS, or its file gives other ids than `tokenizer`.
+    """
+    location = tokenizer.name_or_path
+    begin = tokenizer("a")["input_ids"][:1]
+    add_bos = tokenizer.bos_token_id is not None and begin == [tokenizer.bos_token_id]
+    documents = load_document_tokenizer(location, add_bos=add_bos, flag="--model")
+    canary = documents.canary()
+    ids = tokenizer(canary["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if ids != canary["ids"]:
+        raise UserError(
+            f"--model {location}: transformers gives other ids than its tokenizer.json as it stands; install the "
+            "versions of requirements.lock"
+        )
+    return documents

@@ -1,0 +1,109 @@
+"""What a line of the input is: a conversation that ends with an answer, or a mistake that is told with its place."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from pretraining.data.input.documents import BYTE_ORDER_MARK, JsonFields, RawLine
+from pretraining.data.input.find import InputFile
+from pretraining.data.input.formats import ReadingOptions
+from pretraining.data.input.reading import read_batches
+from pretraining.data.input.slices import cut_slices
+from pretraining.errors import UserError
+
+ROLES = ("system", "user", "assistant")
+MAX_LINE_BYTES = 6 << 20
+MOST_PROBLEMS = 10  # that are told at once
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages of role and content, the last one the assistant's, and where they stand."""
+
+    messages: list[Message]
+    source: str
+    file: str
+    line: int
+    byte_offset: int
+
+    @property
+    def text(self) -> bytes:
+        """What makes two conversations equal."""
+        return orjson.dumps(self.messages)
+
+
+def read_conversations(files: Sequence[InputFile]) -> Iterator[Conversation]:
+    """The conversations of all lines that are not blank, in order.
+
+    Raises:
+        UserError: for lines that are none, the first ten at once: what is learned from is small, and all of it counts.
+    """
+    problems = []
+    for file, raw in _lines_of(files):
+        found = _messages_of(raw)
+        if isinstance(found, str):
+            problems.append(f"{file.path}:{raw.number}: {found}")
+        else:
+            yield Conversation(found, file.default_source, file.path, raw.number, raw.byte_offset)
+        if len(problems) == MOST_PROBLEMS:
+            break
+    if problems:
+        raise UserError(*problems)
+
+
+def _lines_of(files: Sequence[InputFile]) -> Iterator[tuple[InputFile, RawLine]]:
+    others = [file for file in files if file.format != "jsonl"]
+    if others:
+        raise UserError(*(f"--data_files {file.path}: is {file.format}; give JSON lines" for file in others))
+    (ranges,) = cut_slices(files, 1)
+    options = ReadingOptions(JsonFields("", ""), max_document_bytes=MAX_LINE_BYTES, split_text_files=False)
+    for batch in read_batches(files, ranges, None, options):
+        for raw in batch.lines:
+            if not isinstance(raw.content, bytes) or raw.content.strip():
+                yield batch.file, raw
+
+
+def _messages_of(raw: RawLine) -> list[Message] | str:
+    """The messages of a line, or what is wrong with it."""
+    if not isinstance(raw.content, bytes):
+        return f"is longer than {MAX_LINE_BYTES:,} bytes; leave it out"
+    try:
+        record = orjson.loads(raw.content.removeprefix(BYTE_ORDER_MARK) if raw.number == 1 else raw.content)
+    except orjson.JSONDecodeError as error:
+        return f"is no JSON ({error})"
+    if not isinstance(record, dict):
+        return f"is a JSON {type(record).__name__}; give an object with prompt and response, or messages"
+    if "messages" not in record and not {"prompt", "response"} <= set(record):
+        return f"has neither prompt and response nor messages (it has {', '.join(record) or 'nothing'})"
+    messages = record.get("messages")
+    if messages is None:
+        names = {"prompt": "user", "response": "assistant"}
+        messages = [{"role": role, "content": record.get(name)} for name, role in names.items()]
+    return _problem_of(messages) or [{"role": one["role"], "content": one["content"]} for one in messages]
+
+
+def _problem_of(messages: Any) -> str | None:
+    if not isinstance(messages, list) or not messages:
+        return "messages is no list with something in it; give objects of role and content"
+    for number, message in enumerate(messages, start=1):
+        problem = _problem_of_one(message, is_first=number == 1)
+        if problem is not None:
+            return f"message {number} {problem}"
+    if messages[-1]["role"] != "assistant":
+        return f"ends with a message of the {messages[-1]['role']}; end it with the assistant's, which is learned from"
+    return None
+
+
+def _problem_of_one(message: Any, *, is_first: bool) -> str | None:
+    role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+    if role not in ROLES:
+        return f"has the role {role!r}; give {', '.join(ROLES)}"
+    if role == "system" and not is_first:
+        return "has the role 'system', which only the first may have"
+    if not isinstance(content, str) or not content.strip():
+        return f"of the {role} has no text; give its content as a string"
+    return None

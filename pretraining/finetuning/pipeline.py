@@ -1,0 +1,118 @@
+"""The story of a fine-tuning run: conversations become blocks, and an exported model goes on learning from them."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from pretraining.cli.arguments.finetune import ConversationArguments
+from pretraining.cli.arguments.preprocess import split_weights_of
+from pretraining.cli.arguments.pretrain import PretrainArguments
+from pretraining.data.input.filters import CleaningRules
+from pretraining.data.input.find import InputFile
+from pretraining.data.input.hashes import hash_inputs
+from pretraining.data.mixture import find_mixture
+from pretraining.data.store.manifest import Origin, SourceFile, TokenizerIdentity
+from pretraining.data.tokenize.tokenizer import DocumentTokenizer
+from pretraining.errors import UserError, reading
+from pretraining.finetuning.base_model import load_model_tokenizer
+from pretraining.finetuning.chat_template import GENERATION_MARK, chat_template
+from pretraining.finetuning.conversations import MAX_LINE_BYTES, read_conversations
+from pretraining.finetuning.inputs import FinetuneInputs
+from pretraining.finetuning.store import make_conversation_store, say_store
+from pretraining.runs.run_folder import BLOCKS_DIR_NAME
+from pretraining.system.launchers import process_rank
+from pretraining.training.config.early_checks import check_inputs
+from pretraining.training.dry_run.dry_run import say_plan
+from pretraining.training.model.build import load_model_config
+from pretraining.training.run import pretrain, quiet_libraries
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(flags: ConversationArguments, inputs: FinetuneInputs) -> None:
+    """Make the blocks, and train on them from the weights of the model."""
+    quiet_libraries()
+    run = inputs.run
+    if run.plan.plan_only:
+        say_plan(run)
+        return
+    store = make_blocks(flags, inputs)
+    if process_rank() == 0:  # whichever process has made them
+        say_store(store)
+    run = replace(run, data=replace(run.data, dataset=[str(store)]))
+    mixture = find_mixture([str(store)], revision=None)
+    check_inputs(run, mixture)
+    pretrain(run, mixture)
+
+
+def make_blocks(flags: ConversationArguments, inputs: FinetuneInputs) -> Path:
+    """The block store of the conversations, in the run folder.
+
+    Raises:
+        UserError: when it cannot be made, or the folder holds something else.
+    """
+    run, run_dir = inputs.run, Path(inputs.run.trainer["output_dir"])
+    store = run_dir / BLOCKS_DIR_NAME
+    tokenizer = load_model_tokenizer(inputs.model_dir)
+    origin = conversation_origin(flags, run, inputs.files, tokenizer)
+    config: LlamaConfig = load_model_config(run.model, origin)
+    make_conversation_store(
+        store,
+        origin,
+        read_conversations(inputs.files),
+        tokenizer_dir=inputs.model_dir,
+        max_length=config.max_position_embeddings,
+    )
+    return store
+
+
+def conversation_origin(
+    flags: ConversationArguments, run: PretrainArguments, files: list[InputFile], tokenizer: DocumentTokenizer
+) -> Origin:
+    """All that decides the bytes of the store."""
+    canary, weights = tokenizer.canary(), split_weights_of(flags.split)
+    assert weights is not None, "checked with the flags"
+    assert run.data.block_length is not None, "set with the model"
+    hashes = hash_inputs(files, None)
+    return Origin(
+        sources=[
+            SourceFile(file.path, file.source, file.num_bytes, sha256)
+            for file, sha256 in zip(files, hashes, strict=True)
+        ],
+        text_field="messages",
+        source_field="",
+        split_text_files=False,
+        max_document_bytes=MAX_LINE_BYTES,
+        cleaning=CleaningRules(),
+        tokenizer=TokenizerIdentity(
+            tokenizer.name, tokenizer.sha256, tokenizer.vocab_size, canary["text"], canary["ids"]
+        ),
+        token_rules=tokenizer.rules,
+        block_length=run.data.block_length,
+        packing=flags.packing,
+        split_weights=list(weights),
+        seed=run.trainer["seed"],
+        num_slices=1,
+        tokens_per_shard=0,  # one shard a split
+        chat_template=template_of(tokenizer.folder, add_bos=tokenizer.rules.bos_token_id is not None),
+    )
+
+
+def template_of(model_dir: Path, *, add_bos: bool) -> str:
+    """The chat template of the model, or this suite's for one that has none.
+
+    Raises:
+        UserError: when it does not say which part of a conversation is the assistant's.
+    """
+    with reading(f"--model {model_dir}: its tokenizer or chat template", remedy="fix or remove the template"):
+        found = PreTrainedTokenizerFast.from_pretrained(model_dir).chat_template
+    if found is None:
+        return chat_template(add_bos=add_bos)
+    if GENERATION_MARK not in str(found):
+        raise UserError(
+            f"--model {model_dir}: its chat template has no {GENERATION_MARK} around what the assistant says, so "
+            "answers cannot be told from the rest; remove the template to have one made, or add that to it"
+        )
+    return found

@@ -1,0 +1,193 @@
+"""A block store of conversations, in which each token says whether it is an answer.
+
+Each conversation stands whole in one block. One that is longer than a block is left out, and so is one with the name of
+a control token in a text, which would become that token: both are counted, and listed in skipped.jsonl.
+"""
+
+import itertools
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import jsonlines
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from pretraining.data.build.assemble import copy_tokenizer, name_shards
+from pretraining.data.build.partial_store import finished_store
+from pretraining.data.build.progress import SplitProgress
+from pretraining.data.build.slice_writer import SplitWriter
+from pretraining.data.encode.encoding import DocumentRows
+from pretraining.data.encode.splits import SPLITS, Split, SplitAssigner
+from pretraining.data.input.documents import SHOWN_BYTES
+from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, Origin, SplitContents, read_manifest
+from pretraining.data.store.packing import BestFitPacker, Pieces
+from pretraining.data.store.schema import ANSWER_BIT, DOCUMENT_SCHEMA, block_schema, document_table
+from pretraining.data.store.shards import ShardWriter
+from pretraining.errors import UserError
+from pretraining.finetuning.chat_template import EncodedConversation, control_token_in, encode_conversations
+from pretraining.finetuning.conversations import Conversation
+from pretraining.runs.run_folder import PARTIAL_BLOCKS_SUFFIX
+from pretraining.system.files import sync
+from pretraining.system.locks import wait_for_lock
+from pretraining.training.model.tokenizer import tokenizer_for_model
+
+CONVERSATIONS_AT_ONCE = 1000
+SKIPPED_NAME = "skipped.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+def make_conversation_store(
+    store: Path, origin: Origin, conversations: Iterable[Conversation], *, tokenizer_dir: Path, max_length: int
+) -> None:
+    """Make the store, or find that it is made already; of processes that ask at once, one makes it.
+
+    Raises:
+        UserError: when it cannot be made of these conversations, or is there and was made of others.
+    """
+    with _alone(store):
+        if (store / MANIFEST_NAME).is_file():
+            finished_store(store, origin)
+            return
+        partial = store.with_name(store.name + PARTIAL_BLOCKS_SUFFIX)
+        shutil.rmtree(partial, ignore_errors=True)
+        copy_tokenizer(tokenizer_dir, partial / "tokenizer")
+        tokenizer = tokenizer_for_model(partial, origin, max_length=max_length)
+        with ThreadPoolExecutor(1) as executor:
+            writer = _StoreWriter(partial, origin, tokenizer, executor)
+            for batch in _batches(conversations):
+                writer.add(batch)
+            manifest = writer.finish()
+        _check_kept(manifest)
+        manifest.write(partial)
+        partial.replace(store)
+        sync(store.parent)
+
+
+class _StoreWriter:
+    """Takes conversations in order."""
+
+    def __init__(
+        self, folder: Path, origin: Origin, tokenizer: PreTrainedTokenizerFast, executor: ThreadPoolExecutor
+    ) -> None:
+        self._folder = folder
+        self._origin = origin
+        self._tokenizer = tokenizer
+        self._assigner = SplitAssigner(origin.split_weights, seed=origin.seed)
+        self._skipped: Counter[str] = Counter()
+        self._skipped_lines = jsonlines.open(folder / SKIPPED_NAME, "w")
+        self._num_documents = 0
+        eos = origin.token_rules.eos_token_id
+        length = origin.block_length
+        self._packers = {split: BestFitPacker(block_length=length, dtype="uint32", padding_id=eos) for split in SPLITS}
+        schema = block_schema(length, origin.dtype, has_answers=True)
+        self._splits = {
+            split: SplitWriter(folder, split, 0, self._packers[split], schema, executor) for split in SPLITS
+        }
+        self._progress = {split: SplitProgress() for split in SPLITS}
+        self._documents = ShardWriter(folder, "documents-00000.parquet", DOCUMENT_SCHEMA, executor)
+
+    def add(self, batch: Sequence[Conversation]) -> None:
+        """Append conversations of one file."""
+        encoded = encode_conversations(self._tokenizer, batch)
+        kept = [pair for pair in zip(batch, encoded, strict=True) if self._is_kept(*pair)]
+        rows = DocumentRows()
+        for conversation, tokens in kept:
+            split = self._assigner.split_of(conversation.text)
+            rows.sources.append(conversation.source)
+            rows.lines.append(conversation.line)
+            rows.byte_offsets.append(conversation.byte_offset)
+            rows.num_text_bytes.append(sum(len(message["content"].encode()) for message in conversation.messages))
+            rows.splits.append(SPLITS.index(split))
+            self._add_tokens(tokens, split, self._num_documents + len(rows.lines) - 1)
+        if kept:
+            numbers = self._num_documents + np.arange(len(kept))
+            lengths = np.array([len(tokens.ids) for _, tokens in kept])
+            self._documents.write(document_table(rows, batch[0].file, numbers, lengths))
+            self._num_documents += len(kept)
+
+    def _is_kept(self, conversation: Conversation, tokens: EncodedConversation) -> bool:
+        reason = "longer_than_block" if len(tokens.ids) > self._origin.block_length else None
+        if control_token_in(self._tokenizer, conversation) is not None:
+            reason = "control_token"
+        if reason is None:
+            return True
+        self._skipped[reason] += 1
+        shown = conversation.messages[0]["content"][:SHOWN_BYTES]
+        place = {"file": conversation.file, "line": conversation.line}
+        self._skipped_lines.write({**place, "reason": reason, "first_bytes": shown})
+        return False
+
+    def _add_tokens(self, tokens: EncodedConversation, split: Split, number: int) -> None:
+        ids = tokens.ids.astype(np.uint32) | np.where(tokens.is_answer, ANSWER_BIT, 0).astype(np.uint32)
+        piece = Pieces(np.array([number]), np.array([0]), np.array([len(ids)]), ids)
+        self._splits[split].add(piece, self._progress[split])
+        if self._origin.packing == "alone":
+            self._splits[split].add_blocks(self._packers[split].flush(), self._progress[split])
+
+    def finish(self) -> Manifest:
+        """Close all files; what is in them."""
+        self._skipped_lines.close()
+        contents = {}
+        for split, writer in self._splits.items():
+            progress = self._progress[split]
+            writer.add_blocks(self._packers[split].flush(), progress)
+            writer.close(progress)
+            shards = name_shards(self._folder, f"data/{split}", [(self._folder, one) for one in progress.shards])
+            contents[str(split)] = SplitContents(
+                num_documents=progress.num_documents,
+                num_tokens=progress.num_tokens,
+                num_blocks=progress.num_blocks,
+                num_padding_tokens=progress.num_padding_tokens,
+                num_tail_tokens=0,
+                shards=shards,
+            )
+        documents = [(self._folder, shard) for shard in self._documents.close()]
+        return Manifest(
+            origin=self._origin,
+            dtype=self._origin.dtype,
+            num_lines=self._num_documents + self._skipped.total(),
+            num_documents=self._num_documents,
+            skipped_lines=dict(sorted(self._skipped.items())),
+            splits=contents,
+            documents=name_shards(self._folder, "documents/documents", documents),
+        )
+
+
+def say_store(store: Path) -> None:
+    """What is in it, and what was left out."""
+    manifest = read_manifest(store, flag="--data_files")
+    for split, found in manifest.splits.items():
+        counts = f"{found.num_documents:>9,} conversations {found.num_tokens:>13,} tokens {found.num_blocks:>9,} blocks"
+        logger.info(f"{split:10} {counts}")
+    for reason, count in manifest.skipped_lines.items():
+        told = reason.replace("_", " ")
+        logger.warning(f"{count:,} conversations are left out: {told} (listed in {store / SKIPPED_NAME})")
+
+
+def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    for _, of_file in itertools.groupby(conversations, key=lambda conversation: conversation.file):
+        while batch := list(itertools.islice(of_file, CONVERSATIONS_AT_ONCE)):
+            yield batch
+
+
+def _check_kept(manifest: Manifest) -> None:
+    if not manifest.splits["train"].num_blocks:
+        reasons = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in manifest.skipped_lines.items()]
+        raise UserError(
+            f"--data_files: no conversation is left to train on ({', '.join(reasons) or 'none is in them'}); give "
+            f"others, another --split, or more than --block_length {manifest.origin.block_length}"
+        )
+
+
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """Wait until no other process works here."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with wait_for_lock(store.with_name(store.name + ".lock")):
+        yield

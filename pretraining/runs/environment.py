@@ -1,0 +1,108 @@
+"""What a run is started by and from: the command, the versions of its packages, the commit of its code."""
+
+import importlib.metadata
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pretraining import PROJECT_DIR
+from pretraining.system.launchers import num_local_processes, num_processes, stat_words
+from pretraining.system.privacy import mask_words
+
+REQUIREMENTS = PROJECT_DIR / "requirements.txt"
+BESIDES = ("tokenizers", "safetensors", "triton")  # come with others, and decide ids, files and kernels
+# How launchers are told the number of processes of a machine, and of machines; mpirun and the like count all in one.
+LAUNCHERS = {
+    "deepspeed": ("--num_gpus={}", "--num_nodes={}"),
+    "torchrun": ("--nproc_per_node={}", "--nnodes={}"),
+    "mpirun": ("-n {}", None),
+    "mpiexec": ("-n {}", None),
+    "srun": ("--ntasks={}", None),
+    "accelerate": ("launch --num_processes={}", None),
+}
+
+OTHER_NAMES = {
+    "prterun": "mpirun",
+    "torch.distributed.run": "torchrun",
+    "deepspeed.launcher.runner": "deepspeed",
+    "deepspeed.launcher.launch": "deepspeed",
+}
+
+
+def command() -> str:
+    """What started this run: launcher, number of processes, and the program with its flags, without secrets.
+
+    Other words of the launcher's command line are not ours: `bash -c` and `mpirun -x` hold keys and passwords.
+    """
+    program = Path(sys.argv[0]).name
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # which deepspeed adds
+    return shlex.join([*_launcher(program), program, *mask_words(words)])
+
+
+def _launcher(program: str) -> list[str]:
+    """The words before the program's name."""
+    name = _launcher_name(program)
+    if name is None:
+        size = [f"WORLD_SIZE={num_processes()}"] if num_processes() > 1 else []
+        return [*size, "python3"]
+    per_machine, of_machines = LAUNCHERS[name]
+    if of_machines is None:
+        return [name, *per_machine.format(num_processes()).split()]
+    num_machines = num_processes() // num_local_processes()
+    machines = [of_machines.format(num_machines)] if num_machines > 1 else []
+    return [name, *machines, *per_machine.format(num_local_processes()).split()]
+
+
+def _launcher_name(program: str) -> str | None:
+    """The launcher among the processes above this one that were started with the program, None where there is none."""
+    for words in _commands_above():
+        names = [Path(word).name for word in words]
+        if program in names:
+            before = names[: names.index(program)]
+            found = next((known for name in before if (known := OTHER_NAMES.get(name, name)) in LAUNCHERS), None)
+            if found is not None:
+                return found
+    return None
+
+
+def _commands_above() -> Iterator[list[str]]:
+    pid = os.getpid()
+    try:
+        while pid > 1:
+            yield Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+            pid = int(stat_words(pid)[1])
+    except OSError:  # of another user, or in another container
+        return
+
+
+def package_versions() -> dict[str, str | None]:
+    """Those of requirements.txt and what it brings that matters; None for one that is not installed."""
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if line[:1].isalpha()]
+    return {name: _version(name) for name in (*names, *BESIDES)}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of this checkout, and whether tracked files differ from it; None outside a repository."""
+    commit = _git("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit, "is_dirty": bool(_git("status", "--porcelain", "-uno"))}
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(PROJECT_DIR), *words], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""Exported models: a standard Hugging Face folder, written from a live run or from a checkpoint."""

@@ -1,0 +1,93 @@
+"""A checkpoint as an exported model: on any machine, in the memory of one output file, in any precision."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from pretraining.cli.progress import Progress
+from pretraining.errors import UserError, reading
+from pretraining.runs.checksums import damage, incompleteness
+from pretraining.runs.export.model_folder import tokenizer_of
+from pretraining.runs.export.publish import begin_folder, complete_folder, give_name, partial_folder
+from pretraining.runs.export.zero_shards import ShardedWeight, open_shards
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # the last of finetune.py
+MOST_FILE_BYTES = 5_000_000_000
+ROOM_BESIDE_WEIGHTS = 50_000_000  # for tokenizer and config
+
+
+def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) -> None:
+    """Write the weights of a checkpoint as a model that everybody's tools open.
+
+    Raises:
+        UserError: when the checkpoint is not whole, the folder is there already, or the disk has no room.
+    """
+    problem = incompleteness(checkpoint) or damage(checkpoint)
+    if problem is not None:
+        raise UserError(f"{checkpoint}: is no whole checkpoint ({problem}); choose another one")
+    if model_dir.exists():
+        raise UserError(f"--output_dir {model_dir}: exists already; choose another folder")
+    config, weights = open_shards(checkpoint)
+    tokenizer_dir = tokenizer_of(checkpoint)
+    with reading(f"{tokenizer_dir}: its tokenizer", remedy="copy the tokenizer of its data set there"):
+        PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)("a")
+    partial = partial_folder(model_dir)
+    logger.info("putting the weights together from the ZeRO shards in %s", checkpoint)
+    try:
+        model_dir.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(model_dir, sum(weight.shape.numel() for weight in weights.values()) * dtype.itemsize)
+        begin_folder(partial)
+        write_weights(partial, weights, dtype=dtype)
+        for name in TOKENIZER_FILES:
+            if (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, partial / name)
+        _write_config(partial, config, dtype=dtype)
+        complete_folder(partial)
+        give_name(partial, model_dir)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--output_dir {model_dir}: cannot be written ({reason})") from None
+
+
+def write_weights(folder: Path, weights: dict[str, ShardedWeight], *, dtype: torch.dtype) -> None:
+    """Write safetensors of at most 5 GB each, of which one at a time is in memory."""
+    empty = {name: torch.empty(weight.shape, dtype=dtype, device="meta") for name, weight in weights.items()}
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=MOST_FILE_BYTES)
+    with Progress(sum(tensor.nbytes for tensor in empty.values())) as progress:
+        for file_name, names in split.filename_to_tensors.items():
+            tensors = {}
+            for name in names:
+                tensors[name] = weights[name].contiguous().to(dtype)
+                progress.advance(tensors[name].nbytes, file_name)
+            save_file(tensors, folder / file_name, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_config(folder: Path, config: LlamaConfig, *, dtype: torch.dtype) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    config.dtype, config.architectures = dtype, ["LlamaForCausalLM"]
+    for name in ("bos_token_id", "eos_token_id"):  # the record of a run has not both
+        token_id = getattr(tokenizer, name)
+        setattr(config, name, getattr(config, name) if token_id is None else token_id)
+    config.save_pretrained(folder)
+
+
+def _check_room(model_dir: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(model_dir.parent).free
+    if free < num_bytes + ROOM_BESIDE_WEIGHTS:
+        raise UserError(
+            f"--output_dir {model_dir}: the model takes {num_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"
+        )

@@ -1,0 +1,46 @@
+"""What the JSON files of a model's folder contain: its config and where its tokenizer is. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+from pretraining.errors import UserError, reading
+from pretraining.runs.checked_json import parse_json
+from pretraining.runs.record_file import record_of_checkpoint
+from pretraining.runs.run_folder import TOKENIZER_DIR_NAME
+from pretraining.runs.untrusted import check_model_folder, check_no_code
+
+EXPORTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by the precision of a run
+
+
+def config_fields(checkpoint: Path) -> dict[str, Any]:
+    """The fields of the model's config, from the checkpoint or else from its run; their dtype is that of the exports.
+
+    Raises:
+        UserError: when there is neither, one cannot be read, or it asks for code of its own.
+    """
+    own, needs = checkpoint / "config.json", ("identity.precision", "identity.model_config")
+    with reading(f"{own}: the model config", remedy="restore it from a backup"):
+        fields = parse_json(own.read_bytes()) if own.is_file() else None
+        record = record_of_checkpoint(checkpoint, needs=needs)
+        if record is not None:  # the Trainer writes fp32 into the config.json of a checkpoint, whatever its weights are
+            identity = record["identity"]
+            dtype = EXPORTED_DTYPES[identity["precision"]]
+            fields = {**(identity["model_config"] if fields is None else fields), "dtype": dtype}
+        if fields is not None:
+            check_no_code(fields, str(checkpoint))
+            return dict(fields)
+    raise UserError(f"{checkpoint}: has no config.json, and its run no run.json; copy the model's config there")
+
+
+def tokenizer_of(folder: Path) -> Path:
+    """The folder with the tokenizer of a model or checkpoint: itself, or that of its run.
+
+    Raises:
+        UserError: when neither has one, or it asks for code of its own.
+    """
+    places = (folder, folder.parent / TOKENIZER_DIR_NAME)
+    place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
+    if place is None:
+        raise UserError(f"{folder}: has no tokenizer.json; copy the tokenizer of its data set there")
+    check_model_folder(place, str(place))
+    return place

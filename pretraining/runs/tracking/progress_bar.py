@@ -1,0 +1,80 @@
+"""What a person sees of a run while it trains: a bar on a terminal, a line for each record elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pretraining.cli.logs import line_columns
+from pretraining.runs.tracking.console import fitting, log_lines, training_figures
+from pretraining.system.escapes import escape
+
+BAR_FORMAT = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
+SMALLEST_BAR = 5  # columns
+
+logger = logging.getLogger(__name__)
+
+
+class RunDisplay(TrainerCallback):
+    """On a terminal the bar has the figures of the newest record, and what else is logged stands above it."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._open = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar where it can be seen, which no other process does."""
+        if state.is_world_process_zero and sys.stderr.isatty():
+            bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, bar_format=BAR_FORMAT)
+            self._bar = self._open.enter_context(bar)
+            self._open.enter_context(logging_redirect_tqdm([logging.getLogger("pretraining")]))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar, back as well."""
+        if self._bar is not None:
+            with self._while_there_is_a_terminal():
+                self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show a record."""
+        if not state.is_world_process_zero or logs is None:
+            return
+        if self._bar is not None and "loss" in logs:
+            with self._while_there_is_a_terminal():
+                room = line_columns() - len(f"step {state.max_steps}/{state.max_steps} || ") - SMALLEST_BAR - 1
+                self._bar.set_description_str(escape(fitting(training_figures(logs, now=time.time()), room)))
+            return
+        record = {"step": state.global_step, **logs}
+        for line in log_lines(record, max_steps=state.max_steps, now=time.time(), columns=line_columns()):
+            logger.info(line)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the bar as it is, and log as before."""
+        with suppress(OSError):
+            self._open.close()
+        self._bar = None
+
+    @contextmanager
+    def _while_there_is_a_terminal(self) -> Iterator[None]:
+        """A terminal that was closed under a run that was left to itself is no reason to end it."""
+        try:
+            yield
+        except OSError:
+            self._bar = None

@@ -1,1 +1,0 @@
-"""Weights become text: find a model in whatever a run left behind, load it, continue prompts."""

@@ -1,0 +1,1 @@
+"""What is done beside the training, one concern per module."""

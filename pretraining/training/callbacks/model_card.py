@@ -1,0 +1,64 @@
+"""The model cards of a run, with what only training knows of it."""
+
+import logging
+from pathlib import Path
+
+from pretraining.data.build.card import described_source
+from pretraining.data.mixture import WeightedStore
+from pretraining.data.store.manifest import MANIFEST_NAME
+from pretraining.runs.card.facts import CardData, CardFacts
+from pretraining.runs.card.model_card import write_card
+from pretraining.runs.history import read_history
+from pretraining.runs.run_folder import MODEL_DIR_NAME
+from pretraining.system.escapes import markdown_code
+from pretraining.system.files import sha256_of
+from pretraining.system.privacy import hide_path
+from pretraining.training.config.run_config import RunPlan
+
+logger = logging.getLogger(__name__)
+
+
+def try_write_card(plan: RunPlan, folder: Path, step: int, *, repository: str | None = None) -> None:
+    """Like `write_card_of`; a card that fails is said and no more."""
+    try:
+        write_card_of(plan, folder, step, repository=repository)
+    except Exception as error:  # the model is whole without it
+        logger.warning("%s: has no model card (%s)", folder, error)
+
+
+def write_card_of(plan: RunPlan, folder: Path, step: int, *, repository: str | None) -> None:
+    """Write the card of the run at a step into its own folder, or that of a model; `repository` is that of the Hub."""
+    origin, num_blocks = plan.mixture.origin, plan.num_consumed(step)
+    model_dir = plan.run_dir / MODEL_DIR_NAME if folder == plan.run_dir else folder
+    has_model = folder != plan.run_dir or plan.arguments.durability.export
+    facts = CardFacts(
+        name=plan.run_dir.resolve().name if repository is None else repository.rpartition("/")[2],
+        step=step,
+        num_tokens=num_blocks * plan.batch.block_length,
+        num_epochs=plan.num_epochs(num_blocks),
+        data=[
+            _card_data(part, share / sum(plan.order.blocks_per_window))
+            for part, share in zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True)
+        ],
+        block_length=origin.block_length,
+        tokenizer=f"{markdown_code(hide_path(origin.tokenizer.name))}, {origin.tokenizer.vocab_size:,} tokens, sha256 "
+        f"of its tokenizer.json `{origin.tokenizer.sha256}`",
+        license_name=plan.arguments.observability.license,
+        base=None if plan.arguments.weights_name is None else hide_path(plan.arguments.weights_name),
+    )
+    history = read_history(plan.run_dir, until_step=step)
+    location = repository or (hide_path(model_dir) if has_model else None)
+    write_card(folder, history, facts, location=location)
+
+
+def _card_data(part: WeightedStore, share: float) -> CardData:
+    manifest = part.store.manifest
+    return CardData(
+        name=hide_path(part.store.name),
+        commit=part.store.commit,
+        manifest_sha256=sha256_of(part.store.folder / MANIFEST_NAME),
+        num_documents=manifest.splits["train"].num_documents,
+        num_tokens=manifest.splits["train"].num_tokens,
+        share=share,
+        files=[described_source(source) for source in manifest.origin.sources],
+    )

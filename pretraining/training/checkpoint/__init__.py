@@ -1,0 +1,1 @@
+"""Save in the background, load, reshard to another number of processes."""

@@ -1,0 +1,151 @@
+"""The Trainer's checkpoints: what belongs into them, when one is saved besides every --save_steps, which are kept."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from transformers import Trainer
+
+from pretraining.errors import UserError
+from pretraining.hub.model_repository import ModelRepository
+from pretraining.hub.retry import HUB_ERRORS, reason
+from pretraining.runs.checksums import incompleteness
+from pretraining.runs.run_folder import optimizer_shards
+from pretraining.runs.run_record import copy_run_record
+from pretraining.runs.untrusted import reading_small
+from pretraining.system.launchers import num_local_processes
+from pretraining.training.checkpoint.async_saver import CheckpointSaver, Part
+from pretraining.training.checkpoint.finiteness import non_finite_state
+from pretraining.training.checkpoint.reshard import load_checkpoint, seed_anew
+from pretraining.training.distributed.collectives import from_first
+from pretraining.training.metrics.throughput import ThroughputMeter
+
+# What torch.save raises for a full disk, and what everything else does.
+WRITE_ERRORS = (OSError, RuntimeError)
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointingTrainer(Trainer):
+    """Saves the Trainer's checkpoints through a saver, which writes them while training continues.
+
+    `on_non_finite` is called on every process with what is not finite: it raises, or goes back to a checkpoint.
+    """
+
+    on_non_finite: Callable[[str], None]
+
+    def __init__(self, *, meter: ThroughputMeter, **trainer_arguments: Any) -> None:
+        super().__init__(**trainer_arguments)
+        self.meter = meter
+        self.saver = CheckpointSaver(num_local_processes=num_local_processes())
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Have the Trainer name the parts of a checkpoint, and the saver write them, if all of it is finite."""
+        with self.meter.pause("save"):
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if not self.check_finite() or not self.saver.begin(folder, self.state.global_step):
+                return
+            with self.saver.noting(OSError):  # of trainer_state.json, which comes after all that processes do together
+                super()._save_checkpoint(*args, **kwargs)
+            self.saver.start()
+
+    def check_finite(self) -> bool:
+        """Look at weights and optimizer state; False when they were not finite and the run went back. Collective.
+
+        Raises:
+            UserError: when they are not finite and the run cannot go back.
+        """
+        found = non_finite_state(self.model_wrapped)
+        if found is not None:
+            self.on_non_finite(found)
+        return found is None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Gather the weights; those of a checkpoint are written by the saver."""
+        if not _internal_call:
+            super().save_model(output_dir)
+            return
+        weights = self.accelerator.get_state_dict(self.deepspeed)
+        if self.args.should_save:
+            folder = Path(str(output_dir))
+            self.saver.add(self._weights_part(weights, folder))
+            with self.saver.noting(*WRITE_ERRORS):
+                self.model.config.save_pretrained(folder)
+                self.model.generation_config.save_pretrained(folder)
+                self.processing_class.save_pretrained(folder)
+
+    def _weights_part(self, weights: dict[str, torch.Tensor], folder: Path) -> Part:
+        def write(content: dict[str, torch.Tensor]) -> list[Path]:
+            save_torch_state_dict(content, folder, metadata={"format": "pt"})
+            return list(folder.glob("model*.safetensors*"))
+
+        # Weights were gathered onto the host; where that is the device too, small ones are the model's own.
+        untied = {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
+        return Part(untied, write, is_copy=self.args.device.type != "cpu")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.saver.install(self.model_wrapped)
+        try:
+            self.model_wrapped.save_checkpoint(output_dir, save_latest=False)
+        except OSError as error:  # DeepSpeed's own copies of nvme files; the other processes wait, so the run ends
+            raise UserError(f"{output_dir}: DeepSpeed cannot save ({error}); make room") from None
+        if self.args.should_save:
+            with self.saver.noting(*WRITE_ERRORS):
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
+                copy_run_record(Path(self.args.output_dir), Path(output_dir))
+                Path(output_dir, "latest").write_text(f"global_step{self.model_wrapped.global_steps}", encoding="ascii")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        with self.saver.noting(*WRITE_ERRORS):
+            super()._save_rng_state(output_dir)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository of --push_to_hub before anything is trained.
+
+        Raises:
+            UserError: when the Hub does not let that happen.
+        """
+        try:
+            super().init_hf_repo(*args, **kwargs)
+            if self.args.process_index == 0:
+                ModelRepository(self.hub_model_id, self.args).announce(asked_private=bool(self.args.hub_private_repo))
+        except HUB_ERRORS as error:
+            raise UserError(
+                f"--push_to_hub: the Hub has no place for this run ({reason(error)}); mend it, or leave the flag out"
+            ) from None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: when the Trainer asks for it, the checkpoint is not written; see `model_push`."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
+        """The Trainer's, but for what it loads: the checkpoint may be of another number of processes."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if checkpoint is not None:
+            self.load(checkpoint)
+        return prepared
+
+    def load(self, checkpoint: str) -> None:
+        """Weights, optimizer and schedule of a checkpoint, whatever number of processes saved it."""
+        load_checkpoint(self.model_wrapped, Path(checkpoint))
+        with reading_small(Path(checkpoint), "scheduler.pt"):
+            self._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or len(optimizer_shards(Path(checkpoint))) == self.args.world_size:
+            with reading_small(Path(checkpoint or ""), "rng_state*.pth"):
+                super()._load_rng_state(checkpoint)
+        else:
+            seed_anew(Path(checkpoint), seed=self.args.seed, process=self.args.process_index)
+
+    def _load_best_model(self) -> None:
+        """Go back to the weights of the best evaluation, if its checkpoint could be saved."""
+        self.saver.wait()
+        checkpoint = Path(str(self.state.best_model_checkpoint))
+        problem = from_first(incompleteness(checkpoint))
+        if problem is None:
+            load_checkpoint(self.model_wrapped, checkpoint)
+        else:
+            logger.warning("%s: %s; the last weights are kept in place of the best", checkpoint, problem)

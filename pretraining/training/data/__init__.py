@@ -1,0 +1,1 @@
+"""Blocks become batches, in an order that is computed from the seed."""

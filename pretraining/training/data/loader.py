@@ -1,0 +1,139 @@
+"""Micro batches of one process, in the order of the run, from any position on."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from pretraining.errors import UserError
+from pretraining.planning.global_batch import GlobalBatch
+from pretraining.system.signals import leave_signals_to_the_parent
+from pretraining.training.data.batch import Batch
+from pretraining.training.data.dataset import MixedBlocks
+from pretraining.training.data.order import BlockOrder
+
+LOOK_AHEAD = 4096  # places computed at once, since a call costs as much as 1,000 of them
+SHARED_MEMORY = "/dev/shm"
+
+
+class SharedMemoryError(UserError):
+    """Shared memory is full: workers of a DataLoader hand over their batches in files there."""
+
+    def __init__(self, num_workers: int) -> None:
+        usage = shutil.disk_usage(SHARED_MEMORY)
+        super().__init__(
+            f"--dataloader_num_workers {num_workers}: {SHARED_MEMORY} of {usage.total / 1e6:,.0f} MB has no space for "
+            "the batches of the workers; make it larger (docker run --shm-size=1g), or use --dataloader_num_workers 0"
+        )
+
+
+class WorkerLoader(DataLoader):
+    """A DataLoader that reports full shared memory in one line."""
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            if "shared memory" not in str(error):  # torch has no class of its own for it
+                raise
+            raise SharedMemoryError(self.num_workers) from None
+
+
+@dataclass
+class BlockStream:
+    """The blocks of a run one after another: those of the order, without the places that a rollback skips.
+
+    `skipped` are half-open ranges of positions in the order, ascending.
+    """
+
+    order: BlockOrder
+    skipped: list[tuple[int, int]] = field(default_factory=list)
+
+    def positions(self, first: int, count: int) -> np.ndarray:
+        """Where in the order the blocks stand that are consumed as number `first` and the `count` - 1 after it."""
+        positions = np.arange(first, first + count)
+        for start, stop in self.skipped:
+            positions[positions >= start] += stop - start
+        return positions
+
+    def block_ids(self, first: int, count: int) -> np.ndarray:
+        """Those blocks themselves."""
+        return self.order.block_ids(self.positions(first, count))
+
+    def skip(self, first: int, count: int) -> None:
+        """Leave out what would now be consumed as number `first` and the `count` - 1 after it."""
+        positions = self.positions(first, count)
+        starts = positions[np.flatnonzero(np.diff(positions, prepend=-2) > 1)]
+        stops = positions[np.flatnonzero(np.diff(positions, append=positions[-1] + 2) > 1)] + 1
+        self.skipped = sorted([*self.skipped, *zip(starts.tolist(), stops.tolist(), strict=True)])
+
+
+class BlockLoader:
+    """Micro batches of this process, from any block of the stream on until `num_blocks` are consumed in all.
+
+    `loader_options` are those of torch's DataLoader.
+
+    A micro step takes `micro_batch_blocks` blocks for group 0 of processes, as many for group 1, and so on, so that a
+    step is made of the same blocks however it is divided.
+    """
+
+    def __init__(
+        self,
+        blocks: MixedBlocks,
+        stream: BlockStream,
+        batch: GlobalBatch,
+        *,
+        group: int,
+        num_blocks: int,
+        **loader_options: Any,
+    ) -> None:
+        self.dataset = blocks
+        self.num_consumed = 0
+        self._stream = stream
+        self._batch = batch
+        self._group = group
+        self._num_blocks = num_blocks
+        self._loader_options = loader_options
+        self._was_moved = False
+
+    def move_to(self, num_consumed: int) -> None:
+        """Go on from another block, or with another stream; what was read ahead is dropped."""
+        self.num_consumed = num_consumed
+        self._was_moved = True
+
+    def end(self) -> None:
+        """Give no more blocks."""
+        self._num_blocks = self.num_consumed
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self.num_consumed < self._num_blocks:
+            self._was_moved = False
+            for micro_batch in self._from_here():
+                self.num_consumed += self._batch.micro_batch_blocks * self._batch.num_groups
+                yield micro_batch
+                if self._was_moved or self.num_consumed >= self._num_blocks:
+                    break
+
+    def _from_here(self) -> Iterator[Batch]:
+        return iter(
+            WorkerLoader(
+                self.dataset,
+                batch_sampler=self._micro_batches(self.num_consumed),
+                generator=torch.Generator(),  # the seeds of workers must not move the random state of dropout
+                worker_init_fn=leave_signals_to_the_parent,
+                **self._loader_options,
+            )
+        )
+
+    def _micro_batches(self, first: int) -> Iterator[list[int]]:
+        """The blocks of each micro batch of this group."""
+        size, num_groups = self._batch.micro_batch_blocks, self._batch.num_groups
+        micro_steps = max(1, LOOK_AHEAD // (size * num_groups))
+        while True:
+            ids = self._stream.block_ids(first, micro_steps * size * num_groups)
+            yield from ids.reshape(micro_steps, num_groups, size)[:, self._group].tolist()
+            first += micro_steps * size * num_groups

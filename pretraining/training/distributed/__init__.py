@@ -1,0 +1,1 @@
+"""The process group, small collectives, and DeepSpeed's internals."""

@@ -1,0 +1,1 @@
+"""What a step was: losses, speed, time, hardware, evaluation."""

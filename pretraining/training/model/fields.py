@@ -1,0 +1,246 @@
+"""The fields of a model's config, from a preset, a file or the Hub, with --model_overrides; checked without torch.
+
+transformers has the class of the config, and importing that imports torch, so its fields stand here; a test compares
+them with the class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from pretraining.cli.arguments.tokenizer import HUB_ID
+from pretraining.cli.ranges import Range
+from pretraining.errors import UserError, nearest, shortened
+from pretraining.runs.untrusted import check_no_code
+
+if TYPE_CHECKING:
+    from pretraining.cli.arguments.pretrain import ModelArguments
+    from pretraining.data.store.manifest import Origin
+
+PRESETS_PATH = Path(__file__).with_name("presets.yaml")
+# LlamaConfig's, of transformers 5; None for what follows from others, or is nothing.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": None,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": None,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "use_cache": True,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+NOT_OVERRIDABLE = {"use_cache", "pad_token_id"}  # they do not shape the model, or are set by this suite
+HEADS = Range(1, 1 << 16)
+FIELDS = {
+    "vocab_size": Range(1, 10**7),
+    "hidden_size": Range(1, 1 << 20),
+    "intermediate_size": Range(1, 1 << 22),
+    "num_hidden_layers": Range(1, 1000),
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "head_dim": Range(2, 1 << 16),
+    "max_position_embeddings": Range(1, 1 << 30),
+    "initializer_range": Range(0, 1),
+    "rms_norm_eps": Range(0, 1, above_low=True),
+    "attention_dropout": Range(0, 1, below_high=True),
+    "pretraining_tp": Range(1, 1024),
+    "rope_theta": Range(0, 10**12, above_low=True),
+}
+
+
+class Heads(NamedTuple):
+    """The attention heads of a model."""
+
+    num_attention_heads: int
+    num_key_value_heads: int
+
+
+def load_presets() -> dict[str, dict[str, Any]]:
+    """The model shapes of presets.yaml by name."""
+    return yaml.safe_load(PRESETS_PATH.read_text(encoding="utf-8"))
+
+
+def model_fields(arguments: ModelArguments, blocks: Origin | None) -> dict[str, Any]:
+    """The config's fields: the named shape with its overrides, and the vocabulary of the blocks for a preset.
+
+    Raises:
+        UserError: when the model is unknown or not a Llama, a field is wrong, or it does not fit the blocks.
+    """
+    presets = load_presets()
+    is_preset = arguments.model in presets
+    fields = presets[arguments.model] if is_preset else _read_config(arguments.model, tuple(presets))
+    overrides = _overrides(arguments.model_overrides)
+    if blocks is not None and is_preset and "vocab_size" not in overrides:
+        overrides["vocab_size"] = blocks.tokenizer.vocab_size
+    merged = _merged(fields, overrides)
+    _check_fields(merged, arguments.model)
+    if blocks is not None:
+        _check_against_blocks(_with_defaults(merged), arguments.model, blocks)
+    return merged
+
+
+def heads_of(fields: Mapping[str, Any]) -> Heads:
+    """The heads in the fields of a config; without num_key_value_heads each head has keys and values of its own."""
+    given = _with_defaults(fields)
+    heads = given["num_attention_heads"]
+    return Heads(heads, given["num_key_value_heads"] or heads)
+
+
+def max_positions(fields: Mapping[str, Any]) -> int:
+    """The longest sequence of a model with these fields, in tokens."""
+    return _with_defaults(fields)["max_position_embeddings"]
+
+
+def _with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**DEFAULTS, **{name: value for name, value in fields.items() if value is not None}}
+
+
+def _read_config(name: str, preset_names: tuple[str, ...]) -> dict[str, Any]:
+    path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
+    if not path.is_file():
+        path = _download_config(name, preset_names)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--model {name}: {path} is not JSON ({error})") from None
+    if not isinstance(fields, dict) or fields.get("model_type") != "llama":
+        found = fields.get("model_type") if isinstance(fields, dict) else type(fields).__name__
+        raise UserError(f"--model {name}: model_type is {found!r}; this suite trains Llama models (model_type 'llama')")
+    check_no_code(fields, f"--model {name}: config.json")
+    return fields
+
+
+@cache
+def _download_config(name: str, preset_names: tuple[str, ...]) -> Path:
+    if Path(name).is_dir():
+        raise UserError(f"--model {name}: the folder has no config.json; pass one that has, or a preset")
+    if not HUB_ID.fullmatch(name):
+        raise UserError(
+            f"--model {name}: is no preset{nearest(name, preset_names)}, file or folder, and not a name of the Hub "
+            f"(USER/NAME); presets: {', '.join(preset_names)}"
+        )
+    # Here: the Hub's client takes 0.2 s to import, which only a model of the Hub needs.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--model {name}: is no preset{nearest(name, preset_names)}, file or folder, and the Hub does not give it "
+            f"({reason}); presets: {', '.join(preset_names)}"
+        ) from None
+
+
+def _overrides(texts: list[str]) -> dict[str, Any]:
+    """`hidden_size=512` as a field and its value, read as YAML reads it."""
+    overridable = {*DEFAULTS, "rope_theta"} - NOT_OVERRIDABLE
+    problems, overrides = [], {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            problems.append(f"--model_overrides {text}: expects field=value")
+        elif name not in overridable:
+            problems.append(f"--model_overrides {text}: a Llama config has no field {name}{nearest(name, overridable)}")
+        else:
+            overrides[name] = _value(value)
+            problem = field_problem(name, overrides[name])
+            problems += [] if problem is None else [f"--model_overrides {shortened(text)}: {problem}"]
+    if problems:
+        raise UserError(*problems)
+    return overrides
+
+
+def _value(text: str) -> Any:
+    """As YAML reads it, and 1e6 is a number too; what is neither is a text, which no number may be."""
+    try:
+        value = yaml.safe_load(text)
+        return float(value) if isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as a date 2001-99-99
+        return text
+
+
+def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Overrides over fields; rope_theta stands inside rope_parameters in configs of transformers 5."""
+    merged = {**fields, **overrides}
+    if "rope_theta" in overrides and isinstance(merged.get("rope_parameters"), dict):
+        merged["rope_parameters"] = {**merged["rope_parameters"], "rope_theta": overrides["rope_theta"]}
+    return merged
+
+
+def _check_fields(fields: Mapping[str, Any], name: str) -> None:
+    problems = [
+        f"--model {name}: {field} {shortened(str(value))}: {problem}"
+        for field, value in fields.items()
+        if (problem := field_problem(field, value)) is not None
+    ]
+    problems = problems or [f"--model {name}: {problem}" for problem in _head_problems(_with_defaults(fields))]
+    if problems:
+        raise UserError(*problems)
+
+
+def field_problem(name: str, value: Any) -> str | None:
+    """What is wrong with one field of a config; None also for fields that have no range."""
+    if name not in FIELDS or value is None:
+        return None
+    return number_problem(value, FIELDS[name])
+
+
+def _head_problems(fields: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the heads of fields that are in their ranges; a missing head_dim is their share."""
+    hidden_size, (heads, groups) = fields["hidden_size"], heads_of(fields)
+    if not all(isinstance(number, int) for number in (hidden_size, heads, groups)):
+        return  # transformers checks the types
+    head_dim = fields["head_dim"] or hidden_size // heads
+    if heads % groups:
+        yield f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}; override one of them"
+    if hidden_size % heads:
+        yield f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}; override one of them"
+    elif head_dim % 2:
+        yield f"head_dim {head_dim}: must be even, positions turn pairs; override head_dim or hidden_size"
+
+
+def _check_against_blocks(fields: Mapping[str, Any], name: str, blocks: Origin) -> None:
+    problems = []
+    vocab_size, num_positions = fields["vocab_size"], fields["max_position_embeddings"]
+    if vocab_size < blocks.tokenizer.vocab_size or vocab_size >= 2 * blocks.tokenizer.vocab_size:
+        problems.append(
+            f"--model {name}: its vocabulary of {vocab_size:,} does not match the data set's tokenizer "
+            f"{blocks.tokenizer.name} of {blocks.tokenizer.vocab_size:,}; preprocess with the model's tokenizer, or "
+            f"add --model_overrides vocab_size={blocks.tokenizer.vocab_size}"
+        )
+    if blocks.block_length > num_positions:
+        problems.append(
+            f"--dataset: blocks of {blocks.block_length:,} tokens are longer than the "
+            f"{num_positions:,} positions of --model {name}; preprocess with smaller --block_length, "
+            f"or add --model_overrides max_position_embeddings={blocks.block_length}"
+        )
+    if problems:
+        raise UserError(*problems)
+
+
+def number_problem(value: Any, allowed: Range) -> str | None:
+    """What is wrong with a value that must be a number in a range."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "must be a number"
+    return allowed.problem(value)

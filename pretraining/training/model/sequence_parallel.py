@@ -1,0 +1,111 @@
+"""Ulysses sequence parallelism: consecutive processes share each block, every one holding a part of its length.
+
+Around attention the processes of a group exchange what they hold, so that each has the whole length for its share of
+the heads (DeepSpeed-Ulysses, arXiv 2309.14509); the rest of a Llama sees one position at a time. For ZeRO-3 these are
+data parallel processes like any others, whose micro batches happen to be parts of blocks: with the loss divided by the
+tokens of the whole step, neither gradients nor checkpoints need to know.
+
+The Trainer's own way (`parallelism_config`) is not taken: in transformers 5.23 with accelerate 1.15 it cannot resume
+(its loader has no `dataset`), weighs micro steps alike however much of them is padding, is wrong with ZeRO's
+`reduce_scatter` off, drops the mask that keeps documents apart under sdpa, and evaluates whole blocks on one GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from pretraining.training.data.batch import Batch, collate_targets
+
+
+@dataclass(frozen=True)
+class SequenceGroup:
+    """The processes that share each block, and the place of this one among them."""
+
+    processes: dist.ProcessGroup
+    rank: int
+    size: int
+
+
+def join_sequence_group(size: int, *, timeout_seconds: int) -> SequenceGroup:
+    """The group of this process: ranks 0 to size - 1 are the first, and so on. Every process must call this.
+
+    With the timeout of the run, since torch's own of 10 minutes for NCCL would end it while rank 0 writes a checkpoint.
+    """
+    processes, _ = dist.new_subgroups(size, timeout=timedelta(seconds=timeout_seconds))
+    return SequenceGroup(processes, rank=dist.get_rank() % size, size=size)
+
+
+def collate_parts(items: Sequence[Batch], *, rank: int, size: int) -> Batch:
+    """Items as a batch with targets, of which this process has its part of the length: the whole if it shares none."""
+    batch = collate_targets(items)
+    return batch if size == 1 else part_of_batch(batch, rank=rank, size=size)
+
+
+def part_of_batch(batch: Batch, *, rank: int, size: int) -> Batch:
+    """Part `rank` of `size` of each tensor [batch, length], and of positions if there are none."""
+    positions = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
+    whole = {"position_ids": positions, **batch}
+    return {name: tensor.chunk(size, dim=1)[rank].contiguous() for name, tensor in whole.items()}
+
+
+def share_attention(implementation: str, group: SequenceGroup, *, within_documents: bool) -> None:
+    """Let `implementation` (sdpa or a flash attention) exchange heads for length in this process, for every model.
+
+    Under its own name, as DeepSpeed does: transformers chooses by it how to call the kernels.
+    """
+    attend = ALL_ATTENTION_FUNCTIONS[implementation]
+
+    def shared(
+        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        # The mask was made for this process's part, as if it were a block. Attention over the whole is causal.
+        heads = [_Exchange.apply(states, group, 1, 2) for states in (query, key, value)]
+        positions = options.pop("position_ids").contiguous()
+        if within_documents:
+            parts = [torch.empty_like(positions) for _ in range(group.size)]
+            dist.all_gather(parts, positions, group=group.processes)
+            output = _attend_within_documents(attend, module, heads, torch.cat(parts, dim=1), options)
+        else:
+            output = attend(module, *heads, None, **options)[0]
+        return _Exchange.apply(output, group, 1, 2), None
+
+    ALL_ATTENTION_FUNCTIONS[implementation] = shared
+
+
+def _attend_within_documents(
+    attend: Callable, module: torch.nn.Module, heads: list[Tensor], positions: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Attention in each document by itself, which begins where its positions do: no mask of length x length."""
+    begins = torch.nn.functional.pad(positions.diff() != 1, (1, 0), value=True)
+    rows = []
+    for row, is_begin in enumerate(begins):
+        places = is_begin.nonzero().flatten().tolist()
+        lengths = [end - begin for begin, end in zip(places, [*places[1:], len(is_begin)], strict=True)]
+        documents = zip(*(states[row : row + 1].split(lengths, dim=2) for states in heads), strict=True)
+        rows.append(torch.cat([attend(module, *document, None, **options)[0] for document in documents], dim=1))
+    return torch.cat(rows)
+
+
+class _Exchange(torch.autograd.Function):
+    """Cut along one dimension, a piece to each process of the group; join what comes from them along the other.
+
+    The gradient goes the same way back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, group: SequenceGroup, cut: int, joined: int) -> Tensor:
+        ctx.group, ctx.cut, ctx.joined = group, cut, joined
+        pieces = torch.stack(states.chunk(group.size, dim=cut))
+        received = torch.empty_like(pieces)
+        dist.all_to_all_single(received, pieces, group=group.processes)
+        return torch.cat(received.unbind(), dim=joined)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _Exchange.apply(gradient, ctx.group, ctx.joined, ctx.cut), None, None, None

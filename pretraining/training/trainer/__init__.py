@@ -1,0 +1,1 @@
+"""The Trainer of this suite and what it logs."""

@@ -1,0 +1,80 @@
+"""Start the doctor as a user does, with all checks or with some, and read what it found."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import Done, run
+
+# The doctor as a user starts it, but for its limits: on a busy machine a check may take longer than a user would wait.
+DOCTOR = """
+import contextlib, dataclasses, runpy, sys, types
+from pretraining.doctor import checks
+from pretraining.doctor import runner as supervision
+
+PATIENCE_SECONDS = 180.0
+guarded = supervision._guarded
+
+def patient(check, folders):
+    if check.room == "all_reduce":
+        with contextlib.suppress(ImportError):  # which the check itself meets, too
+            from pretraining.doctor.gpu import all_reduce
+            all_reduce.LIMIT_SECONDS = PATIENCE_SECONDS
+    yield from guarded(check, folders)
+
+supervision._guarded = patient
+supervision.run_checks.__kwdefaults__["total_seconds"] = PATIENCE_SECONDS
+checks.CHECKS[:] = [dataclasses.replace(check, limit_seconds=PATIENCE_SECONDS) for check in checks.CHECKS]
+{changes}
+sys.argv[:] = ["doctor", *sys.argv[{first_flag}:]]
+runpy.run_module("tools.doctor", run_name="__main__")
+"""
+# The checks named, and those of the room `planted` that the test adds to them, of which one hangs.
+SOME_CHECKS = """
+wanted = sys.argv[1].split(",")
+checks.CHECKS[:] = [check for check in checks.CHECKS if check.name in wanted]
+"""
+PLANT = """
+planted = sys.modules["pretraining.doctor.planted"] = types.ModuleType("planted")
+exec({code!r}, vars(planted))
+limits = {{name: 5.0 if name == "hangs" else PATIENCE_SECONDS for name in {names!r}}}
+checks.CHECKS += [checks.Check("host", name, "planted", name, limit) for name, limit in limits.items()]
+"""
+
+
+def diagnose(
+    *flags: object, launcher: Sequence[object] = (), interpreter_flags: Sequence[str] = (), **options: Any
+) -> Done:
+    """All checks."""
+    program = DOCTOR.format(changes="", first_flag=1)
+    return run(*launcher, sys.executable, *interpreter_flags, "-c", program, *flags, **options)
+
+
+def diagnose_some(
+    names: str, *flags: object, planted: str = "", launcher: Sequence[object] = (), **options: Any
+) -> Done:
+    """The checks of these names, with commas between them, and every function of the code `planted`."""
+    plant = PLANT.format(code=planted, names=re.findall(r"^def (\w+)", planted, re.MULTILINE)) if planted else ""
+    program = DOCTOR.format(changes=SOME_CHECKS + plant, first_flag=2)
+    return run(*launcher, sys.executable, "-c", program, names, *flags, **options)
+
+
+def findings(done: Done) -> list[dict]:
+    return json.loads(done.stdout)["findings"]
+
+
+def find(done: Done, name: str, status: str) -> dict:
+    """The only finding of this name and status."""
+    (found,) = [found for found in findings(done) if (found["name"], found["status"]) == (name, status)]
+    assert status == "ok" or found["fix"], found
+    return found
+
+
+def fake_package(folder: Path, name: str, version: str) -> None:
+    """A distribution that is installed, as far as its metadata says."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

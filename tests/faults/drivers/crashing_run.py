@@ -1,0 +1,45 @@
+"""Starts pretrain.py with workers that crash; takes its flags and launchers.
+
+CRASHES=[[rank, step, how], ...] has one crash for each attempt, the last ones none: how is "SIGKILL", an exit code, or
+"UserError".
+"""
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import pretrain
+from pretraining.cli.program import leave, run_program
+from pretraining.errors import UserError
+from pretraining.system.launchers import process_rank
+from pretraining.system.restarts import this_restart
+from pretraining.system.supervisor import is_supervised
+
+
+def plant(rank: int, step: int, how: str | int) -> None:
+    from pretraining.training.callbacks.anomalies import FaultHandler
+
+    on_step_end = FaultHandler.on_step_end
+
+    def crash(self: FaultHandler, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+        on_step_end(self, args, state, *rest, **more)
+        if (process_rank(), state.global_step) == (rank, step):
+            if how == "UserError":
+                raise UserError("--flag: planted")
+            if isinstance(how, int):
+                leave(how)
+            os.kill(os.getpid(), signal.Signals[how])
+
+    FaultHandler.on_step_end = crash
+
+
+if __name__ == "__main__":
+    if is_supervised() or "--restarts" not in sys.argv:  # a supervisor imports no torch
+        restart = this_restart()
+        attempt = 0 if restart is None else restart.number
+        crashes = json.loads(os.environ["CRASHES"])
+        if attempt < len(crashes):
+            plant(*crashes[attempt])
+    run_program(pretrain.main)

@@ -1,0 +1,89 @@
+"""What only a GPU shows: bf16 through the launcher, its kernels, and memory beside the plan. `pytest -m gpu` on one."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pretraining.system.launchers import DEEPSPEED
+from tests.conftest import python, run_fine
+from tests.programs.launching import figures, free_port
+
+HAS_GPU = torch.cuda.is_available()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.launch,
+    pytest.mark.skipif(not HAS_GPU, reason="no GPU here"),
+]
+
+WIDE = ["hidden_size=1024", "intermediate_size=2752", "num_hidden_layers=8", "num_attention_heads=16"]
+WIDE += ["num_key_value_heads=16", "max_position_embeddings=1024"]
+FLAGS = ["--model", "quickstart", "--model_overrides", *WIDE, "--per_device_train_batch_size", 4, "--report", "false"]
+FLAGS += ["--dataset", "synthetic", "--block_length", 1024, "--vocab_size", 32000, "--global_batch_tokens", 8192]
+FLAGS += ["--max_steps", 6, "--warmup_steps", 2, "--learning_rate", "1e-3", "--logging_steps", 1]
+UNSAVED = ["--save_strategy", "no", "--eval_strategy", "no", "--export", "false"]
+KERNELS = {
+    "compiled": ["--compile_layers"],
+    "compiled, and computed again": ["--compile_layers", "--activation_checkpointing"],
+    "loss in tiles": ["--loss_tiles", 4],
+    "loss and layers in tiles": ["--loss_tiles", 4, "--mlp_tiles", 4],
+    "optimizer in host memory": ["--deepspeed", "ds_config_offload_optimizer.json"],
+    "optimizer and weights in host memory": ["--deepspeed", "ds_config_offload.json"],
+    "liger": ["--use_liger_kernel", "true"],
+    "fp8": ["--compile_layers", "--fp8"],
+}
+PACKAGES = {"liger": "liger_kernel", "fp8": "torchao"}
+
+
+def on_the_gpu(run_dir: Path, *flags: object) -> str:
+    """A run on one GPU, as a user starts it; gives what it said on stdout."""
+    launcher = [*DEEPSPEED, f"--master_port={free_port()}", "--num_gpus=1"]
+    words = [*launcher, "pretrain.py", *FLAGS, "--output_dir", run_dir, *flags]
+    return run_fine(*words, timeout=500, env={"DS_ACCELERATOR": "cuda" if HAS_GPU else "cpu"}).stdout
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("gpu") / "run"
+    on_the_gpu(run_dir, "--save_steps", 3, "--eval_strategy", "no")
+    return run_dir
+
+
+def test_a_resumed_run_goes_on_as_one_never_stopped(plain_run: Path, tmp_path: Path) -> None:
+    """Not to the bit: some kernels add in the order in which their blocks happen to end."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(plain_run, run_dir)
+    shutil.rmtree(run_dir / "checkpoint-6")
+    shutil.rmtree(run_dir / "model")
+    on_the_gpu(run_dir, "--save_steps", 3, "--eval_strategy", "no")
+    np.testing.assert_allclose(figures(run_dir), figures(plain_run), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_each_way_to_compute_trains_the_same(name: str, plain_run: Path, tmp_path: Path) -> None:
+    package = PACKAGES.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed (pip install -c requirements-extras.txt {package.replace('_', '-')})")
+    on_the_gpu(tmp_path / "run", *UNSAVED, *KERNELS[name])
+    ours, plain = (np.array(figures(run_dir)) for run_dir in (tmp_path / "run", plain_run))
+    np.testing.assert_allclose(ours[0, 0], plain[0, 0], rtol=1e-3)
+    np.testing.assert_allclose(ours[:, 0], plain[:, 0], rtol=2e-2)
+
+
+@pytest.mark.parametrize("flags", [[], ["--activation_checkpointing"], ["--compile_layers"]], ids=str)
+def test_memory_is_what_was_planned(flags: list[str], tmp_path: Path) -> None:
+    said = on_the_gpu(tmp_path / "run", *flags, "--plan_measure")
+    rows = {line[2:32].strip(): line[32:].split() for line in said.splitlines() if line.startswith("  ")}
+    planned, measured = (float(word.replace(",", "")) for word in rows["peak of a GPU's allocator, GB"])
+    assert planned == pytest.approx(measured, rel=0.1)
+
+
+def test_the_exported_model_continues_a_text(sample_store: Path, tmp_path: Path) -> None:
+    words = ["--dataset", sample_store, "--block_length", 64, "--global_batch_tokens", 512, "--eval_strategy", "no"]
+    on_the_gpu(tmp_path / "run", *words, "--model_overrides", "max_position_embeddings=128")
+    env = {"DS_ACCELERATOR": "cuda" if HAS_GPU else "cpu"}
+    words = ["--model", tmp_path / "run", "--prompt", "The council", "--max_new_tokens", 8, "--greedy"]
+    assert run_fine(*python("generate.py", *words), env=env).stdout.startswith("The council")

@@ -1,0 +1,53 @@
+"""Starts pretrain.py, and keeps what each resume of it restored; takes its flags and launchers.
+
+Writes into KEPT, for the first load and each one after: restored-N, a checkpoint saved before anything is trained, and
+seed-PROCESS, where random states were made anew. SPIKE_AT=n makes the n-th step of the run look like a spike, once, and
+lets a rollback leave out no blocks: then the run must be as if that had not been.
+"""
+
+import os
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+import pretrain
+from pretraining.cli.program import run_program
+from pretraining.training.checkpoint import checkpointing
+from pretraining.training.data.loader import BlockStream
+from pretraining.training.metrics.spike_detector import Verdict
+from pretraining.training.metrics.step_metrics import StepResult, StepWatch
+
+
+def keep_what_is_restored(folder: Path) -> None:
+    load, seed_anew, loads = checkpointing.load_checkpoint, checkpointing.seed_anew, count(1)
+
+    def load_and_save(engine: Any, checkpoint: Path) -> None:
+        load(engine, checkpoint)
+        engine.checkpoint_engine = TorchCheckpointEngine()  # which writes at once
+        engine.save_checkpoint(str(folder / f"restored-{next(loads)}"))
+
+    def seed_and_tell(checkpoint: Path, *, seed: int, process: int) -> None:
+        seed_anew(checkpoint, seed=seed, process=process)
+        (folder / f"seed-{process}").write_text(str(torch.initial_seed()))
+
+    checkpointing.load_checkpoint, checkpointing.seed_anew = load_and_save, seed_and_tell
+
+
+def plant_spike(at: int) -> None:
+    finish_step, steps = StepWatch.finish_step, count(1)
+
+    def finish(self: StepWatch, *, was_skipped: bool) -> StepResult:
+        result = finish_step(self, was_skipped=was_skipped)
+        return StepResult(result.loss, Verdict("spike", 99.0)) if next(steps) == at else result
+
+    StepWatch.finish_step = finish
+    BlockStream.skip = lambda *_: None
+
+
+if __name__ == "__main__":
+    keep_what_is_restored(Path(os.environ["KEPT"]))
+    plant_spike(int(os.environ.get("SPIKE_AT", "0")))
+    run_program(pretrain.main)

@@ -1,0 +1,122 @@
+"""A data set of the Hub as input: its split, downloaded or streamed, gives the blocks of its files."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pretraining.data.store.manifest import read_manifest
+from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
+from tests.fakes.hub import LocalHub, running_hub
+from tests.fakes.hub.repositories import User
+from tests.fakes.hub.server import ALICE, BOB
+from tests.unit.data.build.test_partial_store import rebuilt_documents, stories
+
+pytestmark = pytest.mark.launch
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    lines = [(json.dumps({"text": text}) + "\n").encode() for text in stories()]
+    (tmp_path / "news/data").mkdir(parents=True)
+    (tmp_path / "news/data/train-0.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[:50])))
+    (tmp_path / "news/data/train-1.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[50:90])))
+    (tmp_path / "news/data/test-0.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[90:])))
+    (tmp_path / "wiki").mkdir()
+    pq.write_table(pa.table({"text": stories()[:30]}), tmp_path / "wiki/train-0.parquet", row_group_size=7)
+    with running_hub() as hub:
+        hub.storage.serve_folder("dataset", "alice/news", tmp_path / "news", private=True)
+        hub.storage.serve_folder("dataset", "alice/wiki", tmp_path / "wiki", private=True)
+        yield hub
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_splits_are_read_with_every_line_accounted_for(hub: LocalHub, streaming: str, tmp_path: Path) -> None:
+    flags = ["--data_files", "hf://alice/news", "held=hf://alice/news:test", "wiki=hf://alice/wiki@main"]
+    flags += ["--streaming", streaming, "--block_length", 64, "--split", "1,0,0", "--output_dir", tmp_path / "blocks"]
+    env = hub.env(tmp_path / "home", ALICE)
+    run_fine(*python("preprocess.py", *flags), env=env)
+    rows = pq.read_table(tmp_path / "blocks/documents").to_pylist()
+    assert [row["source"] for row in rows] == ["train-0"] * 50 + ["train-1"] * 40 + ["held"] * 50 + ["wiki"] * 30
+    texts = [*stories(), *stories()[:30]]
+    assert [row["num_text_bytes"] for row in rows] == [len(text.encode()) for text in texts]
+    ids = rebuilt_documents(tmp_path / "blocks")
+    assert ids[140] == ids[0], "the same story from a compressed JSONL and from a Parquet file"
+    sources = read_manifest(tmp_path / "blocks", flag="").origin.sources
+    repository = hub.storage.readable("dataset", "alice/news", User("alice"))
+    assert sources[0].path == f"hf://datasets/alice/news@{repository.head}/data/train-0.jsonl.gz"
+    assert {source.sha256 for source in sources} <= known_hashes(hub)
+    cached = list((tmp_path / "home/hub").rglob("*.jsonl.gz"))
+    assert bool(cached) == (streaming == "false")
+    assert "nothing to do" in run_fine(*python("preprocess.py", *flags), env=env).stderr
+
+
+def test_a_local_folder_is_never_taken_for_a_data_set_of_the_hub(hub: LocalHub, tmp_path: Path) -> None:
+    shadow = tmp_path / "work/alice/wiki"
+    shadow.mkdir(parents=True)
+    (shadow / "train.jsonl").write_text('{"text": "private"}\n' * 50)
+    flags = ["--data_files", "hf://alice/wiki", "--tokenizer", PROJECT_DIR / "data/sample/tokenizer"]
+    flags += ["--block_length", 64, "--output_dir", tmp_path / "blocks"]
+    run_fine(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE), cwd=tmp_path / "work")
+    assert read_manifest(tmp_path / "blocks", flag="").num_documents == 30
+
+
+def test_a_data_set_whose_card_names_files_of_this_machine_is_refused(hub: LocalHub, tmp_path: Path) -> None:
+    """By `datasets`: the card could name private files of whoever reads it."""
+    private = tmp_path / "private.jsonl"
+    private.write_text('{"text": "private"}\n' * 50)
+    (tmp_path / "evil").mkdir()
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {private}\n---\n"
+    (tmp_path / "evil/README.md").write_text(card)
+    (tmp_path / "evil/train.jsonl").write_text('{"text": "a"}\n')
+    hub.storage.serve_folder("dataset", "alice/evil", tmp_path / "evil", private=False)
+    flags = ["--data_files", "hf://alice/evil", "--block_length", 4, "--output_dir", tmp_path / "blocks"]
+    done = run(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE))
+    assert_one_error(done, "--data_files hf://alice/evil: ", "don't belong to alice/evil")
+    assert not (tmp_path / "blocks").exists()
+
+
+def test_a_hub_that_goes_away_while_it_is_read_is_one_line(hub: LocalHub, tmp_path: Path) -> None:
+    flags = [
+        "--data_files",
+        "hf://alice/wiki",
+        "--streaming",
+        "--block_length",
+        64,
+        "--output_dir",
+        tmp_path / "blocks",
+    ]
+    env = hub.env(tmp_path / "home", ALICE)
+    run_fine(*python("preprocess.py", *flags[:-1], tmp_path / "first"), env=env)
+    hub.faults["resolve"] = [404] * 50
+    done = run(*python("preprocess.py", *flags), env=env)
+    assert_one_error(done, "--data_files hf://", "the Hub does not give it")
+
+
+def known_hashes(hub: LocalHub) -> set[str]:
+    repositories = [hub.storage.readable("dataset", name, User("alice")) for name in ("alice/news", "alice/wiki")]
+    entries = [entry for repository in repositories for entry in repository.trees[repository.head].values()]
+    return {entry.sha256 or f"git {entry.git_oid}" for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("word", "token", "message"),
+    [
+        ("hf://alice/news:tset", ALICE, "has no split tset; give one of train, test"),
+        ("hf://alice/news", BOB, "the Hub does not give it"),
+        ("hf://alice/nothing", ALICE, "the Hub does not give it"),
+        ("hf://alice/news@no-such-branch", ALICE, "the Hub does not give it"),
+        ("hf://alice", ALICE, "is not of the form hf://USER/NAME"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_line(
+    hub: LocalHub, word: str, token: str, message: str, tmp_path: Path
+) -> None:
+    flags = ["--data_files", word, "--output_dir", tmp_path / "blocks"]
+    done = run(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", token))
+    assert_one_error(done, f"--data_files {word}", message)
+    assert token not in done.output

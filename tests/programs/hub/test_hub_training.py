@@ -1,0 +1,256 @@
+"""Training takes its blocks from the Hub: one download a machine, one commit, and one line when it cannot."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from pretraining.data.hub import download as hub_download
+from pretraining.errors import UserError
+from pretraining.runs.checksums import incompleteness
+from pretraining.system.files import sha256_of
+from pretraining.system.launchers import meeting_dir
+from pretraining.training.callbacks.hub_payload import REPORT_NAMES
+from tests.conftest import (
+    HANG_SECONDS,
+    PROJECT_DIR,
+    TINY_RUN,
+    Done,
+    assert_nowhere,
+    assert_one_error,
+    python,
+    run,
+    run_fine,
+)
+from tests.fakes.hub import LocalHub, running_hub
+from tests.fakes.hub.server import ALICE, BOB, DROP, HOLD
+from tests.programs.launching import figures, launcher, records, training_flags, try_to_train
+
+pytestmark = pytest.mark.launch
+
+NAME = "alice/blocks"
+FIND = """
+import sys
+from pretraining.cli.program import run_program
+from pretraining.data.store import integrity
+from pretraining.data.mixture import find_store
+hashed, sha256_of = [], integrity.sha256_of
+integrity.sha256_of = lambda path: hashed.append(path) or sha256_of(path)
+run_program(lambda words: print(find_store(words[0], revision=None).folder, len(hashed), "hashed"))
+"""
+NUM_STEPS = 8
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    with running_hub() as hub:
+        yield hub
+
+
+def test_training_takes_a_revision_from_the_hub_once_for_all_processes(
+    hub: LocalHub, sample_store: Path, tmp_path: Path
+) -> None:
+    repository = hub.storage.serve_folder("dataset", NAME, sample_store, private=True)
+    commit = repository.head
+    repository.commit({}, "everything deleted")
+    flags = [*TINY_RUN, "--global_batch_tokens", 512, "--max_steps", 2, "--per_device_train_batch_size", 2]
+    command = [*launcher("deepspeed"), PROJECT_DIR / "pretrain.py", *flags, "--output_dir", tmp_path / "run"]
+    command += ["--dataset", NAME, "--dataset_revision", commit, "--license", "cc-by-4.0", "--save_steps", 1]
+    command += ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "all_checkpoints"]
+    command += ["--hub_private_repo", "false"]
+    done = run_fine(*command, env=hub.env(tmp_path / "machine", ALICE, xet=True) | {"TMPDIR": str(tmp_path)})
+    assert f"data set: {NAME} of the Hub at commit {commit}" in done.output
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert (record["arguments"]["dataset"], record["arguments"]["dataset_commits"]) == ([NAME], [commit])
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) >= 2
+    assert f"pushing to the public model {hub.url}/alice/model" in done.stderr
+    assert_holds_run(
+        hub, tmp_path / "run", checkpoints={"checkpoint-1": "checkpoint-1", "checkpoint-2": "checkpoint-2"}
+    )
+    assert "model of step 2, checkpoint-1, checkpoint-2" in (tmp_path / "run/report.html").read_text(), (
+        "its last push too"
+    )
+    card = ModelCard(hub.read("model", "alice/model", "README.md").decode())
+    assert (card.data.license, card.data.datasets) == ("cc-by-4.0", [NAME])
+    assert {result.dataset_revision for result in card.data.eval_results} == {commit}
+    sent = [asked.path.rpartition(commit + "/")[2] for asked in hub.asked("resolve") if asked.method == "GET"]
+    shards = [f"data/{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")]
+    assert sorted(path for path in sent if path.startswith("data/")) == shards
+    assert not any(path.startswith(("skipped.jsonl", "README.md")) for path in sent)
+    assert not list(tmp_path.glob("pretraining-*")), "what the processes left each other is removed"
+    assert_nowhere(ALICE, done, tmp_path)
+
+
+def test_a_process_whose_first_one_never_begins_does_not_wait_forever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_download, "BEGIN_SECONDS", 0.0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="the first process of this machine does not download it"):
+        hub_download.download_store(NAME, revision=None)
+
+
+def test_what_another_user_left_in_the_temporary_folder_is_not_believed(
+    sample_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They can guess its name, which is the launcher's number and start."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(hub_download, "_download", lambda *_: sample_store)
+    monkeypatch.setenv("RANK", "0")
+    folder = meeting_dir()
+    note = folder / hashlib.sha256(f"{NAME}@None".encode()).hexdigest()[:16]
+    note.write_text("/elsewhere")
+    if os.getuid() == 0:
+        os.chown(folder, 65534, 65534)
+    else:
+        folder.chmod(0o777)
+    with pytest.raises(UserError, match=f"{folder}: is not a folder that only this user can open"):
+        hub_download.download_store(NAME, revision=None)
+    assert [path.read_text() for path in folder.iterdir()] == ["/elsewhere"]
+    shutil.rmtree(folder)
+    folder.symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"{folder}: is not a folder"):
+        hub_download.download_store(NAME, revision=None)
+    assert list(tmp_path.iterdir()) == [folder]
+    folder.unlink()
+    monkeypatch.setenv(f"{hub_download.STORE_VARIABLE}_{note.name}", "")
+    monkeypatch.delenv(f"{hub_download.STORE_VARIABLE}_{note.name}")  # and again at the end of the test
+    assert hub_download.download_store(NAME, revision=None) == sample_store
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_is_checked_once_and_a_wrong_file_is_named(
+    hub: LocalHub, sample_store: Path, tmp_path: Path
+) -> None:
+    hub.storage.serve_folder("dataset", NAME, sample_store, private=True)
+    env = hub.env(tmp_path / "machine", ALICE) | {"PYTHONPATH": str(PROJECT_DIR)}
+    find = [sys.executable, "-c", FIND]
+    with ThreadPoolExecutor() as threads:
+        folders = {done.stdout.split()[0] for done in threads.map(lambda _: run_fine(*find, NAME, env=env), range(2))}
+    assert len(folders) == 1
+    (shard,) = Path(folders.pop()).glob("data/train-*")
+    assert run_fine(*find, NAME, env=env).stdout.split()[1:] == ["0", "hashed"]
+    blob, content = shard.resolve(), shard.read_bytes()
+    blob.write_bytes(content[:-1] + b"?")
+    done = run(*find, NAME, env=env)
+    assert_one_error(
+        done,
+        f"--dataset {NAME}: {shard} has the SHA-256 {sha256_of(shard)}, its manifest says "
+        f"{hashlib.sha256(content).hexdigest()}; delete {blob} and start again to download it",
+    )
+    blob.unlink()
+    assert run_fine(*find, NAME, env=env).stdout.split()[1:] == ["4", "hashed"]
+    assert shard.read_bytes() == content
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(sample_store, damaged)
+    (damaged / "data" / shard.name).write_bytes(content[:-1] + b"?")
+    hub.storage.serve_folder("dataset", "alice/damaged", damaged, private=True)
+    done = run(*find, "alice/damaged", env=env)
+    assert_one_error(
+        done, f"{shard.name} has the SHA-256 {sha256_of(damaged / 'data' / shard.name)}", "the Hub has it so"
+    )
+
+
+def test_a_data_set_that_training_cannot_have_is_one_line(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
+    hub.storage.serve_folder("dataset", NAME, sample_store, private=True)
+    hub.storage.create("dataset", "alice/other", private=True)
+    alone = "no data set of the Hub that you may read"
+    refusals: list[tuple[str | None, list[object], list[str]]] = [
+        (ALICE, ["--dataset", "alice/nothing"], ["--dataset alice/nothing: is no folder here", alone]),
+        (BOB, ["--dataset", NAME], [f"--dataset {NAME}", alone, "404"]),
+        (None, ["--dataset", NAME], [f"--dataset {NAME}", alone, "hf auth login"]),
+        (ALICE, ["--dataset", NAME, "--dataset_revision", "v9"], ["--dataset_revision v9", "no such branch"]),
+        (ALICE, ["--dataset", "alice/other"], ["--dataset alice/other: is no block store (manifest.json is missing)"]),
+        (ALICE, ["--dataset", sample_store, "--dataset_revision", "v9"], ["--dataset_revision v9", "leave it out"]),
+    ]
+
+    def train(case: tuple[str | None, list[object], list[str]]) -> Done:
+        token, flags, _ = case
+        machine = tmp_path / str(refusals.index(case))
+        return run(*python("pretrain.py", *flags), env=hub.env(machine, token))
+
+    with ThreadPoolExecutor(4) as threads:
+        for (_, _, parts), done in zip(refusals, threads.map(train, refusals), strict=True):
+            assert_one_error(done, *parts)
+    assert not [asked for asked in hub.asked("resolve") if "data/" in asked.path]
+
+
+def test_pushes_fail_and_end_no_training_and_are_not_lost(
+    hub: LocalHub, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Killed while one hangs; forbidden at the end; the same command pushes, without training again."""
+    record_property("killed", 1)
+    run_dir = tmp_path / "run"
+    flags = ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "checkpoint", "--save_steps", 1]
+    flags += ["--max_steps", NUM_STEPS]
+    env = hub.env(tmp_path / "machine", ALICE, xet=True)
+    hub.faults = {"commit": [HOLD] * 100}
+    kill_when_trained(hub, sample_store, run_dir, *flags, env=env)
+    before = figures(run_dir)
+
+    hub.stop_holding()
+    hub.faults = {"commit": [503, DROP] + [403] * 100}
+    done = try_to_train("python", sample_store, run_dir, *flags, env=env)
+    assert_one_error(done, "--push_to_hub", "could not be pushed (403", "the same command pushes again")
+    assert (run_dir / "model/model.safetensors").is_file()
+    assert pushes(run_dir)[-1]["problem"].startswith("403")
+    repository = hub.storage.repositories["model", "alice/model"]
+    assert len(repository.trees) == 1
+
+    hub.faults = {}
+    done = try_to_train("python", sample_store, run_dir, *flags, env=env)
+    assert done.returncode == 0, done.output[-3000:]
+    assert figures(run_dir) == before
+    assert (len(before), len(records(run_dir, "test_loss"))) == (NUM_STEPS, 1)
+    assert f"pushing to the private model {hub.url}/alice/model" in done.stderr
+    assert_holds_run(hub, run_dir, checkpoints={"last-checkpoint": f"checkpoint-{NUM_STEPS}"})
+    assert f"pushed: {hub.url}/alice/model at commit {repository.head}: model of step {NUM_STEPS}" in done.stderr
+    assert (pushes(run_dir)[-1]["step"], pushes(run_dir)[-1]["problem"]) == (NUM_STEPS, None)
+    assert not (run_dir / "push").exists()
+    assert_nowhere(ALICE, done, tmp_path)
+
+
+def pushes(run_dir: Path) -> list[dict]:
+    return [event for event in records(run_dir, "event") if event["event"] == "push"]
+
+
+def kill_when_trained(hub: LocalHub, *arguments: Any, env: dict[str, str]) -> None:
+    """A run in one process that is killed when it is trained, while its first push hangs."""
+    run_dir = arguments[1]
+    words = [*launcher("python"), PROJECT_DIR / "pretrain.py", *training_flags(*arguments)]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", **env}
+    process = subprocess.Popen([str(word) for word in words], env=environment, cwd=PROJECT_DIR, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + HANG_SECONDS
+    last = run_dir / f"checkpoint-{NUM_STEPS}/complete.json"
+    while not (last.exists() and hub.asked("commit") and not (run_dir / "checkpoint-1").exists()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert incompleteness(run_dir / "push/step-1/last-checkpoint") is None  # which rotation took nothing from
+    process.kill()
+    process.wait()
+
+
+def assert_holds_run(hub: LocalHub, run_dir: Path, *, checkpoints: dict[str, str]) -> None:
+    """The Hub has the exported model, the card and these checkpoints of a run, each whole and with the same bytes."""
+    repository = hub.storage.repositories["model", "alice/model"]
+    tree = set(repository.trees[repository.head])
+    expected = {path.name: path for path in (run_dir / "model").iterdir()}
+    for name, checkpoint in checkpoints.items():
+        files = [path for path in (run_dir / checkpoint).rglob("*") if path.is_file()]
+        expected |= {f"{name}/{path.relative_to(run_dir / checkpoint).as_posix()}": path for path in files}
+        assert f"{name}/complete.json" in expected
+    assert tree - set(REPORT_NAMES) == set(expected) - set(REPORT_NAMES)  # the card has its curves beside it
+    for name, path in expected.items():
+        assert name == "README.md" or hub.read("model", "alice/model", name) == path.read_bytes(), name

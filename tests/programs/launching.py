@@ -1,0 +1,108 @@
+"""Start training as users do, by each launcher, or in preloaded ranks, and read what it logged."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonlines
+
+from pretraining.system.launchers import DEEPSPEED
+from tests.conftest import PROJECT_DIR, TINY_RUN, Done, run
+
+NUM_STEPS = 6
+BLOCKS_PER_STEP = 8
+BLOCK_LENGTH = 64
+# The checkout, before what whoever starts the tests has put there.
+SEARCH_PATH = os.pathsep.join([str(PROJECT_DIR), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launcher(name: str) -> list[object]:
+    """What a user types before pretrain.py; two processes, one with python."""
+    bin_dir = Path(sys.executable).parent
+    return {
+        "deepspeed": [*DEEPSPEED, f"--master_port={free_port()}", "--num_gpus=2"],
+        "torchrun": ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}"],
+        "mpirun": [bin_dir / "mpirun", "--allow-run-as-root", "-n", 2, sys.executable],
+        "python": [sys.executable],
+    }[name]
+
+
+def training_flags(store: Path | str, run_dir: Path, *flags: object) -> list[object]:
+    common = ["--dataset", store, "--output_dir", run_dir, "--global_batch_tokens", BLOCKS_PER_STEP * BLOCK_LENGTH]
+    common += ["--report", "false"]  # its process takes 2 s at the end of a run of 1 s
+    return [*TINY_RUN, *common, "--max_steps", NUM_STEPS, "--per_device_train_batch_size", 2, *flags]
+
+
+def train(name: str, store: Path | str, run_dir: Path, *flags: object, **options: Any) -> Done:
+    """Like `try_to_train`, for a run that must succeed."""
+    done = try_to_train(name, store, run_dir, *flags, **options)
+    assert done.returncode == 0, done.output[-6000:]
+    return done
+
+
+def try_to_train(
+    name: str,
+    store: Path | str,
+    run_dir: Path,
+    *flags: object,
+    script: str = "pretrain.py",
+    env: dict[str, str] | None = None,
+) -> Done:
+    """A run by a launcher's name, or in "2 ranks" or "1 rank" of the preloaded process."""
+    words = [PROJECT_DIR / script, *training_flags(store, run_dir, *flags)]
+    environment = {"PYTHONPATH": SEARCH_PATH, **(env or {})}
+    if name.endswith(("rank", "ranks")):
+        return run_preloaded(int(name.split()[0]), words, environment)
+    return run(*launcher(name), *words, env=environment)
+
+
+@cache
+def preloaded() -> subprocess.Popen:
+    """The process that has everything imported; it ends with this one, whose end closes its input."""
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": SEARCH_PATH}
+    script = PROJECT_DIR / "tests/programs/drivers/preloaded.py"
+    return subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=PROJECT_DIR
+    )
+
+
+def run_preloaded(num_ranks: int, words: list[object], env: dict[str, str]) -> Done:
+    server = preloaded()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
+        job = {"argv": [str(word) for word in words], "env": env, "num_ranks": num_ranks, "port": free_port(), **paths}
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        texts = {name: Path(path).read_text() for name, path in paths.items()}
+    return Done(code, texts["stdout"], texts["stderr"])
+
+
+def records(run_dir: Path, key: str = "loss") -> list[dict]:
+    with jsonlines.open(run_dir / "metrics.jsonl") as reader:
+        return [record for record in reader if key in record]
+
+
+def events(run_dir: Path, *kinds: str) -> list[dict]:
+    """The events of these kinds, without the time."""
+    found = (record for record in records(run_dir, "event") if record["event"] in kinds)
+    return [{name: value for name, value in event.items() if name != "logged_at"} for event in found]
+
+
+def figures(run_dir: Path) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step."""
+    return [(record["loss"], record["grad_norm"]) for record in records(run_dir)]

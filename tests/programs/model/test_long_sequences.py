@@ -1,0 +1,131 @@
+"""Whole runs with sequence parallelism and tiles: two processes that share each block train like one that has it."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT_DIR, TINY_MODEL, assert_one_error, python, run_fine
+from tests.programs.launching import NUM_STEPS, figures, free_port, records, train, try_to_train
+from tests.rounding import FP32_ROUNDOFF, assert_same_training, loss_rounding
+
+pytestmark = pytest.mark.launch
+
+TILED = ["--loss_tiles", 3, "--mlp_tiles", 5]  # 64 tokens divide by neither
+SHARED = ["--sequence_parallel_size", 2, *TILED, "--per_device_eval_batch_size", 3]
+
+
+@pytest.fixture(scope="module")
+def padded_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blocks of 64 tokens with more or less padding, so that no two parts weigh the same."""
+    store = tmp_path_factory.mktemp("padded") / "blocks"
+    packing = ["--packing", "best_fit", "--exact_duplicates", "--max_characters", 1800, "--split", "80,20,0"]
+    run_fine(*python("preprocess.py", *packing, "--block_length", 64, "--output_dir", store))
+    return store
+
+
+@pytest.fixture(scope="module")
+def one_process(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Accumulation 4, nothing shared, nothing tiled."""
+    run_dir = tmp_path_factory.mktemp("one") / "run"
+    train("1 rank", padded_store, run_dir, "--save_strategy", "no", "--eval_steps", 3)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def shared_run(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes share each block, in tiles, accumulation 4, a checkpoint in the middle."""
+    run_dir = tmp_path_factory.mktemp("shared") / "run"
+    train("2 ranks", padded_store, run_dir, *SHARED, "--save_steps", 3, "--eval_steps", 3)
+    return run_dir
+
+
+def assert_same_run(run_dir: Path, other: Path) -> None:
+    assert len(figures(run_dir)) == NUM_STEPS
+    assert_same_training(figures(run_dir), figures(other))
+    for ours, theirs in zip(records(run_dir, "eval_loss"), records(other, "eval_loss"), strict=True):
+        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=loss_rounding())
+        assert ours["eval_num_tokens"] == theirs["eval_num_tokens"]
+
+
+def test_tiles_are_checked_without_dropout(sample_store: Path, tmp_path: Path) -> None:
+    dropout = ["--model_overrides", *TINY_MODEL, "attention_dropout=0.2"]
+    train("1 rank", sample_store, tmp_path / "run", *dropout, "--loss_tiles", 4, "--max_steps", 1)
+
+
+@pytest.mark.parametrize("script", ["pretrain.py", "tests/programs/drivers/broken_tiles_run.py"])
+def test_wrong_tiles_are_found_at_the_beginning_of_long_blocks(script: str, tmp_path: Path) -> None:
+    """Blocks of 3,000 tokens, of which 2,048 are checked."""
+    flags = ["--model_overrides", *TINY_MODEL[:-1], "max_position_embeddings=3000", "--vocab_size", 500]
+    flags += ["--block_length", 3000, "--global_batch_tokens", 6000, "--max_steps", 1, *TILED]
+    done = try_to_train("1 rank", "synthetic", tmp_path / "run", *flags, "--save_strategy", "no", script=script)
+    if script == "pretrain.py":
+        assert done.returncode == 0, done.output
+    else:
+        assert_one_error(done, "--loss_tiles 3 --mlp_tiles 5: the loss of the first tokens is off", "by 0.01")
+
+
+def test_processes_that_share_blocks_train_like_one(shared_run: Path, one_process: Path) -> None:
+    assert_same_run(shared_run, one_process)
+
+
+def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(
+    shared_run: Path, padded_store: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(shared_run, run_dir)
+    shutil.rmtree(run_dir / "checkpoint-6")
+    shutil.rmtree(run_dir / "model")
+    flags = [*SHARED, "--eval_steps", 3]
+    train("2 ranks", padded_store, run_dir, *flags)
+    assert figures(run_dir) == figures(shared_run)
+
+
+def test_a_run_of_shared_blocks_goes_on_with_whole_ones(shared_run: Path, padded_store: Path, tmp_path: Path) -> None:
+    flags = ["--resume", shared_run / "checkpoint-3", "--save_strategy", "no", "--eval_steps", 3]
+    train("1 rank", padded_store, tmp_path / "run", *flags)
+    assert_same_run(tmp_path / "run", shared_run)
+
+
+def test_tiles_train_like_whole_blocks(one_process: Path, padded_store: Path, tmp_path: Path) -> None:
+    """In data parallel processes, all in host memory, activation checkpointing around the tiles."""
+    flags = [*TILED, "--activation_checkpointing", "--deepspeed", PROJECT_DIR / "ds_config_offload.json"]
+    train("2 ranks", padded_store, tmp_path / "run", *flags, "--save_strategy", "no", "--eval_steps", 3)
+    assert_same_run(tmp_path / "run", one_process)
+
+
+def test_attention_of_a_group_is_that_of_one_process() -> None:
+    """Loss and every gradient, with documents kept apart or not, in fp64.
+
+    There the order of sums changes 1e-12 of them: the path of some 1,000 terms in each direction, 2^-53 each, ten times
+    over where they cancel. transformers' norms compute in fp32 all the same, where a last bit may turn: 16 of those.
+    """
+    script = Path(__file__).with_name("sequence_parallel_model.py")
+    torchrun = ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    done = run_fine(*torchrun, script, env={"PYTHONPATH": str(PROJECT_DIR)})
+    results = [line.split() for line in done.stdout.splitlines() if "difference=" in line]
+    assert [words[0] for words in results] == ["within_documents=False", "within_documents=True"]
+    assert results[0][1] != results[1][1], "documents were not kept apart"
+    assert all(float(words[2].removeprefix("difference=")) < 16 * FP32_ROUNDOFF for words in results)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--sequence_parallel_size", 2], ["--sequence_parallel_size 2", "1 processes"]),
+        (["--sequence_parallel_size", 2, "--attention_implementation", "eager"], ["eager attention needs a mask"]),
+        (["--mlp_tiles", 0], ["--mlp_tiles 0"]),
+        (["--mlp_tiles", 2, "--use_liger_kernel", "true"], ["--use_liger_kernel: its kernels would take the place"]),
+        (["--mlp_tiles", 2, "--compile_layers"], ["--compile_layers: a layer is one graph only without"]),
+        (
+            ["--compile_layers", "--isolate_documents", "--attention_implementation", "flash_attention_2"],
+            ["--compile_layers --isolate_documents: flash attention"],
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(flags: list[object], words: list[str], sample_store: Path, tmp_path: Path) -> None:
+    done = try_to_train("1 rank", sample_store, tmp_path / "run", *flags)
+    of_machine = ("not installed", "needs liger", "torch.compile does not work")
+    log = [line for line in done.log.splitlines() if not any(words in line for words in of_machine)]
+    assert_one_error(replace(done, log="\n".join(log)), *words)

@@ -1,0 +1,67 @@
+"""Whole runs with each optimizer: a resume equals no stop, in one process as in two; Muon equals torch's."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import PROJECT_DIR, assert_one_error, run_fine
+from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, train, try_to_train
+from tests.rounding import BF16_ROUNDOFF, loss_rounding
+
+pytestmark = pytest.mark.launch
+OFFLOAD = ["--deepspeed", PROJECT_DIR / "ds_config_offload.json"]
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+@pytest.mark.parametrize("name", ["adamw_bf16", "muon", pytest.param("adamw_8bit", marks=needs_bitsandbytes)])
+def test_each_optimizer_learns_and_resumes_to_the_bit(name: str, sample_store: Path, tmp_path: Path) -> None:
+    whole, resumed, one = (tmp_path / folder for folder in ("whole", "resumed", "one"))
+    optim = ["--optim", name, "--eval_strategy", "no", "--lr_scheduler_type", "constant", "--warmup_steps", 0]
+    script = "tests/programs/drivers/instrumented_run.py" if name == "muon" else "pretrain.py"
+    train("2 ranks", sample_store, whole, *optim, "--save_steps", 3, script=script)
+    losses = [loss for loss, _ in figures(whole)]
+    assert losses[-1] < losses[0] - 0.2
+
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoint-6")
+    train("2 ranks", sample_store, resumed, *optim)
+    assert figures(resumed) == figures(whole)
+
+    flags = [*optim, "--save_strategy", "no", *OFFLOAD]
+    go_on = ["--resume", whole / "checkpoint-3"]
+    if name == "adamw_8bit":  # its blocks of 256 numbers would begin elsewhere
+        done = try_to_train("1 rank", sample_store, one, *flags, *go_on)
+        assert_one_error(done, "its optimizer state", "cannot be divided among others; start with --num_gpus=2")
+        go_on = []
+    train("1 rank", sample_store, one, *flags, *go_on)
+    assert_same_training(figures(one), figures(whole))
+    if name == "muon":
+        assert_equal_to_torch(whole, sample_store, tmp_path)
+
+
+def assert_equal_to_torch(whole: Path, store: Path, output_dir: Path) -> None:
+    """The same weights trained by torch's Muon and AdamW, in one process without DeepSpeed."""
+    config = json.dumps(json.loads((whole / "run.json").read_text())["identity"]["model_config"])
+    script = PROJECT_DIR / "tests/programs/drivers/plain_run.py"
+    words = [whole / "first_weights.pt", config, store, output_dir, BLOCKS_PER_STEP, NUM_STEPS, "muon"]
+    run_fine(sys.executable, script, *words, env={"PYTHONPATH": str(PROJECT_DIR)})
+    plain = [(record["loss"], record["grad_norm"]) for record in json.loads((output_dir / "records.json").read_text())]
+    assert_same_training(figures(whole), plain)
+
+
+def assert_same_training(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> None:
+    """Muon rounds what it starts from to bf16, adamw_bf16 its moments.
+
+    Of numbers that differ by 5e-6 (the square root of the terms in tests/rounding.py), one in 2^-8 / 5e-6 = 780 falls
+    on the other side and moves by 2^-8: together 2^-8 / sqrt(780) = 1.4e-4 of an update, in each of six steps.
+    """
+    losses, norms = (np.array(ours) / np.array(theirs)).T
+    np.testing.assert_allclose(losses, 1, rtol=loss_rounding())
+    np.testing.assert_allclose(norms, 1, rtol=NUM_STEPS * BF16_ROUNDOFF / 780**0.5)

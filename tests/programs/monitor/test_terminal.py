@@ -1,0 +1,116 @@
+"""What a first run shows: on terminals of several widths, in a file, and of the launcher's own lines."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT_DIR, python, run
+from tests.programs.launching import launcher, training_flags
+
+pytestmark = pytest.mark.launch
+
+FLAGS = ["--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--sample_steps", 2, "--report", "true"]
+FLAGS += ["--deepspeed", PROJECT_DIR / "ds_config.json"]
+OF_LAUNCHER = re.compile(r"\[20\d\d-.*\] \[(INFO|WARNING|ERROR)\] \[(runner|launch)\.py")
+QUIET = "--log_level=warning"
+# How the lines of the end begin, in their order.
+END = ["report: run/report.html (", "exported model: run/model (", "checkpoints: run/checkpoint-4, the newest of 2"]
+END += ["run folder: run (", "next: python3 generate.py --model run --prompt "]
+
+
+def in_terminal(columns: int, *words: object, cwd: Path) -> str:
+    """All that a program writes onto a terminal of so many columns; it must succeed."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    child = subprocess.Popen(
+        [str(word) for word in words],
+        cwd=cwd,
+        env={**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    pieces = []
+    while piece := _read(ours):
+        pieces.append(piece)
+    os.close(ours)
+    shown = b"".join(pieces).decode()
+    assert child.wait() == 0, shown[-6000:]
+    return shown
+
+
+def _read(terminal_end: int) -> bytes:
+    try:
+        return os.read(terminal_end, 1 << 16)
+    except OSError:  # nobody holds the other end any more
+        return b""
+
+
+def lines_of(shown: str) -> list[str]:
+    """Each state of each line, a bar's too, without the launcher's own lines."""
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", shown)]
+    return [line for line in lines if not OF_LAUNCHER.match(line)]
+
+
+def assert_ends_in_order(lines: list[str]) -> None:
+    places = [next(place for place, line in enumerate(lines) if line.startswith(begin)) for begin in END]
+    assert places == sorted(places)
+    assert not [line for line in lines[places[0] :] if not line.startswith((*END, "    ")) and line], "and nothing else"
+
+
+@pytest.mark.parametrize(("name", "columns"), [("deepspeed", 80), ("python", 200)])
+def test_no_line_is_wider_than_the_terminal(name: str, columns: int, sample_store: Path, tmp_path: Path) -> None:
+    words = [*launcher(name), *([QUIET] if name == "deepspeed" else []), PROJECT_DIR / "pretrain.py"]
+    shown = in_terminal(columns, *words, *training_flags(sample_store, Path("run"), *FLAGS), cwd=tmp_path)
+    lines = lines_of(shown)
+    assert max(map(len, lines)) <= columns
+    bars = [line for line in lines if line.startswith("step ") and "|" in line]
+    assert max(map(len, bars)) > columns - 5, "a bar is as wide as its terminal"
+    assert "[INFO]" not in shown
+    assert "/GPU" not in shown
+    assert "tokens/s per process" in shown
+    num_processes = "2 processes" if name == "deepspeed" else "1 process"
+    assert [line for line in lines if line.startswith("step: ") and f" x {num_processes}, ZeRO-3" in line]
+    assert_ends_in_order(lines)
+
+
+def test_in_a_file_lines_have_120_columns_and_the_launcher_says_what_it_is_asked_for(
+    sample_store: Path, tmp_path: Path
+) -> None:
+    words = [*launcher("deepspeed"), PROJECT_DIR / "pretrain.py", *training_flags(sample_store, Path("run"), *FLAGS)]
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.output[-6000:]
+    lines = lines_of(done.log)
+    assert 100 < max(map(len, lines)) <= 120
+    assert [line[:9] for line in lines if "  loss " in line and " left" in line] == [
+        f"step {n}/4 " for n in range(1, 5)
+    ]
+    assert_ends_in_order(lines)
+    assert "[INFO] [runner.py" in done.stdout
+    assert "[INFO] [launch.py" in done.stdout
+
+
+def test_a_quiet_launcher_still_reports_what_fails() -> None:
+    done = run(*launcher("deepspeed"), QUIET, *python("pretrain.py", "--dataset", "nowhere")[1:])
+    assert done.returncode == 2
+    assert len(done.errors) == 1
+    assert "[ERROR] [launch.py" in done.stdout
+    assert "[INFO]" not in done.output
+
+
+def test_the_quickstart_starts_a_quiet_launcher() -> None:
+    starts = [
+        line for line in (PROJECT_DIR / "recipes/quickstart/run.sh").read_text().splitlines() if ".runner" in line
+    ]
+    assert len(starts) == 1
+    assert f"deepspeed.launcher.runner {QUIET} " in starts[0]

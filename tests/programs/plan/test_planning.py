@@ -1,0 +1,94 @@
+"""The plan from the command line: on any machine, without data, without a trace on the disk."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT_DIR, TINY_RUN, assert_one_error, python, run
+from tests.programs.launching import figures, train, try_to_train
+
+pytestmark = pytest.mark.launch
+
+
+def test_a_plan_needs_neither_gpu_nor_data_nor_launcher_and_leaves_nothing(tmp_path: Path) -> None:
+    recipe = ["--recipe", PROJECT_DIR / "recipes/llama2_7b.yaml", "--deepspeed", PROJECT_DIR / "ds_config.json"]
+    words = [*recipe, "--plan_only", "--num_gpus", 8, "--gpu_type", "h200", "--host_memory", "1TB"]
+    done = run(*python("pretrain.py", *words), cwd=tmp_path)
+    assert done.returncode == 0, done.output
+    for part in ("plan: llama2_7b on 8 x h200", "no blocks are here", "6,738,415,616", "of 141.0", "it fits"):
+        assert part in done.stdout
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_does_not_fit_ends_with_an_error_after_its_table(tmp_path: Path) -> None:
+    config = ["--deepspeed", PROJECT_DIR / "ds_config.json"]
+    words = [*config, "--plan_only", "--gpu_type", "a100_80gb", "--host_memory", "512GB"]
+    done = run(*python("pretrain.py", *words), cwd=tmp_path)
+    assert_one_error(done, "--model llama2_7b: does not fit 1 x a100_80gb", "80.0 GB")
+    assert "what fits" in done.stdout
+    assert "--deepspeed ds_config_offload_optimizer.json" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_with_blocks_knows_its_steps(sample_store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = [*TINY_RUN, "--dataset", sample_store, "--output_dir", run_dir, "--global_batch_tokens", 512]
+    done = run(*python("pretrain.py", *words, "--plan_only", "--gpu_type", "rtx_4090"))
+    assert done.returncode == 0, done.output
+    assert "no blocks" not in done.stdout
+    assert "not known" not in done.stdout
+    assert not run_dir.exists()
+
+
+def test_a_start_that_does_not_fit_is_refused_and_forced(sample_store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    small = {"script": "tests/programs/drivers/small_machine_run.py", "env": {"AVAILABLE_MEMORY": "1000000"}}
+    flags = ["--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no"]
+    refused = try_to_train("2 ranks", sample_store, run_dir, *flags, **small)
+    assert refused.returncode == 2
+    assert "of memory; no GPU is here and 999 kB available; no change of flags fits" in refused.errors[0]
+    assert not run_dir.exists()
+    forced = try_to_train("2 ranks", sample_store, run_dir, *flags, "--force", **small)
+    assert forced.returncode == 0, forced.output
+    assert "--force starts it all the same" in forced.output
+    assert "planned: " in forced.output
+
+
+def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_number_given(
+    sample_store: Path, tmp_path: Path
+) -> None:
+    limited = {
+        "script": "tests/programs/drivers/out_of_memory_run.py",
+        "env": {"MOST_BLOCKS": "2", "TMPDIR": str(tmp_path)},
+    }
+    flags = ["--lr_scheduler_type", "constant", "--save_steps", 6, "--eval_strategy", "no"]
+    found = train("2 ranks", sample_store, tmp_path / "found", *flags, "--micro_batch", "auto", **limited)
+    for line in ("4 blocks at a time: out of memory", "2 blocks at a time: fits", "2 blocks at a time, 2 micro steps"):
+        assert f"--micro_batch auto: {line}" in found.output
+    train("2 ranks", sample_store, tmp_path / "given", *flags, "--per_device_train_batch_size", 2)
+    assert figures(tmp_path / "found") == figures(tmp_path / "given")
+    assert {path.name for path in tmp_path.iterdir()} == {"found", "given"}
+    # A run that goes on keeps its number, without trying again.
+    flags += ["--max_steps", 8, "--micro_batch", "auto"]
+    resumed = train("2 ranks", sample_store, tmp_path / "found", *flags, **limited)
+    assert "blocks at a time: " not in resumed.output
+    assert len(figures(tmp_path / "found")) == 8
+
+
+def test_a_trial_that_fails_otherwise_is_told_in_one_line(sample_store: Path, tmp_path: Path) -> None:
+    limited = {"script": "tests/programs/drivers/out_of_memory_run.py", "env": {"MOST_BLOCKS": "many"}}
+    done = try_to_train("1 rank", sample_store, tmp_path / "run", "--micro_batch", "auto", **limited)
+    assert_one_error(done, "a trial of the run failed: ", "invalid literal for int()")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_planned_stands_beside_what_was_measured(sample_store: Path, tmp_path: Path) -> None:
+    done = train("2 ranks", sample_store, tmp_path / "run", "--plan_measure", env={"TMPDIR": str(tmp_path)})
+    rows = {line[2:32].strip(): line[32:].split() for line in done.stdout.splitlines() if line.startswith("  ")}
+    for name in ("weights", "gradients", "master weights", "optimizer moments", "all of these"):
+        planned, measured = rows[name]
+        assert planned == measured != "0"
+    assert float(rows["tokens/s/GPU"][-1].replace(",", "")) > 0
+    assert float(rows["peak of all processes, GB"][-1]) > 0.1
+    assert list(tmp_path.iterdir()) == []

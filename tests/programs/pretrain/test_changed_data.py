@@ -1,0 +1,110 @@
+"""--allow_changed data: sums by source keep their names, whatever the number of sources was before and is now."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretraining.runs.checksums import record_file, write_complete
+from tests.conftest import Done, python, run_fine
+from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, records, train
+
+pytestmark = pytest.mark.launch
+
+FLAGS = ["--lr_scheduler_type", "constant", "--eval_strategy", "no", "--export", "false", "--logging_steps", 1]
+TOKENS_PER_STEP = BLOCKS_PER_STEP * (BLOCK_LENGTH - 1)
+FIVE = ("business", "local", "science", "sport", "world")
+
+
+@pytest.fixture(scope="module")
+def lone_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blocks of one source, which has no name in the log."""
+    folder = tmp_path_factory.mktemp("lone")
+    texts = [line for path in sorted(Path("data/sample").glob("*.jsonl")) for line in path.read_text().splitlines()]
+    text = "".join(json.dumps({"text": json.loads(line)["text"]}) + "\n" for line in texts[:40])
+    (folder / "texts.jsonl").write_text(text)
+    words = ["--data_files", folder / "texts.jsonl", "--block_length", BLOCK_LENGTH, "--output_dir", folder / "blocks"]
+    run_fine(*python("preprocess.py", *words))
+    return folder / "blocks"
+
+
+def start(run_dir: Path, num_steps: int, *datasets: object, **options: Any) -> Done:
+    allowed = options.pop("allowed", ["--allow_changed", "data"])
+    words = ["--max_steps", num_steps, "--save_steps", num_steps, "--dataset", *datasets, *allowed]
+    return train("1 rank", "unused", run_dir, *FLAGS, *words)
+
+
+def tokens(run_dir: Path) -> dict[str, int]:
+    last = records(run_dir)[-1]
+    return {name.removeprefix("tokens/"): count for name, count in last.items() if name.startswith("tokens/")}
+
+
+def num_blocks(store: Path) -> int:
+    return json.loads((store / "manifest.json").read_text())["splits"]["train"]["num_blocks"]
+
+
+def test_tokens_and_epochs_are_those_of_each_source(sample_store: Path, lone_store: Path, tmp_path: Path) -> None:
+    """From 1 source to 5, to 1, to 2, to 2 others, with a resume on the same data after each of several."""
+    run_dir = tmp_path / "run"
+    start(run_dir, 2, lone_store, allowed=[])
+    assert tokens(run_dir) == {}
+    start(run_dir, 4, sample_store)
+    assert sum(tokens(run_dir).values()) == 2 * TOKENS_PER_STEP
+    assert records(run_dir)[-1]["epoch"] == pytest.approx(2 * BLOCKS_PER_STEP / num_blocks(sample_store))
+    done = start(run_dir, 5, sample_store, allowed=[])
+    of_five = tokens(run_dir)
+    assert set(of_five) == set(FIVE)
+    assert sum(of_five.values()) == 3 * TOKENS_PER_STEP
+    assert "--allow_changed" not in done.stderr, "nothing was changed in this start"
+
+    start(run_dir, 6, lone_store)
+    assert tokens(run_dir) == {}
+    done = start(run_dir, 8, f"news={sample_store}:0.75", f"wiki={lone_store}:0.25")
+    mixed = tokens(run_dir)
+    assert {name: mixed[name] for name in FIVE} == of_five, "they were not read since"
+    assert mixed["news"] + mixed["wiki"] == 2 * TOKENS_PER_STEP
+    assert mixed["news"] == 3 * mixed["wiki"]
+    last = records(run_dir)[-1]
+    assert last["epoch/news"] == pytest.approx((3 + 2 * 0.75) * BLOCKS_PER_STEP / num_blocks(sample_store))
+    assert last["epoch/wiki"] == pytest.approx((3 + 2 * 0.25) * BLOCKS_PER_STEP / num_blocks(lone_store))
+
+    others = [f"books={lone_store}:0.5", f"news={sample_store}:0.5"]
+    start(run_dir, 10, *others)
+    start(run_dir, 11, *others, allowed=[])
+    found = tokens(run_dir)
+    assert (found["wiki"], found["books"] + found["news"]) == (mixed["wiki"], mixed["news"] + 3 * TOKENS_PER_STEP)
+    assert found["books"] == pytest.approx(1.5 * TOKENS_PER_STEP, abs=TOKENS_PER_STEP / 8)
+    read = last["epoch/wiki"] * num_blocks(lone_store) + 1.5 * BLOCKS_PER_STEP
+    assert records(run_dir)[-1]["epoch/books"] == pytest.approx(read / num_blocks(lone_store), abs=0.02)
+
+
+def without_names(checkpoint: Path) -> None:
+    """Make a checkpoint as versions wrote it that saved the sums as lists."""
+    path = checkpoint / "trainer_state.json"
+    state = json.loads(path.read_text())
+    kept = state["stateful_callbacks"]
+    for name in ("tokens_by_source", "interval_sums"):
+        kept["StepWatch"]["attributes"][name] = list(kept["StepWatch"]["attributes"][name].values())
+    del kept["FaultHandler"]["attributes"]["blocks_by_store"]
+    path.write_text(json.dumps(state))
+    content = json.loads((checkpoint / "complete.json").read_text())
+    files = [record_file(checkpoint, checkpoint / file["path"]) for file in content["files"]]
+    write_complete(checkpoint, files, step=content["step"], num_processes=content["num_processes"])
+
+
+def test_checkpoints_that_saved_no_names(sample_store: Path, lone_store: Path, tmp_path: Path) -> None:
+    run_dir, mixture = tmp_path / "run", [f"news={sample_store}:0.75", f"wiki={lone_store}:0.25"]
+    start(run_dir, 2, *mixture, allowed=[])
+    without_names(run_dir / "checkpoint-2")
+    start(run_dir, 4, *mixture, allowed=[])
+    assert tokens(run_dir) == {"news": 3 * TOKENS_PER_STEP, "wiki": TOKENS_PER_STEP}
+    assert records(run_dir)[-1]["epoch/wiki"] == pytest.approx(BLOCKS_PER_STEP / num_blocks(lone_store))
+
+    without_names(run_dir / "checkpoint-4")
+    done = start(run_dir, 6, f"books={sample_store}:0.5", f"code={lone_store}:0.5")
+    assert tokens(run_dir) == {"books": TOKENS_PER_STEP, "code": TOKENS_PER_STEP}
+    assert records(run_dir)[-1]["epoch/code"] == pytest.approx(BLOCKS_PER_STEP / num_blocks(lone_store))
+    lines = [line for line in done.stderr.splitlines() if "no sources by name" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: --allow_changed data: ")

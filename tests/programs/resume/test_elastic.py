@@ -1,0 +1,107 @@
+"""A run goes on with another number of processes, with or without offload, in another precision: it is the same run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretraining.runs.export.from_checkpoint import export_checkpoint
+from tests.conftest import PROJECT_DIR, TINY_MODEL
+from tests.programs.launching import figures, records, train
+from tests.programs.shards import assert_equal_to_the_bit
+from tests.rounding import assert_same_training
+
+pytestmark = pytest.mark.launch
+
+STEPS = 10
+# 12 blocks a step, for 1, 2 and 3 processes. Three of them divide few of the shapes: there is padding everywhere.
+FLAGS = [
+    "--max_steps",
+    STEPS,
+    "--save_steps",
+    2,
+    "--save_total_limit",
+    9,
+    "--eval_strategy",
+    "no",
+    "--global_batch_tokens",
+    12 * 64,
+]
+FLAGS += ["--model_overrides", *TINY_MODEL, "tie_word_embeddings=true"]
+
+
+@pytest.fixture(scope="module")
+def never_stopped(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes, nothing offloaded."""
+    run_dir = tmp_path_factory.mktemp("elastic") / "run"
+    train("2 ranks", sample_store, run_dir, *FLAGS)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def offload(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """Optimizer and parameters in host memory, in sub-groups so small that the matrices fall into several."""
+    config = json.loads((PROJECT_DIR / "ds_config_offload.json").read_text())
+    config["zero_optimization"]["sub_group_size"] = 3000
+    path = tmp_path_factory.mktemp("offload") / "ds.json"
+    path.write_text(json.dumps(config))
+    return ["--deepspeed", path]
+
+
+def go_on(ranks: str, store: Path, run_dir: Path, checkpoint: Path, *flags: object, **env: str) -> str:
+    """Resume, and see that everything was restored to the bit; what the run said."""
+    run_dir.parent.mkdir(exist_ok=True)
+    environment = {"KEPT": str(run_dir.parent), **env}
+    words = [*FLAGS, *flags, "--resume", checkpoint]
+    done = train(ranks, store, run_dir, *words, script="tests/programs/drivers/elastic_run.py", env=environment)
+    for restored in run_dir.parent.glob("restored-*"):
+        assert_equal_to_the_bit(restored, checkpoint)
+    return done.stderr
+
+
+def test_a_run_goes_on_with_any_number_of_processes(
+    never_stopped: Path, offload: list[object], sample_store: Path, tmp_path: Path
+) -> None:
+    """2 -> 1 -> 2 -> 3 -> 2 processes, there and back between offload and none; the first goes back to its start, too.
+
+    Losses are those of a run that never stopped, but for the order of the sums of a step.
+    """
+    one, two, three, last = (tmp_path / name / "run" for name in ("one", "two", "three", "last"))
+    rollback = ["--on_spike", "rollback"]
+    said = go_on("1 rank", sample_store, one, never_stopped / "checkpoint-2", *offload, *rollback, SPIKE_AT="2")
+    assert f"resuming from {never_stopped / 'checkpoint-2'} (saved by 2 processes, now 1)" in said
+    assert f"step 4: back to {never_stopped / 'checkpoint-2'}" in said
+    assert (tmp_path / "one/restored-2").is_dir(), "it was not loaded again"
+    said = go_on("2 ranks", sample_store, two, one / "checkpoint-4")
+    assert f"resuming from {one / 'checkpoint-4'} (saved by 1 process, now 2)" in said
+    go_on("3 ranks", sample_store, three, two / "checkpoint-6", *offload)
+    go_on("2 ranks", sample_store, last, three / "checkpoint-8")
+    for run_dir in (one, two, three, last):
+        assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
+        assert_same_training(figures(run_dir), figures(never_stopped), step_tokens=12 * 64)
+        assert records(run_dir)[-1]["tokens/world"] == records(never_stopped)[-1]["tokens/world"]
+    seeds = [path.read_text() for path in tmp_path.glob("*/seed-*")]
+    assert len(set(seeds)) == len(seeds) == 1 + 2 + 3 + 2, "a process draws the numbers of another"
+    for run_dir in (one, three):
+        assert_exports_its_weights(run_dir / f"checkpoint-{STEPS}")
+
+
+def assert_exports_its_weights(checkpoint: Path) -> None:
+    """The shards of its processes, put together by one, are the weights that it has."""
+    model_dir = checkpoint.with_name("exported")
+    export_checkpoint(checkpoint, model_dir, dtype=torch.float32)
+    exported, saved = (load_file(folder / "model.safetensors") for folder in (model_dir, checkpoint))
+    assert exported.keys() == saved.keys()
+    assert all(torch.equal(exported[name], weight) for name, weight in saved.items())
+
+
+def test_the_master_weights_are_kept_when_the_precision_changes(
+    never_stopped: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """fp32 to bf16 in as many processes, bf16 in two to bf16 in one."""
+    two, one = (tmp_path / name / "run" for name in ("two", "one"))
+    flags = ["--bf16", "true", "--max_steps", 4]
+    go_on("2 ranks", sample_store, two, never_stopped / "checkpoint-2", *flags, "--allow_changed", "precision")
+    go_on("1 rank", sample_store, one, two / "checkpoint-4", *flags)

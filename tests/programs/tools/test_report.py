@@ -1,0 +1,76 @@
+"""tools.report as a user starts it."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretraining.errors import UserError
+from pretraining.runs.report.report import write_comparison
+from tests.conftest import assert_one_error, run, run_fine
+from tests.fakes.drawn_run import write_drawn_run
+
+REPORT = [sys.executable, "-m", "tools.report"]
+
+
+def test_one_run_has_its_report_in_its_folder_and_several_where_it_is_said(tmp_path: Path) -> None:
+    first, second = (write_drawn_run(tmp_path / name / "run") for name in ("a", "b"))
+    done = run_fine(*REPORT, first)
+    assert done.stderr == f"report: {first}/report.html\n"
+    assert (first / "curves.png").exists()
+    done = run_fine(*REPORT, first, second, "--output", tmp_path / "both.html")
+    assert done.stderr == f"report: {tmp_path}/both.html\n"
+    page = (tmp_path / "both.html").read_text()
+    assert f"<th>{first}</th><th>{second}</th>" in page, "runs of one name are told by their folders"
+    assert not (second / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["--runs: give a run folder"]),
+        (["nowhere"], ["nowhere/run.json: cannot be read"]),
+        (["a", "b"], ["--output: give the file for the page of several runs"]),
+        (["a", "--outptu", "x"], ["--outptu: there is no flag of this name (did you mean output?)"]),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], parts: list[str]) -> None:
+    assert_one_error(run(*REPORT, *words), *parts)
+
+
+def test_a_run_that_has_logged_nothing_yet_is_told(tmp_path: Path) -> None:
+    run_dir = write_drawn_run(tmp_path / "run", [])
+    (run_dir / "metrics.jsonl").unlink()
+    assert_one_error(run(*REPORT, run_dir), f"{run_dir}/metrics.jsonl: cannot be read")
+
+
+def test_a_page_overwrites_nothing_but_a_report(tmp_path: Path) -> None:
+    run_dir = write_drawn_run(tmp_path / "run")
+    page, thesis = tmp_path / "page.html", tmp_path / "thesis.html"
+    thesis.write_text("<html>years of work</html>")
+    for _ in range(2):
+        run_fine(*REPORT, run_dir, "--output", page)
+    before = page.read_bytes()
+    for path, message in {
+        thesis: "exists and is not a report; remove it, or pass another file",
+        tmp_path: "is a folder; pass a file, e.g. comparison.html",
+        tmp_path / "none" / "page.html": f"the folder {tmp_path / 'none'} does not exist; create it",
+        page / "page.html": f"the folder {page} does not exist",
+        tmp_path / ("x" * 300): "cannot be written (File name too long)",
+        Path("/dev/null"): "exists and is not a report" if os.access("/dev", os.W_OK) else "the folder /dev is not",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            write_comparison([run_dir], path)
+        assert str(caught.value).startswith(f"--output {path}: {message}")
+    assert_one_error(run(*REPORT, run_dir, "--output", thesis), f"--output {thesis}: exists and is not a report")
+    assert thesis.read_text() == "<html>years of work</html>"
+    assert page.read_bytes() == before
+
+
+def test_it_needs_no_torch() -> None:
+    run_fine(
+        sys.executable,
+        "-c",
+        "import sys; sys.modules['torch'] = None; import tools.report, pretraining.runs.report.report",
+    )

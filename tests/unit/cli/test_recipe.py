@@ -1,0 +1,184 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pretraining.cli.arguments.preprocess import PreprocessArguments
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments, trainer_group
+from pretraining.cli.flags import flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+from pretraining.errors import UserError
+from tests.conftest import PROJECT_DIR
+
+
+@dataclass(frozen=True)
+class Arguments:
+    rate: float = flag(0.1, "a number")
+    steps: int = flag(10, "a count")
+    names: list[str] = flag(["a"], "words")
+    kind: Literal["red", "green"] = flag("red", "a choice")
+    limit: int | None = flag(None, "an optional number")
+    fast: bool = flag(False, "a switch")
+    place: Path = flag(Path("x"), "a path")
+
+
+def parse(*argv: str) -> Arguments:
+    (arguments,) = parse_recipe("test", [dataclass_group("Test", Arguments)], argv)
+    return arguments
+
+
+def recipe(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def problems(*argv: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    return list(caught.value.problems)
+
+
+def test_defaults_without_flags() -> None:
+    assert parse() == Arguments()
+
+
+def test_a_flag_reads_each_type() -> None:
+    words = "--rate 3e-4 --steps 1_000 --names b c --kind green --limit 5 --fast --place a/b".split()
+    assert parse(*words) == Arguments(3e-4, 1000, ["b", "c"], "green", 5, True, Path("a/b"))
+
+
+def test_dashes_and_equals_are_read_like_underscores_and_spaces() -> None:
+    assert parse("--steps=-1", "--rate", "-2") == Arguments(rate=-2.0, steps=-1)
+
+
+def test_values_may_stand_first_without_their_flags() -> None:
+    def parse_tool(*argv: str) -> Arguments:
+        (arguments,) = parse_recipe("test", [dataclass_group("Test", Arguments)], argv, first=["place", "steps"])
+        return arguments
+
+    assert parse_tool("a/b", "--steps", "3") == parse_tool("--steps", "3", "--place", "a/b") == parse_tool("a/b", "3")
+    assert parse_tool("--steps", "3") == Arguments(steps=3)
+    assert problems("a/b") == ["a/b: stands alone; a value follows its --flag"]
+
+
+def test_an_optional_choice() -> None:
+    @dataclass(frozen=True)
+    class Choice:
+        kind: Literal["red", "green"] | None = flag(None, "a choice, or none")
+
+    (chosen,) = parse_recipe("test", [dataclass_group("Test", Choice)], ["--kind", "green"])
+    (left,) = parse_recipe("test", [dataclass_group("Test", Choice)], ["--kind", "none"])
+    assert (chosen.kind, left.kind) == ("green", None)
+
+
+def test_a_recipe_is_a_saved_command_line(tmp_path: Path) -> None:
+    text = "rate: 3e-4\nsteps: 20\nnames: [b, c]\nfast: true\nlimit: null\nplace: a/b\n"
+    from_recipe = parse("--recipe", recipe(tmp_path, text))
+    assert from_recipe == parse(*"--rate 3e-4 --steps 20 --names b c --fast true --limit none --place a/b".split())
+
+
+def test_the_command_line_beats_the_recipe_which_beats_the_default(tmp_path: Path) -> None:
+    arguments = parse("--recipe", recipe(tmp_path, "rate: 2\nsteps: 20\n"), "--steps", "30")
+    assert (arguments.rate, arguments.steps, arguments.kind) == (2.0, 30, "red")
+
+
+def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "raet: 1\nsteps: 2.5\nkind: blue\nsteps: 3\n")
+    found = problems("--recipe", path, "--limit", "many", "--namse", "x")
+    assert found == [
+        "--namse: there is no flag of this name (did you mean names?)",
+        f"{path}:4: steps: stands here twice; keep one",
+        f"{path}:1: raet: there is no flag of this name (did you mean rate?)",
+        f"{path}:3: kind: 'blue' is not one of red, green",
+        "--limit: expects a whole number, not 'many'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--steps"], "--steps: expects one value, not 0"),
+        (["--steps", "1", "2"], "--steps: expects one value, not 2: 1 2"),
+        (["--names"], "--names: expects at least one value"),
+        (["--fast", "maybe"], "--fast: expects true or false, not 'maybe'"),
+        (["--rat", "1"], "--rat: there is no flag of this name (did you mean rate?)"),
+        (["stray"], "stray: stands alone; a value follows its --flag"),
+        (["--steps", "none"], "--steps: expects a whole number, not 'none'"),
+    ],
+)
+def test_a_wrong_word_is_refused(argv: list[str], expected: str) -> None:
+    assert problems(*argv) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("- a\n- b\n", "expects lines of the form"), ("a: [b\n", "is not YAML"), ("", "expects lines of the form")],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problems("--recipe", recipe(tmp_path, text))[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("? [a, b]\n: c\n", ":1: this key: there is no flag of this name"),
+        ("names: {a: 2020-01-01}\n", ":1: names: expects a plain value"),
+        ("steps: 1\nnames: &x [*x]\n", ":2: names: expects a plain value"),
+        ("names: {a: !foo b}\n", ":1: names: expects a plain value"),
+    ],
+)
+def test_odd_yaml_is_refused_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    path = recipe(tmp_path, text)
+    (problem,) = problems("--recipe", path)
+    assert problem.startswith(path + expected)
+
+
+def test_a_missing_recipe_is_refused() -> None:
+    assert "cannot be read" in problems("--recipe", "nowhere.yaml")[0]
+
+
+def test_every_recipe_of_the_project_parses() -> None:
+    preprocess = [dataclass_group("", PreprocessArguments)]
+    paths = sorted((PROJECT_DIR / "recipes").rglob("*.yaml"))
+    assert len(paths) >= 4
+    for path in paths:
+        if path.stem == "preprocess":
+            assert parse_recipe("", preprocess, ["--recipe", str(path)]), path
+        else:
+            assert parse_pretrain_arguments("", ["--recipe", str(path), "--plan_only"]).model, path  # for any machine
+        assert path.read_text().startswith("# "), f"{path}: the first line says what it is for"
+
+
+# Peak and floor of the learning rate, warm-up, tokens of a step, weight decay, as published; sources in the recipes.
+PUBLISHED = {
+    "llama1_7b": (3e-4, 3e-5, 2000, 2**22, 0.1),
+    "llama1_13b": (3e-4, 3e-5, 2000, 2**22, 0.1),
+    "llama1_30b": (1.5e-4, 1.5e-5, 2000, 2**22, 0.1),
+    "llama1_65b": (1.5e-4, 1.5e-5, 2000, 2**22, 0.1),
+    "llama2_7b": (3e-4, 3e-5, 2000, 2**22, 0.1),
+    "llama2_13b": (3e-4, 3e-5, 2000, 2**22, 0.1),
+    "llama2_70b": (1.5e-4, 1.5e-5, 2000, 2**22, 0.1),
+    "llama3_8b": (3e-4, 3e-6, 8000, 2**22, 0.1),
+    "llama_345m": (1.5e-4, 1e-5, 0.01, 2**19, 0.01),
+    "tinyllama_1b": (4e-4, 4e-5, 2000, 2**21, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_of_published_models_have_the_published_settings(name: str) -> None:
+    arguments = parse_pretrain_arguments("", ["--recipe", str(PROJECT_DIR / f"recipes/{name}.yaml")])
+    trainer = arguments.trainer
+    found = (trainer["learning_rate"], arguments.optimization.min_learning_rate, trainer["warmup_steps"])
+    assert (*found, arguments.data.global_batch_tokens, trainer["weight_decay"]) == PUBLISHED[name]
+    assert arguments.model.model == name
+    assert arguments.optimization.lr_scheduler_type == "cosine"
+    assert arguments.data.isolate_documents == (name == "llama3_8b")
+    assert trainer.get("adam_epsilon", 1e-8) == (1e-5 if name.startswith("llama2") else 1e-8)
+
+
+def test_dictionaries_are_read_as_json(tmp_path: Path) -> None:
+    text = "activation_checkpointing: true\nactivation_checkpointing_kwargs: {every_n_layers: 2, offload: true}\n"
+    (flags,) = parse_recipe("", [trainer_group()], ["--recipe", recipe(tmp_path, text)])
+    assert flags["activation_checkpointing_kwargs"] == {"every_n_layers": 2, "offload": True}

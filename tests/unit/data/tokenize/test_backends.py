@@ -1,0 +1,139 @@
+"""Every backend gives the reference's ids for any text, and one that does not is found out."""
+
+import json
+import random
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from pretraining.data.tokenize import backends
+from pretraining.data.tokenize.backends import (
+    PROBE_TEXTS,
+    BackendDiffersError,
+    CheckedBackend,
+    FastTokensBackend,
+    FlatIds,
+    ReferenceBackend,
+    choose_backend,
+)
+from pretraining.errors import UserError
+from tests.conftest import PROJECT_DIR
+
+SAMPLE = PROJECT_DIR / "data/sample/tokenizer/tokenizer.json"
+CHARACTERS = (
+    "aeiounrst  \n\t.,;'\"0123456789ABCÉéß東京中文한글אבجดक🚆👩\u200d👧\u0301\u0000\u0007\u200b\ufeff▁</s><s><unk>"
+)
+
+
+def reference_tokenizer(path: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def odd_texts(number: int) -> list[str]:
+    """Texts of any characters, from all planes of Unicode, of any length."""
+    chance = random.Random(0)
+    texts = [*PROBE_TEXTS, "</s>", "<s>", "a</s>b", " </s> ", "<unk><s>", "x" * 100_000, "\n" * 5000, " " * 5000]
+    while len(texts) < number:
+        alphabet = chance.choice([CHARACTERS, "ab ", "".join(map(chr, chance.sample(range(0x110000), 50)))])
+        text = "".join(chance.choices(alphabet, k=chance.choice([1, 3, 10, 50, 400])))
+        if not any(unicodedata.category(character) == "Cs" for character in text):
+            texts.append(text)
+    return texts
+
+
+def assert_same(tokenizer: Tokenizer, texts: list[str]) -> None:
+    reference, fast = ReferenceBackend(tokenizer), FastTokensBackend(tokenizer.to_str())
+    ours, theirs = reference.encode(texts), fast.encode(texts)
+    assert np.array_equal(ours.lengths, theirs.lengths)
+    assert np.array_equal(ours.ids, theirs.ids)
+    assert [ids.tolist() for ids in ours.per_text()] == [
+        tokenizer.encode(text, add_special_tokens=False).ids for text in texts
+    ]
+
+
+def test_byte_level_bpe_of_odd_texts() -> None:
+    assert_same(reference_tokenizer(SAMPLE), odd_texts(3000))
+
+
+def test_llama2_of_odd_texts(real_data: Path) -> None:
+    assert_same(reference_tokenizer(real_data / "llama2/tokenizer.json"), odd_texts(3000))
+
+
+def test_llama2_of_real_news(real_data: Path) -> None:
+    lines = (real_data / "news.jsonl").read_text(encoding="utf-8").splitlines()
+    assert_same(reference_tokenizer(real_data / "llama2/tokenizer.json"), [json.loads(line)["text"] for line in lines])
+
+
+def test_no_text_is_an_empty_result() -> None:
+    tokenizer = reference_tokenizer(SAMPLE)
+    for backend in (ReferenceBackend(tokenizer), FastTokensBackend(tokenizer.to_str())):
+        assert backend.encode([]).per_text() == []
+        assert [ids.tolist() for ids in backend.encode(["", ""]).per_text()] == [[], []]
+
+
+class WrongFor:
+    """A fast backend that is right but for texts that contain a word."""
+
+    name = "wrong"
+
+    def __init__(self, reference: ReferenceBackend, word: str) -> None:
+        self._reference = reference
+        self._word = word
+
+    def encode(self, texts: list[str]) -> FlatIds:
+        flat = self._reference.encode(texts)
+        return FlatIds(flat.ids + any(self._word in text for text in texts), flat.lengths)
+
+
+def test_the_check_while_running_finds_a_difference_and_shows_the_document() -> None:
+    reference = ReferenceBackend(reference_tokenizer(SAMPLE))
+    checked = CheckedBackend(WrongFor(reference, "needle"), reference)
+    fine = [f"story {number} of many" for number in range(5000)]
+    assert np.array_equal(checked.encode(fine).ids, reference.encode(fine).ids)
+    bad = [f"story {number} with a needle" for number in range(20_000)]
+    with pytest.raises(BackendDiffersError, match=r"from token 0 on .* for 'story \d+ with a needle'"):
+        checked.encode(bad)
+
+
+def test_about_one_document_in_a_thousand_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(backends, "check_same_ids", lambda _fast, _reference, texts: checked.extend(texts))
+    reference = ReferenceBackend(reference_tokenizer(SAMPLE))
+    CheckedBackend(reference, reference).encode([f"{n} story" * (n % 9 + 1) for n in range(50_000)])
+    assert 25 <= len(checked) <= 100
+
+
+def test_a_backend_that_fails_the_probe_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = reference_tokenizer(SAMPLE)
+    wrong = WrongFor(ReferenceBackend(tokenizer), "CamelCase")
+    monkeypatch.setattr(backends, "FastTokensBackend", lambda _: wrong)
+    assert choose_backend("auto", tokenizer, []).name == "reference"
+    assert "encoding with the reference, several times slower" in caplog.text
+    assert "CamelCase" in caplog.text
+    with pytest.raises(UserError, match="--tokenizer_backend fastokens: cannot take this tokenizer"):
+        choose_backend("fastokens", tokenizer, [])
+
+
+def test_a_tokenizer_that_the_fast_backend_refuses_is_encoded_by_the_reference() -> None:
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁", -1.0), ("a", -2.0), ("b", -3.0)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend = choose_backend("auto", tokenizer, [])
+    assert backend.encode(["a b"]).ids.tolist() == tokenizer.encode("a b").ids
+
+
+def test_a_lowercasing_tokenizer_with_word_pieces_is_exact_by_whichever_backend() -> None:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts = odd_texts(200)
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]"]))
+    tokenizer.encode_special_tokens = True
+    flat = choose_backend("auto", tokenizer, ["[UNK]"]).encode(texts)
+    assert flat.ids.tolist() == [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False).ids]

@@ -1,0 +1,233 @@
+"""GPUs that stand in for real ones, told of as NVML does: what they are, what is wrong with them, their links."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+from pretraining.doctor.finding import Finding
+from pretraining.doctor.gpu import all_reduce, nvml, speed
+from pretraining.doctor.gpu import links as gpu_links
+from pretraining.doctor.gpu import state as gpu_state
+from pretraining.doctor.software.torch_build import Seen, judge
+
+H200 = {
+    "name": "NVIDIA H200",
+    "ecc": 0,
+    "rows": (0, 0, 0, 0),
+    "reasons": 1,
+    "persistence": 1,
+    "used": 0.6e9,
+    "pids": [],
+}
+H200 |= {"nvlinks": 18, "width": 16, "reach": 0, "mig": [0, 0], "mode": 0}
+
+
+def tells(field: str) -> Any:
+    def query(gpu: dict, *_: object) -> Any:
+        if gpu[field] is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return gpu[field]
+
+    return query
+
+
+def nvlink(gpu: dict, link: int) -> int:
+    if link >= gpu["nvlinks"]:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+    return pynvml.NVML_FEATURE_ENABLED
+
+
+def memory(gpu: dict) -> SimpleNamespace:
+    return SimpleNamespace(total=150.75e9, used=gpu["used"], free=150.75e9 - gpu["used"])
+
+
+def peer(first: dict, second: dict, index: int) -> int:
+    assert index == 0
+    return first["reach"]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Two H200, to be made sick; a handle is the GPU's dict, a value of None is "not supported"."""
+    gpus = [dict(H200), dict(H200)]
+    answers = {
+        "nvmlInit": lambda: None, "nvmlShutdown": lambda: None, "nvmlDeviceGetCount": lambda: len(gpus),
+        "nvmlDeviceGetHandleByIndex": gpus.__getitem__, "nvmlSystemGetCudaDriverVersion": lambda: 13000,
+        "nvmlSystemGetDriverVersion": lambda: "580.82.07", "nvmlDeviceGetMemoryInfo": memory,
+        "nvmlDeviceGetName": tells("name"), "nvmlDeviceGetTotalEccErrors": tells("ecc"),
+        "nvmlDeviceGetRemappedRows": tells("rows"), "nvmlDeviceGetCurrentClocksEventReasons": tells("reasons"),
+        "nvmlDeviceGetPersistenceMode": tells("persistence"), "nvmlDeviceGetComputeMode": tells("mode"),
+        "nvmlDeviceGetMigMode": tells("mig"), "nvmlDeviceGetComputeRunningProcesses": tells("pids"),
+        "nvmlDeviceGetNvLinkState": nvlink, "nvmlDeviceGetCurrPcieLinkWidth": tells("width"),
+        "nvmlDeviceGetMaxPcieLinkWidth": lambda _: 16, "nvmlDeviceGetCurrPcieLinkGeneration": lambda _: 1,
+        "nvmlDeviceGetMaxPcieLinkGeneration": lambda _: 5, "nvmlDeviceGetP2PStatus": peer,
+    }  # fmt: skip
+    for name, answer in answers.items():
+        assert callable(getattr(pynvml, name))
+        monkeypatch.setattr(pynvml, name, answer)
+    return gpus
+
+
+def bad(found: list[Finding]) -> list[tuple[str, str]]:
+    return [(finding.status, finding.name) for finding in found if finding.status != "ok"]
+
+
+def test_healthy_gpus(machine: list[dict]) -> None:
+    found = [*gpu_state.gpus([]), *gpu_links.links([]), *gpu_state.processes([])]
+    assert bad(found) == []
+    assert [finding.figure for finding in found] == [
+        "580.82.07, for CUDA up to 13.0",
+        "NVIDIA H200, 150.2 GB of 150.8 GB free, peak 989 TFLOP/s",
+        "NVIDIA H200, 150.2 GB of 150.8 GB free, peak 989 TFLOP/s",
+        "18 NVLinks, PCIe 5 x16",
+        "18 NVLinks, PCIe 5 x16",
+        "between all 1 pairs",
+        "none",
+    ]
+    assert [finding.figures["gpu"] for finding in found[1:3]] == ["NVIDIA H200"] * 2
+    assert nvml.driver_gpus() == ["NVIDIA H200"] * 2
+    assert gpu_links.nvlinks_everywhere()
+
+
+@pytest.mark.parametrize(
+    ("ill", "status", "words"),
+    [
+        ({"ecc": 3}, "failure", "3 uncorrected errors"),
+        ({"rows": (0, 1, 1, 0)}, "failure", "a row waits to be replaced"),
+        ({"rows": (0, 1, 0, 1)}, "failure", "is to be exchanged"),
+        ({"reasons": 0x8 | 0x40}, "warning", "hardware slowdown, too hot (hardware)"),
+        ({"persistence": 0}, "warning", "persistence mode is off"),
+        ({"mode": 2}, "failure", "Prohibited"),
+        ({"mig": [1, 1]}, "warning", "MIG"),
+        ({"used": 20e9}, "warning", "20.0 GB are in use"),
+    ],
+)
+def test_a_sick_gpu(machine: list[dict], ill: dict, status: str, words: str) -> None:
+    machine[1].update(ill)
+    found = list(gpu_state.gpus([]))
+    assert bad(found) == [(status, "GPU 1")]
+    (sick,) = [finding for finding in found if finding.status != "ok"]
+    assert words in sick.figure
+    assert sick.fix
+
+
+def test_what_a_gpu_does_not_tell_is_no_ill(machine: list[dict]) -> None:
+    unsupported = ("ecc", "rows", "reasons", "persistence", "mode", "mig", "pids", "width")
+    machine[0].update(dict.fromkeys(unsupported), name="NVIDIA Unheard", nvlinks=0)
+    machine[1].update(nvlinks=0)
+    found = [*gpu_state.gpus([]), *gpu_links.links([]), *gpu_state.processes([])]
+    assert bad(found) == []
+    assert "peak not known, so no MFU" in found[1].figure
+
+
+def test_links_that_are_less_than_they_could_be(machine: list[dict]) -> None:
+    machine[0].update(nvlinks=12, reach=1)
+    machine[1].update(width=8)
+    first, second, reach = gpu_links.links([])
+    assert first.figure == "12 NVLinks, PCIe 5 x16; another GPU has 18 NVLinks"
+    assert second.figure == "18 NVLinks, PCIe 5 x8, of x16: is it seated in a full slot?"
+    assert reach.figure == "missing between 1 of 1 pairs, which exchange through host memory"
+    assert {first.status, second.status, reach.status} == {"warning"}
+
+
+def test_others_on_a_gpu_are_named(machine: list[dict]) -> None:
+    words = [sys.executable, "-c", "print(flush=True); input()", "pretrain.py"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()  # before that /proc may not have its words yet
+        machine[1]["pids"] = [SimpleNamespace(pid=other.pid, usedGpuMemory=int(70e9))]
+        machine[0]["pids"] = [SimpleNamespace(pid=2**22 + 1, usedGpuMemory=None)]  # of another container
+        hidden, seen = gpu_state.processes([])
+        other.communicate(b"\n")
+    assert (hidden.name, seen.name) == ("GPU 0", "GPU 1")
+    assert f"{other.pid} (pretrain.py, " in seen.figure
+    assert "uses 70.0 GB of its memory" in seen.figure
+    assert "not visible from here) uses an unknown part" in hidden.figure
+
+
+def test_gpus_without_a_driver() -> None:
+    assert gpu_state.judge_no_driver("Driver Not Loaded", num_devices=0).status == "ok"
+    assert gpu_state.judge_no_driver("Driver Not Loaded", num_devices=8).status == "failure"
+
+
+TWO = ["NVIDIA H200", "NVIDIA H200"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "fix"),
+    [
+        (Seen("2.13.0+cpu", None, 0, []), "ok", ""),
+        (Seen("2.13.0+cu130", "13.0", 0, []), "ok", ""),
+        (Seen("2.13.0+cu130", "13.0", 2, TWO, (13, 0)), "ok", ""),
+        (Seen("2.13.0+cpu", None, 0, TWO, (12, 8)), "failure", "whl/cu128 torch"),
+        (Seen("2.13.0+cu130", "13.0", 0, TWO, (12, 8), "too old"), "failure", "whl/cu128 torch"),
+        (Seen("2.13.0+cu130", "13.0", 0, TWO, (13, 0), "Error 802: not yet initialized"), "failure", "fabricmanager"),
+        (Seen("2.13.0+cu130", "13.0", 0, TWO, (11, 4), "too old"), "failure", "ubuntu-drivers"),
+        (Seen("2.13.0+cpu", None, 0, TWO, (14, 1)), "failure", "whl/cu130 torch"),
+        (Seen("2.13.0+cu130", "13.0", 0, TWO, (13, 0), "hidden"), "failure", "nvidia-smi"),
+    ],
+)
+def test_torch_and_the_driver(seen: Seen, status: str, fix: str) -> None:
+    found = judge(seen)
+    assert (found.status, fix in found.fix) == (status, True)
+
+
+def test_products_against_the_data_sheet() -> None:
+    assert speed.judge_flops(0, 788e12, peak=989.4e12).figure.endswith("80% of its peak of 989")
+    assert speed.judge_flops(0, 300e12, peak=989.4e12).status == "warning"
+    assert speed.judge_flops(0, 1e12, peak=None).status == "ok"
+
+
+def test_exchange_that_is_not_over_nvlink() -> None:
+    measured = {
+        "backend": "nccl",
+        "size": 8,
+        "num_bytes": 2**28,
+        "bytes_per_second": 10e9,
+        "bus_bytes_per_second": 17.5e9,
+    }
+    assert all_reduce.judge(measured, has_nvlink=True).status == "warning"
+    assert all_reduce.judge(measured, has_nvlink=False).status == "ok"
+    assert "nothing to exchange" in all_reduce.judge({**measured, "size": 1}, has_nvlink=False).figure
+
+
+SAYS_IMPORTED = f"print({all_reduce.IMPORTED!r}, flush=True)"
+HANGS = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
+
+
+@pytest.mark.parametrize(
+    ("code", "limit", "status", "words"),
+    [
+        (f"{SAYS_IMPORTED}; raise RuntimeError('NCCL')", 180.0, "failure", "RuntimeError: NCCL"),
+        (f"{SAYS_IMPORTED}; {HANGS}", 0.5, "failure", "no answer within"),
+        (HANGS, 0.5, "warning", "while importing torch"),
+    ],
+)
+def test_ranks_that_fail_or_hang(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, limit: float, status: str, words: str
+) -> None:
+    """The time that they have begins when they hang, however long Python takes to start."""
+    ranks: list[subprocess.Popen[str]] = []
+
+    def start(rank: int, size: int, port: int) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        hangs = tmp_path / str(rank)
+        words = [sys.executable, "-c", code, hangs]
+        ranks.append(subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True))
+        while not hangs.exists() and ranks[-1].poll() is None:
+            time.sleep(0.02)
+        return ranks[-1]
+
+    monkeypatch.setattr(all_reduce, "_start", start)
+    monkeypatch.setattr(all_reduce, "LIMIT_SECONDS", limit)
+    (found,) = all_reduce.all_reduce([])
+    assert found.status == status
+    assert words in found.figure
+    assert all(rank.returncode in (1, -signal.SIGKILL) for rank in ranks)

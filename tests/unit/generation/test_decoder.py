@@ -1,0 +1,77 @@
+"""The decoder's logits are those of transformers' own forward."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pretraining.generation.decoder import LlamaDecoder
+from tests.rounding import assert_same_sums, path_length
+
+SHAPES = {
+    "plain": {},
+    "shared keys, biases": {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
+    "one key, tied, Llama 3": {
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "wide heads": {"head_dim": 48},
+}
+LENGTHS = (5, 17, 30)
+
+
+def small_model(**fields: object) -> LlamaForCausalLM:
+    """Weights large enough that every part of the model matters to the logits."""
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=300,
+        max_position_embeddings=64,
+        **fields,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES.keys())
+def test_logits_are_those_of_the_models_forward(fields: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretraining.generation.decoder.PROMPT_TOKENS_AT_ONCE", 60)  # two prompts, then the third
+    model = small_model(**fields)
+    ids = torch.randint(0, 300, (3, 50))
+    with torch.no_grad():
+        expected = model(ids).logits
+    decoder = LlamaDecoder(model, num_rows=4, num_positions=50)
+    logits = decoder.read_prompts([ids[row, :length].tolist() for row, length in enumerate(LENGTHS)], first_row=0)
+    for step in range(20):
+        for row, length in enumerate(LENGTHS):
+            assert_same_sums(logits[row], expected[row, length + step - 1], path_length(model.config, 50))
+        positions = [length + step for length in LENGTHS]
+        logits = decoder.next_logits([ids[row, place].item() for row, place in enumerate(positions)], positions)
+
+
+def test_a_row_that_moved_goes_on_as_itself() -> None:
+    model = small_model()
+    ids = torch.randint(0, 300, (2, 20))
+    with torch.no_grad():
+        expected = model(ids).logits
+    decoder = LlamaDecoder(model, num_rows=2, num_positions=20)
+    decoder.read_prompts([ids[0, :15].tolist(), ids[1, :10].tolist()], first_row=0)
+    decoder.copy_row(1, 0, num_positions=10)
+    logits = decoder.next_logits([ids[1, 10].item()], [10])
+    assert_same_sums(logits[0], expected[1, 10], path_length(model.config, 20))
+    logits = decoder.read_prompts([ids[0, :12].tolist()], first_row=1)  # over what another text left
+    logits = decoder.next_logits([ids[1, 11].item(), ids[0, 12].item()], [11, 12])
+    assert_same_sums(logits, torch.stack((expected[1, 11], expected[0, 12])), path_length(model.config, 20))

@@ -1,0 +1,218 @@
+"""The type of the gradients, the verdict and its remedies follow from one plan, and the table says it all."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pretraining.cli.arguments.planning import PlanArguments
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.errors import UserError
+from pretraining.planning.fit import GradientType, choose_gradient_type, fits
+from pretraining.planning.footprint import CONTEXT_BYTES, footprint
+from pretraining.planning.global_batch import GlobalBatch
+from pretraining.planning.machine import Machine
+from pretraining.planning.model_states import model_states
+from pretraining.planning.suggestions import check_fits, find_remedies, smaller_divisors
+from pretraining.planning.table import PlannedRun, plan_table
+from pretraining.system.gpus import find_gpu_type
+from pretraining.system.restarts import RESTART_VARIABLE
+from pretraining.training.config.machine import planned_machine
+from pretraining.training.dry_run.dry_run import plan_without_start
+from pretraining.training.dry_run.measure import measured_table
+from pretraining.training.dry_run.trial import TrialSize
+from tests.conftest import PROJECT_DIR
+from tests.unit.planning.layouts import layout_of
+
+
+def machine(kind: str, number: int = 1, *, host: float | None = None, memory: float | None = None) -> Machine:
+    spec = find_gpu_type(kind)
+    room = spec.memory_bytes if memory is None else int(memory)
+    host_bytes = None if host is None else int(host)
+    return Machine(f"{number} x {kind}", number, min(8, number), room, spec, host_bytes)
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def batch(number: int = 1, *, micro: int = 1) -> GlobalBatch:
+    return GlobalBatch(4096, micro, 1024 // micro // number, number)
+
+
+def planned(words: list[str]) -> PlannedRun:
+    arguments = parse_pretrain_arguments("", words)
+    return plan_without_start(arguments, planned_machine(arguments.plan), None)
+
+
+def chosen(asked: str, *, precision: str = "bf16", gigabytes: float, num_gpus: int = 1) -> GradientType:
+    layout = replace(layout_of("llama2_7b", num_gpus=num_gpus), precision=precision, checkpoint_every=1)
+    return choose_gradient_type(asked, layout, machine("h200", num_gpus, memory=gigabytes * 1e9))
+
+
+def test_gradients_are_added_up_in_fp32_unless_that_does_not_fit() -> None:
+    assert chosen("auto", gigabytes=80, num_gpus=8).name == "fp32"
+    assert chosen("auto", gigabytes=140).name == "fp32"
+    tight = chosen("auto", gigabytes=122)
+    assert tight.name == "bf16"
+    assert "fp32 would not fit the 122.0 GB of a GPU" in tight.reason
+    assert chosen("auto", gigabytes=20).name == "fp32", "neither fits, so the smaller one is no remedy"
+    assert chosen("bf16", gigabytes=20).reason == "as asked for"
+    assert chosen("bf16", precision="fp32", gigabytes=20).name == "fp32"
+    with pytest.raises(UserError, match="--grad_accum_dtype bf16 --fp16"):
+        chosen("bf16", precision="fp16", gigabytes=80)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_gpus", "micro", "first"),
+    [
+        ("a100_80gb", 8, 16, "--per_device_train_batch_size 2"),
+        ("h200", 2, 8, "--per_device_train_batch_size 2"),
+        ("a100_80gb", 2, 1, "--activation_checkpointing"),
+        ("a100_80gb", 1, 1, "--deepspeed ds_config_offload_optimizer.json"),
+        ("rtx_4090", 1, 1, "--activation_checkpointing --deepspeed ds_config_offload_optimizer.json"),
+    ],
+)
+def test_the_cheapest_change_comes_first_and_each_fits(kind: str, num_gpus: int, micro: int, first: str) -> None:
+    layout = replace(layout_of("llama2_7b", num_gpus=num_gpus), micro_batch_blocks=micro)
+    place = machine(kind, num_gpus, host=1e12)
+    assert not fits(layout, place)
+    remedies = find_remedies(layout, place, batch(num_gpus, micro=micro))
+    assert " ".join(remedies[0].flags) == first
+    assert all(fits(remedy.layout, remedy.machine) for remedy in remedies)
+    assert "--num_gpus=" in " ".join(remedies[-1].flags)
+
+
+def test_smaller_micro_batches_are_found_without_counting_down() -> None:
+    by_trial = {size: [number for number in range(size - 1, 0, -1) if size % number == 0] for size in range(1, 200)}
+    assert {size: smaller_divisors(size) for size in by_trial} == by_trial
+    assert len(smaller_divisors(10**12)) == 13 * 13 - 1
+
+
+def test_a_remedy_keeps_the_global_batch_where_its_micro_steps_are_given() -> None:
+    layout, place = replace(layout_of("llama2_7b", num_gpus=8), micro_batch_blocks=16), machine("a100_80gb", 8)
+    given = GlobalBatch(4096, 16, 2, 8, makes_tokens=False)
+    remedies = find_remedies(layout, place, given)
+    assert remedies[0].flags == ("--per_device_train_batch_size 2", "--gradient_accumulation_steps 16")
+
+
+def test_a_remedy_that_the_host_cannot_hold_is_none() -> None:
+    layout = layout_of("llama2_7b")
+    flags = [remedy.flags for remedy in find_remedies(layout, machine("a100_80gb", host=64e9), batch())]
+    assert flags
+    assert all("offload" not in " ".join(words) for words in flags)
+
+
+def test_a_run_that_does_not_fit_is_refused_in_one_line_and_forced_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    layout, place = layout_of("llama2_7b"), machine("a100_80gb", host=1e12)
+    with pytest.raises(UserError, match="which has 80") as caught:
+        check_fits(layout, place, batch(), model="llama2_7b", force=False)
+    assert "on the GPU, which has 80.0 GB; what fits: --deepspeed ds_config_offload_opt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    check_fits(layout, place, batch(), model="llama2_7b", force=True)
+    assert "--force starts it all the same" in warned(caplog)[-1]
+    check_fits(replace(layout, checkpoint_every=1), machine("h200"), batch(), model="llama2_7b", force=False)
+
+
+def test_what_is_assumed_refuses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    layout = replace(layout_of("llama2_7b"), checkpoint_every=1)
+    needed = footprint(layout)
+    assert needed.counted.gpu_bytes < needed.gpu_bytes - CONTEXT_BYTES
+    tight = machine("h200", host=1e12, memory=needed.counted.gpu_bytes)
+    assert not fits(layout, tight)
+    check_fits(layout, tight, batch(), model="llama2_7b", force=False)
+    assert "it starts, and may run out of memory; what fits: --" in warned(caplog)[-1]
+    smaller = replace(tight, gpu_bytes=needed.counted.gpu_bytes - 1)
+    with pytest.raises(UserError, match="on the GPU, which has"):
+        check_fits(layout, smaller, batch(), model="llama2_7b", force=False)
+
+
+def test_a_run_that_crashed_is_started_again_whatever_memory_is_still_held(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restart = {"number": 1, "limit": 3, "reason": "killed", "started_at": 0.0}
+    monkeypatch.setenv(RESTART_VARIABLE, json.dumps(restart))
+    check_fits(layout_of("llama2_7b"), machine("h200", host=1e9), batch(), model="llama2_7b", force=False)
+    assert "it ran here before the crash" in warned(caplog)[-1]
+
+
+def test_the_type_of_the_sums_does_not_depend_on_free_host_memory() -> None:
+    layout = replace(layout_of("llama2_7b"), checkpoint_every=1, offload_optimizer=True)
+    host = footprint(replace(layout, grad_accum_dtype="bf16")).host_bytes
+    assert footprint(layout).host_bytes > host
+    assert choose_gradient_type("auto", layout, machine("h200", host=host)).name == "fp32"
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (PROJECT_DIR / "recipes").glob("*llama[123_]*.yaml")))
+@pytest.mark.parametrize("gpus", ["1 --gpu_type rtx_3090", "8 --gpu_type h200 --host_memory 2TB"])
+def test_the_table_of_every_recipe_fits_80_columns(recipe: str, gpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT_DIR)
+    words = ["--recipe", f"recipes/{recipe}", "--plan_only", "--num_gpus", *gpus.split(), "--price_per_gpu_hour", "2"]
+    run = planned(words)
+    remedies = find_remedies(run.layout, run.machine, run.batch)
+    text = plan_table(run, remedies, problems=["too much"])
+    assert all(len(line) <= 79 for line in text.splitlines()), text
+    for word in (
+        "parameters",
+        "tokens per step",
+        "optimizer moments",
+        "checkpoint",
+        "kWh",
+        "price",
+        "no blocks are here",
+    ):
+        assert word in text
+
+
+def test_time_energy_and_price_follow_from_the_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(PROJECT_DIR)
+    words = ["--plan_only", "--gpu_type", "h200", "--num_gpus", "8", "--max_tokens", str(1024 * 4096 * 100)]
+    words += ["--assumed_mfu", "0.5", "--price_per_gpu_hour", "3"]
+    run = planned(words)
+    costs = run.costs
+    assert costs is not None
+    assert run.num_steps == 100
+    # 46.09 GFLOP a token at half of 989.4 TFLOP/s.
+    assert costs.tokens_per_second_per_gpu == pytest.approx(0.5 * 989.4e12 / 46.09e9, rel=1e-3)
+    assert costs.hours * 3600 * 8 * costs.tokens_per_second_per_gpu == pytest.approx(1024 * 4096 * 100)
+    assert costs.kilowatt_hours == pytest.approx(costs.gpu_hours * 0.7)
+    assert costs.price == pytest.approx(costs.gpu_hours * 3)
+    measured = costs.at_speed(costs.tokens_per_second_per_gpu / 2)
+    assert measured.mfu == pytest.approx(0.25)
+    assert measured.price == pytest.approx(2 * costs.price)
+    step = {"tokens_per_second_per_gpu": measured.tokens_per_second_per_gpu, "tokens_per_step": 1024 * 4096}
+    states = dict.fromkeys(vars(model_states(run.layout)), 0)
+    table = measured_table(run, [{**step, "states": states, "peak_bytes": 0}], TrialSize(1, 8, 5))
+    rows = {line[2:32].strip(): line[32:].split() for line in table.splitlines() if line.startswith("  ")}
+    assert rows["MFU"] == ["50.0%", "25.0%"]
+    assert rows["price"] == [f"{costs.price:,.2f}", f"{measured.price:,.2f}"]
+    energy = [f"{one.kilowatt_hours:,.1f}" for one in (costs, measured)]
+    assert rows["energy of the GPUs, at most"] == [energy[0], "kWh", energy[1], "kWh"]
+
+
+def test_more_gpus_than_a_machine_has_are_said_to_be_on_several() -> None:
+    layout = replace(layout_of("llama2_70b", num_gpus=4), checkpoint_every=1)
+    remedies = find_remedies(layout, machine("h100", 4, host=512e9), batch(4))
+    assert remedies[0].flags == ("--num_gpus=32",)
+    assert remedies[0].needs.endswith(", on 4 machines (--hostfile)")
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"host_memory": "much", "plan_only": True}, "--host_memory much: is not a size; use e.g. 512GB or 1TB"),
+        ({"gpu_type": "h200"}, "--gpu_type: describes another machine, for --plan_only"),
+        ({"plan_only": True, "plan_measure": True}, "exclude each other"),
+    ],
+)
+def test_flags_that_say_nothing_are_refused(wishes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PlanArguments(**wishes)
+
+
+def test_sizes_of_host_memory() -> None:
+    sizes = {"512GB": 512 * 10**9, "1TB": 10**12, "1.5 tb": 1.5 * 10**12, "2TiB": 2**41}
+    assert {text: PlanArguments(plan_only=True, host_memory=text).host_bytes for text in sizes} == sizes

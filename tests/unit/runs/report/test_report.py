@@ -1,0 +1,164 @@
+"""The report of a run, seen by a real browser: every chart drawn, no complaint, no network, at any width."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pretraining.errors import UserError
+from pretraining.runs.report.charts import charts_of, rows_of
+from pretraining.runs.report.curves import read_curves
+from pretraining.runs.report.facts import described_event, facts_of, state_of
+from pretraining.runs.report.report import PICTURED, write_comparison, write_report
+from pretraining.runs.report.vega_lite import picture_spec
+from pretraining.runs.run_lock import lock_run_folder
+from tests.fakes.browser import DARK, LIGHT, Seen, look_at
+from tests.fakes.drawn_run import PARTS, SCRIPT, event, run_records, training_record, write_drawn_run
+
+CHARTS = ["Loss", "Perplexity", "Accuracy", "Bits per byte", "Training loss by source", "Validation loss by source"]
+CHARTS += ["Learning rate", "Gradient norm", "Throughput", "Model FLOPs utilization", "FLOPs", "Memory"]
+CHARTS += ["GPU utilization", "Power", "Time"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = write_drawn_run(tmp_path_factory.mktemp("drawn") / "run")
+    write_report(run_dir)
+    return run_dir
+
+
+def assert_fine(seen: Seen, charts: list[str]) -> None:
+    assert seen.console == []
+    for frame in seen.frames:
+        assert [request for request in frame["requests"] if not request.startswith("data:")] == []
+        assert list(frame["charts"]) == charts
+        assert {title: marks for title, marks in frame["charts"].items() if marks < 1} == {}
+        assert (frame["scroll_width"], frame["cut_off"]) == (frame["width"], 0)
+
+
+def test_a_browser_draws_every_chart_at_any_width(run_dir: Path) -> None:
+    seen = look_at(run_dir / "report.html", widths=(1400, 400, 320))
+    assert_fine(seen, CHARTS)
+    assert [frame["width"] for frame in seen.frames] == [1400, 400, 320]
+    assert {frame["title"] for frame in seen.frames} == {"run"}, "a script of a sample or a flag has run"
+    assert SCRIPT in seen.frames[0]["text"]
+    assert "best validation loss\n2.10" in seen.frames[0]["text"]
+    assert f"score 11.5; block 1,234 of blocks, loss 9.5000: {SCRIPT}:3 (a)" in seen.frames[0]["text"]
+    assert "checkpoint checkpoint-400; 94.3 GB; 61.5 s" in seen.frames[0]["text"]
+
+
+def test_it_is_dark_where_its_reader_wants_that(run_dir: Path) -> None:
+    colors = [
+        look_at(run_dir / "report.html", widths=(600,), scheme=scheme).frames[0]["color"] for scheme in (LIGHT, DARK)
+    ]
+    sums = [sum(map(int, re.findall(r"\d+", color))) for color in colors]
+    assert sums[0] < 200 < 600 < sums[1]
+
+
+def test_several_runs_are_in_one_page(run_dir: Path, tmp_path: Path) -> None:
+    records = [record for record in run_records(100) if "event" not in record]
+    other = write_drawn_run(tmp_path / "other", [{**record, "smoothed_loss": None} for record in records])
+    write_comparison([run_dir, other], tmp_path / "both.html")
+    seen = look_at(tmp_path / "both.html", widths=(1400, 400))
+    assert_fine(seen, [*CHARTS[:-1], "Time of run", "Time of other"])
+    assert "100 of 400" in seen.frames[0]["text"]
+
+
+def test_what_is_not_in_the_log_is_not_drawn(tmp_path: Path) -> None:
+    records = [{"step": 1, "loss": "nan"}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.1}]
+    run_dir = write_drawn_run(tmp_path / "run", records)
+    write_report(run_dir)
+    seen = look_at(run_dir / "report.html", widths=(700,))
+    assert_fine(seen, ["Loss"])
+    assert {"Speed", "Events", "Samples"} & set(seen.frames[0]["text"].splitlines()) == set()
+    write_report(write_drawn_run(tmp_path / "empty", []))
+    seen = look_at(tmp_path / "empty/report.html", widths=(700,))
+    assert_fine(seen, [])
+    assert "No step is in metrics.jsonl yet." in seen.frames[0]["text"]
+    assert not (tmp_path / "empty/curves.png").exists()
+
+
+def test_the_picture_names_no_two_lines_of_one_colour(run_dir: Path) -> None:
+    run = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
+    charts = [(chart, rows_of(chart, run)) for chart in charts_of([run]) if chart.title in PICTURED]
+    layers = picture_spec(charts)["vconcat"][0]["layer"]
+    for color in (layer["encoding"]["color"] for layer in layers):
+        of_line = dict(zip(color["scale"]["domain"], color["scale"]["range"], strict=True))
+        named = [of_line[name] for name in color["legend"]["values"]]
+        assert len(named) == len(set(named)) == 3
+
+
+def test_a_summary_among_the_events_is_told_as_at_the_end_of_the_run() -> None:
+    parts = {f"{part}_seconds": 1.0 for part in PARTS}
+    summary = event(4, "summary", num_steps=4, total_seconds=6.0, peak_host_memory_bytes=2_301_546_496, **parts)
+    assert described_event(summary).startswith("time: 4 steps in 6 s: data 17 %, forward+backward 17 %, ")
+    assert described_event(summary).endswith("; memory: 2.3 GB of host memory at most")
+
+
+def test_a_long_run_is_a_page_of_a_few_megabytes(tmp_path: Path) -> None:
+    run_dir = write_drawn_run(tmp_path / "run", [training_record(step) for step in range(1, 20_001)], max_steps=20_000)
+    write_report(run_dir)
+    assert (run_dir / "report.html").stat().st_size < 5_000_000
+    assert (run_dir / "curves.png").stat().st_size < 500_000
+
+
+def test_the_state_of_a_run(tmp_path: Path) -> None:
+    def state(name: str, records: list[dict], *, max_steps: int = 400) -> str:
+        run_dir = write_drawn_run(tmp_path / name, records, max_steps=max_steps)
+        if name == "running":
+            lock_run_folder(run_dir)
+        return state_of(read_curves(run_dir, json.loads((run_dir / "run.json").read_text())))
+
+    half = [training_record(step) for step in range(1, 201)]
+    assert state("finished", half, max_steps=200) == "finished"
+    assert state("stopped", [*half, event(200, "stop", reason="SIGTERM")]) == "stopped (SIGTERM)"
+    assert state("and more", [*half, event(200, "stop", reason="x"), event(200, "warning")]) == "stopped (x)"
+    assert state("again", [*half, event(200, "stop", reason="x"), event(200, "start")]) == "interrupted"
+    assert state("gone on", [*half[:100], event(100, "stop", reason="SIGTERM"), *half[100:]]) == "interrupted"
+    assert state("running", half) == "running"
+    assert state("begun", []) == "interrupted"
+    ended = event(400, "summary", total_seconds=7200.0)
+    seldom = [event(0, "start", num_processes=8), *half[:50], ended]
+    assert state("last steps not logged", seldom) == "finished"
+    assert state("longer than it was", [*seldom, event(400, "start", num_processes=8)]) == "interrupted"
+
+
+def test_facts_are_told_as_the_run_tells_them(run_dir: Path) -> None:
+    run = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
+    facts = facts_of(run)
+    shares = [value for name, value in facts["Speed"].items() if name.startswith("share of ")]
+    assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=0.3)
+    assert facts["Machine"] == {"GPUs": "8 x NVIDIA H200", "memory of a GPU": "150.8 GB", "processes": "8"}
+    assert facts["Speed"]["energy of the GPUs"] == f"{5200 * 400 / 3.6e6:,.3g} kWh"
+    assert facts["Software"]["commit"] == "0123456789ab (with changes)"
+    assert facts["Run"]["tokens"] == f"{400 * 4096:,}"
+
+
+def test_the_limit_of_the_data_is_a_line_and_a_sentence(tmp_path: Path) -> None:
+    """Bits per byte are a third of the loss in these records, so a limit of 0.5 is a loss of 1.5."""
+    run_dir = write_drawn_run(tmp_path / "run")
+    record = json.loads((run_dir / "run.json").read_text())
+    for limit, words in {0.5: "40.6% above it.", 0.8: "12.1% below it: it has seen the answers."}.items():
+        known = {**record, "known_limit": {"validation": limit, "test": 9.0}}
+        (run_dir / "run.json").write_text(json.dumps(known))
+        run = read_curves(run_dir, known)
+        charts = {chart.title: chart for chart in charts_of([run])}
+        for title, value in {"Loss": 3 * limit, "Bits per byte": limit}.items():
+            rows = [row for row in rows_of(charts[title], run) if row["line"] == "limit of the data"]
+            assert (rows[0]["step"], rows[-1]["step"], rows[-1]["tokens"]) == (0, 400, 400 * 4096)
+            assert [row["value"] for row in rows] == pytest.approx([value] * len(rows))
+        write_report(run_dir)
+        page = (run_dir / "report.html").read_text()
+        assert f"the entropy of the validation text: {limit:.4f} bits per byte. The last evaluation, 0.7" in page
+        assert words in page
+    seen = look_at(run_dir / "report.html", widths=(900,))
+    assert_fine(seen, CHARTS)
+    assert "limit of the data" in seen.frames[0]["text"]
+    run = read_curves(run_dir, record)
+    assert not [chart.title for chart in charts_of([run]) if chart.limit is not None]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.json: cannot be read"):
+        write_report(tmp_path)

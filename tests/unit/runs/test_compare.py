@@ -1,0 +1,73 @@
+"""The comparison of two runs finds each thing that can differ, and nothing where nothing does."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretraining.runs.compare import first_difference
+
+Change = Callable[[list[dict]], object]
+
+
+def write_run(run_dir: Path, records: list[dict], weights: bytes = b"weights") -> Path:
+    (run_dir / "model").mkdir(parents=True)
+    (run_dir / "model/model.safetensors").write_bytes(weights)
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return run_dir
+
+
+def make_records() -> list[dict]:
+    records: list[dict] = [{"step": step, "loss": 9.0 - step, "grad_norm": 0.5, "mfu": 0.4} for step in (1, 2, 3)]
+    return [*records, {"step": 3, "eval_loss": 6.5, "eval_runtime": 1.5}, {"step": 3, "test_loss": 6.6}]
+
+
+def other_timings(records: list[dict]) -> None:
+    records[0]["mfu"] = 0.1
+    records[3]["eval_runtime"] = 9.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_timings,
+        lambda records: records.append(dict(records[4])),
+        lambda records: records.insert(1, {"step": 1, "event": "restart"}),
+    ],
+)
+def test_what_a_resume_may_change_is_no_difference(tmp_path: Path, change: Change) -> None:
+    records = make_records()
+    change(records)
+    assert first_difference(write_run(tmp_path / "a", make_records()), write_run(tmp_path / "b", records)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda records: records[1].update(loss=7.0 + 1e-12), "step 2: loss 7.0 and 7.000000000001, 1.4e-13 of it"),
+        (lambda records: records[1].update(loss="nan"), "step 2: loss 7.0 and nan"),
+        (lambda records: records[2].pop("grad_norm"), "step 3: grad_norm 0.5 and None"),
+        (lambda records: records.append(records[1]), "step 2 is 2 times in "),
+        (lambda records: records.pop(1), "step 2 is 0 times in "),
+        (lambda records: records.append({"step": 4, "loss": 1.0}), "step 4 is not in "),
+        (lambda records: records[3].update(eval_loss=6.4), "validation at step 3: eval_loss 6.5 and 6.4"),
+        (lambda records: records.append({**records[4], "test_loss": 6.7}), "test at step 3: test_loss 6.6 and 6.7"),
+        (lambda records: records.pop(), "test at step 3 is 0 times in "),
+    ],
+)
+def test_each_difference_is_told_by_its_place(tmp_path: Path, change: Change, said: str) -> None:
+    records = make_records()
+    change(records)
+    found = first_difference(write_run(tmp_path / "a", make_records()), write_run(tmp_path / "b", records))
+    assert found is not None
+    assert found.startswith(said)
+
+
+def test_weights_are_compared_byte_for_byte(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "a", make_records())
+    found = first_difference(run_dir, write_run(tmp_path / "b", make_records(), b"weighty"))
+    assert found == f"{tmp_path}/b/model/model.safetensors has other weights"
+    other = write_run(tmp_path / "c", make_records())
+    (other / "model/model.safetensors").rename(other / "model/model-00001.safetensors")
+    assert str(first_difference(run_dir, other)).endswith("model-00001.safetensors, not model.safetensors")

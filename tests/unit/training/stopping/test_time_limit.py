@@ -1,0 +1,77 @@
+import json
+import time
+from typing import Any
+
+import pytest
+
+from pretraining.system import restarts
+from pretraining.system.launchers import process_age_seconds
+from pretraining.system.restarts import Restart, boot_seconds, run_age_seconds, run_started_at
+from pretraining.training.stopping import time_limit
+from pretraining.training.stopping.time_limit import TimeLimit
+
+# Between two looks at a clock, however busy the machine is; what would be taken for it is 2 hours or more.
+CLOSE_SECONDS = 600
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time_limit.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time_limit, "run_age_seconds", lambda: 600.0)
+
+    def is_reached(self, limit: TimeLimit, at: float) -> bool:
+        self.now = at
+        return limit.is_reached()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("hours", "save", "reached_at"),
+    [(2.0, 0.0, 7600 - 120 - 30), (2.0, 500.0, 7600 - 500 - 30), (0.2, 0.0, 1120 - 72 - 30)],
+)
+def test_there_is_room_for_a_save_and_some_steps(clock: Any, hours: float, save: float, reached_at: float) -> None:
+    """The process began at 400, so 2 hours end at 7600; one that has 12 minutes does not keep two of them."""
+    limit = TimeLimit(hours)
+    limit.longest_save = save
+    limit.begin_step()
+    clock.now += 10
+    limit.end_step()
+    assert not clock.is_reached(limit, reached_at - 1)
+    assert clock.is_reached(limit, reached_at + 1)
+
+
+def test_a_run_that_was_brought_up_again_has_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    began_at = boot_seconds() - 1e6
+    assert run_age_seconds() == pytest.approx(process_age_seconds(), abs=CLOSE_SECONDS)
+    restart = {"number": 2, "limit": 3, "reason": "a crash", "started_at": began_at}
+    monkeypatch.setenv("PRETRAINING_RESTART", json.dumps(restart))
+    assert run_age_seconds() == pytest.approx(1e6, abs=CLOSE_SECONDS)
+
+
+@pytest.mark.parametrize("jump", [-7200.0, 0.0, 7200.0])
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_clock_that_is_set_changes_neither_the_age_of_a_run_nor_whose_files_are_its_own(
+    jump: float, is_restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    started_at = real() - run_age_seconds()
+    if is_restarted:
+        started_at = real() - 1000
+        restart = Restart(2, 3, "a crash", boot_seconds() - 1000, restarts.CLOCK_OFFSET)
+        monkeypatch.setenv("PRETRAINING_RESTART", json.dumps(vars(restart)))
+    age = run_age_seconds()
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    assert run_age_seconds() == pytest.approx(age, abs=CLOSE_SECONDS)
+    assert run_started_at() == pytest.approx(started_at + min(jump, 0), abs=CLOSE_SECONDS)
+    made_before_the_jump, made_now = started_at + 10, real() + jump
+    assert run_started_at() < min(made_before_the_jump, made_now)
+
+
+def test_without_hours_a_run_has_time(clock: Any) -> None:
+    assert not clock.is_reached(TimeLimit(None), 1e12)
+    assert TimeLimit(None).described() is None
