@@ -44,9 +44,9 @@ def main(argv: Sequence[str]) -> None:
 
 def find_comparisons(arguments: GenerateArguments) -> Comparisons:
     """What --stats compares the texts with."""
-    from pretraining.evaluation.report import open_comparisons
+    from pretraining.evaluation.report import open_references
 
-    return open_comparisons(arguments.held_out, arguments.blocks)
+    return open_references(arguments.held_out, arguments.blocks)
 
 
 def write(
@@ -56,23 +56,25 @@ def write(
     from pretraining.generation.generate import make_jobs
     from pretraining.generation.load_model import load_model
     from pretraining.generation.output import read_continuations, write_continuations
-    from pretraining.generation.terminal import converse, show, stream
+    from pretraining.generation.terminal import interactive_loop, print_completions, stream
 
     model, tokenizer = load_model(source, arguments.dtype)
     if arguments.interactive:
-        converse(model, tokenizer, arguments)
+        interactive_loop(model, tokenizer, arguments)
         return
     jobs = make_jobs(prompts, tokenizer, model.config, arguments)
     judge = None
     if comparisons is not None:
-        from pretraining.evaluation.evaluator import make_judge  # it imports `datasets` and pandas, for --stats alone
+        from pretraining.evaluation.evaluator import (
+            make_evaluator,  # it imports `datasets` and pandas, for --stats alone
+        )
 
-        judge = make_judge(comparisons, model, tokenizer)
+        judge = make_evaluator(comparisons, model, tokenizer)
     if arguments.output is not None:
         write_continuations(model, tokenizer, jobs, arguments, source)
         texts = [] if judge is None else read_continuations(arguments.output)
     else:
-        texts = (stream if sys.stdout.isatty() else show)(model, tokenizer, jobs, arguments)
+        texts = (stream if sys.stdout.isatty() else print_completions)(model, tokenizer, jobs, arguments)
     if judge is not None:
         judge.say(texts)
 

@@ -26,7 +26,7 @@ from pretraining.cli.logs import IN_ONE_LINE, counted
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.build.card import write_card
-from pretraining.data.build.origin import describe_origin
+from pretraining.data.build.origin import build_store_spec
 from pretraining.data.build.partial_store import finished_store, is_occupied
 from pretraining.data.build.pipeline import make_block_store
 from pretraining.data.build.ranks import Ranks
@@ -65,7 +65,7 @@ def earlier_store(
     """The manifest of the store that an earlier run has finished in the output folder."""
     if not is_occupied(arguments.output_dir):
         return None
-    return finished_store(arguments.output_dir, describe_origin(arguments, files, tokenizer, hashes_in=None))
+    return finished_store(arguments.output_dir, build_store_spec(arguments, files, tokenizer, hashes_in=None))
 
 
 def publish(arguments: PreprocessArguments, manifest: Manifest) -> None:

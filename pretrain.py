@@ -4,7 +4,7 @@
     deepspeed --num_gpus=8 pretrain.py                           # Llama-2-7B on blocks/, settings of Llama 2
     deepspeed pretrain.py --model llama2_13b --deepspeed ds_config_offload.json
     deepspeed --num_gpus=2 pretrain.py --recipe recipes/quickstart/pretrain.yaml
-    python3 pretrain.py --recipe recipes/llama2_7b.yaml --plan_only --num_gpus 8 --gpu_type h200   # starts nothing
+    python3 pretrain.py --recipe recipes/llama2_7b.yaml --dry_run --num_gpus 8 --gpu_type h200   # starts nothing
 
 torchrun, mpirun and python3 (one process) start it as well. The run folder receives metrics.jsonl, checkpoints and, at
 the end, the exported model. Make the blocks with preprocess.py.
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     from pretraining.training.model.fields import model_fields
 
     model_fields(arguments.model, None)  # before blocks are made or brought here
-    if arguments.plan.plan_only:
+    if arguments.plan.dry_run:
         from pretraining.training.dry_run.dry_run import say_plan
 
         say_plan(arguments)
@@ -57,11 +57,11 @@ def train(arguments: PretrainArguments) -> None:
 def find_data(flags: DataArguments) -> Mixture:
     """The blocks to train on, brought or made here if need be."""
     from pretraining.data.build.synthetic import synthetic_mixture
-    from pretraining.data.mixture import find_mixture
+    from pretraining.data.mixture import load_mixture
 
     if flags.is_synthetic:
         return synthetic_mixture(block_length=flags.block_length or 4096, vocab_size=flags.vocab_size)
-    return find_mixture(flags.dataset, revision=flags.dataset_revision)
+    return load_mixture(flags.dataset, revision=flags.dataset_revision)
 
 
 if __name__ == "__main__":

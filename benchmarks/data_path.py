@@ -20,7 +20,7 @@ import numpy as np
 from pretraining.cli.flags import flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.data.mixture import find_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.training.config.data_checks import make_order
 from pretraining.training.data.batch import collate_targets
@@ -70,7 +70,7 @@ def measure_order() -> Iterator[str]:
 
 def measure_memory(arguments: DataPathArguments) -> Iterator[str]:
     """Read on with each number of workers."""
-    mixture = find_mixture([arguments.dataset], revision=None)
+    mixture = load_mixture([arguments.dataset], revision=None)
     data = open_training_data(mixture, BlockStream(make_order(mixture, seed=42)), BlockFields())
     length = mixture.origin.block_length
     yield (

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from benchmarks.started_run import start_run
 from pretraining.cli.program import run_program
-from pretraining.training.distributed.process_group import leave_processes
+from pretraining.training.distributed.process_group import shutdown_process_group
 from pretraining.training.metrics.time_split import Part
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
         num_pairs = min(map(len, steps.seconds.values()))
         pairs = {"ours": steps.seconds[True][:num_pairs], "bare": steps.seconds[False][:num_pairs]}
         result_path.write_text(json.dumps(pairs))
-    leave_processes()
+    shutdown_process_group()
 
 
 if __name__ == "__main__":

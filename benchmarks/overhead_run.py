@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 
 from benchmarks.started_run import start_run
 from pretraining.cli.program import run_program
-from pretraining.training.distributed.process_group import leave_processes
-from pretraining.training.model.tiling import in_whole_blocks
+from pretraining.training.distributed.process_group import shutdown_process_group
+from pretraining.training.model.tiling import without_tiling
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 NUM_BATCHES = 8
@@ -51,7 +51,7 @@ class BareSteps(TrainerCallback):
         for number in range(1, num_micro_steps + 1):
             ids = next(self._batches).to(engine.device)
             engine.set_gradient_accumulation_boundary(is_boundary=number == num_micro_steps)
-            with in_whole_blocks(self._trainer.model):
+            with without_tiling(self._trainer.model):
                 loss = engine(input_ids=ids, labels=ids).loss
             engine.backward(loss)
             engine.step()
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     if trainer.is_world_process_zero():
         pairs = {"ours": steps.ours, "bare": steps.bare[:-1]}
         result_path.write_text(json.dumps(pairs))
-    leave_processes()
+    shutdown_process_group()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from transformers import (
 from benchmarks.started_run import start_run
 from pretraining.cli.program import run_program
 from pretraining.system.launchers import process_rank
-from pretraining.training.distributed.process_group import leave_processes
+from pretraining.training.distributed.process_group import shutdown_process_group
 
 
 class Turns(TrainerCallback):
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     _, trainer = start_run(["-", *flags])
     trainer.add_callback(Turns(address))
     trainer.train()
-    leave_processes()
+    shutdown_process_group()
 
 
 if __name__ == "__main__":

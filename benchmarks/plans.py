@@ -1,6 +1,6 @@
 """What Llama-2 needs on 1 to 8 GPUs of 80 and 141 GB, by the plan of pretrain.py: python3 -m benchmarks.plans
 
-Writes benchmarks/plans.md. Nothing in it is measured: it is the table of `--plan_only`, for many machines at once.
+Writes benchmarks/plans.md. Nothing in it is measured: it is the table of `--dry_run`, for many machines at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.cli.program import run_program
 from pretraining.planning.fit import fits
 from pretraining.planning.footprint import footprint
-from pretraining.planning.suggestions import Remedy, find_remedies
+from pretraining.planning.suggestions import Suggestion, find_suggestions
 from pretraining.planning.table import PlannedRun
 from pretraining.training.config.machine import planned_machine
 from pretraining.training.dry_run.dry_run import plan_without_start
@@ -28,7 +28,7 @@ HOST_MEMORY = "2TB"
 HEAD = f"""\
 # What Llama-2 needs, as planned
 
-Planned, not measured: `python3 -m benchmarks.plans` writes this from the plan that `pretrain.py --plan_only` prints,
+Planned, not measured: `python3 -m benchmarks.plans` writes this from the plan that `pretrain.py --dry_run` prints,
 for the recipes as they are (blocks of 4,096 tokens, one at a time, activation checkpointing, AdamW, bf16 with gradients
 added up in fp32 where that fits) on machines with {HOST_MEMORY} of host memory. Memory is that of a data sheet, in GB
 of 10^9 bytes. Hours are for 10^9 tokens at an assumed MFU of 40 % (full attention), with the change if there is one;
@@ -48,16 +48,16 @@ def main(_: Sequence[str]) -> None:
 
 
 def _cells(recipe: str, kind: str, number: int) -> list[str]:
-    words = f"--recipe recipes/{recipe}.yaml --plan_only --gpu_type {kind} --num_gpus {number}".split()
+    words = f"--recipe recipes/{recipe}.yaml --dry_run --gpu_type {kind} --num_gpus {number}".split()
     arguments = parse_pretrain_arguments("", [*words, "--host_memory", HOST_MEMORY])
     run = plan_without_start(arguments, planned_machine(arguments.plan), None)
     needed = footprint(run.layout)
     memory = f"{number} x {(run.machine.gpu_bytes or 0) / 1e9:.0f} GB ({kind})"
-    remedies = [] if fits(run.layout, run.machine) else find_remedies(run.layout, run.machine, run.batch)
+    remedies = [] if fits(run.layout, run.machine) else find_suggestions(run.layout, run.machine, run.batch)
     return [recipe, memory, f"{needed.gpu_bytes / 1e9:.1f}", *_verdict(run, remedies)]
 
 
-def _verdict(run: PlannedRun, remedies: list[Remedy]) -> tuple[str, str]:
+def _verdict(run: PlannedRun, remedies: list[Suggestion]) -> tuple[str, str]:
     """Whether it fits, or the first change that makes it fit and what it needs then; and the hours."""
     assert run.costs is not None, "the kinds are listed"
     if fits(run.layout, run.machine):

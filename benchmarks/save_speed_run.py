@@ -21,10 +21,10 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from benchmarks.started_run import start_run
 from pretraining.cli.program import run_program
-from pretraining.runs.checksums import damage, read_complete
+from pretraining.runs.checksums import corruption_reason, read_complete
 from pretraining.training.checkpoint import async_saver as checkpoint_saver
-from pretraining.training.distributed.collectives import gathered, is_first
-from pretraining.training.distributed.process_group import leave_processes
+from pretraining.training.distributed.collectives import all_gather_objects, is_main_process
+from pretraining.training.distributed.process_group import shutdown_process_group
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 PIECE_BYTES = 1 << 24
@@ -71,7 +71,7 @@ class Rounds(TrainerCallback):
         self._add(name, time.perf_counter() - began_at)
 
     def _add(self, name: str, seconds: float) -> None:
-        self.seconds.setdefault(name, []).append(max(gathered(seconds)))
+        self.seconds.setdefault(name, []).append(max(all_gather_objects(seconds)))
 
     def _write_plainly(self) -> None:
         self._folder.mkdir(exist_ok=True)
@@ -91,13 +91,16 @@ class Rounds(TrainerCallback):
     def _check(self, checkpoint: Path) -> None:
         self._forget(checkpoint)
         assert (
-            damage(checkpoint, part=torch.distributed.get_rank(), num_parts=torch.distributed.get_world_size()) is None
+            corruption_reason(
+                checkpoint, part=torch.distributed.get_rank(), num_parts=torch.distributed.get_world_size()
+            )
+            is None
         )
 
     def _forget(self, folder: Path) -> None:
         """Have the system drop the files of a folder from memory."""
         torch.distributed.barrier()
-        for path in folder.rglob("*") if is_first() else []:
+        for path in folder.rglob("*") if is_main_process() else []:
             if path.is_file():
                 descriptor = os.open(path, os.O_RDONLY)
                 os.fsync(descriptor)
@@ -115,7 +118,7 @@ class Rounds(TrainerCallback):
 
     def _remove(self, *folders: Path) -> None:
         torch.distributed.barrier()
-        for folder in folders if is_first() else ():
+        for folder in folders if is_main_process() else ():
             shutil.rmtree(folder)
         torch.distributed.barrier()
 
@@ -126,9 +129,9 @@ def main(argv: Sequence[str]) -> None:
     rounds = Rounds(trainer)
     trainer.add_callback(rounds)
     trainer.train()
-    if is_first():
+    if is_main_process():
         result_path.write_text(json.dumps({"num_bytes": rounds.num_bytes, "seconds": rounds.seconds}))
-    leave_processes()
+    shutdown_process_group()
 
 
 if __name__ == "__main__":

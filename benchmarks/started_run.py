@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pretrain import find_data
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
-from pretraining.training.config.run_config import plan_run
-from pretraining.training.config.run_identity import take_run_folder
-from pretraining.training.distributed.collectives import is_first
-from pretraining.training.distributed.process_group import join_processes
+from pretraining.training.config.run_config import resolve_run_config
+from pretraining.training.config.run_identity import claim_output_dir
+from pretraining.training.distributed.collectives import is_main_process
+from pretraining.training.distributed.process_group import init_process_group
 from pretraining.training.run import make_trainer, quiet_libraries, start_run_folder
 from pretraining.training.stopping.request import StopRequest
 from pretraining.training.trainer.trainer import PretrainingTrainer
@@ -19,10 +19,10 @@ def start_run(argv: Sequence[str]) -> tuple[Path, PretrainingTrainer]:
     result_path, *flags = [word for word in argv if not word.startswith("--local_rank")]
     arguments = parse_pretrain_arguments("", flags)
     quiet_libraries()
-    plan = plan_run(arguments, find_data(arguments.data))
-    take_run_folder(plan)
-    join_processes(timeout_seconds=600)
+    plan = resolve_run_config(arguments, find_data(arguments.data))
+    claim_output_dir(plan)
+    init_process_group(timeout_seconds=600)
     trainer = make_trainer(plan, StopRequest())
-    if is_first():
+    if is_main_process():
         start_run_folder(plan, trainer)
     return Path(result_path), trainer

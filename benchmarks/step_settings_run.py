@@ -21,8 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.cli.program import run_program
 from pretraining.training.data.dataset import IGNORED_LABEL
-from pretraining.training.distributed.process_group import join_processes, leave_processes
-from pretraining.training.model.compile import compile_layers, gather_by_layer
+from pretraining.training.distributed.process_group import init_process_group, shutdown_process_group
+from pretraining.training.model.compile import compile_layers, set_zero_leaf_layers
 from pretraining.training.model.tiling import tile_loss
 
 WARM_UP_STEPS = 3
@@ -47,7 +47,7 @@ def make_engine(model: LlamaForCausalLM, setting: dict[str, Any], ds_config: dic
     config |= {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": micro_batch}
     del config["train_batch_size"]
     if setting.get("by_layer", True) and config["zero_optimization"]["stage"] == 3:
-        gather_by_layer(model)
+        set_zero_leaf_layers(model)
     if setting.get("loss_tiles") is not None:
         tile_loss(model, num_tiles=setting["loss_tiles"])
     if setting.get("checkpointing", False):
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     """Take turns, and write down the seconds and losses of each setting."""
     result_path, task_path = [Path(word) for word in argv if not word.startswith("--")]
     task = json.loads(task_path.read_text())
-    join_processes(timeout_seconds=600)
+    init_process_group(timeout_seconds=600)
     config = LlamaConfig(**task["model"], use_cache=False, attn_implementation="sdpa")
     engines = []
     for setting in task["settings"]:
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
                 found[turn]["seconds"].append(seconds)
     if torch.distributed.get_rank() == 0:
         result_path.write_text(json.dumps(found))
-    leave_processes()
+    shutdown_process_group()
 
 
 if __name__ == "__main__":

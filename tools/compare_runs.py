@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.cli.flags import flag
-from pretraining.cli.program import leave, run_program
+from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
 from pretraining.system.escapes import escape_on_terminal
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         for place, line in enumerate(lines or [EQUAL_TO_THE_BIT if part in TO_THE_BIT else EQUAL]):
             sys.stdout.write(f"{'' if place else part:<10} {escape_on_terminal(line, sys.stdout)}\n")
     if any(found.values()):
-        leave(DIFFERENT_EXIT_CODE)
+        exit_process(DIFFERENT_EXIT_CODE)
 
 
 def compared_records(run_dir: Path, other: Path) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.cli.arguments.monitoring import ObservabilityArguments
 from pretraining.cli.flags import flag
-from pretraining.cli.program import run_program, under_flag
+from pretraining.cli.program import renaming_flag, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
 from pretraining.system.escapes import escape_on_terminal
@@ -67,14 +67,14 @@ def main(argv: Sequence[str]) -> None:
     words = ["--models", *argv] if argv and not argv[0].startswith("-") else argv
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", SamplesArguments)], words)
 
-    from pretraining.evaluation.report import open_comparisons
+    from pretraining.evaluation.report import open_references
     from pretraining.generation.compare import comparison_lines, comparison_page, models_to_compare
     from pretraining.generation.source import find_model
     from pretraining.system.files import check_new_file
 
     if arguments.output is not None:
         check_new_file(arguments.output, flag="--output")
-    files = open_comparisons(arguments.held_out, None).held_out
+    files = open_references(arguments.held_out, None).held_out
     found = {name: find_model(location) for name, location in models_to_compare(arguments.models).items()}
     models = [samples_of(name, source, arguments, files) for name, source in found.items()]
     for line in comparison_lines(arguments.prompts, models):
@@ -110,7 +110,7 @@ def held_out_figures(
     """Those of tools.evaluate, as they are shown."""
     from pretraining.evaluation.held_out import evaluate_files
 
-    with under_flag("--held_out"):
+    with renaming_flag("--held_out"):
         total = evaluate_files(model, tokenizer, files).total
     bits = total.get("bits_per_byte")
     found = {"loss": f"{total['loss']:.4f}", "perplexity": f"{total['perplexity']:,.1f}"}

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     """Run all checks, show each finding as it comes, and end with a verdict."""
     arguments = read_arguments(argv)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
-    from pretraining.cli.program import leave
+    from pretraining.cli.program import exit_process
     from pretraining.doctor.checks import CHECKS
     from pretraining.doctor.runner import run_checks
     from pretraining.doctor.table import Table, as_json, num_of
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     seconds = time.monotonic() - began_at
     say(as_json(findings, seconds=seconds) + "\n" if arguments.json else table.verdict(findings, seconds=seconds))
     # At once: Python would wait for processes of checks that cannot be ended.
-    leave(FAILURE_EXIT_CODE if num_of(findings, "failure") else 0)
+    exit_process(FAILURE_EXIT_CODE if num_of(findings, "failure") else 0)
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -55,8 +55,8 @@ class EvaluationArguments:
     )
     dataset: str | None = flag(None, "block store, folder or Hub id, instead of --data_files")
     split: Split = flag("test", "split of --dataset")
-    isolate_documents: bool = flag(False, "attention within documents of --dataset only, for models trained so")
-    mask_document_starts: bool = flag(False, "do not predict the first token of documents of --dataset")
+    document_masking: bool = flag(False, "attention within documents of --dataset only, for models trained so")
+    ignore_first_token: bool = flag(False, "do not predict the first token of documents of --dataset")
     batch_tokens: int = flag(8192, "tokens that go through the model at once; changes speed and memory alone")
     output: Path | None = flag(None, "write the figures to this file too, as JSON")
 
@@ -116,15 +116,15 @@ def figures_of_files(source: ModelSource, arguments: EvaluationArguments) -> Hel
 
 def figures_of_split(source: ModelSource, arguments: EvaluationArguments) -> HeldOutFigures:
     """Those of a split of a block store, as pretrain.py tells them."""
-    from pretraining.data.mixture import find_mixture
+    from pretraining.data.mixture import load_mixture
 
-    mixture = find_mixture([arguments.dataset or ""], revision=None)  # before torch is imported
+    mixture = load_mixture([arguments.dataset or ""], revision=None)  # before torch is imported
 
     from pretraining.evaluation.blocks import evaluate_split
     from pretraining.generation.load_model import load_model
     from pretraining.training.data.dataset import BlockFields
 
-    fields = BlockFields(arguments.isolate_documents, arguments.mask_document_starts)
+    fields = BlockFields(arguments.document_masking, arguments.ignore_first_token)
     return evaluate_split(
         *load_model(source), mixture, arguments.split, fields=fields, batch_tokens=arguments.batch_tokens
     )

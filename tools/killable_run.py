@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pretraining.runs.checksums import COMPLETE_NAME
-from pretraining.runs.run_folder import METRICS_NAME, checkpoint_step, whole_checkpoints
+from pretraining.runs.run_folder import METRICS_NAME, checkpoint_step, complete_checkpoints
 from pretraining.system.launchers import stat_words
 
 LOOK_SECONDS = 0.005  # a save of a small model takes 50 ms
@@ -98,7 +98,7 @@ class KillableRun:
 
     def newest_checkpoint(self) -> int:
         """The step of the newest complete checkpoint, 0 without one."""
-        steps = [checkpoint_step(checkpoint) for checkpoint in whole_checkpoints(self.run_dir)]
+        steps = [checkpoint_step(checkpoint) for checkpoint in complete_checkpoints(self.run_dir)]
         return max((step for step in steps if step is not None), default=0)
 
     def is_saving(self) -> bool:

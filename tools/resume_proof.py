@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.cli.flags import flag
 from pretraining.cli.logs import IN_ONE_LINE
-from pretraining.cli.program import leave, run_program
+from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
 from pretraining.runs.compare import first_difference
@@ -223,7 +223,7 @@ def check_end(run: KillableRun) -> None:
     """End this program if the run ended badly by itself."""
     if run.exit_code != 0:
         logger.error("the run ended by itself with exit code %d: %s", run.exit_code, run.log_path)
-        leave(DIFFERENT_EXIT_CODE)
+        exit_process(DIFFERENT_EXIT_CODE)
 
 
 def report(pace: Pace, killed: Sequence[Killed], resume_seconds: Sequence[float], folder: Path) -> None:
@@ -235,7 +235,7 @@ def report(pace: Pace, killed: Sequence[Killed], resume_seconds: Sequence[float]
         record = json.loads((folder / "undisturbed" / RUN_RECORD_NAME).read_text(encoding="utf-8"))
         on_gpu = " (kernels of a GPU that add up in another order each time do that to any two runs)"
         logger.error("%s: the runs differ: %s%s", what, difference, on_gpu if record["hardware"]["gpu"] else "")
-        leave(DIFFERENT_EXIT_CODE)
+        exit_process(DIFFERENT_EXIT_CODE)
     logger.info("%s: losses, gradient norms, evaluations and weights bit-equal", what)
     lost = [kill.lost_steps for kill in killed] or [0]
     logger.info("steps made again: %.1f a kill, %d at most", sum(lost) / len(lost), max(lost))

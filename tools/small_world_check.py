@@ -83,10 +83,10 @@ def main(argv: Sequence[str]) -> None:
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
     stories = [] if arguments.samples is None else [one.prompt + one.text for one in read_samples(arguments.samples)]
 
-    from pretraining.data.mixture import find_mixture
+    from pretraining.data.mixture import load_mixture
     from pretraining.generation.source import find_model
 
-    mixture = find_mixture([arguments.dataset], revision=None)
+    mixture = load_mixture([arguments.dataset], revision=None)
     if arguments.model is None:
         write_limit(mixture)
     else:

@@ -78,10 +78,10 @@ def main(argv: Sequence[str]) -> None:
     samples = read_samples(arguments.samples)
 
     from pretraining.evaluation.memorization import copied_figures
-    from pretraining.evaluation.report import open_comparisons
+    from pretraining.evaluation.report import open_references
     from pretraining.generation.source import find_model
 
-    comparisons = open_comparisons(arguments.held_out, arguments.blocks)
+    comparisons = open_references(arguments.held_out, arguments.blocks)
     source = None if arguments.model is None else find_model(arguments.model)
     figures = text_statistics(samples)
     say(*figures.lines())

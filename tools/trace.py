@@ -24,11 +24,11 @@ import numpy as np
 from tqdm import tqdm
 
 from pretraining.cli.flags import flag
-from pretraining.cli.program import leave, run_program
+from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.progress import Progress
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.encode.splits import SPLITS, Split
-from pretraining.data.inspect.provenance import BlockTracer, DocumentPlace, Piece
+from pretraining.data.inspect.provenance import BlockProvenance, DocumentLocation, Piece
 from pretraining.data.inspect.source_text import has_ids, read_source_text
 from pretraining.data.inspect.text_search import find_text
 from pretraining.data.tokenize.token_bytes import TokenBytes, text_of
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     """Answer about a block, a token, or a text."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the search
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Tracing", TraceArguments)], argv, first=["dataset"])
-    tracer = BlockTracer(arguments.dataset, flag="--dataset")
+    tracer = BlockProvenance(arguments.dataset, flag="--dataset")
     if arguments.text:
         splits = SPLITS if arguments.split is None else (arguments.split,)
         show_search(tracer, splits, arguments.text, num_workers=arguments.num_workers, as_json=arguments.json)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
         show_token(tracer, split, arguments.block, arguments.position, as_json=arguments.json)
 
 
-def show_block(tracer: BlockTracer, split: Split, block: int, *, as_json: bool) -> None:
+def show_block(tracer: BlockProvenance, split: Split, block: int, *, as_json: bool) -> None:
     """Show each piece of a block."""
     pieces = tracer.pieces(split, block)
     ids = tracer.token_ids(split, block)
@@ -99,7 +99,7 @@ def show_block(tracer: BlockTracer, split: Split, block: int, *, as_json: bool) 
         show(tracer, piece, piece.start, text_from(token_bytes, ids, piece, piece.start), as_json=as_json)
 
 
-def show_token(tracer: BlockTracer, split: Split, block: int, position: int, *, as_json: bool) -> None:
+def show_token(tracer: BlockProvenance, split: Split, block: int, position: int, *, as_json: bool) -> None:
     """Show the piece that a token belongs to, and its document's text as it stands in the input."""
     piece = tracer.piece_at(split, block, position)
     ids = tracer.token_ids(split, block)
@@ -113,7 +113,9 @@ def show_token(tracer: BlockTracer, split: Split, block: int, position: int, *, 
         say(f"\ndocument {document.document_id}, as it stands in {document.file}:{document.line}:\n\n{document_text}")
 
 
-def show_search(tracer: BlockTracer, splits: Sequence[Split], text: str, *, num_workers: int, as_json: bool) -> None:
+def show_search(
+    tracer: BlockProvenance, splits: Sequence[Split], text: str, *, num_workers: int, as_json: bool
+) -> None:
     """Show each piece that has the text or a part of it, as soon as it is found."""
     contents = [tracer.manifest.splits[split] for split in splits]
     num_found = 0
@@ -126,7 +128,7 @@ def show_search(tracer: BlockTracer, splits: Sequence[Split], text: str, *, num_
     if num_found == 0:
         num_blocks = sum(split.num_blocks for split in contents)
         logger.info("the text is in none of the %s blocks of %s", f"{num_blocks:,}", ", ".join(splits))
-        leave(NOT_FOUND_EXIT_CODE)
+        exit_process(NOT_FOUND_EXIT_CODE)
 
 
 def text_from(token_bytes: TokenBytes, ids: np.ndarray, piece: Piece, position: int) -> str:
@@ -135,7 +137,7 @@ def text_from(token_bytes: TokenBytes, ids: np.ndarray, piece: Piece, position: 
     return text_of(token_bytes.join(ids[position:end]).data.tobytes())
 
 
-def source_text(tracer: BlockTracer, piece: Piece, ids: np.ndarray) -> str | None:
+def source_text(tracer: BlockProvenance, piece: Piece, ids: np.ndarray) -> str | None:
     """The text of a piece's document as its file has it, None (and a line that says why) when it no longer has it."""
     origin = tracer.manifest.origin
     document = tracer.document(piece.document_id)
@@ -158,7 +160,7 @@ def show_headings(*, as_json: bool) -> None:
         say(COLUMNS.format(*HEADINGS, "text"))
 
 
-def show(tracer: BlockTracer, piece: Piece, position: int, text: str, *, as_json: bool, **more: str | None) -> None:
+def show(tracer: BlockProvenance, piece: Piece, position: int, text: str, *, as_json: bool, **more: str | None) -> None:
     """Print one row: a piece, a token in it, and how it goes on from there."""
     document = tracer.document(piece.document_id)
     part = part_of(piece, document)
@@ -184,7 +186,7 @@ def show(tracer: BlockTracer, piece: Piece, position: int, text: str, *, as_json
     )
 
 
-def part_of(piece: Piece, document: DocumentPlace) -> str:
+def part_of(piece: Piece, document: DocumentLocation) -> str:
     """Which part of its document a piece is: whole, begin, middle or end."""
     ends = piece.num_tokens_before + piece.num_tokens == document.num_tokens
     if piece.num_tokens_before == 0:

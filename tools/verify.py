@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretraining.cli.flags import flag
-from pretraining.cli.program import USER_ERROR_EXIT_CODE, leave, run_program
+from pretraining.cli.program import USER_ERROR_EXIT_CODE, exit_process, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
 from pretraining.system.escapes import escape
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     """Print what is found; exit code 2 if anything is wrong."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Verifying", VerifyArguments)], argv, first=("folder",))
     if not verify(arguments.folder):
-        leave(USER_ERROR_EXIT_CODE)
+        exit_process(USER_ERROR_EXIT_CODE)
 
 
 def verify(folder: Path) -> bool:

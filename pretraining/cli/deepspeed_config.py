@@ -56,8 +56,8 @@ def ds_config_problems(arguments: "PretrainArguments") -> Iterator[str]:
     except UserError as error:
         yield from error.problems
         return
-    trials = "--micro_batch auto" if arguments.plan.micro_batch == "auto" else "--plan_measure"
-    if trials == "--micro_batch auto" or arguments.plan.plan_measure:  # which try other sizes than those of the run
+    trials = "--micro_batch auto" if arguments.plan.micro_batch == "auto" else "--profile_plan"
+    if trials == "--micro_batch auto" or arguments.plan.profile_plan:  # which try other sizes than those of the run
         for path in BATCH_KEYS:
             if config[path] != AUTO:
                 yield f'--deepspeed {path_text}: {path} is {config[path]}; set it to "auto" for {trials}'

@@ -14,7 +14,7 @@ from pretraining.system.launchers import process_rank
 from pretraining.system.privacy import mask
 
 # `extra` of a warning of which there is an event in metrics.jsonl besides, so that it needs none as a warning.
-HAS_EVENT = {"has_event": True}
+LOGGED_AS_EVENT = {"has_event": True}
 # `extra` of a command or path to copy: one line, however long, which a terminal wraps without breaking the copy.
 IN_ONE_LINE = {"in_one_line": True}
 LINE_COLUMNS = 120  # where there is no terminal
@@ -22,7 +22,7 @@ UNIT_SPACE = re.compile(r"(?<=\d) (?=[%A-Za-z])")
 FEW_COLUMNS = 80  # of a terminal that does not report its width
 
 # torchao, which transformers imports where it is there, warns of kernels that it does without, and torch of torchao.
-UNASKED_LOGGERS = ("torchao", "torch.utils._pytree")
+NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
 
 
 class _Formatter(logging.Formatter):
@@ -80,7 +80,7 @@ def setup_logging() -> None:
 
     Tracebacks go there too, without what could act on a terminal.
     """
-    for name in UNASKED_LOGGERS:
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())

@@ -52,8 +52,8 @@ def compiler_problem() -> str | None:
 
 
 def package_problems(arguments: PretrainArguments) -> Iterator[str]:
-    """What the flags need and this environment does not have; nothing where --plan_only plans for any machine."""
-    if arguments.plan.plan_only:
+    """What the flags need and this environment does not have; nothing where --dry_run plans for any machine."""
+    if arguments.plan.dry_run:
         return
     if arguments.optimization.optim == "adamw_8bit" and not _is_installed("bitsandbytes"):
         yield "--optim adamw_8bit: needs bitsandbytes; `pip install bitsandbytes`, or use --optim adamw_bf16"

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 CRASH_EXIT_CODE = 1
 USER_ERROR_EXIT_CODE = 2
 STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75, which says: the same again, later
-FIRST_RANK_SPEAKS_SECONDS = 5.0  # launchers look after their processes once a second
+RANK0_GRACE_SECONDS = 5.0  # launchers look after their processes once a second
 READER_GONE_EXIT_CODE = 141  # 128 + SIGPIPE, as of any command before `| head`
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # Of reading as well as of writing, so they are called neither.
@@ -33,7 +33,7 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells expect
 
 
 @contextlib.contextmanager
-def under_flag(name: str) -> Iterator[None]:
+def renaming_flag(name: str) -> Iterator[None]:
     """Let what names --data_files in a `UserError` name the flag that the files were given by."""
     try:
         yield
@@ -54,16 +54,16 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
         _run(main)
     except KeyboardInterrupt:
         logger.warning("interrupted")
-        leave(INTERRUPTED_EXIT_CODE)
+        exit_process(INTERRUPTED_EXIT_CODE)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone(1):
             os._exit(READER_GONE_EXIT_CODE)  # what stdout holds back cannot be flushed
         mistake = _as_mistake(error)
         if mistake is not None and "--debug" not in sys.argv:
             _report(mistake)
-            leave(USER_ERROR_EXIT_CODE)
+            exit_process(USER_ERROR_EXIT_CODE)
         sys.excepthook(type(error), error, error.__traceback__)
-        leave(CRASH_EXIT_CODE)
+        exit_process(CRASH_EXIT_CODE)
 
 
 def _run(main: Callable[[Sequence[str]], None]) -> None:
@@ -105,12 +105,12 @@ def _report(error: UserError) -> None:
     # Most mistakes are found by every rank, and the first one's exit makes the launcher end the others meanwhile.
     if process_rank() > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(FIRST_RANK_SPEAKS_SECONDS)
+        time.sleep(RANK0_GRACE_SECONDS)
     for problem in error.problems:
         logger.error(problem)
 
 
-def leave(exit_code: int) -> NoReturn:
+def exit_process(exit_code: int) -> NoReturn:
     """End this process without taking Python down around the threads of a process group.
 
     They would wait for ranks that are leaving as well; and a gloo thread that drops its last tensor while Python goes
@@ -122,7 +122,7 @@ def leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def leave_at_once(message: str, exit_code: int) -> NoReturn:
+def hard_exit(message: str, exit_code: int) -> NoReturn:
     """End this process from another thread, whatever its main thread does and holds; an empty message is not said."""
     if message:
         with contextlib.suppress(OSError):  # mpirun holds the other end of stderr, and may be what died

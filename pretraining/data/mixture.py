@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pretraining.cli.arguments.tokenizer import HUB_ID
 from pretraining.data.input.find import FORMATS
-from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, Origin, read_manifest
+from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
 from pretraining.errors import UserError
 
 # NAME=STORE:WEIGHT, of which only STORE must be there.
@@ -25,7 +25,7 @@ COMMON = {
 
 
 @dataclass(frozen=True)
-class StoreSource:
+class BlockStore:
     """A block store: its name as it was given, its folder, what is in it, and its commit when it is the Hub's."""
 
     name: str
@@ -40,7 +40,7 @@ class WeightedStore:
 
     source: str | None
     weight: float
-    store: StoreSource
+    store: BlockStore
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Mixture:
     parts: tuple[WeightedStore, ...]
 
     @property
-    def first(self) -> StoreSource:
+    def first(self) -> BlockStore:
         """The store that speaks for all in what all have in common."""
         return self.parts[0].store
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> StoreSpec:
         """Block length, tokenizer and token rules of all stores."""
         return self.first.manifest.origin
 
@@ -69,7 +69,7 @@ class Mixture:
         return [part.store.manifest.splits[split].num_blocks for part in self.parts]
 
 
-def find_mixture(datasets: Sequence[str], *, revision: str | None) -> Mixture:
+def load_mixture(datasets: Sequence[str], *, revision: str | None) -> Mixture:
     """The block stores that --dataset and --dataset_revision mean, those of the Hub brought here.
 
     Raises:
@@ -106,7 +106,7 @@ def read_dataset_texts(datasets: Sequence[str]) -> list[tuple[str | None, str, f
     return named
 
 
-def find_store(dataset: str, *, revision: str | None) -> StoreSource:
+def find_store(dataset: str, *, revision: str | None) -> BlockStore:
     """The block store of one folder or Hub id, brought here when it is on the Hub.
 
     Raises:
@@ -117,10 +117,10 @@ def find_store(dataset: str, *, revision: str | None) -> StoreSource:
         from pretraining.data.hub.download import download_store  # the Hub's client takes a moment to import
 
         folder = download_store(dataset, revision=revision)
-        return StoreSource(dataset, folder, read_manifest(folder, flag="--dataset"), commit=folder.name)
+        return BlockStore(dataset, folder, read_manifest(folder, flag="--dataset"), commit=folder.name)
     if revision is not None:
         raise UserError(f"--dataset_revision {revision}: --dataset {dataset} is not on the Hub; leave it out")
-    return StoreSource(dataset, path, read_manifest(path, flag="--dataset"))
+    return BlockStore(dataset, path, read_manifest(path, flag="--dataset"))
 
 
 def _read_dataset_text(text: str, *, alone: bool) -> tuple[str | None, str, float]:
@@ -147,7 +147,7 @@ def _read_dataset_text(text: str, *, alone: bool) -> tuple[str | None, str, floa
     return name, store, weight
 
 
-def _check_alike(first: StoreSource, other: StoreSource) -> None:
+def _check_alike(first: BlockStore, other: BlockStore) -> None:
     problems = []
     for path, words in COMMON.items():
         ours, theirs = _value_of(first.manifest.origin, path), _value_of(other.manifest.origin, path)
@@ -160,7 +160,7 @@ def _check_alike(first: StoreSource, other: StoreSource) -> None:
         raise UserError(*problems)
 
 
-def _value_of(origin: Origin, path: str) -> object:
+def _value_of(origin: StoreSpec, path: str) -> object:
     value: object = origin
     for name in path.split("."):
         value = getattr(value, name)

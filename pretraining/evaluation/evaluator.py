@@ -6,33 +6,33 @@ from dataclasses import dataclass
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pretraining.data.inspect.provenance import BlockTracer
+from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.errors import UserError
 from pretraining.evaluation.memorization import copied_figures
 from pretraining.evaluation.perplexity import continuations_perplexity, held_out_perplexity, perplexity_line
 from pretraining.evaluation.report import Comparisons
 from pretraining.evaluation.text_statistics import text_statistics
-from pretraining.generation.generate import Continuation
+from pretraining.generation.generate import Completion
 from pretraining.generation.load_model import gives_ids
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Judge:
+class SampleEvaluator:
     """A model that says how likely texts are, what it said of held-out documents, and the blocks of its training."""
 
     model: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
     held_out_perplexity: float | None
-    blocks: BlockTracer | None
+    blocks: BlockProvenance | None
 
-    def say(self, continuations: Sequence[Continuation]) -> None:
+    def say(self, continuations: Sequence[Completion]) -> None:
         """Log what the texts are like: repetitive, varied, long, ended, likely, copied."""
         for line in self._lines(continuations):
             logger.info(line)
 
-    def _lines(self, continuations: Sequence[Continuation]) -> Iterator[str]:
+    def _lines(self, continuations: Sequence[Completion]) -> Iterator[str]:
         yield from text_statistics(continuations).lines()
         perplexity = continuations_perplexity(self.model, self.tokenizer, continuations)
         yield perplexity_line(perplexity, self.held_out_perplexity)
@@ -40,7 +40,9 @@ class Judge:
             yield from copied_figures(continuations, self.blocks).lines()
 
 
-def make_judge(comparisons: Comparisons, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Judge:
+def make_evaluator(
+    comparisons: Comparisons, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> SampleEvaluator:
     """Read the held-out documents, and check that the blocks have the ids of this tokenizer.
 
     To be done before a text is written, so that a mistake costs none.
@@ -53,10 +55,10 @@ def make_judge(comparisons: Comparisons, model: LlamaForCausalLM, tokenizer: Pre
     if comparisons.held_out:
         logger.info("reading the held-out documents")
     perplexity = held_out_perplexity(model, tokenizer, comparisons.held_out)
-    return Judge(model, tokenizer, perplexity, comparisons.blocks)
+    return SampleEvaluator(model, tokenizer, perplexity, comparisons.blocks)
 
 
-def check_tokenizer(blocks: BlockTracer, tokenizer: PreTrainedTokenizerFast) -> None:
+def check_tokenizer(blocks: BlockProvenance, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse blocks whose canary text has other ids here: texts would be found nowhere in them, or anywhere."""
     made_by = blocks.manifest.origin.tokenizer
     if not gives_ids(tokenizer, made_by.canary_text, made_by.canary_ids):

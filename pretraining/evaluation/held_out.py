@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, EncodedBatch, in_order
+from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, EncodedBatch, ordered_parallel_map
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.documents import JsonFields
 from pretraining.data.input.filters import CleaningRules, TextFilter
@@ -23,7 +23,7 @@ from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import cut_slices
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
 from pretraining.errors import UserError
-from pretraining.evaluation.windows import Passage, evaluate_passages
+from pretraining.evaluation.windows import TextWindow, evaluate_passages
 from pretraining.training.data.text_bytes import open_text_bytes
 from pretraining.training.metrics.evaluation import figures_of
 
@@ -61,19 +61,19 @@ class HeldOutDocuments:
         self.num_text_bytes: Counter[str] = Counter()
         self.skipped_lines: Counter[str] = Counter()
 
-    def __iter__(self) -> Iterator[Passage]:
+    def __iter__(self) -> Iterator[TextWindow]:
         """Each document, in the order of the files."""
         (ranges,) = cut_slices(self._files, 1)
         batches = read_batches(self._files, ranges, None, self._options)
-        for batch in in_order(self._encoder.encode, batches, num_workers=NUM_WORKERS):
+        for batch in ordered_parallel_map(self._encoder.encode, batches, num_workers=NUM_WORKERS):
             self._count(batch)
             ends = np.cumsum(batch.lengths)
             for source, begin, end in zip(batch.rows.sources, ends - batch.lengths, ends, strict=True):
                 yield self._passage(source, batch.ids[begin:end].astype(np.int64))
 
-    def _passage(self, source: str, ids: np.ndarray) -> Passage:
+    def _passage(self, source: str, ids: np.ndarray) -> TextWindow:
         known = self._text_bytes
-        return Passage(source, ids, np.zeros_like(ids) if known is None else known.of_document(ids))
+        return TextWindow(source, ids, np.zeros_like(ids) if known is None else known.of_document(ids))
 
     def _count(self, batch: EncodedBatch) -> None:
         self.skipped_lines.update(line.reason for line in batch.skipped)

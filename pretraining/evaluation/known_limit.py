@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from pretraining.data.encode.splits import Split
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
-from pretraining.evaluation.windows import Passage, evaluate_passages
+from pretraining.evaluation.windows import TextWindow, evaluate_passages
 from pretraining.generation.load_model import gives_ids
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.splits import open_split
@@ -129,7 +129,7 @@ def predict_documents(
     text_bytes = open_text_bytes(mixture.first.folder / "tokenizer", origin.tokenizer.canary_ids, origin.token_rules)
     if text_bytes is None:
         raise UserError(f"--dataset {mixture.names}: its tokenizer's tokens have no bytes of their own; use another")
-    passages = [Passage(str(number), ids, text_bytes.of_document(ids)) for number, ids in enumerate(all_ids)]
+    passages = [TextWindow(str(number), ids, text_bytes.of_document(ids)) for number, ids in enumerate(all_ids)]
     positions = model.config.max_position_embeddings
     sums = evaluate_passages(model, passages, window_tokens=positions, batch_tokens=batch_tokens)
     texts = document_texts(mixture, split, tokenizer)

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from pretraining.cli.progress import Progress
-from pretraining.data.inspect.overlap import CopiedRun, find_copied_runs
-from pretraining.data.inspect.provenance import BlockTracer
+from pretraining.data.inspect.overlap import VerbatimSpan, find_copied_runs
+from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.tokenize.token_bytes import TokenBytes, text_of
 from pretraining.errors import UserError
 from pretraining.system.cores import usable_cores
@@ -55,7 +55,7 @@ class CopiedFigures:
 
 
 def copied_figures(
-    continuations: Sequence[Written], tracer: BlockTracer, *, num_workers: int = NUM_WORKERS
+    continuations: Sequence[Written], tracer: BlockProvenance, *, num_workers: int = NUM_WORKERS
 ) -> CopiedFigures:
     """Look for every continuation in all blocks of the train split; shows how far it is.
 
@@ -80,7 +80,7 @@ def copied_figures(
     )
 
 
-def _row(tokens: Sequence[int], run: CopiedRun, tracer: BlockTracer, token_bytes: TokenBytes) -> dict[str, Any]:
+def _row(tokens: Sequence[int], run: VerbatimSpan, tracer: BlockProvenance, token_bytes: TokenBytes) -> dict[str, Any]:
     document = tracer.document(run.document_id)
     text = text_of(token_bytes.join(np.array(tokens[run.start : run.start + run.num_tokens])).data.tobytes())
     return {
@@ -95,7 +95,7 @@ def _row(tokens: Sequence[int], run: CopiedRun, tracer: BlockTracer, token_bytes
     }
 
 
-def _check_tokens(continuations: Sequence[Written], token_bytes: TokenBytes, tracer: BlockTracer) -> None:
+def _check_tokens(continuations: Sequence[Written], token_bytes: TokenBytes, tracer: BlockProvenance) -> None:
     """Refuse ids of another tokenizer than that of the blocks: they would be found nowhere, or anywhere."""
     vocab_size = tracer.manifest.origin.tokenizer.vocab_size
     for number, written in enumerate(continuations, 1):

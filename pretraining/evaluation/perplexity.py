@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from pretraining.cli.program import under_flag
+from pretraining.cli.program import renaming_flag
 from pretraining.data.input.find import InputFile
 from pretraining.evaluation.held_out import evaluate_files
-from pretraining.evaluation.windows import Passage, evaluate_passages
+from pretraining.evaluation.windows import TextWindow, evaluate_passages
 from pretraining.training.metrics.evaluation import figures_of
 
 
@@ -46,11 +46,11 @@ def evaluate_continuations(
     return figures_of(found[""].tolist()) if found else None
 
 
-def _passages(tokenizer: PreTrainedTokenizerFast, continuations: Iterable[Continued]) -> Iterator[Passage]:
+def _passages(tokenizer: PreTrainedTokenizerFast, continuations: Iterable[Continued]) -> Iterator[TextWindow]:
     for continuation in continuations:
         prompt_ids = tokenizer(continuation.prompt)["input_ids"]
         ids = np.array([*prompt_ids, *continuation.tokens], np.int64)
-        yield Passage("", ids, np.zeros_like(ids), num_given=max(1, len(prompt_ids)))
+        yield TextWindow("", ids, np.zeros_like(ids), num_given=max(1, len(prompt_ids)))
 
 
 def continuations_perplexity(
@@ -71,7 +71,7 @@ def held_out_perplexity(
     """
     if not files:
         return None
-    with under_flag("--held_out"):
+    with renaming_flag("--held_out"):
         return evaluate_files(model, tokenizer, files).total["perplexity"]
 
 

@@ -22,7 +22,7 @@ SORTED_WINDOWS = 1024  # batches are made of as many at a time, in which windows
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class TextWindow:
     """A text of `source`: its ids, and of each the bytes of text that it stands for, int64 of shape [tokens].
 
     The first `num_given` tokens, 1 or more, are not predicted: nothing is there to predict the first one from.
@@ -34,7 +34,7 @@ class Passage:
     num_given: int = 1
 
 
-def windows_of(passage: Passage, *, window_tokens: int) -> Iterator[Passage]:
+def windows_of(passage: TextWindow, *, window_tokens: int) -> Iterator[TextWindow]:
     """The passage as passages of `window_tokens` (2 or more) at most, in which each token is predicted once.
 
     >>> passage = Passage("", np.arange(10), np.zeros(10))
@@ -48,13 +48,13 @@ def windows_of(passage: Passage, *, window_tokens: int) -> Iterator[Passage]:
         part = slice(start, start + window_tokens)
         ids = passage.ids[part]
         if start + len(ids) > num_done:
-            yield Passage(passage.source, ids, passage.num_bytes[part], num_done - start)
+            yield TextWindow(passage.source, ids, passage.num_bytes[part], num_done - start)
             num_done = start + len(ids)
 
 
 @torch.no_grad()
 def evaluate_passages(
-    model: PreTrainedModel, passages: Iterable[Passage], *, window_tokens: int, batch_tokens: int
+    model: PreTrainedModel, passages: Iterable[TextWindow], *, window_tokens: int, batch_tokens: int
 ) -> dict[str, np.ndarray]:
     """Sums of losses, right predictions, predictions and bytes of each source: fp64 of shape [4].
 
@@ -71,7 +71,7 @@ def evaluate_passages(
     return dict(sums)
 
 
-def _batches(windows: Iterator[Passage], batch_tokens: int) -> Iterator[list[Passage]]:
+def _batches(windows: Iterator[TextWindow], batch_tokens: int) -> Iterator[list[TextWindow]]:
     """Windows in batches, the longest of a group first."""
     while group := list(itertools.islice(windows, SORTED_WINDOWS)):
         group.sort(key=lambda window: -len(window.ids))
@@ -81,7 +81,7 @@ def _batches(windows: Iterator[Passage], batch_tokens: int) -> Iterator[list[Pas
             group = group[size:]
 
 
-def _padded(windows: list[Passage]) -> Batch:
+def _padded(windows: list[TextWindow]) -> Batch:
     """The inputs, and at each place the label and the bytes of the token after it: int64 [windows, longest]."""
     shape = (len(windows), max(len(window.ids) for window in windows))
     ids, num_bytes = np.zeros(shape, np.int64), np.zeros(shape, np.int64)

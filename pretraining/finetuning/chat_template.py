@@ -21,7 +21,7 @@ from pretraining.finetuning.conversations import Conversation
 
 # Headers are plain text, so that the vocabulary gets no token that was never trained. EOS ends an answer and nothing
 # else; a line break comes before a header and not after a turn, so that an answer ends the text.
-TURNS = """\
+CHAT_TEMPLATE = """\
 {% for message in messages %}\
 {{ ('' if loop.first else '\\n') + '<|' + message['role'] + '|>\\n' }}\
 {% if message['role'] == 'assistant' %}\
@@ -46,7 +46,7 @@ class EncodedConversation:
 
 def chat_template(*, add_bos: bool) -> str:
     """The template of a model that has none yet; with BOS at its beginning where training put one."""
-    return f"{{{{ bos_token }}}}{TURNS}" if add_bos else TURNS
+    return f"{{{{ bos_token }}}}{CHAT_TEMPLATE}" if add_bos else CHAT_TEMPLATE
 
 
 def encode_conversations(
@@ -116,7 +116,7 @@ def _limits(cpu_seconds: float, num_bytes: int) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def control_token_in(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> str | None:
+def find_control_token(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> str | None:
     """A control token whose name stands in a text; there it would become one, and could end an answer early."""
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     texts = [message["content"] for message in conversation.messages]

@@ -17,7 +17,7 @@ MAX_TOKENS = 2048  # of a block, unless told otherwise
 
 @dataclass(frozen=True)
 class FinetuneInputs:
-    """The flags of training with the model that was found, its folder, and the files; none for --plan_only."""
+    """The flags of training with the model that was found, its folder, and the files; none for --dry_run."""
 
     run: PretrainArguments
     model_dir: Path
@@ -33,7 +33,7 @@ def find_inputs_of(arguments: FinetuneArguments) -> FinetuneInputs:
     flags = arguments.conversations
     model = find_starting_model(flags.model or "")
     run = with_model(arguments.run, model)
-    if run.plan.plan_only:
+    if run.plan.dry_run:
         return FinetuneInputs(run, model.folder, [])
     run_dir = Path(run.trainer["output_dir"])
     if is_run_folder(run_dir) and not (run_dir / BLOCKS_DIR_NAME).exists():

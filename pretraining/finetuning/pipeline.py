@@ -12,15 +12,15 @@ from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.find import InputFile
 from pretraining.data.input.hashes import hash_inputs
-from pretraining.data.mixture import find_mixture
-from pretraining.data.store.manifest import Origin, SourceFile, TokenizerIdentity
+from pretraining.data.mixture import load_mixture
+from pretraining.data.store.manifest import SourceFile, StoreSpec, TokenizerIdentity
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError, reading
 from pretraining.finetuning.base_model import load_model_tokenizer
 from pretraining.finetuning.chat_template import GENERATION_MARK, chat_template
 from pretraining.finetuning.conversations import MAX_LINE_BYTES, read_conversations
 from pretraining.finetuning.inputs import FinetuneInputs
-from pretraining.finetuning.store import make_conversation_store, say_store
+from pretraining.finetuning.store import log_store, make_conversation_store
 from pretraining.runs.run_folder import BLOCKS_DIR_NAME
 from pretraining.system.launchers import process_rank
 from pretraining.training.config.early_checks import check_inputs
@@ -35,14 +35,14 @@ def finetune(flags: ConversationArguments, inputs: FinetuneInputs) -> None:
     """Make the blocks, and train on them from the weights of the model."""
     quiet_libraries()
     run = inputs.run
-    if run.plan.plan_only:
+    if run.plan.dry_run:
         say_plan(run)
         return
     store = make_blocks(flags, inputs)
     if process_rank() == 0:  # whichever process has made them
-        say_store(store)
+        log_store(store)
     run = replace(run, data=replace(run.data, dataset=[str(store)]))
-    mixture = find_mixture([str(store)], revision=None)
+    mixture = load_mixture([str(store)], revision=None)
     check_inputs(run, mixture)
     pretrain(run, mixture)
 
@@ -70,13 +70,13 @@ def make_blocks(flags: ConversationArguments, inputs: FinetuneInputs) -> Path:
 
 def conversation_origin(
     flags: ConversationArguments, run: PretrainArguments, files: list[InputFile], tokenizer: DocumentTokenizer
-) -> Origin:
+) -> StoreSpec:
     """All that decides the bytes of the store."""
     canary, weights = tokenizer.canary(), split_weights_of(flags.split)
     assert weights is not None, "checked with the flags"
     assert run.data.block_length is not None, "set with the model"
     hashes = hash_inputs(files, None)
-    return Origin(
+    return StoreSpec(
         sources=[
             SourceFile(file.path, file.source, file.num_bytes, sha256)
             for file, sha256 in zip(files, hashes, strict=True)

@@ -21,18 +21,18 @@ from pretraining.data.build.assemble import copy_tokenizer, name_shards
 from pretraining.data.build.partial_store import finished_store
 from pretraining.data.build.progress import SplitProgress
 from pretraining.data.build.slice_writer import SplitWriter
-from pretraining.data.encode.encoding import DocumentRows
+from pretraining.data.encode.encoding import DocumentMetadata
 from pretraining.data.encode.splits import SPLITS, Split, SplitAssigner
 from pretraining.data.input.documents import SHOWN_BYTES
-from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, Origin, SplitContents, read_manifest
-from pretraining.data.store.packing import BestFitPacker, Pieces
+from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, SplitContents, StoreSpec, read_manifest
+from pretraining.data.store.packing import BestFitPacker, DocumentSegments
 from pretraining.data.store.schema import ANSWER_BIT, DOCUMENT_SCHEMA, block_schema, document_table
 from pretraining.data.store.shards import ShardWriter
 from pretraining.errors import UserError
-from pretraining.finetuning.chat_template import EncodedConversation, control_token_in, encode_conversations
+from pretraining.finetuning.chat_template import EncodedConversation, encode_conversations, find_control_token
 from pretraining.finetuning.conversations import Conversation
 from pretraining.runs.run_folder import PARTIAL_BLOCKS_SUFFIX
-from pretraining.system.files import sync
+from pretraining.system.files import fsync
 from pretraining.system.locks import wait_for_lock
 from pretraining.training.model.tokenizer import tokenizer_for_model
 
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_conversation_store(
-    store: Path, origin: Origin, conversations: Iterable[Conversation], *, tokenizer_dir: Path, max_length: int
+    store: Path, origin: StoreSpec, conversations: Iterable[Conversation], *, tokenizer_dir: Path, max_length: int
 ) -> None:
     """Make the store, or find that it is made already; of processes that ask at once, one makes it.
 
@@ -66,14 +66,14 @@ def make_conversation_store(
         _check_kept(manifest)
         manifest.write(partial)
         partial.replace(store)
-        sync(store.parent)
+        fsync(store.parent)
 
 
 class _StoreWriter:
     """Takes conversations in order."""
 
     def __init__(
-        self, folder: Path, origin: Origin, tokenizer: PreTrainedTokenizerFast, executor: ThreadPoolExecutor
+        self, folder: Path, origin: StoreSpec, tokenizer: PreTrainedTokenizerFast, executor: ThreadPoolExecutor
     ) -> None:
         self._folder = folder
         self._origin = origin
@@ -96,7 +96,7 @@ class _StoreWriter:
         """Append conversations of one file."""
         encoded = encode_conversations(self._tokenizer, batch)
         kept = [pair for pair in zip(batch, encoded, strict=True) if self._is_kept(*pair)]
-        rows = DocumentRows()
+        rows = DocumentMetadata()
         for conversation, tokens in kept:
             split = self._assigner.split_of(conversation.text)
             rows.sources.append(conversation.source)
@@ -113,7 +113,7 @@ class _StoreWriter:
 
     def _is_kept(self, conversation: Conversation, tokens: EncodedConversation) -> bool:
         reason = "longer_than_block" if len(tokens.ids) > self._origin.block_length else None
-        if control_token_in(self._tokenizer, conversation) is not None:
+        if find_control_token(self._tokenizer, conversation) is not None:
             reason = "control_token"
         if reason is None:
             return True
@@ -125,7 +125,7 @@ class _StoreWriter:
 
     def _add_tokens(self, tokens: EncodedConversation, split: Split, number: int) -> None:
         ids = tokens.ids.astype(np.uint32) | np.where(tokens.is_answer, ANSWER_BIT, 0).astype(np.uint32)
-        piece = Pieces(np.array([number]), np.array([0]), np.array([len(ids)]), ids)
+        piece = DocumentSegments(np.array([number]), np.array([0]), np.array([len(ids)]), ids)
         self._splits[split].add(piece, self._progress[split])
         if self._origin.packing == "alone":
             self._splits[split].add_blocks(self._packers[split].flush(), self._progress[split])
@@ -159,7 +159,7 @@ class _StoreWriter:
         )
 
 
-def say_store(store: Path) -> None:
+def log_store(store: Path) -> None:
     """What is in it, and what was left out."""
     manifest = read_manifest(store, flag="--data_files")
     for split, found in manifest.splits.items():

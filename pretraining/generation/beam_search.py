@@ -7,12 +7,12 @@ import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.generation.batching import GrowingText, Job
+from pretraining.generation.batching import ActiveSequence, Request
 
 
-def search(
-    model: LlamaForCausalLM, jobs: Sequence[Job], eos: Collection[int], arguments: GenerateArguments
-) -> Iterator[GrowingText]:
+def beam_search(
+    model: LlamaForCausalLM, jobs: Sequence[Request], eos: Collection[int], arguments: GenerateArguments
+) -> Iterator[ActiveSequence]:
     """The best texts of each prompt, the best first; of one prompt's jobs each has its place among them."""
     config = GenerationConfig(
         max_new_tokens=arguments.max_new_tokens,
@@ -33,7 +33,7 @@ def search(
 
 
 @torch.inference_mode()
-def _text(model: LlamaForCausalLM, job: Job, ids: list[int], eos: Collection[int]) -> GrowingText:
+def _text(model: LlamaForCausalLM, job: Request, ids: list[int], eos: Collection[int]) -> ActiveSequence:
     """The text up to EOS, with its probability; what stands behind EOS fills it up to the longest of its prompt."""
     end = next((place for place, token in enumerate(ids) if token in eos), None)
     ids = ids if end is None else ids[: end + 1]
@@ -41,4 +41,4 @@ def _text(model: LlamaForCausalLM, job: Job, ids: list[int], eos: Collection[int
     whole = torch.tensor([job.ids + ids], device=model.device)
     logits = model(whole).logits[0, begin - 1 : -1].float()
     chances = logits.log_softmax(-1).gather(-1, whole[0, begin:, None].to(logits.device))
-    return GrowingText(job, [], ids, float(chances.sum()), "length" if end is None else "eos")
+    return ActiveSequence(job, [], ids, float(chances.sum()), "length" if end is None else "eos")

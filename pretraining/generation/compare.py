@@ -11,7 +11,7 @@ import jinja2
 
 from pretraining.errors import UserError
 from pretraining.runs.record_file import read_run_record
-from pretraining.runs.run_folder import MODEL_DIR_NAME, checkpoint_step, is_run_folder, whole_checkpoints
+from pretraining.runs.run_folder import MODEL_DIR_NAME, checkpoint_step, complete_checkpoints, is_run_folder
 
 TEMPLATE = Path(__file__).with_name("comparison_page.html")
 SHOWN_CHARACTERS = 100  # of a text in a line
@@ -49,7 +49,7 @@ def models_to_compare(words: Sequence[str]) -> dict[str, str]:
 def _models_of_run(run_dir: Path) -> list[Path]:
     """Complete checkpoints and exports by their steps, and the exported model unless it is the last of them."""
     by_step = {int(path.name.removeprefix("step-")): path for path in run_dir.glob("exports/step-*")}
-    by_step |= {checkpoint_step(path) or 0: path for path in whole_checkpoints(run_dir)}
+    by_step |= {checkpoint_step(path) or 0: path for path in complete_checkpoints(run_dir)}
     models = [by_step[step] for step in sorted(by_step)]
     exported, last_step = run_dir / MODEL_DIR_NAME, read_run_record(run_dir)["arguments"]["max_steps"]
     return [*models, exported] if exported.is_dir() and last_step not in by_step else models

@@ -7,19 +7,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.errors import UserError
-from pretraining.generation.batching import GrowingText, Job, grow
-from pretraining.generation.beam_search import search
+from pretraining.generation.batching import ActiveSequence, Request, generate_batched
+from pretraining.generation.beam_search import beam_search
 from pretraining.generation.decoder import LlamaDecoder
 from pretraining.generation.load_weights import rows_that_fit
 
 MAX_CONTINUATIONS = 10**6  # of one start, which keeps 110 bytes for each
 NUM_SHOWN = 40  # characters of a prompt in a message
 
-Watch = Callable[[Job, str], None]  # is told a text so far, after each of its tokens
+Watch = Callable[[Request, str], None]  # is told a text so far, after each of its tokens
 
 
 @dataclass(frozen=True)
-class Continuation:
+class Completion:
     """One continuation of one prompt.
 
     `tokens` are all that were drawn, without EOS; `log_probability` is the sum of their natural log probabilities under
@@ -39,7 +39,7 @@ class Continuation:
 
 def continue_prompts(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, arguments: GenerateArguments
-) -> Iterator[Continuation]:
+) -> Iterator[Completion]:
     """The continuations of each prompt, prompt by prompt.
 
     Raises:
@@ -49,7 +49,7 @@ def continue_prompts(
     yield from in_order(jobs, continue_jobs(model, tokenizer, jobs, arguments=arguments))
 
 
-def in_order(jobs: Sequence[Job], continuations: Iterable[Continuation]) -> Iterator[Continuation]:
+def in_order(jobs: Sequence[Request], continuations: Iterable[Completion]) -> Iterator[Completion]:
     """The continuations in the order of their jobs, each as soon as those before it are there."""
     waiting = {}
     wanted = iter((job.prompt_number, job.sample_number) for job in jobs)
@@ -64,21 +64,21 @@ def in_order(jobs: Sequence[Job], continuations: Iterable[Continuation]) -> Iter
 def continue_jobs(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    jobs: Sequence[Job],
+    jobs: Sequence[Request],
     *,
     arguments: GenerateArguments,
     watch: Watch | None = None,
-) -> Iterator[Continuation]:
+) -> Iterator[Completion]:
     """The continuation of each job as soon as it has ended."""
     ending = _Ending(model, tokenizer, arguments, watch)
     if not jobs:
         return
     if arguments.num_beams > 1:
-        found = search(model, jobs, eos_ids(model), arguments)
+        found = beam_search(model, jobs, eos_ids(model), arguments)
     else:
         num_positions = max(len(job.ids) for job in jobs) + arguments.max_new_tokens
         num_rows = min(arguments.batch_size, len(jobs), rows_that_fit(model, num_positions))
-        found = grow(LlamaDecoder(model, num_rows, num_positions), jobs, ending.reason, arguments)
+        found = generate_batched(LlamaDecoder(model, num_rows, num_positions), jobs, ending.reason, arguments)
     for text in found:
         yield ending.continuation(text)
 
@@ -98,7 +98,7 @@ class _Ending:
         self._arguments = arguments
         self._watch = watch
 
-    def reason(self, text: GrowingText) -> str:
+    def reason(self, text: ActiveSequence) -> str:
         """Why it ends here, "" if it goes on."""
         if self._watch is not None:
             self._watch(text.job, self._read(text))
@@ -108,12 +108,12 @@ class _Ending:
             return "stop"
         return "length" if len(text.ids) >= self._arguments.max_new_tokens else ""
 
-    def continuation(self, text: GrowingText) -> Continuation:
+    def continuation(self, text: ActiveSequence) -> Completion:
         """The text as it is given out."""
         job, ids = text.job, self._without_eos(text)
         shown = self._read(text)
         end = self._stop_at(shown) if text.finish_reason == "stop" else None
-        return Continuation(
+        return Completion(
             prompt=job.prompt,
             text=shown[:end],
             num_tokens=len(ids),
@@ -124,10 +124,10 @@ class _Ending:
             sample_number=job.sample_number,
         )
 
-    def _without_eos(self, text: GrowingText) -> list[int]:
+    def _without_eos(self, text: ActiveSequence) -> list[int]:
         return text.ids[:-1] if text.ids[-1] in self._eos else text.ids
 
-    def _read(self, text: GrowingText) -> str:
+    def _read(self, text: ActiveSequence) -> str:
         """Decoded behind its prompt: SentencePiece drops the space before the first word of whatever it decodes."""
         begin = self._tokenizer.decode(text.job.ids, skip_special_tokens=True)
         whole = self._tokenizer.decode(text.job.ids + self._without_eos(text), skip_special_tokens=True)
@@ -146,7 +146,7 @@ def make_jobs(
     arguments: GenerateArguments,
     *,
     first_number: int = 0,
-) -> list[Job]:
+) -> list[Request]:
     """The continuations that are wanted, prompt by prompt.
 
     Raises:
@@ -171,7 +171,7 @@ def make_jobs(
             f"{config.max_position_embeddings} positions; give {room} or less, or a shorter prompt"
         )
     return [
-        Job(prompt, ids, number, sample)
+        Request(prompt, ids, number, sample)
         for number, (prompt, ids) in enumerate(zip(prompts, all_ids, strict=True), start=first_number)
         for sample in range(arguments.num_samples)
     ]

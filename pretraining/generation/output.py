@@ -20,8 +20,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.cli.progress import Progress
 from pretraining.errors import UserError
-from pretraining.generation.batching import Job
-from pretraining.generation.generate import Continuation, continue_jobs
+from pretraining.generation.batching import Request
+from pretraining.generation.generate import Completion, continue_jobs
 from pretraining.generation.source import ModelSource
 from pretraining.system.files import check_new_file, write_atomically
 from pretraining.system.locks import lock_file
@@ -34,13 +34,13 @@ WEIGHTS = ("*.safetensors", "global_step*/*_optim_states.pt")
 logger = logging.getLogger(__name__)
 
 Key = tuple[int, int]  # number of the prompt, number of the sample
-FIELD_TYPES = {field.name: typing.get_origin(field.type) or field.type for field in dataclasses.fields(Continuation)}
+FIELD_TYPES = {field.name: typing.get_origin(field.type) or field.type for field in dataclasses.fields(Completion)}
 
 
 def write_continuations(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    jobs: Sequence[Job],
+    jobs: Sequence[Request],
     arguments: GenerateArguments,
     source: ModelSource,
 ) -> None:
@@ -63,12 +63,12 @@ def write_continuations(
     logger.info("%s continuations, %s tokens/s: %s", f"{len(jobs):,}", f"{speed:,.0f}", arguments.output)
 
 
-def read_continuations(path: Path) -> list[Continuation]:
+def read_continuations(path: Path) -> list[Completion]:
     """All that a finished file has."""
-    return [Continuation(**json.loads(line)) for line in path.read_bytes().splitlines()]
+    return [Completion(**json.loads(line)) for line in path.read_bytes().splitlines()]
 
 
-def _origin(jobs: Sequence[Job], arguments: GenerateArguments, source: ModelSource) -> dict[str, Any]:
+def _origin(jobs: Sequence[Request], arguments: GenerateArguments, source: ModelSource) -> dict[str, Any]:
     """All that decides the lines of a file: flags, prompts and weights."""
     flags = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in BESIDES_THE_TEXT}
     files = sorted(path for ending in WEIGHTS for path in Path(source.location).glob(ending))
@@ -100,7 +100,7 @@ class OutputFile:
     ) -> None:
         self._file.close()
 
-    def write(self, continuation: Continuation) -> None:
+    def write(self, continuation: Completion) -> None:
         """Add a line; it outlives this process at once."""
         self._file.write(_line(dataclasses.asdict(continuation)))
         self._file.flush()
@@ -163,7 +163,7 @@ def _line(content: dict[str, Any]) -> bytes:
 def _key_and_prompt(line: bytes) -> tuple[Key, str] | None:
     """Numbers and prompt of a continuation, None of what is not one."""
     try:
-        found = Continuation(**json.loads(line))
+        found = Completion(**json.loads(line))
     except (ValueError, TypeError, RecursionError):
         return None
     is_whole = all(type(getattr(found, name)) is kind for name, kind in FIELD_TYPES.items())

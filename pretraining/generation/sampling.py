@@ -18,7 +18,7 @@ def random_numbers(seed: int, prompt_number: int, sample_number: int, *, count: 
     return np.random.default_rng((seed, prompt_number, sample_number)).random(count).tolist()
 
 
-def draw(logits: torch.Tensor, numbers: Sequence[float], arguments: GenerateArguments) -> torch.Tensor:
+def sample_tokens(logits: torch.Tensor, numbers: Sequence[float], arguments: GenerateArguments) -> torch.Tensor:
     """One token [rows] of each row's logits [rows, vocabulary], by its number in [0, 1).
 
     The tokens that are kept stand in the order of their ids, and the number falls into the part of one of them. By

@@ -12,10 +12,10 @@ from pretraining.runs.export.model_folder import config_fields, tokenizer_of
 from pretraining.runs.run_folder import (
     MODEL_DIR_NAME,
     checkpoint_step,
+    complete_checkpoints,
     is_run_folder,
     newest_run,
     optimizer_shards,
-    whole_checkpoints,
 )
 from pretraining.runs.untrusted import check_model_folder
 
@@ -59,7 +59,7 @@ def _in_run_folder(run_dir: Path) -> ModelSource:
     exported = run_dir / MODEL_DIR_NAME
     if _has_weights(exported):
         return _in_folder(exported, f"{exported} (exported model)")
-    checkpoints = whole_checkpoints(run_dir)
+    checkpoints = complete_checkpoints(run_dir)
     if not checkpoints:
         raise UserError(f"--model {run_dir}: the run has neither an exported model nor a complete checkpoint yet")
     return _in_folder(checkpoints[-1], f"{checkpoints[-1]} (newest complete checkpoint)")
@@ -99,7 +99,7 @@ def _check_complete(folder: Path) -> None:
     elif checkpoint_step(folder) is not None and is_run_folder(folder.parent):
         problem = f"{COMPLETE_NAME} is missing, the save did not finish"
     if problem is not None:
-        whole = whole_checkpoints(folder.parent)
+        whole = complete_checkpoints(folder.parent)
         remedy = f"take {whole[-1]}" if whole else "bring its files back, or train on"
         raise UserError(f"--model {folder}: is no complete checkpoint ({problem}); {remedy}")
 

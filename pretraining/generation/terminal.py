@@ -10,8 +10,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.errors import UserError
-from pretraining.generation.batching import Job
-from pretraining.generation.generate import Continuation, continue_jobs, in_order, make_jobs
+from pretraining.generation.batching import Request
+from pretraining.generation.generate import Completion, continue_jobs, in_order, make_jobs
 from pretraining.generation.prompts import check_text
 from pretraining.system.escapes import escape_on_terminal
 
@@ -20,9 +20,9 @@ HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what the bytes of one decode t
 logger = logging.getLogger(__name__)
 
 
-def show(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, jobs: Sequence[Job], arguments: GenerateArguments
-) -> list[Continuation]:
+def print_completions(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, jobs: Sequence[Request], arguments: GenerateArguments
+) -> list[Completion]:
     """Write each prompt with its continuation, in their order, which are returned."""
     shown = []
     for continuation in in_order(jobs, continue_jobs(model, tokenizer, jobs, arguments=arguments)):
@@ -32,11 +32,11 @@ def show(
 
 
 def stream(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, jobs: Sequence[Job], arguments: GenerateArguments
-) -> list[Continuation]:
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, jobs: Sequence[Request], arguments: GenerateArguments
+) -> list[Completion]:
     """Write one continuation after the other, each token as it is made; they are returned."""
     shown = []
-    display = GrowingDisplay(arguments.stop or ())
+    display = StreamingPrinter(arguments.stop or ())
     alone = dataclasses.replace(arguments, batch_size=1)
     for continuation in continue_jobs(model, tokenizer, jobs, arguments=alone, watch=display.watch):
         display.end(continuation)
@@ -44,7 +44,7 @@ def stream(
     return shown
 
 
-def converse(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, arguments: GenerateArguments) -> None:
+def interactive_loop(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, arguments: GenerateArguments) -> None:
     """Continue what is typed, until an empty line or Ctrl-D; Ctrl-C ends a continuation, or else the program."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # gives `input` the arrow keys
@@ -62,7 +62,7 @@ def converse(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, argume
             number += 1
 
 
-class GrowingDisplay:
+class StreamingPrinter:
     """Writes each text as far as it is sure: no half character, nothing that may become a stop text."""
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -70,18 +70,18 @@ class GrowingDisplay:
         self._key = (-1, -1)
         self._num_shown = 0
 
-    def watch(self, job: Job, text: str) -> None:
+    def watch(self, job: Request, text: str) -> None:
         """Write what is new in the text of a job; the first time, its prompt before it."""
         self._begin(job)
         self._show(text[: self._num_sure(text)])
 
-    def end(self, continuation: Continuation) -> None:
+    def end(self, continuation: Completion) -> None:
         """Write the rest of a text that has ended."""
         self._begin(continuation)
         self._show(continuation.text)
         _write("\n\n")
 
-    def _begin(self, job: Job | Continuation) -> None:
+    def _begin(self, job: Request | Completion) -> None:
         key = (job.prompt_number, job.sample_number)
         if key != self._key:
             self._key, self._num_shown = key, 0

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from pretraining.errors import UserError
 from pretraining.hub.push_queue import Parcel
 from pretraining.hub.remote_files import StoredFile
-from pretraining.hub.retry import HUB_ERRORS, persistently, reason
+from pretraining.hub.retry import HUB_ERRORS, error_message, with_retries
 from pretraining.system.files import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class ModelRepository:
 
     def announce(self, *, asked_private: bool) -> None:
         """Say where the run goes, and who can see it."""
-        is_private = bool(persistently(lambda: self._api.model_info(self.name)).private)
+        is_private = bool(with_retries(lambda: self._api.model_info(self.name)).private)
         logger.info("pushing to the %s model %s", _visibility(is_private), self.url)
         if is_private != asked_private:
             logger.warning(
@@ -72,9 +72,9 @@ def check_license(license_name: str) -> None:
     """
     card = RepoCard(f"---\nlicense: {license_name}\n---\n")
     try:
-        persistently(lambda: card.validate(repo_type="model"))
+        with_retries(lambda: card.validate(repo_type="model"))
     except HUB_ERRORS as error:
-        raise UserError(f"--license {license_name}: the Hub does not take it ({reason(error)})") from None
+        raise UserError(f"--license {license_name}: the Hub does not take it ({error_message(error)})") from None
 
 
 def _visibility(is_private: bool) -> str:

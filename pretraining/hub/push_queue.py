@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.hub.retry import reason
+from pretraining.hub.retry import error_message
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
 
@@ -92,7 +92,7 @@ class PushQueue:
             try:
                 self._push(parcel)
             except Exception as error:  # whatever it is, the training goes on
-                problem = reason(error)
+                problem = error_message(error)
             else:
                 break
             if problem != said:

@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 HUB_ERRORS = (OSError, httpx2.HTTPError, RuntimeError, ValueError)
 # The client sends some requests only once, without Xet also a commit; these are the seconds between our tries.
 WAIT_SECONDS = (1, 2, 4, 8)
-PASSING_STATUS = {408, 409, 412, 429, 500, 502, 503, 504}
+RETRYABLE_STATUS = {408, 409, 412, 429, 500, 502, 503, 504}
 
 
-def persistently(attempt: Callable[[], Result]) -> Result:
+def with_retries(attempt: Callable[[], Result]) -> Result:
     """What `attempt` returns, tried again after an error that passes.
 
     Raises:
@@ -31,7 +31,7 @@ def persistently(attempt: Callable[[], Result]) -> Result:
         except HUB_ERRORS as error:
             if not _passes(error):
                 raise
-            logger.warning("%s; trying again in %d s", reason(error), wait_seconds)
+            logger.warning("%s; trying again in %d s", error_message(error), wait_seconds)
             time.sleep(wait_seconds)
     return attempt()
 
@@ -39,7 +39,7 @@ def persistently(attempt: Callable[[], Result]) -> Result:
 def _passes(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
-        return status in PASSING_STATUS
+        return status in RETRYABLE_STATUS
     root = _root(error)
     # Where the client cannot connect at all, it has tried for long enough itself, or the Hub was never there.
     return isinstance(root, httpx2.TransportError) and not isinstance(root, httpx2.ConnectError)
@@ -51,7 +51,7 @@ def status_of(error: BaseException) -> int | None:
     return root.response.status_code if isinstance(root, HfHubHTTPError) else None
 
 
-def reason(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """What went wrong, in one line: the status and the Hub's own message, not the request."""
     root = _root(error)
     if isinstance(root, HfHubHTTPError):

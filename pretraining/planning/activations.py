@@ -6,7 +6,7 @@ autograd really saves and to the most that is alive in a real step. `tokens` bel
 
 from dataclasses import dataclass
 
-from pretraining.planning.layout import Layout
+from pretraining.planning.layout import TrainingLayout
 
 FP32_BYTES = 4
 # At the loss, for each logit in fp32: the log probability that forward keeps, its gradient, and that of the logit.
@@ -22,7 +22,7 @@ class Activations:
     in_layer: int
 
 
-def activations(layout: Layout) -> Activations:
+def activations(layout: TrainingLayout) -> Activations:
     """Of one micro step."""
     shape, tokens = layout.shape, layout.num_tokens
     num_layers, hidden = shape.num_hidden_layers, tokens * shape.hidden_size * layout.weight_bytes
@@ -41,13 +41,13 @@ def activations(layout: Layout) -> Activations:
     return Activations(kept, at_loss=loss_bytes(layout), in_layer=max(0, in_layer))
 
 
-def _mlp_moment(layout: Layout) -> int:
+def _mlp_moment(layout: TrainingLayout) -> int:
     """Gradients of the MLP's product and of one of its factors, and of the layer's output."""
     hidden = layout.num_tokens * layout.shape.hidden_size * layout.weight_bytes
     return 2 * mlp_width_bytes(layout) + hidden + (_tiled_mlp_bytes(layout) if layout.mlp_tiles else 0)
 
 
-def _attention_moment(layout: Layout) -> int:
+def _attention_moment(layout: TrainingLayout) -> int:
     """Of eager attention the gradients of probabilities and scores in fp32; what the MLP kept is free by then."""
     if layout.attention != "eager":
         return 0
@@ -57,7 +57,7 @@ def _attention_moment(layout: Layout) -> int:
     return probabilities * (2 * FP32_BYTES - freed) - _mlp_bytes(layout) - _norm_bytes(layout)
 
 
-def layer_bytes(layout: Layout) -> int:
+def layer_bytes(layout: TrainingLayout) -> int:
     """What one layer keeps that is not checkpointed."""
     shape, tokens, each = layout.shape, layout.num_tokens, layout.weight_bytes
     queries = tokens * shape.num_attention_heads * shape.head_dim * each
@@ -72,12 +72,12 @@ def layer_bytes(layout: Layout) -> int:
     return 2 * _norm_bytes(layout) + attention + queries + _mlp_bytes(layout)
 
 
-def _mlp_bytes(layout: Layout) -> int:
+def _mlp_bytes(layout: TrainingLayout) -> int:
     """What an MLP keeps: gate, its SiLU, up, their product."""
     return 0 if layout.mlp_tiles else 4 * mlp_width_bytes(layout)
 
 
-def _compiled_layer_bytes(layout: Layout, *, queries: int, keys: int) -> int:
+def _compiled_layer_bytes(layout: TrainingLayout, *, queries: int, keys: int) -> int:
     """What torch.compile's partitioner keeps (torch 2.13): what matrices were multiplied with, and what came of it.
 
     Norms, SiLU and rotary positions are computed again, fused into what needs them; so RMSNorm keeps a factor a token.
@@ -93,20 +93,20 @@ def _compiled_layer_bytes(layout: Layout, *, queries: int, keys: int) -> int:
     return num_hidden * hidden + 2 * queries + 2 * keys + num_mlp * mlp_width_bytes(layout) + factors
 
 
-def _tiled_mlp_bytes(layout: Layout) -> int:
+def _tiled_mlp_bytes(layout: TrainingLayout) -> int:
     """What a tile computes again, and gradients: of what the MLP is given, and of its weights, a tile's and the sum."""
     shape, each = layout.shape, layout.weight_bytes
     weights = 3 * shape.hidden_size * shape.intermediate_size
     return 4 * mlp_width_bytes(layout) + layout.num_tokens * shape.hidden_size * each + weights * (FP32_BYTES + each)
 
 
-def mlp_width_bytes(layout: Layout) -> int:
+def mlp_width_bytes(layout: TrainingLayout) -> int:
     """One tensor as wide as the MLP, of the tokens that it takes at a time."""
     whole = layout.num_tokens * layout.shape.intermediate_size * layout.weight_bytes
     return -(-whole // (layout.mlp_tiles or 1))
 
 
-def loss_bytes(layout: Layout) -> int:
+def loss_bytes(layout: TrainingLayout) -> int:
     """The most that logits, losses and their gradients take."""
     shape, tokens, each = layout.shape, layout.num_tokens, layout.weight_bytes
     if layout.loss_tiles is None:
@@ -119,14 +119,14 @@ def loss_bytes(layout: Layout) -> int:
     return tile * (FP32_BYTES + other) + tokens * shape.hidden_size * each + weight * (2 * FP32_BYTES + other)
 
 
-def evaluation_bytes(layout: Layout) -> int:
+def evaluation_bytes(layout: TrainingLayout) -> int:
     """The most that logits take without gradients: as they are, in fp32, and without tiles their log probabilities."""
     tokens = layout.evaluation_blocks * layout.block_length // layout.sequence_parallel_size
     in_tile = -(-tokens // (layout.loss_tiles or 1))
     return in_tile * layout.shape.vocab_size * (layout.weight_bytes + FP32_BYTES * (1 if layout.loss_tiles else 2))
 
 
-def _norm_bytes(layout: Layout) -> int:
+def _norm_bytes(layout: TrainingLayout) -> int:
     """RMSNorm keeps its input in fp32 and a factor for each token, and its result before and after the weight.
 
     In tiles it keeps its input as it came, and its result is there, too.
@@ -136,10 +136,10 @@ def _norm_bytes(layout: Layout) -> int:
     return layout.num_tokens * (layout.shape.hidden_size * (FP32_BYTES + 2 * layout.weight_bytes) + FP32_BYTES)
 
 
-def _position_bytes(layout: Layout) -> int:
+def _position_bytes(layout: TrainingLayout) -> int:
     """Ids, and cosine and sine of each position; with isolated documents also who sees whom, as sdpa wants it."""
-    isolated = layout.isolates_documents and layout.sequence_parallel_size == 1
-    rows = layout.micro_batch_blocks if layout.isolates_documents or layout.sequence_parallel_size > 1 else 1
+    isolated = layout.masks_documents and layout.sequence_parallel_size == 1
+    rows = layout.micro_batch_blocks if layout.masks_documents or layout.sequence_parallel_size > 1 else 1
     positions = rows * layout.block_length // layout.sequence_parallel_size
     mask = layout.num_tokens * layout.block_length * (1 + layout.weight_bytes)
     return (

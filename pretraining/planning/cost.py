@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pretraining.cli.arguments.planning import PlanArguments
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.planning.flops import flops_per_token, num_parameters
-from pretraining.planning.layout import Layout
+from pretraining.planning.layout import TrainingLayout
 from pretraining.planning.model_states import model_states
 from pretraining.system.gpus import GpuType
 
@@ -13,7 +13,7 @@ BILLION = 10**9
 
 
 @dataclass(frozen=True)
-class Kept:
+class DiskUsage:
     """Checkpoints and exported models of a run, as they lie on disk."""
 
     checkpoint_bytes: int
@@ -40,7 +40,7 @@ class Kept:
         return f"{self.num_checkpoints}{', wsd' if self.keeps_stable else ''} and one being written"
 
 
-def what_is_kept(arguments: PretrainArguments, layout: Layout, *, num_tokens: int | None) -> Kept:
+def disk_usage(arguments: PretrainArguments, layout: TrainingLayout, *, num_tokens: int | None) -> DiskUsage:
     """By --save_total_limit, wsd, --export and --export_every_tokens."""
     states, flags = model_states(layout), arguments.durability
     model = num_parameters(layout.shape) * layout.weight_bytes
@@ -48,7 +48,7 @@ def what_is_kept(arguments: PretrainArguments, layout: Layout, *, num_tokens: in
     while_training = 0 if every is None or num_tokens is None else num_tokens // every
     saves = arguments.trainer.get("save_strategy", "steps") != "no"
     shards = (states.master_weights + states.moments) * layout.num_processes
-    return Kept(
+    return DiskUsage(
         checkpoint_bytes=shards + model if saves else 0,
         num_checkpoints=max(arguments.trainer["save_total_limit"], 0) or None,
         keeps_stable=arguments.optimization.lr_scheduler_type == "wsd",
@@ -100,7 +100,9 @@ class Costs:
         return None if self.price_per_gpu_hour is None else self.gpu_hours * self.price_per_gpu_hour
 
 
-def plan_costs(flags: PlanArguments, layout: Layout, kind: GpuType | None, *, num_tokens: int | None) -> Costs | None:
+def plan_costs(
+    flags: PlanArguments, layout: TrainingLayout, kind: GpuType | None, *, num_tokens: int | None
+) -> Costs | None:
     """At --assumed_mfu; None for a GPU that is not listed. A billion tokens where their number is not known."""
     if kind is None:
         return None

@@ -7,8 +7,8 @@ from typing import Any
 from pretraining.errors import UserError
 from pretraining.planning.footprint import Footprint, footprint
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.layout import Layout
-from pretraining.planning.machine import Machine
+from pretraining.planning.layout import TrainingLayout
+from pretraining.planning.machine import MachineSpec
 from pretraining.system.formatting import format_bytes
 
 WORKS_ON_ANY_MACHINE = (
@@ -27,12 +27,12 @@ class GradientType:
     reason: str
 
 
-def fits(layout: Layout, machine: Machine) -> bool:
+def fits(layout: TrainingLayout, machine: MachineSpec) -> bool:
     """Whether the machine has the memory, for what is assumed too."""
     return not problems(footprint(layout, has_gpu=machine.has_gpu), machine)
 
 
-def problems(needed: Footprint, machine: Machine) -> list[str]:
+def problems(needed: Footprint, machine: MachineSpec) -> list[str]:
     """In which memory it does not fit, as words."""
     found = []
     if machine.gpu_bytes is not None and needed.gpu_bytes > machine.gpu_bytes:
@@ -46,7 +46,7 @@ def problems(needed: Footprint, machine: Machine) -> list[str]:
     return found
 
 
-def choose_gradient_type(asked: str, layout: Layout, machine: Machine) -> GradientType:
+def choose_gradient_type(asked: str, layout: TrainingLayout, machine: MachineSpec) -> GradientType:
     """In which type micro steps are added up: as asked for, otherwise fp32 unless only half of it fits the GPUs.
 
     Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pretraining.planning.activations import activations, evaluation_bytes
 from pretraining.planning.flops import layer_parameters, num_parameters
-from pretraining.planning.layout import HALF_TYPES, Layout
+from pretraining.planning.layout import HALF_TYPES, TrainingLayout
 from pretraining.planning.model_states import FP32_BYTES, largest_parameter, model_states, sub_groups
 
 MOMENTS = ("at the loss", "in a layer", "optimizer's step", "evaluation")
@@ -64,7 +64,7 @@ class Footprint:
         return sum(part.num_bytes for part in self.on_gpu if moment in part.moments)
 
 
-def footprint(layout: Layout, *, has_gpu: bool = True) -> Footprint:
+def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
     """Of a run on GPUs, or, without any, in host memory alone."""
     on_gpu = [part for part in _gpu_parts(layout) if part.num_bytes]
     on_host = [part for part in _host_parts(layout) if part.num_bytes]
@@ -80,7 +80,7 @@ def footprint(layout: Layout, *, has_gpu: bool = True) -> Footprint:
     return Footprint((), tuple(shared + on_host))
 
 
-def _gpu_parts(layout: Layout) -> Iterator[Part]:
+def _gpu_parts(layout: TrainingLayout) -> Iterator[Part]:
     """Everything but what is assumed."""
     states = model_states(layout)
     loss, layer, step, evaluation = MOMENTS
@@ -104,7 +104,7 @@ def _gpu_parts(layout: Layout) -> Iterator[Part]:
     yield Part("casts of the step", _step_bytes(layout), (step,))
 
 
-def _host_parts(layout: Layout) -> Iterator[Part]:
+def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
     states, local = model_states(layout), layout.num_local_processes
     yield Part("processes (assumed)", PROCESS_BYTES * local, is_assumed=True)
     if layout.offload_parameters and not layout.parameters_on_disk:
@@ -124,7 +124,7 @@ def _host_parts(layout: Layout) -> Iterator[Part]:
         yield Part("inputs of checkpointed layers", inputs * local)
 
 
-def _gathered_weights(layout: Layout) -> int:
+def _gathered_weights(layout: TrainingLayout) -> int:
     """Weights that are whole on a GPU at once, of partitions that are elsewhere; none where they all lie there."""
     if layout.num_processes == 1 and not layout.offload_parameters:
         return 0
@@ -132,7 +132,7 @@ def _gathered_weights(layout: Layout) -> int:
     return max(most, largest_parameter(layout), layer_parameters(layout.shape))  # a layer is gathered at once
 
 
-def _step_bytes(layout: Layout) -> int:
+def _step_bytes(layout: TrainingLayout) -> int:
     """The larger of the norm's fp64 copy of a gradient, and the fp32 gradients of one sub-group with what it needs."""
     groups = sub_groups(layout)
     largest = max(max(group.partitions) for group in groups)

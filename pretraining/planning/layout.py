@@ -38,7 +38,7 @@ class ZeroSettings:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TrainingLayout:
     """A model, its precision and optimizer, where they lie, and what one micro step of one process works on."""
 
     shape: LlamaShape
@@ -57,7 +57,7 @@ class Layout:
     parameters_on_disk: bool = False
     sequence_parallel_size: int = 1
     attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "sdpa"
-    isolates_documents: bool = False
+    masks_documents: bool = False
     checkpoint_every: int | None = None  # one of so many layers keeps nothing but its input
     offload_checkpoints: bool = False
     loss_tiles: int | None = None

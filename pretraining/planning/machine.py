@@ -8,7 +8,7 @@ MOST_GPUS_PER_MACHINE = 8
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineSpec:
     """Processes, one for each GPU where there are any, and the memory that they find."""
 
     name: str

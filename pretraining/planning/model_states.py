@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pretraining.planning.flops import parameter_shapes
-from pretraining.planning.layout import Layout
+from pretraining.planning.layout import TrainingLayout
 
 FP32_BYTES = 4
 GRADIENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # in which micro steps are added up
@@ -49,7 +49,7 @@ class SubGroup:
         return sum(self.partitions)
 
 
-def model_states(layout: Layout) -> ModelStates:
+def model_states(layout: TrainingLayout) -> ModelStates:
     """What a process keeps between two steps."""
     groups = sub_groups(layout)
     size = sum(group.size for group in groups)
@@ -63,7 +63,7 @@ def model_states(layout: Layout) -> ModelStates:
     )
 
 
-def sub_groups(layout: Layout) -> list[SubGroup]:
+def sub_groups(layout: TrainingLayout) -> list[SubGroup]:
     """The sub-groups in their order: matrices and embeddings first, then vectors, and Muon's matrices last."""
     matrices: list[int] = []
     vectors: list[int] = []
@@ -77,7 +77,7 @@ def sub_groups(layout: Layout) -> list[SubGroup]:
     return found + [SubGroup(tuple(part), is_muon=True) for part in _cut(of_layers, layout.zero.sub_group_size)]
 
 
-def whole_sizes(layout: Layout) -> list[int]:
+def whole_sizes(layout: TrainingLayout) -> list[int]:
     """Weights, with padding, of each parameter that every process keeps as a whole besides its partition."""
     if layout.num_processes == 1 and not layout.offload_parameters:
         return []  # the partition is the whole
@@ -86,7 +86,7 @@ def whole_sizes(layout: Layout) -> list[int]:
     return [-(-size // num) * num for size in sizes if size <= layout.zero.param_persistence_threshold]
 
 
-def largest_parameter(layout: Layout) -> int:
+def largest_parameter(layout: TrainingLayout) -> int:
     """Weights of the largest parameter."""
     return max(math.prod(dimensions) for _, dimensions in parameter_shapes(layout.shape))
 

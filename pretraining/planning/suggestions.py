@@ -10,8 +10,8 @@ from pretraining.errors import UserError
 from pretraining.planning.fit import WORKS_ON_ANY_MACHINE, fits, problems
 from pretraining.planning.footprint import footprint
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.layout import Layout
-from pretraining.planning.machine import MOST_GPUS_PER_MACHINE, Machine
+from pretraining.planning.layout import TrainingLayout
+from pretraining.planning.machine import MOST_GPUS_PER_MACHINE, MachineSpec
 from pretraining.system.formatting import format_bytes
 from pretraining.system.restarts import this_restart
 
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Remedy:
+class Suggestion:
     """Flags that make a run fit, and what it needs with them."""
 
     flags: tuple[str, ...]
-    layout: Layout
-    machine: Machine
+    layout: TrainingLayout
+    machine: MachineSpec
 
     @property
     def needs(self) -> str:
@@ -42,12 +42,12 @@ class Remedy:
         return ", ".join(filter(None, (on_gpu, on_host, machines)))
 
 
-Change = Callable[[Remedy, GlobalBatch], Iterator[Remedy]]
+Change = Callable[[Suggestion, GlobalBatch], Iterator[Suggestion]]
 
 
-def find_remedies(layout: Layout, machine: Machine, batch: GlobalBatch) -> list[Remedy]:
+def find_suggestions(layout: TrainingLayout, machine: MachineSpec, batch: GlobalBatch) -> list[Suggestion]:
     """For each kind of change, from the cheapest on, the fewest changes up to that kind that fit."""
-    start = Remedy((), layout, machine)
+    start = Suggestion((), layout, machine)
     found = []
     for number, change in enumerate([*MILD_CHANGES, *GREAT_CHANGES]):
         earlier = MILD_CHANGES[: min(number, NUM_MILD_BESIDE_GREAT if change in GREAT_CHANGES else number)]
@@ -57,7 +57,7 @@ def find_remedies(layout: Layout, machine: Machine, batch: GlobalBatch) -> list[
     return found
 
 
-def check_fits(layout: Layout, machine: Machine, batch: GlobalBatch, *, model: str, force: bool) -> None:
+def check_fits(layout: TrainingLayout, machine: MachineSpec, batch: GlobalBatch, *, model: str, force: bool) -> None:
     """Refuse a run that needs more memory than the machine has, unless it is forced or has run here before.
 
     Where only what is assumed does not fit, a warning is enough.
@@ -76,16 +76,18 @@ def check_fits(layout: Layout, machine: Machine, batch: GlobalBatch, *, model: s
     if this_restart() is not None:  # what the crashed processes held may not be free yet, and nobody is there to ask
         logger.warning("%s; it ran here before the crash, so it is started again", message)
         return
-    remedies = [" ".join(remedy.flags) for remedy in find_remedies(layout, machine, batch)[:SHOWN]]
+    remedies = [" ".join(remedy.flags) for remedy in find_suggestions(layout, machine, batch)[:SHOWN]]
     fitting = f"what fits: {'; or '.join(remedies)}" if remedies else "no change of flags fits"
     if not problems(needed.counted, machine):
         logger.warning("%s, with what is assumed; it starts, and may run out of memory; %s", message, fitting)
         return
     elsewhere = "" if machine.has_gpu else f"; {WORKS_ON_ANY_MACHINE}"
-    raise UserError(f"{message}; {fitting}{elsewhere} (--plan_only says it part by part, --force starts it)")
+    raise UserError(f"{message}; {fitting}{elsewhere} (--dry_run says it part by part, --force starts it)")
 
 
-def _first_fitting(start: Remedy, change: Change, earlier: Sequence[Change], batch: GlobalBatch) -> Remedy | None:
+def _first_fitting(
+    start: Suggestion, change: Change, earlier: Sequence[Change], batch: GlobalBatch
+) -> Suggestion | None:
     for number in range(len(earlier) + 1):
         for others in combinations(earlier, number):
             candidates = [start]
@@ -98,7 +100,7 @@ def _first_fitting(start: Remedy, change: Change, earlier: Sequence[Change], bat
     return None
 
 
-def _smaller_micro_batch(before: Remedy, batch: GlobalBatch) -> Iterator[Remedy]:
+def _smaller_micro_batch(before: Suggestion, batch: GlobalBatch) -> Iterator[Suggestion]:
     """The largest first; the global batch stays, in more micro steps."""
     size = before.layout.micro_batch_blocks
     for number in smaller_divisors(size):
@@ -113,7 +115,7 @@ def smaller_divisors(size: int) -> list[int]:
     return sorted({*small, *(size // number for number in small)} - {size}, reverse=True)
 
 
-def _micro_steps(layout: Layout, batch: GlobalBatch) -> tuple[str, ...]:
+def _micro_steps(layout: TrainingLayout, batch: GlobalBatch) -> tuple[str, ...]:
     """What keeps the global batch where --global_batch_tokens does not."""
     if batch.makes_tokens:
         return ()
@@ -121,46 +123,46 @@ def _micro_steps(layout: Layout, batch: GlobalBatch) -> tuple[str, ...]:
     return (f"--gradient_accumulation_steps {batch.blocks // groups // layout.micro_batch_blocks}",)
 
 
-def _checkpointing(before: Remedy, _: GlobalBatch) -> Iterator[Remedy]:
+def _checkpointing(before: Suggestion, _: GlobalBatch) -> Iterator[Suggestion]:
     """A layer's forward is computed again in backward: a third more arithmetic."""
     if before.layout.checkpoint_every != 1:
         flags = (*before.flags, "--activation_checkpointing")
         yield replace(before, flags=flags, layout=replace(before.layout, checkpoint_every=1))
 
 
-def _loss_tiles(before: Remedy, _: GlobalBatch) -> Iterator[Remedy]:
+def _loss_tiles(before: Suggestion, _: GlobalBatch) -> Iterator[Suggestion]:
     if before.layout.loss_tiles is None and before.layout.precision != "fp16":
         flags = (*before.flags, f"--loss_tiles {LOSS_TILES}")
         yield replace(before, flags=flags, layout=replace(before.layout, loss_tiles=LOSS_TILES))
 
 
-def _half_gradients(before: Remedy, _: GlobalBatch) -> Iterator[Remedy]:
+def _half_gradients(before: Suggestion, _: GlobalBatch) -> Iterator[Suggestion]:
     layout = before.layout
     if layout.precision == "bf16" and layout.grad_accum_dtype == "fp32":
         flags = (*before.flags, "--grad_accum_dtype bf16")
         yield replace(before, flags=flags, layout=replace(layout, grad_accum_dtype="bf16"))
 
 
-def _half_moments(before: Remedy, _: GlobalBatch) -> Iterator[Remedy]:
+def _half_moments(before: Suggestion, _: GlobalBatch) -> Iterator[Suggestion]:
     if before.layout.optimizer == "adamw":
         flags = (*before.flags, "--optim adamw_bf16")
         yield replace(before, flags=flags, layout=replace(before.layout, optimizer="adamw_bf16"))
 
 
-def _offload_optimizer(before: Remedy, _: GlobalBatch) -> Iterator[Remedy]:
+def _offload_optimizer(before: Suggestion, _: GlobalBatch) -> Iterator[Suggestion]:
     if before.machine.has_gpu and not before.layout.offload_optimizer:
         flags = (*before.flags, "--deepspeed ds_config_offload_optimizer.json")
         yield replace(before, flags=flags, layout=replace(before.layout, offload_optimizer=True))
 
 
-def _offload_all(before: Remedy, _: GlobalBatch) -> Iterator[Remedy]:
+def _offload_all(before: Suggestion, _: GlobalBatch) -> Iterator[Suggestion]:
     if before.machine.has_gpu and not before.layout.offload_parameters:
         flags = (*before.flags, "--deepspeed ds_config_offload.json")
         layout = replace(before.layout, offload_optimizer=True, offload_parameters=True)
         yield replace(before, flags=flags, layout=layout)
 
 
-def _more_gpus(before: Remedy, batch: GlobalBatch) -> Iterator[Remedy]:
+def _more_gpus(before: Suggestion, batch: GlobalBatch) -> Iterator[Suggestion]:
     """Twice as many, and again, as long as they divide the global batch."""
     number = before.layout.num_processes * 2
     while before.machine.has_gpu and number <= MOST_GPUS:
@@ -170,7 +172,7 @@ def _more_gpus(before: Remedy, batch: GlobalBatch) -> Iterator[Remedy]:
             layout = replace(before.layout, num_processes=number, num_local_processes=local)
             machine = replace(before.machine, num_processes=number, num_local_processes=local)
             flags = (*before.flags, f"--num_gpus={number}", *_micro_steps(layout, batch))
-            yield Remedy(flags, layout, machine)
+            yield Suggestion(flags, layout, machine)
         number *= 2
 
 

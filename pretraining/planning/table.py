@@ -4,13 +4,13 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pretraining.planning.cost import Costs, Kept
+from pretraining.planning.cost import Costs, DiskUsage
 from pretraining.planning.flops import num_parameters
 from pretraining.planning.footprint import MOMENTS, Footprint, Part, footprint
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.layout import Layout
-from pretraining.planning.machine import Machine
-from pretraining.planning.suggestions import Remedy
+from pretraining.planning.layout import TrainingLayout
+from pretraining.planning.machine import MachineSpec
+from pretraining.planning.suggestions import Suggestion
 
 NAME_WIDTH, VALUE_WIDTH, LINE_WIDTH = 30, 18, 79
 
@@ -21,15 +21,15 @@ class PlannedRun:
 
     model: str
     notes: tuple[str, ...]
-    layout: Layout
-    machine: Machine
+    layout: TrainingLayout
+    machine: MachineSpec
     batch: GlobalBatch
     num_steps: int | None  # None where neither the blocks nor a flag tell
     costs: Costs | None  # None for a GPU whose peak is not known
-    kept: Kept
+    kept: DiskUsage
 
 
-def plan_table(run: PlannedRun, remedies: list[Remedy], *, problems: list[str], is_certain: bool = True) -> str:
+def plan_table(run: PlannedRun, remedies: list[Suggestion], *, problems: list[str], is_certain: bool = True) -> str:
     """The whole table; `problems` are not certain when they are of what is assumed alone."""
     needed = footprint(run.layout, has_gpu=run.machine.has_gpu)
     lines = [f"plan: {run.model} on {run.machine.name}; nothing is started"]
@@ -59,7 +59,7 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
         yield _line("tokens", f"{tokens:,}", f"{tokens / parameters:,.2f} a parameter")
 
 
-def _gpu_lines(needed: Footprint, machine: Machine) -> Iterator[str]:
+def _gpu_lines(needed: Footprint, machine: MachineSpec) -> Iterator[str]:
     yield _heading("memory of each GPU", "GB")
     yield from _part_lines(needed.on_gpu)
     room = machine.gpu_bytes or 0
@@ -67,7 +67,7 @@ def _gpu_lines(needed: Footprint, machine: Machine) -> Iterator[str]:
     yield _line("most", _gb(needed.gpu_bytes), most)
 
 
-def _host_lines(needed: Footprint, machine: Machine) -> Iterator[str]:
+def _host_lines(needed: Footprint, machine: MachineSpec) -> Iterator[str]:
     machines = -(-machine.num_processes // machine.num_local_processes)
     yield _heading("host memory" + (f" of each of {machines} machines" if machines > 1 else ""), "GB")
     yield from _part_lines(needed.on_host)
@@ -84,7 +84,7 @@ def _said_moments(moments: tuple[str, ...]) -> str:
     return moments[0] if len(moments) == 1 else "forward and backward"
 
 
-def _disk_lines(kept: Kept) -> Iterator[str]:
+def _disk_lines(kept: DiskUsage) -> Iterator[str]:
     if kept.checkpoint_bytes:
         yield _line("checkpoint", f"{_gb(kept.checkpoint_bytes)} GB")
         yield _line("checkpoints kept", f"{_gb(kept.checkpoints_bytes)} GB", kept.said_checkpoints)
@@ -107,7 +107,7 @@ def _cost_lines(costs: Costs | None, *, has_gpu: bool) -> Iterator[str]:
         yield _line("price", f"{costs.price:,.2f}", f"{costs.price_per_gpu_hour:g} a GPU hour")
 
 
-def _verdict_lines(problems: list[str], remedies: list[Remedy], *, is_certain: bool) -> Iterator[str]:
+def _verdict_lines(problems: list[str], remedies: list[Suggestion], *, is_certain: bool) -> Iterator[str]:
     if not problems:
         yield "it fits"
         return

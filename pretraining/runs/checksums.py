@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pretraining.runs.checked_json import parse_json
-from pretraining.system.files import sync, write_atomically, xxh3_of
+from pretraining.system.files import fsync, write_atomically, xxh3_of
 
 COMPLETE_NAME = "complete.json"
 FORMAT_VERSION = 1
@@ -31,11 +31,11 @@ class FileRecord:
 
 def record_file(folder: Path, path: Path) -> FileRecord:
     """Wait until a file is on the disk, and take its size and hash."""
-    sync(path)
+    fsync(path)
     return FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, xxh3_of(path))
 
 
-def write_complete(
+def write_manifest(
     folder: Path, files: Sequence[FileRecord], *, step: int, num_processes: int, finite: bool | None = None
 ) -> None:
     """Make the checkpoint count: all its files must be recorded. `finite` is what is known of its weights."""
@@ -49,9 +49,9 @@ def write_complete(
         "files": [asdict(file) for file in sorted(files, key=lambda file: file.path)],
     }
     for place in {folder, *((folder / file.path).parent for file in files)}:
-        sync(place)
+        fsync(place)
     write_atomically(folder / COMPLETE_NAME, (json.dumps(content, indent=1) + "\n").encode())
-    sync(folder.parent)
+    fsync(folder.parent)
 
 
 def read_complete(folder: Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def read_complete(folder: Path) -> dict[str, Any]:
 
     Raises:
         OSError: when it is not there.
-        ValueError: when it is not as `write_complete` writes it, lists no file, or one outside of the folder.
+        ValueError: when it is not as `write_manifest` writes it, lists no file, or one outside of the folder.
     """
     content = parse_json((folder / COMPLETE_NAME).read_bytes())
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
@@ -87,7 +87,7 @@ def _is_record(file: Any) -> bool:
     )
 
 
-def incompleteness(folder: Path) -> str | None:
+def incomplete_reason(folder: Path) -> str | None:
     """Why a checkpoint does not count, None when it does: all files in their sizes, the small ones as written."""
     if not folder.is_dir():
         return "there is no such folder"
@@ -108,7 +108,7 @@ def is_known_finite(folder: Path) -> bool:
         return False
 
 
-def damage(folder: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
+def corruption_reason(folder: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
     """The first file whose content is not what was written, None when all are sound; reads every byte.
 
     `part` of `num_parts` looks after a part of the files, so that processes can share the work.

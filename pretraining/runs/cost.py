@@ -61,7 +61,7 @@ class RunCost:
         return sum(start.joules for start in self._starts) / JOULES_PER_KILOWATT_HOUR or None
 
 
-def three_digits(value: float) -> str:
+def format_significant(value: float) -> str:
     """A figure as exactly as it is worth telling.
 
     >>> [three_digits(value) for value in (184320.4, 99.94, 0.00891)]

@@ -15,7 +15,7 @@ from pretraining.system.launchers import num_local_processes, num_processes, sta
 from pretraining.system.privacy import mask_words
 
 REQUIREMENTS = PROJECT_DIR / "requirements.txt"
-BESIDES = ("tokenizers", "safetensors", "triton")  # come with others, and decide ids, files and kernels
+EXTRA_PACKAGES = ("tokenizers", "safetensors", "triton")  # come with others, and decide ids, files and kernels
 # How launchers are told the number of processes of a machine, and of machines; mpirun and the like count all in one.
 LAUNCHERS = {
     "deepspeed": ("--num_gpus={}", "--num_nodes={}"),
@@ -84,7 +84,7 @@ def package_versions() -> dict[str, str | None]:
     """Those of requirements.txt and what it brings that matters; None for one that is not installed."""
     lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if line[:1].isalpha()]
-    return {name: _version(name) for name in (*names, *BESIDES)}
+    return {name: _version(name) for name in (*names, *EXTRA_PACKAGES)}
 
 
 def _version(name: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pretraining.errors import UserError
 from pretraining.runs.checked_json import NUMBER, parse_json, type_problem
-from pretraining.runs.run_folder import RUN_RECORD_NAME, whole_checkpoints
+from pretraining.runs.run_folder import RUN_RECORD_NAME, complete_checkpoints
 
 DAMAGED_SUFFIX = ".damaged"
 # The fields that programs use, and their types. Others may be anything, and those of a later version may be missing.
@@ -20,7 +20,7 @@ SCHEMA: dict[str, Any] = {
         "model_config": dict,
         "global_batch_tokens": int,
         "seed": int,
-        "isolate_documents": bool,
+        "document_masking": bool,
         "precision": str,
         "product_precision": str | None,
         "optimizer": str,
@@ -62,6 +62,15 @@ SCHEMA: dict[str, Any] = {
     "earlier_starts": [dict],
 }
 
+# Fields that run.json had under another name before version 1.0, so that a run of that time resumes.
+RENAMED_FIELDS = {
+    "isolate_documents": "document_masking",
+    "mask_document_starts": "ignore_first_token",
+    "plan_only": "dry_run",
+    "plan_measure": "profile_plan",
+    "hang_minutes": "hang_timeout_minutes",
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -79,7 +88,7 @@ def read_run_record(run_dir: Path, *, needs: Collection[str] = ()) -> dict[str, 
         return found
     copy = newest_copy(run_dir)
     if copy is None:
-        if whole_checkpoints(run_dir):
+        if complete_checkpoints(run_dir):
             raise UserError(f"{path}: {found}, and no checkpoint has a copy of it; restore it from a backup")
         raise UserError(f"{path}: {found}; give a run folder{', or restore it from a backup' * path.exists()}")
     record = read_record_file(copy, needs=needs)
@@ -91,7 +100,7 @@ def read_run_record(run_dir: Path, *, needs: Collection[str] = ()) -> dict[str, 
 
 def newest_copy(run_dir: Path) -> Path | None:
     """The copy of run.json in the newest complete checkpoint that has one; earlier versions made none."""
-    copies = (checkpoint / RUN_RECORD_NAME for checkpoint in reversed(whole_checkpoints(run_dir)))
+    copies = (checkpoint / RUN_RECORD_NAME for checkpoint in reversed(complete_checkpoints(run_dir)))
     return next((copy for copy in copies if copy.is_file()), None)
 
 
@@ -117,7 +126,7 @@ def record_of_checkpoint(checkpoint: Path, *, needs: Collection[str] = ()) -> di
 def read_record_file(path: Path, *, needs: Collection[str] = ()) -> dict[str, Any] | str:
     """The content of one file, or what is wrong with it."""
     try:
-        record = parse_json(path.read_bytes())
+        record = _with_current_names(parse_json(path.read_bytes()))
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except ValueError as error:
@@ -127,6 +136,19 @@ def read_record_file(path: Path, *, needs: Collection[str] = ()) -> dict[str, An
     if missing:
         problem = f"{missing[0]} is missing"
     return f"is damaged ({problem})" if problem else record
+
+
+def _with_current_names(record: Any) -> Any:
+    """The record with the names that its fields have today; what is not a record is left to the check of types."""
+    if not isinstance(record, dict):
+        return record
+    return {name: _renamed(value) if name in ("identity", "arguments") else value for name, value in record.items()}
+
+
+def _renamed(fields: Any) -> Any:
+    if not isinstance(fields, dict):
+        return fields
+    return {RENAMED_FIELDS.get(name, name): value for name, value in fields.items()}
 
 
 def _lacks(value: Any, names: Sequence[str]) -> bool:

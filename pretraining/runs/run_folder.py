@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretraining.errors import UserError
-from pretraining.runs.checksums import COMPLETE_NAME, incompleteness, is_known_finite, read_complete
+from pretraining.runs.checksums import COMPLETE_NAME, incomplete_reason, is_known_finite, read_complete
 from pretraining.runs.run_lock import LOCK_NAME
 from pretraining.system.files import TEMPORARY_SUFFIX
 
@@ -32,7 +32,7 @@ BLOCKS_DIR_NAME = "blocks"  # of finetune.py, which makes them of conversations
 PARTIAL_BLOCKS_SUFFIX = ".partial-conversations"
 EARLY_BLOCKS = tuple(BLOCKS_DIR_NAME + ending for ending in ("", PARTIAL_BLOCKS_SUFFIX, ".partial", ".lock"))
 TOKEN_NAME = "run.token"  # by which all processes see that the folder is the same for them
-EARLY_NAMES = (
+STARTUP_FILES = (
     LOCK_NAME,
     TOKEN_NAME,
     TOKENIZER_DIR_NAME,
@@ -81,9 +81,9 @@ def optimizer_shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("global_step*/*_optim_states.pt"))
 
 
-def whole_checkpoints(run_dir: Path) -> list[Path]:
+def complete_checkpoints(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return [folder for folder in all_checkpoints(run_dir) if incompleteness(folder) is None]
+    return [folder for folder in all_checkpoints(run_dir) if incomplete_reason(folder) is None]
 
 
 def all_checkpoints(run_dir: Path) -> list[Path]:
@@ -108,11 +108,11 @@ def rotate_checkpoints(run_dir: Path, *, keep_last: int | None, keep_steps: Coll
     _remove_leftovers(run_dir)
     if keep_last is None or keep_last <= 0:
         return
-    complete = whole_checkpoints(run_dir)
+    complete = complete_checkpoints(run_dir)
     newest_finite = next((folder for folder in reversed(complete) if is_known_finite(folder)), None)
     for checkpoint in complete[: max(len(complete) - keep_last, 0)]:
         if checkpoint_step(checkpoint) not in keep_steps and checkpoint != newest_finite and _is_ours(checkpoint):
-            _remove(set_aside(checkpoint, REMOVED))  # a kill meanwhile must not leave half a checkpoint
+            _remove(quarantine(checkpoint, REMOVED))  # a kill meanwhile must not leave half a checkpoint
 
 
 def _is_ours(folder: Path) -> bool:
@@ -143,7 +143,7 @@ def _remove_leftovers(run_dir: Path) -> None:
                 _remove(leftover)
 
 
-def set_aside(checkpoint: Path, ending: str) -> Path:
+def quarantine(checkpoint: Path, ending: str) -> Path:
     """Rename a checkpoint so that nothing takes it for one; the new name is free."""
     names = (f"{checkpoint.name}.{ending}{number}" for number in ("", *(f"-{count}" for count in range(2, 10_000))))
     target = next(path for name in names if not (path := checkpoint.with_name(name)).exists())
@@ -151,7 +151,7 @@ def set_aside(checkpoint: Path, ending: str) -> Path:
     return target
 
 
-def set_aside_unusable(run_dir: Path, *, step: int) -> None:
+def quarantine_unusable(run_dir: Path, *, step: int) -> None:
     """Make way for a run that goes on from `step`: nothing else in its folder may look like a checkpoint of it.
 
     An incomplete one becomes checkpoint-STEP.incomplete; a complete one of a later step, which belongs to a run that
@@ -160,11 +160,11 @@ def set_aside_unusable(run_dir: Path, *, step: int) -> None:
     """
     _remove_leftovers(run_dir)
     for checkpoint in all_checkpoints(run_dir):
-        problem = incompleteness(checkpoint)
+        problem = incomplete_reason(checkpoint)
         if problem is not None:
-            logger.warning("%s: %s; set aside as %s", checkpoint, problem, set_aside(checkpoint, INCOMPLETE).name)
+            logger.warning("%s: %s; set aside as %s", checkpoint, problem, quarantine(checkpoint, INCOMPLETE).name)
         elif (checkpoint_step(checkpoint) or 0) > step:
-            target = set_aside(checkpoint, SUPERSEDED)
+            target = quarantine(checkpoint, SUPERSEDED)
             logger.warning("%s: is later than step %d; set aside as %s", checkpoint, step, target.name)
 
 
@@ -177,12 +177,12 @@ def checkpoint_to_resume(run_dir: Path, resume: str) -> Path | None:
     if resume == "never":
         return None
     if resume == "auto":
-        whole = whole_checkpoints(run_dir)
+        whole = complete_checkpoints(run_dir)
         if not whole:
             _check_none_lost(run_dir)
         return whole[-1] if whole else None
     checkpoint = Path(resume)
-    problem = incompleteness(checkpoint)
+    problem = incomplete_reason(checkpoint)
     if problem is not None:
         raise UserError(f"--resume {checkpoint}: is no complete checkpoint ({problem}){_known(run_dir)}")
     return checkpoint
@@ -191,7 +191,7 @@ def checkpoint_to_resume(run_dir: Path, resume: str) -> Path | None:
 def _check_none_lost(run_dir: Path) -> None:
     """A run that was killed before its first save was over begins again; one that had saved or finished does not."""
     saved = sorted(path.parent for path in run_dir.glob(f"checkpoint-*/{COMPLETE_NAME}"))  # set aside ones too
-    reasons = [f"{folder.name}: {incompleteness(folder) or 'set aside'}" for folder in saved]
+    reasons = [f"{folder.name}: {incomplete_reason(folder) or 'set aside'}" for folder in saved]
     if (run_dir / MODEL_DIR_NAME).exists():
         reasons.append(f"{MODEL_DIR_NAME}/ is that of a finished run")
     if reasons:
@@ -213,8 +213,8 @@ def claim_run_folder(run_dir: Path, checkpoint: Path | None, *, resume: str) -> 
         run_dir.mkdir(parents=True, exist_ok=True)
         never_began = is_run_folder(run_dir) and not (run_dir / METRICS_NAME).exists()
         goes_on = checkpoint is not None and checkpoint.parent.resolve() == run_dir.resolve()
-        begins_again = resume == "auto" and is_run_folder(run_dir) and not whole_checkpoints(run_dir)
-        is_empty = holds_nothing(run_dir)
+        begins_again = resume == "auto" and is_run_folder(run_dir) and not complete_checkpoints(run_dir)
+        is_empty = is_effectively_empty(run_dir)
         if never_began or goes_on or begins_again or is_empty:
             return
     except OSError as error:
@@ -229,13 +229,13 @@ def claim_run_folder(run_dir: Path, checkpoint: Path | None, *, resume: str) -> 
     raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
 
 
-def holds_nothing(run_dir: Path) -> bool:
+def is_effectively_empty(run_dir: Path) -> bool:
     """Whether a folder is empty, but for what a kill left at the start of a run."""
-    return all(path.name in EARLY_NAMES for path in run_dir.iterdir())
+    return all(path.name in STARTUP_FILES for path in run_dir.iterdir())
 
 
 def _known(run_dir: Path) -> str:
-    checkpoints = whole_checkpoints(run_dir)
+    checkpoints = complete_checkpoints(run_dir)
     return f"; the newest complete one is {checkpoints[-1]}" if checkpoints else ""
 
 

@@ -33,8 +33,8 @@ class RunIdentity:
     global_batch_tokens: int
     seed: int
     order_seed: int
-    isolate_documents: bool
-    mask_document_starts: bool
+    document_masking: bool
+    ignore_first_token: bool
     precision: str
     optimizer: str
     optimizer_settings: Mapping[str, Any]

@@ -30,7 +30,7 @@ def check_new_file(path: Path, *, flag: str) -> None:
         raise UserError(f"{flag} {path}: the folder {path.parent} is not writable; choose another file")
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Wait until the content of a file, or the names in a folder, are on the disk.
 
     Raises:
@@ -59,13 +59,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
         yield temporary
-        sync(temporary)
+        fsync(temporary)
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
-    sync(path.parent)
+    fsync(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -14,7 +14,7 @@ def format_bytes(num_bytes: float) -> str:
     return f"{value:,.1f} {unit}" if unit == "GB" or value < 10 else f"{value:.0f} {unit}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as people say them.
 
     >>> [duration(7.2), duration(200), duration(7_500), duration(200_000)]

@@ -18,7 +18,7 @@ from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from threading import Thread
 
-from pretraining.cli.program import leave
+from pretraining.cli.program import exit_process
 from pretraining.errors import UserError
 from pretraining.system.launchers import (
     has_launcher,
@@ -110,7 +110,7 @@ def supervise(limit: int) -> None:
     if has_launcher() and process_rank() == 0:
         with suppress(UserError):
             shutil.rmtree(meeting_dir(), ignore_errors=True)  # which workers left for those after them
-    leave(exit_code)
+    exit_process(exit_code)
 
 
 def _meet(limit: int) -> Connection:

@@ -15,14 +15,14 @@ def leave_signals_to_the_parent(_worker: int) -> None:
 
 
 @dataclass(frozen=True)
-class KnownProcess:
+class ProcessHandle:
     """A process of this machine, which another one of the same number is not taken for."""
 
     pid: int
     started: str
 
     @classmethod
-    def of(cls, pid: int) -> "KnownProcess":
+    def of(cls, pid: int) -> "ProcessHandle":
         """The process of this number, which must exist."""
         return cls(pid, stat_words(pid)[19])
 

@@ -18,7 +18,7 @@ from threading import Thread
 from types import FrameType
 from typing import Any, NamedTuple
 
-from pretraining.cli.program import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, leave
+from pretraining.cli.program import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, exit_process
 from pretraining.system.launchers import (
     LAUNCHER_VARIABLE,
     has_launcher,
@@ -199,4 +199,4 @@ def die_with_supervisor() -> None:
     supervisor = int(os.environ.pop(SUPERVISOR_VARIABLE))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:  # it was gone before
-        leave(1)
+        exit_process(1)

@@ -7,36 +7,36 @@ from typing import NoReturn
 
 from pretraining.cli.logs import IN_ONE_LINE
 from pretraining.cli.program import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
-from pretraining.runs.run_folder import METRICS_NAME, MODEL_DIR_NAME, checkpoint_step, whole_checkpoints
+from pretraining.runs.run_folder import METRICS_NAME, MODEL_DIR_NAME, checkpoint_step, complete_checkpoints
 from pretraining.training.callbacks.export import export_at_end
 from pretraining.training.callbacks.hub_push import push_model
 from pretraining.training.callbacks.model_card import try_write_card
-from pretraining.training.callbacks.report import RunReport
-from pretraining.training.config.run_config import RunPlan
-from pretraining.training.distributed.process_group import leave_processes
+from pretraining.training.callbacks.report import ReportCallback
+from pretraining.training.config.run_config import RunConfig
+from pretraining.training.distributed.process_group import shutdown_process_group
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def leave_stopped(trainer: PretrainingTrainer, report: RunReport) -> NoReturn:
+def exit_stopped(trainer: PretrainingTrainer, report: ReportCallback) -> NoReturn:
     """End as somebody asked for."""
     trainer.reporters.end(trainer)
     report.finish(is_stopped=True)
     step = trainer.state.global_step
-    leave_processes(
+    shutdown_process_group(
         STOPPED_EXIT_CODE if step in (trainer.saver.saved_step, trainer.plan.start.step) else CRASH_EXIT_CODE
     )
 
 
-def finish(trainer: PretrainingTrainer, report: RunReport) -> None:
+def finish(trainer: PretrainingTrainer, report: ReportCallback) -> None:
     """After the last step: evaluate, export, and leave report, cards and what goes to the Hub."""
     evaluate_at_end(trainer)
     trainer.reporters.end(trainer)
     exported = export_at_end(trainer) if trainer.plan.arguments.durability.export else None
     report.finish()
     write_cards(trainer)
-    say_what_is_there(trainer.plan, exported)
+    log_outputs_and_next_steps(trainer.plan, exported)
     if trainer.args.push_to_hub:
         try:
             push_model(trainer)
@@ -70,11 +70,11 @@ def write_cards(trainer: PretrainingTrainer) -> None:
             try_write_card(trainer.plan, folder, step, repository=repository)
 
 
-def say_what_is_there(plan: RunPlan, exported: str | None) -> None:
+def log_outputs_and_next_steps(plan: RunConfig, exported: str | None) -> None:
     """Log where things are, after the report, and what to do next; `exported` is the line of the model, if any."""
     if exported is not None:
         logger.info(exported)
-    checkpoints = whole_checkpoints(plan.run_dir)
+    checkpoints = complete_checkpoints(plan.run_dir)
     if checkpoints:
         logger.info("checkpoints: %s, the newest of %d", checkpoints[-1], len(checkpoints))
     there = [name for name in ("README.md", METRICS_NAME, "tensorboard") if (plan.run_dir / name).exists()]

@@ -16,54 +16,54 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
-from pretraining.cli.program import USER_ERROR_EXIT_CODE, leave
+from pretraining.cli.program import USER_ERROR_EXIT_CODE, exit_process
 from pretraining.data.mixture import Mixture
 from pretraining.planning.flops import flops_per_token, num_parameters
-from pretraining.runs.run_folder import METRICS_NAME, TOKENIZER_DIR_NAME, set_aside_unusable
+from pretraining.runs.run_folder import METRICS_NAME, TOKENIZER_DIR_NAME, quarantine_unusable
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.runs.tracking.progress_bar import RunDisplay
-from pretraining.runs.tracking.reporters import ReportedBefore, Reporters, newest_told
+from pretraining.runs.tracking.reporters import ReportedBefore, Reporters, last_reported_step
 from pretraining.runs.tracking.trackers import TrackedRun
 from pretraining.system.gpus import peak_flops_per_second
 from pretraining.system.restarts import this_restart
-from pretraining.training.callbacks.anomalies import FaultHandler
-from pretraining.training.callbacks.checkpoint_rotation import CheckpointKeeper
-from pretraining.training.callbacks.deepspeed_record import DsConfigRecorder
-from pretraining.training.callbacks.export import WeightExports, set_aside_exports
-from pretraining.training.callbacks.hub_push import ModelPushes
-from pretraining.training.callbacks.report import RunReport
-from pretraining.training.callbacks.samples import Samples, encode_prompts
-from pretraining.training.callbacks.step_timer import StepTiming, make_cuda_event
+from pretraining.training.callbacks.anomalies import AnomalyCallback
+from pretraining.training.callbacks.checkpoint_rotation import CheckpointRotation
+from pretraining.training.callbacks.deepspeed_record import DeepSpeedConfigRecorder
+from pretraining.training.callbacks.export import ExportCallback, set_aside_exports
+from pretraining.training.callbacks.hub_push import HubPushCallback
+from pretraining.training.callbacks.report import ReportCallback
+from pretraining.training.callbacks.samples import SampleCallback, encode_prompts
+from pretraining.training.callbacks.step_timer import StepTimer, make_cuda_event
 from pretraining.training.config.recording import record_start
-from pretraining.training.config.resume import hold_start
-from pretraining.training.config.run_config import RunPlan, plan_run
-from pretraining.training.config.run_identity import is_unchanged, take_run_folder
-from pretraining.training.config.startup_log import announce
+from pretraining.training.config.resume import lock_and_verify
+from pretraining.training.config.run_config import RunConfig, resolve_run_config
+from pretraining.training.config.run_identity import claim_output_dir, matches_recorded_run
+from pretraining.training.config.startup_log import log_run_config
 from pretraining.training.config.trainer_arguments import make_training_arguments
 from pretraining.training.data.dataset import BlockFields, UnusableBlockError
 from pretraining.training.data.loader import SharedMemoryError
 from pretraining.training.data.splits import open_training_data
-from pretraining.training.distributed.collectives import done_by_first
+from pretraining.training.distributed.collectives import run_on_main
 from pretraining.training.distributed.process_group import (
     has_gpu,
-    join_processes,
-    leave_processes,
-    other_local_processes,
+    init_process_group,
+    local_peers,
+    shutdown_process_group,
 )
 from pretraining.training.dry_run.measure import measure_plan
 from pretraining.training.dry_run.micro_batch import with_largest_micro_batch
 from pretraining.training.dry_run.trial_result import is_trial, write_result
-from pretraining.training.finish import finish, leave_stopped
+from pretraining.training.finish import exit_stopped, finish
 from pretraining.training.metrics.throughput import StepWork, ThroughputMeter
 from pretraining.training.model.build import build_model
-from pretraining.training.model.compile import compile_layers, gather_by_layer
-from pretraining.training.model.fp8 import compute_in_fp8
+from pretraining.training.model.compile import compile_layers, set_zero_leaf_layers
+from pretraining.training.model.fp8 import convert_to_fp8
 from pretraining.training.model.sequence_parallel import join_sequence_group, share_attention
 from pretraining.training.model.tiling import tile_layers, tile_loss
 from pretraining.training.model.tokenizer import tokenizer_for_model
-from pretraining.training.stopping.callback import Stopping
-from pretraining.training.stopping.hang_watchdog import HangWatch
-from pretraining.training.stopping.orphan_guard import Lifeline, end_workers
+from pretraining.training.stopping.callback import StopCallback
+from pretraining.training.stopping.hang_watchdog import HangWatchdog
+from pretraining.training.stopping.orphan_guard import OrphanGuard, end_workers
 from pretraining.training.stopping.request import Phase, StopRequest
 from pretraining.training.trainer.summary import RunSummary
 from pretraining.training.trainer.trainer import PretrainingTrainer, RunStart
@@ -75,45 +75,45 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     """Train, evaluate, export the model."""
     quiet_libraries()
     request = StopRequest()
-    lifeline = Lifeline(request)
+    lifeline = OrphanGuard(request)
     lifeline.start()
-    plan = plan_run(after_trials(arguments, mixture), mixture)
-    take_run_folder(plan)
-    announce(plan)
-    join_processes(timeout_seconds=arguments.trainer["ddp_timeout"])
-    lifeline.watch(other_local_processes())
-    start = hold_start(plan.start, plan.run_dir, plan.resume)
+    plan = resolve_run_config(resolve_auto_micro_batch(arguments, mixture), mixture)
+    claim_output_dir(plan)
+    log_run_config(plan)
+    init_process_group(timeout_seconds=arguments.trainer["ddp_timeout"])
+    lifeline.watch(local_peers())
+    start = lock_and_verify(plan.start, plan.run_dir, plan.resume)
     plan = replace(plan, start=start)
-    trainer, report = make_trainer(plan, request), RunReport(plan)
+    trainer, report = make_trainer(plan, request), ReportCallback(plan)
     trainer.add_callback(report)
-    done_by_first(lambda: start_run_folder(plan, trainer))
+    run_on_main(lambda: start_run_folder(plan, trainer))
     try:
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
-        leave_trial(trainer)
+        exit_if_trial(trainer)
         if request.is_agreed:
-            leave_stopped(trainer, report)
+            exit_stopped(trainer, report)
         finish(trainer, report)
     except (UnusableBlockError, SharedMemoryError) as error:  # of this process alone, for which the others would wait
         logger.error(error)
         lifeline.end_others()
         end_workers()
-        leave(USER_ERROR_EXIT_CODE)
+        exit_process(USER_ERROR_EXIT_CODE)
     request.phase = Phase.LEAVING
-    leave_processes()
+    shutdown_process_group()
 
 
-def after_trials(arguments: PretrainArguments, mixture: Mixture) -> PretrainArguments:
+def resolve_auto_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> PretrainArguments:
     """Try what the flags want to be tried, in child processes; the flags with what was found."""
-    if arguments.plan.plan_measure:
+    if arguments.plan.profile_plan:
         measure_plan(arguments, mixture)
     return with_largest_micro_batch(arguments, mixture) if arguments.plan.micro_batch == "auto" else arguments
 
 
-def leave_trial(trainer: PretrainingTrainer) -> None:
+def exit_if_trial(trainer: PretrainingTrainer) -> None:
     """End a process that only tried a few steps, when it has said what they took."""
     if is_trial():
         write_result(trainer)
-        leave_processes()
+        shutdown_process_group()
 
 
 def quiet_libraries() -> None:
@@ -124,7 +124,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
-def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
+def make_trainer(plan: RunConfig, request: StopRequest) -> PretrainingTrainer:
     """Blocks, weights and the Trainer; the processes must have joined."""
     tokenizer = _tokenizer(plan)
     num_positions = plan.config.max_position_embeddings
@@ -138,14 +138,16 @@ def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
         num_steps=plan.num_steps,
         precision=plan.precision,
     )
-    fields = BlockFields(plan.arguments.data.isolate_documents, plan.arguments.data.mask_document_starts)
+    fields = BlockFields(plan.arguments.data.document_masking, plan.arguments.data.ignore_first_token)
     with arguments.main_process_first():  # one process turns the Parquet shards into Arrow, the others find it done
         data = open_training_data(plan.mixture, plan.stream(), fields)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(plan.run_dir / "tensorboard"))
     if data.validation is None:
         arguments.eval_strategy, arguments.eval_on_start = "no", False
     checkpoint = plan.start.checkpoint
-    goes_on = checkpoint is not None and checkpoint.parent.resolve() == plan.run_dir.resolve() and is_unchanged(plan)
+    goes_on = (
+        checkpoint is not None and checkpoint.parent.resolve() == plan.run_dir.resolve() and matches_recorded_run(plan)
+    )
     tracked_run = TrackedRun(arguments, plan.run_dir, goes_on=goes_on)
     trainer = PretrainingTrainer(
         plan,
@@ -156,35 +158,35 @@ def make_trainer(plan: RunPlan, request: StopRequest) -> PretrainingTrainer:
         meter=ThroughputMeter(step_work(plan)),
     )
     # Their log can be a gigabyte, and is read for trackers alone.
-    told_until = newest_told(plan.run_dir) if goes_on and tracked_run.has_trackers else 0
+    told_until = last_reported_step(plan.run_dir) if goes_on and tracked_run.has_trackers else 0
     trainer.reporters = Reporters(trainer.callback_handler.callbacks, told_until=told_until)
     begins_with = None if checkpoint is None else checkpoint.parent / METRICS_NAME
-    metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with, restart=this_restart(), start=said_start(plan))
-    pushes = ModelPushes(trainer, metrics_log)
+    metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with, restart=this_restart(), start=start_event(plan))
+    pushes = HubPushCallback(trainer, metrics_log)
     for callback in (
         RunStart(trainer),
-        DsConfigRecorder(trainer),
+        DeepSpeedConfigRecorder(trainer),
         tracked_run,
-        CheckpointKeeper(plan, trainer, metrics_log, after_save=pushes.put_checkpoint),
-        FaultHandler(trainer, metrics_log),
-        StepTiming(trainer, make_event=make_cuda_event if has_gpu() else None),
-        WeightExports(trainer),
-        Samples(trainer, metrics_log, prompts),
+        CheckpointRotation(plan, trainer, metrics_log, after_save=pushes.put_checkpoint),
+        AnomalyCallback(trainer, metrics_log),
+        StepTimer(trainer, make_event=make_cuda_event if has_gpu() else None),
+        ExportCallback(trainer),
+        SampleCallback(trainer, metrics_log, prompts),
         metrics_log,
         ReportedBefore(plan.run_dir, trainer.callback_handler.callbacks, step=plan.start.step),
         RunDisplay(),
-        Stopping(trainer, metrics_log, request),
+        StopCallback(trainer, metrics_log, request),
         pushes,
         RunSummary(trainer.figures, metrics_log),
     ):
         trainer.add_callback(callback)
-    minutes = plan.arguments.durability.hang_minutes
+    minutes = plan.arguments.durability.hang_timeout_minutes
     if minutes:
-        trainer.add_callback(HangWatch(plan.run_dir, minutes=minutes, is_writing=lambda: trainer.saver.is_writing))
+        trainer.add_callback(HangWatchdog(plan.run_dir, minutes=minutes, is_writing=lambda: trainer.saver.is_writing))
     return trainer
 
 
-def step_work(plan: RunPlan) -> StepWork:
+def step_work(plan: RunConfig) -> StepWork:
     """What a step is, for whoever measures its speed."""
     length = plan.batch.block_length
     return StepWork(
@@ -197,7 +199,7 @@ def step_work(plan: RunPlan) -> StepWork:
     )
 
 
-def said_start(plan: RunPlan) -> dict[str, Any]:
+def start_event(plan: RunConfig) -> dict[str, Any]:
     """This start as an event of the log."""
     return {
         "resumed_from": None if plan.start.checkpoint is None else str(plan.start.checkpoint),
@@ -206,7 +208,7 @@ def said_start(plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
+def make_model(plan: RunConfig, *, seed: int) -> PreTrainedModel:
     """The weights that a run begins with, computed as the flags say: in tiles, with shared blocks, in fp8."""
     flags, share = plan.arguments.model, plan.batch.sequence_parallel_size
     begins_with = plan.arguments.weights if plan.start.checkpoint is None else None
@@ -214,31 +216,31 @@ def make_model(plan: RunPlan, *, seed: int) -> PreTrainedModel:
     model = build_model(
         plan.config, attention_implementation=flags.attention_implementation, seed=seed, weights=weights
     )
-    gather_by_layer(model)
+    set_zero_leaf_layers(model)
     if flags.loss_tiles is not None:
         tile_loss(model, num_tiles=flags.loss_tiles)
     if flags.mlp_tiles is not None:
         tile_layers(model, num_tiles=flags.mlp_tiles)
     if share > 1:
-        isolated = plan.arguments.data.isolate_documents
+        isolated = plan.arguments.data.document_masking
         group = join_sequence_group(share, timeout_seconds=plan.arguments.trainer["ddp_timeout"])
         share_attention(flags.attention_implementation, group, within_documents=isolated)
     if flags.fp8:
-        compute_in_fp8(model)
+        convert_to_fp8(model)
     if flags.compile_layers:
         compile_layers(model)
     return model
 
 
-def start_run_folder(plan: RunPlan, trainer: PretrainingTrainer) -> None:
+def start_run_folder(plan: RunConfig, trainer: PretrainingTrainer) -> None:
     """Make way, and write what the run is before its first step: what outlives a crash."""
-    set_aside_unusable(plan.run_dir, step=plan.start.step)
-    if not is_unchanged(plan):
+    quarantine_unusable(plan.run_dir, step=plan.start.step)
+    if not matches_recorded_run(plan):
         set_aside_exports(plan.run_dir, step=plan.start.step)
     trainer.processing_class.save_pretrained(plan.run_dir / TOKENIZER_DIR_NAME)
     record_start(plan, trainer.args)
 
 
-def _tokenizer(plan: RunPlan) -> PreTrainedTokenizerFast:
+def _tokenizer(plan: RunConfig) -> PreTrainedTokenizerFast:
     store = plan.mixture.first
     return tokenizer_for_model(store.folder, store.manifest.origin, max_length=plan.config.max_position_embeddings)

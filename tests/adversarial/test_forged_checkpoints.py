@@ -18,7 +18,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from pretraining.errors import UserError
 from pretraining.generation.load_model import load_model
 from pretraining.generation.source import find_model
-from pretraining.runs.checksums import COMPLETE_NAME, record_file, write_complete
+from pretraining.runs.checksums import COMPLETE_NAME, record_file, write_manifest
 from pretraining.runs.export.from_checkpoint import export_checkpoint
 from pretraining.runs.untrusted import (
     MAX_PICKLE_BYTES,
@@ -28,9 +28,9 @@ from pretraining.runs.untrusted import (
     load_pickle,
     reading_small,
 )
-from pretraining.training.checkpoint.async_saver import Part, PartsEngine
+from pretraining.training.checkpoint.async_saver import CheckpointPart, DeferredCheckpointEngine
 from pretraining.training.checkpoint.host_copy import as_saved
-from pretraining.training.checkpoint.reshard import check_can_go_on
+from pretraining.training.checkpoint.reshard import check_can_reshard
 from tests.adversarial.drivers import forging
 from tests.adversarial.drivers.forging import calling, touching, write_archive, write_zip
 from tests.conftest import PROJECT_DIR, Done, assert_one_error
@@ -322,7 +322,7 @@ def complete(checkpoint: Path) -> None:
     files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE_NAME]
     num_processes = json.loads((checkpoint / COMPLETE_NAME).read_text())["num_processes"]
     records = [record_file(checkpoint, path) for path in files]
-    write_complete(checkpoint, records, step=2, num_processes=num_processes)
+    write_manifest(checkpoint, records, step=2, num_processes=num_processes)
 
 
 def forged(checkpoint: Path, folder: Path, name: str, pickled: bytes) -> Path:
@@ -349,7 +349,7 @@ def test_every_reader_refuses_a_forged_shard(checkpoints: dict[str, Path], tmp_p
             lambda checkpoint=checkpoint: export_checkpoint(checkpoint, tmp_path / "out", dtype=torch.float32),
             lambda checkpoint=checkpoint: load_model(find_model(str(checkpoint))),
             lambda checkpoint=checkpoint: load_model(find_model(str(checkpoint.parent))),
-            lambda checkpoint=checkpoint: check_can_go_on(checkpoint, config, num_processes=1),
+            lambda checkpoint=checkpoint: check_can_reshard(checkpoint, config, num_processes=1),
         ):
             with pytest.raises(UserError, match="its pickle names") as refused:
                 read()
@@ -375,8 +375,8 @@ def test_deepspeed_and_the_trainer_unpickle_nothing(
 
 
 def test_what_a_resume_would_refuse_is_not_saved(tmp_path: Path) -> None:
-    parts: list[Part] = []
-    engine = PartsEngine(parts.append)
+    parts: list[CheckpointPart] = []
+    engine = DeferredCheckpointEngine(parts.append)
     for content in ({"loss_scaler": torch.zeros(1)}, {"loss_scaler": tmp_path}):
         engine.save(content, str(tmp_path / "global_step1/x.pt"))
     good, bad = parts

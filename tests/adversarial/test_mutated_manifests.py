@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pretraining.data.hub.stored_files import stored_files
-from pretraining.data.mixture import find_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.data.store.manifest import MANIFEST_NAME, read_manifest
 from pretraining.errors import UserError
 from pretraining.training.config.data_checks import check_tokenizer, make_order
@@ -22,7 +22,7 @@ NUM_MUTATIONS = 1_500
 
 def opened_blocks(store: Path) -> list[np.ndarray]:
     """The first and last block of each split as training opens them, and what an upload would send."""
-    mixture = find_mixture([str(store)], revision=None)
+    mixture = load_mixture([str(store)], revision=None)
     check_tokenizer(store, mixture.first.manifest)
     data = open_training_data(mixture, BlockStream(make_order(mixture, seed=0)), BlockFields())
     stored_files(store, flag="--output_dir")

@@ -22,9 +22,9 @@ from pretraining.runs.report.report import write_report
 from pretraining.runs.run_folder import checkpoint_to_resume
 from pretraining.runs.run_record import RunIdentity, check_same_run, warn_of_versions
 from pretraining.runs.tracking.metrics_log import MetricsLog
-from pretraining.runs.tracking.reporters import newest_told
+from pretraining.runs.tracking.reporters import last_reported_step
 from pretraining.system.files import xxh3_of
-from pretraining.training.config.resume import find_start
+from pretraining.training.config.resume import find_resume_point
 from tests.adversarial.drivers.mutations import mutations, num_mutations
 from tests.fakes.drawn_run import event, run_records
 from tests.programs.launching import train
@@ -54,7 +54,7 @@ def run_dir(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(autouse=True)
 def _fast_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without what takes time and reads no record: waits for the disk, the page's library, pictures of charts."""
-    monkeypatch.setattr("pretraining.system.files.sync", lambda _: None)
+    monkeypatch.setattr("pretraining.system.files.fsync", lambda _: None)
     monkeypatch.setattr(vl_convert, "javascript_bundle", lambda _: "")
     monkeypatch.setattr(vl_convert, "vegalite_to_png", lambda spec, **_: json.dumps(spec, allow_nan=False).encode())
     logging.disable(logging.CRITICAL)
@@ -71,8 +71,8 @@ def check_same(run_dir: Path) -> None:
         global_batch_tokens=512,
         seed=1,
         order_seed=1,
-        isolate_documents=False,
-        mask_document_starts=False,
+        document_masking=False,
+        ignore_first_token=False,
         precision="fp32",
         optimizer="adamw",
         optimizer_settings={},
@@ -115,9 +115,15 @@ def config(run_dir: Path) -> None:
 READERS: dict[str, list[Callable[[Path], Any]]] = {
     "run.json": [write_report, check_same, warn_of_versions, config, lambda run: compared_records(run, run)],
     "config.json": [config],
-    "metrics.jsonl": [write_report, read_history, forget, newest_told, lambda run: difference_of_figures(run, run)],
-    "trainer_state.json": [lambda run: find_start(run, str(run / "checkpoint-2"))],
-    "complete.json": [lambda run: checkpoint_to_resume(run, "auto"), lambda run: find_start(run, "auto")],
+    "metrics.jsonl": [
+        write_report,
+        read_history,
+        forget,
+        last_reported_step,
+        lambda run: difference_of_figures(run, run),
+    ],
+    "trainer_state.json": [lambda run: find_resume_point(run, str(run / "checkpoint-2"))],
+    "complete.json": [lambda run: checkpoint_to_resume(run, "auto"), lambda run: find_resume_point(run, "auto")],
 }
 
 

@@ -22,7 +22,7 @@ from pretraining.data.build.slice_writer import SliceWriter, read_carried
 from pretraining.data.build.working_files import read_record
 from pretraining.data.encode.deduplicate import Copies, _read_keys
 from pretraining.data.input.hashes import _read as read_hashes
-from pretraining.data.store.manifest import Origin
+from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.store.typed_json import from_json
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
@@ -106,7 +106,7 @@ def slices_of(path: Path) -> object:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "origin.json": lambda path: read_record(path, lambda content: from_json(Origin, content), remedy="delete it"),
+    "origin.json": lambda path: read_record(path, lambda content: from_json(StoreSpec, content), remedy="delete it"),
     "slices.json": slices_of,
     "input_hashes.json": read_hashes,
     "copies.npz": copies_of,

@@ -71,7 +71,7 @@ ZERO_IS_FINE = {
         "max_grad_norm": "no clipping",
         "max_rollbacks": "stop at the first spike",
         "restarts": "no restart",
-        "hang_minutes": "wait forever",
+        "hang_timeout_minutes": "wait forever",
         "eval_delay": "no delay",
         "save_total_limit": "keep all",
         "seed": "a seed",
@@ -114,7 +114,7 @@ def numeric_rows() -> Iterable[Row]:
                 fine = {"0": ZERO_IS_FINE, "-1": MINUS_ONE_IS_FINE}.get(value, {}).get(program, {})
                 words = [f"--{flag.name}={value}"]  # -inf alone would be a flag
                 if flag.name == "num_gpus":
-                    words += ["--plan_only"] if program == "pretrain" else []
+                    words += ["--dry_run"] if program == "pretrain" else []
                 if flag.name in fine:
                     yield Row(program, words, resolved={})
                 else:
@@ -292,7 +292,7 @@ RUNS = [
     Row("run", ["--save_total_limit", "-2"], ["0 or -1 keeps all"]),
     Row("run", ["--max_hours", "1e-9"], resolved={"steps": 6}),  # stops after its first step, saved
     Row("run", ["--max_hours", "87600", "--ddp_timeout", "31536000"], resolved={"steps": 6}),
-    Row("run", ["--hang_minutes", "525600", "--spike_threshold", "1000000000"], resolved={"steps": 6}),
+    Row("run", ["--hang_timeout_minutes", "525600", "--spike_threshold", "1000000000"], resolved={"steps": 6}),
     Row("run", ["--load_best_model_at_end", "--metric_for_best_model", "eval_loss"], resolved={"steps": 6}),
     Row("run", ["--load_best_model_at_end", "--save_steps", "7", "--eval_steps", "3"], ["Trainer flags"]),
     Row("run", ["--allow_changed", "seed", "seed"], resolved={"steps": 6}),

@@ -23,7 +23,7 @@ from pretraining.finetuning.inputs import find_inputs_of
 from pretraining.finetuning.pipeline import make_blocks
 from pretraining.generation.load_model import load_model
 from pretraining.generation.source import find_model
-from pretraining.runs.checksums import COMPLETE_NAME, incompleteness, record_file, write_complete
+from pretraining.runs.checksums import COMPLETE_NAME, incomplete_reason, record_file, write_manifest
 from pretraining.runs.export.from_checkpoint import export_checkpoint
 from pretraining.runs.export.model_folder import tokenizer_of
 from pretraining.training.model.build import load_model_config
@@ -115,7 +115,7 @@ def test_an_index_names_files_of_its_folder(name: Any, model: Path, tmp_path: Pa
 
 def complete(folder: Path) -> dict[str, Any]:
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE_NAME]
-    write_complete(folder, [record_file(folder, path) for path in files], step=1, num_processes=1)
+    write_manifest(folder, [record_file(folder, path) for path in files], step=1, num_processes=1)
     return json.loads((folder / COMPLETE_NAME).read_text())
 
 
@@ -144,9 +144,9 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_a_damaged_list_of_files_is_one_line(damage: Callable[[Any], Any], model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model, tmp_path / "checkpoint-1")
     content = damage(complete(folder))
-    assert incompleteness(folder) is None
+    assert incomplete_reason(folder) is None
     (folder / COMPLETE_NAME).write_text(content if isinstance(content, str) else json.dumps(content))
-    assert f"{COMPLETE_NAME} cannot be read" in str(incompleteness(folder))
+    assert f"{COMPLETE_NAME} cannot be read" in str(incomplete_reason(folder))
     assert_refused(lambda: find_model(str(folder)), f"--model {folder}", COMPLETE_NAME)
 
 
@@ -155,10 +155,10 @@ def test_a_link_out_of_a_checkpoint_does_not_count(model: Path, tmp_path: Path) 
     complete(folder)
     (folder / "config.json").rename(tmp_path / "config.json")
     (folder / "config.json").symlink_to(tmp_path / "config.json")
-    assert incompleteness(folder) == "config.json is a link out of the folder"
+    assert incomplete_reason(folder) == "config.json is a link out of the folder"
     (tmp_path / "link").symlink_to(shutil.copytree(model, tmp_path / "checkpoint-2"))
     complete(tmp_path / "checkpoint-2")
-    assert incompleteness(tmp_path / "link") is None, "the folder itself may be elsewhere"
+    assert incomplete_reason(tmp_path / "link") is None, "the folder itself may be elsewhere"
 
 
 PANICS: dict[str, dict[str, Any]] = {

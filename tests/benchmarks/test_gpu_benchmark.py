@@ -17,7 +17,7 @@ from tests.conftest import PROJECT_DIR, run_fine
 def test_every_row_is_a_command_that_pretrain_takes(row: Row, tmp_path: Path) -> None:
     command = command_of(row, GpuArguments(), tmp_path, num_gpus=1)
     arguments = parse_pretrain_arguments(
-        "", [*command[command.index("pretrain.py") + 1 :], "--plan_only"]
+        "", [*command[command.index("pretrain.py") + 1 :], "--dry_run"]
     )  # without optional packages
     config = load_ds_config(arguments.trainer["deepspeed"])
     assert all(config["zero_optimization"][name] == value for name, value in row.zero.items())

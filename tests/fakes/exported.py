@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.data.store.manifest import read_manifest
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
-from pretraining.runs.export.publish import begin_folder, complete_folder
+from pretraining.runs.export.publish import finalize, make_partial_dir
 from pretraining.training.model.tokenizer import tokenizer_for_model
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -27,7 +27,7 @@ def export_random_model(
     **fields: object,
 ) -> Path:
     """With the tokenizer of a block store, or another; `fields` are those of the config."""
-    begin_folder(folder)
+    make_partial_dir(folder)
     tokenizer_dir = tokenizer_dir or store / "tokenizer"
     rules = load_document_tokenizer(str(tokenizer_dir), add_bos=add_bos)
     origin = read_manifest(store, flag="").origin
@@ -39,5 +39,5 @@ def export_random_model(
     (folder / "made/tokenizer").chmod(0o755)  # the folder that it was copied from may be read-only
     tokenizer_for_model(folder / "made", origin, max_length=config.max_position_embeddings).save_pretrained(folder)
     shutil.rmtree(folder / "made")
-    complete_folder(folder)
+    finalize(folder)
     return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.runs.checksums import incompleteness
+from pretraining.runs.checksums import incomplete_reason
 from tests.conftest import TINY_MODEL, Done, assert_one_error
 from tests.programs.launching import NUM_STEPS, figures, train, try_to_train
 
@@ -25,7 +25,7 @@ FAULTS = {
 STEPS = len(FAULTS)
 FLAGS = ["--max_steps", STEPS, "--save_steps", STEPS, "--eval_strategy", "no", "--export_every_tokens", 512]
 FLAGS += ["--model_overrides", *TINY_MODEL, "tie_word_embeddings=true"]
-FLAGS += ["--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 5, "--isolate_documents"]
+FLAGS += ["--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 5, "--document_masking"]
 
 
 def train_with_faults(store: Path, run_dir: Path, *faults: str) -> Done:
@@ -61,7 +61,7 @@ def test_an_export_that_is_not_the_model_is_found(sample_store: Path, tmp_path: 
     assert done.returncode == 2
     assert contents(run_dir / "model") == model
     assert (run_dir / "model.partial/model.safetensors").is_file()
-    assert incompleteness(run_dir / f"checkpoint-{STEPS}") is None
+    assert incomplete_reason(run_dir / f"checkpoint-{STEPS}") is None
 
 
 def test_a_disk_that_is_full_at_the_export(sample_store: Path, small_disk: Path) -> None:
@@ -80,5 +80,5 @@ def test_a_disk_that_is_full_at_the_export(sample_store: Path, small_disk: Path)
         "o space left",
         f"{run_dir}/checkpoint-{NUM_STEPS} is whole, and the same command exports again",
     )
-    assert incompleteness(run_dir / f"checkpoint-{NUM_STEPS}") is None
+    assert incomplete_reason(run_dir / f"checkpoint-{NUM_STEPS}") is None
     assert not list(run_dir.glob("model*"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.runs.history import read_records
-from pretraining.runs.run_folder import METRICS_NAME, checkpoint_step, whole_checkpoints
+from pretraining.runs.run_folder import METRICS_NAME, checkpoint_step, complete_checkpoints
 from tests.conftest import TINY_MODEL, python, run_fine
 from tests.programs.launching import figures, records, train, try_to_train
 
@@ -48,7 +48,7 @@ def lost_steps(run_dir: Path) -> int:
     """Steps that have to be made again."""
     known = read_records(run_dir) if (run_dir / METRICS_NAME).exists() else ()
     reached = max((record["step"] for record in known if "loss" in record), default=0)
-    return reached - max((checkpoint_step(folder) or 0 for folder in whole_checkpoints(run_dir)), default=0)
+    return reached - max((checkpoint_step(folder) or 0 for folder in complete_checkpoints(run_dir)), default=0)
 
 
 def kill_of(generator: random.Random) -> list[object]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining.runs.checksums import COMPLETE_NAME, is_known_finite, read_complete, record_file, write_complete
-from pretraining.runs.run_folder import optimizer_shards, whole_checkpoints
+from pretraining.runs.checksums import COMPLETE_NAME, is_known_finite, read_complete, record_file, write_manifest
+from pretraining.runs.run_folder import complete_checkpoints, optimizer_shards
 from tests.conftest import Done, assert_one_error
 from tests.programs.launching import events, figures, train, try_to_train
 
@@ -33,7 +33,7 @@ def undisturbed(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def saved(run_dir: Path) -> list[str]:
-    checkpoints = whole_checkpoints(run_dir)
+    checkpoints = complete_checkpoints(run_dir)
     assert all(is_known_finite(folder) for folder in checkpoints)
     assert len(list(run_dir.glob("checkpoint-*"))) == len(checkpoints)
     return [folder.name for folder in checkpoints]
@@ -146,7 +146,7 @@ def write_again(checkpoint: Path) -> None:
     files = [
         record_file(checkpoint, path) for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE_NAME
     ]
-    write_complete(checkpoint, files, step=was["step"], num_processes=was["num_processes"])
+    write_manifest(checkpoint, files, step=was["step"], num_processes=was["num_processes"])
 
 
 def test_what_memory_had_behind_a_parameter_is_not_its_state(sample_store: Path, tmp_path: Path) -> None:

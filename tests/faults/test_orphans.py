@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.system.signals import KnownProcess
+from pretraining.system.signals import ProcessHandle
 from tests.conftest import HANG_SECONDS, PROJECT_DIR
 from tests.programs.launching import launcher
 
@@ -37,7 +37,7 @@ class Waiting:
             pids["launcher"],
             pids["command"],
         ]
-        known = [KnownProcess.of(pid) for pid in everything]
+        known = [ProcessHandle.of(pid) for pid in everything]
         hangs_at = time.monotonic() + HANG_SECONDS
         if whom == "all":
             os.killpg(self.command.pid, DEATHS[how])

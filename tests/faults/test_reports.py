@@ -12,7 +12,7 @@ import pytest
 
 from pretraining.cli.program import STOPPED_EXIT_CODE
 from pretraining.runs.compare import first_difference
-from pretraining.system.signals import KnownProcess
+from pretraining.system.signals import ProcessHandle
 from tests.conftest import PROJECT_DIR
 from tests.programs.launching import train, try_to_train
 
@@ -83,7 +83,7 @@ def test_no_report_outlives_its_run(tmp_path: Path, record_property: Callable[[s
         while not (told.exists() and told.read_text()):
             assert parent.poll() is None
             time.sleep(0.02)
-        process = KnownProcess.of(int(told.read_text()))
+        process = ProcessHandle.of(int(told.read_text()))
         environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
         assert not [words for words in environment if words.startswith((b"RANK=", b"OMPI_"))]
         assert os.getpgid(process.pid) == process.pid, "a Ctrl-C does not reach it"

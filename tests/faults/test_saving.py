@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.runs.run_folder import whole_checkpoints
+from pretraining.runs.run_folder import complete_checkpoints
 from tests.conftest import assert_one_error
 from tests.programs.launching import events, figures, records, train, try_to_train
 from tests.programs.shards import assert_equal_to_the_bit
@@ -39,7 +39,7 @@ def assert_same_run(run_dir: Path, other: Path) -> None:
 
 
 def steps_of(run_dir: Path) -> list[str]:
-    return [folder.name for folder in whole_checkpoints(run_dir)]
+    return [folder.name for folder in complete_checkpoints(run_dir)]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

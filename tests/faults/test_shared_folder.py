@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.runs.run_folder import whole_checkpoints
+from pretraining.runs.run_folder import complete_checkpoints
 from tests.conftest import PROJECT_DIR, assert_one_error
 from tests.programs.launching import try_to_train
 
@@ -39,5 +39,5 @@ def test_a_run_folder_that_is_seen_late_is_shared(sample_store: Path, folders: P
     flags = ["--max_steps", 2, "--save_steps", 2, "--eval_strategy", "no", "--export", "false"]
     done = try_to_train("2 ranks", sample_store, Path("run"), *DS_CONFIG, *flags, script=SCRIPT, env=env)
     assert done.returncode == 0, done.output[-3000:]
-    assert [path.name for path in whole_checkpoints(folders / "0/run")] == ["checkpoint-2"]
+    assert [path.name for path in complete_checkpoints(folders / "0/run")] == ["checkpoint-2"]
     assert not (folders / "0/run/run.token").exists()

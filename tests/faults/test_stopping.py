@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pretraining.cli.program import STOPPED_EXIT_CODE
-from pretraining.runs.run_folder import whole_checkpoints
+from pretraining.runs.run_folder import complete_checkpoints
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done
 from tests.programs.launching import events, figures, launcher, records, train, training_flags, try_to_train
 
@@ -213,7 +213,7 @@ def test_a_run_saves_and_stops_when_its_terminal_is_closed(sample_store: Path, t
     wait_until(lambda: not processes_of(run_dir))
     (stop,) = events(run_dir, "stop")
     assert stop["reason"] == "SIGHUP"
-    assert whole_checkpoints(run_dir) == [run_dir / f"checkpoint-{stop['step']}"]
+    assert complete_checkpoints(run_dir) == [run_dir / f"checkpoint-{stop['step']}"]
 
 
 @pytest.mark.long

@@ -13,8 +13,8 @@ CHANGEABLE = (
     "global_batch_tokens",
     "seed",
     "order_seed",
-    "isolate_documents",
-    "mask_document_starts",
+    "document_masking",
+    "ignore_first_token",
     "precision",
     "optimizer_settings",
     "initial_weights",
@@ -37,7 +37,7 @@ class DurabilityArguments:
     export: bool = flag(True, "export the model at the end")
     max_hours: float | None = flag(None, "save and stop in time to end so many hours after the start")
     restarts: int = flag(0, "bring a run that crashed up again so many times, on one machine")
-    hang_minutes: float = flag(
+    hang_timeout_minutes: float = flag(
         30.0, "end with the stacks of all processes when nothing moves for so long; 0: wait forever"
     )
 

@@ -80,8 +80,8 @@ def _kernel_conflicts(arguments: PretrainArguments) -> Iterator[str]:
         yield (
             "--use_liger_kernel: its kernels would take the place of --loss_tiles and --mlp_tiles; leave it or them out"
         )
-    if model.compile_layers and arguments.data.isolate_documents and model.attention_implementation.startswith("flash"):
+    if model.compile_layers and arguments.data.document_masking and model.attention_implementation.startswith("flash"):
         yield (
-            "--compile_layers --isolate_documents: flash attention takes the length of the longest document, for each "
+            "--compile_layers --document_masking: flash attention takes the length of the longest document, for each "
             "of which the layers would be compiled anew; give --attention_implementation sdpa, or leave one of them out"
         )

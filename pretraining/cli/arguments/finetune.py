@@ -112,7 +112,7 @@ def parse_finetune_arguments(description: str, argv: Sequence[str]) -> FinetuneA
         block_length=flags.block_length,
         global_batch_tokens=flags.global_batch_tokens,
         max_tokens=flags.max_tokens,
-        isolate_documents=True,
+        document_masking=True,
     )
     run = PretrainArguments(model, data, *others)
     check_together(run)

@@ -15,8 +15,8 @@ UNIT_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30
 class PlanArguments:
     """What is planned, for which machine, and whether its verdict counts."""
 
-    plan_only: bool = flag(False, "say what the run needs and takes, and start nothing; works on any machine")
-    plan_measure: bool = flag(False, "run a few steps into a folder that is removed, and say predicted beside measured")
+    dry_run: bool = flag(False, "say what the run needs and takes, and start nothing; works on any machine")
+    profile_plan: bool = flag(False, "run a few steps into a folder that is removed, and say predicted beside measured")
     num_gpus: int | None = flag(None, "GPUs to plan for; those of this machine without it")
     gpu_type: str | None = flag(None, "kind of GPU to plan for, as h200, h100, a100_40gb, rtx_4090")
     host_memory: str | None = flag(None, "host memory to plan for, as 512GB or 1TB")
@@ -36,7 +36,7 @@ class PlanArguments:
     @property
     def starts_nothing(self) -> bool:
         """Whether no training of its own comes of it."""
-        return self.plan_only or self.plan_measure
+        return self.dry_run or self.profile_plan
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
@@ -44,8 +44,8 @@ class PlanArguments:
         checks = {
             f"--host_memory {host_memory}: is not a size; use e.g. 512GB or 1TB": not host_memory
             or self.host_bytes is not None,
-            "--plan_only --plan_measure: exclude each other; keep one": not (self.plan_only and self.plan_measure),
-            f"--{self._for_another_machine}: describes another machine, for --plan_only; leave it out": self.plan_only
+            "--dry_run --profile_plan: exclude each other; keep one": not (self.dry_run and self.profile_plan),
+            f"--{self._for_another_machine}: describes another machine, for --dry_run; leave it out": self.dry_run
             or not self._for_another_machine,
         }
         problems = [message for message, fine in checks.items() if not fine]

@@ -109,7 +109,7 @@ class DataArguments:
         "shares of the blocks, as news=blocks_a:0.7 wiki=blocks_b:0.3; or synthetic: random ids, to measure speed",
     )
     block_length: int | None = flag(
-        None, "tokens of a block of --dataset synthetic (4,096), and of --plan_only where no blocks are there"
+        None, "tokens of a block of --dataset synthetic (4,096), and of --dry_run where no blocks are there"
     )
     vocab_size: int = flag(32000, "different ids of --dataset synthetic")
     dataset_revision: str | None = flag(None, "branch, tag or commit of a data set of the Hub; the newest without it")
@@ -117,8 +117,8 @@ class DataArguments:
         4_194_304, "tokens per optimizer step over all GPUs; decides the gradient accumulation"
     )
     max_tokens: int | None = flag(None, "length of the run in tokens, in place of --max_steps or --num_train_epochs")
-    isolate_documents: bool = flag(False, "attention does not cross documents, and positions begin anew in each")
-    mask_document_starts: bool = flag(False, "no loss for a document's first token, which nothing before it tells")
+    document_masking: bool = flag(False, "attention does not cross documents, and positions begin anew in each")
+    ignore_first_token: bool = flag(False, "no loss for a document's first token, which nothing before it tells")
 
     @property
     def is_synthetic(self) -> bool:

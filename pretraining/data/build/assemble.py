@@ -24,16 +24,16 @@ from pretraining.data.build.progress import SliceProgress, SplitProgress
 from pretraining.data.build.slice_writer import SplitWriter, packer_of, read_carried
 from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.store.integrity import wrong_hashes
-from pretraining.data.store.manifest import Manifest, Origin, SplitContents, read_manifest
+from pretraining.data.store.manifest import Manifest, SplitContents, StoreSpec, read_manifest
 from pretraining.data.store.schema import block_schema
 from pretraining.data.store.shards import Shard, shard_path
 from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
-from pretraining.system.files import TEMPORARY_SUFFIX, sync
+from pretraining.system.files import TEMPORARY_SUFFIX, fsync
 
 logger = logging.getLogger(__name__)
 
 
-def give_name(store: PartialStore) -> Manifest:
+def publish(store: PartialStore) -> Manifest:
     """Remove what only the making needed, and give the assembled store its name."""
     manifest = read_manifest(store.folder, flag="--output_dir")
     for name in WORKING_DIRS:
@@ -44,11 +44,11 @@ def give_name(store: PartialStore) -> Manifest:
     for path in store.folder.glob(f"*{TEMPORARY_SUFFIX}"):
         path.unlink()
     store.folder.replace(store.output_dir)
-    sync(store.output_dir.parent)
+    fsync(store.output_dir.parent)
     return manifest
 
 
-def assemble(folder: Path, origin: Origin, slices: Sequence[SliceProgress], *, tokenizer_dir: Path) -> None:
+def assemble(folder: Path, origin: StoreSpec, slices: Sequence[SliceProgress], *, tokenizer_dir: Path) -> None:
     """Put the finished slices in `folder` together, check the sums, and write the manifest last."""
     folders = [slice_dir(folder, number) for number in range(len(slices))]
     splits: dict[str, SplitContents] = {
@@ -74,12 +74,12 @@ def assemble(folder: Path, origin: Origin, slices: Sequence[SliceProgress], *, t
     copy_tokenizer(tokenizer_dir, folder / "tokenizer")
     write_card(manifest, folder)
     for path in (folder / "skipped.jsonl", folder / CARD_NAME, folder / "tokenizer", *(folder / "tokenizer").iterdir()):
-        sync(path)
+        fsync(path)
     manifest.write(folder)
 
 
 def _assemble_split(
-    folder: Path, folders: Sequence[Path], slices: Sequence[SliceProgress], origin: Origin, split: Split
+    folder: Path, folders: Sequence[Path], slices: Sequence[SliceProgress], origin: StoreSpec, split: Split
 ) -> SplitContents:
     last = SplitProgress()
     num_tail_tokens = _write_last_blocks(folder, folders, slices, origin, split, last)
@@ -100,7 +100,7 @@ def _write_last_blocks(
     folder: Path,
     folders: Sequence[Path],
     slices: Sequence[SliceProgress],
-    origin: Origin,
+    origin: StoreSpec,
     split: Split,
     last: SplitProgress,
 ) -> int:
@@ -153,7 +153,7 @@ def name_shards(folder: Path, prefix: str, shards: Sequence[tuple[Path, Shard]])
         if (source_dir / shard.path).exists():
             (source_dir / shard.path).replace(folder / final.path)
         named.append(final)
-    sync((folder / prefix).parent)
+    fsync((folder / prefix).parent)
     return named
 
 

@@ -13,7 +13,7 @@ from pretraining.data.encode.encoding import EncodedBatch
 from pretraining.data.encode.splits import SPLITS
 from pretraining.data.input.documents import CLEANED, REMOVED
 from pretraining.data.input.reading import ENOUGH_LINES
-from pretraining.data.store.manifest import Origin
+from pretraining.data.store.manifest import StoreSpec
 from pretraining.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _first_unreadable(slices: Sequence[SliceProgress]) -> str:
     return f"{first['file']}:{first['line']}: {first['reason'].replace('_', ' ')} ({first['first_bytes']!r})"
 
 
-def why_no_block(slices: Sequence[SliceProgress], origin: Origin) -> str | None:
+def empty_store_reason(slices: Sequence[SliceProgress], origin: StoreSpec) -> str | None:
     """Why the slices make no block store, None when they make one."""
     if not any(made.num_documents for made in slices):
         counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
@@ -89,7 +89,7 @@ def why_no_block(slices: Sequence[SliceProgress], origin: Origin) -> str | None:
 
 
 @contextlib.contextmanager
-def saying_how_to_go_on(output_dir: Path) -> Iterator[None]:
+def with_resume_hint(output_dir: Path) -> Iterator[None]:
     """Turn a full disk or a withdrawn permission into one line; nothing that was finished is lost."""
     folder = partial_dir(output_dir)
     try:

@@ -9,17 +9,17 @@ from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.find import InputFile
 from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.hashes import hash_inputs
-from pretraining.data.store.manifest import Origin, SourceFile, TokenizerIdentity
+from pretraining.data.store.manifest import SourceFile, StoreSpec, TokenizerIdentity
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 
 
-def describe_origin(
+def build_store_spec(
     arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer, *, hashes_in: Path | None
-) -> Origin:
+) -> StoreSpec:
     """All that decides the bytes of the store, with the hash of each input file."""
     canary = tokenizer.canary()
     hashes = hash_inputs(files, hashes_in)
-    return Origin(
+    return StoreSpec(
         sources=[
             SourceFile(file.path, file.source, file.num_bytes, sha256)
             for file, sha256 in zip(files, hashes, strict=True)
@@ -49,7 +49,7 @@ def describe_origin(
     )
 
 
-def reading_options(origin: Origin) -> ReadingOptions:
+def reading_options(origin: StoreSpec) -> ReadingOptions:
     """How the files of `origin` are read."""
     return ReadingOptions(
         fields=JsonFields(origin.text_field, origin.source_field),

@@ -21,7 +21,7 @@ from pretraining.data.store.manifest import (
     MANIFEST_NAME,
     STORE_CONTENTS,
     Manifest,
-    Origin,
+    StoreSpec,
     differences,
     read_manifest,
 )
@@ -73,7 +73,7 @@ def is_occupied(output_dir: Path) -> bool:
     return True
 
 
-def finished_store(output_dir: Path, origin: Origin) -> Manifest:
+def finished_store(output_dir: Path, origin: StoreSpec) -> Manifest:
     """The manifest of the block store in `output_dir`, every shard of which is read: 1.5 GB/s per core.
 
     Raises:
@@ -120,7 +120,7 @@ class PartialStore:
         finished = [*self.folder.glob(f"{SLICES_DIR}/*/{PROGRESS_NAME}"), *self.folder.glob(f"{KEYS_DIR}/*.npz")]
         return self.is_assembled or bool(finished)
 
-    def claim(self, origin: Origin) -> bool:
+    def claim(self, origin: StoreSpec) -> bool:
         """Make the folder one of `origin`; whether an earlier run has begun it.
 
         Raises:
@@ -133,7 +133,7 @@ class PartialStore:
             found = read_manifest(self.folder, flag="--output_dir").origin
         elif path.exists():
             remedy = f"delete {self.folder} and start again"
-            found = read_record(path, lambda content: from_json(Origin, content, ORIGIN_NAME), remedy=remedy)
+            found = read_record(path, lambda content: from_json(StoreSpec, content, ORIGIN_NAME), remedy=remedy)
         else:
             write_record(path, dataclasses.asdict(origin))
             return False

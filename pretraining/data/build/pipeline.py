@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.cli.progress import Progress
-from pretraining.data.build.assemble import assemble, forget_damaged_slices, give_name
-from pretraining.data.build.checks import EarlyCheck, check_skipped, saying_how_to_go_on, why_no_block
-from pretraining.data.build.origin import describe_origin, reading_options
+from pretraining.data.build.assemble import assemble, forget_damaged_slices, publish
+from pretraining.data.build.checks import EarlyCheck, check_skipped, empty_store_reason, with_resume_hint
+from pretraining.data.build.origin import build_store_spec, reading_options
 from pretraining.data.build.partial_store import (
     COPIES_NAME,
     KEYS_DIR,
@@ -23,8 +23,8 @@ from pretraining.data.build.partial_store import (
 from pretraining.data.build.progress import SliceProgress, read_progress
 from pretraining.data.build.ranks import Ranks
 from pretraining.data.build.slice_writer import SliceWriter
-from pretraining.data.encode.deduplicate import Copies, KeyMaker, write_copies, write_keys
-from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, in_order
+from pretraining.data.encode.deduplicate import Copies, KeyExtractor, write_copies, write_keys
+from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, ordered_parallel_map
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.filters import TextFilter
 from pretraining.data.input.find import InputFile
@@ -33,7 +33,7 @@ from pretraining.data.input.hashes import changed_inputs
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import FileRange, num_bytes_of
 from pretraining.data.store.integrity import check_hashes
-from pretraining.data.store.manifest import Manifest, Origin, read_manifest
+from pretraining.data.store.manifest import Manifest, StoreSpec, read_manifest
 from pretraining.data.tokenize.backends import BackendDiffersError
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError
@@ -49,7 +49,7 @@ class Work:
     files: Sequence[InputFile]
     slices: Sequence[Sequence[FileRange]]
     options: ReadingOptions
-    origin: Origin
+    origin: StoreSpec
     tokenizer: DocumentTokenizer
     reader: DocumentReader
     num_workers: int
@@ -75,7 +75,7 @@ def make_block_store(
             too many lines cannot be read, and when the disk is full.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(saying_how_to_go_on(arguments.output_dir))
+        stack.enter_context(with_resume_hint(arguments.output_dir))
         store = stack.enter_context(PartialStore(arguments.output_dir)) if ranks.is_first else None
         origin, manifest = ranks.from_first(lambda: _begin(store, arguments, files, tokenizer))
         if manifest is not None:
@@ -100,7 +100,7 @@ def find_copies(work: Work, ranks: Ranks) -> Copies:
     """Read the input a first time for documents that are copies of earlier ones."""
     paths = [work.folder / KEYS_DIR / f"{number:05d}.npz" for number in range(len(work.slices))]
     missing = ranks.from_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
-    maker = KeyMaker(work.reader, work.origin.cleaning)
+    maker = KeyExtractor(work.reader, work.origin.cleaning)
     mine = missing[ranks.rank :: ranks.size]
     with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
         for number in mine:
@@ -149,7 +149,7 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progres
     num_tokens_before = made.num_tokens
     early_check = EarlyCheck(work.max_skipped_fraction)
     try:
-        for batch in in_order(encoder.encode, batches, num_workers=work.num_workers):
+        for batch in ordered_parallel_map(encoder.encode, batches, num_workers=work.num_workers):
             writer.add(batch)
             early_check.see(batch, made)
             speed = (made.num_tokens - num_tokens_before) / progress.elapsed_seconds
@@ -165,16 +165,16 @@ def _begin(
     arguments: PreprocessArguments,
     files: Sequence[InputFile],
     tokenizer: DocumentTokenizer,
-) -> tuple[Origin, Manifest | None]:
+) -> tuple[StoreSpec, Manifest | None]:
     """Open the store for this origin; its manifest as well, where an earlier run was stopped at the very end."""
     store = _opened(store)
-    origin = describe_origin(arguments, files, tokenizer, hashes_in=store.input_hashes_path)
+    origin = build_store_spec(arguments, files, tokenizer, hashes_in=store.input_hashes_path)
     if store.claim(origin):
         logger.info("going on with what an earlier run has made in %s", store.folder)
     if not store.is_assembled:
         return origin, None
     check_hashes(store.folder, read_manifest(store.folder, flag="--output_dir"), flag="--output_dir")
-    return origin, give_name(store)
+    return origin, publish(store)
 
 
 def _opened(store: PartialStore | None) -> PartialStore:
@@ -208,9 +208,9 @@ def _finish(store: PartialStore, work: Work) -> Manifest:
     if changed:
         raise UserError(f"--data_files {changed[0]}: changed while it was read; delete {work.folder} and start again")
     check_skipped(slices, work.max_skipped_fraction, f"; with input that was mended, delete {work.folder} first")
-    problem = why_no_block(slices, work.origin)
+    problem = empty_store_reason(slices, work.origin)
     if problem is not None:
         store.discard()
         raise UserError(problem)
     assemble(store.folder, work.origin, slices, tokenizer_dir=work.tokenizer.folder)
-    return give_name(store)
+    return publish(store)

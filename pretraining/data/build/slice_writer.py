@@ -26,11 +26,11 @@ from pretraining.data.build.working_files import read_arrays, write_arrays
 from pretraining.data.encode.encoding import EncodedBatch
 from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.input.documents import CLEANED
-from pretraining.data.store.manifest import Origin
-from pretraining.data.store.packing import Blocks, Packer, Pieces, make_packer
+from pretraining.data.store.manifest import StoreSpec
+from pretraining.data.store.packing import Blocks, DocumentSegments, Packer, make_packer
 from pretraining.data.store.schema import DOCUMENT_SCHEMA, block_schema, block_table, document_table
 from pretraining.data.store.shards import ShardWriter
-from pretraining.system.files import sha256_of, sync
+from pretraining.system.files import fsync, sha256_of
 
 TOKENS_PER_ROW_GROUP = 1 << 22
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
@@ -49,7 +49,7 @@ class SplitWriter:
         self._pending: list[Blocks] = []
         self._num_pending_tokens = 0
 
-    def add(self, pieces: Pieces, progress: SplitProgress) -> None:
+    def add(self, pieces: DocumentSegments, progress: SplitProgress) -> None:
         """Append encoded documents."""
         progress.num_documents += len(pieces.document_ids)
         progress.num_tokens += pieces.num_tokens
@@ -79,7 +79,7 @@ class SplitWriter:
 class SliceWriter:
     """Takes the encoded batches of one slice in input order, from `progress.position` on."""
 
-    def __init__(self, folder: Path, origin: Origin, *, slice_number: int, only_reference: bool) -> None:
+    def __init__(self, folder: Path, origin: StoreSpec, *, slice_number: int, only_reference: bool) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="write")  # compressing must not keep encoders waiting
         self._folder = folder
         self._origin = origin
@@ -123,7 +123,7 @@ class SliceWriter:
             if chosen.any():
                 ids = batch.ids[np.repeat(chosen, batch.lengths)]
                 lengths = batch.lengths[chosen]
-                pieces = Pieces(document_ids[chosen], np.zeros(len(lengths), np.int64), lengths, ids)
+                pieces = DocumentSegments(document_ids[chosen], np.zeros(len(lengths), np.int64), lengths, ids)
                 self._splits[split].add(pieces, progress.splits[split])
         progress.num_documents += num_documents
         progress.num_file_bytes += batch.num_file_bytes
@@ -184,7 +184,7 @@ class SliceWriter:
         progress.documents += self._documents.close()
         if self._skipped_file is not None:
             self._skipped_file.close()
-            sync(self._skipped_path)
+            fsync(self._skipped_path)
             progress.skipped_files.append(self._skipped_path.name)
             progress.other_hashes[self._skipped_path.name] = sha256_of(self._skipped_path)
         before = progress.carried_file
@@ -193,14 +193,14 @@ class SliceWriter:
         progress.other_hashes.pop(before or "", None)
         progress.other_hashes[progress.carried_file] = sha256_of(self._folder / progress.carried_file)
         progress.num_sections += 1
-        sync(self._folder)
+        fsync(self._folder)
         progress.write(self._folder)
         if before is not None:
             (self._folder / before).unlink()
         self._begin_section()
 
 
-def packer_of(origin: Origin) -> Packer:
+def packer_of(origin: StoreSpec) -> Packer:
     """The packer of a block store; padding is EOS, and never in the loss."""
     return make_packer(
         origin.packing,
@@ -210,14 +210,14 @@ def packer_of(origin: Origin) -> Packer:
     )
 
 
-def write_carried(path: Path, carried: dict[Split, Pieces]) -> None:
+def write_carried(path: Path, carried: dict[Split, DocumentSegments]) -> None:
     """Keep the tokens that stand in no block yet."""
     columns = ("document_ids", "offsets", "lengths", "ids")
     write_arrays(path, {f"{split}-{name}": getattr(p, name) for split, p in carried.items() for name in columns})
 
 
-def read_carried(path: Path) -> dict[Split, Pieces]:
+def read_carried(path: Path) -> dict[Split, DocumentSegments]:
     """The tokens that `write_carried` kept."""
     arrays = read_arrays(path, remedy=remedy_for(path.parent))
     columns = ("document_ids", "offsets", "lengths", "ids")
-    return {split: Pieces(*(arrays[f"{split}-{name}"] for name in columns)) for split in SPLITS}
+    return {split: DocumentSegments(*(arrays[f"{split}-{name}"] for name in columns)) for split in SPLITS}

@@ -17,7 +17,7 @@ from pretraining.data.build.partial_store import is_occupied
 from pretraining.data.build.pipeline import make_block_store
 from pretraining.data.build.ranks import Ranks
 from pretraining.data.input.find import find_inputs
-from pretraining.data.mixture import Mixture, StoreSource, WeightedStore
+from pretraining.data.mixture import BlockStore, Mixture, WeightedStore
 from pretraining.data.store.manifest import read_manifest
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.data.tokenize.train import SPECIAL_TOKENS, save_tokenizer
@@ -40,7 +40,7 @@ def synthetic_mixture(*, block_length: int, vocab_size: int) -> Mixture:
     with wait_for_lock(folder.with_suffix(".lock")):
         if not is_occupied(folder):
             _make(folder, block_length=block_length, vocab_size=vocab_size)
-    store = StoreSource("synthetic", folder, read_manifest(folder, flag="--dataset"))
+    store = BlockStore("synthetic", folder, read_manifest(folder, flag="--dataset"))
     return Mixture((WeightedStore(None, 1.0, store),))
 
 

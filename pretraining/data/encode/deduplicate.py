@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pretraining.data.build.working_files import read_arrays, write_arrays
-from pretraining.data.encode.encoding import DocumentReader, in_order
-from pretraining.data.encode.minhash import MinHashBands, first_copies, first_exact_copies, text_fingerprints
+from pretraining.data.encode.encoding import DocumentReader, ordered_parallel_map
+from pretraining.data.encode.minhash import MinHashBands, cluster_duplicates, first_exact_copies, text_fingerprints
 from pretraining.data.input.documents import CleaningReason, Document
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.reading import RawBatch
@@ -22,7 +22,7 @@ REMEDY = "delete it; the same command makes it again"
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class DuplicateKeys:
     """Where each document stands, and its keys: `places` [n, 2] of file number and line, the others [n, k] uint64."""
 
     places: np.ndarray
@@ -30,31 +30,33 @@ class Keys:
     bands: np.ndarray
 
 
-class KeyMaker:
+class KeyExtractor:
     """Makes the keys of the documents of a batch."""
 
     def __init__(self, reader: DocumentReader, rules: CleaningRules) -> None:
         self._reader = reader
         self._min_hash = None if rules.near_duplicates is None else MinHashBands(rules.near_duplicates)
 
-    def no_keys(self) -> Keys:
+    def no_keys(self) -> DuplicateKeys:
         """Of no document."""
         num_bands = 0 if self._min_hash is None else self._min_hash.num_bands
-        return Keys(np.empty((0, 2), np.int64), np.empty((0, 2), np.uint64), np.empty((0, num_bands), np.uint64))
+        return DuplicateKeys(
+            np.empty((0, 2), np.int64), np.empty((0, 2), np.uint64), np.empty((0, num_bands), np.uint64)
+        )
 
-    def keys(self, batch: RawBatch) -> tuple[Keys, int]:
+    def keys(self, batch: RawBatch) -> tuple[DuplicateKeys, int]:
         """The keys, and the bytes of the file that the batch took."""
         documents = [parsed for _, parsed in self._reader.lines(batch) if isinstance(parsed, Document)]
         texts = [document.text for document in documents]
         places = np.array([[batch.file_number, document.line] for document in documents], np.int64).reshape(-1, 2)
         bands = np.empty((len(texts), 0), np.uint64) if self._min_hash is None else self._min_hash.bands(texts)
-        return Keys(places, text_fingerprints(texts), bands), batch.num_file_bytes
+        return DuplicateKeys(places, text_fingerprints(texts), bands), batch.num_file_bytes
 
 
-def write_keys(path: Path, maker: KeyMaker, batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[int]:
+def write_keys(path: Path, maker: KeyExtractor, batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[int]:
     """Write the keys of all documents of a slice; yields the bytes of the input that each batch took."""
     keys = [maker.no_keys()]
-    for made, num_bytes in in_order(maker.keys, batches, num_workers=num_workers):
+    for made, num_bytes in ordered_parallel_map(maker.keys, batches, num_workers=num_workers):
         keys.append(made)
         yield num_bytes
     path.parent.mkdir(exist_ok=True)
@@ -66,7 +68,7 @@ def write_copies(path: Path, key_paths: Sequence[Path], rules: CleaningRules) ->
     keys = _joined([_read_keys(key_path) for key_path in key_paths])
     everyone = np.arange(len(keys.places))
     exact = first_exact_copies(keys.fingerprints) if rules.exact_duplicates else everyone
-    near = first_copies(keys.bands) if rules.near_duplicates is not None else everyone
+    near = cluster_duplicates(keys.bands) if rules.near_duplicates is not None else everyone
     first = np.where(exact != everyone, exact, near)
     copies = np.flatnonzero(first != everyone)
     write_arrays(
@@ -106,14 +108,16 @@ def _as_numbers(places: np.ndarray) -> np.ndarray:
     return (places[:, 0] << LINE_BITS) + places[:, 1]
 
 
-def _joined(keys: Sequence[Keys]) -> Keys:
-    return Keys(*(np.concatenate([getattr(k, name) for k in keys]) for name in ("places", "fingerprints", "bands")))
+def _joined(keys: Sequence[DuplicateKeys]) -> DuplicateKeys:
+    return DuplicateKeys(
+        *(np.concatenate([getattr(k, name) for k in keys]) for name in ("places", "fingerprints", "bands"))
+    )
 
 
-def _as_arrays(keys: Keys) -> dict[str, np.ndarray]:
+def _as_arrays(keys: DuplicateKeys) -> dict[str, np.ndarray]:
     return {"places": keys.places, "fingerprints": keys.fingerprints, "bands": keys.bands}
 
 
-def _read_keys(path: Path) -> Keys:
+def _read_keys(path: Path) -> DuplicateKeys:
     arrays = read_arrays(path, remedy=REMEDY)
-    return Keys(arrays["places"], arrays["fingerprints"], arrays["bands"])
+    return DuplicateKeys(arrays["places"], arrays["fingerprints"], arrays["bands"])

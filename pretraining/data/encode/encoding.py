@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class DocumentRows:
+class DocumentMetadata:
     """What the table of documents says of each document, column by column."""
 
     sources: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class EncodedBatch:
     """The documents of a batch with their ids (control tokens included), and its skipped lines."""
 
     path: str
-    rows: DocumentRows
+    rows: DocumentMetadata
     ids: np.ndarray
     lengths: np.ndarray
     skipped: list[SkippedLine]
@@ -86,7 +86,7 @@ class BatchEncoder:
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Parse, clean, split and encode the lines of `batch`."""
-        rows = DocumentRows()
+        rows = DocumentMetadata()
         texts: list[str] = []
         skipped_lines: list[SkippedLine] = []
         for raw, parsed in self._reader.lines(batch):
@@ -110,7 +110,7 @@ class BatchEncoder:
             num_bytes=sum(line.num_bytes for line in batch.lines),
         )
 
-    def _add_row(self, rows: DocumentRows, document: Document, source: str) -> None:
+    def _add_row(self, rows: DocumentMetadata, document: Document, source: str) -> None:
         encoded = document.text.encode("utf-8")
         rows.sources.append(source)
         rows.lines.append(document.line)
@@ -119,7 +119,9 @@ class BatchEncoder:
         rows.splits.append(SPLITS.index(self._splits.split_of(encoded)))
 
 
-def in_order(work: Callable[[RawBatch], T], batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[T]:
+def ordered_parallel_map(
+    work: Callable[[RawBatch], T], batches: Iterator[RawBatch], *, num_workers: int
+) -> Iterator[T]:
     """What `work` makes of each batch on `num_workers` threads, in the order of the batches.
 
     As many batches are under way as there are workers, and two more; but a batch of one huge line goes alone.

@@ -1,7 +1,7 @@
 """Documents that are copies of earlier ones, to the letter or nearly: keys of each text, and who had them first.
 
 Keys depend on the text alone, so any number of workers may make them, in pieces of any size. `first_exact_copies` and
-`first_copies` then see the keys of all documents at once, in input order, and name the first of each group.
+`cluster_duplicates` then see the keys of all documents at once, in input order, and name the first of each group.
 
 Near duplicates are found by MinHash and banding (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
 section 3.4): the similarity of two texts is the Jaccard index of their sets of shingles, each 5 consecutive words, and
@@ -102,7 +102,7 @@ def first_exact_copies(fingerprints: np.ndarray) -> np.ndarray:
     return first
 
 
-def first_copies(keys: np.ndarray) -> np.ndarray:
+def cluster_duplicates(keys: np.ndarray) -> np.ndarray:
     """For each row of [n, k] keys, the first row of its group: shape [n], int64; a row alone is its own first.
 
     Rows with the same key in the same column are in one group, and so are the rows of theirs. With 17 columns it takes

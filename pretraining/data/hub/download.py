@@ -21,7 +21,7 @@ from pretraining.data.store.integrity import file_in_store, wrong_hashes
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
 from pretraining.errors import UserError
-from pretraining.hub.retry import HUB_ERRORS, reason, status_of
+from pretraining.hub.retry import HUB_ERRORS, error_message, status_of
 from pretraining.system.files import write_atomically
 from pretraining.system.launchers import has_launcher, local_rank, meeting_dir, num_local_processes
 from pretraining.system.locks import wait_for_lock
@@ -158,12 +158,12 @@ def _problem(error: BaseException, repo_id: str, revision: str | None) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"--dataset_revision {revision}: {repo_id} has no such branch, tag or commit; give one it has"
     if isinstance(error, LocalEntryNotFoundError):
-        return f"{place}: is no folder here, and the Hub cannot be reached ({reason(error.__cause__ or error)})"
+        return f"{place}: is no folder here, and the Hub cannot be reached ({error_message(error.__cause__ or error)})"
     if isinstance(error, EntryNotFoundError):
         return f"{place}: is no block store ({MANIFEST_NAME} is missing); make one with preprocess.py --push_to_hub"
     if status_of(error) in (401, 403, 404):
         return (
-            f"{place}: is no folder here and no data set of the Hub that you may read ({reason(error)}); check the "
-            "name, make blocks with preprocess.py, or log in with `hf auth login`"
+            f"{place}: is no folder here and no data set of the Hub that you may read ({error_message(error)}); check "
+            "the name, make blocks with preprocess.py, or log in with `hf auth login`"
         )
-    return f"{place}: the Hub does not give it ({reason(error)}); start again to go on downloading"
+    return f"{place}: the Hub does not give it ({error_message(error)}); start again to go on downloading"

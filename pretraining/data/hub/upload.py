@@ -17,10 +17,10 @@ from huggingface_hub.utils import logging as hub_logging
 
 from pretraining.cli.logs import IN_ONE_LINE
 from pretraining.data.hub.stored_files import stored_files
-from pretraining.data.store.manifest import MANIFEST_NAME, STORE_CONTENTS, Origin, read_manifest
+from pretraining.data.store.manifest import MANIFEST_NAME, STORE_CONTENTS, StoreSpec, read_manifest
 from pretraining.errors import UserError
 from pretraining.hub.remote_files import StoredFile
-from pretraining.hub.retry import HUB_ERRORS, persistently, reason, status_of
+from pretraining.hub.retry import HUB_ERRORS, error_message, status_of, with_retries
 
 logger = logging.getLogger(__name__)
 
@@ -69,18 +69,18 @@ def push_block_store(store: Path, repo_id: str, *, private: bool) -> None:
     _speak_in_lines()
     api = HfApi()
     try:
-        url = persistently(lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True))
-        info = persistently(lambda: api.dataset_info(repo_id))
+        url = with_retries(lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True))
+        info = with_retries(lambda: api.dataset_info(repo_id))
         _announce(repo_id, url, asked_private=private, is_private=bool(info.private))
-        persistently(lambda: _upload_missing(api, repo_id, store, files))
-        remote = persistently(lambda: _remote_store(api, repo_id))
+        with_retries(lambda: _upload_missing(api, repo_id, store, files))
+        remote = with_retries(lambda: _remote_store(api, repo_id))
     except HUB_ERRORS as error:
         raise UserError(_problem(error, repo_id, store)) from error
     _check_arrival(repo_id, store, files, remote)
     _report(repo_id, url, remote)
 
 
-def _warn_of_paths(origin: Origin, repo_id: str) -> None:
+def _warn_of_paths(origin: StoreSpec, repo_id: str) -> None:
     """Inputs are named as they were given, for tools.trace; a home folder should not be published by oversight."""
     paths = [path for path in (origin.tokenizer.name, *(file.path for file in origin.sources)) if path.startswith("/")]
     if paths:
@@ -180,7 +180,7 @@ def _problem(error: BaseException, repo_id: str, store: Path) -> str:
     status = status_of(error)
     remedy = REMEDIES.get(status or 0, "check what the Hub says" if status else "check the network")
     return (
-        f"--push_to_hub {repo_id}: {reason(error)}; {remedy}; the block store is finished in {store}, "
+        f"--push_to_hub {repo_id}: {error_message(error)}; {remedy}; the block store is finished in {store}, "
         "run the same command again to go on uploading"
     )
 

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from pretraining.cli.arguments.tokenizer import HUB_ID
 from pretraining.data.input.find import HUB_SCHEME, InputFile, input_file
 from pretraining.errors import UserError
-from pretraining.hub.retry import HUB_ERRORS, reason
+from pretraining.hub.retry import HUB_ERRORS, error_message
 
 # hf://USER/NAME, then /CONFIG, @REVISION and :SPLIT where they are not the default
 HUB_WORD = re.compile(rf"{HUB_SCHEME}({HUB_ID.pattern})(?:/([\w.-]+))?(?:@([\w./-]+))?(?::([\w.-]+))?")
@@ -45,7 +45,9 @@ def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFi
     except UserError:
         raise
     except HUB_ERRORS as error:
-        raise UserError(f"--data_files {word}: the Hub does not give it ({reason(error)}); check its name") from None
+        raise UserError(
+            f"--data_files {word}: the Hub does not give it ({error_message(error)}); check its name"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ class CommonRuns:
     is_common: np.ndarray
 
 
-class RunIndex:
+class NgramIndex:
     """Texts, each a list of ids, to look for in segments; several threads may look."""
 
     def __init__(self, texts: Sequence[Sequence[int]]) -> None:

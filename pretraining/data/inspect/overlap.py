@@ -14,13 +14,13 @@ import numpy as np
 
 from pretraining.cli.progress import Progress
 from pretraining.data.encode.splits import Split
-from pretraining.data.inspect.ngram_index import CommonRuns, RunIndex, Segments
-from pretraining.data.inspect.provenance import BlockTracer, PieceTable
+from pretraining.data.inspect.ngram_index import CommonRuns, NgramIndex, Segments
+from pretraining.data.inspect.provenance import BlockProvenance, PieceTable
 from pretraining.data.inspect.text_search import RowGroup, row_groups
 
 
 @dataclass(frozen=True, slots=True)
-class CopiedRun:
+class VerbatimSpan:
     """`num_tokens` tokens from `start` of a text on, which stand in a document from its token `document_token` on."""
 
     start: int
@@ -34,7 +34,7 @@ class CopiedText:
     """How many tokens of a text stand in documents in runs of 8 or more, and the longest of these, or one of them."""
 
     num_tokens: int
-    longest: CopiedRun | None
+    longest: VerbatimSpan | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,15 @@ class _Cut:
 
 
 def find_copied_runs(
-    tracer: BlockTracer, texts: Sequence[Sequence[int]], *, split: Split, progress: Progress, num_workers: int
+    tracer: BlockProvenance, texts: Sequence[Sequence[int]], *, split: Split, progress: Progress, num_workers: int
 ) -> list[CopiedText]:
     """What is copied of each text.
 
     Raises:
         UserError: when a shard is missing or damaged.
     """
-    index = RunIndex(texts)
-    found: list[CopiedRun | None] = [None] * len(texts)
+    index = NgramIndex(texts)
+    found: list[VerbatimSpan | None] = [None] * len(texts)
     if index.is_empty:
         return [CopiedText(0, None) for _ in texts]
     is_common = np.zeros(index.num_places, bool)
@@ -84,17 +84,19 @@ def find_copied_runs(
 
 
 def _keep_longest(
-    found: list[CopiedRun | None], runs: CommonRuns, document_ids: np.ndarray, offsets: np.ndarray
+    found: list[VerbatimSpan | None], runs: CommonRuns, document_ids: np.ndarray, offsets: np.ndarray
 ) -> None:
     """Put `runs` where they are longer; of each the document, and what is between its place and its token there."""
     rows = zip(runs.texts, runs.starts, runs.lengths, document_ids, runs.places + offsets, strict=True)
     for text, start, length, document_id, token in rows:
         earlier = found[text]
         if earlier is None or length > earlier.num_tokens:
-            found[text] = CopiedRun(int(start), int(length), int(document_id), int(token))
+            found[text] = VerbatimSpan(int(start), int(length), int(document_id), int(token))
 
 
-def _search(tracer: BlockTracer, index: RunIndex, split: Split, num_workers: int) -> Iterator[tuple[RowGroup, _Group]]:
+def _search(
+    tracer: BlockProvenance, index: NgramIndex, split: Split, num_workers: int
+) -> Iterator[tuple[RowGroup, _Group]]:
     """The row groups of a split in order, each searched by one of the threads."""
     block_length = tracer.manifest.origin.block_length
 
@@ -141,7 +143,7 @@ class _Cuts:
                 self._ends[document_id] = np.concatenate([before, last])[-self._reach :]
 
 
-def _runs_over_cuts(index: RunIndex, cuts: Sequence[_Cut]) -> tuple[CommonRuns, np.ndarray, np.ndarray]:
+def _runs_over_cuts(index: NgramIndex, cuts: Sequence[_Cut]) -> tuple[CommonRuns, np.ndarray, np.ndarray]:
     """The runs over `cuts`, and of each the document and what is between its place and its token there."""
     lengths = np.array([len(cut.ids) for cut in cuts])
     ends = np.cumsum(lengths)

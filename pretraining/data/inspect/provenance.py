@@ -38,7 +38,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentPlace:
+class DocumentLocation:
     """A row of the table of documents; `num_tokens` counts BOS and EOS, `byte_offset` counts rows in Parquet."""
 
     document_id: int
@@ -90,7 +90,7 @@ class PieceTable:
         )
 
 
-class BlockTracer:
+class BlockProvenance:
     """Answers questions about the blocks of one store; `flag` names it in errors."""
 
     def __init__(self, folder: Path, *, flag: str) -> None:
@@ -134,7 +134,7 @@ class BlockTracer:
         batch = next(itertools.islice(batches, row // ROWS_AT_ONCE, None))
         return np.from_dlpack(batch.column(0).slice(row % ROWS_AT_ONCE, 1).flatten())
 
-    def document(self, document_id: int) -> DocumentPlace:
+    def document(self, document_id: int) -> DocumentLocation:
         """Where a document stands; quick for ids that follow one another, since the last row group is kept."""
         ids = self._document_ids
         if not (len(ids) and ids[0] <= document_id <= ids[-1]):
@@ -142,7 +142,7 @@ class BlockTracer:
         row = int(np.searchsorted(self._document_ids, document_id))
         found = self._documents.slice(row, 1).to_pylist()
         assert [row["document_id"] for row in found] == [document_id], f"document {document_id} is in no table"
-        return DocumentPlace(**found[0])
+        return DocumentLocation(**found[0])
 
     def open_shard(self, shard: Shard) -> pq.ParquetFile:
         """A shard of the store.

@@ -9,13 +9,13 @@ from pretraining.data.input.find import find_inputs
 from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.reading import parse_lines, read_batches
 from pretraining.data.input.slices import FileRange
-from pretraining.data.inspect.provenance import DocumentPlace, Piece
-from pretraining.data.store.manifest import Origin
+from pretraining.data.inspect.provenance import DocumentLocation, Piece
+from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError
 
 
-def read_source_text(place: DocumentPlace, origin: Origin) -> str:
+def read_source_text(place: DocumentLocation, origin: StoreSpec) -> str:
     """The text at the document's line; a compressed file is decompressed up to there.
 
     Raises:

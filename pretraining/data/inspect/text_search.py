@@ -15,7 +15,7 @@ import numpy as np
 
 from pretraining.cli.progress import Progress
 from pretraining.data.encode.splits import Split
-from pretraining.data.inspect.provenance import BlockTracer, Piece, PieceTable
+from pretraining.data.inspect.provenance import BlockProvenance, Piece, PieceTable
 from pretraining.data.store.shards import Shard
 from pretraining.data.tokenize.token_bytes import NO_TEXT, TokenBytes, TokenText, text_of
 
@@ -144,7 +144,7 @@ class TextSearch:
 
 
 def find_text(
-    tracer: BlockTracer, splits: Sequence[Split], text: str, *, progress: Progress, num_workers: int
+    tracer: BlockProvenance, splits: Sequence[Split], text: str, *, progress: Progress, num_workers: int
 ) -> Iterator[Hit]:
     """All pieces in `splits` with `text` or a part of it, as they are found; `num_workers` threads decode.
 
@@ -169,12 +169,12 @@ def find_text(
 
 
 def _submit(
-    executor: ThreadPoolExecutor, tracer: BlockTracer, token_bytes: TokenBytes, groups: Iterable[RowGroup]
+    executor: ThreadPoolExecutor, tracer: BlockProvenance, token_bytes: TokenBytes, groups: Iterable[RowGroup]
 ) -> list[tuple[RowGroup, Future[Chunk]]]:
     return [(group, executor.submit(load_chunk, tracer, token_bytes, group)) for group in groups]
 
 
-def row_groups(tracer: BlockTracer, split: Split) -> Iterator[RowGroup]:
+def row_groups(tracer: BlockProvenance, split: Split) -> Iterator[RowGroup]:
     """The row groups of a split, in order."""
     first_block = 0
     for shard in tracer.manifest.splits[split].shards:
@@ -185,7 +185,7 @@ def row_groups(tracer: BlockTracer, split: Split) -> Iterator[RowGroup]:
             first_block += num_rows
 
 
-def load_chunk(tracer: BlockTracer, token_bytes: TokenBytes, group: RowGroup) -> Chunk:
+def load_chunk(tracer: BlockProvenance, token_bytes: TokenBytes, group: RowGroup) -> Chunk:
     """The blocks of a row group as bytes; a space that the encoder put before a document is no text."""
     origin = tracer.manifest.origin
     rows = tracer.open_shard(group.shard).read_row_group(group.number, use_threads=False)

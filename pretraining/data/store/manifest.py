@@ -50,7 +50,7 @@ class TokenizerIdentity:
 
 
 @dataclass(frozen=True)
-class Origin:
+class StoreSpec:
     """All that decides the bytes of a block store: the same origin gives the same store."""
 
     sources: list[SourceFile]
@@ -91,7 +91,7 @@ class SplitContents:
 class Manifest:
     """The content of manifest.json."""
 
-    origin: Origin
+    origin: StoreSpec
     dtype: str
     num_lines: int
     num_documents: int
@@ -181,9 +181,9 @@ def read_manifest(folder: Path, *, flag: str) -> Manifest:
     )
 
 
-def differences(theirs: Origin, ours: Origin) -> list[str]:
+def differences(theirs: StoreSpec, ours: StoreSpec) -> list[str]:
     """What two origins differ in, as `seed 42, not 9`: theirs, then ours; files by their paths."""
-    names = [field.name for field in dataclasses.fields(Origin) if field.name != "sources"]
+    names = [field.name for field in dataclasses.fields(StoreSpec) if field.name != "sources"]
     found = [(name, getattr(theirs, name), getattr(ours, name)) for name in names]
     shown = [f"{name} {_shown(a, b)}, not {_shown(b, a)}" for name, a, b in found if a != b]
     files = set(theirs.sources) ^ set(ours.sources)

@@ -23,7 +23,7 @@ WAITING_SHARE = 8  # one block of 8 at most; otherwise documents that never fill
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
+class DocumentSegments:
     """Parts of documents, in order: piece i has `lengths[i]` of `ids`, and `offsets[i]` tokens of it came before."""
 
     document_ids: np.ndarray
@@ -36,7 +36,7 @@ class Pieces:
         """Tokens of all pieces."""
         return len(self.ids)
 
-    def take(self, numbers: Sequence[int] | np.ndarray) -> "Pieces":
+    def take(self, numbers: Sequence[int] | np.ndarray) -> "DocumentSegments":
         """The pieces of these numbers, in their order."""
         order = np.asarray(numbers, dtype=np.int64)
         starts = np.cumsum(self.lengths) - self.lengths
@@ -44,19 +44,21 @@ class Pieces:
             self.ids[start : start + length] for start, length in zip(starts[order], self.lengths[order], strict=False)
         ]
         empty = self.ids[:0]
-        return Pieces(self.document_ids[order], self.offsets[order], self.lengths[order], np.concatenate([empty, *ids]))
+        return DocumentSegments(
+            self.document_ids[order], self.offsets[order], self.lengths[order], np.concatenate([empty, *ids])
+        )
 
 
-def join_pieces(pieces: Sequence[Pieces]) -> Pieces:
+def join_pieces(pieces: Sequence[DocumentSegments]) -> DocumentSegments:
     """All pieces, one after the other."""
     columns = [[getattr(p, name) for p in pieces] for name in ("document_ids", "offsets", "lengths", "ids")]
-    return Pieces(*(np.concatenate(column) for column in columns))
+    return DocumentSegments(*(np.concatenate(column) for column in columns))
 
 
-def no_pieces(dtype: str) -> Pieces:
+def empty_segments(dtype: str) -> DocumentSegments:
     """Nothing, with ids of type `dtype`."""
     none = np.empty(0, np.int64)
-    return Pieces(none, none, none, np.empty(0, dtype))
+    return DocumentSegments(none, none, none, np.empty(0, dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,9 @@ class Blocks:
 class Packer(Protocol):
     """Packs the documents of one split; `carried` is all that was added and stands in no block yet."""
 
-    carried: Pieces
+    carried: DocumentSegments
 
-    def add(self, pieces: Pieces) -> Blocks:
+    def add(self, pieces: DocumentSegments) -> Blocks:
         """Append documents; the blocks they complete."""
         ...
 
@@ -103,9 +105,9 @@ class ConcatPacker:
 
     def __init__(self, *, block_length: int, dtype: str) -> None:
         self._block_length = block_length
-        self.carried = no_pieces(dtype)
+        self.carried = empty_segments(dtype)
 
-    def add(self, pieces: Pieces) -> Blocks:
+    def add(self, pieces: DocumentSegments) -> Blocks:
         """Append documents; the blocks they complete."""
         stream = join_pieces([self.carried, pieces])
         num_blocks = stream.num_tokens // self._block_length
@@ -113,7 +115,7 @@ class ConcatPacker:
         cut = _cut_at_blocks(stream, self._block_length)
         starts = np.cumsum(cut.lengths) - cut.lengths
         num_pieces = int(np.searchsorted(starts, num_packed))
-        self.carried = Pieces(
+        self.carried = DocumentSegments(
             cut.document_ids[num_pieces:], cut.offsets[num_pieces:], cut.lengths[num_pieces:], stream.ids[num_packed:]
         )
         return Blocks(
@@ -127,16 +129,18 @@ class ConcatPacker:
 
     def flush(self) -> Blocks:
         """No block: what is carried fills none, it is the tail."""
-        return self.add(no_pieces(str(self.carried.ids.dtype)))
+        return self.add(empty_segments(str(self.carried.ids.dtype)))
 
 
-def _cut_at_blocks(stream: Pieces, block_length: int) -> Pieces:
+def _cut_at_blocks(stream: DocumentSegments, block_length: int) -> DocumentSegments:
     """The same tokens, with each piece cut where a block of the stream ends."""
     begins = np.cumsum(stream.lengths) - stream.lengths
     starts = np.union1d(begins, np.arange(0, stream.num_tokens, block_length))
     owner = np.searchsorted(begins, starts, side="right") - 1
     lengths = np.diff(np.append(starts, stream.num_tokens))
-    return Pieces(stream.document_ids[owner], stream.offsets[owner] + starts - begins[owner], lengths, stream.ids)
+    return DocumentSegments(
+        stream.document_ids[owner], stream.offsets[owner] + starts - begins[owner], lengths, stream.ids
+    )
 
 
 class BestFitPacker:
@@ -145,9 +149,9 @@ class BestFitPacker:
     def __init__(self, *, block_length: int, dtype: str, padding_id: int) -> None:
         self._block_length = block_length
         self._padding_id = padding_id
-        self.carried = no_pieces(dtype)
+        self.carried = empty_segments(dtype)
 
-    def add(self, pieces: Pieces) -> Blocks:
+    def add(self, pieces: DocumentSegments) -> Blocks:
         """Append documents; blocks as soon as the window is full."""
         self.carried = join_pieces([self.carried, pieces])
         largest = min(WINDOW_TOKENS, WINDOW_BLOCKS * self._block_length)
@@ -169,7 +173,7 @@ class BestFitPacker:
         self.carried = window.take(sorted(number for b in waiting for number in bins[b]))
         return self._blocks(window, [numbers for b, numbers in enumerate(bins) if b not in waiting])
 
-    def _blocks(self, window: Pieces, bins: list[list[int]]) -> Blocks:
+    def _blocks(self, window: DocumentSegments, bins: list[list[int]]) -> Blocks:
         packed = window.take([number for numbers in bins for number in numbers])
         bounds = np.cumsum([0, *(len(numbers) for numbers in bins)])
         ends = np.concatenate([[0], np.cumsum(packed.lengths)])
@@ -187,14 +191,14 @@ class BestFitPacker:
         )
 
 
-def _cut_long(pieces: Pieces, block_length: int) -> Pieces:
+def _cut_long(pieces: DocumentSegments, block_length: int) -> DocumentSegments:
     """The same tokens, with each piece that is longer than a block cut into blocks and a rest."""
     num_parts = -(-pieces.lengths // block_length)
     owner = np.repeat(np.arange(len(pieces.lengths)), num_parts)
     part = np.arange(len(owner)) - np.repeat(np.cumsum(num_parts) - num_parts, num_parts)
     before = part * block_length
     lengths = np.minimum(pieces.lengths[owner] - before, block_length)
-    return Pieces(pieces.document_ids[owner], pieces.offsets[owner] + before, lengths, pieces.ids)
+    return DocumentSegments(pieces.document_ids[owner], pieces.offsets[owner] + before, lengths, pieces.ids)
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from pretraining.data.encode.encoding import DocumentRows
+from pretraining.data.encode.encoding import DocumentMetadata
 from pretraining.data.encode.splits import SPLITS
 from pretraining.data.store.packing import Blocks
 
@@ -65,7 +65,7 @@ def _table_of(blocks: Blocks, schema: pa.Schema) -> pa.Table:
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def document_table(rows: DocumentRows, path: str, document_ids: np.ndarray, lengths: np.ndarray) -> pa.Table:
+def document_table(rows: DocumentMetadata, path: str, document_ids: np.ndarray, lengths: np.ndarray) -> pa.Table:
     """One row for each document of a batch."""
     columns = [
         document_ids,

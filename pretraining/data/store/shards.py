@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretraining.system.files import sha256_of, sync
+from pretraining.system.files import fsync, sha256_of
 
 ID_COLUMN = "input_ids.list.element"
 
@@ -73,5 +73,5 @@ class ShardWriter:
             return []
         self._writer.close()
         path = self._root / self._path
-        sync(path)
+        fsync(path)
         return [Shard(self._path, self._num_rows, path.stat().st_size, sha256_of(path))]

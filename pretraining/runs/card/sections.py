@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from pretraining.runs.card.facts import CardFacts
-from pretraining.runs.cost import three_digits
+from pretraining.runs.cost import format_significant
 from pretraining.runs.history import Record, RunHistory
 from pretraining.system.escapes import markdown_code, markdown_text
 
@@ -115,7 +115,7 @@ def recipe(record: Record, facts: CardFacts) -> Iterator[str]:
         f"{config['intermediate_size']:,}, vocabulary {config['vocab_size']:,}, "
         f"{config['max_position_embeddings']:,} positions{tied}."
     )
-    crosses = "does not cross" if identity["isolate_documents"] else "crosses"
+    crosses = "does not cross" if identity["document_masking"] else "crosses"
     blocks = identity["global_batch_tokens"] // facts.block_length
     yield (
         f"- Step: {identity['global_batch_tokens']:,} tokens, {blocks:,} blocks of {facts.block_length:,}; attention "
@@ -144,11 +144,11 @@ def cost(history: RunHistory) -> Iterator[str]:
     starts = len(record["earlier_starts"]) + 1
     yield f"- Machine: {machine}{f'; {starts} starts' if starts > 1 else ''}."
     if cost.hours is not None and cost.process_hours is not None:
-        each = f", {three_digits(cost.process_hours)} GPU hours" if gpu else ""
+        each = f", {format_significant(cost.process_hours)} GPU hours" if gpu else ""
         lost = "; steps that a kill undid are not counted" if starts > 1 else ""
-        yield f"- Time: {three_digits(cost.hours)} hours{each}, evaluations and saves among them{lost}."
+        yield f"- Time: {format_significant(cost.hours)} hours{each}, evaluations and saves among them{lost}."
     if cost.kilowatt_hours is not None:
-        yield f"- Energy of the GPUs: {three_digits(cost.kilowatt_hours)} kWh, by their own count."
+        yield f"- Energy of the GPUs: {format_significant(cost.kilowatt_hours)} kWh, by their own count."
     faults = {"spikes of the loss": last.get("spikes"), "steps skipped as no number": last.get("non_finite_steps")}
     found = [f"{count:,} {name}" for name, count in faults.items() if count]
     if found:

@@ -13,9 +13,9 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from pretraining.cli.progress import Progress
 from pretraining.errors import UserError, reading
-from pretraining.runs.checksums import damage, incompleteness
+from pretraining.runs.checksums import corruption_reason, incomplete_reason
 from pretraining.runs.export.model_folder import tokenizer_of
-from pretraining.runs.export.publish import begin_folder, complete_folder, give_name, partial_folder
+from pretraining.runs.export.publish import finalize, make_partial_dir, partial_folder, publish
 from pretraining.runs.export.zero_shards import ShardedWeight, open_shards
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) 
     Raises:
         UserError: when the checkpoint is not whole, the folder is there already, or the disk has no room.
     """
-    problem = incompleteness(checkpoint) or damage(checkpoint)
+    problem = incomplete_reason(checkpoint) or corruption_reason(checkpoint)
     if problem is not None:
         raise UserError(f"{checkpoint}: is no whole checkpoint ({problem}); choose another one")
     if model_dir.exists():
@@ -46,14 +46,14 @@ def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) 
     try:
         model_dir.parent.mkdir(parents=True, exist_ok=True)
         _check_room(model_dir, sum(weight.shape.numel() for weight in weights.values()) * dtype.itemsize)
-        begin_folder(partial)
+        make_partial_dir(partial)
         write_weights(partial, weights, dtype=dtype)
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, partial / name)
         _write_config(partial, config, dtype=dtype)
-        complete_folder(partial)
-        give_name(partial, model_dir)
+        finalize(partial)
+        publish(partial, model_dir)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error

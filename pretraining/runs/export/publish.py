@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
-from pretraining.system.files import sync
+from pretraining.system.files import fsync
 
 PARTIAL_SUFFIX = ".partial"
 REPLACED_SUFFIX = ".replaced"
@@ -37,7 +37,7 @@ def _is_unfinished(folder: Path) -> bool:
     return (folder / MARKER_NAME).is_file() or not any(folder.iterdir())
 
 
-def begin_folder(partial: Path) -> None:
+def make_partial_dir(partial: Path) -> None:
     """Make the folder in which a model grows; what a broken export left there is removed.
 
     Raises:
@@ -49,7 +49,7 @@ def begin_folder(partial: Path) -> None:
     (partial / MARKER_NAME).touch()
 
 
-def complete_folder(partial: Path) -> None:
+def finalize(partial: Path) -> None:
     """Let everybody read the model as it was trained, and have it on the disk.
 
     Weights, config and tokenizer are there already.
@@ -59,11 +59,11 @@ def complete_folder(partial: Path) -> None:
     GenerationConfig(bos_token_id=config["bos_token_id"], eos_token_id=config["eos_token_id"]).save_pretrained(partial)
     for path in partial.iterdir():
         path.chmod(0o644)  # safetensors writes 0600: a colleague could not read the model
-        sync(path)
-    sync(partial)
+        fsync(path)
+    fsync(partial)
 
 
-def give_name(partial: Path, model_dir: Path) -> None:
+def publish(partial: Path, model_dir: Path) -> None:
     """Let a complete folder take its name; a model of that name is there until then."""
     replaced = _free_place(model_dir, REPLACED_SUFFIX)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -72,7 +72,7 @@ def give_name(partial: Path, model_dir: Path) -> None:
         model_dir.replace(replaced)
     (partial / MARKER_NAME).unlink(missing_ok=True)
     partial.replace(model_dir)
-    sync(model_dir.parent)
+    fsync(model_dir.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -46,7 +46,7 @@ class Bin:
 
 
 @dataclass
-class Thinned:
+class DownsampledRecords:
     """Records as they come in, of which every stretch keeps the lowest and the highest value of each figure.
 
     A spike of one step in 500,000 is still seen. Short runs keep all values.
@@ -139,14 +139,14 @@ class RunCurves:
 
     run_dir: Path
     run_record: Record
-    training: Thinned
-    evaluations: dict[str, Thinned]
+    training: DownsampledRecords
+    evaluations: dict[str, DownsampledRecords]
     events: list[Record]
     cost: RunCost
     first_logged_at: float | None = None
     last_logged_at: float | None = None
 
-    def part_with(self, name: str) -> Thinned:
+    def part_with(self, name: str) -> DownsampledRecords:
         """The records that have a figure: those of an evaluation tell by the beginning of its name."""
         return self.evaluations.get(name.partition("_")[0], self.training)
 
@@ -178,7 +178,14 @@ def read_curves(run_dir: Path, run_record: Record) -> RunCurves:
     Raises:
         UserError: when it is not there.
     """
-    run = RunCurves(run_dir, run_record, Thinned(), {"eval": Thinned(), "test": Thinned()}, [], RunCost(run_record))
+    run = RunCurves(
+        run_dir,
+        run_record,
+        DownsampledRecords(),
+        {"eval": DownsampledRecords(), "test": DownsampledRecords()},
+        [],
+        RunCost(run_record),
+    )
     for record in read_records(run_dir):
         _take_in(run, record)
     for thinned in (run.training, *run.evaluations.values()):

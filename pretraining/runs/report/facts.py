@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pretraining.runs.cost import SECONDS_PER_HOUR, three_digits
+from pretraining.runs.cost import SECONDS_PER_HOUR, format_significant
 from pretraining.runs.history import Record
 from pretraining.runs.report.charts import TIME_PARTS, known_limit
 from pretraining.runs.report.curves import RunCurves
@@ -20,7 +20,7 @@ COMMAND = "command"
 MAX_SECONDS = 8e13  # about what a timedelta holds; damaged figures can add up to more
 
 
-def state_of(run: RunCurves) -> str:
+def run_state(run: RunCurves) -> str:
     """Whether the run is finished, stopped, going on, or was cut short."""
     step, num_steps = _last_step(run), run.run_record.get("arguments", {}).get("max_steps", 0)
     if step >= num_steps > 0:
@@ -38,7 +38,7 @@ def _last_step(run: RunCurves) -> int:
     return max(ended_at, run.training.last.get("step", 0))
 
 
-def facts_of(run: RunCurves) -> dict[str, Facts]:
+def report_tables(run: RunCurves) -> dict[str, Facts]:
     """Facts by the heading that they stand under."""
     sections: dict[str, Iterable[tuple[str, str | None]]] = {
         "Command": [(COMMAND, _command(run.run_record))],
@@ -61,7 +61,7 @@ def _command(record: Record) -> str | None:
 def _run_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
     record, step = run.run_record, _last_step(run)
     arguments = record.get("arguments", {})
-    yield "state", state_of(run)
+    yield "state", run_state(run)
     yield "step", f"{step:,} of {arguments.get('max_steps', 0):,}"
     yield "tokens", _count(run.tokens_at(step))
     yield "begun", _time(run.first_logged_at)
@@ -121,7 +121,7 @@ def _speed_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
         if whole and name in totals:
             yield f"share of {part}", f"{sum(total.seconds for total in totals[name]) / whole:.1%}"
     if cost.process_hours is not None and run.run_record.get("hardware", {}).get("gpu"):
-        yield "GPU hours", three_digits(cost.process_hours)
+        yield "GPU hours", format_significant(cost.process_hours)
     speed = last.get("overall_tokens_per_second_per_gpu")
     unit = f"tokens/s{per_process(last)}"
     yield f"{unit}, this start", _figure(speed, ",.0f")
@@ -130,7 +130,7 @@ def _speed_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
     yield "MFU, last interval", _figure(last.get("mfu"), ".1%")
     yield "memory of tensors, largest GPU", _gigabytes(last.get("peak_memory_bytes"))
     energy = cost.kilowatt_hours
-    yield "energy of the GPUs", None if energy is None else f"{three_digits(energy)} kWh"
+    yield "energy of the GPUs", None if energy is None else f"{format_significant(energy)} kWh"
 
 
 def _machine_facts(record: Record) -> Iterator[tuple[str, str | None]]:
@@ -169,7 +169,7 @@ def described_limit(run: RunCurves) -> str | None:
     )
 
 
-def described_event(event: Mapping[str, Any]) -> str:
+def describe_event(event: Mapping[str, Any]) -> str:
     """What an event says besides its name and step; one of unknown fields or types as it is in the log."""
     told = {name: value for name, value in event.items() if name not in LEFT_OUT_OF_EVENTS and value is not None}
     try:
@@ -187,13 +187,13 @@ def _told_of(name: str, value: Any) -> str:
     if name.endswith("bytes"):
         return format_bytes(value)
     if name.endswith("seconds"):
-        return f"{three_digits(value)} s"
+        return f"{format_significant(value)} s"
     return f"{name.replace('_', ' ')} {_told(value)}"
 
 
 def _told(value: Any) -> str:
     if isinstance(value, float):
-        return three_digits(value)
+        return format_significant(value)
     return _count(value) or (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 

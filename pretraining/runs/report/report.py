@@ -14,8 +14,8 @@ from pretraining.runs.history import Record
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.report.charts import charts_of, rows_of, time_rows
 from pretraining.runs.report.curves import RunCurves, read_curves
-from pretraining.runs.report.facts import described_event, described_limit, facts_of, state_of
-from pretraining.runs.report.vega_lite import chart_spec, event_sign, legend_of, picture_spec, time_legend, time_spec
+from pretraining.runs.report.facts import describe_event, described_limit, report_tables, run_state
+from pretraining.runs.report.vega_lite import chart_spec, event_sign, legend_of, static_spec, time_legend, time_spec
 from pretraining.runs.run_folder import CURVES_NAME, REPORT_NAME
 from pretraining.system.files import write_atomically
 from pretraining.system.privacy import hide_paths, mask
@@ -41,7 +41,7 @@ def write_report(run_dir: Path) -> None:
     write_atomically(run_dir / REPORT_NAME, _page({run_dir.resolve().name: run}).encode())
     pictured = [(chart, rows_of(chart, run)) for chart in charts_of([run]) if chart.title in PICTURED]
     if pictured:
-        write_atomically(run_dir / CURVES_NAME, vl_convert.vegalite_to_png(picture_spec(pictured), scale=PICTURE_SCALE))
+        write_atomically(run_dir / CURVES_NAME, vl_convert.vegalite_to_png(static_spec(pictured), scale=PICTURE_SCALE))
 
 
 def write_comparison(run_dirs: Sequence[Path], path: Path) -> None:
@@ -92,10 +92,10 @@ def _page(runs: dict[str, RunCurves]) -> str:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     only = next(iter(runs.values())) if len(runs) == 1 else None
     events = [] if only is None else _event_rows(only)
-    facts = {name: facts_of(run) for name, run in runs.items()}
+    facts = {name: report_tables(run) for name, run in runs.items()}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         runs=runs,
-        states={name: state_of(run) for name, run in runs.items()},
+        states={name: run_state(run) for name, run in runs.items()},
         facts=facts,
         names_of_facts=_names_of_facts(list(facts.values())),
         charts=_charts(runs, events),
@@ -139,7 +139,7 @@ def _event_rows(run: RunCurves) -> Rows:
     for event in run.events:
         if event["event"] != "samples":
             place = {"step": event["step"], "tokens": run.tokens_at(event["step"])}
-            told = {"event": event["event"], "told": hide_paths(mask(described_event(event)))}
+            told = {"event": event["event"], "told": hide_paths(mask(describe_event(event)))}
             rows.append({**place, **told, **event_sign(event["event"])})
     return rows
 

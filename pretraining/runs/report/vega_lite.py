@@ -59,7 +59,7 @@ def chart_spec(chart: Chart, rows: Rows, events: Rows) -> Spec:
     return {"width": "container", "height": height, "data": {"values": rows}, "encoding": _x(), "layer": layers}
 
 
-def picture_spec(charts: Sequence[tuple[Chart, Rows]]) -> Spec:
+def static_spec(charts: Sequence[tuple[Chart, Rows]]) -> Spec:
     """The first chart wide, the others under it side by side: for a model card, on white."""
     small_width = (PICTURE_WIDTH - PICTURE_GAP * (len(charts) - 2)) // max(1, len(charts) - 1)
     parts = [

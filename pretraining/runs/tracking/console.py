@@ -5,19 +5,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pretraining.cli.logs import counted
-from pretraining.runs.cost import JOULES_PER_KILOWATT_HOUR, three_digits
-from pretraining.system.formatting import duration, format_bytes
+from pretraining.runs.cost import JOULES_PER_KILOWATT_HOUR, format_significant
+from pretraining.system.formatting import format_bytes, format_duration
 
 EVALUATIONS = (("eval", "validation"), ("test", "test"))
 TIME_PARTS = ("data", "forward_backward", "optimizer", "save", "evaluation", "other")
-LEAST_SHARE = 0.005  # of the time, that is told
+MIN_SHOWN_SHARE = 0.005  # of the time, that is told
 MEMORY = {"peak_memory_bytes": "peak", "host_memory_bytes": "host"}  # where there is no GPU, the host's
 # The figures of a step that have no rule of their own, in the order of their importance.
-MOST_WANTED = {
+PRIMARY_FIELDS = {
     "tokens_per_second_per_gpu": "{:,.0f} tokens/s{per}",
     "learning_rate": "lr {:.2e}",
 }
-LESS_WANTED = {
+SECONDARY_FIELDS = {
     "perplexity": "perplexity {:,.1f}",
     "tokens": "{:,} tokens",
     "epoch": "epoch {:.2f}",
@@ -35,10 +35,12 @@ def log_lines(record: Mapping[str, float], *, max_steps: int, now: float, column
     """
     step = f"step {int(record['step']):>{len(str(max_steps))}}/{max_steps}"
     if "loss" in record:
-        return [fitting([step, *training_figures(record, now=now)], columns)]
+        return [fit_to_width([step, *training_figures(record, now=now)], columns)]
     for prefix, name in EVALUATIONS:
         if f"{prefix}_loss" in record:
-            return [fitting([step, *figures], columns) for figures in _evaluation_figures(record, f"{prefix}_", name)]
+            return [
+                fit_to_width([step, *figures], columns) for figures in _evaluation_figures(record, f"{prefix}_", name)
+            ]
     return []
 
 
@@ -47,7 +49,7 @@ def per_process(figures: Mapping[str, Any]) -> str:
     return "/GPU" if "peak_memory_bytes" in figures else " per process"
 
 
-def fitting(figures: Iterable[str], columns: int) -> str:
+def fit_to_width(figures: Iterable[str], columns: int) -> str:
     """The figures beside each other, without those for which there is no room after the ones before them.
 
     >>> fitting(["loss 2.5", "1 h 05 min left", "lr 3e-4"], 17)
@@ -68,8 +70,8 @@ def training_figures(record: Mapping[str, float], *, now: float) -> list[str]:
         figures.append(f"{record['non_finite_steps']:.0f} non-finite")
     seconds_left = max(record.get("seconds_left", 0.0), 0.0)
     if "seconds_left" in record:
-        figures.append(f"{duration(seconds_left)} left")
-    figures += _worded(record, MOST_WANTED)
+        figures.append(f"{format_duration(seconds_left)} left")
+    figures += _worded(record, PRIMARY_FIELDS)
     if "mfu" in record:
         figures.append(f"MFU {100 * record['mfu']:.1f} %")
     if "grad_norm" in record:
@@ -103,7 +105,7 @@ def _worded(record: Mapping[str, float], wanted: Mapping[str, str]) -> list[str]
 
 
 def _less_wanted(record: Mapping[str, float]) -> list[str]:
-    figures = _worded(record, LESS_WANTED)
+    figures = _worded(record, SECONDARY_FIELDS)
     if record.get("interval_seconds"):
         figures.append(f"time: {_shares(record, record['interval_seconds'])}")
     return figures
@@ -112,7 +114,7 @@ def _less_wanted(record: Mapping[str, float]) -> list[str]:
 def _shares(figures: Mapping[str, float], total_seconds: float) -> str:
     """The parts of a time that are half a percent of it or more, the largest first."""
     shares = {part: figures[f"{part}_seconds"] / total_seconds for part in TIME_PARTS}
-    shown = [part for part in sorted(shares, key=lambda part: -shares[part]) if shares[part] > LEAST_SHARE]
+    shown = [part for part in sorted(shares, key=lambda part: -shares[part]) if shares[part] > MIN_SHOWN_SHARE]
     return ", ".join(f"{part.replace('_', '+')} {100 * shares[part]:.0f} %" for part in shown)
 
 
@@ -131,7 +133,7 @@ def format_mfu(figures: Mapping[str, float]) -> str:
 def summary_lines(figures: Mapping[str, float]) -> Iterator[str]:
     """A summary as people read it; what is not known is left out."""
     total = max(figures["total_seconds"], 1e-9)
-    yield f"time: {counted(int(figures['num_steps']), 'step')} in {duration(total)}: {_shares(figures, total)}"
+    yield f"time: {counted(int(figures['num_steps']), 'step')} in {format_duration(total)}: {_shares(figures, total)}"
     if "overall_tokens_per_second_per_gpu" in figures:
         per = per_process(figures)
         said = [f"{figures['overall_tokens_per_second_per_gpu']:,.0f} tokens/s{per}"]
@@ -144,7 +146,7 @@ def summary_lines(figures: Mapping[str, float]) -> Iterator[str]:
     if said_memory:
         yield f"memory: {', '.join(said_memory)}"
     if "energy_joules" in figures:
-        energy = three_digits(figures["energy_joules"] / JOULES_PER_KILOWATT_HOUR)
+        energy = format_significant(figures["energy_joules"] / JOULES_PER_KILOWATT_HOUR)
         yield f"energy of the GPUs: {energy} kWh"
 
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pretraining.runs.run_folder import METRICS_NAME
 from pretraining.runs.tracking.metrics_file import describe_damage, sound_records
-from pretraining.system.files import atomic_path, sync
+from pretraining.system.files import atomic_path, fsync
 from pretraining.system.privacy import mask_all
 from pretraining.system.restarts import Restart
 
@@ -108,10 +108,10 @@ class MetricsLog(TrainerCallback):
                 logger.warning("%s and left out; the log as it was is %s", describe_damage(source, damaged), kept)
         self._events = events
 
-    def sync(self) -> None:
+    def fsync(self) -> None:
         """Have on the disk what was logged until a checkpoint, whose resume keeps it; no reason to end a run."""
         with suppress(OSError):
-            sync(self._path)
+            fsync(self._path)
 
     def write_event(self, event: Mapping[str, Any], *, is_new: bool = False) -> None:
         """Append what happened in a step, unless the same stands there from before a resume; `is_new` says not so."""

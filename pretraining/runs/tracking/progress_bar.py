@@ -12,7 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pretraining.cli.logs import line_columns
-from pretraining.runs.tracking.console import fitting, log_lines, training_figures
+from pretraining.runs.tracking.console import fit_to_width, log_lines, training_figures
 from pretraining.system.escapes import escape
 
 BAR_FORMAT = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
@@ -57,7 +57,7 @@ class RunDisplay(TrainerCallback):
         if self._bar is not None and "loss" in logs:
             with self._while_there_is_a_terminal():
                 room = line_columns() - len(f"step {state.max_steps}/{state.max_steps} || ") - SMALLEST_BAR - 1
-                self._bar.set_description_str(escape(fitting(training_figures(logs, now=time.time()), room)))
+                self._bar.set_description_str(escape(fit_to_width(training_figures(logs, now=time.time()), room)))
             return
         record = {"step": state.global_step, **logs}
         for line in log_lines(record, max_steps=state.max_steps, now=time.time(), columns=line_columns()):

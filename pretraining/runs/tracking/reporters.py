@@ -59,7 +59,7 @@ def _told_once(report: Callable[..., Any], told_until: int) -> Callable[..., Any
     return report_what_is_new
 
 
-def newest_told(run_dir: Path) -> int:
+def last_reported_step(run_dir: Path) -> int:
     """The last step that a run has told of, whether or not its checkpoint is as late; 0 for none."""
     path = run_dir / METRICS_NAME
     if not path.is_file():
@@ -87,7 +87,7 @@ def _report_nothing(*_args: Any, **_kwargs: Any) -> None:
     """In place of a reporter that failed."""
 
 
-def forget_reported_after(step: int, callbacks: Iterable[TrainerCallback]) -> None:
+def purge_after(step: int, callbacks: Iterable[TrainerCallback]) -> None:
     """Have TensorBoard drop the points of later steps, which are made again; what is reported next begins a new file.
 
     Trackers have nothing like it: those of a run that was rolled back keep both.
@@ -111,7 +111,7 @@ class ReportedBefore(TrainerCallback):
     def __init__(self, run_dir: Path, callbacks: Iterable[TrainerCallback], *, step: int) -> None:
         self._path = run_dir / METRICS_NAME
         self._boards = [callback for callback in callbacks if isinstance(callback, TensorBoardCallback)]
-        forget_reported_after(step - 1, self._boards)
+        purge_after(step - 1, self._boards)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -8,14 +8,14 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from pretraining.cli.logs import HAS_EVENT
+from pretraining.cli.logs import LOGGED_AS_EVENT
 from pretraining.errors import UserError
-from pretraining.runs.checksums import incompleteness
+from pretraining.runs.checksums import incomplete_reason
 from pretraining.runs.run_folder import read_trainer_state
 from pretraining.runs.tracking.console import block_line
 from pretraining.runs.tracking.metrics_log import MetricsLog
-from pretraining.runs.tracking.reporters import forget_reported_after
-from pretraining.training.callbacks.anomaly_report import describe_blocks, gather_block_losses, guilty_blocks
+from pretraining.runs.tracking.reporters import purge_after
+from pretraining.training.callbacks.anomaly_report import describe_blocks, gather_block_losses, worst_blocks
 from pretraining.training.callbacks.sanity_checks import (
     check_first_loss,
     check_fresh_weights,
@@ -23,14 +23,14 @@ from pretraining.training.callbacks.sanity_checks import (
     check_tiles,
 )
 from pretraining.training.checkpoint.finiteness import non_finite_state
-from pretraining.training.distributed.collectives import from_first, is_first
-from pretraining.training.metrics.step_metrics import StepResult, StepWatch, kept_by
+from pretraining.training.distributed.collectives import broadcast_object, is_main_process
+from pretraining.training.metrics.step_metrics import StepMetrics, StepResult, kept_by
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class FaultHandler(TrainerCallback, ExportableState):
+class AnomalyCallback(TrainerCallback, ExportableState):
     """Judges each step with the trainer's watch, reports a fault with its documents, and goes back if asked.
 
     It must stand after the Trainer's own callbacks, whose wish to log, save or evaluate it takes back with the step.
@@ -64,7 +64,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         Raises:
             UserError: when it is not one to train.
         """
-        kept = kept_by(state, FaultHandler.__name__)
+        kept = kept_by(state, AnomalyCallback.__name__)
         self._num_rollbacks = kept.get("num_rollbacks", 0)
         self._checkpoints = [] if self._plan.start.checkpoint is None else [self._plan.start.checkpoint]
         self._stream.skipped = [(start, stop) for start, stop in kept.get("skipped", [])]
@@ -144,7 +144,7 @@ class FaultHandler(TrainerCallback, ExportableState):
             self._metrics_log.write_event({"step": step, "event": "non-finite state", "state": found})
         if not self._rolls_back or checkpoint is None or self._num_rollbacks >= self._max_rollbacks:
             raise self._non_finite_error(found)
-        logger.warning("step %d: %s is not finite (NaN or Inf)", step, found, extra=HAS_EVENT)
+        logger.warning("step %d: %s is not finite (NaN or Inf)", step, found, extra=LOGGED_AS_EVENT)
         self._roll_back(checkpoint, step)
 
     def _non_finite_error(self, found: str) -> UserError:
@@ -171,7 +171,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         block_ids = self._stream.block_ids(self._plan.num_consumed(step - 1), self._plan.batch.blocks)
         if not self._trainer.is_world_process_zero():
             return
-        guilty = guilty_blocks(block_ids, losses)
+        guilty = worst_blocks(block_ids, losses)
         blocks = list(describe_blocks(guilty, self._trainer.data.train, self._trainer.data.mixture))
         self._metrics_log.write_event(
             {
@@ -182,9 +182,9 @@ class FaultHandler(TrainerCallback, ExportableState):
                 "blocks": blocks,
             }
         )
-        logger.warning("step %d: %s; its worst blocks:", step, _said(result), extra=HAS_EVENT)
+        logger.warning("step %d: %s; its worst blocks:", step, _said(result), extra=LOGGED_AS_EVENT)
         for block in blocks:
-            logger.warning("  %s", block_line(block), extra=HAS_EVENT)
+            logger.warning("  %s", block_line(block), extra=LOGGED_AS_EVENT)
 
     def _check_may_roll_back(self, checkpoint: Path, step: int) -> None:
         if self._num_rollbacks >= self._max_rollbacks:
@@ -213,7 +213,7 @@ class FaultHandler(TrainerCallback, ExportableState):
         if found is not None:
             raise UserError(f"{checkpoint}: {found} is not finite (NaN or Inf); resume from an earlier checkpoint")
         num_spikes = self._trainer.watch.num_spikes  # what is skipped is not met again: the spike would be forgotten
-        self._trainer.watch.restore(kept_by(kept, StepWatch.__name__))
+        self._trainer.watch.restore(kept_by(kept, StepMetrics.__name__))
         self._trainer.watch.num_spikes = num_spikes
         self._trainer.loader.move_to(num_consumed(back_to))
         self._num_rollbacks += 1
@@ -222,7 +222,7 @@ class FaultHandler(TrainerCallback, ExportableState):
                 self._metrics_log.forget_after(back_to, kept.log_history)
             except OSError as error:
                 logger.warning("metrics.jsonl: %s; it keeps the steps that are made again", error.strerror)
-            forget_reported_after(back_to, self._trainer.callback_handler.callbacks)
+            purge_after(back_to, self._trainer.callback_handler.callbacks)
             event = {"step": step, "event": "rollback", "to_step": back_to, "rollback": self._num_rollbacks}
             self._metrics_log.write_event(event)
         logger.warning(
@@ -233,7 +233,7 @@ class FaultHandler(TrainerCallback, ExportableState):
             step,
             self._num_rollbacks,
             self._max_rollbacks,
-            extra=HAS_EVENT,
+            extra=LOGGED_AS_EVENT,
         )
 
     def _newest_checkpoint(self) -> Path | None:
@@ -242,8 +242,8 @@ class FaultHandler(TrainerCallback, ExportableState):
         It is finite: each was looked at before it was saved, and the first, which can be of before, when it was loaded.
         """
         self._trainer.saver.wait()
-        complete = (folder for folder in reversed(self._checkpoints) if incompleteness(folder) is None)
-        return from_first(next(complete, None) if is_first() else None)
+        complete = (folder for folder in reversed(self._checkpoints) if incomplete_reason(folder) is None)
+        return broadcast_object(next(complete, None) if is_main_process() else None)
 
 
 def _said(result: StepResult) -> str:

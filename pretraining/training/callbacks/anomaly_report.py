@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pretraining.data.inspect.provenance import BlockTracer
+from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
 from pretraining.training.data.dataset import MixedBlocks
@@ -31,7 +31,7 @@ def gather_block_losses(local: torch.Tensor, *, group_size: int) -> list[float]:
     return (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
 
 
-def guilty_blocks(block_ids: np.ndarray, losses: Sequence[float]) -> list[tuple[int, float]]:
+def worst_blocks(block_ids: np.ndarray, losses: Sequence[float]) -> list[tuple[int, float]]:
     """The blocks of a step to look at, with their losses: those whose loss is no number, or else the highest.
 
     >>> guilty_blocks(np.array([7, 8, 9]), [2.0, math.nan, 3.0])
@@ -59,7 +59,7 @@ def describe_blocks(
 
 def _documents(store: Path, block: int) -> list[dict[str, Any]]:
     try:
-        tracer = BlockTracer(store, flag="--dataset")
+        tracer = BlockProvenance(store, flag="--dataset")
         places = [tracer.document(piece.document_id) for piece in tracer.pieces("train", block)[:MOST_DOCUMENTS]]
     except (UserError, OSError, pa.ArrowException):  # gone or damaged: no reason to end a run, the number must do
         return []

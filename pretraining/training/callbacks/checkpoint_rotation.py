@@ -9,10 +9,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pretraining.runs.run_folder import SaveResult, checkpoint_step, rotate_checkpoints
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.training.checkpoint.checkpointing import CheckpointingTrainer
-from pretraining.training.config.run_config import RunPlan
+from pretraining.training.config.run_config import RunConfig
 
 
-class CheckpointKeeper(TrainerCallback):
+class CheckpointRotation(TrainerCallback):
     """Saves the last step before wsd goes down, and keeps it: from there the run can be made longer.
 
     When a new one is complete, tells `after_save` of its step, and removes older ones. The first process does both.
@@ -20,7 +20,7 @@ class CheckpointKeeper(TrainerCallback):
 
     def __init__(
         self,
-        plan: RunPlan,
+        plan: RunConfig,
         trainer: CheckpointingTrainer,
         metrics_log: MetricsLog,
         *,

@@ -6,11 +6,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pretraining.runs.run_record import add_to_run_record
 from pretraining.system.privacy import mask_all
-from pretraining.training.distributed.collectives import done_by_first
+from pretraining.training.distributed.collectives import run_on_main
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 
-class DsConfigRecorder(TrainerCallback):
+class DeepSpeedConfigRecorder(TrainerCallback):
     """Adds to run.json what DeepSpeed's engine really goes by, which is known only when there is one."""
 
     def __init__(self, trainer: PretrainingTrainer) -> None:
@@ -26,4 +26,4 @@ class DsConfigRecorder(TrainerCallback):
         """
         config, run_dir = self._trainer.model_wrapped._config, self._trainer.plan.run_dir
         resolved = {**config._param_dict, "zero_optimization": config.zero_config.model_dump(mode="json")}
-        done_by_first(lambda: add_to_run_record(run_dir, ds_config_resolved=mask_all(resolved)))
+        run_on_main(lambda: add_to_run_record(run_dir, ds_config_resolved=mask_all(resolved)))

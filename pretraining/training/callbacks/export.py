@@ -12,12 +12,17 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pretraining.errors import UserError
-from pretraining.runs.checksums import incompleteness
-from pretraining.runs.export.publish import begin_folder, complete_folder, give_name, partial_folder
-from pretraining.runs.run_folder import MODEL_DIR_NAME, SUPERSEDED, set_aside
-from pretraining.training.callbacks.export_check import LiveLosses, live_losses, model_problem, non_finite_weight
+from pretraining.runs.checksums import incomplete_reason
+from pretraining.runs.export.publish import finalize, make_partial_dir, partial_folder, publish
+from pretraining.runs.run_folder import MODEL_DIR_NAME, SUPERSEDED, quarantine
+from pretraining.training.callbacks.export_check import (
+    ReferenceLosses,
+    non_finite_weight,
+    reference_losses,
+    verify_export,
+)
 from pretraining.training.callbacks.model_card import try_write_card
-from pretraining.training.distributed.collectives import from_first
+from pretraining.training.distributed.collectives import broadcast_object
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
@@ -34,12 +39,12 @@ def export_model(trainer: PretrainingTrainer, model_dir: Path) -> str:
     Raises:
         UserError: on every process, when it cannot be written or is not the model in training.
     """
-    live = live_losses(trainer)
+    live = reference_losses(trainer)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     problem = None
     if trainer.is_world_process_zero():
         problem = _export_problem(trainer, model_dir, weights, live)
-    problem = from_first(problem)
+    problem = broadcast_object(problem)
     if problem is not None:
         raise UserError(problem)
     return f"exported model: {model_dir} (opened again: {live.described}, as the model in training)"
@@ -56,7 +61,7 @@ def export_at_end(trainer: PretrainingTrainer) -> str:
         return export_model(trainer, run_dir / MODEL_DIR_NAME)
     except UserError as error:
         checkpoint = run_dir / f"checkpoint-{step}"
-        has_checkpoint = incompleteness(checkpoint) is None
+        has_checkpoint = incomplete_reason(checkpoint) is None
         left = f"{checkpoint} is whole, and the same command exports again" if has_checkpoint else NOTHING_LEFT
         raise UserError(f"{error}; {left}") from None
 
@@ -66,10 +71,10 @@ def set_aside_exports(run_dir: Path, *, step: int) -> None:
     for folder in (run_dir / EXPORTS_DIR_NAME).glob("step-*"):
         number = folder.name.removeprefix("step-")
         if number.isdigit() and int(number) > step:
-            logger.warning("%s: is of another run; set aside as %s", folder, set_aside(folder, SUPERSEDED).name)
+            logger.warning("%s: is of another run; set aside as %s", folder, quarantine(folder, SUPERSEDED).name)
 
 
-class WeightExports(TrainerCallback):
+class ExportCallback(TrainerCallback):
     """Exports at the end of the first step that reaches each multiple of --export_every_tokens, and keeps them all.
 
     It must stand after the fault handler, which may take a step back.
@@ -104,7 +109,7 @@ class WeightExports(TrainerCallback):
 
     def _export(self, step: int) -> None:
         folder = self._folder(step)
-        if from_first(folder.exists()):
+        if broadcast_object(folder.exists()):
             logger.info("exported model: %s is there from before, and kept", folder)
             return
         if not self._trainer.check_finite():
@@ -127,7 +132,7 @@ class WeightExports(TrainerCallback):
 
 
 def _export_problem(
-    trainer: PretrainingTrainer, model_dir: Path, weights: dict[str, torch.Tensor], live: LiveLosses
+    trainer: PretrainingTrainer, model_dir: Path, weights: dict[str, torch.Tensor], live: ReferenceLosses
 ) -> str | None:
     """Write and check the model; what went wrong, None when it has taken its name."""
     name = non_finite_weight(weights)
@@ -135,14 +140,14 @@ def _export_problem(
         return f"{model_dir}: {name} of the model in training has NaN or Inf values, so it is not exported"
     partial = partial_folder(model_dir)
     try:
-        begin_folder(partial)
+        make_partial_dir(partial)
         trainer.model.save_pretrained(partial, state_dict=dict(weights))  # of which it forgets what it has written
         trainer.processing_class.save_pretrained(partial)
-        complete_folder(partial)
-        problem = model_problem(trainer, partial, weights, live)
+        finalize(partial)
+        problem = verify_export(trainer, partial, weights, live)
         if problem is not None:
             return f"{partial}: is not the model in training: {problem}; it stays there, and {model_dir} as it was"
-        give_name(partial, model_dir)
+        publish(partial, model_dir)
     except Exception as error:  # whatever it is, the other processes wait for an answer
         shutil.rmtree(partial, ignore_errors=True)  # half a model takes the room of a checkpoint
         return f"{model_dir}: cannot be written ({getattr(error, 'strerror', None) or error})"

@@ -32,7 +32,7 @@ ROOM_BESIDE_WEIGHTS = 1.5  # on a GPU: for activations, and the logits of a larg
 
 
 @dataclass(frozen=True)
-class LiveLosses:
+class ReferenceLosses:
     """The losses of the model in training, fp32 [tokens], of the beginning of the block `item`.
 
     `is_trained` tells the tokens that training has a loss of, in which padding has none. `block_length` is of the block
@@ -54,7 +54,7 @@ class LiveLosses:
 
 
 @torch.no_grad()
-def live_losses(trainer: PretrainingTrainer) -> LiveLosses:
+def reference_losses(trainer: PretrainingTrainer) -> ReferenceLosses:
     """Those of the run's first block; called on every process.
 
     Each token is compared, also where training masks it.
@@ -74,7 +74,7 @@ def live_losses(trainer: PretrainingTrainer) -> LiveLosses:
     parts = [torch.empty_like(tokens.losses) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tokens.losses.contiguous())
     losses = torch.cat(parts[:share], dim=1)[0].cpu()  # the first processes share the block, the others have it again
-    return LiveLosses(
+    return ReferenceLosses(
         item,
         losses[_predicted(item["labels"])],
         is_trained=_predicted(block["labels"][:length])[: length - 1],
@@ -87,16 +87,16 @@ def _predicted(labels: torch.Tensor) -> torch.Tensor:
     return collate_targets([{"labels": labels}])["labels"][0] != IGNORED_LABEL
 
 
-def model_problem(
-    trainer: PretrainingTrainer, folder: Path, weights: Mapping[str, torch.Tensor], live: LiveLosses
+def verify_export(
+    trainer: PretrainingTrainer, folder: Path, weights: Mapping[str, torch.Tensor], live: ReferenceLosses
 ) -> str | None:
     """Why the model in a folder is not the one in training, None when it is; called on one process."""
-    name = changed_weight(folder, weights)
+    name = first_mismatched_tensor(folder, weights)
     if name is not None:
         return f"{name} is not as it was written"
     try:
         with _without_partitioning(trainer.args.hf_deepspeed_config):
-            losses = losses_of_folder(folder, live.item)
+            losses = exported_losses(folder, live.item)
     except Exception as error:  # each library has errors of its own for what it cannot open
         return f"it cannot be opened ({' '.join(str(error).split())})"
     difference = (losses - live.losses).square().mean().sqrt().item()
@@ -110,7 +110,7 @@ def model_problem(
     return f"its config.json has another {', '.join(names)}" if names else None
 
 
-def changed_weight(folder: Path, weights: Mapping[str, torch.Tensor]) -> str | None:
+def first_mismatched_tensor(folder: Path, weights: Mapping[str, torch.Tensor]) -> str | None:
     """The first tensor of a folder that is not, to the bit, the one that was gathered."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as opened:
@@ -145,7 +145,7 @@ def changed_fields(folder: Path, config: PreTrainedConfig) -> list[str]:
 
 
 @torch.no_grad()
-def losses_of_folder(folder: Path, item: Item) -> torch.Tensor:
+def exported_losses(folder: Path, item: Item) -> torch.Tensor:
     """The losses of the predicted tokens of `item` by the model in a folder, which transformers opens."""
     with torch.random.fork_rng():
         # Eager, which no process shares with others, as sdpa and flash attention may be here.

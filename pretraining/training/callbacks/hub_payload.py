@@ -12,10 +12,10 @@ from pathlib import Path
 from transformers.trainer_utils import HubStrategy
 
 from pretraining.hub.push_queue import Parcel
-from pretraining.runs.export.publish import complete_folder
-from pretraining.runs.run_folder import CURVES_NAME, MODEL_DIR_NAME, REPORT_NAME, whole_checkpoints
+from pretraining.runs.export.publish import finalize
+from pretraining.runs.run_folder import CURVES_NAME, MODEL_DIR_NAME, REPORT_NAME, complete_checkpoints
 from pretraining.training.callbacks.model_card import write_card_of
-from pretraining.training.config.run_config import RunPlan
+from pretraining.training.config.run_config import RunConfig
 
 PUSH_DIR_NAME = "push"
 LAST_CHECKPOINT_NAME = "last-checkpoint"  # as the Trainer calls it
@@ -33,18 +33,18 @@ def clear_parcels(run_dir: Path) -> None:
         (run_dir / PUSH_DIR_NAME).rmdir()
 
 
-def parcel_of_checkpoint(plan: RunPlan, checkpoint: Path, step: int, *, strategy: str, repository: str) -> Parcel:
+def parcel_of_checkpoint(plan: RunConfig, checkpoint: Path, step: int, *, strategy: str, repository: str) -> Parcel:
     """The weights of a complete checkpoint as a model, and by `strategy` the checkpoint itself."""
     folder = _begin(plan, step)
     for path in checkpoint.glob(WEIGHTS):
         _link(path, folder / path.name)
     for name in SMALL_FILES:
         shutil.copyfile(checkpoint / name, folder / name)
-    complete_folder(folder)
+    finalize(folder)
     return _finish(plan, folder, step, [checkpoint], strategy=strategy, repository=repository)
 
 
-def parcel_of_end(plan: RunPlan, step: int, *, strategy: str, repository: str) -> Parcel:
+def final_payload(plan: RunConfig, step: int, *, strategy: str, repository: str) -> Parcel:
     """The exported model, and by `strategy` the newest checkpoint or all that there are."""
     folder = _begin(plan, step)
     for path in (plan.run_dir / MODEL_DIR_NAME).iterdir():
@@ -52,10 +52,10 @@ def parcel_of_end(plan: RunPlan, step: int, *, strategy: str, repository: str) -
             _link(path, folder / path.name)
         else:
             shutil.copyfile(path, folder / path.name)  # the card is written anew
-    return _finish(plan, folder, step, whole_checkpoints(plan.run_dir), strategy=strategy, repository=repository)
+    return _finish(plan, folder, step, complete_checkpoints(plan.run_dir), strategy=strategy, repository=repository)
 
 
-def _begin(plan: RunPlan, step: int) -> Path:
+def _begin(plan: RunConfig, step: int) -> Path:
     folder = plan.run_dir / PUSH_DIR_NAME / f"step-{step}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -63,7 +63,7 @@ def _begin(plan: RunPlan, step: int) -> Path:
 
 
 def _finish(
-    plan: RunPlan, folder: Path, step: int, checkpoints: Sequence[Path], *, strategy: str, repository: str
+    plan: RunConfig, folder: Path, step: int, checkpoints: Sequence[Path], *, strategy: str, repository: str
 ) -> Parcel:
     what, replaces = [f"model of step {step}"], [WEIGHTS]
     for name in REPORT_NAMES:

@@ -7,16 +7,16 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from pretraining.cli.logs import HAS_EVENT
+from pretraining.cli.logs import LOGGED_AS_EVENT
 from pretraining.errors import UserError
 from pretraining.hub.model_repository import ModelRepository, check_license
 from pretraining.hub.push_queue import Parcel, PushQueue
-from pretraining.hub.retry import persistently, reason
-from pretraining.runs.checksums import incompleteness
+from pretraining.hub.retry import error_message, with_retries
+from pretraining.runs.checksums import incomplete_reason
 from pretraining.runs.run_folder import MODEL_DIR_NAME
 from pretraining.runs.tracking.metrics_log import MetricsLog
-from pretraining.training.callbacks.hub_payload import clear_parcels, parcel_of_checkpoint, parcel_of_end
-from pretraining.training.distributed.collectives import done_by_first, is_first, long_done_by_first
+from pretraining.training.callbacks.hub_payload import clear_parcels, final_payload, parcel_of_checkpoint
+from pretraining.training.distributed.collectives import is_main_process, run_on_main, run_on_main_polling
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 SHOWN_FILES = 5
@@ -24,7 +24,7 @@ SHOWN_FILES = 5
 logger = logging.getLogger(__name__)
 
 
-class ModelPushes(TrainerCallback):
+class HubPushCallback(TrainerCallback):
     """Pushes complete checkpoints while the training goes on, unless --hub_strategy is end, and the model at its end.
 
     Only the first process pushes. It must stand after what waits for the last checkpoint.
@@ -39,8 +39,8 @@ class ModelPushes(TrainerCallback):
         self._repository: ModelRepository | None = None
         license_name = trainer.plan.arguments.observability.license
         if trainer.args.push_to_hub and license_name is not None:
-            done_by_first(lambda: check_license(license_name))
-        if trainer.args.push_to_hub and is_first():
+            run_on_main(lambda: check_license(license_name))
+        if trainer.args.push_to_hub and is_main_process():
             self._repository = ModelRepository(trainer.hub_model_id, trainer.args)
 
     def on_train_begin(
@@ -55,14 +55,14 @@ class ModelPushes(TrainerCallback):
         """Push that of a step, if it is there whole."""
         plan = self._trainer.plan
         checkpoint = plan.run_dir / f"checkpoint-{step}"
-        if self._repository is None or self._strategy == HubStrategy.END or incompleteness(checkpoint) is not None:
+        if self._repository is None or self._strategy == HubStrategy.END or incomplete_reason(checkpoint) is not None:
             return
         try:
             parcel = parcel_of_checkpoint(
                 plan, checkpoint, step, strategy=self._strategy, repository=self._repository.name
             )
         except Exception as error:  # of a full disk above all
-            self._tell_problem(Parcel(step, f"model of step {step}", checkpoint, ()), reason(error), True)
+            self._tell_problem(Parcel(step, f"model of step {step}", checkpoint, ()), error_message(error), True)
             return
         self._queue.put(parcel)
 
@@ -80,10 +80,10 @@ class ModelPushes(TrainerCallback):
         self._queue.close()
         repository, plan, step = self._repository, self._trainer.plan, self._trainer.state.global_step
         try:
-            parcel = parcel_of_end(plan, step, strategy=self._strategy, repository=repository.name)
+            parcel = final_payload(plan, step, strategy=self._strategy, repository=repository.name)
             problem = self._delivered(repository, parcel)
         except Exception as error:  # whatever it is, the other processes wait for an answer
-            problem = reason(error)
+            problem = error_message(error)
         if problem is not None:
             self._record(step, f"model of step {step}", problem)
         self._say_lost()
@@ -91,8 +91,8 @@ class ModelPushes(TrainerCallback):
         return problem
 
     def _delivered(self, repository: ModelRepository, parcel: Parcel) -> str | None:
-        commit = persistently(lambda: repository.push(parcel))
-        wrong = persistently(lambda: repository.wrong_files(parcel.folder))
+        commit = with_retries(lambda: repository.push(parcel))
+        wrong = with_retries(lambda: repository.wrong_files(parcel.folder))
         if wrong:
             return f"{len(wrong)} files arrived with other bytes: {', '.join(wrong[:SHOWN_FILES])}"
         self._tell_arrival(parcel, commit)
@@ -120,7 +120,7 @@ class ModelPushes(TrainerCallback):
             self._repository.name,
             problem,
             "" if is_over else "; it is tried again until a newer one takes its place",
-            extra=HAS_EVENT,
+            extra=LOGGED_AS_EVENT,
         )
 
     def _record(self, step: int, what: str, problem: str | None) -> None:
@@ -141,8 +141,8 @@ def push_model(trainer: PretrainingTrainer) -> None:
     Raises:
         UserError: on every process, when the Hub does not take it.
     """
-    pushes = trainer.pop_callback(ModelPushes)
-    problem = long_done_by_first(pushes.finish)
+    pushes = trainer.pop_callback(HubPushCallback)
+    problem = run_on_main_polling(pushes.finish)
     if problem is not None:
         model_dir: Path = trainer.plan.run_dir / MODEL_DIR_NAME
         raise UserError(

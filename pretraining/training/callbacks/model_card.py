@@ -13,12 +13,12 @@ from pretraining.runs.run_folder import MODEL_DIR_NAME
 from pretraining.system.escapes import markdown_code
 from pretraining.system.files import sha256_of
 from pretraining.system.privacy import hide_path
-from pretraining.training.config.run_config import RunPlan
+from pretraining.training.config.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
 
-def try_write_card(plan: RunPlan, folder: Path, step: int, *, repository: str | None = None) -> None:
+def try_write_card(plan: RunConfig, folder: Path, step: int, *, repository: str | None = None) -> None:
     """Like `write_card_of`; a card that fails is said and no more."""
     try:
         write_card_of(plan, folder, step, repository=repository)
@@ -26,7 +26,7 @@ def try_write_card(plan: RunPlan, folder: Path, step: int, *, repository: str | 
         logger.warning("%s: has no model card (%s)", folder, error)
 
 
-def write_card_of(plan: RunPlan, folder: Path, step: int, *, repository: str | None) -> None:
+def write_card_of(plan: RunConfig, folder: Path, step: int, *, repository: str | None) -> None:
     """Write the card of the run at a step into its own folder, or that of a model; `repository` is that of the Hub."""
     origin, num_blocks = plan.mixture.origin, plan.num_consumed(step)
     model_dir = plan.run_dir / MODEL_DIR_NAME if folder == plan.run_dir else folder

@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pretraining.runs.report.background import ReportProcess
 from pretraining.runs.run_folder import REPORT_NAME
 from pretraining.system.launchers import process_rank
-from pretraining.training.config.run_config import RunPlan
+from pretraining.training.config.run_config import RunConfig
 
 END_SECONDS = 120.0
 STOP_SECONDS = 10.0  # launchers kill 30 s after they asked, and the checkpoint has taken its part of them
@@ -18,10 +18,10 @@ SHOWS = "open it in a browser: loss, speed, where the time went, samples and set
 logger = logging.getLogger(__name__)
 
 
-class RunReport(TrainerCallback):
+class ReportCallback(TrainerCallback):
     """Has the first process start the one that writes the report. Nothing that goes wrong with it reaches the run."""
 
-    def __init__(self, plan: RunPlan) -> None:
+    def __init__(self, plan: RunConfig) -> None:
         is_wanted = plan.arguments.observability.report and process_rank() == 0
         self._run_dir = plan.run_dir
         self._process = ReportProcess(plan.run_dir) if is_wanted else None

@@ -18,8 +18,8 @@ from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.cli.arguments.monitoring import ObservabilityArguments
 from pretraining.errors import UserError
 from pretraining.runs.tracking.metrics_log import MetricsLog
-from pretraining.training.distributed.collectives import all_have_failed, is_first
-from pretraining.training.model.tiling import in_whole_blocks
+from pretraining.training.distributed.collectives import all_ranks_failed, is_main_process
+from pretraining.training.model.tiling import without_tiling
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 SHOWN_CHARACTERS = 160  # of a sample in the log; metrics.jsonl has all of it
@@ -60,7 +60,7 @@ def encode_prompts(
     return prompts
 
 
-class Samples(TrainerCallback):
+class SampleCallback(TrainerCallback):
     """Continues the prompts every --sample_steps, and after the last step.
 
     It must stand after the fault handler, which may take a step back, and it comes before the checkpoint of its step,
@@ -86,7 +86,7 @@ class Samples(TrainerCallback):
             except Exception as error:  # whatever it is, on one process alone or on all of them
                 self._give_up(step, error)
                 return
-        if is_first():
+        if is_main_process():
             self._keep(step, state.max_steps, rows)
 
     def _give_up(self, step: int, error: Exception) -> None:
@@ -95,7 +95,7 @@ class Samples(TrainerCallback):
         Raises:
             Exception: `error` then, as a crash is better than a hang.
         """
-        if not all_have_failed(f"samples of step {step}"):
+        if not all_ranks_failed(f"samples of step {step}"):
             raise error
         self._trainer.model_wrapped.empty_partition_cache()  # what was being gathered when it broke off
         self._prompts = []
@@ -179,7 +179,7 @@ def _in_evaluation(trainer: PretrainingTrainer) -> Iterator[None]:
     config._attn_implementation = "eager"
     try:
         with (
-            in_whole_blocks(trainer.model),
+            without_tiling(trainer.model),
             torch.compiler.set_stance("force_eager"),
             trainer.compute_loss_context_manager(),
         ):

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from pretraining.errors import UserError
 from pretraining.training.data.dataset import IGNORED_LABEL
-from pretraining.training.model.tiling import in_whole_blocks
+from pretraining.training.model.tiling import without_tiling
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def check_tiles(trainer: PretrainingTrainer) -> None:
     # Compiled layers would be compiled for this length, which is not seen again.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         tiled = trainer.token_losses(trainer.model_wrapped, batch, in_tiles=True)
-        with in_whole_blocks(trainer.model):
+        with without_tiling(trainer.model):
             whole = trainer.token_losses(trainer.model_wrapped, batch, in_tiles=False)
     sums = torch.stack([tiled.loss_sum, whole.loss_sum]).double()
     torch.distributed.all_reduce(sums)  # parts of the block, where processes share it

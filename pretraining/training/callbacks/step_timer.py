@@ -20,7 +20,7 @@ def make_cuda_event() -> Any:
     return torch.cuda.Event(enable_timing=True)
 
 
-class StepTiming(TrainerCallback):
+class StepTimer(TrainerCallback):
     """Tells the time split which part of a step runs. It must stand right after what waits for the end of the step.
 
     `make_event` makes the events of a GPU; without it the host does the work itself, and its clock is right.

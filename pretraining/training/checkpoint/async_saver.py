@@ -23,14 +23,14 @@ import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-from pretraining.cli.logs import HAS_EVENT
-from pretraining.runs.checksums import FileRecord, incompleteness, record_file, write_complete
-from pretraining.runs.run_folder import SUPERSEDED, SaveResult, set_aside
+from pretraining.cli.logs import LOGGED_AS_EVENT
+from pretraining.runs.checksums import FileRecord, incomplete_reason, record_file, write_manifest
+from pretraining.runs.run_folder import SUPERSEDED, SaveResult, quarantine
 from pretraining.runs.untrusted import load_pickle
 from pretraining.system.formatting import format_bytes
 from pretraining.system.memory import available_host_bytes
 from pretraining.training.checkpoint.host_copy import as_saved, host_copy, num_tensor_bytes
-from pretraining.training.distributed.collectives import from_first, gathered, is_first
+from pretraining.training.distributed.collectives import all_gather_objects, broadcast_object, is_main_process
 
 ROOM_FOR_COPY = 0.7  # of the host memory that is available; the rest is for data workers and the page cache
 SPARE_DISK_BYTES = 64 << 20  # for what is small: random states, the Trainer's state, the log
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckpointPart:
     """A large file of a checkpoint, or several: its content, and what writes it and tells the paths.
 
     `is_copy` says that nothing else changes the content, so that it need not be copied.
@@ -50,10 +50,10 @@ class Part:
     is_copy: bool = False
 
 
-class PartsEngine(TorchCheckpointEngine):
+class DeferredCheckpointEngine(TorchCheckpointEngine):
     """Takes from DeepSpeed what it would write, with the path; reads as DeepSpeed does."""
 
-    def __init__(self, add: Callable[[Part], None]) -> None:
+    def __init__(self, add: Callable[[CheckpointPart], None]) -> None:
         super().__init__()
         self._add = add
 
@@ -69,7 +69,7 @@ class PartsEngine(TorchCheckpointEngine):
             load_pickle(Path(path), mmap=True)  # what a resume would refuse was not saved
             return [Path(path)]
 
-        self._add(Part(state_dict, write))
+        self._add(CheckpointPart(state_dict, write))
 
 
 class CheckpointSaver:
@@ -84,7 +84,7 @@ class CheckpointSaver:
         self.is_found_finite = True  # whether all of the state that is saved was looked at
         self.on_result: Callable[[SaveResult], None] | None = None
         self._num_local_processes = num_local_processes
-        self._parts: list[Part] = []
+        self._parts: list[CheckpointPart] = []
         self._files: list[FileRecord] = []
         self._problem: str | None = None
         self._thread: threading.Thread | None = None
@@ -98,11 +98,11 @@ class CheckpointSaver:
 
     def install(self, engine: DeepSpeedEngine) -> None:
         """Stand between DeepSpeed and the disk."""
-        engine.checkpoint_engine = PartsEngine(self.add)
+        engine.checkpoint_engine = DeferredCheckpointEngine(self.add)
         self.is_found_finite = not engine.zero_nvme_offload_optimizer()  # what is on NVMe was not looked at
         engine._copy_recovery_script = _copy_nothing
 
-    def add(self, part: Part) -> None:
+    def add(self, part: CheckpointPart) -> None:
         """Take in a part of the checkpoint that is being saved; its content must not change until `start`."""
         self._parts.append(part)
 
@@ -117,7 +117,7 @@ class CheckpointSaver:
         self.saved_step = None
         self._folder, self._step, self._began_at = folder, step, time.monotonic()
         self._parts, self._files, self._problem, self._made_folder = [], [], None, False
-        return self._agreed(self._make_folder() if is_first() else None)
+        return self._agreed(self._make_folder() if is_main_process() else None)
 
     @contextmanager
     def noting(self, *errors: type[Exception]) -> Iterator[None]:
@@ -129,13 +129,13 @@ class CheckpointSaver:
 
     def start(self) -> None:
         """Write what was added: in the background from a copy, or at once where memory has no room for one."""
-        sizes = gathered([num_tensor_bytes(part.content) for part in self._parts])
+        sizes = all_gather_objects([num_tensor_bytes(part.content) for part in self._parts])
         total = sum(sum(parts) for parts in sizes)
-        if not self._agreed(self._problem or (self._room_problem(total) if is_first() else None)):
+        if not self._agreed(self._problem or (self._room_problem(total) if is_main_process() else None)):
             self._parts = []
             return
         local = total * self._num_local_processes / len(sizes)
-        has_room = all(gathered(local < ROOM_FOR_COPY * available_host_bytes()))
+        has_room = all(all_gather_objects(local < ROOM_FOR_COPY * available_host_bytes()))
         if has_room and not self._agreed(self._copy_parts()):
             return
         self._thread = threading.Thread(target=self._write, name="checkpoint-writer", daemon=True)
@@ -146,14 +146,16 @@ class CheckpointSaver:
     def _copy_parts(self) -> str | None:
         """Copy what the training changes; what went wrong, if anything."""
         with self.noting(RuntimeError, MemoryError):
-            self._parts = [part if part.is_copy else Part(host_copy(part.content), part.write) for part in self._parts]
+            self._parts = [
+                part if part.is_copy else CheckpointPart(host_copy(part.content), part.write) for part in self._parts
+            ]
             return None
         self._parts = []
         return self._problem
 
     def finish_if_written(self) -> None:
         """Make the checkpoint count as soon as all processes have written their part; looks once and does not wait."""
-        if self._thread is not None and not any(gathered(self._thread.is_alive())):
+        if self._thread is not None and not any(all_gather_objects(self._thread.is_alive())):
             self._finish()
 
     def wait(self) -> None:
@@ -172,13 +174,13 @@ class CheckpointSaver:
 
     def _finish(self) -> None:
         self._thread = None
-        found = gathered((self._files, self._problem))
+        found = all_gather_objects((self._files, self._problem))
         problem = next((problem for _, problem in found if problem is not None), None)
-        if is_first() and problem is None:
+        if is_main_process() and problem is None:
             problem = self._complete([file for files, _ in found for file in files], num_processes=len(found))
         if self._agreed(problem):
             self.saved_step = self._step
-            self.last_seconds = from_first(time.monotonic() - self._began_at)
+            self.last_seconds = broadcast_object(time.monotonic() - self._began_at)
             self.longest_seconds = max(self.longest_seconds, self.last_seconds)
             self._tell(None)
 
@@ -189,10 +191,10 @@ class CheckpointSaver:
             small = [path for path in self._folder.rglob("*") if path.is_file() and path not in recorded]
             files = [*files, *(record_file(self._folder, path) for path in small)]
             found = True if self.is_found_finite else None
-            write_complete(self._folder, files, step=self._step, num_processes=num_processes, finite=found)
+            write_manifest(self._folder, files, step=self._step, num_processes=num_processes, finite=found)
         except OSError as error:
             return _said(error)
-        problem = incompleteness(self._folder)  # as where machines do not share the folder
+        problem = incomplete_reason(self._folder)  # as where machines do not share the folder
         if problem is not None:
             return problem
         self._num_bytes, seconds = sum(file.num_bytes for file in files), time.monotonic() - self._began_at
@@ -207,16 +209,16 @@ class CheckpointSaver:
 
     def _agreed(self, problem: str | None) -> bool:
         """Whether no process has a problem; otherwise what was written is removed, and the run goes on."""
-        problem = next((found for found in gathered(problem) if found is not None), None)
+        problem = next((found for found in all_gather_objects(problem) if found is not None), None)
         if problem is None:
             return True
-        if is_first():
+        if is_main_process():
             logger.warning(
                 "%s: COULD NOT BE SAVED (%s); the training goes on, and older checkpoints are whole; make room or "
                 "mend it before the next save",
                 self._folder,
                 problem,
-                extra=HAS_EVENT,
+                extra=LOGGED_AS_EVENT,
             )
             if self._made_folder:
                 shutil.rmtree(self._folder, ignore_errors=True)  # it would only keep the disk full
@@ -226,7 +228,7 @@ class CheckpointSaver:
     def _make_folder(self) -> str | None:
         try:
             if self._folder.exists():
-                set_aside(self._folder, SUPERSEDED)
+                quarantine(self._folder, SUPERSEDED)
             self._folder.mkdir()
         except OSError as error:
             return _said(error)
@@ -234,7 +236,7 @@ class CheckpointSaver:
         return None
 
     def _tell(self, problem: str | None) -> None:
-        if is_first() and self.on_result is not None:
+        if is_main_process() and self.on_result is not None:
             with suppress(OSError):  # a full disk takes no record of it either
                 seconds = time.monotonic() - self._began_at if problem is not None else self.last_seconds
                 self.on_result(SaveResult(self._step, self._folder, self._num_bytes, seconds, problem))

@@ -11,16 +11,16 @@ from transformers import Trainer
 
 from pretraining.errors import UserError
 from pretraining.hub.model_repository import ModelRepository
-from pretraining.hub.retry import HUB_ERRORS, reason
-from pretraining.runs.checksums import incompleteness
+from pretraining.hub.retry import HUB_ERRORS, error_message
+from pretraining.runs.checksums import incomplete_reason
 from pretraining.runs.run_folder import optimizer_shards
 from pretraining.runs.run_record import copy_run_record
 from pretraining.runs.untrusted import reading_small
 from pretraining.system.launchers import num_local_processes
-from pretraining.training.checkpoint.async_saver import CheckpointSaver, Part
+from pretraining.training.checkpoint.async_saver import CheckpointPart, CheckpointSaver
 from pretraining.training.checkpoint.finiteness import non_finite_state
-from pretraining.training.checkpoint.reshard import load_checkpoint, seed_anew
-from pretraining.training.distributed.collectives import from_first
+from pretraining.training.checkpoint.reshard import load_checkpoint, reseed_for_world_size
+from pretraining.training.distributed.collectives import broadcast_object
 from pretraining.training.metrics.throughput import ThroughputMeter
 
 # What torch.save raises for a full disk, and what everything else does.
@@ -77,14 +77,14 @@ class CheckpointingTrainer(Trainer):
                 self.model.generation_config.save_pretrained(folder)
                 self.processing_class.save_pretrained(folder)
 
-    def _weights_part(self, weights: dict[str, torch.Tensor], folder: Path) -> Part:
+    def _weights_part(self, weights: dict[str, torch.Tensor], folder: Path) -> CheckpointPart:
         def write(content: dict[str, torch.Tensor]) -> list[Path]:
             save_torch_state_dict(content, folder, metadata={"format": "pt"})
             return list(folder.glob("model*.safetensors*"))
 
         # Weights were gathered onto the host; where that is the device too, small ones are the model's own.
         untied = {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
-        return Part(untied, write, is_copy=self.args.device.type != "cpu")
+        return CheckpointPart(untied, write, is_copy=self.args.device.type != "cpu")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         self.saver.install(self.model_wrapped)
@@ -114,7 +114,7 @@ class CheckpointingTrainer(Trainer):
                 ModelRepository(self.hub_model_id, self.args).announce(asked_private=bool(self.args.hub_private_repo))
         except HUB_ERRORS as error:
             raise UserError(
-                f"--push_to_hub: the Hub has no place for this run ({reason(error)}); mend it, or leave the flag out"
+                f"--push_to_hub: cannot create the Hub repository ({error_message(error)}); fix it, or remove the flag"
             ) from None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -138,13 +138,13 @@ class CheckpointingTrainer(Trainer):
             with reading_small(Path(checkpoint or ""), "rng_state*.pth"):
                 super()._load_rng_state(checkpoint)
         else:
-            seed_anew(Path(checkpoint), seed=self.args.seed, process=self.args.process_index)
+            reseed_for_world_size(Path(checkpoint), seed=self.args.seed, process=self.args.process_index)
 
     def _load_best_model(self) -> None:
         """Go back to the weights of the best evaluation, if its checkpoint could be saved."""
         self.saver.wait()
         checkpoint = Path(str(self.state.best_model_checkpoint))
-        problem = from_first(incompleteness(checkpoint))
+        problem = broadcast_object(incomplete_reason(checkpoint))
         if problem is None:
             load_checkpoint(self.model_wrapped, checkpoint)
         else:

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
-from pretraining.training.checkpoint.partitions import place_parameters
-from pretraining.training.distributed.collectives import gathered
+from pretraining.training.checkpoint.partitions import partition_layouts
+from pretraining.training.distributed.collectives import all_gather_objects
 
 LOOKED_AT = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -22,7 +22,7 @@ LOOKED_AT = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def non_finite_state(engine: DeepSpeedEngine) -> str | None:
     """Describe the first weight or moment of any process that is not finite; None if all are. Collective."""
     found = next((name for name, tensor in _named_state(engine) if not _is_finite(tensor)), None)
-    problems = enumerate(gathered(found))
+    problems = enumerate(all_gather_objects(found))
     return next((f"{name} of process {rank}" for rank, name in problems if name is not None), None)
 
 
@@ -30,7 +30,7 @@ def _named_state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     """What this process holds of the state, without the padding behind a parameter: that is whatever memory had."""
     sizes = [{name: shape.numel() for name, shape in group.items()} for group in engine._get_zero_param_shapes()]
     parameters, zero = dict(engine.module.named_parameters()), engine.optimizer
-    for name, place in place_parameters(sizes, num_processes=dist.get_world_size()).items():
+    for name, place in partition_layouts(sizes, num_processes=dist.get_world_size()).items():
         num_own = min(max(place.num_numbers - dist.get_rank() * place.length, 0), place.length)
         yield name, parameters[name].data  # small ones stay whole between the steps; the others are empty here
         yield name, parameters[name].ds_tensor.flatten()[:num_own]

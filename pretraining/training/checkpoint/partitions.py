@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class PartitionLayout:
     """Where every process keeps its partition of a parameter."""
 
     sub_group: int
@@ -21,7 +21,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Span:
+class CopySpan:
     """Numbers that one process kept in a row, and where they belong now."""
 
     kept_by: int
@@ -30,7 +30,7 @@ class Span:
     length: int
 
 
-def place_parameters(sub_groups: Sequence[Mapping[str, int]], *, num_processes: int) -> dict[str, Place]:
+def partition_layouts(sub_groups: Sequence[Mapping[str, int]], *, num_processes: int) -> dict[str, PartitionLayout]:
     """Each parameter's place, from the numbers that the parameters of each sub-group have.
 
     >>> place_parameters([{"a": 5, "b": 4}], num_processes=2)["b"]
@@ -41,12 +41,12 @@ def place_parameters(sub_groups: Sequence[Mapping[str, int]], *, num_processes: 
         offset = 0
         for name, size in sizes.items():
             length = -(-size // num_processes)
-            places[name] = Place(number, offset, length, size)
+            places[name] = PartitionLayout(number, offset, length, size)
             offset += length
     return places
 
 
-def spans_of(process: int, place: Place, kept: Place) -> Iterator[Span]:
+def overlapping_spans(process: int, place: PartitionLayout, kept: PartitionLayout) -> Iterator[CopySpan]:
     """What makes up the partition of `process` in `place`, of partitions that were `kept`; the rest of it is padding.
 
     >>> list(spans_of(1, Place(0, 10, 3, 5), Place(0, 20, 5, 5)))
@@ -58,5 +58,5 @@ def spans_of(process: int, place: Place, kept: Place) -> Iterator[Span]:
     while position < end:
         kept_by, within = divmod(position, kept.length)
         length = min(kept.length - within, end - position)
-        yield Span(kept_by, kept.offset + within, place.offset + position - first, length)
+        yield CopySpan(kept_by, kept.offset + within, place.offset + position - first, length)
         position += length

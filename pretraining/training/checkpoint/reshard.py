@@ -30,14 +30,14 @@ from pretraining.errors import UserError, reading
 from pretraining.runs.export.zero_shards import open_states, shards_by_rank
 from pretraining.runs.run_folder import optimizer_shards, read_trainer_state
 from pretraining.runs.untrusted import load_pickle
-from pretraining.training.checkpoint.partitions import Place, place_parameters, spans_of
+from pretraining.training.checkpoint.partitions import PartitionLayout, overlapping_spans, partition_layouts
 
 # How an optimizer computes, not what: these follow the device that it works on now.
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 COUNTS = ("global_steps", "global_samples", "skipped_steps")
 
 
-class SavedShards:
+class CheckpointShards:
     """The shards of a checkpoint, mapped into memory: what is not looked at is not read."""
 
     def __init__(self, checkpoint: Path) -> None:
@@ -88,7 +88,7 @@ class UntrustedReader(TorchCheckpointEngine):
         return load_pickle(Path(path), mmap=False)
 
 
-def check_can_go_on(checkpoint: Path, ds_config: Mapping[str, Any], *, num_processes: int) -> None:
+def check_can_reshard(checkpoint: Path, ds_config: Mapping[str, Any], *, num_processes: int) -> None:
     """Refuse, before anything is loaded, what only as many processes as saved it can go on from.
 
     Raises:
@@ -97,10 +97,10 @@ def check_can_go_on(checkpoint: Path, ds_config: Mapping[str, Any], *, num_proce
     if len(optimizer_shards(checkpoint)) != num_processes:
         offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
         with reading(f"--resume {checkpoint}: its shards", remedy="use another checkpoint"):
-            SavedShards(checkpoint).check_divisible(swaps=offload.get("device") == "nvme")
+            CheckpointShards(checkpoint).check_divisible(swaps=offload.get("device") == "nvme")
 
 
-def said_checkpoint(checkpoint: Path, *, num_processes: int) -> str:
+def describe_checkpoint(checkpoint: Path, *, num_processes: int) -> str:
     """A checkpoint, and how many processes saved it if not as many as now."""
     saved_by = len(optimizer_shards(checkpoint))
     return f"{checkpoint}" + (f" (saved by {_said(saved_by)}, now {num_processes})" * (saved_by != num_processes))
@@ -113,7 +113,7 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path) -> None:
         UserError: when only as many processes as saved it can go on, or a shard is not one of DeepSpeed's.
     """
     with reading(f"--resume {checkpoint}: its shards", remedy="use another checkpoint"):
-        shards = SavedShards(checkpoint)
+        shards = CheckpointShards(checkpoint)
         is_own = _is_own(shards, engine)
     if is_own:
         engine.checkpoint_engine = UntrustedReader()
@@ -127,7 +127,7 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path) -> None:
         setattr(engine, name, shards.engine_state[name])
 
 
-def seed_anew(checkpoint: Path, *, seed: int, process: int) -> None:
+def reseed_for_world_size(checkpoint: Path, *, seed: int, process: int) -> None:
     """Random states for other processes than saved the checkpoint, the same at each such resume.
 
     The saved ones would be of no use: which blocks a process has, and so what it draws for dropout, is another
@@ -140,7 +140,7 @@ def seed_anew(checkpoint: Path, *, seed: int, process: int) -> None:
 class _StateOfProcess:
     """Puts together what this process would have saved."""
 
-    def __init__(self, shards: SavedShards, engine: DeepSpeedEngine) -> None:
+    def __init__(self, shards: CheckpointShards, engine: DeepSpeedEngine) -> None:
         self._shards = shards
         self._zero = engine.optimizer
         self._shapes: list[Mapping[str, torch.Size]] = engine._get_zero_param_shapes()
@@ -193,13 +193,13 @@ class _StateOfProcess:
         flat = torch.zeros(sum(self._places[name].length for name in names), dtype=dtype)
         for name in names:
             kept = self._kept[name]
-            for span in spans_of(dist.get_rank(), self._places[name], kept):
+            for span in overlapping_spans(dist.get_rank(), self._places[name], kept):
                 numbers = saved(span.kept_by, kept.sub_group).narrow(0, span.kept_at, span.length)
                 flat.narrow(0, span.belongs_at, span.length).copy_(numbers)
         return flat
 
 
-def _is_own(shards: SavedShards, engine: DeepSpeedEngine) -> bool:
+def _is_own(shards: CheckpointShards, engine: DeepSpeedEngine) -> bool:
     """Whether each process would have saved its own file, with the same optimizer and in the same layout."""
     groups = engine.optimizer.optimizer.param_groups
     return (
@@ -211,13 +211,13 @@ def _is_own(shards: SavedShards, engine: DeepSpeedEngine) -> bool:
     )
 
 
-def _scales_alike(shards: SavedShards, zero: Any) -> bool:
+def _scales_alike(shards: CheckpointShards, zero: Any) -> bool:
     return shards.first["dynamic_loss_scale"] == zero.dynamic_loss_scale
 
 
-def _places(shapes: Sequence[Mapping[str, torch.Size]], *, num_processes: int) -> dict[str, Place]:
+def _places(shapes: Sequence[Mapping[str, torch.Size]], *, num_processes: int) -> dict[str, PartitionLayout]:
     sizes = [{name: shape.numel() for name, shape in sub_group.items()} for sub_group in shapes]
-    return place_parameters(sizes, num_processes=num_processes)
+    return partition_layouts(sizes, num_processes=num_processes)
 
 
 def _is_scalar(value: Any) -> bool:

@@ -10,7 +10,7 @@ from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES, load_document_t
 from pretraining.errors import UserError
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.system.files import sha256_of
-from pretraining.training.data.order import WINDOW, BlockOrder, share_window
+from pretraining.training.data.order import WINDOW, BlockOrder, apportion
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def make_order(mixture: Mixture, *, seed: int) -> BlockOrder:
     Raises:
         UserError: when a share is too small to be had.
     """
-    shares = share_window([part.weight for part in mixture.parts])
+    shares = apportion([part.weight for part in mixture.parts])
     for part, share in zip(mixture.parts, shares, strict=True):
         if share == 0:
             raise UserError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
-from pretraining.runs.run_folder import checkpoint_to_resume, holds_nothing, is_run_folder, whole_checkpoints
+from pretraining.runs.run_folder import checkpoint_to_resume, complete_checkpoints, is_effectively_empty, is_run_folder
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import check_cores, num_processes
 from pretraining.system.restarts import this_restart
@@ -67,7 +67,9 @@ def check_run_folder(run_dir: Path, resume: str) -> None:
         raise UserError(
             f"--output_dir {run_dir}: cannot be written (no permission in {existing}); choose another folder"
         )
-    if run_dir.exists() and not (is_run_folder(run_dir) or holds_nothing(run_dir) or whole_checkpoints(run_dir)):
+    if run_dir.exists() and not (
+        is_run_folder(run_dir) or is_effectively_empty(run_dir) or complete_checkpoints(run_dir)
+    ):
         raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
     if this_restart() is None:  # a restart may resume from what was saved since
         checkpoint_to_resume(run_dir, resume)

@@ -4,18 +4,18 @@ import torch
 
 from pretraining.cli.arguments.planning import PlanArguments
 from pretraining.errors import UserError
-from pretraining.planning.machine import MOST_GPUS_PER_MACHINE, Machine
+from pretraining.planning.machine import MOST_GPUS_PER_MACHINE, MachineSpec
 from pretraining.system.gpus import find_gpu_type, gpu_type_of
 from pretraining.system.launchers import num_local_processes, num_processes
 from pretraining.system.memory import available_host_bytes
 from pretraining.training.distributed.process_group import has_gpu, smallest_gpu_bytes
 
 
-def this_machine() -> Machine:
+def this_machine() -> MachineSpec:
     """The GPUs that the processes of this start have, and the memory that is available now."""
     gpu_bytes = smallest_gpu_bytes()
     driver_name = torch.cuda.get_device_name() if has_gpu() else None
-    return Machine(
+    return MachineSpec(
         name="this machine" if driver_name is None else f"{num_processes()} x {driver_name}",
         num_processes=num_processes(),
         num_local_processes=num_local_processes(),
@@ -25,7 +25,7 @@ def this_machine() -> Machine:
     )
 
 
-def planned_machine(flags: PlanArguments) -> Machine:
+def planned_machine(flags: PlanArguments) -> MachineSpec:
     """What --num_gpus, --gpu_type and --host_memory describe; what they leave open is as in this machine.
 
     Raises:
@@ -39,7 +39,7 @@ def planned_machine(flags: PlanArguments) -> Machine:
     else:
         num_gpus = flags.num_gpus or here.num_processes
     kind = here.gpu_type if flags.gpu_type is None else find_gpu_type(flags.gpu_type)
-    return Machine(
+    return MachineSpec(
         name=here.name if flags.gpu_type is None else f"{num_gpus} x {flags.gpu_type}",
         num_processes=num_gpus,
         num_local_processes=min(num_gpus, max(MOST_GPUS_PER_MACHINE, here.num_local_processes)),

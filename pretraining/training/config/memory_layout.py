@@ -9,8 +9,8 @@ from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.cli.deepspeed_config import offloads
 from pretraining.planning.flops import flops_per_token
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.layout import Layout, ZeroSettings
-from pretraining.planning.machine import Machine
+from pretraining.planning.layout import TrainingLayout, ZeroSettings
+from pretraining.planning.machine import MachineSpec
 from pretraining.training.model.compile import Compilation, choose_compilation
 
 
@@ -21,12 +21,12 @@ def make_layout(
     *,
     batch: GlobalBatch,
     precision: str,
-    machine: Machine,
-) -> Layout:
+    machine: MachineSpec,
+) -> TrainingLayout:
     """How the flags lay the model out; gradients are added up in fp32 in it, which is not decided yet."""
     flags, trainer = arguments.model, arguments.trainer
     options = _checkpointing_options(trainer)
-    return Layout(
+    return TrainingLayout(
         shape=config,
         zero=ZeroSettings.of(ds_config["zero_optimization"], hidden_size=config.hidden_size),
         block_length=batch.block_length,
@@ -43,7 +43,7 @@ def make_layout(
         parameters_on_disk=offloads(ds_config, "param", to="nvme"),
         sequence_parallel_size=flags.sequence_parallel_size,
         attention=flags.attention_implementation,
-        isolates_documents=arguments.data.isolate_documents,
+        masks_documents=arguments.data.document_masking,
         checkpoint_every=None if options is None else options.get("every_n_layers", 1),
         offload_checkpoints=bool(options and options.get("offload")),
         loss_tiles=flags.loss_tiles,
@@ -59,12 +59,12 @@ def plan_layers(
     batch: GlobalBatch,
     *,
     num_steps: int | None,
-    machine: Machine,
+    machine: MachineSpec,
     recorded: bool | None = None,
 ) -> tuple[PretrainArguments, Compilation]:
     """The flags with that of compilation decided, and why; a run of unknown length counts as a short one."""
     flags, trainer = arguments.model, arguments.trainer
-    is_measured = not arguments.data.isolate_documents and not trainer.get("torch_compile")
+    is_measured = not arguments.data.document_masking and not trainer.get("torch_compile")
     compilation = choose_compilation(
         flags.compile_layers,
         recorded=recorded,

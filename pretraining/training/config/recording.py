@@ -18,14 +18,14 @@ from pretraining.runs.run_record import RunRecord
 from pretraining.system.inventory import machine_inventory
 from pretraining.system.privacy import mask_all
 from pretraining.system.processor import kernels
-from pretraining.training.config.run_config import RunPlan
+from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.run_identity import run_identity
 from pretraining.training.distributed.process_group import has_gpu
 
 logger = logging.getLogger(__name__)
 
 
-def record_start(plan: RunPlan, arguments: TrainingArguments) -> None:
+def record_start(plan: RunConfig, arguments: TrainingArguments) -> None:
     """Write run.json before the first step, so that it outlives a crash."""
     RunRecord(
         identity=run_identity(plan),
@@ -63,7 +63,7 @@ def known_limit_of(mixture: Mixture) -> dict[str, float] | None:
     return limits
 
 
-def _all_arguments(plan: RunPlan, arguments: TrainingArguments) -> Mapping[str, Any]:
+def _all_arguments(plan: RunConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
     """Every flag as it was resolved, by its name: the Trainer's, secrets hidden, and over them those of each group."""
     ours = plan.arguments
     groups = (ours.model, ours.optimization, ours.data, ours.durability, ours.observability, ours.plan)

@@ -14,20 +14,20 @@ from torch import distributed
 
 from pretraining.errors import UserError
 from pretraining.runs.checked_json import type_problem
-from pretraining.runs.checksums import damage, read_complete
+from pretraining.runs.checksums import corruption_reason, read_complete
 from pretraining.runs.run_folder import (
     INCOMPLETE,
     TOKEN_NAME,
     TRAINER_STATE_NAME,
     checkpoint_step,
     checkpoint_to_resume,
+    complete_checkpoints,
+    quarantine,
     read_trainer_state,
-    set_aside,
-    whole_checkpoints,
 )
 from pretraining.runs.run_lock import lock_run_folder
 from pretraining.system.restarts import Restart
-from pretraining.training.distributed.collectives import done_by_first, gathered
+from pretraining.training.distributed.collectives import all_gather_objects, run_on_main
 from pretraining.training.metrics.step_metrics import kept_by
 
 SEEN_WITHIN_SECONDS = 30.0  # NFS keeps what it knows of a folder for 30 s at first (acdirmin), of a file for 3
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """The checkpoint that a run resumes from, its step, and the blocks that were consumed until then.
 
     `blocks_by_store` is how many were read of each block store, by the sha256 of its manifest.json; None where an
@@ -51,17 +51,17 @@ class Start:
     blocks_by_store: Mapping[str, int] | None = None
 
 
-def resume_now(run_dir: Path, resume: str, restart: Restart | None) -> str:
+def effective_resume_mode(run_dir: Path, resume: str, restart: Restart | None) -> str:
     """--resume, which after a crash is that of the first attempt only until something was saved."""
     if restart is None or resume == "auto":
         return resume
     # The first attempt set aside what was later than the named checkpoint.
     named = checkpoint_step(Path(resume)) or 0
-    has_saved = any((checkpoint_step(checkpoint) or 0) > named for checkpoint in whole_checkpoints(run_dir))
+    has_saved = any((checkpoint_step(checkpoint) or 0) > named for checkpoint in complete_checkpoints(run_dir))
     return "auto" if has_saved or resume == "never" else resume
 
 
-def find_start(run_dir: Path, resume: str) -> Start:
+def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
     """What --resume means, before anything is loaded; no file's content is checked yet.
 
     Raises:
@@ -69,7 +69,7 @@ def find_start(run_dir: Path, resume: str) -> Start:
     """
     checkpoint = checkpoint_to_resume(run_dir, resume)
     if checkpoint is None:
-        return Start()
+        return ResumePoint()
     path = checkpoint / TRAINER_STATE_NAME
     try:
         state = read_trainer_state(checkpoint)
@@ -80,10 +80,10 @@ def find_start(run_dir: Path, resume: str) -> Start:
     if problem is not None or "num_blocks" not in kept:
         problem = problem or "num_blocks is missing"
         raise UserError(f"{path}: is damaged ({problem}); resume from another checkpoint")
-    return Start(checkpoint, kept["step"], kept["num_blocks"], kept.get("blocks_by_store"))
+    return ResumePoint(checkpoint, kept["step"], kept["num_blocks"], kept.get("blocks_by_store"))
 
 
-def hold_start(start: Start, run_dir: Path, resume: str) -> Start:
+def lock_and_verify(start: ResumePoint, run_dir: Path, resume: str) -> ResumePoint:
     """Hold the run folder, and see that every byte of the checkpoint is sound; called on all processes.
 
     An earlier checkpoint takes the place of a damaged one.
@@ -91,10 +91,10 @@ def hold_start(start: Start, run_dir: Path, resume: str) -> Start:
     Raises:
         UserError: when another run holds the folder or has saved since, or no sound checkpoint is left.
     """
-    done_by_first(lambda: lock_run_folder(run_dir))
+    run_on_main(lambda: lock_run_folder(run_dir))
     check_shared(run_dir)
-    now = done_by_first(lambda: find_start(run_dir, resume))
-    if any(gathered(start != now)):
+    now = run_on_main(lambda: find_resume_point(run_dir, resume))
+    if any(all_gather_objects(start != now)):
         raise UserError(
             f"--output_dir {run_dir}: another run has saved there while this one started, or its processes do not all "
             "see it alike; give the same command again"
@@ -105,7 +105,7 @@ def hold_start(start: Start, run_dir: Path, resume: str) -> Start:
             break
         if resume != "auto":
             raise UserError(f"--resume {now.checkpoint}: is damaged ({problem}); give an earlier one, or --resume auto")
-        now = done_by_first(partial(_without, now.checkpoint, problem, run_dir))
+        now = run_on_main(partial(_without, now.checkpoint, problem, run_dir))
         logger.info("going on from %s instead", now.checkpoint)
     return now
 
@@ -119,10 +119,10 @@ def check_shared(run_dir: Path) -> None:
         UserError: when they do not, with host and folder.
     """
     token_path = run_dir / TOKEN_NAME
-    token = done_by_first(partial(_write_token, token_path))
-    places = gathered(f"{run_dir.resolve()} on {socket.gethostname()}")
-    seen = gathered(_sees(token_path, token))
-    done_by_first(partial(token_path.unlink, missing_ok=True))
+    token = run_on_main(partial(_write_token, token_path))
+    places = all_gather_objects(f"{run_dir.resolve()} on {socket.gethostname()}")
+    seen = all_gather_objects(_sees(token_path, token))
+    run_on_main(partial(token_path.unlink, missing_ok=True))
     if not all(seen):
         rank = seen.index(False)
         raise UserError(
@@ -154,12 +154,14 @@ def _damage_of(checkpoint: Path) -> str | None:
     num_bytes = read_complete(checkpoint)["num_bytes"]
     if num_bytes > LARGE_BYTES:
         logger.info("checking the %.1f GB of %s", num_bytes / 1e9, checkpoint)
-    found = gathered(damage(checkpoint, part=distributed.get_rank(), num_parts=distributed.get_world_size()))
+    found = all_gather_objects(
+        corruption_reason(checkpoint, part=distributed.get_rank(), num_parts=distributed.get_world_size())
+    )
     return next((problem for problem in found if problem is not None), None)
 
 
-def _without(checkpoint: Path, problem: str, run_dir: Path) -> Start:
+def _without(checkpoint: Path, problem: str, run_dir: Path) -> ResumePoint:
     """Set a damaged checkpoint aside and start from the one before, which there must be."""
-    target = set_aside(checkpoint, INCOMPLETE)
+    target = quarantine(checkpoint, INCOMPLETE)
     logger.warning("%s: %s; set aside as %s", checkpoint, problem, target.name)
-    return find_start(run_dir, "auto")
+    return find_resume_point(run_dir, "auto")

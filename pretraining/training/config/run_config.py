@@ -15,8 +15,8 @@ from pretraining.data.mixture import Mixture
 from pretraining.data.store.manifest import MANIFEST_NAME
 from pretraining.planning.fit import GradientType, choose_gradient_type, resolved_settings
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.layout import Layout
-from pretraining.planning.machine import Machine
+from pretraining.planning.layout import TrainingLayout
+from pretraining.planning.machine import MachineSpec
 from pretraining.planning.suggestions import check_fits
 from pretraining.runs.record_file import read_run_record
 from pretraining.system.files import sha256_of, xxh3_of
@@ -26,7 +26,7 @@ from pretraining.training.config.data_checks import check_blocks, make_order
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.machine import this_machine
 from pretraining.training.config.memory_layout import make_layout, plan_layers
-from pretraining.training.config.resume import Start, find_start, resume_now
+from pretraining.training.config.resume import ResumePoint, effective_resume_mode, find_resume_point
 from pretraining.training.config.trainer_arguments import Precision, choose_precision
 from pretraining.training.data.loader import BlockStream
 from pretraining.training.data.order import BlockOrder
@@ -40,7 +40,7 @@ from pretraining.training.optim.schedule import Schedule, make_schedule
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class RunConfig:
     """Everything that is known about a run before it starts.
 
     `manifests` are the sha256 of the manifest.json of each block store; `has_same_data` says that they and their shares
@@ -55,7 +55,7 @@ class RunPlan:
     has_same_data: bool
     run_dir: Path
     resume: str
-    start: Start
+    start: ResumePoint
     ds_config: dict[str, Any]
     config: LlamaConfig
     batch: GlobalBatch
@@ -64,8 +64,8 @@ class RunPlan:
     precision: Precision
     gradient_type: GradientType
     compilation: Compilation
-    layout: Layout
-    machine: Machine
+    layout: TrainingLayout
+    machine: MachineSpec
     initial_weights: Mapping[str, str] | None
 
     def num_consumed(self, step: int) -> int:
@@ -114,7 +114,7 @@ class RunPlan:
     def predicts_alike(self) -> bool:
         """Whether the same number of tokens is predicted in every block: none is padding and none is masked."""
         splits = [part.store.manifest.splits["train"] for part in self.mixture.parts]
-        is_masked = self.arguments.data.mask_document_starts or self.mixture.origin.chat_template is not None
+        is_masked = self.arguments.data.ignore_first_token or self.mixture.origin.chat_template is not None
         return not is_masked and not any(split.num_padding_tokens for split in splits)
 
     @property
@@ -123,7 +123,7 @@ class RunPlan:
         return self.schedule.last_stable_step if self.schedule.shape == "wsd" else None
 
 
-def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
+def resolve_run_config(arguments: PretrainArguments, mixture: Mixture) -> RunConfig:
     """Decide what the run is, once `check_inputs` has seen its files; nothing is loaded.
 
     Raises:
@@ -137,9 +137,9 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     machine = this_machine()
     heads = Heads(config.num_attention_heads, config.num_key_value_heads)
     batch = plan_batch(arguments, heads, mixture.origin.block_length, machine.num_processes)
-    resume = resume_now(run_dir, arguments.durability.resume, this_restart())
-    start = find_start(run_dir, resume)
-    num_steps = num_steps_of(arguments, batch, sum(mixture.num_blocks("train")), start)
+    resume = effective_resume_mode(run_dir, arguments.durability.resume, this_restart())
+    start = find_resume_point(run_dir, resume)
+    num_steps = resolve_num_steps(arguments, batch, sum(mixture.num_blocks("train")), start)
     assert num_steps is not None, "the number of blocks is known"
     precision = choose_precision(trainer, has_gpu=has_gpu(), recorded=_recorded(start, "identity", "precision"))
     was = _recorded(start, "arguments", "compile_layers")
@@ -157,7 +157,7 @@ def plan_run(arguments: PretrainArguments, mixture: Mixture) -> RunPlan:
     if layout.computes_in_fp8:
         check_fp8(layout)
     ds_config["data_types"]["grad_accum_dtype"] = gradient_type.name
-    return RunPlan(
+    return RunConfig(
         arguments=arguments,
         mixture=mixture,
         order=order,
@@ -186,11 +186,11 @@ def data_identity(manifests: Sequence[str], order: BlockOrder) -> list[dict[str,
     return [{"manifest_sha256": manifest, "blocks_per_1000": share} for manifest, share in shares]
 
 
-def _has_same_data(start: Start, data: list[dict[str, Any]]) -> bool:
+def _has_same_data(start: ResumePoint, data: list[dict[str, Any]]) -> bool:
     return start.checkpoint is None or _recorded(start, "identity", "data") == data
 
 
-def _recorded(start: Start, section: str, name: str) -> Any:
+def _recorded(start: ResumePoint, section: str, name: str) -> Any:
     """What run.json of the run that is resumed has there, if anything."""
     if start.checkpoint is None:
         return None
@@ -203,7 +203,9 @@ def _hashes_of(folder: str | None) -> dict[str, str] | None:
     return {path.name: xxh3_of(path) for path in sorted(Path(folder).glob("*.safetensors"))}
 
 
-def num_steps_of(arguments: PretrainArguments, batch: GlobalBatch, num_blocks: int | None, start: Start) -> int | None:
+def resolve_num_steps(
+    arguments: PretrainArguments, batch: GlobalBatch, num_blocks: int | None, start: ResumePoint
+) -> int | None:
     """Optimizer steps of the whole run: as asked for, or as many as it takes for the tokens or fit into the epochs.
 
     None where only the number of blocks could tell, and that is not known.

@@ -15,31 +15,31 @@ from pretraining.runs.run_record import RunIdentity, check_same_run, differences
 from pretraining.system.inventory import processor_name
 from pretraining.system.processor import kernels
 from pretraining.system.restarts import this_restart
-from pretraining.training.checkpoint.reshard import check_can_go_on
-from pretraining.training.config.run_config import RunPlan, data_identity
+from pretraining.training.checkpoint.reshard import check_can_reshard
+from pretraining.training.config.run_config import RunConfig, data_identity
 from pretraining.training.optim.schedule import Schedule, check_same_until
 
 # What a Trainer fills in by itself, and what changes with the library.
-NOT_THE_SHAPE = ("bos_token_id", "dtype", "architectures", "use_cache", "transformers_version")
+IGNORED_CONFIG_FIELDS = ("bos_token_id", "dtype", "architectures", "use_cache", "transformers_version")
 
 SCHEDULE_FIELDS = tuple(f"schedule.{field.name}" for field in fields(Schedule))
 
 logger = logging.getLogger(__name__)
 
 
-def run_identity(plan: RunPlan) -> RunIdentity:
+def run_identity(plan: RunConfig) -> RunIdentity:
     """What makes it this run and no other."""
     config = plan.config.to_dict()
     trainer, optimization = plan.arguments.trainer, plan.arguments.optimization
     return RunIdentity(
         data=data_identity(plan.manifests, plan.order),
         tokenizer_sha256=plan.mixture.origin.tokenizer.sha256,
-        model_config={name: value for name, value in config.items() if name not in NOT_THE_SHAPE},
+        model_config={name: value for name, value in config.items() if name not in IGNORED_CONFIG_FIELDS},
         global_batch_tokens=plan.batch.tokens,
         seed=trainer["seed"],
         order_seed=plan.order.seed,
-        isolate_documents=plan.arguments.data.isolate_documents,
-        mask_document_starts=plan.arguments.data.mask_document_starts,
+        document_masking=plan.arguments.data.document_masking,
+        ignore_first_token=plan.arguments.data.ignore_first_token,
         precision=plan.precision,
         optimizer=optimization.optim,
         optimizer_settings={
@@ -55,7 +55,7 @@ def run_identity(plan: RunPlan) -> RunIdentity:
     )
 
 
-def take_run_folder(plan: RunPlan) -> None:
+def claim_output_dir(plan: RunConfig) -> None:
     """See that this run may write into its folder, and that it is the one that it goes on with.
 
     Raises:
@@ -80,7 +80,7 @@ def _begun_from(run_dir: Path) -> str | None:
     return read_run_record(run_dir).get("resumed_from") if is_run_folder(run_dir) else None
 
 
-def is_unchanged(plan: RunPlan) -> bool:
+def matches_recorded_run(plan: RunConfig) -> bool:
     """Whether what its folder holds was made by the very same run, so that the same would be made again."""
     if not is_run_folder(plan.run_dir):
         return True
@@ -91,7 +91,7 @@ def is_unchanged(plan: RunPlan) -> bool:
     return not any(differences(recorded.get(name), value) for name, value in ours.items())
 
 
-def _check_goes_on(plan: RunPlan, checkpoint: Path) -> None:
+def _check_goes_on(plan: RunConfig, checkpoint: Path) -> None:
     """Refuse to go on with another run, or with a schedule that would have been another one until here.
 
     One that is another from here on is said: a run is made longer so, but a flag may be forgotten too.
@@ -101,7 +101,7 @@ def _check_goes_on(plan: RunPlan, checkpoint: Path) -> None:
     if not plan.machine.has_gpu:
         now = {"cpu": processor_name(), "kernels": kernels(), "threads": torch.get_num_threads()}
         warn_of_processor(checkpoint.parent, now=now)
-    check_can_go_on(checkpoint, plan.ds_config, num_processes=plan.batch.num_processes)
+    check_can_reshard(checkpoint, plan.ds_config, num_processes=plan.batch.num_processes)
     recorded = read_run_record(checkpoint.parent, needs=SCHEDULE_FIELDS)["schedule"]
     changed = differences(recorded, json.loads(json.dumps(asdict(plan.schedule))))
     if changed and "schedule" not in plan.arguments.durability.allow_changed:
@@ -110,7 +110,7 @@ def _check_goes_on(plan: RunPlan, checkpoint: Path) -> None:
         logger.warning("from step %d on another schedule: %s was %s, now it is %s", plan.start.step + 1, name, was, now)
 
 
-def _check_same(plan: RunPlan, run_dir: Path) -> None:
+def _check_same(plan: RunConfig, run_dir: Path) -> None:
     recorded, ours = read_run_record(run_dir).get("num_parameters"), num_parameters(plan.config)
     if recorded != ours:
         raise UserError(

@@ -4,21 +4,21 @@ import logging
 import shutil
 
 from pretraining.cli.logs import IN_ONE_LINE, counted
-from pretraining.planning.cost import what_is_kept
+from pretraining.planning.cost import disk_usage
 from pretraining.planning.flops import num_parameters
 from pretraining.planning.footprint import footprint
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.system.formatting import format_bytes
 from pretraining.system.processor import bf16_instruction
-from pretraining.training.checkpoint.reshard import said_checkpoint
-from pretraining.training.config.run_config import RunPlan
+from pretraining.training.checkpoint.reshard import describe_checkpoint
+from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.trainer_arguments import bf16_product_time
 from pretraining.training.model.compile import ASKED, TOO_SHORT
 
 logger = logging.getLogger(__name__)
 
 
-def announce(plan: RunPlan) -> None:
+def log_run_config(plan: RunConfig) -> None:
     """Say what is about to run."""
     batch, schedule = plan.batch, plan.schedule
     num_blocks = plan.num_steps * batch.blocks
@@ -49,7 +49,7 @@ def announce(plan: RunPlan) -> None:
             epochs = plan.epochs_by_source(num_blocks)[f"epoch/{part.source}"]
             logger.info(f"source {part.source}: {share} of 1,000 blocks, {epochs:.2f} epochs of {part.store.name}")
     if plan.start.checkpoint is not None:
-        checkpoint = said_checkpoint(plan.start.checkpoint, num_processes=batch.num_processes)
+        checkpoint = describe_checkpoint(plan.start.checkpoint, num_processes=batch.num_processes)
         logger.info("resuming from %s", checkpoint)
     _warn_of_warm_up(plan)
     if plan.layout.computes_in_fp8 and not plan.machine.has_gpu:
@@ -57,7 +57,7 @@ def announce(plan: RunPlan) -> None:
     _warn_of_disk(plan)
 
 
-def _announce_precision(plan: RunPlan) -> None:
+def _announce_precision(plan: RunConfig) -> None:
     """Log why a CPU trains in the precision that it does, where no flag says so."""
     if plan.machine.has_gpu or plan.arguments.trainer["bf16"] is not None or plan.arguments.trainer.get("fp16"):
         return
@@ -73,7 +73,7 @@ def _announce_precision(plan: RunPlan) -> None:
     logger.info("precision: %s (%s)", plan.precision, reason)
 
 
-def _announce_compilation(plan: RunPlan) -> None:
+def _announce_compilation(plan: RunConfig) -> None:
     """Log that layers are compiled where no flag says so, and for a run that is long enough why they are not."""
     if plan.machine.has_gpu or plan.compilation.reason in (ASKED, TOO_SHORT):
         return
@@ -86,7 +86,7 @@ def _said_processes(batch: GlobalBatch) -> str:
     return f"{counted(batch.num_groups, 'group')} of {batch.sequence_parallel_size} processes that share each block"
 
 
-def _warn_of_warm_up(plan: RunPlan) -> None:
+def _warn_of_warm_up(plan: RunConfig) -> None:
     if plan.schedule.warmup_steps >= plan.num_steps and plan.schedule.warmup_steps > 0:
         logger.warning(
             "--warmup_steps %d: the run has %s, so the learning rate ends at %.2e, on its way up to "
@@ -98,7 +98,7 @@ def _warn_of_warm_up(plan: RunPlan) -> None:
         )
 
 
-def _announce_memory(plan: RunPlan) -> None:
+def _announce_memory(plan: RunConfig) -> None:
     needed, machine = footprint(plan.layout, has_gpu=plan.machine.has_gpu), plan.machine
     places = []
     if machine.gpu_bytes is not None:
@@ -108,8 +108,8 @@ def _announce_memory(plan: RunPlan) -> None:
     logger.info("planned: %s", ", ".join(places))
 
 
-def _warn_of_disk(plan: RunPlan) -> None:
-    kept = what_is_kept(plan.arguments, plan.layout, num_tokens=plan.num_steps * plan.batch.tokens)
+def _warn_of_disk(plan: RunConfig) -> None:
+    kept = disk_usage(plan.arguments, plan.layout, num_tokens=plan.num_steps * plan.batch.tokens)
     existing = next(folder for folder in (plan.run_dir, *plan.run_dir.resolve().parents) if folder.is_dir())
     needed, free = kept.checkpoints_bytes + kept.exports_bytes, shutil.disk_usage(existing).free
     if needed > free:

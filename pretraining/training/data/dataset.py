@@ -45,8 +45,8 @@ class UnusableBlockError(UserError):
 class BlockFields:
     """What an item has besides `input_ids` and `labels`."""
 
-    isolate_documents: bool = False
-    mask_document_starts: bool = False
+    document_masking: bool = False
+    ignore_first_token: bool = False
 
 
 class BlockDataset(Dataset):
@@ -109,10 +109,10 @@ class BlockDataset(Dataset):
         labels[num_tokens:] = IGNORED_LABEL
         if self._has_answers:
             labels[self._values(ANSWER_COLUMN, place) == 0] = IGNORED_LABEL
-        if self._fields.mask_document_starts:
+        if self._fields.ignore_first_token:
             labels[starts] = IGNORED_LABEL
         item = {"input_ids": ids, "labels": labels, "sources": self._sources_of(place, starts)}
-        if self._fields.isolate_documents:
+        if self._fields.document_masking:
             bounds = np.append(starts, num_tokens) if num_tokens < self.block_length else starts
             item["position_ids"] = np.arange(self.block_length) - np.repeat(bounds, self._lengths(bounds))
         return {name: torch.from_numpy(values) for name, values in item.items()}

@@ -68,7 +68,7 @@ class BlockOrder:
         return before
 
 
-def share_window(weights: Sequence[float]) -> list[int]:
+def apportion(weights: Sequence[float]) -> list[int]:
     """How many of 1,000 blocks each weight is, by largest remainder; they add up to 1,000.
 
     >>> share_window([0.7, 0.3]), share_window([1, 1, 1])

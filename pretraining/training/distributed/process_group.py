@@ -24,12 +24,12 @@ from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.utils import logger as deepspeed_logger
 from torch.distributed import HashStore, Store, TCPStore
 
-from pretraining.cli.program import leave
+from pretraining.cli.program import exit_process
 from pretraining.errors import UserError
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import check_cores, has_launcher, num_local_processes, num_processes
-from pretraining.system.signals import KnownProcess
-from pretraining.training.distributed.collectives import gathered
+from pretraining.system.signals import ProcessHandle
+from pretraining.training.distributed.collectives import all_gather_objects
 
 LOOPBACK = "127.0.0.1"
 LOOPBACK_SCHEME = "loopback"
@@ -76,7 +76,7 @@ def _warn_of_turns(num_processes: int, *, num_cores: int) -> None:
         )
 
 
-def join_processes(*, timeout_seconds: int) -> None:
+def init_process_group(*, timeout_seconds: int) -> None:
     """Make the process group. It must exist before the first ZeRO-3 parameter does.
 
     On CPU the Trainer makes a group of its own that DeepSpeed does not know, and `zero.Init` then takes the run for
@@ -150,16 +150,16 @@ def _loopback_rendezvous(_: str, *, timeout: timedelta, **_options: Any) -> Iter
 torch.distributed.register_rendezvous_handler(LOOPBACK_SCHEME, _loopback_rendezvous)
 
 
-def other_local_processes() -> dict[int, KnownProcess]:
+def local_peers() -> dict[int, ProcessHandle]:
     """The other processes of this run that this one can see, on the same machine and in the same container, by rank."""
     place = (Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink()))
-    ours = KnownProcess.of(os.getpid())
-    found = enumerate(gathered((place, ours)))
+    ours = ProcessHandle.of(os.getpid())
+    found = enumerate(all_gather_objects((place, ours)))
     return {rank: other for rank, (its_place, other) in found if its_place == place and other != ours}
 
 
-def leave_processes(exit_code: int = 0) -> NoReturn:
-    """End every process of a run that is complete, or was stopped; see `leave` for why not by returning."""
+def shutdown_process_group(exit_code: int = 0) -> NoReturn:
+    """End every process of a run that is complete, or was stopped; see `exit_process` for why not by returning."""
     for worker in multiprocessing.active_children():  # of a DataLoader, which would be waited for
         worker.kill()
     atexit._run_exitfuncs()  # where trackers such as wandb send what they still hold
@@ -167,7 +167,7 @@ def leave_processes(exit_code: int = 0) -> NoReturn:
     torch.distributed.destroy_process_group()
     if "mpi4py.MPI" in sys.modules:  # DeepSpeed asked MPI for the ranks, and mpirun waits for the goodbye of each
         sys.modules["mpi4py.MPI"].Finalize()
-    leave(exit_code)
+    exit_process(exit_code)
 
 
 def _become_single_process() -> None:

@@ -1,10 +1,10 @@
-"""--plan_measure: a few real steps, and what they took beside what was planned."""
+"""--profile_plan: a few real steps, and what they took beside what was planned."""
 
 import sys
 from typing import Any
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
-from pretraining.cli.program import leave
+from pretraining.cli.program import exit_process
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
 from pretraining.planning.cost import Costs
@@ -14,7 +14,7 @@ from pretraining.planning.table import PlannedRun
 from pretraining.system.launchers import process_rank
 from pretraining.training.config.machine import this_machine
 from pretraining.training.dry_run.dry_run import plan_without_start
-from pretraining.training.dry_run.trial import FITS, TrialPlace, TrialSize
+from pretraining.training.dry_run.trial import FITS, TrialRendezvous, TrialSize
 
 NUM_STEPS = 5
 MOST_MICRO_STEPS = 8  # of a step of the trial; a real one may have hundreds
@@ -39,13 +39,13 @@ def measure_plan(arguments: PretrainArguments, mixture: Mixture) -> None:
     plan = plan_without_start(arguments, this_machine(), mixture)
     batch = plan.batch
     size = TrialSize(batch.micro_batch_blocks, min(MOST_MICRO_STEPS, batch.gradient_accumulation_steps), NUM_STEPS)
-    with TrialPlace() as place:
+    with TrialRendezvous() as place:
         outcome, results = place.run(size)
     if outcome != FITS:
-        raise UserError(f"--plan_measure: {batch.micro_batch_blocks} blocks at a time: {outcome}; see --plan_only")
+        raise UserError(f"--profile_plan: {batch.micro_batch_blocks} blocks at a time: {outcome}; see --dry_run")
     if process_rank() == 0:
         sys.stdout.write(measured_table(plan, results, size))
-    leave(0)
+    exit_process(0)
 
 
 def measured_table(plan: PlannedRun, results: list[dict[str, Any]], size: TrialSize) -> str:

@@ -11,14 +11,14 @@ from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
 from pretraining.planning.fit import fits
 from pretraining.planning.footprint import footprint
-from pretraining.planning.layout import Layout
-from pretraining.planning.machine import Machine
+from pretraining.planning.layout import TrainingLayout
+from pretraining.planning.machine import MachineSpec
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import is_run_folder
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.machine import this_machine
 from pretraining.training.dry_run.dry_run import plan_without_start
-from pretraining.training.dry_run.trial import FITS, TrialPlace, TrialSize
+from pretraining.training.dry_run.trial import FITS, TrialRendezvous, TrialSize
 
 TRIAL_STEPS = 2  # the second has the optimizer's moments as well
 TRIAL_MICRO_STEPS = 2  # the second adds to the gradients of the first
@@ -42,7 +42,7 @@ def with_largest_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> 
         found = _find(plan.layout, machine, num_blocks)
     if found is None:
         raise UserError(
-            "--micro_batch auto: not even one block at a time fits; --plan_only says what is needed, and what would fit"
+            "--micro_batch auto: not even one block at a time fits; --dry_run says what is needed, and what would fit"
         )
     logger.info("--micro_batch auto: %d blocks at a time, %d micro steps", found, num_blocks // found)
     return with_micro_batch(arguments, found)
@@ -69,8 +69,8 @@ def largest(numbers: Sequence[int], does_fit: Callable[[int], bool], *, begin: i
     return numbers[place] if place >= 0 else None
 
 
-def _find(layout: Layout, machine: Machine, num_blocks: int) -> int | None:
-    with TrialPlace() as place:
+def _find(layout: TrainingLayout, machine: MachineSpec, num_blocks: int) -> int | None:
+    with TrialRendezvous() as place:
         # Host memory is another amount at each look, and all processes must try the same.
         numbers, begin = place.from_first(lambda: _candidates(layout, machine, num_blocks))
         if not numbers:
@@ -85,7 +85,7 @@ def _find(layout: Layout, machine: Machine, num_blocks: int) -> int | None:
         return largest(numbers, does_fit, begin=begin)
 
 
-def _candidates(layout: Layout, machine: Machine, num_blocks: int) -> tuple[list[int], int]:
+def _candidates(layout: TrainingLayout, machine: MachineSpec, num_blocks: int) -> tuple[list[int], int]:
     """Only what may fit, and the place of the largest that fits by plan, to begin with."""
     divisors = [number for number in range(1, num_blocks + 1) if num_blocks % number == 0]
     numbers = [number for number in divisors if _may_fit(replace(layout, micro_batch_blocks=number), machine)]
@@ -93,13 +93,13 @@ def _candidates(layout: Layout, machine: Machine, num_blocks: int) -> tuple[list
     return numbers, max(0, len(planned) - 1)
 
 
-def _may_fit(layout: Layout, machine: Machine) -> bool:
+def _may_fit(layout: TrainingLayout, machine: MachineSpec) -> bool:
     if machine.gpu_bytes is None:
         return fits(layout, machine)
     return footprint(layout).gpu_bytes <= machine.gpu_bytes * (1 + PLAN_ERROR)
 
 
-def _found_before(run_dir: Path, machine: Machine) -> int | None:
+def _found_before(run_dir: Path, machine: MachineSpec) -> int | None:
     """What the run in this folder was started with on as many GPUs, so that it goes on the same to the bit."""
     if not is_run_folder(run_dir):
         return None

@@ -42,7 +42,7 @@ KILLED_CODE = -9
 TRIAL_FLAGS = {
     "force": "true",
     "micro_batch": "given",
-    "plan_measure": "false",
+    "profile_plan": "false",
     "restarts": "0",
     "resume": "never",
     "global_batch_tokens": "none",
@@ -86,13 +86,13 @@ class TrialSize:
         return [f"--{name}={value}" for name, value in values.items()]
 
 
-class TrialPlace:
+class TrialRendezvous:
     """The folder in which the processes of one launcher meet for their trials; the first one makes and removes it."""
 
     def __init__(self) -> None:
         if num_local_processes() != num_processes():
             raise UserError(
-                "--micro_batch auto, --plan_measure: processes on several machines cannot try together; leave it out"
+                "--micro_batch auto, --profile_plan: processes on several machines cannot try together; leave it out"
             )
         if has_launcher():
             restart = this_restart()  # after which the folder of the attempt before is still there
@@ -102,7 +102,7 @@ class TrialPlace:
             self._folder = Path(tempfile.mkdtemp(prefix="pretraining-trial-"))
         self._number = 0
 
-    def __enter__(self) -> "TrialPlace":
+    def __enter__(self) -> "TrialRendezvous":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 from pretraining.errors import UserError
 from pretraining.training.data.batch import Batch
 from pretraining.training.metrics.evaluation import figures_by_source, figures_of
-from pretraining.training.metrics.spike_detector import SpikeDetector, Verdict
+from pretraining.training.metrics.spike_detector import Anomaly, SpikeDetector
 from pretraining.training.model.loss import NUM_SUMS, TokenLosses, block_sums, source_sums
 
 # One after another; dynamic loss scaling of fp16 halves its scale from 2^16 to 1 in 32 such steps at most.
@@ -30,7 +30,7 @@ class StepResult:
     """One finished step: its exact mean loss over all processes, and what is wrong with it if anything."""
 
     loss: float
-    verdict: Verdict | None
+    verdict: Anomaly | None
 
 
 @dataclass
@@ -54,7 +54,7 @@ class SmoothedLoss:
         return self.sum / self.weight if self.weight else math.nan
 
 
-class StepWatch(TrainerCallback, ExportableState):
+class StepMetrics(TrainerCallback, ExportableState):
     """Sums up what micro steps give, and judges each step; all processes come to the same verdict.
 
     One small reduction a step and none a micro step. What it knows of the past is saved in each checkpoint, by the
@@ -130,7 +130,7 @@ class StepWatch(TrainerCallback, ExportableState):
             return {}
         return {name: row for row, name in enumerate(self._names) if name or row < len(self._sources)}
 
-    def _count(self, verdict: Verdict | None) -> None:
+    def _count(self, verdict: Anomaly | None) -> None:
         is_non_finite = verdict is not None and verdict.fault == "non-finite"
         self.num_non_finite_steps += is_non_finite
         self.num_spikes += verdict is not None and verdict.fault == "spike"
@@ -190,7 +190,7 @@ class StepWatch(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take up what the checkpoint kept that the run goes on from."""
-        self.restore(kept_by(state, StepWatch.__name__))
+        self.restore(kept_by(state, StepMetrics.__name__))
 
 
 def kept_by(state: TrainerState, callback: str) -> dict[str, Any]:

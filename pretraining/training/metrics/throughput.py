@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pretraining.training.metrics.time_split import Part, TimeSplit
+from pretraining.training.metrics.time_split import Part, TimeBreakdown
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ThroughputMeter:
 
     def __init__(self, work: StepWork, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.work = work
-        self.times = TimeSplit(clock)
+        self.times = TimeBreakdown(clock)
         self._clock = clock
         self._interval_began_at: float | None = None
         self._paused_seconds = 0.0

@@ -9,7 +9,7 @@ Part = Literal["data", "forward_backward", "optimizer", "save", "evaluation", "o
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
-class TimeSplit:
+class TimeBreakdown:
     """Counts seconds by part. What has no part of its own, such as callbacks and the log, is "other"."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -10,13 +10,13 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
 
 from pretraining.cli.arguments.pretrain import ModelArguments
-from pretraining.data.store.manifest import Origin
+from pretraining.data.store.manifest import StoreSpec
 from pretraining.errors import UserError
 from pretraining.training.model.fields import model_fields
 from pretraining.training.model.shape import shape_problems
 
 
-def load_model_config(arguments: ModelArguments, blocks: Origin | None) -> LlamaConfig:
+def load_model_config(arguments: ModelArguments, blocks: StoreSpec | None) -> LlamaConfig:
     """The configuration to train: the named shape, with the vocabulary and special tokens of the blocks, if any.
 
     Raises:

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from pretraining.cli.packages import compiler_problem
 from pretraining.errors import UserError
-from pretraining.planning.machine import Machine
+from pretraining.planning.machine import MachineSpec
 from pretraining.system.cores import machine_cores
 from pretraining.system.private_dirs import private_dir
 
@@ -43,7 +43,7 @@ def choose_compilation(
     *,
     recorded: bool | None,
     is_possible: bool,
-    machine: Machine,
+    machine: MachineSpec,
     flops: float,
     num_cores: int | None = None,
 ) -> Compilation:
@@ -76,7 +76,7 @@ def choose_compilation(
     return Compilation(decided, reason)
 
 
-def gather_by_layer(model: PreTrainedModel) -> None:
+def set_zero_leaf_layers(model: PreTrainedModel) -> None:
     """Have ZeRO-3 gather the weights of a layer at once; it must not have its engine yet."""
     set_z3_leaf_modules(model, [LlamaDecoderLayer])
 

@@ -21,7 +21,7 @@ from pretraining.runs.untrusted import check_no_code
 
 if TYPE_CHECKING:
     from pretraining.cli.arguments.pretrain import ModelArguments
-    from pretraining.data.store.manifest import Origin
+    from pretraining.data.store.manifest import StoreSpec
 
 PRESETS_PATH = Path(__file__).with_name("presets.yaml")
 # LlamaConfig's, of transformers 5; None for what follows from others, or is nothing.
@@ -79,7 +79,7 @@ def load_presets() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(PRESETS_PATH.read_text(encoding="utf-8"))
 
 
-def model_fields(arguments: ModelArguments, blocks: Origin | None) -> dict[str, Any]:
+def model_fields(arguments: ModelArguments, blocks: StoreSpec | None) -> dict[str, Any]:
     """The config's fields: the named shape with its overrides, and the vocabulary of the blocks for a preset.
 
     Raises:
@@ -220,7 +220,7 @@ def _head_problems(fields: Mapping[str, Any]) -> Iterator[str]:
         yield f"head_dim {head_dim}: must be even, positions turn pairs; override head_dim or hidden_size"
 
 
-def _check_against_blocks(fields: Mapping[str, Any], name: str, blocks: Origin) -> None:
+def _check_against_blocks(fields: Mapping[str, Any], name: str, blocks: StoreSpec) -> None:
     problems = []
     vocab_size, num_positions = fields["vocab_size"], fields["max_position_embeddings"]
     if vocab_size < blocks.tokenizer.vocab_size or vocab_size >= 2 * blocks.tokenizer.vocab_size:

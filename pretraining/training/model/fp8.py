@@ -12,14 +12,14 @@ import torch
 from transformers import PreTrainedModel
 
 from pretraining.errors import UserError
-from pretraining.planning.layout import Layout
+from pretraining.planning.layout import TrainingLayout
 from pretraining.training.distributed.process_group import has_gpu
 
 LOWEST_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 MULTIPLE = 16  # torch._scaled_mm wants rows of whole 16 bytes; in backward the tokens make a row
 
 
-def compute_in_fp8(model: PreTrainedModel) -> None:
+def convert_to_fp8(model: PreTrainedModel) -> None:
     """Convert the layers' linears; without a GPU they multiply the same casts in fp32.
 
     Before the layers are compiled, and they must be: as it stands, a converted linear keeps its gathered weight for
@@ -37,13 +37,13 @@ def compute_in_fp8(model: PreTrainedModel) -> None:
             module.forward = MethodType(forward, module)
 
 
-def check_fp8(layout: Layout) -> None:
+def check_fp8(layout: TrainingLayout) -> None:
     """Refuse a GPU or a model that cannot compute in fp8.
 
     Raises:
         UserError: with all problems at once.
     """
-    problems = odd_sizes(layout)
+    problems = unsupported_sizes(layout)
     capability = torch.cuda.get_device_capability() if has_gpu() else LOWEST_CAPABILITY
     if capability < LOWEST_CAPABILITY:
         problems.append(
@@ -54,7 +54,7 @@ def check_fp8(layout: Layout) -> None:
         raise UserError(*problems)
 
 
-def odd_sizes(layout: Layout) -> list[str]:
+def unsupported_sizes(layout: TrainingLayout) -> list[str]:
     """Why no machine can."""
     shape = layout.shape
     widths = {

@@ -132,7 +132,7 @@ def _forward_with_token_losses(
 
 
 @contextmanager
-def in_whole_blocks(model: PreTrainedModel) -> Iterator[None]:
+def without_tiling(model: PreTrainedModel) -> Iterator[None]:
     """The model without its tiles, for as long as this lasts."""
     tiled = [module for module in model.modules() if isinstance(vars(module).get("forward"), partial)]
     forwards = [vars(module).pop("forward") for module in tiled]

@@ -5,12 +5,12 @@ from pathlib import Path
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from pretraining.data.store.manifest import Origin
+from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.tokenize.tokenizer import read_special_tokens
 from pretraining.errors import reading
 
 
-def tokenizer_for_model(store: Path, origin: Origin, *, max_length: int) -> PreTrainedTokenizerFast:
+def tokenizer_for_model(store: Path, origin: StoreSpec, *, max_length: int) -> PreTrainedTokenizerFast:
     """The data set's tokenizer, set to put around a prompt what training put before a document: BOS or nothing.
 
     As a `PreTrainedTokenizerFast` every reader takes tokenizer.json as it stands; under the name of LlamaTokenizer

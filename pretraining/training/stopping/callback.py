@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from pretraining.cli.logs import HAS_EVENT
+from pretraining.cli.logs import LOGGED_AS_EVENT
 from pretraining.runs.run_folder import STOP_NAME
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.system.restarts import run_started_at
@@ -22,7 +22,7 @@ LONG_SAVE_SECONDS = 20.0  # launchers kill 30 s after they asked, and the step h
 logger = logging.getLogger(__name__)
 
 
-class Stopping(TrainerCallback, ExportableState):
+class StopCallback(TrainerCallback, ExportableState):
     """Has all processes agree at each step, and at each batch of an evaluation, whether the run stops there.
 
     It must stand after whatever asks for an evaluation or a save. An evaluation is not waited for: a checkpoint
@@ -48,7 +48,7 @@ class Stopping(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take up what the checkpoint kept, and listen."""
-        kept = kept_by(state, Stopping.__name__)
+        kept = kept_by(state, StopCallback.__name__)
         self._owes_evaluation = kept.get("owes_evaluation", False) and args.eval_strategy != "no"
         self._limit.longest_save = kept.get("longest_save", 0.0)
         self._began_at = state.global_step
@@ -133,7 +133,7 @@ class Stopping(TrainerCallback, ExportableState):
             step, saver = state.global_step, self._trainer.saver
             saved = f"checkpoint-{step} saved in {saver.last_seconds:.1f} s; " if saver.saved_step == step else ""
             said = "stopped at step %d (%s); %sthe same command goes on"
-            logger.warning(said, step, self._request.reason, saved, extra=HAS_EVENT)
+            logger.warning(said, step, self._request.reason, saved, extra=LOGGED_AS_EVENT)
 
     def _agree(self, args: TrainingArguments, state: TrainerState) -> bool:
         """Whether any process was asked to stop; all come to the same answer."""

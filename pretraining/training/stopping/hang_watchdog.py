@@ -1,4 +1,4 @@
-"""--hang_minutes: a run in which nothing moves any more ends, and leaves behind where each of its processes stood."""
+"""--hang_timeout_minutes: end a run that makes no progress, and write the stack traces of all its processes."""
 
 import faulthandler
 import threading
@@ -9,16 +9,16 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pretraining.cli.program import CRASH_EXIT_CODE, leave_at_once
+from pretraining.cli.program import CRASH_EXIT_CODE, hard_exit
 from pretraining.system.launchers import process_rank
 
 STACKS_DIR_NAME = "stacks"
 OTHERS_DUMP_SECONDS = 5.0  # they noticed at the same time, and a launcher ends them when the first process leaves
 SPARE_SECONDS = 30.0
-LONGER_FOR_SAVES = 10  # a checkpoint of 1 TB on a slow file system is no hang
+SAVE_TIMEOUT_FACTOR = 10  # a checkpoint of 1 TB on a slow file system is no hang
 
 
-class HangWatch(TrainerCallback):
+class HangWatchdog(TrainerCallback):
     """Waits for micro steps, batches of evaluations and saves, from the first step to the last evaluation."""
 
     def __init__(self, run_dir: Path, *, minutes: float, is_writing: Callable[[], bool]) -> None:
@@ -62,7 +62,7 @@ class HangWatch(TrainerCallback):
     def _watch(self) -> None:
         while True:
             left, moved_at = self._limit, self._moved_at
-            limit = self._limit * (LONGER_FOR_SAVES if self._is_writing() else 1)
+            limit = self._limit * (SAVE_TIMEOUT_FACTOR if self._is_writing() else 1)
             if moved_at is None:
                 faulthandler.cancel_dump_traceback_later()
             else:
@@ -79,5 +79,7 @@ class HangWatch(TrainerCallback):
         with (self._stacks_dir / f"rank-{rank}.txt").open("w") as stacks:
             faulthandler.dump_traceback(stacks)
         time.sleep(OTHERS_DUMP_SECONDS)
-        said = f"--hang_minutes {self._limit / 60:g}: nothing moved for so long; where each process stood is in "
-        leave_at_once(f"{said}{self._stacks_dir}" if rank == 0 else "", CRASH_EXIT_CODE)
+        said = (
+            f"--hang_timeout_minutes {self._limit / 60:g}: nothing moved for so long; where each process stood is in "
+        )
+        hard_exit(f"{said}{self._stacks_dir}" if rank == 0 else "", CRASH_EXIT_CODE)

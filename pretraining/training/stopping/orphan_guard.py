@@ -21,21 +21,21 @@ from pretraining.cli.program import (
     INTERRUPTED_EXIT_CODE,
     STOPPED_EXIT_CODE,
     USER_ERROR_EXIT_CODE,
-    leave_at_once,
+    hard_exit,
 )
 from pretraining.system.launchers import has_launcher, launcher_identity, local_rank, process_rank, stat_words
-from pretraining.system.signals import STOP_SIGNALS, KnownProcess
+from pretraining.system.signals import STOP_SIGNALS, ProcessHandle
 from pretraining.training.stopping.request import END_SIGNAL, Phase, StopRequest
 
-LOOK_SECONDS = 0.02  # the deepspeed command takes about 0.1 s to end, and must not get to report success
+POLL_SECONDS = 0.02  # the deepspeed command takes about 0.1 s to end, and must not get to report success
 LOOK_AROUND_SECONDS = 1.0
 ASKED_WITHIN_SECONDS = 1.0  # a signal to all processes of a job kills some launchers, and asks the ranks to stop
-SPEAK_WITHIN_SECONDS = 3.0  # what another process has to say about its end comes first
-IMPATIENT_AFTER_SECONDS = 1.0  # some launchers pass on the Ctrl-C that their processes had already
+PEER_GRACE_SECONDS = 3.0  # what another process has to say about its end comes first
+DOUBLE_INTERRUPT_SECONDS = 1.0  # some launchers pass on the Ctrl-C that their processes had already
 SHELLS = {"sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "csh", "tcsh"}
 
 
-class Lifeline(threading.Thread):
+class OrphanGuard(threading.Thread):
     """Ends this process when it must not go on, whatever its main thread does; passes on who asks it to stop."""
 
     def __init__(self, request: StopRequest) -> None:
@@ -43,12 +43,12 @@ class Lifeline(threading.Thread):
         self._request = request
         self._launcher = _launcher()
         self._runner = None if self._launcher is None else _deepspeed_runner(self._launcher.pid)
-        self._others: dict[int, KnownProcess] = {}
+        self._others: dict[int, ProcessHandle] = {}
         self._ends_at: float | None = None
         self._first_interrupt: float | None = None
         self._looked_around_at = 0.0
 
-    def watch(self, others: Mapping[int, KnownProcess]) -> None:
+    def watch(self, others: Mapping[int, ProcessHandle]) -> None:
         """End when one of these does: the other processes of this run on this machine, by rank."""
         self._others = dict(others)
 
@@ -62,7 +62,7 @@ class Lifeline(threading.Thread):
     def run(self) -> None:
         """Look, again and again."""
         while True:
-            if select.select([self._request.wakeup], [], [], LOOK_SECONDS)[0]:
+            if select.select([self._request.wakeup], [], [], POLL_SECONDS)[0]:
                 self._hear(os.read(self._request.wakeup, 64))
             now = time.monotonic()
             self._look_up(now)
@@ -75,13 +75,13 @@ class Lifeline(threading.Thread):
     def _hear(self, signals: bytes) -> None:
         if END_SIGNAL in signals:
             end_workers()
-            leave_at_once("", USER_ERROR_EXIT_CODE)
+            hard_exit("", USER_ERROR_EXIT_CODE)
         for number in set(STOP_SIGNALS).intersection(signals):  # torch has a handler too, for the end of its workers
             self._request.ask(signal.Signals(number).name)
             if number == signal.SIGINT:
                 now = time.monotonic()
                 self._first_interrupt = self._first_interrupt or now
-                if now - self._first_interrupt > IMPATIENT_AFTER_SECONDS:
+                if now - self._first_interrupt > DOUBLE_INTERRUPT_SECONDS:
                     _leave("interrupted twice: the run ends without saving", INTERRUPTED_EXIT_CODE)
 
     def _look_up(self, now: float) -> None:
@@ -104,11 +104,11 @@ class Lifeline(threading.Thread):
             self._request.ask("the launcher is gone")
         dead = [rank for rank, other in self._others.items() if not other.is_alive()]
         if dead and self._request.phase is not Phase.LEAVING:
-            time.sleep(SPEAK_WITHIN_SECONDS)
+            time.sleep(PEER_GRACE_SECONDS)
             if self._request.phase is not Phase.LEAVING:
                 alive = self._others.keys() - set(dead)
                 said = f"process {dead[0]} of this run died, so it ends; the same command goes on"
-                leave_at_once(said if process_rank() < min(alive, default=math.inf) else "", CRASH_EXIT_CODE)
+                hard_exit(said if process_rank() < min(alive, default=math.inf) else "", CRASH_EXIT_CODE)
 
     def _leave_without_saving(self) -> None:
         said = "evaluates and exports" if self._request.phase is Phase.AFTER else "goes on"
@@ -122,10 +122,10 @@ def end_workers() -> None:
 
 
 def _leave(message: str, exit_code: int) -> None:
-    leave_at_once(message if local_rank() == 0 else "", exit_code)
+    hard_exit(message if local_rank() == 0 else "", exit_code)
 
 
-def _launcher() -> KnownProcess | None:
+def _launcher() -> ProcessHandle | None:
     """What started this process, or its supervisor, if that is a launcher.
 
     Nothing is for python3 alone, and a shell is none, which may be left.
@@ -137,16 +137,16 @@ def _launcher() -> KnownProcess | None:
         is_shell = Path(f"/proc/{pid}/comm").read_text().strip() in SHELLS
     except OSError:  # where a process does not see the others
         return None
-    return None if is_shell else KnownProcess(int(pid), started)
+    return None if is_shell else ProcessHandle(int(pid), started)
 
 
-def _deepspeed_runner(launcher: int) -> KnownProcess | None:
+def _deepspeed_runner(launcher: int) -> ProcessHandle | None:
     """The `deepspeed` command on this machine that started the launcher; None for other launchers."""
     if "deepspeed.launcher.launch" not in _command_line(launcher):
         return None
     runner = int(stat_words(launcher)[1])
     names = [Path(word).name for word in _command_line(runner)]
-    return KnownProcess.of(runner) if {"deepspeed", "ds", "deepspeed.launcher.runner"} & set(names) else None
+    return ProcessHandle.of(runner) if {"deepspeed", "ds", "deepspeed.launcher.runner"} & set(names) else None
 
 
 def _command_line(pid: int) -> list[str]:

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from pretraining.training.config.run_config import RunPlan
+from pretraining.training.config.run_config import RunConfig
 from pretraining.training.metrics.hardware_metrics import MachineFigures
-from pretraining.training.metrics.step_metrics import StepWatch
+from pretraining.training.metrics.step_metrics import StepMetrics
 from pretraining.training.metrics.throughput import ThroughputMeter
 
 
 class TrainingFigures:
     """Makes the figures of each record, and those of the whole start; both are called on every process."""
 
-    def __init__(self, plan: RunPlan, watch: StepWatch, meter: ThroughputMeter, machine: MachineFigures) -> None:
+    def __init__(self, plan: RunConfig, watch: StepMetrics, meter: ThroughputMeter, machine: MachineFigures) -> None:
         self._plan = plan
         self._watch = watch
         self._meter = meter

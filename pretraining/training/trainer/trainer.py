@@ -18,14 +18,14 @@ from pretraining.errors import UserError
 from pretraining.runs.tracking.reporters import Reporters
 from pretraining.system.signals import leave_signals_to_the_parent
 from pretraining.training.checkpoint.checkpointing import CheckpointingTrainer
-from pretraining.training.config.run_config import RunPlan
+from pretraining.training.config.run_config import RunConfig
 from pretraining.training.data.batch import Batch, model_inputs
 from pretraining.training.data.dataset import MixedBlocks
 from pretraining.training.data.loader import BlockLoader, WorkerLoader
 from pretraining.training.data.splits import TrainingData
 from pretraining.training.metrics.evaluation import EvaluationAbandoned, EvaluationBlocks, evaluate_blocks
 from pretraining.training.metrics.hardware_metrics import MachineFigures
-from pretraining.training.metrics.step_metrics import StepWatch
+from pretraining.training.metrics.step_metrics import StepMetrics
 from pretraining.training.metrics.throughput import ThroughputMeter
 from pretraining.training.model.loss import TokenLosses, token_losses
 from pretraining.training.model.sequence_parallel import collate_parts
@@ -38,7 +38,9 @@ class PretrainingTrainer(CheckpointingTrainer):
 
     reporters: Reporters
 
-    def __init__(self, plan: RunPlan, data: TrainingData, *, meter: ThroughputMeter, **trainer_arguments: Any) -> None:
+    def __init__(
+        self, plan: RunConfig, data: TrainingData, *, meter: ThroughputMeter, **trainer_arguments: Any
+    ) -> None:
         super().__init__(meter=meter, train_dataset=data.train, eval_dataset=data.validation, **trainer_arguments)
         self._loss_shifts_labels = False  # they come shifted, and the Trainer counts them
         self.plan = plan
@@ -46,7 +48,7 @@ class PretrainingTrainer(CheckpointingTrainer):
         share = plan.batch.sequence_parallel_size
         self.collate = partial(collate_parts, rank=self.args.process_index % share, size=share)
         threshold = plan.arguments.optimization.spike_threshold
-        self.watch = StepWatch(
+        self.watch = StepMetrics(
             sources=data.sources, spike_threshold=threshold, device=self.args.device, has_same_data=plan.has_same_data
         )
         self.add_callback(self.watch)

@@ -27,10 +27,10 @@ from pretraining.cli.arguments.pretrain import PretrainArguments, parse_pretrain
 from pretraining.cli.arguments.tokenizer import TokenizerArguments
 from pretraining.cli.program import _as_mistake as as_mistake
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.generation.sampling import draw, random_numbers
-from pretraining.training.config.run_config import plan_run
+from pretraining.generation.sampling import random_numbers, sample_tokens
+from pretraining.training.config.run_config import resolve_run_config
 from pretraining.training.config.trainer_arguments import make_training_arguments
-from pretraining.training.distributed.process_group import join_processes
+from pretraining.training.distributed.process_group import init_process_group
 from pretraining.training.dry_run.dry_run import say_plan
 from pretraining.training.run import quiet_libraries
 from pretraining.training.stopping.time_limit import TimeLimit
@@ -92,8 +92,8 @@ def outcome_of(program: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def plan(words: Sequence[str]) -> None:
-    """pretrain.py --plan_only."""
-    say_plan(parse_pretrain_arguments("", ["--plan_only", *words]))
+    """pretrain.py --dry_run."""
+    say_plan(parse_pretrain_arguments("", ["--dry_run", *words]))
 
 
 def run(words: Sequence[str]) -> dict[str, Any]:
@@ -102,11 +102,11 @@ def run(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _before_joining(arguments: PretrainArguments) -> dict[str, Any]:
-    planned = plan_run(arguments, pretrain.find_data(arguments.data))
+    planned = resolve_run_config(arguments, pretrain.find_data(arguments.data))
     TimeLimit(arguments.durability.max_hours).described()
     timedelta(seconds=arguments.trainer["ddp_timeout"])
     if not torch.distributed.is_initialized():
-        join_processes(timeout_seconds=600)
+        init_process_group(timeout_seconds=600)
     make_training_arguments(
         planned.arguments.trainer,
         run_dir=planned.run_dir,
@@ -128,7 +128,7 @@ def generate(words: Sequence[str]) -> dict[str, Any]:
     """generate.py: its flags, and a token that is drawn with them."""
     arguments: GenerateArguments = _parsed(GenerateArguments, words)
     logits = torch.linspace(-30, 30, 1000).repeat(2, 1)
-    return {"tokens": draw(logits, random_numbers(arguments.seed, 0, 0, count=2), arguments).tolist()}
+    return {"tokens": sample_tokens(logits, random_numbers(arguments.seed, 0, 0, count=2), arguments).tolist()}
 
 
 def _parsed(kind: Any, words: Sequence[str]) -> Any:

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import pretrain
-from pretraining.cli.program import leave, run_program
+from pretraining.cli.program import exit_process, run_program
 from pretraining.errors import UserError
 from pretraining.system.launchers import process_rank
 from pretraining.system.restarts import this_restart
@@ -19,20 +19,20 @@ from pretraining.system.supervisor import is_supervised
 
 
 def plant(rank: int, step: int, how: str | int) -> None:
-    from pretraining.training.callbacks.anomalies import FaultHandler
+    from pretraining.training.callbacks.anomalies import AnomalyCallback
 
-    on_step_end = FaultHandler.on_step_end
+    on_step_end = AnomalyCallback.on_step_end
 
-    def crash(self: FaultHandler, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+    def crash(self: AnomalyCallback, args: Any, state: Any, *rest: Any, **more: Any) -> None:
         on_step_end(self, args, state, *rest, **more)
         if (process_rank(), state.global_step) == (rank, step):
             if how == "UserError":
                 raise UserError("--flag: planted")
             if isinstance(how, int):
-                leave(how)
+                exit_process(how)
             os.kill(os.getpid(), signal.Signals[how])
 
-    FaultHandler.on_step_end = crash
+    AnomalyCallback.on_step_end = crash
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import Any
 
 import pretrain
 from pretraining.cli.program import run_program
-from pretraining.training.callbacks.checkpoint_rotation import CheckpointKeeper
+from pretraining.training.callbacks.checkpoint_rotation import CheckpointRotation
 
-real_step_end = CheckpointKeeper.on_step_end
+real_step_end = CheckpointRotation.on_step_end
 
 
 def limit(what: int | str) -> None:
@@ -32,7 +32,7 @@ def lift(what: int | str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def on_step_end(self: CheckpointKeeper, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+def on_step_end(self: CheckpointRotation, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
     rank, first, last, what = json.loads(os.environ["LIMITED"])
     if state.global_step in (first, last):
         self._trainer.saver.wait()  # all processes, so that the save before is over whatever happens now
@@ -42,6 +42,6 @@ def on_step_end(self: CheckpointKeeper, args: Any, state: Any, control: Any, **k
 
 
 if __name__ == "__main__":
-    CheckpointKeeper.on_step_end = on_step_end
+    CheckpointRotation.on_step_end = on_step_end
     run_program(pretrain.main)
     sys.exit()

@@ -16,8 +16,8 @@ sys.path.insert(0, str(PROJECT_DIR))
 from pretraining.cli.program import STOPPED_EXIT_CODE  # noqa: E402 - after the path
 from pretraining.system.launchers import launcher_identity, process_rank, stat_words  # noqa: E402
 from pretraining.system.restarts import supervise  # noqa: E402
-from pretraining.system.signals import KnownProcess  # noqa: E402
-from pretraining.training.stopping.orphan_guard import Lifeline  # noqa: E402
+from pretraining.system.signals import ProcessHandle  # noqa: E402
+from pretraining.training.stopping.orphan_guard import OrphanGuard  # noqa: E402
 from pretraining.training.stopping.request import StopRequest  # noqa: E402
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     if "RESTARTS" in os.environ:
         supervise(3)
     request = StopRequest()
-    lifeline = Lifeline(request)
+    lifeline = OrphanGuard(request)
     lifeline.start()
     request.begin_training()
     launcher = int(launcher_identity().split("-")[0])
@@ -39,7 +39,7 @@ def main() -> None:
         while len(found := list(folder.glob("*.json"))) < 2:
             time.sleep(0.05)
         pids = {int(path.stem): json.loads(path.read_text())["pid"] for path in found}
-        lifeline.watch({rank: KnownProcess.of(pid) for rank, pid in pids.items() if pid != os.getpid()})
+        lifeline.watch({rank: ProcessHandle.of(pid) for rank, pid in pids.items() if pid != os.getpid()})
     while not (request.reason and "NEIGHBOURS" not in os.environ):
         time.sleep(0.05)
     time.sleep(1.5)  # the save

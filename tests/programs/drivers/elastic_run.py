@@ -17,8 +17,8 @@ import pretrain
 from pretraining.cli.program import run_program
 from pretraining.training.checkpoint import checkpointing
 from pretraining.training.data.loader import BlockStream
-from pretraining.training.metrics.spike_detector import Verdict
-from pretraining.training.metrics.step_metrics import StepResult, StepWatch
+from pretraining.training.metrics.spike_detector import Anomaly
+from pretraining.training.metrics.step_metrics import StepMetrics, StepResult
 
 
 def keep_what_is_restored(folder: Path) -> None:
@@ -37,13 +37,13 @@ def keep_what_is_restored(folder: Path) -> None:
 
 
 def plant_spike(at: int) -> None:
-    finish_step, steps = StepWatch.finish_step, count(1)
+    finish_step, steps = StepMetrics.finish_step, count(1)
 
-    def finish(self: StepWatch, *, was_skipped: bool) -> StepResult:
+    def finish(self: StepMetrics, *, was_skipped: bool) -> StepResult:
         result = finish_step(self, was_skipped=was_skipped)
-        return StepResult(result.loss, Verdict("spike", 99.0)) if next(steps) == at else result
+        return StepResult(result.loss, Anomaly("spike", 99.0)) if next(steps) == at else result
 
-    StepWatch.finish_step = finish
+    StepMetrics.finish_step = finish
     BlockStream.skip = lambda *_: None
 
 

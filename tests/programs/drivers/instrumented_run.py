@@ -6,11 +6,11 @@ import deepspeed
 import torch
 
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
-from pretraining.data.mixture import find_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.training.callbacks.export import export_model
-from pretraining.training.config.run_config import plan_run
-from pretraining.training.config.run_identity import take_run_folder
-from pretraining.training.distributed.process_group import join_processes, leave_processes
+from pretraining.training.config.run_config import resolve_run_config
+from pretraining.training.config.run_identity import claim_output_dir
+from pretraining.training.distributed.process_group import init_process_group, shutdown_process_group
 from pretraining.training.run import make_trainer, quiet_libraries, start_run_folder
 from pretraining.training.stopping.request import StopRequest
 
@@ -18,9 +18,9 @@ from pretraining.training.stopping.request import StopRequest
 def main() -> None:
     arguments = parse_pretrain_arguments("", sys.argv[1:])
     quiet_libraries()
-    plan = plan_run(arguments, find_mixture(arguments.data.dataset, revision=None))
-    take_run_folder(plan)
-    join_processes(timeout_seconds=600)
+    plan = resolve_run_config(arguments, load_mixture(arguments.data.dataset, revision=None))
+    claim_output_dir(plan)
+    init_process_group(timeout_seconds=600)
     trainer = make_trainer(plan, StopRequest())
     is_first = trainer.is_world_process_zero()
     if is_first:
@@ -41,7 +41,7 @@ def main() -> None:
     if is_first:
         torch.save({"block": block, "logits": logits}, plan.run_dir / "logits.pt")
     export_model(trainer, plan.run_dir / "model")
-    leave_processes()
+    shutdown_process_group()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pretraining.evaluation.text_statistics import text_statistics
-from pretraining.generation.generate import Continuation
+from pretraining.generation.generate import Completion
 from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run, run_fine
 from tests.programs.launching import run_preloaded, train
 from tests.rounding import loss_rounding
@@ -156,7 +156,7 @@ def test_statistics_are_said_beside_the_text_and_of_all_lines_of_a_file(
     flags = ["--model", finished_run, "--prompt_file", prompt_file, "--max_new_tokens", 12]
     output = tmp_path / "texts.jsonl"
     lines = written(output, *flags)
-    figures = text_statistics([Continuation(**line) for line in lines]).lines()
+    figures = text_statistics([Completion(**line) for line in lines]).lines()
     perplexity = r"perplexity     [\d.,]+ on continuations"
     done = generate(*flags, "--stats")
     assert done.stdout == "".join(f"{line['prompt']}{line['text']}\n\n" for line in lines)

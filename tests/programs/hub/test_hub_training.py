@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 
 from pretraining.data.hub import download as hub_download
 from pretraining.errors import UserError
-from pretraining.runs.checksums import incompleteness
+from pretraining.runs.checksums import incomplete_reason
 from pretraining.system.files import sha256_of
 from pretraining.system.launchers import meeting_dir
 from pretraining.training.callbacks.hub_payload import REPORT_NAMES
@@ -237,7 +237,7 @@ def kill_when_trained(hub: LocalHub, *arguments: Any, env: dict[str, str]) -> No
     while not (last.exists() and hub.asked("commit") and not (run_dir / "checkpoint-1").exists()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert incompleteness(run_dir / "push/step-1/last-checkpoint") is None  # which rotation took nothing from
+    assert incomplete_reason(run_dir / "push/step-1/last-checkpoint") is None  # which rotation took nothing from
     process.kill()
     process.wait()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pretraining.data.mixture import find_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.evaluation.blocks import evaluate_split
 from pretraining.training.data.dataset import BlockFields
 from tests.conftest import assert_one_error, needs_compiler
@@ -62,7 +62,7 @@ def test_what_is_evaluated_is_the_exported_model(fp8_run: Path, sample_store: Pa
     """A Llama like any other, which transformers opens and computes without fp8."""
     model = AutoModelForCausalLM.from_pretrained(fp8_run / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(fp8_run / "model")
-    mixture = find_mixture([str(sample_store)], revision=None)
+    mixture = load_mixture([str(sample_store)], revision=None)
     found = evaluate_split(model, tokenizer, mixture, "test", fields=BlockFields(False, False), batch_tokens=512)
     (logged,) = records(fp8_run, "test_loss")
     assert found.total["loss"] == pytest.approx(logged["test_loss"], rel=loss_rounding())

@@ -119,8 +119,8 @@ def test_attention_of_a_group_is_that_of_one_process() -> None:
         (["--mlp_tiles", 2, "--use_liger_kernel", "true"], ["--use_liger_kernel: its kernels would take the place"]),
         (["--mlp_tiles", 2, "--compile_layers"], ["--compile_layers: a layer is one graph only without"]),
         (
-            ["--compile_layers", "--isolate_documents", "--attention_implementation", "flash_attention_2"],
-            ["--compile_layers --isolate_documents: flash attention"],
+            ["--compile_layers", "--document_masking", "--attention_implementation", "flash_attention_2"],
+            ["--compile_layers --document_masking: flash attention"],
         ),
     ],
 )

@@ -84,7 +84,7 @@ def test_samples_change_nothing_and_are_there_once(sample_store: Path, plain_run
 
 
 def test_processes_that_share_blocks_and_tiles_sample_too(sample_store: Path, tmp_path: Path) -> None:
-    flags = [*FLAGS, "--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 2, "--isolate_documents"]
+    flags = [*FLAGS, "--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 2, "--document_masking"]
     flags += ["--gradient_checkpointing"]
     options = {"script": "tests/programs/drivers/sampling_run.py", "env": {"END_AFTER": "3"}}
     train("2 ranks", sample_store, tmp_path / "run", *flags, *SAMPLES, **options)

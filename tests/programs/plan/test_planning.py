@@ -12,7 +12,7 @@ pytestmark = pytest.mark.launch
 
 def test_a_plan_needs_neither_gpu_nor_data_nor_launcher_and_leaves_nothing(tmp_path: Path) -> None:
     recipe = ["--recipe", PROJECT_DIR / "recipes/llama2_7b.yaml", "--deepspeed", PROJECT_DIR / "ds_config.json"]
-    words = [*recipe, "--plan_only", "--num_gpus", 8, "--gpu_type", "h200", "--host_memory", "1TB"]
+    words = [*recipe, "--dry_run", "--num_gpus", 8, "--gpu_type", "h200", "--host_memory", "1TB"]
     done = run(*python("pretrain.py", *words), cwd=tmp_path)
     assert done.returncode == 0, done.output
     for part in ("plan: llama2_7b on 8 x h200", "no blocks are here", "6,738,415,616", "of 141.0", "it fits"):
@@ -23,7 +23,7 @@ def test_a_plan_needs_neither_gpu_nor_data_nor_launcher_and_leaves_nothing(tmp_p
 
 def test_a_plan_that_does_not_fit_ends_with_an_error_after_its_table(tmp_path: Path) -> None:
     config = ["--deepspeed", PROJECT_DIR / "ds_config.json"]
-    words = [*config, "--plan_only", "--gpu_type", "a100_80gb", "--host_memory", "512GB"]
+    words = [*config, "--dry_run", "--gpu_type", "a100_80gb", "--host_memory", "512GB"]
     done = run(*python("pretrain.py", *words), cwd=tmp_path)
     assert_one_error(done, "--model llama2_7b: does not fit 1 x a100_80gb", "80.0 GB")
     assert "what fits" in done.stdout
@@ -34,7 +34,7 @@ def test_a_plan_that_does_not_fit_ends_with_an_error_after_its_table(tmp_path: P
 def test_a_plan_with_blocks_knows_its_steps(sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = [*TINY_RUN, "--dataset", sample_store, "--output_dir", run_dir, "--global_batch_tokens", 512]
-    done = run(*python("pretrain.py", *words, "--plan_only", "--gpu_type", "rtx_4090"))
+    done = run(*python("pretrain.py", *words, "--dry_run", "--gpu_type", "rtx_4090"))
     assert done.returncode == 0, done.output
     assert "no blocks" not in done.stdout
     assert "not known" not in done.stdout
@@ -84,7 +84,7 @@ def test_a_trial_that_fails_otherwise_is_told_in_one_line(sample_store: Path, tm
 
 
 def test_what_was_planned_stands_beside_what_was_measured(sample_store: Path, tmp_path: Path) -> None:
-    done = train("2 ranks", sample_store, tmp_path / "run", "--plan_measure", env={"TMPDIR": str(tmp_path)})
+    done = train("2 ranks", sample_store, tmp_path / "run", "--profile_plan", env={"TMPDIR": str(tmp_path)})
     rows = {line[2:32].strip(): line[32:].split() for line in done.stdout.splitlines() if line.startswith("  ")}
     for name in ("weights", "gradients", "master weights", "optimizer moments", "all of these"):
         planned, measured = rows[name]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining.data.mixture import find_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.system.memory import available_host_bytes
 from pretraining.training.config.data_checks import make_order
 from pretraining.training.data.dataset import BLOCKS_READ_AT_START
@@ -95,7 +95,7 @@ def test_an_id_that_one_rank_reads_in_mid_training_ends_the_run_in_one_line(
     sample_store: Path, tmp_path: Path, num_workers: int
 ) -> None:
     """Exit code 2 of both, no traceback of the one that waits, nothing that hangs."""
-    blocks = make_order(find_mixture([str(sample_store)], revision=None), seed=42).block_ids(np.arange(16, 40))
+    blocks = make_order(load_mixture([str(sample_store)], revision=None), seed=42).block_ids(np.arange(16, 40))
     at_start = np.linspace(0, 700, BLOCKS_READ_AT_START, dtype=np.int64)
     row = next(int(block) for block in blocks[2:] if block not in at_start)
     store = forge(sample_store, tmp_path / "store", [row], 9000)
@@ -119,7 +119,7 @@ def test_what_is_not_as_it_was_is_one_line(sample_store: Path, tmp_path: Path, n
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("flags", [[], ["--plan_only"]])
+@pytest.mark.parametrize("flags", [[], ["--dry_run"]])
 def test_text_or_nothing_as_a_data_set(tmp_path: Path, flags: list[str]) -> None:
     text = PROJECT_DIR / "data/sample/news.jsonl"
     cases = {

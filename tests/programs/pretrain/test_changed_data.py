@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pretraining.runs.checksums import record_file, write_complete
+from pretraining.runs.checksums import record_file, write_manifest
 from tests.conftest import Done, python, run_fine
 from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, records, train
 
@@ -90,7 +90,7 @@ def without_names(checkpoint: Path) -> None:
     path.write_text(json.dumps(state))
     content = json.loads((checkpoint / "complete.json").read_text())
     files = [record_file(checkpoint, checkpoint / file["path"]) for file in content["files"]]
-    write_complete(checkpoint, files, step=content["step"], num_processes=content["num_processes"])
+    write_manifest(checkpoint, files, step=content["step"], num_processes=content["num_processes"])
 
 
 def test_checkpoints_that_saved_no_names(sample_store: Path, lone_store: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def mixture(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 def test_two_processes_train_on_a_mixture_like_one(mixture: list[str], sample_store: Path, tmp_path: Path) -> None:
     """With documents isolated and their first tokens masked, so that blocks weigh differently."""
-    flags = ["--dataset", *mixture, "--isolate_documents", "--mask_document_starts", "--save_strategy", "no"]
+    flags = ["--dataset", *mixture, "--document_masking", "--ignore_first_token", "--save_strategy", "no"]
     done = train("2 ranks", "unused", tmp_path / "two", *flags, "--eval_steps", 3)
     train("1 rank", "unused", tmp_path / "one", *flags, "--eval_steps", 3, "--dataloader_num_workers", 1)
     assert "source news: 750 of 1,000 blocks" in done.stderr

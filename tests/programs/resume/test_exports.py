@@ -59,12 +59,12 @@ def test_an_export_is_compared_with_documents_isolated_as_in_training(tmp_path: 
     stories.write_text("".join(f'{{"text": "The {n} news of {n * n}, and {n % 7} more."}}\n' for n in range(400)))
     words = ["--data_files", stories, "--block_length", 64, "--split", "90,5,5", "--output_dir", blocks]
     run_fine(*python("preprocess.py", *words))
-    flags = ["--isolate_documents", "--save_strategy", "no", "--eval_strategy", "no", "--max_steps", 30]
+    flags = ["--document_masking", "--save_strategy", "no", "--eval_strategy", "no", "--max_steps", 30]
     done = train("2 ranks", blocks, tmp_path / "run", *flags)
     found = re.search(r"opened again: loss (\d\.\d{4}) on the run's first block, as", done.stderr)
     assert found is not None, done.stderr[-3000:]
     isolated, crossing = (
-        (block_losses(tmp_path / "run/model", blocks, BlockFields(isolate_documents=isolates)) - float(found[1])).abs()
+        (block_losses(tmp_path / "run/model", blocks, BlockFields(document_masking=isolates)) - float(found[1])).abs()
         for isolates in (True, False)
     )
     assert isolated.min() < 1e-4, "four digits are rounded by 5e-5, and losses in fp32 differ by 1e-5"

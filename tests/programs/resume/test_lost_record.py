@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining.runs.checksums import read_complete, record_file, write_complete
+from pretraining.runs.checksums import read_complete, record_file, write_manifest
 from pretraining.runs.export.zero_shards import config_of_checkpoint
 from pretraining.runs.record_file import read_run_record
 from tests.conftest import assert_one_error, python, run_fine
@@ -43,7 +43,7 @@ def complete_again(checkpoint: Path) -> None:
     content = read_complete(checkpoint)
     paths = [checkpoint / file["path"] for file in content["files"]]
     files = [record_file(checkpoint, path) for path in paths if path.is_file()]
-    write_complete(checkpoint, files, step=content["step"], num_processes=content["num_processes"])
+    write_manifest(checkpoint, files, step=content["step"], num_processes=content["num_processes"])
 
 
 def test_each_checkpoint_has_a_copy_that_counts(run_dir: Path) -> None:

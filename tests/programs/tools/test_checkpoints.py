@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from pretraining.errors import UserError
 from pretraining.runs import verification
-from pretraining.runs.checksums import COMPLETE_NAME, record_file, write_complete
+from pretraining.runs.checksums import COMPLETE_NAME, record_file, write_manifest
 from pretraining.runs.export import from_checkpoint as checkpoint_export
 from pretraining.runs.export.zero_shards import open_shards
 from pretraining.runs.verification import checkpoint_problems
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_is_rotated_while_it_is_read_is_no_damage(
 def complete(checkpoint: Path) -> None:
     """As if it had been saved as it is."""
     files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE_NAME]
-    write_complete(checkpoint, [record_file(checkpoint, path) for path in files], step=2, num_processes=2)
+    write_manifest(checkpoint, [record_file(checkpoint, path) for path in files], step=2, num_processes=2)
 
 
 def assert_refused(words: list[object], *parts: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from generate import main as generate
 from preprocess import main as preprocess
-from pretraining.data.mixture import find_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.errors import UserError
 from pretraining.evaluation.known_limit import Gap
 from pretraining.training.config.recording import known_limit_of
@@ -93,13 +93,13 @@ def test_a_model_is_compared_with_the_limit_and_the_grammar(folder: Path, tmp_pa
 
 def next_text(folder: Path, split: str) -> str:
     """A story of a split."""
-    from pretraining.data.mixture import find_mixture
+    from pretraining.data.mixture import load_mixture
     from pretraining.evaluation.known_limit import document_texts
     from pretraining.generation.load_model import load_model
     from pretraining.generation.source import find_model
 
     _, tokenizer = load_model(find_model(str(folder / "model")))
-    return document_texts(find_mixture([str(folder / "blocks")], revision=None), split, tokenizer)[0]
+    return document_texts(load_mixture([str(folder / "blocks")], revision=None), split, tokenizer)[0]
 
 
 def test_without_a_model_the_limit_is_written_for_the_reports(folder: Path, tmp_path: Path) -> None:
@@ -110,12 +110,12 @@ def test_without_a_model_the_limit_is_written_for_the_reports(folder: Path, tmp_
     figures = tmp_path / "figures.json"
     main([str(folder / "model"), "--dataset", str(blocks), "--output", str(figures)])
     assert limits == {"validation": pytest.approx(json.loads(figures.read_text())["limits"]["total"]["limit"])}
-    mixture = find_mixture([str(blocks)], revision=None)
+    mixture = load_mixture([str(blocks)], revision=None)
     assert known_limit_of(mixture) == limits
-    assert known_limit_of(find_mixture([f"a={blocks}:0.5", f"b={folder / 'blocks'}:0.5"], revision=None)) is None
+    assert known_limit_of(load_mixture([f"a={blocks}:0.5", f"b={folder / 'blocks'}:0.5"], revision=None)) is None
     (blocks / "known_limit.json").write_text('{"validation": "low"}')
     assert known_limit_of(mixture) is None
-    assert known_limit_of(find_mixture([str(folder / "blocks")], revision=None)) is None
+    assert known_limit_of(load_mixture([str(folder / "blocks")], revision=None)) is None
 
 
 def test_a_model_below_the_limit_fails() -> None:

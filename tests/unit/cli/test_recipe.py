@@ -147,7 +147,7 @@ def test_every_recipe_of_the_project_parses() -> None:
         if path.stem == "preprocess":
             assert parse_recipe("", preprocess, ["--recipe", str(path)]), path
         else:
-            assert parse_pretrain_arguments("", ["--recipe", str(path), "--plan_only"]).model, path  # for any machine
+            assert parse_pretrain_arguments("", ["--recipe", str(path), "--dry_run"]).model, path  # for any machine
         assert path.read_text().startswith("# "), f"{path}: the first line says what it is for"
 
 
@@ -174,7 +174,7 @@ def test_recipes_of_published_models_have_the_published_settings(name: str) -> N
     assert (*found, arguments.data.global_batch_tokens, trainer["weight_decay"]) == PUBLISHED[name]
     assert arguments.model.model == name
     assert arguments.optimization.lr_scheduler_type == "cosine"
-    assert arguments.data.isolate_documents == (name == "llama3_8b")
+    assert arguments.data.document_masking == (name == "llama3_8b")
     assert trainer.get("adam_epsilon", 1e-8) == (1e-5 if name.startswith("llama2") else 1e-8)
 
 

@@ -12,7 +12,7 @@ from pretraining.data.input.find import find_inputs
 from pretraining.data.store.manifest import read_manifest
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.evaluation.held_out import USUAL_OPTIONS, HeldOutDocuments, tokenizer_of_model
-from pretraining.evaluation.windows import Passage, windows_of
+from pretraining.evaluation.windows import TextWindow, windows_of
 from pretraining.training.model.tokenizer import tokenizer_for_model
 from tests.conftest import python, run_fine
 from tests.unit.data.tokenize.test_tokenizer import ODD_TEXTS
@@ -47,7 +47,7 @@ def test_documents_are_those_of_training(
 @pytest.mark.parametrize("window_tokens", [2, 3, 8])
 def test_each_token_is_predicted_once(window_tokens: int) -> None:
     for num_tokens, num_given in itertools.product([1, 2, 7, 8, 9, 12, 30], [1, 5, 17]):
-        passage = Passage("", np.arange(num_tokens), np.arange(num_tokens), num_given)
+        passage = TextWindow("", np.arange(num_tokens), np.arange(num_tokens), num_given)
         windows = list(windows_of(passage, window_tokens=window_tokens))
         predicted = [token for window in windows for token in window.ids[window.num_given :].tolist()]
         assert predicted == list(range(num_given, num_tokens))

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from pretraining.data.input.find import find_inputs
-from pretraining.data.mixture import Mixture, find_mixture
+from pretraining.data.mixture import Mixture, load_mixture
 from pretraining.errors import UserError
 from pretraining.evaluation.blocks import evaluate_split
 from pretraining.evaluation.held_out import evaluate_files
@@ -47,7 +47,7 @@ class Known(SimpleNamespace):
 def known(folder: Path, world: World, stories: list[tuple[str, str]]) -> Known:
     path = write_stories(folder / "stories.jsonl", stories)
     tokenizer = make_store(folder, path, byte_tokenizer(folder / "tokenizer"))
-    mixture = find_mixture([str(folder / "blocks")], revision=None)
+    mixture = load_mixture([str(folder / "blocks")], revision=None)
     model = ExactModel(world, tokenizer)
     return Known(world=world, stories=stories, path=path, mixture=mixture, tokenizer=tokenizer, model=model)
 
@@ -75,7 +75,7 @@ def figures_of_every_way(known: Known) -> list[tuple[str, dict[str, float], dict
     documents = evaluate_files(known.model, known.tokenizer, find_inputs([str(known.path)]), batch_tokens=2000)
     blocks = [
         evaluate_split(known.model, known.tokenizer, known.mixture, "validation", fields=fields, batch_tokens=2048)
-        for fields in (BlockFields(), BlockFields(isolate_documents=True))
+        for fields in (BlockFields(), BlockFields(document_masking=True))
     ]
     return [(name, found.total, found.sources) for name, found in zip("dbi", [documents, *blocks], strict=True)]
 
@@ -165,7 +165,7 @@ def test_stories_that_blocks_cut_are_put_together(large: Known, tmp_path: Path) 
     path = write_stories(tmp_path / "stories.jsonl", large.stories)
     flags = ["--packing", "concat", "--block_length", "64"]
     make_store(tmp_path, path, byte_tokenizer(tmp_path / "tokenizer"), *flags)
-    mixture = find_mixture([str(tmp_path / "blocks")], revision=None)
+    mixture = load_mixture([str(tmp_path / "blocks")], revision=None)
     texts = document_texts(mixture, "validation", large.tokenizer)
     assert texts == [text for _, text in large.stories][: len(texts)]
     assert len(large.stories) - len(texts) <= 1, "but the one whose end is in the tail"
@@ -174,7 +174,7 @@ def test_stories_that_blocks_cut_are_put_together(large: Known, tmp_path: Path) 
 def test_blocks_of_another_kind_are_refused(large: Known, tmp_path: Path) -> None:
     path = write_stories(tmp_path / "stories.jsonl", large.stories)
     make_store(tmp_path, path, byte_tokenizer(tmp_path / "tokenizer"), "--add_bos", "false")
-    mixture = find_mixture([str(tmp_path / "blocks")], revision=None)
+    mixture = load_mixture([str(tmp_path / "blocks")], revision=None)
     other = PreTrainedTokenizerFast.from_pretrained(PROJECT_DIR / "data/sample/tokenizer")
     with pytest.raises(UserError, match="was made with another tokenizer than the model's; preprocess again"):
         predict_documents(large.model, other, large.mixture, "validation", truth=lambda _: ("", 0.0))

@@ -56,7 +56,7 @@ def store_of(model: Path, folder: Path, *flags: object) -> Path:
 
 
 def blocks_of(store: Path) -> BlockDataset:
-    return BlockDataset(store, read_manifest(store, flag=""), "train", fields=BlockFields(isolate_documents=True))
+    return BlockDataset(store, read_manifest(store, flag=""), "train", fields=BlockFields(document_masking=True))
 
 
 def figures_of(model: Path, store: Path) -> dict[str, float]:

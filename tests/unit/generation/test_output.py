@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UserError
-from pretraining.generation.generate import Continuation
+from pretraining.generation.generate import Completion
 from pretraining.generation.output import OutputFile, read_continuations
 
 ORIGIN = {"seed": 42}
-TEXTS = [Continuation(f"prompt {n}", f"text {n}", 1, [5], -1.5, "eos", n, 0) for n in range(4)]
+TEXTS = [Completion(f"prompt {n}", f"text {n}", 1, [5], -1.5, "eos", n, 0) for n in range(4)]
 PROMPTS = {(text.prompt_number, text.sample_number): text.prompt for text in TEXTS}
 
 

@@ -52,5 +52,5 @@ def test_a_typed_prompt_that_is_not_text_is_asked_for_again(
 ) -> None:
     typed = iter(["\udcff", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
-    terminal.converse(None, None, GenerateArguments())  # type: ignore[arg-type]  # neither is asked
+    terminal.interactive_loop(None, None, GenerateArguments())  # type: ignore[arg-type]  # neither is asked
     assert "is not UTF-8 text" in caplog.text

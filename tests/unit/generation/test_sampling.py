@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.generation.penalties import Penalties
-from pretraining.generation.sampling import draw, log_probabilities, random_numbers
+from pretraining.generation.sampling import log_probabilities, random_numbers, sample_tokens
 from tests.rounding import assert_same_sums
 
 VOCAB_SIZE = 200
@@ -47,7 +47,7 @@ def test_draws_have_the_probabilities_of_transformers(flags: dict[str, Any]) -> 
 
     count = 20_000
     numbers = [(place + 0.5) / count for place in range(count)]
-    tokens = draw(logits.expand(count, -1), numbers, arguments)
+    tokens = sample_tokens(logits.expand(count, -1), numbers, arguments)
     found = torch.bincount(tokens, minlength=VOCAB_SIZE) / count
     assert set(found.nonzero().flatten().tolist()) <= set(expected.nonzero().flatten().tolist())
     torch.testing.assert_close(found, expected, atol=1.5 / count, rtol=0)
@@ -55,7 +55,7 @@ def test_draws_have_the_probabilities_of_transformers(flags: dict[str, Any]) -> 
 
 def test_greedy_takes_the_most_likely() -> None:
     logits = torch.randn(5, VOCAB_SIZE)
-    tokens = draw(logits, [0.99] * 5, GenerateArguments(greedy=True))
+    tokens = sample_tokens(logits, [0.99] * 5, GenerateArguments(greedy=True))
     assert tokens.tolist() == logits.argmax(-1).tolist()
     assert_same_sums(log_probabilities(logits, tokens), logits.log_softmax(-1).amax(-1), VOCAB_SIZE)
 

@@ -10,7 +10,7 @@ import pytest
 
 from pretraining.hub import push_queue
 from pretraining.hub.push_queue import Parcel, PushQueue
-from pretraining.training.callbacks.hub_push import ModelPushes
+from pretraining.training.callbacks.hub_push import HubPushCallback
 
 
 class Hub:
@@ -110,7 +110,7 @@ def test_the_end_says_which_checkpoints_are_not_there(
     events: list[dict[str, Any]] = []
     trainer: Any = SimpleNamespace(args=args, plan=SimpleNamespace(arguments=arguments))
     metrics_log: Any = SimpleNamespace(write_event=events.append)
-    pushes = ModelPushes(trainer, metrics_log)
+    pushes = HubPushCallback(trainer, metrics_log)
     repository: Any = SimpleNamespace(name="alice/model", url="http://hub/alice/model")
     pushes._repository = repository
     for step in (1, 2):

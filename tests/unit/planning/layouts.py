@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pretraining.planning.layout import Layout, ZeroSettings
+from pretraining.planning.layout import TrainingLayout, ZeroSettings
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ AUTO = {
 }
 
 
-def layout_of(name: str, *, num_gpus: int = 1) -> Layout:
+def layout_of(name: str, *, num_gpus: int = 1) -> TrainingLayout:
     shape = SHAPES[name]
-    return Layout(
+    return TrainingLayout(
         shape=shape,
         zero=ZeroSettings.of(AUTO, hidden_size=shape.hidden_size),
         block_length=4096,

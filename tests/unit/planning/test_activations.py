@@ -14,9 +14,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.planning.activations import activations, layer_bytes
-from pretraining.planning.layout import Layout
+from pretraining.planning.layout import TrainingLayout
 from pretraining.training.model.compile import compile_layers
-from pretraining.training.model.fp8 import compute_in_fp8
+from pretraining.training.model.fp8 import convert_to_fp8
 from pretraining.training.model.loss import token_losses
 from pretraining.training.model.tiling import tile_layers, tile_loss
 from tests.conftest import needs_compiler
@@ -27,13 +27,13 @@ MIDDLE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def prepared(size: dict, *, blocks: int = 2, length: int = 128, vocabulary: int = 500, **fields) -> Layout:
+def prepared(size: dict, *, blocks: int = 2, length: int = 128, vocabulary: int = 500, **fields) -> TrainingLayout:
     config = LlamaConfig(**size, num_key_value_heads=2, vocab_size=vocabulary, use_cache=False, pad_token_id=None)
     plain = {"shape": config, "micro_batch_blocks": blocks, "block_length": length}
     return replace(layout_of("llama2_7b"), **plain, **fields)
 
 
-def model_of(layout: Layout) -> LlamaForCausalLM:
+def model_of(layout: TrainingLayout) -> LlamaForCausalLM:
     model = LlamaForCausalLM._from_config(
         layout.shape, attn_implementation=layout.attention, dtype=DTYPES[layout.precision]
     )
@@ -44,13 +44,13 @@ def model_of(layout: Layout) -> LlamaForCausalLM:
     if layout.mlp_tiles is not None:
         tile_layers(model, num_tiles=layout.mlp_tiles)
     if layout.computes_in_fp8:
-        compute_in_fp8(model)
+        convert_to_fp8(model)
     if layout.compiles_layers:
         compile_layers(model)
     return model.train()
 
 
-def loss_of(model: LlamaForCausalLM, layout: Layout) -> torch.Tensor:
+def loss_of(model: LlamaForCausalLM, layout: TrainingLayout) -> torch.Tensor:
     ids = torch.randint(0, layout.shape.vocab_size, (layout.micro_batch_blocks, layout.block_length))
     labels = {"labels": ids} if layout.loss_tiles is not None else {}
     return token_losses(model(input_ids=ids, **labels), ids).loss_sum
@@ -87,7 +87,7 @@ def test_what_autograd_saves(size: dict, precision: str, how: dict) -> None:
     assert loss.requires_grad
 
 
-def assert_compiled_layers_keep_what_is_planned(layout: Layout) -> None:
+def assert_compiled_layers_keep_what_is_planned(layout: TrainingLayout) -> None:
     model = model_of(layout)
     loss_of(model, layout)  # compiles
     with saved_storages(model) as found:
@@ -156,7 +156,7 @@ class AliveBytes(TorchDispatchMode):
         self.most = max(self.most, self.alive)
 
 
-def most_alive(layout: Layout) -> int:
+def most_alive(layout: TrainingLayout) -> int:
     """Bytes that are alive at once, weights aside, in forward and backward of one micro step."""
     model = model_of(layout)
     for parameter in model.parameters():  # ZeRO takes each gradient away as it comes

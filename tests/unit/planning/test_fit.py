@@ -12,9 +12,9 @@ from pretraining.errors import UserError
 from pretraining.planning.fit import GradientType, choose_gradient_type, fits
 from pretraining.planning.footprint import CONTEXT_BYTES, footprint
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.machine import Machine
+from pretraining.planning.machine import MachineSpec
 from pretraining.planning.model_states import model_states
-from pretraining.planning.suggestions import check_fits, find_remedies, smaller_divisors
+from pretraining.planning.suggestions import check_fits, find_suggestions, smaller_divisors
 from pretraining.planning.table import PlannedRun, plan_table
 from pretraining.system.gpus import find_gpu_type
 from pretraining.system.restarts import RESTART_VARIABLE
@@ -26,11 +26,11 @@ from tests.conftest import PROJECT_DIR
 from tests.unit.planning.layouts import layout_of
 
 
-def machine(kind: str, number: int = 1, *, host: float | None = None, memory: float | None = None) -> Machine:
+def machine(kind: str, number: int = 1, *, host: float | None = None, memory: float | None = None) -> MachineSpec:
     spec = find_gpu_type(kind)
     room = spec.memory_bytes if memory is None else int(memory)
     host_bytes = None if host is None else int(host)
-    return Machine(f"{number} x {kind}", number, min(8, number), room, spec, host_bytes)
+    return MachineSpec(f"{number} x {kind}", number, min(8, number), room, spec, host_bytes)
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -78,7 +78,7 @@ def test_the_cheapest_change_comes_first_and_each_fits(kind: str, num_gpus: int,
     layout = replace(layout_of("llama2_7b", num_gpus=num_gpus), micro_batch_blocks=micro)
     place = machine(kind, num_gpus, host=1e12)
     assert not fits(layout, place)
-    remedies = find_remedies(layout, place, batch(num_gpus, micro=micro))
+    remedies = find_suggestions(layout, place, batch(num_gpus, micro=micro))
     assert " ".join(remedies[0].flags) == first
     assert all(fits(remedy.layout, remedy.machine) for remedy in remedies)
     assert "--num_gpus=" in " ".join(remedies[-1].flags)
@@ -93,13 +93,13 @@ def test_smaller_micro_batches_are_found_without_counting_down() -> None:
 def test_a_remedy_keeps_the_global_batch_where_its_micro_steps_are_given() -> None:
     layout, place = replace(layout_of("llama2_7b", num_gpus=8), micro_batch_blocks=16), machine("a100_80gb", 8)
     given = GlobalBatch(4096, 16, 2, 8, makes_tokens=False)
-    remedies = find_remedies(layout, place, given)
+    remedies = find_suggestions(layout, place, given)
     assert remedies[0].flags == ("--per_device_train_batch_size 2", "--gradient_accumulation_steps 16")
 
 
 def test_a_remedy_that_the_host_cannot_hold_is_none() -> None:
     layout = layout_of("llama2_7b")
-    flags = [remedy.flags for remedy in find_remedies(layout, machine("a100_80gb", host=64e9), batch())]
+    flags = [remedy.flags for remedy in find_suggestions(layout, machine("a100_80gb", host=64e9), batch())]
     assert flags
     assert all("offload" not in " ".join(words) for words in flags)
 
@@ -150,9 +150,9 @@ def test_the_type_of_the_sums_does_not_depend_on_free_host_memory() -> None:
 @pytest.mark.parametrize("gpus", ["1 --gpu_type rtx_3090", "8 --gpu_type h200 --host_memory 2TB"])
 def test_the_table_of_every_recipe_fits_80_columns(recipe: str, gpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT_DIR)
-    words = ["--recipe", f"recipes/{recipe}", "--plan_only", "--num_gpus", *gpus.split(), "--price_per_gpu_hour", "2"]
+    words = ["--recipe", f"recipes/{recipe}", "--dry_run", "--num_gpus", *gpus.split(), "--price_per_gpu_hour", "2"]
     run = planned(words)
-    remedies = find_remedies(run.layout, run.machine, run.batch)
+    remedies = find_suggestions(run.layout, run.machine, run.batch)
     text = plan_table(run, remedies, problems=["too much"])
     assert all(len(line) <= 79 for line in text.splitlines()), text
     for word in (
@@ -169,7 +169,7 @@ def test_the_table_of_every_recipe_fits_80_columns(recipe: str, gpus: str, monke
 
 def test_time_energy_and_price_follow_from_the_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(PROJECT_DIR)
-    words = ["--plan_only", "--gpu_type", "h200", "--num_gpus", "8", "--max_tokens", str(1024 * 4096 * 100)]
+    words = ["--dry_run", "--gpu_type", "h200", "--num_gpus", "8", "--max_tokens", str(1024 * 4096 * 100)]
     words += ["--assumed_mfu", "0.5", "--price_per_gpu_hour", "3"]
     run = planned(words)
     costs = run.costs
@@ -195,7 +195,7 @@ def test_time_energy_and_price_follow_from_the_tokens(monkeypatch: pytest.Monkey
 
 def test_more_gpus_than_a_machine_has_are_said_to_be_on_several() -> None:
     layout = replace(layout_of("llama2_70b", num_gpus=4), checkpoint_every=1)
-    remedies = find_remedies(layout, machine("h100", 4, host=512e9), batch(4))
+    remedies = find_suggestions(layout, machine("h100", 4, host=512e9), batch(4))
     assert remedies[0].flags == ("--num_gpus=32",)
     assert remedies[0].needs.endswith(", on 4 machines (--hostfile)")
 
@@ -203,9 +203,9 @@ def test_more_gpus_than_a_machine_has_are_said_to_be_on_several() -> None:
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [
-        ({"host_memory": "much", "plan_only": True}, "--host_memory much: is not a size; use e.g. 512GB or 1TB"),
-        ({"gpu_type": "h200"}, "--gpu_type: describes another machine, for --plan_only"),
-        ({"plan_only": True, "plan_measure": True}, "exclude each other"),
+        ({"host_memory": "much", "dry_run": True}, "--host_memory much: is not a size; use e.g. 512GB or 1TB"),
+        ({"gpu_type": "h200"}, "--gpu_type: describes another machine, for --dry_run"),
+        ({"dry_run": True, "profile_plan": True}, "exclude each other"),
     ],
 )
 def test_flags_that_say_nothing_are_refused(wishes: dict, message: str) -> None:
@@ -215,4 +215,4 @@ def test_flags_that_say_nothing_are_refused(wishes: dict, message: str) -> None:
 
 def test_sizes_of_host_memory() -> None:
     sizes = {"512GB": 512 * 10**9, "1TB": 10**12, "1.5 tb": 1.5 * 10**12, "2TiB": 2**41}
-    assert {text: PlanArguments(plan_only=True, host_memory=text).host_bytes for text in sizes} == sizes
+    assert {text: PlanArguments(dry_run=True, host_memory=text).host_bytes for text in sizes} == sizes

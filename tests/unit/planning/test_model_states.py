@@ -2,18 +2,18 @@ from dataclasses import replace
 
 import pytest
 
-from pretraining.planning.layout import Layout, ZeroSettings
+from pretraining.planning.layout import TrainingLayout, ZeroSettings
 from pretraining.planning.model_states import ModelStates, model_states, sub_groups
 from tests.unit.planning.layouts import LLAMA2_7B, layout_of
 
 P = 6_738_415_616
 
 
-def states(layout: Layout) -> ModelStates:
+def states(layout: TrainingLayout) -> ModelStates:
     return model_states(layout)
 
 
-def on_gpu(layout: Layout) -> int:
+def on_gpu(layout: TrainingLayout) -> int:
     found = states(layout)
     return found.weights + found.gradients + found.master_weights + found.moments
 

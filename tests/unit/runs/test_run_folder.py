@@ -15,15 +15,15 @@ import pytest
 
 from pretraining.errors import UserError
 from pretraining.runs import checksums as completeness
-from pretraining.runs.checksums import COMPLETE_NAME, damage, incompleteness, record_file, write_complete
+from pretraining.runs.checksums import COMPLETE_NAME, corruption_reason, incomplete_reason, record_file, write_manifest
 from pretraining.runs.run_folder import (
     METRICS_NAME,
     checkpoint_to_resume,
     claim_run_folder,
+    complete_checkpoints,
     newest_run,
+    quarantine_unusable,
     rotate_checkpoints,
-    set_aside_unusable,
-    whole_checkpoints,
 )
 from pretraining.runs.run_lock import lock_run_folder
 from tests.conftest import PROJECT_DIR
@@ -36,13 +36,13 @@ def make_checkpoint(run_dir: Path, step: int, *, finite: bool | None = True) -> 
     for path in paths:
         path.write_text("a few bytes")
     files = [record_file(folder, path) for path in paths]
-    write_complete(folder, files, step=step, num_processes=2, finite=finite)
+    write_manifest(folder, files, step=step, num_processes=2, finite=finite)
     return folder
 
 
 def test_checkpoints_are_ordered_by_step_not_by_name(tmp_path: Path) -> None:
     made = [make_checkpoint(tmp_path, step) for step in (1000, 20, 300)]
-    assert whole_checkpoints(tmp_path) == [made[1], made[2], made[0]]
+    assert complete_checkpoints(tmp_path) == [made[1], made[2], made[0]]
     assert checkpoint_to_resume(tmp_path, "auto") == made[0]
     assert checkpoint_to_resume(tmp_path, "never") is None
     assert checkpoint_to_resume(tmp_path, str(made[1])) == made[1]
@@ -73,21 +73,21 @@ def test_half_a_checkpoint_does_not_count(
         (bad / name).write_text('{"format_version": 1, "fi')
     else:
         do_damage(bad / name)
-    assert whole_checkpoints(tmp_path) == [good]
-    assert reason in str(incompleteness(bad))
+    assert complete_checkpoints(tmp_path) == [good]
+    assert reason in str(incomplete_reason(bad))
     with pytest.raises(UserError, match="is no complete checkpoint"):
         checkpoint_to_resume(tmp_path, str(bad))
 
 
 def test_one_changed_bit_is_found_whoever_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = make_checkpoint(tmp_path, 20)
-    assert damage(checkpoint) is None
+    assert corruption_reason(checkpoint) is None
     write_other_bytes(checkpoint / "global_step20/shard.pt")
-    assert "other bytes than were written" in str(incompleteness(checkpoint)), "a small file is looked at"
+    assert "other bytes than were written" in str(incomplete_reason(checkpoint)), "a small file is looked at"
     monkeypatch.setattr(completeness, "SMALL_BYTES", 0)
-    assert incompleteness(checkpoint) is None, "all sizes are right"
-    assert damage(checkpoint) == "global_step20/shard.pt has other bytes than were written"
-    found = [damage(checkpoint, part=part, num_parts=3) for part in range(3)]
+    assert incomplete_reason(checkpoint) is None, "all sizes are right"
+    assert corruption_reason(checkpoint) == "global_step20/shard.pt has other bytes than were written"
+    found = [corruption_reason(checkpoint, part=part, num_parts=3) for part in range(3)]
     assert [problem is not None for problem in found].count(True) == 1
 
 
@@ -100,7 +100,7 @@ def test_what_is_no_checkpoint_of_the_run_is_set_aside_and_kept(
     (tmp_path / "checkpoint-30.superseded").mkdir()
     make_checkpoint(tmp_path, 5).rename(tmp_path / "checkpoint-5.removed")  # a rotation that was cut off
     monkeypatch.setattr(logging.getLogger("pretraining"), "propagate", True)
-    set_aside_unusable(tmp_path, step=20)
+    quarantine_unusable(tmp_path, step=20)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-10",
         "checkpoint-20",
@@ -110,7 +110,7 @@ def test_what_is_no_checkpoint_of_the_run_is_set_aside_and_kept(
     ]
     assert "checkpoint-40: complete.json is missing, the save did not finish; set aside" in caplog.text
     assert "checkpoint-30: is later than step 20; set aside as checkpoint-30.superseded-2" in caplog.text
-    assert whole_checkpoints(tmp_path) == [made[10], made[20]]
+    assert complete_checkpoints(tmp_path) == [made[10], made[20]]
 
 
 def test_a_run_that_lost_all_its_checkpoints_does_not_begin_again_by_itself(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_run_that_lost_all_its_checkpoints_does_not_begin_again_by_itself(tmp_
     cut(checkpoint / "trainer_state.json")
     with pytest.raises(UserError, match=r"no checkpoint of .* is complete any more .*trainer_state.json has 10 bytes"):
         checkpoint_to_resume(tmp_path, "auto")
-    set_aside_unusable(tmp_path, step=0)
+    quarantine_unusable(tmp_path, step=0)
     with pytest.raises(UserError, match=r"complete any more \(checkpoint-10.incomplete: trainer_state.json has"):
         checkpoint_to_resume(tmp_path, "auto")
 
@@ -143,13 +143,13 @@ def test_a_file_system_that_cannot_sync_folders_takes_checkpoints(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    assert incompleteness(make_checkpoint(tmp_path, 10)) is None
+    assert incomplete_reason(make_checkpoint(tmp_path, 10)) is None
 
 
 def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
     for name in ("checkpoint-", "checkpoint-12-old", "checkpoint-x", "checkpoint-12.incomplete", "model"):
         (tmp_path / name).mkdir()
-    assert whole_checkpoints(tmp_path) == []
+    assert complete_checkpoints(tmp_path) == []
 
 
 def test_one_run_at_a_time_writes_a_folder(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_what_a_kill_left_of_a_removal_goes_and_what_only_looks_like_it_stays(tm
     make_checkpoint(tmp_path / "elsewhere", 8)
     (tmp_path / "checkpoint-8.removed").symlink_to(tmp_path / "elsewhere/checkpoint-8")
     rotate_checkpoints(tmp_path, keep_last=0, keep_steps=())
-    set_aside_unusable(tmp_path, step=9)
+    quarantine_unusable(tmp_path, step=9)
     left = ["checkpoint-1.removed", "checkpoint-2.removed-by-me", "checkpoint-3.removed.bak", "checkpoint-7.removed"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [*left, "checkpoint-8.removed", "elsewhere"]
     assert len(names(tmp_path / "elsewhere/checkpoint-8")) == 4
@@ -272,7 +272,7 @@ def test_a_removal_that_is_killed_is_finished_by_the_next(
         for name in ("unlink", "rmdir", "rename"):
             context.setattr(os, name, dying(getattr(os, name)))
         rotate_checkpoints(tmp_path, keep_last=1, keep_steps=())
-    assert whole_checkpoints(tmp_path)[-1] == made[1]
+    assert complete_checkpoints(tmp_path)[-1] == made[1]
     rotate_checkpoints(tmp_path, keep_last=1, keep_steps=())
     left_over = [path for path in tmp_path.iterdir() if path != made[1]]
     assert all(not any(path.iterdir()) for path in left_over), "an empty folder at most"

@@ -18,8 +18,8 @@ def make_identity() -> RunIdentity:
         global_batch_tokens=512,
         seed=7,
         order_seed=7,
-        isolate_documents=False,
-        mask_document_starts=False,
+        document_masking=False,
+        ignore_first_token=False,
         precision="bf16",
         optimizer="adamw",
         optimizer_settings={"weight_decay": 0.1},
@@ -86,3 +86,13 @@ def test_another_run_is_not_gone_on_with_unless_that_is_allowed(
 def test_what_may_be_allowed_to_change_is_what_makes_a_run() -> None:
     fields = {field.name for field in dataclasses.fields(RunIdentity)}
     assert set(CHANGEABLE) == (fields - set(NEVER_CHANGED)) | {"schedule"}
+
+
+def test_a_record_with_the_earlier_names_of_fields_is_read_with_todays(tmp_path: Path) -> None:
+    make_record(make_identity()).write(tmp_path)
+    path = tmp_path / "run.json"
+    text = path.read_text().replace("document_masking", "isolate_documents")
+    path.write_text(text.replace("ignore_first_token", "mask_document_starts"))
+    check_same_run(tmp_path, make_identity(), allowed=())
+    with pytest.raises(UserError, match="document_masking"):
+        check_same_run(tmp_path, dataclasses.replace(make_identity(), document_masking=True), allowed=())

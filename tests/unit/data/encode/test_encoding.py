@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pretraining.data.encode.encoding import in_order
+from pretraining.data.encode.encoding import ordered_parallel_map
 from pretraining.data.input.documents import RawLine
 from pretraining.data.input.find import input_file
 from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch
@@ -42,7 +42,7 @@ def test_batches_come_out_in_order_and_few_are_under_way(num_workers: int) -> No
         return raw.end.num_lines
 
     done = []
-    for number in in_order(work, read(), num_workers=num_workers):
+    for number in ordered_parallel_map(work, read(), num_workers=num_workers):
         most_under_way = max(most_under_way, under_way)
         under_way -= sizes[number]
         done.append(number)
@@ -59,4 +59,4 @@ def test_what_a_worker_raises_comes_out() -> None:
         return raw.end.num_lines
 
     with pytest.raises(ValueError, match="three"):
-        list(in_order(work, (batch(number, BATCH_BYTES) for number in range(100)), num_workers=2))
+        list(ordered_parallel_map(work, (batch(number, BATCH_BYTES) for number in range(100)), num_workers=2))

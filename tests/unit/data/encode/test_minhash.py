@@ -13,7 +13,7 @@ from pretraining.data.build.working_files import write_arrays
 from pretraining.data.encode.deduplicate import Copies
 from pretraining.data.encode.minhash import (
     MinHashBands,
-    first_copies,
+    cluster_duplicates,
     first_exact_copies,
     normalised,
     text_fingerprints,
@@ -68,7 +68,7 @@ def with_another_end(text: str, num_changed: int) -> str:
 
 
 def near_copies(texts: list[str], threshold: float = 0.8) -> list[int]:
-    return first_copies(MinHashBands(threshold).bands(texts)).tolist()
+    return cluster_duplicates(MinHashBands(threshold).bands(texts)).tolist()
 
 
 def test_texts_are_the_same_up_to_case_form_and_whitespace() -> None:
@@ -178,13 +178,13 @@ def test_groups_are_those_of_a_plain_search() -> None:
                     expected[column == key] = expected[column == key].min()
             if np.array_equal(before, expected):
                 break
-        assert first_copies(keys).tolist() == expected.tolist()
-    assert first_copies(keys[:0]).tolist() == []
+        assert cluster_duplicates(keys).tolist() == expected.tolist()
+    assert cluster_duplicates(keys[:0]).tolist() == []
 
 
 def test_a_long_chain_of_copies_is_one_group() -> None:
     numbers = np.random.default_rng(0).permutation(100_000).astype(np.uint64)
-    assert not first_copies(np.stack([numbers // 2, (numbers + 1) // 2], axis=1)).any()
+    assert not cluster_duplicates(np.stack([numbers // 2, (numbers + 1) // 2], axis=1)).any()
 
 
 def test_a_million_random_keys_are_no_copies() -> None:
@@ -192,7 +192,7 @@ def test_a_million_random_keys_are_no_copies() -> None:
     keys[999_999, 3] = keys[5, 3]
     expected = np.arange(1_000_000)
     expected[999_999] = 5
-    assert np.array_equal(first_copies(keys), expected)
+    assert np.array_equal(cluster_duplicates(keys), expected)
 
 
 def test_a_copy_takes_17_bytes_and_is_found_by_its_place(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pretraining.cli.progress import Progress
 from pretraining.data.inspect import ngram_index as run_index
 from pretraining.data.inspect.overlap import find_copied_runs
-from pretraining.data.inspect.provenance import BlockTracer
+from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from tests.conftest import PROJECT_DIR, python, run_fine
 
@@ -40,7 +40,7 @@ def test_runs_are_those_of_a_search_token_by_token(
     store = tmp_path / "blocks"
     words = ["--packing", packing, "--block_length", 16, "--split", "3,1,1", "--tokens_per_shard", 4000]
     run_fine(*python("preprocess.py", *words, "--output_dir", store))
-    tracer = BlockTracer(store, flag="")
+    tracer = BlockProvenance(store, flag="")
     places = [tracer.document(number) for number in range(tracer.manifest.num_documents)]
     tokenizer = load_document_tokenizer(str(store / "tokenizer"), add_bos=False)
     documents = {
@@ -75,7 +75,7 @@ def test_runs_are_those_of_a_search_token_by_token(
     assert sum(copied.longest is not None for copied in found) > 12
 
 
-def tokens_in_blocks(tracer: BlockTracer) -> dict[int, int]:
+def tokens_in_blocks(tracer: BlockProvenance) -> dict[int, int]:
     """How many tokens of each document stand in blocks; the rest is the tail that fills none."""
     found: dict[int, int] = {}
     for block in range(tracer.manifest.splits["train"].num_blocks):

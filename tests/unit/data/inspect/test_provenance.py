@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from pretraining.cli.progress import Progress
 from pretraining.data.encode.splits import SPLITS
-from pretraining.data.inspect.provenance import BlockTracer, Piece
+from pretraining.data.inspect.provenance import BlockProvenance, Piece
 from pretraining.data.inspect.source_text import has_ids, read_source_text
 from pretraining.data.inspect.text_search import find_text
 from pretraining.data.tokenize.token_bytes import TokenBytes, text_of
@@ -39,7 +39,7 @@ ODD_TEXTS = [
 class Traced:
     """A store, and the text at each (file, line) of its input."""
 
-    tracer: BlockTracer
+    tracer: BlockProvenance
     texts: dict[tuple[str, int], str]
 
     @cached_property
@@ -122,7 +122,7 @@ def llama_like_tokenizer(folder: Path) -> Path:
 def traced(request: pytest.FixtureRequest, sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     if request.param == "sample":
         texts = {("data/sample/news.jsonl", 1 + n): story for n, story in enumerate(STORIES)}
-        return Traced(BlockTracer(sample_store, flag="--dataset"), texts)
+        return Traced(BlockProvenance(sample_store, flag="--dataset"), texts)
     folder = tmp_path_factory.mktemp(request.param)
     texts = mixed_input(folder)
     more = {
@@ -135,10 +135,10 @@ def traced(request: pytest.FixtureRequest, sample_store: Path, tmp_path_factory:
     inputs = ["--data_files", *(folder / name for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.txt"))]
     flags = [*inputs, "--split_text_files", "--block_length", 64, "--split", "80,15,5", *more]
     run_fine(*python("preprocess.py", *flags, "--output_dir", folder / "blocks"))
-    return Traced(BlockTracer(folder / "blocks", flag="--dataset"), texts)
+    return Traced(BlockProvenance(folder / "blocks", flag="--dataset"), texts)
 
 
-def rows_of(tracer: BlockTracer, split: str) -> list[dict]:
+def rows_of(tracer: BlockProvenance, split: str) -> list[dict]:
     """All blocks of a split, in the order of the shards' names."""
     paths = sorted(tracer.folder.glob(f"data/{split}-*.parquet"))
     return [row for path in paths for row in pq.read_table(path).to_pylist()]
@@ -270,7 +270,7 @@ def library_ids(text: str) -> list[int]:
 
 
 def test_a_source_that_is_gone_or_changed(sample_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracer = BlockTracer(sample_store, flag="--dataset")
+    tracer = BlockProvenance(sample_store, flag="--dataset")
     document = tracer.document(7)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"news\.jsonl: is not there"):
@@ -290,7 +290,7 @@ def test_a_shard_that_is_missing_is_named(sample_store: Path, tmp_path: Path) ->
     for path in ("manifest.json", *(str(p.relative_to(sample_store)) for p in sample_store.glob("documents/*"))):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes((sample_store / path).read_bytes())
-    tracer = BlockTracer(tmp_path, flag="--dataset")
+    tracer = BlockProvenance(tmp_path, flag="--dataset")
     assert tracer.document(0).line == 1
     with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet is missing"):
         tracer.pieces("train", 0)

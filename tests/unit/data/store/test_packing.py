@@ -5,9 +5,9 @@ from pretraining.data.store import packing as packing_room
 from pretraining.data.store.packing import (
     WAITING_SHARE,
     Blocks,
+    DocumentSegments,
     Packer,
     Packing,
-    Pieces,
     best_fit_decreasing,
     make_packer,
 )
@@ -22,10 +22,10 @@ def small_window(monkeypatch: pytest.MonkeyPatch) -> int:
     return 8192
 
 
-def pieces_of(documents: list[np.ndarray], first_id: int = 0) -> Pieces:
+def pieces_of(documents: list[np.ndarray], first_id: int = 0) -> DocumentSegments:
     lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
     ids = np.concatenate([np.empty(0, np.uint16), *documents])
-    return Pieces(np.arange(len(documents)) + first_id, np.zeros(len(documents), np.int64), lengths, ids)
+    return DocumentSegments(np.arange(len(documents)) + first_id, np.zeros(len(documents), np.int64), lengths, ids)
 
 
 def random_documents(number: int, longest: int, seed: int) -> list[np.ndarray]:
@@ -38,7 +38,7 @@ def pack(packer: Packer, documents: list[np.ndarray], batch: int) -> list[Blocks
     return [packer.add(pieces) for pieces in batches] + [packer.flush()]
 
 
-def rebuilt(blocks: list[Blocks], carried: Pieces, block_length: int) -> dict[int, dict[int, list[int]]]:
+def rebuilt(blocks: list[Blocks], carried: DocumentSegments, block_length: int) -> dict[int, dict[int, list[int]]]:
     """Ids of each document by the offset of their piece, from the blocks' own boundaries."""
     pieces: dict[int, dict[int, list[int]]] = {}
     for batch in blocks:

@@ -28,7 +28,7 @@ RUN_RECORD: dict[str, Any] = {
             "tie_word_embeddings": False,
         },
         "global_batch_tokens": 512,
-        "isolate_documents": False,
+        "document_masking": False,
         "precision": "bf16",
         "seed": 42,
         "optimizer": "adamw",

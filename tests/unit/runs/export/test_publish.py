@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig
 
-from pretraining.runs.export.publish import begin_folder, complete_folder, give_name, partial_folder
+from pretraining.runs.export.publish import finalize, make_partial_dir, partial_folder, publish
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 64}
@@ -15,11 +15,11 @@ LLAMA3 |= {"original_max_position_embeddings": 64}
 
 def grown_folder(model_dir: Path, config: LlamaConfig) -> Path:
     partial = partial_folder(model_dir)
-    begin_folder(partial)
+    make_partial_dir(partial)
     config.save_pretrained(partial)
     (partial / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
     Tokenizer(models.BPE()).save(str(partial / "tokenizer.json"))
-    complete_folder(partial)
+    finalize(partial)
     return partial
 
 
@@ -37,9 +37,9 @@ def test_readers_before_transformers_5_find_the_positions(tmp_path: Path, rope: 
 def test_a_model_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
     model_dir = tmp_path / "model"
     for size in (32, 64):
-        begin_folder(partial_folder(model_dir))
+        make_partial_dir(partial_folder(model_dir))
         (partial_folder(model_dir) / "left").touch()  # by an export that broke off
-        give_name(grown_folder(model_dir, LlamaConfig(hidden_size=size)), model_dir)
+        publish(grown_folder(model_dir, LlamaConfig(hidden_size=size)), model_dir)
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
         assert json.loads((model_dir / "config.json").read_text())["hidden_size"] == size
         assert not (model_dir / "left").exists()
@@ -52,7 +52,7 @@ def test_nothing_is_removed_that_no_export_made(tmp_path: Path, ending: str) -> 
     theirs.mkdir()
     (theirs / "thesis.txt").write_text("years of work")
     for size in (32, 64):
-        give_name(grown_folder(model_dir, LlamaConfig(hidden_size=size)), model_dir)
+        publish(grown_folder(model_dir, LlamaConfig(hidden_size=size)), model_dir)
     assert json.loads((model_dir / "config.json").read_text())["hidden_size"] == 64
     assert [path.name for path in theirs.iterdir()] == ["thesis.txt"]
     assert {path.name for path in tmp_path.iterdir()} == {"model", theirs.name}
@@ -66,5 +66,5 @@ def test_links_and_files_in_the_place_of_an_export_stay(tmp_path: Path) -> None:
     (tmp_path / "model.partial-2").write_text("a file")
     assert partial_folder(tmp_path / "model").name == "model.partial-3"
     with pytest.raises(FileExistsError):
-        begin_folder(tmp_path / "model.partial-2")
+        make_partial_dir(tmp_path / "model.partial-2")
     assert target.is_dir()

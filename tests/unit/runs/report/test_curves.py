@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from pretraining.runs.report import curves
-from pretraining.runs.report.curves import Point, Thinned, read_curves
+from pretraining.runs.report.curves import DownsampledRecords, Point, read_curves
 from tests.fakes.drawn_run import write_drawn_run
 
 
-def thinned(records: Iterator[dict] | list[dict]) -> Thinned:
-    found = Thinned()
+def thinned(records: Iterator[dict] | list[dict]) -> DownsampledRecords:
+    found = DownsampledRecords()
     for record in records:
         found.add(record)
     found.flush()

@@ -9,9 +9,9 @@ import pytest
 from pretraining.errors import UserError
 from pretraining.runs.report.charts import charts_of, rows_of
 from pretraining.runs.report.curves import read_curves
-from pretraining.runs.report.facts import described_event, facts_of, state_of
+from pretraining.runs.report.facts import describe_event, report_tables, run_state
 from pretraining.runs.report.report import PICTURED, write_comparison, write_report
-from pretraining.runs.report.vega_lite import picture_spec
+from pretraining.runs.report.vega_lite import static_spec
 from pretraining.runs.run_lock import lock_run_folder
 from tests.fakes.browser import DARK, LIGHT, Seen, look_at
 from tests.fakes.drawn_run import PARTS, SCRIPT, event, run_records, training_record, write_drawn_run
@@ -82,7 +82,7 @@ def test_what_is_not_in_the_log_is_not_drawn(tmp_path: Path) -> None:
 def test_the_picture_names_no_two_lines_of_one_colour(run_dir: Path) -> None:
     run = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
     charts = [(chart, rows_of(chart, run)) for chart in charts_of([run]) if chart.title in PICTURED]
-    layers = picture_spec(charts)["vconcat"][0]["layer"]
+    layers = static_spec(charts)["vconcat"][0]["layer"]
     for color in (layer["encoding"]["color"] for layer in layers):
         of_line = dict(zip(color["scale"]["domain"], color["scale"]["range"], strict=True))
         named = [of_line[name] for name in color["legend"]["values"]]
@@ -92,8 +92,8 @@ def test_the_picture_names_no_two_lines_of_one_colour(run_dir: Path) -> None:
 def test_a_summary_among_the_events_is_told_as_at_the_end_of_the_run() -> None:
     parts = {f"{part}_seconds": 1.0 for part in PARTS}
     summary = event(4, "summary", num_steps=4, total_seconds=6.0, peak_host_memory_bytes=2_301_546_496, **parts)
-    assert described_event(summary).startswith("time: 4 steps in 6 s: data 17 %, forward+backward 17 %, ")
-    assert described_event(summary).endswith("; memory: 2.3 GB of host memory at most")
+    assert describe_event(summary).startswith("time: 4 steps in 6 s: data 17 %, forward+backward 17 %, ")
+    assert describe_event(summary).endswith("; memory: 2.3 GB of host memory at most")
 
 
 def test_a_long_run_is_a_page_of_a_few_megabytes(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_the_state_of_a_run(tmp_path: Path) -> None:
         run_dir = write_drawn_run(tmp_path / name, records, max_steps=max_steps)
         if name == "running":
             lock_run_folder(run_dir)
-        return state_of(read_curves(run_dir, json.loads((run_dir / "run.json").read_text())))
+        return run_state(read_curves(run_dir, json.loads((run_dir / "run.json").read_text())))
 
     half = [training_record(step) for step in range(1, 201)]
     assert state("finished", half, max_steps=200) == "finished"
@@ -126,7 +126,7 @@ def test_the_state_of_a_run(tmp_path: Path) -> None:
 
 def test_facts_are_told_as_the_run_tells_them(run_dir: Path) -> None:
     run = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
-    facts = facts_of(run)
+    facts = report_tables(run)
     shares = [value for name, value in facts["Speed"].items() if name.startswith("share of ")]
     assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=0.3)
     assert facts["Machine"] == {"GPUs": "8 x NVIDIA H200", "memory of a GPU": "150.8 GB", "processes": "8"}

@@ -10,7 +10,7 @@ import pytest
 from pretraining.runs.history import read_history, read_records
 from pretraining.runs.tracking.metrics_file import describe_damage
 from pretraining.runs.tracking.metrics_log import MetricsLog
-from pretraining.runs.tracking.reporters import newest_told
+from pretraining.runs.tracking.reporters import last_reported_step
 
 RECORDS = [{"step": step, "loss": 2.0, "logged_at": 1.8e9} for step in (1, 2, 3)]
 RECORDS.insert(2, {"step": 2, "event": "samples", "samples": [{"prompt": "去", "continuation": "家"}]})
@@ -60,7 +60,7 @@ def test_all_other_records_are_read(
 ) -> None:
     run_dir = write_log(tmp_path, place, damaged)
     original = (run_dir / "metrics.jsonl").read_bytes()
-    assert newest_told(run_dir) == 3
+    assert last_reported_step(run_dir) == 3
     assert caplog.messages == []
     warning = f"{run_dir}/metrics.jsonl: line {place + 1} is damaged"
     assert list(read_records(run_dir)) == RECORDS

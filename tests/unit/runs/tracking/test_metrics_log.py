@@ -9,7 +9,7 @@ import jsonlines
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from pretraining.cli.logs import HAS_EVENT
+from pretraining.cli.logs import LOGGED_AS_EVENT
 from pretraining.runs.run_folder import METRICS_NAME
 from pretraining.runs.tracking.metrics_log import MetricsLog
 
@@ -51,7 +51,7 @@ def test_the_warnings_of_a_training_are_events(tmp_path: Path, state: TrainerSta
     state.global_step = 5
     logger = logging.getLogger("pretraining.training.somewhere")
     logger.warning("the disk has %d bytes", 7)
-    logger.warning("a spike, of which there is an event", extra=HAS_EVENT)
+    logger.warning("a spike, of which there is an event", extra=LOGGED_AS_EVENT)
     logger.info("all is well")
     logging.getLogger("elsewhere").warning("not ours")
     told = [(record["step"], record["event"], record.get("message")) for record in read(tmp_path)]

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.errors import UserError
-from pretraining.runs.tracking.reporters import Reporters, newest_told
+from pretraining.runs.tracking.reporters import Reporters, last_reported_step
 from pretraining.runs.tracking.trackers import TrackedRun
 from tests.programs.launching import train, try_to_train
 
@@ -71,10 +71,10 @@ def test_a_reporter_ends_after_the_last_evaluation(caplog: pytest.LogCaptureFixt
 
 
 def test_the_newest_step_that_was_told_is_that_of_the_log(tmp_path: Path) -> None:
-    assert newest_told(tmp_path) == 0
+    assert last_reported_step(tmp_path) == 0
     lines = ['{"step": 7, "loss": 1.0}', '{"step": 9, "event": "stop"}', '{"step": 8, "loss": 1.0}', '{"step": 10, "lo']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert newest_told(tmp_path) == 8
+    assert last_reported_step(tmp_path) == 8
 
 
 def arguments(run_dir: Path, *trackers: str) -> TrainingArguments:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretraining.data.mixture import find_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.training.callbacks.anomaly_report import describe_blocks
 from pretraining.training.data.dataset import BlockDataset, MixedBlocks
 
@@ -15,7 +15,7 @@ from pretraining.training.data.dataset import BlockDataset, MixedBlocks
 def test_a_store_that_was_taken_away_does_not_end_the_run(damage: str, sample_store: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(sample_store, store)
-    mixture = find_mixture([str(store)], revision=None)
+    mixture = load_mixture([str(store)], revision=None)
     blocks = MixedBlocks([BlockDataset(store, mixture.first.manifest, "train")])
     (whole,) = describe_blocks([(3, 2.5)], blocks, mixture)
     assert whole["documents"]

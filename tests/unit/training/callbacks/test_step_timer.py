@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from pretraining.training.callbacks.step_timer import StepTiming
+from pretraining.training.callbacks.step_timer import StepTimer
 from pretraining.training.metrics.hardware_metrics import COMBINED, combined
 from pretraining.training.metrics.step_metrics import SmoothedLoss
-from pretraining.training.metrics.time_split import TimeSplit
+from pretraining.training.metrics.time_split import TimeBreakdown
 from tests.unit.training.metrics.test_throughput import Clock
 
 
@@ -39,8 +39,8 @@ def time_of_a_step(*, on_gpu: bool) -> dict[str, float]:
     """Data 2 s, a step of 10 s of the host's clock with the update in it, and 3 s of whatever."""
     clock = Clock()
     engine = Engine(clock)
-    trainer: Any = SimpleNamespace(meter=SimpleNamespace(times=TimeSplit(clock)), model_wrapped=engine)
-    timing = StepTiming(trainer, make_event=(lambda: Event(engine)) if on_gpu else None)
+    trainer: Any = SimpleNamespace(meter=SimpleNamespace(times=TimeBreakdown(clock)), model_wrapped=engine)
+    timing = StepTimer(trainer, make_event=(lambda: Event(engine)) if on_gpu else None)
     nothing: Any = None
     timing.on_train_begin(nothing, nothing, nothing)
     with trainer.meter.times.part("data"):

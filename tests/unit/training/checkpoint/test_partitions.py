@@ -6,7 +6,7 @@ import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import zero3_partitioned_param_info
 
-from pretraining.training.checkpoint.partitions import place_parameters, spans_of
+from pretraining.training.checkpoint.partitions import overlapping_spans, partition_layouts
 from tests.programs.shards import merge
 
 
@@ -51,14 +51,14 @@ def test_what_was_kept_by_some_is_kept_by_others(saved_by: int) -> None:
             parameters = random_parameters(generator)
             old, new = (random_sub_groups(list(parameters), generator) for _ in range(2))
             saved = partitioned(parameters, old, saved_by)
-            kept = place_parameters(sizes_of(parameters, old), num_processes=saved_by)
-            places = place_parameters(sizes_of(parameters, new), num_processes=processes)
+            kept = partition_layouts(sizes_of(parameters, old), num_processes=saved_by)
+            places = partition_layouts(sizes_of(parameters, new), num_processes=processes)
             flats = [
                 [torch.full_like(flat, -1) for flat in of_one] for of_one in partitioned(parameters, new, processes)
             ]
             for process in range(processes):
                 for name, place in places.items():
-                    for span in spans_of(process, place, kept[name]):
+                    for span in overlapping_spans(process, place, kept[name]):
                         numbers = saved[span.kept_by][kept[name].sub_group].narrow(0, span.kept_at, span.length)
                         flats[process][place.sub_group].narrow(0, span.belongs_at, span.length).copy_(numbers)
             shapes = [{name: parameters[name].shape for name in names} for names in new]

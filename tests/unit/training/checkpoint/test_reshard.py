@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pretraining.errors import UserError
-from pretraining.training.checkpoint.reshard import check_can_go_on, said_checkpoint, seed_anew
+from pretraining.training.checkpoint.reshard import check_can_reshard, describe_checkpoint, reseed_for_world_size
 
 WEIGHTS = torch.zeros(8)
 ADAMW = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(8), "exp_avg_sq": torch.zeros(8)}
@@ -40,9 +40,9 @@ def make_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
 def test_codes_of_whole_blocks_are_not_divided(state: dict[str, Any], named: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path, state)
     config = {"zero_optimization": {"stage": 3}}
-    check_can_go_on(checkpoint, config, num_processes=2)
+    check_can_reshard(checkpoint, config, num_processes=2)
     with pytest.raises(UserError) as found:
-        check_can_go_on(checkpoint, config, num_processes=3)
+        check_can_reshard(checkpoint, config, num_processes=3)
     assert str(found.value) == (
         f"--resume {checkpoint}: was saved by 2 processes, and its optimizer state ({named}) cannot be divided among "
         "others; start with --num_gpus=2"
@@ -71,17 +71,17 @@ def test_what_is_on_nvme_is_not_divided(
     checkpoint = make_checkpoint(tmp_path, ADAMW)
     change(checkpoint)
     if fine:
-        check_can_go_on(checkpoint, offload_to(device), num_processes=1)
+        check_can_reshard(checkpoint, offload_to(device), num_processes=1)
     else:
         with pytest.raises(UserError, match=r"optimizer state \(on nvme\) cannot be divided .* --num_gpus=2"):
-            check_can_go_on(checkpoint, offload_to(device), num_processes=1)
-    check_can_go_on(checkpoint, offload_to(device), num_processes=2)
+            check_can_reshard(checkpoint, offload_to(device), num_processes=1)
+    check_can_reshard(checkpoint, offload_to(device), num_processes=2)
 
 
 def test_the_start_says_whose_checkpoint_it_is(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path, ADAMW)
-    assert said_checkpoint(checkpoint, num_processes=2) == str(checkpoint)
-    assert said_checkpoint(checkpoint, num_processes=1) == f"{checkpoint} (saved by 2 processes, now 1)"
+    assert describe_checkpoint(checkpoint, num_processes=2) == str(checkpoint)
+    assert describe_checkpoint(checkpoint, num_processes=1) == f"{checkpoint} (saved by 2 processes, now 1)"
 
 
 def drawn() -> tuple[float, float, float]:
@@ -96,7 +96,7 @@ def test_random_states_differ_by_process_step_and_seed_alone(tmp_path: Path) -> 
         for seed in (1, 2):
             for process in (0, 1):
                 for _ in range(2):
-                    seed_anew(tmp_path / str(step), seed=seed, process=process)
+                    reseed_for_world_size(tmp_path / str(step), seed=seed, process=process)
                     found = drawn()
                     assert draws.setdefault((step, seed, process), found) == found, "it is another one the second time"
     for numbers in zip(*draws.values(), strict=True):

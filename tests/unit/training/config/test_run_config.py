@@ -19,13 +19,13 @@ from pretraining.cli.arguments.pretrain import (
     OptimizationArguments,
     PretrainArguments,
 )
-from pretraining.data.mixture import find_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.errors import UserError
 from pretraining.planning.flops import num_parameters
 from pretraining.training.config.early_checks import check_inputs
-from pretraining.training.config.run_config import RunPlan, plan_run
-from pretraining.training.config.run_identity import run_identity, take_run_folder
-from pretraining.training.config.startup_log import announce
+from pretraining.training.config.run_config import RunConfig, resolve_run_config
+from pretraining.training.config.run_identity import claim_output_dir, run_identity
+from pretraining.training.config.startup_log import log_run_config
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 
 
@@ -40,7 +40,7 @@ def plan(
     durability: dict[str, Any] | None = None,
     wishes: dict[str, Any] | None = None,
     **model: Any,
-) -> RunPlan:
+) -> RunConfig:
     trainer_flags = {
         **TRAINER_DEFAULTS,
         "deepspeed": str(PROJECT_DIR / "ds_config.json"),
@@ -57,10 +57,10 @@ def plan(
         PlanArguments(**(wishes or {})),
         trainer_flags,
     )
-    mixture = find_mixture(datasets, revision=None)
+    mixture = load_mixture(datasets, revision=None)
     check_inputs(arguments, mixture)
-    found = plan_run(arguments, mixture)
-    take_run_folder(found)
+    found = resolve_run_config(arguments, mixture)
+    claim_output_dir(found)
     return found
 
 
@@ -280,7 +280,7 @@ def test_each_step_is_announced_with_one_learning_rate(
     def announced(warmup_steps: float) -> str:
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            announce(plan(sample_store, tmp_path, flags={"max_steps": 6, "warmup_steps": warmup_steps}))
+            log_run_config(plan(sample_store, tmp_path, flags={"max_steps": 6, "warmup_steps": warmup_steps}))
         return "\n".join(record.getMessage() for record in caplog.records)
 
     assert "learning rate: 2.82e-04 at step 1, cosine to 3.00e-05" in announced(0)

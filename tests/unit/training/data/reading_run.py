@@ -8,7 +8,7 @@ import sys
 
 from benchmarks.data_path import anonymous_bytes
 from pretraining.cli.program import run_program
-from pretraining.data.mixture import find_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.training.config.data_checks import make_order
 from pretraining.training.data.batch import collate_targets
@@ -18,7 +18,7 @@ from pretraining.training.data.splits import open_training_data
 
 
 def main(arguments: list[str]) -> None:
-    mixture = find_mixture(arguments[:1], revision=None)
+    mixture = load_mixture(arguments[:1], revision=None)
     data = open_training_data(mixture, BlockStream(make_order(mixture, seed=42)), BlockFields())
     marks = [int(word) for word in arguments[1:]]
     loader = BlockLoader(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from pretraining.data.inspect.provenance import BlockTracer
+from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.store.manifest import Manifest, read_manifest
 from pretraining.training.data.batch import Batch, model_inputs
 from pretraining.training.data.dataset import IGNORED_LABEL, BlockDataset, BlockFields
@@ -32,7 +32,7 @@ def manifest(sample_store: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def isolated(sample_store: Path, manifest: Manifest) -> BlockDataset:
-    return BlockDataset(sample_store, manifest, "train", fields=BlockFields(isolate_documents=True))
+    return BlockDataset(sample_store, manifest, "train", fields=BlockFields(document_masking=True))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_without_isolation_documents_see_each_other(batch: tuple[Batch, list[int
 
 
 def test_positions_begin_anew_where_documents_do(isolated: BlockDataset, sample_store: Path) -> None:
-    tracer = BlockTracer(sample_store, flag="")
+    tracer = BlockProvenance(sample_store, flag="")
     for number in range(60):
         pieces = tracer.pieces("train", number)
         expected = torch.cat([torch.arange(piece.num_tokens) for piece in pieces])
@@ -125,16 +125,16 @@ def test_positions_begin_anew_where_documents_do(isolated: BlockDataset, sample_
 def test_padding_has_positions_of_its_own(tmp_path: Path) -> None:
     run_fine(*python("preprocess.py", "--packing", "best_fit", "--block_length", 1000, "--output_dir", tmp_path / "b"))
     manifest = read_manifest(tmp_path / "b", flag="")
-    blocks = BlockDataset(tmp_path / "b", manifest, "train", fields=BlockFields(isolate_documents=True))
+    blocks = BlockDataset(tmp_path / "b", manifest, "train", fields=BlockFields(document_masking=True))
     padded = next(item for item in map(blocks.__getitem__, range(len(blocks))) if item["labels"][-1] == IGNORED_LABEL)
     begin = int((padded["labels"] == IGNORED_LABEL).nonzero()[0])
     assert torch.equal(padded["position_ids"][begin:], torch.arange(1000 - begin))
 
 
 def test_the_first_token_of_a_document_is_masked_if_asked(sample_store: Path, manifest: Manifest) -> None:
-    masking = BlockDataset(sample_store, manifest, "train", fields=BlockFields(mask_document_starts=True))
+    masking = BlockDataset(sample_store, manifest, "train", fields=BlockFields(ignore_first_token=True))
     plain = BlockDataset(sample_store, manifest, "train")
-    tracer = BlockTracer(sample_store, flag="")
+    tracer = BlockProvenance(sample_store, flag="")
     for number in range(60):
         starts = [piece.start for piece in tracer.pieces("train", number)]
         labels = plain[number]["labels"].clone()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretraining.data.mixture import find_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.errors import UserError
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.training.config.data_checks import make_order
@@ -28,20 +28,20 @@ def second_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(*datasets: str) -> TrainingData:
-    mixture = find_mixture(datasets, revision=None)
+    mixture = load_mixture(datasets, revision=None)
     return open_training_data(mixture, BlockStream(make_order(mixture, seed=42)), BlockFields())
 
 
 def test_shares_and_names_are_read(sample_store: Path, second_store: Path) -> None:
-    mixture = find_mixture([f"news={sample_store}:0.7", f"wiki={second_store}:.3"], revision=None)
+    mixture = load_mixture([f"news={sample_store}:0.7", f"wiki={second_store}:.3"], revision=None)
     assert [(part.source, part.weight, part.store.folder) for part in mixture.parts] == [
         ("news", 0.7, sample_store),
         ("wiki", 0.3, second_store),
     ]
     assert make_order(mixture, seed=1).blocks_per_window == (700, 300)
-    alone = find_mixture([str(sample_store)], revision=None)
+    alone = load_mixture([str(sample_store)], revision=None)
     assert [(part.source, part.weight) for part in alone.parts] == [(None, 1.0)]
-    assert find_mixture([f"news={sample_store}"], revision=None).parts[0].source == "news"
+    assert load_mixture([f"news={sample_store}"], revision=None).parts[0].source == "news"
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_shares_that_are_unclear_are_refused(
 ) -> None:
     stores = {"a": sample_store, "b": second_store}
     with pytest.raises(UserError) as caught:
-        find_mixture([text.format(**stores) for text in texts], revision=None)
+        load_mixture([text.format(**stores) for text in texts], revision=None)
     assert expected.format(**stores) in str(caught.value)
 
 
 def test_a_share_below_one_block_in_a_thousand_is_refused(sample_store: Path, second_store: Path) -> None:
-    mixture = find_mixture([f"news={sample_store}:1", f"wiki={second_store}:0.0001"], revision=None)
+    mixture = load_mixture([f"news={sample_store}:1", f"wiki={second_store}:0.0001"], revision=None)
     with pytest.raises(UserError, match=r"--dataset wiki: its share of 0\.0001 is less than one block of 1,000"):
         make_order(mixture, seed=1)
 
@@ -89,7 +89,7 @@ def test_stores_that_do_not_fit_together_are_refused(sample_store: Path, tmp_pat
         split["num_tail_tokens"] = split["num_tokens"] - split["num_blocks"] * manifest["origin"]["block_length"]
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError) as caught:
-        find_mixture([f"a={sample_store}:1", f"b={other}:1"], revision=None)
+        load_mixture([f"a={sample_store}:1", f"b={other}:1"], revision=None)
     assert f"--dataset {other}: {expected}" in str(caught.value)
     assert "preprocess one of them again like the other" in str(caught.value)
 

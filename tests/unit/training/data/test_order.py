@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pretraining.training.data.loader import BlockStream
-from pretraining.training.data.order import WINDOW, BlockOrder, permute, share_window
+from pretraining.training.data.order import WINDOW, BlockOrder, apportion, permute
 from tests.conftest import PROJECT_DIR
 
 PINNED = [439, 699, 134, 455, 208, 185, 671, 86]
@@ -71,7 +71,7 @@ def test_each_source_is_read_block_by_block_epoch_by_epoch() -> None:
 
 @pytest.mark.parametrize("weights", [[1, 1, 1], [0.7, 0.3], [1e6, 1.0, 3.3], [2, 3, 5, 7, 11]])
 def test_shares_of_a_window_add_up_and_are_within_one_block(weights: list[float]) -> None:
-    shares = share_window(weights)
+    shares = apportion(weights)
     assert sum(shares) == WINDOW
     assert all(abs(share - WINDOW * weight / sum(weights)) < 1 for share, weight in zip(shares, weights, strict=True))
 

@@ -7,7 +7,7 @@ from pretraining.errors import UserError
 from pretraining.system.launchers import launcher_identity
 from pretraining.training.dry_run import trial
 from pretraining.training.dry_run.micro_batch import largest
-from pretraining.training.dry_run.trial import FITS, OUT_OF_MEMORY, TrialPlace, _outcome
+from pretraining.training.dry_run.trial import FITS, OUT_OF_MEMORY, TrialRendezvous, _outcome
 
 SIZES = [1, 2, 4, 8, 16]
 
@@ -66,14 +66,14 @@ def test_a_place_that_somebody_else_has_taken_is_one_line(
             pytest.skip("only root can give a folder to another user")
         os.chown(folder, 65534, 65534)
     with pytest.raises(UserError, match=f"{folder}: is not a folder that only this user can open"):
-        TrialPlace()
+        TrialRendezvous()
     assert (theirs / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_place_is_removed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("RANK", "0")
-    with TrialPlace() as place:
+    with TrialRendezvous() as place:
         assert place.from_first(lambda: 7) == 7
         (folder,) = tmp_path.iterdir()
         assert folder.stat().st_mode & 0o777 == 0o700

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from pretraining.training.data.batch import collate_targets
-from pretraining.training.metrics.step_metrics import StepWatch
+from pretraining.training.metrics.step_metrics import StepMetrics
 from pretraining.training.model.loss import token_losses
 
 PREDICTED = 3  # of a block of 4 tokens
 
 
-def watch(*sources: str, has_same_data: bool = True) -> StepWatch:
-    return StepWatch(sources=sources, spike_threshold=8.0, device=torch.device("cpu"), has_same_data=has_same_data)
+def watch(*sources: str, has_same_data: bool = True) -> StepMetrics:
+    return StepMetrics(sources=sources, spike_threshold=8.0, device=torch.device("cpu"), has_same_data=has_same_data)
 
 
-def read(one: StepWatch, *sources: int) -> StepWatch:
+def read(one: StepMetrics, *sources: int) -> StepMetrics:
     """A step of a block of each of these sources, whose tokens are all guessed among 8."""
     items = [{"labels": torch.zeros(4, dtype=torch.long), "sources": torch.full((4,), source)} for source in sources]
     batch = collate_targets(items)
@@ -28,7 +28,7 @@ def read(one: StepWatch, *sources: int) -> StepWatch:
     return one
 
 
-def resumed(before: StepWatch, after: StepWatch) -> StepWatch:
+def resumed(before: StepMetrics, after: StepMetrics) -> StepMetrics:
     after.restore(before.state()["attributes"])
     return after
 

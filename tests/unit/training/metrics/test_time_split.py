@@ -2,13 +2,13 @@ import random
 
 import pytest
 
-from pretraining.training.metrics.time_split import PARTS, TimeSplit
+from pretraining.training.metrics.time_split import PARTS, TimeBreakdown
 from tests.unit.training.metrics.test_throughput import Clock
 
 
 def test_each_second_counts_for_one_part_and_the_parts_sum_to_the_whole() -> None:
     clock = Clock()
-    times = TimeSplit(clock)
+    times = TimeBreakdown(clock)
     clock.now += 1
     with times.part("data"):
         clock.now += 2
@@ -40,7 +40,7 @@ def test_each_second_counts_for_one_part_and_the_parts_sum_to_the_whole() -> Non
 
 def test_whatever_happens_the_parts_sum_exactly_to_what_passed() -> None:
     clock, chance = Clock(), random.Random(0)
-    times = TimeSplit(clock)
+    times = TimeBreakdown(clock)
     for _ in range(200):
         began_at = clock.now
         for _ in range(chance.randrange(20)):
@@ -56,7 +56,7 @@ def test_whatever_happens_the_parts_sum_exactly_to_what_passed() -> None:
 
 def test_what_a_gpu_took_is_moved_but_never_more_than_there_is() -> None:
     clock = Clock()
-    times = TimeSplit(clock)
+    times = TimeBreakdown(clock)
     times.enter("forward_backward")
     clock.now += 10
     times.enter("other")

@@ -11,7 +11,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.errors import UserError
-from pretraining.planning.machine import Machine
+from pretraining.planning.machine import MachineSpec
 from pretraining.training.model.compile import (
     CACHE_VARIABLE,
     FLOPS_PER_CORE_SECOND,
@@ -21,7 +21,7 @@ from pretraining.training.model.compile import (
     compile_layers,
 )
 
-CPU = Machine(
+CPU = MachineSpec(
     name="", num_processes=2, num_local_processes=2, gpu_bytes=None, gpu_type=None, host_bytes=None
 )  # of two cores, below
 LONG = 60 * MIN_RUN_MINUTES * 2 * FLOPS_PER_CORE_SECOND

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.errors import UserError
 from pretraining.training.model import fp8
-from pretraining.training.model.fp8 import check_fp8, compute_in_fp8
+from pretraining.training.model.fp8 import check_fp8, convert_to_fp8
 from tests.unit.planning.layouts import Shape, layout_of
 
 needs_torchao = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def converted() -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
     torch.manual_seed(1)
     plain, model = LlamaForCausalLM(CONFIG), LlamaForCausalLM(CONFIG)
     model.load_state_dict(plain.state_dict())
-    compute_in_fp8(model)
+    convert_to_fp8(model)
     return plain.train(), model.train()
 
 
@@ -65,7 +65,7 @@ def test_a_product_is_that_of_casts_scaled_by_the_largest_number_of_a_tensor() -
 def test_weights_stay_what_they_are_and_all_else_computes_as_before() -> None:
     model = LlamaForCausalLM(CONFIG)
     before = dict(model.named_parameters())
-    compute_in_fp8(model)
+    convert_to_fp8(model)
     after = dict(model.named_parameters())
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)

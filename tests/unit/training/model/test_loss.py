@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from pretraining.data.inspect.provenance import BlockTracer
+from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.store.manifest import read_manifest
 from pretraining.data.store.shards import Shard
 from pretraining.errors import UserError
@@ -78,7 +78,7 @@ def test_every_token_has_the_source_of_its_document(sample_store: Path) -> None:
     assert sources is not None
     assert sources.names == ("business", "local", "science", "sport", "world")
     blocks = BlockDataset(sample_store, manifest, "train", sources=sources)
-    tracer = BlockTracer(sample_store, flag="")
+    tracer = BlockProvenance(sample_store, flag="")
     for number in range(0, len(blocks), 5):
         expected = [
             tracer.document(piece.document_id).source

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pretraining.training.stopping.callback import Stopping
+from pretraining.training.stopping.callback import StopCallback
 from pretraining.training.stopping.request import StopRequest
 
 
@@ -19,7 +19,7 @@ def test_a_save_that_no_launcher_waits_for_is_told_once_with_the_other_ways(
     arguments = SimpleNamespace(durability=SimpleNamespace(max_hours=None))
     plan = SimpleNamespace(run_dir=tmp_path, arguments=arguments)
     trainer: Any = SimpleNamespace(plan=plan, saver=SimpleNamespace(longest_seconds=seconds))
-    stopping = Stopping(trainer, metrics_log=None, request=StopRequest())  # type: ignore[arg-type]
+    stopping = StopCallback(trainer, metrics_log=None, request=StopRequest())  # type: ignore[arg-type]
     for _ in range(2):
         stopping._look_at_saves()
     said = [record.getMessage() for record in caplog.records]
