@@ -179,6 +179,6 @@ def test_an_allowed_change_takes_effect_where_the_run_goes_on(
     assert "optimizer_settings.weight_decay was 0.1, now it is 0.5" in done.stderr
     assert [record["tokens"] for record in records(run_dir)] == [512, 1024, 1536, 2048, 3072, 4096]
     state = json.loads((run_dir / "checkpoint-6/trainer_state.json").read_text())
-    assert state["stateful_callbacks"]["FaultHandler"]["attributes"]["num_blocks"] == 4096 // 64
+    assert state["stateful_callbacks"]["AnomalyCallback"]["attributes"]["num_blocks"] == 4096 // 64
     assert figures(run_dir)[:4] == figures(undisturbed)[:4]
     assert figures(run_dir)[4] != figures(undisturbed)[4]

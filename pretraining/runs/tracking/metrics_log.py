@@ -108,7 +108,7 @@ class MetricsLog(TrainerCallback):
                 logger.warning("%s and left out; the log as it was is %s", describe_damage(source, damaged), kept)
         self._events = events
 
-    def fsync(self) -> None:
+    def sync(self) -> None:
         """Have on the disk what was logged until a checkpoint, whose resume keeps it; no reason to end a run."""
         with suppress(OSError):
             fsync(self._path)

@@ -1,7 +1,7 @@
 """What of a step is waiting for data, forward and backward, and the optimizer's update; nothing waits for the GPU.
 
-Each step ends with one copy of its sums to the host (`StepWatch`), which waits until the GPU is done. So the time of a
-step as a whole, and that of waiting for its blocks before it, are the host's own. Within a step the host runs ahead of
+Each step ends with one copy of its sums to the host (`StepMetrics`), which waits until the GPU is done. So the time of
+a step as a whole, and that of waiting for its blocks before it, are the host's own. Within a step the host runs ahead of
 the GPU, and there the optimizer's share is the time between two CUDA events, read when both have happened long since.
 It begins when backward has: gradients that are then still on their way between GPUs are waited for in it.
 """

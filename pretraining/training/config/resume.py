@@ -73,7 +73,7 @@ def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
     path = checkpoint / TRAINER_STATE_NAME
     try:
         state = read_trainer_state(checkpoint)
-        kept = {"step": state.global_step, **kept_by(state, "FaultHandler")}
+        kept = {"step": state.global_step, **kept_by(state, "AnomalyCallback")}
     except Exception as error:  # the Trainer's dataclass takes a file as it is
         raise UserError(f"{path}: cannot be read ({error}); resume from another checkpoint") from None
     problem = type_problem(kept, {"step": int, "num_blocks": int, "blocks_by_store": {str: int}})

@@ -16,6 +16,8 @@ from pretraining.training.metrics.evaluation import figures_by_source, figures_o
 from pretraining.training.metrics.spike_detector import Anomaly, SpikeDetector
 from pretraining.training.model.loss import NUM_SUMS, TokenLosses, block_sums, source_sums
 
+# Of callbacks, by which the Trainer saves their state: a checkpoint of that time is resumed too.
+EARLIER_NAMES = {"StepMetrics": "StepWatch", "AnomalyCallback": "FaultHandler", "StopCallback": "Stopping"}
 # One after another; dynamic loss scaling of fp16 halves its scale from 2^16 to 1 in 32 such steps at most.
 MOST_NON_FINITE_STEPS = 50
 SMOOTHING = 0.98  # as much as the mean of about the last 50 steps
@@ -194,6 +196,7 @@ class StepMetrics(TrainerCallback, ExportableState):
 
 
 def kept_by(state: TrainerState, callback: str) -> dict[str, Any]:
-    """What the callback of this class kept in the checkpoint that `state` was read from."""
-    kept = (state.stateful_callbacks or {}).get(callback, {})
+    """What the callback of this class, by its name of today, kept in the checkpoint that `state` was read from."""
+    saved = state.stateful_callbacks or {}
+    kept = saved.get(callback, saved.get(EARLIER_NAMES.get(callback, ""), {}))
     return kept.get("attributes", {}) if isinstance(kept, dict) else {}

@@ -66,5 +66,5 @@ if __name__ == "__main__":
     from pretraining.training.callbacks import export as weight_exports
 
     Accelerator.get_state_dict = faulty_gathering(Accelerator.get_state_dict)
-    weight_exports.complete_folder = faulty_completion(weight_exports.complete_folder)
+    weight_exports.finalize = faulty_completion(weight_exports.finalize)
     run_program(pretrain.main)

@@ -29,7 +29,7 @@ class PoisonedBlocks(MixedBlocks):
 
 
 def plant_nan() -> None:
-    from pretraining.training.trainer.trainer import trainer
+    from pretraining.training.trainer import trainer
 
     real = trainer.token_losses
     compute_loss = trainer.PretrainingTrainer.compute_loss

@@ -5,7 +5,7 @@ import sys
 
 import pretrain
 from pretraining.cli.program import run_program
-from pretraining.runs.report.report import subprocess as report_process
+from pretraining.runs.report import background as report_process
 
 if __name__ == "__main__":
     how = os.environ["UNREPORTED"]

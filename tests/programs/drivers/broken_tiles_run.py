@@ -4,7 +4,7 @@ from typing import Any
 
 import pretrain
 from pretraining.cli.program import run_program
-from pretraining.training.model.build import tiling
+from pretraining.training.model import tiling
 
 if __name__ == "__main__":
     right = tiling._losses_leaving_gradient

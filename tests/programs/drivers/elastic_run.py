@@ -22,7 +22,7 @@ from pretraining.training.metrics.step_metrics import StepMetrics, StepResult
 
 
 def keep_what_is_restored(folder: Path) -> None:
-    load, seed_anew, loads = checkpointing.load_checkpoint, checkpointing.seed_anew, count(1)
+    load, reseed_for_world_size, loads = checkpointing.load_checkpoint, checkpointing.reseed_for_world_size, count(1)
 
     def load_and_save(engine: Any, checkpoint: Path) -> None:
         load(engine, checkpoint)
@@ -30,10 +30,10 @@ def keep_what_is_restored(folder: Path) -> None:
         engine.save_checkpoint(str(folder / f"restored-{next(loads)}"))
 
     def seed_and_tell(checkpoint: Path, *, seed: int, process: int) -> None:
-        seed_anew(checkpoint, seed=seed, process=process)
+        reseed_for_world_size(checkpoint, seed=seed, process=process)
         (folder / f"seed-{process}").write_text(str(torch.initial_seed()))
 
-    checkpointing.load_checkpoint, checkpointing.seed_anew = load_and_save, seed_and_tell
+    checkpointing.load_checkpoint, checkpointing.reseed_for_world_size = load_and_save, seed_and_tell
 
 
 def plant_spike(at: int) -> None:

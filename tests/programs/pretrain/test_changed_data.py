@@ -85,8 +85,8 @@ def without_names(checkpoint: Path) -> None:
     state = json.loads(path.read_text())
     kept = state["stateful_callbacks"]
     for name in ("tokens_by_source", "interval_sums"):
-        kept["StepWatch"]["attributes"][name] = list(kept["StepWatch"]["attributes"][name].values())
-    del kept["FaultHandler"]["attributes"]["blocks_by_store"]
+        kept["StepMetrics"]["attributes"][name] = list(kept["StepMetrics"]["attributes"][name].values())
+    del kept["AnomalyCallback"]["attributes"]["blocks_by_store"]
     path.write_text(json.dumps(state))
     content = json.loads((checkpoint / "complete.json").read_text())
     files = [record_file(checkpoint, checkpoint / file["path"]) for file in content["files"]]

@@ -6,6 +6,6 @@ from pretraining.cli.program import run_program
 from tools import resume_proof
 
 if __name__ == "__main__":
-    resume_proof.PROGRAM = Path(__file__).parents[2] / "faults/forgetful_run.py"
+    resume_proof.PROGRAM = Path(__file__).parents[2] / "faults/drivers/forgetful_run.py"
     resume_proof.plan_kills = lambda *_, **__: [resume_proof.Kill("step", 7, 0.0, "everything")]
     run_program(resume_proof.main)

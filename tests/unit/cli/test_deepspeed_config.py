@@ -95,9 +95,10 @@ def test_what_this_suite_is_not_tested_with_is_rejected(config: Any, expected: s
 def test_every_problem_of_flags_and_file_is_told_at_once_and_before_torch_is_imported(tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {**ZERO, "a": 1}, "amp": {"enabled": True}}))
-    code = "import sys, pretrain, pretraining.cli.program as errors\n"
-    code += "errors.leave = lambda code: print('torch' in sys.modules, 'deepspeed' in sys.modules) or sys.exit(code)\n"
-    code += "errors.run_program(pretrain.main)"
+    code = "import sys, pretrain, pretraining.cli.program as program\n"
+    seen = "'torch' in sys.modules, 'deepspeed' in sys.modules"
+    code += f"program.exit_process = lambda code: print({seen}) or sys.exit(code)\n"
+    code += "program.run_program(pretrain.main)"
     flags = ["--deepspeed", path, "--max_tokens", 5, "--max_steps", 3]
     done = run(sys.executable, "-c", code, *flags)
     assert (done.returncode, done.stdout) == (2, "False False\n")

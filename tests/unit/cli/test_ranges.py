@@ -16,7 +16,8 @@ from pretraining.cli.trainer_flags import trainer_flags
 from pretraining.errors import UserError
 from tests.conftest import PROJECT_DIR
 
-ARGUMENT_MODULES = [f"pretraining.cli.{path.stem}" for path in (PROJECT_DIR / "pretraining/cli").glob("*arguments.py")]
+FILES = sorted((PROJECT_DIR / "pretraining/cli/arguments").glob("*.py"))
+ARGUMENT_MODULES = [f"pretraining.cli.arguments.{path.stem}" for path in FILES if path.stem != "__init__"]
 TOOLS = [f"tools.{path.stem}" for path in (PROJECT_DIR / "tools").glob("*.py") if path.stem != "__init__"]
 
 
