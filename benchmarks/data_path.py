@@ -4,7 +4,7 @@
     python3 -m benchmarks.data_path --dataset blocks
 
 Memory is that of this process and its workers together, pages that several share counted once; the blocks themselves,
-which are mapped files, are not in it. The result goes into benchmarks/data_path.md.
+which are mapped files, are not in it. The result goes into docs/benchmarks/data_path.md.
 """
 
 import logging
@@ -42,7 +42,7 @@ class DataPathArguments:
     dataset: str = flag("blocks", "block store to read")
     num_workers: list[int] = flag([0, 1, 4], "worker processes, one reading after another")
     micro_batch: int = flag(4, "blocks of a micro batch")
-    output: Path = flag(Path("benchmarks/data_path.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/data_path.md"), "where the result goes")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,7 +5,7 @@
 
 Kills a real run under the deepspeed launcher again and again (tools.resume_proof), and runs the tests that break
 things, test_kills.py with as many kills of its own. Each test says how many it made. The result goes into
-benchmarks/faults.md.
+docs/benchmarks/faults.md.
 """
 
 import logging
@@ -85,7 +85,7 @@ class FaultsArguments:
     run_recipe: Path = flag(Path("recipes/quickstart/pretrain.yaml"), "what is trained")
     seed: int = flag(0, "decides when the run is killed, and what of it")
     work_dir: Path = flag(Path("runs/faults"), "folder of the runs, removed at the end")
-    output: Path = flag(Path("benchmarks/faults.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/faults.md"), "where the result goes")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,7 +4,7 @@
     python3 -m benchmarks.generate --model runs/quickstart
 
 The ways take turns, each in both precisions. Tokens are those up to EOS, as they are given out. The result goes into
-benchmarks/generate.md.
+docs/benchmarks/generate.md.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class GenerateSpeedArguments:
     num_prompts: int = flag(64, "prompts of a round; of a batch of one, a sixteenth of them")
     max_new_tokens: int = flag(200, "tokens of a continuation at most")
     num_rounds: int = flag(5, "times that each way is measured, after one that is not")
-    output: Path = flag(Path("benchmarks/generate.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/generate.md"), "where the result goes")
 
 
 @dataclass(frozen=True)

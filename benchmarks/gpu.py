@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What Llama-2-7B trains at on the GPUs of this machine, lever by lever: benchmarks/gpu.md and gpu.json.
+"""What Llama-2-7B trains at on the GPUs of this machine, lever by lever: docs/benchmarks/gpu.md and gpu.json.
 
     python3 -m benchmarks.gpu                                   # ten minutes, the most telling rows first
     python3 -m benchmarks.gpu --minutes 60                      # goes on with the rows that are not measured yet
@@ -50,7 +50,7 @@ class GpuArguments:
     dataset: str | None = flag(None, "block store to train on, in place of random ids")
     small: bool = flag(False, "the quickstart's model, on GPUs or without")
     again: bool = flag(False, "measure rows again that are done")
-    output: Path = flag(Path("benchmarks/gpu.md"), "page to write, with a .json of the same name beside it")
+    output: Path = flag(Path("docs/benchmarks/gpu.md"), "page to write, with a .json of the same name beside it")
 
 
 def main(argv: Sequence[str]) -> None:

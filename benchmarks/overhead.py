@@ -6,7 +6,7 @@
 Against plain PyTorch and the plain Trainer, too, each a separate program (benchmarks/peers.py).
 And what the metrics of its log add that are more than losses and speed: against steps without them. Steps of both
 kinds take turns in one run (benchmarks/overhead_run.py, figures_run.py); the first are left out. The result goes into
-benchmarks/overhead.md. pretrain.py logs every step, with accuracy and figures by source, as it does for its users.
+docs/benchmarks/overhead.md. pretrain.py logs every step, with accuracy and figures by source, as it does for its users.
 """
 
 import json
@@ -93,7 +93,7 @@ class OverheadArguments:
     num_rounds: int = flag(20, "rounds of turns of each size and precision beside plain PyTorch and the Trainer")
     only: Literal["peers", "engine", "metrics"] | None = flag(None, "make one section of the page")
     work_dir: Path = flag(Path("runs/overhead"), "folder of the runs, removed at the end")
-    output: Path = flag(Path("benchmarks/overhead.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/overhead.md"), "where the result goes")
 
 
 def main(argv: Sequence[str]) -> None:

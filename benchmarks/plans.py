@@ -1,15 +1,14 @@
 """What Llama-2 needs on 1 to 8 GPUs of 80 and 141 GB, by the plan of pretrain.py: python3 -m benchmarks.plans
 
-Writes benchmarks/plans.md. Nothing in it is measured: it is the table of `--dry_run`, for many machines at once.
+Writes docs/benchmarks/plans.md. Nothing in it is measured: it is the table of `--dry_run`, for many machines at once.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.results import table
+from benchmarks.results import PROJECT_DIR, table
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.cli.program import run_program
 from pretraining.planning.fit import fits
@@ -19,7 +18,7 @@ from pretraining.planning.table import PlannedRun
 from pretraining.training.config.machine import planned_machine
 from pretraining.training.dry_run.dry_run import plan_without_start
 
-RESULTS_PATH = Path(__file__).with_suffix(".md")
+RESULTS_PATH = PROJECT_DIR / "docs/benchmarks/plans.md"
 RECIPES = ("llama2_7b", "llama2_13b", "llama2_70b")
 GPU_TYPES = ("h100", "h200")
 NUM_GPUS = (1, 2, 4, 8)

@@ -5,7 +5,7 @@
     make bench BENCH_FLAGS="--data_files news.jsonl --tokenizer llama2 --megatron_dir ../Megatron-LM"
 
 Every run is a fresh process, timed from start to exit. The arms take turns, so that a slow minute of the machine hits
-them all. What they wrote is counted id by id. The results go into benchmarks/preprocess.md and preprocess.svg.
+them all. What they wrote is counted id by id. The results go into docs/benchmarks/preprocess.md and preprocess.svg.
 """
 
 import logging

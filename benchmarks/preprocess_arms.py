@@ -45,7 +45,7 @@ class BenchmarkArguments:
     repetitions: int = flag(5, "runs of each arm")
     megatron_dir: Path | None = flag(None, "checkout of NVIDIA/Megatron-LM; without it, its two arms are left out")
     work_dir: Path = flag(Path("build/benchmark"), "folder for what the arms write")
-    results_dir: Path = flag(Path("benchmarks"), "folder of preprocess.md and preprocess.svg")
+    results_dir: Path = flag(Path("docs/benchmarks"), "folder of preprocess.md and preprocess.svg")
 
 
 def arms(megatron_dir: Path | None) -> list[Arm]:

@@ -3,7 +3,7 @@
 
     .venv-bench/bin/python -m benchmarks.preprocess_memory --data_files news.jsonl --tokenizer llama2
 
-The results go into two sections of benchmarks/preprocess.md.
+The results go into two sections of docs/benchmarks/preprocess.md.
 """
 
 import logging
@@ -43,7 +43,7 @@ class MemoryArguments:
     worker_counts: list[int] = flag([1, 2, 4], f"values of {WORKERS_FLAG}, over the file as it is")
     repetitions: int = flag(3, "runs of each")
     work_dir: Path = flag(Path("build/benchmark"), "folder for inputs and outputs")
-    results_dir: Path = flag(Path("benchmarks"), "folder of preprocess.md")
+    results_dir: Path = flag(Path("docs/benchmarks"), "folder of preprocess.md")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Results of the comparison as a section of benchmarks/preprocess.md."""
+"""Results of the comparison as a section of docs/benchmarks/preprocess.md."""
 
 import runpy
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 
     python3 -m benchmarks.save_speed --dataset blocks/quickstart --num_processes 2
 
-One run, the ways in turns (benchmarks/save_speed_run.py). The result goes into benchmarks/save_speed.md.
+One run, the ways in turns (benchmarks/save_speed_run.py). The result goes into docs/benchmarks/save_speed.md.
 """
 
 import json
@@ -42,7 +42,7 @@ class SaveSpeedArguments:
     hidden_size: int = flag(1024, "width of the model, which decides the bytes")
     num_hidden_layers: int = flag(8, "its depth")
     work_dir: Path = flag(Path("runs/save_speed"), "folder of the run, removed at the end")
-    output: Path = flag(Path("benchmarks/save_speed.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/save_speed.md"), "where the result goes")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -6,7 +6,7 @@
 First the quickstart's step in two processes, under the project's settings and under others, in turns. Then one process
 and 32 layers so small that nothing takes time but Python and dispatch: that is the host's share of a layer, which has
 to be less than what a GPU takes for it. Last one process whose optimizer is in host memory, as with offload, where the
-update waits for that memory (DeepSpeedCPUAdam is compiled for it). The result goes into benchmarks/step_settings.md.
+update waits for that memory (DeepSpeedCPUAdam is compiled for it). Results: docs/benchmarks/step_settings.md.
 """
 
 import json
@@ -78,7 +78,7 @@ class SettingsArguments:
 
     num_steps: int = flag(30, "steps of each setting that count")
     num_processes: int = flag(2, "processes of the quickstart's step")
-    output: Path = flag(Path("benchmarks/step_settings.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/step_settings.md"), "where the result goes")
 
 
 def main(argv: Sequence[str]) -> None:

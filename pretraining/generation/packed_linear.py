@@ -3,7 +3,7 @@
 Many short products, which growing texts are made of, are then 1.2 to 6 times as fast as by torch's own layer, which
 reads a weight as it stands in fp32 and puts it into that order each time in bf16. With weights from 512 x 512 on, one
 vector alone in fp32 took 0.3 to 1.5 times as long, longest with the smallest, and nothing else of up to 4,096 vectors
-more than 1.03 times (torch 2.13, AMD EPYC, 2 cores; benchmarks/generate.md).
+more than 1.03 times (torch 2.13, AMD EPYC, 2 cores; docs/benchmarks/generate.md).
 """
 
 import ctypes

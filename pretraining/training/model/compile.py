@@ -1,7 +1,7 @@
 """A decoder layer as one thing: to ZeRO-3, which gathers it, and to the compiler, which makes its kernels.
 
 ZeRO-3 hooks every module that has weights, twice in forward and twice in backward; a Llama layer has nine. Hooked as a
-whole it costs the host 1.6 ms in forward in place of 3.3 (benchmarks/step_settings.md); an H200 computes a layer of
+whole it costs the host 1.6 ms in forward, not 3.3 (docs/benchmarks/step_settings.md); an H200 computes a layer of
 Llama-2-7B over 4,096 tokens in 2.4. Nothing within a layer is hooked then, so torch.compile takes it in one graph.
 """
 

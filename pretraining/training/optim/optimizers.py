@@ -44,7 +44,7 @@ def prepare_optimizer(name: OptimizerName, config: dict[str, Any]) -> None:
     """Before anything is loaded: see that it stays the optimizer when it is offloaded.
 
     For an offloaded optimizer, whichever it is, accelerate takes DeepSpeed's CPU Adam unless the config says otherwise.
-    torch's fused AdamW is as fast on a host (benchmarks/step_settings.md), and nothing has to be compiled for it.
+    torch's fused AdamW is as fast on a host (docs/benchmarks/step_settings.md), and nothing has to be compiled for it.
 
     Raises:
         UserError: when the DeepSpeed config asks for CPU Adam.
