@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Continue prompts with a model that pretrain.py made, or with any Llama on the Hub.
+"""Complete prompts with a model that pretrain.py trained, or with any Llama on the Hub.
 
     python3 generate.py                                          # the newest run in runs/
     python3 generate.py --model runs/quickstart --prompt "The council" "Scientists" --num_samples 3
@@ -7,13 +7,14 @@
     echo "The council" | python3 generate.py --model USER/NAME --revision COMMIT
     python3 generate.py --model runs/quickstart --interactive
 
---model takes a run folder (its exported model, or the newest complete checkpoint), an exported model, a checkpoint,
-also one that holds only ZeRO shards, or a Hub id. A continuation ends at EOS, before a --stop text, or after
---max_new_tokens. With --output the same command goes on where it was interrupted.
+--model is a run folder (its exported model, or the newest complete checkpoint), an exported model, a checkpoint (ZeRO
+shards alone suffice), or a Hub id. A completion ends at EOS, before a --stop text, or after --max_new_tokens. With
+--output, rerun the same command to resume after an interruption.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,12 +24,14 @@ from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 
 if TYPE_CHECKING:
-    from pretraining.evaluation.report import Comparisons
+    from pretraining.evaluation.report import References
     from pretraining.generation.source import ModelSource
+
+logger = logging.getLogger("pretraining.generate")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Read the flags and find all files; torch is imported after that, so that a mistake costs no time."""
+    """Read the flags and find all files; torch is imported afterwards, so that errors are reported at once."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Sampling", GenerateArguments)], argv)
 
     from pretraining.generation.prompts import read_prompts
@@ -38,45 +41,43 @@ def main(argv: Sequence[str]) -> None:
     prompts = [] if arguments.interactive else read_prompts(arguments)
     if arguments.output is not None:
         check_new_file(arguments.output, flag="--output")
-    comparisons = find_comparisons(arguments) if arguments.stats else None
-    write(prompts, find_model(arguments.model, arguments.revision), comparisons, arguments)
+    references = find_references(arguments) if arguments.stats else None
+    complete(prompts, find_model(arguments.model, arguments.revision), references, arguments)
 
 
-def find_comparisons(arguments: GenerateArguments) -> Comparisons:
-    """What --stats compares the texts with."""
+def find_references(arguments: GenerateArguments) -> References:
+    """What --stats compares the completions with; its imports (`datasets`, pandas) are for --stats only."""
     from pretraining.evaluation.report import open_references
 
-    return open_references(arguments.held_out, arguments.blocks)
+    return open_references(arguments.reference_files, arguments.blocks)
 
 
-def write(
-    prompts: Sequence[str], source: ModelSource, comparisons: Comparisons | None, arguments: GenerateArguments
+def complete(
+    prompts: Sequence[str], source: ModelSource, references: References | None, arguments: GenerateArguments
 ) -> None:
-    """Load the model and continue each prompt."""
-    from pretraining.generation.generate import make_jobs
+    """Load the model and complete each prompt."""
+    from pretraining.generation.generate import make_requests
     from pretraining.generation.load_model import load_model
-    from pretraining.generation.output import read_continuations, write_continuations
+    from pretraining.generation.output import read_completions, write_completions
     from pretraining.generation.terminal import interactive_loop, print_completions, stream
 
     model, tokenizer = load_model(source, arguments.dtype)
     if arguments.interactive:
         interactive_loop(model, tokenizer, arguments)
         return
-    jobs = make_jobs(prompts, tokenizer, model.config, arguments)
-    judge = None
-    if comparisons is not None:
-        from pretraining.evaluation.evaluator import (
-            make_evaluator,  # it imports `datasets` and pandas, for --stats alone
-        )
+    requests = make_requests(prompts, tokenizer, model.config, arguments)
+    evaluator = None
+    if references is not None:
+        from pretraining.evaluation.report import CompletionEvaluator
 
-        judge = make_evaluator(comparisons, model, tokenizer)
+        evaluator = CompletionEvaluator(references, (model, tokenizer))
     if arguments.output is not None:
-        write_continuations(model, tokenizer, jobs, arguments, source)
-        texts = [] if judge is None else read_continuations(arguments.output)
+        write_completions(model, tokenizer, requests, arguments, source)
+        completions = [] if evaluator is None else read_completions(arguments.output)
     else:
-        texts = (stream if sys.stdout.isatty() else print_completions)(model, tokenizer, jobs, arguments)
-    if judge is not None:
-        judge.say(texts)
+        completions = (stream if sys.stdout.isatty() else print_completions)(model, tokenizer, requests, arguments)
+    for line in () if evaluator is None else evaluator.report(completions).lines():
+        logger.info(line)
 
 
 if __name__ == "__main__":

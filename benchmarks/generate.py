@@ -26,7 +26,7 @@ from pretraining.cli.arguments.tokenizer import SAMPLE_CORPUS
 from pretraining.cli.flags import flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.generation.generate import continue_prompts, eos_ids
+from pretraining.generation.generate import complete_prompts, eos_ids
 from pretraining.generation.load_model import load_model
 from pretraining.generation.source import find_model
 
@@ -129,7 +129,7 @@ def _ways(model_name: str) -> Iterator[Way]:
 def _continue(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], flags: GenerateArguments
 ) -> int:
-    return sum(found.num_tokens for found in continue_prompts(model, tokenizer, prompts, arguments=flags))
+    return sum(found.num_tokens for found in complete_prompts(model, tokenizer, prompts, arguments=flags))
 
 
 def _generate(

@@ -43,7 +43,7 @@ class Checker:
 
 
 @dataclass(frozen=True)
-class SampleFigures:
+class SampleMetrics:
     """What a model's stories are like: shares of the sentences, headlines included, and of the stories."""
 
     num_stories: int
@@ -53,11 +53,11 @@ class SampleFigures:
     copied: float
 
 
-def figures_of_samples(checker: Checker, stories: Sequence[str], known_sentences: Collection[str]) -> SampleFigures:
+def sample_metrics(checker: Checker, stories: Sequence[str], known_sentences: Collection[str]) -> SampleMetrics:
     """The figures of one or more stories; those of `known_sentences` that stand there again are copied."""
     found = [checker.judge(story) for story in stories]
     sentences = [sentence for judgement in found for sentence in judgement.sentences]
-    return SampleFigures(
+    return SampleMetrics(
         num_stories=len(stories),
         num_sentences=len(sentences),
         well_formed=sum(sum(judgement.well_formed) for judgement in found) / max(len(sentences), 1),

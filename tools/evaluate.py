@@ -1,26 +1,33 @@
-"""Measure how well a model predicts text that it was not trained on.
+"""Evaluate models on held-out text, compare their completions, and report on files of completions.
 
-    python3 -m tools.evaluate runs/llama2_7b --data_files held_out.jsonl            # each document by itself
-    python3 -m tools.evaluate runs/llama2_7b --data_files news=a.jsonl wiki=b.parquet --output figures.json
-    python3 -m tools.evaluate runs/llama2_7b/checkpoint-500 --dataset blocks --split test       # as pretrain.py does
+    python3 -m tools.evaluate runs/llama2_7b --data_files held_out.jsonl            # each document separately
+    python3 -m tools.evaluate runs/llama2_7b --data_files news=a.jsonl wiki=b.parquet --output metrics.json
+    python3 -m tools.evaluate runs/llama2_7b/checkpoint-500 --dataset blocks --split test       # as in pretrain.py
+    python3 -m tools.evaluate runs/llama2_7b --all_checkpoints --data_files held_out.jsonl --prompts "The council"
+    python3 -m tools.evaluate --completions samples.jsonl                           # repetition, diversity, length
+    python3 -m tools.evaluate runs/llama2_7b --completions samples.jsonl --reference_files held_out.jsonl
+    python3 -m tools.evaluate --completions samples.jsonl --blocks blocks           # and text copied from training data
 
-The model is whatever generate.py takes, the files are whatever preprocess.py takes. A document is BOS (if the model's
-tokenizer puts it before a prompt), its text, and EOS. One longer than --window_tokens goes through in windows, each
-half a window after the one before, and each of its tokens is predicted once. A first token with nothing before it is
-not predicted, and its bytes are not counted.
+Models are those of generate.py, files those of preprocess.py. A document is BOS (if the model's tokenizer adds it to a
+prompt), its text, and EOS; longer ones than --window_tokens are scored in sliding windows with 50 % overlap. A first
+token without context is not predicted, and its bytes are not counted.
+
+Of completions: rep-n and distinct-n (pretraining/evaluation/text_statistics.py). With a model, their perplexity at
+temperature 1, given the prompts: much lower than that of --reference_files suggests repetition, much higher
+incoherence. With --blocks, the share of tokens copied from training documents in runs of 8 or more.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.cli.flags import flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
@@ -29,45 +36,62 @@ from pretraining.errors import UserError
 from pretraining.system.escapes import escape_on_terminal
 
 if TYPE_CHECKING:
-    from pretraining.evaluation.held_out import Figures, HeldOutFigures
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from pretraining.evaluation.held_out import HeldOutMetrics
+    from pretraining.generation.generate import Completion
     from pretraining.generation.source import ModelSource
 
-logger = logging.getLogger("pretraining.evaluate")
-
-COLUMNS = "{:<15} {:>9} {:>13} {:>8} {:>10} {:>9} {:>9}"  # 79 columns
-HEADINGS = ["source", "documents", "tokens", "loss", "perplexity", "accuracy", "bits/byte"]
+    Evaluate = Callable[[LlamaForCausalLM, PreTrainedTokenizerFast], HeldOutMetrics]
 
 
 @dataclass(frozen=True)
 class EvaluationArguments:
     """Flags of tools.evaluate."""
 
-    model: str | None = flag(None, "run folder, exported model, checkpoint or Hub id; stands first, without --model")
-    data_files: list[str] | None = flag(
-        None, "files of documents, as preprocess.py takes them; NAME=FILES names a source"
-    )
+    model: list[str] = flag([], "run folders, exported models, checkpoints or Hub ids; come first, without --model")
+    all_checkpoints: bool = flag(False, "evaluate every checkpoint and exported model of each run folder")
+    data_files: list[str] | None = flag(None, "files of documents, as in preprocess.py; NAME=FILES names a source")
     text_field: str = flag("text", "field that holds a document's text; a.b is field b of object a")
-    source_field: str = flag("source", "field that names a document's source; without it, the file's name")
+    source_field: str = flag("source", "field that names a document's source; default: the file's name")
     split_text_files: bool = flag(False, "blank lines divide a .txt file into documents; otherwise it is one")
-    max_document_bytes: int = flag(6 << 20, "larger lines (rows, text files) are skipped")
-    window_tokens: int | None = flag(
-        None, "tokens that the model sees at once; without it, as many as it has positions"
-    )
+    max_document_bytes: int = flag(6 << 20, "skip larger lines (rows, text files)")
+    window_tokens: int | None = flag(None, "context in tokens; default: all positions of the model")
     dataset: str | None = flag(None, "block store, folder or Hub id, instead of --data_files")
     split: Split = flag("test", "split of --dataset")
-    document_masking: bool = flag(False, "attention within documents of --dataset only, for models trained so")
+    document_masking: bool = flag(False, "no attention across documents of --dataset, for models trained so")
     ignore_first_token: bool = flag(False, "do not predict the first token of documents of --dataset")
-    batch_tokens: int = flag(8192, "tokens that go through the model at once; changes speed and memory alone")
-    output: Path | None = flag(None, "write the figures to this file too, as JSON")
+    batch_tokens: int = flag(8192, "tokens per forward pass; changes only speed and memory")
+    prompts: list[str] | None = flag(None, "complete these prompts with each model", is_text=True)
+    max_new_tokens: int = flag(60, "maximum tokens of each completion of --prompts")
+    seed: int | None = flag(42, "seed for --prompts, as in generate.py; none: greedy decoding")
+    completions: Path | None = flag(None, "report on this file of completions, written by generate.py --output")
+    reference_files: list[str] | None = flag(
+        None, "for --completions: files of documents whose perplexity is shown next to that of the completions"
+    )
+    blocks: Path | None = flag(None, "for --completions: block store of the training, to find copied text")
+    output: Path | None = flag(None, "also write the metrics to this file, as JSON")
 
     def __post_init__(self) -> None:
-        """Check what needs no file, all at once."""
+        """Check all combinations of flags at once."""
+        has_data, is_report = self.data_files is not None or self.dataset is not None, self.completions is not None
         checks = {
-            "--model: give a run folder, a model, a checkpoint or a Hub id": self.model is not None,
-            "--data_files, --dataset: give one of the two": (self.data_files is None) != (self.dataset is None),
+            "--model: is missing; pass a run folder, a model, a checkpoint or a Hub id": bool(self.model) or is_report,
+            "--data_files, --dataset, --prompts, --completions: are missing; pass what to evaluate": (
+                has_data or bool(self.prompts) or is_report
+            ),
+            "--data_files, --dataset: exclude each other; use one": self.data_files is None or self.dataset is None,
             f"--window_tokens {self.window_tokens}: does not apply to --dataset; remove it": (
                 self.window_tokens is None or self.dataset is None
             ),
+            "--prompts: is empty; pass at least one word": all(self.prompts or ["-"]),
+            "--completions: excludes --data_files, --dataset, --prompts and several models; remove them": (
+                not is_report or not (has_data or self.prompts or self.all_checkpoints or len(self.model) > 1)
+            ),
+            "--reference_files, --blocks: are for --completions; add it, or remove them": (
+                is_report or (self.reference_files is None and self.blocks is None)
+            ),
+            "--reference_files: needs a model; pass one": self.reference_files is None or bool(self.model),
         }
         problems = [message for message, fine in checks.items() if not fine]
         if problems:
@@ -75,89 +99,127 @@ class EvaluationArguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluate, and show the figures."""
-    groups = [dataclass_group("Evaluation", EvaluationArguments)]
-    (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
+    """Evaluate, show and write what the flags select."""
+    words = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Evaluation", EvaluationArguments)], words)
 
-    from pretraining.generation.source import find_model
     from pretraining.system.files import check_new_file
 
     if arguments.output is not None:
         check_new_file(arguments.output, flag="--output")
-    source = find_model(arguments.model)
-    measure = figures_of_split if arguments.data_files is None else figures_of_files
-    figures = measure(source, arguments)
-    show(figures)
+    content = evaluate_models(arguments) if arguments.completions is None else report_completions(arguments)
     if arguments.output is not None:
-        content = {"model": source.location, "data": described(arguments), **dataclasses.asdict(figures)}
         arguments.output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def figures_of_files(source: ModelSource, arguments: EvaluationArguments) -> HeldOutFigures:
-    """Those of each document by itself."""
-    from pretraining.data.input.documents import JsonFields
-    from pretraining.data.input.find import find_inputs
-    from pretraining.data.input.formats import ReadingOptions
+def report_completions(arguments: EvaluationArguments) -> dict[str, Any]:
+    """Show the report on --completions; return it as JSON."""
+    from pretraining.evaluation.report import CompletionEvaluator, open_references, read_completion_file
+    from pretraining.generation.source import find_model
 
-    fields = JsonFields(arguments.text_field, arguments.source_field)
-    files = find_inputs(arguments.data_files or [])  # before torch is imported, so that a mistake costs no time
+    assert arguments.completions is not None
+    completions = read_completion_file(arguments.completions, flag="--completions")
+    references = open_references(arguments.reference_files, arguments.blocks)
+    model = None
+    if arguments.model:
+        source = find_model(arguments.model[0])
+        from pretraining.generation.load_model import load_model
 
-    from pretraining.evaluation.held_out import evaluate_files
+        model = load_model(source)
+    report = CompletionEvaluator(references, model).report(completions)
+    show(*report.lines())
+    return report.as_json()
+
+
+def evaluate_models(arguments: EvaluationArguments) -> dict[str, Any]:
+    """Show the metrics and completions of each model; return them as JSON, without a list if there is one model."""
+    from pretraining.evaluation.report import comparison_lines, metrics_lines
+
+    sources = find_sources(arguments)
+    evaluate = evaluation_of(arguments)  # opens all files before torch is imported
+    metrics: dict[str, HeldOutMetrics] = {}
+    completions: dict[str, list[Completion]] = {}
     from pretraining.generation.load_model import load_model
 
-    return evaluate_files(
-        *load_model(source),
-        files,
-        options=ReadingOptions(fields, arguments.max_document_bytes, arguments.split_text_files),
-        window_tokens=arguments.window_tokens,
-        batch_tokens=arguments.batch_tokens,
-    )
+    for name, source in sources.items():
+        model, tokenizer = load_model(source)
+        if evaluate is not None:
+            metrics[name] = evaluate(model, tokenizer)
+        if arguments.prompts:
+            completions[name] = complete(model, tokenizer, arguments)
+    show(*metrics_lines(metrics), *comparison_lines(arguments.prompts or [], completions))
+    data = arguments.data_files or ([f"{arguments.dataset}:{arguments.split}"] if metrics else [])
+    found = [
+        {"model": source.location, "data": data}
+        | (dataclasses.asdict(metrics[name]) if metrics else {})
+        | ({"completions": [dataclasses.asdict(one) for one in completions[name]]} if completions else {})
+        for name, source in sources.items()
+    ]
+    return found[0] if len(found) == 1 else {"models": found}
 
 
-def figures_of_split(source: ModelSource, arguments: EvaluationArguments) -> HeldOutFigures:
-    """Those of a split of a block store, as pretrain.py tells them."""
+def find_sources(arguments: EvaluationArguments) -> dict[str, ModelSource]:
+    """The models by the names that are shown: of --all_checkpoints of one run, the names of its folders.
+
+    Raises:
+        UserError: if one is missing or passed twice.
+    """
+    from pretraining.generation.source import find_model, saved_models
+    from pretraining.runs.run_folder import is_run_folder
+
+    found: dict[str, ModelSource] = {}
+    for word in arguments.model:
+        is_run = arguments.all_checkpoints and is_run_folder(Path(word))
+        for location in map(str, saved_models(Path(word))) if is_run else [word]:
+            name = Path(location).name if is_run and len(arguments.model) == 1 else location
+            if name in found:
+                raise UserError(f"--model {location}: is passed twice; remove one")
+            found[name] = find_model(location)
+    return found
+
+
+def evaluation_of(arguments: EvaluationArguments) -> Evaluate | None:
+    """Open --data_files or --dataset, and return how to evaluate a model on them."""
+    if arguments.data_files is not None:
+        from pretraining.data.input.documents import JsonFields
+        from pretraining.data.input.find import find_inputs
+        from pretraining.data.input.formats import ReadingOptions
+
+        files, fields = find_inputs(arguments.data_files), JsonFields(arguments.text_field, arguments.source_field)
+        options = ReadingOptions(fields, arguments.max_document_bytes, arguments.split_text_files)
+        from pretraining.evaluation.held_out import evaluate_files
+
+        sizes: dict[str, Any] = {name: getattr(arguments, name) for name in ("window_tokens", "batch_tokens")}
+        return lambda model, tokenizer: evaluate_files(model, tokenizer, files, options=options, **sizes)
+    if arguments.dataset is None:
+        return None
     from pretraining.data.mixture import load_mixture
 
-    mixture = load_mixture([arguments.dataset or ""], revision=None)  # before torch is imported
-
+    mixture = load_mixture([arguments.dataset], revision=None)
     from pretraining.evaluation.blocks import evaluate_split
-    from pretraining.generation.load_model import load_model
     from pretraining.training.data.dataset import BlockFields
 
-    fields = BlockFields(arguments.document_masking, arguments.ignore_first_token)
-    return evaluate_split(
-        *load_model(source), mixture, arguments.split, fields=fields, batch_tokens=arguments.batch_tokens
-    )
+    selected: dict[str, Any] = {"mixture": mixture, "split": arguments.split, "batch_tokens": arguments.batch_tokens}
+    selected["fields"] = BlockFields(arguments.document_masking, arguments.ignore_first_token)
+    return lambda model, tokenizer: evaluate_split(model, tokenizer, **selected)
 
 
-def described(arguments: EvaluationArguments) -> list[str]:
-    """What was predicted, as it was given."""
-    return arguments.data_files or [f"{arguments.dataset}:{arguments.split}"]
+def complete(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, arguments: EvaluationArguments
+) -> list[Completion]:
+    """A completion of each prompt, with the settings of generate.py."""
+    from pretraining.generation.generate import complete_prompts
+
+    greedy, seed = arguments.seed is None, arguments.seed or 0
+    settings = GenerateArguments(max_new_tokens=arguments.max_new_tokens, greedy=greedy, seed=seed)
+    return list(complete_prompts(model, tokenizer, arguments.prompts or [], arguments=settings))
 
 
-def show(figures: HeldOutFigures) -> None:
-    """Print a line for each source, and one for all of them."""
-    rows = (
-        [("total", figures.total)]
-        if len(figures.sources) == 1
-        else [*figures.sources.items(), ("total", figures.total)]
-    )
-    for line in [COLUMNS.format(*HEADINGS), *(row(name, values) for name, values in rows)]:
+def show(*lines: str) -> None:
+    """Print lines, escaped on a terminal."""
+    for line in lines:
         sys.stdout.write(escape_on_terminal(line, sys.stdout) + "\n")
-
-
-def row(name: str, values: Figures) -> str:
-    """A line of the table; what was not counted is left empty."""
-    bits, num_documents = values.get("bits_per_byte"), values.get("num_documents")
-    return COLUMNS.format(
-        name,
-        "" if num_documents is None else f"{num_documents:,.0f}",
-        f"{values['num_tokens']:,.0f}",
-        f"{values['loss']:.4f}",
-        f"{values['perplexity']:,.2f}",
-        f"{values['accuracy']:.1%}",
-        "" if bits is None else f"{bits:.4f}",
-    )
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Make a corpus whose truth is known: news stories of a small world, and the limit of what any model can learn of them.
+"""Generate a corpus of known entropy: news stories of a small world, drawn from a grammar.
 
     python3 -m tools.small_world --num_stories 30000 --seed 7 --output news.jsonl
 
-The package small_world has the grammar that tells the stories. The limit is its entropy in bits per byte of text: a
-model above it has more to learn, and one below it has seen the answers. tools.small_world_check compares a model
-with it.
+The package small_world has the grammar. Its entropy in bits per byte of text is the limit: a model above it has more to
+learn, and a model below it has an information leak. tools.small_world_check compares a model with it.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ class WorldArguments:
     output: Path | None = flag(None, "JSON lines to write, with the fields text and source")
 
     def __post_init__(self) -> None:
-        """Check what needs no file, all at once."""
+        """Check all flags at once."""
         checks = {
-            "--output: is missing; give a file, e.g. news.jsonl": self.output is not None,
+            "--output: is missing; pass a file, e.g. news.jsonl": self.output is not None,
             f"--output {self.output}: exists already; choose another file": (
                 self.output is None or not self.output.exists()
             ),
@@ -49,7 +48,7 @@ class WorldArguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draw the stories, write them, say what can be learned of them."""
+    """Generate the stories, write them, and log their entropy."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Small world", WorldArguments)], argv)
     content = b"".join(lines(arguments.num_stories, seed=arguments.seed))
     try:
@@ -61,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     logger.info("%s stories, %.1f MB: %s", f"{arguments.num_stories:,}", len(content) / 1e6, arguments.output)
     limit = limit_of(WORLD)
     logger.info(
-        "a story is %.1f bytes and %.2f bits on average: no model gets below %.4f bits per byte",
+        "a story has %.1f bytes and %.2f bits on average: no model can get below %.4f bits per byte",
         limit.num_bytes,
         limit.bits,
         limit.bits_per_byte,

@@ -1,8 +1,8 @@
-"""Documents of any files as passages, encoded as those of the training were, and the figures of a model on them.
+"""Evaluate a model on the documents of any files, encoded as in training.
 
-What stands around a document follows from the model's own record: BOS before it if its tokenizer puts one before a
-prompt, and EOS after it, which is predicted like any other token. Without BOS the first token of a document has nothing
-to be predicted from; neither it nor its bytes count, as at the begin of a block in training.
+BOS precedes a document if the model's tokenizer adds it to a prompt; EOS follows it and is predicted like any other
+token. Without BOS, the first token of a document has no context: neither it nor its bytes count, as at the beginning
+of a block in training.
 """
 
 import logging
@@ -23,37 +23,40 @@ from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import cut_slices
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
 from pretraining.errors import UserError
-from pretraining.evaluation.windows import TextWindow, evaluate_passages
+from pretraining.evaluation.windows import TextWindow, evaluate_texts
+from pretraining.generation.load_model import encodes_to
 from pretraining.training.data.text_bytes import open_text_bytes
 from pretraining.training.metrics.evaluation import figures_of
 
 logger = logging.getLogger(__name__)
 
-USUAL_OPTIONS = ReadingOptions(JsonFields("text", "source"), max_document_bytes=6 << 20, split_text_files=False)
-NUM_WORKERS = 2  # threads that encode, faster than any model reads what they make
-Figures = dict[str, float]
+DEFAULT_READING_OPTIONS = ReadingOptions(
+    JsonFields("text", "source"), max_document_bytes=6 << 20, split_text_files=False
+)
+NUM_WORKERS = 2  # encoding threads: faster than any model evaluates
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
-class HeldOutFigures:
-    """Loss, perplexity, accuracy, bits per byte and the counts behind them, of everything and of each source.
+class HeldOutMetrics:
+    """Loss, perplexity, accuracy, bits per byte and their counts, in total and by source.
 
-    `num_bytes` of text were predicted, of the `num_text_bytes` that the documents have.
+    `num_bytes` of the `num_text_bytes` of the documents were predicted.
     """
 
-    total: Figures
-    sources: dict[str, Figures]
+    total: Metrics
+    sources: dict[str, Metrics]
 
 
 class HeldOutDocuments:
-    """The documents of `files` as passages. What was read is counted meanwhile, by source or reason."""
+    """The documents of `files` as texts; iterating counts documents and bytes by source, skipped lines by reason."""
 
     def __init__(self, files: Sequence[InputFile], options: ReadingOptions, tokenizer: DocumentTokenizer) -> None:
         self._files = files
         self._options = options
         self._encoder = BatchEncoder(
             DocumentReader(options.fields, TextFilter(CleaningRules())),
-            splits=SplitAssigner((1, 0, 0), seed=0),  # the split of a document is not asked for
+            splits=SplitAssigner((1, 0, 0), seed=0),  # the split is not used
             tokenizer=tokenizer,
         )
         self._text_bytes = open_text_bytes(tokenizer.folder, tokenizer.canary()["ids"], tokenizer.rules)
@@ -62,16 +65,16 @@ class HeldOutDocuments:
         self.skipped_lines: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[TextWindow]:
-        """Each document, in the order of the files."""
+        """Yield each document in the order of the files."""
         (ranges,) = cut_slices(self._files, 1)
         batches = read_batches(self._files, ranges, None, self._options)
         for batch in ordered_parallel_map(self._encoder.encode, batches, num_workers=NUM_WORKERS):
             self._count(batch)
             ends = np.cumsum(batch.lengths)
-            for source, begin, end in zip(batch.rows.sources, ends - batch.lengths, ends, strict=True):
-                yield self._passage(source, batch.ids[begin:end].astype(np.int64))
+            for source, start, end in zip(batch.rows.sources, ends - batch.lengths, ends, strict=True):
+                yield self._text(source, batch.ids[start:end].astype(np.int64))
 
-    def _passage(self, source: str, ids: np.ndarray) -> TextWindow:
+    def _text(self, source: str, ids: np.ndarray) -> TextWindow:
         known = self._text_bytes
         return TextWindow(source, ids, np.zeros_like(ids) if known is None else known.of_document(ids))
 
@@ -87,35 +90,35 @@ def evaluate_files(
     tokenizer: PreTrainedTokenizerFast,
     files: Sequence[InputFile],
     *,
-    options: ReadingOptions = USUAL_OPTIONS,
+    options: ReadingOptions = DEFAULT_READING_OPTIONS,
     window_tokens: int | None = None,
     batch_tokens: int = 8192,
-) -> HeldOutFigures:
-    """The model's figures on every document of `files`, each by itself; the window is all of its positions by default.
+) -> HeldOutMetrics:
+    """The model's metrics on every document of `files` separately; the default window is all of its positions.
 
     Raises:
-        UserError: when there is no document, an input file is damaged, or the model has fewer positions.
+        UserError: if there is no document, an input file is damaged, or the model has fewer positions.
     """
     positions = model.config.max_position_embeddings
     if window_tokens is not None and window_tokens > positions:
-        raise UserError(f"--window_tokens {window_tokens}: the model has {positions} positions; give as many or less")
+        raise UserError(f"--window_tokens {window_tokens}: the model has {positions} positions; use at most that many")
     documents = HeldOutDocuments(files, options, tokenizer_of_model(tokenizer))
-    found = evaluate_passages(model, documents, window_tokens=window_tokens or positions, batch_tokens=batch_tokens)
+    found = evaluate_texts(model, documents, window_tokens=window_tokens or positions, batch_tokens=batch_tokens)
     if not found:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in documents.skipped_lines.items()) or "no line"
         raise UserError(
-            f"--data_files: no line of them is a document ({reasons}); give others, with the text in field "
-            f"{options.fields.text!r}{'' if options is USUAL_OPTIONS else ', or --text_field'}"
+            f"--data_files: no line is a document ({reasons}); pass other files, with the text in field "
+            f"{options.fields.text!r}{'' if options is DEFAULT_READING_OPTIONS else ', or set --text_field'}"
         )
     for reason, count in documents.skipped_lines.items():
         logger.warning("held-out files: %s lines skipped: %s", f"{count:,}", reason.replace("_", " "))
-    return HeldOutFigures(
+    return HeldOutMetrics(
         total=_with_counts(np.sum(list(found.values()), axis=0), documents, list(found)),
         sources={source: _with_counts(found[source], documents, [source]) for source in sorted(found)},
     )
 
 
-def _with_counts(sums: np.ndarray, documents: HeldOutDocuments, sources: Sequence[str]) -> Figures:
+def _with_counts(sums: np.ndarray, documents: HeldOutDocuments, sources: Sequence[str]) -> Metrics:
     counts = {
         "num_documents": sum(documents.num_documents[source] for source in sources),
         "num_bytes": int(sums[3]),
@@ -125,20 +128,19 @@ def _with_counts(sums: np.ndarray, documents: HeldOutDocuments, sources: Sequenc
 
 
 def tokenizer_of_model(tokenizer: PreTrainedTokenizerFast) -> DocumentTokenizer:
-    """What encodes documents for the model that `tokenizer` was loaded with.
+    """The document tokenizer of a model, from the tokenizer it was loaded with.
 
     Raises:
-        UserError: when the tokenizer names no EOS, or its file gives other ids than `tokenizer`.
+        UserError: if the tokenizer has no EOS, or its file gives other ids than `tokenizer`.
     """
     location = tokenizer.name_or_path
-    begin = tokenizer("a")["input_ids"][:1]
-    add_bos = tokenizer.bos_token_id is not None and begin == [tokenizer.bos_token_id]
+    first_ids = tokenizer("a")["input_ids"][:1]
+    add_bos = tokenizer.bos_token_id is not None and first_ids == [tokenizer.bos_token_id]
     documents = load_document_tokenizer(location, add_bos=add_bos, flag="--model")
     canary = documents.canary()
-    ids = tokenizer(canary["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if ids != canary["ids"]:
+    if not encodes_to(tokenizer, canary["text"], canary["ids"]):
         raise UserError(
-            f"--model {location}: transformers gives other ids than its tokenizer.json as it stands; install the "
-            "versions of requirements.lock"
+            f"--model {location}: transformers gives other ids than its tokenizer.json; install the versions of "
+            "requirements.lock"
         )
     return documents

@@ -1,10 +1,10 @@
-"""What a set of continuations is like: how repetitive, how varied, how long, how often ended by EOS.
+"""Statistics of completions: repetition, diversity, length, share that ended by EOS.
 
-An n-gram is n tokens in a row of one continuation.
+An n-gram is n consecutive tokens of one completion.
 
-- rep-n (Welleck et al. 2019, seq-rep-n): the share of a continuation's n-grams that stood in it before, which is
-  1 - distinct n-grams / n-grams; the mean over the continuations that have an n-gram.
-- distinct-n (Li et al. 2016): the distinct n-grams of all continuations together, over the tokens of all of them.
+- rep-n (Welleck et al. 2019, seq-rep-n): the share of a completion's n-grams that occurred in it before, which is
+  1 - distinct n-grams / n-grams; the mean over the completions that have an n-gram.
+- distinct-n (Li et al. 2016): the distinct n-grams of all completions, divided by the number of their tokens.
 """
 
 import statistics
@@ -16,31 +16,31 @@ ORDERS = (1, 2, 3, 4)
 NGram = tuple[int, ...]
 
 
-class Sampled(Protocol):
-    """A continuation: its text, the ids of its tokens without EOS, and why it ended ("eos" or something else)."""
+class CompletionLike(Protocol):
+    """What every finished completion has, whatever generated it."""
 
     @property
     def prompt(self) -> str:
-        """What it continues."""
+        """The prompt."""
 
     @property
     def text(self) -> str:
-        """What was added to the prompt."""
+        """The text after the prompt."""
 
     @property
     def tokens(self) -> Sequence[int]:
-        """The ids of the text."""
+        """The ids of the text, without EOS."""
 
     @property
     def finish_reason(self) -> str:
-        """Why it ended."""
+        """Why it ended: "eos" or another reason."""
 
 
 @dataclass(frozen=True)
 class TextStatistics:
-    """Figures of continuations; rates are shares from 0 to 1, `repetition[n]` is rep-n, `distinct[n]` is distinct-n.
+    """Statistics of completions; rates are from 0 to 1, `repetition[n]` is rep-n, `distinct[n]` is distinct-n.
 
-    An order of which no continuation has an n-gram is left out.
+    An order of which no completion has an n-gram is absent. The field names are those of the JSON output.
     """
 
     num_continuations: int
@@ -54,30 +54,31 @@ class TextStatistics:
     distinct: dict[int, float]
 
     def lines(self) -> list[str]:
-        """The figures as they are shown, a line for each kind."""
-        ended = f"{self.eos_rate:.1%} ended by EOS"
+        """The statistics as text, one line per kind."""
         return [
-            f"continuations  {self.num_continuations:,} of {self.num_prompts:,} prompts, {ended}",
+            f"completions    {self.num_continuations:,} of {self.num_prompts:,} prompts, {self.eos_rate:.1%} ended by "
+            "EOS",
             f"length         {self.mean_tokens:,.1f} tokens (median {self.median_tokens:,.1f}, longest "
             f"{self.longest_tokens:,}), {self.mean_words:,.1f} words",
-            f"repetition     {_by_order('rep', self.repetition)}",
-            f"variety        {_by_order('distinct', self.distinct)}",
+            f"repetition     {format_orders('rep', self.repetition)}",
+            f"diversity      {format_orders('distinct', self.distinct)}",
         ]
 
 
-def text_statistics(continuations: Sequence[Sampled]) -> TextStatistics:
-    """The figures of `continuations`, of which there is one or more."""
-    lengths = [len(continuation.tokens) for continuation in continuations]
+def text_statistics(completions: Sequence[CompletionLike]) -> TextStatistics:
+    """Statistics of one or more completions."""
+    token_lists = [completion.tokens for completion in completions]
+    lengths = [len(tokens) for tokens in token_lists]
     return TextStatistics(
-        num_continuations=len(continuations),
-        num_prompts=len({continuation.prompt for continuation in continuations}),
-        eos_rate=statistics.fmean(continuation.finish_reason == "eos" for continuation in continuations),
+        num_continuations=len(completions),
+        num_prompts=len({completion.prompt for completion in completions}),
+        eos_rate=statistics.fmean(completion.finish_reason == "eos" for completion in completions),
         mean_tokens=statistics.fmean(lengths),
         median_tokens=statistics.median(lengths),
         longest_tokens=max(lengths),
-        mean_words=statistics.fmean(len(continuation.text.split()) for continuation in continuations),
-        repetition=repetition([continuation.tokens for continuation in continuations]),
-        distinct=distinct([continuation.tokens for continuation in continuations]),
+        mean_words=statistics.fmean(len(completion.text.split()) for completion in completions),
+        repetition=repetition(token_lists),
+        distinct=distinct(token_lists),
     )
 
 
@@ -112,5 +113,6 @@ def _ngrams(tokens: Sequence[int], order: int) -> list[NGram]:
     return list(zip(*(tokens[start:] for start in range(order)), strict=False))
 
 
-def _by_order(name: str, figures: dict[int, float]) -> str:
-    return "  ".join(f"{name}-{order} {value:.1%}" for order, value in figures.items()) or "no token"
+def format_orders(name: str, rates: dict[int, float]) -> str:
+    """Rates by n as text: rep-1 12.0%  rep-2 3.0%."""
+    return "  ".join(f"{name}-{order} {value:.1%}" for order, value in rates.items()) or "no token"

@@ -1,12 +1,11 @@
-"""The forward pass of a Llama for text that grows token by token: rows of any lengths side by side, each with its own
-places in a cache of keys and values that is made once.
+"""The forward pass of a Llama for generation, with a preallocated key/value cache for rows of different lengths.
 
-It computes with the weights of the transformers model, without its modules, in which a small model spends most of a
-token's time. Its logits are those of the model's own forward (tests/unit/generation/test_decoder.py).
+It uses the weights of the transformers model without its modules, whose overhead dominates the time per token of a
+small model. Its logits are those of the model's own forward (tests/unit/generation/test_decoder.py).
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -14,11 +13,11 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-PROMPT_TOKENS_AT_ONCE = 8192  # filling included, so that many prompts take no more memory than a long one
+MAX_PREFILL_TOKENS = 8192  # per forward pass, padding included: limits the memory of many prompts
 
 
 class LlamaDecoder:
-    """A model and its cache of `num_rows` by `num_positions`; each layer computes on the device it lies on."""
+    """A model and its cache of `num_rows` by `num_positions`; each layer computes on its own device."""
 
     def __init__(self, model: LlamaForCausalLM, num_rows: int, num_positions: int) -> None:
         weights, config = model.model, model.config
@@ -28,72 +27,77 @@ class LlamaDecoder:
         self._layers = [_Layer(layer, num_rows, num_positions, config) for layer in weights.layers]
         self._positions = torch.arange(num_positions, device=self._embedding.device)
         cos, sin = weights.rotary_emb(self._embedding, self._positions[None])
-        # A head is turned by its halves changing places, one of them with the other sign; here the sines have the sign.
+        # Rotary embedding swaps the halves of a head and negates one; here the sines have the sign.
         sin[..., : sin.shape[-1] // 2] *= -1
-        self._turns = (cos[0, :, None], sin[0, :, None])
+        self._rotation = (cos[0, :, None], sin[0, :, None])
 
     @torch.inference_mode()
-    def read_prompts(self, prompts: list[list[int]], *, first_row: int) -> torch.Tensor:
-        """Fill rows from `first_row` on with these ids: logits [prompts, vocabulary] after the last of each, fp32."""
+    def prefill(self, prompts: list[list[int]], *, first_row: int) -> torch.Tensor:
+        """Compute prompts into the rows from `first_row`: logits [prompts, vocabulary] after each, in fp32."""
         device, width = self._positions.device, max(map(len, prompts))
-        at_once = max(PROMPT_TOKENS_AT_ONCE // width, 1)
-        found = []
-        for begin in range(0, len(prompts), at_once):
-            part = prompts[begin : begin + at_once]
+        num_prompts = max(MAX_PREFILL_TOKENS // width, 1)
+        logits = []
+        for start in range(0, len(prompts), num_prompts):
+            some = prompts[start : start + num_prompts]
             triples = [
                 (token, row, position)
-                for row, prompt in enumerate(part, start=first_row + begin)
+                for row, prompt in enumerate(some, start=first_row + start)
                 for position, token in enumerate(prompt)
             ]
             ids, rows, positions = torch.tensor(triples, device=device).unbind(1)
-            places = self._places(rows, positions, slice(first_row + begin, first_row + begin + len(part)), width)
-            last = torch.tensor(list(itertools.accumulate(map(len, part)))) - 1
-            hidden = self._hidden(ids, places)
-            found.append(self._logits(hidden[last.to(hidden.device)]))
-        return torch.cat(found)
+            cached = self._cache_positions(
+                rows, positions, slice(first_row + start, first_row + start + len(some)), width
+            )
+            last = torch.tensor(list(itertools.accumulate(map(len, some)))) - 1
+            hidden = self._hidden_states(ids, cached)
+            logits.append(self._logits(hidden[last.to(hidden.device)]))
+        return torch.cat(logits)
 
     @torch.inference_mode()
     def next_logits(self, ids: list[int], positions: list[int]) -> torch.Tensor:
         """Logits [rows, vocabulary] after one more id in each of the first rows, at its position, in fp32."""
-        now = torch.tensor([ids, positions, range(len(ids))], device=self._positions.device)
-        places = self._places(now[2], now[1], slice(len(ids)), max(positions) + 1)
-        places.are_next = True
-        if min(positions) + 1 < places.num_seen:
-            hidden_ones = self._positions[: places.num_seen] > now[1][:, None, None, None]
-            places.mask = torch.zeros_like(hidden_ones, dtype=self._layers[0].cache.dtype)
-            places.mask.masked_fill_(hidden_ones, -torch.inf)
-        return self._logits(self._hidden(now[0], places))
+        inputs = torch.tensor([ids, positions, range(len(ids))], device=self._positions.device)
+        cached = self._cache_positions(inputs[2], inputs[1], slice(len(ids)), max(positions) + 1)
+        cached.is_decode_step = True
+        if min(positions) + 1 < cached.num_visible:
+            is_hidden = self._positions[: cached.num_visible] > inputs[1][:, None, None, None]
+            cached.mask = torch.zeros_like(is_hidden, dtype=self._layers[0].cache.dtype)
+            cached.mask.masked_fill_(is_hidden, -torch.inf)
+        return self._logits(self._hidden_states(inputs[0], cached))
 
     @torch.inference_mode()
     def copy_row(self, source: int, target: int, *, num_positions: int) -> None:
-        """Let the first positions of a row be those of another."""
+        """Copy the first positions of a row to another row."""
         for layer in self._layers:
             layer.cache[target, :, :, :num_positions] = layer.cache[source, :, :, :num_positions]
 
-    def _places(self, rows: torch.Tensor, positions: torch.Tensor, span: slice, num_seen: int) -> "_Places":
-        return _Places(rows, positions, self._turns[0][positions], self._turns[1][positions], span, num_seen)
+    def _cache_positions(
+        self, rows: torch.Tensor, positions: torch.Tensor, span: slice, num_visible: int
+    ) -> "_CachePositions":
+        cos, sin = (values[positions] for values in self._rotation)
+        return _CachePositions(rows, positions, cos, sin, span, num_visible)
 
-    def _hidden(self, ids: torch.Tensor, places: "_Places") -> torch.Tensor:
-        """Hidden states [tokens, size] of ids [tokens] at their places."""
+    def _hidden_states(self, ids: torch.Tensor, cached: "_CachePositions") -> torch.Tensor:
+        """Hidden states [tokens, size] of ids [tokens]."""
         hidden = functional.embedding(ids, self._embedding)
         for layer in self._layers:
             if hidden.device != layer.device:
-                hidden, places = hidden.to(layer.device), places.to(layer.device)
-            hidden = layer.forward(hidden, places)
+                hidden, cached = hidden.to(layer.device), cached.to(layer.device)
+            hidden = layer.forward(hidden, cached)
         return hidden
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = _normed(hidden.to(self._norm.weight.device), self._norm).to(self.device)
-        return _product(hidden, self._head).float().contiguous()
+        hidden = _rms_norm(hidden.to(self._norm.weight.device), self._norm).to(self.device)
+        return _linear(hidden, self._head).float().contiguous()
 
 
 @dataclass
-class _Places:
-    """Where tokens stand in the cache, row by row, and what they see there.
+class _CachePositions:
+    """Where tokens are in the cache, row by row, and which positions they attend to.
 
-    Their rows are `span`, and the first `num_seen` positions are seen: by prompts, of which all tokens are there, those
-    up to a token's own; by next tokens, one in each row, those where `mask` [rows, 1, 1, num_seen] is 0 and not -inf.
-    `cos` and `sin` [tokens, 1, head_dim] turn them by their positions.
+    Their rows are `span`. Prompt tokens attend to positions up to their own. In a decode step each row has one token,
+    which attends to the first `num_visible` positions where `mask` [rows, 1, 1, num_visible] is 0, not -inf.
+    `cos` and `sin` [tokens, 1, head_dim] are the rotary embedding of the positions.
     """
 
     rows: torch.Tensor
@@ -101,26 +105,25 @@ class _Places:
     cos: torch.Tensor
     sin: torch.Tensor
     span: slice
-    num_seen: int
-    are_next: bool = False
+    num_visible: int
+    is_decode_step: bool = False
     mask: torch.Tensor | None = None
 
-    def to(self, device: torch.device) -> "_Places":
-        """The same on another device."""
-        rows, positions, cos, sin = (part.to(device) for part in (self.rows, self.positions, self.cos, self.sin))
-        mask = None if self.mask is None else self.mask.to(device)
-        return _Places(rows, positions, cos, sin, self.span, self.num_seen, self.are_next, mask)
+    def to(self, device: torch.device) -> "_CachePositions":
+        """Copy to another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **moved)
 
 
 class _Layer:
-    """One layer's weights beside its keys and values [rows, 2, heads, positions, head_dim]."""
+    """One layer's weights and its keys and values [rows, 2, heads, positions, head_dim]."""
 
     def __init__(self, layer: LlamaDecoderLayer, num_rows: int, num_positions: int, config: LlamaConfig) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.device, dtype = attention.q_proj.weight.device, attention.q_proj.weight.dtype
-        # A CPU's attention is six times faster in fp32 than in bf16, by 32 rows; GPUs want one precision.
+        # On a CPU, attention of 32 rows is six times as fast in fp32 as in bf16; GPUs need one dtype.
         dtype = torch.float32 if self.device.type == "cpu" else dtype
-        # Zeros, since a mask keeps no number out that is none.
+        # Zeros: a mask does not remove a NaN.
         shape = (num_rows, 2, config.num_key_value_heads, num_positions, attention.head_dim)
         self.cache = torch.zeros(shape, dtype=dtype, device=self.device)
         self._inputs = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -129,62 +132,62 @@ class _Layer:
         self._activation = mlp.act_fn
         self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
 
-    def forward(self, hidden: torch.Tensor, places: _Places) -> torch.Tensor:
-        """Hidden states [tokens, size] behind this layer; keys and values go to their places."""
+    def forward(self, hidden: torch.Tensor, cached: _CachePositions) -> torch.Tensor:
+        """Hidden states [tokens, size] after this layer; keys and values are written to the cache."""
         _, _, num_keys, _, head_dim = self.cache.shape
-        inputs = _normed(hidden, self._norms[0])
-        heads = torch.cat([_product(inputs, part) for part in self._inputs], dim=-1)
+        inputs = _rms_norm(hidden, self._norms[0])
+        heads = torch.cat([_linear(inputs, projection) for projection in self._inputs], dim=-1)
         heads = heads.view(len(hidden), -1, head_dim)
-        turned = heads[:, :-num_keys]
-        halves = turned.roll(head_dim // 2, -1)
-        turned.mul_(places.cos).addcmul_(halves, places.sin)
+        rotated = heads[:, :-num_keys]
+        swapped = rotated.roll(head_dim // 2, -1)
+        rotated.mul_(cached.cos).addcmul_(swapped, cached.sin)
         heads = heads.to(self.cache.dtype)
         queries, written = heads[:, : -2 * num_keys], heads[:, -2 * num_keys :].unflatten(1, (2, num_keys))
-        self.cache[places.rows, :, :, places.positions] = written
-        found = self._attended(queries, places)
-        hidden = hidden + _product(found.to(hidden.dtype), self._output)
-        inputs = _normed(hidden, self._norms[1])
-        gate = self._activation(_product(inputs, self._gate))
-        inputs = gate * _product(inputs, self._up)
-        return hidden + _product(inputs, self._down)
+        self.cache[cached.rows, :, :, cached.positions] = written
+        attended = self._attention(queries, cached)
+        hidden = hidden + _linear(attended.to(hidden.dtype), self._output)
+        inputs = _rms_norm(hidden, self._norms[1])
+        gate = self._activation(_linear(inputs, self._gate))
+        inputs = gate * _linear(inputs, self._up)
+        return hidden + _linear(inputs, self._down)
 
-    def _attended(self, queries: torch.Tensor, places: _Places) -> torch.Tensor:
+    def _attention(self, queries: torch.Tensor, cached: _CachePositions) -> torch.Tensor:
         """Attention [tokens, heads * head_dim] of queries [tokens, heads, head_dim]."""
-        keys, values = self.cache[places.span, :, :, : places.num_seen].unbind(1)
+        keys, values = self.cache[cached.span, :, :, : cached.num_visible].unbind(1)
         num_keys = keys.shape[1]
-        if places.are_next:  # heads that share keys are further queries of them
+        if cached.is_decode_step:  # the heads that share keys are further queries of them
             queries = queries.unflatten(1, (num_keys, -1))
-            found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=places.mask)
+            found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=cached.mask)
             return found.flatten(1)
-        # Only here are shorter prompts filled up, on the right; what stands there in the cache is not seen by them.
-        rows, shared = places.rows - places.span.start, num_keys < queries.shape[1]
-        filled = queries.new_zeros(len(keys), places.num_seen, *queries.shape[1:])
-        filled[rows, places.positions] = queries
+        # Only here are shorter prompts padded, on the right, where causal attention ignores the cache's content.
+        rows, is_shared = cached.rows - cached.span.start, num_keys < queries.shape[1]
+        padded = queries.new_zeros(len(keys), cached.num_visible, *queries.shape[1:])
+        padded[rows, cached.positions] = queries
         found = functional.scaled_dot_product_attention(
-            filled.transpose(1, 2), keys, values, is_causal=True, enable_gqa=shared
+            padded.transpose(1, 2), keys, values, is_causal=True, enable_gqa=is_shared
         )
-        return found.transpose(1, 2)[rows, places.positions].flatten(1)
+        return found.transpose(1, 2)[rows, cached.positions].flatten(1)
 
 
-def _product(inputs: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+def _linear(inputs: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     """Outputs [tokens, outputs] of a linear layer for inputs [tokens, size].
 
-    Where a CPU computes in fp32 with a weight that is too small to be packed, a vector is multiplied by both halves of
-    it as a batch of two, which makes a token of the quickstart's model 1.3 times as fast, and several vectors with the
-    weight on the left, 1.1 times as fast by 32 (torch 2.13 with MKL, AMD EPYC, 2 cores).
+    On a CPU in fp32, with a weight too small to be packed, one vector is multiplied by the two halves of the weight as
+    a batch of two (1.3 times as fast per token of the quickstart's model), and several vectors with the weight on the
+    left (1.1 times as fast for 32; torch 2.13 with MKL, AMD EPYC, 2 cores).
     """
     if not isinstance(layer, nn.Linear):
         return layer(inputs)
     if inputs.device.type != "cpu" or inputs.dtype != torch.float32:
         return functional.linear(inputs, layer.weight, layer.bias)
     if len(inputs) > 1:
-        found = torch.mm(layer.weight, inputs.t()).t()
+        outputs = torch.mm(layer.weight, inputs.t()).t()
     elif layer.out_features % 2 == 0:
-        found = torch.bmm(layer.weight.unflatten(0, (2, -1)), inputs.t().expand(2, -1, 1)).view(1, -1)
+        outputs = torch.bmm(layer.weight.unflatten(0, (2, -1)), inputs.t().expand(2, -1, 1)).view(1, -1)
     else:
-        found = functional.linear(inputs, layer.weight)
-    return found if layer.bias is None else found + layer.bias
+        outputs = functional.linear(inputs, layer.weight)
+    return outputs if layer.bias is None else outputs + layer.bias
 
 
-def _normed(hidden: torch.Tensor, norm: LlamaRMSNorm) -> torch.Tensor:
+def _rms_norm(hidden: torch.Tensor, norm: LlamaRMSNorm) -> torch.Tensor:
     return functional.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)

@@ -1,30 +1,31 @@
-"""Continue prompts with a model: drawn, greedy or by beam search, the same text for the same seed in any batch."""
+"""Complete prompts by sampling, greedy decoding or beam search; the same seed gives the same text in any batch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.errors import UserError
 from pretraining.generation.batching import ActiveSequence, Request, generate_batched
-from pretraining.generation.beam_search import beam_search
 from pretraining.generation.decoder import LlamaDecoder
-from pretraining.generation.load_weights import rows_that_fit
+from pretraining.generation.load_model import max_rows
 
-MAX_CONTINUATIONS = 10**6  # of one start, which keeps 110 bytes for each
+MAX_COMPLETIONS = 10**6  # per start, which takes 110 bytes for each
 NUM_SHOWN = 40  # characters of a prompt in a message
 
-Watch = Callable[[Request, str], None]  # is told a text so far, after each of its tokens
+OnToken = Callable[[Request, str], None]  # called with the text so far, after each of its tokens
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One continuation of one prompt.
+    """A finished completion of a prompt.
 
-    `tokens` are all that were drawn, without EOS; `log_probability` is the sum of their natural log probabilities under
-    the model itself, before temperature and filters, that of EOS included where it ended by it. `finish_reason` is
-    "eos", "length" or "stop"; the text ends before a stop text, of which the tokens are still there.
+    `tokens` are all generated ids without EOS; `log_probability` is the sum of their natural log probabilities under
+    the model itself, before temperature and filters, EOS included if it ended the text. `finish_reason` is "eos",
+    "length" or "stop"; the text ends before a stop text, `tokens` include it.
     """
 
     prompt: str
@@ -36,110 +37,149 @@ class Completion:
     prompt_number: int
     sample_number: int
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """Prompt number and sample number."""
+        return self.prompt_number, self.sample_number
 
-def continue_prompts(
+
+def complete_prompts(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, arguments: GenerateArguments
 ) -> Iterator[Completion]:
-    """The continuations of each prompt, prompt by prompt.
+    """Yield the completions, prompt by prompt.
 
     Raises:
-        UserError: as `make_jobs` does.
+        UserError: see `make_requests`.
     """
-    jobs = make_jobs(prompts, tokenizer, model.config, arguments)
-    yield from in_order(jobs, continue_jobs(model, tokenizer, jobs, arguments=arguments))
+    requests = make_requests(prompts, tokenizer, model.config, arguments)
+    yield from in_order(requests, complete_requests(model, tokenizer, requests, arguments=arguments))
 
 
-def in_order(jobs: Sequence[Request], continuations: Iterable[Completion]) -> Iterator[Completion]:
-    """The continuations in the order of their jobs, each as soon as those before it are there."""
+def in_order(requests: Sequence[Request], completions: Iterable[Completion]) -> Iterator[Completion]:
+    """Yield the completions in the order of their requests, each as soon as those before it are finished."""
     waiting = {}
-    wanted = iter((job.prompt_number, job.sample_number) for job in jobs)
+    wanted = iter(request.key for request in requests)
     key = next(wanted, None)
-    for continuation in continuations:
-        waiting[continuation.prompt_number, continuation.sample_number] = continuation
+    for completion in completions:
+        waiting[completion.key] = completion
         while key in waiting:
             yield waiting.pop(key)
             key = next(wanted, None)
 
 
-def continue_jobs(
+def complete_requests(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    jobs: Sequence[Request],
+    requests: Sequence[Request],
     *,
     arguments: GenerateArguments,
-    watch: Watch | None = None,
+    on_token: OnToken | None = None,
 ) -> Iterator[Completion]:
-    """The continuation of each job as soon as it has ended."""
-    ending = _Ending(model, tokenizer, arguments, watch)
-    if not jobs:
+    """Yield the completion of each request as soon as it is finished."""
+    stopping = _StoppingCriteria(model, tokenizer, arguments, on_token)
+    if not requests:
         return
     if arguments.num_beams > 1:
-        found = beam_search(model, jobs, eos_ids(model), arguments)
+        sequences = beam_search(model, requests, eos_ids(model), arguments)
     else:
-        num_positions = max(len(job.ids) for job in jobs) + arguments.max_new_tokens
-        num_rows = min(arguments.batch_size, len(jobs), rows_that_fit(model, num_positions))
-        found = generate_batched(LlamaDecoder(model, num_rows, num_positions), jobs, ending.reason, arguments)
-    for text in found:
-        yield ending.continuation(text)
+        num_positions = max(len(request.ids) for request in requests) + arguments.max_new_tokens
+        num_rows = min(arguments.batch_size, len(requests), max_rows(model, num_positions))
+        decoder = LlamaDecoder(model, num_rows, num_positions)
+        sequences = generate_batched(decoder, requests, stopping.finish_reason, arguments)
+    for sequence in sequences:
+        yield stopping.completion(sequence)
 
 
-class _Ending:
-    """Where a text ends."""
+class _StoppingCriteria:
+    """EOS, stop texts and the maximal length, and the text of a sequence."""
 
     def __init__(
         self,
         model: LlamaForCausalLM,
         tokenizer: PreTrainedTokenizerFast,
         arguments: GenerateArguments,
-        watch: Watch | None,
+        on_token: OnToken | None,
     ) -> None:
         self._eos = eos_ids(model)
         self._tokenizer = tokenizer
         self._arguments = arguments
-        self._watch = watch
+        self._on_token = on_token
 
-    def reason(self, text: ActiveSequence) -> str:
-        """Why it ends here, "" if it goes on."""
-        if self._watch is not None:
-            self._watch(text.job, self._read(text))
-        if text.ids[-1] in self._eos:
+    def finish_reason(self, sequence: ActiveSequence) -> str:
+        """Why the sequence ends here, "" if it does not."""
+        if self._on_token is not None:
+            self._on_token(sequence.request, self._decode(sequence))
+        if sequence.ids[-1] in self._eos:
             return "eos"
-        if self._arguments.stop and self._stop_at(self._read(text)) is not None:
+        if self._arguments.stop and self._find_stop(self._decode(sequence)) is not None:
             return "stop"
-        return "length" if len(text.ids) >= self._arguments.max_new_tokens else ""
+        return "length" if len(sequence.ids) >= self._arguments.max_new_tokens else ""
 
-    def continuation(self, text: ActiveSequence) -> Completion:
-        """The text as it is given out."""
-        job, ids = text.job, self._without_eos(text)
-        shown = self._read(text)
-        end = self._stop_at(shown) if text.finish_reason == "stop" else None
+    def completion(self, sequence: ActiveSequence) -> Completion:
+        """The finished sequence, without EOS, as text up to a stop text."""
+        request, ids = sequence.request, self._without_eos(sequence)
+        text = self._decode(sequence)
         return Completion(
-            prompt=job.prompt,
-            text=shown[:end],
+            prompt=request.prompt,
+            text=text[: self._find_stop(text)] if sequence.finish_reason == "stop" else text,
             num_tokens=len(ids),
             tokens=ids,
-            log_probability=text.log_probability,
-            finish_reason=text.finish_reason,
-            prompt_number=job.prompt_number,
-            sample_number=job.sample_number,
+            log_probability=sequence.log_probability,
+            finish_reason=sequence.finish_reason,
+            prompt_number=request.prompt_number,
+            sample_number=request.sample_number,
         )
 
-    def _without_eos(self, text: ActiveSequence) -> list[int]:
-        return text.ids[:-1] if text.ids[-1] in self._eos else text.ids
+    def _without_eos(self, sequence: ActiveSequence) -> list[int]:
+        return sequence.ids[:-1] if sequence.ids[-1] in self._eos else sequence.ids
 
-    def _read(self, text: ActiveSequence) -> str:
-        """Decoded behind its prompt: SentencePiece drops the space before the first word of whatever it decodes."""
-        begin = self._tokenizer.decode(text.job.ids, skip_special_tokens=True)
-        whole = self._tokenizer.decode(text.job.ids + self._without_eos(text), skip_special_tokens=True)
-        return whole[len(begin) :]
+    def _decode(self, sequence: ActiveSequence) -> str:
+        """Decode with the prompt: SentencePiece drops the space before the first word of whatever it decodes."""
+        prompt = self._tokenizer.decode(sequence.request.ids, skip_special_tokens=True)
+        ids = sequence.request.ids + self._without_eos(sequence)
+        return self._tokenizer.decode(ids, skip_special_tokens=True)[len(prompt) :]
 
-    def _stop_at(self, shown: str) -> int | None:
-        """Where the first stop text begins, None where there is none."""
-        places = [shown.find(stop) for stop in self._arguments.stop or ()]
-        return min((place for place in places if place >= 0), default=None)
+    def _find_stop(self, text: str) -> int | None:
+        """Offset of the first stop text, None if there is none."""
+        offsets = [text.find(stop) for stop in self._arguments.stop or ()]
+        return min((offset for offset in offsets if offset >= 0), default=None)
 
 
-def make_jobs(
+def beam_search(
+    model: LlamaForCausalLM, requests: Sequence[Request], eos: Collection[int], arguments: GenerateArguments
+) -> Iterator[ActiveSequence]:
+    """Yield the most likely sequences of each prompt, the best first, by the beam search of transformers."""
+    config = GenerationConfig(
+        max_new_tokens=arguments.max_new_tokens,
+        num_beams=arguments.num_beams,
+        num_return_sequences=arguments.num_samples,
+        repetition_penalty=arguments.repetition_penalty,
+        no_repeat_ngram_size=arguments.no_repeat_ngram_size,
+        do_sample=False,
+        eos_token_id=sorted(eos) or None,
+        pad_token_id=min(eos, default=0),
+    )
+    for _, group in itertools.groupby(requests, key=lambda request: request.prompt_number):
+        wanted = list(group)
+        ids = torch.tensor([wanted[0].ids], device=model.device)
+        found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        for request in wanted:
+            yield _scored_sequence(model, request, found[request.sample_number].tolist()[ids.shape[1] :], eos)
+
+
+@torch.inference_mode()
+def _scored_sequence(model: LlamaForCausalLM, request: Request, ids: list[int], eos: Collection[int]) -> ActiveSequence:
+    """The sequence up to EOS, without the padding after it, and its log probability."""
+    end = next((offset for offset, token in enumerate(ids) if token in eos), None)
+    ids = ids if end is None else ids[: end + 1]
+    first = len(request.ids)
+    inputs = torch.tensor([request.ids + ids], device=model.device)
+    logits = model(inputs).logits[0, first - 1 : -1].float()
+    log_probability = logits.log_softmax(-1).gather(-1, inputs[0, first:, None].to(logits.device)).sum()
+    return ActiveSequence(request, [], ids, float(log_probability), "length" if end is None else "eos")
+
+
+def make_requests(
     prompts: Sequence[str],
     tokenizer: PreTrainedTokenizerFast,
     config: LlamaConfig,
@@ -147,28 +187,27 @@ def make_jobs(
     *,
     first_number: int = 0,
 ) -> list[Request]:
-    """The continuations that are wanted, prompt by prompt.
+    """The requested completions, prompt by prompt.
 
     Raises:
-        UserError: when a prompt has no token, has some that the model does not know, or leaves no room for
-            --max_new_tokens.
+        UserError: if a prompt has no token or an unknown one, or is too long for --max_new_tokens.
     """
-    if len(prompts) * arguments.num_samples > MAX_CONTINUATIONS:
+    if len(prompts) * arguments.num_samples > MAX_COMPLETIONS:
         raise UserError(
             f"--num_samples {arguments.num_samples}: of {len(prompts):,} prompts makes more than "
-            f"{MAX_CONTINUATIONS:,} continuations; use less, and several starts with another --seed"
+            f"{MAX_COMPLETIONS:,} completions; use fewer, and several starts with different --seed"
         )
     all_ids = tokenizer(list(prompts))["input_ids"]
     _check_ids(prompts, all_ids, config)
     longest = max(range(len(prompts)), key=lambda number: len(all_ids[number]))
-    room = config.max_position_embeddings - len(all_ids[longest])
-    place = f"a prompt of {len(all_ids[longest])} tokens ({prompts[longest][:NUM_SHOWN]!r})"
-    if room < 1:
-        raise UserError(f"--prompt: {place} fills the model's {config.max_position_embeddings} positions; shorten it")
-    if arguments.max_new_tokens > room:
+    max_new_tokens = config.max_position_embeddings - len(all_ids[longest])
+    prompt = f"a prompt of {len(all_ids[longest])} tokens ({prompts[longest][:NUM_SHOWN]!r})"
+    if max_new_tokens < 1:
+        raise UserError(f"--prompt: {prompt} fills the model's {config.max_position_embeddings} positions; shorten it")
+    if arguments.max_new_tokens > max_new_tokens:
         raise UserError(
-            f"--max_new_tokens {arguments.max_new_tokens}: with {place} exceeds the model's "
-            f"{config.max_position_embeddings} positions; give {room} or less, or a shorter prompt"
+            f"--max_new_tokens {arguments.max_new_tokens}: with {prompt} exceeds the model's "
+            f"{config.max_position_embeddings} positions; use {max_new_tokens} or less, or a shorter prompt"
         )
     return [
         Request(prompt, ids, number, sample)
@@ -180,17 +219,17 @@ def make_jobs(
 def _check_ids(prompts: Sequence[str], all_ids: Sequence[Sequence[int]], config: LlamaConfig) -> None:
     for prompt, ids in zip(prompts, all_ids, strict=True):
         if not prompt and not ids:
-            raise UserError("--prompt: is empty, and the model has no BOS to begin with; give at least one word")
+            raise UserError("--prompt: is empty, and the model has no BOS to start from; pass at least one word")
         if not ids:
-            raise UserError(f"--prompt {prompt[:NUM_SHOWN]!r}: has no token; give a text")
+            raise UserError(f"--prompt {prompt[:NUM_SHOWN]!r}: has no token; pass a text")
         if max(ids) >= config.vocab_size:
             raise UserError(
-                f"--model: its tokenizer gives {max(ids)} for {prompt[:NUM_SHOWN]!r}, and the model has "
-                f"{config.vocab_size:,} tokens; copy the tokenizer of its training there"
+                f"--model: its tokenizer gives id {max(ids)} for {prompt[:NUM_SHOWN]!r}, and the model has "
+                f"{config.vocab_size:,} tokens; copy the tokenizer that it was trained with"
             )
 
 
 def eos_ids(model: LlamaForCausalLM) -> set[int]:
-    """Ids that end a text; some models have several."""
+    """Ids that end a completion; some models have several."""
     ids = model.config.eos_token_id
     return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}

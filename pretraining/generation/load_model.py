@@ -1,66 +1,180 @@
-"""Load the model and the tokenizer of a `ModelSource`."""
+"""Load the model and tokenizer of a `ModelSource`: on devices and in a dtype that fit, each weight in memory once."""
 
 import logging
 import resource
 import time
 from pathlib import Path
 
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+import torch
+from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from pretraining.errors import UserError, reading
-from pretraining.generation.load_weights import load_weights
+from pretraining.generation.packed_linear import pack_linear_layer, pack_linear_layers
 from pretraining.generation.source import ModelSource
-from pretraining.runs.export.zero_shards import config_of_checkpoint
+from pretraining.runs.export.zero_shards import config_of_checkpoint, open_shards
+from pretraining.system.memory import available_host_bytes
+from pretraining.system.processor import bf16_instruction
+
+MAX_HOST_SHARE, MAX_GPU_SHARE = 0.9, 0.8  # of free memory for weights; the rest is for keys and values
+MAX_CACHE_SHARE = 0.7  # of the memory that is free once the weights are loaded
+MAX_FP32_SHARE = 0.5  # of free host memory; a larger model keeps its own dtype
 
 logger = logging.getLogger(__name__)
 
 
 def load_model(source: ModelSource, dtype: str = "auto") -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The model on the best devices there are, and its tokenizer; says time and memory.
+    """Load the model onto the best devices available, and its tokenizer; log time and memory.
 
     Raises:
-        UserError: when anything of it cannot be read, it is not a Llama, or it does not fit.
+        UserError: if a file cannot be read, the model is not a Llama, or it does not fit.
     """
-    began_at = time.monotonic()
+    started_at = time.monotonic()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with reading(f"--model {source.location}: the model", remedy="copy or download it again"):
-        # PreTrainedTokenizerFast takes tokenizer.json as it stands; AutoTokenizer would rebuild Llama's pipeline.
+        # PreTrainedTokenizerFast uses tokenizer.json unchanged; AutoTokenizer would rebuild Llama's pipeline.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source.tokenizer_location)
-        tokenizer("a")  # `tokenizers` finds some mistakes of a file only when it encodes
+        tokenizer("a")  # `tokenizers` finds some errors of a file only when it encodes
         check_canary(tokenizer, source.location)
         config = config_of_checkpoint(Path(source.location))
         model = load_weights(Path(source.location), config, only_shards=source.only_shards, dtype_name=dtype).eval()
-    _say(source, model, time.monotonic() - began_at)
+    _log_loaded(source, model, time.monotonic() - started_at)
     return model, tokenizer
 
 
-def gives_ids(tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int]) -> bool:
-    """Whether these are the ids of a document's text, without control tokens."""
+def encodes_to(tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int]) -> bool:
+    """Whether the tokenizer encodes a document's text to these ids, without control tokens."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == ids
 
 
 def check_canary(tokenizer: PreTrainedTokenizerFast, location: str) -> None:
-    """Refuse a tokenizer that gives other ids than the one that made the blocks of training.
+    """Reject a tokenizer that gives other ids than in training; models of other programs have no canary to check.
 
-    Models of other programs come without a canary, and are taken as they are.
+    Raises:
+        UserError: if it does.
     """
     canary = tokenizer.init_kwargs.get("canary")
-    if canary is None:
-        return
-    if not gives_ids(tokenizer, canary["text"], canary["ids"]):
+    if canary is not None and not encodes_to(tokenizer, canary["text"], canary["ids"]):
         raise UserError(
             f"--model {location}: its tokenizer gives other ids here than in training; copy the tokenizer of its data "
             "set there again, or install the versions of requirements.lock"
         )
 
 
-def _say(source: ModelSource, model: LlamaForCausalLM, seconds: float) -> None:
-    parts = [f"{model.num_parameters():,} parameters in {str(model.dtype).removeprefix('torch.')} on {model.device}"]
-    parts.append(f"loaded in {seconds:.1f} s")
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    parts.append(
-        f"{model.get_memory_footprint() / 1e6:,.0f} MB of weights, {peak_bytes / 1e6:,.0f} MB of memory at most"
+def load_weights(folder: Path, config: LlamaConfig, *, only_shards: bool, dtype_name: str) -> LlamaForCausalLM:
+    """Load the model in `folder` from safetensors or from ZeRO shards.
+
+    Raises:
+        UserError: if it does not fit, or the shards cannot be read.
+    """
+    with init_empty_weights(include_buffers=False):
+        empty = AutoModelForCausalLM.from_config(config)
+    own_dtype = config.dtype or torch.float32
+    dtype = _compute_dtype(dtype_name, own_dtype, empty.num_parameters())
+    devices = _device_map(folder, empty, dtype)
+    if only_shards:
+        return _load_shards(folder, empty, (own_dtype, dtype), devices)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, device_map=devices, use_safetensors=True, trust_remote_code=False
     )
-    logger.info("model: %s, %s", source.description or source.location, ", ".join(parts))
+    pack_linear_layers(model)
+    return model
+
+
+def _compute_dtype(name: str, own: torch.dtype, num_parameters: int) -> torch.dtype:
+    """The dtype that --dtype names.
+
+    On a CPU, fp32 makes a text the same in every batch, and without bf16 instructions bf16 is ten times slower.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if torch.cuda.is_available():
+        return own
+    fits_in_fp32 = 4 * num_parameters <= MAX_FP32_SHARE * available_host_bytes()
+    return torch.float32 if fits_in_fp32 or bf16_instruction() is None else own
+
+
+def _device_map(folder: Path, empty: LlamaForCausalLM, dtype: torch.dtype) -> dict[str, int | str]:
+    """The device of each part of the model: one that holds all of it, or else several GPUs."""
+    num_bytes = empty.num_parameters() * dtype.itemsize
+    free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+    if not free:
+        free_bytes, place = available_host_bytes(), "this machine"
+        devices: dict[str, int | str] = {"": "cpu"} if num_bytes <= MAX_HOST_SHARE * free_bytes else {}
+    else:
+        free_bytes, place = sum(free), f"{len(free)} GPUs" if len(free) > 1 else "the GPU"
+        devices = _gpu_map(empty, dtype, [int(MAX_GPU_SHARE * count) for count in free])
+    if not devices:
+        smaller = "--dtype bfloat16, or a" if dtype == torch.float32 else "a"
+        raise UserError(
+            f"--model {folder}: its weights take {num_bytes / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and "
+            f"{place} has {free_bytes / 1e9:.1f} GB free; use {smaller} machine with more memory"
+        )
+    return devices
+
+
+def _gpu_map(empty: LlamaForCausalLM, dtype: torch.dtype, max_bytes: list[int]) -> dict[str, int | str]:
+    """The GPU of each part of the model, given the memory of each GPU; empty if it does not fit."""
+    largest = max(range(len(max_bytes)), key=max_bytes.__getitem__)
+    if empty.num_parameters() * dtype.itemsize <= max_bytes[largest]:
+        return {"": largest}
+    parts = infer_auto_device_map(
+        empty, dict(enumerate(max_bytes)), no_split_module_classes=["LlamaDecoderLayer"], dtype=dtype
+    )
+    return {} if {"cpu", "disk"} & set(parts.values()) else parts
+
+
+def _load_shards(
+    checkpoint: Path, model: LlamaForCausalLM, dtypes: tuple[torch.dtype, torch.dtype], devices: dict[str, int | str]
+) -> LlamaForCausalLM:
+    """Load the fp32 weights of any number of ranks into an empty model, one at a time.
+
+    They are rounded to the first dtype, as in an export, then cast to the second: both give the same model.
+    """
+    logger.info("loading the weights from the ZeRO shards in %s", checkpoint)
+    _, weights = open_shards(checkpoint)
+    for name in list(weights):
+        part = max((part for part in devices if name.startswith(part)), key=len)
+        weight = weights.pop(name).contiguous().to(dtypes[0]).to(devices[part], dtypes[1])
+        model.load_state_dict({name: weight}, strict=False, assign=True)
+        del weight
+        pack_linear_layer(model, name.rpartition(".")[0])
+    model.tie_weights()
+    return dispatch_model(model, devices) if len(devices) > 1 else model
+
+
+def max_rows(model: LlamaForCausalLM, num_positions: int) -> int:
+    """Number of sequences of this length whose keys and values fit into memory.
+
+    Raises:
+        UserError: if not even one fits.
+    """
+    config = model.config
+    head_dim = model.model.layers[0].self_attn.head_dim
+    row_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * num_positions
+    row_bytes *= 4 if model.device.type == "cpu" else model.dtype.itemsize
+    devices = {layer.self_attn.q_proj.weight.device for layer in model.model.layers}
+    free = [available_host_bytes() if one.type == "cpu" else torch.cuda.mem_get_info(one)[0] for one in devices]
+    num_rows = int(MAX_CACHE_SHARE * min(free) * len(devices)) // row_bytes
+    if num_rows < 1:
+        raise UserError(
+            f"--max_new_tokens: keys and values of one text of {num_positions:,} tokens take {row_bytes / 1e9:.1f} GB, "
+            f"and {min(free) / 1e9:.1f} GB are free; use fewer"
+        )
+    return num_rows
+
+
+def _log_loaded(source: ModelSource, model: LlamaForCausalLM, seconds: float) -> None:
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    logger.info(
+        "model: %s, %s parameters in %s on %s, loaded in %.1f s, %s MB of weights, %s MB peak memory",
+        source.description or source.location,
+        f"{model.num_parameters():,}",
+        str(model.dtype).removeprefix("torch."),
+        model.device,
+        seconds,
+        f"{model.get_memory_footprint() / 1e6:,.0f}",
+        f"{peak_bytes / 1e6:,.0f}",
+    )

@@ -1,4 +1,4 @@
-"""The prompts, wherever they stand."""
+"""Read prompts from flags, stdin or a file."""
 
 import json
 import logging
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_prompts(arguments: GenerateArguments) -> list[str]:
-    """The prompts of --prompt, of the lines of stdin or of --prompt_file; lines without a word are passed over.
+    """The prompts of --prompt, of the lines of stdin or of --prompt_file; blank lines are skipped.
 
     Raises:
-        UserError: when the file cannot be read, or a prompt is nothing but spaces.
+        UserError: if the file cannot be read, or a prompt is blank.
     """
     if arguments.prompt_file is not None:
         place = f"--prompt_file {arguments.prompt_file}"
@@ -32,18 +32,18 @@ def read_prompts(arguments: GenerateArguments) -> list[str]:
         prompts = _lines_of(_text_of(content, place), place, "")
     else:
         prompts = arguments.prompt or [DEFAULT_PROMPT]
-    if not all(prompt.strip() for prompt in prompts if prompt):  # whether an empty one is any is known by its tokens
-        raise UserError("--prompt: is empty; give at least one word")
+    if not all(prompt.strip() for prompt in prompts if prompt):  # an empty one is valid if the model has BOS
+        raise UserError("--prompt: is empty; pass at least one word")
     for prompt in prompts:
         check_text(prompt)
     return prompts
 
 
 def check_text(prompt: str) -> None:
-    """Refuse what is not text: a shell, a terminal and JSON can all give half a character.
+    """Reject invalid UTF-8: a shell, a terminal and JSON can all pass a lone surrogate.
 
     Raises:
-        UserError: for such a prompt.
+        UserError: if the prompt has one.
     """
     try:
         prompt.encode()
@@ -52,7 +52,7 @@ def check_text(prompt: str) -> None:
 
 
 def _is_piped() -> bool:
-    """Whether something is piped or redirected into this program; what else is no terminal may never end."""
+    """Whether stdin is a pipe or a file; any other stdin that is not a terminal may never end."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):  # closed
@@ -81,7 +81,7 @@ def _lines_of(text: str, place: str, suffix: str) -> list[str]:
     else:
         prompts = [line for line in lines if line.strip()]
     if not prompts:
-        raise UserError(f"{place}: has no line with a prompt")
+        raise UserError(f"{place}: has no line with a prompt; add one")
     return prompts
 
 
@@ -91,5 +91,5 @@ def _field(line: str, place: str) -> str:
     except (ValueError, TypeError, KeyError, RecursionError):
         prompt = None
     if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError(f'{place}: is no object with a text in its field prompt; write {{"prompt": "..."}}')
+        raise UserError(f'{place}: is not an object with a text in its field prompt; write {{"prompt": "..."}}')
     return prompt

@@ -1,4 +1,4 @@
-"""Text for a person: on a terminal as it grows, or asked for prompt by prompt; elsewhere when it is whole."""
+"""Completions on stdout: streamed and interactive on a terminal, elsewhere each when it is finished."""
 
 import contextlib
 import dataclasses
@@ -11,41 +11,47 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.errors import UserError
 from pretraining.generation.batching import Request
-from pretraining.generation.generate import Completion, continue_jobs, in_order, make_jobs
+from pretraining.generation.generate import Completion, complete_requests, in_order, make_requests
 from pretraining.generation.prompts import check_text
 from pretraining.system.escapes import escape_on_terminal
 
-HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what the bytes of one decode to while some are missing
+REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what an incomplete UTF-8 sequence decodes to
 
 logger = logging.getLogger(__name__)
 
 
 def print_completions(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, jobs: Sequence[Request], arguments: GenerateArguments
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    requests: Sequence[Request],
+    arguments: GenerateArguments,
 ) -> list[Completion]:
-    """Write each prompt with its continuation, in their order, which are returned."""
-    shown = []
-    for continuation in in_order(jobs, continue_jobs(model, tokenizer, jobs, arguments=arguments)):
-        _write(f"{continuation.prompt}{continuation.text}\n\n")
-        shown.append(continuation)
-    return shown
+    """Print each prompt with its completion, in order, and return them."""
+    completions = []
+    for completion in in_order(requests, complete_requests(model, tokenizer, requests, arguments=arguments)):
+        _write(f"{completion.prompt}{completion.text}\n\n")
+        completions.append(completion)
+    return completions
 
 
 def stream(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, jobs: Sequence[Request], arguments: GenerateArguments
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    requests: Sequence[Request],
+    arguments: GenerateArguments,
 ) -> list[Completion]:
-    """Write one continuation after the other, each token as it is made; they are returned."""
-    shown = []
-    display = StreamingPrinter(arguments.stop or ())
-    alone = dataclasses.replace(arguments, batch_size=1)
-    for continuation in continue_jobs(model, tokenizer, jobs, arguments=alone, watch=display.watch):
-        display.end(continuation)
-        shown.append(continuation)
-    return shown
+    """Print one completion after another, token by token, and return them."""
+    completions = []
+    printer = StreamingPrinter(arguments.stop or ())
+    one_by_one = dataclasses.replace(arguments, batch_size=1)
+    for completion in complete_requests(model, tokenizer, requests, arguments=one_by_one, on_token=printer.update):
+        printer.end(completion)
+        completions.append(completion)
+    return completions
 
 
 def interactive_loop(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, arguments: GenerateArguments) -> None:
-    """Continue what is typed, until an empty line or Ctrl-D; Ctrl-C ends a continuation, or else the program."""
+    """Complete typed prompts until an empty line or Ctrl-D; Ctrl-C ends a completion, or else the program."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # gives `input` the arrow keys
     number = 0
@@ -53,9 +59,9 @@ def interactive_loop(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
         while prompt := input("> "):
             try:
                 check_text(prompt)
-                jobs = make_jobs([prompt], tokenizer, model.config, arguments, first_number=number)
-                stream(model, tokenizer, jobs, arguments)
-            except UserError as error:  # of this prompt; the next one may be shorter
+                requests = make_requests([prompt], tokenizer, model.config, arguments, first_number=number)
+                stream(model, tokenizer, requests, arguments)
+            except UserError as error:  # about this prompt; the next one may be shorter
                 logger.error(error)
             except KeyboardInterrupt:
                 _write("\n\n")
@@ -63,42 +69,41 @@ def interactive_loop(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 
 
 class StreamingPrinter:
-    """Writes each text as far as it is sure: no half character, nothing that may become a stop text."""
+    """Print growing texts without incomplete characters and without what may become a stop text."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._key = (-1, -1)
         self._num_shown = 0
 
-    def watch(self, job: Request, text: str) -> None:
-        """Write what is new in the text of a job; the first time, its prompt before it."""
-        self._begin(job)
-        self._show(text[: self._num_sure(text)])
+    def update(self, request: Request, text: str) -> None:
+        """Print the new characters of a text; the first time, its prompt before it."""
+        self._start(request)
+        self._show(text[: self._num_final(text)])
 
-    def end(self, continuation: Completion) -> None:
-        """Write the rest of a text that has ended."""
-        self._begin(continuation)
-        self._show(continuation.text)
+    def end(self, completion: Completion) -> None:
+        """Print the rest of a finished text."""
+        self._start(completion)
+        self._show(completion.text)
         _write("\n\n")
 
-    def _begin(self, job: Request | Completion) -> None:
-        key = (job.prompt_number, job.sample_number)
-        if key != self._key:
-            self._key, self._num_shown = key, 0
-            _write(job.prompt)
+    def _start(self, item: Request | Completion) -> None:
+        if item.key != self._key:
+            self._key, self._num_shown = item.key, 0
+            _write(item.prompt)
 
     def _show(self, text: str) -> None:
         _write(text[self._num_shown :])
         self._num_shown = max(self._num_shown, len(text))
 
-    def _num_sure(self, text: str) -> int:
-        """Characters that will stay as they are."""
-        text = text.rstrip(HALF_A_CHARACTER)
+    def _num_final(self, text: str) -> int:
+        """Number of characters that later tokens cannot change."""
+        text = text.rstrip(REPLACEMENT_CHARACTER)
         stops = [text.find(stop) for stop in self._stops if stop in text]
-        half_stops = [
+        partial_stops = [
             len(text) - size for stop in self._stops for size in range(1, len(stop)) if text.endswith(stop[:size])
         ]
-        return min([len(text), *stops, *half_stops])
+        return min([len(text), *stops, *partial_stops])
 
 
 def _write(text: str) -> None:

@@ -38,8 +38,6 @@ BASE = {
     "finetune": ["--model", "model", "--data_files", "chat.jsonl", *DS_CONFIG],
     "trace": ["--block", "1"],
     "evaluate": ["--model", "model", "--data_files", "news.jsonl"],
-    "compare_samples": ["--models", "model"],
-    "text_statistics": ["--samples", "samples.jsonl"],
 }
 BASE["plan"] += ["--global_batch_tokens", "512", "--warmup_steps", "2", *DS_CONFIG]
 BASE["run"] = [*BASE["plan"], "--output_dir", "{tmp}/run", "--max_steps", "6"]
@@ -83,8 +81,7 @@ ZERO_IS_FINE = {
     "generate": {"top_k": "all", "min_p": "no filter", "no_repeat_ngram_size": "no limit", "seed": "a seed"},
     "preprocess": {"max_skipped_fraction": "no unreadable line", "seed": "a seed"},
     "trace": {"block": "the first", "position": "the first"},
-    "compare_samples": {"seed": "a seed"},
-    "text_statistics": {"num_shown": "none"},
+    "evaluate": {"seed": "a seed"},
     "resume_proof": {"seed": "a seed"},
 }
 MINUS_ONE_IS_FINE = {

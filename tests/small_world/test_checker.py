@@ -6,7 +6,7 @@ import re
 import pytest
 
 from small_world import WORLD
-from small_world.checker import Checker, figures_of_samples, sentences_of
+from small_world.checker import Checker, sample_metrics, sentences_of
 from small_world.words import DAYS
 
 NUM_STORIES = 2000
@@ -89,7 +89,7 @@ def test_what_is_wrong_is_found(
 
 def test_the_figures_are_shares_of_sentences_and_of_stories(checker: Checker) -> None:
     wrong = MATCH.replace("Saturday", "Caturday")
-    figures = figures_of_samples(checker, [MATCH, wrong, "", "x"], set(sentences_of(MATCH)[:2]))
+    figures = sample_metrics(checker, [MATCH, wrong, "", "x"], set(sentences_of(MATCH)[:2]))
     assert (figures.num_stories, figures.num_sentences) == (4, 7)
     assert figures.well_formed == 5 / 7
     assert figures.consistent == 1 / 4

@@ -33,7 +33,7 @@ class GenerateArguments:
     stats: bool = flag(
         False, "say at the end how long, repetitive, varied and likely the texts are, and how they ended"
     )
-    held_out: list[str] | None = flag(
+    reference_files: list[str] | None = flag(
         None, "for --stats: files of documents, as preprocess.py takes them, to compare how likely the model finds both"
     )
     blocks: Path | None = flag(None, "for --stats: the block store of the training, to tell what is copied from there")
@@ -59,7 +59,7 @@ class GenerateArguments:
 
     def _combinations(self) -> dict[str, bool]:
         searches = self.num_beams > 1
-        is_compared = self.held_out is not None or self.blocks is not None
+        is_compared = self.reference_files is not None or self.blocks is not None
         return {
             "--stop: is empty; give a text": all(self.stop or ["-"]),
             "--num_samples: greedy decoding has one continuation; give 1": not (self.greedy and self.num_samples > 1),
@@ -72,10 +72,10 @@ class GenerateArguments:
                 (self.prompt is not None) + (self.prompt_file is not None) + self.interactive <= 1
             ),
             "--output: --interactive shows its text; leave out one of them": not (self.interactive and self.output),
-            "--held_out, --blocks: are for --stats; give it too, or leave them out": self.stats
+            "--reference_files, --blocks: are for --stats; give it too, or leave them out": self.stats
             or self.interactive
             or not is_compared,
-            "--stats, --held_out, --blocks: --interactive has no end to say them at; leave out them or it": not (
+            "--stats, --reference_files, --blocks: --interactive has no end to say them at; leave out them or it": not (
                 self.interactive and (self.stats or is_compared)
             ),
         }

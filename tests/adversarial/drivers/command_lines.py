@@ -34,10 +34,8 @@ from pretraining.training.distributed.process_group import init_process_group
 from pretraining.training.dry_run.dry_run import say_plan
 from pretraining.training.run import quiet_libraries
 from pretraining.training.stopping.time_limit import TimeLimit
-from tools.compare_samples import SamplesArguments
 from tools.evaluate import EvaluationArguments
 from tools.resume_proof import ProofArguments
-from tools.text_statistics import StatisticsArguments
 from tools.trace import TraceArguments
 
 SECONDS = 6.0  # of one row; the slowest takes one
@@ -48,8 +46,6 @@ DATACLASSES: dict[str, Any] = {
     "train_tokenizer": TokenizerArguments,
     "trace": TraceArguments,
     "evaluate": EvaluationArguments,
-    "compare_samples": SamplesArguments,
-    "text_statistics": StatisticsArguments,
     "resume_proof": ProofArguments,
 }
 

@@ -124,26 +124,39 @@ def test_a_document_that_is_one_block_has_the_figures_of_the_block(trained_run: 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([], ["--model: give a run folder"]),
-        (["model"], ["--data_files, --dataset: give one of the two"]),
-        (["model", "--data_files", "a", "--dataset", "b"], ["--data_files, --dataset: give one of the two"]),
+        ([], ["--model: is missing; pass a run folder"]),
+        (["model"], ["--data_files, --dataset, --prompts, --completions: are missing"]),
+        (["model", "--data_files", "a", "--dataset", "b"], ["--data_files, --dataset: exclude each other; use one"]),
         (["model", "--data_files", "a", "--window_tokens", "1"], ["--window_tokens 1: must be in [2, 16777216]"]),
         (["model", "--data_files", "a", "--batch_tokens", "0"], ["--batch_tokens 0: must be in [1, 1073741824]"]),
         (["model", "--data_file", "a"], ["--data_file: there is no flag of this name (did you mean data_files?)"]),
         (["model", "--dataset", "b", "--split", "dev"], ["'dev' is not one of train, validation, test"]),
+        (["model", "--prompts", ""], ["--prompts: is empty; pass at least one word"]),
+        (["model", "--prompts", "a", "--max_new_tokens", "0"], ["--max_new_tokens 0: must be in [1, 1e6]"]),
+        (["model", "--prompts", "a", "--seed", "-1"], ["--seed -1: must be in [0, 4294967295]"]),
+        (["model", "--prompts", "a", "--blocks", "b"], ["--reference_files, --blocks: are for --completions"]),
+        (["model", "--prompts", "a", "--completions", "b"], ["--completions: excludes"]),
+        (["--completions", "b", "--reference_files", "a"], ["--reference_files: needs a model"]),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], parts: list[str]) -> None:
-    done = run(*EVALUATE, *words)
-    assert any(all(part in error for part in parts) for error in done.errors), done.output
+    with pytest.raises(UserError) as caught:
+        main(words)
+    assert any(all(part in problem for part in parts) for problem in caught.value.problems), caught.value.problems
+    assert all("\n" not in problem for problem in caught.value.problems)
+
+
+def test_a_mistake_ends_with_its_exit_code() -> None:
+    done = run(*EVALUATE)
     assert done.returncode == 2
+    assert len(done.errors) == 2, done.output
 
 
 @pytest.mark.launch
 def test_what_cannot_be_evaluated_is_told(trained_run: Path, tmp_path: Path) -> None:
     empty = write_documents(tmp_path / "empty.jsonl", [""])
     words = [str(trained_run), "--data_files", str(empty)]
-    with pytest.raises(UserError, match=r"no line of them is a document \(1 empty_text\)"):
+    with pytest.raises(UserError, match=r"no line is a document \(1 empty_text\)"):
         main(words)
     with pytest.raises(UserError, match="--window_tokens 500: the model has 128 positions"):
         main([*words, "--window_tokens", "500"])

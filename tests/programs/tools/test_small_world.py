@@ -20,7 +20,7 @@ from tests.conftest import PROJECT_DIR, assert_one_error, run, run_fine
 from tests.fakes.exported import export_random_model
 from tools.small_world import lines
 from tools.small_world import main as make_world
-from tools.small_world_check import CheckArguments, check_not_below, main, truth
+from tools.small_world_check import CheckArguments, check_not_below, main, true_bits
 from train_tokenizer import main as train_tokenizer
 
 CHECK = [sys.executable, "-m", "tools.small_world_check"]
@@ -124,16 +124,16 @@ def test_a_model_below_the_limit_fails() -> None:
     below = Gap(num_documents=100, bits_per_byte=0.19, limit=0.2, above=-0.05, standard_error=0.003)
     check_not_below({"local": fine, "total": fine}, arguments)
     with pytest.raises(
-        UserError, match=r"--model runs/x: is below the limit .* \(sport by 5\.0%\), so it has seen the"
+        UserError, match=r"--model runs/x: is below the limit \(sport by 5\.0%\), which indicates an information leak"
     ):
         check_not_below({"sport": below, "total": fine}, arguments)
 
 
 def test_stories_of_another_world_are_refused(folder: Path, tmp_path: Path) -> None:
     text = WORLD.draw(random.Random(0))[1]
-    assert truth(text)[0] in WORLD.sources
-    with pytest.raises(UserError, match=r"is not a story of this small world; make it with tools\.small_world"):
-        truth(text + " And more.")
+    assert true_bits(text)[0] in WORLD.sources
+    with pytest.raises(UserError, match=r"is not a story of this small world; generate it with tools\.small_world"):
+        true_bits(text + " And more.")
     for words, message in {
         (): "--dataset: is missing",
         ("--dataset", "x", "--output", str(tmp_path / "x")): "--model: is missing",

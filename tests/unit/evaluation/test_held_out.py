@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from pretraining.data.input.find import find_inputs
 from pretraining.data.store.manifest import read_manifest
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
-from pretraining.evaluation.held_out import USUAL_OPTIONS, HeldOutDocuments, tokenizer_of_model
-from pretraining.evaluation.windows import TextWindow, windows_of
+from pretraining.evaluation.held_out import DEFAULT_READING_OPTIONS, HeldOutDocuments, tokenizer_of_model
+from pretraining.evaluation.windows import TextWindow, split_into_windows
 from pretraining.training.model.tokenizer import tokenizer_for_model
 from tests.conftest import python, run_fine
 from tests.unit.data.tokenize.test_tokenizer import ODD_TEXTS
@@ -32,7 +32,7 @@ def test_documents_are_those_of_training(
     path.write_text("".join(json.dumps({"text": text, "source": "odd"}) + "\n" for text in [*texts, ""]), "utf-8")
 
     of_model = tokenizer_of_model(PreTrainedTokenizerFast.from_pretrained(tmp_path / "model"))
-    documents = HeldOutDocuments(find_inputs([str(path)]), USUAL_OPTIONS, of_model)
+    documents = HeldOutDocuments(find_inputs([str(path)]), DEFAULT_READING_OPTIONS, of_model)
     passages = list(documents)
     expected = load_document_tokenizer(name, add_bos=add_bos).encode(texts).per_text()
     for text, passage, ids in zip(texts, passages, expected, strict=True):
@@ -46,12 +46,14 @@ def test_documents_are_those_of_training(
 
 @pytest.mark.parametrize("window_tokens", [2, 3, 8])
 def test_each_token_is_predicted_once(window_tokens: int) -> None:
-    for num_tokens, num_given in itertools.product([1, 2, 7, 8, 9, 12, 30], [1, 5, 17]):
-        passage = TextWindow("", np.arange(num_tokens), np.arange(num_tokens), num_given)
-        windows = list(windows_of(passage, window_tokens=window_tokens))
-        predicted = [token for window in windows for token in window.ids[window.num_given :].tolist()]
-        assert predicted == list(range(num_given, num_tokens))
+    for num_tokens, num_context_tokens in itertools.product([1, 2, 7, 8, 9, 12, 30], [1, 5, 17]):
+        passage = TextWindow("", np.arange(num_tokens), np.arange(num_tokens), num_context_tokens)
+        windows = list(split_into_windows(passage, window_tokens=window_tokens))
+        predicted = [token for window in windows for token in window.ids[window.num_context_tokens :].tolist()]
+        assert predicted == list(range(num_context_tokens, num_tokens))
         for window in windows:
             assert len(window.ids) <= window_tokens
-            assert window.num_given >= min(num_given, window_tokens // 2), "something to predict it from"
+            assert window.num_context_tokens >= min(num_context_tokens, window_tokens // 2), (
+                "something to predict it from"
+            )
             assert window.ids.tolist() == window.num_bytes.tolist()

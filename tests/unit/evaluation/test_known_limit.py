@@ -108,7 +108,7 @@ def test_over_all_stories_of_a_world_it_is_the_limit(tiny: Known) -> None:
 
 def predicted(known: Known, model: torch.nn.Module) -> list:
     return predict_documents(
-        model, known.tokenizer, known.mixture, "validation", truth=lambda text: bits_of(known.world, text)
+        model, known.tokenizer, known.mixture, "validation", true_bits=lambda text: bits_of(known.world, text)
     )
 
 
@@ -176,8 +176,8 @@ def test_blocks_of_another_kind_are_refused(large: Known, tmp_path: Path) -> Non
     make_store(tmp_path, path, byte_tokenizer(tmp_path / "tokenizer"), "--add_bos", "false")
     mixture = load_mixture([str(tmp_path / "blocks")], revision=None)
     other = PreTrainedTokenizerFast.from_pretrained(PROJECT_DIR / "data/sample/tokenizer")
-    with pytest.raises(UserError, match="was made with another tokenizer than the model's; preprocess again"):
-        predict_documents(large.model, other, large.mixture, "validation", truth=lambda _: ("", 0.0))
+    with pytest.raises(UserError, match="was made with another tokenizer than the model's; rerun preprocess.py"):
+        predict_documents(large.model, other, large.mixture, "validation", true_bits=lambda _: ("", 0.0))
     with pytest.raises(UserError, match="was made without --add_bos; preprocess again with it"):
         document_texts(mixture, "validation", large.tokenizer)
     with pytest.raises(UserError, match="--split train: has no block"):

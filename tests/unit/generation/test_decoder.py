@@ -48,13 +48,13 @@ def small_model(**fields: object) -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES.keys())
 def test_logits_are_those_of_the_models_forward(fields: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretraining.generation.decoder.PROMPT_TOKENS_AT_ONCE", 60)  # two prompts, then the third
+    monkeypatch.setattr("pretraining.generation.decoder.MAX_PREFILL_TOKENS", 60)  # two prompts, then the third
     model = small_model(**fields)
     ids = torch.randint(0, 300, (3, 50))
     with torch.no_grad():
         expected = model(ids).logits
     decoder = LlamaDecoder(model, num_rows=4, num_positions=50)
-    logits = decoder.read_prompts([ids[row, :length].tolist() for row, length in enumerate(LENGTHS)], first_row=0)
+    logits = decoder.prefill([ids[row, :length].tolist() for row, length in enumerate(LENGTHS)], first_row=0)
     for step in range(20):
         for row, length in enumerate(LENGTHS):
             assert_same_sums(logits[row], expected[row, length + step - 1], path_length(model.config, 50))
@@ -62,16 +62,16 @@ def test_logits_are_those_of_the_models_forward(fields: dict, monkeypatch: pytes
         logits = decoder.next_logits([ids[row, place].item() for row, place in enumerate(positions)], positions)
 
 
-def test_a_row_that_moved_goes_on_as_itself() -> None:
+def test_a_row_that_moved_continues_unchanged() -> None:
     model = small_model()
     ids = torch.randint(0, 300, (2, 20))
     with torch.no_grad():
         expected = model(ids).logits
     decoder = LlamaDecoder(model, num_rows=2, num_positions=20)
-    decoder.read_prompts([ids[0, :15].tolist(), ids[1, :10].tolist()], first_row=0)
+    decoder.prefill([ids[0, :15].tolist(), ids[1, :10].tolist()], first_row=0)
     decoder.copy_row(1, 0, num_positions=10)
     logits = decoder.next_logits([ids[1, 10].item()], [10])
     assert_same_sums(logits[0], expected[1, 10], path_length(model.config, 20))
-    logits = decoder.read_prompts([ids[0, :12].tolist()], first_row=1)  # over what another text left
+    logits = decoder.prefill([ids[0, :12].tolist()], first_row=1)  # over what another text left
     logits = decoder.next_logits([ids[1, 11].item(), ids[0, 12].item()], [11, 12])
     assert_same_sums(logits, torch.stack((expected[1, 11], expected[0, 12])), path_length(model.config, 20))

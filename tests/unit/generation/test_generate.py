@@ -6,10 +6,10 @@ import pytest
 
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.errors import UserError
-from pretraining.generation.generate import make_jobs
+from pretraining.generation.generate import make_requests
 
 
-def test_more_continuations_than_memory_holds_are_refused() -> None:
+def test_more_completions_than_memory_holds_are_refused() -> None:
     unused: Any = None
-    with pytest.raises(UserError, match=r"--num_samples 200000: of 6 prompts makes more than 1,000,000"):
-        make_jobs(["The council"] * 6, unused, unused, GenerateArguments(num_samples=200_000))
+    with pytest.raises(UserError, match=r"--num_samples 200000: of 6 prompts makes more than 1,000,000 completions"):
+        make_requests(["The council"] * 6, unused, unused, GenerateArguments(num_samples=200_000))

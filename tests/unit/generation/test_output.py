@@ -9,7 +9,7 @@ import pytest
 
 from pretraining.errors import UserError
 from pretraining.generation.generate import Completion
-from pretraining.generation.output import OutputFile, read_continuations
+from pretraining.generation.output import OutputFile, read_completions
 
 ORIGIN = {"seed": 42}
 TEXTS = [Completion(f"prompt {n}", f"text {n}", 1, [5], -1.5, "eos", n, 0) for n in range(4)]
@@ -53,11 +53,11 @@ def test_a_damaged_line_is_generated_again(
     partial.write_bytes(b"\n".join([*lines[:3], damage(lines[3]), b""]))
     with OutputFile(path, ORIGIN, PROMPTS) as output:
         assert output.done == {(0, 0), (1, 0)}
-        assert "damaged; their texts are generated again" in caplog.text
+        assert "damaged and are generated again" in caplog.text
         for text in reversed(TEXTS[2:]):
             output.write(text)
-        output.complete()
-    assert read_continuations(path) == TEXTS
+        output.finalize()
+    assert read_completions(path) == TEXTS
     assert path.read_text().count("\n") == len(TEXTS)
     assert not partial.exists()
 
@@ -66,5 +66,5 @@ def test_a_damaged_first_line_is_one_error(tmp_path: Path) -> None:
     partial = tmp_path / "out.jsonl.partial"
     for content in (b"{", b"[]", b"\xff", b"null", b'{"seed": 42, "x": 1}'):
         partial.write_bytes(content + b"\n" + json.dumps(dataclasses.asdict(TEXTS[0])).encode() + b"\n")
-        with pytest.raises(UserError, match=r"is there and none of generate\.py; move it away"):
+        with pytest.raises(UserError, match=r"was not written by generate\.py; move it away"):
             OutputFile(tmp_path / "out.jsonl", ORIGIN, PROMPTS)

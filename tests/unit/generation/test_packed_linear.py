@@ -6,7 +6,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.generation.decoder import LlamaDecoder
-from pretraining.generation.packed_linear import LEAST_FP32_SIZE, PackedLinear, pack_linear_layers
+from pretraining.generation.packed_linear import MIN_FP32_SIZE, PackedLinear, pack_linear_layers
 from pretraining.system.processor import bf16_instruction
 from tests.rounding import BF16_ROUNDOFF, assert_same_sums, path_length, sum_rounding
 
@@ -38,11 +38,11 @@ def test_a_packed_model_writes_what_it_wrote(tied: bool) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64,
-        intermediate_size=LEAST_FP32_SIZE // 64,
+        intermediate_size=MIN_FP32_SIZE // 64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        vocab_size=LEAST_FP32_SIZE // 64,
+        vocab_size=MIN_FP32_SIZE // 64,
         tie_word_embeddings=tied,
         initializer_range=0.1,
     )
@@ -54,7 +54,7 @@ def test_a_packed_model_writes_what_it_wrote(tied: bool) -> None:
     assert model.num_parameters() == num_parameters
     num_terms = path_length(config, 20)
     assert_same_sums(model(ids).logits, expected, num_terms)
-    logits = LlamaDecoder(model, num_rows=3, num_positions=20).read_prompts(ids.tolist(), first_row=0)
+    logits = LlamaDecoder(model, num_rows=3, num_positions=20).prefill(ids.tolist(), first_row=0)
     assert_same_sums(logits, expected[:, -1], num_terms)
 
 

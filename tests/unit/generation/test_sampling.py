@@ -15,8 +15,7 @@ from transformers.generation.logits_process import (
 )
 
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.generation.penalties import Penalties
-from pretraining.generation.sampling import log_probabilities, random_numbers, sample_tokens
+from pretraining.generation.sampling import Penalties, log_probabilities, random_numbers, sample_tokens
 from tests.rounding import assert_same_sums
 
 VOCAB_SIZE = 200
@@ -74,10 +73,10 @@ def test_penalties_are_those_of_transformers_whatever_stands_in_the_other_rows(s
     generator = torch.Generator().manual_seed(2)
     texts = [torch.randint(0, 8, (length,), generator=generator).tolist() for length in (1, 4, 9)]
     for row, ids in enumerate(texts):
-        penalties.begin(row, ids)
+        penalties.reset(row, ids)
     for step in range(12):
         logits = torch.randn(len(texts), 8, generator=generator)
-        found = penalties.applied(logits)
+        found = penalties.apply(logits)
         for row, ids in enumerate(texts):
             seen = torch.tensor([ids])
             expected = RepetitionPenaltyLogitsProcessor(1.3)(seen, logits[row : row + 1].clone())

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.errors import UserError
-from pretraining.generation import load_weights as room
+from pretraining.generation import load_model
 from tests.conftest import PROJECT_DIR
 
 SIZES = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 12, "vocab_size": 2048}
@@ -19,7 +19,7 @@ import json, sys, threading
 from pathlib import Path
 import torch
 from transformers import LlamaConfig
-from pretraining.generation import load_weights as weights
+from pretraining.generation import load_model
 
 def own_bytes():
     status = Path("/proc/self/status").read_text()
@@ -34,9 +34,9 @@ class Lazy:
 folder, only_shards = Path(sys.argv[1]), sys.argv[2] == "shards"
 config = LlamaConfig.from_pretrained(folder)
 with torch.device("meta"):
-    empty = weights.AutoModelForCausalLM.from_config(config)
+    empty = load_model.AutoModelForCausalLM.from_config(config)
 shapes = {name: weight.shape for name, weight in empty.named_parameters()}
-weights.open_shards = lambda _: (config, {name: Lazy(shape) for name, shape in shapes.items()})
+load_model.open_shards = lambda _: (config, {name: Lazy(shape) for name, shape in shapes.items()})
 begin = most = own_bytes()
 ended = threading.Event()
 def watch():
@@ -45,7 +45,7 @@ def watch():
         most = max(most, own_bytes())
 watcher = threading.Thread(target=watch)
 watcher.start()
-model = weights.load_weights(folder, config, only_shards=only_shards, dtype_name=sys.argv[3])
+model = load_model.load_weights(folder, config, only_shards=only_shards, dtype_name=sys.argv[3])
 ended.set()
 watcher.join()
 print(json.dumps([model.get_memory_footprint(), most - begin]))
@@ -83,21 +83,21 @@ def test_weights_take_their_own_bytes_and_no_more(
 
 def test_what_does_not_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = LlamaConfig(**SIZES)
-    monkeypatch.setattr(room, "available_host_bytes", lambda: 100e6)
-    with pytest.raises(UserError, match=r"take 0\.1 GB in float32, and this machine has 0\.1 GB free; give --dtype b"):
-        room.load_weights(tmp_path, config, only_shards=False, dtype_name="float32")
+    monkeypatch.setattr(load_model, "available_host_bytes", lambda: 100e6)
+    with pytest.raises(UserError, match=r"take 0\.1 GB in float32, and this machine has 0\.1 GB free; use --dtype b"):
+        load_model.load_weights(tmp_path, config, only_shards=False, dtype_name="float32")
     model = LlamaForCausalLM(LlamaConfig(**SIZES)).to(torch.bfloat16)
     row_bytes = 2 * 12 * 512 * 1000 * 4
-    monkeypatch.setattr(room, "available_host_bytes", lambda: 10.5 * row_bytes / room.CACHE_SHARE)
-    assert room.rows_that_fit(model, 1000) == 10
+    monkeypatch.setattr(load_model, "available_host_bytes", lambda: 10.5 * row_bytes / load_model.MAX_CACHE_SHARE)
+    assert load_model.max_rows(model, 1000) == 10
     with pytest.raises(UserError, match="--max_new_tokens: keys and values of one text of 100,000 tokens take"):
-        room.rows_that_fit(model, 100_000)
+        load_model.max_rows(model, 100_000)
 
 
 def test_a_model_goes_to_the_roomiest_gpu_or_to_several(monkeypatch: pytest.MonkeyPatch) -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES))
     num_bytes = 4 * model.num_parameters()
-    assert room._on_gpus(model, torch.float32, [num_bytes // 2, 2 * num_bytes]) == {"": 1}
-    several = room._on_gpus(model, torch.float32, [int(0.7 * num_bytes), int(0.7 * num_bytes)])
+    assert load_model._gpu_map(model, torch.float32, [num_bytes // 2, 2 * num_bytes]) == {"": 1}
+    several = load_model._gpu_map(model, torch.float32, [int(0.7 * num_bytes), int(0.7 * num_bytes)])
     assert set(several.values()) == {0, 1}
-    assert room._on_gpus(model, torch.float32, [num_bytes // 4, num_bytes // 4]) == {}
+    assert load_model._gpu_map(model, torch.float32, [num_bytes // 4, num_bytes // 4]) == {}

@@ -1,4 +1,4 @@
-"""tools.text_statistics as a user starts it: what stands in the training data is found there, with its line."""
+"""tools.evaluate on completions: statistics of files, text found in the training data, and models side by side."""
 
 import json
 import math
@@ -9,10 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tests.conftest import PROJECT_DIR, assert_one_error, run, run_fine
+from generate import main as generate
+from pretraining.errors import UserError
+from tests.conftest import PROJECT_DIR, run_fine
 from tests.rounding import loss_rounding
+from tools.evaluate import main
 
-STATISTICS = [sys.executable, "-m", "tools.text_statistics"]
+EVALUATE = [sys.executable, "-m", "tools.evaluate"]
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
 STORIES = [json.loads(line)["text"] for line in SAMPLE.read_text("utf-8").splitlines()]
 LINE = 7
@@ -46,7 +49,7 @@ def test_a_sentence_of_the_training_data_is_found_with_its_line(
 ) -> None:
     planted, own = line_of(tokenizer, OWN + SENTENCE + OWN, finish_reason="eos"), line_of(tokenizer, OWN)
     samples, output = write_samples(tmp_path / "samples.jsonl", own, planted), tmp_path / "figures.json"
-    done = run_fine(*STATISTICS, samples, "--blocks", sample_store, "--output", output)
+    done = run_fine(*EVALUATE, "--completions", samples, "--blocks", sample_store, "--output", output)
     found = json.loads(output.read_text())
     (row,) = found["copied_runs"]
     assert (row["sample"], row["file"], row["line"]) == (2, "data/sample/news.jsonl", LINE)
@@ -55,22 +58,20 @@ def test_a_sentence_of_the_training_data_is_found_with_its_line(
     assert SENTENCE.strip(". ") in row["text"]
     share = row["num_tokens"] / (len(own["tokens"]) + len(planted["tokens"]))
     assert found["copied_share"] == pytest.approx(share), "nothing else is copied"
-    assert (
-        f"copied         {share:.1%} of the tokens; 1 of 2 continuations have a run of 8 tokens or more" in done.stdout
-    )
-    assert f"{row['num_tokens']} tokens of continuation 2, in data/sample/news.jsonl:{LINE}:" in done.stdout
+    assert f"copied         {share:.1%} of the tokens; 1 of 2 completions have a run of 8 tokens or more" in done.stdout
+    assert f"{row['num_tokens']} tokens of completion 2, in data/sample/news.jsonl:{LINE}:" in done.stdout
     assert (found["num_continuations"], found["num_prompts"], found["eos_rate"]) == (2, 1, 0.5)
     assert found["mean_words"] == sum(len(line["text"].split()) for line in (own, planted)) / 2
 
 
 @pytest.mark.launch
 def test_perplexity_is_that_of_the_tokens_given_their_prompts(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, trained_run: Path
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, trained_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
     lines = [line_of(tokenizer, SENTENCE), line_of(tokenizer, OWN), line_of(tokenizer, "")]
     samples, output = write_samples(tmp_path / "samples.jsonl", *lines), tmp_path / "figures.json"
-    words = ["--model", trained_run, "--held_out", SAMPLE, "--output", output]
-    done = run_fine(*STATISTICS, samples, *words)
+    words = [str(trained_run), "--completions", str(samples), "--reference_files", str(SAMPLE), "--output", str(output)]
+    main(words)
     model = AutoModelForCausalLM.from_pretrained(trained_run / "model").eval()
     losses = []
     for line in lines:
@@ -81,9 +82,8 @@ def test_perplexity_is_that_of_the_tokens_given_their_prompts(
     found = json.loads(output.read_text())["perplexity"]
     mean = sum(losses) / len(losses)
     assert found["continuations"] == pytest.approx(math.exp(mean), rel=mean * loss_rounding())
-    assert f"perplexity     {found['continuations']:,.2f} on continuations, {found['held_out']:,.2f} on held-out" in (
-        done.stdout
-    )
+    shown = f"perplexity     {found['continuations']:,.2f} on completions, {found['held_out']:,.2f} on reference files"
+    assert shown in capsys.readouterr().out
 
 
 def test_a_mistake_is_one_line(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, sample_store: Path) -> None:
@@ -92,14 +92,48 @@ def test_a_mistake_is_one_line(tokenizer: PreTrainedTokenizerFast, tmp_path: Pat
     other = write_samples(tmp_path / "other.jsonl", {**line_of(tokenizer, OWN), "tokens": [5, 6, 7]})
     empty = write_samples(tmp_path / "empty.jsonl")
     cases: list[tuple[list[object], str]] = [
-        ([], "--samples: give a file that generate.py --output wrote"),
-        (["nowhere.jsonl"], "--samples nowhere.jsonl: cannot be read"),
-        ([empty], f"--samples {empty}: has no line"),
-        ([old], f"--samples {old}:1: is no object with prompt, text, tokens, finish_reason"),
-        ([good, "--held_out", "a.jsonl"], "--held_out: needs --model"),
+        ([tmp_path / "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        ([empty], f"--completions {empty}: has no line"),
+        ([old], f"--completions {old}:1: is not an object with prompt, text, tokens, finish_reason"),
         ([good, "--output", good], f"--output {good}: exists already"),
         ([good, "--blocks", tmp_path], f"--blocks {tmp_path}: is no block store"),
-        ([other, "--blocks", sample_store], "does not give the text of continuation 1 from its tokens"),
+        ([other, "--blocks", sample_store], "does not give the text of completion 1 from its tokens"),
     ]
     for words, part in cases:
-        assert_one_error(run(*STATISTICS, *words), part)
+        with pytest.raises(UserError) as caught:
+            main(["--completions", *map(str, words)])
+        (problem,) = caught.value.problems
+        assert part in problem
+        assert "\n" not in problem
+
+
+@pytest.mark.launch
+def test_each_checkpoint_writes_what_generate_writes(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "found.json"
+    words = [trained_run, "--all_checkpoints", "--data_files", SAMPLE, "--prompts", "The council", "Scientists have"]
+    main([str(word) for word in (*words, "--max_new_tokens", 8, "--seed", 3, "--output", output)])
+    heading, first, second, *rest = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["model", "documents", "tokens", "loss", "perplexity", "accuracy", "bits/byte"]
+    assert [line.split()[0] for line in (first, second)] == ["checkpoint-3", "checkpoint-6"]
+    assert float(second.split()[3]) < float(first.split()[3]), "it has learned something"
+    for line, name in zip(rest, ("checkpoint-3", "checkpoint-6"), strict=False):
+        assert line.startswith(name)
+        assert [word for word in line.split() if "-" in word[1:]][1:] == [
+            f"{kind}-{n}" for kind in ("rep", "distinct") for n in (1, 2, 3, 4)
+        ]
+    words = ["--prompt", "The council", "Scientists have", "--max_new_tokens", 8, "--seed", 3]
+    generate(["--model", str(trained_run / "checkpoint-3"), *map(str, words)])
+    written = capsys.readouterr().out.split("\n\n")
+    found = json.loads(output.read_text())["models"]
+    assert [one["model"] for one in found] == [str(trained_run / f"checkpoint-{step}") for step in (3, 6)]
+    assert found[0]["total"]["num_documents"] == len(STORIES)
+    assert [one["prompt"] + one["text"] for one in found[0]["completions"]] == written[:2]
+    expected = " ".join(written[0].removeprefix("The council").split())
+    assert f"checkpoint-3 {expected}" in rest
+
+
+def test_a_model_is_passed_once(trained_run: Path) -> None:
+    with pytest.raises(UserError, match="is passed twice; remove one"):
+        main([str(trained_run), str(trained_run), "--prompts", "x"])
