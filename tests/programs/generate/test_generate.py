@@ -1,13 +1,16 @@
-"""generate.py on whatever a run leaves behind, on files of prompts, and on what cannot be continued."""
+"""generate.py on whatever a run leaves behind, on files of prompts, and on what cannot be completed."""
 
+import contextlib
+import io
 import json
+import logging
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonlines
@@ -15,15 +18,31 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from generate import main as generate_main
+from preprocess import main as preprocess
+from pretraining.errors import UserError
 from pretraining.evaluation.text_statistics import text_statistics
 from pretraining.generation.generate import Completion
-from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run, run_fine
-from tests.programs.launching import run_preloaded, train
+from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run_fine
+from tests.programs.launching import train
 from tests.rounding import loss_rounding
+from tools.evaluate import main as evaluate
+from train_tokenizer import main as train_tokenizer
 
 pytestmark = pytest.mark.launch
 SAMPLED = ["--max_new_tokens", 30, "--temperature", 1.0, "--prompt", "The council"]  # 30 draws tell weights apart
 PROMPTS = ["The council", "Scientists have found", "A", "In the morning the boats of the harbour", "Who?"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def like_a_rank() -> Iterator[None]:
+    """One thread, since tiny matrices are slower in several, and no search for GPUs, which DeepSpeed logs on stdout."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +61,21 @@ def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def generate(*words: object) -> Done:
-    """generate.py in a fork of a process that has torch."""
-    return run_preloaded(1, [PROJECT_DIR / "generate.py", *words], {"HF_HUB_OFFLINE": "1"})
+    """generate.py in this process, which has torch; a start takes seconds and proves nothing more."""
+    stdout, log, errors = io.StringIO(), io.StringIO(), []
+    handler, logger = logging.StreamHandler(log), logging.getLogger()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(stdout):
+            generate_main([str(word) for word in words])
+    except UserError as error:
+        errors = list(error.problems)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    return Done(2 if errors else 0, stdout.getvalue(), log.getvalue() + "".join(f"error: {one}\n" for one in errors))
 
 
 def sample(*words: object) -> str:
@@ -65,7 +97,7 @@ def written(output: Path, *words: object) -> list[dict]:
 
 
 def bare_shards(checkpoint: Path, folder: Path) -> Path:
-    """A copy of a checkpoint and the record of its run, without the weights that everybody reads."""
+    """A copy of a checkpoint and the record of its run, without the exported weights."""
     copy = folder / checkpoint.name
     shutil.copytree(checkpoint, copy)
     for name in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):
@@ -104,23 +136,26 @@ def test_a_run_without_export_gives_its_newest_whole_checkpoint(finished_run: Pa
     done = generate(*SAMPLED, "--model", run_dir)
     assert "checkpoint-6 (newest complete checkpoint)" in done.stderr
     done = generate(*SAMPLED, "--model", run_dir / "checkpoint-9")
-    assert_one_error(done, "checkpoint-9: is no complete checkpoint", "did not finish", "take ", "checkpoint-6")
+    assert_one_error(done, "checkpoint-9: checkpoint is incomplete", "did not finish", "use ", "checkpoint-6")
     shard = next((run_dir / "checkpoint-6").glob("global_step*/*_optim_states.pt"))
     shard.unlink()
     (run_dir / "checkpoint-6/model.safetensors").unlink()
-    assert_one_error(generate(*SAMPLED, "--model", run_dir / "checkpoint-6"), "1 of 2 shards are there")
+    assert_one_error(generate(*SAMPLED, "--model", run_dir / "checkpoint-6"), "1 of 2 shards are present")
 
 
-def test_without_flags_the_newest_run_in_runs_continues_the_default_prompt_or_what_is_piped(finished_run: Path) -> None:
-    command = python("generate.py", "--max_new_tokens", 5)
-    done = run_fine(*command, cwd=finished_run.parents[1])
-    assert done.stdout.startswith("I wanna go")
-    assert "runs/tiny/model (exported model)" in done.stderr
-    assert "loaded in" in done.stderr
-    done = run_fine(*command, cwd=finished_run.parents[1], stdin="The council\n\nWho?\n")
+def test_without_flags_the_newest_run_in_runs_continues_the_default_prompt_or_what_is_piped(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished_run.parents[1]
+    done = run_fine(*python("generate.py", "--max_new_tokens", 5), cwd=folder, stdin="The council\n\nWho?\n")
     first, second, _ = done.stdout.split("\n\n")
     assert first.startswith("The council")
     assert second.startswith("Who?")
+    assert "runs/tiny/model (exported model)" in done.stderr
+    assert "loaded in" in done.stderr
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.stdin", None)  # nothing is piped
+    assert generate("--max_new_tokens", 5).stdout.startswith("I wanna go")
 
 
 def test_typed_prompts_are_continued_as_given_ones(finished_run: Path) -> None:
@@ -150,26 +185,30 @@ def test_a_text_depends_on_seed_prompt_and_place_alone(finished_run: Path, promp
     assert all(line["tokens"] != other["tokens"] for line, other in zip(one, otherwise, strict=True))
 
 
-def test_statistics_are_said_beside_the_text_and_of_all_lines_of_a_file(
-    finished_run: Path, sample_store: Path, prompt_file: Path, tmp_path: Path
+def test_statistics_are_logged_after_the_text_and_of_all_lines_of_a_file(
+    finished_run: Path, sample_store: Path, prompt_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    flags = ["--model", finished_run, "--prompt_file", prompt_file, "--max_new_tokens", 12]
+    flags = ["--model", finished_run, "--prompt_file", prompt_file, "--max_new_tokens", 12, "--stats"]
     output = tmp_path / "texts.jsonl"
-    lines = written(output, *flags)
-    figures = text_statistics([Completion(**line) for line in lines]).lines()
-    perplexity = r"perplexity     [\d.,]+ on continuations"
-    done = generate(*flags, "--stats")
+    with (PROJECT_DIR / "data/sample/news.jsonl").open() as news:
+        reference = tmp_path / "news.jsonl"
+        reference.write_text("".join(next(news) for _ in range(8)))
+    compared = ["--reference_files", reference, "--blocks", sample_store]
+    to_file = generate(*flags, *compared, "--output", output)
+    lines = lines_of(output)
+    done = generate(*flags)
     assert done.stdout == "".join(f"{line['prompt']}{line['text']}\n\n" for line in lines)
-    compared = ["--held_out", PROJECT_DIR / "data/sample/news.jsonl", "--blocks", sample_store]
-    to_file = generate(*flags, "--stats", *compared, "--output", tmp_path / "again.jsonl")
-    for line in figures:
+    for line in text_statistics([Completion(**line) for line in lines]).lines():
         assert line in done.stderr
         assert line in to_file.stderr
+    perplexity = r"perplexity     [\d.,]+ on completions"
     assert re.search(perplexity + "$", done.stderr, re.MULTILINE)
-    assert re.search(perplexity + r", [\d.,]+ on held-out$", to_file.stderr, re.MULTILINE)
-    assert re.search(r"copied         [\d.]+% of the tokens; 0 of 5 continuations have a run of 8", to_file.stderr)
-    tool = [sys.executable, "-m", "tools.text_statistics", tmp_path / "again.jsonl", "--model", finished_run, *compared]
-    for line in run_fine(*tool).stdout.splitlines():
+    assert re.search(perplexity + r", [\d.,]+ on reference files$", to_file.stderr, re.MULTILINE)
+    assert re.search(r"copied         [\d.]+% of the tokens; 0 of 5 completions have a run of 8", to_file.stderr)
+    evaluate([str(word) for word in (finished_run, "--completions", output, *compared)])
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 6
+    for line in shown:
         assert line in to_file.stderr
 
 
@@ -179,13 +218,17 @@ def test_what_texts_are_compared_with_is_looked_at_first(finished_run: Path, tmp
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": ""}\n')
     tokenizer, foreign, untrained = tmp_path / "tokenizer", tmp_path / "foreign", tmp_path / "untrained"
-    run_fine(*python("train_tokenizer.py", "--vocab_size", 500, "--output_dir", tokenizer))
-    run_fine(*python("preprocess.py", "--block_length", 64, "--tokenizer", tokenizer, "--output_dir", foreign))
-    run_fine(*python("preprocess.py", "--block_length", 64, "--split", "0,0,1", "--output_dir", untrained))
+    train_tokenizer(["--vocab_size", "500", "--output_dir", str(tokenizer)])
+    preprocess(["--block_length", "64", "--tokenizer", str(tokenizer), "--output_dir", str(foreign)])
+    preprocess(["--block_length", "64", "--split", "0,0,1", "--output_dir", str(untrained)])
     cases = {
-        ("--held_out", empty): "--held_out, --blocks: are for --stats; give it too, or leave them out",
-        ("--stats", "--held_out", "nowhere.jsonl"): "--held_out nowhere.jsonl: ",
-        ("--stats", "--held_out", empty): "--held_out: no line of them is a document (1 empty_text); give others, with",
+        ("--reference_files", empty): "--reference_files, --blocks: are for --stats",
+        ("--stats", "--reference_files", "nowhere.jsonl"): "--reference_files nowhere.jsonl: ",
+        (
+            "--stats",
+            "--reference_files",
+            empty,
+        ): "--reference_files: no line is a document (1 empty_text); pass other files, with",
         ("--stats", "--blocks", tmp_path): f"--blocks {tmp_path}: is no block store",
         ("--stats", "--blocks", foreign): f"--blocks {foreign}: were made with another tokenizer",
         ("--stats", "--blocks", untrained): f"--blocks {untrained}: has no block to train on",
@@ -258,10 +301,10 @@ def test_a_text_ends_at_eos_or_before_a_stop_text(finished_run: Path, prompt_fil
         assert_probability(line, model, tokenizer, ending=endings.get(line["finish_reason"], []))
 
 
-def test_a_killed_output_goes_on_to_what_it_would_have_been(
+def test_a_killed_output_is_resumed_to_the_same_completions(
     finished_run: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
-    flags: list[object] = ["--model", finished_run, "--prompt_file", prompt_file, "--num_samples", 60]
+    flags: list[object] = ["--model", finished_run, "--prompt_file", prompt_file, "--num_samples", 24]
     flags += ["--max_new_tokens", 12]
     whole = written(tmp_path / "whole.jsonl", *flags)
     output, partial = tmp_path / "killed.jsonl", tmp_path / "killed.jsonl.partial"
@@ -277,7 +320,7 @@ def test_a_killed_output_goes_on_to_what_it_would_have_been(
     assert not output.exists()
 
     done = generate(*flags, "--output", output, "--seed", 7)
-    assert_one_error(done, f"--output {output}:", "another command", "seed was 42", "choose another file")
+    assert_one_error(done, f"--output {output}:", "another command", "seed was 42", "choose another one")
     again = written(output, *flags)
     assert not partial.exists()
     for line in finished:  # kept as they were, to the byte
@@ -291,7 +334,7 @@ def test_a_killed_output_goes_on_to_what_it_would_have_been(
     [
         (["--model", "nowhere/none"], ["--model nowhere/none: cannot be loaded"]),
         (["--model", "./no/such/folder"], ["there is no such folder"]),
-        (["--model", PROJECT_DIR / "recipes"], ["is no run, exported model or checkpoint"]),
+        (["--model", PROJECT_DIR / "recipes"], ["is not a run, exported model or checkpoint"]),
         (["--prompt_file", "missing.txt"], ["--prompt_file missing.txt: cannot be read", "check the path"]),
         (["--prompt_file", PROJECT_DIR / "data/sample/news.jsonl"], ["news.jsonl:1: ", "field prompt"]),
         (["--prompt", " "], ["--prompt: is empty"]),
@@ -303,12 +346,13 @@ def test_a_killed_output_goes_on_to_what_it_would_have_been(
         (["--output", "no/folder/x.jsonl"], ["there is no folder no/folder"]),
     ],
 )
-def test_bad_input_is_one_line(flags: list[object], parts: list[str]) -> None:
+def test_bad_input_is_one_line(flags: list[object], parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     given = [] if {"--prompt", "--prompt_file"} & set(map(str, flags)) else ["--prompt", "The council"]
     assert_one_error(generate(*given, *flags), *parts)
 
 
-def test_models_that_cannot_be_continued_are_told_so_in_one_line(finished_run: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_generate_are_reported_in_one_line(finished_run: Path, tmp_path: Path) -> None:
     def copy(name: str) -> Path:
         return shutil.copytree(finished_run / "model", tmp_path / name)
 
@@ -330,7 +374,7 @@ def test_models_that_cannot_be_continued_are_told_so_in_one_line(finished_run: P
         (
             "large",
             {"num_hidden_layers": 40, "hidden_size": 8192, "intermediate_size": 2**17},
-            ["its weights take", "GB free", "give"],
+            ["its weights take", "GB free", "use "],
         ),
     ]:
         config = json.loads((copy(name) / "config.json").read_text()) | fields
@@ -358,8 +402,9 @@ def test_shards_that_would_run_something_are_not_opened(finished_run: Path, tmp_
     assert not (tmp_path / "was_here").exists()
 
 
-def test_no_run_yet(tmp_path: Path) -> None:
-    assert_one_error(run(*python("generate.py"), cwd=tmp_path), "there is no run in runs/ yet; train one")
+def test_no_run_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_one_error(generate("--prompt", "x"), "there is no run in runs/ yet; train one")
 
 
 def test_a_prompt_longer_than_the_positions(finished_run: Path) -> None:

@@ -176,9 +176,9 @@ def test_blocks_of_another_kind_are_refused(large: Known, tmp_path: Path) -> Non
     make_store(tmp_path, path, byte_tokenizer(tmp_path / "tokenizer"), "--add_bos", "false")
     mixture = load_mixture([str(tmp_path / "blocks")], revision=None)
     other = PreTrainedTokenizerFast.from_pretrained(PROJECT_DIR / "data/sample/tokenizer")
-    with pytest.raises(UserError, match="was made with another tokenizer than the model's; rerun preprocess.py"):
+    with pytest.raises(UserError, match=r"was made with another tokenizer than the model's; rerun preprocess\.py"):
         predict_documents(large.model, other, large.mixture, "validation", true_bits=lambda _: ("", 0.0))
-    with pytest.raises(UserError, match="was made without --add_bos; preprocess again with it"):
+    with pytest.raises(UserError, match=r"was made without --add_bos; rerun preprocess\.py with it"):
         document_texts(mixture, "validation", large.tokenizer)
     with pytest.raises(UserError, match="--split train: has no block"):
         document_texts(large.mixture, "train", large.tokenizer)
