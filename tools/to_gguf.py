@@ -1,12 +1,12 @@
-"""Turn an exported model into a GGUF file for llama.cpp; `pip install gguf` first.
+"""Convert an exported model to a GGUF file for llama.cpp; needs `pip install gguf`.
 
     python3 -m tools.to_gguf runs/llama2_7b/model llama2_7b.gguf
     llama-server -m llama2_7b.gguf
 
-llama.cpp's own convert_hf_to_gguf.py knows the tokenizers of published models by a hash of their ids. It refuses one
-that train_tokenizer.py made ("BPE pre-tokenizer was not recognized"), though llama.cpp can cut text as that one does,
-and for Llama 2's, without tokenizer.model, it gives all tokens one score, so that text gets other ids, without a word.
-This tool writes both kinds from tokenizer.json, and the weights in their own precision.
+llama.cpp's convert_hf_to_gguf.py identifies tokenizers of published models by a hash of their ids. It rejects those of
+train_tokenizer.py ("BPE pre-tokenizer was not recognized"), although llama.cpp supports them. For Llama 2's without
+tokenizer.model it gives all tokens the same score, so that text silently gets other ids. This tool converts both kinds
+from tokenizer.json, and the weights in their own dtype.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pretraining.to_gguf")
 
-BYTE_LEVEL_CUT = ["Digits", "ByteLevel"]  # how train_tokenizer.py's tokenizer cuts text before it merges bytes
-NAME_OF_CUT = "smollm"  # of llama.cpp for the same
+PRE_TOKENIZERS = ["Digits", "ByteLevel"]  # those of train_tokenizer.py
+PRE_TOKENIZER_NAME = "smollm"  # their name in llama.cpp
 
 
 @dataclass(frozen=True)
 class GgufArguments:
     """Flags of tools.to_gguf."""
 
-    model: Path | None = flag(None, "exported model; stands first, without --model")
-    output: Path | None = flag(None, "GGUF file to make; stands next")
+    model: Path | None = flag(None, "exported model; may come first, without --model")
+    output: Path | None = flag(None, "GGUF file to write; may come second, without --output")
 
     def __post_init__(self) -> None:
-        """Check what needs nothing loaded, all at once."""
+        """Check flags, files and packages at once."""
         checks = {
-            "--model: give an exported model, as RUN/model": self.model is not None,
-            "--output: give the file to make, as model.gguf": self.output is not None,
+            "--model: is missing; pass an exported model, e.g. RUN/model": self.model is not None,
+            "--output: is missing; pass the file to write, e.g. model.gguf": self.output is not None,
             f"--output {self.output}: exists already; choose another file": not (self.output and self.output.exists()),
             "gguf: is not installed; pip install gguf": importlib.util.find_spec("gguf") is not None,
         }
         checks |= {
-            f"--model {self.model}: {name} is missing; give an exported model, as RUN/model": (
+            f"--model {self.model}: {name} is missing; pass an exported model, e.g. RUN/model": (
                 self.model / name
             ).is_file()
             for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -61,7 +61,7 @@ class GgufArguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write shape, vocabulary and weights."""
+    """Write sizes, vocabulary and weights."""
     groups = [dataclass_group("GGUF", GgufArguments)]
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=("model", "output"))
     model, output = arguments.model, arguments.output
@@ -81,14 +81,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def add_shape(writer: GGUFWriter, config: dict[str, Any], *, name: str) -> None:
-    """Name and sizes.
+    """Write name and sizes.
 
     Raises:
-        UserError: for a model that this does not write.
+        UserError: if the model is not a Llama with default rotary embedding.
     """
     rope = config["rope_parameters"]
     if config["architectures"] != ["LlamaForCausalLM"] or rope["rope_type"] != "default":
-        raise UserError("--model: is no Llama of plain rotary positions; use llama.cpp's convert_hf_to_gguf.py")
+        raise UserError("--model: is not a Llama with default rotary embedding; use llama.cpp's convert_hf_to_gguf.py")
     writer.add_name(name)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -105,10 +105,10 @@ def add_shape(writer: GGUFWriter, config: dict[str, Any], *, name: str) -> None:
 
 
 def add_vocabulary(writer: GGUFWriter, model: Path, vocab_size: int) -> None:
-    """Tokens, how they are merged, what stands around a text, and the chat template.
+    """Write tokens, merges, control tokens and the chat template.
 
     Raises:
-        UserError: for a tokenizer that llama.cpp has no kind for.
+        UserError: if the tokenizer is not supported.
     """
     from gguf import SpecialVocab, TokenType
 
@@ -123,7 +123,7 @@ def add_vocabulary(writer: GGUFWriter, model: Path, vocab_size: int) -> None:
         kinds[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     unused = [f"[PAD{number}]" for number in range(vocab_size)]
     writer.add_tokenizer_model("gpt2" if is_bytes else "llama")
-    writer.add_tokenizer_pre(NAME_OF_CUT if is_bytes else "default")
+    writer.add_tokenizer_pre(PRE_TOKENIZER_NAME if is_bytes else "default")
     writer.add_token_list([texts.get(number, text) for number, text in enumerate(unused)])
     writer.add_token_types([kinds.get(number, TokenType.UNUSED) for number in range(vocab_size)])
     if not is_bytes:
@@ -133,23 +133,23 @@ def add_vocabulary(writer: GGUFWriter, model: Path, vocab_size: int) -> None:
 
 
 def check_kind(tokenizer: dict[str, Any], *, is_bytes: bool) -> None:
-    """Refuse a tokenizer that llama.cpp would take for another one.
+    """Reject a tokenizer that llama.cpp would mistake for another one.
 
     Raises:
-        UserError: with what to do.
+        UserError: if the tokenizer is not supported.
     """
     found = tokenizer["pre_tokenizer"]
-    cut = [step["type"] for step in (found or {}).get("pretokenizers", [])]
-    is_known = cut == BYTE_LEVEL_CUT and tokenizer["normalizer"] is None if is_bytes else found is None
-    if not is_known:
+    steps = [step["type"] for step in (found or {}).get("pretokenizers", [])]
+    is_supported = steps == PRE_TOKENIZERS and tokenizer["normalizer"] is None if is_bytes else found is None
+    if not is_supported:
         raise UserError(
             "--model: its tokenizer is neither of train_tokenizer.py's kind nor of Llama 2's; use llama.cpp's "
-            "convert_hf_to_gguf.py, which knows those of published models"
+            "convert_hf_to_gguf.py, which supports those of published models"
         )
 
 
 def scores_of(tokenizer: dict[str, Any], texts: dict[int, str], vocab_size: int) -> list[float]:
-    """What is merged first has the highest, as in SentencePiece."""
+    """Scores by token: tokens that are merged first have the highest, as in SentencePiece."""
     first: dict[str, int] = {}
     for number, pair in enumerate(tokenizer["model"]["merges"]):
         first.setdefault("".join(pair if isinstance(pair, list) else pair.split(" ")), number)
@@ -161,7 +161,7 @@ def _is_byte(text: str) -> bool:
 
 
 def add_weights(writer: GGUFWriter, model: Path, config: dict[str, Any]) -> None:
-    """All tensors by llama.cpp's names, one at a time in memory; those of one dimension in fp32, as it wants them."""
+    """Write all tensors by llama.cpp's names, one at a time in memory; 1D tensors in fp32, as llama.cpp requires."""
     import torch
     from gguf import MODEL_ARCH, GGMLQuantizationType, get_tensor_name_map, quantize
     from safetensors import safe_open
@@ -171,7 +171,7 @@ def add_weights(writer: GGUFWriter, model: Path, config: dict[str, Any]) -> None
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     for path in sorted(model.glob("*.safetensors")):
         with safe_open(path, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
                 tensor = opened.get_tensor(name)
                 kind = (
                     kinds.get(tensor.dtype, GGMLQuantizationType.F32) if tensor.ndim > 1 else GGMLQuantizationType.F32
@@ -180,12 +180,12 @@ def add_weights(writer: GGUFWriter, model: Path, config: dict[str, Any]) -> None
                 if projection in heads:
                     tensor = interleaved(tensor, heads[projection])
                 target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-                assert target is not None, f"llama.cpp has no name for {name}, which no Llama has"
+                assert target is not None, f"llama.cpp has no name for {name}, which is not in Llama models"
                 writer.add_tensor(target, quantize(tensor.float().numpy(), kind), raw_dtype=kind)
 
 
 def interleaved(tensor: Any, num_heads: int) -> Any:
-    """Rows of queries or keys in the order in which llama.cpp turns them: pairs together, and not halves of a head."""
+    """Rows of queries or keys in llama.cpp's rotary order: interleaved pairs instead of the two halves of a head."""
     rows = tensor.shape[0]
     return tensor.reshape(num_heads, 2, rows // num_heads // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 

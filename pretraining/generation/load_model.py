@@ -1,7 +1,9 @@
 """Load the model and tokenizer of a `ModelSource`: on devices and in a dtype that fit, each weight in memory once."""
 
+import contextlib
 import logging
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -134,7 +136,8 @@ def _load_shards(
     They are rounded to the first dtype, as in an export, then cast to the second: both give the same model.
     """
     logger.info("loading the weights from the ZeRO shards in %s", checkpoint)
-    _, weights = open_shards(checkpoint)
+    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed would log, among the completions
+        _, weights = open_shards(checkpoint)
     for name in list(weights):
         part = max((part for part in devices if name.startswith(part)), key=len)
         weight = weights.pop(name).contiguous().to(dtypes[0]).to(devices[part], dtypes[1])
