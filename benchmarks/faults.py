@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""What was done to runs, how often, what it cost and whether anything came out wrong: `make faults`.
+"""Faults injected into runs: how many, what they cost, and whether any result is wrong (`make faults`).
 
     python3 -m benchmarks.faults --kills 60
 
 Kills a real run under the deepspeed launcher again and again (tools.resume_proof), and runs the tests that break
-things, test_kills.py with as many kills of its own. Each test says how many it made. The result goes into
-docs/benchmarks/faults.md.
+things, test_kills.py with as many kills. Each test records how many it made. Results: docs/benchmarks/faults.md.
 """
 
 import logging
@@ -45,14 +44,14 @@ TESTS = {
     "test_orphans.py": "kill -9 and SIGTERM of the launcher (deepspeed, torchrun, mpirun), of its command, of a rank",
     "test_restarts.py": "crashes under --restarts: ranks, supervisors and launchers killed, signals",
     "test_stopping.py": "SIGTERM, SIGINT, SIGUSR1, SIGHUP to a process, the launcher, the group; STOP; --max_hours",
-    "test_hangs.py": "a rank that waits for ever",
-    "test_saving.py": "full disk, quota, no room; truncated and bit-flipped checkpoint files",
+    "test_hangs.py": "a rank that waits forever",
+    "test_saving.py": "full disk, quota, too little free space; truncated and bit-flipped checkpoint files",
     "test_exports.py": "exports that are not the model; full disk at the export",
-    "test_spikes.py": "poisoned blocks, steps that are no number, fp16 overflow",
+    "test_spikes.py": "poisoned blocks, steps with a NaN or Inf, fp16 overflow",
     "test_non_finite.py": "NaN planted in weights and moments",
     "test_shared_folder.py": "processes that do not share the run folder",
-    "test_untrusted_models.py": "models, tokenizers, chat templates and recipes of others",
-    "test_no_unpickling.py": "what else in the sources unpickles",
+    "test_untrusted_models.py": "untrusted models, tokenizers, chat templates and recipes",
+    "test_no_unpickling.py": "other uses of pickle in the sources",
     "test_reports.py": "reports that fail, hang or cannot be started; kill -9 of what started one",
     "test_preprocess_restart.py": "kill -9 of preprocess.py at any instant, full and read-only disk, dead mpirun rank",
     "test_preprocess_fuzz.py": "mutated input files",
@@ -61,13 +60,13 @@ TESTS = {
     "test_mutated_manifests.py": "mutated manifests of block stores",
     "test_mutated_working_files.py": "mutated working files of an unfinished block store",
     "test_mutated_models.py": "mutated tokenizers, model configs and recipes",
-    "test_bombs.py": "inputs that unpack to far more than they are",
+    "test_bombs.py": "decompression bombs",
     "test_preprocess_commands.py": "odd command lines of preprocess.py and train_tokenizer.py",
     "test_pretrain_commands.py": "odd command lines of pretrain.py, finetune.py, generate.py and the tools",
     "test_hub_training.py": "a Hub that is down, hangs or refuses while a run is pushed; kill -9 meanwhile",
     "test_hub.py": "a Hub that is down, drops, forgets or damages what is pushed; kill -9 meanwhile",
 }
-LOST = "steps made again, mean (most)"
+LOST = "repeated steps, mean (maximum)"
 PLACES = (
     "tests/faults",
     "tests/adversarial",
@@ -81,9 +80,9 @@ SAVE_STEPS = 20  # so that kills find more saves than the two of the recipe
 class FaultsArguments:
     """Flags of this proof."""
 
-    kills: int = flag(60, "kills of the run under the launcher, and of those that the tests start")
+    kills: int = flag(60, "kills of the run under the launcher, and of the runs in the tests")
     run_recipe: Path = flag(Path("recipes/quickstart/pretrain.yaml"), "what is trained")
-    seed: int = flag(0, "decides when the run is killed, and what of it")
+    seed: int = flag(0, "seed of the times and targets of the kills")
     work_dir: Path = flag(Path("runs/faults"), "folder of the runs, removed at the end")
     output: Path = flag(Path("docs/benchmarks/faults.md"), "where the result goes")
 
@@ -172,7 +171,7 @@ def _tests(arguments: FaultsArguments, *, num_kills: int) -> str:
 
 
 class Case(NamedTuple):
-    """A test that was run, and what it said that it did: faults, kills among them, steps made again after each."""
+    """The record of a test: faults, kills among them, steps repeated after each."""
 
     tried: int
     killed: int
@@ -181,9 +180,9 @@ class Case(NamedTuple):
 
 
 def _case(element: ElementTree.Element) -> Case:
-    said = [(found.get("name"), int(found.get("value", "0"))) for found in element.iter("property")]
-    tried, killed = (sum(value for name, value in said if name == kind) for kind in ("tried", "killed"))
-    lost_steps = [value for name, value in said if name == "lost_steps"]
+    recorded = [(found.get("name"), int(found.get("value", "0"))) for found in element.iter("property")]
+    tried, killed = (sum(value for name, value in recorded if name == kind) for kind in ("tried", "killed"))
+    lost_steps = [value for name, value in recorded if name == "lost_steps"]
     is_wrong = any(element.find(outcome) is not None for outcome in ("failure", "error"))
     return Case(tried or killed or 1, killed, lost_steps, is_wrong)
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What Llama-2-7B trains at on the GPUs of this machine, lever by lever: docs/benchmarks/gpu.md and gpu.json.
+"""Training speed of Llama-2-7B on the GPUs of this machine, setting by setting: docs/benchmarks/gpu.md and gpu.json.
 
-    python3 -m benchmarks.gpu                                   # ten minutes, the most telling rows first
-    python3 -m benchmarks.gpu --minutes 60                      # goes on with the rows that are not measured yet
+    python3 -m benchmarks.gpu                                   # ten minutes, the most important rows first
+    python3 -m benchmarks.gpu --minutes 60                      # resumes with the rows that are not measured yet
     python3 -m benchmarks.gpu --dataset blocks                  # real blocks (of 4,096 tokens) in place of random ids
     python3 -m benchmarks.gpu --small --output small.md         # the same on any machine, with the quickstart's model
 
-Each row is a run of pretrain.py of its own under the deepspeed launcher. A row that is done is not run again, one that
-fails says why, and one that was not reached stays "not yet measured". Without a GPU nothing is run.
+Each row is a separate run of pretrain.py under the deepspeed launcher. A finished row is not run again, a failed one
+shows its error, and one that was not reached stays "not yet measured". Without a GPU nothing is run.
 """
 
 import importlib.util
@@ -38,14 +38,14 @@ logger = logging.getLogger("pretraining.benchmarks")
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "liger-kernel", "flash-attn", "torchao")
 SPEEDS = "from pretraining.doctor.gpu.speed import speed\nfor it in speed([]): print(f'{it.name}: {it.figure}')"
 LEAVING_SECONDS = 15  # in which the processes of a run see that its launcher is gone, and give the GPUs free
-ROW_MINUTES = 2.5  # less than this left, and no further row is begun
+ROW_MINUTES = 2.5  # with less time left, no further row is started
 
 
 @dataclass(frozen=True)
 class GpuArguments:
     """Flags of this benchmark."""
 
-    minutes: float = flag(9.5, "time after which no row is begun any more")
+    minutes: float = flag(9.5, "time after which no row is started")
     row_minutes: float = flag(5.0, "time after which a row is ended, and counts as failed")
     dataset: str | None = flag(None, "block store to train on, in place of random ids")
     small: bool = flag(False, "the quickstart's model, on GPUs or without")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
         for row in rows:
             if is_wanted(row, found["rows"], arguments, num_gpus=num_gpus):
                 if time.monotonic() - began_at > 60 * (arguments.minutes - ROW_MINUTES):
-                    logger.info("the time is up; the same command goes on with the rows that are left")
+                    logger.info("the time is up; rerun the same command to resume with the remaining rows")
                     break
                 found["rows"][row.name] = measure(row, arguments, num_gpus=max(num_gpus, row.num_gpus))
                 store.write_text(json.dumps(found, indent=2) + "\n")
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def count_gpus() -> int:
-    """GPUs that torch sees, asked in a process of its own, which frees what CUDA takes."""
+    """GPUs that torch sees, queried in a separate process, which frees the memory of CUDA."""
     words = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
@@ -116,7 +116,7 @@ def measure(row: Row, arguments: GpuArguments, *, num_gpus: int) -> dict[str, An
                 output.write(f"error: not through after {arguments.row_minutes:g} minutes\n")
         figures = figures_of(Path(folder) / "run", log.read_text(errors="replace"), run.returncode)
         figures["seconds"] = time.monotonic() - began_at
-    figures["command"] = said_command(row, command, folder)
+    figures["command"] = format_command(row, command, folder)
     logger.info(
         "%s: %s", row.name, figures.get("failed") or f"{figures['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU"
     )
@@ -145,7 +145,7 @@ def command_of(row: Row, arguments: GpuArguments, folder: Path, *, num_gpus: int
     return [*words, *row.flags]
 
 
-def said_command(row: Row, command: Sequence[str], folder: str) -> str:
+def format_command(row: Row, command: Sequence[str], folder: str) -> str:
     """The command as it can be pasted, with what else the row changes."""
     words = [f"{name}={value}" for name, value in row.environment.items()]
     words += ["deepspeed", *(word.replace(folder, "runs/gpu") for word in command[len(DEEPSPEED) :])]
@@ -161,7 +161,7 @@ def figures_of(run_dir: Path, log: str, returncode: int) -> dict[str, Any]:
     if returncode or not summaries:
         lines = [line for line in log.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error: ") or "OutOfMemoryError" in line]
-        return {"failed": (errors or lines or ["it said nothing"])[-1][-300:], "exit_code": returncode}
+        return {"failed": (errors or lines or ["no output"])[-1][-300:], "exit_code": returncode}
     steps = [record for record in records if "loss" in record and "event" not in record]
     summary = summaries[-1]
     return {

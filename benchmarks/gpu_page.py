@@ -8,7 +8,7 @@ from benchmarks.results import table
 
 NOT_MEASURED = "not yet measured"
 TITLES = ("row", "tokens/s/GPU", "MFU, full", "MFU, causal", "GB at most", "first loss", "loss at the end")
-WORDS = """Each row is the first one with what it says changed, in a run of its own. Tokens/s/GPU are over all steps but
+WORDS = """Each row is the first one with the named change, in a separate run. Tokens/s/GPU are over all steps but
 the first, waiting for data and the optimizer's step included. MFU counts full attention, or half its square (causal),
 never recomputation. "First loss" is that of the same first weights and blocks: the same arithmetic gives the same loss
 to rounding. Memory is the most that torch's allocator held."""

@@ -1,4 +1,4 @@
-"""The rows of docs/benchmarks/gpu.md: each a recipe with what one lever changes in it, the most telling first."""
+"""The rows of docs/benchmarks/gpu.md: each a recipe with one changed setting, the most important first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

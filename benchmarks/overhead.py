@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""What pretrain.py adds to a step: against bare DeepSpeed steps on the same model, blocks and ZeRO-3 settings.
+"""The overhead of pretrain.py per step, compared with bare DeepSpeed on the same model, blocks and ZeRO-3 settings.
 
     python3 -m benchmarks.overhead --dataset blocks/quickstart --num_processes 2
 
-Against plain PyTorch and the plain Trainer, too, each a separate program (benchmarks/peers.py).
-And what the metrics of its log add that are more than losses and speed: against steps without them. Steps of both
-kinds take turns in one run (benchmarks/overhead_run.py, figures_run.py); the first are left out. The result goes into
-docs/benchmarks/overhead.md. pretrain.py logs every step, with accuracy and figures by source, as it does for its users.
+Also compared with plain PyTorch and the plain Trainer, each a separate program (benchmarks/peers.py), and with steps
+that log only losses and speed. Steps of both kinds alternate in one run (benchmarks/overhead_run.py), after a
+warm-up. pretrain.py logs every step, with accuracy and metrics by source. Results: docs/benchmarks/overhead.md.
 """
 
 import json
@@ -37,7 +36,7 @@ SOURCE = """{hardware}; {versions}.
 
 {processes} processes, {micro_batch} blocks x {accumulation} micro steps, model {model}, ZeRO-3.
 {runs} runs of {steps} pairs of steps, one step of either kind, in turns with the same engine.
-Milliseconds a step, median and quartiles, and what pretrain.py takes more, median of the pairs.
+Milliseconds per step, median and quartiles, and the overhead of pretrain.py, median of the pairs.
 
 """
 COMPARISON = """\
@@ -51,10 +50,9 @@ Over all pairs: **{percent:+.1f} %** ({low:+.1f} to {high:+.1f} %, the 95 % inte
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two kinds of steps that a module times in turns."""
+    """Two kinds of steps that alternate in benchmarks.overhead_run; `key` is its KIND and the value of --only."""
 
-    module: str
-    key: str  # of --only
+    key: str
     title: str
     other: str
     explained: str
@@ -62,21 +60,19 @@ class Comparison:
 
 COMPARISONS = (
     Comparison(
-        "benchmarks.overhead_run",
         "engine",
         "Against bare DeepSpeed",
         "bare DeepSpeed",
         "The bare step has its\nblocks in memory, the loss of transformers, and logs nothing. pretrain.py reads blocks,"
-        " has the loss in\nthe recipe's tiles, logs each step, and looks for spikes.",
+        " computes the loss in\nthe recipe's tiles, logs each step, and detects spikes.",
     ),
     Comparison(
-        "benchmarks.figures_run",
         "metrics",
-        "Against fewer figures",
-        "fewer figures",
-        "Left out are the\nsplit of the time, memory, utilisation, power and energy, with the gather over the "
-        "processes; losses and speed are\nlogged in either kind. Without a GPU the time is that of the "
-        "processor, for\nthe first process, which writes the log.",
+        "Against fewer metrics",
+        "fewer metrics",
+        "Omitted are the\ntime breakdown, memory, utilization, power and energy, with their all-gather; losses "
+        "and speed are\nlogged in both kinds. Without a GPU the time is CPU time of the first process, which\n"
+        "writes the log.",
     ),
 )
 
@@ -91,7 +87,7 @@ class OverheadArguments:
     num_steps: int = flag(100, "pairs of steps of each run that count")
     num_runs: int = flag(3, "runs of each comparison, each a fresh start")
     num_rounds: int = flag(20, "rounds of turns of each size and precision beside plain PyTorch and the Trainer")
-    only: Literal["peers", "engine", "metrics"] | None = flag(None, "make one section of the page")
+    only: Literal["peers", "engine", "metrics"] | None = flag(None, "measure only one section of the page")
     work_dir: Path = flag(Path("runs/overhead"), "folder of the runs, removed at the end")
     output: Path = flag(Path("docs/benchmarks/overhead.md"), "where the result goes")
 
@@ -111,30 +107,30 @@ def main(argv: Sequence[str]) -> None:
     logger.info("result: %s", arguments.output)
 
 
-def pairs_of_steps(arguments: OverheadArguments, module: str, run_dir: Path) -> np.ndarray:
-    """Seconds of steps of the other kind and of those of pretrain.py beside them, of shape [num_steps, 2]."""
+def pairs_of_steps(arguments: OverheadArguments, kind: str, run_dir: Path) -> np.ndarray:
+    """Seconds of the other steps and of the steps of pretrain.py next to them, of shape [num_steps, 2]."""
     shutil.rmtree(run_dir, ignore_errors=True)
     result = arguments.work_dir / "seconds.json"
     flags = ["--recipe", arguments.run_recipe, "--dataset", arguments.dataset, "--output_dir", run_dir]
-    steps_a_pair = 1 if module == COMPARISONS[0].module else 2  # the bare ones are no steps of the run
-    num_steps = steps_a_pair * (arguments.num_steps + WARM_UP_STEPS) + 2
+    steps_per_pair = 1 if kind == "engine" else 2  # bare steps are not steps of the run
+    num_steps = steps_per_pair * (arguments.num_steps + WARM_UP_STEPS) + 2
     flags += ["--max_steps", num_steps, "--logging_steps", 1]
     flags += ["--eval_strategy", "no", "--save_strategy", "no"]
     launcher = [*DEEPSPEED, f"--num_gpus={arguments.num_processes}"]
-    command = [*launcher, "--module", module, result, *flags]
+    command = [*launcher, "--module", "benchmarks.overhead_run", result, kind, *flags]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"{module} failed: {(done.stdout + done.stderr)[-2000:]}")
+        raise UserError(f"benchmarks.overhead_run {kind} failed: {(done.stdout + done.stderr)[-2000:]}")
     seconds = json.loads(result.read_text())
     pairs = np.array([seconds["bare"], seconds["ours"]]).T[WARM_UP_STEPS:]
-    logger.info("%s, %s: pretrain.py takes %+.1f %% more", module, run_dir.name, _percent(pairs))
+    logger.info("%s, %s: pretrain.py takes %+.1f %% more", kind, run_dir.name, _percent(pairs))
     return pairs
 
 
 def compare(arguments: OverheadArguments, comparison: Comparison) -> str:
-    """Run it; the text of its section."""
+    """Run a comparison and return the text of its section."""
     folders = [arguments.work_dir / f"run-{number}" for number in range(arguments.num_runs)]
-    runs = [pairs_of_steps(arguments, comparison.module, folder) for folder in folders]
+    runs = [pairs_of_steps(arguments, comparison.key, folder) for folder in folders]
     low, high = _interval(np.concatenate(runs))
     record = json.loads((folders[0] / "run.json").read_text())
     return source(arguments, record) + COMPARISON.format(
@@ -150,7 +146,7 @@ def compare(arguments: OverheadArguments, comparison: Comparison) -> str:
 
 
 def source(arguments: OverheadArguments, record: dict) -> str:
-    """What was run on what."""
+    """Hardware, versions and settings of the runs."""
     settings = record["arguments"]
     return SOURCE.format(
         hardware=record["hardware"]["gpu"] or hardware(),
@@ -170,7 +166,7 @@ def _percent(pairs: np.ndarray) -> float:
 
 
 def _interval(pairs: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the median, by drawing the pairs again 2,000 times (bootstrap)."""
+    """95 % interval of the median, by bootstrap with 2,000 samples of the pairs."""
     draws = np.random.default_rng(0).integers(0, len(pairs), size=(2000, len(pairs)))
     medians = [_percent(pairs[draw]) for draw in draws]
     return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))

@@ -1,8 +1,8 @@
-"""pretrain.py beside plain PyTorch and the plain Trainer, each a separate program; their steps take turns.
+"""Compare pretrain.py with plain PyTorch and the plain Trainer: separate programs whose steps alternate.
 
-All are started at once (benchmarks/peers_run.py) and stand still but for the one whose turn it is, so that a machine
-that gets slower gets slower for all of them. They begin their turns one place later in each round. The time of a step
-is from the word that starts it to the word that it is over, with everything around it: data, log, callbacks.
+All are started at once (benchmarks/peers_run.py) and only one of them makes a step at a time, so that a slowdown of the
+machine affects all of them. The order rotates by one in each round. The time of a step is from the message that starts
+it to the message that it is finished, including data, log and callbacks.
 """
 
 import json
@@ -28,7 +28,7 @@ from pretraining.training.model.fields import load_presets
 
 PACKAGES = ("torch", "deepspeed", "transformers")
 EXPLAINED = """\
-Programs of their own whose steps take turns: a loop over transformers' Llama with fused AdamW; the Trainer, as
+Separate programs whose steps alternate: a loop over transformers' Llama with fused AdamW; the Trainer, as
 run_clm.py of transformers uses it; and pretrain.py, which logs every step and has the loss in 4 tiles. Programs of one
 process have a thread per core, and no thread spins where it waits (OMP_WAIT_POLICY). **time** is that of steps of the
 same round, so that a machine that gets slower does so for all; with other work on it, programs also lose to that by

@@ -31,10 +31,10 @@ Planned, not measured: `python3 -m benchmarks.plans` writes this from the plan t
 for the recipes as they are (blocks of 4,096 tokens, one at a time, activation checkpointing, AdamW, bf16 with gradients
 added up in fp32 where that fits) on machines with {HOST_MEMORY} of host memory. Memory is that of a data sheet, in GB
 of 10^9 bytes. Hours are for 10^9 tokens at an assumed MFU of 40 % (full attention), with the change if there is one;
-for offloading none are given, since nothing here says how fast it is.
+offloading is not estimated.
 
 """
-COLUMNS = ("recipe", "GPUs", "GB a GPU", "fits", "hours for 10^9 tokens")
+COLUMNS = ("recipe", "GPUs", "GB per GPU", "fits", "hours for 10^9 tokens")
 
 logger = logging.getLogger("pretraining.plans")
 

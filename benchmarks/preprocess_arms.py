@@ -80,7 +80,7 @@ def arms(megatron_dir: Path | None) -> list[Arm]:
 
 
 def our_command(job: Job) -> list[str]:
-    """preprocess.py with nothing but what the job says."""
+    """preprocess.py with only the settings of the job."""
     flags = {
         "data_files": job.data_file,
         "tokenizer": job.tokenizer,

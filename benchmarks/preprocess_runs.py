@@ -41,9 +41,9 @@ class Series:
 
 
 def prepare_job(data_file: Path, tokenizer: Path, block_length: int, work_dir: Path) -> Job:
-    """What is asked of every run, in an empty folder of its own below `work_dir`."""
+    """The job of every run, in an empty folder below `work_dir`."""
     if not data_file.is_file():
-        raise UserError(f"--data_files {data_file}: is no file")
+        raise UserError(f"--data_files {data_file}: is not a file; check the path")
     if not (tokenizer / "tokenizer.json").is_file():
         raise UserError(f"--tokenizer {tokenizer}: has no tokenizer.json")
     own_dir = work_dir.absolute() / "preprocess"

@@ -1,4 +1,4 @@
-"""A page of results: sections that are replaced one by one, tables, and what machine they are from."""
+"""Pages of results: sections that are replaced one by one, tables, hardware and versions."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ MEGABYTE = 1e6
 
 
 def write_section(page: Path, title: str, text: str) -> None:
-    """Put `text` under the heading `title` of `page`: in place of what stood there, or at the end."""
+    """Replace the section `title` of `page`, or append it."""
     heading = f"## {title}\n"
     before, _, rest = (page.read_text(encoding="utf-8") if page.exists() else "# Results").partition(heading)
     _, next_heading, after = rest.partition("\n## ")
@@ -28,9 +28,9 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Median, least and most of the runs: `6.3 (6.1 to 6.4)`."""
-    middle, least, most = (f"{value:,.{digits}f}" for value in (median(values), min(values), max(values)))
-    return middle if len(values) == 1 else f"{middle} ({least} to {most})"
+    """Median, minimum and maximum: `6.3 (6.1 to 6.4)`."""
+    middle, low, high = (f"{value:,.{digits}f}" for value in (median(values), min(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({low} to {high})"
 
 
 def num_cores() -> int:
@@ -58,7 +58,7 @@ def versions(packages: Iterable[str]) -> str:
 
 
 def command_line(program: str) -> str:
-    """How this program was started, as a block of code; of places only the names, they are another machine's."""
+    """The command line of this program as a code block, with the names of files instead of their paths."""
     return f"    python -m benchmarks.{program} {' '.join(Path(word).name for word in sys.argv[1:])}"
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How fast checkpoints are saved and loaded, against plain sequential writes and reads of the same bytes.
+"""Speed of saving and loading checkpoints, compared with plain sequential writes and reads of the same bytes.
 
     python3 -m benchmarks.save_speed --dataset blocks/quickstart --num_processes 2
 
-One run, the ways in turns (benchmarks/save_speed_run.py). The result goes into docs/benchmarks/save_speed.md.
+One run alternates the methods (benchmarks/save_speed_run.py). Results: docs/benchmarks/save_speed.md.
 """
 
 import json
@@ -24,11 +24,11 @@ from tools.resume_proof import ProofArguments, launch_command
 logger = logging.getLogger("pretraining.benchmarks")
 
 NOTES = """
-"Training stands still" is what a save costs the run: the weights are gathered, and every tensor is copied to host
-memory; a thread of each process writes the copy. "Until it counts" is when complete.json is written, here without any
-training beside it. "Without a copy" is what happens where host memory has no room for one. Trainer and DeepSpeed save
-the same without size and hash of each file; the fsync is ours in both. A load reads every byte twice: once for the
-hashes, shared by the processes, and once for the tensors.
+"Training is blocked" is the cost of a save for the run: the weights are gathered, and every tensor is copied to host
+memory; a thread of each process writes the copy. "Until complete.json" is the time until the checkpoint is complete,
+here without training at the same time. "Without a copy" is a save when host memory has no space for one. Trainer and
+DeepSpeed save the same without size and hash of each file; both include our fsync. A load reads every byte twice: once
+for the hashes, shared by the processes, and once for the tensors.
 """
 
 
@@ -39,17 +39,17 @@ class SaveSpeedArguments:
     dataset: Path = flag(Path("blocks/quickstart"), "block store to train on")
     num_processes: int = flag(2, "processes of the run")
     num_rounds: int = flag(5, "saves of each kind")
-    hidden_size: int = flag(1024, "width of the model, which decides the bytes")
-    num_hidden_layers: int = flag(8, "its depth")
+    hidden_size: int = flag(1024, "width of the model, which determines the bytes")
+    num_hidden_layers: int = flag(8, "layers of the model")
     work_dir: Path = flag(Path("runs/save_speed"), "folder of the run, removed at the end")
     output: Path = flag(Path("docs/benchmarks/save_speed.md"), "where the result goes")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run, and write the page."""
+    """Measure, and write the page."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", SaveSpeedArguments)], argv)
     if arguments.work_dir.exists():
-        raise UserError(f"--work_dir {arguments.work_dir}: is there already; remove it or choose another folder")
+        raise UserError(f"--work_dir {arguments.work_dir}: exists already; remove it or choose another folder")
     found = _measure(arguments)
     num_bytes, seconds = found["num_bytes"], found["seconds"]
     rows = [
@@ -57,8 +57,8 @@ def main(argv: Sequence[str]) -> None:
         for name, values in seconds.items()
     ]
     text = f"{hardware()}; {versions(['torch', 'deepspeed', 'transformers'])}.\n\n{command_line('save_speed')}\n\n"
-    text += f"{num_bytes / 1e9:.2f} GB a checkpoint, {arguments.num_processes} processes, {arguments.num_rounds} "
-    text += "rounds: median, least and most.\n\n"
+    text += f"{num_bytes / 1e9:.2f} GB per checkpoint, {arguments.num_processes} processes, {arguments.num_rounds} "
+    text += "rounds: median, minimum and maximum.\n\n"
     text += table(["", "seconds", "GB/s"], rows) + "\n" + NOTES
     write_section(arguments.output, "Saving and loading a checkpoint", text)
     logger.info("%s", text)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What each setting of ZeRO-3 takes on CPUs, and what its hooks cost the host.
+"""The time of a step under each ZeRO-3 setting on CPUs, and the cost of its hooks on the host.
 
     python3 -m benchmarks.step_settings
 
@@ -154,7 +154,7 @@ def host_table(found: dict[str, dict[str, Any]]) -> str:
         forward, backward, _ = 1000 * np.median(np.array(figures["seconds"]), axis=0) / TINY["num_hidden_layers"]
         rows.append([name, f"{forward:.2f}", f"{backward:.2f}"])
     words = (
-        "Milliseconds a layer, median; embedding, head and loss are in them, a thirty-second each. An H200 at 720 "
+        "Milliseconds per layer, median; embedding, head and loss are in them, a thirty-second each. An H200 at 720 "
         "TFLOP/s would take 2.4 forward and 4.8 backward for a layer of Llama-2-7B over 4,096 tokens (arithmetic: "
         "2 x 202 M weights x 4,096, and attention)."
     )
@@ -172,7 +172,7 @@ def update_table(found: dict[str, dict[str, Any]], parameters: int) -> str:
         rows.append([name, f"{1000 * np.median(updates):.0f}", f"{rate:.1f}", ratio, f"{figures['losses'][-1]:.4f}"])
     words = (
         f"Milliseconds of an update of {parameters:,} weights with ds_config_offload.json, one process, median; GB/s "
-        f"counts {ADAM_BYTES} bytes a weight, which is what Adam itself reads and writes. The norm of the gradients, "
+        f"counts {ADAM_BYTES} bytes per weight, which is what Adam itself reads and writes. The norm of the gradients, "
         "their cast and the copy of the weights are in the time, not in the bytes."
     )
     return f"{table(['setting', 'update', 'GB/s', 'ratio', 'last loss'], rows)}\n\n{words}"

@@ -1,7 +1,7 @@
-"""Steps of one model under many settings of ZeRO-3, in turns in the same processes; see benchmarks/step_settings.py.
+"""Alternate steps of one model under many ZeRO-3 settings in the same processes; see benchmarks/step_settings.py.
 
-deepspeed --num_gpus=N --module benchmarks.step_settings_run RESULT SETTINGS. Each setting has an engine of its own over
-the same first weights, and all train on the same block, so that equal arithmetic shows as equal losses.
+deepspeed --num_gpus=N --module benchmarks.step_settings_run RESULT SETTINGS. Each setting has a separate engine with
+the same initial weights, and all train on the same block, so that equal arithmetic gives equal losses.
 """
 
 import copy

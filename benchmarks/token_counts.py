@@ -1,4 +1,4 @@
-"""How often each token id stands in an arm's output, against the same count of the input's texts.
+"""How often each token id appears in an arm's output, against the same count of the input's texts.
 
 Counts do not depend on the order of documents or on where blocks are cut. Special tokens (BOS, EOS) are counted apart,
 since the arms disagree on them.

@@ -131,7 +131,7 @@ def write_limit(mixture: Mixture) -> None:
     path = store.folder / KNOWN_LIMIT_NAME
     write_atomically(path, (json.dumps(limits, indent=2) + "\n").encode())
     shown = ", ".join(f"{limit:.4f} on {split}" for split, limit in limits.items())
-    logger.info("limit in bits per byte, which no model can get below: %s", shown or "there is no held-out split")
+    logger.info("limit in bits per byte, which no model can get below: %s", shown or "no held-out split")
     logger.info("for the reports of runs: %s", path)
 
 

@@ -97,7 +97,7 @@ def evaluate_files(
     """The model's metrics on every document of `files` separately; the default window is all of its positions.
 
     Raises:
-        UserError: if there is no document, an input file is damaged, or the model has fewer positions.
+        UserError: if no document is found, an input file is damaged, or the model has fewer positions.
     """
     positions = model.config.max_position_embeddings
     if window_tokens is not None and window_tokens > positions:

@@ -40,12 +40,12 @@ def find_model(name: str | None, revision: str | None = None) -> ModelSource:
     """Resolve `--model` and `--revision`; None is the newest run in runs/. A Hub model is downloaded.
 
     Raises:
-        UserError: if there is no model, it is incomplete, or it is not safe to load.
+        UserError: if no model is found, it is incomplete, or it is not safe to load.
     """
     if name is None:
         run_dir = newest_run(RUNS_DIR)
         if run_dir is None:
-            raise UserError("--model: there is no run in runs/ yet; train one with pretrain.py, or pass a model")
+            raise UserError("--model: runs/ has no run yet; train one with pretrain.py, or pass a model")
         return _in_run_folder(run_dir)
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -111,7 +111,7 @@ def _in_folder(folder: Path, description: str, *, name: str | None = None) -> Mo
 def _download(name: str, revision: str | None) -> Path:
     """Download config, tokenizer and safetensors of a Hub model, with the token of HF_TOKEN or `hf auth login`."""
     if not HUB_ID.fullmatch(name):
-        raise UserError(f"--model {name}: there is no such folder, and it is not a Hub id (USER/NAME); check the path")
+        raise UserError(f"--model {name}: is neither a folder nor a Hub id (USER/NAME); check the path")
     # Here: the Hub's client takes 0.2 s to import, which only a Hub model needs.
     from huggingface_hub import HfApi, snapshot_download
 

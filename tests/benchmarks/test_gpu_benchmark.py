@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import GpuArguments, command_of, figures_of, is_wanted, said_command
+from benchmarks.gpu import GpuArguments, command_of, figures_of, format_command, is_wanted
 from benchmarks.gpu_page import NOT_MEASURED, page
 from benchmarks.gpu_rows import ROWS, SMALL_ROWS, Row
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
@@ -23,7 +23,7 @@ def test_every_row_is_a_command_that_pretrain_takes(row: Row, tmp_path: Path) ->
     assert all(config["zero_optimization"][name] == value for name, value in row.zero.items())
     assert all(config[name] == value for name, value in row.sections.items())
     assert (PROJECT_DIR / f"recipes/benchmark_{row.recipe}.yaml").is_file()
-    assert str(tmp_path) not in said_command(row, command, str(tmp_path))
+    assert str(tmp_path) not in format_command(row, command, str(tmp_path))
 
 
 def test_names_tell_rows_apart() -> None:

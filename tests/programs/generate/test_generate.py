@@ -331,7 +331,7 @@ def test_a_killed_output_is_resumed_to_the_same_completions(
     ("flags", "parts"),
     [
         (["--model", "nowhere/none"], ["--model nowhere/none: cannot be loaded"]),
-        (["--model", "./no/such/folder"], ["there is no such folder"]),
+        (["--model", "./no/such/folder"], ["is neither a folder nor a Hub id"]),
         (["--model", PROJECT_DIR / "recipes"], ["is not a run, exported model or checkpoint"]),
         (["--prompt_file", "missing.txt"], ["--prompt_file missing.txt: cannot be read", "check the path"]),
         (["--prompt_file", PROJECT_DIR / "data/sample/news.jsonl"], ["news.jsonl:1: ", "field prompt"]),
@@ -402,7 +402,7 @@ def test_shards_that_would_run_something_are_not_opened(finished_run: Path, tmp_
 
 def test_no_run_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert_one_error(generate("--prompt", "x"), "there is no run in runs/ yet; train one")
+    assert_one_error(generate("--prompt", "x"), "runs/ has no run yet; train one")
 
 
 def test_a_prompt_longer_than_the_positions(finished_run: Path) -> None:

@@ -54,7 +54,7 @@ MISTAKES = [
     ),
     (["finetune.py", "--model", "MODEL", "--data_files", "README.md", "--output_dir", "docs"], "holds something else"),
     (["generate.py", "--model", "EMPTY"], "is not a run, exported model or checkpoint"),
-    (["generate.py", "--model", "EMPTY/nope"], "there is no such folder"),
+    (["generate.py", "--model", "EMPTY/nope"], "is neither a folder nor a Hub id"),
     (["generate.py", "--model", "OTHER"], "is a mistral model; this suite samples from Llama models"),
     (["generate.py", "--prompt_file", "nope.txt"], "--prompt_file nope.txt: cannot be read"),
     (["generate.py", "--output", "README.md"], "--output README.md: exists already"),

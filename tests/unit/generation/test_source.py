@@ -34,7 +34,7 @@ def test_what_is_not_a_model_is_one_line(tmp_path: Path) -> None:
         str(file): "is a file; pass the folder that contains it",
         str(tmp_path): r"is not a run, exported model or checkpoint \(no \*\.safetensors, no ZeRO shards\)",
         str(pickled): r"has pickled weights \(pytorch_model\.bin\), which can run code",
-        "/no/such/folder": "there is no such folder, and it is not a Hub id",
+        "/no/such/folder": "is neither a folder nor a Hub id",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
             find_model(name)
