@@ -1,4 +1,4 @@
-"""Judge any text as a story of the world: which sentences are well formed, and do its facts agree."""
+"""Check texts against the grammar: well-formed sentences, consistent facts, and sentences copied from other texts."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -11,8 +11,8 @@ from small_world.reading import story_readings
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """A text's sentences, headline included, which of them are well formed, and whether it is a story of the world."""
+class CheckedText:
+    """The sentences of a text (headline included), which are well formed, and whether it is a story of the world."""
 
     sentences: list[str]
     well_formed: list[bool]
@@ -20,31 +20,31 @@ class Judgement:
 
 
 class Checker:
-    """Judges texts by a world's grammar.
+    """Check texts against the grammar of a world.
 
-    A sentence is well formed if a template tells it, whatever values its facts have of those that they can have. A text
-    is consistent if the grammar tells all of it: its sentences belong together, and sums, days and names agree.
+    A sentence is well formed if it matches a template with any possible values of its facts. A text is consistent if
+    the grammar can generate all of it: its sentences belong together, and sums, days and names agree.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def judge(self, text: str) -> Judgement:
-        """What a text is."""
+    def check(self, text: str) -> CheckedText:
+        """Check one text."""
         sentences = sentences_of(text)
         well_formed = [self._pattern.fullmatch(sentence) is not None for sentence in sentences]
-        return Judgement(sentences, well_formed, bool(story_readings(self._world, text)))
+        return CheckedText(sentences, well_formed, bool(story_readings(self._world, text)))
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        """What every sentence matches that some template tells."""
+        """The pattern of all well-formed sentences."""
         found = [pattern for _, form, _ in self._world.forms() for pattern in _patterns_of(form)]
         return re.compile("|".join(dict.fromkeys(found)))
 
 
 @dataclass(frozen=True)
 class SampleMetrics:
-    """What a model's stories are like: shares of the sentences, headlines included, and of the stories."""
+    """Shares of the sentences (headlines included) and of the stories of a model; `copied` are known sentences."""
 
     num_stories: int
     num_sentences: int
@@ -54,20 +54,20 @@ class SampleMetrics:
 
 
 def sample_metrics(checker: Checker, stories: Sequence[str], known_sentences: Collection[str]) -> SampleMetrics:
-    """The figures of one or more stories; those of `known_sentences` that stand there again are copied."""
-    found = [checker.judge(story) for story in stories]
-    sentences = [sentence for judgement in found for sentence in judgement.sentences]
+    """Metrics of one or more stories; sentences among `known_sentences` count as copied."""
+    found = [checker.check(story) for story in stories]
+    sentences = [sentence for one in found for sentence in one.sentences]
     return SampleMetrics(
         num_stories=len(stories),
         num_sentences=len(sentences),
-        well_formed=sum(sum(judgement.well_formed) for judgement in found) / max(len(sentences), 1),
-        consistent=sum(judgement.is_consistent for judgement in found) / len(stories),
+        well_formed=sum(sum(one.well_formed) for one in found) / max(len(sentences), 1),
+        consistent=sum(one.is_consistent for one in found) / len(stories),
         copied=copied_share(stories, known_sentences),
     )
 
 
 def copied_share(stories: Sequence[str], known_sentences: Collection[str]) -> float:
-    """The share of the sentences of stories that stand word for word among known ones."""
+    """The share of sentences that are among the known ones."""
     sentences = [sentence for story in stories for sentence in sentences_of(story)]
     return sum(sentence in known_sentences for sentence in sentences) / max(len(sentences), 1)
 

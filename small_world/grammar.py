@@ -1,4 +1,4 @@
-"""What a story can be: templates, facts and the lists they are drawn from; and how one is drawn."""
+"""The grammar: templates, facts and their possible values, and how a story is generated from them."""
 
 import random
 from collections import Counter
@@ -9,15 +9,15 @@ from inspect import signature
 from string import Formatter
 from typing import Any
 
-NOTHING = ""  # a template that says nothing: the sentence is left out
+NOTHING = ""  # the template of an omitted sentence
 Facts = Mapping[str, Any]
 Law = dict[Any, float]  # the probability of each value
-Possible = Callable[..., Iterable[Any]]  # the facts that are its parameters -> the values that are possible then
+Possible = Callable[..., Iterable[Any]]  # from the facts that are its parameters to the possible values
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a template: text as it stands, or the place of a fact."""
+    """A piece of a template: literal text, or the name of a fact."""
 
     text: str
     is_fact: bool
@@ -27,9 +27,9 @@ class Piece:
 class Form:
     """One form of story: a headline, then one template of each list of `sentences`, `NOTHING` for none.
 
-    A fact is drawn where a template names it first, from what `facts` lists, and is the same wherever it is named
-    again. A list's entries are equally likely, and one that stands there twice is twice as likely. The facts that one
-    depends on are the parameters of its function; each of them must have been named before.
+    A fact is drawn where a template names it first, from its values in `facts`, and keeps its value. The entries of a
+    list are equally likely, so that a repeated entry is twice as likely. A fact depends on the facts that are the
+    parameters of its function; each of them must have been named before.
     """
 
     facts: Mapping[str, Possible]
@@ -39,7 +39,7 @@ class Form:
 
     @cached_property
     def parts(self) -> list[Law]:
-        """The templates of each part and their probabilities, the headline's first."""
+        """The templates of each part (headline first) and their probabilities."""
         return [law_of(part) for part in (self.headlines, *self.sentences)]
 
     def parents(self, name: str) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ class Form:
         return parameters(self.facts[name])
 
     def law(self, name: str, facts: Facts) -> Law:
-        """The values that a fact may take, given the facts before it; `KeyError` without those it depends on."""
+        """The distribution of a fact, given the facts it depends on; `KeyError` if one of them is missing."""
         given = tuple(facts[parent] for parent in self.parents(name))
         key = (name, given)
         if key not in self._laws:
@@ -68,19 +68,19 @@ class World:
                 yield source, form, 1 / len(self.sources) / len(forms)
 
     def draw(self, generator: random.Random) -> tuple[str, str]:
-        """A story: its source and its text."""
+        """Generate a story: source and text."""
         source, forms = generator.choice(list(self.sources.items()))
         return source, draw_story(generator.choice(forms), generator)
 
 
 def draw_story(form: Form, generator: random.Random) -> str:
-    """A story of this form."""
-    told = [_drawn(part, generator) for part in form.parts]
-    return tell(form, told, generator)
+    """Generate a story of this form."""
+    templates = [_drawn(part, generator) for part in form.parts]
+    return fill_templates(form, templates, generator)
 
 
-def tell(form: Form, templates: Sequence[str], generator: random.Random) -> str:
-    """The story that these templates tell, one for each part of the form, of facts that are drawn."""
+def fill_templates(form: Form, templates: Sequence[str], generator: random.Random) -> str:
+    """The story of these templates, one per part of the form, with facts that are drawn."""
     facts: dict[str, Any] = {}
     words = []
     for number, template in enumerate(templates):
@@ -93,7 +93,7 @@ def tell(form: Form, templates: Sequence[str], generator: random.Random) -> str:
 
 @cache
 def pieces_of(number: int, template: str) -> list[Piece]:
-    """The pieces of a template that is part `number` of a story, with what stands between it and the part before."""
+    """The pieces of a template that is part `number` of a story, with the separator from the part before."""
     if template == NOTHING:
         return []
     found = [Piece(["", "\n\n", " "][min(number, 2)], is_fact=False)]
@@ -111,7 +111,7 @@ def parameters(function: Possible) -> tuple[str, ...]:
 
 
 def law_of(values: Iterable[Any]) -> Law:
-    """The probability of each value of a list whose entries are equally likely.
+    """The probability of each value of a list with equally likely entries.
 
     >>> law_of("aab")
     {'a': 0.6666666666666666, 'b': 0.3333333333333333}

@@ -1,4 +1,4 @@
-"""Read a text back: the ways to draw it, how likely it is, and what may follow it."""
+"""Parse a text: the ways to generate it, their probabilities, and what may follow it."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from typing import Any
 
 from small_world.grammar import Form, Piece, World, pieces_of
 
-END = -1  # what follows a story that is complete
+END = -1  # follows a complete story
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way in which a text is the beginning of a story, in UTF-8, and the probability of all that was drawn in it.
+    """One way to generate a UTF-8 text as the beginning of a story, and the probability of its choices.
 
-    `position` bytes are read. `next_byte` is what follows the text in this way: None while text is left, `END` where
-    the story is complete.
+    `position` bytes are parsed. `next_byte` follows the text in this reading: None while text is left, `END` after a
+    complete story.
     """
 
     source: str
@@ -26,18 +26,18 @@ class Reading:
 
 
 def readings(world: World, text: bytes) -> Iterator[Reading]:
-    """All ways in which `text` is the beginning of a story, or all of one."""
+    """All ways to generate `text` as a story or its beginning."""
     for source, form, probability in world.forms():
         yield from _read_parts(form, text, Reading(source, probability, 0, {}), number=0)
 
 
 def story_readings(world: World, text: str) -> list[Reading]:
-    """The ways in which `text` is a whole story: one for a story of this world, none for any other text."""
+    """The ways to generate `text` as a complete story: one for a story of this world, none for any other text."""
     return [reading for reading in readings(world, text.encode()) if reading.next_byte == END]
 
 
 def next_bytes(world: World, text: bytes) -> dict[int, float]:
-    """The probability of each byte (or `END`) to follow the beginning of a story; empty for a text that is none."""
+    """The probability of each byte (or `END`) after the beginning of a story; empty for any other text."""
     found: defaultdict[int, float] = defaultdict(float)
     for reading in readings(world, text):
         assert reading.next_byte is not None
@@ -47,7 +47,7 @@ def next_bytes(world: World, text: bytes) -> dict[int, float]:
 
 
 def _read_parts(form: Form, text: bytes, reading: Reading, *, number: int) -> Iterator[Reading]:
-    """Read on from part `number` of a form."""
+    """Parse from part `number` of a form."""
     if reading.next_byte is not None:
         yield reading
     elif number > len(form.sentences):
@@ -55,13 +55,13 @@ def _read_parts(form: Form, text: bytes, reading: Reading, *, number: int) -> It
             yield replace(reading, next_byte=END)
     else:
         for template, share in form.parts[number].items():
-            begun = replace(reading, probability=reading.probability * share)
-            for read in _read_pieces(form, text, begun, pieces_of(number, template)):
+            started = replace(reading, probability=reading.probability * share)
+            for read in _read_pieces(form, text, started, pieces_of(number, template)):
                 yield from _read_parts(form, text, read, number=number + 1)
 
 
 def _read_pieces(form: Form, text: bytes, reading: Reading, pieces: list[Piece]) -> Iterator[Reading]:
-    """Read on through pieces, up to their end or that of the text."""
+    """Parse pieces up to their end or that of the text."""
     if not pieces or reading.next_byte is not None:
         yield reading
         return

@@ -15,7 +15,7 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
 
 def days_after(day: str, number: int) -> str:
-    """The day of the week so many days later.
+    """The day of the week `number` days later.
 
     >>> days_after("Saturday", 2)
     'Monday'
@@ -24,7 +24,7 @@ def days_after(day: str, number: int) -> str:
 
 
 def she_or_he(first_name: str) -> str:
-    """The pronoun of a first name, as a sentence begins."""
+    """The pronoun of a first name, capitalized."""
     return "She" if first_name in WOMEN else "He"
 
 

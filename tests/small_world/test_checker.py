@@ -60,10 +60,10 @@ def test_facts_agree(stories: list[str], pattern: str) -> None:
 
 def test_the_worlds_own_stories_are_right(stories: list[str], checker: Checker) -> None:
     for story in stories[:300]:
-        judgement = checker.judge(story)
-        assert all(judgement.well_formed), judgement
-        assert judgement.is_consistent
-        assert 3 <= len(judgement.sentences) <= 7, "a headline and two to six sentences"
+        checked = checker.check(story)
+        assert all(checked.well_formed), checked
+        assert checked.is_consistent
+        assert 3 <= len(checked.sentences) <= 7, "a headline and two to six sentences"
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_the_worlds_own_stories_are_right(stories: list[str], checker: Checker) 
 def test_what_is_wrong_is_found(
     checker: Checker, change: tuple[str, str], well_formed: list[bool], is_consistent: bool
 ) -> None:
-    judgement = checker.judge(MATCH.replace(*change))
-    assert judgement.well_formed == well_formed
-    assert judgement.is_consistent == is_consistent
+    checked = checker.check(MATCH.replace(*change))
+    assert checked.well_formed == well_formed
+    assert checked.is_consistent == is_consistent
 
 
 def test_the_figures_are_shares_of_sentences_and_of_stories(checker: Checker) -> None:

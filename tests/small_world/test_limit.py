@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from small_world import WORLD
-from small_world.grammar import NOTHING, Form, World, tell
+from small_world.grammar import NOTHING, Form, World, fill_templates
 from small_world.limit import limit_of, limits_by_source
 from small_world.reading import END, next_bytes, readings, story_readings
 from tests.small_world.worlds import NUM_COPIES, tiny_world
@@ -63,7 +63,7 @@ def test_every_story_is_read_in_one_way() -> None:
     num_told = 0
     for source, form, _ in WORLD.forms():
         for templates in itertools.product(*form.parts):
-            text = tell(form, templates, generator)
+            text = fill_templates(form, templates, generator)
             found = story_readings(WORLD, text)
             assert [reading.source for reading in found] == [source], text
             num_told += 1
