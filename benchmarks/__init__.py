@@ -1,1 +1,1 @@
-"""What measures speed, beside its results. Nothing here is a test, and no program imports it."""
+"""Benchmarks; their results are in docs/benchmarks/. Not tests, and not imported by any program."""

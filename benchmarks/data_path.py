@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What reading the blocks takes: time to begin anywhere in the order, and memory as workers read on and on.
+"""Cost of reading blocks: time to start anywhere in the shuffled order, and memory of workers over time.
 
     python3 -m benchmarks.data_path --dataset blocks
 
-Memory is that of this process and its workers together, pages that several share counted once; the blocks themselves,
-which are mapped files, are not in it. The result goes into docs/benchmarks/data_path.md.
+Memory is that of this process and its workers together; shared pages count once, and the blocks themselves, which are
+memory-mapped files, do not count. Results: docs/benchmarks/data_path.md.
 """
 
 import logging
@@ -32,7 +32,7 @@ from pretraining.training.data.splits import open_training_data
 logger = logging.getLogger("pretraining.benchmarks")
 
 HALF_A_BILLION = 500_000_000
-MARKS = (1_000, 2_500, 5_000, 10_000)  # blocks read when memory is looked at
+MARKS = (1_000, 2_500, 5_000, 10_000)  # number of blocks after which memory is measured
 
 
 @dataclass(frozen=True)
@@ -40,36 +40,36 @@ class DataPathArguments:
     """Flags of this measurement."""
 
     dataset: str = flag("blocks", "block store to read")
-    num_workers: list[int] = flag([0, 1, 4], "worker processes, one reading after another")
+    num_workers: list[int] = flag([0, 1, 4], "worker processes, one measurement for each")
     micro_batch: int = flag(4, "blocks of a micro batch")
-    output: Path = flag(Path("docs/benchmarks/data_path.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/data_path.md"), "page to write")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, and write it down."""
+    """Measure, and write the page."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Measurement", DataPathArguments)], argv)
-    lines = ["# What reading the blocks takes", "", *measure_order(), "", *measure_memory(arguments)]
+    lines = ["# Cost of reading blocks", "", *measure_order(), "", *measure_memory(arguments)]
     arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     logger.info("result: %s", arguments.output)
 
 
 def measure_order() -> Iterator[str]:
-    """Begin at both ends of an order of half a billion blocks."""
+    """Time the first and the last blocks of an order of half a billion blocks."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began_at = time.perf_counter()
+    started_at = time.perf_counter()
     order = BlockOrder((HALF_A_BILLION,), (WINDOW,), seed=42)
     for first in (0, HALF_A_BILLION - 4096):
         order.block_ids(np.arange(first, first + 4096))
-    milliseconds = 1000 * (time.perf_counter() - began_at)
+    milliseconds = 1000 * (time.perf_counter() - started_at)
     megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
     yield (
         f"An order of {HALF_A_BILLION:,} blocks gives its first and its last 4,096 blocks in {milliseconds:.1f} ms and "
-        f"{megabytes:.1f} MB: nothing is stored, every place is computed."
+        f"{megabytes:.1f} MB: nothing is stored, every position is computed."
     )
 
 
 def measure_memory(arguments: DataPathArguments) -> Iterator[str]:
-    """Read on with each number of workers."""
+    """Read blocks with each number of workers."""
     mixture = load_mixture([arguments.dataset], revision=None)
     data = open_training_data(mixture, BlockStream(make_order(mixture, seed=42)), BlockFields())
     length = mixture.origin.block_length
@@ -90,11 +90,11 @@ def measure_memory(arguments: DataPathArguments) -> Iterator[str]:
             num_workers=num_workers,
             collate_fn=collate_targets,
         )
-        found = read_on(loader, arguments.micro_batch)
+        found = memory_at_marks(loader, arguments.micro_batch)
         yield f"| {num_workers} | " + " | ".join(f"{value / 1e6:.1f} MB" for value in found) + " |"
 
 
-def read_on(loader: BlockLoader, micro_batch: int) -> list[int]:
+def memory_at_marks(loader: BlockLoader, micro_batch: int) -> list[int]:
     """Memory at each mark, in bytes."""
     reader, num_read, found = iter(loader), 0, []
     for mark in MARKS:
@@ -106,7 +106,7 @@ def read_on(loader: BlockLoader, micro_batch: int) -> list[int]:
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process and its children that is in no file (Pss_Anon of /proc/PID/smaps_rollup)."""
+    """Anonymous memory of this process and its children (Pss_Anon of /proc/PID/smaps_rollup)."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in ["self", *children]]
     lines = [line for rollup in rollups for line in rollup.splitlines() if line.startswith("Pss_Anon:")]

@@ -84,7 +84,7 @@ class FaultsArguments:
     run_recipe: Path = flag(Path("recipes/quickstart/pretrain.yaml"), "what is trained")
     seed: int = flag(0, "seed of the times and targets of the kills")
     work_dir: Path = flag(Path("runs/faults"), "folder of the runs, removed at the end")
-    output: Path = flag(Path("docs/benchmarks/faults.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/faults.md"), "page to write")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -152,10 +152,10 @@ def _tests(arguments: FaultsArguments, *, num_kills: int) -> str:
     """
     result = arguments.work_dir / "tests.xml"
     words = [sys.executable, "-m", "pytest", "-q", "--timeout", "3000", *PLACES, f"--junitxml={result}"]
-    began_at = time.monotonic()
+    started_at = time.monotonic()
     environment = {**os.environ, "NUM_KILLS": str(arguments.kills), "NUM_MUTATIONS": "all"}
     subprocess.run(words, check=False, env=environment)
-    minutes = (time.monotonic() - began_at) / 60
+    minutes = (time.monotonic() - started_at) / 60
     cases: dict[str, list[Case]] = defaultdict(list)
     for element in ElementTree.parse(result).iter("testcase"):
         if element.find("skipped") is None:

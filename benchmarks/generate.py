@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast generate.py's texts grow, against transformers' own `generate`: same model, prompts, flags and run.
+"""Speed of generate.py compared with transformers' `generate`: same model, prompts, flags and process.
 
     python3 -m benchmarks.generate --model runs/quickstart
 
@@ -55,12 +55,12 @@ class GenerateSpeedArguments:
     num_prompts: int = flag(64, "prompts of a round; of a batch of one, a sixteenth of them")
     max_new_tokens: int = flag(200, "tokens of a continuation at most")
     num_rounds: int = flag(5, "times that each way is measured, after one that is not")
-    output: Path = flag(Path("docs/benchmarks/generate.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/generate.md"), "page to write")
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to continue prompts, in batches of a size: the tokens that it gives. `is_default` is its precision."""
+    """A method and batch size for completing prompts; `is_default`: its precision is the default of the method."""
 
     name: str
     dtype: str
@@ -94,22 +94,22 @@ def main(argv: Sequence[str]) -> None:
 def measure(
     ways: Sequence[Way], arguments: GenerateSpeedArguments, batch_size: int, setting: dict
 ) -> dict[tuple[str, str], list[float]]:
-    """Tokens a second of each way, by name and precision, in each round."""
+    """Tokens per second of each method, by name and precision, in each round."""
     count = arguments.num_prompts if batch_size > 1 else max(arguments.num_prompts // 16, 1)
     prompts = list(itertools.islice(_beginnings(), count))
     flags = GenerateArguments(batch_size=batch_size, max_new_tokens=arguments.max_new_tokens, **setting)
     found: dict[tuple[str, str], list[float]] = {(way.name, way.dtype): [] for way in ways}
     for number in range(arguments.num_rounds + 1):
         for way in ways:
-            began_at = time.perf_counter()
+            started_at = time.perf_counter()
             num_tokens = way.continue_them(prompts, dataclasses.replace(flags, seed=number))
             if number > 0:
-                found[way.name, way.dtype].append(num_tokens / (time.perf_counter() - began_at))
+                found[way.name, way.dtype].append(num_tokens / (time.perf_counter() - started_at))
     return found
 
 
 def _beginnings() -> Iterator[str]:
-    """The first words of stories, 4 to 12 of them."""
+    """The first 4 to 12 words of stories."""
     for number, line in enumerate((PROJECT_DIR / SAMPLE_CORPUS).read_text(encoding="utf-8").splitlines()):
         words = json.loads(line)["text"].split()
         yield " ".join(words[: 4 + number % 9])

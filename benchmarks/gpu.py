@@ -54,9 +54,9 @@ class GpuArguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run what is not measured yet, and write the page after each row."""
+    """Run the rows that are not measured yet, and write the page after each."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Benchmark", GpuArguments)], argv)
-    began_at, rows = time.monotonic(), SMALL_ROWS if arguments.small else ROWS
+    started_at, rows = time.monotonic(), SMALL_ROWS if arguments.small else ROWS
     store = arguments.output.with_suffix(".json")
     found: dict[str, Any] = json.loads(store.read_text()) if store.is_file() else {"rows": {}}
     num_gpus = count_gpus()
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         found["machine"] = machine(num_gpus)
         for row in rows:
             if is_wanted(row, found["rows"], arguments, num_gpus=num_gpus):
-                if time.monotonic() - began_at > 60 * (arguments.minutes - ROW_MINUTES):
+                if time.monotonic() - started_at > 60 * (arguments.minutes - ROW_MINUTES):
                     logger.info("the time is up; rerun the same command to resume with the remaining rows")
                     break
                 found["rows"][row.name] = measure(row, arguments, num_gpus=max(num_gpus, row.num_gpus))
@@ -82,7 +82,7 @@ def count_gpus() -> int:
 
 
 def machine(num_gpus: int) -> dict[str, Any]:
-    """What the figures are from, with the speed of a bare product of matrices beside them."""
+    """Hardware and versions, and the speed of a plain matrix multiplication."""
     words = [sys.executable, "-c", SPEEDS]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=PROJECT_DIR)
     speeds = done.stdout.splitlines()
@@ -90,7 +90,7 @@ def machine(num_gpus: int) -> dict[str, Any]:
 
 
 def is_wanted(row: Row, done: dict[str, Any], arguments: GpuArguments, *, num_gpus: int) -> bool:
-    """Whether it can be measured here and is not yet."""
+    """Whether a row can be measured here and is not measured yet."""
     if row.package is not None and importlib.util.find_spec(row.package) is None:
         logger.info("%s: %s is not installed", row.name, row.package)
         return False
@@ -98,12 +98,12 @@ def is_wanted(row: Row, done: dict[str, Any], arguments: GpuArguments, *, num_gp
 
 
 def measure(row: Row, arguments: GpuArguments, *, num_gpus: int) -> dict[str, Any]:
-    """The figures of one run, or why there are none."""
+    """The metrics of one run, or its error."""
     logger.info("%s ...", row.name)
     with tempfile.TemporaryDirectory() as folder:
         command = command_of(row, arguments, Path(folder), num_gpus=num_gpus)
         environment = {**os.environ, **row.environment}
-        began_at = time.monotonic()
+        started_at = time.monotonic()
         log = Path(folder) / "log"
         with log.open("w") as output:
             run = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=PROJECT_DIR)
@@ -115,7 +115,7 @@ def measure(row: Row, arguments: GpuArguments, *, num_gpus: int) -> dict[str, An
                 time.sleep(LEAVING_SECONDS)
                 output.write(f"error: not through after {arguments.row_minutes:g} minutes\n")
         figures = figures_of(Path(folder) / "run", log.read_text(errors="replace"), run.returncode)
-        figures["seconds"] = time.monotonic() - began_at
+        figures["seconds"] = time.monotonic() - started_at
     figures["command"] = format_command(row, command, folder)
     logger.info(
         "%s: %s", row.name, figures.get("failed") or f"{figures['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU"
@@ -124,7 +124,7 @@ def measure(row: Row, arguments: GpuArguments, *, num_gpus: int) -> dict[str, An
 
 
 def command_of(row: Row, arguments: GpuArguments, folder: Path, *, num_gpus: int) -> list[str]:
-    """The run as a user would start it."""
+    """The command of a row, as a user would start it."""
     config = json.loads((PROJECT_DIR / row.ds_config).read_text())
     config = {**config, "zero_optimization": {**config["zero_optimization"], **row.zero}, **row.sections}
     (folder / "ds_config.json").write_text(json.dumps(config))
@@ -146,7 +146,7 @@ def command_of(row: Row, arguments: GpuArguments, folder: Path, *, num_gpus: int
 
 
 def format_command(row: Row, command: Sequence[str], folder: str) -> str:
-    """The command as it can be pasted, with what else the row changes."""
+    """The command for copy and paste, with the other changes of the row."""
     words = [f"{name}={value}" for name, value in row.environment.items()]
     words += ["deepspeed", *(word.replace(folder, "runs/gpu") for word in command[len(DEEPSPEED) :])]
     other = {**row.zero, **row.sections}
@@ -155,7 +155,7 @@ def format_command(row: Row, command: Sequence[str], folder: str) -> str:
 
 
 def figures_of(run_dir: Path, log: str, returncode: int) -> dict[str, Any]:
-    """From the records of a run; of one that failed its error, or its last line."""
+    """The metrics in the records of a run; of a failed run, its error or last line."""
     records = list(read_records(run_dir)) if (run_dir / "metrics.jsonl").is_file() else []
     summaries = [record for record in records if record.get("event") == "summary"]
     if returncode or not summaries:

@@ -1,4 +1,4 @@
-"""The page of benchmarks.gpu: what was measured, and what was not."""
+"""The page of benchmarks.gpu: measured rows, and rows that are not measured yet."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ to rounding. Memory is the most that torch's allocator held."""
 
 
 def page(rows: Sequence[Row], found: dict[str, Any], *, is_small: bool) -> str:
-    """As Markdown, every row of `rows` on it."""
+    """The page as Markdown, with every row of `rows`."""
     title = "# The quickstart's model, lever by lever" if is_small else "# Llama-2-7B on GPUs, lever by lever"
     command = "    python3 -m benchmarks.gpu" + (" --small" if is_small else "")
     lines = [_cells(row, found["rows"].get(row.name)) for row in rows]

@@ -31,7 +31,7 @@ class Row:
 
     @property
     def is_short(self) -> bool:
-        """Whether its step is cut down to what all rows of one model have, so that their losses compare."""
+        """Whether the step is that of all rows of one model, so that their losses are comparable."""
         return self.recipe == BASE
 
 

@@ -1,4 +1,4 @@
-"""Run a command in a fresh process and measure it whole: seconds from start to exit, peak memory of its process tree.
+"""Run a command in a new process and measure all of it: seconds from start to exit, peak memory of its process tree.
 
 Memory is the sum of PSS (proportional set size: pages shared by several processes count once, mapped files count too)
 over the processes of the command's session, read from /proc/PID/smaps_rollup every 50 ms, or less often where reading
@@ -21,7 +21,7 @@ LIMIT_SECONDS = 3600.0  # a program whose worker died can wait for it forever
 
 @dataclass(frozen=True)
 class Usage:
-    """What a command took."""
+    """Time and memory of a command."""
 
     seconds: float
     peak_bytes: int
@@ -29,7 +29,7 @@ class Usage:
 
 
 def run_measured(command: Sequence[str], *, cwd: Path, environment: dict[str, str], log_path: Path) -> Usage:
-    """Run `command`, its output in `log_path`; after an hour all its processes are ended."""
+    """Run `command` with its output in `log_path`; after an hour, kill all its processes."""
     with log_path.open("wb") as log:
         started_at = time.perf_counter()
         process = subprocess.Popen(
@@ -52,7 +52,7 @@ def _wait(process: subprocess.Popen) -> int:
 
 
 class _MemorySampler(threading.Thread):
-    """Notes the largest memory of a session until it is stopped."""
+    """Record the peak memory of a session until it is stopped."""
 
     def __init__(self, session: int) -> None:
         super().__init__(daemon=True)
@@ -84,6 +84,6 @@ def _process_bytes(pid: int, session: int) -> int:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
-    except (ProcessLookupError, FileNotFoundError, PermissionError):  # it has ended meanwhile
+    except (ProcessLookupError, FileNotFoundError, PermissionError):  # it ended in the meantime
         pass
     return 0

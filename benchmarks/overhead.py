@@ -89,7 +89,7 @@ class OverheadArguments:
     num_rounds: int = flag(20, "rounds of turns of each size and precision beside plain PyTorch and the Trainer")
     only: Literal["peers", "engine", "metrics"] | None = flag(None, "measure only one section of the page")
     work_dir: Path = flag(Path("runs/overhead"), "folder of the runs, removed at the end")
-    output: Path = flag(Path("docs/benchmarks/overhead.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/overhead.md"), "page to write")
 
 
 def main(argv: Sequence[str]) -> None:

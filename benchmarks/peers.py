@@ -60,7 +60,7 @@ SIZES = (
 
 
 class Arm(NamedTuple):
-    """A program as it is started."""
+    """A program and how it is started."""
 
     name: str
     program: str
@@ -79,7 +79,7 @@ ARMS = (
 
 
 def compare_with_peers(*, num_rounds: int) -> Iterator[tuple[str, str]]:
-    """Title and text of a section for each size and precision; bf16 only where the processor computes it."""
+    """Title and text of a section for each size and precision; bf16 only on processors with bf16 instructions."""
     source = f"{hardware()}; {versions(PACKAGES)}.\n\n{command_line('overhead')}"
     for size in SIZES:
         for precision in ("fp32", "bf16") if has_fast_bf16(has_gpu=False) else ("fp32",):
@@ -92,7 +92,7 @@ def take_turns(size: Size, precision: str, *, num_rounds: int) -> np.ndarray:
     """Seconds and processor seconds of steps, of shape [num_rounds, arms, 2]; a round is one step of each.
 
     Raises:
-        UserError: with the end of its log, when a program has ended.
+        UserError: if a program ended; with the end of its log.
     """
     num_steps = 1 + WARM_UP_ROUNDS + num_rounds
     with ExitStack() as stack:
@@ -110,7 +110,7 @@ def take_turns(size: Size, precision: str, *, num_rounds: int) -> np.ndarray:
 
 @dataclass
 class Program:
-    """One that waits for its turns."""
+    """A program that waits for its turns."""
 
     arm: Arm
     child: subprocess.Popen
@@ -120,7 +120,7 @@ class Program:
     processor_seconds: float = 0.0  # of its first process, until its last turn
 
     def connect(self) -> None:
-        """Wait for the end of its first step."""
+        """Wait for the end of the first step."""
         self.server.settimeout(POLL_SECONDS)
         while self.connection is None:
             self._check(self.child.poll() is None)
@@ -129,15 +129,15 @@ class Program:
         self._hear()
 
     def step(self) -> tuple[float, float]:
-        """Let it take a step; its seconds, and those of processors."""
+        """Make one step; its wall-clock and CPU seconds."""
         assert self.connection is not None
-        began_at, before = time.perf_counter(), self.processor_seconds
+        started_at, before = time.perf_counter(), self.processor_seconds
         self.connection.send(b"g")
         self._hear()
-        return time.perf_counter() - began_at, self.arm.num_processes * (self.processor_seconds - before)
+        return time.perf_counter() - started_at, self.arm.num_processes * (self.processor_seconds - before)
 
     def end(self) -> None:
-        """Let it end."""
+        """Let the program end."""
         assert self.connection is not None
         self.connection.send(b"g")
         self.child.wait()
@@ -157,7 +157,7 @@ class Program:
 
 @contextmanager
 def _started(arm: Arm, size: Size, precision: str, num_steps: int) -> Iterator[Program]:
-    """The program; it is ended if it is still there."""
+    """Start the program; at the end kill it if it still runs."""
     task = {
         "program": arm.program,
         "model": {**load_presets()["quickstart"], **size.overrides},
@@ -202,7 +202,7 @@ def _launcher(arm: Arm) -> list[str]:
 
 
 def _flags(arm: Arm, size: Size, precision: str, run_dir: Path, num_steps: int) -> list[str]:
-    """Of pretrain.py, whose log has every step with all its metrics, as in a user's run."""
+    """The flags of pretrain.py, which logs every step with all metrics, as in a user's run."""
     words: dict[str, list[object]] = {
         "--model": ["quickstart"],
         "--model_overrides": [f"{name}={value}" for name, value in {"vocab_size": 8192, **size.overrides}.items()],
@@ -225,7 +225,7 @@ def _flags(arm: Arm, size: Size, precision: str, run_dir: Path, num_steps: int) 
 
 
 def turns_table(seconds: np.ndarray) -> str:
-    """Both times of each program over the reference's in the same round."""
+    """Both times of each program relative to the reference in the same round."""
     ratios = seconds / seconds[:, [[arm.name for arm in ARMS].index(REFERENCE)]]
     titles = ["program", f"time / {REFERENCE}", "its quartiles", f"processor time / {REFERENCE}", "its quartiles"]
     rows = []

@@ -1,4 +1,4 @@
-"""One of the programs whose steps take turns in benchmarks/peers.py: plain PyTorch, the plain Trainer, or pretrain.py.
+"""A program whose steps alternate with others in benchmarks/peers.py: plain PyTorch, the plain Trainer, or pretrain.py.
 
 python3 -m benchmarks.peers_run ADDRESS TASK [flags of pretrain.py]. TASK is JSON: `program`, and for the plain ones
 `model` (fields of a LlamaConfig), `num_blocks` of a step, `block_length`, `num_steps`, `precision`. The plain Trainer
@@ -34,9 +34,9 @@ from pretraining.training.distributed.process_group import shutdown_process_grou
 
 
 class Turns(TrainerCallback):
-    """Asks for the next turn at the end of each step, and sends the processor seconds of its process until then.
+    """Wait for the next turn at the end of each step, and send the CPU seconds of the process.
 
-    Must be the last callback. The first process asks for all.
+    Must be the last callback. The first process waits for all.
     """
 
     def __init__(self, address: str) -> None:
@@ -46,7 +46,7 @@ class Turns(TrainerCallback):
             self._connection.connect(address)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """The step is over; wait until the next one may begin."""
+        """Report the end of the step, and wait for the next turn."""
         if self._connection is not None:
             self._connection.send(struct.pack("d", time.process_time()))
             self._connection.recv(1)
@@ -94,7 +94,7 @@ PLAIN = {"plain loop": train_in_a_loop, "plain Trainer": train_by_trainer}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train, one step in each turn."""
+    """Train one step per turn."""
     address, task_text, *flags = [word for word in argv if not word.startswith("--local_rank")]
     task = json.loads(task_text)
     if task["program"] in PLAIN:

@@ -1,6 +1,6 @@
-"""What Llama-2 needs on 1 to 8 GPUs of 80 and 141 GB, by the plan of pretrain.py: python3 -m benchmarks.plans
+"""Memory and time of Llama-2 on 1 to 8 GPUs, planned by pretrain.py: python3 -m benchmarks.plans
 
-Writes docs/benchmarks/plans.md. Nothing in it is measured: it is the table of `--dry_run`, for many machines at once.
+Writes docs/benchmarks/plans.md. Nothing is measured: it is the table of `--dry_run` for many machines.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger("pretraining.plans")
 
 
 def main(_: Sequence[str]) -> None:
-    """Plan all of them and write the table."""
+    """Plan all runs and write the table."""
     rows = [_cells(recipe, kind, number) for recipe in RECIPES for kind in GPU_TYPES for number in NUM_GPUS]
     RESULTS_PATH.write_text(HEAD + table(COLUMNS, rows) + "\n", encoding="utf-8")
     logger.info("wrote %s", RESULTS_PATH)
@@ -57,7 +57,7 @@ def _cells(recipe: str, kind: str, number: int) -> list[str]:
 
 
 def _verdict(run: PlannedRun, remedies: list[Suggestion]) -> tuple[str, str]:
-    """Whether it fits, or the first change that makes it fit and what it needs then; and the hours."""
+    """Whether a run fits, or the first change that makes it fit, with its memory; and the hours."""
     assert run.costs is not None, "the kinds are listed"
     if fits(run.layout, run.machine):
         return "yes" + (

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Compare preprocess.py with other ways from one JSONL file to token blocks: time, memory, tokens kept.
+"""Compare preprocess.py with other programs that make token blocks of a JSONL file: time, memory, tokens kept.
 
     make bench                                              # the sample corpus: it shows that all works, not more
     make bench BENCH_FLAGS="--data_files news.jsonl --tokenizer llama2 --megatron_dir ../Megatron-LM"
 
 Every run is a fresh process, timed from start to exit. The arms take turns, so that a slow minute of the machine hits
-them all. What they wrote is counted id by id. The results go into docs/benchmarks/preprocess.md and preprocess.svg.
+them all. What they wrote is counted id by id. Results: docs/benchmarks/preprocess.md and preprocess.svg.
 """
 
 import logging
@@ -29,7 +29,7 @@ TRIAL_RUNS = 2  # the first reads its libraries from the disk
 
 
 def main(argv: Sequence[str]) -> None:
-    """Try each arm on a few documents, then run all in turn, and write down what came out."""
+    """Try each program on a few documents, then alternate all of them, and write the results."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Comparison", BenchmarkArguments)], argv)
     arguments.results_dir.mkdir(parents=True, exist_ok=True)
     job = prepare_job(arguments.data_files, arguments.tokenizer, arguments.block_length, arguments.work_dir)
@@ -57,7 +57,7 @@ def write_parts(job: Job) -> None:
 
 
 def run_trials(results: Sequence[ArmResult], job: Job) -> None:
-    """Run each arm on the first documents: what it takes to start, and whether it can run here at all."""
+    """Run each program on the first documents: its start-up time, and whether it can run here."""
     trial_dir = job.output_dir.parent / "trial"
     trial = replace(job, data_file=trial_dir / "input.jsonl", parts_dir=trial_dir / "parts")
     trial_dir.mkdir()
@@ -78,7 +78,7 @@ def check_ours(ours: ArmResult) -> None:
 
 
 def run_round(results: Sequence[ArmResult], job: Job, counts: InputCounts, title: str) -> None:
-    """Run each arm once; the first time, count what it wrote."""
+    """Run each program once; the first time, count its tokens."""
     for result in results:
         add_run(result.series, result.arm.command(job), job)
         if result.series.failure is None:

@@ -1,4 +1,4 @@
-"""The arms of the comparison: preprocess.py of this project, and the peers of benchmarks/preprocess_peers/."""
+"""The programs of the comparison: preprocess.py, and the peers of benchmarks/preprocess_peers/."""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ HUGGING_FACE_FLAGS = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-h
 
 @dataclass(frozen=True)
 class Arm:
-    """One way from a JSONL file to token blocks."""
+    """A program that makes token blocks of a JSONL file."""
 
     name: str
     description: str
@@ -27,7 +27,7 @@ class Arm:
 
 @dataclass
 class ArmResult:
-    """What an arm took for a few documents and for all of them, and what it wrote."""
+    """The runs of a program on a few documents and on all of them, and its tokens."""
 
     arm: Arm
     trial: Series = field(default_factory=Series)
@@ -49,7 +49,7 @@ class BenchmarkArguments:
 
 
 def arms(megatron_dir: Path | None) -> list[Arm]:
-    """All arms, those of Megatron-LM only where there is a checkout of it."""
+    """All programs; those of Megatron-LM only with a checkout of it."""
     found = [
         Arm(
             OURS, "this project, as a user starts it: blocks in three splits, a table of documents, hashes", our_command

@@ -93,7 +93,7 @@ def our_flags() -> set[str]:
 
 
 def take_turns(job: Job, additional_flags: Sequence[Sequence[str]], repetitions: int) -> list[Series]:
-    """Run preprocess.py with each of the additional flags in turn."""
+    """Run preprocess.py with each of the additional flags."""
     runs = [Series() for _ in additional_flags]
     for _ in range(repetitions):
         for flags, series in zip(additional_flags, runs, strict=True):

@@ -1,4 +1,4 @@
-"""Horizontal bars of speed and memory, readable on a white and on a black page."""
+"""Horizontal bars of speed and memory, readable in light and dark mode."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ OUR_COLOR, PEER_COLOR = "#3b82f6", "#b0b0b0"
 
 
 def draw_plot(results: Sequence[ArmResult], text_bytes: int, path: Path) -> None:
-    """Save the bars as SVG, the background left out."""
+    """Save the bars as SVG with a transparent background."""
     with mpl.rc_context({"svg.hashsalt": "preprocess", "font.size": 10}):
         figure = Figure(figsize=(10, 0.8 + 0.4 * len(results)), layout="constrained")
         speed, memory = figure.subplots(1, 2, sharey=True)

@@ -45,7 +45,7 @@ def report(arguments: BenchmarkArguments, results: Sequence[ArmResult], counts: 
 
 
 def describe_input(arguments: BenchmarkArguments, counts: InputCounts) -> str:
-    """What was made into blocks."""
+    """Description of the input."""
     return (
         f"Input: `{arguments.data_files.name}`, {arguments.data_files.stat().st_size:,} bytes with "
         f"{counts.num_documents:,} documents, {counts.text_bytes:,} bytes of text, {counts.num_tokens:,} tokens by the "
@@ -54,7 +54,7 @@ def describe_input(arguments: BenchmarkArguments, counts: InputCounts) -> str:
 
 
 def speed_row(result: ArmResult, ours: ArmResult, text_bytes: int) -> list[str]:
-    """An arm's line of the table of speeds, or why it has none."""
+    """A program's row in the table of speeds, or its error."""
     name, series = f"`{result.arm.name}`", result.series
     if not series.usages:
         return [name, f"not run: {series.failure}", *[""] * (len(SPEED_TITLES) - 2)]
@@ -69,14 +69,14 @@ def speed_row(result: ArmResult, ours: ArmResult, text_bytes: int) -> list[str]:
 
 
 def ratio(seconds: Sequence[float], our_seconds: Sequence[float]) -> str:
-    """Quotient of the medians, with the range over the rounds."""
+    """Ratio of the medians, with the range over the rounds."""
     quotients = [theirs / ours for theirs, ours in zip(seconds, our_seconds, strict=True)]
     middle = f"{median(seconds) / median(our_seconds):.2f}"
     return middle if len(quotients) == 1 else f"{middle} ({min(quotients):.2f} to {max(quotients):.2f})"
 
 
 def token_row(result: ArmResult) -> list[str]:
-    """An arm's line of the table of tokens."""
+    """A program's row in the table of tokens."""
     counts = result.counts
     assert counts is not None
     numbers = (counts.num_tokens, counts.num_special, counts.num_missing, counts.num_foreign)
@@ -84,7 +84,7 @@ def token_row(result: ArmResult) -> list[str]:
 
 
 def megatron_version(megatron_dir: Path | None) -> str:
-    """The version that a checkout of Megatron-LM gives itself."""
+    """The version of a Megatron-LM checkout."""
     if megatron_dir is None:
         return ""
     return f", Megatron-LM {runpy.run_path(str(megatron_dir / 'megatron/core/package_info.py'))['__version__']}"

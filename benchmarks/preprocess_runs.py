@@ -1,4 +1,4 @@
-"""Runs of one command over one job, each from the same start: nothing written yet, no caches, the input in memory."""
+"""Runs of one command on one job, each from the same state: no output, no caches, the input in the page cache."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ logger = logging.getLogger("pretraining.benchmarks")
 
 @dataclass
 class Series:
-    """The runs so far, or why there are none."""
+    """The runs so far, or the error."""
 
     usages: list[Usage] = field(default_factory=list)
     failure: str | None = None

@@ -42,7 +42,7 @@ class SaveSpeedArguments:
     hidden_size: int = flag(1024, "width of the model, which determines the bytes")
     num_hidden_layers: int = flag(8, "layers of the model")
     work_dir: Path = flag(Path("runs/save_speed"), "folder of the run, removed at the end")
-    output: Path = flag(Path("docs/benchmarks/save_speed.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/save_speed.md"), "page to write")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Inputs of any size from one file: its texts again and again, a number in front of each, so that no two are equal."""
+"""Inputs of any size from one file: its texts repeated, each with a different number in front."""
 
 import itertools
 from collections.abc import Iterator, Sequence

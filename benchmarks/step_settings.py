@@ -78,7 +78,7 @@ class SettingsArguments:
 
     num_steps: int = flag(30, "steps of each setting that count")
     num_processes: int = flag(2, "processes of the quickstart's step")
-    output: Path = flag(Path("docs/benchmarks/step_settings.md"), "where the result goes")
+    output: Path = flag(Path("docs/benchmarks/step_settings.md"), "page to write")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -135,7 +135,7 @@ def run_settings(
 
 
 def quickstart_table(found: dict[str, dict[str, Any]]) -> str:
-    """Milliseconds of each setting, and its time over ours in the same turn."""
+    """Milliseconds of each setting, and the ratio to ours in the same round."""
     ours = np.array(found[OURS]["seconds"]).sum(axis=1)
     rows = []
     for name, figures in found.items():
@@ -162,7 +162,7 @@ def host_table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def update_table(found: dict[str, dict[str, Any]], parameters: int) -> str:
-    """Milliseconds of an update, and what of the memory's bandwidth that is."""
+    """Milliseconds of an update, and the memory bandwidth."""
     ours, rows = np.array(found[OURS]["seconds"])[:, 2], []
     for name, figures in found.items():
         updates = np.array(figures["seconds"])[:, 2]

@@ -63,7 +63,7 @@ def make_engine(model: LlamaForCausalLM, setting: dict[str, Any], ds_config: dic
 
 
 def mean_loss(engine: Any, ids: torch.Tensor, *, in_tiles: bool) -> torch.Tensor:
-    """That of transformers, or the same in tiles."""
+    """The loss of transformers, or the same in tiles."""
     if not in_tiles:
         return engine(input_ids=ids, labels=ids).loss
     labels = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED_LABEL)
@@ -83,7 +83,7 @@ def timed_step(engine: Any, ids: torch.Tensor, *, in_tiles: bool) -> tuple[list[
 
 
 def main(argv: Sequence[str]) -> None:
-    """Take turns, and write down the seconds and losses of each setting."""
+    """Alternate the settings, and write the seconds and losses of each."""
     result_path, task_path = [Path(word) for word in argv if not word.startswith("--")]
     task = json.loads(task_path.read_text())
     init_process_group(timeout_seconds=600)

@@ -23,7 +23,7 @@ RAW_FORMATS = {".bin": (65_499, np.int32), ".ds": (65_536, np.uint32)}
 
 @dataclass(frozen=True)
 class InputCounts:
-    """The input as tokenizer.json alone reads it, text such as </s> taken as text."""
+    """Token counts of the input by tokenizer.json alone, with text such as </s> encoded as text."""
 
     num_documents: int
     text_bytes: int
@@ -38,7 +38,7 @@ class InputCounts:
 
 @dataclass(frozen=True)
 class OutputCounts:
-    """An arm's tokens: all of them, the special ones, and the difference of the others from the input's."""
+    """A program's tokens: all, special ones, and the difference of the others from the input."""
 
     num_tokens: int
     num_special: int
@@ -70,7 +70,7 @@ def vocab_size_of(tokenizer: Tokenizer) -> int:
 
 
 def compare(output_dir: Path, counts: InputCounts) -> OutputCounts:
-    """Count the ids below `output_dir` and hold them against the input's."""
+    """Count the ids below `output_dir` and compare them with the input."""
     histogram = _histogram(stored_ids(output_dir, len(counts.histogram)), len(counts.histogram))
     num_tokens = int(histogram.sum())
     num_special = int(histogram[counts.special_ids].sum())
@@ -81,7 +81,7 @@ def compare(output_dir: Path, counts: InputCounts) -> OutputCounts:
 
 
 def stored_ids(output_dir: Path, vocab_size: int) -> Iterator[np.ndarray]:
-    """The ids that an arm wrote, whichever of their formats it uses."""
+    """The ids that a program wrote, in any of their formats."""
     for path in sorted(output_dir.rglob("*")):
         if path.suffix == ".parquet" and path.parent.name == "data":
             yield from _ids_of_batches(pq.ParquetFile(path).iter_batches(columns=["input_ids"]))

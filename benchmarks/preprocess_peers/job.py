@@ -1,4 +1,4 @@
-"""What every arm of the comparison is asked to do, and how its program hears of it."""
+"""The job of every program of the comparison, passed on its command line."""
 
 import sys
 from dataclasses import astuple, dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Job:
-    """One JSONL file to be made into token blocks; `parts_dir` holds the same lines in `num_workers` files."""
+    """One JSONL file to preprocess into token blocks; `parts_dir` holds the same lines in `num_workers` files."""
 
     data_file: Path
     parts_dir: Path
@@ -23,7 +23,7 @@ class Job:
 
 
 def job_of_command_line() -> Job:
-    """The job whose words this program was started with."""
+    """The job on the command line of this program."""
     data_file, parts_dir, tokenizer, eos_token, block_length, num_workers, output_dir = sys.argv[1:]
     return Job(
         Path(data_file),

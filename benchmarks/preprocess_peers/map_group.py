@@ -15,7 +15,7 @@ Batch = dict[str, list[Any]]
 
 
 def main(job: Job) -> None:
-    """Tokenize and group with one process a core."""
+    """Tokenize and group with one process per core."""
     tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
 
     def tokenize(batch: Batch) -> Batch:

@@ -1,4 +1,4 @@
-"""All texts in a list, one call of the fast tokenizer, one list of all ids: what many training scripts do."""
+"""All texts in a list, one call of the fast tokenizer, one list of all ids, as in many training scripts."""
 
 import json
 
