@@ -79,10 +79,10 @@ def parts_of(record: dict[str, Any]) -> dict[str, Any]:
 
 def compared_figures(run_dir: Path, other: Path) -> dict[str, list[str]]:
     """The first difference of the logs, and that of the exported models where both runs have one."""
-    from pretraining.runs.compare import difference_of_figures, difference_of_weights
+    from pretraining.runs.compare import difference_of_metrics, difference_of_weights
     from pretraining.runs.run_folder import MODEL_DIR_NAME
 
-    found = {"figures": difference_of_figures(run_dir, other)}
+    found = {"figures": difference_of_metrics(run_dir, other)}
     models = [folder / MODEL_DIR_NAME for folder in (run_dir, other)]
     if any(model.is_dir() for model in models):
         found["weights"] = difference_of_weights(*models)

@@ -12,7 +12,7 @@ from pretraining.runs.report.curves import read_curves
 from pretraining.runs.report.facts import describe_event, report_tables, run_state
 from pretraining.runs.report.report import PICTURED, write_comparison, write_report
 from pretraining.runs.report.vega_lite import static_spec
-from pretraining.runs.run_lock import lock_run_folder
+from pretraining.runs.run_folder import lock_run_folder
 from tests.fakes.browser import DARK, LIGHT, Seen, look_at
 from tests.fakes.drawn_run import PARTS, SCRIPT, event, run_records, training_record, write_drawn_run
 
@@ -75,7 +75,7 @@ def test_what_is_not_in_the_log_is_not_drawn(tmp_path: Path) -> None:
     write_report(write_drawn_run(tmp_path / "empty", []))
     seen = look_at(tmp_path / "empty/report.html", widths=(700,))
     assert_fine(seen, [])
-    assert "No step is in metrics.jsonl yet." in seen.frames[0]["text"]
+    assert "metrics.jsonl has no steps yet." in seen.frames[0]["text"]
     assert not (tmp_path / "empty/curves.png").exists()
 
 
@@ -92,7 +92,7 @@ def test_the_picture_names_no_two_lines_of_one_colour(run_dir: Path) -> None:
 def test_a_summary_among_the_events_is_told_as_at_the_end_of_the_run() -> None:
     parts = {f"{part}_seconds": 1.0 for part in PARTS}
     summary = event(4, "summary", num_steps=4, total_seconds=6.0, peak_host_memory_bytes=2_301_546_496, **parts)
-    assert describe_event(summary).startswith("time: 4 steps in 6 s: data 17 %, forward+backward 17 %, ")
+    assert describe_event(summary).startswith("time: 4 steps in 6 s: forward+backward 17 %, optimizer 17 %, ")
     assert describe_event(summary).endswith("; memory: 2.3 GB of host memory at most")
 
 
@@ -129,7 +129,7 @@ def test_facts_are_told_as_the_run_tells_them(run_dir: Path) -> None:
     facts = report_tables(run)
     shares = [value for name, value in facts["Speed"].items() if name.startswith("share of ")]
     assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=0.3)
-    assert facts["Machine"] == {"GPUs": "8 x NVIDIA H200", "memory of a GPU": "150.8 GB", "processes": "8"}
+    assert facts["Machine"] == {"GPUs": "8 x NVIDIA H200", "memory per GPU": "150.8 GB", "processes": "8"}
     assert facts["Speed"]["energy of the GPUs"] == f"{5200 * 400 / 3.6e6:,.3g} kWh"
     assert facts["Software"]["commit"] == "0123456789ab (with changes)"
     assert facts["Run"]["tokens"] == f"{400 * 4096:,}"
