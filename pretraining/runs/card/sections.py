@@ -92,7 +92,7 @@ def evaluation(history: RunHistory, *, curves: str | None) -> Iterator[str]:
         yield "|---|---:|---:|---:|---:|---:|"
         yield from rows
         yield ""
-        yield "The loss is the mean over all tokens, in nats; accuracy is how often the likeliest token was correct; bits"
+        yield "The loss is the mean over all tokens, in nats; accuracy is how often the likeliest token is right; bits"
         yield "per byte are comparable between models with different tokenizers."
     else:
         yield "The model has not been evaluated yet."

@@ -172,13 +172,13 @@ def test_a_disk_without_room(finished_run: Path, small_disk: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ([], "--command: give verify or export"),
+        ([], "--command: pass verify or export"),
         (["verifi", "x"], "'verifi' is not one of verify, export (did you mean verify?)"),
         (["verify", "tests"], "--folder tests: has nothing to check; pass a block store, run folder"),
-        (["export", "checkpoint-1"], "--output_dir: give the folder for the exported model"),
-        (["verify", "x", "y"], "--output_dir: give the folder for the exported model, and none to verify"),
+        (["export", "checkpoint-1"], "--output_dir: pass the folder of the exported model"),
+        (["verify", "x", "y"], "--output_dir: pass the folder of the exported model; verify takes none"),
         (["export", "tests", "OUT", "--dtype", "fp8"], "'fp8' is not one of bf16, fp16, fp32"),
-        (["export", "nowhere", "OUT"], "nowhere: checkpoint is incomplete or damaged: the folder does not exist"),
+        (["export", "nowhere", "OUT"], "nowhere: checkpoint is incomplete or damaged: there is no such folder"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[object], part: str) -> None:

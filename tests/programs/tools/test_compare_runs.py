@@ -76,9 +76,9 @@ def test_data_versions_and_machine_are_looked_at(runs: dict[str, Path], tmp_path
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([], ["--run, --other: give two run folders"]),
-        (["a"], ["--run, --other: give two run folders"]),
-        (["nowhere", "tests"], ["nowhere/run.json: cannot be read (No such file or directory); give a run folder"]),
+        ([], ["--run, --other: pass two run folders"]),
+        (["a"], ["--run, --other: pass two run folders"]),
+        (["nowhere", "tests"], ["nowhere/run.json: cannot be read (No such file or directory); pass a run folder"]),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], parts: list[str]) -> None:

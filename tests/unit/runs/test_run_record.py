@@ -7,7 +7,7 @@ import pytest
 
 from pretraining.cli.arguments.checkpointing import CHANGEABLE
 from pretraining.errors import UserError
-from pretraining.runs.run_record import NEVER_CHANGED, RunIdentity, RunRecord, check_same_run
+from pretraining.runs.run_record import UNCHANGEABLE, RunIdentity, RunRecord, check_same_run
 
 
 def make_identity() -> RunIdentity:
@@ -85,7 +85,7 @@ def test_another_run_is_not_gone_on_with_unless_that_is_allowed(
 
 def test_what_may_be_allowed_to_change_is_what_makes_a_run() -> None:
     fields = {field.name for field in dataclasses.fields(RunIdentity)}
-    assert set(CHANGEABLE) == (fields - set(NEVER_CHANGED)) | {"schedule"}
+    assert set(CHANGEABLE) == (fields - set(UNCHANGEABLE)) | {"schedule"}
 
 
 def test_a_record_with_the_earlier_names_of_fields_is_read_with_todays(tmp_path: Path) -> None:

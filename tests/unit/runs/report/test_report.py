@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UserError
+from pretraining.runs.claim import lock_run_folder
 from pretraining.runs.report.charts import charts_of, rows_of
 from pretraining.runs.report.curves import read_curves
 from pretraining.runs.report.facts import describe_event, report_tables, run_state
 from pretraining.runs.report.report import PICTURED, write_comparison, write_report
 from pretraining.runs.report.vega_lite import static_spec
-from pretraining.runs.run_folder import lock_run_folder
 from tests.fakes.browser import DARK, LIGHT, Seen, look_at
 from tests.fakes.drawn_run import PARTS, SCRIPT, event, run_records, training_record, write_drawn_run
 
