@@ -74,7 +74,7 @@ class KillableRun:
         return False
 
     def newest_step(self) -> int:
-        """The last step in the log, -1 as long as this start has not begun to train."""
+        """The last step in the log, -1 before the first step of this start."""
         number = self._log_number()
         if number is None or number == self._old_log:  # a resumed run replaces its log by one without later steps
             return -1

@@ -185,7 +185,7 @@ def plan_kills(num_kills: int, pace: Pace, chance: random.Random, *, has_parts: 
 
 
 def kill_again_and_again(run: KillableRun, kills: Sequence[Kill], pace: Pace, chance: random.Random) -> list[Killed]:
-    """Restart the run until it finishes; each start but the last is killed, unless it ends before the planned moment."""
+    """Restart the run until it finishes; each start but the last is killed, unless it ends before."""
     killed: list[Killed] = []
     for number, kill in enumerate(kills, 1):
         run.start()

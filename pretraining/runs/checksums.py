@@ -90,7 +90,7 @@ def _is_record(file: Any) -> bool:
 def incomplete_reason(folder: Path) -> str | None:
     """Why a checkpoint does not count, None if it does: all files in their sizes, the small ones with their hashes."""
     if not folder.is_dir():
-        return "there is no such folder"
+        return "no such folder"
     try:
         problems = (file_problem(folder, file, max_hashed_bytes=SMALL_BYTES) for file in read_complete(folder)["files"])
         return next((problem for problem in problems if problem is not None), None)

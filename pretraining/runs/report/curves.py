@@ -70,7 +70,7 @@ class DownsampledRecords:
         self._waiting.clear()
 
     def curve(self, name: str) -> list[Point]:
-        """The points of a metric by step; none when there is no such metric."""
+        """The points of a metric by step; none if the records do not have it."""
         return [point for bin_ in self.bins.get(name, ()) for point in bin_.ends]
 
     def means(self, name: str) -> list[Point]:

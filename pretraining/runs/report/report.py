@@ -142,7 +142,7 @@ def _event_rows(run: RunCurves) -> Rows:
 
 
 def _thinned(events: Rows) -> Rows:
-    """Of each kind of event at most MAX_MARKED, evenly spaced: more, e.g. of saves, could not be told apart."""
+    """Of each kind of event at most MAX_MARKED, evenly spaced: more, e.g. of saves, would overlap."""
     by_kind: dict[str, Rows] = defaultdict(list)
     for event in events:
         by_kind[event["event"]].append(event)

@@ -178,7 +178,7 @@ def test_a_disk_without_room(finished_run: Path, small_disk: Path) -> None:
         (["export", "checkpoint-1"], "--output_dir: pass the folder of the exported model"),
         (["verify", "x", "y"], "--output_dir: pass the folder of the exported model; verify takes none"),
         (["export", "tests", "OUT", "--dtype", "fp8"], "'fp8' is not one of bf16, fp16, fp32"),
-        (["export", "nowhere", "OUT"], "nowhere: checkpoint is incomplete or damaged: there is no such folder"),
+        (["export", "nowhere", "OUT"], "nowhere: checkpoint is incomplete or damaged: no such folder"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[object], part: str) -> None:
