@@ -7,7 +7,6 @@ import platform
 import shutil
 import textwrap
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 from pretraining.doctor.finding import Finding
@@ -29,18 +28,14 @@ class Table:
     def rows(self, finding: Finding) -> str:
         """The lines of one finding. A command has a separate line, however long, so that it can be pasted."""
         indent = " " * (2 + STATUS_WIDTH + 2)
-        names = textwrap.wrap(finding.name, NAME_WIDTH, break_long_words=False) or [""]
-        width = self._width - len(indent) - NAME_WIDTH - 2
-        texts = textwrap.wrap(finding.figure, width, break_on_hyphens=False) or [""]
-        if len(names[0]) > NAME_WIDTH:  # the figure begins on the next line
-            texts = ["", *texts]
+        lines = textwrap.wrap(
+            f"{finding.name:<{NAME_WIDTH}}  {finding.figure}",
+            self._width - len(indent),
+            subsequent_indent=" " * (NAME_WIDTH + 2),
+            break_on_hyphens=False,
+        )
         status = self._colored(f"{finding.status:<{STATUS_WIDTH}}", COLORS[finding.status])
-        starts = [f"  {status}  ", *[indent] * max(len(names), len(texts))]
-        columns = zip_longest(names, texts, fillvalue="")
-        lines = [
-            f"{start}{name:<{NAME_WIDTH}}  {text}".rstrip()
-            for start, (name, text) in zip(starts, columns, strict=False)
-        ]
+        lines = [f"  {status}  {lines[0]}", *(indent + line for line in lines[1:])]
         if finding.fix and finding.status != "ok":
             lines.append(indent + self._colored(f"$ {finding.fix}", "1"))
         return "\n".join([*self._heading(finding.group), *lines]) + "\n"

@@ -23,7 +23,8 @@ class Point(NamedTuple):
     value: float | None
 
 
-class Bin(NamedTuple):
+@dataclass(frozen=True)
+class Bin:
     """A part of a curve, from after one step to another: its lowest and highest point in order, its sum and count."""
 
     ends: list[Point]

@@ -59,13 +59,13 @@ def report_tables(run: RunCurves) -> dict[str, dict[str, str]]:
 
 def _run_table(run: RunCurves) -> Table:
     step, num_steps = _last_step(run), run.run_record.get("arguments", {}).get("max_steps", 0)
-    times = [datetime.fromtimestamp(at, tz=UTC).strftime("%Y-%m-%d %H:%M UTC") for at in run.logged_at] or [None, None]
+    times = [datetime.fromtimestamp(at, tz=UTC).strftime("%Y-%m-%d %H:%M UTC") for at in run.logged_at]
     return {
         "state": run_state(run),
         "step": f"{step:,} of {num_steps:,}",
         "tokens": _format(run.tokens_at(step), COUNT),
-        "first record": times[0],
-        "last record": times[1],
+        "first record": times[0] if times else None,
+        "last record": times[-1] if times else None,
         "starts": str(len(run.run_record.get("earlier_starts", [])) + 1),
         "run folder": hide_path(run.run_dir),
     }
