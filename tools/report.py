@@ -29,16 +29,11 @@ class ReportArguments:
     output: Path | None = flag(None, "file of the page; by default report.html in the folder of the run")
 
     def __post_init__(self) -> None:
-        """Check what needs no file, all at once."""
-        checks = {
-            "--runs: pass a run folder": bool(self.runs),
-            "--output: pass a file for the page of several runs, e.g. comparison.html": (
-                len(self.runs) < 2 or self.output is not None
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        """Check what needs no file."""
+        if not self.runs:
+            raise UserError("--runs: pass a run folder")
+        if len(self.runs) > 1 and self.output is None:
+            raise UserError("--output: pass a file for the page of several runs, e.g. comparison.html")
 
 
 def main(argv: Sequence[str]) -> None:

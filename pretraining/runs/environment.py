@@ -1,17 +1,19 @@
 """How a run was started: the command, package versions and the commit of the code."""
 
 import importlib.metadata
-import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pretraining import PROJECT_DIR
-from pretraining.system.launchers import num_local_processes, num_processes, stat_words
+from pretraining.system.launchers import num_local_processes, num_processes
 from pretraining.system.privacy import mask_words
 
 REQUIREMENTS = PROJECT_DIR / "requirements.txt"
@@ -70,13 +72,11 @@ def _launcher_name(program: str) -> str | None:
 
 
 def _commands_above() -> Iterator[list[str]]:
-    pid = os.getpid()
-    try:
-        while pid > 1:
-            yield Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-            pid = int(stat_words(pid)[1])
-    except OSError:  # of another user, or in another container
-        return
+    """The command lines of this process and its parents, as far as this user may read them."""
+    process = psutil.Process()
+    with suppress(psutil.Error):
+        for parent in (process, *process.parents()):
+            yield parent.cmdline()
 
 
 def package_versions() -> dict[str, str | None]:
