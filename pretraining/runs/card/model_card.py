@@ -14,6 +14,7 @@ from pretraining.runs.history import RunHistory
 from pretraining.runs.run_folder import CURVES_NAME
 from pretraining.runs.tracking.metrics_file import EVALUATIONS
 from pretraining.system.escapes import markdown_block, markdown_code, markdown_text
+from pretraining.system.files import write_atomically
 from pretraining.system.privacy import hide_paths_of_command, mask
 
 CARD_NAME = "README.md"
@@ -89,7 +90,7 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
         command=markdown_block(hide_paths_of_command(mask(record["command"])), language="bash"),
         cost="\n".join(sections.cost(history)),
     )
-    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    write_atomically(folder / CARD_NAME, card.encode())
 
 
 def _usage(location: str, facts: CardFacts) -> str:

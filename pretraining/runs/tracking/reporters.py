@@ -24,6 +24,7 @@ from transformers.integrations import TensorBoardCallback
 from pretraining.runs.run_folder import METRICS_NAME
 from pretraining.runs.tracking.metrics_file import read_log, sound_records
 from pretraining.runs.tracking.metrics_log import TIME_NAME
+from pretraining.system.files import write_atomically
 
 GUARDED_EVENTS = ("on_log", "on_evaluate", "on_save", "on_train_end")
 TRACKERS_NAME = "trackers.json"
@@ -148,7 +149,7 @@ class TrackedRun(TrainerCallback):
         self.has_trackers = bool(set(args.report_to) - {"tensorboard"})
         self._ids: dict[str, str] = {}
         if resumes and self._path.is_file():
-            with suppress(ValueError):  # of a power cut while it was written
+            with suppress(ValueError):  # of a power cut in an earlier version
                 self._ids = json.loads(self._path.read_text(encoding="utf-8"))
         # Unlike the name of the folder it is unique: trackio continues any run of the same name.
         self._ids.setdefault("name", args.run_name or f"{run_dir.resolve().name}-{secrets.token_hex(3)}")
@@ -173,7 +174,7 @@ class TrackedRun(TrainerCallback):
                 self._ids["MLFLOW_RUN_ID"] = mlflow.active_run().info.run_id
                 if "@" not in urlsplit(mlflow.get_tracking_uri()).netloc:  # a password stays in the environment
                     self._ids["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
-            self._path.write_text(json.dumps(self._ids, indent=1) + "\n", encoding="utf-8")
+            write_atomically(self._path, (json.dumps(self._ids, indent=1) + "\n").encode())
 
 
 def _avoid_wandb_login(run_dir: Path) -> None:
