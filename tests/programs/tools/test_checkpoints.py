@@ -83,7 +83,7 @@ def test_the_record_of_the_run_is_config_enough(finished_run: Path, exported: Pa
 
 
 def test_a_large_model_is_in_several_files(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_export, "MOST_FILE_BYTES", 10_000)
+    monkeypatch.setattr(checkpoint_export, "MAX_FILE_BYTES", 10_000)
     config, weights = open_shards(finished_run / "checkpoint-2")
     checkpoint_export.write_weights(tmp_path, weights, dtype=torch.bfloat16)
     config.save_pretrained(tmp_path)
