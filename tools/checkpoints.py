@@ -1,9 +1,9 @@
-"""Look after the checkpoints of a run.
+"""Export or verify the checkpoints of a run.
 
-    python3 -m tools.checkpoints export runs/llama2_7b/checkpoint-500 OUT   # one as a model for everybody's tools
+    python3 -m tools.checkpoints export runs/llama2_7b/checkpoint-500 OUT   # as a standard Hugging Face model
+    python3 -m tools.checkpoints verify runs/llama2_7b                      # like python3 -m tools.verify
 
-`export` needs neither GPUs nor as many processes as the run had, and little more memory than one of the files it
-writes, of 5 GB at most. `verify RUN` does what `python3 -m tools.verify RUN` does.
+`export` needs no GPU, only one process, and little more memory than one of its output files, of 5 GB at most.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ logger = logging.getLogger("pretraining.checkpoints")
 class CheckpointsArguments:
     """Flags of tools.checkpoints."""
 
-    command: Literal["verify", "export"] | None = flag(None, "what to do; stands first, without --command")
-    folder: Path | None = flag(None, "run folder to verify, or checkpoint to export; stands next")
-    output_dir: Path | None = flag(None, "new folder for the exported model; stands next")
+    command: Literal["verify", "export"] | None = flag(None, "verify or export; comes first, without --command")
+    folder: Path | None = flag(None, "run folder to verify, or checkpoint to export; comes next")
+    output_dir: Path | None = flag(None, "new folder for the exported model; comes next")
     dtype: Literal["bf16", "fp16", "fp32"] = flag("bf16", "precision of the exported weights")
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         checks = {
-            "--command: give verify or export": self.command is not None,
-            "--folder: give a run folder to verify, or a checkpoint to export": self.folder is not None,
-            "--output_dir: give the folder for the exported model, and none to verify": (
+            "--command: pass verify or export": self.command is not None,
+            "--folder: pass a run folder to verify, or a checkpoint to export": self.folder is not None,
+            "--output_dir: pass the folder of the exported model; verify takes none": (
                 (self.command == "export") == (self.output_dir is not None)
             ),
         }
@@ -47,7 +47,7 @@ class CheckpointsArguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Do what the first word says."""
+    """Verify or export."""
     groups = [dataclass_group("Checkpoints", CheckpointsArguments)]
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=("command", "folder", "output_dir"))
     if arguments.command == "verify":

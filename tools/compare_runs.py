@@ -1,9 +1,9 @@
-"""Say where two runs differ: in flags, data, versions, machine, and where their figures first part.
+"""Show where two runs differ: flags, data, versions, machine, and the first difference of their metrics.
 
     python3 -m tools.compare_runs runs/a runs/b
 
-Losses, gradient norms, evaluations and weights are compared to the bit; speed and time are not. As with diff, the exit
-code is 0 when nothing differs, and 1 when something does. Where the folders lie is no difference.
+Losses, gradient norms, evaluations and weights are compared bit for bit; speed, time and paths of the runs are ignored.
+As with diff, the exit code is 0 if nothing differs and 1 otherwise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pretraining.errors import UserError
 from pretraining.system.escapes import escape_on_terminal
 
 DIFFERENT_EXIT_CODE = 1
-PLACES = ("output_dir", "run_name", "resume", "allow_changed", "local_rank")  # the last is the launcher's way to count
+PLACES = ("output_dir", "run_name", "resume", "allow_changed", "local_rank")  # the last is set by launchers
 DATA = ("data", "tokenizer_sha256")
 EQUAL, EQUAL_TO_THE_BIT = "equal", "equal to the bit"
 TO_THE_BIT = ("figures", "weights")
@@ -31,20 +31,20 @@ TO_THE_BIT = ("figures", "weights")
 class ComparisonArguments:
     """Flags of tools.compare_runs."""
 
-    run: Path | None = flag(None, "run folder; stands first, without --run")
-    other: Path | None = flag(None, "the one to compare it with; stands next")
+    run: Path | None = flag(None, "run folder; comes first, without --run")
+    other: Path | None = flag(None, "run folder to compare it with; comes next")
 
     def __post_init__(self) -> None:
         """Check what needs no file."""
         if self.run is None or self.other is None:
-            raise UserError("--run, --other: give two run folders")
+            raise UserError("--run, --other: pass two run folders")
 
 
 def main(argv: Sequence[str]) -> None:
     """Compare them, part by part."""
     groups = [dataclass_group("Comparison", ComparisonArguments)]
     (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=("run", "other"))
-    found = {**compared_records(arguments.run, arguments.other), **compared_figures(arguments.run, arguments.other)}
+    found = {**compared_records(arguments.run, arguments.other), **compared_metrics(arguments.run, arguments.other)}
     for part, lines in found.items():
         for place, line in enumerate(lines or [EQUAL_TO_THE_BIT if part in TO_THE_BIT else EQUAL]):
             sys.stdout.write(f"{'' if place else part:<10} {escape_on_terminal(line, sys.stdout)}\n")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def compared_records(run_dir: Path, other: Path) -> dict[str, list[str]]:
-    """Every difference of what the runs were started with, by what it is in."""
+    """Every difference between the two files run.json, by part."""
     from pretraining.runs.record_file import read_run_record
     from pretraining.runs.run_record import differences
 
@@ -65,7 +65,7 @@ def compared_records(run_dir: Path, other: Path) -> dict[str, list[str]]:
 
 
 def parts_of(record: dict[str, Any]) -> dict[str, Any]:
-    """run.json by what a reader looks for."""
+    """The contents of run.json by part."""
     identity = record.get("identity", {})
     return {
         "arguments": {name: value for name, value in record.get("arguments", {}).items() if name not in PLACES},
@@ -77,12 +77,12 @@ def parts_of(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compared_figures(run_dir: Path, other: Path) -> dict[str, list[str]]:
-    """The first difference of the logs, and that of the exported models where both runs have one."""
-    from pretraining.runs.compare import difference_of_figures, difference_of_weights
+def compared_metrics(run_dir: Path, other: Path) -> dict[str, list[str]]:
+    """The first difference of the logs, and that of the exported models if there are any."""
+    from pretraining.runs.compare import difference_of_metrics, difference_of_weights
     from pretraining.runs.run_folder import MODEL_DIR_NAME
 
-    found = {"figures": difference_of_figures(run_dir, other)}
+    found = {"figures": difference_of_metrics(run_dir, other)}
     models = [folder / MODEL_DIR_NAME for folder in (run_dir, other)]
     if any(model.is_dir() for model in models):
         found["weights"] = difference_of_weights(*models)

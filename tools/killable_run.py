@@ -1,57 +1,47 @@
-"""A run of pretrain.py as seen from outside: how far it is, whether it saves, and a kill of all of it or a part."""
+"""A run of pretrain.py as seen from outside: its progress, whether it saves, and killing all or a part of it."""
 
 import json
 import logging
-import os
 import random
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
+
+import psutil
 
 from pretraining.runs.checksums import COMPLETE_NAME
-from pretraining.runs.run_folder import METRICS_NAME, checkpoint_step, complete_checkpoints
-from pretraining.system.launchers import stat_words
+from pretraining.runs.run_folder import METRICS_NAME, all_checkpoints, checkpoint_step, complete_checkpoints
 
-LOOK_SECONDS = 0.005  # a save of a small model takes 50 ms
+POLL_SECONDS = 0.005  # a save of a small model takes 50 ms
 TAIL_BYTES = 1 << 16  # more than a record has
-GONE_WITHIN_SECONDS = 30.0
+EXIT_SECONDS = 30.0
 
 Part = Literal["everything", "a rank", "the launcher"]
 
 logger = logging.getLogger(__name__)
 
 
-class Process(NamedTuple):
-    """A process of this machine, with its parent, its state, and when it began in ticks since boot."""
-
-    pid: int
-    parent: int
-    state: str
-    began_at: str
-
-
 class KillableRun:
-    """Starts a run again and again by the same command; `program` is the script that each of its ranks runs."""
+    """Starts a run repeatedly with the same command; `program` is the script that each of its ranks runs."""
 
     def __init__(self, command: Sequence[str], run_dir: Path, program: Path) -> None:
         self.run_dir = run_dir
         self.log_path = run_dir.with_suffix(".log")
-        self.resume_seconds: list[float] = []  # from a start that was none of the first to its first new step
-        self.began_at = 0.0
+        self.resume_seconds: list[float] = []  # from each restart to its first new step
+        self.started_at = 0.0
         self._command = [*command, "--output_dir", str(run_dir), "--logging_steps", "1"]
         self._metrics = run_dir / METRICS_NAME
         self._program = str(program)
 
     def start(self) -> None:
-        """Start it, or start it again."""
+        """Start or restart the run."""
         self._resumes = self._metrics.exists()
         self._old_log = self._log_number()
         self._from_step = self.newest_checkpoint()
-        self.began_at = time.monotonic()
+        self.started_at = time.monotonic()
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -59,22 +49,24 @@ class KillableRun:
 
     @property
     def exit_code(self) -> int:
-        """Of its launcher; waits for that."""
+        """Wait for the launcher and return its exit code."""
         return self._process.wait()
 
-    def go_on_until(self, comes: Callable[[], bool]) -> bool:
-        """Wait for something to come true; False when the run ends before."""
-        while self.go_on_for(0.0):
-            if comes():
+    def wait_until(self, is_reached: Callable[[], bool]) -> bool:
+        """Wait for a condition; False if the run ends before."""
+        while self.wait_seconds(0.0):
+            if is_reached():
                 return True
         return False
 
-    def go_on_for(self, seconds: float) -> bool:
-        """Wait; False when the run ends before."""
+    def wait_seconds(self, seconds: float) -> bool:
+        """Wait; False if the run ends before."""
         try:
-            self._process.wait(max(seconds, LOOK_SECONDS))
+            self._process.wait(max(seconds, POLL_SECONDS))
         except subprocess.TimeoutExpired:
-            self._look_for_new_step()
+            if self._resumes and self.newest_step() > self._from_step:
+                self._resumes = False
+                self.resume_seconds.append(time.monotonic() - self.started_at)
             return True
         except BaseException:
             self.kill("everything", random.Random(0))
@@ -82,9 +74,9 @@ class KillableRun:
         return False
 
     def newest_step(self) -> int:
-        """The last step in the log, -1 as long as this start has not begun to train."""
+        """The last step in the log, -1 before the first step of this start."""
         number = self._log_number()
-        if number is None or number == self._old_log:  # a run that goes on writes its log anew, without later steps
+        if number is None or number == self._old_log:  # a resumed run replaces its log by one without later steps
             return -1
         with self._metrics.open("rb") as file:
             file.seek(max(0, self._metrics.stat().st_size - TAIL_BYTES))
@@ -102,76 +94,64 @@ class KillableRun:
         return max((step for step in steps if step is not None), default=0)
 
     def is_saving(self) -> bool:
-        """Whether there is a checkpoint of this start that does not count yet."""
+        """Whether this start is writing a checkpoint."""
         if self._log_number() == self._old_log:
             return False
-        folders = [path for path in self.run_dir.glob("checkpoint-*") if checkpoint_step(path) is not None]
-        return any(not (folder / COMPLETE_NAME).exists() for folder in folders)
+        return any(not (folder / COMPLETE_NAME).exists() for folder in all_checkpoints(self.run_dir))
 
-    def saves_or_has_saved(self, num_steps: int) -> bool:
-        """Whether a save is going on, or none is to come any more in a run of so many steps."""
+    def has_started_saving(self, num_steps: int) -> bool:
+        """Whether a save is in progress, or the last one of a run of `num_steps` is done."""
         return self.is_saving() or self.newest_step() == num_steps == self.newest_checkpoint()
 
     def kill(self, part: Part, chance: random.Random) -> None:
-        """Kill the run or a part of it, and wait until no process of it is left."""
-        processes = _descendants(self._process.pid)
-        for process in self._chosen(processes, part, chance) or processes:
-            _kill(process)
-        deadline = time.monotonic() + GONE_WITHIN_SECONDS
-        while (left := [process for process in processes if _is_alive(process)]) and time.monotonic() < deadline:
+        """Kill the run or a part of it, and wait until all its processes have ended."""
+        processes = _process_tree(self._process.pid)
+        _kill(self._chosen(processes, part, chance) or processes)
+        deadline = time.monotonic() + EXIT_SECONDS
+        while (running := list(filter(_is_running, processes))) and time.monotonic() < deadline:
             self._process.poll()
-            time.sleep(LOOK_SECONDS)
-        if left:
-            logger.warning("%d processes went on for %.0f s without %s", len(left), GONE_WITHIN_SECONDS, part)
-        for process in left:
-            _kill(process)
+            time.sleep(POLL_SECONDS)
+        if running:
+            logger.warning("%d processes ran for %.0f s without %s", len(running), EXIT_SECONDS, part)
+        _kill(running)
         self._process.wait()
 
-    def _chosen(self, processes: Sequence[Process], part: Part, chance: random.Random) -> list[Process]:
-        """Those of a part; none while it is not there yet."""
-        running = {process.pid for process in processes if self._program in _command_line(process.pid)[1:3]}
-        ranks = [process for process in processes if process.pid in running and process.parent not in running]
+    def _chosen(
+        self, processes: Sequence[psutil.Process], part: Part, chance: random.Random
+    ) -> Sequence[psutil.Process]:
+        """The processes of a part; none if they have not started yet."""
+        if part == "everything":
+            return processes
+        parents = {}  # of the processes that run the program: ranks and their forks
+        for process in processes:
+            with suppress(psutil.Error):
+                if self._program in process.cmdline()[1:3]:
+                    parents[process.pid] = process.ppid()
+        ranks = [process for process in processes if process.pid in parents and parents[process.pid] not in parents]
         if part == "a rank":
             return [chance.choice(ranks)] if ranks else []
-        below_ranks = {process.pid for rank in ranks for process in _descendants(rank.pid)}
-        return [process for process in processes if part == "everything" or process.pid not in below_ranks]
-
-    def _look_for_new_step(self) -> None:
-        if self._resumes and self.newest_step() > self._from_step:
-            self._resumes = False
-            self.resume_seconds.append(time.monotonic() - self.began_at)
+        below_ranks = {process.pid for rank in ranks for process in _process_tree(rank.pid)}
+        return [process for process in processes if process.pid not in below_ranks]
 
     def _log_number(self) -> int | None:
         return self._metrics.stat().st_ino if self._metrics.exists() else None
 
 
-def _descendants(pid: int) -> list[Process]:
-    """A process and all below it, those above first."""
-    everybody = [process for path in Path("/proc").glob("[0-9]*") if (process := _read(int(path.name))) is not None]
-    found = [process for process in everybody if process.pid == pid]
-    for process in found:  # which grows
-        found += [child for child in everybody if child.parent == process.pid]
-    return found
-
-
-def _read(pid: int) -> Process | None:
-    with suppress(OSError):
-        words = stat_words(pid)
-        return Process(pid, int(words[1]), words[0], words[19])
-    return None
-
-
-def _is_alive(process: Process) -> bool:
-    now = _read(process.pid)
-    return now is not None and now.began_at == process.began_at and now.state not in "ZX"
-
-
-def _kill(process: Process) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGKILL)
-
-
-def _command_line(pid: int) -> list[str]:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+def _process_tree(pid: int) -> list[psutil.Process]:
+    """A process and all below it; none if it has ended."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
     return []
+
+
+def _is_running(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()

@@ -1,9 +1,9 @@
-"""Draw the curves of a run, or of several runs in one page.
+"""Write the report of a run, or compare several runs in one page.
 
     python3 -m tools.report runs/llama2_7b                                    # report.html and curves.png in its folder
-    python3 -m tools.report runs/a runs/b runs/c --output comparison.html     # several in one page
+    python3 -m tools.report runs/a runs/b runs/c --output comparison.html     # several runs in one page
 
-The page has all it needs in itself and opens without a network. pretrain.py writes it too, at each evaluation.
+The page is self-contained and opens without a network. pretrain.py also writes it at each evaluation.
 """
 
 from __future__ import annotations
@@ -25,24 +25,19 @@ logger = logging.getLogger("pretraining.report")
 class ReportArguments:
     """Flags of tools.report."""
 
-    runs: list[Path] = flag([], "run folders; stand first, without --runs")
-    output: Path | None = flag(None, "file for the page; that of one run lies in its folder")
+    runs: list[Path] = flag([], "run folders; come first, without --runs")
+    output: Path | None = flag(None, "file of the page; by default report.html in the folder of the run")
 
     def __post_init__(self) -> None:
-        """Check what needs no file, all at once."""
-        checks = {
-            "--runs: give a run folder": bool(self.runs),
-            "--output: give the file for the page of several runs, such as comparison.html": (
-                len(self.runs) < 2 or self.output is not None
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        """Check what needs no file."""
+        if not self.runs:
+            raise UserError("--runs: pass a run folder")
+        if len(self.runs) > 1 and self.output is None:
+            raise UserError("--output: pass a file for the page of several runs, e.g. comparison.html")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draw them."""
+    """Write the page."""
     words = ["--runs", *argv] if argv and not argv[0].startswith("-") else argv
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Report", ReportArguments)], words)
     from pretraining.runs.report.report import write_comparison, write_report

@@ -1,11 +1,11 @@
-"""Prove on this machine that a run which is killed and started again is the run that was never killed.
+"""Prove on this machine that a run that was killed and restarted equals one that was never killed.
 
     python3 -m tools.resume_proof --kills 20 --recipe recipes/quickstart/pretrain.yaml
     python3 -m tools.resume_proof --launcher torchrun --num_gpus 8 --recipe my.yaml -- --max_steps 200 --save_steps 20
 
-Trains twice: once undisturbed, once killed with SIGKILL, all of it or a part, while it starts, trains, saves and
-exports, and started again by the same command. Then both must have the same losses, gradient norms, evaluations and
-weights to the bit; otherwise the exit code is 1. --recipe and what follows -- are flags of pretrain.py.
+Trains twice: once without interruption, once killed by SIGKILL (all processes or some) while it starts, trains, saves
+and exports, and restarted by the same command. Losses, gradient norms, evaluations and weights must then be bit-equal;
+otherwise the exit code is 1. --recipe and everything after -- are flags of pretrain.py.
 """
 
 from __future__ import annotations
@@ -44,26 +44,20 @@ PROGRAM = Path(__file__).parents[1] / "pretrain.py"
 class ProofArguments:
     """Flags of tools.resume_proof."""
 
-    kills: int = flag(20, "how often the second run is killed")
-    seed: int = flag(0, "decides when, and what of it")
-    launcher: Literal["deepspeed", "torchrun", "python3"] = flag("deepspeed", "what starts the runs")
-    num_gpus: int | None = flag(None, "processes of a run; none is one a GPU, or two where there is no GPU")
-    output_dir: Path | None = flag(None, "new folder for both runs; none is runs/resume_proof-TIME")
+    kills: int = flag(20, "number of kills of the second run")
+    seed: int = flag(0, "seed of the moments and of what is killed")
+    launcher: Literal["deepspeed", "torchrun", "python3"] = flag("deepspeed", "launcher of both runs")
+    num_gpus: int | None = flag(None, "processes of a run; none: one per GPU, or two without a GPU")
+    output_dir: Path | None = flag(None, "new folder for both runs; none: runs/resume_proof-TIME")
 
     def __post_init__(self) -> None:
-        """Check what needs no file, all at once."""
-        checks = {
-            f"--num_gpus {self.num_gpus}: python3 starts one process; give another --launcher": (
-                self.launcher != "python3" or self.num_gpus in (None, 1)
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        """Check what needs no file."""
+        if self.launcher == "python3" and self.num_gpus not in (None, 1):
+            raise UserError(f"--num_gpus {self.num_gpus}: python3 starts one process; use another --launcher")
 
 
 class Kill(NamedTuple):
-    """When a run is killed, and what of it: `seconds` after its start, after a step, or after a save began."""
+    """What is killed, and when: `seconds` after the start, after a step, or after the start of a save."""
 
     moment: Literal["start", "step", "save"]
     step: int
@@ -72,7 +66,7 @@ class Kill(NamedTuple):
 
 
 class Killed(NamedTuple):
-    """What was killed, and what that cost: steps that are made again, and whether a save was going on."""
+    """What was killed, the number of steps to repeat, and whether a save was in progress."""
 
     part: Part
     reached: int  # step; -1 before the first one
@@ -81,7 +75,7 @@ class Killed(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """What the undisturbed run took, in seconds."""
+    """Durations of the uninterrupted run, in seconds."""
 
     num_steps: int
     start: float
@@ -91,7 +85,7 @@ class Pace(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train twice, compare."""
+    """Train twice, and compare."""
     own, training = split_command_line(argv)
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Proof", ProofArguments)], own)
     check_training(training)
@@ -105,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def split_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """This tool's own words, and those of pretrain.py: the recipe and what follows `--`."""
+    """The flags of this tool, and those of pretrain.py: the recipe and everything after `--`."""
     cut = list(argv).index("--") if "--" in argv else len(argv)
     own, training = list(argv[:cut]), list(argv[cut + 1 :])
     recipe = []
@@ -118,62 +112,62 @@ def split_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check_training(words: Sequence[str]) -> None:
-    """Refuse flags of pretrain.py that it would refuse, or that would not leave it to this tool to start it again.
+    """Reject flags that pretrain.py rejects, or by which it would restart itself.
 
     Raises:
-        UserError: naming them.
+        UserError: with the flags.
     """
     durability = parse_pretrain_arguments("", words).durability
     if durability.restarts or durability.resume != "auto":
-        raise UserError("--restarts, --resume: this tool starts the run again itself; leave them out")
+        raise UserError("--restarts, --resume: this tool restarts the run itself; remove them")
 
 
 def new_folder(folder: Path | None) -> Path:
-    """The folder for both runs, which must not be there yet."""
+    """Create the folder for both runs."""
     folder = folder or Path(f"runs/resume_proof-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror}); choose another") from None
+        raise UserError(f"--output_dir {folder}: cannot be created ({error.strerror}); choose another") from None
     return folder
 
 
 def launch_command(arguments: ProofArguments) -> list[str]:
-    """What stands before pretrain.py."""
+    """The command up to pretrain.py."""
     if arguments.launcher == "python3":
         return [sys.executable]
     num_processes = arguments.num_gpus or len(driver_gpu_names()) or 2
     command = DEEPSPEED if arguments.launcher == "deepspeed" else [sys.executable, "-m", "torch.distributed.run"]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = f"--master_port={listener.getsockname()[1]}"  # other runs may have the usual one
+        port = f"--master_port={listener.getsockname()[1]}"  # other runs may use the default
     count = "--num_gpus" if arguments.launcher == "deepspeed" else "--nproc_per_node"
     return [*command, f"{count}={num_processes}", port]
 
 
 def measure(run: KillableRun) -> Pace:
-    """Train undisturbed."""
+    """Train without interruption, and measure the durations that kills are planned by."""
     run.start()
-    run.go_on_until(lambda: run.newest_step() > 0)
+    run.wait_until(lambda: run.newest_step() > 0)
     first_at = time.monotonic()
-    saves, save_began_at, last_step, last_at = [0.0], None, 0, first_at
-    while run.go_on_for(0.0):
+    saves, save_started_at, last_step, last_at = [0.0], None, 0, first_at
+    while run.wait_seconds(0.0):
         now = time.monotonic()
-        save_began_at = (save_began_at or now) if run.is_saving() else None
-        saves.append(0.0 if save_began_at is None else now - save_began_at)
+        save_started_at = (save_started_at or now) if run.is_saving() else None
+        saves.append(0.0 if save_started_at is None else now - save_started_at)
         if run.newest_step() > last_step:
             last_step, last_at = run.newest_step(), now
     check_end(run)
     num_steps = run.newest_step()
     step_seconds = (last_at - first_at) / max(1, num_steps - 1)
-    start_seconds, total_seconds = first_at - run.began_at, time.monotonic() - run.began_at
-    said = "undisturbed: %d steps in %.0f s, the first one after %.0f s: %s"
-    logger.info(said, num_steps, total_seconds, start_seconds, run.run_dir)
+    start_seconds, total_seconds = first_at - run.started_at, time.monotonic() - run.started_at
+    message = "undisturbed: %d steps in %.0f s, the first one after %.0f s: %s"
+    logger.info(message, num_steps, total_seconds, start_seconds, run.run_dir)
     return Pace(num_steps, start_seconds, step_seconds, max(saves), time.monotonic() - last_at)
 
 
 def plan_kills(num_kills: int, pace: Pace, chance: random.Random, *, has_parts: bool) -> list[Kill]:
-    """Moments of the whole run, in their order: a third during saves, a sixth while it starts, the others anywhere."""
+    """Moments in order of steps: a third during saves, a sixth during the start, the others anywhere."""
     moments: list[Literal["start", "step", "save"]] = ["save", "step", "start", "save", "step", "step"]
     kills = []
     for number in range(num_kills):
@@ -191,54 +185,54 @@ def plan_kills(num_kills: int, pace: Pace, chance: random.Random, *, has_parts: 
 
 
 def kill_again_and_again(run: KillableRun, kills: Sequence[Kill], pace: Pace, chance: random.Random) -> list[Killed]:
-    """Start the run until it ends well; each start but the last is killed, unless it ends before its moment comes."""
+    """Restart the run until it finishes; each start but the last is killed, unless it ends before."""
     killed: list[Killed] = []
     for number, kill in enumerate(kills, 1):
         run.start()
-        if not moment_comes(run, kill, pace):
+        if not wait_for_moment(run, kill, pace):
             break
         reached, was_saving = run.newest_step(), run.is_saving()
         run.kill(kill.part, chance)
         killed.append(Killed(kill.part, reached, max(0, reached - run.newest_checkpoint()), was_saving))
-        when = "while it started" if reached < 0 else f"after step {reached}"
-        said = f"{kill.part} {when}{', during a save' if was_saving else ''}"
-        logger.info("kill %d of %d: %s; going on from step %d", number, len(kills), said, run.newest_checkpoint())
+        when = "during the start" if reached < 0 else f"after step {reached}"
+        what = f"{kill.part} {when}{', during a save' * was_saving}"
+        logger.info("kill %d of %d: %s; resuming from step %d", number, len(kills), what, run.newest_checkpoint())
     else:
         run.start()
-    run.go_on_until(lambda: False)
+    run.wait_until(lambda: False)
     check_end(run)
     return killed
 
 
-def moment_comes(run: KillableRun, kill: Kill, pace: Pace) -> bool:
-    """Wait for the moment of a kill, after the last save for the end; False when the run ends before."""
-    if kill.moment != "start" and not run.go_on_until(lambda: run.newest_step() >= kill.step):
+def wait_for_moment(run: KillableRun, kill: Kill, pace: Pace) -> bool:
+    """Wait for the moment of a kill, or after the last save for the end; False if the run ends before."""
+    if kill.moment != "start" and not run.wait_until(lambda: run.newest_step() >= kill.step):
         return False
-    if kill.moment == "save" and not run.go_on_until(lambda: run.saves_or_has_saved(pace.num_steps)):
+    if kill.moment == "save" and not run.wait_until(lambda: run.has_started_saving(pace.num_steps)):
         return False
-    return run.go_on_for(kill.seconds)
+    return run.wait_seconds(kill.seconds)
 
 
 def check_end(run: KillableRun) -> None:
-    """End this program if the run ended badly by itself."""
+    """Exit if the run failed without a kill."""
     if run.exit_code != 0:
-        logger.error("the run ended by itself with exit code %d: %s", run.exit_code, run.log_path)
+        logger.error("the run failed without a kill, exit code %d: %s", run.exit_code, run.log_path)
         exit_process(DIFFERENT_EXIT_CODE)
 
 
 def report(pace: Pace, killed: Sequence[Killed], resume_seconds: Sequence[float], folder: Path) -> None:
-    """Say what came out; the exit code is 1 where the runs differ."""
+    """Log the result; exit with code 1 if the runs differ."""
     num_saves = sum(kill.was_saving for kill in killed)
     what = f"{len(killed)} kills ({num_saves} during a save), {pace.num_steps} steps"
     difference = first_difference(folder / "undisturbed", folder / "killed")
     if difference is not None:
         record = json.loads((folder / "undisturbed" / RUN_RECORD_NAME).read_text(encoding="utf-8"))
-        on_gpu = " (kernels of a GPU that add up in another order each time do that to any two runs)"
+        on_gpu = " (GPU kernels with a nondeterministic order of additions make any two runs differ)"
         logger.error("%s: the runs differ: %s%s", what, difference, on_gpu if record["hardware"]["gpu"] else "")
         exit_process(DIFFERENT_EXIT_CODE)
     logger.info("%s: losses, gradient norms, evaluations and weights bit-equal", what)
     lost = [kill.lost_steps for kill in killed] or [0]
-    logger.info("steps made again: %.1f a kill, %d at most", sum(lost) / len(lost), max(lost))
+    logger.info("steps repeated: %.1f per kill, %d at most", sum(lost) / len(lost), max(lost))
     if resume_seconds:
         mean = sum(resume_seconds) / len(resume_seconds)
         logger.info("from a start to the next new step: %.1f s, %.1f s at most", mean, max(resume_seconds))

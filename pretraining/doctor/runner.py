@@ -1,13 +1,11 @@
-"""Run each check in a process of its own, so that none can end the doctor or hold it up.
+"""All checks, each run in a separate process so that none can end the doctor or block it.
 
-What a check found before it failed or was cut off is kept. A check has the seconds of its own limit, and never more
-than are left of the doctor's; nothing waits for a process that was killed, since one that hangs in a dead network
-disk cannot even be killed.
+The findings of a check that fails or is cut off are kept. A check has its own limit in seconds, and never more
+than the doctor has left. Nothing waits for a killed process: one that hangs in a dead network disk cannot be killed.
 """
 
 import contextlib
 import dataclasses
-import importlib
 import math
 import multiprocessing
 import os
@@ -17,25 +15,56 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pretraining.doctor.checks import Check
-from pretraining.doctor.finding import Finding, warning
-from pretraining.doctor.software.packages import INSTALL
+from pretraining.doctor import hub
+from pretraining.doctor.finding import Check, Finding, warning
+from pretraining.doctor.gpu import all_reduce, devices, speed
+from pretraining.doctor.host import disk, host, leftovers
+from pretraining.doctor.software import environment, packages, torch_build
 
-TOTAL_SECONDS = 57.0  # of 60: Python's own start and end come on top
-GRACE_SECONDS = 1.0  # a check that its parent did not end, since that was killed, ends itself after this
-LEAST_SECONDS = 0.3
-REASON_CHARACTERS = 160
+TOTAL_SECONDS = 57.0  # of 60: Python's start and end come on top
+GRACE_SECONDS = 1.0  # a check whose parent was killed ends itself after this
+MIN_SECONDS = 0.3
+MAX_ERROR_CHARACTERS = 160
 RETRY = "python3 -m tools.doctor"
+# In the order they run: the quick ones first, those that may hang last.
+CHECKS = [
+    Check("software", "python", packages.python_version),
+    Check("software", "requirements.txt", packages.requirements),
+    Check("software", "requirements.lock", packages.lock),
+    Check("software", "deepspeed", packages.launcher),
+    Check("software", "pynvml", packages.pynvml_owner),
+    Check("software", "torch", torch_build.torch_build, 15.0),  # its import takes seconds from a cold disk
+    Check("software", "compilers", torch_build.compilers),
+    Check("software", "environment", environment.variables),
+    Check("software", "encoding", environment.encoding),
+    Check("host", "cores", host.cores),
+    Check("host", "memory", host.memory),
+    Check("host", "shared memory", host.shared_memory),
+    Check("host", "limits", host.limits),
+    Check("host", "control group", host.control_group),
+    Check("host", "port", leftovers.launcher_port),
+    Check("host", "stale processes", leftovers.stale_processes),
+    Check("host", "extension locks", leftovers.extension_locks),
+    Check("disk", "disk", disk.run_folders, 10.0),
+    Check("disk", "temporary folder", disk.temporary_folder),
+    Check("disk", "Hub cache", disk.hub_cache),
+    Check("Hub", "Hub", hub.hub, 7.0),
+    Check("GPUs", "GPUs", devices.gpus, 6.0),
+    Check("GPUs", "GPU links", devices.links),
+    Check("GPUs", "GPU processes", devices.processes),
+    Check("speed", "arithmetic", speed.speed, 14.0),
+    Check("speed", "all-reduce", all_reduce.all_reduce, 22.0),
+]
 
 
 def run_checks(
     checks: Sequence[Check], folders: Sequence[Path], *, total_seconds: float = TOTAL_SECONDS
 ) -> Iterator[Finding]:
-    """Findings of all checks, each as soon as it is there; `folders` are what the disk's checks look at."""
-    ends_at = time.monotonic() + total_seconds
+    """Findings of all checks, each as soon as it is found; `folders` are those that the disk checks test."""
+    deadline = time.monotonic() + total_seconds
     for check in checks:
-        seconds = min(check.limit_seconds, ends_at - time.monotonic())
-        if seconds < LEAST_SECONDS:
+        seconds = min(check.limit_seconds, deadline - time.monotonic())
+        if seconds < MIN_SECONDS:
             yield _unchecked(check, f"no time left of {total_seconds:.0f} s")
         else:
             yield from _run_check(check, folders, seconds)
@@ -45,70 +74,65 @@ def _run_check(check: Check, folders: Sequence[Path], limit_seconds: float) -> I
     # fork: the parent is light and has no threads, so a process costs milliseconds.
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    began_at = time.monotonic()
-    process = context.Process(target=_check_alone, args=(check, folders, sender, limit_seconds), daemon=True)
+    started_at = time.monotonic()
+    process = context.Process(target=_run_in_child, args=(check, folders, sender, limit_seconds), daemon=True)
     process.start()
     sender.close()
     try:
-        while (finding := _receive(receiver, began_at + limit_seconds)) is not None:
+        while (finding := _receive(receiver, started_at + limit_seconds)) is not None:
             yield finding
     except TimeoutError:
         yield _unchecked(check, f"no answer within {limit_seconds:.0f} s", seconds=limit_seconds)
     except EOFError:
         process.join(GRACE_SECONDS)
-        yield _unchecked(check, f"its process ended with {process.exitcode}", seconds=time.monotonic() - began_at)
+        yield _unchecked(check, f"its process ended with {process.exitcode}", seconds=time.monotonic() - started_at)
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid or 0, signal.SIGKILL)  # what it started has its group
+            os.killpg(process.pid or 0, signal.SIGKILL)  # with the processes that it started
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         process.join(GRACE_SECONDS)
 
 
-def _receive(receiver: Connection, ends_at: float) -> Finding | None:
+def _receive(receiver: Connection, deadline: float) -> Finding | None:
     """The next finding, None after the last.
 
     Raises:
         TimeoutError: when there is none in time.
-        EOFError: when the process ended before it was done.
+        EOFError: when the process ended before the check did.
     """
-    if not receiver.poll(max(0.0, ends_at - time.monotonic())):
+    if not receiver.poll(max(0.0, deadline - time.monotonic())):
         raise TimeoutError
     message = receiver.recv()
     return None if message is None else Finding(**message)
 
 
-def _check_alone(check: Check, folders: Sequence[Path], sender: Connection, limit_seconds: float) -> None:
-    """The check's own process: libraries may say what they like, findings go through the pipe."""
+def _run_in_child(check: Check, folders: Sequence[Path], sender: Connection, limit_seconds: float) -> None:
+    """The child process: what libraries print is dropped, findings go through the pipe."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.alarm(math.ceil(limit_seconds + GRACE_SECONDS))
-    silence = os.open(os.devnull, os.O_RDWR)
+    devnull = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
-        os.dup2(silence, descriptor)
-    began_at = time.monotonic()
+        os.dup2(devnull, descriptor)
+    started_at = time.monotonic()
     for finding in _guarded(check, folders):
         now = time.monotonic()
-        sender.send(dataclasses.asdict(dataclasses.replace(finding, group=check.group, seconds=now - began_at)))
-        began_at = now
+        sender.send(dataclasses.asdict(dataclasses.replace(finding, group=check.group, seconds=now - started_at)))
+        started_at = now
     sender.send(None)
 
 
 def _guarded(check: Check, folders: Sequence[Path]) -> Iterator[Finding]:
     """The check's findings; an error becomes one of them."""
     try:
-        room = importlib.import_module(f"pretraining.doctor.{check.room}")
-        yield from getattr(room, check.function)(folders)
-    except BaseException as error:  # a library may even want to end the process
-        yield _unchecked(check, reason(error), fix=INSTALL if isinstance(error, ImportError) else RETRY)
+        yield from check.function(folders)
+    except BaseException as error:  # a library may even call sys.exit
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = text if len(text) <= MAX_ERROR_CHARACTERS else text[: MAX_ERROR_CHARACTERS - 1] + "…"
+        yield _unchecked(check, text, fix=packages.INSTALL if isinstance(error, ImportError) else RETRY)
 
 
-def reason(error: BaseException) -> str:
-    """An error in one short line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 1] + "…"
-
-
-def _unchecked(check: Check, why: str, *, seconds: float = 0.0, fix: str = RETRY) -> Finding:
-    finding = warning(check.name, f"could not be checked ({why})", fix)
+def _unchecked(check: Check, reason: str, *, seconds: float = 0.0, fix: str = RETRY) -> Finding:
+    finding = warning(check.name, f"could not be checked ({reason})", fix)
     return dataclasses.replace(finding, group=check.group, seconds=seconds)

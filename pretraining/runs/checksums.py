@@ -1,13 +1,13 @@
-"""complete.json: the last file of a checkpoint, without which the others do not count.
+"""complete.json, the last file of a checkpoint: without it the others do not count.
 
 It lists every file with its size and hash, and is written when all of them are on the disk. The hash is XXH3 of 128
-bits: it finds damage, not forgery, at 5 GB/s a core where SHA-256 does 1.5, and a checkpoint has 12 bytes a parameter.
-`finite` is true where weights and optimizer state were found finite; a checkpoint without it is of before, and unknown.
+bits: it finds damage, not forgery, at 5 GB/s per core where SHA-256 does 1.5, and a checkpoint has 12 bytes per
+parameter. `finite` is true where weights and optimizer state were found finite; earlier checkpoints do not have it.
 """
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +17,7 @@ from pretraining.system.files import fsync, write_atomically, xxh3_of
 
 COMPLETE_NAME = "complete.json"
 FORMAT_VERSION = 1
-SMALL_BYTES = 1 << 20  # so little takes no time, and some of it is read before the rest is checked
+SMALL_BYTES = 1 << 20  # hashing such files takes no time, and some are read before the others are verified
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FileRecord:
 
 
 def record_file(folder: Path, path: Path) -> FileRecord:
-    """Wait until a file is on the disk, and take its size and hash."""
+    """Wait until a file is on the disk, and return its size and hash."""
     fsync(path)
     return FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, xxh3_of(path))
 
@@ -38,7 +38,7 @@ def record_file(folder: Path, path: Path) -> FileRecord:
 def write_manifest(
     folder: Path, files: Sequence[FileRecord], *, step: int, num_processes: int, finite: bool | None = None
 ) -> None:
-    """Make the checkpoint count: all its files must be recorded. `finite` is what is known of its weights."""
+    """Write complete.json from the records of all files. `finite` is what is known of the weights."""
     content = {
         "format_version": FORMAT_VERSION,
         "step": step,
@@ -58,7 +58,7 @@ def read_complete(folder: Path) -> dict[str, Any]:
     """The content of complete.json.
 
     Raises:
-        OSError: when it is not there.
+        OSError: when it cannot be read.
         ValueError: when it is not as `write_manifest` writes it, lists no file, or one outside of the folder.
     """
     content = parse_json((folder / COMPLETE_NAME).read_bytes())
@@ -88,11 +88,11 @@ def _is_record(file: Any) -> bool:
 
 
 def incomplete_reason(folder: Path) -> str | None:
-    """Why a checkpoint does not count, None when it does: all files in their sizes, the small ones as written."""
+    """Why a checkpoint does not count, None if it does: all files in their sizes, the small ones with their hashes."""
     if not folder.is_dir():
-        return "there is no such folder"
+        return "no such folder"
     try:
-        problems = (_problem_of(folder, file) for file in read_complete(folder)["files"])
+        problems = (file_problem(folder, file, max_hashed_bytes=SMALL_BYTES) for file in read_complete(folder)["files"])
         return next((problem for problem in problems if problem is not None), None)
     except FileNotFoundError:
         return f"{COMPLETE_NAME} is missing, the save did not finish"
@@ -101,7 +101,7 @@ def incomplete_reason(folder: Path) -> str | None:
 
 
 def is_known_finite(folder: Path) -> bool:
-    """Whether a checkpoint records that its weights and optimizer state are finite; those of before do not."""
+    """Whether a checkpoint records that its weights and optimizer state are finite; earlier ones do not."""
     try:
         return read_complete(folder).get("finite") is True
     except (OSError, ValueError):
@@ -111,28 +111,26 @@ def is_known_finite(folder: Path) -> bool:
 def corruption_reason(folder: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
     """The first file whose content is not what was written, None when all are sound; reads every byte.
 
-    `part` of `num_parts` looks after a part of the files, so that processes can share the work.
+    `part` of `num_parts` verifies only this part of the files, so that processes can share the work.
     """
-    files: Collection[Mapping[str, Any]] = read_complete(folder)["files"]
-    by_size = sorted(files, key=lambda file: (-file["num_bytes"], file["path"]))
-    for file in by_size[part::num_parts]:
-        try:
-            if xxh3_of(folder / file["path"]) != file["xxh3_128"]:
-                return f"{file['path']} has other bytes than were written"
-        except OSError as error:
-            return f"{file['path']} cannot be read ({error.strerror})"
-    return None
+    by_size = sorted(read_complete(folder)["files"], key=lambda file: (-file["num_bytes"], file["path"]))
+    problems = (file_problem(folder, file) for file in by_size[part::num_parts])
+    return next((problem for problem in problems if problem is not None), None)
 
 
-def _problem_of(folder: Path, file: Mapping[str, Any]) -> str | None:
+def file_problem(folder: Path, file: Mapping[str, Any], *, max_hashed_bytes: float = float("inf")) -> str | None:
+    """What is wrong with one file of complete.json, None if nothing; larger files are not hashed."""
     path = folder / file["path"]
-    if not path.is_file():
-        return f"{file['path']} is missing"
-    if not path.resolve().is_relative_to(folder.resolve()):
-        return f"{file['path']} is a link out of the folder"
-    found = path.stat().st_size
-    if found != file["num_bytes"]:
-        return f"{file['path']} has {found:,} bytes of {file['num_bytes']:,}"
-    if found < SMALL_BYTES and xxh3_of(path) != file["xxh3_128"]:
-        return f"{file['path']} has other bytes than were written"
+    try:
+        if not path.is_file():
+            return f"{file['path']} is missing"
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return f"{file['path']} is a link out of the folder"
+        found = path.stat().st_size
+        if found != file["num_bytes"]:
+            return f"{file['path']} is damaged: it has {found:,} bytes, not {file['num_bytes']:,}"
+        if found < max_hashed_bytes and (checksum := xxh3_of(path)) != file["xxh3_128"]:
+            return f"{file['path']} is damaged: its XXH3 is {checksum}, not {file['xxh3_128']}"
+    except OSError as error:
+        return f"{file['path']} cannot be read ({error.strerror})"
     return None

@@ -1,4 +1,4 @@
-"""Whether two runs are the same to the bit: their losses, gradient norms, evaluations and exported weights."""
+"""Compare two runs bit for bit: losses, gradient norms, evaluations and exported weights."""
 
 import filecmp
 from collections import Counter
@@ -9,32 +9,31 @@ from typing import Any
 from pretraining.runs.history import read_records
 from pretraining.runs.run_folder import METRICS_NAME, MODEL_DIR_NAME
 
-TRAINING_FIGURES = ("loss", "smoothed_loss", "accuracy", "grad_norm", "learning_rate", "tokens")
+TRAINING_METRICS = ("loss", "smoothed_loss", "accuracy", "grad_norm", "learning_rate", "tokens")
 TIMINGS = ("runtime", "per_second")
-# What a record is about, by the beginning of its names.
+# What a record is about, by the beginning of the names of its metrics.
 KINDS = {"": "step", "eval_": "validation at step", "test_": "test at step"}
 
 
 def first_difference(run_dir: Path, other: Path) -> str | None:
-    """Where the second run first differs from the first one and by how much, None when it does nowhere.
+    """The first difference between two runs and its size, None if there is none.
 
-    Each step must be in the log once. An evaluation that was made again after a resume must be the same each time.
+    Each step must be in the second log once. An evaluation that was repeated after a resume must be the same each time.
     """
-    return difference_of_figures(run_dir, other) or difference_of_weights(
-        run_dir / MODEL_DIR_NAME, other / MODEL_DIR_NAME
-    )
+    models = (run_dir / MODEL_DIR_NAME, other / MODEL_DIR_NAME)
+    return difference_of_metrics(run_dir, other) or difference_of_weights(*models)
 
 
-def difference_of_figures(run_dir: Path, other: Path) -> str | None:
-    """The first place in the second log whose figures differ, or else the first that it lacks or has too often."""
-    expected, found = dict(read_figures(run_dir)), list(read_figures(other))
-    for place, figures in found:
+def difference_of_metrics(run_dir: Path, other: Path) -> str | None:
+    """The first place in the second log whose metrics differ, or else the first that it lacks or has too often."""
+    expected, found = dict(read_metrics(run_dir)), list(read_metrics(other))
+    for place, metrics in found:
         if place not in expected:
             return f"{place} is not in {run_dir / METRICS_NAME}"
-        for name in expected[place] | figures:
-            values = expected[place].get(name), figures.get(name)
+        for name in expected[place] | metrics:
+            values = expected[place].get(name), metrics.get(name)
             if values[0] != values[1]:
-                return f"{place}: {name} {values[0]} and {values[1]}{_apart(*values)}"
+                return f"{place}: {name} {values[0]} and {values[1]}{_relative_difference(*values)}"
     counts = Counter(place for place, _ in found)
     for place in expected:
         if counts[place] == 0 or (counts[place] > 1 and place.startswith("step ")):
@@ -42,8 +41,8 @@ def difference_of_figures(run_dir: Path, other: Path) -> str | None:
     return None
 
 
-def read_figures(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The figures of each step and each evaluation, without those that tell the time."""
+def read_metrics(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The metrics of each step and each evaluation, without times and speeds."""
     for record in read_records(run_dir):
         for prefix, kind in KINDS.items():
             if f"{prefix}loss" in record:
@@ -52,19 +51,19 @@ def read_figures(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _without_timings(record: dict[str, Any], prefix: str) -> dict[str, Any]:
     if not prefix:
-        return {name: record[name] for name in TRAINING_FIGURES if name in record}
+        return {name: record[name] for name in TRAINING_METRICS if name in record}
     names = (name for name in record if name.startswith(prefix) and not any(word in name for word in TIMINGS))
     return {name: record[name] for name in names}
 
 
-def _apart(first: Any, second: Any) -> str:
+def _relative_difference(first: Any, second: Any) -> str:
     if not isinstance(first, float) or not isinstance(second, float):
         return ""
-    return f", {abs(first - second) / max(abs(first), 1e-300):.1e} of it apart"
+    return f", relative difference {abs(first - second) / max(abs(first), 1e-300):.1e}"
 
 
 def difference_of_weights(model_dir: Path, other: Path) -> str | None:
-    """The first file of two exported models that is another one."""
+    """The first file in which two exported models differ."""
     names = [sorted(path.name for path in folder.glob("*.safetensors")) for folder in (model_dir, other)]
     if names[0] != names[1] or not names[0]:
         return f"{other} has the files {', '.join(names[1]) or 'none'}, not {', '.join(names[0]) or 'none'}"

@@ -1,22 +1,24 @@
-"""What a run is started by and from: the command, the versions of its packages, the commit of its code."""
+"""How a run was started: the command, package versions and the commit of the code."""
 
 import importlib.metadata
-import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pretraining import PROJECT_DIR
-from pretraining.system.launchers import num_local_processes, num_processes, stat_words
+from pretraining.system.launchers import num_local_processes, num_processes
 from pretraining.system.privacy import mask_words
 
 REQUIREMENTS = PROJECT_DIR / "requirements.txt"
-EXTRA_PACKAGES = ("tokenizers", "safetensors", "triton")  # come with others, and decide ids, files and kernels
-# How launchers are told the number of processes of a machine, and of machines; mpirun and the like count all in one.
+EXTRA_PACKAGES = ("tokenizers", "safetensors", "triton")  # dependencies that determine ids, files and kernels
+# Flags for the number of processes per machine and of machines; mpirun and others have one for all processes.
 LAUNCHERS = {
     "deepspeed": ("--num_gpus={}", "--num_nodes={}"),
     "torchrun": ("--nproc_per_node={}", "--nnodes={}"),
@@ -25,7 +27,6 @@ LAUNCHERS = {
     "srun": ("--ntasks={}", None),
     "accelerate": ("launch --num_processes={}", None),
 }
-
 OTHER_NAMES = {
     "prterun": "mpirun",
     "torch.distributed.run": "torchrun",
@@ -35,12 +36,12 @@ OTHER_NAMES = {
 
 
 def command() -> str:
-    """What started this run: launcher, number of processes, and the program with its flags, without secrets.
+    """The command of this run: launcher, number of processes, program and its flags, without secrets.
 
-    Other words of the launcher's command line are not ours: `bash -c` and `mpirun -x` hold keys and passwords.
+    Other words of the launcher's command line are dropped: `bash -c` and `mpirun -x` can contain keys and passwords.
     """
     program = Path(sys.argv[0]).name
-    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # which deepspeed adds
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # added by deepspeed
     return shlex.join([*_launcher(program), program, *mask_words(words)])
 
 
@@ -59,7 +60,7 @@ def _launcher(program: str) -> list[str]:
 
 
 def _launcher_name(program: str) -> str | None:
-    """The launcher among the processes above this one that were started with the program, None where there is none."""
+    """The launcher among the parent processes whose command line contains the program, None without one."""
     for words in _commands_above():
         names = [Path(word).name for word in words]
         if program in names:
@@ -71,17 +72,15 @@ def _launcher_name(program: str) -> str | None:
 
 
 def _commands_above() -> Iterator[list[str]]:
-    pid = os.getpid()
-    try:
-        while pid > 1:
-            yield Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-            pid = int(stat_words(pid)[1])
-    except OSError:  # of another user, or in another container
-        return
+    """The command lines of this process and its parents, as far as this user may read them."""
+    process = psutil.Process()
+    with suppress(psutil.Error):
+        for parent in (process, *process.parents()):
+            yield parent.cmdline()
 
 
 def package_versions() -> dict[str, str | None]:
-    """Those of requirements.txt and what it brings that matters; None for one that is not installed."""
+    """Versions of the packages of requirements.txt and EXTRA_PACKAGES; None for one that is not installed."""
     lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if line[:1].isalpha()]
     return {name: _version(name) for name in (*names, *EXTRA_PACKAGES)}
@@ -95,7 +94,7 @@ def _version(name: str) -> str | None:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of this checkout, and whether tracked files differ from it; None outside a repository."""
+    """The commit of this checkout, and whether tracked files differ from it; None outside a repository."""
     commit = _git("rev-parse", "HEAD")
     return None if commit is None else {"commit": commit, "is_dirty": bool(_git("status", "--porcelain", "-uno"))}
 

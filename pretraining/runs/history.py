@@ -1,64 +1,129 @@
-"""What happened in a run, as its folder tells it: run.json and metrics.jsonl, read once for report and card."""
+"""What happened in a run, as its folder records it: run.json and metrics.jsonl, read once for report and card."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pretraining.errors import UserError
-from pretraining.runs.cost import RunCost
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import METRICS_NAME
-from pretraining.runs.tracking.metrics_file import Record, read_log
+from pretraining.runs.tracking.metrics_file import EVALUATIONS, Record, number_of, read_log
 
-SPLIT_KEYS = {"validation": "eval_loss", "test": "test_loss"}
+JOULES_PER_KILOWATT_HOUR = 3.6e6
+SECONDS_PER_HOUR = 3600
 
 
-@dataclass(frozen=True)
+@dataclass
+class _Start:
+    """Processes, seconds and joules of one start."""
+
+    num_processes: int | None
+    seconds: float = 0.0
+    joules: float = 0.0
+
+
+class RunCost:
+    """Hours, GPU hours and energy over all starts of a run; what was not measured is None.
+
+    The summary of a start that ended has all its time. Of a killed start only the steps count that the log has kept:
+    those up to the checkpoint that the run resumed from.
+    """
+
+    def __init__(self, run_record: Mapping[str, Any]) -> None:
+        self._usual = run_record.get("hardware", {}).get("num_processes")
+        self._starts: list[_Start] = []
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Add the next record of metrics.jsonl. The energy counter of each start begins at 0."""
+        kind = record.get("event")
+        if kind == "start" or not self._starts:
+            self._starts.append(_Start(record.get("num_processes", self._usual)))
+        start = self._starts[-1]
+        start.joules = max(start.joules, number_of(record, "energy_joules"))
+        if kind == "summary":
+            start.seconds = max(start.seconds, number_of(record, "total_seconds"))
+        else:
+            start.seconds += number_of(record, "interval_seconds")
+
+    @property
+    def hours(self) -> float | None:
+        """Wall-clock hours from the first to the last step of each start, with evaluations and saves."""
+        return sum(start.seconds for start in self._starts) / SECONDS_PER_HOUR or None
+
+    @property
+    def process_hours(self) -> float | None:
+        """Hours summed over processes, one per GPU."""
+        times = [(start.num_processes, start.seconds) for start in self._starts if start.seconds]
+        if any(count is None for count, _ in times):
+            return None
+        return sum((count or 0) * seconds for count, seconds in times) / SECONDS_PER_HOUR or None
+
+    @property
+    def kilowatt_hours(self) -> float | None:
+        """Energy of the GPUs."""
+        return sum(start.joules for start in self._starts) / JOULES_PER_KILOWATT_HOUR or None
+
+
+@dataclass
 class RunHistory:
-    """The newest training record, empty when there is none, evaluations by split, events, and what it all cost.
+    """The newest training record, the newest evaluation of each split, all events, and the cost of the run.
 
-    A million training records would take 4 GB.
+    Other records are not kept: a million of them would take 4 GB.
     """
 
     run_dir: Path
     run_record: Record
-    cost: RunCost
     last: Record = field(default_factory=dict)
-    evaluations: dict[str, list[Record]] = field(default_factory=lambda: {split: [] for split in SPLIT_KEYS})
+    evaluations: dict[str, Record] = field(default_factory=dict)
     events: list[Record] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Start with a cost of 0."""
+        self.cost = RunCost(self.run_record)
+
+    def add(self, record: Record) -> None:
+        """Add the next record of metrics.jsonl."""
+        self.cost.add(record)
+        if "event" in record:
+            self.events.append(record)
+        elif "loss" in record:
+            self.last = record
+        for prefix in EVALUATIONS:
+            if f"{prefix}_loss" in record:
+                self.evaluations[prefix] = record
 
 
 def read_history(run_dir: Path, *, until_step: float = math.inf) -> RunHistory:
-    """What had happened in a run at the end of a step; damaged lines, as a kill can leave at the end, are skipped.
+    """What had happened in a run at the end of a step; damaged lines, which a kill can leave at the end, are skipped.
 
     Raises:
         UserError: when the folder holds no run.
     """
-    run_record = read_run_record(run_dir)
-    history = RunHistory(run_dir, run_record, RunCost(run_record))
-    last: Record = {}
+    history = RunHistory(run_dir, read_run_record(run_dir))
     for record in read_records(run_dir):
-        if record["step"] > until_step:
-            continue
-        history.cost.add(record)
-        if "event" in record:
-            history.events.append(record)
-        elif "loss" in record:
-            last = record
-        for split, key in SPLIT_KEYS.items():
-            if key in record:
-                history.evaluations[split].append(record)
-    return replace(history, last=last)
+        if record["step"] <= until_step:
+            history.add(record)
+    return history
 
 
 def read_records(run_dir: Path) -> Iterator[Record]:
-    """The records of metrics.jsonl one by one, which takes no more memory for a long run.
+    """Yield the records of metrics.jsonl one by one, in memory that does not grow with the run.
 
     Raises:
-        UserError: when there are none to read.
+        UserError: when the file cannot be read.
     """
     try:
         yield from read_log(run_dir / METRICS_NAME)
     except OSError as error:
-        raise UserError(f"{run_dir / METRICS_NAME}: cannot be read ({error.strerror}); give a run folder") from None
+        raise UserError(f"{run_dir / METRICS_NAME}: cannot be read ({error.strerror}); pass a run folder") from None
+
+
+def format_significant(value: float) -> str:
+    """A number with three significant digits, or all digits of a larger integer part.
+
+    >>> [format_significant(value) for value in (184320.4, 99.94, 0.00891)]
+    ['184,320', '99.9', '0.00891']
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

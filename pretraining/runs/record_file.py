@@ -1,4 +1,4 @@
-"""Reading run.json: its types are checked, and a copy in a checkpoint takes its place where it is lost or damaged."""
+"""Read run.json with checked types, or its copy in a checkpoint where it is lost or damaged."""
 
 import functools
 import logging
@@ -11,7 +11,7 @@ from pretraining.runs.checked_json import NUMBER, parse_json, type_problem
 from pretraining.runs.run_folder import RUN_RECORD_NAME, complete_checkpoints
 
 DAMAGED_SUFFIX = ".damaged"
-# The fields that programs use, and their types. Others may be anything, and those of a later version may be missing.
+# The fields that programs use, and their types. Other fields can be anything; these can be missing.
 SCHEMA: dict[str, Any] = {
     "command": str,
     "identity": {
@@ -62,7 +62,7 @@ SCHEMA: dict[str, Any] = {
     "earlier_starts": [dict],
 }
 
-# Fields that run.json had under another name before version 1.0, so that a run of that time resumes.
+# Names of fields before version 1.0, so that runs of that time resume.
 RENAMED_FIELDS = {
     "isolate_documents": "document_masking",
     "mask_document_starts": "ignore_first_token",
@@ -75,9 +75,9 @@ logger = logging.getLogger(__name__)
 
 
 def read_run_record(run_dir: Path, *, needs: Collection[str] = ()) -> dict[str, Any]:
-    """The content of run.json, or of its newest copy in a checkpoint where it is lost or damaged, with a warning.
+    """The content of run.json, or of its newest copy in a checkpoint with a warning if it is lost or damaged.
 
-    `needs` are the fields that must be there, such as "identity.precision". All of `SCHEMA` have their types.
+    `needs` are the fields that must exist, e.g. "identity.precision". All fields of `SCHEMA` have their types.
 
     Raises:
         UserError: when neither can be read.
@@ -90,7 +90,7 @@ def read_run_record(run_dir: Path, *, needs: Collection[str] = ()) -> dict[str, 
     if copy is None:
         if complete_checkpoints(run_dir):
             raise UserError(f"{path}: {found}, and no checkpoint has a copy of it; restore it from a backup")
-        raise UserError(f"{path}: {found}; give a run folder{', or restore it from a backup' * path.exists()}")
+        raise UserError(f"{path}: {found}; pass a run folder{', or restore it from a backup' * path.exists()}")
     record = read_record_file(copy, needs=needs)
     if isinstance(record, str):
         raise UserError(f"{path}: {found}, and its copy {copy} {record}; restore it from a backup")
@@ -99,16 +99,16 @@ def read_run_record(run_dir: Path, *, needs: Collection[str] = ()) -> dict[str, 
 
 
 def newest_copy(run_dir: Path) -> Path | None:
-    """The copy of run.json in the newest complete checkpoint that has one; earlier versions made none."""
+    """The copy of run.json in the newest complete checkpoint that has one; earlier versions wrote none."""
     copies = (checkpoint / RUN_RECORD_NAME for checkpoint in reversed(complete_checkpoints(run_dir)))
     return next((copy for copy in copies if copy.is_file()), None)
 
 
 def record_of_checkpoint(checkpoint: Path, *, needs: Collection[str] = ()) -> dict[str, Any] | None:
-    """The record of the run that a checkpoint is of, or its own copy where it is alone; None when there is neither.
+    """The run.json of a checkpoint's run, or the checkpoint's copy if that is missing; None when neither exists.
 
     Raises:
-        UserError: when what is there cannot be read.
+        UserError: when neither can be read.
     """
     path, own = checkpoint.parent / RUN_RECORD_NAME, checkpoint / RUN_RECORD_NAME
     found = read_record_file(path, needs=needs) if path.is_file() else ""
@@ -139,7 +139,7 @@ def read_record_file(path: Path, *, needs: Collection[str] = ()) -> dict[str, An
 
 
 def _with_current_names(record: Any) -> Any:
-    """The record with the names that its fields have today; what is not a record is left to the check of types."""
+    """The record with the current names of its fields; other values are returned unchanged, for the type check."""
     if not isinstance(record, dict):
         return record
     return {name: _renamed(value) if name in ("identity", "arguments") else value for name, value in record.items()}

@@ -1,4 +1,4 @@
-"""run.json: what was started, with what, on what, so that a run can be told and repeated."""
+"""Write run.json, with everything needed to repeat a run, and compare it with a resumed run."""
 
 import dataclasses
 import itertools
@@ -16,16 +16,16 @@ from pretraining.runs.record_file import DAMAGED_SUFFIX, newest_copy, read_recor
 from pretraining.runs.run_folder import RUN_RECORD_NAME
 from pretraining.system.files import write_atomically
 
-# A resumed run may compute other bits, or fail, with others of these.
+# With other versions of these a resumed run may compute other bits, or fail.
 VERSIONS_THAT_MATTER = ("torch", "transformers", "deepspeed", "tokenizers")
-NEVER_CHANGED = ("optimizer",)  # a checkpoint has the state of one optimizer
+UNCHANGEABLE = ("optimizer",)  # a checkpoint has the state of one optimizer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What must stay the same for a resumed run to be the run it goes on with."""
+    """What must stay the same when a run resumes."""
 
     data: Sequence[Mapping[str, Any]]
     tokenizer_sha256: str
@@ -39,12 +39,12 @@ class RunIdentity:
     optimizer: str
     optimizer_settings: Mapping[str, Any]
     initial_weights: Mapping[str, str] | None = None
-    product_precision: str | None = None  # of the layers' products, where it is not `precision`
+    product_precision: str | None = None  # of the layers' matrix multiplications, where it is not `precision`
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run was started with. Everything in it can be written as JSON."""
+    """What a run was started with; every field can be written as JSON."""
 
     identity: RunIdentity
     schedule: Mapping[str, Any]
@@ -54,7 +54,7 @@ class RunRecord:
     block_length: int
     hardware: Mapping[str, Any]
     resumed_from: str | None
-    known_limit: Mapping[str, float] | None = None  # bits per byte by split, of data whose probabilities are known
+    known_limit: Mapping[str, float] | None = None  # entropy in bits per byte by split, of synthetic data
 
     def write(self, run_dir: Path) -> None:
         """Write run.json, with the command, versions and commit of this process, and the earlier starts if any."""
@@ -71,7 +71,7 @@ class RunRecord:
 
 
 def _earlier_record(run_dir: Path) -> dict[str, Any]:
-    """The record that the one of this start replaces; a damaged one stays beside it. Empty for a new run."""
+    """The record that this start replaces, empty for a new run; a damaged file is kept under another name."""
     path = run_dir / RUN_RECORD_NAME
     if not path.is_file() and newest_copy(run_dir) is None:
         return {}
@@ -82,15 +82,15 @@ def _earlier_record(run_dir: Path) -> dict[str, Any]:
 
 
 def add_to_run_record(run_dir: Path, **fields: Any) -> None:
-    """Add to run.json what is known only when the run is under way."""
+    """Add fields to run.json that are known only after the start."""
     _write(run_dir, {**read_run_record(run_dir), **fields})
 
 
 def copy_run_record(run_dir: Path, checkpoint: Path) -> None:
-    """Put a copy of run.json into a checkpoint of its run, if there is one to copy.
+    """Copy run.json into a checkpoint of its run, if it can be read.
 
     Raises:
-        OSError: when the disk does not take it.
+        OSError: when it cannot be written.
     """
     try:
         record = read_run_record(run_dir)
@@ -106,7 +106,7 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def check_same_run(run_dir: Path, identity: RunIdentity, *, allowed: Collection[str]) -> None:
-    """Refuse to go on with a run as another one; differences in the fields of `allowed` are said.
+    """Refuse to resume a run with another identity; warn of differences in the fields of `allowed`.
 
     Raises:
         UserError: with every other difference and both values.
@@ -119,16 +119,16 @@ def check_same_run(run_dir: Path, identity: RunIdentity, *, allowed: Collection[
         if field in allowed:
             logger.warning("--allow_changed %s: %s was %s, now it is %s", field, path, was, now)
         else:
-            remedy = "give the same flags"
-            if field not in NEVER_CHANGED:
-                remedy += f", or allow it with --allow_changed {field}"
+            remedy = "use the same flags"
+            if field not in UNCHANGEABLE:
+                remedy += f", or pass --allow_changed {field}"
             problems.append(f"--resume: {path} differs from that of {run_dir} (it was {was}, now {now}); {remedy}")
     if problems:
         raise UserError(*problems)
 
 
 def warn_of_versions(run_dir: Path) -> None:
-    """Name in one warning the versions that are other ones than those of the run's last start."""
+    """Warn of Python and package versions that differ from those of the run's last start."""
     recorded, installed = read_run_record(run_dir), package_versions()
     was = {"Python": recorded.get("python"), **recorded.get("packages", {})}
     now = {"Python": platform.python_version(), **{name: installed.get(name) for name in VERSIONS_THAT_MATTER}}
@@ -138,12 +138,12 @@ def warn_of_versions(run_dir: Path) -> None:
 
 
 def warn_of_processor(run_dir: Path, *, now: Mapping[str, object]) -> None:
-    """Say in one warning that a run resumes on another processor, or with other kernels or threads, than last."""
+    """Warn that a run resumes on another processor, or with other kernels or threads, than at its last start."""
     was = read_run_record(run_dir).get("hardware", {})
     changed = [f"{name} {was[name]} -> {now[name]}" for name in now if was.get(name) not in (None, now[name])]
     if changed:
         logger.warning(
-            "%s: computes otherwise than at its last start (%s): the same to rounding, not to the bit",
+            "%s: computes differently than at its last start (%s): the same to rounding, not to the bit",
             run_dir,
             ", ".join(changed),
         )

@@ -1,8 +1,8 @@
-"""Files that somebody else may have written, opened so that nothing in them runs.
+"""Open files of unknown origin so that nothing in them runs.
 
 A checkpoint holds pickles, which can call anything. `load_pickle` is the only place of this project that unpickles:
-torch does it with `weights_only=True`, and the pickle may name nothing but what DeepSpeed's shards are made of. The
-archive around it is checked first, because its directory decides how much memory torch takes to read it.
+torch does it with `weights_only=True`, and the pickle may name only what DeepSpeed's shards consist of. The archive
+around it is checked first, because its directory determines how much memory torch allocates.
 """
 
 import json
@@ -18,8 +18,8 @@ from typing import Any
 
 from pretraining.errors import UserError, reading
 
-# All that the pickles of DeepSpeed's shards name: what makes tensors, types of numbers, and three classes. What torch
-# allows itself has `_codecs.encode` and `bytearray`, with which a pickle of 100 bytes fills any memory.
+# All names in the pickles of DeepSpeed's shards: tensor constructors, number types and three classes. torch's own list
+# has `_codecs.encode` and `bytearray`, with which a pickle of 100 bytes fills any memory.
 TENSOR_GLOBALS = frozenset({"collections.OrderedDict", "torch.Size", "torch._utils._rebuild_tensor_v2"})
 NUMBER_TYPES = re.compile(r"torch\.(?:[A-Z]\w+Storage|bool|b?float\d+|u?int\d+)")
 SAFE_GLOBALS = frozenset(
@@ -37,7 +37,7 @@ MODEL_INDEX_NAME = "model.safetensors.index.json"
 
 
 def load_pickle(path: Path, *, mmap: bool) -> Any:
-    """A shard of a checkpoint. With `mmap`, tensors are mapped: what is not used is not read.
+    """Load a shard of a checkpoint. With `mmap` tensors are memory-mapped: unused ones are not read.
 
     Raises:
         UserError: when it cannot be read, or names anything that DeepSpeed's shards do not.
@@ -52,7 +52,7 @@ def load_pickle(path: Path, *, mmap: bool) -> Any:
 
 @contextmanager
 def reading_small(checkpoint: Path, pattern: str) -> Iterator[None]:
-    """Check the archives of files that the Trainer itself then loads with `weights_only=True`.
+    """Check the archives of files that the Trainer then loads with `weights_only=True`.
 
     Raises:
         UserError: when one cannot be read.
@@ -64,7 +64,7 @@ def reading_small(checkpoint: Path, pattern: str) -> Iterator[None]:
 
 
 def _safe_objects() -> list[Any]:
-    # Only here, because DeepSpeed takes a second to import, which no other source of weights needs.
+    # Imported here, because DeepSpeed takes a second to import and other sources of weights do not need it.
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 
     # A number stands in for ZeroStageEnum, which it equals: a pickle could change the enum's members for all.
@@ -75,7 +75,7 @@ def _pickle_of(path: Path) -> bytes:
     """The pickle in an archive of torch.save.
 
     Raises:
-        ValueError: when torch did not write it so: an archive of kilobytes could hold a pickle of gigabytes.
+        ValueError: when torch.save cannot have written it: an archive of kilobytes could contain gigabytes.
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -94,7 +94,7 @@ def _pickle_of(path: Path) -> bytes:
 
 
 def _directory_offset(path: Path) -> int | None:
-    """Where torch reads the directory of an archive, None where it could be at two places.
+    """Where torch reads the directory of an archive, None if it could be at two places.
 
     zipfile does not look at the offset of the zip64 record: it would read one directory and torch another.
     """
@@ -116,9 +116,9 @@ def _check_globals(path: Path, pickled: bytes) -> None:
 
 
 def check_no_code(fields: Mapping[str, Any], place: str) -> None:
-    """Refuse a config that asks for code of its author, or for a kernel of the Hub, which is compiled code.
+    """Reject a config that requests code of its author, or a kernel of the Hub, which is compiled code.
 
-    transformers runs the first for whoever loads the model with `trust_remote_code`, and an export would pass it on; it
+    transformers runs the first when a model is loaded with `trust_remote_code`, and an export would pass it on; it
     downloads the second where the package `kernels` is installed.
 
     Raises:
@@ -127,13 +127,13 @@ def check_no_code(fields: Mapping[str, Any], place: str) -> None:
     asked = [name for name in fields if name == "auto_map" or (name in KERNEL_FIELDS and "/" in str(fields[name]))]
     if asked:
         raise UserError(
-            f"{place}: asks for code of its own ({asked[0]}), which could do anything here and is not run; if it is a "
-            f"plain Llama, remove {asked[0]} from a copy of it"
+            f"{place}: asks for custom code ({asked[0]}), which is not run here; if it is a plain Llama, "
+            f"remove {asked[0]} from a copy of it"
         )
 
 
 def check_model_folder(folder: Path, place: str) -> None:
-    """Refuse a model that brings code of its own, or whose index names files outside of its folder.
+    """Reject a model that has custom code, or whose index names files outside of its folder.
 
     Raises:
         UserError: when it does, or its JSON cannot be read.
@@ -151,7 +151,7 @@ def check_model_folder(folder: Path, place: str) -> None:
 
 
 def _read_object(path: Path, place: str) -> dict[str, Any]:
-    """A JSON object, empty where there is no file."""
+    """A JSON object, empty if the file does not exist."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):

@@ -22,8 +22,7 @@ from pretraining.planning.flops import flops_per_token, num_parameters
 from pretraining.runs.run_folder import METRICS_NAME, TOKENIZER_DIR_NAME, quarantine_unusable
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.runs.tracking.progress_bar import RunDisplay
-from pretraining.runs.tracking.reporters import ReportedBefore, Reporters, last_reported_step
-from pretraining.runs.tracking.trackers import TrackedRun
+from pretraining.runs.tracking.reporters import Reporters, TensorBoardResume, TrackedRun, last_reported_step
 from pretraining.system.gpus import peak_flops_per_second
 from pretraining.system.restarts import this_restart
 from pretraining.training.callbacks.anomalies import AnomalyCallback
@@ -148,7 +147,7 @@ def make_trainer(plan: RunConfig, request: StopRequest) -> PretrainingTrainer:
     goes_on = (
         checkpoint is not None and checkpoint.parent.resolve() == plan.run_dir.resolve() and matches_recorded_run(plan)
     )
-    tracked_run = TrackedRun(arguments, plan.run_dir, goes_on=goes_on)
+    tracked_run = TrackedRun(arguments, plan.run_dir, resumes=goes_on)
     trainer = PretrainingTrainer(
         plan,
         data,
@@ -159,9 +158,9 @@ def make_trainer(plan: RunConfig, request: StopRequest) -> PretrainingTrainer:
     )
     # Their log can be a gigabyte, and is read for trackers alone.
     told_until = last_reported_step(plan.run_dir) if goes_on and tracked_run.has_trackers else 0
-    trainer.reporters = Reporters(trainer.callback_handler.callbacks, told_until=told_until)
+    trainer.reporters = Reporters(trainer.callback_handler.callbacks, reported_until=told_until)
     begins_with = None if checkpoint is None else checkpoint.parent / METRICS_NAME
-    metrics_log = MetricsLog(plan.run_dir, begins_with=begins_with, restart=this_restart(), start=start_event(plan))
+    metrics_log = MetricsLog(plan.run_dir, parent_log=begins_with, restart=this_restart(), start=start_event(plan))
     pushes = HubPushCallback(trainer, metrics_log)
     for callback in (
         RunStart(trainer),
@@ -173,7 +172,7 @@ def make_trainer(plan: RunConfig, request: StopRequest) -> PretrainingTrainer:
         ExportCallback(trainer),
         SampleCallback(trainer, metrics_log, prompts),
         metrics_log,
-        ReportedBefore(plan.run_dir, trainer.callback_handler.callbacks, step=plan.start.step),
+        TensorBoardResume(plan.run_dir, trainer.callback_handler.callbacks, step=plan.start.step),
         RunDisplay(),
         StopCallback(trainer, metrics_log, request),
         pushes,

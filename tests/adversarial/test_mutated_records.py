@@ -14,12 +14,12 @@ import pytest
 import vl_convert
 
 from pretraining.errors import UserError
-from pretraining.runs.compare import difference_of_figures
+from pretraining.runs.claim import checkpoint_to_resume
+from pretraining.runs.compare import difference_of_metrics
 from pretraining.runs.export.zero_shards import config_of_checkpoint
 from pretraining.runs.history import read_history
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.report.report import write_report
-from pretraining.runs.run_folder import checkpoint_to_resume
 from pretraining.runs.run_record import RunIdentity, check_same_run, warn_of_versions
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.runs.tracking.reporters import last_reported_step
@@ -120,7 +120,7 @@ READERS: dict[str, list[Callable[[Path], Any]]] = {
         read_history,
         forget,
         last_reported_step,
-        lambda run: difference_of_figures(run, run),
+        lambda run: difference_of_metrics(run, run),
     ],
     "trainer_state.json": [lambda run: find_resume_point(run, str(run / "checkpoint-2"))],
     "complete.json": [lambda run: checkpoint_to_resume(run, "auto"), lambda run: find_resume_point(run, "auto")],

@@ -303,7 +303,7 @@ RUNS = [
     Row("run", ["--ddp_backend", "foo"], ["Trainer flags"]),
     Row("run", ["--output_dir", "n" * 300], ["File name too long"]),
     Row("run", ["--resume", "x" * 300], ["File name too long"]),
-    Row("run", ["--resume", "{tmp}/none"], ["is no complete checkpoint"]),
+    Row("run", ["--resume", "{tmp}/none"], ["checkpoint is incomplete"]),
     Row("run", ["--recipe", "/dev/null"], ["--recipe /dev/null"]),
     Row("run", ["--debug", "maybe"], ["stands alone"]),
 ]

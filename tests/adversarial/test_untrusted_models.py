@@ -70,7 +70,7 @@ def test_no_program_takes_a_model_that_asks_for_code(
 ) -> None:
     folder = shutil.copytree(model, tmp_path / "model")
     with_fields(folder, name, **{field: value})
-    parts = (f"{name}: asks for code of its own ({field})", f"remove {field} from a copy")
+    parts = (f"{name}: asks for custom code ({field})", f"remove {field} from a copy")
     assert_refused(lambda: find_model(str(folder)), f"--model {folder}", *parts)
     assert_refused(lambda: find_starting_model(str(folder)), f"--model {folder}", *parts)
     if name == "config.json":
@@ -85,7 +85,7 @@ def test_an_export_never_asks_for_code(model: Path, tmp_path: Path) -> None:
 
     def assert_no_export() -> None:
         complete(checkpoint)
-        assert_refused(lambda: export_checkpoint(checkpoint, out, dtype=torch.float32), "asks for code of its own")
+        assert_refused(lambda: export_checkpoint(checkpoint, out, dtype=torch.float32), "asks for custom code")
         assert not out.exists()
 
     with_fields(checkpoint, "config.json", auto_map=AUTO_MAP)
@@ -95,7 +95,7 @@ def test_an_export_never_asks_for_code(model: Path, tmp_path: Path) -> None:
     with_fields(tmp_path / "run", "run.json", identity=identity)
     assert_no_export()
     with_fields(checkpoint, "tokenizer_config.json", auto_map=AUTO_MAP)
-    assert_refused(lambda: tokenizer_of(checkpoint), "tokenizer_config.json: asks for code of its own")
+    assert_refused(lambda: tokenizer_of(checkpoint), "tokenizer_config.json: asks for custom code")
     with pytest.raises(UserError, match="a Llama config has no field auto_map"):
         load_model_config(ModelArguments(model="quickstart", model_overrides=["auto_map={}"]), None)
 

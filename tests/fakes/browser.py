@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,20 @@ class Seen:
     console: list[str]
 
 
-def look_at(page: Path, *, widths: tuple[int, ...], scheme: int = LIGHT) -> Seen:
+def look_at(page: Path, *, widths: Sequence[int], scheme: int = LIGHT) -> Seen:
+    """A page at each width."""
+    return look_at_all({page: widths}, scheme=scheme)
+
+
+def look_at_all(pages: Mapping[Path, Sequence[int]], *, scheme: int = LIGHT) -> Seen:
+    """Several pages, each at its widths, in one browser: their frames in this order."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
     frames = "".join(
-        f'<iframe src="{page.as_uri()}" style="width:{width}px;height:900px"></iframe>' for width in widths
+        f'<iframe src="{page.as_uri()}" style="width:{width}px;height:900px"></iframe>'
+        for page, widths in pages.items()
+        for width in widths
     )
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "probe.html")

@@ -11,37 +11,28 @@ from tests.conftest import Done, run
 
 # The doctor as a user starts it, but for its limits: on a busy machine a check may take longer than a user would wait.
 DOCTOR = """
-import contextlib, dataclasses, runpy, sys, types
-from pretraining.doctor import checks
-from pretraining.doctor import runner as supervision
+import dataclasses, runpy, sys
+from pretraining.doctor import runner
+from pretraining.doctor.finding import Check
+from pretraining.doctor.gpu import all_reduce
 
-PATIENCE_SECONDS = 180.0
-guarded = supervision._guarded
-
-def patient(check, folders):
-    if check.room == "all_reduce":
-        with contextlib.suppress(ImportError):  # which the check itself meets, too
-            from pretraining.doctor.gpu import all_reduce
-            all_reduce.LIMIT_SECONDS = PATIENCE_SECONDS
-    yield from guarded(check, folders)
-
-supervision._guarded = patient
-supervision.run_checks.__kwdefaults__["total_seconds"] = PATIENCE_SECONDS
-checks.CHECKS[:] = [dataclasses.replace(check, limit_seconds=PATIENCE_SECONDS) for check in checks.CHECKS]
+PATIENCE_SECONDS = all_reduce.LIMIT_SECONDS = 180.0
+runner.run_checks.__kwdefaults__["total_seconds"] = PATIENCE_SECONDS
+runner.CHECKS[:] = [dataclasses.replace(check, limit_seconds=PATIENCE_SECONDS) for check in runner.CHECKS]
 {changes}
 sys.argv[:] = ["doctor", *sys.argv[{first_flag}:]]
 runpy.run_module("tools.doctor", run_name="__main__")
 """
-# The checks named, and those of the room `planted` that the test adds to them, of which one hangs.
+# The checks named, and the functions that the test adds to them, of which one hangs.
 SOME_CHECKS = """
 wanted = sys.argv[1].split(",")
-checks.CHECKS[:] = [check for check in checks.CHECKS if check.name in wanted]
+runner.CHECKS[:] = [check for check in runner.CHECKS if check.name in wanted]
 """
 PLANT = """
-planted = sys.modules["pretraining.doctor.planted"] = types.ModuleType("planted")
-exec({code!r}, vars(planted))
+planted = {{}}
+exec({code!r}, planted)
 limits = {{name: 5.0 if name == "hangs" else PATIENCE_SECONDS for name in {names!r}}}
-checks.CHECKS += [checks.Check("host", name, "planted", name, limit) for name, limit in limits.items()]
+runner.CHECKS += [Check("host", name, planted[name], limit) for name, limit in limits.items()]
 """
 
 

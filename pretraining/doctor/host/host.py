@@ -1,27 +1,44 @@
-"""Cores, memory, shared memory and clock of this machine, as this process may use them."""
+"""Cores, memory, shared memory and limits of this machine, as this process may use them."""
 
 import os
-import platform
-import re
+import resource
 import shutil
-import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.doctor.finding import Finding, failure, gigabytes, ok, warning
-from pretraining.doctor.gpu.nvml import driver_gpus
+from pretraining.doctor.finding import Finding, failure, ok, warning
+from pretraining.doctor.gpu.devices import driver_gpus
+from pretraining.system.control_groups import group_folders
 from pretraining.system.cores import core_quota, usable_cores
+from pretraining.system.formatting import format_bytes
 from pretraining.system.memory import available_host_bytes
 
-SHARED_MEMORY = Path("/dev/shm")
-DOCKER_SHARED_BYTES = 64 * 2**20  # what a container gets unless told otherwise
-LEAST_SHARED_BYTES = 2**30
-DOCKER = "docker run --gpus all --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 IMAGE"
-LEAST_HOST_BYTES = 4e9
 CORES_PER_GPU = 2  # one for the process, one for what reads its data
-LEAST_KERNEL = (5, 5)
-OWN_FILE = Path(__file__)
+MIN_HOST_BYTES = 4e9
+SHARED_MEMORY = Path("/dev/shm")
+DOCKER_SHARED_BYTES = 64 * 2**20  # Docker's default
+MIN_SHARED_BYTES = 2**30
+DOCKER = "docker run --gpus all --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 IMAGE"
+INFINIBAND = Path("/dev/infiniband")
+MIN_FREE_PROCESSES = 1024  # threads count too: a process of a run has dozens
+UNLIMITED = resource.RLIM_INFINITY
+
+
+@dataclass(frozen=True)
+class MinLimit:
+    """A ulimit that should not be smaller."""
+
+    flag: str
+    resource: int
+    minimum: int
+    reason: str
+
+
+LIMITS = {
+    "open files": MinLimit("n", resource.RLIMIT_NOFILE, 1024, "shards, sockets and what data workers share"),
+    "processes": MinLimit("u", resource.RLIMIT_NPROC, 4096, "threads count too"),
+}
 
 
 def cores(_: Sequence[Path]) -> Iterator[Finding]:
@@ -32,10 +49,9 @@ def cores(_: Sequence[Path]) -> Iterator[Finding]:
     figure += f", time of {quota:.1f}" if quota is not None else ""
     figures = {"cores": num_cores, "affinity": num_own, "quota": quota}
     if usable_cores() < max(1, CORES_PER_GPU * num_gpus):
-        figure += f"; {num_gpus} GPUs want {CORES_PER_GPU * num_gpus}" if num_gpus else "; less than one"
-        yield warning(
-            "cores", figure, f"docker run --cpus={num_cores} --cpuset-cpus=0-{num_cores - 1} IMAGE", **figures
-        )
+        figure += f"; {num_gpus} GPUs need {CORES_PER_GPU * num_gpus}" if num_gpus else "; less than one"
+        fix = f"docker run --cpus={num_cores} --cpuset-cpus=0-{num_cores - 1} IMAGE"
+        yield warning("cores", figure, fix, **figures)
     else:
         yield ok("cores", figure, **figures)
 
@@ -44,54 +60,74 @@ def memory(_: Sequence[Path]) -> Iterator[Finding]:
     """Memory that a run may still take, within the limits of container or job, and swap."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
-    free = available_host_bytes()
-    figures = {"total_bytes": sizes["MemTotal"], "available_bytes": free, "swap_bytes": sizes["SwapTotal"]}
-    swap_used = sizes["SwapTotal"] - sizes["SwapFree"]
-    figure = f"{gigabytes(free)} of {gigabytes(sizes['MemTotal'])} available, "
-    figure += (
-        f"{gigabytes(swap_used)} of {gigabytes(sizes['SwapTotal'])} swap used" if sizes["SwapTotal"] else "no swap"
-    )
+    free, total, swap = available_host_bytes(), sizes["MemTotal"], sizes["SwapTotal"]
+    figures = {"total_bytes": total, "available_bytes": free, "swap_bytes": swap}
+    swap_used = f"{format_bytes(swap - sizes['SwapFree'])} of {format_bytes(swap)} swap used" if swap else "no swap"
+    figure = f"{format_bytes(free)} of {format_bytes(total)} available, {swap_used}"
     fix = "ps -eo pid,user,rss,args --sort=-rss | head"
-    yield warning("memory", figure, fix, **figures) if free < LEAST_HOST_BYTES else ok("memory", figure, **figures)
+    yield warning("memory", figure, fix, **figures) if free < MIN_HOST_BYTES else ok("memory", figure, **figures)
 
 
 def shared_memory(_: Sequence[Path]) -> Iterator[Finding]:
-    """Room in /dev/shm, through which processes of a run exchange data."""
-    room = shutil.disk_usage(SHARED_MEMORY)
-    yield judge_shared_memory(room.total, room.free, num_gpus=len(driver_gpus()))
+    """Space in /dev/shm, through which processes of a run exchange data."""
+    space = shutil.disk_usage(SHARED_MEMORY)
+    yield assess_shared_memory(space.total, space.free, num_gpus=len(driver_gpus()))
 
 
-def judge_shared_memory(total: int, free: int, *, num_gpus: int) -> Finding:
+def assess_shared_memory(total: int, free: int, *, num_gpus: int) -> Finding:
     """Docker's 64 MB are too little for NCCL between GPUs ("No space left on device", or a bus error)."""
-    figure, figures = f"{gigabytes(free)} of {gigabytes(total)} free", {"total_bytes": total, "free_bytes": free}
+    figure, figures = f"{format_bytes(free)} of {format_bytes(total)} free", {"total_bytes": total, "free_bytes": free}
     if total <= DOCKER_SHARED_BYTES and num_gpus > 1:
         return failure("shared memory", f"{figure}, too little for NCCL on {num_gpus} GPUs", DOCKER, **figures)
     if total <= DOCKER_SHARED_BYTES:
-        return warning("shared memory", f"{figure}, what a container gets unless told otherwise", DOCKER, **figures)
-    if free < LEAST_SHARED_BYTES:
+        return warning("shared memory", f"{figure}, the default of a container", DOCKER, **figures)
+    if free < MIN_SHARED_BYTES:
         return warning("shared memory", figure, "ls -lS /dev/shm | head", **figures)
     return ok("shared memory", figure, **figures)
 
 
-def kernel(_: Sequence[Path]) -> Iterator[Finding]:
-    """Linux is new enough; accelerate warns of hanging processes on an older one."""
-    release = platform.release()
-    numbers = tuple(int(word) for word in re.findall(r"\d+", release)[:2])
-    if numbers < LEAST_KERNEL:
-        figure = f"Linux {release}; before 5.5 processes of a run may hang"
-        yield warning(
-            "kernel", figure, "sudo apt-get install --install-recommends linux-generic-hwe-$(lsb_release -rs)"
-        )
-    else:
-        yield ok("kernel", f"Linux {release}")
+def limits(_: Sequence[Path]) -> Iterator[Finding]:
+    """The ulimits of open files, processes and locked memory."""
+    found = {name: resource.getrlimit(limit.resource)[0] for name, limit in LIMITS.items()}
+    small = {name for name, value in found.items() if value != UNLIMITED and value < LIMITS[name].minimum}
+    for name in sorted(small):
+        limit = LIMITS[name]
+        figure = f"{found[name]}, below the {limit.minimum} that are needed: {limit.reason}"
+        yield warning(name, figure, f"ulimit -{limit.flag} {_reachable(limit)}", limit=found[name])
+    locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    shown = "unlimited" if locked == UNLIMITED else format_bytes(locked)
+    if locked != UNLIMITED and INFINIBAND.exists():
+        fix = "docker run --ulimit memlock=-1 IMAGE  # or ulimit -l unlimited"
+        yield warning("locked memory", f"{shown}: InfiniBand registers more than that", fix)
+    if not small:
+        values = ["unlimited" if value == UNLIMITED else f"{value:,}" for value in found.values()]
+        figure = ", ".join(f"{name} {value}" for name, value in zip(found, values, strict=True))
+        yield ok("limits", f"{figure}, locked memory {shown}", **found, memlock=locked)
 
 
-def clock(_: Sequence[Path]) -> Iterator[Finding]:
-    """The clock is not before this file was made: certificates and signatures depend on it."""
-    now, least = time.time(), OWN_FILE.stat().st_mtime
-    figure = datetime.fromtimestamp(now, UTC).isoformat(" ", "seconds")
-    if now < least:
-        behind = f"{figure}, {(least - now) / 3600:.0f} h before a file of this suite was written"
-        yield failure("clock", behind, "sudo timedatectl set-ntp true")
+def _reachable(limit: MinLimit) -> int:
+    """A comfortable value, or what the hard limit allows of it."""
+    hard = resource.getrlimit(limit.resource)[1]
+    return limit.minimum * 16 if hard == UNLIMITED else min(limit.minimum * 16, hard)
+
+
+def control_group(_: Sequence[Path]) -> Iterator[Finding]:
+    """Memory and number of processes that container or job allow."""
+    allowed = _group_limit("memory", "memory.max", "memory.limit_in_bytes")
+    processes = _group_limit("pids", "pids.max", "pids.max")
+    used = _group_limit("pids", "pids.current", "pids.current") or 0
+    figures = {"memory_bytes": allowed, "processes": processes, "processes_used": used}
+    figure = f"memory {'unlimited' if allowed is None else format_bytes(allowed)}, "
+    figure += f"processes {'unlimited' if processes is None else f'{processes:,}, {used:,} used'}"
+    if processes is not None and processes - used < MIN_FREE_PROCESSES:
+        yield warning("control group", figure, "docker run --pids-limit=-1 IMAGE", **figures)
     else:
-        yield ok("clock", figure)
+        yield ok("control group", figure, **figures)
+
+
+def _group_limit(controller: str, new_name: str, old_name: str) -> int | None:
+    """The smallest value on the way up from this process's group, in cgroup v2 or v1; None where there is none."""
+    files = [folder / name for folder in group_folders(controller, Path("/")) for name in (new_name, old_name)]
+    values = [file.read_text(encoding="ascii").strip() for file in files if file.is_file()]
+    numbers = [int(value) for value in values if value.isdigit() and int(value) < 2**60]  # v1 writes 2**63 for none
+    return min(numbers, default=None)

@@ -12,29 +12,29 @@ from pathlib import Path
 from pretraining import PROJECT_DIR
 from pretraining.doctor.finding import Finding, failure, ok, warning
 
-LEAST_PYTHON = (3, 11)
+MIN_PYTHON = (3, 11)
 INSTALL = "python3 -m pip install -c requirements.lock --no-build-isolation -r requirements.txt"
 INSTALL_TORCH = (
     "python3 -m pip install -c requirements.lock setuptools wheel torch && "  # DeepSpeed's build looks for it
 )
-# Each brings a pynvml of its own: as the same file as nvidia-ml-py, so that the last one installed wins and removing
-# one breaks the other, or as a folder that hides it. From version 12 on `pynvml` is only a name for nvidia-ml-py.
+# Each installs its own module pynvml: as the same file as nvidia-ml-py, so that the last one installed wins and
+# removing one breaks the other, or as a folder that hides it. From version 12 on `pynvml` only depends on nvidia-ml-py.
 NVML_RIVALS = {"nvidia-ml-py3": 10**6, "pynvml": 12}
 
 
 def python_version(_: Sequence[Path]) -> Iterator[Finding]:
-    """Whether this Python can read the suite."""
-    version, place = platform.python_version(), sys.executable
-    if sys.version_info >= LEAST_PYTHON:
-        yield ok("python", f"{version}, {place}", version=version)
+    """Whether this Python is new enough for the suite."""
+    version, needed = platform.python_version(), ".".join(map(str, MIN_PYTHON))
+    figure = f"{version}, {sys.executable}"
+    if sys.version_info >= MIN_PYTHON:
+        yield ok("python", figure, version=version)
     else:
-        least = ".".join(map(str, LEAST_PYTHON))
-        fix = f"rm -rf .venv && python{least} -m venv .venv"
-        yield failure("python", f"{version}, {place}; needs {least} or newer", fix, version=version)
+        fix = f"rm -rf .venv && python{needed} -m venv .venv"
+        yield failure("python", f"{figure}; needs {needed} or newer", fix, version=version)
 
 
 def requirements(_: Sequence[Path]) -> Iterator[Finding]:
-    """Every direct dependency is there, in a version that is allowed."""
+    """Whether every direct dependency is installed, in a version that requirements.txt allows."""
     wanted = _requirement_lines()
     missing = [name for name in wanted if _version(name) is None]
     if missing:
@@ -46,24 +46,22 @@ def requirements(_: Sequence[Path]) -> Iterator[Finding]:
         figure = ", ".join(f"{name} {found} (needs {wanted[name][len(name) :]})" for name, found in wrong.items())
         yield failure("requirements.txt", figure, INSTALL, other=wrong)
     if not missing and not wrong:
-        yield ok("requirements.txt", f"all {len(wanted)} there")
+        yield ok("requirements.txt", f"all {len(wanted)} are installed")
 
 
 def launcher(_: Sequence[Path]) -> Iterator[Finding]:
-    """The command `deepspeed` is that of this environment, not of another one in the path."""
+    """Whether the command `deepspeed` is that of this environment, not of another one in PATH."""
     found, own = shutil.which("deepspeed"), Path(sys.executable).parent
     if found is None or Path(found).parent.resolve() != own.resolve():
         figure = f"{found or 'not found in PATH'}, but this Python is in {own}"
-        is_here = (own / "deepspeed").exists()
-        yield warning(
-            "deepspeed", figure, f"export PATH={shlex.quote(str(own))}:$PATH" if is_here else INSTALL, path=found
-        )
+        fix = f"export PATH={shlex.quote(str(own))}:$PATH" if (own / "deepspeed").exists() else INSTALL
+        yield warning("deepspeed", figure, fix, path=found)
     else:
         yield ok("deepspeed", found, path=found)
 
 
 def lock(_: Sequence[Path]) -> Iterator[Finding]:
-    """What is installed is what the suite was tested with. Packages that are not installed are not needed here."""
+    """Whether the installed versions are those that the suite was tested with; others of the lock are not needed."""
     lines = (PROJECT_DIR / "requirements.lock").read_text(encoding="utf-8").splitlines()
     locked = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     installed = {name: found.partition("+")[0] for name in locked if (found := _version(name))}
@@ -76,18 +74,18 @@ def lock(_: Sequence[Path]) -> Iterator[Finding]:
 
 
 def pynvml_owner(_: Sequence[Path]) -> Iterator[Finding]:
-    """NVIDIA's own package is the only one that brings the module `pynvml`."""
+    """Whether NVIDIA's own package is the only one that installs the module `pynvml`."""
     found = {name: version for name in NVML_RIVALS if (version := _version(name))}
     fighting = {name: version for name, version in found.items() if int(version.split(".")[0]) < NVML_RIVALS[name]}
     remedy = f"python3 -m pip uninstall -y {' '.join(found)} && python3 -m pip install --force-reinstall nvidia-ml-py"
     named = ", ".join(f"{name} {version}" for name, version in found.items())
     if fighting:
-        figure = f"{named} is installed beside nvidia-ml-py {_version('nvidia-ml-py')}: they share the module pynvml"
+        figure = f"{named} shares the module pynvml with nvidia-ml-py {_version('nvidia-ml-py')}"
         yield failure("pynvml", figure, remedy, found=found)
     elif found:
-        yield warning("pynvml", f"{named} is installed, an old name of nvidia-ml-py that warns", remedy, found=found)
+        yield warning("pynvml", f"{named} is installed, a deprecated name of nvidia-ml-py", remedy, found=found)
     elif _version("nvidia-ml-py") is None:
-        yield warning("pynvml", "nvidia-ml-py is missing: GPUs cannot be asked for", INSTALL)
+        yield warning("pynvml", "nvidia-ml-py is missing: GPUs cannot be queried", INSTALL)
     else:
         yield ok("pynvml", f"nvidia-ml-py {_version('nvidia-ml-py')} alone")
 
@@ -100,11 +98,11 @@ def _requirement_lines() -> dict[str, str]:
 
 
 def _other_version(name: str, line: str) -> str | None:
-    """The version found where `line` does not allow it."""
+    """The installed version, if `line` does not allow it."""
     found = _version(name)
     if found is None:
         return None
-    from packaging.requirements import Requirement  # what it comes with may be what is missing
+    from packaging.requirements import Requirement
 
     return None if Requirement(line).specifier.contains(found, prereleases=True) else found
 

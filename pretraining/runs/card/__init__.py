@@ -1,1 +1,1 @@
-"""The model card."""
+"""The model card of a run: its text and the metadata for the Hub."""

@@ -1,29 +1,36 @@
-"""The model card: README.md of a run and of what it exports, for people, and as the Hub reads it."""
+"""The model card: README.md of a run and of its exported models, with the metadata that the Hub reads."""
 
 import json
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
-from pretraining.runs.card import sections as sections
-from pretraining.runs.card.facts import CardFacts
-from pretraining.runs.card.metadata import metadata
+from huggingface_hub import EvalResult, ModelCardData
+
+from pretraining.runs.card import sections
+from pretraining.runs.card.sections import CardFacts
 from pretraining.runs.history import RunHistory
 from pretraining.runs.run_folder import CURVES_NAME
+from pretraining.runs.tracking.metrics_file import EVALUATIONS
 from pretraining.system.escapes import markdown_block, markdown_code, markdown_text
+from pretraining.system.files import write_atomically
 from pretraining.system.privacy import hide_paths_of_command, mask
 
 CARD_NAME = "README.md"
+TASK = "text-generation"
+METRICS = {"loss": "Loss", "perplexity": "Perplexity", "accuracy": "Accuracy", "bits_per_byte": "Bits per byte"}
 USAGE = """\
 {code}
 
-Or, with the programs that made it: {command}."""
+Or, with the programs that trained it: {command}."""
 USAGE_CODE = """\
 from transformers import pipeline
 
 pipeline("text-generation", model={location})({prompt}, max_new_tokens=80)"""
 NO_MODEL = """\
-It was not exported. Where a checkpoint was kept, `python3 -m tools.checkpoints export CHECKPOINT OUT` makes a model of
-it."""
+The model was not exported. If a checkpoint was kept, export it with
+`python3 -m tools.checkpoints export CHECKPOINT OUT`."""
 CARD = """\
 ---
 {metadata}
@@ -31,36 +38,36 @@ CARD = """\
 
 # {name}
 
-A Llama of {num_parameters:,} parameters, {beginning} on {num_tokens:,} tokens, {num_epochs:.2f} epochs.
+A Llama model of {num_parameters:,} parameters, {beginning} on {num_tokens:,} tokens, {num_epochs:.2f} epochs.
 {others}{state}
 
 {usage}
 
-## What it is for
+## Intended use and limits
 
 {purpose}
 {limits}
 
-## How good it is
+## Evaluation
 {evaluation}
-## What it was trained on
+## Training data
 
 {data}
 
-## How it was trained
+## Training procedure
 
 {recipe}
 
 {command}
 
-## What it took
+## Compute
 
 {cost}
 """
 
 
 def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location: str | None) -> None:
-    """Write README.md into `folder`, with the curves beside it; `location` is the name that opens its model, if any."""
+    """Write README.md and the curves into `folder`; `location` is the name by which the model is loaded, if any."""
     curves = history.run_dir / CURVES_NAME
     if curves.is_file() and folder != history.run_dir:
         (folder / CURVES_NAME).write_bytes(curves.read_bytes())
@@ -70,7 +77,7 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
         name=markdown_text(facts.name),
         num_parameters=record["num_parameters"],
         beginning=sections.beginning(facts),
-        others="No other model went into it. " if facts.base is None else "",
+        others="It does not contain the weights of another model. " if facts.base is None else "",
         purpose=sections.purpose(facts),
         num_tokens=facts.num_tokens,
         num_epochs=facts.num_epochs,
@@ -83,7 +90,7 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
         command=markdown_block(hide_paths_of_command(mask(record["command"])), language="bash"),
         cost="\n".join(sections.cost(history)),
     )
-    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    write_atomically(folder / CARD_NAME, card.encode())
 
 
 def _usage(location: str, facts: CardFacts) -> str:
@@ -95,5 +102,43 @@ def _usage(location: str, facts: CardFacts) -> str:
 
 def _state(step: int, num_steps: int) -> str:
     if step >= num_steps:
-        return f"The training is finished, after {step:,} steps."
-    return f"This is step {step:,} of {num_steps:,}: the training is not finished."
+        return f"Training is finished, after {step:,} steps."
+    return f"This is step {step:,} of {num_steps:,}: training is not finished."
+
+
+def metadata(history: RunHistory, facts: CardFacts) -> str:
+    """The YAML header, without the lines around it: tags, data and evaluation results, which the Hub validates."""
+    origin = ("pretraining", "trained-from-scratch") if facts.base is None else ("fine-tuned",)
+    card = ModelCardData(
+        license=facts.license_name,
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=["llama", *origin, "deepspeed"],
+        datasets=[data.name for data in facts.data if data.commit is not None] or None,
+        model_name=facts.name,
+        eval_results=list(_results(history, facts)) or None,
+    )
+    return card.to_yaml().strip()
+
+
+def _results(history: RunHistory, facts: CardFacts) -> Iterator[EvalResult]:
+    """The newest metrics of each split; the Hub rejects NaN and Inf."""
+    for prefix, split in EVALUATIONS.items():
+        for metric, name in METRICS.items():
+            value = history.evaluations.get(prefix, {}).get(f"{prefix}_{metric}")
+            if isinstance(value, (int, float)):
+                yield EvalResult(
+                    task_type=TASK,
+                    dataset_type=_dataset_type(facts.data[0].name),
+                    dataset_name=" ".join(data.name for data in facts.data),
+                    dataset_split=split,
+                    dataset_revision=facts.data[0].commit,
+                    metric_type=metric,
+                    metric_name=name,
+                    metric_value=round(value, 6),
+                )
+
+
+def _dataset_type(name: str) -> str:
+    """A data set name in the characters that the Hub allows, also for one that is not on the Hub."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") if not re.fullmatch(r"[\w-]+/[\w.-]+", name) else name

@@ -1,4 +1,4 @@
-"""A checkpoint as an exported model: on any machine, in the memory of one output file, in any precision."""
+"""Export a checkpoint: on any machine, in the memory of one output file, in any precision."""
 
 import json
 import logging
@@ -17,24 +17,25 @@ from pretraining.runs.checksums import corruption_reason, incomplete_reason
 from pretraining.runs.export.model_folder import tokenizer_of
 from pretraining.runs.export.publish import finalize, make_partial_dir, partial_folder, publish
 from pretraining.runs.export.zero_shards import ShardedWeight, open_shards
+from pretraining.system.formatting import format_bytes
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # the last of finetune.py
-MOST_FILE_BYTES = 5_000_000_000
-ROOM_BESIDE_WEIGHTS = 50_000_000  # for tokenizer and config
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # the last is of finetune.py
+MAX_FILE_BYTES = 5_000_000_000
+OTHER_BYTES = 50_000_000  # for tokenizer and config
 
 
 def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) -> None:
-    """Write the weights of a checkpoint as a model that everybody's tools open.
+    """Write the weights of a checkpoint as a standard Hugging Face model.
 
     Raises:
-        UserError: when the checkpoint is not whole, the folder is there already, or the disk has no room.
+        UserError: when the checkpoint is incomplete or damaged, the folder exists, or the disk is full.
     """
     problem = incomplete_reason(checkpoint) or corruption_reason(checkpoint)
     if problem is not None:
-        raise UserError(f"{checkpoint}: is no whole checkpoint ({problem}); choose another one")
+        raise UserError(f"{checkpoint}: checkpoint is incomplete or damaged: {problem}; use another one")
     if model_dir.exists():
         raise UserError(f"--output_dir {model_dir}: exists already; choose another folder")
     config, weights = open_shards(checkpoint)
@@ -42,10 +43,10 @@ def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) 
     with reading(f"{tokenizer_dir}: its tokenizer", remedy="copy the tokenizer of its data set there"):
         PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)("a")
     partial = partial_folder(model_dir)
-    logger.info("putting the weights together from the ZeRO shards in %s", checkpoint)
+    logger.info("merging the ZeRO shards in %s", checkpoint)
     try:
         model_dir.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(model_dir, sum(weight.shape.numel() for weight in weights.values()) * dtype.itemsize)
+        _check_space(model_dir, sum(weight.shape.numel() for weight in weights.values()) * dtype.itemsize)
         make_partial_dir(partial)
         write_weights(partial, weights, dtype=dtype)
         for name in TOKENIZER_FILES:
@@ -61,9 +62,9 @@ def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) 
 
 
 def write_weights(folder: Path, weights: dict[str, ShardedWeight], *, dtype: torch.dtype) -> None:
-    """Write safetensors of at most 5 GB each, of which one at a time is in memory."""
+    """Write safetensors files of at most 5 GB, with one at a time in memory."""
     empty = {name: torch.empty(weight.shape, dtype=dtype, device="meta") for name, weight in weights.items()}
-    split = split_torch_state_dict_into_shards(empty, max_shard_size=MOST_FILE_BYTES)
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=MAX_FILE_BYTES)
     with Progress(sum(tensor.nbytes for tensor in empty.values())) as progress:
         for file_name, names in split.filename_to_tensors.items():
             tensors = {}
@@ -79,15 +80,16 @@ def write_weights(folder: Path, weights: dict[str, ShardedWeight], *, dtype: tor
 def _write_config(folder: Path, config: LlamaConfig, *, dtype: torch.dtype) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     config.dtype, config.architectures = dtype, ["LlamaForCausalLM"]
-    for name in ("bos_token_id", "eos_token_id"):  # the record of a run has not both
+    for name in ("bos_token_id", "eos_token_id"):  # the record of a run does not have both
         token_id = getattr(tokenizer, name)
         setattr(config, name, getattr(config, name) if token_id is None else token_id)
     config.save_pretrained(folder)
 
 
-def _check_room(model_dir: Path, num_bytes: int) -> None:
+def _check_space(model_dir: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(model_dir.parent).free
-    if free < num_bytes + ROOM_BESIDE_WEIGHTS:
+    if free < num_bytes + OTHER_BYTES:
         raise UserError(
-            f"--output_dir {model_dir}: the model takes {num_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"
+            f"--output_dir {model_dir}: the model takes {format_bytes(num_bytes)}, the disk has {format_bytes(free)} "
+            "left; free space or choose another disk"
         )

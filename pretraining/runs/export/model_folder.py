@@ -1,4 +1,4 @@
-"""What the JSON files of a model's folder contain: its config and where its tokenizer is. Imports no torch."""
+"""The config and the tokenizer of a checkpoint or exported model. Imports no torch."""
 
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,16 @@ EXPORTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # 
 
 
 def config_fields(checkpoint: Path) -> dict[str, Any]:
-    """The fields of the model's config, from the checkpoint or else from its run; their dtype is that of the exports.
+    """The fields of the model's config, from the checkpoint or its run, with the dtype of exported models.
 
     Raises:
-        UserError: when there is neither, one cannot be read, or it asks for code of its own.
+        UserError: when neither has a config, one cannot be read, or it asks for custom code.
     """
     own, needs = checkpoint / "config.json", ("identity.precision", "identity.model_config")
     with reading(f"{own}: the model config", remedy="restore it from a backup"):
         fields = parse_json(own.read_bytes()) if own.is_file() else None
         record = record_of_checkpoint(checkpoint, needs=needs)
-        if record is not None:  # the Trainer writes fp32 into the config.json of a checkpoint, whatever its weights are
+        if record is not None:  # config.json of a checkpoint always has fp32
             identity = record["identity"]
             dtype = EXPORTED_DTYPES[identity["precision"]]
             fields = {**(identity["model_config"] if fields is None else fields), "dtype": dtype}
@@ -36,7 +36,7 @@ def tokenizer_of(folder: Path) -> Path:
     """The folder with the tokenizer of a model or checkpoint: itself, or that of its run.
 
     Raises:
-        UserError: when neither has one, or it asks for code of its own.
+        UserError: when neither has one, or it asks for custom code.
     """
     places = (folder, folder.parent / TOKENIZER_DIR_NAME)
     place = next((place for place in places if (place / "tokenizer.json").is_file()), None)

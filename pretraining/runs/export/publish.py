@@ -1,7 +1,7 @@
-"""The folder of an exported model: weights in safetensors, config and tokenizer, for everybody's tools.
+"""Write the folder of an exported model: weights in safetensors, config and tokenizer, as standard tools read them.
 
-It grows beside its name, as NAME.partial, and takes the name when all of it is on the disk. Only a folder with the
-marker of an unfinished export is ever removed: NAME.partial can also be an unfinished block store of preprocess.py.
+It is built as NAME.partial, and renamed to NAME when it is complete on the disk. Only a folder with the marker of an
+unfinished export is ever removed: NAME.partial can also be an unfinished block store of preprocess.py.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
+from pretraining.runs.run_folder import numbered_names
 from pretraining.system.files import fsync
 
 PARTIAL_SUFFIX = ".partial"
@@ -20,28 +21,28 @@ MARKER_NAME = ".unfinished-export"
 
 
 def partial_folder(model_dir: Path) -> Path:
-    """The folder in which a model grows: NAME.partial, or NAME.partial-2 and so on where that is something else."""
+    """The folder in which a model is built: NAME.partial, or NAME.partial-2 and so on if other files have that name."""
     return _free_place(model_dir, PARTIAL_SUFFIX)
 
 
 def _free_place(model_dir: Path, suffix: str) -> Path:
-    names = (f"{model_dir.name}{suffix}{number}" for number in ("", *(f"-{count}" for count in range(2, 10_000))))
-    places = (model_dir.with_name(name) for name in names)
-    return next(place for place in places if not os.path.lexists(place) or _is_unfinished(place))
+    return next(
+        place for place in numbered_names(model_dir, suffix) if not os.path.lexists(place) or _is_unfinished(place)
+    )
 
 
 def _is_unfinished(folder: Path) -> bool:
-    """Whether an export that broke off left this folder, or it is empty."""
+    """Whether an interrupted export left this folder, or it is empty."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     return (folder / MARKER_NAME).is_file() or not any(folder.iterdir())
 
 
 def make_partial_dir(partial: Path) -> None:
-    """Make the folder in which a model grows; what a broken export left there is removed.
+    """Create the folder in which a model is built; what an interrupted export left there is removed.
 
     Raises:
-        OSError: when something else has its name.
+        OSError: when another file or folder has its name.
     """
     if _is_unfinished(partial):
         shutil.rmtree(partial)
@@ -50,21 +51,21 @@ def make_partial_dir(partial: Path) -> None:
 
 
 def finalize(partial: Path) -> None:
-    """Let everybody read the model as it was trained, and have it on the disk.
+    """Complete config and tokenizer so that standard tools load the model as it was trained, and fsync all files.
 
-    Weights, config and tokenizer are there already.
+    Weights, config and tokenizer must have been written.
     """
     config = _complete_config(partial)
     _name_tokenizer(partial)
     GenerationConfig(bos_token_id=config["bos_token_id"], eos_token_id=config["eos_token_id"]).save_pretrained(partial)
     for path in partial.iterdir():
-        path.chmod(0o644)  # safetensors writes 0600: a colleague could not read the model
+        path.chmod(0o644)  # safetensors writes 0600: other users could not read the model
         fsync(path)
     fsync(partial)
 
 
 def publish(partial: Path, model_dir: Path) -> None:
-    """Let a complete folder take its name; a model of that name is there until then."""
+    """Rename a complete folder to its final name; a model of that name stays until then."""
     replaced = _free_place(model_dir, REPLACED_SUFFIX)
     shutil.rmtree(replaced, ignore_errors=True)
     if model_dir.exists():
@@ -77,9 +78,9 @@ def publish(partial: Path, model_dir: Path) -> None:
 
 
 def _complete_config(partial: Path) -> dict:
-    """Turn the cache on for generation, and write the rotary positions where transformers before 5 looks for them.
+    """Turn on the cache for generation, and add the RoPE fields that transformers before 5 reads.
 
-    It would take 10,000 for a rope_theta that stands in rope_parameters alone, and not scale at all, without a word.
+    With rope_parameters alone it silently takes 10,000 as rope_theta, and does not scale.
     """
     path = partial / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -92,13 +93,13 @@ def _complete_config(partial: Path) -> dict:
 
 
 def _name_tokenizer(partial: Path) -> None:
-    """Call the tokenizer by the name that transformers before 5 has for it too; 5's own it refuses to open.
+    """Set the tokenizer class that transformers before 5 knows too, and whether BOS and EOS are added.
 
-    And say what tokenizer.json puts around a text: llama.cpp would put BOS before it where that puts none.
+    Without the latter llama.cpp adds BOS even if tokenizer.json does not.
     """
     path = partial / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    around = Tokenizer.from_file(str(partial / "tokenizer.json")).encode("").tokens
+    added = Tokenizer.from_file(str(partial / "tokenizer.json")).encode("").tokens
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config |= {f"add_{role}_token": config.get(f"{role}_token") in around for role in ("bos", "eos")}
+    config |= {f"add_{role}_token": config.get(f"{role}_token") in added for role in ("bos", "eos")}
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

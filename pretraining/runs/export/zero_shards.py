@@ -1,4 +1,4 @@
-"""The fp32 master weights in the ZeRO shards of a checkpoint, from any number of ranks, put together one at a time."""
+"""Read the fp32 master weights from the ZeRO shards of a checkpoint, from any number of ranks, one tensor at a time."""
 
 import io
 import re
@@ -19,19 +19,19 @@ SHARD_NAME = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states")
 
 
 class ShardedWeight(Protocol):
-    """A tensor whose pieces lie in mapped files."""
+    """A tensor whose partitions are in memory-mapped files."""
 
     shape: torch.Size
 
     def contiguous(self) -> torch.Tensor:
-        """The pieces as one tensor, in memory."""
+        """The tensor in memory."""
 
 
 def open_shards(checkpoint: Path) -> tuple[LlamaConfig, dict[str, ShardedWeight]]:
-    """The model's config and its weights by their names, those that are tied by one of theirs.
+    """The model's config and its weights by name; tied weights appear once.
 
     Raises:
-        UserError: when there are no shards, they cannot be read, or they are of another model.
+        UserError: when the shards are missing, cannot be read, or are of another model.
     """
     config = config_of_checkpoint(checkpoint)
     weights = _lazy_weights(checkpoint)
@@ -44,10 +44,10 @@ def open_shards(checkpoint: Path) -> tuple[LlamaConfig, dict[str, ShardedWeight]
 
 
 def shards_by_rank(checkpoint: Path) -> list[Path]:
-    """The optimizer shards of all ranks, that of rank 0 first.
+    """The optimizer shards in the order of ranks.
 
     Raises:
-        UserError: when there are none, or not one for each rank in one folder.
+        UserError: when there are none, or not exactly one per rank in one folder.
     """
     shards = optimizer_shards(checkpoint)
     if not shards:
@@ -60,12 +60,12 @@ def shards_by_rank(checkpoint: Path) -> list[Path]:
 
 
 def open_states(checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The state of each rank's ZeRO optimizer, and that of the engine of rank 0, mapped into memory.
+    """The state of each rank's ZeRO optimizer, and that of the engine of rank 0, memory-mapped.
 
-    Every pickle of the save is opened, so that all processes agree on one that is refused.
+    Every pickle of the save is opened, so that all processes reject the same one.
 
     Raises:
-        UserError: when there are no shards, or one is not DeepSpeed's or does not have the weights that it should.
+        UserError: when there are no shards, or one is not DeepSpeed's or has too few weights.
     """
     paths = shards_by_rank(checkpoint)
     folder = paths[0].parent
@@ -84,16 +84,16 @@ def open_states(checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]
 
 def _lazy_weights(checkpoint: Path) -> dict[str, ShardedWeight]:
     states, engine = open_states(checkpoint)
-    # Only here, since it takes a second, which no other source of weights needs.
+    # Imported here, because it takes a second and other sources of weights do not need it.
     from deepspeed.utils.zero_to_fp32 import _zero3_merge_trainable_params
 
     flats = [state["fp32_flat_groups"] for state in states]
     weights: dict[str, ShardedWeight] = {}
-    unheard = io.StringIO()  # it prints what it does, which takes no time yet: no tensor is read
+    printed = io.StringIO()  # its messages are dropped; no tensor is read yet
     with (
         reading(f"{checkpoint}: its ZeRO shards", remedy="use another checkpoint"),
-        redirect_stdout(unheard),
-        redirect_stderr(unheard),
+        redirect_stdout(printed),
+        redirect_stderr(printed),
     ):
         _zero3_merge_trainable_params(weights, len(flats), flats, [SimpleNamespace(**engine)])
     return weights
@@ -103,7 +103,7 @@ def config_of_checkpoint(checkpoint: Path) -> LlamaConfig:
     """The model's config, from the checkpoint or else from the record of its run.
 
     Raises:
-        UserError: when there is neither, one cannot be read, or it asks for code of its own.
+        UserError: when neither has a config, one cannot be read, or it asks for custom code.
     """
     fields = config_fields(checkpoint)
     with reading(f"{checkpoint}: the model config", remedy="restore it from a backup"):

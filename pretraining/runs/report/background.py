@@ -1,8 +1,8 @@
-"""The report of a run that trains, written by a process of its own, which takes only the time that nobody wants.
+"""Write the report of a running training in a background process of the lowest priority.
 
     python3 -m pretraining.runs.report.background PARENT RUN_FOLDER
 
-It needs no torch, so it starts in a moment, and it ends with its parent, however that ends.
+It needs no torch, so it starts fast, and the kernel kills it when its parent ends.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from pretraining import PROJECT_DIR
 from pretraining.system.launchers import LOCAL_RANK_VARIABLES, LOCAL_SIZE_VARIABLES, RANK_VARIABLES, SIZE_VARIABLES
 
 MODULE = "pretraining.runs.report.background"
-NICENESS = 19  # of 20 priorities the last: beside a training, about 1.5 % of a core that both want
-MOST_CPU_SECONDS = 600  # 500,000 records took 7
+NICENESS = 19  # the lowest priority: about 1.5 % of a core that a training wants too
+MAX_CPU_SECONDS = 600  # 500,000 records took 7
 PR_SET_PDEATHSIG = 1
-# What a launcher tells its processes: the report is none of them. MPI has many more words.
-LAUNCHER_WORDS = (*RANK_VARIABLES, *SIZE_VARIABLES, *LOCAL_RANK_VARIABLES, *LOCAL_SIZE_VARIABLES, "MASTER_ADDR")
-MPI_WORDS = ("OMPI_", "PMIX_", "PMI_", "PRTE_")
+# Variables by which launchers number their processes; the report is not one of them. MPI has many more.
+LAUNCHER_VARIABLES = (*RANK_VARIABLES, *SIZE_VARIABLES, *LOCAL_RANK_VARIABLES, *LOCAL_SIZE_VARIABLES, "MASTER_ADDR")
+MPI_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_")
 
 
 class ReportProcess:
-    """Writes the report of a run folder, once at a time. Its starts must come from the main thread.
+    """Writes the report of a run folder, one process at a time.
 
-    That is since the kernel ends the process when the thread ends that started it.
+    Call `start` from the main thread: the kernel kills the process when the thread ends that started it.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -37,7 +37,7 @@ class ReportProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> str | None:
-        """Begin to write it, unless that is still going on; what went wrong with the last one, if anything.
+        """Start to write the report, unless it is being written; return the error of the previous one, if any.
 
         Raises:
             OSError: when no process can be started.
@@ -45,35 +45,34 @@ class ReportProcess:
         if self._process is not None and self._process.poll() is None:
             return None
         problem = self.wait()
-        words = [sys.executable, "-m", MODULE, str(os.getpid()), str(self._run_dir)]
-        environment = {
+        kept = {
             name: value
             for name, value in os.environ.items()
-            if name not in LAUNCHER_WORDS and not name.startswith(MPI_WORDS)
+            if name not in LAUNCHER_VARIABLES and not name.startswith(MPI_PREFIXES)
         }
         self._process = subprocess.Popen(
-            words,
+            [sys.executable, "-m", MODULE, str(os.getpid()), str(self._run_dir)],
             cwd=PROJECT_DIR,
-            env={**environment, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C is for the training, which has this one written to its end
+            start_new_session=True,  # a Ctrl-C is for the training, which waits until the report is written
         )
         return problem
 
     def wait(self, *, seconds: float | None = None) -> str | None:
-        """Wait until it is written, so long at most; what went wrong, if anything."""
+        """Wait until the report is written, for some seconds at most; return the error, if any."""
         process, self._process = self._process, None
         if process is None:
             return None
         try:
-            _, told = process.communicate(timeout=seconds)
+            _, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             return f"it took longer than {seconds:g} s"
-        lines = told.decode(errors="replace").strip().splitlines()
+        lines = errors.decode(errors="replace").strip().splitlines()
         return None if process.returncode == 0 else (lines or [f"exit code {process.returncode}"])[-1]
 
 
@@ -89,10 +88,8 @@ def main(parent: int, run_dir: Path) -> None:
     end_with(parent)
     os.nice(NICENESS)
     with contextlib.suppress(ValueError, OSError):  # where the limit is lower already
-        resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU_SECONDS, MOST_CPU_SECONDS))
-    from pretraining.runs.report.report import (
-        write_report,  # after the above, which holds for the threads that this starts
-    )
+        resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))
+    from pretraining.runs.report.report import write_report  # here, so that its threads have the priority too
 
     write_report(run_dir)
 

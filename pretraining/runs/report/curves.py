@@ -1,78 +1,64 @@
-"""The figures of a run as curves, in a memory that does not grow with the run: what its report draws."""
+"""The metrics of a run as curves for its report, in memory that does not grow with the run."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pretraining.runs.cost import RunCost
-from pretraining.runs.history import Record, read_records
+from pretraining.runs.history import RunHistory, read_records
+from pretraining.runs.tracking.metrics_file import EVALUATIONS, Record
 
-MOST_BINS = 300  # and up to twice as many, of two points each, for charts of some 1,000 pixels
-# What adds up over steps: its mean is drawn, and its sum told.
-SUMMED_ENDING = "_seconds"
+MAX_BINS = 300  # up to twice as many, of two points each, for charts about 1,000 pixels wide
 NUMBERS = (int, float, str)  # "nan" and "inf" are written as words
 
 
-@dataclass(frozen=True)
-class Point:
-    """A figure at a step; None where it was no number, which a curve must not bridge."""
+class Point(NamedTuple):
+    """A metric at a step; None where it was NaN or Inf, which a curve must not bridge."""
 
     step: int
     value: float | None
 
 
 @dataclass(frozen=True)
-class Total:
-    """All that a figure added up to between two steps, the first not counted in."""
-
-    after_step: int
-    step: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Bin:
-    """A stretch of a curve: its lowest and highest point in their order, and what makes its mean."""
+    """A part of a curve, from after one step to another: its lowest and highest point in order, its sum and count."""
 
     ends: list[Point]
-    step: int  # the last one
+    after_step: int
+    step: int
     total: float
     count: int
 
 
 @dataclass
 class DownsampledRecords:
-    """Records as they come in, of which every stretch keeps the lowest and the highest value of each figure.
+    """Records of which every bin keeps the lowest and the highest value of each metric.
 
-    A spike of one step in 500,000 is still seen. Short runs keep all values.
+    A spike of one step in 500,000 stays visible. Short runs keep all values.
     """
 
     bins: dict[str, list[Bin]] = field(default_factory=dict)
-    totals: dict[str, list[Total]] = field(default_factory=dict)
-    last: Record = field(default_factory=dict)
-    num_records: int = 0
-    _waiting: list[Record] = field(default_factory=list)
     records_per_bin: int = 1
+    _waiting: list[Record] = field(default_factory=list)
     _num_bins: int = 0
     _last_step: int = 0
 
     def add(self, record: Record) -> None:
-        """Take in the next record."""
-        self.num_records += 1
-        self.last = record
+        """Add the next record."""
         self._waiting.append(record)
         if len(self._waiting) == self.records_per_bin:
             self.flush()
-            if self._num_bins >= 2 * MOST_BINS:
-                self._merge_bins()
+            if self._num_bins >= 2 * MAX_BINS:
+                self.bins = {name: [_merged(pair) for pair in _pairs(bins)] for name, bins in self.bins.items()}
+                self._num_bins //= 2
+                self.records_per_bin *= 2
 
     def flush(self) -> None:
-        """Have what was taken in among the points."""
+        """Make a bin of the records that were added since the last one."""
         if not self._waiting:
             return
         steps = [record["step"] for record in self._waiting]
@@ -85,11 +71,11 @@ class DownsampledRecords:
         self._waiting.clear()
 
     def curve(self, name: str) -> list[Point]:
-        """The points of a figure by step; none when there is no such figure."""
+        """The points of a metric by step; none if the records do not have it."""
         return [point for bin_ in self.bins.get(name, ()) for point in bin_.ends]
 
     def means(self, name: str) -> list[Point]:
-        """The mean of each stretch, at its end."""
+        """The mean of each bin, at its last step."""
         bins = self.bins.get(name, ())
         return [Point(bin_.step, bin_.total / bin_.count if bin_.count else None) for bin_ in bins]
 
@@ -98,68 +84,66 @@ class DownsampledRecords:
             numbers = np.array([math.nan if value is None else value for value in values], dtype=float)
         except ValueError:
             return  # a text
-        if name.endswith(SUMMED_ENDING):
-            total = Total(self._last_step, steps[-1], float(np.nansum(numbers)))
-            self.totals.setdefault(name, []).append(total)
         finite = np.flatnonzero(np.isfinite(numbers))
+        points = [Point(steps[0], None)]
         if len(finite):
             ends = {int(finite[np.argmin(numbers[finite])]), int(finite[np.argmax(numbers[finite])])}
             points = [Point(steps[index], float(numbers[index])) for index in sorted(ends)]
-        else:
-            points = [Point(steps[0], None)]
-        bin_ = Bin(points, steps[-1], float(numbers[finite].sum()), len(finite))
+        bin_ = Bin(points, self._last_step, steps[-1], float(numbers[finite].sum()), len(finite))
         self.bins.setdefault(name, []).append(bin_)
 
-    def _merge_bins(self) -> None:
-        for name, bins in self.bins.items():
-            self.bins[name] = [_merged(pair) for pair in _pairs(bins)]
-        for name, totals in self.totals.items():
-            self.totals[name] = [
-                Total(pair[0].after_step, pair[-1].step, sum(total.seconds for total in pair))
-                for pair in _pairs(totals)
-            ]
-        self._num_bins //= 2
-        self.records_per_bin *= 2
 
-
-def _pairs(values: list[Any]) -> Iterator[list[Any]]:
-    return (values[index : index + 2] for index in range(0, len(values), 2))
+def _pairs(bins: list[Bin]) -> Iterator[list[Bin]]:
+    return (bins[index : index + 2] for index in range(0, len(bins), 2))
 
 
 def _merged(bins: list[Bin]) -> Bin:
     points = [point for bin_ in bins for point in bin_.ends]
     numbers = [(point.value, place) for place, point in enumerate(points) if point.value is not None]
     ends = [points[place] for place in sorted({min(numbers)[1], max(numbers)[1]})] if numbers else points[:1]
-    return Bin(ends, bins[-1].step, sum(bin_.total for bin_ in bins), sum(bin_.count for bin_ in bins))
+    total, count = sum(bin_.total for bin_ in bins), sum(bin_.count for bin_ in bins)
+    return Bin(ends, bins[0].after_step, bins[-1].step, total, count)
 
 
 @dataclass
-class RunCurves:
-    """What the report of a run draws and tells."""
+class RunCurves(RunHistory):
+    """The history of a run with the curves that its report draws; times in unix seconds."""
 
-    run_dir: Path
-    run_record: Record
-    training: DownsampledRecords
-    evaluations: dict[str, DownsampledRecords]
-    events: list[Record]
-    cost: RunCost
-    first_logged_at: float | None = None
-    last_logged_at: float | None = None
+    training: DownsampledRecords = field(default_factory=DownsampledRecords)
+    evaluated: dict[str, DownsampledRecords] = field(
+        default_factory=lambda: {prefix: DownsampledRecords() for prefix in EVALUATIONS}
+    )
+    logged_at: list[float] = field(default_factory=list)  # the first and the last time
 
-    def part_with(self, name: str) -> DownsampledRecords:
-        """The records that have a figure: those of an evaluation tell by the beginning of its name."""
-        return self.evaluations.get(name.partition("_")[0], self.training)
+    def add(self, record: Record) -> None:
+        """Add the next record of metrics.jsonl."""
+        super().add(record)
+        if record.get("logged_at") is not None:
+            times = [*self.logged_at, record["logged_at"]]
+            self.logged_at = [min(times), max(times)]
+        if "event" in record:
+            return
+        if "loss" in record:
+            self.training.add(record)
+            return
+        for prefix, records in self.evaluated.items():
+            if f"{prefix}_loss" in record:
+                records.add(record)
+
+    def records_of(self, name: str) -> DownsampledRecords:
+        """The records that have a metric: names of evaluations start with that of their split."""
+        return self.evaluated.get(name.partition("_")[0], self.training)
 
     def curve(self, name: str) -> list[Point]:
-        """The points of a figure."""
-        return self.part_with(name).curve(name)
+        """The points of a metric."""
+        return self.records_of(name).curve(name)
 
     def names(self) -> list[str]:
-        """All figures there are."""
-        return [name for part in (self.training, *self.evaluations.values()) for name in part.bins]
+        """The names of all metrics."""
+        return [name for records in (self.training, *self.evaluated.values()) for name in records.bins]
 
     def tokens_at(self, step: float) -> float | None:
-        """The tokens that were trained on until a step, between two records in proportion; None when untold."""
+        """Tokens trained on until a step, interpolated between records; None when no record has them."""
         steps, tokens = self._tokens
         if len(steps) == 1:
             return None
@@ -176,34 +160,11 @@ def read_curves(run_dir: Path, run_record: Record) -> RunCurves:
     """Read metrics.jsonl once, from beginning to end.
 
     Raises:
-        UserError: when it is not there.
+        UserError: when it cannot be read.
     """
-    run = RunCurves(
-        run_dir,
-        run_record,
-        DownsampledRecords(),
-        {"eval": DownsampledRecords(), "test": DownsampledRecords()},
-        [],
-        RunCost(run_record),
-    )
+    run = RunCurves(run_dir, run_record)
     for record in read_records(run_dir):
-        _take_in(run, record)
-    for thinned in (run.training, *run.evaluations.values()):
-        thinned.flush()
+        run.add(record)
+    for records in (run.training, *run.evaluated.values()):
+        records.flush()
     return run
-
-
-def _take_in(run: RunCurves, record: Record) -> None:
-    run.cost.add(record)
-    logged_at = record.get("logged_at")
-    if logged_at is not None:
-        run.first_logged_at = logged_at if run.first_logged_at is None else min(run.first_logged_at, logged_at)
-        run.last_logged_at = max(run.last_logged_at or logged_at, logged_at)
-    if "event" in record:
-        run.events.append(record)
-    elif "loss" in record:
-        run.training.add(record)
-    else:
-        for prefix, thinned in run.evaluations.items():
-            if f"{prefix}_loss" in record:
-                thinned.add(record)

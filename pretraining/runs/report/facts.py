@@ -1,214 +1,212 @@
-"""What a run was, in words and figures: the tables of its report. A fact that its folder does not tell is left out."""
+"""The tables of a report: what a run was, in words and numbers. What its folder does not record is omitted."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pretraining.runs.cost import SECONDS_PER_HOUR, format_significant
-from pretraining.runs.history import Record
-from pretraining.runs.report.charts import TIME_PARTS, known_limit
+from pretraining.runs.claim import is_being_written
+from pretraining.runs.history import SECONDS_PER_HOUR, format_significant
+from pretraining.runs.report.charts import known_limit
 from pretraining.runs.report.curves import RunCurves
-from pretraining.runs.run_lock import is_being_written
-from pretraining.runs.tracking.console import block_line, per_process, summary_lines
+from pretraining.runs.tracking.console import describe_block, per_process, summary_lines
+from pretraining.runs.tracking.metrics_file import EVALUATIONS, TIME_PARTS, Record
 from pretraining.system.formatting import format_bytes
 from pretraining.system.privacy import hide_path, hide_path_of_word, hide_paths_of_command, mask
 
-Facts = dict[str, str]
-LEFT_OUT_OF_EVENTS = ("step", "event", "logged_at", "samples")
+Table = dict[str, str | None]
+SHOWN_ELSEWHERE = ("step", "event", "logged_at", "samples")
 COMMAND = "command"
-MAX_SECONDS = 8e13  # about what a timedelta holds; damaged figures can add up to more
+COUNT = ","
+MAX_SECONDS = 8e13  # about the most that a timedelta holds; damaged records can add up to more
+# Of an evaluation, with the format of each.
+RESULTS = {"loss": ".4f", "perplexity": ",.2f", "accuracy": ".1%", "bits_per_byte": ".3f"}
 
 
 def run_state(run: RunCurves) -> str:
-    """Whether the run is finished, stopped, going on, or was cut short."""
+    """One of finished, stopped with its reason, running, or interrupted."""
     step, num_steps = _last_step(run), run.run_record.get("arguments", {}).get("max_steps", 0)
     if step >= num_steps > 0:
         return "finished"
     turns = [event for event in run.events if event["event"] in ("start", "restart", "stop")]
     if turns and turns[-1]["event"] == "stop" and turns[-1]["step"] >= step:
-        return f"stopped ({turns[-1].get('reason', 'as asked')})"
+        return f"stopped ({turns[-1].get('reason', 'on request')})"
     return "running" if is_being_written(run.run_dir) else "interrupted"
 
 
 def _last_step(run: RunCurves) -> int:
-    """The last one with a record, or the one at which the newest start came to its end: not every step is logged."""
+    """The last step with a record, or that at which the newest start ended: not every step is logged."""
     turns = [event for event in run.events if event["event"] in ("start", "summary")]
     ended_at = turns[-1]["step"] if turns and turns[-1]["event"] == "summary" else 0
-    return max(ended_at, run.training.last.get("step", 0))
+    return max(ended_at, run.last.get("step", 0))
 
 
-def report_tables(run: RunCurves) -> dict[str, Facts]:
-    """Facts by the heading that they stand under."""
-    sections: dict[str, Iterable[tuple[str, str | None]]] = {
-        "Command": [(COMMAND, _command(run.run_record))],
-        "Run": _run_facts(run),
-        "Results": _result_facts(run),
-        "Model and data": _model_facts(run.run_record),
-        "Speed": _speed_facts(run),
-        "Machine": _machine_facts(run.run_record),
-        "Software": _software_facts(run.run_record),
+def report_tables(run: RunCurves) -> dict[str, dict[str, str]]:
+    """Facts by the heading of their table."""
+    command = run.run_record.get("command")
+    tables: dict[str, Table] = {
+        "Command": {COMMAND: hide_paths_of_command(mask(command)) if isinstance(command, str) else None},
+        "Run": _run_table(run),
+        "Results": _results_table(run),
+        "Model and data": _model_table(run.run_record),
+        "Speed": _speed_table(run),
+        "Machine": _machine_table(run.run_record),
+        "Software": _software_table(run.run_record),
     }
-    told = {heading: {name: value for name, value in facts if value} for heading, facts in sections.items()}
-    return {heading: facts for heading, facts in told.items() if facts}
+    known = {heading: {name: fact for name, fact in table.items() if fact} for heading, table in tables.items()}
+    return {heading: table for heading, table in known.items() if table}
 
 
-def _command(record: Record) -> str | None:
-    command = record.get("command")
-    return hide_paths_of_command(mask(command)) if isinstance(command, str) else None
+def _run_table(run: RunCurves) -> Table:
+    step, num_steps = _last_step(run), run.run_record.get("arguments", {}).get("max_steps", 0)
+    times = [datetime.fromtimestamp(at, tz=UTC).strftime("%Y-%m-%d %H:%M UTC") for at in run.logged_at]
+    return {
+        "state": run_state(run),
+        "step": f"{step:,} of {num_steps:,}",
+        "tokens": _format(run.tokens_at(step), COUNT),
+        "first record": times[0] if times else None,
+        "last record": times[-1] if times else None,
+        "starts": str(len(run.run_record.get("earlier_starts", [])) + 1),
+        "run folder": hide_path(run.run_dir),
+    }
 
 
-def _run_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
-    record, step = run.run_record, _last_step(run)
-    arguments = record.get("arguments", {})
-    yield "state", run_state(run)
-    yield "step", f"{step:,} of {arguments.get('max_steps', 0):,}"
-    yield "tokens", _count(run.tokens_at(step))
-    yield "begun", _time(run.first_logged_at)
-    yield "last record", _time(run.last_logged_at)
-    yield "starts", str(len(record.get("earlier_starts", [])) + 1)
-    yield "run folder", hide_path(run.run_dir)
-
-
-def _result_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
-    last = run.training.last
-    yield "training loss, last record", _figure(last.get("loss"), ".4f")
-    yield "training loss, smoothed", _figure(last.get("smoothed_loss"), ".4f")
-    for prefix, name in (("eval", "validation"), ("test", "test")):
-        found = run.evaluations[prefix].last
-        yield f"{name} loss", _figure(found.get(f"{prefix}_loss"), ".4f")
-        yield f"{name} perplexity", _figure(found.get(f"{prefix}_perplexity"), ",.2f")
-        yield f"{name} accuracy", _figure(found.get(f"{prefix}_accuracy"), ".1%")
-        yield f"{name} bits per byte", _figure(found.get(f"{prefix}_bits_per_byte"), ".3f")
+def _results_table(run: RunCurves) -> Table:
+    table = {
+        "training loss, last record": _format(run.last.get("loss"), ".4f"),
+        "training loss, smoothed": _format(run.last.get("smoothed_loss"), ".4f"),
+    }
+    for prefix, name in EVALUATIONS.items():
+        found = run.evaluations.get(prefix, {})
+        for metric, number_format in RESULTS.items():
+            table[f"{name} {metric.replace('_', ' ')}"] = _format(found.get(f"{prefix}_{metric}"), number_format)
     limit = known_limit(run)
     if limit is not None:
-        yield "limit of bits per byte", f"{limit.bits_per_byte:.4f}"
-        yield "validation above the limit", f"{limit.above:.1%}"
-    points = [point for point in run.curve("eval_loss") if point.value is not None]
-    if points:
-        best = min(points, key=lambda point: point.value or 0.0)
-        yield "best validation loss", f"{best.value:.4f} at step {best.step:,}"
-    yield "spikes", _count(last.get("spikes"))
-    yield "steps that were no number", _count(last.get("non_finite_steps"))
+        table["limit of bits per byte"] = f"{limit.bits_per_byte:.4f}"
+        table["validation above the limit"] = f"{limit.excess:.1%}"
+    losses = [(point.value, point.step) for point in run.curve("eval_loss") if point.value is not None]
+    if losses:
+        table["best validation loss"] = "{:.4f} at step {:,}".format(*min(losses))
+    table["spikes"] = _format(run.last.get("spikes"), COUNT)
+    table["steps with NaN or Inf"] = _format(run.last.get("non_finite_steps"), COUNT)
+    return table
 
 
-def _model_facts(record: Record) -> Iterator[tuple[str, str | None]]:
+def _model_table(record: Record) -> Table:
     arguments, identity = record.get("arguments", {}), record.get("identity", {})
     config = identity.get("model_config", {})
-    yield "model", hide_path(str(arguments.get("model", ""))) if arguments.get("model") else None
-    yield "parameters", _count(record.get("num_parameters"))
-    yield "layers", _count(config.get("num_hidden_layers"))
-    yield "hidden size", _count(config.get("hidden_size"))
-    yield "vocabulary", _count(config.get("vocab_size"))
     dataset = arguments.get("dataset") or []
-    yield "data", " ".join(map(hide_path_of_word, map(str, dataset if isinstance(dataset, list) else [dataset])))
-    yield "manifest", ", ".join(part.get("manifest_sha256", "")[:12] for part in identity.get("data", []))
-    yield "block length", _count(record.get("block_length"))
-    yield "tokens a step", _count(identity.get("global_batch_tokens"))
-    yield "precision", identity.get("precision")
-    yield "precision of products", identity.get("product_precision")
-    yield "optimizer", identity.get("optimizer")
-    yield "learning rate", _figure(arguments.get("learning_rate"), ".2e")
-    yield "schedule", record.get("schedule", {}).get("shape")
+    words = dataset if isinstance(dataset, list) else [dataset]
+    return {
+        "model": hide_path(str(arguments["model"])) if arguments.get("model") else None,
+        "parameters": _format(record.get("num_parameters"), COUNT),
+        "layers": _format(config.get("num_hidden_layers"), COUNT),
+        "hidden size": _format(config.get("hidden_size"), COUNT),
+        "vocabulary": _format(config.get("vocab_size"), COUNT),
+        "data": " ".join(hide_path_of_word(str(word)) for word in words),
+        "manifest": ", ".join(store.get("manifest_sha256", "")[:12] for store in identity.get("data", [])),
+        "block length": _format(record.get("block_length"), COUNT),
+        "tokens per step": _format(identity.get("global_batch_tokens"), COUNT),
+        "precision": identity.get("precision"),
+        "precision of matrix multiplications": identity.get("product_precision"),
+        "optimizer": identity.get("optimizer"),
+        "learning rate": _format(arguments.get("learning_rate"), ".2e"),
+        "schedule": record.get("schedule", {}).get("shape"),
+    }
 
 
-def _speed_facts(run: RunCurves) -> Iterator[tuple[str, str | None]]:
-    last, totals, cost = run.training.last, run.training.totals, run.cost
+def _speed_table(run: RunCurves) -> Table:
+    last, bins, cost = run.last, run.training.bins, run.cost
+    table: Table = {}
     if cost.hours is not None:
-        yield "time, all starts", str(timedelta(seconds=round(min(cost.hours * SECONDS_PER_HOUR, MAX_SECONDS))))
-    whole = sum(total.seconds for total in totals.get("interval_seconds", []))
-    for name, (part, _) in TIME_PARTS.items():
-        if whole and name in totals:
-            yield f"share of {part}", f"{sum(total.seconds for total in totals[name]) / whole:.1%}"
+        table["time, all starts"] = str(timedelta(seconds=round(min(cost.hours * SECONDS_PER_HOUR, MAX_SECONDS))))
+    total = sum(bin_.total for bin_ in bins.get("interval_seconds", []))
+    for part, name in TIME_PARTS.items():
+        if total and f"{part}_seconds" in bins:
+            table[f"share of {name}"] = f"{sum(bin_.total for bin_ in bins[f'{part}_seconds']) / total:.1%}"
     if cost.process_hours is not None and run.run_record.get("hardware", {}).get("gpu"):
-        yield "GPU hours", format_significant(cost.process_hours)
-    speed = last.get("overall_tokens_per_second_per_gpu")
-    unit = f"tokens/s{per_process(last)}"
-    yield f"{unit}, this start", _figure(speed, ",.0f")
-    if speed is None:
-        yield f"{unit}, last interval", _figure(last.get("tokens_per_second_per_gpu"), ",.0f")
-    yield "MFU, last interval", _figure(last.get("mfu"), ".1%")
-    yield "memory of tensors, largest GPU", _gigabytes(last.get("peak_memory_bytes"))
+        table["GPU hours"] = format_significant(cost.process_hours)
+    unit, speed = f"tokens/s{per_process(last)}", last.get("overall_tokens_per_second_per_gpu")
+    if speed is not None:
+        table[f"{unit}, this start"] = _format(speed, ",.0f")
+    else:
+        table[f"{unit}, last interval"] = _format(last.get("tokens_per_second_per_gpu"), ",.0f")
+    table["MFU, last interval"] = _format(last.get("mfu"), ".1%")
+    table["memory of tensors, largest GPU"] = _format_size(last.get("peak_memory_bytes"))
     energy = cost.kilowatt_hours
-    yield "energy of the GPUs", None if energy is None else f"{format_significant(energy)} kWh"
+    table["energy of the GPUs"] = None if energy is None else f"{format_significant(energy)} kWh"
+    return table
 
 
-def _machine_facts(record: Record) -> Iterator[tuple[str, str | None]]:
+def _machine_table(record: Record) -> Table:
     hardware = record.get("hardware", {})
     used = hardware.get("gpu")
-    ours = [gpu for gpu in hardware.get("gpus", []) if gpu.get("name") == used]
-    sizes = [gpu["memory_bytes"] for gpu in ours if "memory_bytes" in gpu]
-    yield "GPUs", None if used is None else f"{hardware.get('num_processes')} x {used}"
-    yield "memory of a GPU", _gigabytes(min(sizes, default=None))
-    yield "driver", hardware.get("driver")
-    yield "processes", _count(hardware.get("num_processes"))
-    yield "CPU", hardware.get("cpu")
-    yield "cores", _count(hardware.get("num_cpu_cores"))
-    yield "host memory", _gigabytes(hardware.get("memory_bytes"))
+    sizes = [gpu.get("memory_bytes") for gpu in hardware.get("gpus", []) if gpu.get("name") == used]
+    return {
+        "GPUs": None if used is None else f"{hardware.get('num_processes')} x {used}",
+        "memory per GPU": _format_size(min((size for size in sizes if size is not None), default=None)),
+        "driver": hardware.get("driver"),
+        "processes": _format(hardware.get("num_processes"), COUNT),
+        "CPU": hardware.get("cpu"),
+        "cores": _format(hardware.get("num_cpu_cores"), COUNT),
+        "host memory": _format_size(hardware.get("memory_bytes")),
+    }
 
 
-def _software_facts(record: Record) -> Iterator[tuple[str, str | None]]:
+def _software_table(record: Record) -> Table:
     git = record.get("git") or {}
-    if "commit" in git:
-        yield "commit", git["commit"][:12] + (" (with changes)" if git.get("is_dirty") else "")
-    yield "Python", record.get("python")
-    yield from record.get("packages", {}).items()
+    commit = git["commit"][:12] + " (with changes)" * bool(git.get("is_dirty")) if "commit" in git else None
+    return {"commit": commit, "Python": record.get("python"), **record.get("packages", {})}
 
 
-def described_limit(run: RunCurves) -> str | None:
+def describe_limit(run: RunCurves) -> str | None:
     """How far a run is from the limit of its data, in a sentence; None where no limit is known."""
     limit = known_limit(run)
     if limit is None:
         return None
-    where = (
-        f"{limit.above:.1%} above it" if limit.above >= 0 else f"{-limit.above:.1%} below it: it has seen the answers"
+    place = (
+        f"{limit.excess:.1%} above it"
+        if limit.excess >= 0
+        else f"{-limit.excess:.1%} below it: it has seen the answers"
     )
     return (
         f"No model gets below the dashed line, the entropy of the validation text: {limit.bits_per_byte:.4f} bits per "
-        f"byte. The last evaluation, {limit.found_bits_per_byte:.4f}, is {where}."
+        f"byte. The last evaluation, {limit.found_bits_per_byte:.4f}, is {place}."
     )
 
 
 def describe_event(event: Mapping[str, Any]) -> str:
-    """What an event says besides its name and step; one of unknown fields or types as it is in the log."""
-    told = {name: value for name, value in event.items() if name not in LEFT_OUT_OF_EVENTS and value is not None}
+    """What an event records in addition to its name and step; JSON where fields or types are unknown."""
+    fields = {name: value for name, value in event.items() if name not in SHOWN_ELSEWHERE and value is not None}
     try:
-        if event["event"] == "summary":
-            return "; ".join(summary_lines(event))
-        return "; ".join(_told_of(name, value) for name, value in told.items())
+        return "; ".join(summary_lines(event) if event["event"] == "summary" else _format_fields(fields))
     except (KeyError, TypeError, ValueError, OverflowError):
-        return json.dumps(told, ensure_ascii=False)
+        return json.dumps(fields, ensure_ascii=False)
 
 
-def _told_of(name: str, value: Any) -> str:
-    """A figure with its unit where its name has one, the blocks of a fault with their documents."""
-    if name == "blocks":
-        return "; ".join(map(block_line, value))
-    if name.endswith("bytes"):
-        return format_bytes(value)
-    if name.endswith("seconds"):
-        return f"{format_significant(value)} s"
-    return f"{name.replace('_', ' ')} {_told(value)}"
+def _format_fields(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Fields with their units, where their names end in one; blocks with their documents."""
+    for name, value in fields.items():
+        if name == "blocks":
+            yield from map(describe_block, value)
+        elif name.endswith("bytes"):
+            yield format_bytes(value)
+        elif name.endswith("seconds"):
+            yield f"{format_significant(value)} s"
+        else:
+            yield f"{name.replace('_', ' ')} {_format_field(value)}"
 
 
-def _told(value: Any) -> str:
+def _format_field(value: Any) -> str:
     if isinstance(value, float):
         return format_significant(value)
-    return _count(value) or (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return _format(value, COUNT) if isinstance(value, (int, str)) else json.dumps(value, ensure_ascii=False)
 
 
-def _count(value: Any) -> str | None:
-    return f"{value:,}" if isinstance(value, int) else None
-
-
-def _figure(value: Any, number_format: str) -> str | None:
-    """A number as told, "nan" as it stands in the log."""
+def _format(value: Any, number_format: str) -> Any:
+    """A number as text; a string, e.g. "nan", and None unchanged."""
     return f"{value:{number_format}}" if isinstance(value, (int, float)) else value
 
 
-def _gigabytes(value: Any) -> str | None:
-    return None if value is None else f"{value / 1e9:,.1f} GB"
-
-
-def _time(value: float | None) -> str | None:
-    return None if value is None else datetime.fromtimestamp(value, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+def _format_size(num_bytes: float | None) -> str | None:
+    return None if num_bytes is None else format_bytes(num_bytes)

@@ -1,7 +1,7 @@
-"""report.html and curves.png of a run folder, or of several runs in one page: they open anywhere, without a network."""
+"""report.html and curves.png of a run folder, or one page of several runs: they open anywhere, without a network."""
 
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,21 @@ import jinja2
 import vl_convert
 
 from pretraining.errors import UserError
-from pretraining.runs.history import Record
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.report.charts import charts_of, rows_of, time_rows
 from pretraining.runs.report.curves import RunCurves, read_curves
-from pretraining.runs.report.facts import describe_event, described_limit, report_tables, run_state
-from pretraining.runs.report.vega_lite import chart_spec, event_sign, legend_of, static_spec, time_legend, time_spec
+from pretraining.runs.report.facts import describe_event, describe_limit, report_tables, run_state
+from pretraining.runs.report.vega_lite import chart_spec, event_marker, legend_of, static_spec, time_legend, time_spec
 from pretraining.runs.run_folder import CURVES_NAME, REPORT_NAME
 from pretraining.system.files import write_atomically
 from pretraining.system.privacy import hide_paths, mask
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
-MOST_EVENTS, MOST_SAMPLES = 1000, 60  # that are listed
-MOST_MARKED = 100  # events of a kind in the loss chart
+MAX_EVENTS, MAX_SAMPLES = 1000, 60  # that are listed
+MAX_MARKED = 100  # events of a kind in the loss chart
 PICTURED = ("Loss", "Learning rate", "Gradient norm", "Throughput")
 PICTURE_SCALE = 1.5
-GENERATOR = b'<meta name="generator" content="pretraining report">'  # what report_page.html has at its beginning
+GENERATOR = b'<meta name="generator" content="pretraining report">'  # near the beginning of report_page.html
 HEAD_BYTES = 1000
 PAGE_CODE = "window.vegaEmbed = vegaEmbed"  # of the libraries, what the page calls
 Rows = list[dict[str, Any]]
@@ -45,39 +44,34 @@ def write_report(run_dir: Path) -> None:
 
 
 def write_comparison(run_dirs: Sequence[Path], path: Path) -> None:
-    """Write one page of several runs, each in a colour of its own.
+    """Write one page of several runs, each in a separate color.
 
     Raises:
-        UserError: when one of them is not a run, or the page has no place there.
+        UserError: when one of them is not a run, or the page cannot be written.
     """
-    _check_output(path)
-    short = [run_dir.resolve().name for run_dir in run_dirs]
-    names = [name if short.count(name) == 1 else str(run_dir) for name, run_dir in zip(short, run_dirs, strict=True)]
-    runs = [read_curves(run_dir, read_run_record(run_dir)) for run_dir in run_dirs]
-    write_atomically(path, _page(dict(zip(names, runs, strict=True))).encode())
-
-
-def _check_output(path: Path) -> None:
-    """Refuse a place where no file can be, or where a file is that is not a report."""
     try:
         problem = _output_problem(path)
     except OSError as error:
         problem = f"cannot be written ({error.strerror}); pass another file"
     if problem is not None:
         raise UserError(f"--output {path}: {problem}")
+    short = [run_dir.resolve().name for run_dir in run_dirs]
+    names = [name if short.count(name) == 1 else str(run_dir) for name, run_dir in zip(short, run_dirs, strict=True)]
+    runs = [read_curves(run_dir, read_run_record(run_dir)) for run_dir in run_dirs]
+    write_atomically(path, _page(dict(zip(names, runs, strict=True))).encode())
 
 
 def _output_problem(path: Path) -> str | None:
+    """Why no page can be written there, or that it would replace a file that is not a report."""
     if path.is_dir():
         return "is a folder; pass a file, e.g. comparison.html"
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist; create it, or pass a file in another one"
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return f"the folder {path.parent} is not writable; pass a file in another one"
-    if not path.exists():
-        return None
-    is_report = path.is_file() and GENERATOR in _head(path)
-    return None if is_report else "exists and is not a report; remove it, or pass another file"
+    if path.exists() and not (path.is_file() and GENERATOR in _head(path)):
+        return "exists and is not a report; remove it, or pass another file"
+    return None
 
 
 def _head(path: Path) -> bytes:
@@ -92,83 +86,77 @@ def _page(runs: dict[str, RunCurves]) -> str:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     only = next(iter(runs.values())) if len(runs) == 1 else None
     events = [] if only is None else _event_rows(only)
-    facts = {name: report_tables(run) for name, run in runs.items()}
+    tables = [report_tables(run) for run in runs.values()]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        runs=runs,
-        states={name: run_state(run) for name, run in runs.items()},
-        facts=facts,
-        names_of_facts=_names_of_facts(list(facts.values())),
-        charts=_charts(runs, events),
-        events=events[-MOST_EVENTS:],
+        runs=list(runs),
+        state=None if only is None else run_state(only),
+        tables=tables[0] if only is not None else {},
+        compared=[] if only is not None else _compared(tables),
+        charts=_charts(runs, events) + _time_charts(runs),
+        events=events[-MAX_EVENTS:],
         records_per_bin=max(run.training.records_per_bin for run in runs.values()),
         samples=[] if only is None else _samples(only),
         code=vl_convert.javascript_bundle(PAGE_CODE),
     )
 
 
-def _charts(runs: dict[str, RunCurves], events: Rows) -> list[dict[str, Any]]:
-    """Title, legend, specification and width of each chart."""
+def _charts(runs: dict[str, RunCurves], events: Rows) -> Rows:
+    """Title, legend, specification, width, events and note of each chart."""
     is_single = len(runs) == 1
-    found: list[dict[str, Any]] = []
+    found: Rows = []
     for chart in charts_of(list(runs.values())):
         rows = [row for name, run in runs.items() for row in rows_of(chart, run, run_name=None if is_single else name)]
-        marked = _some_of_each_kind(events) if chart.has_events else []
+        marked = _thinned(events) if chart.has_events else []
+        note = describe_limit(next(iter(runs.values()))) if chart.has_events and is_single else None
         entry = {"title": chart.title, "legend": legend_of(chart, rows), "spec": chart_spec(chart, rows, marked)}
-        note = described_limit(next(iter(runs.values()))) if chart.has_events and is_single else None
         found.append({**entry, "is_wide": chart.has_events, "events": marked, "note": note})
-    for name, run in runs.items():
-        title, rows = "Time" if is_single else f"Time of {name}", time_rows(run)
-        if rows:
-            entry = {"title": title, "legend": time_legend(), "spec": time_spec(rows)}
-            found.append({**entry, "is_wide": True, "events": [], "note": None})
     return found
 
 
-def _names_of_facts(facts: Sequence[dict[str, dict[str, str]]]) -> dict[str, list[str]]:
-    """The facts of all runs by heading, in the order in which they are told."""
-    headings = dict.fromkeys(heading for sections in facts for heading in sections)
-    return {
-        heading: list(dict.fromkeys(name for sections in facts for name in sections.get(heading, ())))
-        for heading in headings
-    }
+def _time_charts(runs: dict[str, RunCurves]) -> Rows:
+    return [
+        {"title": "Time" if len(runs) == 1 else f"Time of {name}", "legend": time_legend(), "spec": time_spec(rows)}
+        | {"is_wide": True, "events": [], "note": None}
+        for name, run in runs.items()
+        if (rows := time_rows(run))
+    ]
+
+
+def _compared(tables: Sequence[dict[str, dict[str, str]]]) -> list[tuple[str, list[str]]]:
+    """Each fact with its value in every run, empty where a run does not have it."""
+    headings = dict.fromkeys(heading for table in tables for heading in table)
+    names = dict.fromkeys(
+        (heading, name) for heading in headings for table in tables for name in table.get(heading, {})
+    )
+    return [(name, [table.get(heading, {}).get(name, "") for table in tables]) for heading, name in names]
 
 
 def _event_rows(run: RunCurves) -> Rows:
     """The events of a run as the loss chart marks them and the page lists them."""
-    rows = []
-    for event in run.events:
-        if event["event"] != "samples":
-            place = {"step": event["step"], "tokens": run.tokens_at(event["step"])}
-            told = {"event": event["event"], "told": hide_paths(mask(describe_event(event)))}
-            rows.append({**place, **told, **event_sign(event["event"])})
-    return rows
+    return [
+        {"step": event["step"], "tokens": run.tokens_at(event["step"]), "event": event["event"]}
+        | {"what": hide_paths(mask(describe_event(event))), **event_marker(event["event"])}
+        for event in run.events
+        if event["event"] != "samples"
+    ]
 
 
-def _some_of_each_kind(events: Rows) -> Rows:
-    """Of kinds that there are very many of, such as saves, as many as can be told apart."""
-    counts = Counter(event["event"] for event in events)
-    seen: Counter[str] = Counter()
-    kept = []
+def _thinned(events: Rows) -> Rows:
+    """Of each kind of event at most MAX_MARKED, evenly spaced: more, e.g. of saves, would overlap."""
+    by_kind: dict[str, Rows] = defaultdict(list)
     for event in events:
-        every = -(-counts[event["event"]] // MOST_MARKED)
-        if seen[event["event"]] % every == 0:
-            kept.append(event)
-        seen[event["event"]] += 1
-    return kept
+        by_kind[event["event"]].append(event)
+    kept = [event for kind in by_kind.values() for event in kind[:: -(-len(kind) // MAX_MARKED)]]
+    return sorted(kept, key=lambda event: event["step"])
 
 
 def _samples(run: RunCurves) -> list[tuple[str, list[tuple[int, str]]]]:
-    """By prompt, step and continuation, newest first; of many, some from the whole run."""
+    """By prompt, the step and the completion, newest first; of many, some from the entire run."""
     events = [event for event in run.events if event["event"] == "samples"]
-    every = -(-len(events) // MOST_SAMPLES) or 1
-    by_prompt: dict[str, list[tuple[int, str]]] = {}
+    every = -(-len(events) // MAX_SAMPLES) or 1
+    by_prompt: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for event in events[::-every]:
-        for sample in _list_of_samples(event):
-            by_prompt.setdefault(str(sample.get("prompt")), []).append(
-                (event["step"], str(sample.get("continuation")).rstrip())
-            )
+        for sample in event.get("samples", []):
+            if isinstance(sample, dict):
+                by_prompt[str(sample.get("prompt"))].append((event["step"], str(sample.get("continuation")).rstrip()))
     return list(by_prompt.items())
-
-
-def _list_of_samples(event: Record) -> list[Record]:
-    return [sample for sample in event.get("samples", []) if isinstance(sample, dict)]

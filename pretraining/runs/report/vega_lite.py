@@ -1,8 +1,7 @@
-"""Charts as Vega-Lite: for a page that takes the colours and the width of its reader, and for a picture.
+"""Charts as Vega-Lite specifications: for a page with the colors and width of its reader, and for a picture.
 
-Vega-Lite, by vl-convert: a page with all its code is 0.9 MB and a picture needs no browser. Plotly's page is 4.8 MB,
-and its pictures need Chrome. The specifications are written here and not by Altair, which would take 2.5 s to check
-ten charts, beside a training.
+Vega-Lite through vl-convert: a page with all its code is 0.9 MB, and a picture needs no browser. Plotly's page is
+4.8 MB, and its pictures need Chrome. Altair would take 2.5 s to check ten charts, while a training runs.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pretraining.runs.report.charts import (
     PURPLE,
     RED,
     TEAL,
-    TIME_PARTS,
+    TIME_COLORS,
     Chart,
 )
 
@@ -27,15 +26,18 @@ Rows = list[dict[str, Any]]
 
 HEIGHT, WIDE_HEIGHT = 240, 340
 PICTURE_WIDTH, PICTURE_HEIGHT, PICTURE_GAP = 1100, 420, 90
-PICTURE_CONFIG: Spec = {"background": "white", "font": "sans-serif", "view": {"stroke": None}}
-PICTURE_CONFIG["axis"] = {"gridOpacity": 0.5, "titleFontWeight": "normal", "labelFontSize": 12, "titleFontSize": 12}
-PICTURE_CONFIG["legend"] = {"labelFontSize": 13, "symbolStrokeWidth": 3, "symbolType": "stroke"}
-INDEPENDENT = {"scale": {"color": "independent"}}
+PICTURE_CONFIG: Spec = {
+    "background": "white",
+    "font": "sans-serif",
+    "view": {"stroke": None},
+    "axis": {"gridOpacity": 0.5, "titleFontWeight": "normal", "labelFontSize": 12, "titleFontSize": 12},
+    "legend": {"labelFontSize": 13, "symbolStrokeWidth": 3, "symbolType": "stroke"},
+}
 FAINT = 0.6
-LIMIT_DASH = [6, 4]
-DASHES = ([1, 0], [5, 3], [2, 2], [8, 3, 2, 3])
-# Colour and sign of what happens to a run; what is not here is gray.
-EVENT_SIGNS = {
+SOLID, LIMIT_DASH = [1, 0], [6, 4]
+DASHES = (SOLID, [5, 3], [2, 2], [8, 3, 2, 3])
+# Color and shape of events in the loss chart; others are gray.
+EVENT_MARKERS = {
     "start": (GREEN, "triangle-right"),
     "restart": (GREEN, "triangle-right"),
     "spike": (RED, "triangle-up"),
@@ -47,20 +49,22 @@ EVENT_SIGNS = {
     "stop": (ORANGE, "square"),
     "warning": (ORANGE, "diamond"),
 }
-OTHER_SIGN = (GRAY, "circle")
-EXPECTED_EVENTS = ("save", "push", "summary")  # they stand at the bottom, and what nobody planned at the top
-STEP_AXIS = {"format": "~s", "grid": False, "tickCount": 6}
+OTHER_MARKER = (GRAY, "circle")
+EXPECTED_EVENTS = ("save", "push", "summary")  # they are drawn at the bottom, unplanned events at the top
+# The page can replace the steps by tokens.
+X_AXIS = {"format": "~s", "grid": False, "tickCount": 6}
+X: Spec = {"field": "step", "type": "quantitative", "title": "step", "axis": X_AXIS, "scale": {"nice": False}}
 
 
 def chart_spec(chart: Chart, rows: Rows, events: Rows) -> Spec:
-    """A chart as wide as its place, with a pointer that tells the nearest point."""
-    layers = [*_drawn_layers(chart, rows), _pointer_layer(chart, rows), *([_event_layer(events)] if events else [])]
+    """A chart as wide as its container, with a tooltip for the point nearest to the pointer."""
+    layers = [*_line_layers(chart, rows), _pointer_layer(chart, rows), *([_event_layer(events)] if events else [])]
     height = WIDE_HEIGHT if chart.has_events else HEIGHT
-    return {"width": "container", "height": height, "data": {"values": rows}, "encoding": _x(), "layer": layers}
+    return {"width": "container", "height": height, "data": {"values": rows}, "encoding": {"x": X}, "layer": layers}
 
 
 def static_spec(charts: Sequence[tuple[Chart, Rows]]) -> Spec:
-    """The first chart wide, the others under it side by side: for a model card, on white."""
+    """The first chart wide, the others below it side by side: for a model card, on white."""
     small_width = (PICTURE_WIDTH - PICTURE_GAP * (len(charts) - 2)) // max(1, len(charts) - 1)
     parts = [
         {
@@ -68,50 +72,42 @@ def static_spec(charts: Sequence[tuple[Chart, Rows]]) -> Spec:
             "width": small_width if number else PICTURE_WIDTH,
             "height": PICTURE_HEIGHT // 2 if number else PICTURE_HEIGHT,
             "data": {"values": rows},
-            "encoding": _x(),
-            "layer": _with_legend(chart, rows) if number == 0 else _drawn_layers(chart, rows),
+            "encoding": {"x": X},
+            "layer": _line_layers(chart, rows, legend=None if number else _picture_legend(rows)),
         }
         for number, (chart, rows) in enumerate(charts)
     ]
-    # Flush: frames stand in line, however wide the numbers beside them are.
+    # Flush bounds align the frames, however wide the numbers at their axes are.
     placed: Spec = {"bounds": "flush", "spacing": PICTURE_GAP}
     below = [{"hconcat": parts[1:], **placed}] if len(parts) > 1 else []
-    whole = {"vconcat": [parts[0], *below], **placed}
-    return {"padding": 16, **whole, "resolve": INDEPENDENT, "config": PICTURE_CONFIG}
+    picture = {"vconcat": [parts[0], *below], **placed, "resolve": {"scale": {"color": "independent"}}}
+    return {"padding": 16, **picture, "config": PICTURE_CONFIG}
 
 
-def _with_legend(chart: Chart, rows: Rows) -> list[Spec]:
-    """Lines with their names, but not those that are faint: they have the colour of the smoothed ones.
-
-    A page has its legends beside the charts, where they can wrap.
-    """
-    layers, names = _drawn_layers(chart, rows), [row["line"] for row in rows if "faint" not in row]
-    named: Spec = {"title": None, "orient": "top-right", "symbolOpacity": 1, "values": list(dict.fromkeys(names))}
-    for layer in layers:
-        layer["encoding"]["color"]["legend"] = named
-    return layers
+def _picture_legend(rows: Rows) -> Spec:
+    """The names of the lines without the faint ones, which have the colors of their smoothed ones."""
+    names = list(dict.fromkeys(row["line"] for row in rows if "faint" not in row))
+    return {"title": None, "orient": "top-right", "symbolOpacity": 1, "values": names}
 
 
 def time_legend() -> Rows:
     """The parts of the time."""
-    return [_sign_of_line(part, color) for part, color in TIME_PARTS.values()]
+    return [_legend_entry(name, color) for name, color in TIME_COLORS.items()]
 
 
 def time_spec(rows: Rows) -> Spec:
-    """The parts of the time on one another."""
-    names = [name for name, _ in TIME_PARTS.values()]
-    color = {"domain": names, "range": [color for _, color in TIME_PARTS.values()]}
+    """The parts of the time, stacked."""
     return {
         "width": "container",
         "height": HEIGHT,
         "data": {"values": rows},
         "mark": {"type": "rect", "strokeWidth": 0},
         "encoding": {
-            **_x(),
+            "x": X,
             "x2": {"field": "step_to"},
             "y": {"field": "from", "type": "quantitative", "title": "share of the time", "axis": {"format": "%"}},
             "y2": {"field": "to"},
-            "color": {"field": "line", "scale": color, "legend": None},
+            "color": _color("line", TIME_COLORS),
             "tooltip": [
                 {"field": "line", "title": "part"},
                 {"field": "step_to", "title": "until step", "format": ","},
@@ -122,126 +118,116 @@ def time_spec(rows: Rows) -> Spec:
     }
 
 
-def _x() -> Spec:
-    """The step; the page can put the tokens in its place."""
-    return {
-        "x": {"field": "step", "type": "quantitative", "title": "step", "axis": STEP_AXIS, "scale": {"nice": False}}
-    }
+def _color(field: str, colors: dict[str, str], *, legend: Spec | None = None) -> Spec:
+    scale = {"domain": list(colors), "range": list(colors.values())}
+    return {"field": field, "scale": scale, "legend": legend}
 
 
-def _y(chart: Chart) -> Spec:
+def _run_colors(rows: Rows) -> dict[str, str]:
+    """Colors of the runs that are compared in a chart; empty for a single run."""
+    runs = dict.fromkeys(row["run"] for row in rows if "run" in row)
+    return {run: PALETTE[place % len(PALETTE)] for place, run in enumerate(runs)}
+
+
+def _value(chart: Chart, rows: Rows, *, legend: Spec | None = None) -> Spec:
+    """Value and color of the points; the color is that of the line, or of the run where several are compared."""
     scale = {"type": chart.scale, "nice": False} if chart.scale == "log" else {"zero": chart.from_zero}
     axis: Spec = {"format": chart.number_format, "tickCount": 6, "labelExpr": "datum.value == 0 ? '0' : datum.label"}
     if chart.scale == "log":
-        axis["gridOpacity"] = 0.06  # it has lines between the tens too
-    return {"field": "value", "type": "quantitative", "title": chart.axis, "scale": scale, "axis": axis}
+        axis["gridOpacity"] = 0.06  # it has lines between the powers of ten too
+    runs = _run_colors(rows)
+    colors = runs or {line.name: line.color for line in chart.lines}
+    return {
+        "y": {"field": "value", "type": "quantitative", "title": chart.axis, "scale": scale, "axis": axis},
+        "color": _color("run" if runs else "line", colors, legend=legend),
+    }
 
 
-def runs_of(rows: Rows) -> list[str]:
-    """The runs that are compared in a chart; none where there is one."""
-    return list(dict.fromkeys(row["run"] for row in rows if "run" in row))
+def _line_layers(chart: Chart, rows: Rows, *, legend: Spec | None = None) -> list[Spec]:
+    """The faint lines, the others over them, and dots where there are few points."""
+    value = _value(chart, rows, legend=legend)
+    line = {"type": "line", "strokeWidth": 1.6, "strokeJoin": "round"}
+    layers = [
+        ("datum.faint", {**line, "opacity": FAINT}, value | _strokes(chart, rows)),
+        ("!datum.faint", {**line, "opacity": 1.0}, value | _strokes(chart, rows)),
+        ("datum.dot", {"type": "point", "filled": True, "size": 34, "opacity": 1}, value),
+    ]
+    is_used = {
+        "datum.faint": any("faint" in row for row in rows),
+        "!datum.faint": any("faint" not in row for row in rows),
+        "datum.dot": any("dot" in row for row in rows),
+    }
+    return [
+        {"transform": [{"filter": test}], "mark": mark, "encoding": encoding}
+        for test, mark, encoding in layers
+        if is_used[test]
+    ]
 
 
-def _color(chart: Chart, rows: Rows) -> Spec:
-    """Colours of the lines; of the runs where several are compared."""
-    runs = runs_of(rows)
-    if runs:
-        return {"field": "run", "scale": {"domain": runs, "range": list(PALETTE)}, "legend": None}
-    scale = {"domain": [line.name for line in chart.lines], "range": [line.color for line in chart.lines]}
-    return {"field": "line", "scale": scale, "legend": None}
-
-
-def _drawn_layers(chart: Chart, rows: Rows) -> list[Spec]:
-    """The lines, those behind a smoothed one fainter, and dots where there are few points."""
-    layers: list[Spec] = []
-    for is_faint, opacity in ((True, FAINT), (False, 1.0)):
-        if any(("faint" in row) is is_faint for row in rows):
-            mark = {"type": "line", "strokeWidth": 1.6, "strokeJoin": "round", "opacity": opacity}
-            encoding: Spec = {"y": _y(chart), "color": _color(chart, rows), **_dashes(chart, rows)}
-            layers.append(
-                {
-                    "transform": [{"filter": "datum.faint" if is_faint else "!datum.faint"}],
-                    "mark": mark,
-                    "encoding": encoding,
-                }
-            )
-    if any("dot" in row for row in rows):
-        mark = {"type": "point", "filled": True, "size": 34, "opacity": 1}
-        encoding = {"y": _y(chart), "color": _color(chart, rows)}
-        layers.append({"transform": [{"filter": "datum.dot"}], "mark": mark, "encoding": encoding})
-    return layers
-
-
-def _dashes(chart: Chart, rows: Rows) -> Spec:
-    """What keeps the lines of a chart apart; their dashes where colours tell the runs."""
-    names = [line.name for line in chart.lines]
-    if not runs_of(rows):
-        dashes = {"condition": {"test": "datum.dashed", "value": LIMIT_DASH}, "value": DASHES[0]}
+def _strokes(chart: Chart, rows: Rows) -> Spec:
+    """What separates the lines of a chart: their dashes where the colors are those of runs."""
+    if not _run_colors(rows):
+        dashes = {"condition": {"test": "datum.dashed", "value": LIMIT_DASH}, "value": SOLID}
         return {"detail": {"field": "line"}, **({} if chart.limit is None else {"strokeDash": dashes})}
-    scale = {"domain": names, "range": [_dash(chart, place) for place in range(len(names))]}
+    scale = {"domain": [line.name for line in chart.lines], "range": _dashes(chart)}
     return {"strokeDash": {"field": "line", "scale": scale, "legend": None}}
 
 
-def _dash(chart: Chart, place: int) -> list[int]:
+def _dashes(chart: Chart) -> list[list[int]]:
+    """A dash for each line; one for training and one for evaluation where a chart has both."""
     kinds = [line.is_evaluation for line in chart.lines]
-    number = kinds[place] if len(set(kinds)) == 2 or chart.lines[0].smoothed else place
-    return DASHES[number % len(DASHES)]
+    by_kind = len(set(kinds)) == 2 or chart.lines[0].smoothed
+    return [DASHES[number % len(DASHES)] for number in (kinds if by_kind else range(len(kinds)))]
 
 
 def _pointer_layer(chart: Chart, rows: Rows) -> Spec:
-    """Dots that are seen and told when they are the nearest to the pointer.
+    """Dots that appear, with a tooltip, when they are the nearest to the pointer.
 
-    What they tell is an expression, since Vega-Lite 6.4 loses names in the tooltips of what is nearest.
+    The tooltip is an expression, since Vega-Lite 6.4 loses the names in the tooltips of nearest points.
     """
     row = "(datum.datum || datum)"
-    told = {"run": f"{row}.run"} if runs_of(rows) else {}
-    told |= {"curve": f"{row}.line", "step": f"format({row}.step, ',')", "tokens": f"format({row}.tokens, ',')"}
-    told[chart.axis] = f"format({row}.value, '{chart.number_format}')"
-    tooltip = "{" + ", ".join(f"'{name}': {expression}" for name, expression in told.items()) + "}"
+    fields = {"run": f"{row}.run"} if _run_colors(rows) else {}
+    fields |= {"curve": f"{row}.line", "step": f"format({row}.step, ',')", "tokens": f"format({row}.tokens, ',')"}
+    fields[chart.axis] = f"format({row}.value, '{chart.number_format}')"
+    tooltip = "{" + ", ".join(f"'{name}': {expression}" for name, expression in fields.items()) + "}"
     hover = {"type": "point", "on": "pointerover", "clear": "pointerout", "nearest": True}
     shown = {"condition": {"param": "hover", "empty": False, "value": 1}, "value": 0}
     return {
         "params": [{"name": "hover", "select": hover}],
         "mark": {"type": "point", "filled": True, "size": 60, "tooltip": {"expr": tooltip}},
-        "encoding": {"y": _y(chart), "color": _color(chart, rows), "opacity": shown},
+        "encoding": {**_value(chart, rows), "opacity": shown},
     }
 
 
 def legend_of(chart: Chart, rows: Rows) -> Rows:
-    """Each line as it looks; each run and each kind of line where several are compared."""
-    drawn = {row["line"]: FAINT if "faint" in row else 1.0 for row in rows}  # its means come after what is faint
-    lines = [(place, line) for place, line in enumerate(chart.lines) if line.name in drawn]
-    runs = runs_of(rows)
+    """Each line as it looks; each run, and each kind of line, where several runs are compared."""
+    opacities = {row["line"]: FAINT if "faint" in row else 1.0 for row in rows}  # means come after what is faint
+    runs = _run_colors(rows)
+    entries = []
+    for line, dash in zip(chart.lines, _dashes(chart), strict=True):
+        if line.name in opacities and runs:
+            entries.append(_legend_entry(line.name, "currentColor", dash=dash))
+        elif line.name in opacities:
+            dash = LIMIT_DASH if line.metric == LIMIT else []
+            entries.append(_legend_entry(line.name, line.color, opacity=opacities[line.name], dash=dash))
     if not runs:
-        return [
-            _sign_of_line(
-                line.name, line.color, opacity=drawn[line.name], dash=LIMIT_DASH if line.figure == LIMIT else ()
-            )
-            for _, line in lines
-        ]
-    signs = [_sign_of_line(run, PALETTE[place % len(PALETTE)]) for place, run in enumerate(runs)]
-    kinds = [_sign_of_line(line.name, "currentColor", dash=_dash(chart, place)) for place, line in lines]
-    return signs + (kinds if len(kinds) > 1 else [])
+        return entries
+    return [_legend_entry(run, color) for run, color in runs.items()] + (entries if len(entries) > 1 else [])
 
 
-def _sign_of_line(name: str, color: str, *, opacity: float = 1.0, dash: Sequence[int] = ()) -> dict[str, Any]:
+def _legend_entry(name: str, color: str, *, opacity: float = 1.0, dash: Sequence[int] = ()) -> dict[str, Any]:
     return {"name": name, "color": color, "opacity": opacity, "dash": " ".join(map(str, dash))}
 
 
-def event_sign(event: str) -> Spec:
-    """Colour, shape and height in the loss chart."""
-    color, shape = EVENT_SIGNS.get(event, OTHER_SIGN)
+def event_marker(event: str) -> Spec:
+    """Color, shape and height in the loss chart."""
+    color, shape = EVENT_MARKERS.get(event, OTHER_MARKER)
     return {"color": color, "shape": shape, "y": WIDE_HEIGHT - 8 if event in EXPECTED_EVENTS else 8}
 
 
 def _event_layer(events: Rows) -> Spec:
-    return {
-        "data": {"values": events},
-        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.9},
-        "encoding": {
-            "y": {"field": "y", "type": "quantitative", "scale": None},
-            "color": {"field": "color", "scale": None},
-            "shape": {"field": "shape", "scale": None},
-            "tooltip": [{"field": "event"}, {"field": "step", "format": ","}, {"field": "told", "title": "what"}],
-        },
-    }
+    encoding: Spec = {name: {"field": name, "scale": None} for name in ("color", "shape")}
+    encoding["y"] = {"field": "y", "type": "quantitative", "scale": None}
+    encoding["tooltip"] = [{"field": "event"}, {"field": "step", "format": ","}, {"field": "what"}]
+    mark = {"type": "point", "filled": True, "size": 60, "opacity": 0.9}
+    return {"data": {"values": events}, "mark": mark, "encoding": encoding}

@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl: record by record, without the lines that a power cut, a bad disk or a hand has damaged."""
+"""Read metrics.jsonl record by record, without the lines that a power cut, a bad disk or an editor has damaged."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,11 +10,23 @@ from pretraining.runs.checked_json import MAX_INT, NUMBER, parse_json, type_prob
 
 Record = dict[str, Any]
 
+# The evaluated splits, by the beginning of the names of their metrics.
+EVALUATIONS = {"eval": "validation", "test": "test"}
+# The parts of an interval, by the beginning of the names of their seconds: the work of the GPUs, then what delays it.
+TIME_PARTS = {
+    "forward_backward": "forward and backward",
+    "optimizer": "optimizer",
+    "data": "waiting for data",
+    "evaluation": "evaluation",
+    "save": "saving",
+    "other": "other",
+}
+
 MAX_LINE_BYTES = 64 << 20  # samples take a few kB; without a limit, a hole of zeros in a file would fill the memory
 MAX_STEP = 2**53
 MAX_TIME = 1e11  # of `logged_at`, in unix seconds: the year 5138
 MAX_NAMED_RANGES = 20  # of damaged lines in a warning
-# Of events; the figures of other records are numbers or words such as "nan".
+# Of events; the metrics of other records are numbers or strings such as "nan".
 SCHEMA = {
     "event": str,
     "num_processes": int | None,
@@ -27,9 +39,9 @@ logger = logging.getLogger(__name__)
 
 
 def read_log(path: Path) -> Iterator[Record]:
-    """The sound records of a log one by one, which takes no more memory for a long run.
+    """Yield the sound records of a log one by one, in memory that does not grow with the run.
 
-    One warning at the end names the lines that are not sound.
+    One warning at the end names the damaged lines.
 
     Raises:
         OSError: when the file cannot be read.
@@ -37,7 +49,7 @@ def read_log(path: Path) -> Iterator[Record]:
     damaged: list[int] = []
     yield from sound_records(path, damaged)
     if damaged:
-        logger.warning("%s; without %s", describe_damage(path, damaged), "it" if len(damaged) == 1 else "them")
+        logger.warning("%s and ignored", describe_damage(path, damaged))
 
 
 def sound_records(path: Path, damaged: list[int]) -> Iterator[Record]:
@@ -57,7 +69,7 @@ def sound_records(path: Path, damaged: list[int]) -> Iterator[Record]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file; one that is too long comes as its beginning, which is not JSON."""
+    """The lines of a file; of one that is too long only the beginning, which is not JSON."""
     while line := file.readline(MAX_LINE_BYTES):
         yield line
         while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
@@ -65,7 +77,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether it has a step, and what else is read of it has its type."""
+    """Whether a value has a step, and the other fields that are used have their types."""
     if not isinstance(record, dict) or type_problem(record, SCHEMA) is not None:
         return False
     step, logged_at = record.get("step"), record.get("logged_at", 0)
@@ -75,7 +87,7 @@ def _is_record(record: Any) -> bool:
 
 
 def number_of(record: Mapping[str, Any], name: str) -> float:
-    """A figure of a record to add up; 0 where it is absent or NaN."""
+    """A metric of a record as a number that can be summed; 0 where it is absent or NaN."""
     value = record.get(name)
     return value if isinstance(value, (int, float)) and abs(value) <= MAX_INT else 0.0
 
@@ -93,8 +105,8 @@ def describe_damage(path: Path, damaged: Sequence[int]) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> Iterable[str]:
-    begin = numbers[0]
+    first = numbers[0]
     for number, following in pairwise([*numbers, -1]):
         if following != number + 1:
-            yield str(begin) if begin == number else f"{begin}-{number}"
-            begin = following
+            yield str(first) if first == number else f"{first}-{number}"
+            first = following

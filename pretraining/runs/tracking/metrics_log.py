@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, one record a logging step, and an event for whatever else happens."""
+"""Write metrics.jsonl: one record per logging step, and an event for whatever else happens."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import jsonlines
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pretraining.runs.run_folder import METRICS_NAME
+from pretraining.runs.run_folder import METRICS_NAME, free_name
 from pretraining.runs.tracking.metrics_file import describe_damage, sound_records
 from pretraining.system.files import atomic_path, fsync
 from pretraining.system.privacy import mask_all
@@ -23,26 +23,26 @@ from pretraining.system.restarts import Restart
 logger = logging.getLogger(__name__)
 
 TIME_NAME = "logged_at"
-SAMPLES = "samples"  # the only event that is made again with the steps after a checkpoint
+SAMPLES = "samples"  # the only event that is repeated with the steps after a checkpoint
 
 
 class MetricsLog(TrainerCallback):
-    """Writes every record that the Trainer logs, and events besides. Only the first process writes.
+    """Write every record that the Trainer logs, and events. Only the main process writes.
 
-    `begins_with` is the log of another run folder, from whose checkpoint this one goes on; `restart` is what has
-    brought this one up again, if anything has; `start` is what is written of this start.
+    `parent_log` is the log of another run folder, from whose checkpoint this run starts; `restart` is the automatic
+    restart that started this process, if any; `start` has the fields of the start event.
     """
 
     def __init__(
         self,
         run_dir: Path,
         *,
-        begins_with: Path | None = None,
+        parent_log: Path | None = None,
         restart: Restart | None = None,
         start: Mapping[str, Any] | None = None,
     ) -> None:
         self._path = run_dir / METRICS_NAME
-        self._begins_with = begins_with
+        self._parent_log = parent_log
         self._restart = restart
         self._start = start
         self._lock = threading.RLock()  # a warning can come from the thread that writes a checkpoint
@@ -52,7 +52,7 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drop the records after the step that this run goes on from: they are made again. Keep what is warned of."""
+        """Drop the records after the step that the run resumes from, which are repeated, and record the start."""
         if state.is_world_process_zero:
             self.forget_after(state.global_step, state.log_history)
             if self._start is not None:
@@ -63,65 +63,66 @@ class MetricsLog(TrainerCallback):
                 self.write_event({"step": state.global_step, "event": "restart", **restart}, is_new=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have the last steps told as well, where --logging_steps does not divide the run."""
+        """Log the last step as well, where --logging_steps does not divide the number of steps."""
         if state.global_step >= state.max_steps and args.logging_strategy != "no":
             control.should_log = True
 
     def forget_after(self, step: int, evaluations: Sequence[Mapping[str, Any]]) -> None:
-        """Drop the records of later steps, and those of this one that are none of its checkpoint's `evaluations`.
+        """Drop the records of later steps, and those of this step that are not among its checkpoint's `evaluations`.
 
-        They are made again, as are samples. Other events stay: they happened, and one that happens again is not
-        repeated.
+        They are repeated, and so are samples. Other events stay: they happened, and if one is repeated it is not
+        written twice.
 
         Raises:
-            OSError: when the disk takes no copy; then all is as it was.
+            OSError: when the disk is full; the log is then unchanged.
         """
-        made_before = [record for record in evaluations if record["step"] == step and "eval_loss" in record]
-        losses = [json_value(record["eval_loss"]) for record in made_before]
+        kept_losses = [
+            json_value(record["eval_loss"])
+            for record in evaluations
+            if record["step"] == step and "eval_loss" in record
+        ]
 
-        def is_kept(record: Mapping[str, Any]) -> bool:
-            if record["step"] != step:
-                return record["step"] < step
-            return "test_loss" not in record and ("eval_loss" not in record or record["eval_loss"] in losses)
+        def is_kept(record: Mapping[str, Any], *, is_ours: bool = True) -> bool:
+            if record["step"] < step or (is_ours and record.get("event", SAMPLES) != SAMPLES):
+                return True
+            is_repeated = "test_loss" in record or ("eval_loss" in record and record["eval_loss"] not in kept_losses)
+            return record["step"] == step and not is_repeated
 
-        def stays(record: Mapping[str, Any], *, is_ours: bool = True) -> bool:
-            return is_kept(record) or (is_ours and record.get("event", SAMPLES) != SAMPLES)
-
-        source = self._path if self._path.is_file() else self._begins_with
+        source = self._path if self._path.is_file() else self._parent_log
         with self._lock:
             if source is not None and source.is_file():
-                self._copy_of(source, lambda record: stays(record, is_ours=source == self._path), step)
-            self._unwritten = [record for record in self._unwritten if stays(record)]
+                self._copy_from(source, lambda record: is_kept(record, is_ours=source == self._path), step)
+            self._unwritten = [record for record in self._unwritten if is_kept(record)]
 
-    def _copy_of(self, source: Path, stays: Callable[[Mapping[str, Any]], bool], step: int) -> None:
-        """Put the records of a log that stay in the place of this one."""
+    def _copy_from(self, source: Path, is_kept: Callable[[Mapping[str, Any]], bool], step: int) -> None:
+        """Replace this log by the records of `source` that are kept."""
         events: list[dict[str, Any]] = []
         damaged: list[int] = []
         with atomic_path(self._path) as temporary, jsonlines.open(temporary, "w") as writer:
             for record in sound_records(source, damaged):
-                if stays(record):
+                if is_kept(record):
                     writer.write(record)
                     if "event" in record and record["step"] >= step:
-                        events.append(_without_time(record))
+                        events.append({name: value for name, value in record.items() if name != TIME_NAME})
             if damaged:
                 kept = _keep_damaged(source) if source == self._path else source
-                logger.warning("%s and left out; the log as it was is %s", describe_damage(source, damaged), kept)
+                logger.warning("%s and dropped; the log as it was is %s", describe_damage(source, damaged), kept)
         self._events = events
 
     def sync(self) -> None:
-        """Have on the disk what was logged until a checkpoint, whose resume keeps it; no reason to end a run."""
+        """Wait until the disk has the records before a checkpoint, whose resume keeps them; ignore errors."""
         with suppress(OSError):
             fsync(self._path)
 
     def write_event(self, event: Mapping[str, Any], *, is_new: bool = False) -> None:
-        """Append what happened in a step, unless the same stands there from before a resume; `is_new` says not so."""
+        """Append an event, unless the log has it from before a resume; `is_new` writes it in any case."""
         record = {name: json_value(value) for name, value in event.items()}
-        if record["event"] != SAMPLES:  # text of a model stays as it is; errors quote URLs and answers of servers
+        if record["event"] != SAMPLES:  # generated text is not changed; errors quote URLs and answers of servers
             record = mask_all(record)
         with self._lock:
             if is_new or record not in self._events:
                 self._append(record)
-                # None of an earlier step comes again in this start, and a long run has many.
+                # Events of earlier steps are not repeated in this start, and a long run has many.
                 self._events = [known for known in self._events if known["step"] >= record["step"]] + [record]
 
     def on_log(
@@ -139,7 +140,7 @@ class MetricsLog(TrainerCallback):
                 self._append({name: json_value(value) for name, value in record.items()})
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        """Write a record with the time, and those that a full disk did not take before."""
+        """Write a record with the time, after those that could not be written before."""
         self._unwritten.append({**record, TIME_NAME: round(time.time(), 3)})
         size = None
         try:
@@ -149,15 +150,15 @@ class MetricsLog(TrainerCallback):
         except OSError as error:
             if len(self._unwritten) == 1:
                 logger.warning("%s: %s; its records are kept until they can be written", self._path, error.strerror)
-            with suppress(OSError):  # of a disk that is read-only now, say, which has no half a line either
+            with suppress(OSError):  # e.g. of a disk that is read-only now, which has no partial line either
                 if size is not None:
-                    os.truncate(self._path, size)  # half a line would spoil the next one
+                    os.truncate(self._path, size)  # a partial line would damage the next one
             return
         self._unwritten.clear()
 
 
 class _WarningEvents(logging.Handler):
-    """Keeps the warnings of this suite as events, but for those that are events of their own already."""
+    """Write the warnings of this suite as events, except those that have an event already."""
 
     def __init__(self, metrics_log: MetricsLog, state: TrainerState) -> None:
         super().__init__(logging.WARNING)
@@ -165,22 +166,21 @@ class _WarningEvents(logging.Handler):
         self._state = state
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Leave out what tells that nothing can be written, which is said with the log's lock held."""
+        """Skip the warnings of this module that nothing can be written, which are logged with the log's lock held."""
         return record.levelno == logging.WARNING and record.name != __name__ and not hasattr(record, "has_event")
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it down."""
+        """Write the event."""
         event = {"step": self._state.global_step, "event": "warning", "message": record.getMessage()}
         try:
             self._metrics_log.write_event(event)
-        except Exception:  # as all handlers of logging do: who warns is not to fail
+        except Exception:  # as in all handlers of logging: a warning must not fail
             self.handleError(record)
 
 
 def _keep_damaged(path: Path) -> Path:
-    """Give a log that is about to be replaced a second name; a link takes no space, and the log can be a gigabyte."""
-    names = (f"{path.name}.damaged{number}" for number in ("", *(f"-{count}" for count in range(2, 10_000))))
-    kept = next(place for name in names if not (place := path.with_name(name)).exists())
+    """Link a log that is about to be replaced to a second name; a link takes no space, and a log can be a gigabyte."""
+    kept = free_name(path, ".damaged")
     try:
         os.link(path, kept)
     except OSError:  # of a file system without links
@@ -188,14 +188,10 @@ def _keep_damaged(path: Path) -> Path:
     return kept
 
 
-def _without_time(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name != TIME_NAME}
-
-
 def json_value(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as the words, which no reader takes for a number.
+    """A value that JSON can represent: NaN and Inf become strings, which no reader takes for a number.
 
-    UTF-8 has no bytes that are none, such as those of odd file names: they are written as their numbers.
+    Bytes that are not UTF-8, e.g. of file names, are written as their numbers.
     """
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains: a bar on a terminal, a line for each record elsewhere."""
+"""What a person sees of a run while it trains: a bar on a terminal, a line per record elsewhere."""
 
 import logging
 import sys
@@ -12,17 +12,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pretraining.cli.logs import line_columns
-from pretraining.runs.tracking.console import fit_to_width, log_lines, training_figures
+from pretraining.runs.tracking.console import fit_to_width, log_lines, training_metrics
 from pretraining.system.escapes import escape
 
 BAR_FORMAT = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
-SMALLEST_BAR = 5  # columns
+MIN_BAR_COLUMNS = 5
 
 logger = logging.getLogger(__name__)
 
 
 class RunDisplay(TrainerCallback):
-    """On a terminal the bar has the figures of the newest record, and what else is logged stands above it."""
+    """On a terminal the bar shows the metrics of the newest record, and other log lines appear above it."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
@@ -31,14 +31,14 @@ class RunDisplay(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Show the bar where it can be seen, which no other process does."""
+        """Show the bar if the main process has a terminal."""
         if state.is_world_process_zero and sys.stderr.isatty():
             bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, bar_format=BAR_FORMAT)
             self._bar = self._open.enter_context(bar)
             self._open.enter_context(logging_redirect_tqdm([logging.getLogger("pretraining")]))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the bar, back as well."""
+        """Move the bar, also backward after a rollback."""
         if self._bar is not None:
             with self._while_there_is_a_terminal():
                 self._bar.update(state.global_step - self._bar.n)
@@ -56,8 +56,8 @@ class RunDisplay(TrainerCallback):
             return
         if self._bar is not None and "loss" in logs:
             with self._while_there_is_a_terminal():
-                room = line_columns() - len(f"step {state.max_steps}/{state.max_steps} || ") - SMALLEST_BAR - 1
-                self._bar.set_description_str(escape(fit_to_width(training_figures(logs, now=time.time()), room)))
+                columns = line_columns() - len(f"step {state.max_steps}/{state.max_steps} || ") - MIN_BAR_COLUMNS - 1
+                self._bar.set_description_str(escape(fit_to_width(training_metrics(logs, now=time.time()), columns)))
             return
         record = {"step": state.global_step, **logs}
         for line in log_lines(record, max_steps=state.max_steps, now=time.time(), columns=line_columns()):
@@ -66,14 +66,14 @@ class RunDisplay(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the bar as it is, and log as before."""
+        """Close the bar; later log lines are written as without one."""
         with suppress(OSError):
             self._open.close()
         self._bar = None
 
     @contextmanager
     def _while_there_is_a_terminal(self) -> Iterator[None]:
-        """A terminal that was closed under a run that was left to itself is no reason to end it."""
+        """Continue without the bar after the terminal was closed."""
         try:
             yield
         except OSError:

@@ -12,7 +12,7 @@ from pretraining.cli.logs import LOGGED_AS_EVENT
 from pretraining.errors import UserError
 from pretraining.runs.checksums import incomplete_reason
 from pretraining.runs.run_folder import read_trainer_state
-from pretraining.runs.tracking.console import block_line
+from pretraining.runs.tracking.console import describe_block
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.runs.tracking.reporters import purge_after
 from pretraining.training.callbacks.anomaly_report import describe_blocks, gather_block_losses, worst_blocks
@@ -184,7 +184,7 @@ class AnomalyCallback(TrainerCallback, ExportableState):
         )
         logger.warning("step %d: %s; its worst blocks:", step, _said(result), extra=LOGGED_AS_EVENT)
         for block in blocks:
-            logger.warning("  %s", block_line(block), extra=LOGGED_AS_EVENT)
+            logger.warning("  %s", describe_block(block), extra=LOGGED_AS_EVENT)
 
     def _check_may_roll_back(self, checkpoint: Path, step: int) -> None:
         if self._num_rollbacks >= self._max_rollbacks:

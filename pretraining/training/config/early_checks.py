@@ -8,7 +8,8 @@ from pathlib import Path
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
-from pretraining.runs.run_folder import checkpoint_to_resume, complete_checkpoints, is_effectively_empty, is_run_folder
+from pretraining.runs.claim import checkpoint_to_resume, is_effectively_empty
+from pretraining.runs.run_folder import complete_checkpoints, is_run_folder
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import check_cores, num_processes
 from pretraining.system.restarts import this_restart

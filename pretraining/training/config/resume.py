@@ -15,17 +15,16 @@ from torch import distributed
 from pretraining.errors import UserError
 from pretraining.runs.checked_json import type_problem
 from pretraining.runs.checksums import corruption_reason, read_complete
+from pretraining.runs.claim import checkpoint_to_resume, lock_run_folder
 from pretraining.runs.run_folder import (
     INCOMPLETE,
     TOKEN_NAME,
     TRAINER_STATE_NAME,
     checkpoint_step,
-    checkpoint_to_resume,
     complete_checkpoints,
     quarantine,
     read_trainer_state,
 )
-from pretraining.runs.run_lock import lock_run_folder
 from pretraining.system.restarts import Restart
 from pretraining.training.distributed.collectives import all_gather_objects, run_on_main
 from pretraining.training.metrics.step_metrics import kept_by

@@ -9,8 +9,9 @@ import torch
 
 from pretraining.errors import UserError
 from pretraining.planning.flops import num_parameters
+from pretraining.runs.claim import claim_run_folder
 from pretraining.runs.record_file import read_run_record
-from pretraining.runs.run_folder import claim_run_folder, is_run_folder
+from pretraining.runs.run_folder import is_run_folder
 from pretraining.runs.run_record import RunIdentity, check_same_run, differences, warn_of_processor, warn_of_versions
 from pretraining.system.inventory import processor_name
 from pretraining.system.processor import kernels

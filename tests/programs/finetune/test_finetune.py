@@ -156,7 +156,7 @@ def test_a_resumed_run_equals_one_never_stopped(
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     done = try_to_finetune(2, base_model, chat_file, run_dir, "--gradient_accumulation_steps", 2)
     path.write_bytes(content)
-    assert_one_error(done, "--resume: initial_weights.model.safetensors differs from that of", "give the same flags")
+    assert_one_error(done, "--resume: initial_weights.model.safetensors differs from that of", "use the same flags")
 
 
 def test_the_ids_of_training_are_those_of_the_exported_chat_template(

@@ -366,7 +366,7 @@ def test_models_that_cannot_generate_are_reported_in_one_line(finished_run: Path
         (
             "own_code",
             {"auto_map": {"AutoModelForCausalLM": "evil.Model"}},
-            ["config.json: asks for code of its own (auto_map)", "is not run"],
+            ["config.json: asks for custom code (auto_map)", "is not run"],
         ),
         ("mistral", {"model_type": "mistral"}, ["is a mistral model"]),
         (

@@ -60,6 +60,6 @@ def test_pickles_and_code_of_others_are_not_even_downloaded(hub: LocalHub, model
     done = run(*SAMPLED, "--model", "bob/pickled", env=env)
     assert_one_error(done, "--model bob/pickled: has pickled weights (pytorch_model.bin)", "can run code")
     done = run(*SAMPLED, "--model", "bob/own_code", env=env)
-    assert_one_error(done, "--model bob/own_code: config.json: asks for code of its own (auto_map)")
+    assert_one_error(done, "--model bob/own_code: config.json: asks for custom code (auto_map)")
     names = {path.name for path in (tmp_path / "machine").rglob("*")}
     assert not names & {"pytorch_model.bin", "evil.py"}

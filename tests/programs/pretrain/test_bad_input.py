@@ -151,5 +151,5 @@ def test_a_finished_run_is_not_overwritten(sample_store: Path, tmp_path: Path) -
     (tmp_path / "metrics.jsonl").write_text("{}")
     before = sorted(tmp_path.iterdir())
     done = try_to_train("python", sample_store, tmp_path, "--resume", "never")
-    assert_one_error(done, "holds a run already", "leave out --resume")
+    assert_one_error(done, "already contains a run", "drop --resume")
     assert sorted(tmp_path.iterdir()) == before

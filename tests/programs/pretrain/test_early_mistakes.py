@@ -46,7 +46,7 @@ MISTAKES = [
     ([*ON_STORE, "--global_batch_tokens", "65"], "--global_batch_tokens 65: is no multiple of"),
     ([*ON_STORE, "--output_dir", "README.md"], "--output_dir README.md: cannot be written (README.md is not a folder)"),
     ([*ON_STORE, "--output_dir", "docs"], "--output_dir docs: holds something else"),
-    ([*ON_STORE, "--resume", "EMPTY"], "is no complete checkpoint"),
+    ([*ON_STORE, "--resume", "EMPTY"], "checkpoint is incomplete"),
     (["finetune.py", "--model", "EMPTY", "--data_files", "README.md"], "is no exported model"),
     (
         ["finetune.py", "--model", "MODEL", "--data_files", "nope.jsonl"],

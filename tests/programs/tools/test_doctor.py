@@ -56,7 +56,7 @@ ILLS = {
     "OMP_NUM_THREADS": ("warning", "1000"),
     "RANK": ("warning", "without a launcher"),
     "encoding": ("warning", "latin-1"),
-    "Hub token": ("warning", "of alice, role read: pushes will be refused"),
+    "Hub token": ("warning", "of alice, role read: pushes will be rejected"),
 }
 
 
@@ -101,7 +101,7 @@ def test_what_the_machine_can_do_is_measured(sick: tuple[Done, int]) -> None:
 
 
 def test_table_and_json_find_the_same(tmp_path: Path) -> None:
-    env = {"CUDA_LAUNCH_BLOCKING": "1", "CUDA_VISIBLE_DEVICES": "", "PYTORCH_ALLOC_CONF": "spilt_size:3"}
+    env = {"CUDA_LAUNCH_BLOCKING": "1", "CUDA_VISIBLE_DEVICES": "", "PYTORCH_ALLOC_CONF": "max_split_size_mb:3"}
     told = diagnose_some(QUICK, "--json", env=env)
     expected = [(found["status"], found["name"], found["fix"]) for found in findings(told)]
     for columns in ("80", "140"):

@@ -29,9 +29,9 @@ def test_one_run_has_its_report_in_its_folder_and_several_where_it_is_said(tmp_p
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([], ["--runs: give a run folder"]),
+        ([], ["--runs: pass a run folder"]),
         (["nowhere"], ["nowhere/run.json: cannot be read"]),
-        (["a", "b"], ["--output: give the file for the page of several runs"]),
+        (["a", "b"], ["--output: pass a file for the page of several runs"]),
         (["a", "--outptu", "x"], ["--outptu: there is no flag of this name (did you mean output?)"]),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.doctor.hub import judge_token
+from pretraining.doctor.hub import assess_token
 from tests.conftest import Done, assert_nowhere
 from tests.fakes.doctoring import diagnose_some, find, findings
 from tests.fakes.hub import LocalHub, running_hub
@@ -33,9 +33,9 @@ def ask(hub: LocalHub, tmp_path: Path, token: str | None, **env: str) -> Done:
     ("token", "status", "words"),
     [
         (ALICE, "ok", "of alice, role write"),
-        (ALICE_READS, "warning", "of alice, role read: pushes will be refused"),
+        (ALICE_READS, "warning", "of alice, role read: pushes will be rejected"),
         (None, "warning", "none: no pushes"),
-        ("hf_neverissuedtoanybody", "failure", "HF_TOKEN is refused (401)"),
+        ("hf_neverissuedtoanybody", "failure", "HF_TOKEN is rejected (401)"),
     ],
 )
 def test_what_the_token_may_do(hub: LocalHub, tmp_path: Path, token: str | None, status: str, words: str) -> None:
@@ -63,7 +63,7 @@ def test_a_hub_that_does_not_answer_ends_no_one(hub: LocalHub, tmp_path: Path, f
     else:
         (found,) = findings(done)
         assert "cannot be reached" in found["figure"]
-        assert "there is a token" in found["figure"]
+        assert "a token is configured" in found["figure"]
         assert found["fix"].startswith("export HF_HUB_OFFLINE=1")
 
 
@@ -85,7 +85,7 @@ def test_a_token_that_is_none_is_not_shown_in_the_error(hub: LocalHub, tmp_path:
 
 def test_offline_by_choice_is_fine(hub: LocalHub, tmp_path: Path) -> None:
     done = ask(hub, tmp_path, ALICE, HF_HUB_OFFLINE="1")
-    assert "not asked, HF_HUB_OFFLINE is set; there is a token" in find(done, "Hub", "ok")["figure"]
+    assert "not asked, HF_HUB_OFFLINE is set; a token is configured" in find(done, "Hub", "ok")["figure"]
     assert hub.log == []
 
 
@@ -95,6 +95,8 @@ def test_fine_grained_tokens() -> None:
         access = {"role": "fineGrained", "fineGrained": {"global": [], "scoped": [scope]}}
         return {"name": "alice", "auth": {"accessToken": access}}
 
-    assert judge_token(True, 200, who("repo.content.read", "repo.write")).figure.endswith("pushes are allowed to alice")
-    assert judge_token(True, 200, who("repo.content.read")).status == "warning"
-    assert judge_token(True, 200, {"name": "alice"}).status == "warning"
+    assert assess_token(True, 200, who("repo.content.read", "repo.write")).figure.endswith(
+        "pushes are allowed to alice"
+    )
+    assert assess_token(True, 200, who("repo.content.read")).status == "warning"
+    assert assess_token(True, 200, {"name": "alice"}).status == "warning"

@@ -45,7 +45,10 @@ def test_what_a_resume_may_change_is_no_difference(tmp_path: Path, change: Chang
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda records: records[1].update(loss=7.0 + 1e-12), "step 2: loss 7.0 and 7.000000000001, 1.4e-13 of it"),
+        (
+            lambda records: records[1].update(loss=7.0 + 1e-12),
+            "step 2: loss 7.0 and 7.000000000001, relative difference 1.4e-13",
+        ),
         (lambda records: records[1].update(loss="nan"), "step 2: loss 7.0 and nan"),
         (lambda records: records[2].pop("grad_norm"), "step 3: grad_norm 0.5 and None"),
         (lambda records: records.append(records[1]), "step 2 is 2 times in "),

@@ -4,8 +4,6 @@ import os
 import random
 import shutil
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,17 +14,14 @@ import pytest
 from pretraining.errors import UserError
 from pretraining.runs import checksums as completeness
 from pretraining.runs.checksums import COMPLETE_NAME, corruption_reason, incomplete_reason, record_file, write_manifest
+from pretraining.runs.claim import checkpoint_to_resume
 from pretraining.runs.run_folder import (
     METRICS_NAME,
-    checkpoint_to_resume,
-    claim_run_folder,
     complete_checkpoints,
     newest_run,
     quarantine_unusable,
     rotate_checkpoints,
 )
-from pretraining.runs.run_lock import lock_run_folder
-from tests.conftest import PROJECT_DIR
 
 
 def make_checkpoint(run_dir: Path, step: int, *, finite: bool | None = True) -> Path:
@@ -61,7 +56,7 @@ def write_other_bytes(path: Path) -> None:
     [
         (Path.unlink, "complete.json", "complete.json is missing, the save did not finish"),
         (Path.unlink, "trainer_state.json", "trainer_state.json is missing"),
-        (cut, "global_step20/shard.pt", "global_step20/shard.pt has 10 bytes of 11"),
+        (cut, "global_step20/shard.pt", "global_step20/shard.pt is damaged: it has 10 bytes, not 11"),
         (cut, "complete.json", "complete.json cannot be read"),
     ],
 )
@@ -75,7 +70,7 @@ def test_half_a_checkpoint_does_not_count(
         do_damage(bad / name)
     assert complete_checkpoints(tmp_path) == [good]
     assert reason in str(incomplete_reason(bad))
-    with pytest.raises(UserError, match="is no complete checkpoint"):
+    with pytest.raises(UserError, match="checkpoint is incomplete"):
         checkpoint_to_resume(tmp_path, str(bad))
 
 
@@ -83,10 +78,10 @@ def test_one_changed_bit_is_found_whoever_looks(tmp_path: Path, monkeypatch: pyt
     checkpoint = make_checkpoint(tmp_path, 20)
     assert corruption_reason(checkpoint) is None
     write_other_bytes(checkpoint / "global_step20/shard.pt")
-    assert "other bytes than were written" in str(incomplete_reason(checkpoint)), "a small file is looked at"
+    assert "is damaged: its XXH3 is " in str(incomplete_reason(checkpoint)), "a small file is looked at"
     monkeypatch.setattr(completeness, "SMALL_BYTES", 0)
     assert incomplete_reason(checkpoint) is None, "all sizes are right"
-    assert corruption_reason(checkpoint) == "global_step20/shard.pt has other bytes than were written"
+    assert str(corruption_reason(checkpoint)).startswith("global_step20/shard.pt is damaged: its XXH3 is ")
     found = [corruption_reason(checkpoint, part=part, num_parts=3) for part in range(3)]
     assert [problem is not None for problem in found].count(True) == 1
 
@@ -108,28 +103,9 @@ def test_what_is_no_checkpoint_of_the_run_is_set_aside_and_kept(
         "checkpoint-30.superseded-2",
         "checkpoint-40.incomplete",
     ]
-    assert "checkpoint-40: complete.json is missing, the save did not finish; set aside" in caplog.text
-    assert "checkpoint-30: is later than step 20; set aside as checkpoint-30.superseded-2" in caplog.text
+    assert "checkpoint-40: complete.json is missing, the save did not finish; renamed to" in caplog.text
+    assert "checkpoint-30: is later than step 20; renamed to checkpoint-30.superseded-2" in caplog.text
     assert complete_checkpoints(tmp_path) == [made[10], made[20]]
-
-
-def test_a_run_that_lost_all_its_checkpoints_does_not_begin_again_by_itself(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path, 10)
-    (checkpoint / "complete.json").rename(tmp_path / "complete.json")
-    assert checkpoint_to_resume(tmp_path, "auto") is None, "killed in its first save: there is nothing to lose"
-    (tmp_path / "complete.json").rename(checkpoint / "complete.json")
-    cut(checkpoint / "trainer_state.json")
-    with pytest.raises(UserError, match=r"no checkpoint of .* is complete any more .*trainer_state.json has 10 bytes"):
-        checkpoint_to_resume(tmp_path, "auto")
-    quarantine_unusable(tmp_path, step=0)
-    with pytest.raises(UserError, match=r"complete any more \(checkpoint-10.incomplete: trainer_state.json has"):
-        checkpoint_to_resume(tmp_path, "auto")
-
-
-def test_a_finished_run_without_checkpoints_does_not_begin_again_by_itself(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    with pytest.raises(UserError, match="model/ is that of a finished run"):
-        checkpoint_to_resume(tmp_path, "auto")
 
 
 def test_a_file_system_that_cannot_sync_folders_takes_checkpoints(
@@ -150,39 +126,6 @@ def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
     for name in ("checkpoint-", "checkpoint-12-old", "checkpoint-x", "checkpoint-12.incomplete", "model"):
         (tmp_path / name).mkdir()
     assert complete_checkpoints(tmp_path) == []
-
-
-def test_one_run_at_a_time_writes_a_folder(tmp_path: Path) -> None:
-    words = (
-        "import sys, time; from pathlib import Path; from pretraining.runs.run_lock import lock_run_folder as lock\n"
-    )
-    words += "lock(Path(sys.argv[1])); print('mine', flush=True); time.sleep(60)"
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_DIR)}
-    with subprocess.Popen([sys.executable, "-c", words, tmp_path], stdout=subprocess.PIPE, env=environment) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"mine\n"
-        with pytest.raises(UserError, match=rf"another run \(process {other.pid}\) writes it"):
-            lock_run_folder(tmp_path, wait_seconds=0.1)
-        other.kill()
-    lock_run_folder(tmp_path, wait_seconds=0.1)
-
-
-def test_another_run_is_not_written_over(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "mine", 10)
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
-    (theirs / "tokenizer").mkdir()
-    (theirs / "run.lock").touch()
-    claim_run_folder(theirs, checkpoint, resume=str(checkpoint))  # killed before it had a record
-    (theirs / "run.json").touch()
-    claim_run_folder(theirs, None, resume="never")  # it never began
-    (theirs / METRICS_NAME).touch()
-    with pytest.raises(UserError, match="holds a run already"):
-        claim_run_folder(theirs, checkpoint, resume=str(checkpoint))
-    with pytest.raises(UserError, match="holds a run already"):
-        claim_run_folder(theirs, None, resume="never")
-    claim_run_folder(theirs, None, resume="auto")  # it has no checkpoint, and begins again
-    claim_run_folder(tmp_path / "mine", checkpoint, resume="auto")
 
 
 def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pretraining.cli.arguments.checkpointing import CHANGEABLE
 from pretraining.errors import UserError
-from pretraining.runs.run_record import NEVER_CHANGED, RunIdentity, RunRecord, check_same_run
+from pretraining.runs.run_record import UNCHANGEABLE, RunIdentity, RunRecord, check_same_run
 
 
 def make_identity() -> RunIdentity:
@@ -73,10 +73,10 @@ def test_another_run_is_not_gone_on_with_unless_that_is_allowed(
         check_same_run(tmp_path, other, allowed=["data"])
     assert list(caught.value.problems) == [
         f"--resume: model_config.attention_dropout differs from that of {tmp_path} (it was 0.0, now 0.1); "
-        "give the same flags, or allow it with --allow_changed model_config",
+        "use the same flags, or pass --allow_changed model_config",
         f"--resume: global_batch_tokens differs from that of {tmp_path} (it was 512, now 1024); "
-        "give the same flags, or allow it with --allow_changed global_batch_tokens",
-        f"--resume: optimizer differs from that of {tmp_path} (it was adamw, now muon); give the same flags",
+        "use the same flags, or pass --allow_changed global_batch_tokens",
+        f"--resume: optimizer differs from that of {tmp_path} (it was adamw, now muon); use the same flags",
     ]
     monkeypatch.setattr(logging.getLogger("pretraining"), "propagate", True)
     check_same_run(tmp_path, dataclasses.replace(other, optimizer="adamw"), allowed=CHANGEABLE)
@@ -85,7 +85,7 @@ def test_another_run_is_not_gone_on_with_unless_that_is_allowed(
 
 def test_what_may_be_allowed_to_change_is_what_makes_a_run() -> None:
     fields = {field.name for field in dataclasses.fields(RunIdentity)}
-    assert set(CHANGEABLE) == (fields - set(NEVER_CHANGED)) | {"schedule"}
+    assert set(CHANGEABLE) == (fields - set(UNCHANGEABLE)) | {"schedule"}
 
 
 def test_a_record_with_the_earlier_names_of_fields_is_read_with_todays(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_resume_on_another_processor_keeps_its_precision_and_says_so(sample_st
     other = {KERNELS_VARIABLE: "COMPATIBLE", "OMP_NUM_THREADS": "1"}
     done = train("python", sample_store, tmp_path, *LONGER, "--max_steps", 4, "--bf16", "none", env=other)
     assert "precision: fp32 (as the run was started)" in done.output
-    assert "computes otherwise than at its last start (kernels MKL_CBWR=" in done.output
+    assert "computes differently than at its last start (kernels MKL_CBWR=" in done.output
     assert re.search(r"threads 2 -> 1\)", done.output)
     assert "the same to rounding, not to the bit" in done.output
 

@@ -10,8 +10,8 @@ import markdown_it
 import pytest
 from huggingface_hub import ModelCard
 
-from pretraining.runs.card.facts import CardData, CardFacts
 from pretraining.runs.card.model_card import write_card
+from pretraining.runs.card.sections import CardData, CardFacts
 from pretraining.runs.history import read_history
 
 RUN_RECORD: dict[str, Any] = {
@@ -90,7 +90,7 @@ def test_hours_and_energy_add_up_over_all_starts(run_dir: Path) -> None:
     assert "- Time: 1.5 hours, 8 GPU hours," in text
     assert "- Energy of the GPUs: 5 kWh" in text
     assert "- Machine: 4 x NVIDIA H200; 2 starts." in text
-    assert "- Faults: 3 spikes of the loss." in text
+    assert "- Anomalies: 3 loss spikes." in text
 
 
 def test_what_was_not_measured_is_not_told(run_dir: Path) -> None:
@@ -100,17 +100,17 @@ def test_what_was_not_measured_is_not_told(run_dir: Path) -> None:
     cost = read_history(run_dir).cost
     assert (cost.hours, cost.process_hours, cost.kilowatt_hours) == (None, None, None)
     card = card_of(run_dir, replace(FACTS, step=1))
-    assert "It has not been measured yet." in card.text
-    assert "This is step 1 of 40: the training is not finished." in card.text
+    assert "The model has not been evaluated yet." in card.text
+    assert "This is step 1 of 40: training is not finished." in card.text
     assert card.data.eval_results is None
-    assert not any(word in card.text for word in ("hours", "kWh", "Faults", "curves.png"))
+    assert not any(word in card.text for word in ("hours", "kWh", "Anomalies", "curves.png"))
 
 
 def test_a_model_that_was_not_exported_is_not_opened(run_dir: Path) -> None:
     assert 'pipeline("text-generation", model="alice/model")' in card_of(run_dir).text
     write_card(run_dir, read_history(run_dir), FACTS, location=None)
     text = ModelCard.load(run_dir / "README.md").text
-    assert "It was not exported." in text
+    assert "The model was not exported." in text
     assert "pipeline(" not in text
 
 
@@ -131,7 +131,7 @@ def test_the_metadata_are_the_figures_of_the_newest_evaluations(run_dir: Path) -
     assert "| validation | 40 | 5.5000 | 244.70 | 30.0% | 1.900 |" in card.text
     assert "| test, news | 40 | 5.7000 |  |  |  |" in card.text
     assert "trained from random weights on 20,480 tokens, 1.25 epochs" in card.text
-    assert "it may repeat word for word" in card.text
+    assert "It may reproduce text seen in several epochs." in card.text
     assert "https://huggingface.co/datasets/alice/blocks) at commit `c0ffee`" in card.text
 
     local = replace(FACTS, license_name="apache-2.0", data=[replace(DATA, name="/data/my blocks", commit=None)])
@@ -159,7 +159,9 @@ def test_a_fine_tuned_model_says_what_it_began_with(run_dir: Path) -> None:
     card = card_of(run_dir, replace(FACTS, base="runs/first/model"))
     assert "fine-tuned from `runs/first/model` on 20,480 tokens" in card.text
     assert '("text-generation", model="alice/model")([{"role": "user", "content":' in card.text
-    assert not any(words in card.text for words in ("random weights", "No other model", "was not taught"))
+    assert not any(
+        words in card.text for words in ("random weights", "weights of another model", "was not trained to follow")
+    )
     assert card.data.tags == ["llama", "fine-tuned", "deepspeed"]
 
 

@@ -26,7 +26,7 @@ def spiky(num_records: int) -> Iterator[dict]:
 
 
 def test_a_short_run_keeps_every_value() -> None:
-    records = [{"step": step, "loss": step / 7} for step in range(1, curves.MOST_BINS)]
+    records = [{"step": step, "loss": step / 7} for step in range(1, curves.MAX_BINS)]
     assert thinned(records).curve("loss") == [Point(record["step"], record["loss"]) for record in records]
 
 
@@ -34,7 +34,7 @@ def test_a_short_run_keeps_every_value() -> None:
 def test_a_long_run_keeps_what_stands_out_where_it_stands(num_records: int) -> None:
     points = thinned(spiky(num_records)).curve("loss")
     values = [record["loss"] for record in spiky(num_records)]
-    assert len(points) <= 4 * curves.MOST_BINS
+    assert len(points) <= 4 * curves.MAX_BINS
     assert (min(point.value for point in points), max(point.value for point in points)) == (min(values), max(values))
     assert all(values[point.step - 1] == point.value for point in points)
     steps = [point.step for point in points]
@@ -55,12 +55,12 @@ def test_the_parts_of_the_time_sum_to_the_whole_in_each_stretch() -> None:
         }
         for step in range(1, 2_001)
     ]
-    totals = thinned(records).totals
-    for whole, *parts in zip(totals["interval_seconds"], totals["data_seconds"], totals["other_seconds"], strict=True):
+    bins = thinned(records).bins
+    for whole, *parts in zip(bins["interval_seconds"], bins["data_seconds"], bins["other_seconds"], strict=True):
         assert {(part.after_step, part.step) for part in parts} == {(whole.after_step, whole.step)}
-        assert sum(part.seconds for part in parts) == pytest.approx(whole.seconds)
-    assert sum(total.seconds for total in totals["interval_seconds"]) == sum(r["interval_seconds"] for r in records)
-    stretches = [(total.after_step, total.step) for total in totals["interval_seconds"]]
+        assert sum(part.total for part in parts) == pytest.approx(whole.total)
+    assert sum(bin_.total for bin_ in bins["interval_seconds"]) == sum(r["interval_seconds"] for r in records)
+    stretches = [(bin_.after_step, bin_.step) for bin_ in bins["interval_seconds"]]
     assert [first for first, _ in stretches] == [0, *(last for _, last in stretches[:-1])]
     assert stretches[-1][1] == 2_000
 

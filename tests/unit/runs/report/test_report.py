@@ -3,17 +3,18 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pretraining.errors import UserError
+from pretraining.runs.claim import lock_run_folder
 from pretraining.runs.report.charts import charts_of, rows_of
 from pretraining.runs.report.curves import read_curves
 from pretraining.runs.report.facts import describe_event, report_tables, run_state
 from pretraining.runs.report.report import PICTURED, write_comparison, write_report
 from pretraining.runs.report.vega_lite import static_spec
-from pretraining.runs.run_lock import lock_run_folder
-from tests.fakes.browser import DARK, LIGHT, Seen, look_at
+from tests.fakes.browser import DARK, Seen, look_at, look_at_all
 from tests.fakes.drawn_run import PARTS, SCRIPT, event, run_records, training_record, write_drawn_run
 
 CHARTS = ["Loss", "Perplexity", "Accuracy", "Bits per byte", "Training loss by source", "Validation loss by source"]
@@ -21,11 +22,47 @@ CHARTS += ["Learning rate", "Gradient norm", "Throughput", "Model FLOPs utilizat
 CHARTS += ["GPU utilization", "Power", "Time"]
 
 
+LIMITS = {0.5: "40.6% above it.", 0.8: "12.1% below it: it has seen the answers."}
+WIDTHS = {"run": (1400, 400, 320), "both": (1400, 400), "bare": (700,), "empty": (700,), "limited": (900,)}
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = write_drawn_run(tmp_path_factory.mktemp("drawn") / "run")
     write_report(run_dir)
     return run_dir
+
+
+def limit_data(run_dir: Path, limit: float) -> dict[str, Any]:
+    """Put the limit of the validation text into run.json."""
+    record = json.loads((run_dir / "run.json").read_text())
+    record["known_limit"] = {"validation": limit, "test": 9.0}
+    (run_dir / "run.json").write_text(json.dumps(record))
+    return record
+
+
+@pytest.fixture(scope="module")
+def pages(run_dir: Path) -> dict[str, Path]:
+    """Reports of a run with everything, of two runs, of a log with two steps, without steps, and of limited data."""
+    folder = run_dir.parent
+    records = [record for record in run_records(100) if "event" not in record]
+    other = write_drawn_run(folder / "other", [{**record, "smoothed_loss": None} for record in records])
+    write_comparison([run_dir, other], folder / "both.html")
+    bare = [{"step": 1, "loss": "nan"}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.1}]
+    for name, records_of_run in {"bare": bare, "empty": [], "limited": None}.items():
+        write_drawn_run(folder / name, records_of_run)
+        if name == "limited":
+            limit_data(folder / name, 0.8)
+        write_report(folder / name)
+    return {name: folder / ("both.html" if name == "both" else f"{name}/report.html") for name in WIDTHS}
+
+
+@pytest.fixture(scope="module")
+def seen(pages: dict[str, Path]) -> dict[str, Seen]:
+    """What one browser saw of all pages, since a start of it takes as long as drawing them."""
+    found = look_at_all({pages[name]: widths for name, widths in WIDTHS.items()})
+    frames = iter(found.frames)
+    return {name: Seen([next(frames) for _ in widths], found.console) for name, widths in WIDTHS.items()}
 
 
 def assert_fine(seen: Seen, charts: list[str]) -> None:
@@ -37,46 +74,34 @@ def assert_fine(seen: Seen, charts: list[str]) -> None:
         assert (frame["scroll_width"], frame["cut_off"]) == (frame["width"], 0)
 
 
-def test_a_browser_draws_every_chart_at_any_width(run_dir: Path) -> None:
-    seen = look_at(run_dir / "report.html", widths=(1400, 400, 320))
-    assert_fine(seen, CHARTS)
-    assert [frame["width"] for frame in seen.frames] == [1400, 400, 320]
-    assert {frame["title"] for frame in seen.frames} == {"run"}, "a script of a sample or a flag has run"
-    assert SCRIPT in seen.frames[0]["text"]
-    assert "best validation loss\n2.10" in seen.frames[0]["text"]
-    assert f"score 11.5; block 1,234 of blocks, loss 9.5000: {SCRIPT}:3 (a)" in seen.frames[0]["text"]
-    assert "checkpoint checkpoint-400; 94.3 GB; 61.5 s" in seen.frames[0]["text"]
+def test_a_browser_draws_every_chart_at_any_width(seen: dict[str, Seen]) -> None:
+    frames = seen["run"].frames
+    assert_fine(seen["run"], CHARTS)
+    assert [frame["width"] for frame in frames] == [1400, 400, 320]
+    assert {frame["title"] for frame in frames} == {"run"}, "a script of a sample or a flag has run"
+    assert SCRIPT in frames[0]["text"]
+    assert "best validation loss\n2.10" in frames[0]["text"]
+    assert f"score 11.5; block 1,234 of blocks, loss 9.5000: {SCRIPT}:3 (a)" in frames[0]["text"]
+    assert "checkpoint checkpoint-400; 94.3 GB; 61.5 s" in frames[0]["text"]
 
 
-def test_it_is_dark_where_its_reader_wants_that(run_dir: Path) -> None:
-    colors = [
-        look_at(run_dir / "report.html", widths=(600,), scheme=scheme).frames[0]["color"] for scheme in (LIGHT, DARK)
-    ]
-    sums = [sum(map(int, re.findall(r"\d+", color))) for color in colors]
+def test_it_is_dark_where_its_reader_wants_that(seen: dict[str, Seen], run_dir: Path) -> None:
+    dark = look_at(run_dir / "report.html", widths=(600,), scheme=DARK)
+    sums = [sum(map(int, re.findall(r"\d+", found.frames[0]["color"]))) for found in (seen["run"], dark)]
     assert sums[0] < 200 < 600 < sums[1]
 
 
-def test_several_runs_are_in_one_page(run_dir: Path, tmp_path: Path) -> None:
-    records = [record for record in run_records(100) if "event" not in record]
-    other = write_drawn_run(tmp_path / "other", [{**record, "smoothed_loss": None} for record in records])
-    write_comparison([run_dir, other], tmp_path / "both.html")
-    seen = look_at(tmp_path / "both.html", widths=(1400, 400))
-    assert_fine(seen, [*CHARTS[:-1], "Time of run", "Time of other"])
-    assert "100 of 400" in seen.frames[0]["text"]
+def test_several_runs_are_in_one_page(seen: dict[str, Seen]) -> None:
+    assert_fine(seen["both"], [*CHARTS[:-1], "Time of run", "Time of other"])
+    assert "100 of 400" in seen["both"].frames[0]["text"]
 
 
-def test_what_is_not_in_the_log_is_not_drawn(tmp_path: Path) -> None:
-    records = [{"step": 1, "loss": "nan"}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.1}]
-    run_dir = write_drawn_run(tmp_path / "run", records)
-    write_report(run_dir)
-    seen = look_at(run_dir / "report.html", widths=(700,))
-    assert_fine(seen, ["Loss"])
-    assert {"Speed", "Events", "Samples"} & set(seen.frames[0]["text"].splitlines()) == set()
-    write_report(write_drawn_run(tmp_path / "empty", []))
-    seen = look_at(tmp_path / "empty/report.html", widths=(700,))
-    assert_fine(seen, [])
-    assert "No step is in metrics.jsonl yet." in seen.frames[0]["text"]
-    assert not (tmp_path / "empty/curves.png").exists()
+def test_what_is_not_in_the_log_is_not_drawn(seen: dict[str, Seen], pages: dict[str, Path]) -> None:
+    assert_fine(seen["bare"], ["Loss"])
+    assert {"Speed", "Events", "Samples"} & set(seen["bare"].frames[0]["text"].splitlines()) == set()
+    assert_fine(seen["empty"], [])
+    assert "metrics.jsonl has no steps yet." in seen["empty"].frames[0]["text"]
+    assert not (pages["empty"].parent / "curves.png").exists()
 
 
 def test_the_picture_names_no_two_lines_of_one_colour(run_dir: Path) -> None:
@@ -92,7 +117,7 @@ def test_the_picture_names_no_two_lines_of_one_colour(run_dir: Path) -> None:
 def test_a_summary_among_the_events_is_told_as_at_the_end_of_the_run() -> None:
     parts = {f"{part}_seconds": 1.0 for part in PARTS}
     summary = event(4, "summary", num_steps=4, total_seconds=6.0, peak_host_memory_bytes=2_301_546_496, **parts)
-    assert describe_event(summary).startswith("time: 4 steps in 6 s: data 17 %, forward+backward 17 %, ")
+    assert describe_event(summary).startswith("time: 4 steps in 6 s: forward+backward 17 %, optimizer 17 %, ")
     assert describe_event(summary).endswith("; memory: 2.3 GB of host memory at most")
 
 
@@ -129,20 +154,19 @@ def test_facts_are_told_as_the_run_tells_them(run_dir: Path) -> None:
     facts = report_tables(run)
     shares = [value for name, value in facts["Speed"].items() if name.startswith("share of ")]
     assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=0.3)
-    assert facts["Machine"] == {"GPUs": "8 x NVIDIA H200", "memory of a GPU": "150.8 GB", "processes": "8"}
+    assert facts["Machine"] == {"GPUs": "8 x NVIDIA H200", "memory per GPU": "150.8 GB", "processes": "8"}
     assert facts["Speed"]["energy of the GPUs"] == f"{5200 * 400 / 3.6e6:,.3g} kWh"
     assert facts["Software"]["commit"] == "0123456789ab (with changes)"
     assert facts["Run"]["tokens"] == f"{400 * 4096:,}"
 
 
-def test_the_limit_of_the_data_is_a_line_and_a_sentence(tmp_path: Path) -> None:
+def test_the_limit_of_the_data_is_a_line_and_a_sentence(tmp_path: Path, seen: dict[str, Seen]) -> None:
     """Bits per byte are a third of the loss in these records, so a limit of 0.5 is a loss of 1.5."""
     run_dir = write_drawn_run(tmp_path / "run")
-    record = json.loads((run_dir / "run.json").read_text())
-    for limit, words in {0.5: "40.6% above it.", 0.8: "12.1% below it: it has seen the answers."}.items():
-        known = {**record, "known_limit": {"validation": limit, "test": 9.0}}
-        (run_dir / "run.json").write_text(json.dumps(known))
-        run = read_curves(run_dir, known)
+    unlimited = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
+    assert not [chart.title for chart in charts_of([unlimited]) if chart.limit is not None]
+    for limit, words in LIMITS.items():
+        run = read_curves(run_dir, limit_data(run_dir, limit))
         charts = {chart.title: chart for chart in charts_of([run])}
         for title, value in {"Loss": 3 * limit, "Bits per byte": limit}.items():
             rows = [row for row in rows_of(charts[title], run) if row["line"] == "limit of the data"]
@@ -152,11 +176,8 @@ def test_the_limit_of_the_data_is_a_line_and_a_sentence(tmp_path: Path) -> None:
         page = (run_dir / "report.html").read_text()
         assert f"the entropy of the validation text: {limit:.4f} bits per byte. The last evaluation, 0.7" in page
         assert words in page
-    seen = look_at(run_dir / "report.html", widths=(900,))
-    assert_fine(seen, CHARTS)
-    assert "limit of the data" in seen.frames[0]["text"]
-    run = read_curves(run_dir, record)
-    assert not [chart.title for chart in charts_of([run]) if chart.limit is not None]
+    assert_fine(seen["limited"], CHARTS)
+    assert "limit of the data" in seen["limited"].frames[0]["text"]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -65,11 +65,11 @@ def test_all_other_records_are_read(
     warning = f"{run_dir}/metrics.jsonl: line {place + 1} is damaged"
     assert list(read_records(run_dir)) == RECORDS
     assert read_history(run_dir).last == RECORDS[3]
-    assert caplog.messages == [f"{warning}; without it"] * 2, "one for each reading"
+    assert caplog.messages == [f"{warning} and ignored"] * 2, "one for each reading"
 
     caplog.clear()
     assert resume(run_dir) == RECORDS
-    assert caplog.messages == [f"{warning} and left out; the log as it was is {run_dir}/metrics.jsonl.damaged"]
+    assert caplog.messages == [f"{warning} and dropped; the log as it was is {run_dir}/metrics.jsonl.damaged"]
     assert (run_dir / "metrics.jsonl.damaged").read_bytes() == original
     caplog.clear()
     resume(run_dir)
@@ -89,9 +89,9 @@ def test_the_damaged_log_of_another_run_stays_where_it_is(tmp_path: Path, caplog
     other.mkdir()
     run_dir.mkdir()
     write_log(other, 0, b"{")
-    MetricsLog(run_dir, begins_with=other / "metrics.jsonl").forget_after(2, [])
+    MetricsLog(run_dir, parent_log=other / "metrics.jsonl").forget_after(2, [])
     assert len((run_dir / "metrics.jsonl").read_bytes().splitlines()) == 3, "those until step 2"
-    assert caplog.messages[0].endswith(f"line 1 is damaged and left out; the log as it was is {other}/metrics.jsonl")
+    assert caplog.messages[0].endswith(f"line 1 is damaged and dropped; the log as it was is {other}/metrics.jsonl")
     assert {path.name for path in other.iterdir()} == {"run.json", "metrics.jsonl"}
 
 

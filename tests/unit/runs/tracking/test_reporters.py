@@ -15,8 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.errors import UserError
-from pretraining.runs.tracking.reporters import Reporters, last_reported_step
-from pretraining.runs.tracking.trackers import TrackedRun
+from pretraining.runs.tracking.reporters import Reporters, TrackedRun, last_reported_step
 from tests.programs.launching import train, try_to_train
 
 NOTHING: Any = None
@@ -48,7 +47,7 @@ def tell(callback: TrainerCallback, *steps: int, name: str = "loss") -> None:
 
 def test_a_tracker_is_not_told_again_what_the_killed_run_told() -> None:
     told = Told()
-    Reporters([told], told_until=5)
+    Reporters([told], reported_until=5)
     tell(told, 4, 5)
     tell(told, 4, 5, name="eval_loss")
     tell(told, 6)
@@ -57,7 +56,7 @@ def test_a_tracker_is_not_told_again_what_the_killed_run_told() -> None:
 
 def test_a_reporter_ends_after_the_last_evaluation(caplog: pytest.LogCaptureFixture) -> None:
     told, failing = Told(), Told(fails_at=2)
-    reporters = Reporters([told, failing], told_until=0)
+    reporters = Reporters([told, failing], reported_until=0)
     tell(told, 1, 2)
     tell(failing, 1, 2, 3)
     for callback in (told, failing):
@@ -98,7 +97,7 @@ def test_without_a_key_wandb_writes_here_and_asks_nobody(
     clean: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     args = arguments(tmp_path, "wandb")
-    TrackedRun(args, tmp_path, goes_on=False)
+    TrackedRun(args, tmp_path, resumes=False)
     assert (os.environ["WANDB_MODE"], os.environ["WANDB_DIR"]) == ("offline", str(tmp_path))
     assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_RESUME"]) == ("ours", "allow")
     assert args.run_name is not None
@@ -114,7 +113,7 @@ def test_with_a_key_wandb_does_as_it_is_configured(place: str, clean: pytest.Mon
         (tmp_path / "netrc").chmod(stat.S_IRUSR)
     else:
         clean.setenv("WANDB_MODE", "disabled")
-    TrackedRun(arguments(tmp_path, "wandb"), tmp_path, goes_on=False)
+    TrackedRun(arguments(tmp_path, "wandb"), tmp_path, resumes=False)
     assert os.environ.get("WANDB_MODE") == ("disabled" if place == "their own mode" else None)
 
 
@@ -122,11 +121,11 @@ def test_only_a_run_that_goes_on_goes_on_in_the_trackers(clean: pytest.MonkeyPat
     kept = {"name": "run-1", "WANDB_RUN_ID": "id-1"}
     (tmp_path / "trackers.json").write_text(json.dumps(kept))
     args = arguments(tmp_path, "wandb")
-    TrackedRun(args, tmp_path, goes_on=True)
+    TrackedRun(args, tmp_path, resumes=True)
     assert (args.run_name, os.environ["WANDB_RUN_ID"]) == ("run-1", "id-1")
     clean.delenv("WANDB_RUN_ID")
     other = arguments(tmp_path, "wandb")
-    TrackedRun(other, tmp_path, goes_on=False)
+    TrackedRun(other, tmp_path, resumes=False)
     assert other.run_name != "run-1"
     assert os.environ["WANDB_RUN_ID"] != "id-1"
 
@@ -140,7 +139,7 @@ def test_no_password_goes_into_the_run_folder(
     clean.setitem(sys.modules, "mlflow", stand_in)
     args = arguments(tmp_path, "mlflow")
     (tmp_path / "trackers.json").write_text("")  # a power cut
-    TrackedRun(args, tmp_path, goes_on=True).on_train_begin(
+    TrackedRun(args, tmp_path, resumes=True).on_train_begin(
         args, TrainerState(is_world_process_zero=True), TrainerControl()
     )
     kept = json.loads((tmp_path / "trackers.json").read_text())

@@ -208,7 +208,7 @@ def test_output_dir_with_something_else(sample_store: Path, tmp_path: Path) -> N
     (tmp_path / "old/metrics.jsonl").touch()
     flags, never = {"output_dir": str(tmp_path / "old")}, {"resume": "never"}
     message = refusal(sample_store, tmp_path, flags=flags, durability=never)
-    assert "holds a run already; leave out --resume to go on" in message
+    assert "already contains a run; drop --resume to resume" in message
 
 
 def test_a_run_that_was_begun_from_elsewhere_and_saved_nothing(sample_store: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_run_that_was_begun_from_elsewhere_and_saved_nothing(sample_store: Pat
 def test_a_checkpoint_that_is_none(sample_store: Path, tmp_path: Path) -> None:
     for checkpoint, expected in ((tmp_path / "none", "no such folder"), (tmp_path, "complete.json is missing")):
         message = refusal(sample_store, tmp_path, durability={"resume": str(checkpoint)})
-        assert "is no complete checkpoint" in message
+        assert "checkpoint is incomplete" in message
         assert expected in message
 
 

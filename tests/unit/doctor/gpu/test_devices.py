@@ -12,10 +12,8 @@ import pynvml
 import pytest
 
 from pretraining.doctor.finding import Finding
-from pretraining.doctor.gpu import all_reduce, nvml, speed
-from pretraining.doctor.gpu import links as gpu_links
-from pretraining.doctor.gpu import state as gpu_state
-from pretraining.doctor.software.torch_build import Seen, judge
+from pretraining.doctor.gpu import all_reduce, devices, speed
+from pretraining.doctor.software.torch_build import TorchState, assess
 
 H200 = {
     "name": "NVIDIA H200",
@@ -80,7 +78,7 @@ def bad(found: list[Finding]) -> list[tuple[str, str]]:
 
 
 def test_healthy_gpus(machine: list[dict]) -> None:
-    found = [*gpu_state.gpus([]), *gpu_links.links([]), *gpu_state.processes([])]
+    found = [*devices.gpus([]), *devices.links([]), *devices.processes([])]
     assert bad(found) == []
     assert [finding.figure for finding in found] == [
         "580.82.07, for CUDA up to 13.0",
@@ -92,16 +90,16 @@ def test_healthy_gpus(machine: list[dict]) -> None:
         "none",
     ]
     assert [finding.figures["gpu"] for finding in found[1:3]] == ["NVIDIA H200"] * 2
-    assert nvml.driver_gpus() == ["NVIDIA H200"] * 2
-    assert gpu_links.nvlinks_everywhere()
+    assert devices.driver_gpus() == ["NVIDIA H200"] * 2
+    assert devices.has_nvlink_everywhere()
 
 
 @pytest.mark.parametrize(
     ("ill", "status", "words"),
     [
         ({"ecc": 3}, "failure", "3 uncorrected errors"),
-        ({"rows": (0, 1, 1, 0)}, "failure", "a row waits to be replaced"),
-        ({"rows": (0, 1, 0, 1)}, "failure", "is to be exchanged"),
+        ({"rows": (0, 1, 1, 0)}, "failure", "a row waits to be remapped"),
+        ({"rows": (0, 1, 0, 1)}, "failure", "replace the GPU"),
         ({"reasons": 0x8 | 0x40}, "warning", "hardware slowdown, too hot (hardware)"),
         ({"persistence": 0}, "warning", "persistence mode is off"),
         ({"mode": 2}, "failure", "Prohibited"),
@@ -111,7 +109,7 @@ def test_healthy_gpus(machine: list[dict]) -> None:
 )
 def test_a_sick_gpu(machine: list[dict], ill: dict, status: str, words: str) -> None:
     machine[1].update(ill)
-    found = list(gpu_state.gpus([]))
+    found = list(devices.gpus([]))
     assert bad(found) == [(status, "GPU 1")]
     (sick,) = [finding for finding in found if finding.status != "ok"]
     assert words in sick.figure
@@ -122,7 +120,7 @@ def test_what_a_gpu_does_not_tell_is_no_ill(machine: list[dict]) -> None:
     unsupported = ("ecc", "rows", "reasons", "persistence", "mode", "mig", "pids", "width")
     machine[0].update(dict.fromkeys(unsupported), name="NVIDIA Unheard", nvlinks=0)
     machine[1].update(nvlinks=0)
-    found = [*gpu_state.gpus([]), *gpu_links.links([]), *gpu_state.processes([])]
+    found = [*devices.gpus([]), *devices.links([]), *devices.processes([])]
     assert bad(found) == []
     assert "peak not known, so no MFU" in found[1].figure
 
@@ -130,7 +128,7 @@ def test_what_a_gpu_does_not_tell_is_no_ill(machine: list[dict]) -> None:
 def test_links_that_are_less_than_they_could_be(machine: list[dict]) -> None:
     machine[0].update(nvlinks=12, reach=1)
     machine[1].update(width=8)
-    first, second, reach = gpu_links.links([])
+    first, second, reach = devices.links([])
     assert first.figure == "12 NVLinks, PCIe 5 x16; another GPU has 18 NVLinks"
     assert second.figure == "18 NVLinks, PCIe 5 x8, of x16: is it seated in a full slot?"
     assert reach.figure == "missing between 1 of 1 pairs, which exchange through host memory"
@@ -144,7 +142,7 @@ def test_others_on_a_gpu_are_named(machine: list[dict]) -> None:
         other.stdout.readline()  # before that /proc may not have its words yet
         machine[1]["pids"] = [SimpleNamespace(pid=other.pid, usedGpuMemory=int(70e9))]
         machine[0]["pids"] = [SimpleNamespace(pid=2**22 + 1, usedGpuMemory=None)]  # of another container
-        hidden, seen = gpu_state.processes([])
+        hidden, seen = devices.processes([])
         other.communicate(b"\n")
     assert (hidden.name, seen.name) == ("GPU 0", "GPU 1")
     assert f"{other.pid} (pretrain.py, " in seen.figure
@@ -153,8 +151,8 @@ def test_others_on_a_gpu_are_named(machine: list[dict]) -> None:
 
 
 def test_gpus_without_a_driver() -> None:
-    assert gpu_state.judge_no_driver("Driver Not Loaded", num_devices=0).status == "ok"
-    assert gpu_state.judge_no_driver("Driver Not Loaded", num_devices=8).status == "failure"
+    assert devices.assess_no_driver("Driver Not Loaded", num_devices=0).status == "ok"
+    assert devices.assess_no_driver("Driver Not Loaded", num_devices=8).status == "failure"
 
 
 TWO = ["NVIDIA H200", "NVIDIA H200"]
@@ -163,26 +161,30 @@ TWO = ["NVIDIA H200", "NVIDIA H200"]
 @pytest.mark.parametrize(
     ("seen", "status", "fix"),
     [
-        (Seen("2.13.0+cpu", None, 0, []), "ok", ""),
-        (Seen("2.13.0+cu130", "13.0", 0, []), "ok", ""),
-        (Seen("2.13.0+cu130", "13.0", 2, TWO, (13, 0)), "ok", ""),
-        (Seen("2.13.0+cpu", None, 0, TWO, (12, 8)), "failure", "whl/cu128 torch"),
-        (Seen("2.13.0+cu130", "13.0", 0, TWO, (12, 8), "too old"), "failure", "whl/cu128 torch"),
-        (Seen("2.13.0+cu130", "13.0", 0, TWO, (13, 0), "Error 802: not yet initialized"), "failure", "fabricmanager"),
-        (Seen("2.13.0+cu130", "13.0", 0, TWO, (11, 4), "too old"), "failure", "ubuntu-drivers"),
-        (Seen("2.13.0+cpu", None, 0, TWO, (14, 1)), "failure", "whl/cu130 torch"),
-        (Seen("2.13.0+cu130", "13.0", 0, TWO, (13, 0), "hidden"), "failure", "nvidia-smi"),
+        (TorchState("2.13.0+cpu", None, 0, []), "ok", ""),
+        (TorchState("2.13.0+cu130", "13.0", 0, []), "ok", ""),
+        (TorchState("2.13.0+cu130", "13.0", 2, TWO, (13, 0)), "ok", ""),
+        (TorchState("2.13.0+cpu", None, 0, TWO, (12, 8)), "failure", "whl/cu128 torch"),
+        (TorchState("2.13.0+cu130", "13.0", 0, TWO, (12, 8), "too old"), "failure", "whl/cu128 torch"),
+        (
+            TorchState("2.13.0+cu130", "13.0", 0, TWO, (13, 0), "Error 802: not yet initialized"),
+            "failure",
+            "fabricmanager",
+        ),
+        (TorchState("2.13.0+cu130", "13.0", 0, TWO, (11, 4), "too old"), "failure", "ubuntu-drivers"),
+        (TorchState("2.13.0+cpu", None, 0, TWO, (14, 1)), "failure", "whl/cu130 torch"),
+        (TorchState("2.13.0+cu130", "13.0", 0, TWO, (13, 0), "hidden"), "failure", "nvidia-smi"),
     ],
 )
-def test_torch_and_the_driver(seen: Seen, status: str, fix: str) -> None:
-    found = judge(seen)
+def test_torch_and_the_driver(seen: TorchState, status: str, fix: str) -> None:
+    found = assess(seen)
     assert (found.status, fix in found.fix) == (status, True)
 
 
 def test_products_against_the_data_sheet() -> None:
-    assert speed.judge_flops(0, 788e12, peak=989.4e12).figure.endswith("80% of its peak of 989")
-    assert speed.judge_flops(0, 300e12, peak=989.4e12).status == "warning"
-    assert speed.judge_flops(0, 1e12, peak=None).status == "ok"
+    assert speed.assess_flops(0, 788e12, peak=989.4e12).figure.endswith("80% of its peak of 989")
+    assert speed.assess_flops(0, 300e12, peak=989.4e12).status == "warning"
+    assert speed.assess_flops(0, 1e12, peak=None).status == "ok"
 
 
 def test_exchange_that_is_not_over_nvlink() -> None:
@@ -193,9 +195,9 @@ def test_exchange_that_is_not_over_nvlink() -> None:
         "bytes_per_second": 10e9,
         "bus_bytes_per_second": 17.5e9,
     }
-    assert all_reduce.judge(measured, has_nvlink=True).status == "warning"
-    assert all_reduce.judge(measured, has_nvlink=False).status == "ok"
-    assert "nothing to exchange" in all_reduce.judge({**measured, "size": 1}, has_nvlink=False).figure
+    assert all_reduce.assess(measured, has_nvlink=True).status == "warning"
+    assert all_reduce.assess(measured, has_nvlink=False).status == "ok"
+    assert "nothing to exchange" in all_reduce.assess({**measured, "size": 1}, has_nvlink=False).figure
 
 
 SAYS_IMPORTED = f"print({all_reduce.IMPORTED!r}, flush=True)"

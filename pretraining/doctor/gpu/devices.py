@@ -1,0 +1,238 @@
+"""GPUs as NVIDIA's driver reports them through NVML: memory, errors, throttling, links, and who else uses them."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pretraining.doctor.finding import Finding, failure, ok, warning
+from pretraining.doctor.host.leftovers import describe_process
+from pretraining.system.formatting import format_bytes
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor, and the first digits of the class of a GPU
+NO_DRIVER = "sudo ubuntu-drivers install  # in a container: docker run --gpus all IMAGE"
+BUSY_BYTES = 2e9  # a driver keeps less for itself
+# Bits of nvmlClocksEventReasons*. An idle clock, or one at the power limit under load, is as it should be.
+THROTTLE_REASONS = {
+    0x8: "hardware slowdown",
+    0x20: "too hot",
+    0x40: "too hot (hardware)",
+    0x80: "power brake of the power supply",
+}
+READ = 0  # of peer access; pynvml's own NVML_P2P_CAPS_INDEX_READ is a tuple by mistake
+
+Value = TypeVar("Value")
+
+
+def driver_gpus() -> list[str]:
+    """Names of the GPUs that the driver sees; none without a driver, or without nvidia-ml-py."""
+    try:
+        from pretraining.system.gpus import driver_gpu_names
+    except ImportError:
+        return []
+    return driver_gpu_names()
+
+
+@contextmanager
+def open_gpus() -> Iterator[list[Any]]:
+    """Handles of all GPUs.
+
+    Raises:
+        pynvml.NVMLError: when the driver is missing or does not answer.
+    """
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        yield [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def query_or_none(query: Callable[..., Value], *arguments: Any) -> Value | None:
+    """The answer to a query, None where this GPU or driver does not support it."""
+    import pynvml
+
+    try:
+        return query(*arguments)
+    except pynvml.NVMLError:
+        return None
+
+
+def gpus(_: Sequence[Path]) -> Iterator[Finding]:
+    """The driver, and for each GPU its model, memory and faults."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        yield assess_no_driver(str(error), num_devices=num_nvidia_devices())
+        return
+    with open_gpus() as handles:
+        cuda, version = pynvml.nvmlSystemGetCudaDriverVersion(), pynvml.nvmlSystemGetDriverVersion()
+        figure = f"{version}, for CUDA up to {cuda // 1000}.{cuda % 1000 // 10}"
+        yield ok("driver", figure, version=version, cuda=cuda)
+        for number, handle in enumerate(handles):
+            yield _model_and_memory(f"GPU {number}", handle)
+            yield from _memory_errors(f"GPU {number}", number, handle)
+            yield from _settings(f"GPU {number}", number, handle)
+
+
+def num_nvidia_devices() -> int:
+    """NVIDIA GPUs on the PCI bus, with or without a driver."""
+    devices = [path for path in PCI_DEVICES.glob("*") if (path / "vendor").read_text().strip() == NVIDIA]
+    return sum((path / "class").read_text().startswith(DISPLAY) for path in devices)
+
+
+def assess_no_driver(problem: str, *, num_devices: int) -> Finding:
+    """Whether it is a machine without GPUs, or one whose GPUs cannot be used."""
+    if num_devices:
+        figure = f"{num_devices} of NVIDIA on the PCI bus, but the driver does not answer: {problem}"
+        return failure("GPUs", figure, NO_DRIVER, devices=num_devices)
+    return ok("GPUs", "none; training runs on the CPU")
+
+
+def _model_and_memory(name: str, handle: Any) -> Finding:
+    import pynvml
+
+    from pretraining.system.gpus import peak_flops_per_second
+
+    model, memory = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
+    peak = peak_flops_per_second(model)
+    known = f"peak {peak / 1e12:,.0f} TFLOP/s" if peak else "peak not known, so no MFU"
+    figure = f"{model}, {format_bytes(memory.free)} of {format_bytes(memory.total)} free, {known}"
+    figures = {"gpu": model, "memory_bytes": memory.total, "free_bytes": memory.free, "peak_flops_per_second": peak}
+    if memory.used > BUSY_BYTES:
+        return warning(name, f"{figure}: {format_bytes(memory.used)} are in use", "nvidia-smi", **figures)
+    return ok(name, figure, **figures)
+
+
+def _memory_errors(name: str, number: int, handle: Any) -> Iterator[Finding]:
+    import pynvml
+
+    kinds = (pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC)
+    errors = query_or_none(pynvml.nvmlDeviceGetTotalEccErrors, handle, *kinds)
+    _, _, is_pending, has_failed = query_or_none(pynvml.nvmlDeviceGetRemappedRows, handle) or (0, 0, 0, 0)
+    if has_failed:
+        yield failure(name, "memory: a broken row could not be remapped; replace the GPU", "nvidia-smi -q")
+    elif errors or is_pending:
+        figure = f"memory: {errors or 0} uncorrected errors since the driver started"
+        figure += ", a row waits to be remapped" if is_pending else ""
+        yield failure(name, figure, f"sudo nvidia-smi --gpu-reset -i {number}", errors=errors)
+
+
+def _settings(name: str, number: int, handle: Any) -> Iterator[Finding]:
+    import pynvml
+
+    reasons = query_or_none(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle) or 0
+    throttled = [reason for bit, reason in THROTTLE_REASONS.items() if reasons & bit]
+    if throttled:
+        fix = f"nvidia-smi -q -i {number} -d PERFORMANCE,TEMPERATURE,POWER"
+        yield warning(name, f"throttled: {', '.join(throttled)}", fix, throttled=throttled)
+    if query_or_none(pynvml.nvmlDeviceGetPersistenceMode, handle) == 0:
+        yield warning(name, "persistence mode is off: each start waits for the driver", "sudo nvidia-smi -pm 1")
+    if query_or_none(pynvml.nvmlDeviceGetComputeMode, handle) == pynvml.NVML_COMPUTEMODE_PROHIBITED:
+        yield failure(name, "compute mode is Prohibited", f"sudo nvidia-smi -i {number} -c DEFAULT")
+    if (query_or_none(pynvml.nvmlDeviceGetMigMode, handle) or [0])[0]:
+        figure = "is divided (MIG): NCCL cannot connect its instances"
+        yield warning(name, figure, f"sudo nvidia-smi -i {number} -mig 0")
+
+
+def processes(_: Sequence[Path]) -> Iterator[Finding]:
+    """Other processes on the GPUs, with the memory that a run will lack."""
+    import pynvml
+
+    try:
+        with open_gpus() as handles:
+            found = [query_or_none(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or [] for handle in handles]
+    except pynvml.NVMLError:
+        return
+    for number, others in enumerate(found):
+        for other in others:
+            if other.pid != os.getpid():
+                used = format_bytes(other.usedGpuMemory) if other.usedGpuMemory else "an unknown part"
+                figure = f"{describe_process(other.pid)} uses {used} of its memory"
+                fix = f"ps -fp {other.pid}  # not wanted? kill {other.pid}"
+                yield warning(f"GPU {number}", figure, fix, pid=other.pid)
+    if not any(found):
+        yield ok("GPU processes", "none")
+
+
+@dataclass(frozen=True)
+class Link:
+    """NVLinks that are up, and PCI Express now and at best; an idle GPU lowers the generation, not the width."""
+
+    num_nvlinks: int
+    generation: int | None
+    best_generation: int | None
+    width: int | None
+    best_width: int | None
+
+    def __str__(self) -> str:
+        return f"{self.num_nvlinks or 'no'} NVLinks, PCIe {self.best_generation} x{self.width}"
+
+
+def links(_: Sequence[Path]) -> Iterator[Finding]:
+    """Each GPU's links, and whether GPUs reach each other's memory."""
+    import pynvml
+
+    try:
+        with open_gpus() as handles:
+            found = [_link(handle) for handle in handles]
+            pairs = itertools.combinations(handles, 2)
+            statuses = [query_or_none(pynvml.nvmlDeviceGetP2PStatus, *pair, READ) for pair in pairs]
+    except pynvml.NVMLError:
+        return
+    most = max((link.num_nvlinks for link in found), default=0)
+    for number, link in enumerate(found):
+        yield assess_link(number, link, most_nvlinks=most)
+    if statuses:
+        yield assess_peer_access([status == pynvml.NVML_P2P_STATUS_OK for status in statuses])
+
+
+def has_nvlink_everywhere() -> bool:
+    """Whether every GPU has an NVLink."""
+    import pynvml
+
+    try:
+        with open_gpus() as handles:
+            return all(_link(handle).num_nvlinks for handle in handles)
+    except pynvml.NVMLError:
+        return False
+
+
+def assess_link(number: int, link: Link, *, most_nvlinks: int) -> Finding:
+    """Whether a GPU has all its PCI Express lanes, and as many NVLinks as the others."""
+    name, fix = f"GPU {number} link", f"nvidia-smi nvlink -s -i {number}; nvidia-smi topo -m"
+    if link.num_nvlinks < most_nvlinks:
+        return warning(name, f"{link}; another GPU has {most_nvlinks} NVLinks", fix, **vars(link))
+    if link.width is not None and link.best_width is not None and link.width < link.best_width:
+        fix = f"nvidia-smi -q -i {number} | grep -A12 'GPU Link Info'"
+        return warning(name, f"{link}, of x{link.best_width}: is it seated in a full slot?", fix, **vars(link))
+    return ok(name, str(link), **vars(link))
+
+
+def assess_peer_access(reaches: Sequence[bool]) -> Finding:
+    """Whether pairs of GPUs reach each other's memory; consumer cards do not, and exchange through the host."""
+    if all(reaches):
+        return ok("peer access", f"between all {len(reaches)} pairs")
+    figure = f"missing between {reaches.count(False)} of {len(reaches)} pairs, which exchange through host memory"
+    return warning("peer access", figure, "nvidia-smi topo -p2p r; sudo dmesg | grep -i -e iommu -e acs")
+
+
+def _link(handle: Any) -> Link:
+    import pynvml
+
+    numbers = range(pynvml.NVML_NVLINK_MAX_LINKS)
+    states = [query_or_none(pynvml.nvmlDeviceGetNvLinkState, handle, number) for number in numbers]
+    return Link(
+        num_nvlinks=states.count(pynvml.NVML_FEATURE_ENABLED),
+        generation=query_or_none(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
+        best_generation=query_or_none(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+        width=query_or_none(pynvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
+        best_width=query_or_none(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
+    )
