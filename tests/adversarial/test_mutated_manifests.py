@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretraining.data.hub.stored_files import stored_files
+from pretraining.data.hub.upload import stored_files
 from pretraining.data.mixture import load_mixture
 from pretraining.data.store.manifest import MANIFEST_NAME, read_manifest
 from pretraining.errors import UserError
