@@ -28,9 +28,8 @@ from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.progress import Progress
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.encode.splits import SPLITS, Split
-from pretraining.data.inspect.provenance import BlockProvenance, DocumentLocation, Piece
-from pretraining.data.inspect.source_text import has_ids, read_source_text
-from pretraining.data.inspect.text_search import find_text
+from pretraining.data.inspect.provenance import BlockProvenance, DocumentLocation, Piece, has_ids, read_source_text
+from pretraining.data.inspect.search import find_text
 from pretraining.data.tokenize.token_bytes import TokenBytes, text_of
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError

@@ -18,7 +18,8 @@ from pretraining.data.input.filters import TextFilter
 from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch, parse_lines
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, id_dtype
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -119,27 +120,45 @@ class BatchEncoder:
         rows.splits.append(SPLITS.index(self._splits.split_of(encoded)))
 
 
-def ordered_parallel_map(
-    work: Callable[[RawBatch], T], batches: Iterator[RawBatch], *, num_workers: int
-) -> Iterator[T]:
-    """What `work` makes of each batch on `num_workers` threads, in the order of the batches.
+def bounded_parallel_map(
+    work: Callable[[Item], Result],
+    items: Iterator[Item],
+    *,
+    num_workers: int,
+    cost: Callable[[Item], int],
+    max_cost: int,
+) -> Iterator[Result]:
+    """Apply `work` to each item on `num_workers` threads, in the order of the items.
 
-    As many batches are under way as there are workers, and two more; but a batch of one huge line goes alone.
+    The items in progress cost `max_cost` at most together; one that costs more is alone.
     """
-    most_bytes = (num_workers + 2) * BATCH_BYTES
-    under_way: deque[tuple[Future[T], int]] = deque()
-    bytes_under_way = 0
+    pending: deque[tuple[Future[Result], int]] = deque()
+    total = 0
     with ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as executor:
         try:
-            for batch in batches:
-                num_bytes = sum(line.memory_bytes for line in batch.lines)
-                while under_way and bytes_under_way + num_bytes > most_bytes:
-                    future, finished_bytes = under_way.popleft()
+            for item in items:
+                item_cost = cost(item)
+                while pending and total + item_cost > max_cost:
+                    future, finished = pending.popleft()
                     yield future.result()
-                    bytes_under_way -= finished_bytes
-                under_way.append((executor.submit(work, batch), num_bytes))
-                bytes_under_way += num_bytes
-            while under_way:
-                yield under_way.popleft()[0].result()
+                    total -= finished
+                pending.append((executor.submit(work, item), item_cost))
+                total += item_cost
+            while pending:
+                yield pending.popleft()[0].result()
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+def ordered_parallel_map(
+    work: Callable[[RawBatch], Result], batches: Iterator[RawBatch], *, num_workers: int
+) -> Iterator[Result]:
+    """Apply `work` to each batch in order, with as many batches in progress as there are workers, and two more."""
+    max_cost = (num_workers + 2) * BATCH_BYTES
+    return bounded_parallel_map(
+        work,
+        batches,
+        num_workers=num_workers,
+        cost=lambda batch: sum(line.memory_bytes for line in batch.lines),
+        max_cost=max_cost,
+    )

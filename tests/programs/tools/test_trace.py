@@ -63,7 +63,7 @@ def test_a_text_that_is_nowhere_is_exit_code_1(sample_store: Path) -> None:
 def test_a_source_that_is_gone_is_told_and_the_row_is_shown(sample_store: Path, tmp_path: Path) -> None:
     elsewhere = {"cwd": tmp_path, "env": {"PYTHONPATH": str(PROJECT_DIR)}}
     done = run_fine(*TRACE, sample_store, "--block", 0, "--position", 0, **elsewhere)
-    assert done.stderr.startswith("warning: data/sample/news.jsonl: is not there")
+    assert done.stderr.startswith("warning: data/sample/news.jsonl: not found")
     assert len(done.stdout.splitlines()) == 2
     copy = tmp_path / "data/sample/news.jsonl"
     copy.parent.mkdir(parents=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pretraining.hub import push_queue
-from pretraining.hub.push_queue import UploadPayload, PushQueue
+from pretraining.hub.push_queue import PushQueue, UploadPayload
 from pretraining.training.callbacks.hub_push import HubPushCallback
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pretraining.cli.progress import Progress
-from pretraining.data.inspect import ngram_index as run_index
+from pretraining.data.inspect import overlap
 from pretraining.data.inspect.overlap import find_copied_runs
 from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
@@ -57,7 +57,7 @@ def test_runs_are_those_of_a_search_token_by_token(
     texts += [np.tile(texts[1][:10], 30), texts[1][:5], texts[1][:0]]
     texts = [text[text != tokenizer.rules.eos_token_id] for text in texts]
 
-    monkeypatch.setattr(run_index, "PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr(overlap, "PAIRS_AT_ONCE", 50)
     with Progress(1) as progress:
         found = find_copied_runs(
             tracer, [text.tolist() for text in texts], split="train", progress=progress, num_workers=2

@@ -16,9 +16,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from pretraining.cli.progress import Progress
 from pretraining.data.encode.splits import SPLITS
-from pretraining.data.inspect.provenance import BlockProvenance, Piece
-from pretraining.data.inspect.source_text import has_ids, read_source_text
-from pretraining.data.inspect.text_search import find_text
+from pretraining.data.inspect.provenance import BlockProvenance, Piece, has_ids, read_source_text
+from pretraining.data.inspect.search import find_text
 from pretraining.data.tokenize.token_bytes import TokenBytes, text_of
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
@@ -273,7 +272,7 @@ def test_a_source_that_is_gone_or_changed(sample_store: Path, tmp_path: Path, mo
     tracer = BlockProvenance(sample_store, flag="--dataset")
     document = tracer.document(7)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"news\.jsonl: is not there"):
+    with pytest.raises(UserError, match=r"news\.jsonl: not found"):
         read_source_text(document, tracer.manifest.origin)
     copy = tmp_path / document.file
     copy.parent.mkdir(parents=True)
@@ -282,7 +281,7 @@ def test_a_source_that_is_gone_or_changed(sample_store: Path, tmp_path: Path, mo
     with pytest.raises(UserError, match="has changed, from"):
         read_source_text(document, tracer.manifest.origin)
     copy.write_bytes(content[: document.byte_offset] + b"?" * (len(content) - document.byte_offset))
-    with pytest.raises(UserError, match=r"news\.jsonl:8: has changed, there is no document"):
+    with pytest.raises(UserError, match=r"news\.jsonl:8: has changed, the line is not a document now"):
         read_source_text(document, tracer.manifest.origin)
 
 
