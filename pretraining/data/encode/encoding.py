@@ -1,7 +1,7 @@
-"""Raw lines to encoded documents, on every core: batches are encoded by threads and come out in input order.
+"""Encode documents on all cores: threads encode batches, which come out in input order.
 
-Parsing and hashing hold Python's lock for a small part of the time; the tokenizer library releases it and uses its own
-threads as well, so text is never copied between processes.
+Parsing and hashing hold Python's lock for a small part of the time, and the tokenizer library releases it, so no text
+is copied between processes.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class DocumentMetadata:
-    """What the table of documents says of each document, column by column."""
+    """Columns of the table of documents."""
 
     sources: list[str] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
@@ -48,29 +48,29 @@ class EncodedBatch:
 
 
 class DocumentReader:
-    """Parses the lines of a batch and judges their texts; several threads may use it."""
+    """Parses the lines of a batch and filters their texts; several threads may use it."""
 
     def __init__(self, fields: JsonFields, text_filter: TextFilter) -> None:
         self._fields = fields
         self._filter = text_filter
 
     def lines(self, batch: RawBatch) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
-        """Each line of `batch` with the document it is, or why it is none that is wanted."""
+        """Each line of `batch` with its document, or why it is skipped."""
         for raw, parsed in parse_lines(batch, self._fields):
             problem = self._filter.problem(parsed.text) if isinstance(parsed, Document) else None
             yield raw, parsed if problem is None else skipped(raw, problem)
 
 
 class CopyFinder(Protocol):
-    """Knows which documents are copies of earlier ones."""
+    """Knows which documents are duplicates of earlier ones."""
 
     def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
-        """Why the document at this place is removed, and where its original stands; None when it is kept."""
+        """Why the document at this place is removed, and the place of its original; None if it is kept."""
         ...
 
 
 class BatchEncoder:
-    """Turns raw batches into encoded ones; several threads may use it."""
+    """Encodes raw batches; several threads may use it."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class BatchEncoder:
         self._copies = copies
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
-        """Parse, clean, split and encode the lines of `batch`."""
+        """Parse, filter, split and encode the lines of `batch`."""
         rows = DocumentMetadata()
         texts: list[str] = []
         skipped_lines: list[SkippedLine] = []

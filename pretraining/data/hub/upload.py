@@ -100,7 +100,7 @@ def _warn_of_paths(origin: StoreSpec, repo_id: str) -> None:
 
 
 def _log_client() -> None:
-    """Show what the Hub's client logs; as lines if there is no terminal for its progress bars."""
+    """Show what the Hub's client logs; as lines if stderr is not a terminal with progress bars."""
     logging.getLogger("huggingface_hub").handlers = logging.getLogger("pretraining").handlers
     if not sys.stderr.isatty():
         hub_logging.set_verbosity_info()

@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretraining.data.encode.splits import Split
-from pretraining.data.input.documents import Document, JsonFields
+from pretraining.data.input.documents import Document
 from pretraining.data.input.find import find_inputs
-from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.reading import parse_lines, read_batches
 from pretraining.data.input.slices import FileRange
 from pretraining.data.store.integrity import shard_file
@@ -147,9 +146,7 @@ class BlockProvenance:
             self._load_documents(document_id)
         row = int(np.searchsorted(self._document_ids, document_id))
         found = self._documents.slice(row, 1).to_pylist()
-        assert [row["document_id"] for row in found] == [document_id], (
-            f"document {document_id} is missing"
-        )
+        assert [row["document_id"] for row in found] == [document_id], f"document {document_id} is missing"
         return DocumentLocation(**found[0])
 
     def open_shard(self, shard: Shard) -> pq.ParquetFile:
@@ -195,11 +192,10 @@ def read_source_text(place: DocumentLocation, origin: StoreSpec) -> str:
     num_bytes = next(source.num_bytes for source in origin.sources if source.path == place.file)
     if path.stat().st_size != num_bytes:
         raise UserError(f"{path}: has changed, from {num_bytes:,} bytes to {path.stat().st_size:,}")
-    fields = JsonFields(origin.text_field, origin.source_field)
-    options = ReadingOptions(fields, origin.max_document_bytes, origin.split_text_files)
+    options = origin.reading_options
     rest = [FileRange(file_number=0, start=place.byte_offset, end=None, first_line=place.line)]
     batch = next(read_batches(find_inputs([place.file]), rest, None, options), None)
-    _, parsed = next(parse_lines(batch, fields)) if batch else (None, None)
+    _, parsed = next(parse_lines(batch, options.fields)) if batch else (None, None)
     if not isinstance(parsed, Document):
         raise UserError(f"{path}:{place.line}: has changed, the line is not a document now")
     return parsed.text

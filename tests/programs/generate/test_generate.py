@@ -186,7 +186,7 @@ def test_what_texts_are_compared_with_is_looked_at_first(finished_run: Path, tmp
         ("--held_out", empty): "--held_out, --blocks: are for --stats; give it too, or leave them out",
         ("--stats", "--held_out", "nowhere.jsonl"): "--held_out nowhere.jsonl: ",
         ("--stats", "--held_out", empty): "--held_out: no line of them is a document (1 empty_text); give others, with",
-        ("--stats", "--blocks", tmp_path): f"--blocks {tmp_path}: is no block store",
+        ("--stats", "--blocks", tmp_path): f"--blocks {tmp_path}: not a block store",
         ("--stats", "--blocks", foreign): f"--blocks {foreign}: were made with another tokenizer",
         ("--stats", "--blocks", untrained): f"--blocks {untrained}: has no block to train on",
     }

@@ -33,7 +33,7 @@ MISTAKES = [
     (["pretrain.py", "--modle", "x"], "--modle: there is no flag of this name (did you mean model?)"),
     (["pretrain.py", "--recipe", "RECIPE"], "no_such_flag: there is no flag of this name"),
     (["pretrain.py", "--learning_rate", "-1"], "--learning_rate -1: must be"),
-    (["pretrain.py", "--dataset", "EMPTY"], "is no block store (manifest.json is missing)"),
+    (["pretrain.py", "--dataset", "EMPTY"], "not a block store (manifest.json is missing)"),
     ([*SYNTHETIC, "--deepspeed", "nope.json"], "--deepspeed nope.json: cannot be read"),
     ([*SYNTHETIC, "--bf16", "--fp16"], "exclude each other"),
     ([*SYNTHETIC, "--model", "lama2_7b"], "is no preset (did you mean llama2_7b?)"),
@@ -66,11 +66,11 @@ MISTAKES = [
     (["-m", "tools.compare_samples", "EMPTY"], "is no run, exported model or checkpoint"),
     (["-m", "tools.evaluate", "EMPTY", "--data_files", "README.md"], "is no run, exported model or checkpoint"),
     (["-m", "tools.evaluate", "MODEL", "--data_files", "nope.jsonl"], "nope.jsonl: there is no such file"),
-    (["-m", "tools.evaluate", "MODEL", "--dataset", "EMPTY"], "is no block store"),
+    (["-m", "tools.evaluate", "MODEL", "--dataset", "EMPTY"], "not a block store"),
     (["-m", "tools.report", "EMPTY"], "cannot be read"),
     (["-m", "tools.small_world_check", "EMPTY", "--dataset", "STORE"], "is no run, exported model or checkpoint"),
     (["-m", "tools.text_statistics", "nope.jsonl"], "cannot be read"),
-    (["-m", "tools.trace", "EMPTY", "--block", "0"], "is no block store"),
+    (["-m", "tools.trace", "EMPTY", "--block", "0"], "not a block store"),
     (["-m", "tools.verify", "EMPTY"], "has nothing to check"),
 ]
 MISSING_PACKAGES = [

@@ -98,7 +98,7 @@ def test_a_mistake_is_one_line(tokenizer: PreTrainedTokenizerFast, tmp_path: Pat
         ([old], f"--samples {old}:1: is no object with prompt, text, tokens, finish_reason"),
         ([good, "--held_out", "a.jsonl"], "--held_out: needs --model"),
         ([good, "--output", good], f"--output {good}: exists already"),
-        ([good, "--blocks", tmp_path], f"--blocks {tmp_path}: is no block store"),
+        ([good, "--blocks", tmp_path], f"--blocks {tmp_path}: not a block store"),
         ([other, "--blocks", sample_store], "does not give the text of continuation 1 from its tokens"),
     ]
     for words, part in cases:

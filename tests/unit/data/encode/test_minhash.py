@@ -15,7 +15,7 @@ from pretraining.data.encode.minhash import (
     MinHashBands,
     cluster_duplicates,
     first_exact_copies,
-    normalised,
+    normalized,
     text_fingerprints,
 )
 from tests.conftest import PROJECT_DIR, run_fine
@@ -72,7 +72,7 @@ def near_copies(texts: list[str], threshold: float = 0.8) -> list[int]:
 
 
 def test_texts_are_the_same_up_to_case_form_and_whitespace() -> None:
-    assert normalised(" Stra\u00dfe  nach\n\tCaf\u0065\u0301 ") == "strasse nach caf\u00e9"
+    assert normalized(" Stra\u00dfe  nach\n\tCaf\u0065\u0301 ") == "strasse nach caf\u00e9"
     texts = ["One Story", "another", "one\n\nstory ", "One story.", "ANOTHER"]
     assert first_exact_copies(text_fingerprints(texts)).tolist() == [0, 1, 0, 3, 1]
 

@@ -260,7 +260,7 @@ def test_the_bytes_of_every_token_are_those_of_the_library(name: str, request: p
 def test_a_decoder_that_does_more_than_put_bytes_together_is_refused(tmp_path: Path, decoder: dict | None) -> None:
     content = json.loads((PROJECT_DIR / "data/sample/tokenizer/tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "decoder": decoder}))
-    with pytest.raises(UserError, match="does not put the bytes of tokens one after another"):
+    with pytest.raises(UserError, match="does not concatenate the bytes of tokens"):
         TokenBytes(tmp_path).check(library_ids("two words"))
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from pretraining.data.store import packing as packing_room
 from pretraining.data.store.packing import (
-    WAITING_SHARE,
+    MAX_PENDING_FRACTION,
     Blocks,
     DocumentSegments,
     Packer,
@@ -119,7 +119,7 @@ def test_documents_that_never_fill_a_block_do_not_gather(small_window: int) -> N
     packer = make_packer("best_fit", block_length=10, dtype="uint16", padding_id=PADDING)
     for n in range(50):
         packer.add(pieces_of([np.full(6, 7, np.uint16)] * 500, 500 * n))
-        assert packer.carried.num_tokens <= small_window + small_window // WAITING_SHARE
+        assert packer.carried.num_tokens <= small_window + small_window // MAX_PENDING_FRACTION
 
 
 def test_best_fit_takes_the_tightest_room() -> None:

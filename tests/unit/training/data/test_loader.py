@@ -53,7 +53,7 @@ def test_shares_and_names_are_read(sample_store: Path, second_store: Path) -> No
         (["a={a}:0", "b={b}:0.3"], "the share '0' is not a number in (0, 1e9]"),
         (["a={a}:nan", "b={b}:0.3"], "the share 'nan' is not a number in (0, 1e9]"),
         (["a={a}:0.5", "a={b}:0.5"], "two sources are called a"),
-        (["a={a}:0.5", "b=nowhere:0.5"], "--dataset nowhere: is no block store"),
+        (["a={a}:0.5", "b=nowhere:0.5"], "--dataset nowhere: not a block store"),
         (["news:0.7", "b={b}:0.3"], "a share needs the name of its source; give NAME=news:WEIGHT"),
     ],
 )
