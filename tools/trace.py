@@ -90,21 +90,19 @@ def show_block(tracer: BlockProvenance, split: Split, block: int, *, as_json: bo
     """Show each piece of a block."""
     pieces = tracer.pieces(split, block)
     ids = tracer.token_ids(split, block)
-    token_bytes = TokenBytes(tracer.folder / "tokenizer")
     show_headings(as_json=as_json)
     for piece in pieces:
-        show(tracer, piece, piece.start, text_from(token_bytes, ids, piece, piece.start), as_json=as_json)
+        show(tracer, piece, piece.start, text_from(tracer.token_bytes, ids, piece, piece.start), as_json=as_json)
 
 
 def show_token(tracer: BlockProvenance, split: Split, block: int, position: int, *, as_json: bool) -> None:
     """Show the piece of a token, and its document's text from the input."""
     piece = tracer.piece_at(split, block, position)
     ids = tracer.token_ids(split, block)
-    token_bytes = TokenBytes(tracer.folder / "tokenizer")
     document_text = source_text(tracer, piece, ids)
     shown = {"document_text": document_text} if as_json else {}
     show_headings(as_json=as_json)
-    show(tracer, piece, position, text_from(token_bytes, ids, piece, position), as_json=as_json, **shown)
+    show(tracer, piece, position, text_from(tracer.token_bytes, ids, piece, position), as_json=as_json, **shown)
     if document_text is not None and not as_json:
         document = tracer.document(piece.document_id)
         say(f"\ndocument {document.document_id}, from {document.file}:{document.line}:\n\n{document_text}")

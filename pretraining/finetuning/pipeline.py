@@ -16,10 +16,9 @@ from pretraining.data.mixture import load_mixture
 from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError, reading
-from pretraining.finetuning.base_model import load_model_tokenizer
 from pretraining.finetuning.chat_template import GENERATION_MARK, chat_template
 from pretraining.finetuning.conversations import MAX_LINE_BYTES, read_conversations
-from pretraining.finetuning.inputs import FinetuneInputs
+from pretraining.finetuning.inputs import FinetuneInputs, load_model_tokenizer
 from pretraining.finetuning.store import log_store, make_conversation_store
 from pretraining.runs.run_folder import BLOCKS_DIR_NAME
 from pretraining.system.launchers import process_rank

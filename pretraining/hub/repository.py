@@ -1,4 +1,4 @@
-"""A repository of the Hugging Face Hub, of a data set or a model: upload into it, and verify what arrived.
+"""A repository of the Hugging Face Hub, of a data set or a model: upload into it, verify what arrived, download.
 
 `HfApi.upload_folder` (huggingface_hub 2.4) uploads in parallel, splits large uploads into commits, deletes in the first
 of them, and sends nothing twice after an interruption. It does not verify what arrived; `wrong_files` does.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, RepoFile, constants
+from huggingface_hub import HfApi, RepoFile, constants, snapshot_download
 from huggingface_hub.repocard import RepoCard
 from huggingface_hub.utils import disable_progress_bars
 
@@ -126,6 +126,18 @@ class Repository:
         wrong = sorted(file.path for file in files if not file.equals(remote.get(file.path)))
         shown = ", ".join(wrong[:SHOWN_FILES]) + (", ..." if len(wrong) > SHOWN_FILES else "")
         return f"{len(wrong)} of {len(files)} files arrived with other bytes ({shown})" if wrong else None
+
+
+def download_files(name: str, patterns: Sequence[str], *, flag: str) -> Path:
+    """Download files of a model repository; their folder in the Hub's cache, whose name is the commit.
+
+    Raises:
+        UserError: naming `flag`, when the repository does not exist or is not accessible.
+    """
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except HUB_ERRORS as error:
+        raise UserError(f"{flag} {name}: not a folder, and not found on the Hub ({error_message(error)})") from None
 
 
 def check_license(license_name: str) -> None:

@@ -18,8 +18,7 @@ from pretraining.cli.arguments.pretrain import ModelArguments
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.finetuning import chat_template as chat_format
-from pretraining.finetuning.base_model import find_base_model
-from pretraining.finetuning.inputs import find_inputs_of
+from pretraining.finetuning.inputs import find_base_model, find_inputs_of
 from pretraining.finetuning.pipeline import make_blocks
 from pretraining.generation.load_model import load_model
 from pretraining.generation.source import find_model

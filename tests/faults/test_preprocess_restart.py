@@ -292,7 +292,8 @@ def test_a_full_disk_ends_cleanly_and_the_run_goes_on_when_there_is_room(
     command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
     (small_disk / "other").write_bytes(bytes(1_500_000))
     done = run(*command)
-    assert_one_error(done, f"--output_dir {store}: cannot be written (No space left", "run the same command again to resume")
+    place = f"--output_dir {store}: cannot be written (No space left"
+    assert_one_error(done, place, "run the same command again to resume")
     assert not store.exists()
     assert list((small_disk / "blocks.partial").glob("slices/*/progress.json"))
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)

@@ -8,6 +8,7 @@ import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pretraining.data.input.slices import FileRange
 from pretraining.data.store.integrity import shard_file
 from pretraining.data.store.manifest import StoreSpec, read_manifest
 from pretraining.data.store.shards import Shard
+from pretraining.data.tokenize.token_bytes import TokenBytes
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError
 
@@ -104,6 +106,21 @@ class BlockProvenance:
         self._flag = flag
         self._documents = pa.table({})
         self._document_ids = np.empty(0, np.int64)
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes of each token."""
+        return TokenBytes(self.folder / "tokenizer")
+
+    @cached_property
+    def searchable_bytes(self) -> TokenBytes:
+        """The bytes of each token, by which text can be found.
+
+        Raises:
+            UserError: when the tokenizer's decoder does more than concatenate bytes.
+        """
+        self.token_bytes.check(self.manifest.origin.tokenizer.canary_ids)
+        return self.token_bytes
 
     def pieces(self, split: Split, block: int) -> list[Piece]:
         """The pieces in a block, in order.

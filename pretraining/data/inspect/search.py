@@ -16,7 +16,7 @@ from pretraining.data.encode.encoding import bounded_parallel_map
 from pretraining.data.encode.splits import Split
 from pretraining.data.inspect.provenance import BlockProvenance, Piece, PieceTable
 from pretraining.data.store.shards import Shard
-from pretraining.data.tokenize.token_bytes import NO_TEXT, TokenBytes, text_of
+from pretraining.data.tokenize.token_bytes import NO_TEXT, text_of
 
 EXCERPT_BYTES = 120
 
@@ -166,8 +166,7 @@ class _TextSearch:
         self.wanted = text.encode("utf-8")
         origin = tracer.manifest.origin
         self._num_bos = 0 if origin.token_rules.bos_token_id is None else 1
-        self._token_bytes = TokenBytes(tracer.folder / "tokenizer")
-        self._token_bytes.check(origin.tokenizer.canary_ids)
+        self._token_bytes = tracer.searchable_bytes
 
     def __call__(self, segments: Segments) -> list[Hit]:
         """The pieces with the text or a part of it: of each piece or cut the first match."""

@@ -29,8 +29,8 @@ def test_both_forms_are_read_and_blank_lines_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ({"text": "a"}, "has neither prompt and response nor messages (it has text)"),
-        ({"prompt": "a"}, "has neither prompt and response nor messages (it has prompt)"),
+        ({"text": "a"}, "has neither prompt and response nor messages (found text)"),
+        ({"prompt": "a"}, "has neither prompt and response nor messages (found prompt)"),
         ({"prompt": "a", "response": None}, "message 2 of the assistant has no text"),
         ({"prompt": " ", "response": "b"}, "message 1 of the user has no text"),
         ({"messages": []}, "messages is not a list, or is empty"),

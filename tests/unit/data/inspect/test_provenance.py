@@ -48,7 +48,7 @@ class Traced:
         return [piece for split, block in blocks for piece in self.tracer.pieces(split, block)]
 
     @cached_property
-    def encodings(self) -> dict[str, tuple[list[int], list[tuple[int, int]]]]:
+    def encodings(self) -> dict[str, tuple[list[int], np.ndarray]]:
         """Ids of each text, control tokens included, and the characters that each is made of."""
         tokenizer = Tokenizer.from_file(str(self.tracer.folder / "tokenizer/tokenizer.json"))
         tokenizer.encode_special_tokens = True
@@ -60,7 +60,7 @@ class Traced:
             offsets = encoding.offsets
             if encoding.tokens[0] == "▁":  # of no character, though the library gives it those of the next token
                 offsets = [(-1, -1), *offsets[1:]]
-            encodings[text] = ([*before, *encoding.ids, 2], [*no_characters, *offsets, (-1, -1)])
+            encodings[text] = ([*before, *encoding.ids, 2], np.array([*no_characters, *offsets, (-1, -1)]))
         return encodings
 
     @cached_property
@@ -198,7 +198,7 @@ def by_brute_force(traced: Traced, wanted: str) -> Found:
         _, characters = traced.encodings[text]
         at = -1
         while (at := text.find(wanted, at + 1)) >= 0:
-            tokens = [n for n, (a, b) in enumerate(characters) if a < at + len(wanted) and b > at]
+            tokens = np.flatnonzero((characters[:, 0] < at + len(wanted)) & (characters[:, 1] > at)).tolist()
             if all(token in owner for token in tokens):
                 for piece, position in map(owner.__getitem__, tokens):
                     first[piece] = min(first.get(piece, position), position)

@@ -47,14 +47,14 @@ def test_shares_and_names_are_read(sample_store: Path, second_store: Path) -> No
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
-        (["{a}:0.7", "b={b}:0.3"], "a share needs the name of its source; give NAME={a}:WEIGHT"),
-        (["a={a}", "b={b}:0.3"], "with several, each needs its share; give a={a}:WEIGHT"),
-        (["a={a}:many", "b={b}:0.3"], "the share 'many' is not a number in (0, 1e9]; use a={a}:0.5"),
-        (["a={a}:0", "b={b}:0.3"], "the share '0' is not a number in (0, 1e9]"),
-        (["a={a}:nan", "b={b}:0.3"], "the share 'nan' is not a number in (0, 1e9]"),
+        (["{a}:0.7", "b={b}:0.3"], "a weight needs the name of its source; use NAME={a}:WEIGHT"),
+        (["a={a}", "b={b}:0.3"], "with several, each needs a weight; use a={a}:WEIGHT"),
+        (["a={a}:many", "b={b}:0.3"], "the weight 'many' is not a number in (0, 1e9]; use a={a}:0.5"),
+        (["a={a}:0", "b={b}:0.3"], "the weight '0' is not a number in (0, 1e9]"),
+        (["a={a}:nan", "b={b}:0.3"], "the weight 'nan' is not a number in (0, 1e9]"),
         (["a={a}:0.5", "a={b}:0.5"], "two sources are called a"),
         (["a={a}:0.5", "b=nowhere:0.5"], "--dataset nowhere: not a block store"),
-        (["news:0.7", "b={b}:0.3"], "a share needs the name of its source; give NAME=news:WEIGHT"),
+        (["news:0.7", "b={b}:0.3"], "a weight needs the name of its source; use NAME=news:WEIGHT"),
     ],
 )
 def test_shares_that_are_unclear_are_refused(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UserError
-from pretraining.finetuning.base_model import BaseModel, find_base_model
+from pretraining.finetuning.inputs import BaseModel, find_base_model
 from tests.conftest import assert_one_error, run, run_fine
 from tests.fakes.exported import export_random_model
 from tests.fakes.hub import local_hub
@@ -15,7 +15,7 @@ from tests.fakes.hub import local_hub
 SCRIPT = """
 import sys
 from pretraining.cli.program import run_program
-from pretraining.finetuning.base_model import find_base_model
+from pretraining.finetuning.inputs import find_base_model
 run_program(lambda argv: print(*vars(find_base_model(argv[0])).values(), sep='\\n'))
 """
 
