@@ -91,7 +91,7 @@ def test_stores_that_do_not_fit_together_are_refused(sample_store: Path, tmp_pat
     with pytest.raises(UserError) as caught:
         load_mixture([f"a={sample_store}:1", f"b={other}:1"], revision=None)
     assert f"--dataset {other}: {expected}" in str(caught.value)
-    assert "preprocess one of them again like the other" in str(caught.value)
+    assert "preprocess one of them again with the flags of the other" in str(caught.value)
 
 
 def test_every_item_is_of_its_share_and_says_so(sample_store: Path, second_store: Path) -> None:
