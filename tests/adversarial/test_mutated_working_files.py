@@ -20,7 +20,7 @@ from pretraining.data.build.partial_store import PartialStore
 from pretraining.data.build.progress import read_progress
 from pretraining.data.build.slice_writer import SliceWriter, read_carried
 from pretraining.data.build.working_files import read_record
-from pretraining.data.encode.deduplicate import Copies, _read_keys
+from pretraining.data.encode.deduplicate import Duplicates, _read_keys
 from pretraining.data.input.hashes import _read as read_hashes
 from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
@@ -96,7 +96,7 @@ def comparable(value: Any) -> str:
 
 
 def copies_of(path: Path) -> list[object]:
-    copies = Copies(path, ["a"])
+    copies = Duplicates(path, ["a"])
     return [copies.original_of(0, line) for line in range(70)]
 
 

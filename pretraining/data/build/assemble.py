@@ -144,7 +144,7 @@ def _write_last_blocks(
                 writer.add_blocks(packer.add(read_carried(path / progress.carried_file)[split]), last)
         writer.add_blocks(packer.flush(), last)
         writer.close(last)
-    return last, packer.carried.num_tokens
+    return last, packer.pending.num_tokens
 
 
 def forget_damaged_slices(folder: Path, slices: Sequence[SliceProgress | None]) -> None:

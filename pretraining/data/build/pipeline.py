@@ -13,7 +13,7 @@ from pretraining.data.build.assemble import assemble, forget_damaged_slices, pub
 from pretraining.data.build.checks import EarlyCheck, check_skipped, empty_store_reason, with_resume_hint
 from pretraining.data.build.origin import build_store_spec
 from pretraining.data.build.partial_store import (
-    COPIES_NAME,
+    DUPLICATES_NAME,
     KEYS_DIR,
     REFERENCE_ONLY_NAME,
     PartialStore,
@@ -23,7 +23,7 @@ from pretraining.data.build.partial_store import (
 from pretraining.data.build.progress import SliceProgress, read_progress
 from pretraining.data.build.ranks import Ranks
 from pretraining.data.build.slice_writer import SliceWriter
-from pretraining.data.encode.deduplicate import Copies, KeyExtractor, write_copies, write_keys
+from pretraining.data.encode.deduplicate import Duplicates, KeyExtractor, write_duplicates, write_keys
 from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, ordered_parallel_map
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.filters import TextFilter
@@ -88,12 +88,12 @@ def make_block_store(
             num_workers=arguments.num_workers,
             max_skipped_fraction=arguments.max_skipped_fraction,
         )
-        copies = find_copies(work, ranks) if origin.cleaning.finds_duplicates else None
-        make_slices(work, copies, ranks)
+        duplicates = find_duplicates(work, ranks) if origin.cleaning.finds_duplicates else None
+        make_slices(work, duplicates, ranks)
         return ranks.from_first(lambda: _finish(_opened(store), work))
 
 
-def find_copies(work: Work, ranks: Ranks) -> Copies:
+def find_duplicates(work: Work, ranks: Ranks) -> Duplicates:
     """Find duplicates in a first pass over the input."""
     paths = [work.folder / KEYS_DIR / f"{number:05d}.npz" for number in range(len(work.slices))]
     missing = ranks.from_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
@@ -105,20 +105,20 @@ def find_copies(work: Work, ranks: Ranks) -> Copies:
             for num_bytes in write_keys(paths[number], maker, batches, num_workers=work.num_workers):
                 progress.advance(num_bytes, "finding duplicates")
     ranks.wait()
-    path = work.folder / COPIES_NAME
+    path = work.folder / DUPLICATES_NAME
     if ranks.is_first and not path.exists():
-        write_copies(path, paths, work.origin.cleaning)
+        write_duplicates(path, paths, work.origin.cleaning)
     ranks.wait()
-    return Copies(path, [file.path for file in work.files])
+    return Duplicates(path, [file.path for file in work.files])
 
 
-def make_slices(work: Work, copies: Copies | None, ranks: Ranks) -> None:
+def make_slices(work: Work, duplicates: Duplicates | None, ranks: Ranks) -> None:
     """Write every slice that is not finished; the processes share them."""
     encoder = BatchEncoder(
         work.reader,
         splits=SplitAssigner(work.origin.split_weights, seed=work.origin.seed),
         tokenizer=work.tokenizer,
-        copies=copies,
+        duplicates=duplicates,
     )
     while numbers := ranks.from_first(lambda: _unfinished_slices(work)):
         if work.fast_backend_was_wrong:

@@ -91,7 +91,7 @@ class SliceWriter:
         self._remove_unfinished()
         if self.progress.carried_file is not None:
             for split, pieces in read_carried(folder / self.progress.carried_file).items():
-                self._packers[split].carried = pieces
+                self._packers[split].pending = pieces
         self._begin_section()
 
     def _remove_unfinished(self) -> None:
@@ -189,7 +189,7 @@ class SliceWriter:
             progress.other_hashes[self._skipped_path.name] = sha256_of(self._skipped_path)
         before = progress.carried_file
         progress.carried_file = f"carried-{progress.num_sections:05d}.npz"
-        write_carried(self._folder / progress.carried_file, {s: p.carried for s, p in self._packers.items()})
+        write_carried(self._folder / progress.carried_file, {s: p.pending for s, p in self._packers.items()})
         progress.other_hashes.pop(before or "", None)
         progress.other_hashes[progress.carried_file] = sha256_of(self._folder / progress.carried_file)
         progress.num_sections += 1

@@ -12,7 +12,7 @@ import numpy as np
 
 from pretraining.data.build.working_files import read_arrays, write_arrays
 from pretraining.data.encode.encoding import DocumentReader, ordered_parallel_map
-from pretraining.data.encode.minhash import MinHashBands, cluster_duplicates, first_exact_copies, text_fingerprints
+from pretraining.data.encode.minhash import MinHashBands, cluster_duplicates, first_equal_rows, text_fingerprints
 from pretraining.data.input.documents import CleaningReason, Document
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.reading import RawBatch
@@ -63,25 +63,25 @@ def write_keys(path: Path, maker: KeyExtractor, batches: Iterator[RawBatch], *, 
     write_arrays(path, _as_arrays(_joined(keys)))
 
 
-def write_copies(path: Path, key_paths: Sequence[Path], rules: CleaningRules) -> None:
+def write_duplicates(path: Path, key_paths: Sequence[Path], rules: CleaningRules) -> None:
     """Decide which documents are duplicates: their `places`, the `originals` in their groups, and `is_near`."""
     keys = _joined([_read_keys(key_path) for key_path in key_paths])
     everyone = np.arange(len(keys.places))
-    exact = first_exact_copies(keys.fingerprints) if rules.exact_duplicates else everyone
+    exact = first_equal_rows(keys.fingerprints) if rules.exact_duplicates else everyone
     near = cluster_duplicates(keys.bands) if rules.near_duplicates is not None else everyone
     first = np.where(exact != everyone, exact, near)
-    copies = np.flatnonzero(first != everyone)
+    duplicates = np.flatnonzero(first != everyone)
     write_arrays(
         path,
         {
-            "places": keys.places[copies],
-            "originals": keys.places[first[copies]],
-            "is_near": exact[copies] == copies,
+            "places": keys.places[duplicates],
+            "originals": keys.places[first[duplicates]],
+            "is_near": exact[duplicates] == duplicates,
         },
     )
 
 
-class Copies:
+class Duplicates:
     """Duplicates and their originals; 17 bytes of memory per duplicate."""
 
     def __init__(self, path: Path, file_names: Sequence[str]) -> None:

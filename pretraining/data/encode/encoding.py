@@ -61,7 +61,7 @@ class DocumentReader:
             yield raw, parsed if problem is None else skipped(raw, problem)
 
 
-class CopyFinder(Protocol):
+class DuplicateFinder(Protocol):
     """Knows which documents are duplicates of earlier ones."""
 
     def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
@@ -78,12 +78,12 @@ class BatchEncoder:
         *,
         splits: SplitAssigner,
         tokenizer: DocumentTokenizer,
-        copies: CopyFinder | None = None,
+        duplicates: DuplicateFinder | None = None,
     ) -> None:
         self._reader = reader
         self._splits = splits
         self._tokenizer = tokenizer
-        self._copies = copies
+        self._duplicates = duplicates
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Parse, filter, split and encode the lines of `batch`."""
@@ -91,7 +91,7 @@ class BatchEncoder:
         texts: list[str] = []
         skipped_lines: list[SkippedLine] = []
         for raw, parsed in self._reader.lines(batch):
-            copy = None if self._copies is None else self._copies.original_of(batch.file_number, raw.number)
+            copy = None if self._duplicates is None else self._duplicates.original_of(batch.file_number, raw.number)
             if isinstance(parsed, SkippedLine):
                 skipped_lines.append(parsed)
             elif copy is not None:

@@ -1,6 +1,6 @@
 """Keys by which exact and near duplicates are found, and the first document of each group of equal keys.
 
-Keys depend only on the text, so any number of workers may compute them. `first_exact_copies` and `cluster_duplicates`
+Keys depend only on the text, so any number of workers may compute them. `first_equal_rows` and `cluster_duplicates`
 take the keys of all documents in input order.
 
 Near duplicates are found by MinHash and banding (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
@@ -86,7 +86,7 @@ def _shingles(text: str) -> set[bytes]:
     return {"\n".join(words[start : start + SHINGLE_WORDS]).encode("utf-8") for start in range(last)}
 
 
-def first_exact_copies(fingerprints: np.ndarray) -> np.ndarray:
+def first_equal_rows(fingerprints: np.ndarray) -> np.ndarray:
     """For each row of [n, k] keys, the index of the first row that is equal in all k: shape [n], int64.
 
     Takes 60 bytes per row in addition to the keys, and 0.6 s for a million rows.
@@ -113,7 +113,7 @@ def cluster_duplicates(keys: np.ndarray) -> np.ndarray:
     """
     firsts = np.arange(len(keys))
     for column in keys.T:
-        first = first_exact_copies(column[:, None])
+        first = first_equal_rows(column[:, None])
         copies = np.flatnonzero(first != np.arange(len(keys)))
         _union(firsts, copies, first[copies])
     return _find_roots(firsts, np.arange(len(keys)))

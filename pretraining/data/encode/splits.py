@@ -1,7 +1,7 @@
 """Assign documents to splits by a hash of seed and text.
 
 The split depends neither on the order of the input nor on the number of workers, and identical texts never land in two
-splits.
+splits. Separate because most importers need only the names of the splits.
 """
 
 import hashlib

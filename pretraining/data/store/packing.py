@@ -78,9 +78,9 @@ class Blocks:
 
 
 class Packer(Protocol):
-    """Packs the documents of one split; `carried` is what was added and is in no block yet."""
+    """Packs the documents of one split; `pending` is in no block yet."""
 
-    carried: DocumentSegments
+    pending: DocumentSegments
 
     def add(self, pieces: DocumentSegments) -> Blocks:
         """Append documents; the blocks they complete."""
@@ -99,23 +99,23 @@ class ConcatPacker:
     >>> blocks = packer.add(DocumentSegments(np.array([0, 1]), np.array([0, 0]), np.array([5, 2]), ids))
     >>> blocks.input_ids.tolist(), blocks.document_ids.tolist(), blocks.document_offsets.tolist()
     ([[5, 6, 7], [8, 2, 9]], [0, 0, 1], [0, 3, 0])
-    >>> packer.carried.ids.tolist(), packer.carried.offsets.tolist()
+    >>> packer.pending.ids.tolist(), packer.pending.offsets.tolist()
     ([2], [1])
     """
 
     def __init__(self, *, block_length: int, dtype: str) -> None:
         self._block_length = block_length
-        self.carried = empty_segments(dtype)
+        self.pending = empty_segments(dtype)
 
     def add(self, pieces: DocumentSegments) -> Blocks:
         """Append documents; the blocks they complete."""
-        stream = join_pieces([self.carried, pieces])
+        stream = join_pieces([self.pending, pieces])
         num_blocks = stream.num_tokens // self._block_length
         num_packed = num_blocks * self._block_length
         cut = _cut_at_blocks(stream, self._block_length)
         starts = np.cumsum(cut.lengths) - cut.lengths
         num_pieces = int(np.searchsorted(starts, num_packed))
-        self.carried = DocumentSegments(
+        self.pending = DocumentSegments(
             cut.document_ids[num_pieces:], cut.offsets[num_pieces:], cut.lengths[num_pieces:], stream.ids[num_packed:]
         )
         return Blocks(
@@ -129,7 +129,7 @@ class ConcatPacker:
 
     def flush(self) -> Blocks:
         """No block: the rest is the tail."""
-        return self.add(empty_segments(str(self.carried.ids.dtype)))
+        return self.add(empty_segments(str(self.pending.ids.dtype)))
 
 
 def _cut_at_blocks(stream: DocumentSegments, block_length: int) -> DocumentSegments:
@@ -149,15 +149,15 @@ class BestFitPacker:
     def __init__(self, *, block_length: int, dtype: str, padding_id: int) -> None:
         self._block_length = block_length
         self._padding_id = padding_id
-        self.carried = empty_segments(dtype)
+        self.pending = empty_segments(dtype)
 
     def add(self, pieces: DocumentSegments) -> Blocks:
         """Append documents; the blocks of a full window."""
-        self.carried = join_pieces([self.carried, pieces])
+        self.pending = join_pieces([self.pending, pieces])
         largest = min(WINDOW_TOKENS, WINDOW_BLOCKS * self._block_length)
         window_tokens = max(largest, MIN_WINDOW_BLOCKS * self._block_length)
-        if self.carried.num_tokens < window_tokens:
-            return self._blocks(self.carried, [])
+        if self.pending.num_tokens < window_tokens:
+            return self._blocks(self.pending, [])
         return self._pack(max_pending=window_tokens // self._block_length // MAX_PENDING_FRACTION)
 
     def flush(self) -> Blocks:
@@ -165,12 +165,12 @@ class BestFitPacker:
         return self._pack(max_pending=0)
 
     def _pack(self, *, max_pending: int) -> Blocks:
-        window = _cut_long(self.carried, self._block_length)
+        window = _cut_long(self.pending, self._block_length)
         bins = best_fit_decreasing(window.lengths.tolist(), self._block_length)
         filled = [int(window.lengths[numbers].sum()) for numbers in bins]
         emptiest = sorted(range(len(bins)), key=lambda b: (filled[b], b))[:max_pending]
         pending = {b for b in emptiest if filled[b] < MIN_FILL * self._block_length}
-        self.carried = window.select(sorted(number for b in pending for number in bins[b]))
+        self.pending = window.select(sorted(number for b in pending for number in bins[b]))
         return self._blocks(window, [numbers for b, numbers in enumerate(bins) if b not in pending])
 
     def _blocks(self, window: DocumentSegments, bins: list[list[int]]) -> Blocks:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from pretraining.data.build.working_files import write_arrays
-from pretraining.data.encode.deduplicate import Copies
+from pretraining.data.encode.deduplicate import Duplicates
 from pretraining.data.encode.minhash import (
     MinHashBands,
     cluster_duplicates,
-    first_exact_copies,
+    first_equal_rows,
     normalized,
     text_fingerprints,
 )
@@ -75,17 +75,17 @@ def near_copies(texts: list[str], threshold: float = 0.8) -> list[int]:
 def test_texts_are_the_same_up_to_case_form_and_whitespace() -> None:
     assert normalized(" Stra\u00dfe  nach\n\tCaf\u0065\u0301 ") == "strasse nach caf\u00e9"
     texts = ["One Story", "another", "one\n\nstory ", "One story.", "ANOTHER"]
-    assert first_exact_copies(text_fingerprints(texts)).tolist() == [0, 1, 0, 3, 1]
+    assert first_equal_rows(text_fingerprints(texts)).tolist() == [0, 1, 0, 3, 1]
 
 
 def test_fingerprints_need_to_agree_in_both_words() -> None:
     rows = np.array([[1, 2], [2, 1], [1, 1], [2, 1], [1, 2]], dtype=np.uint64)
-    assert first_exact_copies(rows).tolist() == [0, 1, 2, 1, 0]
+    assert first_equal_rows(rows).tolist() == [0, 1, 2, 1, 0]
 
 
 def test_unrelated_stories_are_left_alone() -> None:
     assert near_copies(STORIES, threshold=0.7) == list(range(len(STORIES)))
-    assert first_exact_copies(text_fingerprints(STORIES)).tolist() == list(range(len(STORIES)))
+    assert first_equal_rows(text_fingerprints(STORIES)).tolist() == list(range(len(STORIES)))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_keys_are_the_same_in_every_process_and_version() -> None:
 
 def test_odd_texts_are_copies_of_their_equals_alone() -> None:
     texts = ODD_TEXTS[1:]  # the first two are the same text
-    for found in (near_copies(texts), first_exact_copies(text_fingerprints(texts)).tolist()):
+    for found in (near_copies(texts), first_equal_rows(text_fingerprints(texts)).tolist()):
         assert found == list(range(len(texts)))
     twice = near_copies(texts + texts)
     assert twice == [*range(len(texts)), *range(len(texts))]
@@ -207,7 +207,7 @@ def test_a_copy_takes_17_bytes_and_is_found_by_its_place(tmp_path: Path) -> None
     arrays = {"places": places, "originals": places - [0, 1], "is_near": lines % 3 == 0}
     write_arrays(tmp_path / "copies.npz", arrays)
     tracemalloc.start()
-    copies = Copies(tmp_path / "copies.npz", ["a", "b"])
+    copies = Duplicates(tmp_path / "copies.npz", ["a", "b"])
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken < 20 * number
