@@ -5,6 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from pretraining.cli.arguments.tokenizer import HUB_ID
@@ -152,7 +153,7 @@ def _read_dataset_text(text: str, *, alone: bool) -> tuple[str | None, str, floa
 def _check_compatible(first: BlockStore, other: BlockStore) -> None:
     problems = []
     for path, words in COMMON.items():
-        ours, theirs = _value_of(first.manifest.origin, path), _value_of(other.manifest.origin, path)
+        ours, theirs = map(attrgetter(path), (first.manifest.origin, other.manifest.origin))
         if ours != theirs:
             problems.append(
                 f"--dataset {other.name}: has {words.format(theirs)}, {first.name} has {words.format(ours)}; "
@@ -160,13 +161,6 @@ def _check_compatible(first: BlockStore, other: BlockStore) -> None:
             )
     if problems:
         raise UserError(*problems)
-
-
-def _value_of(origin: StoreSpec, path: str) -> object:
-    value: object = origin
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _reject_text_input(path: Path) -> None:

@@ -27,7 +27,7 @@ from pretraining.data.encode.encoding import EncodedBatch
 from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.input.documents import CLEANED
 from pretraining.data.store.manifest import StoreSpec
-from pretraining.data.store.packing import Blocks, DocumentSegments, Packer, make_packer
+from pretraining.data.store.packing import SEGMENT_COLUMNS, Blocks, DocumentSegments, Packer, make_packer
 from pretraining.data.store.schema import DOCUMENT_SCHEMA, block_schema, block_table, document_table
 from pretraining.data.store.shards import ShardWriter
 from pretraining.system.files import fsync, sha256_of
@@ -212,12 +212,12 @@ def packer_of(origin: StoreSpec) -> Packer:
 
 def write_carried(path: Path, carried: dict[Split, DocumentSegments]) -> None:
     """Write the tokens that are in no block yet."""
-    columns = ("document_ids", "offsets", "lengths", "ids")
-    write_arrays(path, {f"{split}-{name}": getattr(p, name) for split, p in carried.items() for name in columns})
+    write_arrays(
+        path, {f"{split}-{name}": getattr(p, name) for split, p in carried.items() for name in SEGMENT_COLUMNS}
+    )
 
 
 def read_carried(path: Path) -> dict[Split, DocumentSegments]:
     """Read what `write_carried` wrote."""
     arrays = read_arrays(path, remedy=remedy_for(path.parent))
-    columns = ("document_ids", "offsets", "lengths", "ids")
-    return {split: DocumentSegments(*(arrays[f"{split}-{name}"] for name in columns)) for split in SPLITS}
+    return {split: DocumentSegments(*(arrays[f"{split}-{name}"] for name in SEGMENT_COLUMNS)) for split in SPLITS}

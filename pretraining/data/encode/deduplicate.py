@@ -18,6 +18,7 @@ from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.reading import RawBatch
 
 LINE_BITS = 40  # of a place as one number: the file number is in the bits above
+COLUMNS = ("places", "fingerprints", "bands")
 REMEDY = "delete it and run the same command again"
 
 
@@ -60,7 +61,8 @@ def write_keys(path: Path, maker: KeyExtractor, batches: Iterator[RawBatch], *, 
         keys.append(made)
         yield num_bytes
     path.parent.mkdir(exist_ok=True)
-    write_arrays(path, _as_arrays(_joined(keys)))
+    joined = _joined(keys)
+    write_arrays(path, {name: getattr(joined, name) for name in COLUMNS})
 
 
 def write_duplicates(path: Path, key_paths: Sequence[Path], rules: CleaningRules) -> None:
@@ -109,15 +111,9 @@ def _as_numbers(places: np.ndarray) -> np.ndarray:
 
 
 def _joined(keys: Sequence[DuplicateKeys]) -> DuplicateKeys:
-    return DuplicateKeys(
-        *(np.concatenate([getattr(k, name) for k in keys]) for name in ("places", "fingerprints", "bands"))
-    )
-
-
-def _as_arrays(keys: DuplicateKeys) -> dict[str, np.ndarray]:
-    return {"places": keys.places, "fingerprints": keys.fingerprints, "bands": keys.bands}
+    return DuplicateKeys(*(np.concatenate([getattr(k, name) for k in keys]) for name in COLUMNS))
 
 
 def _read_keys(path: Path) -> DuplicateKeys:
     arrays = read_arrays(path, remedy=REMEDY)
-    return DuplicateKeys(arrays["places"], arrays["fingerprints"], arrays["bands"])
+    return DuplicateKeys(*(arrays[name] for name in COLUMNS))

@@ -19,7 +19,8 @@ WINDOW_BLOCKS = 1024
 WINDOW_TOKENS = 1 << 22
 MIN_WINDOW_BLOCKS = 8
 MIN_FILL = 0.98  # a block of the window with less may wait for the next window
-MAX_PENDING_FRACTION = 8  # one block of 8 at most; otherwise documents that fill no block would accumulate
+SEGMENT_COLUMNS = ("document_ids", "offsets", "lengths", "ids")
+BLOCKS_PER_PENDING = 8  # at most one block of 8 waits; otherwise documents that fill no block would accumulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class DocumentSegments:
 
 def join_pieces(pieces: Sequence[DocumentSegments]) -> DocumentSegments:
     """Concatenate pieces."""
-    columns = [[getattr(p, name) for p in pieces] for name in ("document_ids", "offsets", "lengths", "ids")]
+    columns = [[getattr(p, name) for p in pieces] for name in SEGMENT_COLUMNS]
     return DocumentSegments(*(np.concatenate(column) for column in columns))
 
 
@@ -158,7 +159,7 @@ class BestFitPacker:
         window_tokens = max(largest, MIN_WINDOW_BLOCKS * self._block_length)
         if self.pending.num_tokens < window_tokens:
             return self._blocks(self.pending, [])
-        return self._pack(max_pending=window_tokens // self._block_length // MAX_PENDING_FRACTION)
+        return self._pack(max_pending=window_tokens // self._block_length // BLOCKS_PER_PENDING)
 
     def flush(self) -> Blocks:
         """The blocks of the rest, padded."""

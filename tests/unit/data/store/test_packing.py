@@ -3,7 +3,7 @@ import pytest
 
 from pretraining.data.store import packing as packing_room
 from pretraining.data.store.packing import (
-    MAX_PENDING_FRACTION,
+    BLOCKS_PER_PENDING,
     Blocks,
     DocumentSegments,
     Packer,
@@ -119,7 +119,7 @@ def test_documents_that_never_fill_a_block_do_not_gather(small_window: int) -> N
     packer = make_packer("best_fit", block_length=10, dtype="uint16", padding_id=PADDING)
     for n in range(50):
         packer.add(pieces_of([np.full(6, 7, np.uint16)] * 500, 500 * n))
-        assert packer.pending.num_tokens <= small_window + small_window // MAX_PENDING_FRACTION
+        assert packer.pending.num_tokens <= small_window + small_window // BLOCKS_PER_PENDING
 
 
 def test_best_fit_takes_the_tightest_room() -> None:
