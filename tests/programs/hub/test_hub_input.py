@@ -110,7 +110,7 @@ def known_hashes(hub: LocalHub) -> set[str]:
         ("hf://alice/news", BOB, "not found on the Hub"),
         ("hf://alice/nothing", ALICE, "not found on the Hub"),
         ("hf://alice/news@no-such-branch", ALICE, "not found on the Hub"),
-        ("hf://alice", ALICE, "is not of the form hf://USER/NAME"),
+        ("hf://alice", ALICE, "not of the form hf://USER/NAME"),
     ],
 )
 def test_what_the_hub_does_not_give_is_one_line(
