@@ -53,7 +53,7 @@ def test_no_blocks_yet_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
     env = {"PYTHONPATH": str(tmp_path)}
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     done = run(*python("pretrain.py", "--dataset", tmp_path / "blocks"), env=env)
-    assert_one_error(done, "not a block store (manifest.json is missing); make one with preprocess.py")
+    assert_one_error(done, "not a block store (manifest.json is missing); run preprocess.py or pass another folder")
 
 
 def test_a_mistake_that_only_a_later_rank_finds_is_told(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ MISTAKES = [
     ([*ON_STORE, "--output_dir", "README.md"], "--output_dir README.md: cannot be written (README.md is not a folder)"),
     ([*ON_STORE, "--output_dir", "docs"], "--output_dir docs: holds something else"),
     ([*ON_STORE, "--resume", "EMPTY"], "is no complete checkpoint"),
-    (["finetune.py", "--model", "EMPTY", "--data_files", "README.md"], "is no exported model"),
+    (["finetune.py", "--model", "EMPTY", "--data_files", "README.md"], "not an exported model"),
     (
         ["finetune.py", "--model", "MODEL", "--data_files", "nope.jsonl"],
         "--data_files nope.jsonl: file not found",
