@@ -1,12 +1,12 @@
-"""Tell which documents the tokens of a block come from, or which blocks have a text.
+"""Find the documents of a block's tokens, or the blocks that contain a text.
 
     python3 -m tools.trace blocks --block 1234                   # the documents in block 1234 of train
     python3 -m tools.trace blocks --block 1234 --position 77     # the document of one token, with all of its text
     python3 -m tools.trace blocks --text "the river rose"        # every block with this text or a part of it
 
-A row is a piece: the tokens of one document in one block; its text is shown from `position` on. Blocks, tokens and
-positions count from 0, lines from 1. A text is found to the letter, wherever tokens and blocks cut it. If it is in no
-block, the exit code is 1.
+A row is a piece, the tokens of one document in one block; its text is shown from `position` on. Blocks, tokens and
+positions count from 0, lines from 1. A text is found exactly, also across tokens and blocks; if it is in no block, the
+exit code is 1.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.progress import Progress
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.encode.splits import SPLITS, Split
-from pretraining.data.inspect.provenance import BlockProvenance, DocumentLocation, Piece
-from pretraining.data.inspect.source_text import has_ids, read_source_text
-from pretraining.data.inspect.text_search import find_text
+from pretraining.data.inspect.provenance import BlockProvenance, DocumentLocation, Piece, has_ids, read_source_text
+from pretraining.data.inspect.search import find_text
 from pretraining.data.tokenize.token_bytes import TokenBytes, text_of
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
@@ -50,21 +49,19 @@ HEADINGS = ["split", "block", "piece", "tokens", "position", "of document", "par
 class TraceArguments:
     """Flags of tools.trace."""
 
-    dataset: Path = flag(Path("blocks"), "block store that preprocess.py made; may stand first, without --dataset")
-    block: int | None = flag(None, "number of a block, as training counts them")
-    position: int | None = flag(None, "number of a token in --block: trace this one, and show its document's text")
-    text: str = flag("", "find the blocks with this text", is_text=True)
-    split: Split | None = flag(None, "split to look in; none is train for --block, and all three for --text")
-    json: bool = flag(False, "print one JSON object a line instead of a table")
-    num_workers: int = flag(usable_cores(), "threads that look for --text, 200 MB of memory each")
+    dataset: Path = flag(Path("blocks"), "block store; may come first, without --dataset")
+    block: int | None = flag(None, "number of a block, as in training")
+    position: int | None = flag(None, "number of a token in --block: show its document with all of its text")
+    text: str = flag("", "find the blocks that contain this text", is_text=True)
+    split: Split | None = flag(None, "split to search; by default train for --block, and all three for --text")
+    json: bool = flag(False, "print one JSON object per line instead of a table")
+    num_workers: int = flag(usable_cores(), "threads of --text, 200 MB of memory each")
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         checks = {
-            "--block, --text: give one of the two, a number or a text that is not empty": (
-                (self.block is None) == bool(self.text)
-            ),
-            f"--position {self.position}: is the number of a token in a block; give --block too": (
+            "--block, --text: use exactly one of the two": ((self.block is None) == bool(self.text)),
+            f"--position {self.position}: is the number of a token in a block; add --block": (
                 self.position is None or self.block is not None
             ),
         }
@@ -74,7 +71,7 @@ class TraceArguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Answer about a block, a token, or a text."""
+    """Trace a block or a token, or search a text."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the search
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Tracing", TraceArguments)], argv, first=["dataset"])
     tracer = BlockProvenance(arguments.dataset, flag="--dataset")
@@ -93,30 +90,28 @@ def show_block(tracer: BlockProvenance, split: Split, block: int, *, as_json: bo
     """Show each piece of a block."""
     pieces = tracer.pieces(split, block)
     ids = tracer.token_ids(split, block)
-    token_bytes = TokenBytes(tracer.folder / "tokenizer")
     show_headings(as_json=as_json)
     for piece in pieces:
-        show(tracer, piece, piece.start, text_from(token_bytes, ids, piece, piece.start), as_json=as_json)
+        show(tracer, piece, piece.start, text_from(tracer.token_bytes, ids, piece, piece.start), as_json=as_json)
 
 
 def show_token(tracer: BlockProvenance, split: Split, block: int, position: int, *, as_json: bool) -> None:
-    """Show the piece that a token belongs to, and its document's text as it stands in the input."""
+    """Show the piece of a token, and its document's text from the input."""
     piece = tracer.piece_at(split, block, position)
     ids = tracer.token_ids(split, block)
-    token_bytes = TokenBytes(tracer.folder / "tokenizer")
     document_text = source_text(tracer, piece, ids)
     shown = {"document_text": document_text} if as_json else {}
     show_headings(as_json=as_json)
-    show(tracer, piece, position, text_from(token_bytes, ids, piece, position), as_json=as_json, **shown)
+    show(tracer, piece, position, text_from(tracer.token_bytes, ids, piece, position), as_json=as_json, **shown)
     if document_text is not None and not as_json:
         document = tracer.document(piece.document_id)
-        say(f"\ndocument {document.document_id}, as it stands in {document.file}:{document.line}:\n\n{document_text}")
+        say(f"\ndocument {document.document_id}, from {document.file}:{document.line}:\n\n{document_text}")
 
 
 def show_search(
     tracer: BlockProvenance, splits: Sequence[Split], text: str, *, num_workers: int, as_json: bool
 ) -> None:
-    """Show each piece that has the text or a part of it, as soon as it is found."""
+    """Show each piece with the text or a part of it, as soon as it is found."""
     contents = [tracer.manifest.splits[split] for split in splits]
     num_found = 0
     with Progress(sum(shard.num_bytes for split in contents for shard in split.shards)) as progress:
@@ -132,13 +127,13 @@ def show_search(
 
 
 def text_from(token_bytes: TokenBytes, ids: np.ndarray, piece: Piece, position: int) -> str:
-    """How a piece goes on from `position`, as far as a row can show; `ids` are those of its block."""
+    """The text of a piece from `position` on, as much as a row shows; `ids` are those of its block."""
     end = min(position + SHOWN_TOKENS, piece.start + piece.num_tokens)
     return text_of(token_bytes.join(ids[position:end]).data.tobytes())
 
 
 def source_text(tracer: BlockProvenance, piece: Piece, ids: np.ndarray) -> str | None:
-    """The text of a piece's document as its file has it, None (and a line that says why) when it no longer has it."""
+    """The text of a piece's document from its file; None, and a warning, if the file has changed."""
     origin = tracer.manifest.origin
     document = tracer.document(piece.document_id)
     try:
@@ -150,7 +145,7 @@ def source_text(tracer: BlockProvenance, piece: Piece, ids: np.ndarray) -> str |
     tokenizer = load_document_tokenizer(str(tracer.folder / "tokenizer"), add_bos=add_bos, flag="--dataset")
     if has_ids(text, tokenizer, piece=piece, block_ids=ids, num_document_tokens=document.num_tokens):
         return text
-    logger.warning("%s:%s: has changed, its text has other ids than the block", document.file, document.line)
+    logger.warning("%s:%s: has changed, its text does not have the ids of the block", document.file, document.line)
     return None
 
 
@@ -161,7 +156,7 @@ def show_headings(*, as_json: bool) -> None:
 
 
 def show(tracer: BlockProvenance, piece: Piece, position: int, text: str, *, as_json: bool, **more: str | None) -> None:
-    """Print one row: a piece, a token in it, and how it goes on from there."""
+    """Print one row: a piece, a token in it, and the text from there on."""
     document = tracer.document(piece.document_id)
     part = part_of(piece, document)
     if as_json:

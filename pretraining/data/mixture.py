@@ -1,10 +1,11 @@
-"""What --dataset means: block stores on this machine or on the Hub, with their shares; or text, by mistake."""
+"""Open the block stores of --dataset, on this machine or on the Hub, with their weights."""
 
 import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from pretraining.cli.arguments.tokenizer import HUB_ID
@@ -15,8 +16,8 @@ from pretraining.errors import UserError
 # NAME=STORE:WEIGHT, of which only STORE must be there.
 DATASET_TEXT = re.compile(r"(?:(?P<name>[^=/]*)=)?(?P<store>.*?)(?::(?P<weight>[^:/]*))?")
 MAX_STORES = 256  # each takes 15 ms to check
-MOST_WEIGHT = 1e9
-# What must be alike in all stores of a mixture, and in what words.
+MAX_WEIGHT = 1e9
+# What must be equal in all stores of a mixture, and how it is shown.
 COMMON = {
     "block_length": "blocks of {} tokens",
     "tokenizer.sha256": "the tokenizer of sha256 {:.12}",
@@ -26,7 +27,7 @@ COMMON = {
 
 @dataclass(frozen=True)
 class BlockStore:
-    """A block store: its name as it was given, its folder, what is in it, and its commit when it is the Hub's."""
+    """A block store: its name as it was given, folder, manifest, and commit if it is on the Hub."""
 
     name: str
     folder: Path
@@ -45,13 +46,13 @@ class WeightedStore:
 
 @dataclass(frozen=True)
 class Mixture:
-    """All that is trained on: one block store, or several with their shares."""
+    """The training data: one block store, or several with their shares."""
 
     parts: tuple[WeightedStore, ...]
 
     @property
     def first(self) -> BlockStore:
-        """The store that speaks for all in what all have in common."""
+        """The first store, for what all have in common."""
         return self.parts[0].store
 
     @property
@@ -61,56 +62,58 @@ class Mixture:
 
     @property
     def names(self) -> str:
-        """The stores as a person names them."""
+        """The stores as they were given."""
         return " ".join(part.store.name for part in self.parts)
 
     def num_blocks(self, split: str) -> list[int]:
-        """How many blocks of a split each store has."""
+        """The number of blocks of a split in each store."""
         return [part.store.manifest.splits[split].num_blocks for part in self.parts]
 
 
 def load_mixture(datasets: Sequence[str], *, revision: str | None) -> Mixture:
-    """The block stores that --dataset and --dataset_revision mean, those of the Hub brought here.
+    """Open the block stores of --dataset and --dataset_revision; those of the Hub are downloaded.
 
     Raises:
-        UserError: when one is missing, the shares are unclear, or the stores do not fit together.
+        UserError: when one is missing, the weights are invalid, or the stores are not compatible.
     """
     named = read_dataset_texts(datasets)
     if revision is not None and len(datasets) > 1:
-        raise UserError(f"--dataset_revision {revision}: goes with one --dataset; leave it out, or download them first")
+        raise UserError(
+            f"--dataset_revision {revision}: works with one --dataset only; remove it, or download the data sets first"
+        )
     parts = [WeightedStore(name, weight, find_store(store, revision=revision)) for name, store, weight in named]
     for part in parts[1:]:
-        _check_alike(parts[0].store, part.store)
+        _check_compatible(parts[0].store, part.store)
     return Mixture(tuple(parts))
 
 
 def read_dataset_texts(datasets: Sequence[str]) -> list[tuple[str | None, str, float]]:
-    """Name, store and weight of each --dataset; whether there is such a store is not looked at.
+    """Name, store and weight of each --dataset; whether the store exists is not checked.
 
     Raises:
-        UserError: when one is empty or a file or folder of text, the shares are unclear, or there are too many.
+        UserError: when one is empty or a file or folder of text, the weights are invalid, or there are too many.
     """
     if len(datasets) > MAX_STORES:
         raise UserError(f"--dataset: {len(datasets):,} block stores, at most {MAX_STORES}; preprocess some together")
     named = [_read_dataset_text(text, alone=len(datasets) == 1) for text in datasets]
     repeated = [name for name, count in Counter(name for name, _, _ in named).items() if count > 1]
     if repeated:
-        raise UserError(f"--dataset: two sources are called {repeated[0]}; give each a name of its own")
+        raise UserError(f"--dataset: two sources are called {repeated[0]}; use different names")
     for text, (_, store, _) in zip(datasets, named, strict=True):
         if not store:
             raise UserError(
                 f"--dataset {text!r}: names no block store; pass the folder that preprocess.py made, or USER/NAME of "
                 "a data set on the Hub"
             )
-        _refuse_text(Path(store))
+        _reject_text_input(Path(store))
     return named
 
 
 def find_store(dataset: str, *, revision: str | None) -> BlockStore:
-    """The block store of one folder or Hub id, brought here when it is on the Hub.
+    """The block store of one folder, or of one Hub id, which is downloaded.
 
     Raises:
-        UserError: when there is none.
+        UserError: when it does not exist.
     """
     path = Path(dataset)
     if not path.exists() and HUB_ID.fullmatch(dataset):
@@ -119,12 +122,12 @@ def find_store(dataset: str, *, revision: str | None) -> BlockStore:
         folder = download_store(dataset, revision=revision)
         return BlockStore(dataset, folder, read_manifest(folder, flag="--dataset"), commit=folder.name)
     if revision is not None:
-        raise UserError(f"--dataset_revision {revision}: --dataset {dataset} is not on the Hub; leave it out")
+        raise UserError(f"--dataset_revision {revision}: --dataset {dataset} is not on the Hub; remove the flag")
     return BlockStore(dataset, path, read_manifest(path, flag="--dataset"))
 
 
 def _read_dataset_text(text: str, *, alone: bool) -> tuple[str | None, str, float]:
-    """Name, store and weight. A store alone needs neither name nor weight, and may be a folder of any name."""
+    """Name, store and weight. A single store needs neither name nor weight."""
     if alone and text and Path(text).exists():
         return None, text, 1.0
     match = DATASET_TEXT.fullmatch(text)
@@ -133,50 +136,43 @@ def _read_dataset_text(text: str, *, alone: bool) -> tuple[str | None, str, floa
     if alone and weight_text is None:
         return name, store, 1.0
     if not name:
-        raise UserError(f"--dataset {text}: a share needs the name of its source; give NAME={store}:WEIGHT")
+        raise UserError(f"--dataset {text}: a weight needs the name of its source; use NAME={store}:WEIGHT")
     if weight_text is None:
-        raise UserError(f"--dataset {text}: with several, each needs its share; give {name}={store}:WEIGHT")
+        raise UserError(f"--dataset {text}: with several, each needs a weight; use {name}={store}:WEIGHT")
     try:
         weight = float(weight_text)
     except ValueError:
         weight = 0.0
-    if not 0 < weight <= MOST_WEIGHT:
+    if not 0 < weight <= MAX_WEIGHT:
         raise UserError(
-            f"--dataset {text}: the share {weight_text!r} is not a number in (0, 1e9]; use {name}={store}:0.5"
+            f"--dataset {text}: the weight {weight_text!r} is not a number in (0, 1e9]; use {name}={store}:0.5"
         )
     return name, store, weight
 
 
-def _check_alike(first: BlockStore, other: BlockStore) -> None:
+def _check_compatible(first: BlockStore, other: BlockStore) -> None:
     problems = []
     for path, words in COMMON.items():
-        ours, theirs = _value_of(first.manifest.origin, path), _value_of(other.manifest.origin, path)
+        ours, theirs = map(attrgetter(path), (first.manifest.origin, other.manifest.origin))
         if ours != theirs:
             problems.append(
                 f"--dataset {other.name}: has {words.format(theirs)}, {first.name} has {words.format(ours)}; "
-                "preprocess one of them again like the other"
+                "preprocess one of them again with the flags of the other"
             )
     if problems:
         raise UserError(*problems)
 
 
-def _value_of(origin: StoreSpec, path: str) -> object:
-    value: object = origin
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def _refuse_text(path: Path) -> None:
+def _reject_text_input(path: Path) -> None:
     if path.is_file() or _is_folder_of_text(path):
         raise UserError(
-            f"--dataset {path}: holds no token blocks; make them first: "
+            f"--dataset {path}: has text, not token blocks; preprocess it first: "
             f"python3 preprocess.py --data_files {shlex.quote(str(path))} --output_dir blocks"
         )
 
 
 def _is_folder_of_text(path: Path) -> bool:
-    """Whether preprocess.py reads files of a folder that is no block store, nor one whose manifest was lost."""
+    """Whether a folder has files for preprocess.py, and is not a block store that lacks its manifest."""
     if not path.is_dir() or (path / MANIFEST_NAME).is_file() or (path / "data").is_dir():
         return False
     return any(FORMATS.keys() & set(file.suffixes) for file in path.iterdir())

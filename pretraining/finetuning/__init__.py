@@ -1,1 +1,1 @@
-"""Conversations become a chat model: a block store that marks the answers, and training on those tokens."""
+"""From conversations to a chat model: a block store that marks the answers, and training on those tokens."""

@@ -1,7 +1,7 @@
-"""Conversations as token ids: by the chat template that travels with the model, whoever applies it later.
+"""Encode conversations by the chat template of the model.
 
-The template marks what the assistant says, its EOS with it, by {% generation %}. transformers tells from that which
-tokens are answers, as it does for other trainers.
+The template marks the assistant's answers, EOS included, by {% generation %}. From these marks transformers finds the
+tokens of answers, as it does for other trainers.
 """
 
 import resource
@@ -19,8 +19,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from pretraining.errors import UserError
 from pretraining.finetuning.conversations import Conversation
 
-# Headers are plain text, so that the vocabulary gets no token that was never trained. EOS ends an answer and nothing
-# else; a line break comes before a header and not after a turn, so that an answer ends the text.
+# Headers are plain text, so that the vocabulary gets no untrained token. EOS ends only answers; a line break is before
+# a header and not after a turn, so that an answer ends the text.
 CHAT_TEMPLATE = """\
 {% for message in messages %}\
 {{ ('' if loop.first else '\\n') + '<|' + message['role'] + '|>\\n' }}\
@@ -31,28 +31,28 @@ CHAT_TEMPLATE = """\
 {% if add_generation_prompt %}{{ '\\n<|assistant|>\\n' }}{% endif %}"""
 GENERATION_MARK = "{% generation %}"
 
-# Limits of a template for some conversations: far above what one takes (1 ms and 10 KB per conversation).
+# Limits of a template for a batch of conversations, far above normal use (1 ms and 10 KB per conversation).
 SECONDS, SECONDS_PER_BYTE = 5.0, 1e-6  # of this process' CPU time
 SPARE_BYTES, SPARE_CHARACTERS, BYTES_PER_BYTE = 512 << 20, 1 << 20, 8
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversation:
-    """Ids, int64 of shape [tokens], and which of them are answers."""
+    """Ids, int64 of shape [tokens], and which of them are answers, bool."""
 
     ids: np.ndarray
     is_answer: np.ndarray
 
 
 def chat_template(*, add_bos: bool) -> str:
-    """The template of a model that has none yet; with BOS at its beginning where training put one."""
+    """The template of a model that has none; it begins with BOS if training added one."""
     return f"{{{{ bos_token }}}}{CHAT_TEMPLATE}" if add_bos else CHAT_TEMPLATE
 
 
 def encode_conversations(
     tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation]
 ) -> list[EncodedConversation]:
-    """As `tokenizer.apply_chat_template` gives them, within limits of time, memory and length.
+    """Encode as `tokenizer.apply_chat_template` does, within limits of time, memory and length.
 
     Raises:
         UserError: when the template fails on a conversation or exceeds a limit.
@@ -73,7 +73,7 @@ def encode_conversations(
 
 
 def _render(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation, and from where to where its answers reach."""
+    """The text of a conversation, and begin and end of each answer in it."""
     place = f"{conversation.file}:{conversation.line}: the chat template of --model"
     try:
         (text,), (answers,) = render_jinja_template(
@@ -83,12 +83,12 @@ def _render(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> t
             **tokenizer.special_tokens_map,
         )
     except MemoryError:
-        raise UserError(f"{place} asks for more memory than any text takes; use another template") from None
+        raise UserError(f"{place} needs too much memory; use another template") from None
     except TimeoutError:
-        raise UserError(f"{place} does not end; use another template") from None
-    except Exception as error:  # a template computes with any types
+        raise UserError(f"{place} takes too long; use another template") from None
+    except Exception as error:  # templates raise any type
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{place} fails ({type(error).__name__}: {reason}); fix it, or use another template") from None
+        raise UserError(f"{place} failed ({type(error).__name__}: {reason}); fix it, or use another template") from None
     most = SPARE_CHARACTERS + BYTES_PER_BYTE * len(conversation.text)
     if len(text) > most:
         raise UserError(f"{place} writes {len(text):,} characters, more than {most:,}; use another template")
@@ -97,7 +97,7 @@ def _render(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> t
 
 @contextmanager
 def _limits(cpu_seconds: float, num_bytes: int) -> Iterator[None]:
-    """Have templates end: jinja's sandbox keeps them from the machine, but not from its time and memory."""
+    """Limit CPU time and memory, which jinja's sandbox does not."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise TimeoutError
@@ -117,7 +117,7 @@ def _limits(cpu_seconds: float, num_bytes: int) -> Iterator[None]:
 
 
 def find_control_token(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> str | None:
-    """A control token whose name stands in a text; there it would become one, and could end an answer early."""
+    """A control token whose name is in a text; it would be encoded as one, and could end an answer early."""
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     texts = [message["content"] for message in conversation.messages]
     return next((name for name in names if any(name in text for text in texts)), None)

@@ -1,4 +1,4 @@
-"""What a line of the input is: a conversation that ends with an answer, or a mistake that is told with its place."""
+"""Read conversations; each line must be one that ends with an answer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from pretraining.errors import UserError
 
 ROLES = ("system", "user", "assistant")
 MAX_LINE_BYTES = 6 << 20
-MOST_PROBLEMS = 10  # that are told at once
+MAX_PROBLEMS = 10  # reported at once
 
 Message = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages of role and content, the last one the assistant's, and where they stand."""
+    """Messages of role and content, the last one the assistant's, and their place."""
 
     messages: list[Message]
     source: str
@@ -32,7 +32,7 @@ class Conversation:
 
     @property
     def text(self) -> bytes:
-        """What makes two conversations equal."""
+        """The messages as JSON, by which conversations are compared."""
         return orjson.dumps(self.messages)
 
 
@@ -40,7 +40,7 @@ def read_conversations(files: Sequence[InputFile]) -> Iterator[Conversation]:
     """The conversations of all lines that are not blank, in order.
 
     Raises:
-        UserError: for lines that are none, the first ten at once: what is learned from is small, and all of it counts.
+        UserError: for the first ten invalid lines: the data are small, so none is skipped.
     """
     problems = []
     for file, raw in _lines_of(files):
@@ -49,7 +49,7 @@ def read_conversations(files: Sequence[InputFile]) -> Iterator[Conversation]:
             problems.append(f"{file.path}:{raw.number}: {found}")
         else:
             yield Conversation(found, file.default_source, file.path, raw.number, raw.byte_offset)
-        if len(problems) == MOST_PROBLEMS:
+        if len(problems) == MAX_PROBLEMS:
             break
     if problems:
         raise UserError(*problems)
@@ -58,7 +58,7 @@ def read_conversations(files: Sequence[InputFile]) -> Iterator[Conversation]:
 def _lines_of(files: Sequence[InputFile]) -> Iterator[tuple[InputFile, RawLine]]:
     others = [file for file in files if file.format != "jsonl"]
     if others:
-        raise UserError(*(f"--data_files {file.path}: is {file.format}; give JSON lines" for file in others))
+        raise UserError(*(f"--data_files {file.path}: is {file.format}; use JSON lines" for file in others))
     (ranges,) = cut_slices(files, 1)
     options = ReadingOptions(JsonFields("", ""), max_document_bytes=MAX_LINE_BYTES, split_text_files=False)
     for batch in read_batches(files, ranges, None, options):
@@ -68,17 +68,17 @@ def _lines_of(files: Sequence[InputFile]) -> Iterator[tuple[InputFile, RawLine]]
 
 
 def _messages_of(raw: RawLine) -> list[Message] | str:
-    """The messages of a line, or what is wrong with it."""
+    """The messages of a line, or its problem."""
     if not isinstance(raw.content, bytes):
-        return f"is longer than {MAX_LINE_BYTES:,} bytes; leave it out"
+        return f"is longer than {MAX_LINE_BYTES:,} bytes; remove it"
     try:
         record = orjson.loads(raw.content.removeprefix(BYTE_ORDER_MARK) if raw.number == 1 else raw.content)
     except orjson.JSONDecodeError as error:
-        return f"is no JSON ({error})"
+        return f"not JSON ({error})"
     if not isinstance(record, dict):
-        return f"is a JSON {type(record).__name__}; give an object with prompt and response, or messages"
+        return f"is a JSON {type(record).__name__}; use an object with prompt and response, or messages"
     if "messages" not in record and not {"prompt", "response"} <= set(record):
-        return f"has neither prompt and response nor messages (it has {', '.join(record) or 'nothing'})"
+        return f"has neither prompt and response nor messages (found {', '.join(record) or 'nothing'})"
     messages = record.get("messages")
     if messages is None:
         names = {"prompt": "user", "response": "assistant"}
@@ -88,22 +88,22 @@ def _messages_of(raw: RawLine) -> list[Message] | str:
 
 def _problem_of(messages: Any) -> str | None:
     if not isinstance(messages, list) or not messages:
-        return "messages is no list with something in it; give objects of role and content"
+        return "messages is not a list, or is empty; use objects of role and content"
     for number, message in enumerate(messages, start=1):
         problem = _problem_of_one(message, is_first=number == 1)
         if problem is not None:
             return f"message {number} {problem}"
     if messages[-1]["role"] != "assistant":
-        return f"ends with a message of the {messages[-1]['role']}; end it with the assistant's, which is learned from"
+        return f"ends with a message of the {messages[-1]['role']}; the last one must be the assistant's"
     return None
 
 
 def _problem_of_one(message: Any, *, is_first: bool) -> str | None:
     role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
     if role not in ROLES:
-        return f"has the role {role!r}; give {', '.join(ROLES)}"
+        return f"has the role {role!r}; use {', '.join(ROLES)}"
     if role == "system" and not is_first:
         return "has the role 'system', which only the first may have"
     if not isinstance(content, str) or not content.strip():
-        return f"of the {role} has no text; give its content as a string"
+        return f"of the {role} has no text; content must be a string"
     return None

@@ -1,4 +1,4 @@
-"""The story of a fine-tuning run: conversations become blocks, and an exported model goes on learning from them."""
+"""A fine-tuning run: write the blocks of the conversations, and train an exported model on them."""
 
 import logging
 from dataclasses import replace
@@ -9,17 +9,16 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from pretraining.cli.arguments.finetune import ConversationArguments
 from pretraining.cli.arguments.preprocess import split_weights_of
 from pretraining.cli.arguments.pretrain import PretrainArguments
+from pretraining.data.build.origin import source_files, tokenizer_identity
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.find import InputFile
-from pretraining.data.input.hashes import hash_inputs
 from pretraining.data.mixture import load_mixture
-from pretraining.data.store.manifest import SourceFile, StoreSpec, TokenizerIdentity
+from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError, reading
-from pretraining.finetuning.base_model import load_model_tokenizer
 from pretraining.finetuning.chat_template import GENERATION_MARK, chat_template
 from pretraining.finetuning.conversations import MAX_LINE_BYTES, read_conversations
-from pretraining.finetuning.inputs import FinetuneInputs
+from pretraining.finetuning.inputs import FinetuneInputs, load_model_tokenizer
 from pretraining.finetuning.store import log_store, make_conversation_store
 from pretraining.runs.run_folder import BLOCKS_DIR_NAME
 from pretraining.system.launchers import process_rank
@@ -32,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 
 def finetune(flags: ConversationArguments, inputs: FinetuneInputs) -> None:
-    """Make the blocks, and train on them from the weights of the model."""
+    """Write the blocks, and train on them from the weights of the model."""
     quiet_libraries()
     run = inputs.run
     if run.plan.dry_run:
         say_plan(run)
         return
     store = make_blocks(flags, inputs)
-    if process_rank() == 0:  # whichever process has made them
+    if process_rank() == 0:  # whichever process wrote them
         log_store(store)
     run = replace(run, data=replace(run.data, dataset=[str(store)]))
     mixture = load_mixture([str(store)], revision=None)
@@ -48,10 +47,10 @@ def finetune(flags: ConversationArguments, inputs: FinetuneInputs) -> None:
 
 
 def make_blocks(flags: ConversationArguments, inputs: FinetuneInputs) -> Path:
-    """The block store of the conversations, in the run folder.
+    """Write the block store of the conversations into the run folder.
 
     Raises:
-        UserError: when it cannot be made, or the folder holds something else.
+        UserError: when no conversation can be used, or the folder has other files.
     """
     run, run_dir = inputs.run, Path(inputs.run.trainer["output_dir"])
     store = run_dir / BLOCKS_DIR_NAME
@@ -71,40 +70,34 @@ def make_blocks(flags: ConversationArguments, inputs: FinetuneInputs) -> Path:
 def conversation_origin(
     flags: ConversationArguments, run: PretrainArguments, files: list[InputFile], tokenizer: DocumentTokenizer
 ) -> StoreSpec:
-    """All that decides the bytes of the store."""
-    canary, weights = tokenizer.canary(), split_weights_of(flags.split)
+    """Everything that determines the bytes of the store."""
+    weights = split_weights_of(flags.split)
     assert weights is not None, "checked with the flags"
     assert run.data.block_length is not None, "set with the model"
-    hashes = hash_inputs(files, None)
     return StoreSpec(
-        sources=[
-            SourceFile(file.path, file.source, file.num_bytes, sha256)
-            for file, sha256 in zip(files, hashes, strict=True)
-        ],
+        sources=source_files(files, hashes_in=None),
         text_field="messages",
         source_field="",
         split_text_files=False,
         max_document_bytes=MAX_LINE_BYTES,
         cleaning=CleaningRules(),
-        tokenizer=TokenizerIdentity(
-            tokenizer.name, tokenizer.sha256, tokenizer.vocab_size, canary["text"], canary["ids"]
-        ),
+        tokenizer=tokenizer_identity(tokenizer),
         token_rules=tokenizer.rules,
         block_length=run.data.block_length,
         packing=flags.packing,
         split_weights=list(weights),
         seed=run.trainer["seed"],
         num_slices=1,
-        tokens_per_shard=0,  # one shard a split
+        tokens_per_shard=0,  # one shard per split
         chat_template=template_of(tokenizer.folder, add_bos=tokenizer.rules.bos_token_id is not None),
     )
 
 
 def template_of(model_dir: Path, *, add_bos: bool) -> str:
-    """The chat template of the model, or this suite's for one that has none.
+    """The chat template of the model, or the default one.
 
     Raises:
-        UserError: when it does not say which part of a conversation is the assistant's.
+        UserError: when it does not mark the assistant's answers.
     """
     with reading(f"--model {model_dir}: its tokenizer or chat template", remedy="fix or remove the template"):
         found = PreTrainedTokenizerFast.from_pretrained(model_dir).chat_template
@@ -112,7 +105,7 @@ def template_of(model_dir: Path, *, add_bos: bool) -> str:
         return chat_template(add_bos=add_bos)
     if GENERATION_MARK not in str(found):
         raise UserError(
-            f"--model {model_dir}: its chat template has no {GENERATION_MARK} around what the assistant says, so "
-            "answers cannot be told from the rest; remove the template to have one made, or add that to it"
+            f"--model {model_dir}: its chat template has no {GENERATION_MARK} around the assistant's answers, so they "
+            "cannot be found; add it, or remove the template to use the default one"
         )
     return found

@@ -1,7 +1,7 @@
-"""A block store of conversations, in which each token says whether it is an answer.
+"""A block store of conversations, in which each token is marked as answer or not.
 
-Each conversation stands whole in one block. One that is longer than a block is left out, and so is one with the name of
-a control token in a text, which would become that token: both are counted, and listed in skipped.jsonl.
+Each conversation is in one block, uncut. Conversations that are longer than a block, or that contain the name of a
+control token, are skipped: counted, and listed in skipped.jsonl.
 """
 
 import itertools
@@ -10,21 +10,20 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import jsonlines
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from pretraining.data.build.assemble import copy_tokenizer, name_shards
+from pretraining.data.build.assemble import SKIPPED_NAME, build_manifest, copy_tokenizer, finish_store, split_contents
 from pretraining.data.build.partial_store import finished_store
 from pretraining.data.build.progress import SplitProgress
 from pretraining.data.build.slice_writer import SplitWriter
 from pretraining.data.encode.encoding import DocumentMetadata
 from pretraining.data.encode.splits import SPLITS, Split, SplitAssigner
 from pretraining.data.input.documents import SHOWN_BYTES
-from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, SplitContents, StoreSpec, read_manifest
+from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
 from pretraining.data.store.packing import BestFitPacker, DocumentSegments
 from pretraining.data.store.schema import ANSWER_BIT, DOCUMENT_SCHEMA, block_schema, document_table
 from pretraining.data.store.shards import ShardWriter
@@ -37,7 +36,6 @@ from pretraining.system.locks import wait_for_lock
 from pretraining.training.model.tokenizer import tokenizer_for_model
 
 CONVERSATIONS_AT_ONCE = 1000
-SKIPPED_NAME = "skipped.jsonl"
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +43,13 @@ logger = logging.getLogger(__name__)
 def make_conversation_store(
     store: Path, origin: StoreSpec, conversations: Iterable[Conversation], *, tokenizer_dir: Path, max_length: int
 ) -> None:
-    """Make the store, or find that it is made already; of processes that ask at once, one makes it.
+    """Write the store unless it exists; the first process of a machine writes it, the others wait.
 
     Raises:
-        UserError: when it cannot be made of these conversations, or is there and was made of others.
+        UserError: when no conversation can be used, or an existing store was written from other conversations.
     """
-    with _alone(store):
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with wait_for_lock(store.with_name(store.name + ".lock")):
         if (store / MANIFEST_NAME).is_file():
             finished_store(store, origin)
             return
@@ -63,8 +62,8 @@ def make_conversation_store(
             for batch in _batches(conversations):
                 writer.add(batch)
             manifest = writer.finish()
-        _check_kept(manifest)
-        manifest.write(partial)
+        _check_not_empty(manifest)
+        finish_store(partial, manifest)
         partial.replace(store)
         fsync(store.parent)
 
@@ -131,43 +130,28 @@ class _StoreWriter:
             self._splits[split].add_blocks(self._packers[split].flush(), self._progress[split])
 
     def finish(self) -> Manifest:
-        """Close all files; what is in them."""
+        """Close all files."""
         self._skipped_lines.close()
         contents = {}
         for split, writer in self._splits.items():
             progress = self._progress[split]
             writer.add_blocks(self._packers[split].flush(), progress)
             writer.close(progress)
-            shards = name_shards(self._folder, f"data/{split}", [(self._folder, one) for one in progress.shards])
-            contents[str(split)] = SplitContents(
-                num_documents=progress.num_documents,
-                num_tokens=progress.num_tokens,
-                num_blocks=progress.num_blocks,
-                num_padding_tokens=progress.num_padding_tokens,
-                num_tail_tokens=0,
-                shards=shards,
-            )
+            shards = [(self._folder, shard) for shard in progress.shards]
+            contents[str(split)] = split_contents(self._folder, split, [progress], shards)
         documents = [(self._folder, shard) for shard in self._documents.close()]
-        return Manifest(
-            origin=self._origin,
-            dtype=self._origin.dtype,
-            num_lines=self._num_documents + self._skipped.total(),
-            num_documents=self._num_documents,
-            skipped_lines=dict(sorted(self._skipped.items())),
-            splits=contents,
-            documents=name_shards(self._folder, "documents/documents", documents),
-        )
+        return build_manifest(self._folder, self._origin, contents, documents, self._skipped)
 
 
 def log_store(store: Path) -> None:
-    """What is in it, and what was left out."""
+    """Log the contents of the store, and what was skipped."""
     manifest = read_manifest(store, flag="--data_files")
     for split, found in manifest.splits.items():
         counts = f"{found.num_documents:>9,} conversations {found.num_tokens:>13,} tokens {found.num_blocks:>9,} blocks"
         logger.info(f"{split:10} {counts}")
     for reason, count in manifest.skipped_lines.items():
-        told = reason.replace("_", " ")
-        logger.warning(f"{count:,} conversations are left out: {told} (listed in {store / SKIPPED_NAME})")
+        reason_words = reason.replace("_", " ")
+        logger.warning(f"skipped {count:,} conversations: {reason_words} (listed in {store / SKIPPED_NAME})")
 
 
 def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
@@ -176,18 +160,10 @@ def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversatio
             yield batch
 
 
-def _check_kept(manifest: Manifest) -> None:
+def _check_not_empty(manifest: Manifest) -> None:
     if not manifest.splits["train"].num_blocks:
         reasons = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in manifest.skipped_lines.items()]
         raise UserError(
-            f"--data_files: no conversation is left to train on ({', '.join(reasons) or 'none is in them'}); give "
-            f"others, another --split, or more than --block_length {manifest.origin.block_length}"
+            f"--data_files: no conversation is left to train on ({', '.join(reasons) or 'the files have none'}); use "
+            f"other files, another --split, or more than --block_length {manifest.origin.block_length}"
         )
-
-
-@contextmanager
-def _alone(store: Path) -> Iterator[None]:
-    """Wait until no other process works here."""
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with wait_for_lock(store.with_name(store.name + ".lock")):
-        yield

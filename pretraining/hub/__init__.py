@@ -1,1 +1,1 @@
-"""Talk to the Hugging Face Hub: retries, remote files and their verification, repositories, the push queue."""
+"""Talking to the Hugging Face Hub: retries, repositories, the push queue of a run."""

@@ -1,7 +1,7 @@
-"""Pushes while the training goes on: in a thread, again and again until they are through, the newest first.
+"""Pushes during training: in a thread, retried until they succeed, the newest first.
 
-The Trainer's own background push loses them without a word: it skips those that come while another lasts, its folder
-may be rotated away meanwhile, and nobody looks at what became of it (transformers 5.23).
+The Trainer's own background push loses uploads silently (transformers 5.23): it skips those that come while another is
+running, rotation may delete the folder meanwhile, and no result is checked.
 """
 
 import logging
@@ -13,60 +13,63 @@ from pathlib import Path
 
 from pretraining.hub.retry import error_message
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 300.0
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """What goes to the Hub in one commit: a folder that nobody else needs, and patterns of what it replaces there."""
+class UploadPayload:
+    """One upload: a folder that nothing else uses, and patterns of the files that it replaces on the Hub."""
 
     step: int
-    what: str
+    description: str
     folder: Path
     replaces: Sequence[str]
 
     def remove(self) -> None:
-        """Free the room on the disk that only it still takes."""
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class PushQueue:
-    """Holds one parcel that waits; a newer one takes its place, as what the Hub is to have is the newest.
+    """Holds one payload that waits; a newer one supersedes it, since the Hub needs only the newest.
 
-    `push` sends a parcel, in a thread, and raises where it does not arrive; `tell_problem` hears why, and whether it
-    has been given up.
+    `push` uploads a payload, in a thread, and raises if that fails. `report_problem` is called with the reason, and
+    whether the payload was given up.
     """
 
-    def __init__(self, push: Callable[[Parcel], None], tell_problem: Callable[[Parcel, str, bool], None]) -> None:
+    def __init__(
+        self, push: Callable[[UploadPayload], None], report_problem: Callable[[UploadPayload, str, bool], None]
+    ) -> None:
         self._push = push
-        self._tell_problem = tell_problem
+        self._report_problem = report_problem
         self._changed = threading.Condition()
-        self._waiting: Parcel | None = None
-        self._in_flight: Parcel | None = None
+        self._waiting: UploadPayload | None = None
+        self._in_flight: UploadPayload | None = None
         self._is_closed = False
         self._thread: threading.Thread | None = None
 
     @property
-    def unfinished(self) -> list[Parcel]:
-        """What is under way or waits."""
+    def unfinished(self) -> list[UploadPayload]:
+        """The payload that is being pushed and the one that waits."""
         with self._changed:
-            return [parcel for parcel in (self._in_flight, self._waiting) if parcel is not None]
+            return [payload for payload in (self._in_flight, self._waiting) if payload is not None]
 
-    def put(self, parcel: Parcel) -> None:
-        """Have a parcel pushed, in place of one that waits."""
+    def put(self, payload: UploadPayload) -> None:
+        """Push a payload, in place of one that waits."""
         with self._changed:
-            overtaken, self._waiting = self._waiting, parcel
+            superseded, self._waiting = self._waiting, payload
             self._changed.notify()
-        if overtaken is not None:
-            self._overtake(overtaken, parcel)
+        if superseded is not None:
+            superseded.remove()
+            self._report_problem(superseded, f"superseded by that of step {payload.step}", True)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="model-pusher", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """Begin no other push, and wait for the end of the one that is under way."""
+        """Start no other push, and wait for the one in flight."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -74,10 +77,10 @@ class PushQueue:
             self._thread.join()
 
     def _run(self) -> None:
-        while (parcel := self._next()) is not None:
-            self._deliver(parcel)
+        while (payload := self._next()) is not None:
+            self._deliver(payload)
 
-    def _next(self) -> Parcel | None:
+    def _next(self) -> UploadPayload | None:
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or self._waiting is not None)
             if self._is_closed:
@@ -85,27 +88,23 @@ class PushQueue:
             self._in_flight, self._waiting = self._waiting, None
             return self._in_flight
 
-    def _deliver(self, parcel: Parcel) -> None:
-        """Push it, trying again with longer and longer pauses, until it is there or a newer one waits."""
-        pause, said = FIRST_PAUSE_SECONDS, None
+    def _deliver(self, payload: UploadPayload) -> None:
+        """Push it, with growing pauses between retries, until it arrives or a newer one waits."""
+        pause, reported = FIRST_PAUSE_SECONDS, None
         while True:
             try:
-                self._push(parcel)
-            except Exception as error:  # whatever it is, the training goes on
+                self._push(payload)
+            except Exception as error:  # whatever it is, training continues
                 problem = error_message(error)
             else:
                 break
-            if problem != said:
-                self._tell_problem(parcel, problem, False)
-                said = problem
+            if problem != reported:
+                self._report_problem(payload, problem, False)
+                reported = problem
             with self._changed:
                 if self._changed.wait_for(lambda: self._is_closed or self._waiting is not None, timeout=pause):
                     break
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
         with self._changed:
             self._in_flight = None
-        parcel.remove()
-
-    def _overtake(self, parcel: Parcel, newer: Parcel) -> None:
-        parcel.remove()
-        self._tell_problem(parcel, f"overtaken by that of step {newer.step}", True)
+        payload.remove()

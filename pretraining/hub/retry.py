@@ -1,4 +1,4 @@
-"""What the Hub's client raises: which errors pass when one tries again, and what to say of the others."""
+"""Errors of the Hub's client: which of them are retried, and what to show of the others."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# RuntimeError: a file of an LFS or Xet upload; ValueError: metadata that the Hub refuses, a malformed name.
+# RuntimeError: a file of an LFS or Xet upload; ValueError: metadata that the Hub rejects, a malformed name.
 HUB_ERRORS = (OSError, httpx2.HTTPError, RuntimeError, ValueError)
 # The client sends some requests only once, without Xet also a commit; these are the seconds between our tries.
 WAIT_SECONDS = (1, 2, 4, 8)
@@ -20,39 +20,39 @@ RETRYABLE_STATUS = {408, 409, 412, 429, 500, 502, 503, 504}
 
 
 def with_retries(attempt: Callable[[], Result]) -> Result:
-    """What `attempt` returns, tried again after an error that passes.
+    """Return what `attempt` returns; call it again after a transient error.
 
     Raises:
-        Exception: the last error of the Hub, when it does not pass.
+        Exception: the last error of the Hub, or the first that is not transient.
     """
     for wait_seconds in WAIT_SECONDS:
         try:
             return attempt()
         except HUB_ERRORS as error:
-            if not _passes(error):
+            if not _is_transient(error):
                 raise
             logger.warning("%s; trying again in %d s", error_message(error), wait_seconds)
             time.sleep(wait_seconds)
     return attempt()
 
 
-def _passes(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in RETRYABLE_STATUS
     root = _root(error)
-    # Where the client cannot connect at all, it has tried for long enough itself, or the Hub was never there.
+    # If the client cannot connect at all, it has retried for long enough itself.
     return isinstance(root, httpx2.TransportError) and not isinstance(root, httpx2.ConnectError)
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that the Hub answered with, None when it did not answer."""
+    """The HTTP status of the Hub's answer; None if it did not answer."""
     root = _root(error)
     return root.response.status_code if isinstance(root, HfHubHTTPError) else None
 
 
 def error_message(error: BaseException) -> str:
-    """What went wrong, in one line: the status and the Hub's own message, not the request."""
+    """One line: the status and the Hub's own message, without the request."""
     root = _root(error)
     if isinstance(root, HfHubHTTPError):
         words = f"{root.response.status_code} {root.server_message or root.response.reason_phrase}"
@@ -62,5 +62,5 @@ def error_message(error: BaseException) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The error of the connection or the Hub, out of that of the file that was sent."""
+    """The error of the connection or the Hub; the client wraps it in one of the uploaded file."""
     return error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error

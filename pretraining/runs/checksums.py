@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pretraining.runs.checked_json import parse_json
+from pretraining.system.checked_json import parse_json
 from pretraining.system.files import fsync, write_atomically, xxh3_of
 
 COMPLETE_NAME = "complete.json"

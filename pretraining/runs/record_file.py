@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.errors import UserError
-from pretraining.runs.checked_json import NUMBER, parse_json, type_problem
 from pretraining.runs.run_folder import RUN_RECORD_NAME, complete_checkpoints
+from pretraining.system.checked_json import NUMBER, parse_json, type_problem
 
 DAMAGED_SUFFIX = ".damaged"
 # The fields that programs use, and their types. Other fields can be anything; these can be missing.

@@ -101,8 +101,8 @@ def test_nothing_but_blank_lines_is_enough_to_judge(tmp_path: Path) -> None:
     endless_gzip(path, b"\n", 64)
     done, _ = preprocess_bounded(tmp_path, path)
     assert done.returncode == 2
-    assert "lines in a row; they are blank; " in done.errors[0]
-    num_lines = int(done.errors[0].split("no document in ")[1].split(" lines")[0].replace(",", ""))
+    assert "consecutive lines; they are blank; " in done.errors[0]
+    num_lines = int(done.errors[0].split("no document in ")[1].split(" consecutive lines")[0].replace(",", ""))
     assert num_lines < 24 << 20, "it did not read them all"
 
 
@@ -129,9 +129,9 @@ def test_bad_lines_without_end_after_a_document_are_judged(tmp_path: Path, monke
     path = tmp_path / "bad.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD * 10 + b"x\n" * 100_000 + GOOD))
     flags = ["--data_files", str(path), "--block_length", "4", "--output_dir", str(tmp_path / "blocks")]
-    with pytest.raises(UserError, match=r"no document in 2\d,\d\d\d lines in a row; .*:11: not json"):
+    with pytest.raises(UserError, match=r"no document in 2\d,\d\d\d consecutive lines; .*:11: not json"):
         preprocess.main(flags)
-    with pytest.raises(UserError, match="lines in a row up to line "):
+    with pytest.raises(UserError, match="consecutive lines up to line "):
         list(read_documents(find_inputs([str(path)]), OPTIONS))
 
 
@@ -156,7 +156,7 @@ def test_headers_of_xz_and_zstd_that_ask_for_gigabytes_are_refused(tmp_path: Pat
         path.write_bytes(content)
         done, megabytes = preprocess_bounded(tmp_path, path)
         assert done.returncode == 2
-        assert "no file of text is like this" in done.errors[0], done.output
+        assert "it expands more than text does" in done.errors[0], done.output
         assert megabytes < MAX_MEGABYTES
     assert isinstance(read_one(tmp_path, "ok.jsonl.xz", xz_of_dictionary(GOOD, 24)), Document), "16 MB are usual"
     assert isinstance(read_one(tmp_path, "ok.jsonl.zst", zstd_of_window(GOOD, 20)), Document)

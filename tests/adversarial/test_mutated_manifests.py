@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretraining.data.hub.stored_files import stored_files
+from pretraining.data.hub.upload import stored_files
 from pretraining.data.mixture import load_mixture
 from pretraining.data.store.manifest import MANIFEST_NAME, read_manifest
 from pretraining.errors import UserError
@@ -77,7 +77,7 @@ def test_a_mutated_manifest_is_one_line_or_the_same_blocks(store: Path) -> None:
         ('"seed": 42', '"seed": -1', "origin.seed is out of range (-1)"),
         ('"seed": 42', '"sead": 42', "origin lacks 'seed'"),
         ('"seed": 42', '"seed": 42, "code": "x"', "origin has an unknown field 'code'"),
-        pytest.param('"seed": 42', '"seed": ' + "[" * 100_000, "nested too deeply", id="deep"),
+        pytest.param('"seed": 42', '"seed": ' + "[" * 100_000, "nested too deep", id="deep"),
         ('"format_version": 2', '"format_version": "\\u001b[2J"', "has format version '\\x1b[2J', this program reads"),
         ('"vocab_size": 8192', '"vocab_size": 7', "vocab_size 7 is not more than its largest id"),
         ('"dtype": "uint16"', '"dtype": "uint8"', "dtype is not uint16"),

@@ -20,13 +20,13 @@ from pretraining.data.build.partial_store import PartialStore
 from pretraining.data.build.progress import read_progress
 from pretraining.data.build.slice_writer import SliceWriter, read_carried
 from pretraining.data.build.working_files import read_record
-from pretraining.data.encode.deduplicate import Copies, _read_keys
+from pretraining.data.encode.deduplicate import Duplicates, _read_keys
 from pretraining.data.input.hashes import _read as read_hashes
 from pretraining.data.store.manifest import StoreSpec
-from pretraining.data.store.typed_json import from_json
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.system import files as system_files
+from pretraining.system.checked_json import from_json
 from tests.adversarial.drivers.mutations import mutations, num_mutations
 from tests.conftest import PROJECT_DIR
 
@@ -96,7 +96,7 @@ def comparable(value: Any) -> str:
 
 
 def copies_of(path: Path) -> list[object]:
-    copies = Copies(path, ["a"])
+    copies = Duplicates(path, ["a"])
     return [copies.original_of(0, line) for line in range(70)]
 
 

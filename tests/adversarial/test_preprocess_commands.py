@@ -133,14 +133,14 @@ def mistakes() -> Iterator[Command]:
         ("output_dir", "loop", "cannot be read (Symlink loop"),
         ("output_dir", LONG, "cannot be read (File name too long)"),
         ("output_dir", "n" * 250, "cannot be used (File name too long)"),
-        ("output_dir", "file.txt", "holds something else already"),
-        ("output_dir", "closed", "holds something else already"),
+        ("output_dir", "file.txt", "has other files"),
+        ("output_dir", "closed", "has other files"),
         ("data_files", LONG, "cannot be read (File name too long)"),
-        ("data_files", "loop", "there is no such file"),
+        ("data_files", "loop", "file not found"),
         ("data_files", "empty.jsonl", "is empty"),
-        ("data_files", "hf://../..", "is not of the form hf://"),
-        ("data_files", "hf://a/..", "is not of the form hf://"),
-        ("data_files", "hf://a/b--c", "the Hub does not give it"),
+        ("data_files", "hf://../..", "not of the form hf://"),
+        ("data_files", "hf://a/..", "not of the form hf://"),
+        ("data_files", "hf://a/b--c", "not found on the Hub"),
         ("near_duplicates", "0.9999999", "must be in [0.01, 0.98]"),
         ("near_duplicates", "nan", "must be in [0.01, 0.98]"),
         ("max_document_bytes", "-5", "must be in [1, 2147483647]"),
@@ -151,7 +151,7 @@ def mistakes() -> Iterator[Command]:
         ("seed", "9" * 20, "must be in [0, 4294967295]"),
     ]:
         yield Command("preprocess", [f"--{flag}", value], error)
-    for hook, error in {"sys:exit": "exits; use another function", "ends": "cannot be loaded (3)"}.items():
+    for hook, error in {"sys:exit": "the function exits; use another one", "ends": "cannot be loaded (3)"}.items():
         yield Command("preprocess", ["--language_hook", hook, "--languages", "en"], error)
     for flag, value, error in [
         ("vocab_size", "9" * 20, "must be in [260, 1e6]"),

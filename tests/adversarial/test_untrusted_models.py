@@ -18,8 +18,7 @@ from pretraining.cli.arguments.pretrain import ModelArguments
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.finetuning import chat_template as chat_format
-from pretraining.finetuning.base_model import find_starting_model
-from pretraining.finetuning.inputs import find_inputs_of
+from pretraining.finetuning.inputs import find_base_model, find_inputs_of
 from pretraining.finetuning.pipeline import make_blocks
 from pretraining.generation.load_model import load_model
 from pretraining.generation.source import find_model
@@ -72,7 +71,7 @@ def test_no_program_takes_a_model_that_asks_for_code(
     with_fields(folder, name, **{field: value})
     parts = (f"{name}: asks for custom code ({field})", f"remove {field} from a copy")
     assert_refused(lambda: find_model(str(folder)), f"--model {folder}", *parts)
-    assert_refused(lambda: find_starting_model(str(folder)), f"--model {folder}", *parts)
+    assert_refused(lambda: find_base_model(str(folder)), f"--model {folder}", *parts)
     if name == "config.json":
         assert_refused(lambda: load_model_config(ModelArguments(model=str(folder)), None), *parts)
 
@@ -107,7 +106,7 @@ def test_an_index_names_files_of_its_folder(name: Any, model: Path, tmp_path: Pa
     folder = shutil.copytree(model, tmp_path / "model")
     shutil.copytree(model, tmp_path / "other")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
-    for find in (find_model, find_starting_model):
+    for find in (find_model, find_base_model):
         assert_refused(lambda find=find: find(str(folder)), f"--model {folder}: model.safetensors.index.json names")
     (folder / "model.safetensors.index.json").write_text("[")
     assert_refused(lambda: find_model(str(folder)), "model.safetensors.index.json is not a JSON object")

@@ -112,7 +112,7 @@ def test_only_the_unfinished_section_is_made_again(
     assert progress["num_sections"] >= 1
     finished = {path: path.stat().st_mtime_ns for path in (partial / "slices/00000").glob("*-00000.parquet")}
     assert finished
-    assert "going on with what an earlier run has made" in run_fine(*command).stderr
+    assert "resuming from " in run_fine(*command).stderr
     moved = {path.stat().st_mtime_ns for path in store.rglob("*.parquet")}
     assert set(finished.values()) <= moved
 
@@ -143,7 +143,7 @@ def test_what_was_damaged_since_it_was_finished_is_made_again(
     done = run_fine(*command)
     for path in damaged:
         assert step == "naming" or f"{path}: has the SHA-256" in done.stderr
-    assert done.stderr.count("making its slice again") == len(damaged)
+    assert done.stderr.count("writing its slice again") == len(damaged)
     assert digests(store) == undisturbed
 
 
@@ -182,7 +182,7 @@ def test_a_dead_rank_loses_only_its_unfinished_shards(
     assert not store.exists()
     finished = [path.parent.name for path in partial.glob("slices/*/progress.json")]
     assert finished, "what the ranks had finished stays"
-    assert "going on with what an earlier run has made" in run_fine(*command).stderr, "one process is enough"
+    assert "resuming from " in run_fine(*command).stderr, "one process is enough"
     assert digests(store) == undisturbed
 
 
@@ -225,7 +225,7 @@ def test_ctrl_c_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
-    goes_on = "the same command goes on from the last finished shard" in errors
+    goes_on = "run the same command again to resume from the last finished shard" in errors
     assert goes_on == (tmp_path / "blocks.partial").exists()
     assert goes_on, "the keys of the documents stay"
     assert "Traceback" not in errors
@@ -238,7 +238,7 @@ def test_a_refused_command_deletes_nothing(corpus: Path, tmp_path: Path) -> None
     run_fine(*command)
     expected = digests(store)
     store.rename(partial)  # as it is when a run is killed just before the end
-    assert_one_error(run(*command, "--seed", 7), "seed 42, not 7", "give its flags to go on")
+    assert_one_error(run(*command, "--seed", 7), "seed 42, not 7", "use its flags to resume it")
     run_fine(*command)
     assert digests(store) == expected
 
@@ -292,11 +292,12 @@ def test_a_full_disk_ends_cleanly_and_the_run_goes_on_when_there_is_room(
     command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
     (small_disk / "other").write_bytes(bytes(1_500_000))
     done = run(*command)
-    assert_one_error(done, f"--output_dir {store}: cannot be written (No space left", "the same command goes on")
+    place = f"--output_dir {store}: cannot be written (No space left"
+    assert_one_error(done, place, "run the same command again to resume")
     assert not store.exists()
     assert list((small_disk / "blocks.partial").glob("slices/*/progress.json"))
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
-    assert "going on" in run_fine(*command).stderr
+    assert "resuming from " in run_fine(*command).stderr
     assert digests(store) == undisturbed
 
 

@@ -1,6 +1,6 @@
-"""Make one block store of the finished slices: their shards under final names, the last blocks, the manifest, the card.
+"""Assemble a block store: shards under final names, the last blocks, card, and manifest.json.
 
-Every step can be repeated, so a run that is killed here is finished by the same command.
+Every step can be repeated, so the same command resumes an interrupted assembly.
 """
 
 import logging
@@ -32,9 +32,12 @@ from pretraining.system.files import TEMPORARY_SUFFIX, fsync
 
 logger = logging.getLogger(__name__)
 
+SKIPPED_NAME = "skipped.jsonl"
+LocatedShard = tuple[Path, Shard]  # and the folder that it was written into
+
 
 def publish(store: PartialStore) -> Manifest:
-    """Remove what only the making needed, and give the assembled store its name."""
+    """Remove the working files, and rename the assembled store to its final name."""
     manifest = read_manifest(store.folder, flag="--output_dir")
     for name in WORKING_DIRS:
         if (store.folder / name).exists():
@@ -49,63 +52,89 @@ def publish(store: PartialStore) -> Manifest:
 
 
 def assemble(folder: Path, origin: StoreSpec, slices: Sequence[SliceProgress], *, tokenizer_dir: Path) -> None:
-    """Put the finished slices in `folder` together, check the sums, and write the manifest last."""
+    """Assemble the finished slices in `folder`, check the sums, and write the manifest last."""
     folders = [slice_dir(folder, number) for number in range(len(slices))]
-    splits: dict[str, SplitContents] = {
-        split: _assemble_split(folder, folders, slices, origin, split) for split in SPLITS
-    }
-    documents = [(path, shard) for path, p in zip(folders, slices, strict=True) for shard in p.documents]
-    skipped_lines = sum((Counter(progress.skipped_lines) for progress in slices), Counter())
-    num_documents = sum(progress.num_documents for progress in slices)
+    manifest = build_manifest(
+        folder,
+        origin,
+        {split: _assemble_split(folder, folders, slices, origin, split) for split in SPLITS},
+        [(path, shard) for path, p in zip(folders, slices, strict=True) for shard in p.documents],
+        sum((Counter(progress.skipped_lines) for progress in slices), Counter()),
+    )
+    with (folder / SKIPPED_NAME).open("wb") as skipped:
+        for path in (path / name for path, p in zip(folders, slices, strict=True) for name in p.skipped_files):
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, skipped)
+    copy_tokenizer(tokenizer_dir, folder / "tokenizer")
+    write_card(manifest, folder)
+    fsync(folder / CARD_NAME)
+    finish_store(folder, manifest)
+
+
+def build_manifest(
+    folder: Path,
+    origin: StoreSpec,
+    splits: Mapping[str, SplitContents],
+    documents: Sequence[LocatedShard],
+    skipped_lines: Counter[str],
+) -> Manifest:
+    """Give the shards of documents their final names, and check that all counts add up."""
+    num_documents = sum(split.num_documents for split in splits.values())
     manifest = Manifest(
         origin=origin,
         dtype=origin.dtype,
         num_lines=num_documents + skipped_lines.total(),
         num_documents=num_documents,
         skipped_lines=dict(sorted(skipped_lines.items())),
-        splits=splits,
+        splits=dict(splits),
         documents=name_shards(folder, "documents/documents", documents),
     )
     manifest.check()
-    with (folder / "skipped.jsonl").open("wb") as skipped:
-        for path in (path / name for path, p in zip(folders, slices, strict=True) for name in p.skipped_files):
-            with path.open("rb") as part:
-                shutil.copyfileobj(part, skipped)
-    copy_tokenizer(tokenizer_dir, folder / "tokenizer")
-    write_card(manifest, folder)
-    for path in (folder / "skipped.jsonl", folder / CARD_NAME, folder / "tokenizer", *(folder / "tokenizer").iterdir()):
+    return manifest
+
+
+def finish_store(folder: Path, manifest: Manifest) -> None:
+    """Flush the small files to the disk, and write the manifest, which makes the store complete."""
+    for path in (folder / SKIPPED_NAME, folder / "tokenizer", *(folder / "tokenizer").iterdir()):
         fsync(path)
     manifest.write(folder)
 
 
-def _assemble_split(
-    folder: Path, folders: Sequence[Path], slices: Sequence[SliceProgress], origin: StoreSpec, split: Split
+def split_contents(
+    folder: Path,
+    split: Split,
+    parts: Sequence[SplitProgress],
+    shards: Sequence[LocatedShard],
+    *,
+    num_tail_tokens: int = 0,
 ) -> SplitContents:
-    last = SplitProgress()
-    num_tail_tokens = _write_last_blocks(folder, folders, slices, origin, split, last)
-    parts = [progress.splits[split] for progress in slices]
-    shards = [(path, shard) for path, part in zip(folders, parts, strict=True) for shard in part.shards]
-    shards += [(folder / LAST_BLOCKS_DIR, shard) for shard in last.shards]
+    """Give the shards of blocks their final names, and add up the counts of the parts of a split."""
     return SplitContents(
         num_documents=sum(part.num_documents for part in parts),
         num_tokens=sum(part.num_tokens for part in parts),
-        num_blocks=sum(part.num_blocks for part in [*parts, last]),
-        num_padding_tokens=sum(part.num_padding_tokens for part in [*parts, last]),
+        num_blocks=sum(part.num_blocks for part in parts),
+        num_padding_tokens=sum(part.num_padding_tokens for part in parts),
         num_tail_tokens=num_tail_tokens,
         shards=name_shards(folder, f"data/{split}", shards),
     )
 
 
+def _assemble_split(
+    folder: Path, folders: Sequence[Path], slices: Sequence[SliceProgress], origin: StoreSpec, split: Split
+) -> SplitContents:
+    last, num_tail_tokens = _write_last_blocks(folder, folders, slices, origin, split)
+    parts = [progress.splits[split] for progress in slices]
+    shards = [(path, shard) for path, part in zip(folders, parts, strict=True) for shard in part.shards]
+    shards += [(folder / LAST_BLOCKS_DIR, shard) for shard in last.shards]
+    return split_contents(folder, split, [*parts, last], shards, num_tail_tokens=num_tail_tokens)
+
+
 def _write_last_blocks(
-    folder: Path,
-    folders: Sequence[Path],
-    slices: Sequence[SliceProgress],
-    origin: StoreSpec,
-    split: Split,
-    last: SplitProgress,
-) -> int:
-    """Pack what the slices have carried to their ends into `last`; returns the number of tokens left over."""
+    folder: Path, folders: Sequence[Path], slices: Sequence[SliceProgress], origin: StoreSpec, split: Split
+) -> tuple[SplitProgress, int]:
+    """Pack the tokens that the slices have left over; what was written, and the number of tokens in the tail."""
     (folder / LAST_BLOCKS_DIR).mkdir(exist_ok=True)
+    last = SplitProgress()
     packer = packer_of(origin)
     schema = block_schema(origin.block_length, origin.dtype)
     with ThreadPoolExecutor(1) as executor:
@@ -115,22 +144,22 @@ def _write_last_blocks(
                 writer.add_blocks(packer.add(read_carried(path / progress.carried_file)[split]), last)
         writer.add_blocks(packer.flush(), last)
         writer.close(last)
-    return packer.carried.num_tokens
+    return last, packer.pending.num_tokens
 
 
 def forget_damaged_slices(folder: Path, slices: Sequence[SliceProgress | None]) -> None:
-    """Remove each slice of which a finished file is not as it was written: 1.5 GB/s per core."""
+    """Remove each slice that has a damaged finished file: reads 1.5 GB/s per core."""
     made = {slice_dir(folder, number): progress for number, progress in enumerate(slices) if progress is not None}
     if len(made) == len(slices):
         _take_back_shards(folder, made)
     expected = {place / name: digest for place, progress in made.items() for name, digest in progress.hashes().items()}
-    for file, found in list(wrong_hashes(expected, "checking what is made")):
-        logger.warning("%s: has the SHA-256 %s, not %s; making its slice again", file, found, expected[file])
+    for file, found in list(wrong_hashes(expected, "checking finished files")):
+        logger.warning("%s: has the SHA-256 %s, not %s; writing its slice again", file, found, expected[file])
         shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def _take_back_shards(folder: Path, made: Mapping[Path, SliceProgress]) -> None:
-    """Move shards that an interrupted assembly has given their names back into the folders of their slices."""
+    """Move shards that an interrupted assembly has renamed back into the folders of their slices."""
     groups = {"documents/documents": [(place, shard) for place, p in made.items() for shard in p.documents]}
     groups |= {
         f"data/{split}": [(place, shard) for place, p in made.items() for shard in p.splits[split].shards]
@@ -144,8 +173,8 @@ def _take_back_shards(folder: Path, made: Mapping[Path, SliceProgress]) -> None:
                 path.replace(place / shard.path)
 
 
-def name_shards(folder: Path, prefix: str, shards: Sequence[tuple[Path, Shard]]) -> list[Shard]:
-    """Give shards their final names; one that an earlier try has moved is there already."""
+def name_shards(folder: Path, prefix: str, shards: Sequence[LocatedShard]) -> list[Shard]:
+    """Give shards their final names; an interrupted assembly may have moved some already."""
     (folder / prefix).parent.mkdir(exist_ok=True)
     named = []
     for number, (source_dir, shard) in enumerate(shards):
@@ -158,7 +187,7 @@ def name_shards(folder: Path, prefix: str, shards: Sequence[tuple[Path, Shard]])
 
 
 def copy_tokenizer(tokenizer_dir: Path, target: Path) -> None:
-    """Copy the files that make a tokenizer."""
+    """Copy the files of a tokenizer."""
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (tokenizer_dir / name).is_file():

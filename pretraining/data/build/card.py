@@ -1,4 +1,4 @@
-"""The data set card: README.md of a block store, which the Hub shows and `load_dataset` reads its splits from."""
+"""The data set card: README.md of a block store, shown by the Hub, with the splits for `load_dataset`."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ from pretraining.system.privacy import hide_path
 
 PACKING = {
     "concat": "documents are concatenated in input order and cut where a block ends.",
-    "best_fit": "documents are placed whole where they fit best; only longer ones are cut; the rest is padding.",
+    "best_fit": "documents are placed uncut where they fit best; only longer ones are cut; the rest is padding.",
 }
 CARD_NAME = "README.md"
 CARD = """\
@@ -42,9 +42,9 @@ configs:
 {rows}
 
 - Tokenizer: {tokenizer}, {vocab_size:,} tokens, in `tokenizer/`; sha256 of its tokenizer.json: `{tokenizer_hash}`.
-- Token rules: {rule} (id {eos_id}). Text such as the name of a control token is text.
+- Token rules: {rule} (id {eos_id}). The name of a control token in a document is plain text.
 - Packing: {packing}
-- Splits: whole documents, by a hash of their text, in the proportion {weights}; equal texts stand in one split.
+- Splits: whole documents, by a hash of their text, in the proportion {weights}; identical texts share a split.
 - Cleaning: {cleaning}.
 - Lines read: {num_lines:,} = {num_documents:,} documents + {num_skipped:,} skipped{skipped} (see `skipped.jsonl`).
 
@@ -65,12 +65,12 @@ documents = load_dataset(store, "documents", split="documents")  # where each do
 
 
 def write_card(manifest: Manifest, folder: Path, *, license_name: str | None = None) -> None:
-    """Write README.md for the block store in `folder`; `license_name` is the Hub's word for that of the sources."""
+    """Write README.md for the block store in `folder`; `license_name` is the Hub's identifier."""
     origin = manifest.origin
     filled = [split for split in SPLITS if manifest.splits[split].num_blocks]
     card = CARD.format(
         license="" if license_name is None else yaml.safe_dump({"license": license_name}),
-        no_license=" Its licence is not named yet: `preprocess.py --license`." if license_name is None else "",
+        no_license=" Its license is not set: `preprocess.py --license`." if license_name is None else "",
         block_length=origin.block_length,
         data_files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in filled),
         num_documents=manifest.num_documents,
@@ -103,11 +103,11 @@ def _rule(rules: TokenRules) -> str:
 
 def _cleaning(rules: CleaningRules) -> str:
     asked = [markdown_text(f"{name} {value}") for name, value in dataclasses.asdict(rules).items() if value]
-    return ", ".join(asked) or "nothing was asked to be removed"
+    return ", ".join(asked) or "nothing removed"
 
 
 def described_source(source: SourceFile) -> str:
-    """An input file as cards list it, without the folder of this machine that it is in."""
+    """An input file as cards list it, without its folder on this machine."""
     name = "" if source.source is None else f"{markdown_text(source.source)}: "
     path = markdown_code(hide_path(source.path))
     return f"{name}{path} ({source.num_bytes:,} bytes, sha256 `{source.sha256[:16]}...`)"

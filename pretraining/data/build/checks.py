@@ -1,4 +1,4 @@
-"""What ends a run of preprocess.py: too many unreadable lines, not one block, a disk that cannot be written."""
+"""Abort conditions of preprocess.py: too many unreadable lines, no block, a disk that cannot be written."""
 
 import contextlib
 import logging
@@ -18,34 +18,34 @@ from pretraining.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-ENOUGH_BYTES = 16 << 20  # without any document: most likely a wrong --text_field; terabytes must not be read
+ENOUGH_BYTES = 16 << 20  # without any document: most likely a wrong --text_field
 
 
 def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float, advice: str = "") -> None:
-    """Refuse input of which too much cannot be read; blank lines and what cleaning removes do not count."""
+    """Reject input with too many unreadable lines; blank lines and removed documents do not count."""
     counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
     num_unreadable = sum(count for reason, count in counts.items() if reason not in CLEANED)
     num_lines = sum(made.num_documents for made in slices) + num_unreadable
     if num_unreadable > max_skipped_fraction * num_lines:
         raise UserError(
             f"{_first_unreadable(slices)}; "
-            f"{num_unreadable:,} of {num_lines:,} lines like it are more than --max_skipped_fraction "
-            f"{max_skipped_fraction}; mend them, name the right --text_field, or allow more{advice}"
+            f"{num_unreadable:,} of {num_lines:,} lines are unreadable, more than --max_skipped_fraction "
+            f"{max_skipped_fraction}; fix them, use the right --text_field, or allow more{advice}"
         )
 
 
 class EarlyCheck:
-    """Ends a run that reads and reads and finds no document: terabytes of another format, or a bomb."""
+    """Aborts a run that finds no document: terabytes of another format, or a decompression bomb."""
 
     def __init__(self, max_skipped_fraction: float) -> None:
         self._max_skipped_fraction = max_skipped_fraction
         self._num_lines = self._num_bytes = 0  # since the last document
 
     def see(self, batch: EncodedBatch, made: SliceProgress) -> None:
-        """Take account of a batch that was added to what its slice has `made`.
+        """Count a batch that was added to its slice.
 
         Raises:
-            UserError: when enough lines in a row are no documents; blank ones count here, documents not wanted do not.
+            UserError: when too many consecutive lines are not documents; blank lines count, removed documents do not.
         """
         if len(batch.lengths):
             self._num_lines = self._num_bytes = 0
@@ -59,9 +59,9 @@ class EarlyCheck:
         num_lines = made.num_documents + sum(made.skipped_lines.values())
         if num_bad > self._max_skipped_fraction * num_lines:
             raise UserError(
-                f"--data_files {batch.path}: no document in {self._num_lines:,} lines in a row; "
-                f"{_first_unreadable([made])}; {num_bad:,} of {num_lines:,} lines so far are no documents, more than "
-                f"--max_skipped_fraction {self._max_skipped_fraction}; fix them, name the right --text_field, or allow "
+                f"--data_files {batch.path}: no document in {self._num_lines:,} consecutive lines; "
+                f"{_first_unreadable([made])}; {num_bad:,} of {num_lines:,} lines so far are not documents, more than "
+                f"--max_skipped_fraction {self._max_skipped_fraction}; fix them, use the right --text_field, or allow "
                 "more"
             )
 
@@ -74,23 +74,23 @@ def _first_unreadable(slices: Sequence[SliceProgress]) -> str:
 
 
 def empty_store_reason(slices: Sequence[SliceProgress], origin: StoreSpec) -> str | None:
-    """Why the slices make no block store, None when they make one."""
+    """Why the slices give no block; None if they do."""
     if not any(made.num_documents for made in slices):
         counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
         reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items()) or "no line"
-        return f"--data_files: no line of them is a document that is kept ({reasons}); give others, or other flags"
+        return f"--data_files: no document is left ({reasons}); use other files or flags"
     most_tokens = max(sum(made.splits[split].num_tokens for made in slices) for split in SPLITS)
     if origin.packing == "concat" and most_tokens < origin.block_length:
         return (
             f"--block_length {origin.block_length}: no split has the tokens of one block, the largest has "
-            f"{most_tokens:,}; give a smaller one, or more text"
+            f"{most_tokens:,}; use a smaller value, or more text"
         )
     return None
 
 
 @contextlib.contextmanager
 def with_resume_hint(output_dir: Path) -> Iterator[None]:
-    """Turn a full disk or a withdrawn permission into one line; nothing that was finished is lost."""
+    """Turn a full disk or a permission error into one line; finished shards are kept."""
     folder = partial_dir(output_dir)
     try:
         yield
@@ -99,13 +99,13 @@ def with_resume_hint(output_dir: Path) -> Iterator[None]:
         place = f"--output_dir {output_dir}: cannot be written"
         if error.filename is not None and not Path(error.filename).resolve().is_relative_to(folder.parent):
             place = f"{error.filename}: cannot be used"
-        raise UserError(f"{place} ({reason}); mend that, and {_how_to_go_on(folder)}") from None
+        raise UserError(f"{place} ({reason}); fix that, then {_resume_hint(folder)}") from None
     except KeyboardInterrupt:
-        logger.warning("stopped; %s", _how_to_go_on(folder))
+        logger.warning("stopped; %s", _resume_hint(folder))
         raise
 
 
-def _how_to_go_on(folder: Path) -> str:
+def _resume_hint(folder: Path) -> str:
     if folder.exists():
-        return f"the same command goes on from the last finished shard in {folder}"
-    return "give the same command again (nothing was finished yet)"
+        return f"run the same command again to resume from the last finished shard in {folder}"
+    return "run the same command again (nothing was finished yet)"

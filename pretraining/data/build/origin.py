@@ -1,13 +1,11 @@
-"""What a block store is made from, as the flags and files of a command say it."""
+"""The specification of a block store, from the flags and files of a command."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
-from pretraining.data.input.documents import JsonFields
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.find import InputFile
-from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.hashes import hash_inputs
 from pretraining.data.store.manifest import SourceFile, StoreSpec, TokenizerIdentity
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
@@ -16,14 +14,9 @@ from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 def build_store_spec(
     arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer, *, hashes_in: Path | None
 ) -> StoreSpec:
-    """All that decides the bytes of the store, with the hash of each input file."""
-    canary = tokenizer.canary()
-    hashes = hash_inputs(files, hashes_in)
+    """Everything that determines the bytes of the store, with the hash of each input file."""
     return StoreSpec(
-        sources=[
-            SourceFile(file.path, file.source, file.num_bytes, sha256)
-            for file, sha256 in zip(files, hashes, strict=True)
-        ],
+        sources=source_files(files, hashes_in=hashes_in),
         text_field=arguments.text_field,
         source_field=arguments.source_field,
         split_text_files=arguments.split_text_files,
@@ -36,9 +29,7 @@ def build_store_spec(
             exact_duplicates=arguments.exact_duplicates,
             near_duplicates=arguments.near_duplicates,
         ),
-        tokenizer=TokenizerIdentity(
-            tokenizer.name, tokenizer.sha256, tokenizer.vocab_size, canary["text"], canary["ids"]
-        ),
+        tokenizer=tokenizer_identity(tokenizer),
         token_rules=tokenizer.rules,
         block_length=arguments.block_length,
         packing=arguments.packing,
@@ -49,10 +40,13 @@ def build_store_spec(
     )
 
 
-def reading_options(origin: StoreSpec) -> ReadingOptions:
-    """How the files of `origin` are read."""
-    return ReadingOptions(
-        fields=JsonFields(origin.text_field, origin.source_field),
-        max_document_bytes=origin.max_document_bytes,
-        split_text_files=origin.split_text_files,
-    )
+def source_files(files: Sequence[InputFile], *, hashes_in: Path | None) -> list[SourceFile]:
+    """The input files with their hashes, which a resumed run takes from `hashes_in`."""
+    hashes = hash_inputs(files, hashes_in)
+    return [SourceFile(f.path, f.source, f.num_bytes, sha256) for f, sha256 in zip(files, hashes, strict=True)]
+
+
+def tokenizer_identity(tokenizer: DocumentTokenizer) -> TokenizerIdentity:
+    """What readers of the blocks check their tokenizer by."""
+    canary = tokenizer.canary()
+    return TokenizerIdentity(tokenizer.name, tokenizer.sha256, tokenizer.vocab_size, canary["text"], canary["ids"])

@@ -1,7 +1,6 @@
-"""A block store in the making: the folder NAME.partial, which takes its name only when it is complete.
+"""A partial block store: the folder NAME.partial, which is renamed when it is complete.
 
-One process at a time works on it. It remembers what it is made from, so the same command goes on where the last one
-was stopped, and any other is refused.
+One process at a time writes it. It records its specification, so the same command resumes it and any other is rejected.
 """
 
 import dataclasses
@@ -25,8 +24,8 @@ from pretraining.data.store.manifest import (
     differences,
     read_manifest,
 )
-from pretraining.data.store.typed_json import from_json
 from pretraining.errors import UserError
+from pretraining.system.checked_json import from_json
 from pretraining.system.files import TEMPORARY_SUFFIX
 from pretraining.system.locks import lock_file
 
@@ -35,8 +34,8 @@ LOCK_NAME = "lock"
 SLICES_NAME = "slices.json"
 REFERENCE_ONLY_NAME = "reference_only"
 INPUT_HASHES_NAME = "input_hashes.json"
-COPIES_NAME = "copies.npz"
-WORKING_FILES = (ORIGIN_NAME, SLICES_NAME, REFERENCE_ONLY_NAME, INPUT_HASHES_NAME, COPIES_NAME)
+DUPLICATES_NAME = "copies.npz"
+WORKING_FILES = (ORIGIN_NAME, SLICES_NAME, REFERENCE_ONLY_NAME, INPUT_HASHES_NAME, DUPLICATES_NAME)
 SLICES_DIR = "slices"
 KEYS_DIR = "keys"
 LAST_BLOCKS_DIR = "last_blocks"
@@ -45,16 +44,16 @@ OWN_NAMES = {*WORKING_FILES, *WORKING_DIRS, *STORE_CONTENTS, LOCK_NAME}
 
 
 def partial_dir(output_dir: Path) -> Path:
-    """The folder in which a block store is made; a link's target is what takes the finished folder's place."""
+    """The folder in which a block store is built, beside the target of a link."""
     output_dir = output_dir.resolve()
     return output_dir.with_name(output_dir.name + ".partial")
 
 
 def is_occupied(output_dir: Path) -> bool:
-    """Whether `output_dir` holds a block store.
+    """Whether `output_dir` has a block store.
 
     Raises:
-        UserError: when it can never become one.
+        UserError: when no block store can be written there.
     """
     try:
         if output_dir.resolve() == Path.cwd():
@@ -66,23 +65,23 @@ def is_occupied(output_dir: Path) -> bool:
         if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
             return False
         if not (output_dir / MANIFEST_NAME).is_file():
-            raise UserError(f"--output_dir {output_dir}: holds something else already; choose another folder")
-    except (OSError, RuntimeError) as error:  # RuntimeError: of pathlib, for a loop of links
+            raise UserError(f"--output_dir {output_dir}: has other files; choose another folder")
+    except (OSError, RuntimeError) as error:  # RuntimeError: pathlib's, for circular links
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--output_dir {output_dir}: cannot be read ({reason}); choose another") from None
     return True
 
 
 def finished_store(output_dir: Path, origin: StoreSpec) -> Manifest:
-    """The manifest of the block store in `output_dir`, every shard of which is read: 1.5 GB/s per core.
+    """The manifest of the block store in `output_dir`, whose shards are hashed: 1.5 GB/s per core.
 
     Raises:
-        UserError: when it was made of another origin or a shard is damaged; it is left as it is.
+        UserError: when its origin differs or a shard is damaged; nothing is changed.
     """
     manifest = read_manifest(output_dir, flag="--output_dir")
     if manifest.origin != origin:
         raise UserError(
-            f"--output_dir {output_dir}: holds a block store of other input or flags "
+            f"--output_dir {output_dir}: has a block store of other input or flags "
             f"({'; '.join(differences(manifest.origin, origin))}); choose another folder or delete this one"
         )
     check_hashes(output_dir, manifest, flag="--output_dir")
@@ -90,12 +89,12 @@ def finished_store(output_dir: Path, origin: StoreSpec) -> Manifest:
 
 
 class PartialStore:
-    """NAME.partial, open for this process alone."""
+    """NAME.partial, locked by this process."""
 
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir.resolve()
         self.folder = partial_dir(output_dir)
-        self._is_worthless = not self.folder.exists()
+        self._is_disposable = not self.folder.exists()
         self._lock = _lock(self.folder)
 
     def __enter__(self) -> "PartialStore":
@@ -104,30 +103,30 @@ class PartialStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of the folder; what a failed run has made stays, unless that is nothing."""
-        if kind is not None and self._is_worthless and not self._has_results():
+        """Unlock the folder; remove it if a failed run has finished nothing."""
+        if kind is not None and self._is_disposable and not self._has_results():
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
     def discard(self) -> None:
-        """Remove what was made: it is no block store, and would only be in the way of a better command."""
+        """Remove what was written, which would block other flags."""
         for name in WORKING_DIRS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        self._is_worthless = True
+        self._is_disposable = True
 
     def _has_results(self) -> bool:
-        """Whether a section, or the keys of a slice, were finished; or all was."""
+        """Whether a section, the keys of a slice, or everything is finished."""
         finished = [*self.folder.glob(f"{SLICES_DIR}/*/{PROGRESS_NAME}"), *self.folder.glob(f"{KEYS_DIR}/*.npz")]
         return self.is_assembled or bool(finished)
 
     def claim(self, origin: StoreSpec) -> bool:
-        """Make the folder one of `origin`; whether an earlier run has begun it.
+        """Record `origin`; whether an earlier run started this store.
 
         Raises:
-            UserError: when it was begun with another input or other flags, or is damaged.
+            UserError: when it was started with other input or flags, or is damaged.
         """
         if is_occupied(self.output_dir):
-            raise UserError(f"--output_dir {self.output_dir}: was finished by another run meanwhile; start again")
+            raise UserError(f"--output_dir {self.output_dir}: another run finished this store; run the command again")
         path = self.folder / ORIGIN_NAME
         if self.is_assembled:
             found = read_manifest(self.folder, flag="--output_dir").origin
@@ -140,31 +139,31 @@ class PartialStore:
         if found != origin:
             raise UserError(
                 f"--output_dir {self.output_dir}: an unfinished run with other input or flags is in {self.folder} "
-                f"({'; '.join(differences(found, origin))}); give its flags to go on, or delete that folder"
+                f"({'; '.join(differences(found, origin))}); use its flags to resume it, or delete that folder"
             )
         return True
 
     @property
     def is_assembled(self) -> bool:
-        """Whether all that is missing is the name."""
+        """Whether only publishing is left."""
         return (self.folder / MANIFEST_NAME).is_file()
 
     @property
     def input_hashes_path(self) -> Path:
-        """Where the hashes of the input are remembered while the store is made."""
+        """The file of the input's hashes, for a resumed run."""
         return self.folder / INPUT_HASHES_NAME
 
     def slices(self, files: Sequence[InputFile], num_slices: int) -> list[list[FileRange]]:
         """The ranges of each slice, cut once.
 
         Raises:
-            UserError: when what was written about them then is damaged.
+            UserError: when their record is damaged.
         """
         path = self.folder / SLICES_NAME
         if not path.exists():
             cut = [[dataclasses.astuple(part) for part in ranges] for ranges in cut_slices(files, num_slices)]
             write_record(path, cut)
-        return read_record(path, _ranges_of, remedy="delete it; the same command makes it again")
+        return read_record(path, _ranges_of, remedy="delete it and run the same command again")
 
 
 def _ranges_of(content: list[list[list[Any]]]) -> list[list[FileRange]]:
@@ -172,21 +171,21 @@ def _ranges_of(content: list[list[list[Any]]]) -> list[list[FileRange]]:
 
 
 def slice_dir(folder: Path, number: int) -> Path:
-    """Where slice `number` of the block store in the making in `folder` is made."""
+    """The folder of slice `number` of the partial store in `folder`."""
     return folder / SLICES_DIR / f"{number:05d}"
 
 
 def _lock(folder: Path) -> int:
-    """Lock `folder`, made if need be; the system lets go of the lock when the process ends, however it does.
+    """Create and lock `folder`; the system releases the lock when the process ends.
 
     Raises:
-        UserError: when another process holds it, or it holds something else.
+        UserError: when another process holds the lock, or the folder has other files.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in folder.iterdir() if path.suffix != TEMPORARY_SUFFIX}
         if names - OWN_NAMES or (names and not names & {LOCK_NAME, MANIFEST_NAME}):
-            raise UserError(f"{folder}: is in the way of --output_dir; move it or choose another folder")
+            raise UserError(f"{folder}: blocks --output_dir; move it or choose another folder")
         descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another folder") from None
@@ -197,7 +196,7 @@ def _lock(folder: Path) -> int:
             f"--output_dir: another preprocess.py (process {owner}) is writing {folder}; wait for it, or choose "
             "another folder"
         )
-    if os.fstat(descriptor).st_nlink == 0:  # its owner finished in this very moment, and the folder has its name now
+    if os.fstat(descriptor).st_nlink == 0:  # its owner has just finished, and the folder was renamed
         os.close(descriptor)
         return _lock(folder)
     os.ftruncate(descriptor, 0)

@@ -1,4 +1,4 @@
-"""The story of a block store: from input files to the finished folder, slice by slice, on one process or many."""
+"""Build a block store from input files, slice by slice, in one process or several."""
 
 import contextlib
 import logging
@@ -11,9 +11,9 @@ from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.cli.progress import Progress
 from pretraining.data.build.assemble import assemble, forget_damaged_slices, publish
 from pretraining.data.build.checks import EarlyCheck, check_skipped, empty_store_reason, with_resume_hint
-from pretraining.data.build.origin import build_store_spec, reading_options
+from pretraining.data.build.origin import build_store_spec
 from pretraining.data.build.partial_store import (
-    COPIES_NAME,
+    DUPLICATES_NAME,
     KEYS_DIR,
     REFERENCE_ONLY_NAME,
     PartialStore,
@@ -23,12 +23,11 @@ from pretraining.data.build.partial_store import (
 from pretraining.data.build.progress import SliceProgress, read_progress
 from pretraining.data.build.ranks import Ranks
 from pretraining.data.build.slice_writer import SliceWriter
-from pretraining.data.encode.deduplicate import Copies, KeyExtractor, write_copies, write_keys
+from pretraining.data.encode.deduplicate import Duplicates, KeyExtractor, write_duplicates, write_keys
 from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, ordered_parallel_map
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.filters import TextFilter
 from pretraining.data.input.find import InputFile
-from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.hashes import changed_inputs
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import FileRange, num_bytes_of
@@ -43,12 +42,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Work:
-    """What it takes to make any slice of the block store in the making in `folder`."""
+    """Everything needed to write any slice of the partial store in `folder`."""
 
     folder: Path
     files: Sequence[InputFile]
     slices: Sequence[Sequence[FileRange]]
-    options: ReadingOptions
     origin: StoreSpec
     tokenizer: DocumentTokenizer
     reader: DocumentReader
@@ -57,22 +55,22 @@ class Work:
 
     @property
     def fast_backend_was_wrong(self) -> bool:
-        """Whether some process, now or in an earlier run, found a document that the fast backend encodes wrong."""
+        """Whether any process, also of an earlier run, found a document that the fast backend encodes wrong."""
         return (self.folder / REFERENCE_ONLY_NAME).exists()
 
     def progress_of(self, number: int) -> SliceProgress | None:
-        """How far slice `number` is."""
+        """The progress of slice `number`."""
         return read_progress(slice_dir(self.folder, number))
 
 
 def make_block_store(
     arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer, ranks: Ranks
 ) -> Manifest:
-    """Read, clean, encode, split, pack and write every document, going on where an earlier run was stopped.
+    """Read, filter, encode, split, pack and write every document; resume an interrupted run.
 
     Raises:
-        UserError: when the folder is in use or was begun with other input or flags, when an input file is damaged or
-            too many lines cannot be read, and when the disk is full.
+        UserError: when the folder is in use or belongs to other input or flags, an input file is damaged, too many
+            lines are unreadable, or the disk is full.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(with_resume_hint(arguments.output_dir))
@@ -84,44 +82,43 @@ def make_block_store(
             folder=partial_dir(arguments.output_dir),
             files=files,
             slices=ranks.from_first(lambda: _opened(store).slices(files, origin.num_slices)),
-            options=reading_options(origin),
             origin=origin,
             tokenizer=tokenizer,
-            reader=DocumentReader(reading_options(origin).fields, TextFilter(origin.cleaning)),
+            reader=DocumentReader(origin.reading_options.fields, TextFilter(origin.cleaning)),
             num_workers=arguments.num_workers,
             max_skipped_fraction=arguments.max_skipped_fraction,
         )
-        copies = find_copies(work, ranks) if origin.cleaning.finds_duplicates else None
-        make_slices(work, copies, ranks)
+        duplicates = find_duplicates(work, ranks) if origin.cleaning.finds_duplicates else None
+        make_slices(work, duplicates, ranks)
         return ranks.from_first(lambda: _finish(_opened(store), work))
 
 
-def find_copies(work: Work, ranks: Ranks) -> Copies:
-    """Read the input a first time for documents that are copies of earlier ones."""
+def find_duplicates(work: Work, ranks: Ranks) -> Duplicates:
+    """Find duplicates in a first pass over the input."""
     paths = [work.folder / KEYS_DIR / f"{number:05d}.npz" for number in range(len(work.slices))]
     missing = ranks.from_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
     maker = KeyExtractor(work.reader, work.origin.cleaning)
     mine = missing[ranks.rank :: ranks.size]
     with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
         for number in mine:
-            batches = read_batches(work.files, work.slices[number], None, work.options)
+            batches = read_batches(work.files, work.slices[number], None, work.origin.reading_options)
             for num_bytes in write_keys(paths[number], maker, batches, num_workers=work.num_workers):
-                progress.advance(num_bytes, "looking for copies")
+                progress.advance(num_bytes, "finding duplicates")
     ranks.wait()
-    path = work.folder / COPIES_NAME
+    path = work.folder / DUPLICATES_NAME
     if ranks.is_first and not path.exists():
-        write_copies(path, paths, work.origin.cleaning)
+        write_duplicates(path, paths, work.origin.cleaning)
     ranks.wait()
-    return Copies(path, [file.path for file in work.files])
+    return Duplicates(path, [file.path for file in work.files])
 
 
-def make_slices(work: Work, copies: Copies | None, ranks: Ranks) -> None:
-    """Make every slice that is not finished, each process its own; slices need nothing of one another."""
+def make_slices(work: Work, duplicates: Duplicates | None, ranks: Ranks) -> None:
+    """Write every slice that is not finished; the processes share them."""
     encoder = BatchEncoder(
         work.reader,
         splits=SplitAssigner(work.origin.split_weights, seed=work.origin.seed),
         tokenizer=work.tokenizer,
-        copies=copies,
+        duplicates=duplicates,
     )
     while numbers := ranks.from_first(lambda: _unfinished_slices(work)):
         if work.fast_backend_was_wrong:
@@ -134,9 +131,9 @@ def make_slices(work: Work, copies: Copies | None, ranks: Ranks) -> None:
 
 
 def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progress) -> None:
-    """Work through one slice from the last finished section on."""
+    """Write one slice from its last finished section on."""
     if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
-        return  # made by the reference, in the next round
+        return  # the reference writes it, in the next round
     writer = SliceWriter(
         slice_dir(work.folder, number),
         work.origin,
@@ -145,7 +142,7 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progres
     )
     made = writer.progress
     progress.skip(made.num_file_bytes)
-    batches = read_batches(work.files, work.slices[number], made.position, work.options)
+    batches = read_batches(work.files, work.slices[number], made.position, work.origin.reading_options)
     num_tokens_before = made.num_tokens
     early_check = EarlyCheck(work.max_skipped_fraction)
     try:
@@ -166,11 +163,11 @@ def _begin(
     files: Sequence[InputFile],
     tokenizer: DocumentTokenizer,
 ) -> tuple[StoreSpec, Manifest | None]:
-    """Open the store for this origin; its manifest as well, where an earlier run was stopped at the very end."""
+    """Open the store for this origin; its manifest as well, if only publishing is left."""
     store = _opened(store)
     origin = build_store_spec(arguments, files, tokenizer, hashes_in=store.input_hashes_path)
     if store.claim(origin):
-        logger.info("going on with what an earlier run has made in %s", store.folder)
+        logger.info("resuming from %s", store.folder)
     if not store.is_assembled:
         return origin, None
     check_hashes(store.folder, read_manifest(store.folder, flag="--output_dir"), flag="--output_dir")
@@ -183,10 +180,7 @@ def _opened(store: PartialStore | None) -> PartialStore:
 
 
 def _unfinished_slices(work: Work) -> list[int]:
-    """Slices to make; where a fast backend was wrong anywhere, what it made is forgotten and made again.
-
-    So is a slice of which a finished file is no longer as it was written: on a continued run, and before assembly.
-    """
+    """Slices to write; those that a wrong fast backend wrote, or that have a damaged file, are written again."""
     forget_damaged_slices(work.folder, [work.progress_of(number) for number in range(len(work.slices))])
     if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
         difference = (work.folder / REFERENCE_ONLY_NAME).read_text(encoding="utf-8", errors="backslashreplace")
@@ -206,8 +200,8 @@ def _finish(store: PartialStore, work: Work) -> Manifest:
     slices = [made for number in range(len(work.slices)) if (made := work.progress_of(number)) is not None]
     changed = changed_inputs(work.files, [source.sha256 for source in work.origin.sources], store.input_hashes_path)
     if changed:
-        raise UserError(f"--data_files {changed[0]}: changed while it was read; delete {work.folder} and start again")
-    check_skipped(slices, work.max_skipped_fraction, f"; with input that was mended, delete {work.folder} first")
+        raise UserError(f"--data_files {changed[0]}: changed during reading; delete {work.folder} and start again")
+    check_skipped(slices, work.max_skipped_fraction, f"; after fixing the input, delete {work.folder} first")
     problem = empty_store_reason(slices, work.origin)
     if problem is not None:
         store.discard()

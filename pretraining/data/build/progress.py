@@ -1,4 +1,4 @@
-"""progress.json: how far one slice is, and which of its files are finished."""
+"""progress.json: the progress of one slice, and its finished files."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -10,14 +10,15 @@ from pretraining.data.encode.splits import SPLITS
 from pretraining.data.input.documents import REMOVED, SkippedLine
 from pretraining.data.input.reading import Position
 from pretraining.data.store.shards import Shard
+from pretraining.system.checked_json import from_json
 
 PROGRESS_NAME = "progress.json"
-MAX_LISTED = 10_000  # of a file and reason: 2 MB of skipped.jsonl
+MAX_LISTED = 10_000  # per file and reason: 2 MB of skipped.jsonl
 
 
 @dataclass
 class SplitProgress:
-    """What a slice has of one split."""
+    """Counts and shards of one split in a slice."""
 
     num_documents: int = 0
     num_tokens: int = 0
@@ -28,10 +29,10 @@ class SplitProgress:
 
 @dataclass
 class FileSkips:
-    """How many of a file's lines that are no documents are in skipped.jsonl, by reason, and how many are only counted.
+    """Numbers of a file's skipped lines that are listed in skipped.jsonl, and that are only counted, by reason.
 
-    Without a limit a few kilobytes, decompressed, would fill a disk with records. Documents that cleaning removes have
-    no limit: they take more room in the input than in the list.
+    Without a limit a decompression bomb would fill the disk with records. Removed documents have no limit: they are
+    larger in the input than in the list.
     """
 
     file: str = ""
@@ -51,7 +52,7 @@ class FileSkips:
 
 
 def skip_record(file: str, line: SkippedLine) -> dict[str, Any]:
-    """What skipped.jsonl has of a line."""
+    """The record of a line in skipped.jsonl."""
     record: dict[str, Any] = {"file": file, "line": line.line, "reason": line.reason, "first_bytes": line.first_bytes}
     if line.copy_of is not None:
         record["copy_of"] = line.copy_of
@@ -62,10 +63,10 @@ def skip_record(file: str, line: SkippedLine) -> dict[str, Any]:
 
 @dataclass
 class SliceProgress:
-    """How far a slice is; `position` is where the first line stands that no finished shard has.
+    """Progress of a slice; `position` is the first line that is in no finished shard.
 
-    `only_reference` says that no fast backend had a part in it. `num_file_bytes` of the input are read.
-    `first_unreadable` is the first line that could not be read, with its file; `skips_of_file` is of the file in work.
+    `only_reference`: no fast backend encoded any of it. `num_file_bytes` of the input were read. `first_unreadable` is
+    the first unreadable line with its file; `skips_of_file` is of the current file.
     """
 
     only_reference: bool = True
@@ -89,48 +90,36 @@ class SliceProgress:
         return sum(split.num_tokens for split in self.splits.values())
 
     def file_names(self) -> set[str]:
-        """Every file of the slice that is finished."""
+        """Every finished file of the slice."""
         carried = [] if self.carried_file is None else [self.carried_file]
         return self.hashes().keys() | set(self.skipped_files) | set(carried)
 
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of every finished file; earlier versions recorded those of shards alone."""
+        """The SHA-256 of every finished file; earlier versions recorded only those of shards."""
         shards = [shard for split in self.splits.values() for shard in split.shards] + self.documents
         return {shard.path: shard.sha256 for shard in shards} | self.other_hashes
 
     def write(self, folder: Path) -> None:
-        """Let this take the place of the progress before it."""
+        """Replace the previous progress."""
         write_record(folder / PROGRESS_NAME, dataclasses.asdict(self))
 
 
 def read_progress(folder: Path) -> SliceProgress | None:
-    """The progress of the slice in `folder`, None when no section of it is finished.
+    """The progress of the slice in `folder`; None if no section is finished.
 
     Raises:
         UserError: when the file is damaged.
     """
     try:
-        return read_record(folder / PROGRESS_NAME, _progress_of, remedy=remedy_for(folder))
+        return read_record(
+            folder / PROGRESS_NAME,
+            lambda content: from_json(SliceProgress, content, PROGRESS_NAME),
+            remedy=remedy_for(folder),
+        )
     except FileNotFoundError:
         return None
 
 
 def remedy_for(folder: Path) -> str:
-    """What helps when a working file of a slice is damaged."""
-    return f"delete {folder}; the same command makes this slice again"
-
-
-def _progress_of(content: dict[str, Any]) -> SliceProgress:
-    position = content["position"]
-    return SliceProgress(
-        **{
-            **content,
-            "skips_of_file": FileSkips(**content["skips_of_file"]),
-            "position": None if position is None else Position(**position),
-            "splits": {
-                name: SplitProgress(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
-                for name, split in content["splits"].items()
-            },
-            "documents": [Shard(**shard) for shard in content["documents"]],
-        }
-    )
+    """The remedy for a damaged working file of a slice."""
+    return f"delete {folder} and run the same command again"

@@ -1,4 +1,4 @@
-"""The processes that `mpirun` starts on one machine or several: each works through its own slices."""
+"""The processes of `mpirun`, on one machine or several; each writes its own slices."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,17 +10,17 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """This process among all; without mpirun there is one. They must see the same files and output folder.
+    """This process among all of them, which must see the same files and output folder.
 
-    `alone`: whatever a launcher started, this process works by itself.
+    `alone`: ignore the launcher.
     """
 
     def __init__(self, *, num_slices: int, alone: bool = False) -> None:
         self.rank, self.size = (0, 1) if alone else (process_rank(), num_processes())
         if self.size > num_slices:
             raise UserError(
-                f"--num_slices {num_slices}: is less than the {self.size} processes that share them; give "
-                f"{4 * self.size}, and keep it when the number of processes changes"
+                f"--num_slices {num_slices}: is less than the {self.size} processes that share them; use "
+                f"{4 * self.size}, and keep it if the number of processes changes"
             )
         self._communicator: Any = None
         if self.size > 1:
@@ -29,21 +29,21 @@ class Ranks:
             self._communicator = MPI.COMM_WORLD
             if self._communicator.Get_size() != self.size:
                 raise UserError(
-                    f"preprocess.py was started as one of {self.size} processes, but not by mpirun; give "
-                    f"mpirun -n {self.size} python3 preprocess.py ..., or start it alone"
+                    f"preprocess.py was started as one of {self.size} processes, but not by mpirun; use "
+                    f"mpirun -n {self.size} python3 preprocess.py ..., or start one process"
                 )
 
     @property
     def is_first(self) -> bool:
-        """Whether this process does what is done once."""
+        """Whether this is the first process."""
         return self.rank == 0
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, in every process; all must come here together."""
+        """What `make` returns in the first process, broadcast to all."""
         value = make() if self.is_first else None
         return value if self._communicator is None else self._communicator.bcast(value)  # type: ignore[return-value]
 
     def wait(self) -> None:
-        """Go on when all are here."""
+        """Wait until all processes are here."""
         if self._communicator is not None:
             self._communicator.Barrier()

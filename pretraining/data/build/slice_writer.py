@@ -1,8 +1,8 @@
-"""Write what one slice of the input makes, section by section, so that it can be killed at any instant and go on.
+"""Write one slice of the input, section by section, so that it can be resumed after a kill at any time.
 
-A section ends when it holds `tokens_per_shard` tokens: every shard is closed, hashed and on the disk, and only then
-progress.json takes the place of the one before. It names the finished files, the counts, the position in the input,
-and the file with the tokens that stand in no block yet. A file that it does not name was never finished and goes.
+A section ends at `tokens_per_shard` tokens: every shard is closed, fsynced and hashed, and only then progress.json is
+replaced. It names the finished files, the counts, the position in the input, and the file with the tokens that are in
+no block yet. Files that it does not name are unfinished and are removed.
 """
 
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -27,14 +27,14 @@ from pretraining.data.encode.encoding import EncodedBatch
 from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.input.documents import CLEANED
 from pretraining.data.store.manifest import StoreSpec
-from pretraining.data.store.packing import Blocks, DocumentSegments, Packer, make_packer
+from pretraining.data.store.packing import SEGMENT_COLUMNS, Blocks, DocumentSegments, Packer, make_packer
 from pretraining.data.store.schema import DOCUMENT_SCHEMA, block_schema, block_table, document_table
 from pretraining.data.store.shards import ShardWriter
 from pretraining.system.files import fsync, sha256_of
 
 TOKENS_PER_ROW_GROUP = 1 << 22
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
-FIRST_ID_BITS = 40  # document n of slice s is number s * 2^40 + n, so that slices need not know of one another
+FIRST_ID_BITS = 40  # document n of slice s has id s * 2^40 + n, so slices are independent
 
 
 class SplitWriter:
@@ -77,10 +77,10 @@ class SplitWriter:
 
 
 class SliceWriter:
-    """Takes the encoded batches of one slice in input order, from `progress.position` on."""
+    """Writes the encoded batches of one slice in input order, from `progress.position` on."""
 
     def __init__(self, folder: Path, origin: StoreSpec, *, slice_number: int, only_reference: bool) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="write")  # compressing must not keep encoders waiting
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="write")  # compression must not block the encoders
         self._folder = folder
         self._origin = origin
         self._first_id = slice_number << FIRST_ID_BITS
@@ -91,7 +91,7 @@ class SliceWriter:
         self._remove_unfinished()
         if self.progress.carried_file is not None:
             for split, pieces in read_carried(folder / self.progress.carried_file).items():
-                self._packers[split].carried = pieces
+                self._packers[split].pending = pieces
         self._begin_section()
 
     def _remove_unfinished(self) -> None:
@@ -113,7 +113,7 @@ class SliceWriter:
         self._num_tokens_before = self.progress.num_tokens
 
     def add(self, batch: EncodedBatch) -> None:
-        """Append a batch; the section ends with it if it is full."""
+        """Append a batch, and end the section if it is full."""
         progress = self.progress
         num_documents = len(batch.lengths)
         document_ids = self._first_id + progress.num_documents + np.arange(num_documents)
@@ -134,7 +134,7 @@ class SliceWriter:
             self._end_section()
 
     def finish(self) -> SliceProgress:
-        """End the last section: the slice is done."""
+        """End the last section and the slice."""
         self._count_unlisted()
         self.progress.is_done = True
         self._end_section()
@@ -166,7 +166,7 @@ class SliceWriter:
                 self._write_skipped(record)
 
     def _count_unlisted(self) -> None:
-        """Close a file's part of the list with the numbers of lines that are not in it."""
+        """Add the numbers of lines of a file that are not listed."""
         found = self.progress.skips_of_file
         for reason, num_lines in found.unlisted.items():
             self._write_skipped({"file": found.file, "reason": reason, "num_lines_not_listed": num_lines})
@@ -189,7 +189,7 @@ class SliceWriter:
             progress.other_hashes[self._skipped_path.name] = sha256_of(self._skipped_path)
         before = progress.carried_file
         progress.carried_file = f"carried-{progress.num_sections:05d}.npz"
-        write_carried(self._folder / progress.carried_file, {s: p.carried for s, p in self._packers.items()})
+        write_carried(self._folder / progress.carried_file, {s: p.pending for s, p in self._packers.items()})
         progress.other_hashes.pop(before or "", None)
         progress.other_hashes[progress.carried_file] = sha256_of(self._folder / progress.carried_file)
         progress.num_sections += 1
@@ -201,7 +201,7 @@ class SliceWriter:
 
 
 def packer_of(origin: StoreSpec) -> Packer:
-    """The packer of a block store; padding is EOS, and never in the loss."""
+    """The packer of a block store; padding is EOS, which the loss ignores."""
     return make_packer(
         origin.packing,
         block_length=origin.block_length,
@@ -211,13 +211,13 @@ def packer_of(origin: StoreSpec) -> Packer:
 
 
 def write_carried(path: Path, carried: dict[Split, DocumentSegments]) -> None:
-    """Keep the tokens that stand in no block yet."""
-    columns = ("document_ids", "offsets", "lengths", "ids")
-    write_arrays(path, {f"{split}-{name}": getattr(p, name) for split, p in carried.items() for name in columns})
+    """Write the tokens that are in no block yet."""
+    write_arrays(
+        path, {f"{split}-{name}": getattr(p, name) for split, p in carried.items() for name in SEGMENT_COLUMNS}
+    )
 
 
 def read_carried(path: Path) -> dict[Split, DocumentSegments]:
-    """The tokens that `write_carried` kept."""
+    """Read what `write_carried` wrote."""
     arrays = read_arrays(path, remedy=remedy_for(path.parent))
-    columns = ("document_ids", "offsets", "lengths", "ids")
-    return {split: DocumentSegments(*(arrays[f"{split}-{name}"] for name in columns)) for split in SPLITS}
+    return {split: DocumentSegments(*(arrays[f"{split}-{name}"] for name in SEGMENT_COLUMNS)) for split in SPLITS}

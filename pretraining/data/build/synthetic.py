@@ -1,7 +1,7 @@
-"""Blocks of random ids for measuring speed without data: a real block store, made once and kept in the cache.
+"""`--dataset synthetic`: a block store of random ids, for measuring speed without data, written once into the cache.
 
-preprocess.py's own rooms make it from random characters, each of which is a token, so a run on it takes the path of any
-other: shards, order, loader, tokenizer. The same flags give the same bytes, so an interrupted run goes on.
+The modules of preprocess.py write it from random characters, each of which is a token, so a run on it uses the same
+code as any other: shards, order, loader, tokenizer. The same flags give the same bytes, so it can be resumed.
 """
 
 import json
@@ -24,17 +24,17 @@ from pretraining.data.tokenize.train import SPECIAL_TOKENS, save_tokenizer
 from pretraining.system.locks import wait_for_lock
 from pretraining.system.private_dirs import cache_dir
 
-NUM_TOKENS = 1 << 21  # 4 MB of ids, made in two seconds
-FEWEST_BLOCKS = 64  # of long blocks
+NUM_TOKENS = 1 << 21  # 4 MB of ids, in two seconds
+MIN_BLOCKS = 64
 TOKENS_PER_DOCUMENT = 1000
-FIRST_CHARACTER = 0x10000  # behind those that have a meaning of their own for JSON or tokenizers
+FIRST_CHARACTER = 0x10000  # above those with a special meaning for JSON or tokenizers
 SEED = 0
 
 logger = logging.getLogger(__name__)
 
 
 def synthetic_mixture(*, block_length: int, vocab_size: int) -> Mixture:
-    """What `--dataset synthetic` stands for; the first process of a machine makes it, the others wait."""
+    """Open the synthetic store; the first process of a machine writes it, the others wait."""
     folder = cache_dir() / "pretraining" / f"synthetic-{block_length}x{vocab_size}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(folder.with_suffix(".lock")):
@@ -45,12 +45,12 @@ def synthetic_mixture(*, block_length: int, vocab_size: int) -> Mixture:
 
 
 def _make(folder: Path, *, block_length: int, vocab_size: int) -> None:
-    logger.info("making synthetic blocks in %s", folder)
+    logger.info("writing synthetic blocks to %s", folder)
     data_file, tokenizer_dir = folder.with_suffix(".jsonl"), folder.with_suffix(".tokenizer")
     if not tokenizer_dir.exists():
         save_tokenizer(_character_tokenizer(vocab_size), tokenizer_dir)
     with data_file.open("w", encoding="utf-8") as file:
-        num_documents = max(NUM_TOKENS, FEWEST_BLOCKS * block_length) // TOKENS_PER_DOCUMENT
+        num_documents = max(NUM_TOKENS, MIN_BLOCKS * block_length) // TOKENS_PER_DOCUMENT
         file.writelines(_documents(num_documents, vocab_size))
     arguments = PreprocessArguments(
         data_files=[str(data_file)],
@@ -66,7 +66,7 @@ def _make(folder: Path, *, block_length: int, vocab_size: int) -> None:
 
 
 def _character_tokenizer(vocab_size: int) -> Tokenizer:
-    """Each id is one character, so that no text can be taken for a control token."""
+    """A tokenizer whose ids are single characters, so that no text is the name of a control token."""
     words = [*SPECIAL_TOKENS.values(), *map(_character, range(len(SPECIAL_TOKENS), vocab_size))]
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token=SPECIAL_TOKENS["unk_token"]))
@@ -80,7 +80,7 @@ def _character(index: int) -> str:
 
 
 def _documents(num_documents: int, vocab_size: int) -> Iterator[str]:
-    """JSON lines in which each id is as likely as any other, so that the loss stays that of guessing."""
+    """JSON lines of uniformly random ids, so that the loss stays ln(vocab_size)."""
     generator = np.random.default_rng(SEED)
     for _ in range(num_documents):
         ids = generator.integers(len(SPECIAL_TOKENS), vocab_size, TOKENS_PER_DOCUMENT)

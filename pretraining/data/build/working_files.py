@@ -1,7 +1,7 @@
-"""Working files of a block store in the making: JSON records with a checksum, and arrays.
+"""Working files of a partial store: JSON records and arrays with a checksum.
 
-A disk or a hand may damage them between two runs. Whatever is read is what was written, or the user is told what to
-delete: a count or a position that is wrong would make a wrong block store.
+They may be damaged between two runs. A wrong count or position would give a wrong block store, so damage is an error
+that names the file to delete.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ T = TypeVar("T")
 
 
 def write_record(path: Path, content: Any) -> None:
-    """Write what JSON can hold; the file is complete or not there at all."""
+    """Write a JSON record atomically."""
     record = {"checksum": _checksum(content), "content": content}
     write_atomically(path, json.dumps(record, indent=1).encode())
 
 
 def read_record(path: Path, convert: Callable[[Any], T], *, remedy: str) -> T:
-    """What `convert` makes of the content that `write_record` wrote.
+    """Read what `write_record` wrote, converted by `convert`.
 
     Raises:
-        FileNotFoundError: when there is no such file.
+        FileNotFoundError: when the file does not exist.
         UserError: naming the file and the remedy, when it is damaged or of another version of this program.
     """
     record = path.read_bytes()
@@ -42,23 +42,23 @@ def read_record(path: Path, convert: Callable[[Any], T], *, remedy: str) -> T:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays; the file is complete or not there at all."""
+    """Write arrays atomically."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, checksum=_array_checksum(arrays), **arrays)
 
 
 def read_arrays(path: Path, *, remedy: str) -> dict[str, np.ndarray]:
-    """The arrays that `write_arrays` wrote.
+    """Read what `write_arrays` wrote.
 
     Raises:
-        FileNotFoundError: when there is no such file.
+        FileNotFoundError: when the file does not exist.
         UserError: naming the file and the remedy, when it is damaged.
     """
     with path.open("rb") as file:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
-            # Those of zip do not do: numpy may stop before a member's end, and a damaged list of members lacks some.
+            # zip's checksums are not enough: numpy may stop before a member's end, a damaged directory lacks members.
             if not np.array_equal(found.pop("checksum"), _array_checksum(found)):
                 raise ValueError("its checksum does not match")
             return found

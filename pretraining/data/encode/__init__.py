@@ -1,1 +1,1 @@
-"""Documents become token IDs, each in its split, without duplicates."""
+"""Encode documents as token ids, assign splits, remove duplicates."""

@@ -1,7 +1,7 @@
-"""Find copies of documents before anything is encoded: a first reading of the input makes keys, slice by slice.
+"""Find duplicates in a first pass over the input, which computes keys of all documents, slice by slice.
 
-The keys of all slices together say which document of a group comes first in the input; the others are removed. So the
-outcome depends neither on workers nor on slices. The keys take 16 bytes a document, 152 with near duplicates.
+Of documents with equal keys the first in the input is kept, so the result does not depend on workers or slices. The
+keys take 16 bytes per document, 152 with near duplicates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,18 +12,19 @@ import numpy as np
 
 from pretraining.data.build.working_files import read_arrays, write_arrays
 from pretraining.data.encode.encoding import DocumentReader, ordered_parallel_map
-from pretraining.data.encode.minhash import MinHashBands, cluster_duplicates, first_exact_copies, text_fingerprints
+from pretraining.data.encode.minhash import MinHashBands, cluster_duplicates, first_equal_rows, text_fingerprints
 from pretraining.data.input.documents import CleaningReason, Document
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.reading import RawBatch
 
-LINE_BITS = 40  # of a place as one number: the file's number is above the line's
-REMEDY = "delete it; the same command makes it again"
+LINE_BITS = 40  # of a place as one number: the file number is in the bits above
+COLUMNS = ("places", "fingerprints", "bands")
+REMEDY = "delete it and run the same command again"
 
 
 @dataclass(frozen=True, slots=True)
 class DuplicateKeys:
-    """Where each document stands, and its keys: `places` [n, 2] of file number and line, the others [n, k] uint64."""
+    """Places and keys of documents: `places` [n, 2] has file number and line, the others are [n, k] uint64."""
 
     places: np.ndarray
     fingerprints: np.ndarray
@@ -31,21 +32,21 @@ class DuplicateKeys:
 
 
 class KeyExtractor:
-    """Makes the keys of the documents of a batch."""
+    """Computes the keys of the documents of a batch."""
 
     def __init__(self, reader: DocumentReader, rules: CleaningRules) -> None:
         self._reader = reader
         self._min_hash = None if rules.near_duplicates is None else MinHashBands(rules.near_duplicates)
 
     def no_keys(self) -> DuplicateKeys:
-        """Of no document."""
+        """Keys of zero documents."""
         num_bands = 0 if self._min_hash is None else self._min_hash.num_bands
         return DuplicateKeys(
             np.empty((0, 2), np.int64), np.empty((0, 2), np.uint64), np.empty((0, num_bands), np.uint64)
         )
 
     def keys(self, batch: RawBatch) -> tuple[DuplicateKeys, int]:
-        """The keys, and the bytes of the file that the batch took."""
+        """The keys, and the bytes of the batch in its file."""
         documents = [parsed for _, parsed in self._reader.lines(batch) if isinstance(parsed, Document)]
         texts = [document.text for document in documents]
         places = np.array([[batch.file_number, document.line] for document in documents], np.int64).reshape(-1, 2)
@@ -54,35 +55,36 @@ class KeyExtractor:
 
 
 def write_keys(path: Path, maker: KeyExtractor, batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[int]:
-    """Write the keys of all documents of a slice; yields the bytes of the input that each batch took."""
+    """Write the keys of all documents of a slice; yields the bytes of each batch in its file."""
     keys = [maker.no_keys()]
     for made, num_bytes in ordered_parallel_map(maker.keys, batches, num_workers=num_workers):
         keys.append(made)
         yield num_bytes
     path.parent.mkdir(exist_ok=True)
-    write_arrays(path, _as_arrays(_joined(keys)))
+    joined = _joined(keys)
+    write_arrays(path, {name: getattr(joined, name) for name in COLUMNS})
 
 
-def write_copies(path: Path, key_paths: Sequence[Path], rules: CleaningRules) -> None:
-    """Decide which documents are copies: `places` of the copies, `originals` of their groups' first, `is_near`."""
+def write_duplicates(path: Path, key_paths: Sequence[Path], rules: CleaningRules) -> None:
+    """Decide which documents are duplicates: their `places`, the `originals` in their groups, and `is_near`."""
     keys = _joined([_read_keys(key_path) for key_path in key_paths])
     everyone = np.arange(len(keys.places))
-    exact = first_exact_copies(keys.fingerprints) if rules.exact_duplicates else everyone
+    exact = first_equal_rows(keys.fingerprints) if rules.exact_duplicates else everyone
     near = cluster_duplicates(keys.bands) if rules.near_duplicates is not None else everyone
     first = np.where(exact != everyone, exact, near)
-    copies = np.flatnonzero(first != everyone)
+    duplicates = np.flatnonzero(first != everyone)
     write_arrays(
         path,
         {
-            "places": keys.places[copies],
-            "originals": keys.places[first[copies]],
-            "is_near": exact[copies] == copies,
+            "places": keys.places[duplicates],
+            "originals": keys.places[first[duplicates]],
+            "is_near": exact[duplicates] == duplicates,
         },
     )
 
 
-class Copies:
-    """Which documents are copies of which; 17 bytes of memory per copy."""
+class Duplicates:
+    """Duplicates and their originals; 17 bytes of memory per duplicate."""
 
     def __init__(self, path: Path, file_names: Sequence[str]) -> None:
         arrays = read_arrays(path, remedy=REMEDY)
@@ -94,7 +96,7 @@ class Copies:
         self._file_names = file_names
 
     def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
-        """Why the document at this place is removed, and where its original stands; None when it is kept."""
+        """Why the document at this place is removed, and the place of its original; None if it is kept."""
         place = (file_number << LINE_BITS) + line
         found = int(np.searchsorted(self._places, place))
         if found == len(self._places) or self._places[found] != place:
@@ -104,20 +106,14 @@ class Copies:
 
 
 def _as_numbers(places: np.ndarray) -> np.ndarray:
-    """One number for each pair of file and line, in the same order."""
+    """One number per pair of file and line, in the same order."""
     return (places[:, 0] << LINE_BITS) + places[:, 1]
 
 
 def _joined(keys: Sequence[DuplicateKeys]) -> DuplicateKeys:
-    return DuplicateKeys(
-        *(np.concatenate([getattr(k, name) for k in keys]) for name in ("places", "fingerprints", "bands"))
-    )
-
-
-def _as_arrays(keys: DuplicateKeys) -> dict[str, np.ndarray]:
-    return {"places": keys.places, "fingerprints": keys.fingerprints, "bands": keys.bands}
+    return DuplicateKeys(*(np.concatenate([getattr(k, name) for k in keys]) for name in COLUMNS))
 
 
 def _read_keys(path: Path) -> DuplicateKeys:
     arrays = read_arrays(path, remedy=REMEDY)
-    return DuplicateKeys(arrays["places"], arrays["fingerprints"], arrays["bands"])
+    return DuplicateKeys(*(arrays[name] for name in COLUMNS))

@@ -1,7 +1,7 @@
-"""Raw lines to encoded documents, on every core: batches are encoded by threads and come out in input order.
+"""Encode documents on all cores: threads encode batches, which come out in input order.
 
-Parsing and hashing hold Python's lock for a small part of the time; the tokenizer library releases it and uses its own
-threads as well, so text is never copied between processes.
+Parsing and hashing hold Python's lock for a small part of the time, and the tokenizer library releases it, so no text
+is copied between processes.
 """
 
 from collections import deque
@@ -18,12 +18,13 @@ from pretraining.data.input.filters import TextFilter
 from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch, parse_lines
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, id_dtype
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
 class DocumentMetadata:
-    """What the table of documents says of each document, column by column."""
+    """Columns of the table of documents."""
 
     sources: list[str] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
@@ -47,29 +48,29 @@ class EncodedBatch:
 
 
 class DocumentReader:
-    """Parses the lines of a batch and judges their texts; several threads may use it."""
+    """Parses the lines of a batch and filters their texts; several threads may use it."""
 
     def __init__(self, fields: JsonFields, text_filter: TextFilter) -> None:
         self._fields = fields
         self._filter = text_filter
 
     def lines(self, batch: RawBatch) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
-        """Each line of `batch` with the document it is, or why it is none that is wanted."""
+        """Each line of `batch` with its document, or why it is skipped."""
         for raw, parsed in parse_lines(batch, self._fields):
             problem = self._filter.problem(parsed.text) if isinstance(parsed, Document) else None
             yield raw, parsed if problem is None else skipped(raw, problem)
 
 
-class CopyFinder(Protocol):
-    """Knows which documents are copies of earlier ones."""
+class DuplicateFinder(Protocol):
+    """Knows which documents are duplicates of earlier ones."""
 
     def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
-        """Why the document at this place is removed, and where its original stands; None when it is kept."""
+        """Why the document at this place is removed, and the place of its original; None if it is kept."""
         ...
 
 
 class BatchEncoder:
-    """Turns raw batches into encoded ones; several threads may use it."""
+    """Encodes raw batches; several threads may use it."""
 
     def __init__(
         self,
@@ -77,20 +78,20 @@ class BatchEncoder:
         *,
         splits: SplitAssigner,
         tokenizer: DocumentTokenizer,
-        copies: CopyFinder | None = None,
+        duplicates: DuplicateFinder | None = None,
     ) -> None:
         self._reader = reader
         self._splits = splits
         self._tokenizer = tokenizer
-        self._copies = copies
+        self._duplicates = duplicates
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
-        """Parse, clean, split and encode the lines of `batch`."""
+        """Parse, filter, split and encode the lines of `batch`."""
         rows = DocumentMetadata()
         texts: list[str] = []
         skipped_lines: list[SkippedLine] = []
         for raw, parsed in self._reader.lines(batch):
-            copy = None if self._copies is None else self._copies.original_of(batch.file_number, raw.number)
+            copy = None if self._duplicates is None else self._duplicates.original_of(batch.file_number, raw.number)
             if isinstance(parsed, SkippedLine):
                 skipped_lines.append(parsed)
             elif copy is not None:
@@ -119,27 +120,45 @@ class BatchEncoder:
         rows.splits.append(SPLITS.index(self._splits.split_of(encoded)))
 
 
-def ordered_parallel_map(
-    work: Callable[[RawBatch], T], batches: Iterator[RawBatch], *, num_workers: int
-) -> Iterator[T]:
-    """What `work` makes of each batch on `num_workers` threads, in the order of the batches.
+def bounded_parallel_map(
+    work: Callable[[Item], Result],
+    items: Iterator[Item],
+    *,
+    num_workers: int,
+    cost: Callable[[Item], int],
+    max_cost: int,
+) -> Iterator[Result]:
+    """Apply `work` to each item on `num_workers` threads, in the order of the items.
 
-    As many batches are under way as there are workers, and two more; but a batch of one huge line goes alone.
+    The items in progress cost `max_cost` at most together; one that costs more is alone.
     """
-    most_bytes = (num_workers + 2) * BATCH_BYTES
-    under_way: deque[tuple[Future[T], int]] = deque()
-    bytes_under_way = 0
+    pending: deque[tuple[Future[Result], int]] = deque()
+    total = 0
     with ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as executor:
         try:
-            for batch in batches:
-                num_bytes = sum(line.memory_bytes for line in batch.lines)
-                while under_way and bytes_under_way + num_bytes > most_bytes:
-                    future, finished_bytes = under_way.popleft()
+            for item in items:
+                item_cost = cost(item)
+                while pending and total + item_cost > max_cost:
+                    future, finished = pending.popleft()
                     yield future.result()
-                    bytes_under_way -= finished_bytes
-                under_way.append((executor.submit(work, batch), num_bytes))
-                bytes_under_way += num_bytes
-            while under_way:
-                yield under_way.popleft()[0].result()
+                    total -= finished
+                pending.append((executor.submit(work, item), item_cost))
+                total += item_cost
+            while pending:
+                yield pending.popleft()[0].result()
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+def ordered_parallel_map(
+    work: Callable[[RawBatch], Result], batches: Iterator[RawBatch], *, num_workers: int
+) -> Iterator[Result]:
+    """Apply `work` to each batch in order, with as many batches in progress as there are workers, and two more."""
+    max_cost = (num_workers + 2) * BATCH_BYTES
+    return bounded_parallel_map(
+        work,
+        batches,
+        num_workers=num_workers,
+        cost=lambda batch: sum(line.memory_bytes for line in batch.lines),
+        max_cost=max_cost,
+    )

@@ -1,12 +1,12 @@
-"""Documents that are copies of earlier ones, to the letter or nearly: keys of each text, and who had them first.
+"""Keys by which exact and near duplicates are found, and the first document of each group of equal keys.
 
-Keys depend on the text alone, so any number of workers may make them, in pieces of any size. `first_exact_copies` and
-`cluster_duplicates` then see the keys of all documents at once, in input order, and name the first of each group.
+Keys depend only on the text, so any number of workers may compute them. `first_equal_rows` and `cluster_duplicates`
+take the keys of all documents in input order.
 
 Near duplicates are found by MinHash and banding (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
-section 3.4): the similarity of two texts is the Jaccard index of their sets of shingles, each 5 consecutive words, and
-two texts that share a band count as copies. As in datatrove they are not compared again, which would take 1 KB a
-document in place of 136 bytes: at the threshold about half of the pairs are taken, the same ones in each run.
+section 3.4): the similarity of two texts is the Jaccard index of their sets of shingles of 5 consecutive words, and
+texts that share a band are duplicates. As in datatrove they are not compared again, which would take 1 KB per document
+instead of 136 bytes: at the threshold about half of the pairs are found, the same ones in each run.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ import numpy as np
 
 FINGERPRINT_BYTES = 16
 SHINGLE_WORDS = 5  # as for RefinedWeb and FineWeb
-NUM_HASHES = 256  # of a text, at most; with 512 the error is an eighth smaller, and keys are 65 % larger
+NUM_HASHES = 256  # per text, at most; with 512 the error is an eighth smaller, and keys are 65 % larger
 # Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese put no spaces between words: there each character is a word.
 UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")
 
 
-def normalised(text: str) -> str:
-    """The text as it is compared: Unicode NFC, case folded, each run of whitespace one space, none at the ends."""
+def normalized(text: str) -> str:
+    """The text in the form that is compared: NFC, case folded, runs of whitespace one space, none at the ends."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def text_fingerprints(texts: list[str]) -> np.ndarray:
-    """128-bit BLAKE2b hashes of the normalised texts, shape [n, 2], uint64."""
+    """128-bit BLAKE2b hashes of the normalized texts, shape [n, 2], uint64."""
     digests = [
-        hashlib.blake2b(normalised(text).encode("utf-8"), digest_size=FINGERPRINT_BYTES).digest() for text in texts
+        hashlib.blake2b(normalized(text).encode("utf-8"), digest_size=FINGERPRINT_BYTES).digest() for text in texts
     ]
     return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2).astype(np.uint64)
 
@@ -40,7 +40,7 @@ def text_fingerprints(texts: list[str]) -> np.ndarray:
 class MinHashBands:
     """Band hashes of texts: two texts of Jaccard similarity s share one with probability 1 - (1 - s^rows)^bands.
 
-    Bands and rows are those that err least: the rule of datasketch's MinHashLSH, both kinds of error weighed the same.
+    Bands and rows minimize the sum of false positives and false negatives, as in datasketch's MinHashLSH.
 
     >>> minhash = MinHashBands(0.8)
     >>> minhash.num_bands, minhash.num_rows
@@ -56,7 +56,7 @@ class MinHashBands:
         self.num_bands, self.num_rows = best.b, best.r
 
     def probability(self, similarity: float) -> float:
-        """How often two texts of this Jaccard similarity (0 to 1) are taken for copies."""
+        """The probability that texts of this Jaccard similarity (0 to 1) are found as duplicates."""
         return 1 - (1 - similarity**self.num_rows) ** self.num_bands
 
     def bands(self, texts: list[str]) -> np.ndarray:
@@ -79,17 +79,17 @@ def _band_keys(hashes: bytes, num_bands: int, band_bytes: int) -> bytes:
 
 
 def _shingles(text: str) -> set[bytes]:
-    """Runs of 5 words of a text, at least one: a text of fewer words is one; emoji or punctuation alone are a word."""
-    text = normalised(text)
+    """Runs of 5 words of a text, or the text if it has fewer; emoji or punctuation alone are a word."""
+    text = normalized(text)
     words = WORD.findall(text) or [text]
     last = max(1, len(words) - SHINGLE_WORDS + 1)
     return {"\n".join(words[start : start + SHINGLE_WORDS]).encode("utf-8") for start in range(last)}
 
 
-def first_exact_copies(fingerprints: np.ndarray) -> np.ndarray:
+def first_equal_rows(fingerprints: np.ndarray) -> np.ndarray:
     """For each row of [n, k] keys, the index of the first row that is equal in all k: shape [n], int64.
 
-    Takes 60 bytes a row beside the fingerprints, and 0.6 s for a million of them.
+    Takes 60 bytes per row in addition to the keys, and 0.6 s for a million rows.
     """
     columns = np.ascontiguousarray(fingerprints.T)
     order = np.lexsort(columns)
@@ -103,37 +103,37 @@ def first_exact_copies(fingerprints: np.ndarray) -> np.ndarray:
 
 
 def cluster_duplicates(keys: np.ndarray) -> np.ndarray:
-    """For each row of [n, k] keys, the first row of its group: shape [n], int64; a row alone is its own first.
+    """For each row of [n, k] keys, the first row of its group: shape [n], int64.
 
-    Rows with the same key in the same column are in one group, and so are the rows of theirs. With 17 columns it takes
-    70 bytes a row beside the keys' 136, and 3 s for a million rows, 21 s for five million.
+    Rows with the same key in the same column are in one group, transitively. With 17 columns it takes 70 bytes per row
+    in addition to the keys' 136, 3 s for a million rows, and 21 s for five million.
 
-    >>> first_copies(np.array([[1, 2], [3, 4], [3, 2]], dtype=np.uint64)).tolist()
+    >>> cluster_duplicates(np.array([[1, 2], [3, 4], [3, 2]], dtype=np.uint64)).tolist()
     [0, 0, 0]
     """
     firsts = np.arange(len(keys))
     for column in keys.T:
-        first = first_exact_copies(column[:, None])
+        first = first_equal_rows(column[:, None])
         copies = np.flatnonzero(first != np.arange(len(keys)))
-        _join(firsts, copies, first[copies])
-    return _follow(firsts, np.arange(len(keys)))
+        _union(firsts, copies, first[copies])
+    return _find_roots(firsts, np.arange(len(keys)))
 
 
-def _join(parents: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
-    """Join the groups of each pair of rows, in rounds: of two roots the higher gets the lower one as its parent.
+def _union(parents: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """Join the groups of each pair of rows, in rounds: of two roots the lower becomes the parent of the higher.
 
-    `parents` [n] leads from each row to lower and lower ones of its group, until the lowest (Liu and Tarjan, Simple
-    Concurrent Labeling Algorithms for Connected Components, 2019).
+    `parents` [n] leads from each row to the lowest of its group (Liu and Tarjan, Simple Concurrent Labeling Algorithms
+    for Connected Components, 2019).
     """
     while len(left):
-        left_roots, right_roots = _follow(parents, left), _follow(parents, right)
+        left_roots, right_roots = _find_roots(parents, left), _find_roots(parents, right)
         np.minimum.at(parents, np.maximum(left_roots, right_roots), np.minimum(left_roots, right_roots))
         apart = left_roots != right_roots
         left, right = left[apart], right[apart]
 
 
-def _follow(parents: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The root of each row; the rows' own ways there become one step."""
+def _find_roots(parents: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The root of each row; paths are compressed."""
     roots = parents[rows]
     while not np.array_equal(roots, above := parents[roots]):
         roots = above

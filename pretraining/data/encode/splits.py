@@ -1,7 +1,7 @@
-"""Which split a document belongs to.
+"""Assign documents to splits by a hash of seed and text.
 
-Decided by a hash of seed and text: it depends neither on the order of the input nor on the number of workers, and two
-documents with the same text never stand on both sides, so nothing that was trained on is validated on.
+The split depends neither on the order of the input nor on the number of workers, and identical texts never land in two
+splits. Separate because most importers need only the names of the splits.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""Bring a block store from the Hub into the Hub's cache, once for all processes of a machine, and check its hashes.
+"""Download a block store into the Hub's cache, once for all processes of a machine, and check its hashes.
 
-This happens before the processes join, so that no time-out of theirs can end a long download.
+This happens before the process group is initialized, whose timeout would end a long download.
 """
 
 import hashlib
@@ -30,57 +30,57 @@ from pretraining.system.supervisor import is_supervised
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
-BEGIN_SECONDS = 120.0  # processes of one launcher start within seconds
-STORE_VARIABLE = "PRETRAINING_STORE"  # where a process has found a store, for its children
+START_SECONDS = 120.0  # processes of one launcher start within seconds
+STORE_VARIABLE = "PRETRAINING_STORE"  # where a process found a store, for its children
 
 
 def download_store(repo_id: str, *, revision: str | None) -> Path:
-    """The folder of the cache with what training reads of a block store; its name is the commit.
+    """Download what training reads of a block store; the folder in the cache, whose name is the commit.
 
-    The first process of the machine downloads, the others wait for it and ask the Hub nothing: a branch that moves
-    meanwhile cannot give them other blocks.
+    The first process of the machine downloads, and the others wait without asking the Hub, so that all use the same
+    commit of a branch that moves meanwhile.
 
     Raises:
-        UserError: when the Hub has no such block store for us.
+        UserError: when the block store does not exist or is not accessible.
     """
     if not has_launcher():
         return _download(repo_id, revision)
     name = hashlib.sha256(f"{repo_id}@{revision}".encode()).hexdigest()[:16]
     if (variable := f"{STORE_VARIABLE}_{name}") not in os.environ:
-        os.environ[variable] = str(_meet(meeting_dir() / name, repo_id, revision))
-    return Path(os.environ[variable])  # which the trials of this process, its children, have from it
+        os.environ[variable] = str(_download_once(meeting_dir() / name, repo_id, revision))
+    return Path(os.environ[variable])  # children of this process, e.g. trials, inherit it
 
 
-def _meet(note: Path, repo_id: str, revision: str | None) -> Path:
-    """What the first process of this machine has found, which it writes into a note for the others."""
-    begun = note.with_suffix(".begun")
-    if local_rank() == 0 and not note.is_file():  # it is there when the launcher has started its processes again
-        begun.touch()
+def _download_once(note: Path, repo_id: str, revision: str | None) -> Path:
+    """The first process of this machine downloads, and writes the folder into file `note` for the others."""
+    started = note.with_suffix(".started")
+    if local_rank() == 0 and not note.is_file():  # it exists if the launcher restarted its processes
+        started.touch()
         try:
             write_atomically(note, str(_download(repo_id, revision)).encode())
         except BaseException:
             shutil.rmtree(note.parent, ignore_errors=True)
             raise
-    _wait_for(note, begun)
+    _wait_for(note, started)
     folder = Path(note.read_text(encoding="utf-8"))
-    if not is_supervised():  # otherwise the supervisor removes it, when no worker will be started again
+    if not is_supervised():  # otherwise the supervisor removes it after the last restart
         note.with_suffix(f".read-{local_rank()}").touch()
         if local_rank() == 0:
             _remove_when_read(note)
     return folder
 
 
-def _wait_for(note: Path, begun: Path) -> None:
-    """Wait for the first process of this machine; when that fails, the launcher ends this process as well."""
+def _wait_for(note: Path, started: Path) -> None:
+    """Wait for the first process of this machine; if that fails, the launcher ends this process as well."""
     launcher = os.getppid()
     started_at = time.monotonic()
     while not note.is_file():
         if os.getppid() != launcher:
-            raise UserError("--dataset: the launcher is gone; start again")
-        if not begun.is_file() and time.monotonic() - started_at > BEGIN_SECONDS:
+            raise UserError("--dataset: the launcher died; run the same command again")
+        if not started.is_file() and time.monotonic() - started_at > START_SECONDS:
             raise UserError(
-                "--dataset: the first process of this machine does not download it; have the launcher start "
-                "pretrain.py itself, without a script in between, or download the data set before"
+                "--dataset: the first process of this machine does not download it; use the launcher on pretrain.py "
+                "itself, not on a script, or download the data set before"
             )
         time.sleep(POLL_SECONDS)
 
@@ -91,7 +91,7 @@ def _remove_when_read(note: Path) -> None:
         time.sleep(POLL_SECONDS)
     for path in note.parent.glob(f"{note.name}*"):
         path.unlink()
-    with suppress(OSError):  # not empty: another data set's note is there
+    with suppress(OSError):  # not empty: another data set has a note
         note.parent.rmdir()
 
 
@@ -99,7 +99,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        # The manifest alone first: a data set of somebody else can be terabytes.
+        # The manifest first: other data sets can be terabytes.
         folder = Path(hf_hub_download(repo_id, MANIFEST_NAME, repo_type="dataset", revision=revision)).parent
         manifest = read_manifest(folder, flag=f"--dataset {repo_id}")
         num_bytes = sum(shard.num_bytes for shard in manifest.shards)
@@ -116,10 +116,10 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
 
 def _check_once(folder: Path, manifest: Manifest, flag: str) -> None:
-    """Read every shard, unless that was done before in this cache, maybe by another machine that shares it.
+    """Check the hash of every shard, unless this was done before in this cache.
 
     Raises:
-        UserError: when one is not as the manifest says.
+        UserError: when one is not that of the manifest.
     """
     files = {file_in_store(folder, shard.path, flag=flag): shard.sha256 for shard in manifest.shards}
     marker = folder.parents[1] / "checked" / f"{folder.name}.json"  # beside the Hub's own snapshots/ and blobs/
@@ -137,33 +137,33 @@ def _check_once(folder: Path, manifest: Manifest, flag: str) -> None:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """What changes when a file is written again."""
+    """Size and modification time of a file."""
     status = file.stat()
     return status.st_size, status.st_mtime_ns
 
 
 def _wrong_file(flag: str, file: Path, found: str, expected: str) -> str:
     place = Path(os.path.realpath(file))
-    # The Hub calls large files by their hashes, and its client calls those in the cache by the same names.
+    # The Hub's client names large files in the cache by their hashes on the Hub.
     remedy = (
-        "the Hub has it so: ask its owner to push the data set again, or give another --dataset_revision"
+        "the Hub has the same bytes: ask the owner to push the data set again, or use another --dataset_revision"
         if found == place.name
-        else f"delete {place} and start again to download it"
+        else f"delete {place} and run the same command again to download it"
     )
-    return f"{flag}: {file} has the SHA-256 {found}, its manifest says {expected}; {remedy}"
+    return f"{flag}: {file} has the SHA-256 {found}, the manifest has {expected}; {remedy}"
 
 
 def _problem(error: BaseException, repo_id: str, revision: str | None) -> str:
     place = f"--dataset {repo_id}"
     if isinstance(error, RevisionNotFoundError):
-        return f"--dataset_revision {revision}: {repo_id} has no such branch, tag or commit; give one it has"
+        return f"--dataset_revision {revision}: {repo_id} has no such branch, tag or commit; use an existing one"
     if isinstance(error, LocalEntryNotFoundError):
-        return f"{place}: is no folder here, and the Hub cannot be reached ({error_message(error.__cause__ or error)})"
+        return f"{place}: not a local folder, and the Hub cannot be reached ({error_message(error.__cause__ or error)})"
     if isinstance(error, EntryNotFoundError):
-        return f"{place}: is no block store ({MANIFEST_NAME} is missing); make one with preprocess.py --push_to_hub"
+        return f"{place}: not a block store ({MANIFEST_NAME} is missing); push one with preprocess.py --push_to_hub"
     if status_of(error) in (401, 403, 404):
         return (
-            f"{place}: is no folder here and no data set of the Hub that you may read ({error_message(error)}); check "
-            "the name, make blocks with preprocess.py, or log in with `hf auth login`"
+            f"{place}: neither a local folder nor a data set of the Hub that you may read ({error_message(error)}); "
+            "check the name, run preprocess.py, or log in with `hf auth login`"
         )
-    return f"{place}: the Hub does not give it ({error_message(error)}); start again to go on downloading"
+    return f"{place}: download failed ({error_message(error)}); run the same command again to resume it"

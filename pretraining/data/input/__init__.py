@@ -1,1 +1,1 @@
-"""Files of every format and compression become documents, in slices that several processes share."""
+"""Read documents from files of every supported format and compression, in slices that processes share."""

@@ -1,4 +1,4 @@
-"""What a line of the input is: a `Document`, or a `SkippedLine` with its place and reason, never lost.
+"""Parse lines of the input: each becomes a `Document`, or a `SkippedLine` with its place and reason.
 
 A line is a JSON line, a row of a Parquet file, or the text of a plain text file (or of one of its paragraphs).
 """
@@ -24,24 +24,24 @@ UnreadableReason = Literal[
 ]
 CleaningReason = Literal["too_short", "too_long", "other_language", "duplicate", "near_duplicate"]
 SkipReason = Literal["blank_line"] | UnreadableReason | CleaningReason
-REMOVED = ("too_short", "too_long", "other_language", "duplicate", "near_duplicate")  # documents that are not wanted
-CLEANED = ("blank_line", *REMOVED)  # do no harm
+REMOVED = ("too_short", "too_long", "other_language", "duplicate", "near_duplicate")  # documents that filters remove
+CLEANED = ("blank_line", *REMOVED)  # not counted as unreadable
 LINE_MEMORY_BYTES = 500
 SHOWN_BYTES = 80  # of a skipped line
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class ExpandsTooFarError(Exception):
-    """A file that takes more memory to read than text does, because of what it says of itself."""
+    """A file that would take more memory to read than text does."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawLine:
-    """A line as it was read: its number (from 1) and byte offset, where the next one begins, size, and content.
+    """A line as it was read: number (from 1), byte offset, number and offset after it, size, and content.
 
-    Blank lines that follow one another come as one, with the content of the first.
-    The content is bytes of JSON or of text, a row of a Parquet file, or None where the line was too large to keep;
-    `head` are its first bytes. Offsets count decompressed bytes; in a Parquet file they count rows.
+    Consecutive blank lines are one, with the content of the first. The content is bytes of JSON or text, a row of a
+    Parquet file, or None if the line is too large; then `head` has its first bytes. Offsets count decompressed bytes,
+    in Parquet rows.
     """
 
     number: int
@@ -54,13 +54,13 @@ class RawLine:
 
     @property
     def memory_bytes(self) -> int:
-        """About what it takes in memory: millions of empty lines take some, too."""
+        """Approximate size in memory, which millions of empty lines have, too."""
         return LINE_MEMORY_BYTES + (0 if self.content is None else self.num_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text record and where it stands: number of its file, line (from 1), byte offset of the line."""
+    """One text record and its place: line (from 1) and byte offset of the line."""
 
     text: str
     source: str | None
@@ -70,9 +70,9 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class SkippedLine:
-    """A line that is no document, or one that was not wanted; `copy_of` names the place of a duplicate's original.
+    """A line that is not a document, or a removed one; `copy_of` is the place of a duplicate's original.
 
-    Blank lines that follow one another are one, with their number.
+    `num_lines` consecutive blank lines are one.
     """
 
     line: int
@@ -91,7 +91,7 @@ class JsonFields:
 
 
 def parse_json_line(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
-    """The document of a JSON line."""
+    """Parse a JSON line."""
     content = raw.content
     assert isinstance(content, bytes)
     if raw.number == 1:
@@ -103,7 +103,7 @@ def parse_json_line(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
 
 
 def parse_row(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
-    """The document of a row of a Parquet file; bytes are those of a row that is not UTF-8."""
+    """Parse a row of a Parquet file; bytes are a row that is not UTF-8."""
     if isinstance(raw.content, bytes):
         return skipped(raw, "invalid_utf8")
     assert raw.content is not None
@@ -111,7 +111,7 @@ def parse_row(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
 
 
 def parse_text(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
-    """The document that plain text is."""
+    """Parse plain text, which is one document."""
     del fields  # plain text has none
     assert isinstance(raw.content, bytes)
     try:
@@ -122,7 +122,7 @@ def parse_text(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
 
 
 def skipped(raw: RawLine, reason: SkipReason, *, copy_of: str | None = None) -> SkippedLine:
-    """`raw` as a line that makes no document."""
+    """`raw` as a skipped line."""
     shown = (raw.head or _bytes_of(raw.content))[:SHOWN_BYTES].decode("utf-8", errors="backslashreplace").rstrip("\r\n")
     return SkippedLine(raw.number, reason, shown, copy_of)
 
@@ -170,7 +170,7 @@ def _checked(raw: RawLine, text: str, source: str | None) -> Document | SkippedL
 
 
 def field_of(record: Mapping[str, Any], name: str) -> tuple[bool, Any]:
-    """Whether `record` has the field, and its value; a field of this very name goes before a path of names."""
+    """Whether `record` has the field, and its value; a field of exactly this name has priority over a path."""
     if name in record:
         return True, record[name]
     value: Any = record
@@ -182,7 +182,7 @@ def field_of(record: Mapping[str, Any], name: str) -> tuple[bool, Any]:
 
 
 def has_utf8(text: str) -> bool:
-    """Whether `text` can be written as UTF-8: half a surrogate pair, as in a text cut by UTF-16 units, cannot."""
+    """Whether `text` can be written as UTF-8; a lone surrogate cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

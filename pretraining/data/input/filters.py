@@ -1,4 +1,4 @@
-"""Which documents are wanted: length, language, and the first of several copies. Everything is kept unless asked."""
+"""Document filters: length and language; by default all documents are kept."""
 
 import importlib
 import sys
@@ -14,7 +14,7 @@ from pretraining.errors import UserError
 class CleaningRules:
     """What is removed; None and empty remove nothing.
 
-    Lengths count characters. `language_hook` is `package.module:function`, which tells the language of a text.
+    Lengths count characters. `language_hook` is `package.module:function`, which returns the language of a text.
     """
 
     min_characters: int | None = None
@@ -26,19 +26,19 @@ class CleaningRules:
 
     @property
     def finds_duplicates(self) -> bool:
-        """Whether the input is read a first time, for copies."""
+        """Whether duplicates are found in a first pass."""
         return self.exact_duplicates or self.near_duplicates is not None
 
 
 class TextFilter:
-    """Judges one text at a time."""
+    """Applies the rules to one text at a time."""
 
     def __init__(self, rules: CleaningRules) -> None:
         self._rules = rules
         self._language_of = None if rules.language_hook is None else load_hook(rules.language_hook)
 
     def problem(self, text: str) -> CleaningReason | None:
-        """Why this text is not wanted, None when it is."""
+        """Why this text is removed; None if it is kept."""
         rules = self._rules
         if rules.min_characters is not None and len(text) < rules.min_characters:
             return "too_short"
@@ -52,29 +52,31 @@ class TextFilter:
         assert self._language_of is not None
         try:
             return self._language_of(text)
-        except SystemExit:  # as of sys:exit, which would show the text and end with a code of its own
-            raise UserError(f"--language_hook {self._rules.language_hook}: exits; use another function") from None
+        except SystemExit:  # e.g. of sys:exit, which would print the text
+            raise UserError(
+                f"--language_hook {self._rules.language_hook}: the function exits; use another one"
+            ) from None
         except Exception as error:
             raise UserError(
                 f"--language_hook {self._rules.language_hook}: raised {type(error).__name__} ({error}) for the text "
-                f"that begins with {text[:80]!r}; mend the function"
+                f"that begins with {text[:80]!r}; fix the function"
             ) from error
 
 
 def load_hook(name: str) -> Callable[[str], str]:
-    """The function `package.module:function`, looked for in the working directory too.
+    """Import the function `package.module:function`, also from the working directory.
 
     Raises:
-        UserError: when there is none of this name.
+        UserError: when it does not exist.
     """
     module_name, _, function_name = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
         hook = getattr(importlib.import_module(module_name), function_name)
     except (Exception, SystemExit) as error:
-        raise UserError(f"--language_hook {name}: cannot be loaded ({error}); give package.module:function") from None
+        raise UserError(f"--language_hook {name}: cannot be loaded ({error}); use package.module:function") from None
     finally:
         sys.path.pop(0)
     if not callable(hook):
-        raise UserError(f"--language_hook {name}: is no function; give package.module:function")
+        raise UserError(f"--language_hook {name}: is not a function; use package.module:function")
     return hook

@@ -1,4 +1,4 @@
-"""Which files are the input: paths, folders and globs, with or without the name of a source, to a list of files."""
+"""Find the input files of --data_files: paths, folders, globs and data sets of the Hub, with or without a source."""
 
 import glob
 import logging
@@ -32,8 +32,8 @@ NAMED_SOURCE = re.compile(r"([\w-]+)=(.+)")
 class InputFile:
     """One file of the input.
 
-    `source` is the name the user gave it, None where its records or its name decide. `path` is how the file is called
-    in what is written down; it is read at `location`, which differs for files of the Hub, whose hash is known as well.
+    `source` is the name from --data_files NAME=FILES; None if its records or its file name decide. `path` is recorded;
+    the file is read at `location`, which differs for files of the Hub, whose hash is known as well.
     """
 
     path: str
@@ -46,29 +46,29 @@ class InputFile:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is read from the Hub as it comes."""
+        """Whether it is streamed from the Hub."""
         return self.location.startswith(HUB_SCHEME)
 
     @property
     def is_divisible(self) -> bool:
-        """Whether reading can begin at any line without reading what is before it."""
+        """Whether reading can begin at any line."""
         return self.format == "jsonl" and self.compression is None and not self.is_remote
 
     @property
     def default_source(self) -> str:
-        """The source of a document that names none: the file's name up to its first dot."""
+        """The source of documents without one: the file's name up to its first dot."""
         return self.source or Path(self.path).name.split(".")[0]
 
 
 def find_inputs(
     data_files: Sequence[str], *, streaming: bool = False, output_dir: Path | None = None
 ) -> list[InputFile]:
-    """The files that `--data_files` names, in its order; those of a folder or glob by their names.
+    """The files of `--data_files` in its order; those of a folder or glob sorted by name.
 
-    Those of the Hub are downloaded, or read as they come when `streaming`. `output_dir` must not lie among them.
+    Files of the Hub are downloaded, or streamed if `streaming`. `output_dir` must not be inside an input folder.
 
     Raises:
-        UserError: all at once, for words that name no file, and files that are empty, unreadable or named twice.
+        UserError: all problems at once: words that match no file, and files that are empty, unreadable or named twice.
     """
     problems: list[str] = []
     files = []
@@ -80,7 +80,7 @@ def find_inputs(
     problems += _repeated(files)
     if output_dir is not None:
         problems += [
-            f"--output_dir {output_dir}: lies in {word}, whose files are the input; choose a folder outside of it"
+            f"--output_dir {output_dir}: is in {word}, whose files are the input; choose a folder outside of it"
             for word in data_files
             if _lies_in(output_dir, word)
         ]
@@ -90,7 +90,7 @@ def find_inputs(
 
 
 def _lies_in(output_dir: Path, word: str) -> bool:
-    """Whether `word` is a folder that has `output_dir` in it; of a name that is none, others say what is wrong."""
+    """Whether `word` is a folder that contains `output_dir`; other checks report invalid names."""
     try:
         return Path(word).is_dir() and output_dir.resolve().is_relative_to(Path(word).resolve())
     except (OSError, RuntimeError):
@@ -98,7 +98,7 @@ def _lies_in(output_dir: Path, word: str) -> bool:
 
 
 def _repeated(files: Sequence[InputFile]) -> list[str]:
-    """Problems of files that come twice, also by another name or over a link."""
+    """Problems of files that are named twice, also by another path or a link."""
     places: dict[str, str] = {}
     problems = []
     for file in files:
@@ -112,7 +112,7 @@ def _repeated(files: Sequence[InputFile]) -> list[str]:
 def input_file(
     path: str, source: str | None, *, num_bytes: int, location: str, known_hash: str | None = None
 ) -> InputFile:
-    """A file with the format and compression that its name tells; JSON lines when it tells none."""
+    """A file with the format and compression of its name; JSON lines if the name has neither."""
     suffix, compression = _suffixes(Path(path))
     return InputFile(path, source, FORMATS.get(suffix, "jsonl"), compression, num_bytes, location, known_hash)
 
@@ -140,13 +140,13 @@ def _paths_of(pattern: str, problems: list[str]) -> list[Path]:
     if path.is_dir():
         found = _files_below(path)
         if not found:
-            problems.append(f"--data_files {path}: the folder has no {', '.join(FORMATS)} file in it")
+            problems.append(f"--data_files {path}: the folder has no {', '.join(FORMATS)} file")
         return found
     if path.exists() or not glob.has_magic(pattern):
         return [path]
     found = [match for match in _matches(pattern) if match.is_file()]
     if not found:
-        problems.append(f"--data_files {pattern}: no file is named like this; check the pattern")
+        problems.append(f"--data_files {pattern}: no file matches; check the pattern")
     return found
 
 
@@ -155,7 +155,7 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Files of known formats in `folder` and all folders in it, over links as well; the others are counted."""
+    """Files of known formats in `folder` and its subfolders, through links as well; the others are counted."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -179,7 +179,7 @@ def _shown(path: Path) -> str:
 
 
 def _suffixes(path: Path) -> tuple[str, Compression | None]:
-    """The suffix that tells a file's format, and its compression."""
+    """The suffix of a file's format, and its compression."""
     compression = COMPRESSIONS.get(path.suffix.lower())
     inner = path.with_suffix("") if compression else path
     return inner.suffix.lower(), compression
@@ -187,10 +187,10 @@ def _suffixes(path: Path) -> tuple[str, Compression | None]:
 
 def _file_problem(path: Path, *, may_be_empty: bool) -> str | None:
     if not path.exists():
-        return "there is no such file; check the path"
+        return "file not found; check the path"
     if not path.is_file():
-        return "is not a file; name the files in it"
+        return "not a regular file; name the files in it"
     if not has_utf8(str(path)):
-        return "its name is not UTF-8; rename it"
+        return "the file name is not UTF-8; rename it"
     with path.open("rb") as file:
-        return None if file.read(1) or may_be_empty else "is empty; give a file with documents in it"
+        return None if file.read(1) or may_be_empty else "is empty; use a file with documents"

@@ -1,6 +1,6 @@
-"""The lines of one file, in whatever format and compression it is, from any line on.
+"""Read the lines of a file in any supported format and compression, starting anywhere.
 
-Nothing larger than `max_document_bytes` is kept in memory: such a line is read to its end and comes without content.
+A line larger than `max_document_bytes` is read to its end and comes without content, so memory is bounded.
 """
 
 import gzip
@@ -18,12 +18,12 @@ from pretraining.data.input.parquet_rows import ParquetRows
 from pretraining.data.input.xz import XzReader
 
 READ_BUFFER_BYTES = 4 << 20  # lines of a 4 MB buffer parse 25 % faster than of the default 8 KB one
-BLANK_BYTES = 1 << 20  # blank lines of so many bytes that follow one another come as one line
+BLANK_BYTES = 1 << 20  # consecutive blank lines up to this size come as one line
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingOptions:
-    """How files become lines: the fields, the largest line, and whether blank lines divide plain text."""
+    """The fields, the largest line, and whether blank lines divide plain text into documents."""
 
     fields: JsonFields
     max_document_bytes: int
@@ -32,14 +32,14 @@ class ReadingOptions:
 
 @dataclass(frozen=True, slots=True)
 class LineSource:
-    """The lines of a file, and how many bytes of the file itself are read when a line has been."""
+    """The lines of a file, and the number of bytes of the file (compressed) read after a line."""
 
     lines: Iterator[RawLine]
     file_bytes: Callable[[RawLine], int]
 
 
 def open_file(file: InputFile) -> BinaryIO:
-    """The file's own bytes, unbuffered."""
+    """Open the file unbuffered."""
     if file.is_remote:
         from pretraining.data.input.hub import open_hub_file  # the Hub's client takes a moment to import
 
@@ -50,7 +50,7 @@ def open_file(file: InputFile) -> BinaryIO:
 def open_lines(
     file: InputFile, raw: BinaryIO, *, offset: int, num_lines_before: int, end: int | None, options: ReadingOptions
 ) -> LineSource:
-    """The lines of `file`, opened unbuffered as `raw`, from `offset` (of a line, or a row) up to `end`."""
+    """The lines of `file`, which is open as `raw`, from `offset` (of a line, or a row) up to `end`."""
     if file.format == "parquet":
         rows = ParquetRows(raw, options.fields, options.max_document_bytes)
         num_rows = max(1, rows.num_rows)
@@ -65,7 +65,7 @@ def open_lines(
     if file.compression is None:
         return LineSource(lines, lambda line: line.end_offset - offset)
     begun = raw.tell()
-    # pyarrow closes the file when it has come to its end.
+    # pyarrow closes the file at its end.
     return LineSource(lines, lambda _: (file.num_bytes if raw.closed else raw.tell()) - begun)
 
 
@@ -75,7 +75,7 @@ def _decompressed(file: InputFile, raw: BinaryIO) -> BinaryIO:
 
 
 def _skip_to(stream: BinaryIO, offset: int) -> BinaryIO:
-    """Go on to `offset` of the decompressed bytes, by reading where the stream cannot jump."""
+    """Move to `offset` of the decompressed bytes; read up to there if the stream cannot seek."""
     if offset and stream.seekable():
         stream.seek(offset)
         return stream
@@ -85,7 +85,7 @@ def _skip_to(stream: BinaryIO, offset: int) -> BinaryIO:
 
 
 def _lines(stream: BinaryIO, offset: int, number: int, end: int | None, max_bytes: int) -> Iterator[RawLine]:
-    following = None  # the line after blank ones was read to know that it is not blank
+    following = None  # the line after blank ones, which is read to know that it is not blank
     while end is None or offset < end:
         content = stream.readline(max_bytes + 1) if following is None else following
         if not content:
@@ -108,10 +108,10 @@ def _is_blank(content: bytes, max_bytes: int) -> bool:
 
 
 def _blank_lines(stream: BinaryIO, num_bytes: int, most: int, max_bytes: int) -> tuple[int, int, bytes | None]:
-    """Read on while lines are blank, after one of `num_bytes`, until there are `most` bytes of them.
+    """Read blank lines, after one of `num_bytes`, until there are `most` bytes of them.
 
-    Returns the numbers of lines and bytes, and the line after them where it had to be read. A billion lines take 1 s.
-    What is read together does not depend on where the buffer ends: readers that begin elsewhere make the same lines.
+    Returns the numbers of lines and bytes, and the line after them if it was read. A billion lines take 1 s. Where the
+    buffer ends has no effect: readers that start elsewhere give the same lines.
     """
     num_lines = 1
     while num_bytes < most:
@@ -128,7 +128,7 @@ def _blank_lines(stream: BinaryIO, num_bytes: int, most: int, max_bytes: int) ->
 
 
 def _skip_line(stream: BinaryIO) -> int:
-    """Read to the end of a line; returns the number of bytes."""
+    """Read to the end of a line; the number of bytes."""
     num_bytes = 0
     while content := stream.readline(READ_BUFFER_BYTES):
         num_bytes += len(content)
@@ -138,7 +138,7 @@ def _skip_line(stream: BinaryIO) -> int:
 
 
 class _Run:
-    """Lines that together are one, as long as they are not too large."""
+    """Consecutive lines that become one, unless they are too large together."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -158,7 +158,7 @@ class _Run:
             self._content += line.content
 
     def joined(self) -> Iterator[RawLine]:
-        """The lines so far as one, if there are any."""
+        """All lines as one, if there are any."""
         if self._ends:
             first, last = self._ends
             too_large = self._num_bytes > self._max_bytes
@@ -174,7 +174,7 @@ class _Run:
 
 
 def _whole_text(stream: BinaryIO, offset: int, number: int, max_bytes: int) -> Iterator[RawLine]:
-    """All lines as one."""
+    """The complete file as one line."""
     content = stream.read(max_bytes + 1)
     if not content:
         return
@@ -187,7 +187,7 @@ def _whole_text(stream: BinaryIO, offset: int, number: int, max_bytes: int) -> I
 
 
 def _paragraphs(lines: Iterator[RawLine], max_bytes: int) -> Iterator[RawLine]:
-    """Runs of lines between blank ones."""
+    """Join the lines between blank ones."""
     run = _Run(max_bytes)
     for line in lines:
         if isinstance(line.content, bytes) and not line.content.strip():
@@ -201,6 +201,6 @@ def _paragraphs(lines: Iterator[RawLine], max_bytes: int) -> Iterator[RawLine]:
 DECOMPRESSORS: dict[Compression, Callable[[BinaryIO], Any]] = {
     "gzip": lambda raw: gzip.GzipFile(fileobj=raw),
     "xz": XzReader,
-    # Of the readers for zstd, pyarrow's reports a truncated file, and reads on after a frame's end.
+    # Of the readers for zstd, pyarrow's reports a truncated file, and reads all frames.
     "zstd": lambda raw: pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"),
 }

@@ -1,4 +1,4 @@
-"""Hashes of the input files, which are part of what a block store is made from."""
+"""Hashes of the input files, which are part of a block store's specification."""
 
 import logging
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 def hash_inputs(files: Sequence[InputFile], remembered_in: Path | None) -> list[str]:
-    """sha256 of each file, 2 GB/s a core.
+    """The SHA-256 of each file: 2 GB/s per core.
 
-    With `remembered_in` a run that goes on does not read a file again whose size and time of change are the same.
+    A resumed run takes hashes from `remembered_in` for files with the same size and modification time.
     """
     known = _read(remembered_in) | {file.path: file.known_hash for file in files if file.known_hash}
     keys = [file.path if file.known_hash else _key(file) for file in files]
@@ -41,7 +41,7 @@ def hash_inputs(files: Sequence[InputFile], remembered_in: Path | None) -> list[
 
 
 def changed_inputs(files: Sequence[InputFile], hashes: Sequence[str], remembered_in: Path) -> list[str]:
-    """Paths of the files whose content is no longer that of `hashes`; only files that look changed are read again."""
+    """Paths of the files whose hashes differ from `hashes`; files with the same size and time are not read again."""
     now = hash_inputs(files, remembered_in)
     return [file.path for file, then, found in zip(files, hashes, now, strict=True) if then != found]
 

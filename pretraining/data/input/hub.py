@@ -1,6 +1,6 @@
-"""Data sets of the Hub as input: `datasets` tells the files of a split, and our own readers read them.
+"""Data sets of the Hub as input: `datasets` finds the files of a split, and the readers of this package read them.
 
-A file is named with its commit, so the input stays the same when the data set changes; its hash is the Hub's.
+A file is recorded with its commit, so the input stays the same if the data set changes; its hash is the Hub's.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ HUB_WORD = re.compile(rf"{HUB_SCHEME}({HUB_ID.pattern})(?:/([\w.-]+))?(?:@([\w./
 
 
 def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFile]:
-    """The files of one split; downloaded into the Hub's cache now, or read as they come when `streaming`.
+    """The files of one split, downloaded into the Hub's cache, or streamed later if `streaming`.
 
     Raises:
-        UserError: when the Hub has no such data set, config or split for us, or one of a format that is not read.
+        UserError: when data set, config or split do not exist or are not accessible, or the format is not supported.
     """
     match = HUB_WORD.fullmatch(word)
     if match is None:
-        raise UserError(f"--data_files {word}: is not of the form hf://USER/NAME/CONFIG@REVISION:SPLIT")
+        raise UserError(f"--data_files {word}: not of the form hf://USER/NAME/CONFIG@REVISION:SPLIT")
     repo_id, config, revision, split = match.groups()
     try:
         validate_repo_id(repo_id)
@@ -40,19 +40,17 @@ def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFi
             builder = datasets.load_dataset_builder(repo_id, config, revision=revision)
         splits = {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
         if (split or "train") not in splits:
-            raise UserError(f"--data_files {word}: has no split {split or 'train'}; give one of {', '.join(splits)}")
+            raise UserError(f"--data_files {word}: has no split {split or 'train'}; use one of {', '.join(splits)}")
         return [_hub_file(url, source, streaming) for url in splits[split or "train"]]
     except UserError:
         raise
     except HUB_ERRORS as error:
-        raise UserError(
-            f"--data_files {word}: the Hub does not give it ({error_message(error)}); check its name"
-        ) from None
+        raise UserError(f"--data_files {word}: not found on the Hub ({error_message(error)}); check the name") from None
 
 
 @contextlib.contextmanager
 def _away_from(folder: Path) -> Iterator[None]:
-    """Work where there is no folder of this relative path: `datasets` would take it for the data set of the name."""
+    """Work in another folder if this relative path exists: `datasets` would read it instead of the Hub's data set."""
     if not folder.exists():
         yield
         return
@@ -61,7 +59,7 @@ def _away_from(folder: Path) -> Iterator[None]:
 
 
 def open_hub_file(location: str) -> BinaryIO:
-    """Read a file as it comes, by requests of 5 MB."""
+    """Stream a file, by requests of 5 MB."""
     return HfFileSystem().open(location, "rb")
 
 

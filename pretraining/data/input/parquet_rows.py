@@ -1,7 +1,8 @@
-"""The rows of a Parquet file, in bounded memory whatever the file says of itself.
+"""Read the rows of a Parquet file in bounded memory, whatever the file contains.
 
-A row is looked at in Arrow before Python gets it. A dictionary makes many large rows of one, so there rows are read one
-by one; and what a page expands to is known before it is decompressed: from the footer, and from the page's own header.
+The size of a row is checked in Arrow before Python gets it. A dictionary can make many large rows of one value, so
+with a large one rows are read one by one. The size of a page is checked before it is decompressed: in the footer and
+in the page's header.
 """
 
 import io
@@ -15,10 +16,10 @@ import pyarrow.parquet as pq
 from pretraining.data.input.documents import SHOWN_BYTES, ExpandsTooFarError, JsonFields, RawLine, field_of
 
 ROWS_AT_ONCE = 8  # 50 MB if each is as large as the largest document; 32 are no faster
-LARGEST_DICTIONARY_BYTES = 4 << 20  # writers end theirs at 1 MB; of a larger one rows are read one by one
+MAX_DICTIONARY_BYTES = 4 << 20  # writers end theirs at 1 MB; with a larger one rows are read one by one
 ROW_OVERHEAD_BYTES = 1024  # offsets and validity of its columns
-# Text shrinks to a third, logs to a fiftieth.
-MOST_EXPANSION = 100
+# Text compresses to a third, logs to a fiftieth.
+MAX_EXPANSION = 100
 HARMLESS_BYTES = 128 << 20
 HEADER_BYTES = 32  # its first three numbers take 18 at most
 
@@ -26,7 +27,7 @@ Row = Mapping[str, Any] | bytes | None  # bytes: not UTF-8; None: too large
 
 
 class ParquetRows:
-    """The rows of the file that is open as `raw`; one above `max_bytes` comes without content.
+    """The rows of the file that is open as `raw`; a row above `max_bytes` comes without content.
 
     Raises:
         pyarrow.ArrowException: when the file is damaged.
@@ -34,7 +35,7 @@ class ParquetRows:
     """
 
     def __init__(self, raw: BinaryIO, fields: JsonFields, max_bytes: int) -> None:
-        # Page by page: otherwise a whole row group is read ahead, 500 MB of memory more in one of 400 MB.
+        # Page by page: otherwise a complete row group is read ahead, 500 MB of memory more for one of 400 MB.
         self._parquet = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
         self._raw = raw
         self._num_bytes = raw.seek(0, io.SEEK_END)
@@ -65,7 +66,7 @@ class ParquetRows:
         dictionaries = [self._page_bytes(chunk.dictionary_page_offset) for chunk in chunks if chunk.has_dictionary_page]
         for chunk in chunks:
             self._check_expansion(chunk, group)
-        num_rows = 1 if max(dictionaries, default=0) > LARGEST_DICTIONARY_BYTES else ROWS_AT_ONCE
+        num_rows = 1 if max(dictionaries, default=0) > MAX_DICTIONARY_BYTES else ROWS_AT_ONCE
         return self._parquet.iter_batches(num_rows, row_groups=[group], columns=self._columns, use_threads=False)
 
     def _is_read(self, path: str) -> bool:
@@ -75,13 +76,13 @@ class ParquetRows:
         offsets = [chunk.data_page_offset, *([chunk.dictionary_page_offset] if chunk.has_dictionary_page else [])]
         num_bytes = max(chunk.total_uncompressed_size, *map(self._page_bytes, offsets))
         num_compressed = min(chunk.total_compressed_size, self._num_bytes)
-        if num_bytes > max(HARMLESS_BYTES, MOST_EXPANSION * num_compressed):
+        if num_bytes > max(HARMLESS_BYTES, MAX_EXPANSION * num_compressed):
             raise ExpandsTooFarError(
                 f"{chunk.path_in_schema} of row group {group} expands {num_compressed:,} bytes to {num_bytes:,}"
             )
 
     def _page_bytes(self, offset: int) -> int:
-        """What the page at `offset` says that it expands to; 0 where no page is."""
+        """The uncompressed size in the header of the page at `offset`; 0 without a page."""
         position = self._raw.tell()
         self._raw.seek(max(0, offset))
         header = self._raw.read(HEADER_BYTES)
@@ -89,7 +90,7 @@ class ParquetRows:
         return uncompressed_page_bytes(header)
 
     def _records(self, batch: pa.RecordBatch) -> Iterator[tuple[Row, bytes]]:
-        """Each row, with the first bytes of one that is too large."""
+        """Each row; of one that is too large None and its first bytes."""
         if not self._columns:
             yield from (({}, b"") for _ in range(batch.num_rows))
         elif batch.nbytes <= self._max_bytes:
@@ -111,7 +112,7 @@ class ParquetRows:
 
 
 def uncompressed_page_bytes(header: bytes) -> int:
-    """The second number of a page's header, which is what it expands to; 0 where the bytes are no header.
+    """The uncompressed size in a page's header, its second number; 0 if the bytes are not a header.
 
     >>> uncompressed_page_bytes(bytes([0x15, 4, 0x15, 0x80, 0x01, 0x15, 20]))
     64
@@ -131,7 +132,7 @@ def uncompressed_page_bytes(header: bytes) -> int:
 
 
 def _pylist(batch: pa.RecordBatch) -> Sequence[Mapping[str, Any] | bytes]:
-    """The rows of `batch`; one that is not UTF-8, though its column says so, is empty bytes."""
+    """The rows of `batch`; one that is not UTF-8 is empty bytes."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
@@ -141,13 +142,13 @@ def _pylist(batch: pa.RecordBatch) -> Sequence[Mapping[str, Any] | bytes]:
 
 
 def _decoded(row: pa.RecordBatch) -> pa.RecordBatch:
-    """`row` with its own values in place of dictionaries and views, which have those of all rows."""
+    """`row` without dictionaries and views, which hold the values of all rows."""
     columns = [c.cast(_plain(c.type)) if _plain(c.type) != c.type else c for c in row.columns]
     return pa.RecordBatch.from_arrays(columns, names=row.schema.names)
 
 
 def _plain(column_type: pa.DataType) -> pa.DataType:
-    """The type of the values themselves."""
+    """The type without dictionaries and views."""
     if pa.types.is_dictionary(column_type):
         return _plain(column_type.value_type)
     if pa.types.is_struct(column_type):
@@ -157,7 +158,7 @@ def _plain(column_type: pa.DataType) -> pa.DataType:
 
 
 def _head(row: pa.RecordBatch) -> bytes:
-    """The beginning of the first text in a row."""
+    """The first bytes of the first text in a row."""
     for column in row.columns:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             return pc.binary_slice(column.cast(pa.large_binary()), 0, SHOWN_BYTES)[0].as_py() or b""

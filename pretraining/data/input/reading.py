@@ -1,7 +1,7 @@
 """Read the lines of the input in batches of about 2 MB, from any position, in bounded memory.
 
-Every byte is read by this room, never by a tokenizer's own reader, so that every line can be accounted for. Batches
-depend only on the input and on where reading begins, so a reader that goes on after a batch makes the same batches.
+Every byte is read here, so that every line is accounted for. Batches depend only on the input and the start position:
+a reader that resumes after a batch gives the same batches.
 """
 
 import gzip
@@ -29,14 +29,14 @@ from pretraining.data.input.slices import FileRange, cut_slices
 from pretraining.errors import UserError
 
 BATCH_BYTES = 2 << 20  # part of the format: where a shard ends depends on it
-ENOUGH_LINES = 1 << 22  # in a row without a document: 20 s of work, and a bomb can go on for days
+ENOUGH_LINES = 1 << 22  # consecutive lines without a document: 20 s of work; a decompression bomb can take days
 PARSERS = {"jsonl": parse_json_line, "parquet": parse_row, "text": parse_text}
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where reading goes on: number of the range in its slice, byte offset (row, in Parquet) and lines before it."""
+    """Where to resume reading: number of the range in its slice, byte offset (row, in Parquet) and lines before it."""
 
     range_number: int
     byte_offset: int
@@ -45,7 +45,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """Lines of one file, the position after them, and how many bytes of the file itself they took."""
+    """Lines of one file, the position after them, and their bytes in the file (compressed)."""
 
     file: InputFile
     file_number: int
@@ -57,7 +57,7 @@ class RawBatch:
 def read_batches(
     files: Sequence[InputFile], ranges: Sequence[FileRange], start: Position | None, options: ReadingOptions
 ) -> Iterator[RawBatch]:
-    """The lines of `ranges` in order, from `start` on.
+    """Read the lines of `ranges` in order, from `start` on.
 
     Raises:
         UserError: when a file is damaged or cannot be read, with the place.
@@ -73,17 +73,17 @@ def read_batches(
 
 
 def parse_lines(batch: RawBatch, fields: JsonFields) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
-    """Each line of the batch with what it is."""
+    """Parse each line of the batch."""
     parse = PARSERS[batch.file.format]
     for raw in batch.lines:
         yield raw, skipped(raw, "too_large") if raw.content is None else parse(raw, fields)
 
 
 def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Iterator[Document | SkippedLine]:
-    """Every line of `files`, in order.
+    """Read every line of `files`, in order.
 
     Raises:
-        UserError: also when too many lines in a row are no documents.
+        UserError: also when too many consecutive lines are not documents.
     """
     (ranges,) = cut_slices(files, 1)
     num_skipped = 0  # since the last document
@@ -93,8 +93,8 @@ def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Itera
             yield parsed
         if num_skipped > ENOUGH_LINES:
             raise UserError(
-                f"--data_files {batch.file.path}: no document in {num_skipped:,} lines in a row up to line "
-                f"{batch.end.num_lines:,}; name the right --text_field, or leave it out"
+                f"--data_files {batch.file.path}: no document in {num_skipped:,} consecutive lines up to line "
+                f"{batch.end.num_lines:,}; use the right --text_field, or remove the file"
             )
 
 
@@ -118,8 +118,8 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
                 num_bytes += line.memory_bytes
                 position = Position(begin.range_number, line.end_offset, line.end_line)
                 if num_bytes >= BATCH_BYTES:
-                    told, file_bytes = file_bytes, source.file_bytes(line)
-                    yield RawBatch(file, file_range.file_number, batch, position, file_bytes - told)
+                    before, file_bytes = file_bytes, source.file_bytes(line)
+                    yield RawBatch(file, file_range.file_number, batch, position, file_bytes - before)
                     batch, num_bytes = [], 0
             if batch:
                 yield RawBatch(file, file_range.file_number, batch, position, source.file_bytes(batch[-1]) - file_bytes)
@@ -131,15 +131,15 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
 
 
 def _problem(file: InputFile, position: Position, error: Exception) -> str | None:
-    """What is wrong with the input, None when the error is not its fault."""
+    """What is wrong with the input; None if the error has another cause."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     unit = "row" if file.format == "parquet" else "line"
     place = f"after {unit} {position.num_lines:,}"
-    if isinstance(error, ExpandsTooFarError) or "too much memory" in reason:  # so zstd says it, of a window > 128 MB
-        return f"is not read {place}, as no file of text is like this ({reason}); compress it again, or leave it out"
+    if isinstance(error, ExpandsTooFarError) or "too much memory" in reason:  # zstd, of a window > 128 MB
+        return f"reading stopped {place}: it expands more than text does ({reason}); compress it again, or remove it"
     is_damage = isinstance(error, DAMAGE)
-    if file.is_remote and not is_damage:  # whatever the Hub's client raises when it has tried for long enough
-        return f"the Hub does not give it ({reason}); the same command goes on from the last finished shard"
-    if is_damage or (isinstance(error, OSError) and error.errno is None):  # so pyarrow reports damage, too
-        return f"is truncated or corrupt {place} ({reason}); get the file again, or leave it out"
+    if file.is_remote and not is_damage:  # whatever the Hub's client raises after its retries
+        return f"the Hub failed ({reason}); run the same command again to resume from the last finished shard"
+    if is_damage or (isinstance(error, OSError) and error.errno is None):  # pyarrow reports damage like this, too
+        return f"is truncated or corrupt {place} ({reason}); download the file again, or remove it"
     return f"cannot be read ({error.strerror}); check the disk" if isinstance(error, OSError) else None

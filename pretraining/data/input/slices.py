@@ -1,6 +1,6 @@
-"""Divide the input into slices: fixed parts of it, each of which one process works through on its own.
+"""Divide the input into slices, fixed parts that processes work on independently.
 
-Where a slice begins depends on the files and on the number of slices alone, never on how many processes there are.
+Where a slice begins depends only on the files and the number of slices, not on the number of processes.
 """
 
 import itertools
@@ -16,7 +16,7 @@ SCAN_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """Lines of a file: from byte `start`, where line `first_line` begins, up to `end`; None is the end of the file."""
+    """Lines of a file: from byte `start`, the beginning of line `first_line`, to `end`; None is the end of the file."""
 
     file_number: int
     start: int
@@ -25,15 +25,15 @@ class FileRange:
 
 
 def cut_slices(files: Sequence[InputFile], num_slices: int) -> list[list[FileRange]]:
-    """The ranges of each slice, of about the same number of bytes.
+    """The ranges of each slice, all of about the same number of bytes.
 
-    A plain JSONL file is cut between two lines; any other file belongs whole to the slice in which it begins.
+    A plain JSONL file is cut between two lines; any other file belongs completely to the slice in which it begins.
     """
     total = max(1, sum(file.num_bytes for file in files))
     slices: list[list[FileRange]] = [[] for _ in range(num_slices)]
     offset = 0
     for number, file in enumerate(files):
-        first_slice = min(offset * num_slices // total, num_slices - 1)  # an empty file may stand at the very end
+        first_slice = min(offset * num_slices // total, num_slices - 1)  # an empty file may be the last
         if file.is_divisible:
             last_slice = max(first_slice, (offset + file.num_bytes - 1) * num_slices // total)
             cuts = [-(-k * total // num_slices) - offset for k in range(first_slice + 1, last_slice + 1)]
@@ -47,7 +47,7 @@ def cut_slices(files: Sequence[InputFile], num_slices: int) -> list[list[FileRan
 
 
 def num_bytes_of(files: Sequence[InputFile], ranges: Sequence[FileRange]) -> int:
-    """Bytes of the files themselves that the ranges take."""
+    """Bytes of the ranges in their files."""
     ends = [files[part.file_number].num_bytes if part.end is None else part.end for part in ranges]
     return sum(end - part.start for end, part in zip(ends, ranges, strict=True))
 
@@ -65,7 +65,7 @@ def _cut_file(number: int, file: InputFile, cuts: Sequence[int]) -> Iterator[Fil
 
 
 def _next_line_start(stream: BinaryIO, offset: int) -> int:
-    """Where the first line begins that begins at `offset` or after it."""
+    """The beginning of the first line at `offset` or after it."""
     stream.seek(max(0, offset - 1))
     while content := stream.readline(SCAN_BYTES):
         if content.endswith(b"\n"):

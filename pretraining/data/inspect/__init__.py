@@ -1,1 +1,1 @@
-"""From a block back to the file and line of its text, and from a text to its blocks."""
+"""From a block to file and line of its text, and from a text to its blocks."""

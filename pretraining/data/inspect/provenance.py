@@ -1,13 +1,14 @@
-"""Where the tokens of a block come from: which documents they are pieces of, and where in the input those stand.
+"""From the tokens of a block to their documents, and to file, line and text of these in the input.
 
-A look-up reads the manifest and, of the shards, the row groups in question alone. Blocks are numbered from 0 over the
-shards of a split in the manifest's order, as training numbers them; the table of documents is sorted by document_id.
+A look-up reads only the manifest and the row groups that it needs. Blocks are numbered from 0 over the shards of a
+split in the manifest's order, as in training; the table of documents is sorted by document_id.
 """
 
 import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretraining.data.encode.splits import Split
+from pretraining.data.input.documents import Document
+from pretraining.data.input.find import find_inputs
+from pretraining.data.input.reading import parse_lines, read_batches
+from pretraining.data.input.slices import FileRange
 from pretraining.data.store.integrity import shard_file
-from pretraining.data.store.manifest import read_manifest
+from pretraining.data.store.manifest import StoreSpec, read_manifest
 from pretraining.data.store.shards import Shard
+from pretraining.data.tokenize.token_bytes import TokenBytes
+from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError
 
 PIECE_COLUMNS = ["document_starts", "document_ids", "document_offsets", "num_padding_tokens"]
-ROWS_AT_ONCE = 16  # a row group has about 1,000 blocks of 4,096, and those after the one in question are not decoded
+ROWS_AT_ONCE = 16  # of a row group of about 1,000 blocks of 4,096; those after the wanted one are not decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +59,9 @@ class DocumentLocation:
 
 
 class PieceTable:
-    """The pieces of consecutive blocks, in order; piece i has the tokens from `begins[i]` up to `ends[i]` of them all.
+    """The pieces of consecutive blocks, in order; piece i is tokens `begins[i]` to `ends[i]` of them all.
 
-    Built from the rows of a shard, of which the first is block `first_block` of `split`.
+    `rows` are rows of a shard; the first is block `first_block` of `split`.
     """
 
     def __init__(self, rows: pa.Table, *, split: Split, first_block: int, block_length: int) -> None:
@@ -76,7 +83,7 @@ class PieceTable:
         return len(self.begins)
 
     def piece(self, index: int) -> Piece:
-        """Piece `index` of them all."""
+        """Piece `index` of all blocks."""
         owner = int(self._owners[index])
         begin = int(self.begins[index])
         return Piece(
@@ -91,7 +98,7 @@ class PieceTable:
 
 
 class BlockProvenance:
-    """Answers questions about the blocks of one store; `flag` names it in errors."""
+    """Looks up blocks and documents of one store; `flag` names it in errors."""
 
     def __init__(self, folder: Path, *, flag: str) -> None:
         self.folder = folder
@@ -100,11 +107,26 @@ class BlockProvenance:
         self._documents = pa.table({})
         self._document_ids = np.empty(0, np.int64)
 
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes of each token."""
+        return TokenBytes(self.folder / "tokenizer")
+
+    @cached_property
+    def searchable_bytes(self) -> TokenBytes:
+        """The bytes of each token, by which text can be found.
+
+        Raises:
+            UserError: when the tokenizer's decoder does more than concatenate bytes.
+        """
+        self.token_bytes.check(self.manifest.origin.tokenizer.canary_ids)
+        return self.token_bytes
+
     def pieces(self, split: Split, block: int) -> list[Piece]:
         """The pieces in a block, in order.
 
         Raises:
-            UserError: when there is no such block.
+            UserError: when the split does not have that many blocks.
         """
         parquet, group, row = self._place_of_block(split, block)
         rows = parquet.read_row_group(group, columns=PIECE_COLUMNS).slice(row, 1)
@@ -116,7 +138,7 @@ class BlockProvenance:
         """The piece that has token `position` of a block.
 
         Raises:
-            UserError: when there is no such block or position, or padding stands there.
+            UserError: when the block or position does not exist, or is padding.
         """
         length = self.manifest.origin.block_length
         if not 0 <= position < length:
@@ -135,35 +157,35 @@ class BlockProvenance:
         return np.from_dlpack(batch.column(0).slice(row % ROWS_AT_ONCE, 1).flatten())
 
     def document(self, document_id: int) -> DocumentLocation:
-        """Where a document stands; quick for ids that follow one another, since the last row group is kept."""
+        """The row of a document; fast for ids in order, since the last row group is kept."""
         ids = self._document_ids
         if not (len(ids) and ids[0] <= document_id <= ids[-1]):
             self._load_documents(document_id)
         row = int(np.searchsorted(self._document_ids, document_id))
         found = self._documents.slice(row, 1).to_pylist()
-        assert [row["document_id"] for row in found] == [document_id], f"document {document_id} is in no table"
+        assert [row["document_id"] for row in found] == [document_id], f"document {document_id} is missing"
         return DocumentLocation(**found[0])
 
     def open_shard(self, shard: Shard) -> pq.ParquetFile:
         """A shard of the store.
 
         Raises:
-            UserError: when it is missing, not of the size that the manifest has, or a link out of the store.
+            UserError: when it is missing, has another size than in the manifest, or is a link out of the store.
         """
         return pq.ParquetFile(shard_file(self.folder, shard, flag=self._flag))
 
     def _place_of_block(self, split: Split, block: int) -> tuple[pq.ParquetFile, int, int]:
-        """The shard of a block, the row group in it, and the row in that."""
+        """The shard of a block, its row group, and its row in that."""
         contents = self.manifest.splits[split]
         if not 0 <= block < contents.num_blocks:
             last = f"0 to {contents.num_blocks - 1:,}" if contents.num_blocks else "none"
             raise UserError(
                 f"--block {block}: {self.folder} has {contents.num_blocks:,} blocks in split {split}, {last}"
             )
-        number, row = _nth([shard.num_rows for shard in contents.shards], block)
+        number, row = _locate([shard.num_rows for shard in contents.shards], block)
         parquet = self.open_shard(contents.shards[number])
         metadata = parquet.metadata
-        return parquet, *_nth([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)], row)
+        return parquet, *_locate([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)], row)
 
     def _load_documents(self, document_id: int) -> None:
         shards = self.manifest.documents
@@ -175,15 +197,46 @@ class BlockProvenance:
         self._document_ids = _numbers(self._documents["document_id"].combine_chunks())
 
 
+def read_source_text(place: DocumentLocation, origin: StoreSpec) -> str:
+    """The text at the document's line of its file; a compressed file is decompressed up to there.
+
+    Raises:
+        UserError: when the file is missing, or is not the one that was preprocessed.
+    """
+    path = Path(place.file)
+    if not path.is_file():
+        raise UserError(f"{path}: not found (the path is as preprocess.py was given it); the text is in the blocks")
+    num_bytes = next(source.num_bytes for source in origin.sources if source.path == place.file)
+    if path.stat().st_size != num_bytes:
+        raise UserError(f"{path}: has changed, from {num_bytes:,} bytes to {path.stat().st_size:,}")
+    options = origin.reading_options
+    rest = [FileRange(file_number=0, start=place.byte_offset, end=None, first_line=place.line)]
+    batch = next(read_batches(find_inputs([place.file]), rest, None, options), None)
+    _, parsed = next(parse_lines(batch, options.fields)) if batch else (None, None)
+    if not isinstance(parsed, Document):
+        raise UserError(f"{path}:{place.line}: has changed, the line is not a document now")
+    return parsed.text
+
+
+def has_ids(
+    text: str, tokenizer: DocumentTokenizer, *, piece: Piece, block_ids: np.ndarray, num_document_tokens: int
+) -> bool:
+    """Whether `text` has as many tokens as its document, and those of the piece are where `block_ids` has them."""
+    ids = tokenizer.encode([text]).ids
+    expected = ids[piece.num_tokens_before : piece.num_tokens_before + piece.num_tokens]
+    found = block_ids[piece.start : piece.start + piece.num_tokens]
+    return len(ids) == num_document_tokens and np.array_equal(expected, found)
+
+
 def _numbers(array: pa.Array) -> np.ndarray:
-    """As int64; Arrow's own to_numpy would import pandas, which takes longer than everything else here."""
+    """An int64 array; Arrow's to_numpy would import pandas, which takes longer than everything else here."""
     return np.from_dlpack(array).astype(np.int64)
 
 
-def _nth(sizes: Sequence[int], number: int) -> tuple[int, int]:
-    """In which of consecutive groups item `number` is, and which of its items.
+def _locate(sizes: Sequence[int], number: int) -> tuple[int, int]:
+    """The group, of consecutive groups, that has item `number`, and the item's number in it.
 
-    >>> _nth([5, 3], 6)
+    >>> _locate([5, 3], 6)
     (1, 1)
     """
     ends = list(itertools.accumulate(sizes))

@@ -1,4 +1,4 @@
-"""A block store against its manifest: files inside the store, of their sizes, with their checksums and ids."""
+"""Verify a block store against its manifest: paths, sizes, checksums, rows and ids."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -27,12 +27,12 @@ def file_in_store(store: Path, path: str, *, flag: str) -> Path:
 
     Raises:
         UserError: when it is missing, or a link out of the store. In the Hub's cache files are links into `blobs`,
-            which belongs to the store.
+            which is allowed.
     """
     file = store / path
     root = store.resolve()
     roots = (root, root.parents[1] / "blobs") if root.parent.name == "snapshots" else (root,)
-    target = Path(os.path.realpath(file))  # Path.resolve raises for links in a circle
+    target = Path(os.path.realpath(file))  # Path.resolve raises for circular links
     if not any(target.is_relative_to(place) for place in roots):
         raise UserError(f"{flag} {store}: {file} is a link out of the data set, to {target}; put the file itself there")
     if not file.is_file():
@@ -41,7 +41,7 @@ def file_in_store(store: Path, path: str, *, flag: str) -> Path:
 
 
 def shard_file(store: Path, shard: Shard, *, flag: str) -> Path:
-    """The file of a shard, which has the size that the manifest says.
+    """The file of a shard, which has the size of the manifest.
 
     Raises:
         UserError: when it has another size, is missing, or a link out of the store.
@@ -50,28 +50,28 @@ def shard_file(store: Path, shard: Shard, *, flag: str) -> Path:
     found = file.stat().st_size
     if found != shard.num_bytes:
         raise UserError(
-            f"{flag} {store}: {file} has {found:,} bytes, its manifest says {shard.num_bytes:,}; {_remedy(flag)}"
+            f"{flag} {store}: {file} has {found:,} bytes, the manifest has {shard.num_bytes:,}; {_remedy(flag)}"
         )
     return file
 
 
 def check_hashes(store: Path, manifest: Manifest, *, flag: str) -> None:
-    """Read every shard of a block store.
+    """Check the SHA-256 of every shard.
 
     Raises:
-        UserError: when one is not as the manifest says.
+        UserError: when one is not that of the manifest.
     """
     expected = {shard_file(store, shard, flag=flag): shard.sha256 for shard in manifest.shards}
     for file, found in wrong_hashes(expected, "checking the data set"):
         raise UserError(
-            f"{flag} {store}: {file} has the SHA-256 {found}, its manifest says {expected[file]}; {_remedy(flag)}"
+            f"{flag} {store}: {file} has the SHA-256 {found}, the manifest has {expected[file]}; {_remedy(flag)}"
         )
 
 
 def wrong_hashes(expected: Mapping[Path, str], activity: str) -> Iterator[tuple[Path, str]]:
-    """Files that have another SHA-256 than is expected of them, with the one they have, or why they have none.
+    """Files with another SHA-256 than expected, and the one found, or why the file cannot be read.
 
-    Reads 1.5 GB/s per core, on all cores at once, and shows its progress as `activity`.
+    Reads 1.5 GB/s per core on all cores, and shows its progress as `activity`.
     """
     sizes = {file: file.stat().st_size if file.is_file() else 0 for file in expected}
     with Progress(sum(sizes.values())) as progress, ThreadPoolExecutor(NUM_CORES) as executor:
@@ -89,12 +89,12 @@ def _sha256_or_reason(file: Path) -> str:
 
 
 def _remedy(flag: str) -> str:
-    makes_it = flag == "--output_dir"
-    return "delete the folder and start again" if makes_it else "copy the whole folder again, or preprocess again"
+    is_output = flag == "--output_dir"
+    return "delete the folder and start again" if is_output else "copy the complete folder again, or preprocess again"
 
 
 def content_problem(store: Path, shard: Shard, manifest: Manifest) -> str | None:
-    """What is wrong with the rows of a shard, whose bytes are as they were written; None when nothing is."""
+    """What is wrong with the rows of a shard whose checksum is right; None if nothing is."""
     is_blocks = shard not in manifest.documents
     origin = manifest.origin
     has_answers = origin.chat_template is not None
@@ -102,9 +102,9 @@ def content_problem(store: Path, shard: Shard, manifest: Manifest) -> str | None
     try:
         parquet = pq.ParquetFile(store / shard.path)
         if parquet.metadata.num_rows != shard.num_rows:
-            return f"{shard.path} has {parquet.metadata.num_rows:,} rows, its manifest says {shard.num_rows:,}"
+            return f"{shard.path} has {parquet.metadata.num_rows:,} rows, the manifest has {shard.num_rows:,}"
         if parquet.schema_arrow.remove_metadata() != (expected if is_blocks else DOCUMENT_SCHEMA):
-            return f"{shard.path} has other columns than a block store"
+            return f"{shard.path} does not have the columns of a block store"
         return _id_problem(parquet, shard, origin.tokenizer.vocab_size) if is_blocks else None
     except (OSError, pa.ArrowException) as error:
         return f"{shard.path} cannot be read ({str(error).splitlines()[0]})"
@@ -122,12 +122,12 @@ def _id_problem(parquet: pq.ParquetFile, shard: Shard, vocab_size: int) -> str |
 
 
 def id_problem(shard: Shard, row: int, ids: np.ndarray, vocab_size: int) -> str:
-    """One line about a row of a shard with an id that the tokenizer does not have."""
+    """One line about a row with an id outside of the vocabulary."""
     return f"{shard.path} row {row:,} has the token id {ids.max():,}, the vocabulary has {vocab_size:,}"
 
 
 def store_problems(store: Path, manifest: Manifest) -> list[str]:
-    """Everything that is wrong with a block store, by file: missing, damaged and extra ones, rows, columns and ids."""
+    """All problems of a block store: missing, damaged and extra files, wrong rows, columns and ids."""
     shards = {store / shard.path: shard for shard in manifest.shards}
     expected = {file: shard.sha256 for file, shard in shards.items()}
     expected[store / "tokenizer/tokenizer.json"] = manifest.origin.tokenizer.sha256

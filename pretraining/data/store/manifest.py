@@ -1,4 +1,4 @@
-"""manifest.json: what a block store is made from, what is in it, and counts that add up.
+"""manifest.json: the specification of a block store, its contents, and counts that add up.
 
 It is written last, so a folder that has one is complete.
 """
@@ -13,24 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.data.encode.splits import SPLITS
+from pretraining.data.input.documents import JsonFields
 from pretraining.data.input.filters import CleaningRules
+from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.store.packing import Packing
 from pretraining.data.store.shards import Shard, shard_path
-from pretraining.data.store.typed_json import from_json, read_json
 from pretraining.data.tokenize.tokenizer import TokenRules, id_dtype
 from pretraining.errors import UserError
+from pretraining.system.checked_json import from_json, parse_json
 from pretraining.system.files import write_atomically
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 SHA256 = re.compile("[0-9a-f]{64}")
-KNOWN_LIMIT_NAME = "known_limit.json"  # bits per byte by split, of data whose true probabilities are known
+KNOWN_LIMIT_NAME = "known_limit.json"  # bits per byte by split, of data with known probabilities
 STORE_CONTENTS = {"data", "documents", "tokenizer", "skipped.jsonl", MANIFEST_NAME, "README.md", KNOWN_LIMIT_NAME}
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file, as it was named, with the source it was given, size and hash."""
+    """One input file: path and source as they were given, size and hash."""
 
     path: str
     source: str | None
@@ -40,7 +42,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class TokenizerIdentity:
-    """Which tokenizer made the ids: the hash of its tokenizer.json, and a canary text with its ids."""
+    """The tokenizer of the ids: the hash of its tokenizer.json, and a canary text with its ids."""
 
     name: str
     sha256: str
@@ -51,7 +53,7 @@ class TokenizerIdentity:
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """All that decides the bytes of a block store: the same origin gives the same store."""
+    """Everything that determines the bytes of a block store."""
 
     sources: list[SourceFile]
     text_field: str
@@ -67,11 +69,17 @@ class StoreSpec:
     seed: int
     num_slices: int
     tokens_per_shard: int
-    chat_template: str | None = None  # of conversations, whose blocks say which tokens are answers
+    chat_template: str | None = None  # of conversations, whose blocks mark the answers
+
+    @property
+    def reading_options(self) -> ReadingOptions:
+        """How the sources are read."""
+        fields = JsonFields(self.text_field, self.source_field)
+        return ReadingOptions(fields, self.max_document_bytes, self.split_text_files)
 
     @property
     def dtype(self) -> str:
-        """Type of the ids in the blocks."""
+        """NumPy type of the ids in the blocks."""
         return id_dtype(self.tokenizer.vocab_size)
 
 
@@ -105,10 +113,10 @@ class Manifest:
         return [shard for split in self.splits.values() for shard in split.shards] + self.documents
 
     def check(self) -> None:
-        """Check that every line and every token is accounted for, and that nothing else contradicts itself.
+        """Check that every line and every token is accounted for, and that nothing is contradictory.
 
         Raises:
-            ValueError: when it does.
+            ValueError: with the first problem.
         """
         checks = self._checks()
         for path, shard in self._named_shards():
@@ -141,7 +149,7 @@ class Manifest:
         return checks
 
     def _named_shards(self) -> Iterator[tuple[str, Shard]]:
-        """Each shard, with the only path that it can have: none leads out of the store, and none stands twice."""
+        """Each shard with the only valid path, so that no path leads out of the store or occurs twice."""
         groups = {"documents/documents": self.documents} | {f"data/{n}": s.shards for n, s in self.splits.items()}
         for prefix, shards in groups.items():
             for number, shard in enumerate(shards):
@@ -155,16 +163,18 @@ class Manifest:
 
 
 def read_manifest(folder: Path, *, flag: str) -> Manifest:
-    """The manifest of a block store.
+    """Read the manifest of a block store.
 
     Raises:
-        UserError: naming `flag` when the folder is no block store, or one of another format version.
+        UserError: naming `flag`, when the folder is not a block store, or one of another format version.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise UserError(f"{flag} {folder}: is no block store ({MANIFEST_NAME} is missing); make one with preprocess.py")
+        raise UserError(
+            f"{flag} {folder}: not a block store ({MANIFEST_NAME} is missing); run preprocess.py or pass another folder"
+        )
     try:
-        content = read_json(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
         version = content.pop("format_version", None)
@@ -175,14 +185,14 @@ def read_manifest(folder: Path, *, flag: str) -> Manifest:
     except OSError as error:
         raise UserError(f"{flag} {folder}: {path} cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); preprocess again, or copy the whole folder again") from None
+        raise UserError(f"{path}: is damaged ({error}); preprocess again, or copy the complete folder again") from None
     raise UserError(
         f"{path}: has format version {reprlib.repr(version)}, this program reads {FORMAT_VERSION}; preprocess again"
     )
 
 
 def differences(theirs: StoreSpec, ours: StoreSpec) -> list[str]:
-    """What two origins differ in, as `seed 42, not 9`: theirs, then ours; files by their paths."""
+    """The differences of two specifications, e.g. `seed 42, not 9`: theirs, then ours; files by their paths."""
     names = [field.name for field in dataclasses.fields(StoreSpec) if field.name != "sources"]
     found = [(name, getattr(theirs, name), getattr(ours, name)) for name in names]
     shown = [f"{name} {_shown(a, b)}, not {_shown(b, a)}" for name, a, b in found if a != b]
@@ -194,7 +204,7 @@ def differences(theirs: StoreSpec, ours: StoreSpec) -> list[str]:
 
 
 def _shown(value: Any, other: Any) -> str:
-    """`value`, of a group of fields only those in which it differs from `other`."""
+    """`value`; of a group of fields only those that differ from `other`."""
     if not dataclasses.is_dataclass(value):
         return str(value)
     fields = [field.name for field in dataclasses.fields(value)]

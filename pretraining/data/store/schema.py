@@ -1,4 +1,4 @@
-"""The columns of a block store's Parquet files, and tables of them."""
+"""Columns and tables of a block store's Parquet files."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from pretraining.data.encode.splits import SPLITS
 from pretraining.data.store.packing import Blocks
 
 ANSWER_COLUMN = "is_answer"
-ANSWER_BIT = 1 << 31  # set in the ids of answers while they are packed, as uint32
+ANSWER_BIT = 1 << 31  # set in the uint32 ids of answers during packing
 DOCUMENT_SCHEMA = pa.schema(
     {
         "document_id": pa.int64(),
@@ -26,9 +26,9 @@ DOCUMENT_SCHEMA = pa.schema(
 
 
 def block_schema(block_length: int, dtype: str, *, has_answers: bool = False) -> pa.Schema:
-    """Columns of a shard of blocks: the ids, where documents begin, which they are, what stands before, padding.
+    """Columns of a shard of blocks: ids; begins, ids and earlier tokens of documents; padding.
 
-    In those of conversations also whether each token is an answer.
+    `has_answers`: of conversations, with a column that marks the answers.
     """
     columns = {
         "input_ids": pa.list_(pa.type_for_alias(dtype), block_length),
@@ -41,7 +41,7 @@ def block_schema(block_length: int, dtype: str, *, has_answers: bool = False) ->
 
 
 def block_table(batches: Sequence[Blocks], schema: pa.Schema) -> pa.Table:
-    """All blocks of `batches` as one table."""
+    """One table of all blocks of `batches`."""
     return pa.concat_tables([_table_of(blocks, schema) for blocks in batches]).combine_chunks()
 
 
@@ -66,7 +66,7 @@ def _table_of(blocks: Blocks, schema: pa.Schema) -> pa.Table:
 
 
 def document_table(rows: DocumentMetadata, path: str, document_ids: np.ndarray, lengths: np.ndarray) -> pa.Table:
-    """One row for each document of a batch."""
+    """One row per document of a batch."""
     columns = [
         document_ids,
         [SPLITS[number] for number in rows.splits],

@@ -1,4 +1,4 @@
-"""Parquet shards: written a row group at a time into one file, which is hashed and on the disk when it is closed."""
+"""Parquet shards: written a row group at a time, then fsynced and hashed."""
 
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ ID_COLUMN = "input_ids.list.element"
 
 @dataclass(frozen=True)
 class Shard:
-    """One finished file: its path inside its folder, rows, size and hash."""
+    """One finished file: path in its folder, rows, size and hash."""
 
     path: str
     num_rows: int
@@ -23,12 +23,12 @@ class Shard:
 
 
 def shard_path(prefix: str, number: int, count: int) -> str:
-    """The path of a shard in a finished block store: `prefix` is documents/documents, or data/ and the split."""
+    """The path of a shard in a finished block store; `prefix` is documents/documents, or data/ and the split."""
     return f"{prefix}-{number:05d}-of-{count:05d}.parquet"
 
 
 class ShardWriter:
-    """Writes `root/path`, in a thread of `executor`; without any row group there is no file."""
+    """Writes `root/path` in a thread of `executor`; without a row group no file is created."""
 
     def __init__(self, root: Path, path: str, schema: pa.Schema, executor: Executor) -> None:
         self._executor = executor
@@ -40,10 +40,10 @@ class ShardWriter:
         self._num_rows = 0
 
     def write(self, table: pa.Table) -> None:
-        """Append `table` as one row group, as soon as the one before it is written.
+        """Append `table` as one row group, after the previous one is written.
 
         Raises:
-            OSError: also when the one before it could not be written.
+            OSError: also when the previous one could not be written.
         """
         self._wait()
         self._num_rows += table.num_rows
@@ -56,7 +56,7 @@ class ShardWriter:
     def _write(self, table: pa.Table) -> None:
         if self._writer is None:
             has_ids = "input_ids" in self._schema.names
-            # zstd with byte-stream split: 1.1 to 1.5 bytes a token on news, against 1.6 to 1.9 of snappy, dictionary.
+            # zstd with byte-stream split: 1.1 to 1.5 bytes per token of news; snappy with dictionary: 1.6 to 1.9.
             self._writer = pq.ParquetWriter(
                 self._root / self._path,
                 self._schema,
@@ -67,7 +67,7 @@ class ShardWriter:
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
 
     def close(self) -> list[Shard]:
-        """Finish the file; the shard, if there is one."""
+        """Finish the file; the shard, if anything was written."""
         self._wait()
         if self._writer is None:
             return []

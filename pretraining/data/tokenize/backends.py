@@ -1,7 +1,7 @@
-"""Libraries that encode text to the ids of a tokenizer.json, and the proof that they agree.
+"""Libraries that encode text by a tokenizer.json, and the check that they agree.
 
-The reference is the `tokenizers` library. A fast backend is only an accelerator: it must give the reference's ids for
-a probe of odd texts when it starts, and for one document in a thousand while it runs.
+The reference is the `tokenizers` library. A fast backend must give its ids for a probe of odd texts at the start, and
+for one document in a thousand while it runs.
 """
 
 import logging
@@ -36,12 +36,12 @@ PROBE_TEXTS = [
     "\n",
 ]
 CHECKED_PER_MILLE = 1
-LARGEST_CHECKED_CHARACTERS = 100_000  # the reference takes 1 us a character, a document of millions would stop the rest
+MAX_CHECKED_CHARACTERS = 100_000  # the reference takes 1 us per character; a document of millions would stall all
 
 
 @dataclass(frozen=True, slots=True)
 class FlatIds:
-    """Ids of several texts one after the other, uint32, and the length of each."""
+    """Concatenated ids of several texts, uint32, and the length of each."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -52,7 +52,7 @@ class FlatIds:
 
 
 class Backend(Protocol):
-    """Encodes texts, special tokens' text taken as text; threads may call it at the same time."""
+    """Encodes texts, in which the names of control tokens are text; thread-safe."""
 
     name: str
 
@@ -68,7 +68,7 @@ class ReferenceBackend:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._one_at_a_time = threading.Lock()  # it uses all cores itself, and 90 bytes of memory a byte of text
+        self._one_at_a_time = threading.Lock()  # it uses all cores itself, and 90 bytes of memory per byte of text
 
     def encode(self, texts: list[str]) -> FlatIds:
         """Ids of `texts`, without any control token."""
@@ -81,12 +81,12 @@ class ReferenceBackend:
 
 
 class FastTokensBackend:
-    """`fastokens`: 50 MB/s of Llama-2 tokens on two cores of an AMD EPYC (Zen 4), where the reference makes 5."""
+    """`fastokens`: 50 MB/s of Llama-2 tokens on two cores of an AMD EPYC (Zen 4), the reference 5."""
 
     name = "fastokens"
 
     def __init__(self, tokenizer_json: str) -> None:
-        # Here: it takes 20 ms to load, and not every machine has a wheel of it.
+        # Imported here: it takes 20 ms to load, and not every platform has a wheel.
         from fastokens import Tokenizer as FastTokenizer
 
         self._tokenizer = FastTokenizer.from_json_str(tokenizer_json)
@@ -98,11 +98,11 @@ class FastTokensBackend:
 
 
 class BackendDiffersError(Exception):
-    """A fast backend gave other ids than the reference; the message shows where."""
+    """A fast backend gave other ids than the reference."""
 
 
 class CheckedBackend:
-    """A fast backend, compared with the reference on one document in a thousand."""
+    """A fast backend that is compared with the reference on one document in a thousand."""
 
     def __init__(self, fast: Backend, reference: Backend) -> None:
         self.name = fast.name
@@ -115,12 +115,12 @@ class CheckedBackend:
         Raises:
             BackendDiffersError: when a checked text has other ids.
         """
-        check_same_ids(self._fast, self._reference, [t[:LARGEST_CHECKED_CHARACTERS] for t in texts if _is_checked(t)])
+        check_same_ids(self._fast, self._reference, [t[:MAX_CHECKED_CHARACTERS] for t in texts if _is_checked(t)])
         return self._fast.encode(texts)
 
 
 def _is_checked(text: str) -> bool:
-    """One text in a thousand, the same ones in every run."""
+    """True for one text in a thousand, the same ones in every run."""
     head = zlib.crc32(text[:64].encode("utf-8"))
     return (head + len(text)) % 1000 < CHECKED_PER_MILLE
 
@@ -138,10 +138,10 @@ def check_same_ids(fast: Backend, reference: Backend, texts: Sequence[str]) -> N
 
 
 def choose_backend(name: str, tokenizer: Tokenizer, special_texts: Sequence[str]) -> Backend:
-    """The backend that --tokenizer_backend asks for; `auto` is the fast one where it loads and passes the probe.
+    """The backend of --tokenizer_backend; `auto` is the fast one if it loads and passes the probe.
 
     Raises:
-        UserError: when a fast backend was asked for by name and cannot be used.
+        UserError: when a fast backend was requested by name and cannot be used.
     """
     reference = ReferenceBackend(tokenizer)
     if name == "reference":
@@ -153,7 +153,7 @@ def choose_backend(name: str, tokenizer: Tokenizer, special_texts: Sequence[str]
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if name != "auto":
-            raise UserError(f"--tokenizer_backend {name}: cannot take this tokenizer ({reason}); give auto") from None
+            raise UserError(f"--tokenizer_backend {name}: cannot use this tokenizer ({reason}); use auto") from None
         logger.warning("encoding with the reference, several times slower: fastokens cannot be used (%s)", reason)
         return reference
     return CheckedBackend(fast, reference)

@@ -1,8 +1,8 @@
-"""Text to token ids and back, by the `tokenizers` library reading tokenizer.json as it stands.
+"""Encode text by tokenizer.json, unchanged.
 
-transformers rewrites some pipelines when it loads them (Llama 2's, in 5.x: other ids for text that begins with a
-space), so the ids of this project are those of tokenizer.json itself. Its hash, and a canary text with its ids,
-travel with every block store, and whoever reads the store checks them.
+transformers rewrites some pipelines (Llama 2's, in 5.x: other ids for text that begins with a space), so the ids of
+this project are those of tokenizer.json itself. Every block store records its hash and a canary text with its ids,
+which readers of the store check.
 """
 
 import hashlib
@@ -23,19 +23,19 @@ CANARY_TEXT = "  Ünïcode \u2019quotes\u2019, 1,234.5 €\n\n\tI wanna go </s> 
 
 @dataclass(frozen=True)
 class TokenRules:
-    """Which control tokens surround a document in the blocks."""
+    """The control tokens before and after a document in the blocks."""
 
     bos_token_id: int | None
     eos_token_id: int
 
 
 def id_dtype(vocab_size: int) -> str:
-    """Type of ids in blocks: two bytes where the vocabulary fits, half the disk and memory of four."""
+    """NumPy type of ids in blocks: two bytes if the vocabulary fits, otherwise four."""
     return "uint16" if vocab_size <= np.iinfo(np.uint16).max + 1 else "uint32"
 
 
 class DocumentTokenizer:
-    """A tokenizer.json, the special tokens its folder names, and the rule for BOS and EOS."""
+    """A tokenizer.json, the special tokens of its folder, and the rules for BOS and EOS."""
 
     def __init__(self, folder: Path, *, name: str, add_bos: bool, backend: str, flag: str) -> None:
         self.name = name
@@ -55,7 +55,7 @@ class DocumentTokenizer:
 
     @property
     def backend_name(self) -> str:
-        """The library that encodes."""
+        """Name of the library that encodes."""
         return self._backend.name
 
     def use_reference(self) -> None:
@@ -67,7 +67,7 @@ class DocumentTokenizer:
         token_id = self._tokenizer.token_to_id(token) if token is not None else None
         if token_id is None:
             raise UserError(
-                f"{self._place}: names no {role} that its tokenizer.json knows (found {token!r}); "
+                f"{self._place}: has no {role} that is in its tokenizer.json (found {token!r}); "
                 f"set {role} in its tokenizer_config.json"
             )
         return token_id
@@ -78,12 +78,11 @@ class DocumentTokenizer:
             ids = self._tokenizer.encode(f"a {token} {token}", add_special_tokens=False).ids
             if token and self._tokenizer.token_to_id(token) in ids:
                 raise UserError(
-                    f"{self._place}: a document that contains the text {token} would get the control token of this "
-                    "name, its model makes it from plain text; give another tokenizer"
+                    f"{self._place}: the tokenizer maps plain text {token} to a control token; use another tokenizer"
                 )
 
     def encode(self, texts: list[str]) -> FlatIds:
-        """Ids of each text as the model sees it: BOS if the rules say so, the text, EOS."""
+        """Ids of each text with its control tokens: BOS (if `add_bos`), the text, EOS."""
         plain = self._backend.encode(texts)
         bos_token_id = self.rules.bos_token_id
         lengths = plain.lengths + (1 if bos_token_id is None else 2)
@@ -99,20 +98,20 @@ class DocumentTokenizer:
         return FlatIds(ids, lengths)
 
     def canary(self) -> dict[str, Any]:
-        """A text with hard places and its ids, for whoever reads the blocks to check their tokenizer by."""
+        """A text with difficult characters and its ids, by which readers of the blocks check their tokenizer."""
         ids = self._tokenizer.encode(CANARY_TEXT, add_special_tokens=False).ids
         return {"text": CANARY_TEXT, "ids": ids}
 
 
 def _reference_tokenizer(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, for which the text of a control token is text."""
+    """The tokenizer of a tokenizer.json, for which the name of a control token is text."""
     pipeline = json.loads(content)
-    pipeline["model"]["dropout"] = None  # some are saved with it: the same text would get other ids each time
+    pipeline["model"]["dropout"] = None  # some are saved with it: ids would be random
     for token in pipeline.get("added_tokens", []):
         if token["content"] in special_tokens.values():
-            token["special"] = True  # some files call EOS an ordinary added token, and text would become it
+            token["special"] = True  # some files have EOS as an ordinary added token, which text would become
     tokenizer = Tokenizer.from_str(json.dumps(pipeline, ensure_ascii=False))
-    tokenizer.no_truncation()  # transformers saves these two with the file: documents would be cut and padded
+    tokenizer.no_truncation()  # transformers saves truncation and padding with the file
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # a text that contains "</s>" is text, it cannot end a document
     return tokenizer
@@ -124,7 +123,7 @@ def load_document_tokenizer(
     """Open a tokenizer folder or Hub id.
 
     Raises:
-        UserError: when there is no such folder or Hub repository, or it holds no readable tokenizer.json.
+        UserError: when folder or Hub repository do not exist, or have no readable tokenizer.json.
     """
     try:
         folder = Path(name) if Path(name).is_dir() else _download(name)
@@ -138,33 +137,16 @@ def load_document_tokenizer(
 
 
 def _download(hub_id: str) -> Path:
-    """The folder of the Hub cache that holds the tokenizer's files."""
-    # Imported here, since it takes as long as all else that a program without a Hub id needs.
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    """The folder of the Hub's cache with the tokenizer's files; newer repositories lack special_tokens_map.json."""
+    from pretraining.hub.repository import download_files  # the Hub's client takes 0.2 s to import
 
-    try:
-        path = Path(hf_hub_download(hub_id, "tokenizer.json"))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--tokenizer {hub_id}: is no folder, and the Hub does not give it ({reason})") from None
-    for file_name in TOKENIZER_FILES[1:]:
-        try:
-            hf_hub_download(hub_id, file_name)
-        except EntryNotFoundError:
-            continue  # newer repositories keep everything in tokenizer_config.json
-    return path.parent
+    return download_files(hub_id, TOKENIZER_FILES, flag="--tokenizer")
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """Text of bos_token, eos_token and so on, as the folder's JSON files name them."""
+    """Text of bos_token, eos_token etc. from the folder's JSON files."""
     special_tokens: dict[str, str] = {}
-    for file_name in reversed(TOKENIZER_FILES[1:]):  # tokenizer_config.json has the last word
+    for file_name in reversed(TOKENIZER_FILES[1:]):  # tokenizer_config.json has priority
         path = folder / file_name
         for role, token in (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}).items():
             if role.endswith("_token"):

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.errors import UserError, reading
-from pretraining.runs.checked_json import parse_json
 from pretraining.runs.record_file import record_of_checkpoint
 from pretraining.runs.run_folder import TOKENIZER_DIR_NAME
 from pretraining.runs.untrusted import check_model_folder, check_no_code
+from pretraining.system.checked_json import parse_json
 
 EXPORTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by the precision of a run
 

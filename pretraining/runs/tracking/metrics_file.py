@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pretraining.runs.checked_json import MAX_INT, NUMBER, parse_json, type_problem
+from pretraining.system.checked_json import MAX_INT, NUMBER, parse_json, type_problem
 
 Record = dict[str, Any]
 

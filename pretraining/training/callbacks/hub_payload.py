@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import HubStrategy
 
-from pretraining.hub.push_queue import Parcel
+from pretraining.hub.push_queue import UploadPayload
 from pretraining.runs.export.publish import finalize
 from pretraining.runs.run_folder import CURVES_NAME, MODEL_DIR_NAME, REPORT_NAME, complete_checkpoints
 from pretraining.training.callbacks.model_card import write_card_of
@@ -33,7 +33,9 @@ def clear_parcels(run_dir: Path) -> None:
         (run_dir / PUSH_DIR_NAME).rmdir()
 
 
-def parcel_of_checkpoint(plan: RunConfig, checkpoint: Path, step: int, *, strategy: str, repository: str) -> Parcel:
+def parcel_of_checkpoint(
+    plan: RunConfig, checkpoint: Path, step: int, *, strategy: str, repository: str
+) -> UploadPayload:
     """The weights of a complete checkpoint as a model, and by `strategy` the checkpoint itself."""
     folder = _begin(plan, step)
     for path in checkpoint.glob(WEIGHTS):
@@ -44,7 +46,7 @@ def parcel_of_checkpoint(plan: RunConfig, checkpoint: Path, step: int, *, strate
     return _finish(plan, folder, step, [checkpoint], strategy=strategy, repository=repository)
 
 
-def final_payload(plan: RunConfig, step: int, *, strategy: str, repository: str) -> Parcel:
+def final_payload(plan: RunConfig, step: int, *, strategy: str, repository: str) -> UploadPayload:
     """The exported model, and by `strategy` the newest checkpoint or all that there are."""
     folder = _begin(plan, step)
     for path in (plan.run_dir / MODEL_DIR_NAME).iterdir():
@@ -64,7 +66,7 @@ def _begin(plan: RunConfig, step: int) -> Path:
 
 def _finish(
     plan: RunConfig, folder: Path, step: int, checkpoints: Sequence[Path], *, strategy: str, repository: str
-) -> Parcel:
+) -> UploadPayload:
     what, replaces = [f"model of step {step}"], [WEIGHTS]
     for name in REPORT_NAMES:
         if (plan.run_dir / name).is_file():
@@ -78,7 +80,7 @@ def _finish(
             _link_all(checkpoint, folder / checkpoint.name)
             what.append(checkpoint.name)
     write_card_of(plan, folder, step, repository=repository)
-    return Parcel(step, ", ".join(what), folder, replaces)
+    return UploadPayload(step, ", ".join(what), folder, replaces)
 
 
 def _link_all(source: Path, target: Path) -> None:

@@ -9,8 +9,8 @@ from transformers.trainer_utils import HubStrategy
 
 from pretraining.cli.logs import LOGGED_AS_EVENT
 from pretraining.errors import UserError
-from pretraining.hub.model_repository import ModelRepository, check_license
-from pretraining.hub.push_queue import Parcel, PushQueue
+from pretraining.hub.push_queue import PushQueue, UploadPayload
+from pretraining.hub.repository import Repository, check_license, hash_files
 from pretraining.hub.retry import error_message, with_retries
 from pretraining.runs.checksums import incomplete_reason
 from pretraining.runs.run_folder import MODEL_DIR_NAME
@@ -18,8 +18,6 @@ from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.training.callbacks.hub_payload import clear_parcels, final_payload, parcel_of_checkpoint
 from pretraining.training.distributed.collectives import is_main_process, run_on_main, run_on_main_polling
 from pretraining.training.trainer.trainer import PretrainingTrainer
-
-SHOWN_FILES = 5
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +34,14 @@ class HubPushCallback(TrainerCallback):
         self._strategy = trainer.args.hub_strategy
         self._queue = PushQueue(self._push, self._tell_problem)
         self._lost: dict[int, str] = {}  # steps of which the Hub has nothing yet, with the reason
-        self._repository: ModelRepository | None = None
+        self._repository: Repository | None = None
         license_name = trainer.plan.arguments.observability.license
         if trainer.args.push_to_hub and license_name is not None:
             run_on_main(lambda: check_license(license_name))
         if trainer.args.push_to_hub and is_main_process():
-            self._repository = ModelRepository(trainer.hub_model_id, trainer.args)
+            self._repository = Repository(
+                trainer.hub_model_id, "model", token=trainer.args.hub_token, revision=trainer.args.hub_revision
+            )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -62,7 +62,7 @@ class HubPushCallback(TrainerCallback):
                 plan, checkpoint, step, strategy=self._strategy, repository=self._repository.name
             )
         except Exception as error:  # of a full disk above all
-            self._tell_problem(Parcel(step, f"model of step {step}", checkpoint, ()), error_message(error), True)
+            self._tell_problem(UploadPayload(step, f"model of step {step}", checkpoint, ()), error_message(error), True)
             return
         self._queue.put(parcel)
 
@@ -72,7 +72,7 @@ class HubPushCallback(TrainerCallback):
         """Say what does not get there any more when the run stops before its last step."""
         if state.global_step < state.max_steps:
             for parcel in self._queue.unfinished:
-                logger.warning("not pushed yet: %s; the same command goes on with that", parcel.what)
+                logger.warning("not pushed yet: %s; the same command goes on with that", parcel.description)
 
     def finish(self) -> str | None:
         """Push the end of the run and see that it is there; what went wrong, if anything."""
@@ -90,33 +90,34 @@ class HubPushCallback(TrainerCallback):
         clear_parcels(plan.run_dir)
         return problem
 
-    def _delivered(self, repository: ModelRepository, parcel: Parcel) -> str | None:
+    def _delivered(self, repository: Repository, parcel: UploadPayload) -> str | None:
         commit = with_retries(lambda: repository.push(parcel))
-        wrong = with_retries(lambda: repository.wrong_files(parcel.folder))
-        if wrong:
-            return f"{len(wrong)} files arrived with other bytes: {', '.join(wrong[:SHOWN_FILES])}"
-        self._tell_arrival(parcel, commit)
-        return None
+        wrong = repository.wrong_files(
+            hash_files(parcel.folder, [path for path in parcel.folder.rglob("*") if path.is_file()])
+        )
+        if wrong is None:
+            self._tell_arrival(parcel, commit)
+        return wrong
 
-    def _push(self, parcel: Parcel) -> None:
+    def _push(self, parcel: UploadPayload) -> None:
         assert self._repository is not None
         self._tell_arrival(parcel, self._repository.push(parcel))
 
-    def _tell_arrival(self, parcel: Parcel, commit: str) -> None:
+    def _tell_arrival(self, parcel: UploadPayload, commit: str) -> None:
         assert self._repository is not None
-        self._record(parcel.step, parcel.what, None)
-        arrived = parcel.what.split(", ")
+        self._record(parcel.step, parcel.description, None)
+        arrived = parcel.description.split(", ")
         self._lost = {step: problem for step, problem in self._lost.items() if f"checkpoint-{step}" not in arrived}
-        logger.info("pushed: %s at commit %s: %s", self._repository.url, commit, parcel.what)
+        logger.info("pushed: %s at commit %s: %s", self._repository.url, commit, parcel.description)
 
-    def _tell_problem(self, parcel: Parcel, problem: str, is_over: bool) -> None:
+    def _tell_problem(self, parcel: UploadPayload, problem: str, is_over: bool) -> None:
         assert self._repository is not None
-        self._record(parcel.step, parcel.what, problem)
+        self._record(parcel.step, parcel.description, problem)
         self._lost[parcel.step] = problem
         logger.log(
             logging.INFO if is_over else logging.WARNING,
             "not pushed: %s to %s (%s)%s",
-            parcel.what,
+            parcel.description,
             self._repository.name,
             problem,
             "" if is_over else "; it is tried again until a newer one takes its place",

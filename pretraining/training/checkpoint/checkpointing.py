@@ -10,7 +10,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import Trainer
 
 from pretraining.errors import UserError
-from pretraining.hub.model_repository import ModelRepository
+from pretraining.hub.repository import Repository
 from pretraining.hub.retry import HUB_ERRORS, error_message
 from pretraining.runs.checksums import incomplete_reason
 from pretraining.runs.run_folder import optimizer_shards
@@ -111,7 +111,8 @@ class CheckpointingTrainer(Trainer):
         try:
             super().init_hf_repo(*args, **kwargs)
             if self.args.process_index == 0:
-                ModelRepository(self.hub_model_id, self.args).announce(asked_private=bool(self.args.hub_private_repo))
+                repository = Repository(self.hub_model_id, "model", token=self.args.hub_token)
+                repository.announce(asked_private=bool(self.args.hub_private_repo), flag="--hub_private_repo")
         except HUB_ERRORS as error:
             raise UserError(
                 f"--push_to_hub: cannot create the Hub repository ({error_message(error)}); fix it, or remove the flag"

@@ -13,7 +13,6 @@ from pathlib import Path
 from torch import distributed
 
 from pretraining.errors import UserError
-from pretraining.runs.checked_json import type_problem
 from pretraining.runs.checksums import corruption_reason, read_complete
 from pretraining.runs.claim import checkpoint_to_resume, lock_run_folder
 from pretraining.runs.run_folder import (
@@ -25,6 +24,7 @@ from pretraining.runs.run_folder import (
     quarantine,
     read_trainer_state,
 )
+from pretraining.system.checked_json import type_problem
 from pretraining.system.restarts import Restart
 from pretraining.training.distributed.collectives import all_gather_objects, run_on_main
 from pretraining.training.metrics.step_metrics import kept_by

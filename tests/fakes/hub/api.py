@@ -49,11 +49,6 @@ def info(call: Call) -> Answer:
     return Answer({**about, "gated": False, "disabled": False, "tags": [], "siblings": siblings})
 
 
-def refs(call: Call) -> Answer:
-    main = {"name": "main", "ref": "refs/heads/main", "targetCommit": call.readable().head}
-    return Answer({"branches": [main], "converts": [], "tags": []})
-
-
 def tree(call: Call) -> Answer:
     """Files and folders under a path, a page at a time."""
     repository = call.readable()
@@ -159,9 +154,6 @@ def _apply(call: Call, files: Tree, kind: str, value: dict) -> None:
     elif kind == "deletedFile":
         if files.pop(value["path"], None) is None:
             raise RefusedError(404, "A file with this name doesn't exist", code="EntryNotFound")
-    elif kind == "deletedFolder":
-        for path in [path for path in files if path.startswith(value["path"].rstrip("/") + "/")]:
-            del files[path]
     else:
         raise RefusedError(400, f"unknown operation {kind}")
 
@@ -192,7 +184,6 @@ API_ROUTES = [
     route("POST", "/api/repos/create", create),
     route("POST", "/api/validate-yaml", validate_yaml),
     route("GET", REPO + r"(?:/revision/([^/]+))?", info),
-    route("GET", REPO + r"/refs", refs),
     route("GET", REPO + r"/tree/([^/]+)(?:/(.*))?", tree),
     route("POST", REPO + r"/paths-info/([^/]+)", paths_info),
     route("POST", REPO + r"/preupload/([^/]+)", preupload),

@@ -210,14 +210,14 @@ def test_bad_input_is_one_line(base_model: Path, chat_file: Path, tmp_path: Path
     assert_one_error(try_to_finetune(2, base_model, bad, run_dir), f"{bad}:2: has neither prompt and response nor")
     assert not (run_dir / "run.json").exists()
     for model in (tmp_path / "nothing", PROJECT_DIR / "recipes"):
-        assert_one_error(try_to_finetune(1, model, chat_file, run_dir), f"--model {model}: is no exported model")
+        assert_one_error(try_to_finetune(1, model, chat_file, run_dir), f"--model {model}: not an exported model")
     occupied = try_to_finetune(1, base_model, chat_file, base_model.parent)
-    assert_one_error(occupied, f"--output_dir {base_model.parent}: holds something else already")
+    assert_one_error(occupied, f"--output_dir {base_model.parent}: has other files")
     endless = tmp_path / "endless"
     shutil.copytree(base_model, endless)
     config = json.loads((endless / "tokenizer_config.json").read_text())
     (endless / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
-    assert_one_error(try_to_finetune(1, endless, chat_file, run_dir), "names no eos_token")
+    assert_one_error(try_to_finetune(1, endless, chat_file, run_dir), "has no eos_token")
 
 
 def test_missing_flags_are_told_at_once() -> None:

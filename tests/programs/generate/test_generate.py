@@ -227,7 +227,7 @@ def test_what_texts_are_compared_with_is_looked_at_first(finished_run: Path, tmp
             "--reference_files",
             empty,
         ): "--reference_files: no line is a document (1 empty_text); pass other files, with",
-        ("--stats", "--blocks", tmp_path): f"--blocks {tmp_path}: is no block store",
+        ("--stats", "--blocks", tmp_path): f"--blocks {tmp_path}: not a block store",
         ("--stats", "--blocks", foreign): f"--blocks {foreign}: were made with another tokenizer",
         ("--stats", "--blocks", untrained): f"--blocks {untrained}: has no block to train on",
     }

@@ -33,13 +33,6 @@ for split in ("train", "validation", "test"):
     print(hashlib.sha256(str(list(whole)).encode()).hexdigest(), flush=True)
 os._exit(0)
 """
-PUSH_IN_SMALL_COMMITS = """
-import sys
-from pathlib import Path
-from pretraining.data.hub import upload as hub_upload
-hub_upload.COMMIT_FILES = 2
-hub_upload.push_block_store(Path(sys.argv[1]), sys.argv[2], private=True)
-"""
 PUSH_WITHOUT_WAITING = """
 import runpy, sys
 from pretraining.hub import retry as hub_errors
@@ -53,6 +46,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def hub() -> Iterator[LocalHub]:
     with running_hub() as hub:
         yield hub
+
+
+@pytest.fixture(scope="module")
+def local_rows(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A digest per split of what `datasets` reads of the store on this machine."""
+    env = {"HF_HOME": str(tmp_path_factory.mktemp("reader"))}
+    digests = run_fine(sys.executable, "-c", LOAD, sample_store, env=env).stdout
+    assert len(digests.split()) == 3
+    return digests
 
 
 def push_command(store: Path, *flags: object) -> list[object]:
@@ -83,7 +85,7 @@ def assert_arrived(hub: LocalHub, store: Path) -> None:
 
 @pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
 def test_a_pushed_store_is_private_whole_and_loads_without_our_code(
-    xet: bool, hub: LocalHub, sample_store: Path, tmp_path: Path
+    xet: bool, hub: LocalHub, sample_store: Path, local_rows: str, tmp_path: Path
 ) -> None:
     store = tmp_path / "blocks"
     shutil.copytree(sample_store, store)
@@ -106,12 +108,8 @@ def test_a_pushed_store_is_private_whole_and_loads_without_our_code(
     assert {asked.route for asked in hub.log} == {"create", "info", "tree"}
     assert_nowhere(ALICE, Done(0, done.output, again.output), store, tmp_path / "machine")
 
-    local, remote = (
-        run_fine(sys.executable, "-c", LOAD, place, env=hub.env(tmp_path / f"reader{number}", ALICE, xet=xet)).stdout
-        for number, place in enumerate((store, NAME))
-    )
-    assert len(local.split()) == 3
-    assert local == remote
+    reader = hub.env(tmp_path / "reader", ALICE, xet=xet)
+    assert run_fine(sys.executable, "-c", LOAD, NAME, env=reader).stdout == local_rows
 
 
 @pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
@@ -133,7 +131,7 @@ def test_an_upload_survives_what_passes(xet: bool, sample_store: Path, tmp_path:
 def test_a_commit_whose_answer_is_lost_is_found_done(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
     hub.faults = {"commit": [LOSE]}
     run_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
-    assert len(on_the_hub(hub).trees) == 2  # the first commit of every repository, and ours
+    assert len(on_the_hub(hub).trees) == 3  # the first commit of every repository, and ours
     assert_arrived(hub, sample_store)
 
 
@@ -184,12 +182,12 @@ def push_and_kill(hub: LocalHub, store: Path, tmp_path: Path, *, when: Callable[
 def test_a_data_set_with_a_manifest_is_whole_at_every_commit(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
     other = tmp_path / "without-validation"
     run_fine(*python("preprocess.py", "--block_length", 128, "--split", "1,0,1", "--output_dir", other))
-    for store in (sample_store, other):
-        env = hub.env(tmp_path / "machine", ALICE) | {"PYTHONPATH": str(PROJECT_DIR)}
-        run_fine(sys.executable, "-c", PUSH_IN_SMALL_COMMITS, store, NAME, env=env)
+    env = hub.env(tmp_path / "machine", ALICE)
+    run_fine(*push_command(sample_store), env=env)
+    run_fine(*push_command(other, "--block_length", 128, "--split", "1,0,1"), env=env)
     assert_arrived(hub, other)
     trees = list(on_the_hub(hub).trees.values())
-    assert len(trees) == 1 + 5 + 3  # two files a commit; tokenizer and skipped lines are those of the first store
+    assert len(trees) == 1 + 2 + 2
     assert [set(tree) for tree in trees if "manifest.json" in tree] == [
         set(files_of(sample_store)),
         set(files_of(other)),
@@ -214,14 +212,14 @@ def test_other_bytes_than_were_sent_are_found_and_mended(
 def test_a_push_that_the_hub_refuses_is_one_line(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
     public = hub.storage.create("dataset", "bob/public", private=False)
     hub.storage.create("dataset", "bob/private", private=True)
-    on_the_way = f"the block store is finished in {sample_store}, run the same command again to go on uploading"
+    on_the_way = f"the block store is finished in {sample_store}, run the same command again to resume the upload"
     refusals: list[tuple[str | None, list[object], list[str]]] = [
-        (None, [], [f"--push_to_hub {NAME}: there is no token of the Hub", "hf auth login"]),
+        (None, [], [f"--push_to_hub {NAME}: no Hub token was found", "hf auth login"]),
         ("hf_wrong_secret", [], ["401 Invalid credentials", "hf auth login", on_the_way]),
         (ALICE_READS, [], ["403 You don't have the rights", "a token with write access", on_the_way]),
-        (ALICE, ["--push_to_hub", "bob/public"], ["403", "your own name", on_the_way]),
-        (ALICE, ["--push_to_hub", "bob/private"], ["403", "your own name", on_the_way]),
-        (ALICE, ["--push_to_hub", "nobody"], ["--push_to_hub nobody: is no data set", "USER/NAME"]),
+        (ALICE, ["--push_to_hub", "bob/public"], ["403", "use your own name", on_the_way]),
+        (ALICE, ["--push_to_hub", "bob/private"], ["403", "use your own name", on_the_way]),
+        (ALICE, ["--push_to_hub", "nobody"], ["--push_to_hub nobody: ", "USER/NAME"]),
         (ALICE, ["--license", "my own"], ["--license my own: give the Hub's word for it"]),
     ]
 
@@ -265,4 +263,4 @@ def test_what_is_published_is_said(hub: LocalHub, sample_store: Path, tmp_path: 
     assert "pushing to the public data set" in done.stderr
     assert not on_the_hub(hub).private
     done = run_fine(*push_command(sample_store), env=env)
-    assert f"warning: --hub_private true: {NAME} was there before and stays public" in done.stderr
+    assert f"warning: --hub_private true: {NAME} already exists and stays public" in done.stderr

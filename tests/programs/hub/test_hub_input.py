@@ -94,7 +94,7 @@ def test_a_hub_that_goes_away_while_it_is_read_is_one_line(hub: LocalHub, tmp_pa
     run_fine(*python("preprocess.py", *flags[:-1], tmp_path / "first"), env=env)
     hub.faults["resolve"] = [404] * 50
     done = run(*python("preprocess.py", *flags), env=env)
-    assert_one_error(done, "--data_files hf://", "the Hub does not give it")
+    assert_one_error(done, "--data_files hf://", "not found on the Hub")
 
 
 def known_hashes(hub: LocalHub) -> set[str]:
@@ -106,11 +106,11 @@ def known_hashes(hub: LocalHub) -> set[str]:
 @pytest.mark.parametrize(
     ("word", "token", "message"),
     [
-        ("hf://alice/news:tset", ALICE, "has no split tset; give one of train, test"),
-        ("hf://alice/news", BOB, "the Hub does not give it"),
-        ("hf://alice/nothing", ALICE, "the Hub does not give it"),
-        ("hf://alice/news@no-such-branch", ALICE, "the Hub does not give it"),
-        ("hf://alice", ALICE, "is not of the form hf://USER/NAME"),
+        ("hf://alice/news:tset", ALICE, "has no split tset; use one of train, test"),
+        ("hf://alice/news", BOB, "not found on the Hub"),
+        ("hf://alice/nothing", ALICE, "not found on the Hub"),
+        ("hf://alice/news@no-such-branch", ALICE, "not found on the Hub"),
+        ("hf://alice", ALICE, "not of the form hf://USER/NAME"),
     ],
 )
 def test_what_the_hub_does_not_give_is_one_line(

@@ -94,7 +94,7 @@ def test_training_takes_a_revision_from_the_hub_once_for_all_processes(
 def test_a_process_whose_first_one_never_begins_does_not_wait_forever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_download, "BEGIN_SECONDS", 0.0)
+    monkeypatch.setattr(hub_download, "START_SECONDS", 0.0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(UserError, match="the first process of this machine does not download it"):
@@ -146,8 +146,8 @@ def test_a_download_is_checked_once_and_a_wrong_file_is_named(
     done = run(*find, NAME, env=env)
     assert_one_error(
         done,
-        f"--dataset {NAME}: {shard} has the SHA-256 {sha256_of(shard)}, its manifest says "
-        f"{hashlib.sha256(content).hexdigest()}; delete {blob} and start again to download it",
+        f"--dataset {NAME}: {shard} has the SHA-256 {sha256_of(shard)}, the manifest has "
+        f"{hashlib.sha256(content).hexdigest()}; delete {blob} and run the same command again to download it",
     )
     blob.unlink()
     assert run_fine(*find, NAME, env=env).stdout.split()[1:] == ["4", "hashed"]
@@ -159,21 +159,21 @@ def test_a_download_is_checked_once_and_a_wrong_file_is_named(
     hub.storage.serve_folder("dataset", "alice/damaged", damaged, private=True)
     done = run(*find, "alice/damaged", env=env)
     assert_one_error(
-        done, f"{shard.name} has the SHA-256 {sha256_of(damaged / 'data' / shard.name)}", "the Hub has it so"
+        done, f"{shard.name} has the SHA-256 {sha256_of(damaged / 'data' / shard.name)}", "the Hub has the same bytes"
     )
 
 
 def test_a_data_set_that_training_cannot_have_is_one_line(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
     hub.storage.serve_folder("dataset", NAME, sample_store, private=True)
     hub.storage.create("dataset", "alice/other", private=True)
-    alone = "no data set of the Hub that you may read"
+    alone = "nor a data set of the Hub that you may read"
     refusals: list[tuple[str | None, list[object], list[str]]] = [
-        (ALICE, ["--dataset", "alice/nothing"], ["--dataset alice/nothing: is no folder here", alone]),
+        (ALICE, ["--dataset", "alice/nothing"], ["--dataset alice/nothing: neither a local folder", alone]),
         (BOB, ["--dataset", NAME], [f"--dataset {NAME}", alone, "404"]),
         (None, ["--dataset", NAME], [f"--dataset {NAME}", alone, "hf auth login"]),
         (ALICE, ["--dataset", NAME, "--dataset_revision", "v9"], ["--dataset_revision v9", "no such branch"]),
-        (ALICE, ["--dataset", "alice/other"], ["--dataset alice/other: is no block store (manifest.json is missing)"]),
-        (ALICE, ["--dataset", sample_store, "--dataset_revision", "v9"], ["--dataset_revision v9", "leave it out"]),
+        (ALICE, ["--dataset", "alice/other"], ["--dataset alice/other: not a block store (manifest.json is missing)"]),
+        (ALICE, ["--dataset", sample_store, "--dataset_revision", "v9"], ["--dataset_revision v9", "remove the flag"]),
     ]
 
     def train(case: tuple[str | None, list[object], list[str]]) -> Done:

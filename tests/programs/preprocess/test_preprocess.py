@@ -68,7 +68,7 @@ def test_slices_change_the_order_of_the_last_tokens_but_no_document(corpus: Path
 def test_more_processes_than_slices_are_refused(corpus: Path, tmp_path: Path) -> None:
     launcher = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", 2)
     done = run(*launcher, *python("preprocess.py", "--data_files", corpus, "--output_dir", tmp_path / "blocks"))
-    assert_one_error(done, "--num_slices 1: is less than the 2 processes", "give 8")
+    assert_one_error(done, "--num_slices 1: is less than the 2 processes", "use 8")
     assert not (tmp_path / "blocks.partial").exists()
 
 
@@ -147,7 +147,7 @@ def test_mistaken_cleaning_flags_are_told(tmp_path: Path) -> None:
     assert len(done.errors) == 4
     hook = ["--language_hook", "no.such:thing", "--languages", "en"]
     done = run(*python("preprocess.py", *hook, "--output_dir", tmp_path / "blocks"))
-    assert_one_error(done, "--language_hook no.such:thing: cannot be loaded", "give package.module:function")
+    assert_one_error(done, "--language_hook no.such:thing: cannot be loaded", "use package.module:function")
     (tmp_path / "languages.py").write_text("def of(text):\n    return text.no_such_thing\n")
     hook = ["--language_hook", "languages:of", "--languages", "en"]
     done = run(*python("preprocess.py", *hook, "--output_dir", tmp_path / "b"), env={"PYTHONPATH": str(tmp_path)})
@@ -172,7 +172,7 @@ def test_a_damaged_file_stops_the_run_and_says_where(corpus: Path, tmp_path: Pat
     (tmp_path / "cut.jsonl.gz").write_bytes(content[: len(content) // 2])
     flags = ["--data_files", tmp_path / "cut.jsonl.gz", *SMALL]
     done = run(*python("preprocess.py", *flags, "--output_dir", tmp_path / "blocks"))
-    assert_one_error(done, "cut.jsonl.gz: is truncated or corrupt after line", "get the file again")
+    assert_one_error(done, "cut.jsonl.gz: is truncated or corrupt after line", "download the file again")
     assert not (tmp_path / "blocks").exists()
 
 

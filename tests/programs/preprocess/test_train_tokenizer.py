@@ -39,7 +39,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         (["--vocab_size", 10], "--vocab_size 10"),
         (["--output_dir", tmp_path], "exists already"),
         (["--text_field", "body", "--output_dir", tmp_path / "new"], "a document with the field --text_field body"),
-        (["--data_files", "missing.jsonl"], "there is no such file"),
+        (["--data_files", "missing.jsonl"], "file not found"),
     ):
         done = run(*python("train_tokenizer.py", *flags))
         assert done.returncode == 2

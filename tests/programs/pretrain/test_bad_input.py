@@ -53,7 +53,7 @@ def test_no_blocks_yet_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
     env = {"PYTHONPATH": str(tmp_path)}
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     done = run(*python("pretrain.py", "--dataset", tmp_path / "blocks"), env=env)
-    assert_one_error(done, "is no block store (manifest.json is missing); make one with preprocess.py")
+    assert_one_error(done, "not a block store (manifest.json is missing); run preprocess.py or pass another folder")
 
 
 def test_a_mistake_that_only_a_later_rank_finds_is_told(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_damaged_test_split_is_found_before_the_training(sample_store: Path, t
     shutil.copytree(sample_store, store)
     (path,) = store.glob("data/test-*.parquet")
     path.write_bytes(path.read_bytes()[:-100])
-    assert_one_error(try_to_train("python", store, tmp_path / "run"), str(path), "its manifest says")
+    assert_one_error(try_to_train("python", store, tmp_path / "run"), str(path), "the manifest has")
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 

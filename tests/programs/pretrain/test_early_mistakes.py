@@ -25,15 +25,15 @@ QUICKSTART = [*SYNTHETIC, "--model", "quickstart"]
 ON_STORE = ["pretrain.py", "--dataset", "STORE", "--model", "quickstart", "--global_batch_tokens", "none"]
 
 MISTAKES = [
-    (["preprocess.py", "--data_files", "nope.jsonl"], "--data_files nope.jsonl: there is no such file"),
+    (["preprocess.py", "--data_files", "nope.jsonl"], "--data_files nope.jsonl: file not found"),
     (["preprocess.py", "--tokenizer", "EMPTY"], "the folder has no tokenizer.json"),
     (["preprocess.py", "--block_length", "0"], "--block_length 0: must be in"),
     (["preprocess.py", "--recipe", "RECIPE"], "no_such_flag: there is no flag of this name"),
-    (["train_tokenizer.py", "--data_files", "nope.jsonl"], "--data_files nope.jsonl: there is no such file"),
+    (["train_tokenizer.py", "--data_files", "nope.jsonl"], "--data_files nope.jsonl: file not found"),
     (["pretrain.py", "--modle", "x"], "--modle: there is no flag of this name (did you mean model?)"),
     (["pretrain.py", "--recipe", "RECIPE"], "no_such_flag: there is no flag of this name"),
     (["pretrain.py", "--learning_rate", "-1"], "--learning_rate -1: must be"),
-    (["pretrain.py", "--dataset", "EMPTY"], "is no block store (manifest.json is missing)"),
+    (["pretrain.py", "--dataset", "EMPTY"], "not a block store (manifest.json is missing)"),
     ([*SYNTHETIC, "--deepspeed", "nope.json"], "--deepspeed nope.json: cannot be read"),
     ([*SYNTHETIC, "--bf16", "--fp16"], "exclude each other"),
     ([*SYNTHETIC, "--model", "lama2_7b"], "is no preset (did you mean llama2_7b?)"),
@@ -47,10 +47,10 @@ MISTAKES = [
     ([*ON_STORE, "--output_dir", "README.md"], "--output_dir README.md: cannot be written (README.md is not a folder)"),
     ([*ON_STORE, "--output_dir", "docs"], "--output_dir docs: holds something else"),
     ([*ON_STORE, "--resume", "EMPTY"], "checkpoint is incomplete"),
-    (["finetune.py", "--model", "EMPTY", "--data_files", "README.md"], "is no exported model"),
+    (["finetune.py", "--model", "EMPTY", "--data_files", "README.md"], "not an exported model"),
     (
         ["finetune.py", "--model", "MODEL", "--data_files", "nope.jsonl"],
-        "--data_files nope.jsonl: there is no such file",
+        "--data_files nope.jsonl: file not found",
     ),
     (["finetune.py", "--model", "MODEL", "--data_files", "README.md", "--output_dir", "docs"], "holds something else"),
     (["generate.py", "--model", "EMPTY"], "is not a run, exported model or checkpoint"),
@@ -60,7 +60,7 @@ MISTAKES = [
     (["generate.py", "--output", "README.md"], "--output README.md: exists already"),
     (
         ["generate.py", "--stats", "--reference_files", "nope.jsonl"],
-        "--reference_files nope.jsonl: there is no such file",
+        "--reference_files nope.jsonl: file not found",
     ),
     (["generate.py", "--stats", "--blocks", "EMPTY"], "--blocks"),
     (["generate.py", "--max_new_tokens", "0"], "--max_new_tokens 0: must be in"),
@@ -68,12 +68,12 @@ MISTAKES = [
     (["-m", "tools.compare_runs", "EMPTY", "EMPTY"], "cannot be read"),
     (["-m", "tools.evaluate", "EMPTY", "--prompts", "x"], "is not a run, exported model or checkpoint"),
     (["-m", "tools.evaluate", "EMPTY", "--data_files", "README.md"], "is not a run, exported model or checkpoint"),
-    (["-m", "tools.evaluate", "MODEL", "--data_files", "nope.jsonl"], "nope.jsonl: there is no such file"),
-    (["-m", "tools.evaluate", "MODEL", "--dataset", "EMPTY"], "is no block store"),
+    (["-m", "tools.evaluate", "MODEL", "--data_files", "nope.jsonl"], "nope.jsonl: file not found"),
+    (["-m", "tools.evaluate", "MODEL", "--dataset", "EMPTY"], "not a block store"),
     (["-m", "tools.report", "EMPTY"], "cannot be read"),
     (["-m", "tools.small_world_check", "EMPTY", "--dataset", "STORE"], "is not a run, exported model or checkpoint"),
     (["-m", "tools.evaluate", "--completions", "nope.jsonl"], "cannot be read"),
-    (["-m", "tools.trace", "EMPTY", "--block", "0"], "is no block store"),
+    (["-m", "tools.trace", "EMPTY", "--block", "0"], "not a block store"),
     (["-m", "tools.verify", "EMPTY"], "has nothing to check"),
 ]
 MISSING_PACKAGES = [

@@ -96,7 +96,7 @@ def test_a_mistake_is_one_line(tokenizer: PreTrainedTokenizerFast, tmp_path: Pat
         ([empty], f"--completions {empty}: has no line"),
         ([old], f"--completions {old}:1: is not an object with prompt, text, tokens, finish_reason"),
         ([good, "--output", good], f"--output {good}: exists already"),
-        ([good, "--blocks", tmp_path], f"--blocks {tmp_path}: is no block store"),
+        ([good, "--blocks", tmp_path], f"--blocks {tmp_path}: not a block store"),
         ([other, "--blocks", sample_store], "does not give the text of completion 1 from its tokens"),
     ]
     for words, part in cases:

@@ -63,14 +63,14 @@ def test_a_text_that_is_nowhere_is_exit_code_1(sample_store: Path) -> None:
 def test_a_source_that_is_gone_is_told_and_the_row_is_shown(sample_store: Path, tmp_path: Path) -> None:
     elsewhere = {"cwd": tmp_path, "env": {"PYTHONPATH": str(PROJECT_DIR)}}
     done = run_fine(*TRACE, sample_store, "--block", 0, "--position", 0, **elsewhere)
-    assert done.stderr.startswith("warning: data/sample/news.jsonl: is not there")
+    assert done.stderr.startswith("warning: data/sample/news.jsonl: not found")
     assert len(done.stdout.splitlines()) == 2
     copy = tmp_path / "data/sample/news.jsonl"
     copy.parent.mkdir(parents=True)
     content = SAMPLE.read_bytes()
     copy.write_bytes(content.replace(b"the", b"zzz"))
     done = run_fine(*TRACE, sample_store, "--block", 0, "--position", 0, "--json", **elsewhere)
-    assert "has changed, its text has other ids than the block" in done.stderr
+    assert "has changed, its text does not have the ids of the block" in done.stderr
     assert json.loads(done.stdout)["document_text"] is None
 
 
@@ -88,10 +88,10 @@ def test_it_ends_when_its_reader_does(sample_store: Path) -> None:
         (["--block", "-1"], ["--block -1: "]),
         (["--block", "0", "--split", "dev"], ["'dev' is not one of train, validation, test"]),
         (["--block", "0", "--position", "64"], ["--position 64: ", "tokens 0 to 63"]),
-        (["--position", "5", "--text", "x"], ["--position 5: ", "give --block too"]),
-        ([], ["--block, --text: give one of the two"]),
-        (["--block", "0", "--text", "x"], ["--block, --text: give one of the two"]),
-        (["--text", ""], ["--block, --text: give one of the two"]),
+        (["--position", "5", "--text", "x"], ["--position 5: ", "add --block"]),
+        ([], ["--block, --text: use exactly one of the two"]),
+        (["--block", "0", "--text", "x"], ["--block, --text: use exactly one of the two"]),
+        (["--text", ""], ["--block, --text: use exactly one of the two"]),
         (["--text", b"caf\xe9".decode("utf-8", "surrogateescape")], ["--text: expects UTF-8"]),
         (["--block", "0", "--num_workers", "0"], ["--num_workers 0: must be in [1, 1024]"]),
         (["elsewhere", "--block", "0"], ["--dataset: expects one value, not 2"]),
@@ -104,7 +104,7 @@ def test_a_mistake_is_one_line(sample_store: Path, words: list[str], parts: list
 
 
 def test_a_folder_that_is_no_block_store(tmp_path: Path) -> None:
-    assert_one_error(run(*TRACE, tmp_path, "--block", 0), f"--dataset {tmp_path}: is no block store")
+    assert_one_error(run(*TRACE, tmp_path, "--block", 0), f"--dataset {tmp_path}: not a block store")
     assert_one_error(run(*TRACE, "--block", 0, cwd=tmp_path, env={"PYTHONPATH": str(PROJECT_DIR)}), "--dataset blocks")
 
 

@@ -49,7 +49,7 @@ def test_an_unknown_flag_is_one_line_and_a_traceback_only_with_debug(program: st
 
 def test_programs_start_from_another_folder(tmp_path) -> None:
     done = run(*python("preprocess.py"), cwd=tmp_path)
-    assert done.errors == ["error: --data_files data/sample/news.jsonl: there is no such file; check the path"]
+    assert done.errors == ["error: --data_files data/sample/news.jsonl: file not found; check the path"]
     assert (PROJECT_DIR / "data/sample/news.jsonl").is_file()
 
 

@@ -114,7 +114,7 @@ def test_a_block_says_what_is_learned(model: Path, tmp_path: Path) -> None:
 
 def test_a_template_that_marks_no_answers_is_refused(sample_store: Path, tmp_path: Path) -> None:
     folder = export_random_model(tmp_path / "model", sample_store, chat_template="{{ messages[0]['content'] }}")
-    with pytest.raises(UserError, match=r"its chat template has no .* around what the assistant says"):
+    with pytest.raises(UserError, match=r"its chat template has no .* around the assistant's answers"):
         store_of(folder, tmp_path)
 
 
@@ -122,6 +122,6 @@ def test_a_store_of_other_conversations_or_flags_is_not_trained_on(model: Path, 
     store = store_of(model, tmp_path)
     before = (store / "manifest.json").read_bytes()
     assert store_of(model, tmp_path) == store
-    with pytest.raises(UserError, match=r"holds a block store of other input or flags .*block_length 96, not 64"):
+    with pytest.raises(UserError, match=r"has a block store of other input or flags .*block_length 96, not 64"):
         store_of(model, tmp_path, "--block_length", 64)
     assert (store / "manifest.json").read_bytes() == before

@@ -29,20 +29,20 @@ def test_both_forms_are_read_and_blank_lines_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ({"text": "a"}, "has neither prompt and response nor messages (it has text)"),
-        ({"prompt": "a"}, "has neither prompt and response nor messages (it has prompt)"),
+        ({"text": "a"}, "has neither prompt and response nor messages (found text)"),
+        ({"prompt": "a"}, "has neither prompt and response nor messages (found prompt)"),
         ({"prompt": "a", "response": None}, "message 2 of the assistant has no text"),
         ({"prompt": " ", "response": "b"}, "message 1 of the user has no text"),
-        ({"messages": []}, "messages is no list with something in it"),
+        ({"messages": []}, "messages is not a list, or is empty"),
         ({"messages": [ASKED]}, "ends with a message of the user"),
-        ({"messages": [{"role": "robot", "content": "a"}, SAID]}, "message 1 has the role 'robot'; give system, user"),
+        ({"messages": [{"role": "robot", "content": "a"}, SAID]}, "message 1 has the role 'robot'; use system, user"),
         (
             {"messages": [ASKED, {"role": "system", "content": "a"}, SAID]},
             "message 2 has the role 'system', which only",
         ),
         ({"messages": [ASKED, "They."]}, "message 2 has the role None"),
         ([ASKED], "is a JSON list"),
-        ("{", "is no JSON"),
+        ("{", "not JSON"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(tmp_path: Path, line: object, problem: str) -> None:

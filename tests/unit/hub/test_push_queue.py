@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pretraining.hub import push_queue
-from pretraining.hub.push_queue import Parcel, PushQueue
+from pretraining.hub.push_queue import PushQueue, UploadPayload
 from pretraining.training.callbacks.hub_push import HubPushCallback
 
 
@@ -23,7 +23,7 @@ class Hub:
         if is_open:
             self.opened.set()
 
-    def push(self, parcel: Parcel) -> None:
+    def push(self, parcel: UploadPayload) -> None:
         self.asked.append(parcel.step)
         self.began.set()
         assert self.opened.wait(10)
@@ -34,7 +34,7 @@ class Hub:
         self.arrived.append(parcel.step)
         self.done.set()
 
-    def tell(self, parcel: Parcel, problem: str, is_over: bool) -> None:
+    def tell(self, parcel: UploadPayload, problem: str, is_over: bool) -> None:
         self.problems.append((parcel.step, problem, is_over))
         self.told.set()
 
@@ -44,11 +44,11 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_queue, "FIRST_PAUSE_SECONDS", 0.0)
 
 
-def parcel(folder: Path, step: int) -> Parcel:
+def parcel(folder: Path, step: int) -> UploadPayload:
     path = folder / f"step-{step}"
     path.mkdir()
     (path / "weights").write_text(f"{step}")
-    return Parcel(step, f"model of step {step}", path, ())
+    return UploadPayload(step, f"model of step {step}", path, ())
 
 
 def test_the_newest_takes_the_place_of_what_waits(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_the_newest_takes_the_place_of_what_waits(tmp_path: Path) -> None:
     assert hub.done.wait(10)
     queue.close()
     assert hub.arrived in ([1], [1, 4])  # what waits at the end is that of the one who closes it
-    expected = [(step, f"overtaken by that of step {step + 1}", True) for step in (2, 3)]
+    expected = [(step, f"superseded by that of step {step + 1}", True) for step in (2, 3)]
     assert hub.problems == expected
 
 
@@ -114,8 +114,8 @@ def test_the_end_says_which_checkpoints_are_not_there(
     repository: Any = SimpleNamespace(name="alice/model", url="http://hub/alice/model")
     pushes._repository = repository
     for step in (1, 2):
-        pushes._tell_problem(Parcel(step, f"model of step {step}, checkpoint-{step}", Path(), ()), "503", False)
-    pushes._tell_arrival(Parcel(3, "model of step 3, checkpoint-2, checkpoint-3", Path(), ()), "c0ffee")
+        pushes._tell_problem(UploadPayload(step, f"model of step {step}, checkpoint-{step}", Path(), ()), "503", False)
+    pushes._tell_arrival(UploadPayload(3, "model of step 3, checkpoint-2, checkpoint-3", Path(), ()), "c0ffee")
     pushes._say_lost()
     assert [event["problem"] for event in events] == ["503", "503", None]
     assert caplog.messages[-2:] == [

@@ -147,7 +147,7 @@ def test_too_many_bad_lines_make_no_store(tmp_path: Path, line: bytes, reason: s
     data = tmp_path / "data.jsonl"
     data.write_bytes(b'{"text": "good"}\n' + line)
     done = run(*python("preprocess.py", "--data_files", data, "--block_length", 2, "--output_dir", tmp_path / "blocks"))
-    assert_one_error(done, f"{data}:2: {reason}", "--max_skipped_fraction 0.01", "mend them", "blocks.partial first")
+    assert_one_error(done, f"{data}:2: {reason}", "--max_skipped_fraction 0.01", "fix them", "blocks.partial first")
     assert not (tmp_path / "blocks").exists()
     more = ["--max_skipped_fraction", 0.5, "--split", "1,0,0"]
     done = run(
@@ -165,7 +165,7 @@ def test_input_without_any_document_leaves_nothing_behind(tmp_path: Path) -> Non
     data = tmp_path / "data.jsonl"
     data.write_text('{"body": "x"}\n' * 10)
     flags = ["--data_files", data, "--output_dir", tmp_path / "blocks", "--max_skipped_fraction", 1]
-    assert_one_error(run(*python("preprocess.py", *flags)), "no line of them is a document")
+    assert_one_error(run(*python("preprocess.py", *flags)), "no document is left")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
 
 
@@ -198,7 +198,7 @@ def test_a_finished_store_that_lost_a_shard_or_a_bit_is_not_nothing_to_do(tmp_pa
     shard.write_bytes(content)
     done = run(*python("preprocess.py", *flags))
     changed = hashlib.sha256(content).hexdigest()
-    assert_one_error(done, f"{shard} has the SHA-256 {changed}, its manifest says {digest}", "start again")
+    assert_one_error(done, f"{shard} has the SHA-256 {changed}, the manifest has {digest}", "start again")
     shard.unlink()
     assert_one_error(run(*python("preprocess.py", *flags)), f"{shard} is missing", "delete the folder and start again")
 
@@ -221,7 +221,7 @@ def test_bad_lines_at_the_beginning_do_not_stop_what_is_good_on_the_whole(tmp_pa
 
 def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    assert_one_error(run(*python("preprocess.py", "--output_dir", tmp_path)), "holds something else already")
+    assert_one_error(run(*python("preprocess.py", "--output_dir", tmp_path)), "has other files")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     assert_one_error(run(*python("preprocess.py", "--output_dir", tmp_path / "thesis.txt")), "thesis.txt")
 

@@ -1,3 +1,4 @@
+import bisect
 import json
 import random
 import re
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 
 from pretraining.data.build.working_files import write_arrays
-from pretraining.data.encode.deduplicate import Copies
+from pretraining.data.encode.deduplicate import Duplicates
 from pretraining.data.encode.minhash import (
     MinHashBands,
     cluster_duplicates,
-    first_exact_copies,
-    normalised,
+    first_equal_rows,
+    normalized,
     text_fingerprints,
 )
 from tests.conftest import PROJECT_DIR, run_fine
@@ -72,19 +73,19 @@ def near_copies(texts: list[str], threshold: float = 0.8) -> list[int]:
 
 
 def test_texts_are_the_same_up_to_case_form_and_whitespace() -> None:
-    assert normalised(" Stra\u00dfe  nach\n\tCaf\u0065\u0301 ") == "strasse nach caf\u00e9"
+    assert normalized(" Stra\u00dfe  nach\n\tCaf\u0065\u0301 ") == "strasse nach caf\u00e9"
     texts = ["One Story", "another", "one\n\nstory ", "One story.", "ANOTHER"]
-    assert first_exact_copies(text_fingerprints(texts)).tolist() == [0, 1, 0, 3, 1]
+    assert first_equal_rows(text_fingerprints(texts)).tolist() == [0, 1, 0, 3, 1]
 
 
 def test_fingerprints_need_to_agree_in_both_words() -> None:
     rows = np.array([[1, 2], [2, 1], [1, 1], [2, 1], [1, 2]], dtype=np.uint64)
-    assert first_exact_copies(rows).tolist() == [0, 1, 2, 1, 0]
+    assert first_equal_rows(rows).tolist() == [0, 1, 2, 1, 0]
 
 
 def test_unrelated_stories_are_left_alone() -> None:
     assert near_copies(STORIES, threshold=0.7) == list(range(len(STORIES)))
-    assert first_exact_copies(text_fingerprints(STORIES)).tolist() == list(range(len(STORIES)))
+    assert first_equal_rows(text_fingerprints(STORIES)).tolist() == list(range(len(STORIES)))
 
 
 @pytest.mark.parametrize(
@@ -107,8 +108,11 @@ def test_near_copies_are_found_and_the_first_stays(
 def test_what_is_15_hundredths_less_similar_stays(threshold: float) -> None:
     others = []
     for story in STORIES:
-        changed = (with_another_end(story, num_changed) for num_changed in range(1, 100))
-        others.append(next(text for text in changed if jaccard(story, text) < threshold - 0.15))
+        numbers = range(1, 100)  # the more words are changed, the less similar
+        less_similar = bisect.bisect_left(
+            numbers, True, key=lambda number: jaccard(story, with_another_end(story, number)) < threshold - 0.15
+        )
+        others.append(with_another_end(story, numbers[less_similar]))
     found = near_copies(STORIES + others, threshold)
     taken = [found[len(STORIES) + number] != len(STORIES) + number for number in range(len(STORIES))]
     assert np.mean(taken) <= MinHashBands(threshold).probability(threshold - 0.15) + 0.04
@@ -155,7 +159,7 @@ def test_keys_are_the_same_in_every_process_and_version() -> None:
 
 def test_odd_texts_are_copies_of_their_equals_alone() -> None:
     texts = ODD_TEXTS[1:]  # the first two are the same text
-    for found in (near_copies(texts), first_exact_copies(text_fingerprints(texts)).tolist()):
+    for found in (near_copies(texts), first_equal_rows(text_fingerprints(texts)).tolist()):
         assert found == list(range(len(texts)))
     twice = near_copies(texts + texts)
     assert twice == [*range(len(texts)), *range(len(texts))]
@@ -203,7 +207,7 @@ def test_a_copy_takes_17_bytes_and_is_found_by_its_place(tmp_path: Path) -> None
     arrays = {"places": places, "originals": places - [0, 1], "is_near": lines % 3 == 0}
     write_arrays(tmp_path / "copies.npz", arrays)
     tracemalloc.start()
-    copies = Copies(tmp_path / "copies.npz", ["a", "b"])
+    copies = Duplicates(tmp_path / "copies.npz", ["a", "b"])
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken < 20 * number

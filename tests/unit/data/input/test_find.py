@@ -34,10 +34,10 @@ def test_all_unusable_words_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         find_inputs([str(tmp_path / word) for word in words])
     assert [problem.split(": ")[1].split(";")[0].split(" (")[0] for problem in caught.value.problems] == [
-        "there is no such file",
+        "file not found",
         "is empty",
-        "the folder has no .jsonl, .ndjson, .json, .parquet, .txt file in it",
-        "no file is named like this",
+        "the folder has no .jsonl, .ndjson, .json, .parquet, .txt file",
+        "no file matches",
         "is named twice",
     ]
 
@@ -73,14 +73,14 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         find_inputs([str(tmp_path), "x" * 5000])
     told = caught.value.problems
     assert len(told) == 3
-    assert "b.jsonl: there is no such file" in told[0]
-    assert "c\\udcff.jsonl: its name is not UTF-8" in told[1]
+    assert "b.jsonl: file not found" in told[0]
+    assert "c\\udcff.jsonl: the file name is not UTF-8" in told[1]
     assert "File name too long" in told[2]
 
 
 def test_the_output_folder_must_not_lie_in_the_input(tmp_path: Path) -> None:
     make(tmp_path, "a.jsonl")
-    with pytest.raises(UserError, match=r"lies in .*, whose files are the input; choose a folder outside"):
+    with pytest.raises(UserError, match=r"is in .*, whose files are the input; choose a folder outside"):
         find_inputs([str(tmp_path)], output_dir=tmp_path / "sub/blocks")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pretraining.cli.progress import Progress
-from pretraining.data.inspect import ngram_index as run_index
+from pretraining.data.inspect import overlap
 from pretraining.data.inspect.overlap import find_copied_runs
 from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
@@ -17,6 +17,7 @@ STORIES = [
     json.loads(line)["text"] for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text("utf-8").splitlines()
 ]
 NUM_TOKENS = 120
+NUM_DOCUMENTS = 50
 
 
 def longest_common_run(text: np.ndarray, document: np.ndarray) -> tuple[int, np.ndarray]:
@@ -38,8 +39,10 @@ def test_runs_are_those_of_a_search_token_by_token(
 ) -> None:
     """Documents of 400 tokens in blocks of 16 are cut 25 times; texts are made of parts of them, some changed."""
     store = tmp_path / "blocks"
+    data = tmp_path / "news.jsonl"
+    data.write_text("".join(json.dumps({"text": story}) + "\n" for story in STORIES[:NUM_DOCUMENTS]))
     words = ["--packing", packing, "--block_length", 16, "--split", "3,1,1", "--tokens_per_shard", 4000]
-    run_fine(*python("preprocess.py", *words, "--output_dir", store))
+    run_fine(*python("preprocess.py", "--data_files", data, *words, "--output_dir", store))
     tracer = BlockProvenance(store, flag="")
     places = [tracer.document(number) for number in range(tracer.manifest.num_documents)]
     tokenizer = load_document_tokenizer(str(store / "tokenizer"), add_bos=False)
@@ -57,7 +60,7 @@ def test_runs_are_those_of_a_search_token_by_token(
     texts += [np.tile(texts[1][:10], 30), texts[1][:5], texts[1][:0]]
     texts = [text[text != tokenizer.rules.eos_token_id] for text in texts]
 
-    monkeypatch.setattr(run_index, "PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr(overlap, "PAIRS_AT_ONCE", 50)
     with Progress(1) as progress:
         found = find_copied_runs(
             tracer, [text.tolist() for text in texts], split="train", progress=progress, num_workers=2

@@ -3,7 +3,7 @@ import pytest
 
 from pretraining.data.store import packing as packing_room
 from pretraining.data.store.packing import (
-    WAITING_SHARE,
+    BLOCKS_PER_PENDING,
     Blocks,
     DocumentSegments,
     Packer,
@@ -73,7 +73,7 @@ def test_blocks_and_what_is_carried_are_all_documents_and_know_their_pieces(
 ) -> None:
     documents = random_documents(60, 40, seed=block_length)
     packer = make_packer(packing, block_length=block_length, dtype="uint16", padding_id=PADDING)
-    found = rebuilt(pack(packer, documents, batch), packer.carried, block_length)
+    found = rebuilt(pack(packer, documents, batch), packer.pending, block_length)
     assert [whole(found[number]) for number in range(len(documents))] == [ids.tolist() for ids in documents]
 
 
@@ -83,8 +83,8 @@ def test_concat_is_the_stream_cut_into_blocks() -> None:
     stream = np.concatenate(documents)
     packed = np.concatenate([blocks.input_ids.reshape(-1) for blocks in pack(packer, documents, 7)])
     assert (packed == stream[: len(packed)]).all()
-    assert (packer.carried.ids == stream[len(packed) :]).all()
-    assert packer.carried.num_tokens < 16
+    assert (packer.pending.ids == stream[len(packed) :]).all()
+    assert packer.pending.num_tokens < 16
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
@@ -94,7 +94,7 @@ def test_a_packer_goes_on_from_what_another_has_carried(packing: Packing, small_
     batches = [pieces_of(documents[n : n + 100], n) for n in range(0, len(documents), 100)]
     expected = [one.add(batch) for batch in batches] + [one.flush()]
     blocks = [first.add(batch) for batch in batches[:13]]
-    second.carried = first.carried
+    second.pending = first.pending
     blocks += [second.add(batch) for batch in batches[13:]] + [second.flush()]
     for a, b in zip(expected, blocks, strict=True):
         assert (a.input_ids == b.input_ids).all()
@@ -107,19 +107,19 @@ def test_best_fit_cuts_only_documents_longer_than_a_block_and_hardly_pads() -> N
     documents = [np.full(length, 7, np.uint16) for length in lengths]
     packer = make_packer("best_fit", block_length=1024, dtype="uint16", padding_id=PADDING)
     blocks = pack(packer, documents, 1000)
-    found = rebuilt(blocks, packer.carried, 1024)
+    found = rebuilt(blocks, packer.pending, 1024)
     cut = {number for number, pieces in found.items() if len(pieces) > 1}
     assert cut == {number for number, length in enumerate(lengths) if length > 1024}
     num_padding = sum(int(batch.num_padding_tokens.sum()) for batch in blocks)
     assert num_padding < 0.002 * lengths.sum()
-    assert packer.carried.num_tokens == 0
+    assert packer.pending.num_tokens == 0
 
 
 def test_documents_that_never_fill_a_block_do_not_gather(small_window: int) -> None:
     packer = make_packer("best_fit", block_length=10, dtype="uint16", padding_id=PADDING)
     for n in range(50):
         packer.add(pieces_of([np.full(6, 7, np.uint16)] * 500, 500 * n))
-        assert packer.carried.num_tokens <= small_window + small_window // WAITING_SHARE
+        assert packer.pending.num_tokens <= small_window + small_window // BLOCKS_PER_PENDING
 
 
 def test_best_fit_takes_the_tightest_room() -> None:

@@ -117,7 +117,7 @@ def test_a_backend_that_fails_the_probe_is_not_used(
     assert choose_backend("auto", tokenizer, []).name == "reference"
     assert "encoding with the reference, several times slower" in caplog.text
     assert "CamelCase" in caplog.text
-    with pytest.raises(UserError, match="--tokenizer_backend fastokens: cannot take this tokenizer"):
+    with pytest.raises(UserError, match="--tokenizer_backend fastokens: cannot use this tokenizer"):
         choose_backend("fastokens", tokenizer, [])
 
 

@@ -232,7 +232,7 @@ def test_a_dataset_that_is_none(sample_store: Path, tmp_path: Path) -> None:
     raw.write_text('{"text": "x"}')
     assert f"python3 preprocess.py --data_files {raw} --output_dir blocks" in refusal(raw, tmp_path)
     assert f"python3 preprocess.py --data_files {tmp_path} --output_dir blocks" in refusal(tmp_path, tmp_path)
-    assert "is no block store" in refusal(tmp_path / "nothing", tmp_path)
+    assert "not a block store" in refusal(tmp_path / "nothing", tmp_path)
     store = tmp_path / "store"
     shutil.copytree(sample_store, store)
     manifest = json.loads((store / "manifest.json").read_text())

@@ -94,7 +94,7 @@ def test_a_missing_or_cut_shard_is_named(sample_store: Path, tmp_path: Path) -> 
     (path,) = sample_store.glob("data/train-*.parquet")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / path.name).write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="bytes, its manifest says"):
+    with pytest.raises(UserError, match="bytes, the manifest has"):
         BlockDataset(tmp_path, manifest, "train")
 
 
@@ -145,7 +145,7 @@ def test_damage_that_cannot_be_decoded_names_the_shard(sample_store: Path, tmp_p
     (path,) = store.glob("data/train-*.parquet")
     content = path.read_bytes()
     path.write_bytes(b"PAR1" + bytes(len(content) - 8) + b"PAR1")
-    with pytest.raises(UserError, match=f"{path} has the SHA-256 {sha256_of(path)}, its manifest says"):
+    with pytest.raises(UserError, match=f"{path} has the SHA-256 {sha256_of(path)}, the manifest has"):
         BlockDataset(store, read_manifest(store, flag=""), "train")
 
 

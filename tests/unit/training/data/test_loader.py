@@ -47,14 +47,14 @@ def test_shares_and_names_are_read(sample_store: Path, second_store: Path) -> No
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
-        (["{a}:0.7", "b={b}:0.3"], "a share needs the name of its source; give NAME={a}:WEIGHT"),
-        (["a={a}", "b={b}:0.3"], "with several, each needs its share; give a={a}:WEIGHT"),
-        (["a={a}:many", "b={b}:0.3"], "the share 'many' is not a number in (0, 1e9]; use a={a}:0.5"),
-        (["a={a}:0", "b={b}:0.3"], "the share '0' is not a number in (0, 1e9]"),
-        (["a={a}:nan", "b={b}:0.3"], "the share 'nan' is not a number in (0, 1e9]"),
+        (["{a}:0.7", "b={b}:0.3"], "a weight needs the name of its source; use NAME={a}:WEIGHT"),
+        (["a={a}", "b={b}:0.3"], "with several, each needs a weight; use a={a}:WEIGHT"),
+        (["a={a}:many", "b={b}:0.3"], "the weight 'many' is not a number in (0, 1e9]; use a={a}:0.5"),
+        (["a={a}:0", "b={b}:0.3"], "the weight '0' is not a number in (0, 1e9]"),
+        (["a={a}:nan", "b={b}:0.3"], "the weight 'nan' is not a number in (0, 1e9]"),
         (["a={a}:0.5", "a={b}:0.5"], "two sources are called a"),
-        (["a={a}:0.5", "b=nowhere:0.5"], "--dataset nowhere: is no block store"),
-        (["news:0.7", "b={b}:0.3"], "a share needs the name of its source; give NAME=news:WEIGHT"),
+        (["a={a}:0.5", "b=nowhere:0.5"], "--dataset nowhere: not a block store"),
+        (["news:0.7", "b={b}:0.3"], "a weight needs the name of its source; use NAME=news:WEIGHT"),
     ],
 )
 def test_shares_that_are_unclear_are_refused(
@@ -91,7 +91,7 @@ def test_stores_that_do_not_fit_together_are_refused(sample_store: Path, tmp_pat
     with pytest.raises(UserError) as caught:
         load_mixture([f"a={sample_store}:1", f"b={other}:1"], revision=None)
     assert f"--dataset {other}: {expected}" in str(caught.value)
-    assert "preprocess one of them again like the other" in str(caught.value)
+    assert "preprocess one of them again with the flags of the other" in str(caught.value)
 
 
 def test_every_item_is_of_its_share_and_says_so(sample_store: Path, second_store: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UserError
-from pretraining.finetuning.base_model import StartingModel, find_starting_model
+from pretraining.finetuning.inputs import BaseModel, find_base_model
 from tests.conftest import assert_one_error, run, run_fine
 from tests.fakes.exported import export_random_model
 from tests.fakes.hub import local_hub
@@ -15,8 +15,8 @@ from tests.fakes.hub import local_hub
 SCRIPT = """
 import sys
 from pretraining.cli.program import run_program
-from pretraining.finetuning.base_model import find_starting_model
-run_program(lambda argv: print(*vars(find_starting_model(argv[0])).values(), sep='\\n'))
+from pretraining.finetuning.inputs import find_base_model
+run_program(lambda argv: print(*vars(find_base_model(argv[0])).values(), sep='\\n'))
 """
 
 
@@ -27,11 +27,11 @@ def model(sample_store: Path, tmp_path: Path) -> Path:
 
 def test_a_run_folder_has_its_model(model: Path) -> None:
     (model.parent / "run.json").write_text("{}")
-    expected = StartingModel(model, str(model), "run-finetuned")
-    assert find_starting_model(str(model)) == find_starting_model(str(model.parent)) == expected
+    expected = BaseModel(model, str(model), "run-finetuned")
+    assert find_base_model(str(model)) == find_base_model(str(model.parent)) == expected
     shutil.rmtree(model)
-    with pytest.raises(UserError, match=r"is no exported model .*; give RUN/model, or make one of a checkpoint"):
-        find_starting_model(str(model.parent))
+    with pytest.raises(UserError, match=r"not an exported model .*; use RUN/model, or export a checkpoint"):
+        find_base_model(str(model.parent))
 
 
 def test_a_model_comes_from_the_hub_without_pickles(model: Path, tmp_path: Path) -> None:
@@ -43,4 +43,4 @@ def test_a_model_comes_from_the_hub_without_pickles(model: Path, tmp_path: Path)
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert "pytorch_model.bin" not in names
     assert (name, run_name) == (f"someone/tiny at {Path(folder).name[:12]}", "tiny-finetuned")
-    assert_one_error(nothing, "--model someone/nothing: is no folder, and the Hub does not give it")
+    assert_one_error(nothing, "--model someone/nothing: not a folder, and not found on the Hub")
