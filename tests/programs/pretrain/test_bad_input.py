@@ -11,8 +11,8 @@ import torch
 
 from pretraining.data.mixture import load_mixture
 from pretraining.system.memory import available_host_bytes
-from pretraining.training.config.data_checks import make_order
 from pretraining.training.data.dataset import BLOCKS_READ_AT_START
+from pretraining.training.data.order import make_order
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run
 from tests.programs.launching import records, training_flags, try_to_train
 from tests.unit.training.data.test_dataset import forge
