@@ -134,7 +134,7 @@ def check_run_folder(run_dir: Path, resume: str) -> None:
     if run_dir.exists() and not (
         is_run_folder(run_dir) or is_effectively_empty(run_dir) or complete_checkpoints(run_dir)
     ):
-        raise UserError(f"--output_dir {run_dir}: contains something other than a run; choose another folder")
+        raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
     checkpoint_to_resume(run_dir, effective_resume_mode(run_dir, resume))
 
 

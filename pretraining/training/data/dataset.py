@@ -93,8 +93,8 @@ class BlockDataset(Dataset):
             number = bisect.bisect_right(ends, index)
             row = index - ends[number] + self._shards[number].num_rows
             raise UnusableBlockError(
-                f"--dataset {self._store}: {self._shards[number].path} row {row:,} cannot be used ({error}); check "
-                f"the store with python3 -m tools.verify {self._store}"
+                f"--dataset {self._store}: {self._shards[number].path} row {row:,} cannot be used ({error}); check the "
+                f"data set: python3 -m tools.verify {self._store}"
             ) from None
 
     def _item(self, index: int) -> Item:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.launch
 
 def test_two_ranks_report_a_mistake_once(sample_store: Path, tmp_path: Path) -> None:
     done = try_to_train("deepspeed", sample_store, tmp_path / "run", "--global_batch_tokens", 100)
-    assert_one_error(done, "--global_batch_tokens 100: is no multiple of 256", "give 256")
+    assert_one_error(done, "--global_batch_tokens 100: is not a multiple of 256", "use 256")
     assert not (tmp_path / "run/run.json").exists()
 
 
