@@ -24,6 +24,7 @@ from tests.unit.planning.layouts import layout_of
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 MIDDLE = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 6, "num_attention_heads": 8}
+WIDE = {**MIDDLE, "hidden_size": 256, "intermediate_size": 688}  # for a vocabulary that does not dwarf the layers
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -182,7 +183,8 @@ def most_alive(layout: TrainingLayout) -> int:
     ],
 )
 def test_the_most_that_is_alive(precision: str, vocabulary: int, how: dict) -> None:
-    layout = prepared(MIDDLE, **{"length": 256, "vocabulary": vocabulary, "precision": precision, **how})
+    size = WIDE if vocabulary > 1000 else MIDDLE
+    layout = prepared(size, **{"length": 256, "vocabulary": vocabulary, "precision": precision, **how})
     planned = activations(layout)
     most = planned.kept + max(planned.at_loss, planned.in_layer)
     assert most == pytest.approx(most_alive(layout), rel=0.1)
