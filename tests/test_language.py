@@ -47,7 +47,7 @@ PHRASES = {
     r"\bas if it had not been\b": "identical to an uninterrupted run",
     r"\b(in|with) vain\b": "without success",
 }
-NAMES = r"\b_?(said|told|callback_state|saying)_?\w*|\w*_told\w*|\b_?(LEAST|MOST|LARGEST|SMALLEST)_\w+|\bFEWEST\w*"
+NAMES = r"\b_?(said|told|kept_by|saying)_?\w*|\w*_told\w*|\b_?(LEAST|MOST|LARGEST|SMALLEST)_\w+|\bFEWEST\w*"
 
 
 def written_texts(path: Path) -> Iterator[tuple[int, str]]:
