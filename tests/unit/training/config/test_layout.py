@@ -30,7 +30,7 @@ def test_without_flags_it_is_this_machine() -> None:
     assert (planned.name, planned.gpu_bytes, planned.gpu_type) == (here.name, here.gpu_bytes, here.gpu_type)
     assert planned_machine(PlanArguments(dry_run=True, host_memory="1TB")).host_bytes == 10**12
     if not here.has_gpu:
-        with pytest.raises(UserError, match="--num_gpus 2: this machine has no GPU; add --gpu_type, e.g. h200"):
+        with pytest.raises(UserError, match=r"--num_gpus 2: this machine has no GPU; add --gpu_type, e\.g\. h200"):
             planned_machine(PlanArguments(dry_run=True, num_gpus=2))
 
 
