@@ -35,9 +35,9 @@ def main(argv: Sequence[str]) -> None:
 
     model_fields(arguments.model, None)  # before blocks are made or brought here
     if arguments.plan.dry_run:
-        from pretraining.training.dry_run.dry_run import say_plan
+        from pretraining.training.dry_run.dry_run import print_plan
 
-        say_plan(arguments)
+        print_plan(arguments)
     else:
         train(arguments)
 

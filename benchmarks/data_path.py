@@ -22,11 +22,10 @@ from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.mixture import load_mixture
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.training.config.data_checks import make_order
 from pretraining.training.data.batch import collate_targets
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.loader import BlockLoader, BlockStream
-from pretraining.training.data.order import WINDOW, BlockOrder
+from pretraining.training.data.order import WINDOW, BlockOrder, make_order
 from pretraining.training.data.splits import open_training_data
 
 logger = logging.getLogger("pretraining.benchmarks")

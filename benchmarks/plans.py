@@ -15,8 +15,8 @@ from pretraining.planning.fit import fits
 from pretraining.planning.footprint import footprint
 from pretraining.planning.suggestions import Suggestion, find_suggestions
 from pretraining.planning.table import PlannedRun
-from pretraining.training.config.machine import planned_machine
-from pretraining.training.dry_run.dry_run import plan_without_start
+from pretraining.training.config.layout import planned_machine
+from pretraining.training.dry_run.dry_run import make_plan
 
 RESULTS_PATH = PROJECT_DIR / "docs/benchmarks/plans.md"
 RECIPES = ("llama2_7b", "llama2_13b", "llama2_70b")
@@ -49,7 +49,7 @@ def main(_: Sequence[str]) -> None:
 def _cells(recipe: str, kind: str, number: int) -> list[str]:
     words = f"--recipe recipes/{recipe}.yaml --dry_run --gpu_type {kind} --num_gpus {number}".split()
     arguments = parse_pretrain_arguments("", [*words, "--host_memory", HOST_MEMORY])
-    run = plan_without_start(arguments, planned_machine(arguments.plan), None)
+    run = make_plan(arguments, planned_machine(arguments.plan), None)
     needed = footprint(run.layout)
     memory = f"{number} x {(run.machine.gpu_bytes or 0) / 1e9:.0f} GB ({kind})"
     remedies = [] if fits(run.layout, run.machine) else find_suggestions(run.layout, run.machine, run.batch)

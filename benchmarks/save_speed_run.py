@@ -58,10 +58,10 @@ class Rounds(MeasuringCallback):
         self._forget(checkpoint)
         self._time("load", lambda: deepspeed_load_checkpoint(self._trainer.model_wrapped, str(checkpoint)))
         self._remove(checkpoint, self._folder)
-        saver.saved_step = None  # so that it is saved again
-        checkpoint_saver.ROOM_FOR_COPY, room = 0.0, checkpoint_saver.ROOM_FOR_COPY
+        saver.saved_step = None  # it is saved again
+        checkpoint_saver.MAX_COPY_FRACTION, room = 0.0, checkpoint_saver.MAX_COPY_FRACTION
         self._time("ours, without a copy", lambda: self._trainer._save_checkpoint(self._trainer.model, None))
-        checkpoint_saver.ROOM_FOR_COPY = room
+        checkpoint_saver.MAX_COPY_FRACTION = room
         self._remove(checkpoint)
         self._time("Trainer and DeepSpeed", self._save_as_usual)
         self._remove(self._folder)

@@ -23,7 +23,7 @@ from pretraining.finetuning.store import log_store, make_conversation_store
 from pretraining.runs.run_folder import BLOCKS_DIR_NAME
 from pretraining.system.launchers import process_rank
 from pretraining.training.config.early_checks import check_inputs
-from pretraining.training.dry_run.dry_run import say_plan
+from pretraining.training.dry_run.dry_run import print_plan
 from pretraining.training.model.build import load_model_config
 from pretraining.training.run import pretrain, quiet_libraries
 
@@ -35,7 +35,7 @@ def finetune(flags: ConversationArguments, inputs: FinetuneInputs) -> None:
     quiet_libraries()
     run = inputs.run
     if run.plan.dry_run:
-        say_plan(run)
+        print_plan(run)
         return
     store = make_blocks(flags, inputs)
     if process_rank() == 0:  # whichever process wrote them

@@ -1,4 +1,4 @@
-"""What a run takes on disk, in hours, energy and money."""
+"""Disk space, time, energy and price of a run."""
 
 from dataclasses import dataclass, replace
 
@@ -14,34 +14,34 @@ BILLION = 10**9
 
 @dataclass(frozen=True)
 class DiskUsage:
-    """Checkpoints and exported models of a run, as they lie on disk."""
+    """Checkpoints and exported models of a run on disk."""
 
     checkpoint_bytes: int
-    num_checkpoints: int | None  # None for all of them, however many
-    keeps_stable: bool
+    num_checkpoints: int | None  # None where all are kept
+    keeps_stable: bool  # the checkpoint of wsd from which the run can be extended
     num_exports: int
     export_bytes: int
 
     @property
     def checkpoints_bytes(self) -> int:
-        """Of all that are there while another one is written."""
+        """Bytes of all checkpoints while another one is written."""
         return self.checkpoint_bytes * ((self.num_checkpoints or 1) + self.keeps_stable + 1)
 
     @property
     def exports_bytes(self) -> int:
-        """Of all exported models."""
+        """Bytes of all exported models."""
         return self.num_exports * self.export_bytes
 
     @property
-    def said_checkpoints(self) -> str:
-        """How many, in words."""
+    def checkpoints_description(self) -> str:
+        """Describe how many checkpoints are kept."""
         if self.num_checkpoints is None:
             return "2, and one more each --save_steps"
         return f"{self.num_checkpoints}{', wsd' if self.keeps_stable else ''} and one being written"
 
 
 def disk_usage(arguments: PretrainArguments, layout: TrainingLayout, *, num_tokens: int | None) -> DiskUsage:
-    """By --save_total_limit, wsd, --export and --export_every_tokens."""
+    """Estimate it from --save_total_limit, wsd, --export and --export_every_tokens."""
     states, flags = model_states(layout), arguments.durability
     model = num_parameters(layout.shape) * layout.weight_bytes
     every = flags.export_every_tokens
@@ -59,60 +59,60 @@ def disk_usage(arguments: PretrainArguments, layout: TrainingLayout, *, num_toke
 
 @dataclass(frozen=True)
 class Costs:
-    """Time and what grows with it, of a number of tokens on a number of GPUs of a kind at an MFU."""
+    """Time, energy and price of a number of tokens on GPUs of one type at an MFU."""
 
     mfu: float
     flops_per_token: float
     peak_flops_per_second: float
     num_tokens: int
-    tokens_are_known: bool  # otherwise it is a billion
+    tokens_are_known: bool  # otherwise they are a billion
     num_gpus: int
     board_watts: int
     price_per_gpu_hour: float | None
 
     @property
     def tokens_per_second_per_gpu(self) -> float:
-        """What the MFU comes to."""
+        """Speed at the MFU."""
         return self.mfu * self.peak_flops_per_second / self.flops_per_token
 
     def at_speed(self, tokens_per_second_per_gpu: float) -> "Costs":
-        """The same run at a speed that was measured."""
+        """Return the costs of the same run at a measured speed."""
         return replace(self, mfu=tokens_per_second_per_gpu * self.flops_per_token / self.peak_flops_per_second)
 
     @property
     def gpu_hours(self) -> float:
-        """Hours of all GPUs together."""
+        """Hours summed over all GPUs."""
         return self.num_tokens / self.tokens_per_second_per_gpu / 3600
 
     @property
     def hours(self) -> float:
-        """From beginning to end, evaluations and checkpoints aside."""
+        """Wall-clock hours of training, without evaluations and checkpoints."""
         return self.gpu_hours / self.num_gpus
 
     @property
     def kilowatt_hours(self) -> float:
-        """Of the GPUs alone, at their board power."""
+        """Energy of the GPUs alone, at their board power."""
         return self.gpu_hours * self.board_watts / 1000
 
     @property
     def price(self) -> float | None:
-        """In the currency of --price_per_gpu_hour."""
+        """Price in the currency of --price_per_gpu_hour."""
         return None if self.price_per_gpu_hour is None else self.gpu_hours * self.price_per_gpu_hour
 
 
 def plan_costs(
-    flags: PlanArguments, layout: TrainingLayout, kind: GpuType | None, *, num_tokens: int | None
+    flags: PlanArguments, layout: TrainingLayout, gpu_type: GpuType | None, *, num_tokens: int | None
 ) -> Costs | None:
-    """At --assumed_mfu; None for a GPU that is not listed. A billion tokens where their number is not known."""
-    if kind is None:
+    """Estimate the costs at --assumed_mfu, of a billion tokens if their number is unknown; None for unlisted GPUs."""
+    if gpu_type is None:
         return None
     return Costs(
         mfu=flags.assumed_mfu,
         flops_per_token=flops_per_token(layout.shape, block_length=layout.block_length),
-        peak_flops_per_second=kind.peak_flops_per_second,
+        peak_flops_per_second=gpu_type.peak_flops_per_second,
         num_tokens=BILLION if num_tokens is None else num_tokens,
         tokens_are_known=num_tokens is not None,
         num_gpus=layout.num_processes,
-        board_watts=kind.board_watts,
+        board_watts=gpu_type.board_watts,
         price_per_gpu_hour=flags.price_per_gpu_hour,
     )

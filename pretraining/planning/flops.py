@@ -1,4 +1,4 @@
-"""How many parameters a Llama has, and how much arithmetic one token of training takes."""
+"""Parameters of a Llama, and FLOPs per token of training."""
 
 import math
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class LlamaShape(Protocol):
-    """The fields of a LlamaConfig that decide its size."""
+    """The fields of a LlamaConfig that decide the size of the model."""
 
     vocab_size: int
     hidden_size: int
@@ -21,9 +21,9 @@ class LlamaShape(Protocol):
 
 
 def parameter_shapes(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Each parameter's name and shape, in the order of the model; tied embeddings stand there once."""
+    """Yield name and shape of each parameter, in the order of the model; tied embeddings once."""
     yield "model.embed_tokens.weight", (shape.vocab_size, shape.hidden_size)
-    layer = list(_layer_shapes(shape))  # once: a field of a config of transformers takes 10 us to read
+    layer = list(_layer_shapes(shape))  # once: reading a field of a transformers config takes 10 us
     for number in range(shape.num_hidden_layers):
         for name, dimensions in layer:
             yield f"model.layers.{number}.{name}", dimensions
@@ -33,12 +33,12 @@ def parameter_shapes(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...]]]
 
 
 def num_parameters(shape: LlamaShape) -> int:
-    """Parameters of the model, each counted once (tied embeddings too)."""
+    """Count the parameters of the model, tied embeddings once."""
     return sum(math.prod(dimensions) for _, dimensions in parameter_shapes(shape))
 
 
 def layer_parameters(shape: LlamaShape) -> int:
-    """Parameters of one layer."""
+    """Count the parameters of one layer."""
     return sum(math.prod(dimensions) for _, dimensions in _layer_shapes(shape))
 
 
@@ -63,11 +63,11 @@ def _layer_shapes(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def flops_per_token(shape: LlamaShape, *, block_length: int, is_causal: bool = False) -> float:
-    """FLOPs of one token's forward and backward, attention counted over the full square, recomputation not counted.
+    """FLOPs of forward and backward of one token: attention over the full square, without recomputation.
 
-    6 N + 12 L d s as in PaLM (arXiv 2204.02311, appendix B), with N without the input embedding, which is looked up and
-    not multiplied; the output projection multiplies and counts, tied or not. `is_causal` counts half of the square,
-    6 L d s: what a token attends to is, in the mean, half of its block.
+    6 N + 12 L d s as in PaLM (arXiv 2204.02311, appendix B), where N excludes the input embedding, which is looked
+    up, and includes the output projection, tied or not. `is_causal` counts half of the square, 6 L d s: on average a
+    token attends to half of its block.
     """
     embeddings = shape.vocab_size * shape.hidden_size
     multiplied = num_parameters(shape) - (0 if shape.tie_word_embeddings else embeddings)

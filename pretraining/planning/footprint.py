@@ -1,4 +1,4 @@
-"""All bytes of a run on one GPU and in host memory, part by part, and the moment of a step at which they are most.
+"""All bytes of a run on one GPU and in host memory, part by part, and the phase of a step with the peak.
 
 What DeepSpeed and torch allocate is counted from their code; what the driver, communication and fragmentation take is
 assumed, in the constants below.
@@ -9,26 +9,26 @@ from dataclasses import dataclass
 
 from pretraining.planning.activations import activations, evaluation_bytes
 from pretraining.planning.flops import layer_parameters, num_parameters
-from pretraining.planning.layout import HALF_TYPES, TrainingLayout
-from pretraining.planning.model_states import FP32_BYTES, largest_parameter, model_states, sub_groups
+from pretraining.planning.layout import FP32_BYTES, HALF_TYPES, TrainingLayout
+from pretraining.planning.model_states import largest_parameter, model_states, sub_groups
 
-MOMENTS = ("at the loss", "in a layer", "optimizer's step", "evaluation")
+PHASES = ("loss", "layer backward", "optimizer step", "evaluation")
 FP64_BYTES = 8
-NORM_CHUNK = 250_000_000  # of an offloaded gradient, whose norm is taken so many weights at a time (stage3.py)
+NORM_CHUNK = 250_000_000  # weights of an offloaded gradient whose norm is computed at a time (stage3.py)
 BF16_ADAMW_CHUNK = 1 << 25  # weights that --optim adamw_bf16 has in fp32 at a time, three times
-MUON_COPIES = 6  # of the largest matrix in bf16: whole, sent, received, and what Newton and Schulz's iteration needs
+MUON_COPIES = 6  # of the largest matrix in bf16: whole, sent, received, and three of Newton-Schulz iteration
 CONTEXT_BYTES = 1_500_000_000  # assumed: CUDA context, cuBLAS workspaces, NCCL buffers
-FRAGMENTATION = 0.03  # assumed, of what the allocator gives
-PROCESS_BYTES = 1_000_000_000  # assumed, of a process in host memory: 0.5 GB of libraries, and what they allocate
+FRAGMENTATION = 0.03  # assumed, of the allocator's memory
+PROCESS_BYTES = 1_000_000_000  # assumed, of a process in host memory: 0.5 GB of libraries, and their allocations
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of one kind, always there or only at some moments of a step."""
+    """Bytes of one kind, allocated always or only in some phases of a step."""
 
     name: str
     num_bytes: int
-    moments: tuple[str, ...] = MOMENTS
+    phases: tuple[str, ...] = PHASES
     is_assumed: bool = False
 
 
@@ -46,44 +46,43 @@ class Footprint:
         return Footprint(*map(tuple, parts))
 
     @property
-    def peak_moment(self) -> str:
-        """When a GPU holds most."""
-        return max(MOMENTS, key=self._bytes_at)
+    def peak_phase(self) -> str:
+        """The phase in which a GPU holds most."""
+        return max(PHASES, key=self._bytes_in)
 
     @property
     def gpu_bytes(self) -> int:
-        """The most that a GPU holds."""
-        return self._bytes_at(self.peak_moment)
+        """Peak bytes on a GPU."""
+        return self._bytes_in(self.peak_phase)
 
     @property
     def host_bytes(self) -> int:
-        """The most in host memory; some of it only while the run starts or is saved."""
+        """Peak bytes in host memory; some of it only while the run starts or is saved."""
         return sum(part.num_bytes for part in self.on_host)
 
-    def _bytes_at(self, moment: str) -> int:
-        return sum(part.num_bytes for part in self.on_gpu if moment in part.moments)
+    def _bytes_in(self, phase: str) -> int:
+        return sum(part.num_bytes for part in self.on_gpu if phase in part.phases)
 
 
 def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
-    """Of a run on GPUs, or, without any, in host memory alone."""
+    """Count the parts of a run on GPUs, or, without GPUs, in host memory alone."""
     on_gpu = [part for part in _gpu_parts(layout) if part.num_bytes]
     on_host = [part for part in _host_parts(layout) if part.num_bytes]
+    counted = Footprint(tuple(on_gpu), ())
     if has_gpu:
-        reserve = int(FRAGMENTATION * Footprint(tuple(on_gpu), ()).gpu_bytes)
         on_gpu.append(Part("CUDA context, NCCL (assumed)", CONTEXT_BYTES, is_assumed=True))
-        on_gpu.append(Part("fragmentation (assumed)", reserve, is_assumed=True))
+        on_gpu.append(Part("fragmentation (assumed)", int(FRAGMENTATION * counted.gpu_bytes), is_assumed=True))
         on_host.append(Part("weights, at start and export", num_parameters(layout.shape) * layout.weight_bytes))
         return Footprint(tuple(on_gpu), tuple(on_host))
-    whole = Footprint(tuple(on_gpu), ())
-    moment = whole.peak_moment
-    shared = [Part(part.name, part.num_bytes * layout.num_local_processes) for part in on_gpu if moment in part.moments]
+    at_peak = [part for part in on_gpu if counted.peak_phase in part.phases]
+    shared = [Part(part.name, part.num_bytes * layout.num_local_processes) for part in at_peak]
     return Footprint((), tuple(shared + on_host))
 
 
 def _gpu_parts(layout: TrainingLayout) -> Iterator[Part]:
     """Everything but what is assumed."""
     states = model_states(layout)
-    loss, layer, step, evaluation = MOMENTS
+    loss, layer, step, evaluation = PHASES
     if not layout.offload_parameters:
         yield Part("weights", states.weights)
     yield Part("small weights, kept whole", states.whole_weights)
@@ -93,13 +92,13 @@ def _gpu_parts(layout: TrainingLayout) -> Iterator[Part]:
         yield Part("optimizer moments", states.moments)
     yield Part("reduce bucket", layout.zero.reduce_bucket_size * layout.weight_bytes)
     # One is being computed while another is flattened to be reduced.
-    yield Part("gradients under way", 2 * largest_parameter(layout) * layout.weight_bytes, (loss, layer))
+    yield Part("gradients in flight", 2 * largest_parameter(layout) * layout.weight_bytes, (loss, layer))
     yield Part("gathered weights", _gathered_weights(layout) * layout.weight_bytes, (loss, layer, evaluation))
     active = activations(layout)
     yield Part("activations", active.kept, (loss, layer))
     yield Part("logits and loss", active.at_loss, (loss,))
-    computed_again = layout.checkpoint_every is not None
-    yield Part("layer computed again" if computed_again else "gradients of a layer", active.in_layer, (layer,))
+    is_recomputed = layout.checkpoint_every is not None
+    yield Part("recomputed layer" if is_recomputed else "gradients of a layer", active.in_layer, (layer,))
     yield Part("logits of an evaluation", evaluation_bytes(layout), (evaluation,))
     yield Part("casts of the step", _step_bytes(layout), (step,))
 
@@ -108,7 +107,7 @@ def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
     states, local = model_states(layout), layout.num_local_processes
     yield Part("processes (assumed)", PROCESS_BYTES * local, is_assumed=True)
     if layout.offload_parameters and not layout.parameters_on_disk:
-        # Once while the model is made, a parameter at a time, which torch keeps as its pool; and once flat.
+        # Once a parameter at a time while the model is built, which torch's pinned pool keeps; and once flat.
         yield Part("weights", states.weights * local)
         yield Part("pinned pool of the weights", 2 * states.weights * local)
     if layout.offload_optimizer:
@@ -125,21 +124,21 @@ def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
 
 
 def _gathered_weights(layout: TrainingLayout) -> int:
-    """Weights that are whole on a GPU at once, of partitions that are elsewhere; none where they all lie there."""
+    """Weights that are whole on a GPU at once; none where their only partition is on that GPU."""
     if layout.num_processes == 1 and not layout.offload_parameters:
         return 0
-    most = min(num_parameters(layout.shape), layout.zero.max_live_parameters)
-    return max(most, largest_parameter(layout), layer_parameters(layout.shape))  # a layer is gathered at once
+    live = min(num_parameters(layout.shape), layout.zero.max_live_parameters)
+    return max(live, largest_parameter(layout), layer_parameters(layout.shape))  # a layer is gathered at once
 
 
 def _step_bytes(layout: TrainingLayout) -> int:
-    """The larger of the norm's fp64 copy of a gradient, and the fp32 gradients of one sub-group with what it needs."""
+    """The larger of the norm's fp64 copy of a gradient, and the fp32 gradients of one sub-group with work space."""
     groups = sub_groups(layout)
     largest = max(max(group.partitions) for group in groups)
     if layout.offload_optimizer:
         return FP64_BYTES * min(largest, NORM_CHUNK)
     size = max(group.size for group in groups)
-    # Flattened in their own type first; both are there while they are cast.
+    # They are flattened in their own type first, and both are there while they are cast.
     casts = size * (FP32_BYTES + (2 if layout.grad_accum_dtype in HALF_TYPES else 0))
     work = {
         "adamw_bf16": 3 * FP32_BYTES * min(size, BF16_ADAMW_CHUNK),
@@ -149,5 +148,5 @@ def _step_bytes(layout: TrainingLayout) -> int:
 
 
 def _pinned_rounding(num_bytes: int) -> int:
-    """What torch's pinned memory takes more: a power of two each (c10, CachingHostAllocator)."""
+    """Bytes that torch's pinned memory takes beyond: it rounds up to a power of two (c10, CachingHostAllocator)."""
     return (1 << (num_bytes - 1).bit_length()) - num_bytes

@@ -1,24 +1,27 @@
-"""The global batch: tokens per optimizer step, kept the same while GPUs and micro batch change."""
+"""The global batch: tokens per optimizer step, the same whatever the number of GPUs and the micro batch."""
 
 from dataclasses import dataclass, replace
 
+from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.errors import UserError
+
+Heads = tuple[int, int]  # attention heads, and heads of keys and values
 
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """How one optimizer step is made of micro steps."""
+    """How one optimizer step is divided into micro steps."""
 
     block_length: int
     micro_batch_blocks: int
     gradient_accumulation_steps: int
     num_processes: int
     sequence_parallel_size: int = 1  # processes that share each block
-    makes_tokens: bool = True  # the micro steps follow from --global_batch_tokens, and are not given
+    follows_tokens: bool = True  # the micro steps follow from --global_batch_tokens
 
     @property
     def num_groups(self) -> int:
-        """Processes, or groups of them, that have blocks of their own."""
+        """Processes, or groups of them, that work on different blocks."""
         return self.num_processes // self.sequence_parallel_size
 
     @property
@@ -32,32 +35,59 @@ class GlobalBatch:
         return self.blocks * self.block_length
 
 
-def plan_global_batch(
-    shape: GlobalBatch, *, global_batch_tokens: int | None, gradient_accumulation_steps: int | None
+def resolve_global_batch(
+    arguments: PretrainArguments, heads: Heads, block_length: int, num_processes: int
 ) -> GlobalBatch:
-    """`shape` with the gradient accumulation that makes `global_batch_tokens`, or that is given when that is None.
+    """Divide the global batch of the flags among a number of processes.
 
     Raises:
-        UserError: when it does not divide exactly (with the nearest values that do), or both are given.
+        UserError: when something does not divide exactly, with the nearest values that do.
     """
-    if global_batch_tokens is None:
-        return replace(shape, gradient_accumulation_steps=gradient_accumulation_steps or 1, makes_tokens=False)
-    if gradient_accumulation_steps is not None:
+    size = arguments.model.sequence_parallel_size
+    check_sequence_parallel(size, heads, block_length=block_length, num_processes=num_processes)
+    micro_batch_blocks = arguments.trainer["per_device_train_batch_size"]
+    micro_step = GlobalBatch(block_length, micro_batch_blocks, 1, num_processes, size)
+    tokens = arguments.data.global_batch_tokens
+    accumulation = arguments.trainer.get("gradient_accumulation_steps")
+    if tokens is None:
+        return replace(micro_step, gradient_accumulation_steps=accumulation or 1, follows_tokens=False)
+    if accumulation is not None:
         raise UserError(
-            f"--gradient_accumulation_steps {gradient_accumulation_steps}: follows from --global_batch_tokens "
-            f"{global_batch_tokens}; leave it out, or add --global_batch_tokens none"
+            f"--gradient_accumulation_steps {accumulation}: follows from --global_batch_tokens {tokens}; remove it, or "
+            "add --global_batch_tokens none"
         )
-    micro_step_tokens = replace(shape, gradient_accumulation_steps=1).tokens
-    if global_batch_tokens < 1 or global_batch_tokens % micro_step_tokens:
-        below = global_batch_tokens // micro_step_tokens * micro_step_tokens
-        fitting = " or ".join(f"{tokens}" for tokens in (below, below + micro_step_tokens) if tokens > 0)
-        blocks, rest = divmod(global_batch_tokens, shape.block_length)
-        flag = "--per_device_train_batch_size"
-        kept = "" if rest or not blocks else f", or processes and {flag} that divide its {blocks} blocks"
-        share = f", {shape.sequence_parallel_size} of which share a block" if shape.sequence_parallel_size > 1 else ""
-        raise UserError(
-            f"--global_batch_tokens {global_batch_tokens}: is no multiple of {micro_step_tokens} = "
-            f"{shape.block_length} tokens x {shape.micro_batch_blocks} blocks ({flag}) x "
-            f"{shape.num_processes} processes{share}; give {fitting}{kept}"
-        )
-    return replace(shape, gradient_accumulation_steps=global_batch_tokens // micro_step_tokens)
+    if tokens < 1 or tokens % micro_step.tokens:
+        raise UserError(_not_divisible(tokens, micro_step))
+    return replace(micro_step, gradient_accumulation_steps=tokens // micro_step.tokens)
+
+
+def _not_divisible(tokens: int, micro_step: GlobalBatch) -> str:
+    below = tokens // micro_step.tokens * micro_step.tokens
+    fitting = " or ".join(f"{number}" for number in (below, below + micro_step.tokens) if number > 0)
+    blocks, rest = divmod(tokens, micro_step.block_length)
+    flag, size = "--per_device_train_batch_size", micro_step.sequence_parallel_size
+    other = "" if rest or not blocks else f", or processes and {flag} that divide its {blocks} blocks"
+    share = f", {size} of which share a block" if size > 1 else ""
+    return (
+        f"--global_batch_tokens {tokens}: is not a multiple of {micro_step.tokens} = {micro_step.block_length} tokens "
+        f"x {micro_step.micro_batch_blocks} blocks ({flag}) x {micro_step.num_processes} processes{share}; use "
+        f"{fitting}{other}"
+    )
+
+
+def check_sequence_parallel(size: int, heads: Heads, *, block_length: int, num_processes: int) -> None:
+    """Reject a sequence parallel size that does not divide processes, heads and block.
+
+    Raises:
+        UserError: with everything that it does not divide.
+    """
+    num_attention_heads, num_key_value_heads = heads
+    divided = {
+        "processes": num_processes,
+        "attention heads (num_attention_heads)": num_attention_heads,
+        "heads of keys and values (num_key_value_heads)": num_key_value_heads,
+        "tokens of a block (--block_length)": block_length,
+    }
+    problems = [f"{count:,} {what}" for what, count in divided.items() if count % size]
+    if problems:
+        raise UserError(f"--sequence_parallel_size {size}: must divide the {' and the '.join(problems)}")

@@ -1,8 +1,8 @@
-"""Bytes of weights, gradients and optimizer under ZeRO-3, on one process, exactly as DeepSpeed 0.19.8 allocates them.
+"""Bytes of weights, gradients and optimizer under ZeRO-3, per process, exactly as DeepSpeed 0.19.8 allocates them.
 
-A parameter is cut into as many equal partitions as there are processes, the last of them padded; partitions stand in
+Each parameter is cut into equal partitions, one per process, the last of them padded. Partitions are grouped into
 sub-groups, one flat tensor each. (runtime/zero/partition_parameters.py `_partition_param`, runtime/zero/stage3.py; a
-test holds it to the storages of real runs.)
+test compares this with the storages of real runs.)
 """
 
 import math
@@ -10,35 +10,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pretraining.planning.flops import parameter_shapes
-from pretraining.planning.layout import TrainingLayout
+from pretraining.planning.layout import FP32_BYTES, TrainingLayout
 
-FP32_BYTES = 4
-GRADIENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # in which micro steps are added up
-STEP_BYTES = 4  # each sub-group counts its steps
-# bitsandbytes keeps two codes of 8 bits a weight, and two fp32 scales for each 256 of them (arXiv 2110.02861).
+GRADIENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # by the type in which micro steps are accumulated
+STEP_BYTES = 4  # of the step count of each sub-group
+# bitsandbytes keeps two codes of 8 bits per weight, and two fp32 scales per 256 of them (arXiv 2110.02861).
 QUANTIZED_BLOCK = 256
 
 
 @dataclass(frozen=True)
 class ModelStates:
-    """Bytes of one process, wherever they lie."""
+    """Bytes of one process, on its GPU or offloaded."""
 
-    weights: int  # its partitions, in the precision of the forward
+    weights: int  # partitions in the precision of the forward
     whole_weights: int  # parameters too small to be gathered each time: norms and biases
-    gradients: int  # in which micro steps are added up
+    gradients: int  # accumulated over micro steps
     gradient_copies: int  # of an offloaded optimizer, in fp32
     master_weights: int  # fp32, of fp32 weights too: DeepSpeed compares a device with its name, and so copies them
-    moments: int  # what the optimizer keeps of the past
+    moments: int  # of the optimizer
 
     @property
     def optimizer(self) -> int:
-        """What is offloaded with the optimizer."""
+        """Bytes that are offloaded with the optimizer."""
         return self.gradients + self.gradient_copies + self.master_weights + self.moments
 
 
 @dataclass(frozen=True)
 class SubGroup:
-    """Partitions that the optimizer updates at once, as numbers of weights, padding and all."""
+    """Partitions that the optimizer updates at once, as numbers of weights, padding included."""
 
     partitions: tuple[int, ...]
     is_muon: bool = False
@@ -50,7 +49,7 @@ class SubGroup:
 
 
 def model_states(layout: TrainingLayout) -> ModelStates:
-    """What a process keeps between two steps."""
+    """Count what a process keeps between two steps."""
     groups = sub_groups(layout)
     size = sum(group.size for group in groups)
     return ModelStates(
@@ -64,7 +63,7 @@ def model_states(layout: TrainingLayout) -> ModelStates:
 
 
 def sub_groups(layout: TrainingLayout) -> list[SubGroup]:
-    """The sub-groups in their order: matrices and embeddings first, then vectors, and Muon's matrices last."""
+    """List the sub-groups in order: matrices and embeddings first, then vectors, and Muon's matrices last."""
     matrices: list[int] = []
     vectors: list[int] = []
     of_layers: list[int] = []
@@ -72,13 +71,13 @@ def sub_groups(layout: TrainingLayout) -> list[SubGroup]:
         partition = -(-math.prod(dimensions) // layout.num_processes)
         is_muon = layout.optimizer == "muon" and len(dimensions) == 2 and ".layers." in name
         (of_layers if is_muon else matrices if len(dimensions) == 2 else vectors).append(partition)
-    groups = [*_cut(matrices, layout.zero.sub_group_size), *_cut(vectors, layout.zero.sub_group_size)]
-    found = [SubGroup(tuple(partitions)) for partitions in groups]
-    return found + [SubGroup(tuple(part), is_muon=True) for part in _cut(of_layers, layout.zero.sub_group_size)]
+    kinds = ((matrices, False), (vectors, False), (of_layers, True))
+    size = layout.zero.sub_group_size
+    return [SubGroup(tuple(part), is_muon) for partitions, is_muon in kinds for part in _cut(partitions, size)]
 
 
 def whole_sizes(layout: TrainingLayout) -> list[int]:
-    """Weights, with padding, of each parameter that every process keeps as a whole besides its partition."""
+    """Weights, padding included, of each parameter that every process keeps as a whole beside its partition."""
     if layout.num_processes == 1 and not layout.offload_parameters:
         return []  # the partition is the whole
     sizes = [math.prod(dimensions) for _, dimensions in parameter_shapes(layout.shape)]
@@ -92,7 +91,7 @@ def largest_parameter(layout: TrainingLayout) -> int:
 
 
 def _cut(partitions: list[int], size: int) -> Iterator[list[int]]:
-    """Sub-groups of at least `size`, but the last."""
+    """Sub-groups of at least `size` weights, except the last."""
     group: list[int] = []
     total = 0
     for partition in partitions:

@@ -49,9 +49,8 @@ from pretraining.training.distributed.process_group import (
     local_peers,
     shutdown_process_group,
 )
-from pretraining.training.dry_run.measure import measure_plan
 from pretraining.training.dry_run.micro_batch import with_largest_micro_batch
-from pretraining.training.dry_run.trial_result import is_trial, write_result
+from pretraining.training.dry_run.profile import print_profile, profile_arguments
 from pretraining.training.finish import exit_stopped, finish
 from pretraining.training.metrics.throughput import StepWork, ThroughputMeter
 from pretraining.training.model.build import build_model
@@ -76,7 +75,8 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     request = StopRequest()
     lifeline = OrphanGuard(request)
     lifeline.start()
-    plan = resolve_run_config(resolve_auto_micro_batch(arguments, mixture), mixture)
+    arguments = resolve_auto_micro_batch(arguments, mixture)
+    plan = resolve_run_config(profile_arguments(arguments, mixture), mixture)
     claim_output_dir(plan)
     log_run_config(plan)
     init_process_group(timeout_seconds=arguments.trainer["ddp_timeout"])
@@ -88,7 +88,7 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     run_on_main(lambda: start_run_folder(plan, trainer))
     try:
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
-        exit_if_trial(trainer)
+        exit_if_profiled(trainer, arguments, mixture)
         if request.is_agreed:
             exit_stopped(trainer, report)
         finish(trainer, report)
@@ -102,16 +102,14 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
 
 
 def resolve_auto_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> PretrainArguments:
-    """Try what the flags want to be tried, in child processes; the flags with what was found."""
-    if arguments.plan.profile_plan:
-        measure_plan(arguments, mixture)
+    """Replace `--micro_batch auto` by the largest micro batch that fits, found by trials."""
     return with_largest_micro_batch(arguments, mixture) if arguments.plan.micro_batch == "auto" else arguments
 
 
-def exit_if_trial(trainer: PretrainingTrainer) -> None:
-    """End a process that only tried a few steps, when it has said what they took."""
-    if is_trial():
-        write_result(trainer)
+def exit_if_profiled(trainer: PretrainingTrainer, arguments: PretrainArguments, mixture: Mixture) -> None:
+    """End a run of --profile_plan after its steps, when it has printed what they took."""
+    if arguments.plan.profile_plan:
+        print_profile(trainer, arguments, mixture)
         shutdown_process_group()
 
 

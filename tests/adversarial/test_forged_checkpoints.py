@@ -28,8 +28,7 @@ from pretraining.runs.untrusted import (
     load_pickle,
     reading_small,
 )
-from pretraining.training.checkpoint.async_saver import CheckpointPart, DeferredCheckpointEngine
-from pretraining.training.checkpoint.host_copy import as_saved
+from pretraining.training.checkpoint.parts import CheckpointPart, DeferredCheckpointEngine, as_saved
 from pretraining.training.checkpoint.reshard import check_can_reshard
 from tests.adversarial.drivers import forging
 from tests.adversarial.drivers.forging import calling, touching, write_archive, write_zip

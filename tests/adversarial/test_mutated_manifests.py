@@ -11,9 +11,10 @@ from pretraining.data.hub.upload import stored_files
 from pretraining.data.mixture import load_mixture
 from pretraining.data.store.manifest import MANIFEST_NAME, read_manifest
 from pretraining.errors import UserError
-from pretraining.training.config.data_checks import check_tokenizer, make_order
+from pretraining.training.config.early_checks import check_tokenizer
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.loader import BlockStream
+from pretraining.training.data.order import make_order
 from pretraining.training.data.splits import open_training_data
 from tests.adversarial.drivers.mutations import mutations, num_mutations
 

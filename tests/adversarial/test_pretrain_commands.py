@@ -293,7 +293,7 @@ RUNS = [
     Row("run", ["--load_best_model_at_end", "--metric_for_best_model", "eval_loss"], resolved={"steps": 6}),
     Row("run", ["--load_best_model_at_end", "--save_steps", "7", "--eval_steps", "3"], ["Trainer flags"]),
     Row("run", ["--allow_changed", "seed", "seed"], resolved={"steps": 6}),
-    Row("run", ["--per_device_train_batch_size", "1000000"], ["is no multiple of"]),
+    Row("run", ["--per_device_train_batch_size", "1000000"], ["is not a multiple of"]),
     Row("run", ["--gradient_accumulation_steps", "2"], ["follows from --global_batch_tokens"]),
     Row("run", ["--dataset", "a={store}:0.999999", "b={store}:1e-9"], ["less than one block of 1,000"]),
     Row("run", ["--dataset", "a={store}:1e9", "b={store}:1e9"], resolved={"steps": 6}),

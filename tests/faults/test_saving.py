@@ -48,7 +48,7 @@ def test_a_save_that_fails_on_one_process_leaves_the_run_going(
 ) -> None:
     env = {"LIMITED": json.dumps([rank, 4, 5, 1_000_000])}
     done = train("2 ranks", sample_store, tmp_path / "run", *FLAGS, script=LIMITED_DISK, env=env)
-    assert f"warning: {tmp_path}/run/checkpoint-4: COULD NOT BE SAVED" in done.stderr
+    assert f"warning: {tmp_path}/run/checkpoint-4: checkpoint not saved" in done.stderr
     assert steps_of(tmp_path / "run") == ["checkpoint-2", "checkpoint-6"]
     assert not (tmp_path / "run/checkpoint-4").exists(), "half a checkpoint would keep the disk full"
     (event,) = events(tmp_path / "run", "save failed", "warning")
@@ -76,7 +76,7 @@ def test_there_must_be_room_for_a_save_before_it_starts(
     """Room is found for the first checkpoint; the second finds none, and the run ends well all the same."""
     run_dir = small_disk / "run"
     done = train("2 ranks", sample_store, run_dir, *FLAGS)
-    assert re.search(r"checkpoint-4: COULD NOT BE SAVED \(it needs [\d.]+ MB and the disk has \d+ MB\)", done.stderr)
+    assert re.search(r"checkpoint-4: checkpoint not saved \(it needs [\d.]+ MB, and \d+ MB are free\)", done.stderr)
     assert steps_of(run_dir) == ["checkpoint-2"]
     assert [event["step"] for event in events(run_dir, "save failed", "warning")] == [4, 6]
     assert_same_run(run_dir, undisturbed)
@@ -104,7 +104,7 @@ def test_a_run_folder_that_may_not_be_written_stops_no_training(
     run_dir = tmp_path / "run"
     env = {"LIMITED": json.dumps([0, 4, 5, str(run_dir)])}
     done = train("2 ranks", sample_store, run_dir, *FLAGS, script=LIMITED_DISK, env=env)
-    assert "checkpoint-4: COULD NOT BE SAVED (Operation not permitted)" in done.stderr
+    assert "checkpoint-4: checkpoint not saved (Operation not permitted)" in done.stderr
     assert steps_of(run_dir) == ["checkpoint-2", "checkpoint-6"]
     assert_same_run(run_dir, undisturbed)
 
@@ -143,7 +143,7 @@ def test_damaged_checkpoints_are_set_aside_and_the_run_goes_on_from_a_sound_one(
     done = train("2 ranks", sample_store, run_dir, *FLAGS)
     assert "checkpoint-6.incomplete" in done.stderr
     assert "checkpoint-4.incomplete" in done.stderr
-    assert f"going on from {run_dir}/checkpoint-2 instead" in done.stderr
+    assert f"resuming from {run_dir}/checkpoint-2 instead" in done.stderr
     assert steps_of(run_dir) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     assert (run_dir / "checkpoint-6.incomplete/complete.json").is_file(), "nothing is deleted"
     assert_same_run(run_dir, undisturbed)
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_another_run_saves_meanwhile_is_not_passed_over(
     (run_dir / "checkpoint-6").rename(late)
     script, env = "tests/faults/drivers/late_checkpoint.py", {"LATE": str(late)}
     done = try_to_train("2 ranks", sample_store, run_dir, *FLAGS, script=script, env=env)
-    assert_one_error(done, f"--output_dir {run_dir}: another run has saved there", "give the same command again")
+    assert_one_error(done, f"--output_dir {run_dir}: the folder changed during start-up", "run the same command again")
     assert steps_of(run_dir) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 

@@ -24,7 +24,7 @@ from pretraining.training.callbacks.sanity_checks import (
 )
 from pretraining.training.checkpoint.finiteness import non_finite_state
 from pretraining.training.distributed.collectives import broadcast_object, is_main_process
-from pretraining.training.metrics.step_metrics import StepMetrics, StepResult, kept_by
+from pretraining.training.metrics.step_metrics import StepMetrics, StepResult, callback_state
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class AnomalyCallback(TrainerCallback, ExportableState):
         Raises:
             UserError: when it is not one to train.
         """
-        kept = kept_by(state, AnomalyCallback.__name__)
+        kept = callback_state(state, AnomalyCallback.__name__)
         self._num_rollbacks = kept.get("num_rollbacks", 0)
         self._checkpoints = [] if self._plan.start.checkpoint is None else [self._plan.start.checkpoint]
         self._stream.skipped = [(start, stop) for start, stop in kept.get("skipped", [])]
@@ -213,7 +213,7 @@ class AnomalyCallback(TrainerCallback, ExportableState):
         if found is not None:
             raise UserError(f"{checkpoint}: {found} is not finite (NaN or Inf); resume from an earlier checkpoint")
         num_spikes = self._trainer.watch.num_spikes  # what is skipped is not met again: the spike would be forgotten
-        self._trainer.watch.restore(kept_by(kept, StepMetrics.__name__))
+        self._trainer.watch.restore(callback_state(kept, StepMetrics.__name__))
         self._trainer.watch.num_spikes = num_spikes
         self._trainer.loader.move_to(num_consumed(back_to))
         self._num_rollbacks += 1

@@ -1,4 +1,4 @@
-"""The Trainer's checkpoints: what belongs into them, when one is saved besides every --save_steps, which are kept."""
+"""The Trainer's checkpoints: their parts, and how they are loaded."""
 
 import logging
 from collections.abc import Callable
@@ -17,22 +17,22 @@ from pretraining.runs.run_folder import optimizer_shards
 from pretraining.runs.run_record import copy_run_record
 from pretraining.runs.untrusted import reading_small
 from pretraining.system.launchers import num_local_processes
-from pretraining.training.checkpoint.async_saver import CheckpointPart, CheckpointSaver
+from pretraining.training.checkpoint.async_saver import CheckpointSaver
 from pretraining.training.checkpoint.finiteness import non_finite_state
+from pretraining.training.checkpoint.parts import CheckpointPart
 from pretraining.training.checkpoint.reshard import load_checkpoint, reseed_for_world_size
 from pretraining.training.distributed.collectives import broadcast_object
 from pretraining.training.metrics.throughput import ThroughputMeter
 
-# What torch.save raises for a full disk, and what everything else does.
-WRITE_ERRORS = (OSError, RuntimeError)
+WRITE_ERRORS = (OSError, RuntimeError)  # of a full disk; torch.save raises the latter
 
 logger = logging.getLogger(__name__)
 
 
 class CheckpointingTrainer(Trainer):
-    """Saves the Trainer's checkpoints through a saver, which writes them while training continues.
+    """Saves the Trainer's checkpoints by a `CheckpointSaver`, which writes them while training continues.
 
-    `on_non_finite` is called on every process with what is not finite: it raises, or goes back to a checkpoint.
+    `on_non_finite` is called on every process with what is not finite: it raises, or rolls back to a checkpoint.
     """
 
     on_non_finite: Callable[[str], None]
@@ -43,20 +43,20 @@ class CheckpointingTrainer(Trainer):
         self.saver = CheckpointSaver(num_local_processes=num_local_processes())
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Have the Trainer name the parts of a checkpoint, and the saver write them, if all of it is finite."""
+        """Collect the parts of a checkpoint from the Trainer and have the saver write them, if all state is finite."""
         with self.meter.pause("save"):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if not self.check_finite() or not self.saver.begin(folder, self.state.global_step):
                 return
-            with self.saver.noting(OSError):  # of trainer_state.json, which comes after all that processes do together
+            with self.saver.collecting_errors(OSError):  # of trainer_state.json, written after the last collective
                 super()._save_checkpoint(*args, **kwargs)
             self.saver.start()
 
     def check_finite(self) -> bool:
-        """Look at weights and optimizer state; False when they were not finite and the run went back. Collective.
+        """Check weights and optimizer state; False when they were not finite and the run was rolled back. Collective.
 
         Raises:
-            UserError: when they are not finite and the run cannot go back.
+            UserError: when they are not finite and the run cannot roll back.
         """
         found = non_finite_state(self.model_wrapped)
         if found is not None:
@@ -64,7 +64,7 @@ class CheckpointingTrainer(Trainer):
         return found is None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Gather the weights; those of a checkpoint are written by the saver."""
+        """Gather the weights; the saver writes those of a checkpoint."""
         if not _internal_call:
             super().save_model(output_dir)
             return
@@ -72,7 +72,7 @@ class CheckpointingTrainer(Trainer):
         if self.args.should_save:
             folder = Path(str(output_dir))
             self.saver.add(self._weights_part(weights, folder))
-            with self.saver.noting(*WRITE_ERRORS):
+            with self.saver.collecting_errors(*WRITE_ERRORS):
                 self.model.config.save_pretrained(folder)
                 self.model.generation_config.save_pretrained(folder)
                 self.processing_class.save_pretrained(folder)
@@ -82,7 +82,7 @@ class CheckpointingTrainer(Trainer):
             save_torch_state_dict(content, folder, metadata={"format": "pt"})
             return list(folder.glob("model*.safetensors*"))
 
-        # Weights were gathered onto the host; where that is the device too, small ones are the model's own.
+        # Gathered weights are a copy, except small ones where the device is the host.
         untied = {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
         return CheckpointPart(untied, write, is_copy=self.args.device.type != "cpu")
 
@@ -90,23 +90,23 @@ class CheckpointingTrainer(Trainer):
         self.saver.install(self.model_wrapped)
         try:
             self.model_wrapped.save_checkpoint(output_dir, save_latest=False)
-        except OSError as error:  # DeepSpeed's own copies of nvme files; the other processes wait, so the run ends
-            raise UserError(f"{output_dir}: DeepSpeed cannot save ({error}); make room") from None
+        except OSError as error:  # DeepSpeed copies NVMe files itself; the other processes wait, so the run ends
+            raise UserError(f"{output_dir}: DeepSpeed could not save ({error}); free disk space") from None
         if self.args.should_save:
-            with self.saver.noting(*WRITE_ERRORS):
+            with self.saver.collecting_errors(*WRITE_ERRORS):
                 torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
                 copy_run_record(Path(self.args.output_dir), Path(output_dir))
                 Path(output_dir, "latest").write_text(f"global_step{self.model_wrapped.global_steps}", encoding="ascii")
 
     def _save_rng_state(self, output_dir: str) -> None:
-        with self.saver.noting(*WRITE_ERRORS):
+        with self.saver.collecting_errors(*WRITE_ERRORS):
             super()._save_rng_state(output_dir)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Make the repository of --push_to_hub before anything is trained.
+        """Create the repository of --push_to_hub before training.
 
         Raises:
-            UserError: when the Hub does not let that happen.
+            UserError: when the Hub rejects that.
         """
         try:
             super().init_hf_repo(*args, **kwargs)
@@ -119,17 +119,17 @@ class CheckpointingTrainer(Trainer):
             ) from None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: when the Trainer asks for it, the checkpoint is not written; see `model_push`."""
+        """Do nothing: the checkpoint is not written yet; `hub_push` pushes it."""
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
-        """The Trainer's, but for what it loads: the checkpoint may be of another number of processes."""
+        """Prepare as the Trainer does, but load the checkpoint here: another number of processes may have saved it."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if checkpoint is not None:
             self.load(checkpoint)
         return prepared
 
     def load(self, checkpoint: str) -> None:
-        """Weights, optimizer and schedule of a checkpoint, whatever number of processes saved it."""
+        """Load weights, optimizer and schedule of a checkpoint, whatever number of processes saved it."""
         load_checkpoint(self.model_wrapped, Path(checkpoint))
         with reading_small(Path(checkpoint), "scheduler.pt"):
             self._load_optimizer_and_scheduler(checkpoint)
@@ -142,7 +142,7 @@ class CheckpointingTrainer(Trainer):
             reseed_for_world_size(Path(checkpoint), seed=self.args.seed, process=self.args.process_index)
 
     def _load_best_model(self) -> None:
-        """Go back to the weights of the best evaluation, if its checkpoint could be saved."""
+        """Load the weights of the best evaluation, if its checkpoint could be saved."""
         self.saver.wait()
         checkpoint = Path(str(self.state.best_model_checkpoint))
         problem = broadcast_object(incomplete_reason(checkpoint))

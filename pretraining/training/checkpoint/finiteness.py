@@ -1,9 +1,9 @@
-"""Whether the state of a run is finite: its weights, their fp32 copies, and the optimizer's moments.
+"""Detection of NaN and Inf in the state of a run: weights, their fp32 copies and the optimizer's moments.
 
-A NaN or Inf in them never leaves by itself, and every checkpoint that is saved from then on is worthless. Each process
-looks at its own partitions. torch.aminmax reads a tensor once and allocates nothing; it propagates NaN, and an Inf is
-always the minimum or the maximum. On two cores it reads 16 GB/s of fp32, torch.isfinite, which writes a mask, 0.6, and
-the copy that a save makes 2.0. State that is offloaded to NVMe is not in memory and is not looked at.
+A NaN or Inf in them never disappears, and every checkpoint saved from then on is worthless. Each process checks its own
+partitions. torch.aminmax reads a tensor once and allocates nothing; it propagates NaN, and an Inf is always the minimum
+or the maximum. On two cores it reads 16 GB/s of fp32; torch.isfinite, which writes a mask, 0.6; the copy of a save 2.0.
+State that is offloaded to NVMe is not in memory and is not checked.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pretraining.training.checkpoint.partitions import partition_layouts
 from pretraining.training.distributed.collectives import all_gather_objects
+from pretraining.training.distributed.deepspeed_internals import master_weights, own_partition, parameter_shapes
 
-LOOKED_AT = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+CHECKED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def non_finite_state(engine: DeepSpeedEngine) -> str | None:
@@ -27,21 +28,21 @@ def non_finite_state(engine: DeepSpeedEngine) -> str | None:
 
 
 def _named_state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
-    """What this process holds of the state, without the padding behind a parameter: that is whatever memory had."""
-    sizes = [{name: shape.numel() for name, shape in group.items()} for group in engine._get_zero_param_shapes()]
+    """The state of this process without the padding after a parameter, which is uninitialized memory."""
+    sizes = [{name: shape.numel() for name, shape in group.items()} for group in parameter_shapes(engine)]
     parameters, zero = dict(engine.module.named_parameters()), engine.optimizer
-    for name, place in partition_layouts(sizes, num_processes=dist.get_world_size()).items():
-        num_own = min(max(place.num_numbers - dist.get_rank() * place.length, 0), place.length)
+    for name, layout in partition_layouts(sizes, num_processes=dist.get_world_size()).items():
+        num_own = min(max(layout.num_weights - dist.get_rank() * layout.length, 0), layout.length)
         yield name, parameters[name].data  # small ones stay whole between the steps; the others are empty here
-        yield name, parameters[name].ds_tensor.flatten()[:num_own]
-        weights = zero.fp32_partitioned_groups_flat[place.sub_group]
+        yield name, own_partition(parameters[name]).flatten()[:num_own]
+        weights = master_weights(zero)[layout.sub_group]
         for kind, values in {"fp32 master weight": weights, **zero.optimizer.state.get(weights, {})}.items():
             if isinstance(values, Tensor):
                 is_flat = values.shape == weights.shape  # others are a step count, or scales of quantized moments
-                yield f"{kind} of {name}", values[place.offset :][:num_own] if is_flat else values
+                yield f"{kind} of {name}", values[layout.offset :][:num_own] if is_flat else values
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    if tensor.numel() == 0 or tensor.dtype not in LOOKED_AT:
+    if tensor.numel() == 0 or tensor.dtype not in CHECKED_DTYPES:
         return True
     return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())

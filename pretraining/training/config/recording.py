@@ -1,4 +1,4 @@
-"""What run.json gets from a run that starts: all its flags, the machine, and what DeepSpeed makes of its config."""
+"""run.json at the start of a run: its identity, all resolved flags, the machine and DeepSpeed's config."""
 
 import json
 import logging
@@ -25,30 +25,30 @@ from pretraining.training.distributed.process_group import has_gpu
 logger = logging.getLogger(__name__)
 
 
-def record_start(plan: RunConfig, arguments: TrainingArguments) -> None:
-    """Write run.json before the first step, so that it outlives a crash."""
+def record_start(run_config: RunConfig, arguments: TrainingArguments) -> None:
+    """Write run.json before the first step, so that a crash leaves it."""
     RunRecord(
-        identity=run_identity(plan),
-        schedule=asdict(plan.schedule),
-        arguments=mask_all(_all_arguments(plan, arguments)),
-        ds_config=mask_all(json.loads(Path(plan.arguments.trainer["deepspeed"]).read_text(encoding="utf-8"))),
-        num_parameters=num_parameters(plan.config),
-        block_length=plan.batch.block_length,
+        identity=run_identity(run_config),
+        schedule=asdict(run_config.schedule),
+        arguments=mask_all(_all_arguments(run_config, arguments)),
+        ds_config=mask_all(json.loads(Path(run_config.arguments.trainer["deepspeed"]).read_text(encoding="utf-8"))),
+        num_parameters=num_parameters(run_config.config),
+        block_length=run_config.batch.block_length,
         hardware={
-            "num_processes": plan.batch.num_processes,
+            "num_processes": run_config.batch.num_processes,
             "gpu": torch.cuda.get_device_name() if has_gpu() else None,
             "cuda": torch.version.cuda,
             "kernels": kernels(),
-            "threads": torch.get_num_threads(),  # of a process; a sum is divided among them
+            "threads": torch.get_num_threads(),  # per process; they decide how sums are divided
             **machine_inventory(),
         },
-        resumed_from=None if plan.start.checkpoint is None else str(plan.start.checkpoint),
-        known_limit=known_limit_of(plan.mixture),
-    ).write(plan.run_dir)
+        resumed_from=None if run_config.start.checkpoint is None else str(run_config.start.checkpoint),
+        known_limit=known_limit_of(run_config.mixture),
+    ).write(run_config.run_dir)
 
 
 def known_limit_of(mixture: Mixture) -> dict[str, float] | None:
-    """What a block store tells of the limit of its data; None of a mixture, whose shares would be in it."""
+    """The known lower bound of the loss in a block store; None for a mixture, where it depends on the shares."""
     path = mixture.first.folder / KNOWN_LIMIT_NAME
     if len(mixture.parts) > 1 or not path.is_file():
         return None
@@ -58,20 +58,22 @@ def known_limit_of(mixture: Mixture) -> dict[str, float] | None:
     except (OSError, ValueError) as error:
         problem = str(error)
     if problem is not None:
-        logger.warning("%s: is damaged (%s), so the report shows no limit; remove it, or write it again", path, problem)
+        logger.warning(
+            "%s: is damaged (%s), so the report shows no limit; remove the file or write it again", path, problem
+        )
         return None
     return limits
 
 
-def _all_arguments(plan: RunConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
-    """Every flag as it was resolved, by its name: the Trainer's, secrets hidden, and over them those of each group."""
-    ours = plan.arguments
+def _all_arguments(run_config: RunConfig, arguments: TrainingArguments) -> Mapping[str, Any]:
+    """All resolved flags by name: the Trainer's, with secrets hidden, and over them those of each group."""
+    ours = run_config.arguments
     groups = (ours.model, ours.optimization, ours.data, ours.durability, ours.observability, ours.plan)
     flags = {name: value for group in groups for name, value in asdict(group).items()}
     return {
         **arguments.to_dict(),
         **flags,
-        "deepspeed": ours.trainer["deepspeed"],  # the path, as it was given
+        "deepspeed": ours.trainer["deepspeed"],  # the path as given
         "weights": ours.weights,
-        "dataset_commits": [part.store.commit for part in plan.mixture.parts],
+        "dataset_commits": [part.store.commit for part in run_config.mixture.parts],
     }

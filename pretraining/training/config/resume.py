@@ -1,4 +1,4 @@
-"""Where a run starts: at the beginning, or at the newest checkpoint whose every byte is as it was written."""
+"""Where a run starts: at the beginning, or at the newest checkpoint whose hashes match."""
 
 import logging
 import secrets
@@ -19,29 +19,26 @@ from pretraining.runs.run_folder import (
     INCOMPLETE,
     TOKEN_NAME,
     TRAINER_STATE_NAME,
-    checkpoint_step,
-    complete_checkpoints,
     quarantine,
     read_trainer_state,
 )
 from pretraining.system.checked_json import type_problem
-from pretraining.system.restarts import Restart
 from pretraining.training.distributed.collectives import all_gather_objects, run_on_main
-from pretraining.training.metrics.step_metrics import kept_by
+from pretraining.training.metrics.step_metrics import callback_state
 
-SEEN_WITHIN_SECONDS = 30.0  # NFS keeps what it knows of a folder for 30 s at first (acdirmin), of a file for 3
-LOOK_AGAIN_SECONDS = 0.2
-LARGE_BYTES = 1e9  # below that, reading a checkpoint takes no time worth a line
+VISIBLE_WITHIN_SECONDS = 30.0  # NFS caches the entries of a folder for 30 s at first (acdirmin), a file for 3 s
+POLL_SECONDS = 0.2
+MIN_LOGGED_BYTES = 1e9  # smaller checkpoints are read in no time
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The checkpoint that a run resumes from, its step, and the blocks that were consumed until then.
+    """The checkpoint that a run resumes from, its step, and the blocks consumed until then.
 
-    `blocks_by_store` is how many were read of each block store, by the sha256 of its manifest.json; None where an
-    earlier version saved the checkpoint.
+    `blocks_by_store` counts them by block store, the sha256 of its manifest.json; None in checkpoints of earlier
+    versions.
     """
 
     checkpoint: Path | None = None
@@ -50,21 +47,11 @@ class ResumePoint:
     blocks_by_store: Mapping[str, int] | None = None
 
 
-def effective_resume_mode(run_dir: Path, resume: str, restart: Restart | None) -> str:
-    """--resume, which after a crash is that of the first attempt only until something was saved."""
-    if restart is None or resume == "auto":
-        return resume
-    # The first attempt set aside what was later than the named checkpoint.
-    named = checkpoint_step(Path(resume)) or 0
-    has_saved = any((checkpoint_step(checkpoint) or 0) > named for checkpoint in complete_checkpoints(run_dir))
-    return "auto" if has_saved or resume == "never" else resume
-
-
 def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
-    """What --resume means, before anything is loaded; no file's content is checked yet.
+    """Find the checkpoint of --resume, before anything is loaded; file contents are not checked yet.
 
     Raises:
-        UserError: when there is no complete checkpoint where one must be.
+        UserError: when a checkpoint must exist and none is complete.
     """
     checkpoint = checkpoint_to_resume(run_dir, resume)
     if checkpoint is None:
@@ -72,8 +59,8 @@ def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
     path = checkpoint / TRAINER_STATE_NAME
     try:
         state = read_trainer_state(checkpoint)
-        kept = {"step": state.global_step, **kept_by(state, "AnomalyCallback")}
-    except Exception as error:  # the Trainer's dataclass takes a file as it is
+        kept = {"step": state.global_step, **callback_state(state, "AnomalyCallback")}
+    except Exception as error:  # the Trainer's dataclass accepts any file
         raise UserError(f"{path}: cannot be read ({error}); resume from another checkpoint") from None
     problem = type_problem(kept, {"step": int, "num_blocks": int, "blocks_by_store": {str: int}})
     if problem is not None or "num_blocks" not in kept:
@@ -83,34 +70,34 @@ def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
 
 
 def lock_and_verify(start: ResumePoint, run_dir: Path, resume: str) -> ResumePoint:
-    """Hold the run folder, and see that every byte of the checkpoint is sound; called on all processes.
+    """Lock the run folder and compare the checkpoint with its hashes; called on all processes.
 
-    An earlier checkpoint takes the place of a damaged one.
+    With --resume auto, fall back from a damaged checkpoint to the one before.
 
     Raises:
-        UserError: when another run holds the folder or has saved since, or no sound checkpoint is left.
+        UserError: when another run holds the folder or has saved since, or no intact checkpoint is left.
     """
     run_on_main(lambda: lock_run_folder(run_dir))
     check_shared(run_dir)
     now = run_on_main(lambda: find_resume_point(run_dir, resume))
     if any(all_gather_objects(start != now)):
         raise UserError(
-            f"--output_dir {run_dir}: another run has saved there while this one started, or its processes do not all "
-            "see it alike; give the same command again"
+            f"--output_dir {run_dir}: the folder changed during start-up, or the processes see different files (a "
+            "network file system?); run the same command again"
         )
     while now.checkpoint is not None:
-        problem = _damage_of(now.checkpoint)
+        problem = _first_corrupt_file(now.checkpoint)
         if problem is None:
             break
         if resume != "auto":
-            raise UserError(f"--resume {now.checkpoint}: is damaged ({problem}); give an earlier one, or --resume auto")
-        now = run_on_main(partial(_without, now.checkpoint, problem, run_dir))
-        logger.info("going on from %s instead", now.checkpoint)
+            raise UserError(f"--resume {now.checkpoint}: is damaged ({problem}); use an earlier one, or --resume auto")
+        now = run_on_main(partial(_fall_back_from, now.checkpoint, problem, run_dir))
+        logger.info("resuming from %s instead", now.checkpoint)
     return now
 
 
 def check_shared(run_dir: Path) -> None:
-    """See that all processes have the same run folder: each must find there what the first one writes. Collective.
+    """Check that all processes share one run folder: each must see what the first one writes. Collective.
 
     Otherwise each save would fail, for none of them has all files of a checkpoint.
 
@@ -119,14 +106,14 @@ def check_shared(run_dir: Path) -> None:
     """
     token_path = run_dir / TOKEN_NAME
     token = run_on_main(partial(_write_token, token_path))
-    places = all_gather_objects(f"{run_dir.resolve()} on {socket.gethostname()}")
+    folders = all_gather_objects(f"{run_dir.resolve()} on {socket.gethostname()}")
     seen = all_gather_objects(_sees(token_path, token))
     run_on_main(partial(token_path.unlink, missing_ok=True))
     if not all(seen):
         rank = seen.index(False)
         raise UserError(
-            f"--output_dir {run_dir}: process {rank} does not see what process 0 writes there ({places[rank]}, against "
-            f"{places[0]}); use a folder that all processes share, with its absolute path"
+            f"--output_dir {run_dir}: process {rank} does not see what process 0 writes there ({folders[rank]}, not "
+            f"{folders[0]}); use a folder that all processes share, with its absolute path"
         )
 
 
@@ -137,30 +124,30 @@ def _write_token(path: Path) -> str:
 
 
 def _sees(path: Path, token: str) -> bool:
-    """Whether the token appears, within what network file systems keep in their caches."""
-    deadline = time.monotonic() + SEEN_WITHIN_SECONDS
+    """Whether the token appears within the time that network file systems cache."""
+    deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
     while True:
         with suppress(OSError, UnicodeDecodeError):
             if path.read_text(encoding="ascii") == token:
                 return True
         if time.monotonic() > deadline:
             return False
-        time.sleep(LOOK_AGAIN_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
-def _damage_of(checkpoint: Path) -> str | None:
-    """What is wrong with its files, which the processes read in parts."""
+def _first_corrupt_file(checkpoint: Path) -> str | None:
+    """Describe the first file that does not match its hash; each process reads a part of them."""
     num_bytes = read_complete(checkpoint)["num_bytes"]
-    if num_bytes > LARGE_BYTES:
-        logger.info("checking the %.1f GB of %s", num_bytes / 1e9, checkpoint)
+    if num_bytes > MIN_LOGGED_BYTES:
+        logger.info("verifying %.1f GB of %s", num_bytes / 1e9, checkpoint)
     found = all_gather_objects(
         corruption_reason(checkpoint, part=distributed.get_rank(), num_parts=distributed.get_world_size())
     )
     return next((problem for problem in found if problem is not None), None)
 
 
-def _without(checkpoint: Path, problem: str, run_dir: Path) -> ResumePoint:
-    """Set a damaged checkpoint aside and start from the one before, which there must be."""
+def _fall_back_from(checkpoint: Path, problem: str, run_dir: Path) -> ResumePoint:
+    """Rename a damaged checkpoint and find the one before, which must exist."""
     target = quarantine(checkpoint, INCOMPLETE)
-    logger.warning("%s: %s; set aside as %s", checkpoint, problem, target.name)
+    logger.warning("%s: %s; renamed to %s", checkpoint, problem, target.name)
     return find_resume_point(run_dir, "auto")

@@ -1,4 +1,4 @@
-"""What makes a run this run and no other, and whether it may go on with what its folder holds."""
+"""What identifies a run, and whether it may resume what its folder contains."""
 
 import json
 import logging
@@ -15,12 +15,11 @@ from pretraining.runs.run_folder import is_run_folder
 from pretraining.runs.run_record import RunIdentity, check_same_run, differences, warn_of_processor, warn_of_versions
 from pretraining.system.inventory import processor_name
 from pretraining.system.processor import kernels
-from pretraining.system.restarts import this_restart
 from pretraining.training.checkpoint.reshard import check_can_reshard
 from pretraining.training.config.run_config import RunConfig, data_identity
 from pretraining.training.optim.schedule import Schedule, check_same_until
 
-# What a Trainer fills in by itself, and what changes with the library.
+# The Trainer fills these in, or they change with the version of the library.
 IGNORED_CONFIG_FIELDS = ("bos_token_id", "dtype", "architectures", "use_cache", "transformers_version")
 
 SCHEDULE_FIELDS = tuple(f"schedule.{field.name}" for field in fields(Schedule))
@@ -28,20 +27,20 @@ SCHEDULE_FIELDS = tuple(f"schedule.{field.name}" for field in fields(Schedule))
 logger = logging.getLogger(__name__)
 
 
-def run_identity(plan: RunConfig) -> RunIdentity:
-    """What makes it this run and no other."""
-    config = plan.config.to_dict()
-    trainer, optimization = plan.arguments.trainer, plan.arguments.optimization
+def run_identity(run_config: RunConfig) -> RunIdentity:
+    """All that a resumed run must have in common with the run that it resumes."""
+    config, arguments = run_config.config.to_dict(), run_config.arguments
+    trainer, optimization = arguments.trainer, arguments.optimization
     return RunIdentity(
-        data=data_identity(plan.manifests, plan.order),
-        tokenizer_sha256=plan.mixture.origin.tokenizer.sha256,
+        data=data_identity(run_config.manifests, run_config.order),
+        tokenizer_sha256=run_config.mixture.origin.tokenizer.sha256,
         model_config={name: value for name, value in config.items() if name not in IGNORED_CONFIG_FIELDS},
-        global_batch_tokens=plan.batch.tokens,
+        global_batch_tokens=run_config.batch.tokens,
         seed=trainer["seed"],
-        order_seed=plan.order.seed,
-        document_masking=plan.arguments.data.document_masking,
-        ignore_first_token=plan.arguments.data.ignore_first_token,
-        precision=plan.precision,
+        order_seed=run_config.order.seed,
+        document_masking=arguments.data.document_masking,
+        ignore_first_token=arguments.data.ignore_first_token,
+        precision=run_config.precision,
         optimizer=optimization.optim,
         optimizer_settings={
             "weight_decay": trainer["weight_decay"],
@@ -51,71 +50,72 @@ def run_identity(plan: RunConfig) -> RunIdentity:
             "adam_epsilon": trainer.get("adam_epsilon", 1e-8),
             "max_grad_norm": trainer["max_grad_norm"],
         },
-        initial_weights=plan.initial_weights,
-        product_precision="fp8" if plan.arguments.model.fp8 else None,
+        initial_weights=run_config.initial_weights,
+        product_precision="fp8" if arguments.model.fp8 else None,
     )
 
 
-def claim_output_dir(plan: RunConfig) -> None:
-    """See that this run may write into its folder, and that it is the one that it goes on with.
+def claim_output_dir(run_config: RunConfig) -> None:
+    """Check that this run may write to its folder and is the one that it resumes; create the folder if needed.
 
     Raises:
-        UserError: with all differences at once, or when the folder holds something else.
+        UserError: with all differences at once, or when the folder contains something else.
     """
-    checkpoint, begun_from = plan.start.checkpoint, _begun_from(plan.run_dir)
-    begins_again = plan.resume == "auto" or this_restart() is not None or begun_from == str(checkpoint)
+    run_dir, resume, checkpoint = run_config.run_dir, run_config.resume, run_config.start.checkpoint
+    recorded_start = _recorded_start(run_dir)
+    starts_again = resume == "auto" or recorded_start == str(checkpoint)
     if checkpoint is not None:
-        _check_goes_on(plan, checkpoint)
-    elif begins_again and is_run_folder(plan.run_dir):
-        _check_same(plan, plan.run_dir)
-        if begun_from is not None:
+        _check_resumable(run_config, checkpoint)
+    elif starts_again and is_run_folder(run_dir):
+        _check_same(run_config, run_dir)
+        if recorded_start is not None:
             raise UserError(
-                f"--resume {plan.resume}: {plan.run_dir} was begun from {begun_from} and has saved nothing since; give "
-                f"--resume {begun_from}"
+                f"--resume {resume}: {run_dir} was started from {recorded_start} and has no checkpoint yet; pass "
+                f"--resume {recorded_start}"
             )
-    claim_run_folder(plan.run_dir, checkpoint, resume="auto" if begins_again else plan.resume)
+    claim_run_folder(run_dir, checkpoint, resume="auto" if starts_again else resume)
 
 
-def _begun_from(run_dir: Path) -> str | None:
-    """The checkpoint, of whatever folder, that the run in this one was last started from."""
+def _recorded_start(run_dir: Path) -> str | None:
+    """The checkpoint, of any run folder, that the run in this folder was last started from."""
     return read_run_record(run_dir).get("resumed_from") if is_run_folder(run_dir) else None
 
 
-def matches_recorded_run(plan: RunConfig) -> bool:
-    """Whether what its folder holds was made by the very same run, so that the same would be made again."""
-    if not is_run_folder(plan.run_dir):
+def matches_recorded_run(run_config: RunConfig) -> bool:
+    """Whether the folder's run, if any, has the same identity and schedule, and so would be made again."""
+    if not is_run_folder(run_config.run_dir):
         return True
-    recorded = read_run_record(plan.run_dir)
-    ours = json.loads(
-        json.dumps({"identity": asdict(run_identity(plan)), "schedule": asdict(plan.schedule)}, default=str)
-    )
-    return not any(differences(recorded.get(name), value) for name, value in ours.items())
+    recorded = read_run_record(run_config.run_dir)
+    own = {"identity": asdict(run_identity(run_config)), "schedule": asdict(run_config.schedule)}
+    own = json.loads(json.dumps(own, default=str))
+    return not any(differences(recorded.get(name), value) for name, value in own.items())
 
 
-def _check_goes_on(plan: RunConfig, checkpoint: Path) -> None:
-    """Refuse to go on with another run, or with a schedule that would have been another one until here.
+def _check_resumable(run_config: RunConfig, checkpoint: Path) -> None:
+    """Reject another run, and a schedule that differs before the checkpoint.
 
-    One that is another from here on is said: a run is made longer so, but a flag may be forgotten too.
+    A schedule that differs from here on is logged: that is how a run is extended, but a flag may be forgotten too.
     """
-    _check_same(plan, checkpoint.parent)
+    _check_same(run_config, checkpoint.parent)
     warn_of_versions(checkpoint.parent)
-    if not plan.machine.has_gpu:
+    if not run_config.machine.has_gpu:
         now = {"cpu": processor_name(), "kernels": kernels(), "threads": torch.get_num_threads()}
         warn_of_processor(checkpoint.parent, now=now)
-    check_can_reshard(checkpoint, plan.ds_config, num_processes=plan.batch.num_processes)
+    check_can_reshard(checkpoint, run_config.ds_config, num_processes=run_config.batch.num_processes)
+    step, schedule = run_config.start.step, run_config.schedule
     recorded = read_run_record(checkpoint.parent, needs=SCHEDULE_FIELDS)["schedule"]
-    changed = differences(recorded, json.loads(json.dumps(asdict(plan.schedule))))
-    if changed and "schedule" not in plan.arguments.durability.allow_changed:
-        check_same_until(plan.start.step, recorded, plan.schedule, place=f"--resume {checkpoint}")
-    for name, was, now in changed:
-        logger.warning("from step %d on another schedule: %s was %s, now it is %s", plan.start.step + 1, name, was, now)
+    changed = differences(recorded, json.loads(json.dumps(asdict(schedule))))
+    if changed and "schedule" not in run_config.arguments.durability.allow_changed:
+        check_same_until(step, recorded, schedule, place=f"--resume {checkpoint}")
+    for name, before, now in changed:
+        logger.warning("the schedule changes from step %d on: %s was %s, now it is %s", step + 1, name, before, now)
 
 
-def _check_same(plan: RunConfig, run_dir: Path) -> None:
-    recorded, ours = read_run_record(run_dir).get("num_parameters"), num_parameters(plan.config)
-    if recorded != ours:
+def _check_same(run_config: RunConfig, run_dir: Path) -> None:
+    recorded, own = read_run_record(run_dir).get("num_parameters"), num_parameters(run_config.config)
+    if recorded != own:
         raise UserError(
-            f"--model {plan.arguments.model.model}: has {ours:,} parameters, that of {run_dir} has {recorded}; give "
-            "the same flags, or another --output_dir"
+            f"--model {run_config.arguments.model.model}: has {own:,} parameters, the model of {run_dir} has "
+            f"{recorded}; use the same flags, or another --output_dir"
         )
-    check_same_run(run_dir, run_identity(plan), allowed=plan.arguments.durability.allow_changed)
+    check_same_run(run_dir, run_identity(run_config), allowed=run_config.arguments.durability.allow_changed)

@@ -1,4 +1,4 @@
-"""What is about to run, said before anything is loaded."""
+"""The log of a run's configuration, before anything is loaded."""
 
 import logging
 import shutil
@@ -18,105 +18,115 @@ from pretraining.training.model.compile import ASKED, TOO_SHORT
 logger = logging.getLogger(__name__)
 
 
-def log_run_config(plan: RunConfig) -> None:
-    """Say what is about to run."""
-    batch, schedule = plan.batch, plan.schedule
-    num_blocks = plan.num_steps * batch.blocks
+def log_run_config(run_config: RunConfig) -> None:
+    """Log what is about to run, and warn of what is likely a mistake."""
+    batch, arguments = run_config.batch, run_config.arguments
+    is_fp8 = run_config.layout.computes_in_fp8
     logger.info(
-        f"model: {plan.arguments.model.model}, {num_parameters(plan.config):,} parameters, blocks of "
-        f"{batch.block_length:,} tokens, {plan.precision}{', products in fp8' if plan.layout.computes_in_fp8 else ''}"
+        f"model: {arguments.model.model}, {num_parameters(run_config.config):,} parameters, blocks of "
+        f"{batch.block_length:,} tokens, {run_config.precision}{', matrix multiplications in fp8' if is_fp8 else ''}"
     )
-    _announce_precision(plan)
+    _log_precision(run_config)
     logger.info(
         f"step: {batch.tokens:,} tokens = {counted(batch.micro_batch_blocks, 'block')} x "
-        f"{counted(batch.gradient_accumulation_steps, 'micro step')} x {_said_processes(batch)}, ZeRO-3"
+        f"{counted(batch.gradient_accumulation_steps, 'micro step')} x {_describe_processes(batch)}, ZeRO-3"
     )
-    logger.info("gradients: added up in %s (%s)", plan.gradient_type.name, plan.gradient_type.reason)
-    _announce_compilation(plan)
-    _announce_memory(plan)
-    logger.info(
-        f"run: {counted(plan.num_steps, 'step')}, {plan.num_steps * batch.tokens:,} tokens, "
-        f"{num_blocks / sum(plan.order.num_blocks):.2f} epochs over {counted(sum(plan.order.num_blocks), 'block')}"
-    )
-    logger.info("run folder: %s", plan.run_dir, extra=IN_ONE_LINE)
-    peak = f"{schedule.peak:.2e} at step {schedule.warmup_steps:,}, " if schedule.warmup_steps > 1 else ""
-    logger.info(
-        f"learning rate: {schedule.learning_rate(1):.2e} at step 1, {peak}{schedule.shape} to "
-        f"{schedule.learning_rate(plan.num_steps):.2e}"
-    )
-    for part, share in zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True):
-        if part.source is not None and len(plan.mixture.parts) > 1:
-            epochs = plan.epochs_by_source(num_blocks)[f"epoch/{part.source}"]
-            logger.info(f"source {part.source}: {share} of 1,000 blocks, {epochs:.2f} epochs of {part.store.name}")
-    if plan.start.checkpoint is not None:
-        checkpoint = describe_checkpoint(plan.start.checkpoint, num_processes=batch.num_processes)
+    logger.info("gradients: accumulated in %s (%s)", run_config.gradient_type.name, run_config.gradient_type.reason)
+    _log_compilation(run_config)
+    _log_memory(run_config)
+    _log_length(run_config)
+    logger.info("run folder: %s", run_config.run_dir, extra=IN_ONE_LINE)
+    _log_schedule(run_config)
+    if run_config.start.checkpoint is not None:
+        checkpoint = describe_checkpoint(run_config.start.checkpoint, num_processes=batch.num_processes)
         logger.info("resuming from %s", checkpoint)
-    _warn_of_warm_up(plan)
-    if plan.layout.computes_in_fp8 and not plan.machine.has_gpu:
-        logger.warning("--fp8: no GPU is here, so fp8 is emulated: the same casts, and slower than without them")
-    _warn_of_disk(plan)
+    if is_fp8 and not run_config.machine.has_gpu:
+        logger.warning("--fp8: no GPU is here, so fp8 is emulated: the same casts, but slower than without them")
+    _warn_of_disk(run_config)
 
 
-def _announce_precision(plan: RunConfig) -> None:
-    """Log why a CPU trains in the precision that it does, where no flag says so."""
-    if plan.machine.has_gpu or plan.arguments.trainer["bf16"] is not None or plan.arguments.trainer.get("fp16"):
+def _log_precision(run_config: RunConfig) -> None:
+    """Log the reason for the precision of a CPU, where no flag sets it."""
+    trainer = run_config.arguments.trainer
+    if run_config.machine.has_gpu or trainer["bf16"] is not None or trainer.get("fp16"):
         return
-    if plan.start.checkpoint is not None:
+    if run_config.start.checkpoint is not None:
         reason = "as the run was started"
     elif (name := bf16_instruction()) is not None:
         product_time = bf16_product_time()
-        reason = f"this processor has {name}; a matrix product takes {product_time:.2f} of its time in fp32"
+        reason = f"this processor has {name}; a matrix multiplication takes {product_time:.2f} of its time in fp32"
         if product_time > 1:
-            logger.warning("bf16: products take %.1f times as long as in fp32 here; try --bf16 false", product_time)
+            logger.warning("bf16: multiplications take %.1f times as long as in fp32; try --bf16 false", product_time)
     else:
         reason = "this processor has no instructions for bf16, which it would emulate"
-    logger.info("precision: %s (%s)", plan.precision, reason)
+    logger.info("precision: %s (%s)", run_config.precision, reason)
 
 
-def _announce_compilation(plan: RunConfig) -> None:
-    """Log that layers are compiled where no flag says so, and for a run that is long enough why they are not."""
-    if plan.machine.has_gpu or plan.compilation.reason in (ASKED, TOO_SHORT):
-        return
-    logger.info("layers: %s (%s)", "compiled" if plan.compilation.is_on else "not compiled", plan.compilation.reason)
-
-
-def _said_processes(batch: GlobalBatch) -> str:
+def _describe_processes(batch: GlobalBatch) -> str:
     if batch.sequence_parallel_size == 1:
         return f"{batch.num_processes} process" + "es" * (batch.num_processes != 1)
     return f"{counted(batch.num_groups, 'group')} of {batch.sequence_parallel_size} processes that share each block"
 
 
-def _warn_of_warm_up(plan: RunConfig) -> None:
-    if plan.schedule.warmup_steps >= plan.num_steps and plan.schedule.warmup_steps > 0:
+def _log_compilation(run_config: RunConfig) -> None:
+    """Log the reason for compiling on a CPU or not, where no flag sets it and the run is long."""
+    compilation = run_config.compilation
+    if not run_config.machine.has_gpu and compilation.reason not in (ASKED, TOO_SHORT):
+        logger.info("layers: %s (%s)", "compiled" if compilation.is_on else "not compiled", compilation.reason)
+
+
+def _log_memory(run_config: RunConfig) -> None:
+    needed, machine = footprint(run_config.layout, has_gpu=run_config.machine.has_gpu), run_config.machine
+    found = []
+    if machine.gpu_bytes is not None:
+        found.append(f"{format_bytes(needed.gpu_bytes)} of {format_bytes(machine.gpu_bytes)} on each GPU")
+    if machine.host_bytes is not None:
+        found.append(f"{format_bytes(needed.host_bytes)} of {format_bytes(machine.host_bytes)} in host memory")
+    logger.info("planned: %s", ", ".join(found))
+
+
+def _log_length(run_config: RunConfig) -> None:
+    """Log steps, tokens and epochs, of each source of a mixture too."""
+    order, batch, num_steps = run_config.order, run_config.batch, run_config.num_steps
+    num_blocks, size = num_steps * batch.blocks, sum(order.num_blocks)
+    logger.info(
+        f"run: {counted(num_steps, 'step')}, {num_steps * batch.tokens:,} tokens, {num_blocks / size:.2f} epochs over "
+        f"{counted(size, 'block')}"
+    )
+    epochs = run_config.epochs_by_source(num_blocks)
+    for part, share in zip(run_config.mixture.parts, order.blocks_per_window, strict=True):
+        if f"epoch/{part.source}" in epochs:
+            number = epochs[f"epoch/{part.source}"]
+            logger.info(f"source {part.source}: {share} of 1,000 blocks, {number:.2f} epochs of {part.store.name}")
+
+
+def _log_schedule(run_config: RunConfig) -> None:
+    schedule, num_steps = run_config.schedule, run_config.num_steps
+    first, last = schedule.learning_rate(1), schedule.learning_rate(num_steps)
+    peak = f"{schedule.peak:.2e} at step {schedule.warmup_steps:,}, " if schedule.warmup_steps > 1 else ""
+    logger.info(f"learning rate: {first:.2e} at step 1, {peak}{schedule.shape} to {last:.2e}")
+    if schedule.warmup_steps >= num_steps and schedule.warmup_steps > 0:
         logger.warning(
-            "--warmup_steps %d: the run has %s, so the learning rate ends at %.2e, on its way up to "
-            "--learning_rate %.2e; use less, e.g. --warmup_steps 0.01 for 1 %% of the run",
-            plan.schedule.warmup_steps,
-            counted(plan.num_steps, "step"),
-            plan.schedule.learning_rate(plan.num_steps),
-            plan.schedule.peak,
+            "--warmup_steps %d: the run has %s, so the learning rate ends at %.2e, on its way up to --learning_rate "
+            "%.2e; use less, e.g. --warmup_steps 0.01 for 1 %% of the run",
+            schedule.warmup_steps,
+            counted(num_steps, "step"),
+            last,
+            schedule.peak,
         )
 
 
-def _announce_memory(plan: RunConfig) -> None:
-    needed, machine = footprint(plan.layout, has_gpu=plan.machine.has_gpu), plan.machine
-    places = []
-    if machine.gpu_bytes is not None:
-        places.append(f"{format_bytes(needed.gpu_bytes)} of {format_bytes(machine.gpu_bytes)} on each GPU")
-    if machine.host_bytes is not None:
-        places.append(f"{format_bytes(needed.host_bytes)} of {format_bytes(machine.host_bytes)} in host memory")
-    logger.info("planned: %s", ", ".join(places))
-
-
-def _warn_of_disk(plan: RunConfig) -> None:
-    kept = disk_usage(plan.arguments, plan.layout, num_tokens=plan.num_steps * plan.batch.tokens)
-    existing = next(folder for folder in (plan.run_dir, *plan.run_dir.resolve().parents) if folder.is_dir())
-    needed, free = kept.checkpoints_bytes + kept.exports_bytes, shutil.disk_usage(existing).free
+def _warn_of_disk(run_config: RunConfig) -> None:
+    num_tokens = run_config.num_steps * run_config.batch.tokens
+    disk = disk_usage(run_config.arguments, run_config.layout, num_tokens=num_tokens)
+    run_dir = run_config.run_dir
+    existing = next(folder for folder in (run_dir, *run_dir.resolve().parents) if folder.is_dir())
+    needed, free = disk.checkpoints_bytes + disk.exports_bytes, shutil.disk_usage(existing).free
     if needed > free:
         logger.warning(
-            "--output_dir %s: has %s free, and checkpoints and exported models take up to %s; give another, or less "
-            "of --save_total_limit",
-            plan.run_dir,
+            "--output_dir %s: has %s free, and checkpoints and exported models take up to %s; use another folder, or a "
+            "smaller --save_total_limit",
+            run_dir,
             format_bytes(free),
             format_bytes(needed),
         )

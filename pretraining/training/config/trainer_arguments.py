@@ -14,7 +14,7 @@ from pretraining.planning.global_batch import GlobalBatch
 from pretraining.system.processor import bf16_instruction
 
 Precision = Literal["bf16", "fp16", "fp32"]
-PRODUCT_SIDE, PRODUCT_ROUNDS = 256, 10  # 34 MFLOP: 0.4 ms of a core at 90 GFLOP/s, in fp32
+MATRIX_SIDE, NUM_ROUNDS = 256, 10  # 34 MFLOP: 0.4 ms of a core at 90 GFLOP/s, in fp32
 
 
 def make_training_arguments(
@@ -26,10 +26,10 @@ def make_training_arguments(
     num_steps: int,
     precision: Precision,
 ) -> TrainingArguments:
-    """The Trainer's arguments.
+    """Build the Trainer's arguments.
 
     Raises:
-        UserError: for a combination that the Trainer refuses.
+        UserError: for a combination that the Trainer rejects.
     """
     derived = {
         "output_dir": str(run_dir),
@@ -40,8 +40,8 @@ def make_training_arguments(
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "remove_unused_columns": False,
-        "ignore_data_skip": True,  # the loader begins where the run stands
-        "logging_nan_inf_filter": False,  # true hides NaN from the log, and synchronizes once a micro step
+        "ignore_data_skip": True,  # the loader starts at the block of the resume point
+        "logging_nan_inf_filter": False,  # true hides NaN from the log, and synchronizes once per micro step
     }
     try:
         return TrainingArguments(**{**flags, **derived})
@@ -52,15 +52,15 @@ def make_training_arguments(
 def choose_precision(
     flags: dict[str, Any], *, has_gpu: bool, here: bool = True, recorded: Precision | None = None
 ) -> Precision:
-    """bf16 or fp16 as asked, else that of the run that is resumed (`recorded`), else what the hardware computes fast.
+    """Choose the precision: as asked, else that of the run that is resumed (`recorded`), else what the hardware has.
 
-    That is bf16 where the processor has instructions for it, and fp32 elsewhere. Every GPU that can be planned for has
-    them, which is not `here` then. Without them bf16 is emulated: on a Xeon with AVX-512 a process trained 597 tokens/s
-    in place of 1,287 in fp32.
+    That is bf16 where the processor has instructions for it, and fp32 elsewhere; bf16 for a machine that is not `here`,
+    since all listed GPUs have them. Emulated bf16 is slow: on a Xeon with AVX-512 a process trained 597 tokens/s
+    instead of 1,287 in fp32.
     """
     if flags.get("fp16"):
         if not has_gpu:
-            raise UserError("--fp16: needs a GPU; leave it out, this machine trains in fp32")
+            raise UserError("--fp16: needs a GPU; remove it, this machine trains in fp32")
         return "fp16"
     if flags["bf16"] is not None:
         return "bf16" if flags["bf16"] else "fp32"
@@ -70,23 +70,23 @@ def choose_precision(
 
 
 def has_fast_bf16(*, has_gpu: bool) -> bool:
-    """Whether this machine computes bf16 rather than emulating it; torch's own check is true for emulation, too."""
+    """Whether this machine computes bf16 without emulation; torch's own check is true for emulation, too."""
     if has_gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bf16_instruction() is not None
 
 
 def bf16_product_time() -> float:
-    """How long this processor multiplies matrices in bf16, in shares of the time in fp32; takes about 20 ms.
+    """Measure how long this processor multiplies matrices in bf16, relative to fp32; takes about 20 ms.
 
-    The instructions decide, not this time: it differs between starts on a busy machine, and all processes of a run, and
-    all its resumes, must train in one precision.
+    The precision follows from the instructions, not from this time: it differs between starts on a busy machine, and
+    all processes of a run, and all its resumes, must train in one precision.
     """
-    pairs = [(dtype, torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32)]
+    pairs = [(dtype, torch.ones(MATRIX_SIDE, MATRIX_SIDE, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32)]
     fastest = dict.fromkeys((torch.bfloat16, torch.float32), math.inf)
-    for _ in range(PRODUCT_ROUNDS):
+    for _ in range(NUM_ROUNDS):
         for dtype, matrix in pairs:
-            begun_at = time.perf_counter()
+            started_at = time.perf_counter()
             torch.mm(matrix, matrix)
-            fastest[dtype] = min(fastest[dtype], time.perf_counter() - begun_at)
+            fastest[dtype] = min(fastest[dtype], time.perf_counter() - started_at)
     return fastest[torch.bfloat16] / fastest[torch.float32]

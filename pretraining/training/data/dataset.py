@@ -1,8 +1,8 @@
-"""The token blocks of a split as a torch data set: memory-mapped, so that neither start-up nor workers copy them.
+"""The token blocks of a split as a memory-mapped torch data set: neither start-up nor workers copy them.
 
-The shards are opened by `datasets`, which turns Parquet into Arrow files once; rows are then views of that memory. No
-Python object is kept for a block or a group of them, so the memory of a worker process does not grow as it reads. What
-becomes of the shards themselves after the start does not matter: the Arrow files are a copy of them.
+`datasets` opens the shards and converts Parquet to Arrow files once; rows are then views of that memory. No Python
+object is kept per block or group of blocks, so the memory of a worker process does not grow as it reads. The Arrow
+files are a copy: what happens to the shards after the start does not matter.
 """
 
 import bisect
@@ -25,16 +25,16 @@ from pretraining.errors import UserError
 from pretraining.training.data.sources import DocumentSources
 
 BLOCKS_READ_AT_START = 256  # of each split, evenly spaced: 30 ms
-IGNORED_LABEL = -100  # torch's cross entropy leaves these positions out
+IGNORED_LABEL = -100  # ignored by torch's cross entropy
 
 Item = dict[str, torch.Tensor]
-Place = tuple[int, int]  # the number of a chunk of the table, and the row in it
+RowIndex = tuple[int, int]  # the number of a chunk of the table, and the row in it
 
 
 class UnusableBlockError(UserError):
-    """A block that must not be trained on: one line, also when a worker of a DataLoader met it.
+    """A block that must not be trained on, reported in one line even when a worker of a DataLoader found it.
 
-    torch raises it again from the traceback of the worker, which ends in the line.
+    torch raises it again with the traceback of the worker as its text, whose last line is ours.
     """
 
     def __init__(self, text: str) -> None:
@@ -43,7 +43,7 @@ class UnusableBlockError(UserError):
 
 @dataclass(frozen=True)
 class BlockFields:
-    """What an item has besides `input_ids` and `labels`."""
+    """What changes the items: positions that restart with each document, first tokens without a loss."""
 
     document_masking: bool = False
     ignore_first_token: bool = False
@@ -52,10 +52,10 @@ class BlockFields:
 class BlockDataset(Dataset):
     """The blocks of one split of one store, as items of int64 tensors of shape [block_length].
 
-    `labels` are the inputs themselves, the loss shifts them. EOS is a label like any other: a model whose EOS is
-    masked as padding never learns to end. Masked are the padding of --packing best_fit, which belongs to no document,
-    all of a conversation that is no answer, and, if asked for, the first token of each document. `sources` has the
-    number of each token's source; if asked for, `position_ids` begin at 0 with each document.
+    `labels` equal the inputs; `collate_targets` shifts them. EOS is a label like any other: a model whose EOS is masked
+    as padding never learns to end. Masked are the padding of --packing best_fit, everything but the answers of a
+    conversation, and, if asked for, the first token of each document. `sources` has the number of each token's source;
+    if asked for, `position_ids` restart at 0 with each document.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class BlockDataset(Dataset):
         self._sources = sources
         expected = manifest.splits[split].num_blocks
         if len(self) != expected:
-            raise UserError(f"--dataset {store}: {split} has {len(self)} blocks, its manifest says {expected}")
+            raise UserError(f"--dataset {store}: {split} has {len(self)} blocks, but {expected} in its manifest")
         for index in np.unique(np.linspace(0, expected - 1, BLOCKS_READ_AT_START, dtype=np.int64)).tolist():
             self[index]
 
@@ -98,55 +98,55 @@ class BlockDataset(Dataset):
             ) from None
 
     def _item(self, index: int) -> Item:
-        place = self._place(index)
-        stored_ids = self._values("input_ids", place)
+        row = self._row(index)
+        stored_ids = self._values("input_ids", row)
         if stored_ids.max() >= self._vocab_size:  # 1.2 us; a block of 4,096 takes 40, and 90 with collating
             raise ValueError(f"token id {stored_ids.max():,}, the vocabulary has {self._vocab_size:,}")
         ids = stored_ids.astype(np.int64)
-        num_tokens = self.block_length - int(self._values("num_padding_tokens", place)[0])
-        starts = self._values("document_starts", place).astype(np.int64)
+        num_tokens = self.block_length - int(self._values("num_padding_tokens", row)[0])
+        starts = self._values("document_starts", row).astype(np.int64)
         labels = ids.copy()
         labels[num_tokens:] = IGNORED_LABEL
         if self._has_answers:
-            labels[self._values(ANSWER_COLUMN, place) == 0] = IGNORED_LABEL
+            labels[self._values(ANSWER_COLUMN, row) == 0] = IGNORED_LABEL
         if self._fields.ignore_first_token:
             labels[starts] = IGNORED_LABEL
-        item = {"input_ids": ids, "labels": labels, "sources": self._sources_of(place, starts)}
+        item = {"input_ids": ids, "labels": labels, "sources": self._sources_of(row, starts)}
         if self._fields.document_masking:
             bounds = np.append(starts, num_tokens) if num_tokens < self.block_length else starts
             item["position_ids"] = np.arange(self.block_length) - np.repeat(bounds, self._lengths(bounds))
         return {name: torch.from_numpy(values) for name, values in item.items()}
 
-    def first_text_tokens(self, index: int, *, place: int) -> np.ndarray:
-        """Where in a block tokens stand that are number `place` of their document."""
-        block = self._place(index)
-        starts = self._values("document_starts", block).astype(np.int64)
-        places = starts + place - self._values("document_offsets", block).astype(np.int64)
+    def positions_of_token(self, index: int, number: int) -> np.ndarray:
+        """The positions in block `index` of tokens that are number `number` of their document, int64."""
+        row = self._row(index)
+        starts = self._values("document_starts", row).astype(np.int64)
+        positions = starts + number - self._values("document_offsets", row).astype(np.int64)
         ends = np.append(starts[1:], self.block_length)
-        return places[(places >= starts) & (places < ends)]
+        return positions[(positions >= starts) & (positions < ends)]
 
-    def _sources_of(self, place: Place, starts: np.ndarray) -> np.ndarray:
+    def _sources_of(self, row: RowIndex, starts: np.ndarray) -> np.ndarray:
         if isinstance(self._sources, int):
             return np.full(self.block_length, self._sources, np.int64)
-        sources = self._sources.of(self._values("document_ids", place).astype(np.int64))
+        sources = self._sources.of(self._values("document_ids", row).astype(np.int64))
         return np.repeat(sources, self._lengths(starts))
 
     def _lengths(self, starts: np.ndarray) -> np.ndarray:
         return np.diff(starts, append=self.block_length)
 
-    def _place(self, index: int) -> Place:
+    def _row(self, index: int) -> RowIndex:
         chunk = int(np.searchsorted(self._ends, index, side="right"))
         return chunk, index - (int(self._ends[chunk - 1]) if chunk else 0)
 
-    def _values(self, column: str, place: Place) -> np.ndarray:
+    def _values(self, column: str, row: RowIndex) -> np.ndarray:
         """The values of one row, a view of the mapped file."""
-        number, row = place
-        values = self._table.column(column).chunk(number).slice(row, 1)
+        chunk, number = row
+        values = self._table.column(column).chunk(chunk).slice(number, 1)
         return (values if column == "num_padding_tokens" else values.flatten()).to_numpy()
 
 
 class MixedBlocks(Dataset):
-    """The blocks of several data sets, numbered through."""
+    """The blocks of several data sets, numbered consecutively."""
 
     def __init__(self, parts: Sequence[BlockDataset]) -> None:
         self._parts = list(parts)
@@ -156,16 +156,16 @@ class MixedBlocks(Dataset):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Item:
-        part, place = self.locate(index)
-        return self._parts[part][place]
+        part, number = self.locate(index)
+        return self._parts[part][number]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The number of the data set that has block `index`, and the block's number in it."""
+        """Return the number of the data set that has block `index`, and the block's number in it."""
         part = int(np.searchsorted(self._ends, index, side="right"))
         return part, index - int(self._ends[part]) + len(self._parts[part])
 
     def part(self, number: int) -> BlockDataset:
-        """One of the data sets."""
+        """Return one of the data sets."""
         return self._parts[number]
 
 
@@ -175,7 +175,7 @@ def _chunk_lengths(table: pa.Table) -> list[int]:
 
 
 def _open_table(store: Path, manifest: Manifest, split: Split) -> pa.Table:
-    """The shards of a split as one table, mapped from the copy in Arrow files that `datasets` keeps in its cache.
+    """Open the shards of a split as one table, mapped from the Arrow files in the cache of `datasets`.
 
     Raises:
         UserError: when a shard is missing, is damaged so that it cannot be read, or has other columns.
@@ -188,7 +188,7 @@ def _open_table(store: Path, manifest: Manifest, split: Split) -> pa.Table:
         table = datasets.load_dataset("parquet", data_files=paths, split="train", columns=schema.names).data
     except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
         cause = error.__cause__ or error
-        if isinstance(cause, OSError) and cause.errno is not None:  # a full disk, such as that of the cache
+        if isinstance(cause, OSError) and cause.errno is not None:  # e.g. the disk of the cache is full
             raise cause from None
         check_hashes(store, manifest, flag="--dataset")  # names the shard
         reason = str(cause).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Micro batches of one process, in the order of the run, from any position on."""
+"""Micro batches of one process in the order of the run, starting at any position."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from pretraining.training.data.batch import Batch
 from pretraining.training.data.dataset import MixedBlocks
 from pretraining.training.data.order import BlockOrder
 
-LOOK_AHEAD = 4096  # places computed at once, since a call costs as much as 1,000 of them
+LOOK_AHEAD = 4096  # positions computed per call, which costs as much as 1,000 of them
 SHARED_MEMORY = "/dev/shm"
 
 
 class SharedMemoryError(UserError):
-    """Shared memory is full: workers of a DataLoader hand over their batches in files there."""
+    """Shared memory is full: the workers of a DataLoader pass their batches in files there."""
 
     def __init__(self, num_workers: int) -> None:
         usage = shutil.disk_usage(SHARED_MEMORY)
@@ -38,14 +38,14 @@ class WorkerLoader(DataLoader):
         try:
             yield from super().__iter__()
         except RuntimeError as error:
-            if "shared memory" not in str(error):  # torch has no class of its own for it
+            if "shared memory" not in str(error):  # torch has no separate class for it
                 raise
             raise SharedMemoryError(self.num_workers) from None
 
 
 @dataclass
 class BlockStream:
-    """The blocks of a run one after another: those of the order, without the places that a rollback skips.
+    """The blocks of a run in order, without the positions that a rollback skips.
 
     `skipped` are half-open ranges of positions in the order, ascending.
     """
@@ -54,18 +54,18 @@ class BlockStream:
     skipped: list[tuple[int, int]] = field(default_factory=list)
 
     def positions(self, first: int, count: int) -> np.ndarray:
-        """Where in the order the blocks stand that are consumed as number `first` and the `count` - 1 after it."""
+        """Return the positions in the order of the `count` blocks consumed from number `first` on, int64."""
         positions = np.arange(first, first + count)
         for start, stop in self.skipped:
             positions[positions >= start] += stop - start
         return positions
 
     def block_ids(self, first: int, count: int) -> np.ndarray:
-        """Those blocks themselves."""
+        """Return the `count` blocks consumed from number `first` on, int64."""
         return self.order.block_ids(self.positions(first, count))
 
     def skip(self, first: int, count: int) -> None:
-        """Leave out what would now be consumed as number `first` and the `count` - 1 after it."""
+        """Skip the `count` blocks that would now be consumed from number `first` on."""
         positions = self.positions(first, count)
         starts = positions[np.flatnonzero(np.diff(positions, prepend=-2) > 1)]
         stops = positions[np.flatnonzero(np.diff(positions, append=positions[-1] + 2) > 1)] + 1
@@ -73,12 +73,10 @@ class BlockStream:
 
 
 class BlockLoader:
-    """Micro batches of this process, from any block of the stream on until `num_blocks` are consumed in all.
-
-    `loader_options` are those of torch's DataLoader.
+    """Micro batches of this process, from any block of the stream until `num_blocks` are consumed in total.
 
     A micro step takes `micro_batch_blocks` blocks for group 0 of processes, as many for group 1, and so on, so that a
-    step is made of the same blocks however it is divided.
+    step has the same blocks however it is divided. `loader_options` are those of torch's DataLoader.
     """
 
     def __init__(
@@ -101,24 +99,24 @@ class BlockLoader:
         self._was_moved = False
 
     def move_to(self, num_consumed: int) -> None:
-        """Go on from another block, or with another stream; what was read ahead is dropped."""
+        """Continue at another block, or after a change of the stream; what was read ahead is dropped."""
         self.num_consumed = num_consumed
         self._was_moved = True
 
     def end(self) -> None:
-        """Give no more blocks."""
+        """Yield no more blocks."""
         self._num_blocks = self.num_consumed
 
     def __iter__(self) -> Iterator[Batch]:
         while self.num_consumed < self._num_blocks:
             self._was_moved = False
-            for micro_batch in self._from_here():
+            for micro_batch in self._batches_from_position():
                 self.num_consumed += self._batch.micro_batch_blocks * self._batch.num_groups
                 yield micro_batch
                 if self._was_moved or self.num_consumed >= self._num_blocks:
                     break
 
-    def _from_here(self) -> Iterator[Batch]:
+    def _batches_from_position(self) -> Iterator[Batch]:
         return iter(
             WorkerLoader(
                 self.dataset,

@@ -1,4 +1,4 @@
-"""Which source each document of a block store is of, in a few bytes for each run of documents of one source."""
+"""The source of each document of a block store, in a few bytes per run of consecutive documents of one source."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from pretraining.data.store.integrity import shard_file
 from pretraining.data.store.manifest import Manifest
 from pretraining.errors import UserError
 
-MAX_SOURCES = 64  # with a line of the log for each, more would bury it, such as when the source is a domain name
+MAX_SOURCES = 64  # each has metrics in the log; with more, e.g. one per domain name, the log would be unreadable
 
 
 @dataclass(frozen=True)
 class DocumentSources:
-    """Documents from number `first_ids[i]` on, up to the next, are of source `names[sources[i]]`."""
+    """Documents `first_ids[i]` to `first_ids[i + 1]` - 1 have the source `names[sources[i]]`."""
 
     names: tuple[str, ...]
     first_ids: np.ndarray
     sources: np.ndarray
 
     def of(self, document_ids: np.ndarray) -> np.ndarray:
-        """The numbers of their sources, int64 like `document_ids`."""
+        """Return the numbers of the sources of documents, int64 like `document_ids`."""
         return self.sources[np.searchsorted(self.first_ids, document_ids, side="right") - 1]
 
 
 def read_document_sources(store: Path, manifest: Manifest) -> DocumentSources | None:
-    """The sources of a store's documents; None when it has one source, or more than can be told apart in a log.
+    """Read the sources of a store's documents; None for one source, and for more than `MAX_SOURCES`.
 
     Raises:
         UserError: when a table of documents is missing or damaged.
@@ -41,7 +41,7 @@ def read_document_sources(store: Path, manifest: Manifest) -> DocumentSources | 
             runs.append(run)
             found.update(run[1].dictionary.to_pylist())
             if len(found) > MAX_SOURCES:
-                return None  # now: 100 million names take 10 GB of memory in each rank
+                return None  # at once: 100 million names take 10 GB of memory per rank
     if len(found) < 2:
         return None
     names = sorted(found)
@@ -54,19 +54,19 @@ def read_document_sources(store: Path, manifest: Manifest) -> DocumentSources | 
 
 
 def _runs_of(path: Path) -> Iterator[tuple[np.ndarray, pa.DictionaryArray]]:
-    """Of each batch of rows the documents that begin a run of one source, and their sources."""
+    """For each batch of rows, the first document of each run of one source, and its source."""
     try:
         parquet = pq.ParquetFile(path, read_dictionary=["source"])
         batches = parquet.iter_batches(columns=["document_id", "source"])
         yield from (_first_of_runs(batch) for batch in batches if batch.num_rows)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--dataset: {path} cannot be read ({reason}); copy the whole folder again") from None
+        raise UserError(f"--dataset: {path} cannot be read ({reason}); copy the folder again") from None
 
 
 def _first_of_runs(batch: pa.RecordBatch) -> tuple[np.ndarray, pa.DictionaryArray]:
     sources = batch.column("source")
     numbers = sources.indices.to_numpy(zero_copy_only=False)
-    begins = pa.array(np.flatnonzero(np.diff(numbers, prepend=-1)))
-    taken = pc.take(batch.column("document_id"), begins)
-    return taken.to_numpy(zero_copy_only=False).astype(np.int64), pc.take(sources, begins)
+    starts = pa.array(np.flatnonzero(np.diff(numbers, prepend=-1)))
+    taken = pc.take(batch.column("document_id"), starts)
+    return taken.to_numpy(zero_copy_only=False).astype(np.int64), pc.take(sources, starts)

@@ -1,4 +1,4 @@
-"""All that a run reads: the blocks of each split of each store, their order, their sources."""
+"""The opened data of a run: the blocks of each split, their order and their sources."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from pretraining.training.data.text_bytes import TextBytes, open_text_bytes
 class TrainingData:
     """The opened splits; validation and test are None when they have no block.
 
-    `sources` are the names by which figures are told: those of a mixture's stores, or of a lone store's documents.
+    Metrics are logged per name in `sources`: the stores of a mixture, or the sources of a single store's documents.
     """
 
     mixture: Mixture
@@ -27,7 +27,7 @@ class TrainingData:
 
 
 def open_training_data(mixture: Mixture, stream: BlockStream, fields: BlockFields) -> TrainingData:
-    """Open everything; what is missing or damaged shows here, not at the end of the run.
+    """Open all splits now, so that missing or damaged shards are found before the run, not at its end.
 
     Raises:
         UserError: when a shard is missing or damaged.
@@ -35,7 +35,7 @@ def open_training_data(mixture: Mixture, stream: BlockStream, fields: BlockField
     names, sources = sources_of(mixture)
     origin = mixture.origin
     train = open_split(mixture, "train", fields, sources)
-    assert train is not None, "the plan refuses data without a training block"
+    assert train is not None, "check_blocks rejects data without a training block"
     return TrainingData(
         mixture=mixture,
         stream=stream,
@@ -48,7 +48,7 @@ def open_training_data(mixture: Mixture, stream: BlockStream, fields: BlockField
 
 
 def sources_of(mixture: Mixture) -> tuple[tuple[str, ...], list[DocumentSources | int]]:
-    """The names of the sources, and for each store which of them its tokens are."""
+    """Return the names of the sources, and for each store the numbers of the sources of its tokens."""
     if len(mixture.parts) > 1:
         return tuple(part.source or "" for part in mixture.parts), list(range(len(mixture.parts)))
     documents = read_document_sources(mixture.first.folder, mixture.first.manifest)
@@ -58,7 +58,7 @@ def sources_of(mixture: Mixture) -> tuple[tuple[str, ...], list[DocumentSources 
 def open_split(
     mixture: Mixture, split: Split, fields: BlockFields, sources: list[DocumentSources | int]
 ) -> MixedBlocks | None:
-    """The blocks of a split, `sources` as `sources_of` tells them; None when there is no block."""
+    """Open the blocks of a split, with `sources` from `sources_of`; None when it has none."""
     stores = [part.store for part in mixture.parts]
     parts = [
         BlockDataset(store.folder, store.manifest, split, fields=fields, sources=source)

@@ -1,4 +1,4 @@
-"""The bytes of text behind each token, for the loss in bits per byte."""
+"""Bytes of text per token, for the loss in bits per byte."""
 
 import logging
 from collections.abc import Sequence
@@ -15,35 +15,35 @@ logger = logging.getLogger(__name__)
 
 
 class TextBytes:
-    """How many bytes of text each token of a block or document stands for."""
+    """The number of bytes of text of each token of a block or document."""
 
     def __init__(self, tokenizer_dir: Path, canary_ids: Sequence[int], rules: TokenRules) -> None:
         table = TokenBytes(tokenizer_dir)
         table.check(canary_ids)
         self._lengths = table.lengths()
-        # The decoder takes away the space that the encoder put before a document's first token.
-        self._place_of_space = int(rules.bos_token_id is not None) if table.drops_first_space else None
+        # The decoder removes the space that the encoder put before a document's first token.
+        self._number_of_space = int(rules.bos_token_id is not None) if table.drops_first_space else None
 
     def of(self, blocks: MixedBlocks, index: int, input_ids: np.ndarray) -> np.ndarray:
-        """Those of the tokens of block `index`, int64 of shape [block_length]."""
+        """Count the bytes of the tokens of block `index`, int64 of shape [block_length]."""
         num_bytes = self._lengths[input_ids]
-        if self._place_of_space is not None:
+        if self._number_of_space is not None:
             part, block = blocks.locate(index)
-            num_bytes[blocks.part(part).first_text_tokens(block, place=self._place_of_space)] -= 1
+            num_bytes[blocks.part(part).positions_of_token(block, self._number_of_space)] -= 1
         return num_bytes
 
     def of_document(self, ids: np.ndarray) -> np.ndarray:
-        """Those of the tokens of a whole document, int64 of shape [tokens]."""
+        """Count the bytes of the tokens of a document, int64 of shape [tokens]."""
         num_bytes = self._lengths[ids]
-        if self._place_of_space is not None:
-            num_bytes[self._place_of_space] -= 1
+        if self._number_of_space is not None:
+            num_bytes[self._number_of_space] -= 1
         return num_bytes
 
 
 def open_text_bytes(tokenizer_dir: Path, canary_ids: Sequence[int], rules: TokenRules) -> TextBytes | None:
-    """Bytes of the tokens; None, with a line of the log, for a tokenizer whose tokens have none of their own.
+    """Open the table of bytes per token; None, with a warning, for a tokenizer whose tokens have no fixed bytes.
 
-    `canary_ids` are those that the tokenizer gives for a text with hard places.
+    `canary_ids` are the recorded ids of a text with difficult characters, by which the table is checked.
     """
     try:
         return TextBytes(tokenizer_dir, canary_ids, rules)

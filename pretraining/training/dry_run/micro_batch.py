@@ -1,55 +1,74 @@
-"""--micro_batch auto: the largest --per_device_train_batch_size that fits, found by trying; the global batch stays."""
+"""--micro_batch auto: the largest micro batch that the plan allows and a trial confirms; the global batch stays.
 
+A trial is the same command with --profile_plan and two steps, in child processes of the first rank, one per rank of the
+run: running out of memory ends a trial and not the run.
+"""
+
+import json
 import logging
-from collections.abc import Callable, Sequence
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
-from pretraining.planning.fit import fits
+from pretraining.planning.fit import problems
 from pretraining.planning.footprint import footprint
-from pretraining.planning.layout import TrainingLayout
-from pretraining.planning.machine import MachineSpec
+from pretraining.planning.layout import MachineSpec, TrainingLayout
+from pretraining.planning.suggestions import smaller_divisors
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import is_run_folder
+from pretraining.system.files import write_atomically
+from pretraining.system.launchers import has_launcher, launcher_identity, num_processes, process_rank
+from pretraining.system.private_dirs import private_dir
 from pretraining.training.config.early_checks import run_folder
-from pretraining.training.config.machine import this_machine
-from pretraining.training.dry_run.dry_run import plan_without_start
-from pretraining.training.dry_run.trial import FITS, TrialRendezvous, TrialSize
+from pretraining.training.config.layout import this_machine
+from pretraining.training.distributed.process_group import free_port
+from pretraining.training.dry_run.dry_run import make_plan
 
+FLAG = "--micro_batch auto"
 TRIAL_STEPS = 2  # the second has the optimizer's moments as well
 TRIAL_MICRO_STEPS = 2  # the second adds to the gradients of the first
-PLAN_ERROR = 0.1  # a GPU's memory may turn out so much larger or smaller than planned; without a GPU the plan decides
+POLL_SECONDS = 0.1
+EXIT_SECONDS = 5.0  # for the other ranks to report their error, once one has failed
+FITS, OUT_OF_MEMORY = "fits", "out of memory"
+# Of CUDA's allocator, the CPU's and Python's own.
+OOM_PATTERNS = ("out of memory", "OutOfMemoryError", "MemoryError", "can't allocate memory", "Cannot allocate memory")
+KILLED_CODE = -9  # by the kernel, when the host runs out of memory
 
 logger = logging.getLogger(__name__)
 
 
 def with_largest_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> PretrainArguments:
-    """The flags with the number that was found, by this start or by the one that it goes on with.
+    """Set the micro batch that was found, by this start or by the run that is resumed.
 
     Raises:
-        UserError: when not even one block at a time fits.
+        UserError: when not even one block fits, or a trial fails for another reason.
     """
     machine = this_machine()
-    found = _found_before(run_folder(arguments), machine)
-    first = with_micro_batch(arguments, 1)
-    plan = plan_without_start(first, machine, mixture)
+    plan = make_plan(with_micro_batch(arguments, 1), machine, mixture)
     num_blocks = plan.batch.blocks // plan.batch.num_groups
+    found = _recorded(run_folder(arguments), machine)
     if found is None or num_blocks % found:
-        found = _find(plan.layout, machine, num_blocks)
+        if machine.num_local_processes != machine.num_processes:
+            raise UserError(f"{FLAG}: cannot try on several machines; use a number")
+        found = _from_first_rank(lambda: _largest(plan.layout, machine, num_blocks))
     if found is None:
-        raise UserError(
-            "--micro_batch auto: not even one block at a time fits; --dry_run says what is needed, and what would fit"
-        )
-    logger.info("--micro_batch auto: %d blocks at a time, %d micro steps", found, num_blocks // found)
+        raise UserError(f"{FLAG}: not even one block at a time fits; --dry_run shows what is needed and what would fit")
+    logger.info("%s: %d blocks at a time, %d micro steps", FLAG, found, num_blocks // found)
     return with_micro_batch(arguments, found)
 
 
 def with_micro_batch(arguments: PretrainArguments, number: int) -> PretrainArguments:
-    """The flags with another micro batch and the same global batch."""
+    """Set another micro batch with the same global batch."""
     trainer = {**arguments.trainer, "per_device_train_batch_size": number}
     if arguments.data.global_batch_tokens is None:
         micro_steps = arguments.trainer.get("gradient_accumulation_steps") or 1
@@ -58,52 +77,117 @@ def with_micro_batch(arguments: PretrainArguments, number: int) -> PretrainArgum
     return replace(arguments, trainer=trainer)
 
 
-def largest(numbers: Sequence[int], does_fit: Callable[[int], bool], *, begin: int) -> int | None:
-    """The largest of ascending `numbers` that fits, if one does; `begin` is the place of the one to try first."""
-    place = begin
-    while place >= 0 and not does_fit(numbers[place]):
-        place -= 1
-    if place == begin:
-        while place + 1 < len(numbers) and does_fit(numbers[place + 1]):
-            place += 1
-    return numbers[place] if place >= 0 else None
-
-
-def _find(layout: TrainingLayout, machine: MachineSpec, num_blocks: int) -> int | None:
-    with TrialRendezvous() as place:
-        # Host memory is another amount at each look, and all processes must try the same.
-        numbers, begin = place.from_first(lambda: _candidates(layout, machine, num_blocks))
-        if not numbers:
-            return None
-
-        def does_fit(number: int) -> bool:
-            size = TrialSize(number, min(TRIAL_MICRO_STEPS, num_blocks // number), TRIAL_STEPS)
-            outcome, _ = place.run(size)
-            logger.info("--micro_batch auto: %d blocks at a time: %s", number, outcome)
-            return outcome == FITS
-
-        return largest(numbers, does_fit, begin=begin)
-
-
-def _candidates(layout: TrainingLayout, machine: MachineSpec, num_blocks: int) -> tuple[list[int], int]:
-    """Only what may fit, and the place of the largest that fits by plan, to begin with."""
-    divisors = [number for number in range(1, num_blocks + 1) if num_blocks % number == 0]
-    numbers = [number for number in divisors if _may_fit(replace(layout, micro_batch_blocks=number), machine)]
-    planned = [number for number in numbers if fits(replace(layout, micro_batch_blocks=number), machine)]
-    return numbers, max(0, len(planned) - 1)
-
-
-def _may_fit(layout: TrainingLayout, machine: MachineSpec) -> bool:
-    if machine.gpu_bytes is None:
-        return fits(layout, machine)
-    return footprint(layout).gpu_bytes <= machine.gpu_bytes * (1 + PLAN_ERROR)
-
-
-def _found_before(run_dir: Path, machine: MachineSpec) -> int | None:
-    """What the run in this folder was started with on as many GPUs, so that it goes on the same to the bit."""
+def _recorded(run_dir: Path, machine: MachineSpec) -> int | None:
+    """The micro batch of the run in this folder on as many processes, so that it resumes bit-exactly."""
     if not is_run_folder(run_dir):
         return None
-    record: dict[str, Any] = read_run_record(run_dir)
+    record = read_run_record(run_dir)
     if record.get("hardware", {}).get("num_processes") != machine.num_processes:
         return None
     return record.get("arguments", {}).get("per_device_train_batch_size")
+
+
+def _largest(layout: TrainingLayout, machine: MachineSpec, num_blocks: int) -> int | None:
+    for number in candidates(layout, machine, num_blocks):
+        outcome = run_trial(number, min(TRIAL_MICRO_STEPS, num_blocks // number))
+        logger.info("%s: %d blocks at a time: %s", FLAG, number, outcome)
+        if outcome == FITS:
+            return number
+    return None
+
+
+def candidates(layout: TrainingLayout, machine: MachineSpec, num_blocks: int) -> list[int]:
+    """Divisors of `num_blocks`, the blocks per step of a process, that may fit; the largest first.
+
+    On a GPU, without what the plan only assumes, since a trial out of memory does no harm there; without a GPU, with
+    it, since the kernel may kill any process.
+    """
+    sizes = [num_blocks, *smaller_divisors(num_blocks)]
+    if machine.has_gpu:
+        machine = replace(machine, host_bytes=None)
+    needed = {size: footprint(replace(layout, micro_batch_blocks=size), has_gpu=machine.has_gpu) for size in sizes}
+    return [size for size in sizes if not problems(needed[size].counted if machine.has_gpu else needed[size], machine)]
+
+
+def _from_first_rank(find: Callable[[], int | None]) -> int | None:
+    """Call `find` on the first rank and return its result on all: by a file, before the process group exists."""
+    if not has_launcher():
+        return find()
+    folder = private_dir(f"trial-{launcher_identity()}")
+    note = folder / "found"
+    if process_rank() > 0:
+        _wait_until(note.is_file)
+        found = json.loads(note.read_text())
+        (folder / f"read-{process_rank()}").touch()
+        return found
+    try:
+        found = find()
+        write_atomically(note, json.dumps(found).encode())
+        _wait_until(lambda: len(list(folder.glob("read-*"))) == num_processes() - 1)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def run_trial(micro_batch_blocks: int, micro_steps: int) -> str:
+    """Run a few steps: FITS or OUT_OF_MEMORY.
+
+    Raises:
+        UserError: when the trial fails for another reason.
+    """
+    flags = {
+        "profile_plan": "true",
+        "micro_batch": "given",
+        "per_device_train_batch_size": micro_batch_blocks,
+        "gradient_accumulation_steps": micro_steps,
+        "global_batch_tokens": "none",
+        "max_steps": TRIAL_STEPS,
+    }
+    command = [word for word in sys.argv if not word.startswith("--local_rank=")]  # which deepspeed adds
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    with tempfile.TemporaryDirectory(prefix="pretraining-trial-") as folder:
+        logs = [Path(folder, f"log-{rank}") for rank in range(num_processes())]
+        codes = _run_ranks([sys.executable, *command, f"--output_dir={folder}/run"], logs)
+        failures = [
+            _failure(code, log.read_text(errors="replace")) for code, log in zip(codes, logs, strict=True) if code
+        ]
+    if failures and OUT_OF_MEMORY not in failures:
+        raise UserError(f"a trial of the run failed: {failures[0]}")
+    return OUT_OF_MEMORY if failures else FITS
+
+
+def _run_ranks(command: list[str], logs: list[Path]) -> list[int | None]:
+    """Run a command as one rank per log; return the exit codes, None of ranks still running after a failure."""
+    size, port = str(len(logs)), str(free_port())
+    environment = {**os.environ, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = []
+    try:
+        for rank, log in enumerate(logs):
+            own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with log.open("w") as output:
+                children.append(
+                    subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+                )
+        _wait_until(lambda: any(child.poll() for child in children) or all(child.poll() == 0 for child in children))
+        deadline = time.monotonic() + EXIT_SECONDS
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(0, deadline - time.monotonic()))
+        return [child.poll() for child in children]
+    finally:
+        for child in children:
+            child.kill()
+
+
+def _failure(code: int, log: str) -> str:
+    if code == KILLED_CODE or any(pattern in log for pattern in OOM_PATTERNS):
+        return OUT_OF_MEMORY
+    lines = [line for line in log.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return next(iter([*errors, *lines[::-1]]), f"exit code {code}")
+
+
+def _wait_until(is_true: Callable[[], bool]) -> None:
+    while not is_true():
+        time.sleep(POLL_SECONDS)

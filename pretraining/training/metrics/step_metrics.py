@@ -192,10 +192,10 @@ class StepMetrics(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take up what the checkpoint kept that the run goes on from."""
-        self.restore(kept_by(state, StepMetrics.__name__))
+        self.restore(callback_state(state, StepMetrics.__name__))
 
 
-def kept_by(state: TrainerState, callback: str) -> dict[str, Any]:
+def callback_state(state: TrainerState, callback: str) -> dict[str, Any]:
     """What the callback of this class, by its name of today, kept in the checkpoint that `state` was read from."""
     saved = state.stateful_callbacks or {}
     kept = saved.get(callback, saved.get(EARLIER_NAMES.get(callback, ""), {}))

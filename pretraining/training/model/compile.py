@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from pretraining.cli.packages import compiler_problem
 from pretraining.errors import UserError
-from pretraining.planning.machine import MachineSpec
+from pretraining.planning.layout import MachineSpec
 from pretraining.system.cores import machine_cores
 from pretraining.system.private_dirs import private_dir
 

@@ -12,7 +12,7 @@ from pretraining.runs.run_folder import STOP_NAME
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.system.restarts import run_started_at
 from pretraining.training.metrics.evaluation import EvaluationAbandoned
-from pretraining.training.metrics.step_metrics import kept_by
+from pretraining.training.metrics.step_metrics import callback_state
 from pretraining.training.stopping.request import Phase, StopRequest
 from pretraining.training.stopping.time_limit import TimeLimit
 from pretraining.training.trainer.trainer import PretrainingTrainer
@@ -48,7 +48,7 @@ class StopCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take up what the checkpoint kept, and listen."""
-        kept = kept_by(state, StopCallback.__name__)
+        kept = callback_state(state, StopCallback.__name__)
         self._owes_evaluation = kept.get("owes_evaluation", False) and args.eval_strategy != "no"
         self._limit.longest_save = kept.get("longest_save", 0.0)
         self._began_at = state.global_step

@@ -31,7 +31,7 @@ from pretraining.generation.sampling import random_numbers, sample_tokens
 from pretraining.training.config.run_config import resolve_run_config
 from pretraining.training.config.trainer_arguments import make_training_arguments
 from pretraining.training.distributed.process_group import init_process_group
-from pretraining.training.dry_run.dry_run import say_plan
+from pretraining.training.dry_run.dry_run import print_plan
 from pretraining.training.run import quiet_libraries
 from pretraining.training.stopping.time_limit import TimeLimit
 from tools.evaluate import EvaluationArguments
@@ -89,7 +89,7 @@ def outcome_of(program: str, words: Sequence[str]) -> dict[str, Any]:
 
 def plan(words: Sequence[str]) -> None:
     """pretrain.py --dry_run."""
-    say_plan(parse_pretrain_arguments("", ["--dry_run", *words]))
+    print_plan(parse_pretrain_arguments("", ["--dry_run", *words]))
 
 
 def run(words: Sequence[str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def see_late() -> None:
 if __name__ == "__main__":
     os.chdir(FOLDERS / str(process_rank()))
     if "LATE" not in os.environ:
-        resuming.SEEN_WITHIN_SECONDS = 1.0
+        resuming.VISIBLE_WITHIN_SECONDS = 1.0
     elif process_rank() == 1:
         see_late()
     run_program(pretrain.main)

@@ -21,5 +21,5 @@ def write_later(saver: CheckpointSaver) -> None:
 if __name__ == "__main__":
     CheckpointSaver._write = write_later
     if process_rank() == 1:
-        checkpoint_saver.ROOM_FOR_COPY = 0.0
+        checkpoint_saver.MAX_COPY_FRACTION = 0.0
     run_program(pretrain.main)

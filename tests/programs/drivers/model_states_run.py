@@ -13,8 +13,8 @@ from pretraining.data.mixture import load_mixture
 from pretraining.planning.model_states import model_states
 from pretraining.training.config.run_config import resolve_run_config
 from pretraining.training.config.run_identity import claim_output_dir
+from pretraining.training.distributed.deepspeed_internals import allocated_states
 from pretraining.training.distributed.process_group import init_process_group, shutdown_process_group
-from pretraining.training.dry_run.trial_result import allocated_states
 from pretraining.training.run import make_trainer, quiet_libraries, start_run_folder
 from pretraining.training.stopping.request import StopRequest
 
@@ -30,7 +30,7 @@ def main() -> None:
         start_run_folder(plan, trainer)
     trainer.train()
     found = {
-        "allocated": allocated_states(trainer.model_wrapped.optimizer, list(trainer.model.parameters())),
+        "allocated": allocated_states(trainer.model_wrapped),
         "planned": dataclasses.asdict(model_states(plan.layout)),
         "planned_bucket": plan.layout.zero.reduce_bucket_size * plan.layout.weight_bytes,
         "bucket": [bucket.buffer.nbytes for bucket in trainer.model_wrapped.optimizer.ipg_buckets.values()],

@@ -14,7 +14,7 @@ import pretrain
 from pretraining.cli.program import run_program
 from pretraining.training.distributed import collectives as agreement
 
-agreement.FAIL_WITHIN_SECONDS = 2.0
+agreement.FAILURE_WINDOW_SECONDS = 2.0
 generate = LlamaForCausalLM.generate
 
 

@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.runs.checksums import read_complete
 from pretraining.runs.compare import first_difference
-from pretraining.training.config.machine import this_machine
-from pretraining.training.dry_run.dry_run import blocks_here, plan_without_start
+from pretraining.training.config.layout import this_machine
+from pretraining.training.dry_run.dry_run import local_mixture, make_plan
 from pretraining.training.metrics.time_split import PARTS
 from tests.programs.launching import (
     BLOCK_LENGTH,
@@ -101,7 +101,7 @@ def test_a_checkpoint_takes_what_was_planned(whole_run: Path, sample_store: Path
     words = [str(word) for word in training_flags(sample_store, whole_run, *FLAGS)]
     arguments = parse_pretrain_arguments("", words)
     machine = replace(this_machine(), num_processes=2, num_local_processes=2)
-    planned = plan_without_start(arguments, machine, blocks_here(arguments)).kept
+    planned = make_plan(arguments, machine, local_mixture(arguments)).disk
     files = [
         *(whole_run / "checkpoint-6").glob("*.safetensors"),
         *(whole_run / "checkpoint-6").rglob("*optim_states.pt"),

@@ -51,7 +51,7 @@ def test_a_start_that_does_not_fit_is_refused_and_forced(sample_store: Path, tmp
     assert not run_dir.exists()
     forced = try_to_train("2 ranks", sample_store, run_dir, *flags, "--force", **small)
     assert forced.returncode == 0, forced.output
-    assert "--force starts it all the same" in forced.output
+    assert "started all the same (--force)" in forced.output
     assert "planned: " in forced.output
 
 

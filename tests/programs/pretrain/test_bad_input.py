@@ -11,8 +11,8 @@ import torch
 
 from pretraining.data.mixture import load_mixture
 from pretraining.system.memory import available_host_bytes
-from pretraining.training.config.data_checks import make_order
 from pretraining.training.data.dataset import BLOCKS_READ_AT_START
+from pretraining.training.data.order import make_order
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run
 from tests.programs.launching import records, training_flags, try_to_train
 from tests.unit.training.data.test_dataset import forge
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.launch
 
 def test_two_ranks_report_a_mistake_once(sample_store: Path, tmp_path: Path) -> None:
     done = try_to_train("deepspeed", sample_store, tmp_path / "run", "--global_batch_tokens", 100)
-    assert_one_error(done, "--global_batch_tokens 100: is no multiple of 256", "give 256")
+    assert_one_error(done, "--global_batch_tokens 100: is not a multiple of 256", "use 256")
     assert not (tmp_path / "run/run.json").exists()
 
 

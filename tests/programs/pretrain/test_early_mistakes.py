@@ -43,7 +43,7 @@ MISTAKES = [
     ([*QUICKSTART, "--model_overrides", "hidden_sizes=4"], "has no field hidden_sizes (did you mean hidden_size?)"),
     ([*QUICKSTART, "--model_overrides", "hidden_size=31"], "is not a multiple of num_attention_heads 4"),
     ([*ON_STORE, "--model_overrides", "vocab_size=9"], "its vocabulary of 9 does not match"),
-    ([*ON_STORE, "--global_batch_tokens", "65"], "--global_batch_tokens 65: is no multiple of"),
+    ([*ON_STORE, "--global_batch_tokens", "65"], "--global_batch_tokens 65: is not a multiple of"),
     ([*ON_STORE, "--output_dir", "README.md"], "--output_dir README.md: cannot be written (README.md is not a folder)"),
     ([*ON_STORE, "--output_dir", "docs"], "--output_dir docs: holds something else"),
     ([*ON_STORE, "--resume", "EMPTY"], "checkpoint is incomplete"),

@@ -22,7 +22,7 @@ def test_a_longer_run_from_the_stable_phase_is_one_that_was_planned_so(sample_st
 
     more = ["--max_steps", 10, "--resume", kept]
     done = train("2 ranks", sample_store, longer, *WSD, *more)
-    assert "warning: from step 5 on another schedule: num_steps was 6, now it is 10" in done.stderr
+    assert "warning: the schedule changes from step 5 on: num_steps was 6, now it is 10" in done.stderr
     train("2 ranks", sample_store, planned, *WSD, "--max_steps", 10, "--save_steps", 4)
     assert figures(longer) == figures(planned)
     assert [record["step"] for record in records(longer)] == list(range(1, 11))

@@ -1,4 +1,4 @@
-"""The formulas are held to what autograd saves, and to the most that is alive while a real step is computed."""
+"""The formulas agree with what autograd saves, and with the peak of a real step."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,8 @@ from tests.conftest import needs_compiler
 from tests.unit.planning.layouts import layout_of
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-MIDDLE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 8}
+MIDDLE = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 6, "num_attention_heads": 8}
+WIDE = {**MIDDLE, "hidden_size": 256, "intermediate_size": 688}  # for a vocabulary that does not dwarf the layers
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -72,11 +73,10 @@ def saved_storages(model: LlamaForCausalLM) -> Iterator[dict[int, torch.UntypedS
         yield found
 
 
-@pytest.mark.parametrize("size", [TINY, MIDDLE], ids=["tiny", "middle"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("how", [{}, {"checkpoint_every": 1}, {"checkpoint_every": 2}, {"attention": "eager"}], ids=str)
-def test_what_autograd_saves(size: dict, precision: str, how: dict) -> None:
-    layout = prepared(size, precision=precision, **how)
+def test_what_autograd_saves(precision: str, how: dict) -> None:
+    layout = prepared(TINY, precision=precision, **how)
     model = model_of(layout)
     with saved_storages(model) as found:
         loss = loss_of(model, layout)
@@ -183,7 +183,8 @@ def most_alive(layout: TrainingLayout) -> int:
     ],
 )
 def test_the_most_that_is_alive(precision: str, vocabulary: int, how: dict) -> None:
-    layout = prepared(MIDDLE, **{"length": 256, "vocabulary": vocabulary, "precision": precision, **how})
+    size = WIDE if vocabulary > 1000 else MIDDLE
+    layout = prepared(size, **{"length": 256, "vocabulary": vocabulary, "precision": precision, **how})
     planned = activations(layout)
     most = planned.kept + max(planned.at_loss, planned.in_layer)
     assert most == pytest.approx(most_alive(layout), rel=0.1)

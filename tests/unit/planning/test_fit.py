@@ -1,6 +1,5 @@
-"""The type of the gradients, the verdict and its remedies follow from one plan, and the table says it all."""
+"""Gradient type, verdict, suggestions and table of a plan."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +11,12 @@ from pretraining.errors import UserError
 from pretraining.planning.fit import GradientType, choose_gradient_type, fits
 from pretraining.planning.footprint import CONTEXT_BYTES, footprint
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.machine import MachineSpec
-from pretraining.planning.model_states import model_states
+from pretraining.planning.layout import MachineSpec
 from pretraining.planning.suggestions import check_fits, find_suggestions, smaller_divisors
 from pretraining.planning.table import PlannedRun, plan_table
 from pretraining.system.gpus import find_gpu_type
-from pretraining.system.restarts import RESTART_VARIABLE
-from pretraining.training.config.machine import planned_machine
-from pretraining.training.dry_run.dry_run import plan_without_start
-from pretraining.training.dry_run.measure import measured_table
-from pretraining.training.dry_run.trial import TrialSize
+from pretraining.training.config.layout import planned_machine
+from pretraining.training.dry_run.dry_run import make_plan
 from tests.conftest import PROJECT_DIR
 from tests.unit.planning.layouts import layout_of
 
@@ -43,7 +38,7 @@ def batch(number: int = 1, *, micro: int = 1) -> GlobalBatch:
 
 def planned(words: list[str]) -> PlannedRun:
     arguments = parse_pretrain_arguments("", words)
-    return plan_without_start(arguments, planned_machine(arguments.plan), None)
+    return make_plan(arguments, planned_machine(arguments.plan), None)
 
 
 def chosen(asked: str, *, precision: str = "bf16", gigabytes: float, num_gpus: int = 1) -> GradientType:
@@ -57,7 +52,7 @@ def test_gradients_are_added_up_in_fp32_unless_that_does_not_fit() -> None:
     tight = chosen("auto", gigabytes=122)
     assert tight.name == "bf16"
     assert "fp32 would not fit the 122.0 GB of a GPU" in tight.reason
-    assert chosen("auto", gigabytes=20).name == "fp32", "neither fits, so the smaller one is no remedy"
+    assert chosen("auto", gigabytes=20).name == "fp32", "neither fits, so the smaller one is no suggestion"
     assert chosen("bf16", gigabytes=20).reason == "as asked for"
     assert chosen("bf16", precision="fp32", gigabytes=20).name == "fp32"
     with pytest.raises(UserError, match="--grad_accum_dtype bf16 --fp16"):
@@ -76,12 +71,12 @@ def test_gradients_are_added_up_in_fp32_unless_that_does_not_fit() -> None:
 )
 def test_the_cheapest_change_comes_first_and_each_fits(kind: str, num_gpus: int, micro: int, first: str) -> None:
     layout = replace(layout_of("llama2_7b", num_gpus=num_gpus), micro_batch_blocks=micro)
-    place = machine(kind, num_gpus, host=1e12)
-    assert not fits(layout, place)
-    remedies = find_suggestions(layout, place, batch(num_gpus, micro=micro))
-    assert " ".join(remedies[0].flags) == first
-    assert all(fits(remedy.layout, remedy.machine) for remedy in remedies)
-    assert "--num_gpus=" in " ".join(remedies[-1].flags)
+    spec = machine(kind, num_gpus, host=1e12)
+    assert not fits(layout, spec)
+    suggestions = find_suggestions(layout, spec, batch(num_gpus, micro=micro))
+    assert " ".join(suggestions[0].flags) == first
+    assert all(fits(suggestion.layout, suggestion.machine) for suggestion in suggestions)
+    assert "--num_gpus=" in " ".join(suggestions[-1].flags)
 
 
 def test_smaller_micro_batches_are_found_without_counting_down() -> None:
@@ -90,16 +85,16 @@ def test_smaller_micro_batches_are_found_without_counting_down() -> None:
     assert len(smaller_divisors(10**12)) == 13 * 13 - 1
 
 
-def test_a_remedy_keeps_the_global_batch_where_its_micro_steps_are_given() -> None:
-    layout, place = replace(layout_of("llama2_7b", num_gpus=8), micro_batch_blocks=16), machine("a100_80gb", 8)
-    given = GlobalBatch(4096, 16, 2, 8, makes_tokens=False)
-    remedies = find_suggestions(layout, place, given)
-    assert remedies[0].flags == ("--per_device_train_batch_size 2", "--gradient_accumulation_steps 16")
+def test_a_suggestion_keeps_the_global_batch_where_its_micro_steps_are_given() -> None:
+    layout, spec = replace(layout_of("llama2_7b", num_gpus=8), micro_batch_blocks=16), machine("a100_80gb", 8)
+    given = GlobalBatch(4096, 16, 2, 8, follows_tokens=False)
+    suggestions = find_suggestions(layout, spec, given)
+    assert suggestions[0].flags == ("--per_device_train_batch_size 2", "--gradient_accumulation_steps 16")
 
 
-def test_a_remedy_that_the_host_cannot_hold_is_none() -> None:
+def test_what_the_host_cannot_hold_is_not_suggested() -> None:
     layout = layout_of("llama2_7b")
-    flags = [remedy.flags for remedy in find_suggestions(layout, machine("a100_80gb", host=64e9), batch())]
+    flags = [suggestion.flags for suggestion in find_suggestions(layout, machine("a100_80gb", host=64e9), batch())]
     assert flags
     assert all("offload" not in " ".join(words) for words in flags)
 
@@ -107,13 +102,13 @@ def test_a_remedy_that_the_host_cannot_hold_is_none() -> None:
 def test_a_run_that_does_not_fit_is_refused_in_one_line_and_forced_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    layout, place = layout_of("llama2_7b"), machine("a100_80gb", host=1e12)
+    layout, spec = layout_of("llama2_7b"), machine("a100_80gb", host=1e12)
     with pytest.raises(UserError, match="which has 80") as caught:
-        check_fits(layout, place, batch(), model="llama2_7b", force=False)
+        check_fits(layout, spec, batch(), model="llama2_7b", force=False)
     assert "on the GPU, which has 80.0 GB; what fits: --deepspeed ds_config_offload_opt" in str(caught.value)
     assert "\n" not in str(caught.value)
-    check_fits(layout, place, batch(), model="llama2_7b", force=True)
-    assert "--force starts it all the same" in warned(caplog)[-1]
+    check_fits(layout, spec, batch(), model="llama2_7b", force=True)
+    assert "started all the same (--force)" in warned(caplog)[-1]
     check_fits(replace(layout, checkpoint_every=1), machine("h200"), batch(), model="llama2_7b", force=False)
 
 
@@ -130,15 +125,6 @@ def test_what_is_assumed_refuses_nothing(caplog: pytest.LogCaptureFixture) -> No
         check_fits(layout, smaller, batch(), model="llama2_7b", force=False)
 
 
-def test_a_run_that_crashed_is_started_again_whatever_memory_is_still_held(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    restart = {"number": 1, "limit": 3, "reason": "killed", "started_at": 0.0}
-    monkeypatch.setenv(RESTART_VARIABLE, json.dumps(restart))
-    check_fits(layout_of("llama2_7b"), machine("h200", host=1e9), batch(), model="llama2_7b", force=False)
-    assert "it ran here before the crash" in warned(caplog)[-1]
-
-
 def test_the_type_of_the_sums_does_not_depend_on_free_host_memory() -> None:
     layout = replace(layout_of("llama2_7b"), checkpoint_every=1, offload_optimizer=True)
     host = footprint(replace(layout, grad_accum_dtype="bf16")).host_bytes
@@ -152,8 +138,8 @@ def test_the_table_of_every_recipe_fits_80_columns(recipe: str, gpus: str, monke
     monkeypatch.chdir(PROJECT_DIR)
     words = ["--recipe", f"recipes/{recipe}", "--dry_run", "--num_gpus", *gpus.split(), "--price_per_gpu_hour", "2"]
     run = planned(words)
-    remedies = find_suggestions(run.layout, run.machine, run.batch)
-    text = plan_table(run, remedies, problems=["too much"])
+    suggestions = find_suggestions(run.layout, run.machine, run.batch)
+    text = plan_table(run, suggestions, problems=["too much"])
     assert all(len(line) <= 79 for line in text.splitlines()), text
     for word in (
         "parameters",
@@ -183,21 +169,13 @@ def test_time_energy_and_price_follow_from_the_tokens(monkeypatch: pytest.Monkey
     measured = costs.at_speed(costs.tokens_per_second_per_gpu / 2)
     assert measured.mfu == pytest.approx(0.25)
     assert measured.price == pytest.approx(2 * costs.price)
-    step = {"tokens_per_second_per_gpu": measured.tokens_per_second_per_gpu, "tokens_per_step": 1024 * 4096}
-    states = dict.fromkeys(vars(model_states(run.layout)), 0)
-    table = measured_table(run, [{**step, "states": states, "peak_bytes": 0}], TrialSize(1, 8, 5))
-    rows = {line[2:32].strip(): line[32:].split() for line in table.splitlines() if line.startswith("  ")}
-    assert rows["MFU"] == ["50.0%", "25.0%"]
-    assert rows["price"] == [f"{costs.price:,.2f}", f"{measured.price:,.2f}"]
-    energy = [f"{one.kilowatt_hours:,.1f}" for one in (costs, measured)]
-    assert rows["energy of the GPUs, at most"] == [energy[0], "kWh", energy[1], "kWh"]
 
 
 def test_more_gpus_than_a_machine_has_are_said_to_be_on_several() -> None:
     layout = replace(layout_of("llama2_70b", num_gpus=4), checkpoint_every=1)
-    remedies = find_suggestions(layout, machine("h100", 4, host=512e9), batch(4))
-    assert remedies[0].flags == ("--num_gpus=32",)
-    assert remedies[0].needs.endswith(", on 4 machines (--hostfile)")
+    suggestions = find_suggestions(layout, machine("h100", 4, host=512e9), batch(4))
+    assert suggestions[0].flags == ("--num_gpus=32",)
+    assert suggestions[0].needs.endswith(", on 4 machines (--hostfile)")
 
 
 @pytest.mark.parametrize(

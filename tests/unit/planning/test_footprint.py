@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from pretraining.planning.footprint import MOMENTS, Footprint, footprint
+from pretraining.planning.footprint import PHASES, Footprint, footprint
 from pretraining.planning.layout import ZeroSettings
 from tests.unit.planning.layouts import layout_of
 
@@ -25,11 +25,11 @@ def test_one_gpu_with_the_7b_as_worked_out_by_hand() -> None:
     assert parts["logits and loss"] == 12 * 4096 * 32000
 
 
-def test_the_peak_is_the_sum_of_its_moment() -> None:
+def test_the_peak_is_the_sum_of_its_phase() -> None:
     for layout in (layout_of("llama2_7b"), replace(layout_of("llama2_7b", num_gpus=8), checkpoint_every=1)):
         needed = footprint(layout)
-        at = {moment: sum(p.num_bytes for p in needed.on_gpu if moment in p.moments) for moment in MOMENTS}
-        assert needed.gpu_bytes == max(at.values()) == at[needed.peak_moment]
+        at = {phase: sum(p.num_bytes for p in needed.on_gpu if phase in p.phases) for phase in PHASES}
+        assert needed.gpu_bytes == max(at.values()) == at[needed.peak_phase]
 
 
 def test_more_gpus_share_the_states_but_not_the_activations() -> None:

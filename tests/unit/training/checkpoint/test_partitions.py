@@ -43,7 +43,7 @@ def sizes_of(parameters: dict[str, torch.Tensor], groups: list[list[str]]) -> li
 
 
 @pytest.mark.parametrize("saved_by", range(1, 7))
-def test_what_was_kept_by_some_is_kept_by_others(saved_by: int) -> None:
+def test_weights_of_some_processes_reach_any_others(saved_by: int) -> None:
     """DeepSpeed's own reader finds the parameters in what the spans make of DeepSpeed's own partitions."""
     generator = random.Random(saved_by)
     for processes in range(1, 7):
@@ -59,8 +59,10 @@ def test_what_was_kept_by_some_is_kept_by_others(saved_by: int) -> None:
             for process in range(processes):
                 for name, place in places.items():
                     for span in overlapping_spans(process, place, kept[name]):
-                        numbers = saved[span.kept_by][kept[name].sub_group].narrow(0, span.kept_at, span.length)
-                        flats[process][place.sub_group].narrow(0, span.belongs_at, span.length).copy_(numbers)
+                        numbers = saved[span.source_rank][kept[name].sub_group].narrow(
+                            0, span.source_offset, span.length
+                        )
+                        flats[process][place.sub_group].narrow(0, span.target_offset, span.length).copy_(numbers)
             shapes = [{name: parameters[name].shape for name in names} for names in new]
             for name, tensor in merge(shapes, flats).items():
                 assert torch.equal(tensor, parameters[name])

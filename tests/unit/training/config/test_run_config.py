@@ -95,16 +95,16 @@ def test_the_vocabulary_is_padded_when_asked(sample_store: Path, tmp_path: Path)
 
 def test_a_micro_step_larger_than_an_epoch(sample_store: Path, tmp_path: Path) -> None:
     message = refusal(sample_store, tmp_path, tokens=64 * 1000, flags={"per_device_train_batch_size": 1000})
-    assert "give less with fewer processes or --per_device_train_batch_size, or preprocess more text" in message
+    assert "use fewer processes or a smaller --per_device_train_batch_size, or preprocess more text" in message
 
 
 def test_a_global_batch_that_does_not_divide(sample_store: Path, tmp_path: Path) -> None:
     message = refusal(sample_store, tmp_path, tokens=1000, flags={"per_device_train_batch_size": 4})
-    assert "--global_batch_tokens 1000: is no multiple of 256 = 64 tokens x 4 blocks" in message
-    assert message.endswith("give 768 or 1024")
-    assert refusal(sample_store, tmp_path, tokens=10).endswith("give 64")
+    assert "--global_batch_tokens 1000: is not a multiple of 256 = 64 tokens x 4 blocks" in message
+    assert message.endswith("use 768 or 1024")
+    assert refusal(sample_store, tmp_path, tokens=10).endswith("use 64")
     message = refusal(sample_store, tmp_path, tokens=640, flags={"per_device_train_batch_size": 4})
-    assert message.endswith("give 512 or 768, or processes and --per_device_train_batch_size that divide its 10 blocks")
+    assert message.endswith("use 512 or 768, or processes and --per_device_train_batch_size that divide its 10 blocks")
 
 
 def test_accumulation_is_derived_or_given_not_both(sample_store: Path, tmp_path: Path) -> None:
@@ -211,12 +211,12 @@ def test_output_dir_with_something_else(sample_store: Path, tmp_path: Path) -> N
     assert "already contains a run; drop --resume to resume" in message
 
 
-def test_a_run_that_was_begun_from_elsewhere_and_saved_nothing(sample_store: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_started_from_elsewhere_and_saved_nothing(sample_store: Path, tmp_path: Path) -> None:
     good = plan(sample_store, tmp_path)
     record = {"identity": asdict(run_identity(good)), "num_parameters": num_parameters(good.config)}
     (good.run_dir / "run.json").write_text(json.dumps({**record, "resumed_from": "runs/x/checkpoint-9"}, default=str))
     message = refusal(sample_store, tmp_path)
-    assert "was begun from runs/x/checkpoint-9 and has saved nothing since; give --resume runs/x" in message
+    assert "was started from runs/x/checkpoint-9 and has no checkpoint yet; pass --resume runs/x" in message
     assert "optimizer_settings.weight_decay differs" in refusal(sample_store, tmp_path, flags={"weight_decay": 0.5})
 
 
@@ -268,7 +268,7 @@ def test_a_split_without_blocks_is_an_error_or_a_warning(
     (store / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(logging.getLogger("pretraining"), "propagate", True)
     plan(store, tmp_path)
-    assert "validation has no block, so there is no validation while training" in caplog.text
+    assert "validation has no block, so nothing is evaluated during training" in caplog.text
     manifest["splits"]["train"] |= {"num_blocks": 0, "num_tokens": 0, "num_tail_tokens": 0, "shards": []}
     (store / "manifest.json").write_text(json.dumps(manifest))
     assert "train has no block of 64 tokens" in refusal(store, tmp_path)

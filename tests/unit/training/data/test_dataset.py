@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 from pretraining.data.store.manifest import read_manifest
 from pretraining.errors import UserError
 from pretraining.system.files import sha256_of
-from pretraining.training.config.data_checks import check_tokenizer
+from pretraining.training.config.early_checks import check_tokenizer
 from pretraining.training.data.batch import collate_targets
 from pretraining.training.data.dataset import BlockDataset, Item, MixedBlocks
 from pretraining.training.metrics.evaluation import EvaluationBlocks, evaluate_blocks, losses_by

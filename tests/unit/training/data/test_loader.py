@@ -11,10 +11,10 @@ import pytest
 from pretraining.data.mixture import load_mixture
 from pretraining.errors import UserError
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.training.config.data_checks import make_order
 from pretraining.training.data.batch import collate_targets
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.loader import BlockLoader, BlockStream
+from pretraining.training.data.order import make_order
 from pretraining.training.data.splits import TrainingData, open_training_data
 from tests.conftest import python, run_fine
 

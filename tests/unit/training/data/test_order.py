@@ -53,7 +53,7 @@ def test_the_order_is_this_one() -> None:
 
 
 def test_any_thousand_blocks_in_a_row_hold_exactly_the_shares() -> None:
-    sources, _ = THREE.places(np.arange(5000))
+    sources, _ = THREE.source_positions(np.arange(5000))
     for first in range(0, 4000, 7):
         assert np.bincount(sources[first : first + WINDOW]).tolist() == [700, 250, 50]
     for first in range(0, 4000, 7):  # and eight are never far from them

@@ -1,80 +1,81 @@
+import multiprocessing
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pretraining.errors import UserError
+from pretraining.planning.fit import fits
+from pretraining.planning.footprint import footprint
+from pretraining.planning.layout import MachineSpec
 from pretraining.system.launchers import launcher_identity
-from pretraining.training.dry_run import trial
-from pretraining.training.dry_run.micro_batch import largest
-from pretraining.training.dry_run.trial import FITS, OUT_OF_MEMORY, TrialRendezvous, _outcome
+from pretraining.training.dry_run.micro_batch import OUT_OF_MEMORY, _failure, _from_first_rank, candidates
+from tests.unit.planning.layouts import layout_of
 
-SIZES = [1, 2, 4, 8, 16]
-
-
-def found(limit: int, begin: int) -> tuple[int | None, list[int]]:
-    tried = []
-
-    def does_fit(number: int) -> bool:
-        tried.append(number)
-        return number <= limit
-
-    return largest(SIZES, does_fit, begin=begin), tried
+LAYOUT = replace(layout_of("llama2_7b", num_gpus=8), checkpoint_every=1)
 
 
-def test_the_largest_is_found_from_wherever_the_plan_begins() -> None:
-    for limit in (0, *SIZES):
-        for begin in range(len(SIZES)):
-            assert found(limit, begin)[0] == (limit or None)
+def machine(gpu_bytes: int | None, host_bytes: int | None) -> MachineSpec:
+    return MachineSpec("here", 8, 8, gpu_bytes, None, host_bytes)
 
 
-def test_a_plan_that_is_right_takes_two_trials() -> None:
-    assert found(4, begin=2) == (4, [4, 8])
-    assert found(16, begin=4) == (16, [16])
+def test_the_candidates_are_the_divisors_that_may_fit_the_largest_first() -> None:
+    assert candidates(LAYOUT, machine(10**15, 0), 12) == [12, 6, 4, 3, 2, 1], "host memory is not asked on a GPU"
+    counted = footprint(replace(LAYOUT, micro_batch_blocks=4)).counted.gpu_bytes
+    assert candidates(LAYOUT, machine(counted, None), 12) == [4, 3, 2, 1]
+    assert not fits(replace(LAYOUT, micro_batch_blocks=4), machine(counted, None)), "with what is assumed"
+    assert candidates(LAYOUT, machine(10**9, None), 12) == []
+    needed = footprint(replace(LAYOUT, micro_batch_blocks=2), has_gpu=False)
+    assert candidates(LAYOUT, machine(None, needed.host_bytes), 12) == [2, 1]
+    assert candidates(LAYOUT, machine(None, needed.counted.host_bytes), 12) == [1], "on a CPU what is assumed counts"
 
 
 def test_only_what_ran_out_of_memory_does_not_fit() -> None:
-    assert _outcome(0, "") == FITS
-    assert _outcome(-9, "") == OUT_OF_MEMORY
-    assert _outcome(1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate") == OUT_OF_MEMORY
-    assert _outcome(1, "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory") == OUT_OF_MEMORY
-    assert _outcome(2, "some warning\nerror: --dataset x: is missing\n") == "--dataset x: is missing"
-    assert _outcome(1, "Traceback\nValueError: no\n") == "ValueError: no"
+    assert _failure(-9, "") == OUT_OF_MEMORY
+    assert _failure(1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate") == OUT_OF_MEMORY
+    assert _failure(1, "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory") == OUT_OF_MEMORY
+    assert _failure(2, "some warning\nerror: --dataset x: is missing\n") == "--dataset x: is missing"
+    assert _failure(1, "Traceback\nValueError: no\n") == "ValueError: no"
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-@pytest.mark.parametrize("kind", ["folder of another user", "open folder", "link", "file"])
-def test_a_place_that_somebody_else_has_taken_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rank: str
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(trial, "_PLACES", iter([0]))
-    for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    for name, value in {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    folder, theirs = tmp_path / f"pretraining-{os.getuid()}-trial-{launcher_identity()}-0-0", tmp_path / "theirs"
+
+
+def fail() -> int:
+    raise AssertionError("only the first rank tries")
+
+
+def test_all_ranks_have_what_the_first_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    as_rank(monkeypatch, 1)
+    monkeypatch.setenv("PRETRAINING_LAUNCHER", launcher_identity())  # of which the pool is a child
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        other = pool.apply_async(_from_first_rank, (fail,))
+        as_rank(monkeypatch, 0)
+        assert _from_first_rank(lambda: 7) == 7
+        assert other.get(60) == 7
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("kind", ["open folder", "link"])
+def test_a_folder_that_somebody_else_has_taken_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rank: int
+) -> None:
+    """Every case is in the tests of `private_dir`."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    as_rank(monkeypatch, rank)
+    folder, theirs = tmp_path / f"pretraining-{os.getuid()}-trial-{launcher_identity()}", tmp_path / "theirs"
     theirs.mkdir(mode=0o700)
     (theirs / "thesis.txt").write_text("years of work")
-    if kind == "link":
-        folder.symlink_to(theirs)
-    elif kind == "file":
-        folder.write_text("years of work")
-    else:
-        folder.mkdir()
-        folder.chmod(0o777 if kind == "open folder" else 0o700)
-    if kind == "folder of another user":
-        if os.getuid() != 0:
-            pytest.skip("only root can give a folder to another user")
-        os.chown(folder, 65534, 65534)
+    make = partial(folder.symlink_to, theirs) if kind == "link" else folder.mkdir
+    make()
+    if kind == "open folder":
+        folder.chmod(0o777)
     with pytest.raises(UserError, match=f"{folder}: is not a folder that only this user can open"):
-        TrialRendezvous()
+        _from_first_rank(fail)
     assert (theirs / "thesis.txt").read_text() == "years of work"
-
-
-def test_a_place_is_removed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setenv("RANK", "0")
-    with TrialRendezvous() as place:
-        assert place.from_first(lambda: 7) == 7
-        (folder,) = tmp_path.iterdir()
-        assert folder.stat().st_mode & 0o777 == 0o700
-    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.errors import UserError
-from pretraining.planning.machine import MachineSpec
+from pretraining.planning.layout import MachineSpec
 from pretraining.training.model.compile import (
     CACHE_VARIABLE,
     FLOPS_PER_CORE_SECOND,

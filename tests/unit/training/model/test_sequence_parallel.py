@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pretraining.errors import UserError
-from pretraining.training.config.batch import check_sequence_parallel
+from pretraining.planning.global_batch import check_sequence_parallel
 from pretraining.training.data.dataset import IGNORED_LABEL
 from pretraining.training.model.fields import Heads
 from pretraining.training.model.sequence_parallel import collate_parts, join_sequence_group, part_of_batch

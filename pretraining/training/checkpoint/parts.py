@@ -1,0 +1,82 @@
+"""The parts of a checkpoint: collected from DeepSpeed and the Trainer, copied to host memory, written later."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+from pretraining.runs.untrusted import load_pickle
+
+
+@dataclass(frozen=True)
+class CheckpointPart:
+    """One or more large files of a checkpoint: the content, and a function that writes it and returns the paths.
+
+    With `is_copy` nothing else changes the content, so that it need not be copied.
+    """
+
+    content: Any
+    write: Callable[[Any], list[Path]]
+    is_copy: bool = False
+
+
+class DeferredCheckpointEngine(TorchCheckpointEngine):
+    """Passes what DeepSpeed would write to `add`, with the path; reads as DeepSpeed does."""
+
+    def __init__(self, add: Callable[[CheckpointPart], None]) -> None:
+        super().__init__()
+        self._add = add
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Do nothing: the folder is created once it is known that the disk has space."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Add a file of the checkpoint."""
+
+        def write(content: Any) -> list[Path]:
+            Path(path).parent.mkdir(exist_ok=True)
+            torch.save(as_saved(content), path)
+            load_pickle(Path(path), mmap=True)  # fail now if a resume would reject the file
+            return [Path(path)]
+
+        self._add(CheckpointPart(state_dict, write))
+
+
+def host_copy(value: Any) -> Any:
+    """Copy dicts, lists and objects, with every tensor copied to host memory separately."""
+    return _map(value, lambda tensor: tensor.detach().to("cpu", copy=True), copy.deepcopy)
+
+
+def as_saved(value: Any) -> Any:
+    """Copy dicts, lists and objects, with plain tensors that share memory with the given ones.
+
+    DeepSpeed adds attributes to its tensors, which torch.save would pickle, by names that no shard may have. An enum
+    becomes its value: Python 3.11.2, of Debian 12, pickles a member as a call of getattr.
+    """
+    return _map(value, torch.Tensor.detach, lambda other: other.value if isinstance(other, Enum) else other)
+
+
+def _map(value: Any, of_tensor: Callable[[torch.Tensor], torch.Tensor], of_other: Callable[[Any], Any]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return of_tensor(value)
+    if isinstance(value, dict):
+        return type(value)((key, _map(item, of_tensor, of_other)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return type(value)(_map(item, of_tensor, of_other) for item in value)
+    return of_other(value)
+
+
+def num_tensor_bytes(value: Any) -> int:
+    """Sum the bytes of all tensors in dicts, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return 0
+    return sum(num_tensor_bytes(item) for item in value)

@@ -1,0 +1,164 @@
+"""The machine of a run, and the memory layout that follows from its flags on that machine."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import LlamaConfig
+
+from pretraining.cli.arguments.planning import PlanArguments
+from pretraining.cli.arguments.pretrain import PretrainArguments
+from pretraining.cli.deepspeed_config import agree_with_flags, load_ds_config, offloads
+from pretraining.errors import UserError
+from pretraining.planning.fit import GradientType, choose_gradient_type, resolved_settings
+from pretraining.planning.flops import flops_per_token
+from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
+from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout, ZeroSettings
+from pretraining.system.gpus import find_gpu_type, gpu_type_of
+from pretraining.system.launchers import num_local_processes, num_processes
+from pretraining.system.memory import available_host_bytes
+from pretraining.training.config.trainer_arguments import Precision
+from pretraining.training.distributed.process_group import has_gpu, smallest_gpu_bytes
+from pretraining.training.model.compile import Compilation, choose_compilation
+
+
+def this_machine() -> MachineSpec:
+    """Look up the GPUs of this run's processes, and the memory that is available now."""
+    driver_name = torch.cuda.get_device_name() if has_gpu() else None
+    return MachineSpec(
+        name="this machine" if driver_name is None else f"{num_processes()} x {driver_name}",
+        num_processes=num_processes(),
+        num_local_processes=num_local_processes(),
+        gpu_bytes=smallest_gpu_bytes(),
+        gpu_type=None if driver_name is None else gpu_type_of(driver_name),
+        host_bytes=available_host_bytes(),
+    )
+
+
+def planned_machine(flags: PlanArguments) -> MachineSpec:
+    """The machine that --num_gpus, --gpu_type and --host_memory describe; this one where they are not given.
+
+    Raises:
+        UserError: when they do not describe a machine.
+    """
+    here = this_machine()
+    if flags.gpu_type is None and flags.num_gpus is not None and not here.has_gpu:
+        raise UserError(f"--num_gpus {flags.num_gpus}: this machine has no GPU; add --gpu_type, e.g. h200")
+    if flags.gpu_type is None and flags.num_gpus is None:
+        num_gpus = max(here.num_processes, torch.cuda.device_count() if here.has_gpu else 1)
+    else:
+        num_gpus = flags.num_gpus or here.num_processes
+    local = min(num_gpus, max(MAX_GPUS_PER_MACHINE, here.num_local_processes))
+    machine = replace(here, num_processes=num_gpus, num_local_processes=local)
+    if flags.gpu_type is None:
+        return replace(machine, host_bytes=flags.host_bytes or here.host_bytes)
+    gpu_type = find_gpu_type(flags.gpu_type)
+    name = f"{num_gpus} x {flags.gpu_type}"
+    return replace(machine, name=name, gpu_bytes=gpu_type.memory_bytes, gpu_type=gpu_type, host_bytes=flags.host_bytes)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The model, DeepSpeed's config and the global batch on a machine."""
+
+    config: LlamaConfig
+    ds_config: dict[str, Any]
+    machine: MachineSpec
+    batch: GlobalBatch
+
+
+def resolve_setup(
+    arguments: PretrainArguments, config: LlamaConfig, machine: MachineSpec, *, block_length: int
+) -> Setup:
+    """Load DeepSpeed's config and divide the global batch among the processes of a machine.
+
+    Raises:
+        UserError: when the config is wrong, or something does not divide exactly.
+    """
+    ds_config = load_ds_config(arguments.trainer["deepspeed"])
+    heads = (config.num_attention_heads, config.num_key_value_heads)
+    batch = resolve_global_batch(arguments, heads, block_length, machine.num_processes)
+    return Setup(config, ds_config, machine, batch)
+
+
+@dataclass(frozen=True)
+class ResolvedLayout:
+    """The memory layout, and the choices of type and compilation in it; `arguments` have the latter resolved."""
+
+    arguments: PretrainArguments
+    compilation: Compilation
+    gradient_type: GradientType
+    layout: TrainingLayout
+
+
+def resolve_layout(
+    arguments: PretrainArguments,
+    setup: Setup,
+    *,
+    num_steps: int | None,
+    precision: Precision,
+    was_compiled: bool | None = None,
+) -> ResolvedLayout:
+    """Decide compilation, gradient type and layout of a run; one of unknown length counts as short.
+
+    `was_compiled` is the choice of the run that is resumed.
+
+    Raises:
+        UserError: when DeepSpeed's config contradicts what is decided.
+    """
+    flags, batch = arguments.model, setup.batch
+    per_token = flops_per_token(setup.config, block_length=batch.block_length)
+    compilation = choose_compilation(
+        flags.compile_layers,
+        recorded=was_compiled,
+        is_possible=flags.layers_are_graphs
+        and not arguments.data.document_masking
+        and not arguments.trainer.get("torch_compile"),
+        machine=setup.machine,
+        flops=(num_steps or 0) * batch.tokens * per_token,
+    )
+    arguments = replace(arguments, model=replace(flags, compile_layers=compilation.is_on))
+    layout = _layout(arguments, setup, precision)
+    gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, setup.machine)
+    settings = resolved_settings(batch, precision, gradient_type)
+    agree_with_flags(setup.ds_config, settings, arguments.trainer["deepspeed"])
+    return ResolvedLayout(arguments, compilation, gradient_type, replace(layout, grad_accum_dtype=gradient_type.name))
+
+
+def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) -> TrainingLayout:
+    """The layout with gradients accumulated in fp32, which is not decided yet."""
+    flags, trainer, ds_config, batch = arguments.model, arguments.trainer, setup.ds_config, setup.batch
+    checkpointing = _checkpointing_options(trainer)
+    return TrainingLayout(
+        shape=setup.config,
+        zero=ZeroSettings.of(ds_config["zero_optimization"], hidden_size=setup.config.hidden_size),
+        block_length=batch.block_length,
+        micro_batch_blocks=batch.micro_batch_blocks,
+        evaluation_blocks=trainer["per_device_eval_batch_size"],
+        num_processes=batch.num_processes,
+        num_local_processes=setup.machine.num_local_processes,
+        precision=precision,
+        grad_accum_dtype="fp32",
+        optimizer=arguments.optimization.optim,
+        offload_optimizer=offloads(ds_config, "optimizer"),
+        offload_parameters=offloads(ds_config, "param"),
+        optimizer_on_disk=offloads(ds_config, "optimizer", to="nvme"),
+        parameters_on_disk=offloads(ds_config, "param", to="nvme"),
+        sequence_parallel_size=flags.sequence_parallel_size,
+        attention=flags.attention_implementation,
+        masks_documents=arguments.data.document_masking,
+        checkpoint_every=None if checkpointing is None else checkpointing.get("every_n_layers", 1),
+        offload_checkpoints=bool(checkpointing and checkpointing.get("offload")),
+        loss_tiles=flags.loss_tiles,
+        mlp_tiles=flags.mlp_tiles,
+        compiles_layers=bool(flags.compile_layers),
+        computes_in_fp8=flags.fp8,
+    )
+
+
+def _checkpointing_options(trainer: dict[str, Any]) -> dict[str, Any] | None:
+    """The Trainer's options of activation checkpointing, by its new name or its old one; None when it is off."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        if trainer.get(name):
+            return trainer.get(f"{name}_kwargs") or {}
+    return None

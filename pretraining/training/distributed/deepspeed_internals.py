@@ -1,0 +1,91 @@
+"""All uses of DeepSpeed's private parts, each with its reason, so that an upgrade is one review (deepspeed 0.19.8).
+
+The unit test of this module looks for each of them in the installed version.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import deepspeed.ops
+import torch
+from deepspeed import DeepSpeedEngine
+from torch import Tensor
+
+COUNTS = ("global_steps", "global_samples", "skipped_steps")
+
+
+def disable_shm_op() -> None:
+    """Disable a C++ op for inference, which would be compiled for a minute, or fail without a compiler."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def parameter_shapes(engine: DeepSpeedEngine) -> list[Mapping[str, torch.Size]]:
+    """Shapes of the parameters of each sub-group by name, as each checkpoint has them (runtime/engine.py)."""
+    return engine._get_zero_param_shapes()
+
+
+def group_of_sub_group(zero: Any) -> Mapping[int, int]:
+    """The number of the optimizer's parameter group by number of the sub-group (runtime/zero/stage3.py)."""
+    return zero.sub_group_to_group_id
+
+
+def master_weights(zero: Any) -> Sequence[Tensor]:
+    """The flat fp32 weights of this process by sub-group, keys of the optimizer's state (runtime/zero/stage3.py)."""
+    return zero.fp32_partitioned_groups_flat
+
+
+def own_partition(parameter: Tensor) -> Tensor:
+    """This process's partition of a parameter, padding included (runtime/zero/partition_parameters.py)."""
+    return parameter.ds_tensor
+
+
+def set_checkpoint_engine(engine: DeepSpeedEngine, checkpoint_engine: Any) -> None:
+    """Replace what reads and writes the files of a checkpoint; no setting selects a class (runtime/engine.py).
+
+    Nor are scripts copied into each checkpoint; `tools.checkpoints export` does what they do.
+    """
+    engine.checkpoint_engine = checkpoint_engine
+    engine._copy_recovery_script = _copy_nothing
+
+
+def _copy_nothing(_folder: str) -> None:
+    """In place of `_copy_recovery_script`."""
+
+
+def load_zero_state(engine: DeepSpeedEngine, rank: int, state: dict[str, Any], counts: Mapping[str, Any]) -> None:
+    """Load the state of a rank's ZeRO optimizer that no file has (runtime/zero/stage3.py, `load_state_dict`).
+
+    The event methods partition the parameters that stay whole between steps, and gather them again.
+    """
+    engine.optimizer.checkpoint_event_prologue()
+    engine.optimizer.load_state_dict({rank: state})
+    engine.optimizer.checkpoint_event_epilogue()
+    for name in COUNTS:
+        setattr(engine, name, counts[name])
+
+
+def allocated_states(engine: DeepSpeedEngine) -> dict[str, int]:
+    """Measure the bytes of the storages that ZeRO-3 holds between two steps, by the names of `ModelStates`."""
+    zero, parameters = engine.optimizer, list(engine.module.parameters())
+    weights = _storages(map(own_partition, parameters))
+    master = _storages(master_weights(zero))
+    whole = _storages(parameter.data for parameter in parameters if parameter.data.numel())
+    copies = _storages(flat.grad for flat in master_weights(zero) if flat.grad is not None)
+    return {
+        "weights": sum(weights.values()),
+        "whole_weights": sum(dict(whole.items() - weights.items()).values()),
+        "gradients": sum(_storages([zero.grad_partitions_flat_buffer]).values()),
+        "gradient_copies": sum(copies.values()),
+        "master_weights": sum(dict(master.items() - weights.items()).values()),
+        "moments": sum(_storages(_moments(zero)).values()),
+    }
+
+
+def _moments(zero: Any) -> Iterator[Tensor]:
+    for state in zero.optimizer.state.values():
+        yield from (value for value in state.values() if torch.is_tensor(value))
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Storages by address, with their bytes."""
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}

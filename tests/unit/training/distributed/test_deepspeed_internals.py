@@ -1,0 +1,36 @@
+"""The installed DeepSpeed still has every private part that this suite uses."""
+
+import inspect
+from importlib.metadata import version
+
+import deepspeed.ops
+import pytest
+from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.zero import partition_parameters
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+
+from pretraining.training.distributed import deepspeed_internals
+
+
+def test_the_review_was_of_the_installed_version() -> None:
+    assert f"deepspeed {version('deepspeed')})" in (deepspeed_internals.__doc__ or ""), "review each function first"
+
+
+@pytest.mark.parametrize("name", ["_get_zero_param_shapes", "_copy_recovery_script", "load_checkpoint"])
+def test_methods_of_the_engine(name: str) -> None:
+    assert callable(getattr(DeepSpeedEngine, name))
+
+
+@pytest.mark.parametrize("name", ["checkpoint_event_prologue", "checkpoint_event_epilogue", "load_state_dict"])
+def test_methods_of_the_optimizer(name: str) -> None:
+    assert callable(getattr(DeepSpeedZeroOptimizer_Stage3, name))
+
+
+def test_attributes_that_are_set_while_it_runs() -> None:
+    engine, zero = inspect.getsource(DeepSpeedEngine), inspect.getsource(DeepSpeedZeroOptimizer_Stage3)
+    for name in ("fp32_partitioned_groups_flat", "sub_group_to_group_id", "grad_partitions_flat_buffer"):
+        assert f"self.{name}" in zero
+    for name in ("checkpoint_engine", *deepspeed_internals.COUNTS):
+        assert f"self.{name}" in engine
+    assert ".ds_tensor = " in inspect.getsource(partition_parameters)
+    assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
