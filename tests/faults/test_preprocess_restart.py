@@ -225,9 +225,9 @@ def test_ctrl_c_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
-    goes_on = "run the same command again to resume from the last finished shard" in errors
-    assert goes_on == (tmp_path / "blocks.partial").exists()
-    assert goes_on, "the keys of the documents stay"
+    resumes = "run the same command again to resume from the last finished shard" in errors
+    assert resumes == (tmp_path / "blocks.partial").exists()
+    assert resumes, "the keys of the documents stay"
     assert "Traceback" not in errors
     run_fine(*command)
 
@@ -271,7 +271,7 @@ def test_input_that_changes_while_it_is_read_makes_no_store(corpus: Path, tmp_pa
             file.write('{"text": "one line more"}\n')
         _, errors = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 2
-    assert f"--data_files {own}: changed while it was read" in errors
+    assert f"--data_files {own}: changed during reading" in errors
     assert not (tmp_path / "blocks").exists()
 
 

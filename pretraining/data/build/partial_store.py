@@ -185,7 +185,7 @@ def _lock(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in folder.iterdir() if path.suffix != TEMPORARY_SUFFIX}
         if names - OWN_NAMES or (names and not names & {LOCK_NAME, MANIFEST_NAME}):
-            raise UserError(f"{folder}: blocks --output_dir; move it or choose another folder")
+            raise UserError(f"{folder}: is in the way of --output_dir; move it or choose another folder")
         descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another folder") from None
