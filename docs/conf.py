@@ -5,6 +5,7 @@ contents) is here and not in them. Sources are those of the project's root, so t
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -28,33 +29,47 @@ html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
 
 NAVIGATION = {
-    "Getting started": "docs/{README,getting-started/quickstart,getting-started/install,getting-started/first-run,"
-    "getting-started/hardware}",
-    "Guides": "docs/guides/{preprocess,train,resume-and-stop,monitor,generate,evaluate,finetune,hub,serve,"
-    "long-context,performance,multi-gpu,provenance}",
-    "Reference": "docs/reference/{programs,recipes,deepspeed-config,file-formats,errors,guarantees,packages}",
-    "Explanation": "docs/explanation/{architecture,life-of-a-token,life-of-a-step,life-of-a-checkpoint,decisions}",
-    "Results": "docs/benchmarks/*",
-    "Contributing": "docs/contributing/{setup,style,testing,releasing}",
-    "More": "{docs/coming-from,docs/glossary,CHANGELOG,SECURITY}",
+    "Getting started": ["docs/README", "docs/getting-started/quickstart", "docs/getting-started/install"]
+    + ["docs/getting-started/first-run", "docs/getting-started/hardware"],
+    "Guides": [
+        f"docs/guides/{name}" for name in ("preprocess", "train", "resume-and-stop", "monitor", "generate", "*")
+    ],
+    "Reference": ["docs/reference/programs", "docs/reference/recipes", "docs/reference/*"],
+    "Explanation": [f"docs/explanation/{name}" for name in ("architecture", "life-of-a-token", "life-of-a-step", "*")],
+    "Results": [
+        "docs/benchmarks/README",
+        "Preprocess <docs/benchmarks/preprocess>",
+        "Data path <docs/benchmarks/data_path>",
+    ]
+    + ["Overhead of a step <docs/benchmarks/overhead>", "Step settings <docs/benchmarks/step_settings>"]
+    + [
+        "Save speed <docs/benchmarks/save_speed>",
+        "Faults <docs/benchmarks/faults>",
+        "Generate <docs/benchmarks/generate>",
+    ]
+    + [
+        "Plans <docs/benchmarks/plans>",
+        "GPUs <docs/benchmarks/gpu>",
+        "Performance log <docs/benchmarks/performance-log>",
+    ],
+    "Contributing": ["docs/contributing/setup", "docs/contributing/*"],
+    "More": ["docs/coming-from", "docs/glossary", "CHANGELOG", "SECURITY"],
 }
+PROGRAMS = [f"docs/reference/cli/{name}" for name in ("preprocess", "pretrain", "generate", "*")]
 
 
-def toctree(pattern: str, *, caption: str = "") -> str:
-    """A hidden table of contents; `{a,b}` in the pattern expands to each of its names."""
-    before, _, rest = pattern.partition("{")
-    names = [f"/{before}{name}" for name in rest.rstrip("}").split(",")]
-    return "\n".join(["", "```{toctree}", ":hidden:", ":glob:", f":caption: {caption}", *names, "```", ""])
+def toctree(pages: Sequence[str], *, caption: str) -> str:
+    """A hidden table of contents; a page that is listed is not repeated by a pattern."""
+    names = "\n".join(page.replace("docs/", "/docs/") for page in pages)
+    return f"\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {caption}\n{names}\n```\n"
 
 
 def add_navigation(_: Sphinx, page: str, source: list[str]) -> None:
     """Give the first page and the list of programs their tables of contents."""
     if page == root_doc:
-        source[0] += "".join(toctree(pattern, caption=caption) for caption, pattern in NAVIGATION.items())
+        source[0] += "".join(toctree(pages, caption=caption) for caption, pages in NAVIGATION.items())
     elif page == "docs/reference/programs":
-        source[0] += toctree("docs/reference/cli/{preprocess,pretrain,generate,finetune,train_tokenizer,*}").replace(
-            ":caption: \n", ""
-        )
+        source[0] += toctree(PROGRAMS, caption="Programs")
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
