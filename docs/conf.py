@@ -28,33 +28,21 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
 
+RESULTS = {"overhead": "Overhead of a step", "step_settings": "Step settings", "save_speed": "Save speed"}
+RESULTS |= {"faults": "Faults", "generate": "Generate", "plans": "Plans", "gpu": "GPUs", "data_path": "Data path"}
+RESULTS |= {"preprocess": "Preprocess", "performance-log": "Performance log"}
 NAVIGATION = {
-    "Getting started": ["docs/README", "docs/getting-started/quickstart", "docs/getting-started/install"]
-    + ["docs/getting-started/first-run", "docs/getting-started/hardware"],
+    "Getting started": ["docs/README", "docs/getting-started/quickstart", "docs/getting-started/install"],
     "Guides": [
         f"docs/guides/{name}" for name in ("preprocess", "train", "resume-and-stop", "monitor", "generate", "*")
     ],
     "Reference": ["docs/reference/programs", "docs/reference/recipes", "docs/reference/*"],
     "Explanation": [f"docs/explanation/{name}" for name in ("architecture", "life-of-a-token", "life-of-a-step", "*")],
-    "Results": [
-        "docs/benchmarks/README",
-        "Preprocess <docs/benchmarks/preprocess>",
-        "Data path <docs/benchmarks/data_path>",
-    ]
-    + ["Overhead of a step <docs/benchmarks/overhead>", "Step settings <docs/benchmarks/step_settings>"]
-    + [
-        "Save speed <docs/benchmarks/save_speed>",
-        "Faults <docs/benchmarks/faults>",
-        "Generate <docs/benchmarks/generate>",
-    ]
-    + [
-        "Plans <docs/benchmarks/plans>",
-        "GPUs <docs/benchmarks/gpu>",
-        "Performance log <docs/benchmarks/performance-log>",
-    ],
+    "Results": ["docs/benchmarks/README", *(f"{title} <docs/benchmarks/{name}>" for name, title in RESULTS.items())],
     "Contributing": ["docs/contributing/setup", "docs/contributing/*"],
     "More": ["docs/coming-from", "docs/glossary", "CHANGELOG", "SECURITY"],
 }
+NAVIGATION["Getting started"] += ["docs/getting-started/first-run", "docs/getting-started/hardware"]
 PROGRAMS = [f"docs/reference/cli/{name}" for name in ("preprocess", "pretrain", "generate", "*")]
 
 
