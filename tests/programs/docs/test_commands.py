@@ -26,7 +26,10 @@ SMALL_RUN = (
 )
 SHAPE = " ".join([*TINY_MODEL[:-1], "max_position_embeddings=512"])  # generate.py's default is 200 tokens
 SMALL_MODEL = f"--model quickstart --model_overrides {SHAPE} --global_batch_tokens 1024 --warmup_steps 1"
-SMALL = {"pretrain": f"{SMALL_MODEL} {SMALL_RUN}", "finetune": f"{SMALL_RUN} --block_length 64"}
+SMALL = {
+    "pretrain": f"{SMALL_MODEL} {SMALL_RUN}",
+    "finetune": f"{SMALL_RUN} --per_device_train_batch_size 1 --block_length 64",
+}
 
 
 @dataclass(frozen=True)
