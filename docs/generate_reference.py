@@ -164,7 +164,7 @@ def guarantees_page() -> str:
     for path in sorted((PROJECT_DIR / "tests").rglob("test_*.py")):
         name = path.relative_to(PROJECT_DIR)
         for text, test in guarantees_of(path):
-            rows.setdefault(f"{name.parent}/", []).append((prose(text), f"`{name}::{test}`"))
+            rows.setdefault(f"{name.parent}/", []).append((prose(text), f"`{name.name}` `{test}`"))
     sections = ['Each is a marker on the test that fails when it is broken: `@pytest.mark.guarantee("...")`.']
     for folder, found in rows.items():
         sections += [f"## {folder}", table(("guarantee", "test"), found)]

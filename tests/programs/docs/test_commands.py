@@ -21,6 +21,7 @@ COMMAND = re.compile(r"(?:-m (?P<tool>tools\.\w+)|(?P<program>\w+)\.py)\b(?P<res
 PROGRAMS = ("preprocess", "pretrain", "finetune", "generate", "train_tokenizer")
 # What makes a command of the documents small; later flags override earlier ones and those of a recipe.
 SIZES = {"--block_length 2048": "--block_length 128", "--vocab_size 32000": "--vocab_size 500"}
+DOES_NOT_FIT = "llama2_7b.yaml --dry_run --num_gpus 1 --gpu_type h100 --host_memory 256GB"  # exit code 2
 SMALL_RUN = (
     "--per_device_train_batch_size 4 --max_steps 4 --save_steps 2 --eval_steps 4 --learning_rate 1e-2 --report false"
 )
@@ -42,7 +43,7 @@ class Block:
     @property
     def lines(self) -> list[str]:
         """Commands, without comments."""
-        joined = self.code.replace("\\\n", " ")
+        joined = re.sub(r"\s*\\\n\s*", " ", self.code)
         return [line for line in (re.sub(r"(^|\s)# .*", "", text).strip() for text in joined.splitlines()) if line]
 
 
@@ -66,6 +67,8 @@ def in_small(line: str) -> str:
     found = COMMAND.search(line)
     if found and found["program"] in SMALL and "--dry_run" not in line:
         line = f"{line} {SMALL[found['program']]}"
+    if "--dry_run" in line and line.endswith(DOES_NOT_FIT):
+        line = f"{line} && exit 1 || [ $? = 2 ]"
     return re.sub(r"^deepspeed ", f"deepspeed --master_port={free_port()} ", line)
 
 
