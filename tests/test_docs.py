@@ -24,6 +24,7 @@ FOREIGN_FLAGS = {
     "--allow-run-as-root", "--include", "--log_level", "--master_port", "--nproc_per_node", "--nnodes", "--num_gpus",
     "--hostfile", "--require-hashes", "--shm-size", "--signal", "--help", "--recipe", "--debug", "--block-length",
     "--trainer_arguments", "--restarts", "--check",
+    "--use_deepspeed", "--zero_stage", "--num_processes",
 }  # fmt: skip
 
 
