@@ -10,7 +10,7 @@ STAMP := $(shell date +%Y%m%d-%H%M%S)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench faults clean
+.PHONY: help quickstart test lint format docs bench faults clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ lint: $(VENV)/.installed-dev  ## format, lint, complexity, types
 format: $(VENV)/.installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed-docs  ## write the documentation as a site into build/docs; a broken link is an error
+	$(BIN)/python -m docs.generate_reference --check
+	$(BIN)/python -m sphinx -W --keep-going -q -j auto -c docs . build/docs
 
 bench: $(BENCH_VENV)/.installed  ## compare preprocess.py with its peers; BENCH_FLAGS="--data_files ... --tokenizer ..."
 	$(BENCH_VENV)/bin/python -m benchmarks.preprocess $(BENCH_FLAGS)
@@ -52,6 +56,10 @@ $(VENV)/.installed: requirements.txt requirements.lock
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock --no-build-isolation -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock -r requirements-docs.txt
 	@touch $@
 
 # The peers lie in an environment of their own, above the project's, so that all arms share one version of each library.

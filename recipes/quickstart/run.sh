@@ -1,5 +1,5 @@
 #!/bin/sh
-# From stories of a small world to a model that tells its own, and how far that is from what can be learned; started by
+# Train a model on the stories of a small world, and compare it with the best possible model; started by
 # `make quickstart`, which sets PYTHON and RUN.
 set -eu
 RUN=${RUN:-runs/quickstart}

@@ -82,6 +82,7 @@ def endless_gzip(path: Path, piece: bytes, megabytes: int) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gz", "xz", "zst"])
+@pytest.mark.guarantee("Compressed bombs stay within memory, disk and time.")
 def test_blank_lines_take_neither_disk_nor_time(tmp_path: Path, suffix: str) -> None:
     """256 million of them, in 250 KB or less; the one document at the end is found."""
     compress: Callable[[bytes], bytes] = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd}[suffix]

@@ -338,6 +338,7 @@ OPTIMIZER = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
 ENGINE = "zero_pp_rank_1_mp_rank_00_model_states.pt"
 
 
+@pytest.mark.guarantee("Forged checkpoints of every pickle protocol execute nothing.")
 def test_every_reader_refuses_a_forged_shard(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Export, sampling and whatever else loads a model, and a resume in another number of processes."""
     canary, config = tmp_path / "canary", {"zero_optimization": {"stage": 3}}

@@ -108,6 +108,7 @@ def check(reader: Reader, path: Path, variants: Iterator[bytes], record: Callabl
     assert answers.count("refused") > len(answers) // 10
 
 
+@pytest.mark.guarantee("Mutated models end in one line or work.")
 def test_tokenizers(
     reader: Callable[..., Reader], sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -52,6 +52,7 @@ def found_in_call(call: ast.Call) -> Iterator[str]:
             yield f"{keyword}={keywords[keyword]}"
 
 
+@pytest.mark.guarantee("Only one function opens pickles.")
 def test_nothing_else_unpickles() -> None:
     found = set()
     for path in sources():

@@ -368,6 +368,7 @@ def outcomes(rows: list[Row], folder: Path, store: Path) -> list[dict[str, Any]]
     return found
 
 
+@pytest.mark.guarantee("Odd command lines end in one line or work.")
 def test_odd_command_lines_end_in_one_line_or_in_what_is_listed(sample_store: Path, folder: Path) -> None:
     rows = [Row("run", [], resolved={}), *numeric_rows(), *PLANS, *RUNS, *OTHERS]
     assert len(rows) > 1000

@@ -64,6 +64,7 @@ AUTO_MAP = {"AutoModelForCausalLM": "evil/repo--modeling.Evil"}
         ("tokenizer_config.json", "auto_map", {"AutoTokenizer": ["evil/repo--tokenizer.Evil", None]}),
     ],
 )
+@pytest.mark.guarantee("No code from a model, tokenizer or template is executed.")
 def test_no_program_takes_a_model_that_asks_for_code(
     name: str, field: str, value: Any, model: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.guarantee(
+    "An export that is not the trained model is detected: a changed or transposed weight, wrong positions, lost ties."
+)
 def test_an_export_that_is_not_the_model_is_found(sample_store: Path, tmp_path: Path) -> None:
     """On the way the run goes on; at the end it fails, and what was exported before stays."""
     run_dir = tmp_path / "run"

@@ -60,6 +60,9 @@ def kill_of(generator: random.Random) -> list[object]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
+@pytest.mark.guarantee(
+    "A run killed at any instant, in a step or a save, by rank or all at once, equals an uninterrupted one, bit by bit."
+)
 def test_a_run_killed_at_any_instant_is_one_that_was_not(
     precision: str, mixture: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -39,6 +39,7 @@ def saved(run_dir: Path) -> list[str]:
     return [folder.name for folder in checkpoints]
 
 
+@pytest.mark.guarantee("Weights that are not finite are never saved; the last good checkpoint stays.")
 def test_a_run_whose_state_is_not_finite_ends_unsaved_and_resumes(
     undisturbed: Path, sample_store: Path, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def start(
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "torchrun", "mpirun"])
+@pytest.mark.guarantee("No process outlives its launcher.")
 def test_nothing_outlives_its_killed_launcher(
     name: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -126,6 +126,7 @@ def work(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.guarantee("Of mutated JSON lines, each is accounted for.")
 def test_mutated_json_lines_are_accounted_for_exactly(
     work: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -146,6 +147,7 @@ def test_mutated_json_lines_are_accounted_for_exactly(
         shutil.rmtree(work / "blocks.partial", ignore_errors=True)
 
 
+@pytest.mark.guarantee("A damaged compressed file is reported with the place of the damage.")
 def test_mutated_compressed_files_are_read_or_refused_with_the_place(
     work: Path, record_property: Callable[[str, object], None]
 ) -> None:

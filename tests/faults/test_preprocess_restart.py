@@ -74,6 +74,7 @@ def killed_at_a_time(command: list[object], chance: random.Random, partial: Path
         return process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.guarantee("preprocess.py, killed at any instant, resumes to the same bytes.")
 def test_killed_at_any_instant_the_same_command_goes_on_to_the_same_bytes(
     corpus: Path,
     packing: str,
@@ -285,6 +286,7 @@ def test_a_folder_of_somebody_else_is_not_taken_for_an_unfinished_store(tmp_path
     assert (tmp_path / "blocks.partial/thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.guarantee("preprocess.py on a full disk ends with one line and resumes when there is space.")
 def test_a_full_disk_ends_cleanly_and_the_run_goes_on_when_there_is_room(
     corpus: Path, packing: str, undisturbed: dict[str, str], small_disk: Path
 ) -> None:

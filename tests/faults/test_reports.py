@@ -28,6 +28,7 @@ def unreported(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.launch
+@pytest.mark.guarantee("With and without a report the run is the same, bit by bit.")
 def test_a_run_with_a_report_is_the_run_without(unreported: Path, sample_store: Path, tmp_path: Path) -> None:
     done = train("1 rank", sample_store, tmp_path / "run", *EVALUATED)
     assert first_difference(unreported, tmp_path / "run") is None
@@ -48,6 +49,7 @@ def test_a_run_with_a_report_is_the_run_without(unreported: Path, sample_store: 
         ("cannot start", "[Errno 2] No such file or directory: '/nowhere/python3'"),
     ],
 )
+@pytest.mark.guarantee("A report that fails is a warning.")
 def test_a_report_that_fails_is_one_warning(
     how: str, said: str, unreported: Path, sample_store: Path, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def steps_of(run_dir: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.guarantee("A failed save does not end the run.")
 def test_a_save_that_fails_on_one_process_leaves_the_run_going(
     rank: int, undisturbed: Path, sample_store: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.guarantee("Damaged checkpoints are detected by their hashes.")
 def test_damaged_checkpoints_are_set_aside_and_the_run_goes_on_from_a_sound_one(
     undisturbed: Path, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

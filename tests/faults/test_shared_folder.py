@@ -22,6 +22,7 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.guarantee("A run folder that processes do not share is an error at the start.")
 def test_a_run_folder_that_is_another_for_each_process_is_an_error_at_the_start(
     sample_store: Path, folders: Path
 ) -> None:

@@ -48,6 +48,7 @@ def train_with_faults(store: Path, run_dir: Path, *more: object, **env: str) -> 
     )
 
 
+@pytest.mark.guarantee("A run after a rollback equals, bit by bit, one that never read the blocks of the spike.")
 def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tmp_path: Path) -> None:
     # An export of the step before the spike has a block that is skipped in the end.
     flags = [*FLAGS, "--export_every_tokens", (POISONED_STEP - 1) * 512]
@@ -72,6 +73,7 @@ def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tm
     assert records(tmp_path / "run")[-1]["spikes"] == 1
 
 
+@pytest.mark.guarantee("A step with NaN or Inf changes nothing and is named with file and line.")
 def test_a_step_that_is_no_number_is_skipped_counted_and_named(poisoned_store: Path, tmp_path: Path) -> None:
     poisoned, clean = tmp_path / "poisoned", tmp_path / "clean"
     flags = ["--max_steps", 6, "--save_strategy", "no", "--logging_steps", 2]

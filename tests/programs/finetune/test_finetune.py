@@ -113,6 +113,7 @@ def answer_loss(model_dir: Path, tokenizer: PreTrainedTokenizerBase, conversatio
     return float(np.mean(losses))
 
 
+@pytest.mark.guarantee("The loss of fine-tuning is that of the answers alone, by transformers on each conversation.")
 def test_the_loss_is_that_of_the_answers_alone(
     base_model: Path, tuned_run: Path, conversations: list[Messages]
 ) -> None:
@@ -122,6 +123,7 @@ def test_the_loss_is_that_of_the_answers_alone(
     assert answer_loss(tuned_run / "model", tokenizer, conversations) < steps[-1]["loss"] < steps[0]["loss"]
 
 
+@pytest.mark.guarantee("Packed conversations train like padded ones.")
 def test_packed_conversations_train_like_padded_ones(
     base_model: Path, chat_file: Path, tuned_run: Path, tmp_path: Path
 ) -> None:
@@ -138,6 +140,7 @@ def test_tiles_change_nothing(base_model: Path, chat_file: Path, tuned_run: Path
     assert_same_training(figures(tmp_path / "run"), figures(tuned_run), **SIZES)
 
 
+@pytest.mark.guarantee("Fine-tuning resumes bit by bit.")
 def test_a_resumed_run_equals_one_never_stopped(
     base_model: Path, chat_file: Path, tuned_run: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +162,7 @@ def test_a_resumed_run_equals_one_never_stopped(
     assert_one_error(done, "--resume: initial_weights.model.safetensors differs from that of", "use the same flags")
 
 
+@pytest.mark.guarantee("A chat template gives the ids of training.")
 def test_the_ids_of_training_are_those_of_the_exported_chat_template(
     tuned_run: Path, conversations: list[Messages]
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_private_model_of_a_revision_and_a_tokenizer_for_blocks(
     assert_one_error(done, "--model alice/tiny: cannot be loaded", "HF_TOKEN")
 
 
+@pytest.mark.guarantee("Pickles and code of others are not even downloaded.")
 def test_pickles_and_code_of_others_are_not_even_downloaded(hub: LocalHub, model_dir: Path, tmp_path: Path) -> None:
     pickled = shutil.copytree(model_dir, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")

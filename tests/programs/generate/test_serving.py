@@ -83,6 +83,7 @@ def check(address: str, model: Path) -> None:
     assert said["content"].rstrip(HALF) == expected(model, asked)
 
 
+@pytest.mark.guarantee("`transformers serve` answers with the text of transformers.")
 def test_transformers_serve(model: Path, tmp_path: Path) -> None:
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     if missing:
@@ -92,6 +93,7 @@ def test_transformers_serve(model: Path, tmp_path: Path) -> None:
         check(address, model)
 
 
+@pytest.mark.guarantee("vLLM answers with the text of transformers (where it is installed).")
 def test_vllm(model: Path, tmp_path: Path) -> None:
     """It wants versions of its own of what this suite pins, so it has an environment of its own."""
     interpreter = os.environ.get("VLLM_PYTHON")

@@ -84,6 +84,7 @@ def assert_arrived(hub: LocalHub, store: Path) -> None:
 
 
 @pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+@pytest.mark.guarantee("A block store on the Hub is private, complete and loads without code of this suite.")
 def test_a_pushed_store_is_private_whole_and_loads_without_our_code(
     xet: bool, hub: LocalHub, sample_store: Path, local_rows: str, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_commit_whose_answer_is_lost_is_found_done(hub: LocalHub, sample_store
     assert_arrived(hub, sample_store)
 
 
+@pytest.mark.guarantee("After a kill, only what is missing is sent to the Hub.")
 def test_after_a_kill_only_what_is_missing_is_sent(
     hub: LocalHub, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -187,6 +187,7 @@ def test_a_data_set_that_training_cannot_have_is_one_line(hub: LocalHub, sample_
     assert not [asked for asked in hub.asked("resolve") if "data/" in asked.path]
 
 
+@pytest.mark.guarantee("Pushes that fail end no training and are not lost.")
 def test_pushes_fail_and_end_no_training_and_are_not_lost(
     hub: LocalHub, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -34,6 +34,7 @@ def fp8_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run_dir
 
 
+@pytest.mark.guarantee("FP8: two processes train like one.")
 def test_two_processes_train_like_one(fp8_run: Path, sample_store: Path, tmp_path: Path) -> None:
     """A scale is that of one tensor in one micro step, and the micro steps are the same."""
     train("1 rank", sample_store, tmp_path / "run", *FP8, *UNSAVED)

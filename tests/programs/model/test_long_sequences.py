@@ -66,6 +66,7 @@ def test_wrong_tiles_are_found_at_the_beginning_of_long_blocks(script: str, tmp_
         assert_one_error(done, "--loss_tiles 3 --mlp_tiles 5: the loss of the first tokens is off", "by 0.01")
 
 
+@pytest.mark.guarantee("Processes that share blocks train like one process.")
 def test_processes_that_share_blocks_train_like_one(shared_run: Path, one_process: Path) -> None:
     assert_same_run(shared_run, one_process)
 
@@ -88,6 +89,7 @@ def test_a_run_of_shared_blocks_goes_on_with_whole_ones(shared_run: Path, padded
     assert_same_run(tmp_path / "run", shared_run)
 
 
+@pytest.mark.guarantee("Tiles train like complete blocks.")
 def test_tiles_train_like_whole_blocks(one_process: Path, padded_store: Path, tmp_path: Path) -> None:
     """In data parallel processes, all in host memory, activation checkpointing around the tiles."""
     flags = [*TILED, "--activation_checkpointing", "--deepspeed", PROJECT_DIR / "ds_config_offload.json"]

@@ -58,6 +58,7 @@ def test_a_record_says_all_that_is_known(whole_run: Path) -> None:
     assert len(times) == NUM_STEPS + 2 + 1 + len(events(whole_run, "start", "save", "summary"))
 
 
+@pytest.mark.guarantee("The parts of the time sum to the whole.")
 def test_the_parts_of_the_time_sum_to_the_whole(whole_run: Path) -> None:
     found = records(whole_run)
     for record in found:
@@ -97,6 +98,7 @@ def test_starts_and_saves_are_events(whole_run: Path) -> None:
         assert event["seconds"] > 0
 
 
+@pytest.mark.guarantee("A checkpoint and an export take what was planned.")
 def test_a_checkpoint_takes_what_was_planned(whole_run: Path, sample_store: Path) -> None:
     words = [str(word) for word in training_flags(sample_store, whole_run, *FLAGS)]
     arguments = parse_pretrain_arguments("", words)
@@ -111,6 +113,7 @@ def test_a_checkpoint_takes_what_was_planned(whole_run: Path, sample_store: Path
     assert planned.num_checkpoints == len(list(whole_run.glob("checkpoint-*")))
 
 
+@pytest.mark.guarantee("No metric makes a micro step wait for a GPU.")
 def test_no_figure_makes_a_micro_step_wait_for_a_gpu(sample_store: Path, tmp_path: Path) -> None:
     flags = ["--per_device_train_batch_size", 1, "--max_steps", 2, "--export", "false", "--save_strategy", "no"]
     options = {"script": "tests/programs/drivers/counting_run.py", "env": {"SYNCHRONIZATIONS": str(tmp_path / "found")}}
@@ -127,6 +130,7 @@ def test_one_process_speaks_and_says_each_step_once(whole_run: Path) -> None:
         assert sum(line.startswith(word) for line in lines) == 1
 
 
+@pytest.mark.guarantee("A killed run has each step once in its curves.")
 def test_a_killed_run_tells_each_step_once(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
     """The curves of the killed run go on until step 5, its checkpoint is of step 3; at the end it is started again."""
     run_dir = tmp_path / "run"

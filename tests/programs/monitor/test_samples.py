@@ -60,6 +60,9 @@ def plain_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return run_dir
 
 
+@pytest.mark.guarantee(
+    "Samples change nothing in a run, appear once after a resume, and are what the exported model writes."
+)
 def test_samples_change_nothing_and_are_there_once(sample_store: Path, plain_run: Path, tmp_path: Path) -> None:
     """In a run with dropout, whose random state shows in every loss; nor do they after a resume."""
     run_dir = tmp_path / "run"

@@ -36,6 +36,9 @@ def small_sub_groups(folder: Path, name: str) -> Path:
         (1, "ds_config_offload.json", ["--bf16", "true", "--optim", "muon"]),
     ],
 )
+@pytest.mark.guarantee(
+    "Planned bytes of weights, gradients and optimizer are what DeepSpeed allocates on every rank, to the byte."
+)
 def test_the_planned_bytes_are_allocated(
     num_ranks: int, ds_config: str, flags: list[str], sample_store: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def test_a_plan_with_blocks_knows_its_steps(sample_store: Path, tmp_path: Path) 
     assert not run_dir.exists()
 
 
+@pytest.mark.guarantee("A run that does not fit is rejected with flags that fit.")
 def test_a_start_that_does_not_fit_is_refused_and_forced(sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     small = {"script": "tests/programs/drivers/small_machine_run.py", "env": {"AVAILABLE_MEMORY": "1000000"}}
@@ -55,6 +56,7 @@ def test_a_start_that_does_not_fit_is_refused_and_forced(sample_store: Path, tmp
     assert "planned: " in forced.output
 
 
+@pytest.mark.guarantee("The largest micro batch is found, and trains like one that was given.")
 def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_number_given(
     sample_store: Path, tmp_path: Path
 ) -> None:

@@ -39,6 +39,9 @@ def preprocess(output_dir: Path, *flags: object, launcher: tuple[object, ...] = 
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.guarantee(
+    "The bytes of a block store depend on input and flags alone: not on workers, processes or backend."
+)
 def test_the_bytes_depend_neither_on_workers_nor_on_processes(corpus: Path, packing: str, tmp_path: Path) -> None:
     flags = ["--data_files", corpus, "--num_slices", 5, "--packing", packing, *SMALL]
     manifest = preprocess(tmp_path / "1", *flags, "--num_workers", 1)
@@ -111,6 +114,9 @@ def test_best_fit_cuts_no_document_that_fits_and_pads_the_rest(corpus: Path, tmp
     assert 0 < train.num_padding_tokens < 0.05 * train.num_tokens
 
 
+@pytest.mark.guarantee(
+    "A backend that gives a wrong id is detected while it runs, and its work is repeated by the reference."
+)
 def test_a_backend_found_wrong_while_running_is_given_up_and_its_work_made_again(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     words = ["hay"] * 3000 + ["a needle"] * 20_000

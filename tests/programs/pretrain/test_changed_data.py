@@ -44,6 +44,7 @@ def num_blocks(store: Path) -> int:
     return json.loads((store / "manifest.json").read_text())["splits"]["train"]["num_blocks"]
 
 
+@pytest.mark.guarantee("Sums by source are right when the data change.")
 def test_tokens_and_epochs_are_those_of_each_source(sample_store: Path, lone_store: Path, tmp_path: Path) -> None:
     """From 1 source to 5, to 1, to 2, to 2 others, with a resume on the same data after each of several."""
     run_dir = tmp_path / "run"

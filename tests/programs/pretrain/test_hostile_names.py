@@ -40,6 +40,7 @@ def controls(text: str) -> set[str]:
     return {one for one in text if (ord(one) < 32 or 127 <= ord(one) < 160 or one == "\u202e") and one not in "\n\t"}
 
 
+@pytest.mark.guarantee("No escape sequence reaches a log or a card.")
 def test_the_log_and_the_card_show_them_as_characters(hostile_store: Path, tmp_path: Path) -> None:
     with (hostile_store.parent / "said").open(newline="") as file:
         said = file.read()

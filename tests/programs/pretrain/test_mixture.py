@@ -20,6 +20,7 @@ def mixture(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     return [f"news={sample_store}:0.75", f"wiki={store}:0.25"]
 
 
+@pytest.mark.guarantee("A mixture trains in two processes like in one, with metrics by source.")
 def test_two_processes_train_on_a_mixture_like_one(mixture: list[str], sample_store: Path, tmp_path: Path) -> None:
     """With documents isolated and their first tokens masked, so that blocks weigh differently."""
     flags = ["--dataset", *mixture, "--document_masking", "--ignore_first_token", "--save_strategy", "no"]

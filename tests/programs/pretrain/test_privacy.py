@@ -32,6 +32,7 @@ def of_launcher(name: str) -> list[object]:
 
 
 @pytest.mark.parametrize("name", ["python", "deepspeed", "mpirun"])
+@pytest.mark.guarantee("No secret and no absolute path is published.")
 def test_a_run_keeps_to_itself(name: str, sample_store: Path, tmp_path: Path) -> None:
     """Every file of the run folder is searched for the secret, and every socket is on the loopback interface."""
     run_dir, listening = tmp_path / "a run", tmp_path / "listening"

@@ -21,6 +21,7 @@ FLAGS = ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1", "--save_step
 EXPORTS = ["--export_every_tokens", 1000]  # two steps have 1,024
 
 
+@pytest.mark.guarantee("Intermediate exports change nothing in the run and are never written twice.")
 def test_exports_change_nothing_in_the_run(sample_store: Path, tmp_path: Path) -> None:
     """Not in one with dropout, whose random state shows in every loss; nor does going on make them again."""
     run_dir, other = tmp_path / "run", tmp_path / "other"

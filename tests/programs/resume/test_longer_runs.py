@@ -13,6 +13,7 @@ pytestmark = pytest.mark.launch
 WSD = ["--lr_scheduler_type", "wsd", "--decay_steps", 2, "--eval_strategy", "no", "--save_total_limit", 1]
 
 
+@pytest.mark.guarantee("A wsd run that is extended equals one that was planned longer, bit by bit.")
 def test_a_longer_run_from_the_stable_phase_is_one_that_was_planned_so(sample_store: Path, tmp_path: Path) -> None:
     short, longer, planned = (tmp_path / name for name in ("short", "longer", "planned"))
     done = train("2 ranks", sample_store, short, *WSD)  # 6 steps

@@ -53,6 +53,7 @@ def test_each_checkpoint_has_a_copy_that_counts(run_dir: Path) -> None:
         assert "run.json" in [file["path"] for file in read_complete(checkpoint)["files"]]
 
 
+@pytest.mark.guarantee("A lost run.json does not end a run.")
 def test_a_run_resumes_without_its_record(run_dir: Path, sample_store: Path) -> None:
     """As it would with it: another run is refused, other versions are named, and the record is there again."""
     before = read_run_record(run_dir)

@@ -43,6 +43,7 @@ def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return model_dir
 
 
+@pytest.mark.guarantee("A checkpoint exports to the weights of the run, bit by bit, without GPUs.")
 def test_the_weights_are_those_of_the_checkpoint_to_the_bit(finished_run: Path, exported: Path) -> None:
     ours = load_file(exported / "model.safetensors")
     theirs = load_file(finished_run / "checkpoint-2/model.safetensors")

@@ -53,6 +53,7 @@ def summed_losses(model: PreTrainedModel, ids: list[int]) -> tuple[float, int]:
 
 
 @pytest.mark.launch
+@pytest.mark.guarantee("Held-out metrics equal the loss of transformers on each document alone, to 1e-5.")
 def test_the_figures_are_those_of_transformers_on_each_document_alone(trained_run: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(trained_run / "model").eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(trained_run / "model")
@@ -94,6 +95,7 @@ def test_the_figures_are_those_of_transformers_on_each_document_alone(trained_ru
 
 
 @pytest.mark.launch
+@pytest.mark.guarantee("On blocks, evaluation gives the metrics that the run logged.")
 def test_blocks_have_the_figures_that_the_run_logged(trained_run: Path, sample_store: Path, tmp_path: Path) -> None:
     found = figures(tmp_path / "test.json", trained_run, "--dataset", sample_store)
     (logged,) = records(trained_run, "test_loss")

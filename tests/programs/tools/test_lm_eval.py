@@ -33,6 +33,7 @@ metric_list:
     importlib.util.find_spec("lm_eval") is None,
     reason="lm_eval is not installed (pip install -c requirements.lock -c requirements-extras.txt lm_eval)",
 )
+@pytest.mark.guarantee("lm-evaluation-harness gives the bits per byte of transformers (where it is installed).")
 def test_it_has_the_bits_per_byte_of_the_exported_model(trained_run: Path, tmp_path: Path) -> None:
     lines = (PROJECT_DIR / "data/sample/news.jsonl").read_text("utf-8").splitlines()[:8]
     texts = [json.loads(line)["text"][:200] for line in lines]

@@ -73,6 +73,7 @@ def test_the_ids_are_those_of_the_llama2_tokenizer(
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 0.02), (torch.bfloat16, 0.2)])
+@pytest.mark.guarantee("llama.cpp gives the ids and probabilities of transformers.")
 def test_the_probabilities_are_those_of_transformers(
     dtype: torch.dtype, most: float, sample_store: Path, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def model_dirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("bfloat16", "shards", "float32", 1.15),
     ],
 )
+@pytest.mark.guarantee("Weights are in memory once.")
 def test_weights_take_their_own_bytes_and_no_more(
     model_dirs: Path, stored: str, source: str, dtype: str, most: float
 ) -> None:

@@ -24,6 +24,7 @@ def config_of(name: str, **fields: object) -> LlamaConfig:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.guarantee("Parameters of the presets are the published numbers.")
 def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     assert num_parameters(config_of(name)) == PUBLISHED[name]
 
@@ -51,6 +52,7 @@ def test_tied_embeddings_and_biases_are_counted_as_they_are(fields: dict[str, bo
 
 
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.guarantee("FLOPs are those that torch counts.")
 def test_flops_are_those_that_torch_counts(tied: bool) -> None:
     config = config_of("quickstart", num_key_value_heads=2, tie_word_embeddings=tied)
     config._attn_implementation = "eager"  # multiplies the full square, which the formula counts

@@ -74,6 +74,7 @@ def test_whoever_opens_it_finds_the_old_file_or_the_new_one_whenever_the_writer_
 
 
 @pytest.mark.launch
+@pytest.mark.guarantee("Disks without locks or folder syncs: the same bytes.")
 def test_a_block_store_is_the_same_on_a_disk_without_locks_and_folder_syncs(
     odd_disk_library: Path, sample_store: Path, tmp_path: Path
 ) -> None:

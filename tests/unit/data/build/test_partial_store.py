@@ -53,6 +53,7 @@ def check_decodes_back(store: Path, texts: list[str], tokenizer: Tokenizer) -> N
     assert num_whole >= len(texts) - 2 * 3, "only the tail of each split may be cut off"
 
 
+@pytest.mark.guarantee("Blocks decode back to the documents.")
 def test_blocks_decode_back_to_the_documents(sample_store: Path) -> None:
     tokenizer = Tokenizer.from_file(str(sample_store / "tokenizer/tokenizer.json"))
     check_decodes_back(sample_store, stories(), tokenizer)
@@ -68,6 +69,7 @@ def test_real_news_decode_back(real_data: Path, tmp_path: Path) -> None:
     check_decodes_back(tmp_path / "blocks", stories(real_data / "news.jsonl"), tokenizer)
 
 
+@pytest.mark.guarantee("Every document is in exactly one split.")
 def test_train_validation_and_test_are_all_documents_each_once(sample_store: Path) -> None:
     rows = pq.read_table(sample_store / "documents").to_pylist()
     manifest = read_manifest(sample_store, flag="")
@@ -118,6 +120,7 @@ def test_bos_is_put_before_each_document_when_asked(tmp_path: Path) -> None:
     assert rules == {"bos_token_id": 1, "eos_token_id": 2}
 
 
+@pytest.mark.guarantee("Every line and token is accounted for.")
 def test_skipped_lines_are_counted_and_listed(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     good = SAMPLE.read_bytes().splitlines(keepends=True)

@@ -34,6 +34,7 @@ def longest_common_run(text: np.ndarray, document: np.ndarray) -> tuple[int, np.
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.guarantee("A sentence copied from the training data is found with its line, wherever blocks cut it.")
 def test_runs_are_those_of_a_search_token_by_token(
     packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def assert_same(tokenizer: Tokenizer, texts: list[str]) -> None:
     ]
 
 
+@pytest.mark.guarantee("Every backend gives the ids of the reference for difficult texts.")
 def test_byte_level_bpe_of_odd_texts() -> None:
     assert_same(reference_tokenizer(SAMPLE), odd_texts(3000))
 
@@ -64,6 +65,7 @@ def test_llama2_of_odd_texts(real_data: Path) -> None:
     assert_same(reference_tokenizer(real_data / "llama2/tokenizer.json"), odd_texts(3000))
 
 
+@pytest.mark.guarantee("Every backend gives the ids of the reference for real news.")
 def test_llama2_of_real_news(real_data: Path) -> None:
     lines = (real_data / "news.jsonl").read_text(encoding="utf-8").splitlines()
     assert_same(reference_tokenizer(real_data / "llama2/tokenizer.json"), [json.loads(line)["text"] for line in lines])

@@ -37,6 +37,7 @@ def test_documents_are_surrounded_as_the_rules_say(add_bos: bool) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "fastokens"])
 @pytest.mark.parametrize("text", ["the end </s> or not", "<s>", "a<unk>b </s></s>"])
+@pytest.mark.guarantee("Text such as `</s>` in a document cannot end it.")
 def test_text_cannot_speak_control(text: str, backend: str) -> None:
     tokenizer = load_document_tokenizer(str(SAMPLE), add_bos=False, backend=backend)
     (ids,) = tokenizer.encode([text]).per_text()
@@ -95,6 +96,7 @@ def test_auto_tokenizer_opens_the_sample_tokenizer_with_the_same_ids() -> None:
         assert theirs(text)["input_ids"] == ids[:-1].tolist()
 
 
+@pytest.mark.guarantee("Ids are those of tokenizer.json itself.")
 def test_llama2_ids_are_those_of_its_tokenizer_json(real_data: Path) -> None:
     ours = load_document_tokenizer(str(real_data / "llama2"), add_bos=True)
     plain = Tokenizer.from_file(str(real_data / "llama2/tokenizer.json"))

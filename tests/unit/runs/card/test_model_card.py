@@ -82,6 +82,7 @@ def card_of(run_dir: Path, facts: CardFacts = FACTS, folder: Path | None = None)
     return ModelCard.load((folder or run_dir) / "README.md")
 
 
+@pytest.mark.guarantee("Hours and energy on a model card add up over all starts.")
 def test_hours_and_energy_add_up_over_all_starts(run_dir: Path) -> None:
     cost = read_history(run_dir).cost
     assert (cost.hours, cost.process_hours) == (1.5, 0.5 * 8 + 1.0 * 4)
@@ -93,6 +94,7 @@ def test_hours_and_energy_add_up_over_all_starts(run_dir: Path) -> None:
     assert "- Anomalies: 3 loss spikes." in text
 
 
+@pytest.mark.guarantee("A model card omits what was not measured.")
 def test_what_was_not_measured_is_not_told(run_dir: Path) -> None:
     bare = [{"step": 1, "loss": 9.0, "tokens": 512}]
     with jsonlines.open(run_dir / "metrics.jsonl", "w") as writer:

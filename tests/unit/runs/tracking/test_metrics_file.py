@@ -55,6 +55,7 @@ def resume(run_dir: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("place", [0, 2, len(LINES)])
 @pytest.mark.parametrize("damaged", DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.guarantee("A damaged log does not end a run.")
 def test_all_other_records_are_read(
     damaged: bytes, place: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -71,6 +71,9 @@ def with_other_first_documents(batch: Batch, borders: list[int]) -> Batch:
         ),
     ],
 )
+@pytest.mark.guarantee(
+    "With document masking, documents do not change the logits of others, in eager and sdpa attention."
+)
 def test_a_document_does_not_change_another(
     batch: tuple[Batch, list[int]], implementation: str, in_one_row: bool
 ) -> None:

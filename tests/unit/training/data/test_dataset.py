@@ -51,6 +51,7 @@ def test_items_are_the_blocks_of_the_shards_in_order(blocks: BlockDataset, sampl
     assert blocks[0]["input_ids"].dtype == torch.int64
 
 
+@pytest.mark.guarantee("EOS is learned: it is not masked as padding.")
 def test_labels_are_the_inputs_and_eos_is_not_masked(blocks: BlockDataset) -> None:
     batch = next(iter(DataLoader(blocks, batch_size=len(blocks), collate_fn=default_data_collator)))
     assert torch.equal(batch["labels"], batch["input_ids"])
@@ -73,6 +74,7 @@ def test_the_loss_at_eos_counts(blocks: BlockDataset, model: LlamaForCausalLM) -
 
 
 @pytest.mark.parametrize("multiple", [1, 3, 7])
+@pytest.mark.guarantee("Evaluation counts each block exactly once for any number of processes.")
 def test_evaluation_counts_each_block_once_whatever_the_batches(
     blocks: BlockDataset, model: LlamaForCausalLM, multiple: int
 ) -> None:
@@ -202,6 +204,7 @@ def test_files_of_a_store_are_in_it_or_in_the_cache_of_the_hub(sample_store: Pat
     assert len(BlockDataset(tmp_path / "linked", manifest, "train")) == manifest.splits["train"].num_blocks
 
 
+@pytest.mark.guarantee("Padding is never in the loss.")
 def test_padding_of_best_fit_is_never_in_the_loss(model: LlamaForCausalLM, tmp_path: Path) -> None:
     store = tmp_path / "blocks"
     run_fine(*python("preprocess.py", "--packing", "best_fit", "--block_length", 1000, "--output_dir", store))

@@ -106,6 +106,7 @@ def test_every_item_is_of_its_share_and_says_so(sample_store: Path, second_store
 
 @pytest.mark.parametrize(("micro_batch", "num_processes"), [(8, 1), (1, 1), (2, 2), (1, 4)])
 @pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.guarantee("A step has the same blocks for any number of processes, workers and micro steps.")
 def test_a_step_has_the_same_blocks_however_it_is_divided(
     sample_store: Path, second_store: Path, micro_batch: int, num_processes: int, num_workers: int
 ) -> None:

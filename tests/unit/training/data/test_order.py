@@ -32,6 +32,7 @@ def test_a_permutation_leaves_no_pattern() -> None:
     assert np.std(halves) == pytest.approx(500 * np.sqrt(1000**2 / 12 / 500 * 0.5), rel=0.15), "as of random draws"
 
 
+@pytest.mark.guarantee("Each block comes once per epoch.")
 def test_each_epoch_has_each_block_once_in_another_order() -> None:
     order = BlockOrder((751,), (WINDOW,), seed=42)
     epochs = [order.block_ids(np.arange(751 * epoch, 751 * (epoch + 1))).tolist() for epoch in range(3)]
@@ -40,6 +41,7 @@ def test_each_epoch_has_each_block_once_in_another_order() -> None:
     assert BlockOrder((751,), (WINDOW,), seed=43).block_ids(np.arange(751)).tolist() not in epochs
 
 
+@pytest.mark.guarantee("The order is the same however it is read.")
 def test_the_order_does_not_depend_on_how_it_is_read() -> None:
     whole = THREE.block_ids(np.arange(3000))
     assert np.array_equal(whole, np.concatenate([THREE.block_ids(np.arange(n, n + 8)) for n in range(0, 3000, 8)]))
@@ -52,6 +54,7 @@ def test_the_order_is_this_one() -> None:
     assert BlockOrder((751,), (WINDOW,), seed=42).block_ids(np.arange(8)).tolist() == PINNED
 
 
+@pytest.mark.guarantee("Shares of a mixture are exact in any 1,000 consecutive blocks.")
 def test_any_thousand_blocks_in_a_row_hold_exactly_the_shares() -> None:
     sources, _ = THREE.source_positions(np.arange(5000))
     for first in range(0, 4000, 7):

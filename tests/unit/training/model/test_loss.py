@@ -110,6 +110,7 @@ class Guess(torch.nn.Module):
 
 
 @pytest.mark.parametrize("tokenizer", ["data/sample/tokenizer", "llama2"])
+@pytest.mark.guarantee("Bits per byte count every byte of the documents, whatever the tokenizer.")
 def test_bits_per_byte_count_every_byte_of_the_text(
     tokenizer: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
