@@ -16,15 +16,12 @@ from collections.abc import Sequence
 
 from pretraining.cli.arguments.finetune import parse_finetune_arguments
 from pretraining.cli.program import run_program
-from pretraining.system.restarts import supervise
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and find model and files, then train; torch is imported after that, so a mistake costs no time."""
     arguments = parse_finetune_arguments(__doc__ or "", argv)
     run = arguments.run
-    if run.durability.restarts and not run.plan.starts_nothing:
-        supervise(run.durability.restarts)  # goes on in its child
     if run.trainer.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from pretraining.finetuning.inputs import find_inputs_of

@@ -1,8 +1,14 @@
 """What a user can correct. Imports nothing of this project, so that every package may raise it."""
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+CRASH_EXIT_CODE = 1
+USER_ERROR_EXIT_CODE = 2
+STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75: run the same command again, later
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
 
 SHOWN_CHARACTERS = 80  # of a value that is refused
 

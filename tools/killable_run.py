@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from pretraining.runs.checksums import COMPLETE_NAME
 from pretraining.runs.run_folder import METRICS_NAME, checkpoint_step, complete_checkpoints
-from pretraining.system.launchers import stat_words
+from pretraining.system.processes import stat_words
 
 LOOK_SECONDS = 0.005  # a save of a small model takes 50 ms
 TAIL_BYTES = 1 << 16  # more than a record has

@@ -124,8 +124,8 @@ def check_training(words: Sequence[str]) -> None:
         UserError: naming them.
     """
     durability = parse_pretrain_arguments("", words).durability
-    if durability.restarts or durability.resume != "auto":
-        raise UserError("--restarts, --resume: this tool starts the run again itself; leave them out")
+    if durability.resume != "auto":
+        raise UserError("--resume: this tool starts the run again itself; remove the flag")
 
 
 def new_folder(folder: Path | None) -> Path:

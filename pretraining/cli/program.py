@@ -14,22 +14,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from pretraining.cli.logs import setup_logging
-from pretraining.errors import UserError
+from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from pretraining.system.launchers import check_launch_variables, process_rank, share_cores
 from pretraining.system.private_dirs import cache_dir
 from pretraining.system.processor import use_reproducible_kernels
+from pretraining.system.supervision import record_exit_code
 
 logger = logging.getLogger(__name__)
 
-CRASH_EXIT_CODE = 1
-USER_ERROR_EXIT_CODE = 2
-STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75, which says: the same again, later
 RANK0_GRACE_SECONDS = 5.0  # launchers look after their processes once a second
 READER_GONE_EXIT_CODE = 141  # 128 + SIGPIPE, as of any command before `| head`
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # Of reading as well as of writing, so they are called neither.
 PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
-INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells expect
 
 
 @contextlib.contextmanager
@@ -119,6 +116,7 @@ def exit_process(exit_code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     logging.shutdown()
+    record_exit_code(exit_code)
     os._exit(exit_code)
 
 
@@ -126,5 +124,6 @@ def hard_exit(message: str, exit_code: int) -> NoReturn:
     """End this process from another thread, whatever its main thread does and holds; an empty message is not said."""
     if message:
         with contextlib.suppress(OSError):  # mpirun holds the other end of stderr, and may be what died
-            os.write(2, f"error: {message}\n".encode())  # the log's lock may be held for ever
+            os.write(2, f"error: {message}\n".encode())  # the log's lock may be held forever
+    record_exit_code(exit_code)
     os._exit(exit_code)

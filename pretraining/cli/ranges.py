@@ -106,6 +106,7 @@ RANGES: dict[str, Range] = {
     "save_total_limit": Range(-1, 10**6, hint="0 or -1 keeps all"),
     # processes and time
     "restarts": COUNT_OR_NONE,
+    "pause_seconds": Range(0, 86_400),
     "hang_timeout_minutes": Range(0, 525_600, hint="0 waits forever"),  # a year
     "ddp_timeout": Range(1, 31_536_000),  # seconds; a year
     "ddp_bucket_cap_mb": COUNT,

@@ -13,7 +13,6 @@ from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import TrainingLayout
 from pretraining.planning.machine import MOST_GPUS_PER_MACHINE, MachineSpec
 from pretraining.system.formatting import format_bytes
-from pretraining.system.restarts import this_restart
 
 MOST_GPUS = 64
 LOSS_TILES = 8
@@ -72,9 +71,6 @@ def check_fits(layout: TrainingLayout, machine: MachineSpec, batch: GlobalBatch,
     message = f"--model {model}: needs {' and '.join(needs)}"
     if force:
         logger.warning("%s; --force starts it all the same", message)
-        return
-    if this_restart() is not None:  # what the crashed processes held may not be free yet, and nobody is there to ask
-        logger.warning("%s; it ran here before the crash, so it is started again", message)
         return
     remedies = [" ".join(remedy.flags) for remedy in find_suggestions(layout, machine, batch)[:SHOWN]]
     fitting = f"what fits: {'; or '.join(remedies)}" if remedies else "no change of flags fits"

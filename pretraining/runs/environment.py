@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pretraining import PROJECT_DIR
-from pretraining.system.launchers import num_local_processes, num_processes, stat_words
+from pretraining.system.launchers import num_local_processes, num_processes
 from pretraining.system.privacy import mask_words
+from pretraining.system.processes import stat_words
 
 REQUIREMENTS = PROJECT_DIR / "requirements.txt"
 EXTRA_PACKAGES = ("tokenizers", "safetensors", "triton")  # come with others, and decide ids, files and kernels

@@ -8,6 +8,7 @@ from pathlib import Path
 from pretraining.errors import UserError
 from pretraining.system.cores import compute_cores, machine_cores
 from pretraining.system.private_dirs import private_dir
+from pretraining.system.processes import stat_words
 
 # The command `deepspeed` of this environment. Its script is not found in every PATH, and does not start where the path
 # of the environment contains a space.
@@ -15,7 +16,8 @@ DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner")
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
-LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # set where a supervisor stands between launcher and process
+LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # of the parent, in children that take part in its run
+SUPERVISOR_VARIABLE = "PRETRAINING_SUPERVISOR"  # the folder of tools.supervise, see `supervision`
 # deepspeed's first: accelerate sets the other to 1 under it.
 LOCAL_SIZE_VARIABLES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
@@ -68,6 +70,16 @@ def launcher_identity() -> str:
     return f"{pid}-{stat_words(pid)[19]}"
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of a child that takes part in this run as this rank, outside MPI and torchrun's own store."""
+    environment = {name: value for name, value in os.environ.items() if name != SUPERVISOR_VARIABLE}
+    if has_launcher():
+        environment |= {"RANK": str(process_rank()), "LOCAL_RANK": str(local_rank())}
+        environment |= {"WORLD_SIZE": str(num_processes()), "LOCAL_WORLD_SIZE": str(num_local_processes())}
+        environment |= {LAUNCHER_VARIABLE: launcher_identity(), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    return environment
+
+
 def meeting_dir() -> Path:
     """Where the processes of this machine that one launcher started leave what those after them need.
 
@@ -81,17 +93,6 @@ def process_age_seconds() -> float:
     """How long ago this process began."""
     started = int(stat_words(os.getpid())[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
-
-
-def stat_words(pid: int) -> list[str]:
-    """State, parent and so on of a process, up to its start in ticks since boot at 19.
-
-    It is what stands after the name, which is in parentheses and can have any characters.
-
-    Raises:
-        OSError: when there is no such process.
-    """
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def num_processes() -> int:

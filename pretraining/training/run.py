@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
-from pretraining.cli.program import USER_ERROR_EXIT_CODE, exit_process
+from pretraining.cli.program import exit_process
 from pretraining.data.mixture import Mixture
+from pretraining.errors import USER_ERROR_EXIT_CODE
 from pretraining.planning.flops import flops_per_token, num_parameters
 from pretraining.runs.run_folder import METRICS_NAME, TOKENIZER_DIR_NAME, quarantine_unusable
 from pretraining.runs.tracking.metrics_log import MetricsLog
@@ -25,7 +26,7 @@ from pretraining.runs.tracking.progress_bar import RunDisplay
 from pretraining.runs.tracking.reporters import ReportedBefore, Reporters, last_reported_step
 from pretraining.runs.tracking.trackers import TrackedRun
 from pretraining.system.gpus import peak_flops_per_second
-from pretraining.system.restarts import this_restart
+from pretraining.system.supervision import this_restart
 from pretraining.training.callbacks.anomalies import AnomalyCallback
 from pretraining.training.callbacks.checkpoint_rotation import CheckpointRotation
 from pretraining.training.callbacks.deepspeed_record import DeepSpeedConfigRecorder

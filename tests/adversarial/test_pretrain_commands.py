@@ -70,7 +70,6 @@ ZERO_IS_FINE = {
         "adam_beta2": "the last square",
         "max_grad_norm": "no clipping",
         "max_rollbacks": "stop at the first spike",
-        "restarts": "no restart",
         "hang_timeout_minutes": "wait forever",
         "eval_delay": "no delay",
         "save_total_limit": "keep all",

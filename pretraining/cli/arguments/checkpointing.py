@@ -36,7 +36,6 @@ class DurabilityArguments:
     export_every_tokens: int | None = flag(None, "export the weights each time so many tokens were seen, and keep them")
     export: bool = flag(True, "export the model at the end")
     max_hours: float | None = flag(None, "save and stop in time to end so many hours after the start")
-    restarts: int = flag(0, "bring a run that crashed up again so many times, on one machine")
     hang_timeout_minutes: float = flag(
         30.0, "end with the stacks of all processes when nothing moves for so long; 0: wait forever"
     )

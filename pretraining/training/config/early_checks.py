@@ -8,10 +8,16 @@ from pathlib import Path
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
-from pretraining.runs.run_folder import checkpoint_to_resume, complete_checkpoints, is_effectively_empty, is_run_folder
+from pretraining.runs.run_folder import (
+    checkpoint_step,
+    checkpoint_to_resume,
+    complete_checkpoints,
+    is_effectively_empty,
+    is_run_folder,
+)
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import check_cores, num_processes
-from pretraining.system.restarts import this_restart
+from pretraining.system.supervision import this_restart
 from pretraining.training.config.batch import plan_batch
 from pretraining.training.config.data_checks import check_tokenizer, make_order
 from pretraining.training.model.fields import heads_of, model_fields
@@ -71,5 +77,14 @@ def check_run_folder(run_dir: Path, resume: str) -> None:
         is_run_folder(run_dir) or is_effectively_empty(run_dir) or complete_checkpoints(run_dir)
     ):
         raise UserError(f"--output_dir {run_dir}: holds something else already; choose another folder")
-    if this_restart() is None:  # a restart may resume from what was saved since
-        checkpoint_to_resume(run_dir, resume)
+    checkpoint_to_resume(run_dir, effective_resume_mode(run_dir, resume))
+
+
+def effective_resume_mode(run_dir: Path, resume: str) -> str:
+    """--resume, which in a restart by tools.supervise means `auto` once something was saved."""
+    if resume == "auto" or this_restart() is None:
+        return resume
+    # The first attempt renamed the checkpoints after the named one.
+    named = checkpoint_step(Path(resume)) or 0
+    has_saved = any((checkpoint_step(checkpoint) or 0) > named for checkpoint in complete_checkpoints(run_dir))
+    return "auto" if has_saved or resume == "never" else resume

@@ -19,14 +19,11 @@ from pretraining.runs.run_folder import (
     INCOMPLETE,
     TOKEN_NAME,
     TRAINER_STATE_NAME,
-    checkpoint_step,
     checkpoint_to_resume,
-    complete_checkpoints,
     quarantine,
     read_trainer_state,
 )
 from pretraining.runs.run_lock import lock_run_folder
-from pretraining.system.restarts import Restart
 from pretraining.training.distributed.collectives import all_gather_objects, run_on_main
 from pretraining.training.metrics.step_metrics import kept_by
 
@@ -49,16 +46,6 @@ class ResumePoint:
     step: int = 0
     num_blocks: int = 0
     blocks_by_store: Mapping[str, int] | None = None
-
-
-def effective_resume_mode(run_dir: Path, resume: str, restart: Restart | None) -> str:
-    """--resume, which after a crash is that of the first attempt only until something was saved."""
-    if restart is None or resume == "auto":
-        return resume
-    # The first attempt set aside what was later than the named checkpoint.
-    named = checkpoint_step(Path(resume)) or 0
-    has_saved = any((checkpoint_step(checkpoint) or 0) > named for checkpoint in complete_checkpoints(run_dir))
-    return "auto" if has_saved or resume == "never" else resume
 
 
 def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:

@@ -20,13 +20,12 @@ from pretraining.planning.machine import MachineSpec
 from pretraining.planning.suggestions import check_fits
 from pretraining.runs.record_file import read_run_record
 from pretraining.system.files import sha256_of, xxh3_of
-from pretraining.system.restarts import this_restart
 from pretraining.training.config.batch import plan_batch
 from pretraining.training.config.data_checks import check_blocks, make_order
-from pretraining.training.config.early_checks import run_folder
+from pretraining.training.config.early_checks import effective_resume_mode, run_folder
 from pretraining.training.config.machine import this_machine
 from pretraining.training.config.memory_layout import make_layout, plan_layers
-from pretraining.training.config.resume import ResumePoint, effective_resume_mode, find_resume_point
+from pretraining.training.config.resume import ResumePoint, find_resume_point
 from pretraining.training.config.trainer_arguments import Precision, choose_precision
 from pretraining.training.data.loader import BlockStream
 from pretraining.training.data.order import BlockOrder
@@ -137,7 +136,7 @@ def resolve_run_config(arguments: PretrainArguments, mixture: Mixture) -> RunCon
     machine = this_machine()
     heads = Heads(config.num_attention_heads, config.num_key_value_heads)
     batch = plan_batch(arguments, heads, mixture.origin.block_length, machine.num_processes)
-    resume = effective_resume_mode(run_dir, arguments.durability.resume, this_restart())
+    resume = effective_resume_mode(run_dir, arguments.durability.resume)
     start = find_resume_point(run_dir, resume)
     num_steps = resolve_num_steps(arguments, batch, sum(mixture.num_blocks("train")), start)
     assert num_steps is not None, "the number of blocks is known"

@@ -14,7 +14,6 @@ from pretraining.runs.run_folder import claim_run_folder, is_run_folder
 from pretraining.runs.run_record import RunIdentity, check_same_run, differences, warn_of_processor, warn_of_versions
 from pretraining.system.inventory import processor_name
 from pretraining.system.processor import kernels
-from pretraining.system.restarts import this_restart
 from pretraining.training.checkpoint.reshard import check_can_reshard
 from pretraining.training.config.run_config import RunConfig, data_identity
 from pretraining.training.optim.schedule import Schedule, check_same_until
@@ -62,7 +61,7 @@ def claim_output_dir(plan: RunConfig) -> None:
         UserError: with all differences at once, or when the folder holds something else.
     """
     checkpoint, begun_from = plan.start.checkpoint, _begun_from(plan.run_dir)
-    begins_again = plan.resume == "auto" or this_restart() is not None or begun_from == str(checkpoint)
+    begins_again = plan.resume == "auto" or begun_from == str(checkpoint)
     if checkpoint is not None:
         _check_goes_on(plan, checkpoint)
     elif begins_again and is_run_folder(plan.run_dir):

@@ -28,7 +28,7 @@ from pretraining.cli.program import exit_process
 from pretraining.errors import UserError
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import check_cores, has_launcher, num_local_processes, num_processes
-from pretraining.system.signals import ProcessHandle
+from pretraining.system.processes import ProcessHandle
 from pretraining.training.distributed.collectives import all_gather_objects
 
 LOOPBACK = "127.0.0.1"

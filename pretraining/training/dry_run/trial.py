@@ -7,7 +7,6 @@ processes of a machine tell each other how it went in files.
 
 import itertools
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 from pretraining.errors import UserError
 from pretraining.system.launchers import (
+    child_environment,
     has_launcher,
     launcher_identity,
     num_local_processes,
@@ -28,8 +28,6 @@ from pretraining.system.launchers import (
     process_rank,
 )
 from pretraining.system.private_dirs import private_dir
-from pretraining.system.restarts import this_restart
-from pretraining.system.supervisor import worker_environment
 from pretraining.training.dry_run.trial_result import TRIAL_VARIABLE, result_path
 
 POLL_SECONDS = 0.1
@@ -43,7 +41,6 @@ TRIAL_FLAGS = {
     "force": "true",
     "micro_batch": "given",
     "profile_plan": "false",
-    "restarts": "0",
     "resume": "never",
     "global_batch_tokens": "none",
     "max_tokens": "none",
@@ -95,9 +92,7 @@ class TrialRendezvous:
                 "--micro_batch auto, --profile_plan: processes on several machines cannot try together; leave it out"
             )
         if has_launcher():
-            restart = this_restart()  # after which the folder of the attempt before is still there
-            attempt = f"{restart.number if restart else 0}-{next(_PLACES)}"
-            self._folder = private_dir(f"trial-{launcher_identity()}-{attempt}")
+            self._folder = private_dir(f"trial-{launcher_identity()}-{next(_PLACES)}")
         else:
             self._folder = Path(tempfile.mkdtemp(prefix="pretraining-trial-"))
         self._number = 0
@@ -154,7 +149,7 @@ class TrialRendezvous:
 
 def _run_child(folder: Path, size: TrialSize) -> str:
     """FITS, OUT_OF_MEMORY, what else went wrong, or nothing when it was ended because of another rank's child."""
-    environment = {**os.environ, **worker_environment(), TRIAL_VARIABLE: str(folder)}
+    environment = {**child_environment(), TRIAL_VARIABLE: str(folder)}
     if has_launcher():
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (folder / "port").read_text()}
     words = [sys.executable, *sys.argv, *size.flags, f"--output_dir={folder / 'run'}"]

@@ -8,7 +8,7 @@ import pytest
 
 from pretraining.doctor import checks
 from pretraining.doctor.runner import TOTAL_SECONDS, run_checks
-from pretraining.system.launchers import stat_words
+from pretraining.system.processes import stat_words
 from tests.fakes.doctoring import diagnose_some, find, findings
 
 PLANTED = """

@@ -1,6 +1,5 @@
 """The type of the gradients, the verdict and its remedies follow from one plan, and the table says it all."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from pretraining.planning.model_states import model_states
 from pretraining.planning.suggestions import check_fits, find_suggestions, smaller_divisors
 from pretraining.planning.table import PlannedRun, plan_table
 from pretraining.system.gpus import find_gpu_type
-from pretraining.system.restarts import RESTART_VARIABLE
 from pretraining.training.config.machine import planned_machine
 from pretraining.training.dry_run.dry_run import plan_without_start
 from pretraining.training.dry_run.measure import measured_table
@@ -128,15 +126,6 @@ def test_what_is_assumed_refuses_nothing(caplog: pytest.LogCaptureFixture) -> No
     smaller = replace(tight, gpu_bytes=needed.counted.gpu_bytes - 1)
     with pytest.raises(UserError, match="on the GPU, which has"):
         check_fits(layout, smaller, batch(), model="llama2_7b", force=False)
-
-
-def test_a_run_that_crashed_is_started_again_whatever_memory_is_still_held(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    restart = {"number": 1, "limit": 3, "reason": "killed", "started_at": 0.0}
-    monkeypatch.setenv(RESTART_VARIABLE, json.dumps(restart))
-    check_fits(layout_of("llama2_7b"), machine("h200", host=1e9), batch(), model="llama2_7b", force=False)
-    assert "it ran here before the crash" in warned(caplog)[-1]
 
 
 def test_the_type_of_the_sums_does_not_depend_on_free_host_memory() -> None:

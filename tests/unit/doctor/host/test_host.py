@@ -13,7 +13,7 @@ import pytest
 from pretraining.doctor.host import host
 from pretraining.doctor.host.host import judge_shared_memory
 from pretraining.doctor.software import compilers
-from pretraining.system.launchers import stat_words
+from pretraining.system.processes import stat_words
 from tests.conftest import PROJECT_DIR, run
 from tests.fakes.doctoring import diagnose_some, find, findings
 

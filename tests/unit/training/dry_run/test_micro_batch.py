@@ -51,7 +51,7 @@ def test_a_place_that_somebody_else_has_taken_is_one_line(
     monkeypatch.setattr(trial, "_PLACES", iter([0]))
     for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    folder, theirs = tmp_path / f"pretraining-{os.getuid()}-trial-{launcher_identity()}-0-0", tmp_path / "theirs"
+    folder, theirs = tmp_path / f"pretraining-{os.getuid()}-trial-{launcher_identity()}-0", tmp_path / "theirs"
     theirs.mkdir(mode=0o700)
     (theirs / "thesis.txt").write_text("years of work")
     if kind == "link":
