@@ -56,8 +56,8 @@ def ds_config_problems(arguments: "PretrainArguments") -> Iterator[str]:
     except UserError as error:
         yield from error.problems
         return
-    trials = "--micro_batch auto" if arguments.plan.micro_batch == "auto" else "--profile_plan"
-    if trials == "--micro_batch auto" or arguments.plan.profile_plan:  # which try other sizes than those of the run
+    trials = "--per_device_train_batch_size auto" if arguments.finds_micro_batch else "--profile_plan"
+    if arguments.finds_micro_batch or arguments.plan.profile_plan:  # which try other sizes than those of the run
         for path in BATCH_KEYS:
             if config[path] != AUTO:
                 yield f'--deepspeed {path_text}: {path} is {config[path]}; set it to "auto" for {trials}'
@@ -69,7 +69,7 @@ def _decided(arguments: "PretrainArguments") -> dict[str, Any]:
     decided = {"gradient_clipping": trainer["max_grad_norm"], "fp16.enabled": bool(trainer.get("fp16"))}
     if trainer.get("fp16") or trainer["bf16"] is not None:
         decided["bf16.enabled"] = bool(trainer["bf16"])
-    if arguments.plan.micro_batch != "auto":
+    if not arguments.finds_micro_batch:
         decided["train_micro_batch_size_per_gpu"] = trainer["per_device_train_batch_size"]
     if grad_accum_dtype != AUTO:
         decided["data_types.grad_accum_dtype"] = grad_accum_dtype

@@ -148,7 +148,7 @@ REJECTED: dict[str, Rejected] = {
     "wandb": Rejected(MONITOR),
     "csv_monitor": Rejected(MONITOR),
     "comet": Rejected(MONITOR),
-    "autotuning": Rejected("use --micro_batch auto and --dry_run"),
+    "autotuning": Rejected("use --per_device_train_batch_size auto and --dry_run"),
     "weight_quantization": Rejected(QUANTIZED),
     "vocabulary_size": Rejected("the tokenizer decides it"),
     "log_level": Rejected(UNTESTED),

@@ -3,21 +3,56 @@
 The text is the same whether it stands on the command line or in a recipe, so one reader checks both.
 """
 
+import argparse
 import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pretraining.cli.ranges import Range, range_of
 from pretraining.errors import nearest, shortened
 
+HIDDEN = argparse.SUPPRESS  # as the help text of a flag that --help does not show
 TRUE_WORDS = ("true", "yes", "1")
 FALSE_WORDS = ("false", "no", "0")
 NONE_WORD = "none"
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
+
+
+# Names of other tools, and earlier ones of this suite, that resemble no flag or a wrong one.
+SYNONYMS = {
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "lr": "learning_rate",
+    "min_lr": "min_learning_rate",
+    "epochs": "num_train_epochs",
+    "train_iters": "max_steps",
+    "lr_decay_iters": "max_steps",
+    "lr_warmup_iters": "warmup_steps",
+    **dict.fromkeys(("save_dir", "out_dir", "output"), "output_dir"),
+    **dict.fromkeys(("load", "resume_from_checkpoint"), "resume"),
+    **dict.fromkeys(("gradient_clipping", "clip_grad"), "max_grad_norm"),
+    **dict.fromkeys(("max_length", "seq_len", "seq_length", "context_length"), "block_length"),
+    "config": "model",
+    "plan_only": "dry_run",
+    "plan_measure": "profile_plan",
+    "isolate_documents": "document_masking",
+    "mask_document_starts": "ignore_first_token",
+    "hang_minutes": "hang_timeout_minutes",
+}
+
+
+def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -> str:
+    """Why `name`, which is not one of `names`, is not a flag: a reason from `rejected`, or with a suggestion."""
+    name, known = name.replace("-", "_"), list(names)
+    if name in rejected:
+        return rejected[name]
+    suggestion = f" (did you mean {SYNONYMS[name]}?)" if SYNONYMS.get(name) in known else nearest(name, known)
+    return f"there is no flag of this name{suggestion}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +63,7 @@ class Flag:
     value_type: type
     default: Any
     help: str
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # of a text; of a number, words that may take its place
     is_list: bool = False
     is_optional: bool = False
     is_text: bool = False
@@ -40,7 +75,7 @@ class Flag:
 
     def range_problems(self, texts: Sequence[str], value: Any) -> list[str]:
         """What is wrong with the numbers that `texts` were read as: each text with the range it must be in."""
-        if self.range is None or value is None:
+        if self.range is None or value is None or value in self.choices:
             return []
         numbers = value if self.is_list else [value]
         problems = [(text, self.range.problem(number)) for text, number in zip(texts, numbers, strict=True)]
@@ -61,7 +96,9 @@ class Flag:
         return self._single(texts[0])
 
     def _single(self, text: str) -> Any:
-        if self.choices and text not in self.choices:
+        if text in self.choices:
+            return text
+        if self.choices and self.value_type is str:
             raise ValueError(
                 f"{shortened(text)!r} is not one of {', '.join(self.choices)}{nearest(text, self.choices)}"
             )
@@ -106,15 +143,16 @@ def flags_of(argument_type: type) -> list[Flag]:
 def _flag_of(field: dataclasses.Field, hint: Any) -> Flag:
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the latter of a Literal with None
     variants = typing.get_args(hint) if is_union else (hint,)
-    plain = next(variant for variant in variants if variant is not type(None))
+    plain, *others = [variant for variant in variants if variant is not type(None)]
     is_list = typing.get_origin(plain) is list
     inner = typing.get_args(plain)[0] if is_list else plain
-    choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else ()
+    literals = [kind for kind in (inner, *others) if typing.get_origin(kind) is typing.Literal]
+    choices = typing.get_args(literals[0]) if literals else ()
     factory: Any = field.default_factory
     default = field.default if field.default is not dataclasses.MISSING else factory()
     return Flag(
         name=field.name,
-        value_type=str if choices else inner,
+        value_type=str if inner in literals else inner,
         default=default,
         help=field.metadata["help"],
         choices=choices,

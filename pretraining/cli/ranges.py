@@ -87,7 +87,6 @@ RANGES: dict[str, Range] = {
     "per_device_train_batch_size": COUNT,
     "per_device_eval_batch_size": COUNT,
     "gradient_accumulation_steps": COUNT,
-    "eval_accumulation_steps": COUNT,
     # length
     "num_train_epochs": Range(0, 10**6, above_low=True, hint="--max_steps or --max_tokens set another length"),
     "max_steps": Range(1, 10**9, also=(-1,), hint="-1 leaves the length to --num_train_epochs or --max_tokens"),
@@ -102,14 +101,12 @@ RANGES: dict[str, Range] = {
     "sample_steps": STEPS,
     "sample_tokens": Range(1, 1 << 16),
     "export_every_tokens": TOKENS,
-    "torch_empty_cache_steps": STEPS,
     "save_total_limit": Range(-1, 10**6, hint="0 or -1 keeps all"),
     # processes and time
     "restarts": COUNT_OR_NONE,
     "pause_seconds": Range(0, 86_400),
     "hang_timeout_minutes": Range(0, 525_600, hint="0 waits forever"),  # a year
     "ddp_timeout": Range(1, 31_536_000),  # seconds; a year
-    "ddp_bucket_cap_mb": COUNT,
     "dataloader_num_workers": Range(0, 256),
     "dataloader_prefetch_factor": COUNT,
     "local_rank": Range(-1, 1 << 16),

@@ -11,14 +11,14 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from pretraining.cli.flags import NONE_WORD, Flag, flags_of
-from pretraining.errors import UserError, nearest
+from pretraining.cli.flags import HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
+from pretraining.errors import UserError
 
 LARGEST_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
 MOST_NODES = 10_000  # of one value
@@ -35,6 +35,7 @@ class FlagGroup:
     title: str
     flags: list[Flag]
     build: Callable[[dict[str, Any]], Any]
+    rejected: Mapping[str, str] = dataclasses.field(default_factory=dict)  # names that are not flags, with the reason
 
 
 class Setting(NamedTuple):
@@ -65,7 +66,7 @@ def parse_recipe(
     problems: list[str] = []
     command_line, recipe_path = _command_line_settings(_help_parser(description, groups, first), groups, argv, problems)
     settings = _recipe_settings(recipe_path, problems) + command_line if recipe_path else command_line
-    values, out_of_range = _checked_values(settings, flags, problems)
+    values, out_of_range = _checked_values(settings, flags, _rejected(groups), problems)
     built = [] if problems else _built(groups, values, out_of_range)
     problems += out_of_range
     if problems:
@@ -85,6 +86,10 @@ def _with_names(names: Sequence[str], argv: Sequence[str]) -> list[str]:
     return named + words
 
 
+def _rejected(groups: Sequence[FlagGroup]) -> dict[str, str]:
+    return {name: reason for group in groups for name, reason in group.rejected.items()}
+
+
 def _built(groups: Sequence[FlagGroup], values: dict[str, Any], problems: list[str]) -> list[Any]:
     """What each group builds; what it finds wrong is added to `problems`."""
     built = []
@@ -97,14 +102,14 @@ def _built(groups: Sequence[FlagGroup], values: dict[str, Any], problems: list[s
 
 
 def _checked_values(
-    settings: list[Setting], flags: dict[str, Flag], problems: list[str]
+    settings: list[Setting], flags: dict[str, Flag], rejected: Mapping[str, str], problems: list[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """The values, which have the right types unless that is added to `problems`; and those that are out of range."""
     values: dict[str, Any] = {}
     out_of_range: list[str] = []
     for place, name, texts in settings:
         if name not in flags:
-            problems.append(f"{place}: there is no flag of this name{nearest(name, flags)}")
+            problems.append(f"{place}: {flag_problem(name, flags, rejected)}")
             continue
         try:
             values[name] = flags[name].value(texts)
@@ -123,8 +128,7 @@ def _command_line_settings(
     names = [flag.name for group in groups for flag in group.flags]
     for word in unknown:
         if word.startswith("-"):
-            remedy = nearest(word.lstrip("-").split("=")[0], names)
-            problems.append(f"{word}: there is no flag of this name{remedy}")
+            problems.append(f"{word}: {flag_problem(word.lstrip('-').split('=')[0], names, _rejected(groups))}")
     if unknown and not unknown[0].startswith("-"):  # later words belong to the unknown flag before them
         problems.append(f"{unknown[0]}: stands alone; a value follows its --flag")
     recipe_path = vars(known).pop("recipe", None)
@@ -160,18 +164,27 @@ def _help_parser(description: str, groups: Sequence[FlagGroup], first: Sequence[
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows `--flag VALUE`: argparse itself takes any number of words, so that `Flag` can judge them."""
+    """Shows `--flag VALUE`: argparse itself takes any number of words, so that `Flag` can check them."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return str(action.metavar or default_metavar)
+        return str(default_metavar if action.metavar is None else action.metavar)
 
 
 def _metavar(flag: Flag) -> str:
-    word = "|".join(flag.choices) if 0 < len(flag.choices) <= 6 else flag.value_type.__name__.upper()
+    if flag.value_type is bool:
+        return ""  # `--flag` alone switches it on
+    word = "|".join(flag.choices) if flag.choices else flag.value_type.__name__.upper()
+    if flag.choices and flag.value_type is not str:
+        word = f"{flag.value_type.__name__.upper()}|{word}"
     return f"{word} ..." if flag.is_list else word
 
 
 def _help_text(flag: Flag) -> str:
+    if flag.help == HIDDEN:
+        return HIDDEN
     default = " ".join(map(str, flag.default)) if isinstance(flag.default, list) else flag.default
     shown = NONE_WORD if default is None else str(default).lower() if isinstance(default, bool) else default
     return f"{flag.help.rstrip('.')}. [{shown}]".replace("%", "%%")

@@ -107,7 +107,7 @@ def resolve_auto_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> 
     """Try what the flags want to be tried, in child processes; the flags with what was found."""
     if arguments.plan.profile_plan:
         measure_plan(arguments, mixture)
-    return with_largest_micro_batch(arguments, mixture) if arguments.plan.micro_batch == "auto" else arguments
+    return with_largest_micro_batch(arguments, mixture) if arguments.finds_micro_batch else arguments
 
 
 def exit_if_trial(trainer: PretrainingTrainer) -> None:

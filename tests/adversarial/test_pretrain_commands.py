@@ -18,15 +18,14 @@ from pretraining.cli.arguments.finetune import ConversationArguments
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.cli.arguments.optimization import OptimizationArguments
 from pretraining.cli.arguments.pretrain import (
-    TRAINER_DEFAULTS,
     DataArguments,
     DurabilityArguments,
     ModelArguments,
     ObservabilityArguments,
     PlanArguments,
 )
+from pretraining.cli.arguments.trainer import TrainerArguments
 from pretraining.cli.flags import flags_of
-from pretraining.cli.trainer_flags import trainer_flags
 from tests.adversarial.drivers.command_lines import DATACLASSES
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 
@@ -106,7 +105,7 @@ def numeric_rows() -> Iterable[Row]:
     kinds = {"pretrain": [*PRETRAIN_GROUPS, PlanArguments], "finetune": [ConversationArguments]}
     kinds |= {"generate": [GenerateArguments], **{name: [kind] for name, kind in DATACLASSES.items()}}
     flags = {name: [flag for group in groups for flag in flags_of(group)] for name, groups in kinds.items()}
-    flags["pretrain"] += trainer_flags(TRAINER_DEFAULTS)
+    flags["pretrain"] += flags_of(TrainerArguments)
     for program, found in flags.items():
         for flag in (flag for flag in found if flag.value_type in (int, float)):
             for value in ODD_NUMBERS:
@@ -216,13 +215,12 @@ EVERYWHERE = [  # a plan must not pass over what a run stops at
     ([*KWARGS, '{"offload": "yes"}'], "offload is 'yes'"),
     ([*KWARGS, '{"context_fn": "os.system"}'], "context_fn is not one of"),
     (["--gradient_checkpointing", "--gradient_checkpointing_kwargs", '{"every_n_layers": -1}'], "every_n_layers is -1"),
-    (["--fsdp", "full_shard"], "--fsdp full_shard: DeepSpeed shards"),
-    (["--fsdp_config", "x.json"], "--fsdp_config x.json: DeepSpeed shards"),
-    (["--accelerator_config", "5"], "--accelerator_config 5: DeepSpeed"),
+    (["--fsdp", "full_shard"], "--fsdp: DeepSpeed shards"),
+    (["--fsdp_config", "x.json"], "--fsdp_config: DeepSpeed shards"),
+    (["--accelerator_config", "5"], "--accelerator_config: DeepSpeed"),
     (["--accelerator_config", '{"split_batches": true}'], "--accelerator_config"),
-    (["--log_level", "foo"], "'foo' is not one of detail, debug"),
-    (["--log_level_replica", "loud"], "'loud' is not one of"),
-    (["--torch_compile_backend", "os.system"], "is not one of inductor"),
+    (["--trainer_arguments", "log_level=foo"], "Trainer flags: log_level"),
+    (["--torch_compile_backend", "os.system"], "use --compile_layers"),
     (["--metric_for_best_model", "nope"], "nope: is not one of loss, perplexity"),
     (["--hub_model_id", "../x", "--push_to_hub"], "is not a repository of the Hub"),
     (["--hub_model_id", "a/b/c", "--push_to_hub"], "is not a repository of the Hub"),

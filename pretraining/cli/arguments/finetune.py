@@ -1,25 +1,21 @@
 """The flags of finetune.py, with the defaults that are usual for instruction tuning; all else is as in pretrain.py."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pretraining.cli.arguments.checkpointing import DurabilityArguments
 from pretraining.cli.arguments.conflicts import check_together
-from pretraining.cli.arguments.monitoring import ObservabilityArguments
-from pretraining.cli.arguments.optimization import OptimizationArguments
-from pretraining.cli.arguments.planning import PlanArguments
 from pretraining.cli.arguments.preprocess import split_weights_of
 from pretraining.cli.arguments.pretrain import (
-    TRAINER_DEFAULTS,
     DataArguments,
+    KernelArguments,
     ModelArguments,
     PretrainArguments,
-    with_our_defaults,
+    run_groups,
 )
 from pretraining.cli.flags import flag
-from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe
-from pretraining.cli.trainer_flags import trainer_flags
+from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
 
 # What differs from pretrain.py's: few steps at a small rate, so that little of what the model knows is lost.
@@ -34,7 +30,7 @@ FINETUNE_DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class ConversationArguments:
+class ConversationArguments(KernelArguments):
     """What goes on learning, and from what."""
 
     model: str | None = flag(None, "exported model, the run folder that has one, or Hub id")
@@ -50,16 +46,6 @@ class ConversationArguments:
         None, "tokens per optimizer step over all GPUs; without it --gradient_accumulation_steps decides"
     )
     max_tokens: int | None = flag(None, "length of the run in tokens, in place of --max_steps or --num_train_epochs")
-    attention_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = flag(
-        "sdpa", "how attention is computed"
-    )
-    loss_tiles: int | None = flag(None, "compute logits and loss in so many tiles, which take less memory")
-    mlp_tiles: int | None = flag(None, "compute each MLP and norm in so many tiles of the block, again in backward")
-    compile_layers: bool | None = flag(
-        None,
-        "compile each layer with torch.compile: up to a minute at the start, then less time and memory per step; "
-        "unless set, no layer is compiled",
-    )
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
@@ -92,22 +78,10 @@ def parse_finetune_arguments(description: str, argv: Sequence[str]) -> FinetuneA
     Raises:
         UserError: with all problems at once.
     """
-    groups = [
-        dataclass_group("Conversations", ConversationArguments),
-        dataclass_group("Optimization", OptimizationArguments),
-        dataclass_group("Durability", DurabilityArguments),
-        dataclass_group("Observability", ObservabilityArguments),
-        dataclass_group("Plan", PlanArguments),
-        _trainer_group(),
-    ]
+    groups = [dataclass_group("Conversations", ConversationArguments), *run_groups(FINETUNE_DEFAULTS)]
     flags, *others = parse_recipe(description, groups, argv)
-    model = ModelArguments(
-        model=flags.model,
-        attention_implementation=flags.attention_implementation,
-        loss_tiles=flags.loss_tiles,
-        mlp_tiles=flags.mlp_tiles,
-        compile_layers=flags.compile_layers,
-    )
+    kernels = {field.name: getattr(flags, field.name) for field in dataclasses.fields(KernelArguments)}
+    model = ModelArguments(model=flags.model, **kernels)
     data = DataArguments(
         block_length=flags.block_length,
         global_batch_tokens=flags.global_batch_tokens,
@@ -117,12 +91,3 @@ def parse_finetune_arguments(description: str, argv: Sequence[str]) -> FinetuneA
     run = PretrainArguments(model, data, *others)
     check_together(run)
     return FinetuneArguments(flags, run)
-
-
-def _trainer_group() -> FlagGroup:
-    flags = trainer_flags({**TRAINER_DEFAULTS, **FINETUNE_DEFAULTS})
-    return FlagGroup(
-        "Trainer (transformers.TrainingArguments)",
-        flags,
-        lambda given: with_our_defaults({**FINETUNE_DEFAULTS, **given}),
-    )

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from pretraining.cli.flags import flag
 from pretraining.errors import UserError, shortened
@@ -22,9 +21,6 @@ class PlanArguments:
     host_memory: str | None = flag(None, "host memory to plan for, as 512GB or 1TB")
     assumed_mfu: float = flag(0.4, "MFU (full attention) from which time and energy are planned until it is measured")
     price_per_gpu_hour: float | None = flag(None, "price of a GPU for an hour, in any currency")
-    micro_batch: Literal["given", "auto"] = flag(
-        "given", "auto: find the largest --per_device_train_batch_size that fits; the global batch stays"
-    )
     force: bool = flag(False, "start although the plan says that the run does not fit")
 
     @property

@@ -16,7 +16,7 @@ def plan_batch(arguments: PretrainArguments, heads: Heads, block_length: int, nu
     check_sequence_parallel(size, heads, block_length=block_length, num_processes=num_processes)
     micro_step = GlobalBatch(
         block_length=block_length,
-        micro_batch_blocks=arguments.trainer["per_device_train_batch_size"],
+        micro_batch_blocks=1 if arguments.finds_micro_batch else arguments.trainer["per_device_train_batch_size"],
         gradient_accumulation_steps=1,
         num_processes=num_processes,
         sequence_parallel_size=size,

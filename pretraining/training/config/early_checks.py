@@ -53,7 +53,7 @@ def _problems(check: Callable[[], object]) -> tuple[str, ...]:
 
 def _check_batch(arguments: PretrainArguments, mixture: Mixture) -> None:
     fields = model_fields(arguments.model, mixture.origin)
-    if arguments.plan.micro_batch == "given":
+    if not arguments.finds_micro_batch:
         plan_batch(arguments, heads_of(fields), mixture.origin.block_length, num_processes())
 
 

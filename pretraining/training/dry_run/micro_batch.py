@@ -1,4 +1,4 @@
-"""--micro_batch auto: the largest --per_device_train_batch_size that fits, found by trying; the global batch stays."""
+"""--per_device_train_batch_size auto: the largest one that fits, found by trial steps; the global batch stays."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -41,10 +41,8 @@ def with_largest_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> 
     if found is None or num_blocks % found:
         found = _find(plan.layout, machine, num_blocks)
     if found is None:
-        raise UserError(
-            "--micro_batch auto: not even one block at a time fits; --dry_run says what is needed, and what would fit"
-        )
-    logger.info("--micro_batch auto: %d blocks at a time, %d micro steps", found, num_blocks // found)
+        raise UserError("--per_device_train_batch_size auto: not even one block fits; --dry_run shows what would")
+    logger.info("--per_device_train_batch_size auto: %d blocks at a time, %d micro steps", found, num_blocks // found)
     return with_micro_batch(arguments, found)
 
 
@@ -53,7 +51,7 @@ def with_micro_batch(arguments: PretrainArguments, number: int) -> PretrainArgum
     trainer = {**arguments.trainer, "per_device_train_batch_size": number}
     if arguments.data.global_batch_tokens is None:
         micro_steps = arguments.trainer.get("gradient_accumulation_steps") or 1
-        blocks = arguments.trainer["per_device_train_batch_size"] * micro_steps
+        blocks = (1 if arguments.finds_micro_batch else arguments.trainer["per_device_train_batch_size"]) * micro_steps
         trainer["gradient_accumulation_steps"] = blocks // number
     return replace(arguments, trainer=trainer)
 
@@ -79,7 +77,7 @@ def _find(layout: TrainingLayout, machine: MachineSpec, num_blocks: int) -> int 
         def does_fit(number: int) -> bool:
             size = TrialSize(number, min(TRIAL_MICRO_STEPS, num_blocks // number), TRIAL_STEPS)
             outcome, _ = place.run(size)
-            logger.info("--micro_batch auto: %d blocks at a time: %s", number, outcome)
+            logger.info("--per_device_train_batch_size auto: %d blocks at a time: %s", number, outcome)
             return outcome == FITS
 
         return largest(numbers, does_fit, begin=begin)

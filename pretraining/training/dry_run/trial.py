@@ -39,7 +39,6 @@ KILLED_CODE = -9
 # No trace is left, and nothing but steps takes time or memory.
 TRIAL_FLAGS = {
     "force": "true",
-    "micro_batch": "given",
     "profile_plan": "false",
     "resume": "never",
     "global_batch_tokens": "none",
@@ -89,7 +88,7 @@ class TrialRendezvous:
     def __init__(self) -> None:
         if num_local_processes() != num_processes():
             raise UserError(
-                "--micro_batch auto, --profile_plan: processes on several machines cannot try together; leave it out"
+                "--per_device_train_batch_size auto, --profile_plan: need all processes on one machine; pass a number"
             )
         if has_launcher():
             self._folder = private_dir(f"trial-{launcher_identity()}-{next(_PLACES)}")

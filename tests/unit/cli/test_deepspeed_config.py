@@ -118,8 +118,8 @@ def test_what_agrees_with_the_flags_or_asks_for_nothing_passes(tmp_path: Path) -
     assert problems_of({"zero_optimization": {**ZERO, "zenflow": None}, **idle}, tmp_path, "--bf16", "false") == []
     assert load_ds_config(str(tmp_path / "ds.json")).keys() & idle.keys() == {"bf16"}, "DeepSpeed refuses some by name"
     fixed = {"zero_optimization": ZERO, "train_batch_size": 8}
-    assert problems_of(fixed, tmp_path, "--micro_batch", "auto") == [
-        'train_batch_size is 8; set it to "auto" for --micro_batch auto'
+    assert problems_of(fixed, tmp_path, "--per_device_train_batch_size", "auto") == [
+        'train_batch_size is 8; set it to "auto" for --per_device_train_batch_size auto'
     ]
 
 

@@ -5,7 +5,8 @@ from typing import Literal
 import pytest
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
-from pretraining.cli.arguments.pretrain import parse_pretrain_arguments, trainer_group
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.cli.arguments.trainer import trainer_group
 from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
