@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.errors import UserError
 from tools.verify import main as verify_folder
 
 logger = logging.getLogger("pretraining.checkpoints")
@@ -34,16 +33,15 @@ class CheckpointsArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            "--command: give verify or export": self.command is not None,
-            "--folder: give a run folder to verify, or a checkpoint to export": self.folder is not None,
-            "--output_dir: give the folder for the exported model, and none to verify": (
-                (self.command == "export") == (self.output_dir is not None)
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                "--command: give verify or export": self.command is not None,
+                "--folder: give a run folder to verify, or a checkpoint to export": self.folder is not None,
+                "--output_dir: give the folder for the exported model, and none to verify": (
+                    (self.command == "export") == (self.output_dir is not None)
+                ),
+            }
+        )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING
 
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.cli.arguments.monitoring import ObservabilityArguments
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import renaming_flag, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.errors import UserError
 from pretraining.system.escapes import escape_on_terminal
 
 if TYPE_CHECKING:
@@ -53,13 +52,12 @@ class SamplesArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            "--models: give a run folder, or several models": bool(self.models),
-            "--prompts: is empty; give at least one word": all(self.prompts),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                "--models: give a run folder, or several models": bool(self.models),
+                "--prompts: is empty; give at least one word": all(self.prompts),
+            }
+        )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.encode.splits import Split
-from pretraining.errors import UserError
 from pretraining.system.escapes import escape_on_terminal
 
 if TYPE_CHECKING:
@@ -62,16 +61,15 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            "--model: give a run folder, a model, a checkpoint or a Hub id": self.model is not None,
-            "--data_files, --dataset: give one of the two": (self.data_files is None) != (self.dataset is None),
-            f"--window_tokens {self.window_tokens}: does not apply to --dataset; remove it": (
-                self.window_tokens is None or self.dataset is None
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                "--model: give a run folder, a model, a checkpoint or a Hub id": self.model is not None,
+                "--data_files, --dataset: give one of the two": (self.data_files is None) != (self.dataset is None),
+                f"--window_tokens {self.window_tokens}: does not apply to --dataset; remove it": (
+                    self.window_tokens is None or self.dataset is None
+                ),
+            }
+        )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.errors import UserError
 
 logger = logging.getLogger("pretraining.report")
 
@@ -30,15 +29,14 @@ class ReportArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            "--runs: give a run folder": bool(self.runs),
-            "--output: give the file for the page of several runs, such as comparison.html": (
-                len(self.runs) < 2 or self.output is not None
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                "--runs: give a run folder": bool(self.runs),
+                "--output: give the file for the page of several runs, such as comparison.html": (
+                    len(self.runs) < 2 or self.output is not None
+                ),
+            }
+        )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.logs import IN_ONE_LINE
 from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
@@ -52,14 +52,13 @@ class ProofArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            f"--num_gpus {self.num_gpus}: python3 starts one process; give another --launcher": (
-                self.launcher != "python3" or self.num_gpus in (None, 1)
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                f"--num_gpus {self.num_gpus}: python3 starts one process; give another --launcher": (
+                    self.launcher != "python3" or self.num_gpus in (None, 1)
+                ),
+            }
+        )
 
 
 class Kill(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
@@ -37,15 +37,14 @@ class WorldArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            "--output: is missing; give a file, e.g. news.jsonl": self.output is not None,
-            f"--output {self.output}: exists already; choose another file": (
-                self.output is None or not self.output.exists()
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                "--output: is missing; give a file, e.g. news.jsonl": self.output is not None,
+                f"--output {self.output}: exists already; choose another file": (
+                    self.output is None or not self.output.exists()
+                ),
+            }
+        )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.encode.splits import Split
@@ -63,18 +63,17 @@ class CheckArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            "--dataset: is missing; give the block store of the training": self.dataset is not None,
-            "--model: is missing; pass a run folder, a model or a checkpoint for --samples and --output": (
-                self.model is not None or (self.samples is None and self.output is None)
-            ),
-            f"--output {self.output}: exists already; choose another file": (
-                self.output is None or not self.output.exists()
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                "--dataset: is missing; give the block store of the training": self.dataset is not None,
+                "--model: is missing; pass a run folder, a model or a checkpoint for --samples and --output": (
+                    self.model is not None or (self.samples is None and self.output is None)
+                ),
+                f"--output {self.output}: exists already; choose another file": (
+                    self.output is None or not self.output.exists()
+                ),
+            }
+        )
 
 
 def main(argv: Sequence[str]) -> None:

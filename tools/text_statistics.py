@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
@@ -49,16 +49,15 @@ class StatisticsArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            "--samples: give a file that generate.py --output wrote": self.samples is not None,
-            "--held_out: needs --model, which is evaluated on it": self.held_out is None or self.model is not None,
-            f"--output {self.output}: exists already; choose another file": (
-                self.output is None or not self.output.exists()
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                "--samples: give a file that generate.py --output wrote": self.samples is not None,
+                "--held_out: needs --model, which is evaluated on it": self.held_out is None or self.model is not None,
+                f"--output {self.output}: exists already; choose another file": (
+                    self.output is None or not self.output.exists()
+                ),
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.progress import Progress
 from pretraining.cli.recipe import dataclass_group, parse_recipe
@@ -60,17 +60,16 @@ class TraceArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            "--block, --text: give one of the two, a number or a text that is not empty": (
-                (self.block is None) == bool(self.text)
-            ),
-            f"--position {self.position}: is the number of a token in a block; give --block too": (
-                self.position is None or self.block is not None
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                "--block, --text: give one of the two, a number or a text that is not empty": (
+                    (self.block is None) == bool(self.text)
+                ),
+                f"--position {self.position}: is the number of a token in a block; give --block too": (
+                    self.position is None or self.block is not None
+                ),
+            }
+        )
 
 
 def main(argv: Sequence[str]) -> None:

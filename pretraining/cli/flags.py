@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.cli.ranges import Range, range_of
-from pretraining.errors import nearest, shortened
+from pretraining.errors import UserError, nearest, shortened
 
 HIDDEN = argparse.SUPPRESS  # as the help text of a flag that --help does not show
 TRUE_WORDS = ("true", "yes", "1")
@@ -132,6 +132,17 @@ def flag(default: Any, help_text: str, *, is_text: bool = False) -> Any:
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_all(checks: Mapping[str, bool]) -> None:
+    """Check what needs no file: messages, and whether all is well.
+
+    Raises:
+        UserError: with the message of every check that fails.
+    """
+    problems = [message for message, is_ok in checks.items() if not is_ok]
+    if problems:
+        raise UserError(*problems)
 
 
 def flags_of(argument_type: type) -> list[Flag]:

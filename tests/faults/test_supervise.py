@@ -182,7 +182,7 @@ def test_what_ended_the_ranks_is_known_whatever_their_launcher_exits_with(
         ("deepspeed", "SIGUSR1", 75),
         ("torchrun", "SIGUSR1", 75),
         ("torchrun", "SIGHUP", 75),
-        ("mpirun", "SIGTERM", 75),
+        ("mpirun", "SIGUSR1", 75),
     ],
 )
 def test_a_signal_reaches_every_rank_and_nothing_is_left_running(

@@ -14,9 +14,8 @@ from pretraining.cli.arguments.pretrain import (
     PretrainArguments,
     run_groups,
 )
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.errors import UserError
 
 # What differs from pretrain.py's: few steps at a small rate, so that little of what the model knows is lost.
 FINETUNE_DEFAULTS: dict[str, Any] = {
@@ -49,16 +48,15 @@ class ConversationArguments(KernelArguments):
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            "--model: is missing; give an exported model, as runs/llama2_7b/model": self.model is not None,
-            "--data_files: is missing; give JSON lines of conversations": bool(self.data_files),
-            f"--split {self.split}: give three weights such as 95,5,0, not all 0": (
-                split_weights_of(self.split) is not None
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                "--model: is missing; give an exported model, as runs/llama2_7b/model": self.model is not None,
+                "--data_files: is missing; give JSON lines of conversations": bool(self.data_files),
+                f"--split {self.split}: give three weights such as 95,5,0, not all 0": (
+                    split_weights_of(self.split) is not None
+                ),
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli.flags import flag
-from pretraining.errors import UserError
+from pretraining.cli.flags import check_all, flag
 
 DEFAULT_PROMPT = "I wanna go"
 
@@ -53,9 +52,7 @@ class GenerateArguments:
 
     def __post_init__(self) -> None:
         """Check what contradicts itself, all at once."""
-        problems = [message for message, fine in self._combinations().items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(self._combinations())
 
     def _combinations(self) -> dict[str, bool]:
         searches = self.num_beams > 1

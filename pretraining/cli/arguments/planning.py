@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from pretraining.cli.flags import flag
-from pretraining.errors import UserError, shortened
+from pretraining.cli.flags import check_all, flag
+from pretraining.errors import shortened
 
 MEMORY_TEXT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT]I?B)", re.IGNORECASE)
 UNIT_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -37,16 +37,15 @@ class PlanArguments:
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         host_memory = shortened(self.host_memory or "")
-        checks = {
-            f"--host_memory {host_memory}: is not a size; use e.g. 512GB or 1TB": not host_memory
-            or self.host_bytes is not None,
-            "--dry_run --profile_plan: exclude each other; keep one": not (self.dry_run and self.profile_plan),
-            f"--{self._for_another_machine}: describes another machine, for --dry_run; leave it out": self.dry_run
-            or not self._for_another_machine,
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                f"--host_memory {host_memory}: is not a size; use e.g. 512GB or 1TB": not host_memory
+                or self.host_bytes is not None,
+                "--dry_run --profile_plan: exclude each other; keep one": not (self.dry_run and self.profile_plan),
+                f"--{self._for_another_machine}: describes another machine, for --dry_run; leave it out": self.dry_run
+                or not self._for_another_machine,
+            }
+        )
 
     @property
     def _for_another_machine(self) -> str:

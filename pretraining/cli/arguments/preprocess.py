@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretraining.cli.arguments.tokenizer import HUB_ID, SAMPLE_CORPUS, SAMPLE_TOKENIZER
-from pretraining.cli.flags import flag
-from pretraining.errors import UserError
+from pretraining.cli.flags import check_all, flag
 from pretraining.system.cores import usable_cores
 
 SPLIT_WEIGHTS = re.compile(",".join([r"\s*([0-9]{1,9})\s*"] * 3))
@@ -68,15 +67,8 @@ class PreprocessArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            f"--split {self.split}: give three weights such as 949,50,1, not all 0": split_weights_of(self.split)
-            is not None,
-        }
-        problems = [
-            message for message, fine in (checks | self._cleaning_checks() | self._hub_checks()).items() if not fine
-        ]
-        if problems:
-            raise UserError(*problems)
+        message = f"--split {self.split}: is not three weights, not all 0; use e.g. 949,50,1"
+        check_all({message: split_weights_of(self.split) is not None, **self._cleaning_checks(), **self._hub_checks()})
 
     def _cleaning_checks(self) -> dict[str, bool]:
         longest = self.max_characters
