@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Continue prompts with a model that pretrain.py made, or with any Llama on the Hub.
+"""Complete prompts with a model of pretrain.py, or with any Llama on the Hub.
 
     python3 generate.py                                          # the newest run in runs/
     python3 generate.py --model runs/quickstart --prompt "The council" "Scientists" --num_samples 3
@@ -8,8 +8,8 @@
     python3 generate.py --model runs/quickstart --interactive
 
 --model takes a run folder (its exported model, or the newest complete checkpoint), an exported model, a checkpoint,
-also one that holds only ZeRO shards, or a Hub id. A continuation ends at EOS, before a --stop text, or after
---max_new_tokens. With --output the same command goes on where it was interrupted.
+including one with ZeRO shards only, or a Hub id. A completion ends at EOS, before a --stop text, or after
+--max_new_tokens. With --output the same command resumes after an interruption.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     python3 pretrain.py --recipe recipes/llama2_7b.yaml --dry_run --num_gpus 8 --gpu_type h200   # starts nothing
 
 torchrun, mpirun and python3 (one process) start it as well. The run folder receives metrics.jsonl, checkpoints and, at
-the end, the exported model. Make the blocks with preprocess.py.
+the end, the exported model. preprocess.py writes the blocks.
 """
 
 from __future__ import annotations

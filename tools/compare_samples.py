@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.cli.arguments.monitoring import ObservabilityArguments
+from pretraining.cli.arguments.run import ObservabilityArguments
 from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import renaming_flag, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe

@@ -1,6 +1,6 @@
 """A flag: its name, type, default and help, read from a dataclass, and its value read from text.
 
-The text is the same whether it stands on the command line or in a recipe, so one reader checks both.
+The text is the same on the command line and in a recipe, so one reader checks both.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SYNONYMS = {
 
 
 def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -> str:
-    """Why `name`, which is not one of `names`, is not a flag: a reason from `rejected`, or with a suggestion."""
+    """What is wrong with a name that is not in `names`: a reason of `rejected`, or a suggestion."""
     name, known = name.replace("-", "_"), list(names)
     if name in rejected:
         return rejected[name]
@@ -114,7 +114,7 @@ class Flag:
 
 
 def _check_word(text: str, *, is_text: bool) -> None:
-    """Refuse words that are never meant: an unset variable of a shell, and what no file or log can hold."""
+    """Reject words that are never intended: an unset variable of a shell, and characters that no file name has."""
     if not is_text and not text.strip():
         raise ValueError(f"expects a path or name, not {shortened(text)!r} (is a variable of the command unset?)")
     if "\0" in text or _has_surrogate(text):

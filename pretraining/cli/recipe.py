@@ -1,8 +1,8 @@
 """A recipe is a saved command line: YAML or flags, one reader and one set of checks.
 
 A value on the command line beats the recipe's, which beats the default; a flag that is given again beats its earlier
-value. Every problem is reported in one go, each with the recipe's line or the flag: an unknown name with the nearest
-right one, a wrong type, a wrong choice, a name that stands twice in a recipe.
+value. All problems are reported at once, each with the recipe's line or the flag: an unknown name with the nearest
+right one, a wrong type, a wrong choice, a duplicate key.
 """
 
 import argparse
@@ -20,9 +20,9 @@ import yaml
 from pretraining.cli.flags import HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
 from pretraining.errors import UserError
 
-LARGEST_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
-MOST_NODES = 10_000  # of one value
-MOST_DEPTH = 16
+MAX_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
+MAX_NODES = 10_000  # of one value
+MAX_DEPTH = 16
 HOOK_ENDING = "_hook"  # of flags that name a function
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class FlagGroup:
 
 
 class Setting(NamedTuple):
-    """One flag's words, and where they stand: the flag itself, or a line of a recipe."""
+    """The words of one flag, and their place: the flag itself, or a line of a recipe."""
 
     place: str
     name: str
@@ -56,7 +56,7 @@ def parse_recipe(
 ) -> list[Any]:
     """Read recipe and flags into what each group builds, in the order of `groups`.
 
-    The values of the flags `first` may also stand at the very beginning, without the flags' names.
+    The values of the flags `first` may also come first, without the names of the flags.
 
     Raises:
         UserError: with all problems of recipe and command line at once.
@@ -130,7 +130,7 @@ def _command_line_settings(
         if word.startswith("-"):
             problems.append(f"{word}: {flag_problem(word.lstrip('-').split('=')[0], names, _rejected(groups))}")
     if unknown and not unknown[0].startswith("-"):  # later words belong to the unknown flag before them
-        problems.append(f"{unknown[0]}: stands alone; a value follows its --flag")
+        problems.append(f"{unknown[0]}: unexpected value (flags are `--name value`)")
     recipe_path = vars(known).pop("recipe", None)
     vars(known).pop("debug", None)  # `run_program` looks for it, since it must hold while the flags are read too
     return [Setting(f"--{name}", name, texts) for name, texts in vars(known).items()], recipe_path
@@ -207,7 +207,7 @@ def _recipe_settings(path: Path, problems: list[str]) -> list[Setting]:
         name = key.value if isinstance(key, yaml.ScalarNode) else "this key"
         place = f"{path}:{key.start_mark.line + 1}: {name}"
         if name in settings:
-            problems.append(f"{place}: stands here twice; keep one")
+            problems.append(f"{place}: duplicate key; keep one")
         try:
             _check_size(value)
             settings[name] = Setting(place, name, _texts(value))
@@ -220,9 +220,9 @@ def _recipe_text(path: Path) -> str:
     if path.exists() and not path.is_file():  # a pipe without a writer would be waited for without end
         raise UserError(f"--recipe {path}: is not a file; pass a YAML file of flags")
     with path.open("rb") as file:
-        content = file.read(LARGEST_RECIPE_BYTES + 1)
-    if len(content) > LARGEST_RECIPE_BYTES:
-        raise UserError(f"--recipe {path}: is larger than {LARGEST_RECIPE_BYTES:,} bytes; pass a YAML file of flags")
+        content = file.read(MAX_RECIPE_BYTES + 1)
+    if len(content) > MAX_RECIPE_BYTES:
+        raise UserError(f"--recipe {path}: is larger than {MAX_RECIPE_BYTES:,} bytes; pass a YAML file of flags")
     return content.decode("utf-8")
 
 
@@ -232,7 +232,7 @@ def _check_size(root: yaml.Node) -> None:
     while nodes:
         node, depth = nodes.pop()
         num_nodes += 1
-        if num_nodes > MOST_NODES or depth > MOST_DEPTH:
+        if num_nodes > MAX_NODES or depth > MAX_DEPTH:
             raise ValueError
         if isinstance(node, yaml.CollectionNode):
             children = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value

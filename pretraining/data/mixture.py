@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.cli.arguments.tokenizer import HUB_ID
+from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.data.input.find import FORMATS
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
 from pretraining.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from pretraining.cli.arguments.tokenizer import HUB_ID
+from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer, read_special_tokens
 from pretraining.errors import UserError, reading
 from pretraining.runs.run_folder import MODEL_DIR_NAME, is_run_folder

@@ -5,7 +5,7 @@ Only safetensors and JSON are read. Pickled weights, and code that comes with a 
 
 from pathlib import Path
 
-from pretraining.cli.arguments.tokenizer import HUB_ID
+from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.errors import UserError
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

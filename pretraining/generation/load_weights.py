@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from pretraining.errors import UserError
 from pretraining.generation.packed_linear import pack_linear_layer, pack_linear_layers
 from pretraining.runs.export.zero_shards import open_shards
-from pretraining.system.memory import available_host_bytes
+from pretraining.system.host import available_host_bytes
 from pretraining.system.processor import bf16_instruction
 
 HOST_SHARE, GPU_SHARE = 0.9, 0.8  # of free memory that weights may take: the rest is for the cache

@@ -1,4 +1,4 @@
-"""What the launchers (deepspeed, torchrun, mpirun) tell a process about its run, in the environment."""
+"""What launchers (deepspeed, torchrun, mpirun) set in the environment: ranks, sizes, and who started a process."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ SUPERVISOR_VARIABLE = "PRETRAINING_SUPERVISOR"  # the folder of tools.supervise,
 LOCAL_SIZE_VARIABLES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 # Without a GPU. Processes that take turns on a core are slow, but right: a laptop can try what a cluster will do.
-MOST_PROCESSES_PER_CORE = 4
+MAX_PROCESSES_PER_CORE = 4
 
 
 def check_launch_variables() -> None:
@@ -58,7 +58,7 @@ def process_rank() -> int:
 
 
 def local_rank() -> int:
-    """Rank of this process among those of this machine; its rank among all where the launcher tells no other."""
+    """Rank of this process among those of this machine; its rank among all if the launcher sets no other."""
     return _first_number(LOCAL_RANK_VARIABLES, process_rank())
 
 
@@ -81,7 +81,7 @@ def child_environment() -> dict[str, str]:
 
 
 def meeting_dir() -> Path:
-    """Where the processes of this machine that one launcher started leave what those after them need.
+    """Where the processes of this machine that one launcher started leave files for each other.
 
     Raises:
         UserError: when another user was there first.
@@ -117,7 +117,7 @@ def check_cores() -> int:
         UserError: when there are far more processes than cores.
     """
     num_processes, num_cores = num_local_processes(), machine_cores()
-    most = num_cores * MOST_PROCESSES_PER_CORE
+    most = num_cores * MAX_PROCESSES_PER_CORE
     if num_processes > most:
         raise UserError(
             f"--num_gpus={num_processes}: this machine has no GPU and {num_cores} cores, for {most} processes at most; "

@@ -20,13 +20,13 @@ def stat_words(pid: int) -> list[str]:
     The name comes before them, in parentheses; it can contain any characters.
 
     Raises:
-        OSError: when there is no such process.
+        OSError: when the process does not exist.
     """
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def command_words(pid: int) -> list[str]:
-    """The command line of a process; empty when there is no such process."""
+    """The command line of a process; empty when it does not exist."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     return []
@@ -44,7 +44,7 @@ class ProcessHandle:
         """The process of this number.
 
         Raises:
-            OSError: when there is no such process.
+            OSError: when the process does not exist.
         """
         return cls(pid, stat_words(pid)[19])
 

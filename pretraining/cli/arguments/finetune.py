@@ -1,4 +1,4 @@
-"""The flags of finetune.py, with the defaults that are usual for instruction tuning; all else is as in pretrain.py."""
+"""The flags of finetune.py, with defaults for instruction tuning; the others are those of pretrain.py."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pretraining.cli.arguments.pretrain import (
 from pretraining.cli.flags import check_all, flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 
-# What differs from pretrain.py's: few steps at a small rate, so that little of what the model knows is lost.
+# What differs from pretrain.py: few steps at a small learning rate, so that the model forgets little.
 FINETUNE_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 3.0,
     "learning_rate": 2e-5,
@@ -30,29 +30,29 @@ FINETUNE_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ConversationArguments(KernelArguments):
-    """What goes on learning, and from what."""
+    """The model to tune, and its conversations."""
 
-    model: str | None = flag(None, "exported model, the run folder that has one, or Hub id")
+    model: str | None = flag(None, "exported model, run folder with one, or Hub id")
     data_files: list[str] = flag(
-        [], "JSON lines (.gz, .zst, .xz too) with prompt and response, or messages of role and content; NAME=FILES"
+        [], "JSONL files (.gz, .zst, .xz too) with prompt and response, or messages of role and content; NAME=FILES"
     )
-    block_length: int | None = flag(None, "tokens of a block; without it the model's positions, 2,048 at most")
+    block_length: int | None = flag(None, "tokens per block; none: the positions of the model, at most 2,048")
     packing: Literal["best_fit", "alone"] = flag(
-        "best_fit", "conversations share blocks and do not see each other, or each has a block alone, padded"
+        "best_fit", "best_fit: conversations share blocks without attention between them; alone: one padded block each"
     )
-    split: str = flag("95,5,0", "weights of train, validation and test; whole conversations, equal ones together")
+    split: str = flag("95,5,0", "weights of train, validation and test; identical conversations share a split")
     global_batch_tokens: int | None = flag(
-        None, "tokens per optimizer step over all GPUs; without it --gradient_accumulation_steps decides"
+        None, "tokens per optimizer step over all GPUs; none: see --gradient_accumulation_steps"
     )
-    max_tokens: int | None = flag(None, "length of the run in tokens, in place of --max_steps or --num_train_epochs")
+    max_tokens: int | None = flag(None, "length of the run in tokens, instead of --max_steps or --num_train_epochs")
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         check_all(
             {
-                "--model: is missing; give an exported model, as runs/llama2_7b/model": self.model is not None,
-                "--data_files: is missing; give JSON lines of conversations": bool(self.data_files),
-                f"--split {self.split}: give three weights such as 95,5,0, not all 0": (
+                "--model: is missing; pass an exported model, e.g. runs/llama2_7b/model": self.model is not None,
+                "--data_files: is missing; pass JSONL files of conversations": bool(self.data_files),
+                f"--split {self.split}: is not three weights, not all 0; use e.g. 95,5,0": (
                     split_weights_of(self.split) is not None
                 ),
             }
@@ -61,9 +61,9 @@ class ConversationArguments(KernelArguments):
 
 @dataclass(frozen=True)
 class FinetuneArguments:
-    """All that a command of finetune.py says; `run` has what training needs, as pretrain.py has it.
+    """A complete command of finetune.py; `run` has what training needs, as in pretrain.py.
 
-    Its model and data are named when they were found.
+    Its model and data are set once they were found.
     """
 
     conversations: ConversationArguments

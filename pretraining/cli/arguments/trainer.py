@@ -146,7 +146,10 @@ def with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
     problems = [*tracker_problems(values["report_to"]), *_value_problems(values)]
     if problems:
         raise UserError(*problems)
-    return {**values, **other_trainer_fields(fields)} if fields else values
+    if fields:
+        values |= other_trainer_fields(fields)
+        values["trackio_static_space_id"] = values["trackio_static_space_id"] or False  # none would create one
+    return values
 
 
 def _value_problems(values: dict[str, Any]) -> Iterator[str]:

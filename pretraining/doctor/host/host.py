@@ -12,7 +12,7 @@ from pathlib import Path
 from pretraining.doctor.finding import Finding, failure, gigabytes, ok, warning
 from pretraining.doctor.gpu.nvml import driver_gpus
 from pretraining.system.cores import core_quota, usable_cores
-from pretraining.system.memory import available_host_bytes
+from pretraining.system.host import available_host_bytes
 
 SHARED_MEMORY = Path("/dev/shm")
 DOCKER_SHARED_BYTES = 64 * 2**20  # what a container gets unless told otherwise

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretraining.doctor.finding import Finding, gigabytes, ok, warning
-from pretraining.system.control_groups import group_folders
+from pretraining.system.cores import group_folders
 
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 INFINIBAND = Path("/dev/infiniband")

@@ -28,7 +28,7 @@ from pretraining.runs.checksums import FileRecord, incomplete_reason, record_fil
 from pretraining.runs.run_folder import SUPERSEDED, SaveResult, quarantine
 from pretraining.runs.untrusted import load_pickle
 from pretraining.system.formatting import format_bytes
-from pretraining.system.memory import available_host_bytes
+from pretraining.system.host import available_host_bytes
 from pretraining.training.checkpoint.host_copy import as_saved, host_copy, num_tensor_bytes
 from pretraining.training.distributed.collectives import all_gather_objects, broadcast_object, is_main_process
 

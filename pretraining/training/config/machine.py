@@ -2,12 +2,12 @@
 
 import torch
 
-from pretraining.cli.arguments.planning import PlanArguments
+from pretraining.cli.arguments.run import PlanArguments
 from pretraining.errors import UserError
 from pretraining.planning.machine import MOST_GPUS_PER_MACHINE, MachineSpec
 from pretraining.system.gpus import find_gpu_type, gpu_type_of
+from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
-from pretraining.system.memory import available_host_bytes
 from pretraining.training.distributed.process_group import has_gpu, smallest_gpu_bytes
 
 

@@ -22,9 +22,8 @@ import torch
 import pretrain
 from pretraining.cli.arguments.finetune import parse_finetune_arguments
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.cli.arguments.preprocess import PreprocessArguments
+from pretraining.cli.arguments.preprocess import PreprocessArguments, TokenizerArguments
 from pretraining.cli.arguments.pretrain import PretrainArguments, parse_pretrain_arguments
-from pretraining.cli.arguments.tokenizer import TokenizerArguments
 from pretraining.cli.program import _as_mistake as as_mistake
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.generation.sampling import random_numbers, sample_tokens

@@ -183,7 +183,7 @@ def test_what_texts_are_compared_with_is_looked_at_first(finished_run: Path, tmp
     run_fine(*python("preprocess.py", "--block_length", 64, "--tokenizer", tokenizer, "--output_dir", foreign))
     run_fine(*python("preprocess.py", "--block_length", 64, "--split", "0,0,1", "--output_dir", untrained))
     cases = {
-        ("--held_out", empty): "--held_out, --blocks: are for --stats; give it too, or leave them out",
+        ("--held_out", empty): "--held_out, --blocks: have no effect without --stats; add --stats or remove them",
         ("--stats", "--held_out", "nowhere.jsonl"): "--held_out nowhere.jsonl: ",
         ("--stats", "--held_out", empty): "--held_out: no line of them is a document (1 empty_text); give others, with",
         ("--stats", "--blocks", tmp_path): f"--blocks {tmp_path}: is no block store",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pretraining.data.mixture import load_mixture
-from pretraining.system.memory import available_host_bytes
+from pretraining.system.host import available_host_bytes
 from pretraining.training.config.data_checks import make_order
 from pretraining.training.data.dataset import BLOCKS_READ_AT_START
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run

@@ -80,7 +80,7 @@ def test_a_recipe_and_a_command_line_report_all_ranges_at_once(tmp_path: Path) -
         f"{recipe}:2: save_steps 0: must be in (0, 1e9]; --save_strategy no saves at the end alone",
         "--adam_beta2 2: must be in [0, 1)",
         "--max_steps 0: must be in [1, 1e9]; -1 leaves the length to --num_train_epochs or --max_tokens",
-        "--license My Own: give the Hub's word for it, such as apache-2.0 or other",
+        "--license My Own: is not a license of the Hub; use e.g. apache-2.0 or other",
     )
 
 

@@ -61,7 +61,7 @@ def test_values_may_stand_first_without_their_flags() -> None:
 
     assert parse_tool("a/b", "--steps", "3") == parse_tool("--steps", "3", "--place", "a/b") == parse_tool("a/b", "3")
     assert parse_tool("--steps", "3") == Arguments(steps=3)
-    assert problems("a/b") == ["a/b: stands alone; a value follows its --flag"]
+    assert problems("a/b") == ["a/b: unexpected value (flags are `--name value`)"]
 
 
 def test_an_optional_choice() -> None:
@@ -90,7 +90,7 @@ def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path) -> 
     found = problems("--recipe", path, "--limit", "many", "--namse", "x")
     assert found == [
         "--namse: there is no flag of this name (did you mean names?)",
-        f"{path}:4: steps: stands here twice; keep one",
+        f"{path}:4: steps: duplicate key; keep one",
         f"{path}:1: raet: there is no flag of this name (did you mean rate?)",
         f"{path}:3: kind: 'blue' is not one of red, green",
         "--limit: expects a whole number, not 'many'",
@@ -105,7 +105,7 @@ def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path) -> 
         (["--names"], "--names: expects at least one value"),
         (["--fast", "maybe"], "--fast: expects true or false, not 'maybe'"),
         (["--rat", "1"], "--rat: there is no flag of this name (did you mean rate?)"),
-        (["stray"], "stray: stands alone; a value follows its --flag"),
+        (["stray"], "stray: unexpected value (flags are `--name value`)"),
         (["--steps", "none"], "--steps: expects a whole number, not 'none'"),
     ],
 )

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
-from pretraining.cli.arguments.checkpointing import DurabilityArguments
-from pretraining.cli.arguments.monitoring import ObservabilityArguments
-from pretraining.cli.arguments.planning import PlanArguments
 from pretraining.cli.arguments.pretrain import (
     DataArguments,
     ModelArguments,
     OptimizationArguments,
     PretrainArguments,
 )
+from pretraining.cli.arguments.run import DurabilityArguments, ObservabilityArguments, PlanArguments
 from pretraining.cli.arguments.trainer import TRAINER_DEFAULTS
 from pretraining.data.mixture import load_mixture
 from pretraining.errors import UserError
