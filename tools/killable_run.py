@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pretraining.runs.checksums import COMPLETE_NAME
 from pretraining.runs.run_folder import METRICS_NAME, checkpoint_step, complete_checkpoints
-from pretraining.system.processes import stat_words
+from pretraining.system.processes import ProcessHandle, command_words, descendants
 
 LOOK_SECONDS = 0.005  # a save of a small model takes 50 ms
 TAIL_BYTES = 1 << 16  # more than a record has
@@ -23,15 +23,6 @@ GONE_WITHIN_SECONDS = 30.0
 Part = Literal["everything", "a rank", "the launcher"]
 
 logger = logging.getLogger(__name__)
-
-
-class Process(NamedTuple):
-    """A process of this machine, with its parent, its state, and when it began in ticks since boot."""
-
-    pid: int
-    parent: int
-    state: str
-    began_at: str
 
 
 class KillableRun:
@@ -114,11 +105,11 @@ class KillableRun:
 
     def kill(self, part: Part, chance: random.Random) -> None:
         """Kill the run or a part of it, and wait until no process of it is left."""
-        processes = _descendants(self._process.pid)
+        processes = _family(self._process.pid)
         for process in self._chosen(processes, part, chance) or processes:
             _kill(process)
         deadline = time.monotonic() + GONE_WITHIN_SECONDS
-        while (left := [process for process in processes if _is_alive(process)]) and time.monotonic() < deadline:
+        while (left := [process for process in processes if process.is_alive()]) and time.monotonic() < deadline:
             self._process.poll()
             time.sleep(LOOK_SECONDS)
         if left:
@@ -127,13 +118,13 @@ class KillableRun:
             _kill(process)
         self._process.wait()
 
-    def _chosen(self, processes: Sequence[Process], part: Part, chance: random.Random) -> list[Process]:
+    def _chosen(self, processes: Sequence[ProcessHandle], part: Part, chance: random.Random) -> list[ProcessHandle]:
         """Those of a part; none while it is not there yet."""
-        running = {process.pid for process in processes if self._program in _command_line(process.pid)[1:3]}
-        ranks = [process for process in processes if process.pid in running and process.parent not in running]
+        running = {process.pid for process in processes if self._program in command_words(process.pid)[1:3]}
+        ranks = [process for process in processes if process.pid in running and process.parent() not in running]
         if part == "a rank":
             return [chance.choice(ranks)] if ranks else []
-        below_ranks = {process.pid for rank in ranks for process in _descendants(rank.pid)}
+        below_ranks = {process.pid for rank in ranks for process in _family(rank.pid)}
         return [process for process in processes if part == "everything" or process.pid not in below_ranks]
 
     def _look_for_new_step(self) -> None:
@@ -145,33 +136,13 @@ class KillableRun:
         return self._metrics.stat().st_ino if self._metrics.exists() else None
 
 
-def _descendants(pid: int) -> list[Process]:
-    """A process and all below it, those above first."""
-    everybody = [process for path in Path("/proc").glob("[0-9]*") if (process := _read(int(path.name))) is not None]
-    found = [process for process in everybody if process.pid == pid]
-    for process in found:  # which grows
-        found += [child for child in everybody if child.parent == process.pid]
-    return found
-
-
-def _read(pid: int) -> Process | None:
+def _family(pid: int) -> list[ProcessHandle]:
+    """A process and all below it, parents before their children."""
     with suppress(OSError):
-        words = stat_words(pid)
-        return Process(pid, int(words[1]), words[0], words[19])
-    return None
+        return [ProcessHandle.of(pid), *descendants(pid)]
+    return []
 
 
-def _is_alive(process: Process) -> bool:
-    now = _read(process.pid)
-    return now is not None and now.began_at == process.began_at and now.state not in "ZX"
-
-
-def _kill(process: Process) -> None:
+def _kill(process: ProcessHandle) -> None:
     with suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
-
-
-def _command_line(pid: int) -> list[str]:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    return []

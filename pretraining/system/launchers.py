@@ -1,6 +1,7 @@
 """What launchers (deepspeed, torchrun, mpirun) set in the environment: ranks, sizes, and who started a process."""
 
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from pretraining.system.processes import stat_words
 # The command `deepspeed` of this environment. Its script is not found in every PATH, and does not start where the path
 # of the environment contains a space.
 DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner")
+LOOPBACK = "127.0.0.1"
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
@@ -78,6 +80,13 @@ def child_environment() -> dict[str, str]:
         environment |= {"WORLD_SIZE": str(num_processes()), "LOCAL_WORLD_SIZE": str(num_local_processes())}
         environment |= {LAUNCHER_VARIABLE: launcher_identity(), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     return environment
+
+
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return listener.getsockname()[1]
 
 
 def meeting_dir() -> Path:

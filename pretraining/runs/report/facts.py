@@ -207,7 +207,7 @@ def _figure(value: Any, number_format: str) -> str | None:
 
 
 def _gigabytes(value: Any) -> str | None:
-    return None if value is None else f"{value / 1e9:,.1f} GB"
+    return None if value is None else format_bytes(value)
 
 
 def _time(value: float | None) -> str | None:

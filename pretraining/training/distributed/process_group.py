@@ -27,11 +27,17 @@ from torch.distributed import HashStore, Store, TCPStore
 from pretraining.cli.program import exit_process
 from pretraining.errors import UserError
 from pretraining.system.gpus import driver_gpu_names
-from pretraining.system.launchers import check_cores, has_launcher, num_local_processes, num_processes
+from pretraining.system.launchers import (
+    LOOPBACK,
+    check_cores,
+    free_port,
+    has_launcher,
+    num_local_processes,
+    num_processes,
+)
 from pretraining.system.processes import ProcessHandle
 from pretraining.training.distributed.collectives import all_gather_objects
 
-LOOPBACK = "127.0.0.1"
 LOOPBACK_SCHEME = "loopback"
 STORE_BACKLOG = 1024  # ranks that connect at once
 
@@ -121,13 +127,7 @@ def _mpi_port() -> int:
     os.environ.setdefault("OMPI_MCA_btl", "^tcp")  # else Open MPI accepts connections from the network too
     from mpi4py import MPI  # as DeepSpeed does, which asks it for the ranks
 
-    return MPI.COMM_WORLD.bcast(_free_port() if MPI.COMM_WORLD.rank == 0 else None)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return listener.getsockname()[1]
+    return MPI.COMM_WORLD.bcast(free_port() if MPI.COMM_WORLD.rank == 0 else None)
 
 
 def _loopback_rendezvous(_: str, *, timeout: timedelta, **_options: Any) -> Iterator[tuple[Store, int, int]]:
@@ -172,5 +172,5 @@ def shutdown_process_group(exit_code: int = 0) -> NoReturn:
 
 def _become_single_process() -> None:
     """What a launcher of one process would set; a free port, so that two runs on a machine do not meet."""
-    port = str(_free_port())
+    port = str(free_port())
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR=LOOPBACK, MASTER_PORT=port)

@@ -8,7 +8,6 @@ processes of a machine tell each other how it went in files.
 import itertools
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 from pretraining.errors import UserError
 from pretraining.system.launchers import (
     child_environment,
+    free_port,
     has_launcher,
     launcher_identity,
     num_local_processes,
@@ -124,7 +124,7 @@ class TrialRendezvous:
         folder = self._folder / f"{self._number}"
         if process_rank() == 0:
             folder.mkdir()
-            _write(folder / "port", str(_free_port()))
+            _write(folder / "port", str(free_port()))
         _wait_for(lambda: (folder / "port").is_file())
         outcome = _run_child(folder, size)
         _write(folder / f"outcome-{process_rank()}", outcome)
@@ -197,9 +197,3 @@ def _write(path: Path, text: str) -> None:
 def _wait_for(is_there: Callable[[], bool]) -> None:
     while not is_there():
         time.sleep(POLL_SECONDS)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
