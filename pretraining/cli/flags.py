@@ -16,6 +16,7 @@ from pretraining.cli.ranges import Range, range_of
 from pretraining.errors import UserError, nearest, shortened
 
 HIDDEN = argparse.SUPPRESS  # as the help text of a flag that --help does not show
+GENERIC_FLAG = "trainer_arguments"  # see arguments/trainer.py
 TRUE_WORDS = ("true", "yes", "1")
 FALSE_WORDS = ("false", "no", "0")
 NONE_WORD = "none"
@@ -52,6 +53,8 @@ def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -
     if name in rejected:
         return rejected[name]
     suggestion = f" (did you mean {SYNONYMS[name]}?)" if SYNONYMS.get(name) in known else nearest(name, known)
+    if not suggestion and GENERIC_FLAG in known:
+        suggestion = f"; pass other fields of TrainingArguments by --{GENERIC_FLAG} NAME=VALUE"
     return f"there is no flag of this name{suggestion}"
 
 

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pretraining.cli.flags import HIDDEN, Flag, flag, flags_of
+from pretraining.cli.flags import GENERIC_FLAG, HIDDEN, Flag, flag, flags_of
 from pretraining.cli.packages import tracker_problems
 from pretraining.cli.recipe import FlagGroup
 from pretraining.errors import UserError, nearest, shortened
 
 AUTO = "auto"
-GENERIC_FLAG = "trainer_arguments"
 MAX_NAME_CHARACTERS = 128  # of mlflow and wandb
 HUB_REPOSITORY = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]{0,95}", re.ASCII)
 METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
@@ -43,7 +42,6 @@ REJECTED_BY_REASON = {
     "restore_callback_states_from_checkpoint",
     "use --optim": "optim_args optim_target_modules",
     "use --lr_scheduler_type, --min_learning_rate and --decay_steps": "lr_scheduler_kwargs",
-    "use --compile_layers": "torch_compile torch_compile_backend torch_compile_mode",
     "use --per_device_train_batch_size auto": "auto_find_batch_size",
     "this suite computes loss and metrics itself": (
         "label_smoothing_factor neftune_noise_alpha label_names logging_nan_inf_filter include_num_input_tokens_seen "

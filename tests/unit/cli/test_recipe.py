@@ -183,3 +183,25 @@ def test_dictionaries_are_read_as_json(tmp_path: Path) -> None:
     text = "activation_checkpointing: true\nactivation_checkpointing_kwargs: {every_n_layers: 2, offload: true}\n"
     (flags,) = parse_recipe("", [trainer_group()], ["--recipe", recipe(tmp_path, text)])
     assert flags["activation_checkpointing_kwargs"] == {"every_n_layers": 2, "offload": True}
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("batch_size", "there is no flag of this name (did you mean per_device_train_batch_size?)"),
+        ("lr", "there is no flag of this name (did you mean learning_rate?)"),
+        ("gradient-clipping", "there is no flag of this name (did you mean max_grad_norm?)"),
+        ("plan_only", "there is no flag of this name (did you mean dry_run?)"),
+        ("micro_batch", "there is no flag of this name (did you mean per_device_train_batch_size?)"),
+        ("restarts", "start the command by `python3 -m tools.supervise --restarts N -- COMMAND`"),
+        ("fsdp", "DeepSpeed shards the training, see --deepspeed"),
+        (
+            "tf32",
+            "there is no flag of this name; pass other fields of TrainingArguments by --trainer_arguments NAME=VALUE",
+        ),
+    ],
+)
+def test_names_of_other_tools_and_earlier_versions_lead_to_a_flag(word: str, problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_pretrain_arguments("", [f"--{word}", "1"])
+    assert caught.value.problems[0].partition(": ")[2] == problem
