@@ -55,7 +55,7 @@ def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -
     suggestion = f" (did you mean {SYNONYMS[name]}?)" if SYNONYMS.get(name) in known else nearest(name, known)
     if not suggestion and GENERIC_FLAG in known:
         suggestion = f"; pass other fields of TrainingArguments by --{GENERIC_FLAG} NAME=VALUE"
-    return f"there is no flag of this name{suggestion}"
+    return f"unknown flag{suggestion}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -220,7 +220,7 @@ EVERYWHERE = [  # a plan must not pass over what a run stops at
     (["--accelerator_config", "5"], "--accelerator_config: DeepSpeed"),
     (["--accelerator_config", '{"split_batches": true}'], "--accelerator_config"),
     (["--trainer_arguments", "torch_empty_cache_steps=often"], "expects a whole number"),
-    (["--torch_compile_backend", "os.system"], "there is no flag of this name"),
+    (["--torch_compile_backend", "os.system"], "unknown flag"),
     (["--metric_for_best_model", "nope"], "nope: is not one of loss, perplexity"),
     (["--hub_model_id", "../x", "--push_to_hub"], "is not a repository of the Hub"),
     (["--hub_model_id", "a/b/c", "--push_to_hub"], "is not a repository of the Hub"),

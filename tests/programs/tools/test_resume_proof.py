@@ -80,7 +80,7 @@ def test_the_recipe_and_what_follows_is_for_the_training() -> None:
         (["--launcher", "python3", "--num_gpus", "2"], ["--num_gpus 2: python3 starts one process"]),
         (["--output_dir", str(PROJECT_DIR)], [f"--output_dir {PROJECT_DIR}: cannot be made (File exists)"]),
         (["--", "--resume", "never"], ["--resume: this tool starts the run again itself"]),
-        (["--", "--max_stepz", "3"], ["--max_stepz: there is no flag of this name"]),
+        (["--", "--max_stepz", "3"], ["--max_stepz: unknown flag"]),
         (["--recipe", "none.yaml"], ["--recipe none.yaml: cannot be read"]),
     ],
 )

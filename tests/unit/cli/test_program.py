@@ -43,7 +43,7 @@ def test_an_unknown_flag_is_one_line_and_a_traceback_only_with_debug(program: st
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: --modle: there is no flag of this name")
+    assert done.stderr.startswith("error: --modle: unknown flag")
     assert "Traceback" in run(*python(program, "--modle", "x", "--debug")).stderr
 
 
