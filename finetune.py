@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Teach an exported model to answer: instruction tuning on conversations, with DeepSpeed ZeRO-3.
+"""Instruction tuning of an exported model on conversations, with DeepSpeed ZeRO-3.
 
     deepspeed --num_gpus=8 finetune.py --model runs/llama2_7b/model --data_files chat.jsonl
     deepspeed --num_gpus=2 finetune.py --model runs/quickstart --data_files chat=a.jsonl code=b.jsonl.gz
 
 A line of a file is {"prompt": ..., "response": ...} or {"messages": [{"role": "user", "content": ...}, ...]} with the
-roles system, user and assistant. What the assistant says is learned, its end included; all else is only read. The run
+roles system, user and assistant. The loss covers the answers of the assistant and the EOS after them. The run
 folder is like one of pretrain.py, and its exported model carries the chat template.
 """
 
@@ -16,15 +16,12 @@ from collections.abc import Sequence
 
 from pretraining.cli.arguments.finetune import parse_finetune_arguments
 from pretraining.cli.program import run_program
-from pretraining.system.restarts import supervise
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and find model and files, then train; torch is imported after that, so a mistake costs no time."""
     arguments = parse_finetune_arguments(__doc__ or "", argv)
     run = arguments.run
-    if run.durability.restarts and not run.plan.starts_nothing:
-        supervise(run.durability.restarts)  # goes on in its child
     if run.trainer.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from pretraining.finetuning.inputs import find_inputs_of

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Complete prompts with a model that pretrain.py trained, or with any Llama on the Hub.
+"""Complete prompts with a model of pretrain.py, or with any Llama on the Hub.
 
     python3 generate.py                                          # the newest run in runs/
     python3 generate.py --model runs/quickstart --prompt "The council" "Scientists" --num_samples 3
@@ -7,9 +7,9 @@
     echo "The council" | python3 generate.py --model USER/NAME --revision COMMIT
     python3 generate.py --model runs/quickstart --interactive
 
---model is a run folder (its exported model, or the newest complete checkpoint), an exported model, a checkpoint (ZeRO
-shards alone suffice), or a Hub id. A completion ends at EOS, before a --stop text, or after --max_new_tokens. With
---output, rerun the same command to resume after an interruption.
+--model takes a run folder (its exported model, or the newest complete checkpoint), an exported model, a checkpoint,
+including one with ZeRO shards only, or a Hub id. A completion ends at EOS, before a --stop text, or after
+--max_new_tokens. With --output the same command resumes after an interruption.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python3 preprocess.py                                        # the bundled sample corpus, into blocks/
     python3 preprocess.py --data_files news.jsonl --tokenizer meta-llama/Llama-2-7b-hf --output_dir blocks
     python3 preprocess.py --data_files 'news=a/*.jsonl.gz' wiki=b.parquet notes/ --output_dir blocks
-    python3 preprocess.py --push_to_hub USER/NAME                # and onto the Hub, private unless told otherwise
+    python3 preprocess.py --push_to_hub USER/NAME                # and onto the Hub, private by default
     python3 preprocess.py --data_files wiki=hf://USER/NAME:train --streaming --output_dir blocks
     mpirun -n 16 --hostfile hosts python3 preprocess.py --num_slices 64 ...
 
@@ -12,7 +12,7 @@ Each document is encoded, followed by EOS, and packed into blocks of --block_len
 and cut where a block ends, or placed whole where it fits best (--packing).
 Whole documents go to train, validation or test. Lines that cannot be read are counted, and listed in
 skipped.jsonl: the first 10,000 of each file and reason.
-A run that was stopped, however it was, goes on with the same command, to the same bytes.
+After any interruption the same command resumes, with the same bytes as result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger("pretraining.preprocess")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make a block store, unless the very same one is there already."""
+    """Write a block store, unless the same one exists already."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Preprocessing", PreprocessArguments)], argv)
     files = find_inputs(arguments.data_files, streaming=arguments.streaming, output_dir=arguments.output_dir)
     tokenizer = load_document_tokenizer(
@@ -69,7 +69,7 @@ def earlier_store(
 
 
 def publish(arguments: PreprocessArguments, manifest: Manifest) -> None:
-    """Name the licence in the card and push the block store to the Hub, as far as it was asked for."""
+    """Add the license to the card and push the block store to the Hub, if requested."""
     if arguments.license is not None:
         write_card(manifest, arguments.output_dir, license_name=arguments.license)
     if arguments.push_to_hub is not None:
@@ -79,13 +79,13 @@ def publish(arguments: PreprocessArguments, manifest: Manifest) -> None:
 
 
 def report(output_dir: Path, manifest: Manifest) -> None:
-    """Say what was made, where it lies, and what to do next."""
+    """Log the splits, what was skipped, the output folder and the next command."""
     for line in split_lines(manifest):
         logger.info(line)
     for name, split in manifest.splits.items():
         if split.num_documents and not split.num_blocks:
             logger.warning(
-                "%s has %s tokens, not enough for one block of %s; give a smaller --block_length or another --split",
+                "%s has %s tokens, not enough for one block of %s; use a smaller --block_length or another --split",
                 name,
                 f"{split.num_tokens:,}",
                 f"{manifest.origin.block_length:,}",
@@ -97,7 +97,7 @@ def report(output_dir: Path, manifest: Manifest) -> None:
 
 
 def split_lines(manifest: Manifest) -> list[str]:
-    """What each split has, in columns."""
+    """Documents, tokens and blocks of each split, in columns."""
     is_padded = manifest.origin.packing == "best_fit"
     rows = [
         [

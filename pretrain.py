@@ -7,7 +7,7 @@
     python3 pretrain.py --recipe recipes/llama2_7b.yaml --dry_run --num_gpus 8 --gpu_type h200   # starts nothing
 
 torchrun, mpirun and python3 (one process) start it as well. The run folder receives metrics.jsonl, checkpoints and, at
-the end, the exported model. Make the blocks with preprocess.py.
+the end, the exported model. preprocess.py writes the blocks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from pretraining.cli.arguments.pretrain import DataArguments, PretrainArguments, parse_pretrain_arguments
 from pretraining.cli.program import run_program
-from pretraining.system.restarts import supervise
 
 if TYPE_CHECKING:
     from pretraining.data.mixture import Mixture
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Read the flags and check model and data, then train; torch is imported after that, so a mistake costs no time."""
     arguments = parse_pretrain_arguments(__doc__ or "", argv)
-    if arguments.durability.restarts and not arguments.plan.starts_nothing:
-        supervise(arguments.durability.restarts)  # goes on in its child; pyarrow would make it three times as large
     if arguments.trainer.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from pretraining.training.model.fields import model_fields

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from tokenizers import Tokenizer
 
-from pretraining.cli.arguments.tokenizer import TokenizerArguments
+from pretraining.cli.arguments.preprocess import TokenizerArguments
 from pretraining.cli.logs import IN_ONE_LINE
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
@@ -57,7 +57,7 @@ def texts(files: list[InputFile], arguments: TokenizerArguments, *, held_out: bo
 
 
 def report(tokenizer: Tokenizer, files: list[InputFile], arguments: TokenizerArguments) -> None:
-    """Say what was made, where it lies, and how well it compresses."""
+    """Log the vocabulary, the compression on held-out text, and the next command."""
     num_tokens = num_bytes = 0
     for text in texts(files, arguments, held_out=True):
         num_tokens += len(tokenizer.encode(text, add_special_tokens=False).ids)

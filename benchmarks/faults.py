@@ -42,7 +42,7 @@ logger = logging.getLogger("pretraining.benchmarks")
 TESTS = {
     "test_kills.py": "kill -9 of one rank or both, at any instant or at any change of the disk in a save",
     "test_orphans.py": "kill -9 and SIGTERM of the launcher (deepspeed, torchrun, mpirun), of its command, of a rank",
-    "test_restarts.py": "crashes under --restarts: ranks, supervisors and launchers killed, signals",
+    "test_supervise.py": "crashes under tools.supervise: ranks, launchers and supervisors killed, signals",
     "test_stopping.py": "SIGTERM, SIGINT, SIGUSR1, SIGHUP to a process, the launcher, the group; STOP; --max_hours",
     "test_hangs.py": "a rank that waits forever",
     "test_saving.py": "full disk, quota, too little free space; truncated and bit-flipped checkpoint files",

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Lla
 
 from benchmarks.results import PROJECT_DIR, command_line, hardware, spread, table, versions, write_section
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.cli.arguments.tokenizer import SAMPLE_CORPUS
+from pretraining.cli.arguments.preprocess import SAMPLE_CORPUS
 from pretraining.cli.flags import flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe

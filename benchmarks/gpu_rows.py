@@ -62,7 +62,7 @@ ROWS = (
     Row("messages of 5e8", zero={"reduce_bucket_size": 5e8, "stage3_prefetch_bucket_size": 5e8}),
     Row(
         "DeepCompile in place of --compile_layers",
-        flags=(*PLAIN, "--torch_compile", "true"),
+        flags=(*PLAIN, "--trainer_arguments", "torch_compile=true"),
         sections={"compile": {"deepcompile": True}},
     ),
     Row("gradients added up in fp32", flags=(*RECOMPUTED, "--grad_accum_dtype", "fp32")),

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.preprocess_peers.job import Job
 from benchmarks.preprocess_runs import Series
 from benchmarks.token_counts import OutputCounts
-from pretraining.cli.arguments.tokenizer import SAMPLE_CORPUS, SAMPLE_TOKENIZER
+from pretraining.cli.arguments.preprocess import SAMPLE_CORPUS, SAMPLE_TOKENIZER
 from pretraining.cli.flags import flag
 
 OURS = "preprocess.py"

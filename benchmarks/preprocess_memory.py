@@ -18,7 +18,7 @@ from benchmarks.preprocess_peers.job import Job
 from benchmarks.preprocess_runs import Series, add_run, prepare_job
 from benchmarks.results import PROJECT_DIR, command_line, hardware, spread, table, versions, write_section
 from benchmarks.sized_inputs import huge_line, sized_inputs, texts_of
-from pretraining.cli.arguments.tokenizer import SAMPLE_CORPUS, SAMPLE_TOKENIZER
+from pretraining.cli.arguments.preprocess import SAMPLE_CORPUS, SAMPLE_TOKENIZER
 from pretraining.cli.flags import flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe

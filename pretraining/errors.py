@@ -1,12 +1,18 @@
 """What a user can correct. Imports nothing of this project, so that every package may raise it."""
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-SHOWN_CHARACTERS = 80  # of a value that is refused
+CRASH_EXIT_CODE = 1
+USER_ERROR_EXIT_CODE = 2
+STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75: run the same command again, later
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
 
-PANIC = "PanicException"  # of libraries in Rust, as `tokenizers`; it is not an Exception, and has no module to import
+SHOWN_CHARACTERS = 80  # of a rejected value
+
+PANIC = "PanicException"  # of libraries in Rust, e.g. `tokenizers`; it is not an Exception, and has no module to import
 MAX_REASON_CHARACTERS = 300
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from pretraining.cli.packages import compiler_problem
 from pretraining.system.cores import usable_cores
-from pretraining.system.memory import available_host_bytes
+from pretraining.system.host import available_host_bytes
 
 PROJECT_DIR = Path(__file__).parents[1]
 # A hang guard, and no claim about speed: far more than what is waited for takes on one busy core, and less than the

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.errors import UserError
 from tools.verify import main as verify_folder
 
 logger = logging.getLogger("pretraining.checkpoints")
@@ -41,9 +40,7 @@ class CheckpointsArguments:
                 (self.command == "export") == (self.output_dir is not None)
             ),
         }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(checks)
 
 
 def main(argv: Sequence[str]) -> None:

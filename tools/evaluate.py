@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.encode.splits import Split
@@ -93,9 +93,7 @@ class EvaluationArguments:
             ),
             "--reference_files: needs a model; pass one": self.reference_files is None or bool(self.model),
         }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(checks)
 
 
 def main(argv: Sequence[str]) -> None:

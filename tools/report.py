@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.errors import UserError
 
 logger = logging.getLogger("pretraining.report")
 
@@ -29,11 +28,15 @@ class ReportArguments:
     output: Path | None = flag(None, "file of the page; by default report.html in the folder of the run")
 
     def __post_init__(self) -> None:
-        """Check what needs no file."""
-        if not self.runs:
-            raise UserError("--runs: pass a run folder")
-        if len(self.runs) > 1 and self.output is None:
-            raise UserError("--output: pass a file for the page of several runs, e.g. comparison.html")
+        """Check what needs no file, all at once."""
+        check_all(
+            {
+                "--runs: pass a run folder": bool(self.runs),
+                "--output: pass a file for the page of several runs, e.g. comparison.html": (
+                    len(self.runs) < 2 or self.output is not None
+                ),
+            }
+        )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -118,8 +118,8 @@ def check_training(words: Sequence[str]) -> None:
         UserError: with the flags.
     """
     durability = parse_pretrain_arguments("", words).durability
-    if durability.restarts or durability.resume != "auto":
-        raise UserError("--restarts, --resume: this tool restarts the run itself; remove them")
+    if durability.resume != "auto":
+        raise UserError("--resume: this tool restarts the run itself; remove it")
 
 
 def new_folder(folder: Path | None) -> Path:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretraining.cli.flags import flag
+from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
@@ -55,9 +55,7 @@ class GgufArguments:
             for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
             if self.model is not None
         }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(checks)
 
 
 def main(argv: Sequence[str]) -> None:

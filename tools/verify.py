@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretraining.cli.flags import flag
-from pretraining.cli.program import USER_ERROR_EXIT_CODE, exit_process, run_program
+from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.errors import UserError
+from pretraining.errors import USER_ERROR_EXIT_CODE, UserError
 from pretraining.system.escapes import escape
 
 

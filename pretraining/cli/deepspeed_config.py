@@ -48,7 +48,7 @@ def load_ds_config(path_text: str | None) -> dict[str, Any]:
 
 
 def ds_config_problems(arguments: "PretrainArguments") -> Iterator[str]:
-    """What is wrong with the config, as far as flags alone tell: some depend on machine, model and data."""
+    """What is wrong with the config, as far as the flags determine it; the rest depends on machine, model and data."""
     path_text = arguments.trainer["deepspeed"]
     try:
         config, _ = _read(path_text)
@@ -56,8 +56,8 @@ def ds_config_problems(arguments: "PretrainArguments") -> Iterator[str]:
     except UserError as error:
         yield from error.problems
         return
-    trials = "--micro_batch auto" if arguments.plan.micro_batch == "auto" else "--profile_plan"
-    if trials == "--micro_batch auto" or arguments.plan.profile_plan:  # which try other sizes than those of the run
+    trials = "--per_device_train_batch_size auto" if arguments.finds_micro_batch else "--profile_plan"
+    if arguments.finds_micro_batch or arguments.plan.profile_plan:  # which try other sizes than those of the run
         for path in BATCH_KEYS:
             if config[path] != AUTO:
                 yield f'--deepspeed {path_text}: {path} is {config[path]}; set it to "auto" for {trials}'
@@ -69,7 +69,7 @@ def _decided(arguments: "PretrainArguments") -> dict[str, Any]:
     decided = {"gradient_clipping": trainer["max_grad_norm"], "fp16.enabled": bool(trainer.get("fp16"))}
     if trainer.get("fp16") or trainer["bf16"] is not None:
         decided["bf16.enabled"] = bool(trainer["bf16"])
-    if arguments.plan.micro_batch != "auto":
+    if not arguments.finds_micro_batch:
         decided["train_micro_batch_size_per_gpu"] = trainer["per_device_train_batch_size"]
     if grad_accum_dtype != AUTO:
         decided["data_types.grad_accum_dtype"] = grad_accum_dtype
@@ -77,7 +77,7 @@ def _decided(arguments: "PretrainArguments") -> dict[str, Any]:
 
 
 def _read(path_text: str | None) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The config as it is used, and each old spelling in it with the new one."""
+    """The config with defaults, and each old spelling in it with the new one."""
     place = f"--deepspeed {path_text}"
     config = _read_json(path_text, place)
     old_spellings = list(_update_old_spellings(config))
@@ -125,11 +125,11 @@ def _section(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
 
 def _read_json(path_text: str | None, place: str) -> dict[str, Any]:
     if path_text is None:
-        raise UserError(f"{place}: this suite trains with DeepSpeed; give ds_config.json or your own")
+        raise UserError(f"{place}: this suite trains with DeepSpeed; use ds_config.json or your own")
     try:
         config = json.loads(Path(path_text).read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
     except OSError as error:
-        raise UserError(f"{place}: cannot be read ({error.strerror}); give ds_config.json or your own") from None
+        raise UserError(f"{place}: cannot be read ({error.strerror}); use ds_config.json or your own") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: is not JSON ({error})") from None
     return config if isinstance(config, dict) else {}
@@ -144,7 +144,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _update_old_spellings(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Bring them up to date; each with the new one."""
+    """Replace old spellings; yields each with the new one."""
     if "bfloat16" in config:
         config.setdefault("bf16", config.pop("bfloat16"))
         yield "bfloat16", '"bf16"'
@@ -171,7 +171,7 @@ def _problems_of(config: dict[str, Any]) -> Iterator[str]:
     for name in OLD_OFFLOAD_KEYS.values():
         section = zero.get(name) if isinstance(zero, dict) else None
         if isinstance(section, dict) and section.get("device") == "nvme" and not section.get("nvme_path"):
-            yield f"zero_optimization.{name}.nvme_path is missing; give a folder on the disk to offload to"
+            yield f"zero_optimization.{name}.nvme_path is missing; set it to a folder on the disk to offload to"
 
 
 def _section_problems(section: dict[str, Any], accepted: dict[str, Any], prefix: str) -> Iterator[str]:

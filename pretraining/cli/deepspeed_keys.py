@@ -49,9 +49,7 @@ class Rejected:
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 SWITCH, COUNT, SIZE = Value(bool), Value(int), Value(int, minimum=1)
 OFFLOAD = {"device": Value(str, only=("none", "cpu", "nvme")), "nvme_path": Value(str), "pin_memory": SWITCH}
-RATIO = (
-    "what stays on the GPU would train at the first step's learning rate for ever"  # no scheduler sets its optimizer
-)
+RATIO = "what stays on the GPU would train at the first step's learning rate forever"  # no scheduler sets its optimizer
 PRECISION = {"enabled": Value(bool, auto=True)}
 
 # Changed together in a run of tests/programs/pretrain/test_deepspeed_config.py, whose losses stay those of
@@ -120,7 +118,7 @@ REJECTED: dict[str, Rejected] = {
     "optimizer": Rejected("--optim, --learning_rate, --weight_decay and --adam_beta2 decide it"),
     "scheduler": Rejected("--lr_scheduler_type decides it"),
     "torch_autocast": Rejected("--bf16 and --fp16 decide it"),
-    "communication_data_type": Rejected("gradients are reduced as --grad_accum_dtype says", off=(AUTO,)),
+    "communication_data_type": Rejected("--grad_accum_dtype decides it", off=(AUTO,)),
     "seq_parallel_communication_data_type": Rejected(UNTESTED, off=("fp32",)),
     "sequence_parallel_size": Rejected("use --sequence_parallel_size", off=(1,)),
     "prescale_gradients": Rejected("ZeRO-3 averages gradients over all GPUs"),
@@ -140,7 +138,7 @@ REJECTED: dict[str, Rejected] = {
     "flops_profiler": Rejected("FLOP/s and MFU are in the log"),
     "comms_logger": Rejected(UNTESTED),
     "timers": Rejected(UNTESTED),
-    "memory_breakdown": Rejected("memory is in the log, and --profile_plan tells its parts"),
+    "memory_breakdown": Rejected("memory is in the log, and --profile_plan lists its parts"),
     "dump_state": Rejected("run.json has DeepSpeed's config as the engine has it"),
     "disable_python_gc": Rejected(UNTESTED),
     "disable_allgather": Rejected(NOT_STAGE_3),
@@ -148,7 +146,7 @@ REJECTED: dict[str, Rejected] = {
     "wandb": Rejected(MONITOR),
     "csv_monitor": Rejected(MONITOR),
     "comet": Rejected(MONITOR),
-    "autotuning": Rejected("use --micro_batch auto and --dry_run"),
+    "autotuning": Rejected("use --per_device_train_batch_size auto and --dry_run"),
     "weight_quantization": Rejected(QUANTIZED),
     "vocabulary_size": Rejected("the tokenizer decides it"),
     "log_level": Rejected(UNTESTED),

@@ -1,23 +1,61 @@
 """A flag: its name, type, default and help, read from a dataclass, and its value read from text.
 
-The text is the same whether it stands on the command line or in a recipe, so one reader checks both.
+The text is the same on the command line and in a recipe, so one reader checks both.
 """
 
+import argparse
 import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pretraining.cli.ranges import Range, range_of
-from pretraining.errors import nearest, shortened
+from pretraining.errors import UserError, nearest, shortened
 
+HIDDEN = argparse.SUPPRESS  # as the help text of a flag that --help does not show
+GENERIC_FLAG = "trainer_arguments"  # see arguments/trainer.py
 TRUE_WORDS = ("true", "yes", "1")
 FALSE_WORDS = ("false", "no", "0")
 NONE_WORD = "none"
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
+
+
+# Names of other tools, and earlier ones of this suite, that resemble no flag or a wrong one.
+SYNONYMS = {
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "lr": "learning_rate",
+    "min_lr": "min_learning_rate",
+    "epochs": "num_train_epochs",
+    "train_iters": "max_steps",
+    "lr_decay_iters": "max_steps",
+    "lr_warmup_iters": "warmup_steps",
+    **dict.fromkeys(("save_dir", "out_dir", "output"), "output_dir"),
+    **dict.fromkeys(("load", "resume_from_checkpoint"), "resume"),
+    **dict.fromkeys(("gradient_clipping", "clip_grad"), "max_grad_norm"),
+    **dict.fromkeys(("max_length", "seq_len", "seq_length", "context_length"), "block_length"),
+    "config": "model",
+    "plan_only": "dry_run",
+    "plan_measure": "profile_plan",
+    "isolate_documents": "document_masking",
+    "mask_document_starts": "ignore_first_token",
+    "hang_minutes": "hang_timeout_minutes",
+}
+
+
+def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -> str:
+    """What is wrong with a name that is not in `names`: a reason of `rejected`, or a suggestion."""
+    name, known = name.replace("-", "_"), list(names)
+    if name in rejected:
+        return rejected[name]
+    suggestion = f" (did you mean {SYNONYMS[name]}?)" if SYNONYMS.get(name) in known else nearest(name, known)
+    if not suggestion and GENERIC_FLAG in known:
+        suggestion = f"; pass other fields of TrainingArguments by --{GENERIC_FLAG} NAME=VALUE"
+    return f"unknown flag{suggestion}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +66,7 @@ class Flag:
     value_type: type
     default: Any
     help: str
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # of a text; of a number, words that may take its place
     is_list: bool = False
     is_optional: bool = False
     is_text: bool = False
@@ -40,7 +78,7 @@ class Flag:
 
     def range_problems(self, texts: Sequence[str], value: Any) -> list[str]:
         """What is wrong with the numbers that `texts` were read as: each text with the range it must be in."""
-        if self.range is None or value is None:
+        if self.range is None or value is None or value in self.choices:
             return []
         numbers = value if self.is_list else [value]
         problems = [(text, self.range.problem(number)) for text, number in zip(texts, numbers, strict=True)]
@@ -61,7 +99,9 @@ class Flag:
         return self._single(texts[0])
 
     def _single(self, text: str) -> Any:
-        if self.choices and text not in self.choices:
+        if text in self.choices:
+            return text
+        if self.choices and self.value_type is str:
             raise ValueError(
                 f"{shortened(text)!r} is not one of {', '.join(self.choices)}{nearest(text, self.choices)}"
             )
@@ -77,7 +117,7 @@ class Flag:
 
 
 def _check_word(text: str, *, is_text: bool) -> None:
-    """Refuse words that are never meant: an unset variable of a shell, and what no file or log can hold."""
+    """Reject words that are never intended: an unset variable of a shell, and characters that no file name has."""
     if not is_text and not text.strip():
         raise ValueError(f"expects a path or name, not {shortened(text)!r} (is a variable of the command unset?)")
     if "\0" in text or _has_surrogate(text):
@@ -97,6 +137,17 @@ def flag(default: Any, help_text: str, *, is_text: bool = False) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def check_all(checks: Mapping[str, bool]) -> None:
+    """Check what needs no file: messages, and whether all is well.
+
+    Raises:
+        UserError: with the message of every check that fails.
+    """
+    problems = [message for message, is_ok in checks.items() if not is_ok]
+    if problems:
+        raise UserError(*problems)
+
+
 def flags_of(argument_type: type) -> list[Flag]:
     """The flags of a dataclass whose fields were made by `flag`."""
     hints = typing.get_type_hints(argument_type)
@@ -106,15 +157,16 @@ def flags_of(argument_type: type) -> list[Flag]:
 def _flag_of(field: dataclasses.Field, hint: Any) -> Flag:
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the latter of a Literal with None
     variants = typing.get_args(hint) if is_union else (hint,)
-    plain = next(variant for variant in variants if variant is not type(None))
+    plain, *others = [variant for variant in variants if variant is not type(None)]
     is_list = typing.get_origin(plain) is list
     inner = typing.get_args(plain)[0] if is_list else plain
-    choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else ()
+    literals = [kind for kind in (inner, *others) if typing.get_origin(kind) is typing.Literal]
+    choices = typing.get_args(literals[0]) if literals else ()
     factory: Any = field.default_factory
     default = field.default if field.default is not dataclasses.MISSING else factory()
     return Flag(
         name=field.name,
-        value_type=str if choices else inner,
+        value_type=str if inner in literals else inner,
         default=default,
         help=field.metadata["help"],
         choices=choices,

@@ -1,4 +1,4 @@
-"""One logger for all programs: the first rank speaks at INFO, the others only when something is wrong."""
+"""One logger for all programs: rank 0 logs from INFO, the others errors only."""
 
 import logging
 import os
@@ -13,15 +13,15 @@ from pretraining.system.escapes import LAYOUT, escape
 from pretraining.system.launchers import process_rank
 from pretraining.system.privacy import mask
 
-# `extra` of a warning of which there is an event in metrics.jsonl besides, so that it needs none as a warning.
+# `extra` of a warning that is an event of metrics.jsonl already.
 LOGGED_AS_EVENT = {"has_event": True}
 # `extra` of a command or path to copy: one line, however long, which a terminal wraps without breaking the copy.
 IN_ONE_LINE = {"in_one_line": True}
-LINE_COLUMNS = 120  # where there is no terminal
+LINE_COLUMNS = 120  # without a terminal
 UNIT_SPACE = re.compile(r"(?<=\d) (?=[%A-Za-z])")
 FEW_COLUMNS = 80  # of a terminal that does not report its width
 
-# torchao, which transformers imports where it is there, warns of kernels that it does without, and torch of torchao.
+# torchao, which transformers imports if installed, warns about missing kernels, and torch about torchao.
 NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
 
 

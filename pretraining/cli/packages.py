@@ -1,4 +1,4 @@
-"""Packages and compilers that only some flags need: what is missing is reported before anything is imported."""
+"""Optional packages and compilers: what is missing is reported before anything is imported."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TRACKERS = {
 
 
 def tracker_problems(report_to: Sequence[str]) -> Iterator[str]:
-    """What is wrong with --report_to; "all" means those that are installed."""
+    """Trackers of --report_to that are unknown or not installed; "all" means the installed ones."""
     for name in report_to:
         if name not in (*TRACKERS, "all"):
-            yield f"--report_to {name}: is none of {', '.join(TRACKERS)}, all, none"
+            yield f"--report_to {name}: is not one of {', '.join(TRACKERS)}, all, none"
         elif name in TRACKERS and not _is_installed(TRACKERS[name]):
-            yield f"--report_to {name}: it is not installed; pip install {TRACKERS[name]}, or leave it out"
+            yield f"--report_to {name}: is not installed; pip install {TRACKERS[name]}, or remove it"
 
 
 def compiler_problem() -> str | None:
@@ -52,7 +52,7 @@ def compiler_problem() -> str | None:
 
 
 def package_problems(arguments: PretrainArguments) -> Iterator[str]:
-    """What the flags need and this environment does not have; nothing where --dry_run plans for any machine."""
+    """Packages that the flags need and this environment lacks; none for --dry_run, which plans for any machine."""
     if arguments.plan.dry_run:
         return
     if arguments.optimization.optim == "adamw_8bit" and not _is_installed("bitsandbytes"):

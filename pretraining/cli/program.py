@@ -1,4 +1,4 @@
-"""What a user can mend, told in one line, and the frame that every program runs in."""
+"""The frame of every program: user errors as one line each, exit codes, tracebacks of crashes."""
 
 import contextlib
 import errno
@@ -14,27 +14,24 @@ from pathlib import Path
 from typing import NoReturn
 
 from pretraining.cli.logs import setup_logging
-from pretraining.errors import UserError
+from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from pretraining.system.launchers import check_launch_variables, process_rank, share_cores
 from pretraining.system.private_dirs import cache_dir
 from pretraining.system.processor import use_reproducible_kernels
+from pretraining.system.supervision import record_exit_code
 
 logger = logging.getLogger(__name__)
 
-CRASH_EXIT_CODE = 1
-USER_ERROR_EXIT_CODE = 2
-STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75, which says: the same again, later
-RANK0_GRACE_SECONDS = 5.0  # launchers look after their processes once a second
+RANK0_GRACE_SECONDS = 5.0  # launchers poll their processes once a second
 READER_GONE_EXIT_CODE = 141  # 128 + SIGPIPE, as of any command before `| head`
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-# Of reading as well as of writing, so they are called neither.
+# Of reading as well as of writing.
 PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
-INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells expect
 
 
 @contextlib.contextmanager
 def renaming_flag(name: str) -> Iterator[None]:
-    """Let what names --data_files in a `UserError` name the flag that the files were given by."""
+    """Name another flag instead of --data_files in a `UserError`."""
     try:
         yield
     except UserError as error:
@@ -57,10 +54,10 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
         exit_process(INTERRUPTED_EXIT_CODE)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone(1):
-            os._exit(READER_GONE_EXIT_CODE)  # what stdout holds back cannot be flushed
-        mistake = _as_mistake(error)
-        if mistake is not None and "--debug" not in sys.argv:
-            _report(mistake)
+            os._exit(READER_GONE_EXIT_CODE)  # the buffer of stdout cannot be flushed
+        user_error = _as_user_error(error)
+        if user_error is not None and "--debug" not in sys.argv:
+            _report(user_error)
             exit_process(USER_ERROR_EXIT_CODE)
         sys.excepthook(type(error), error, error.__traceback__)
         exit_process(CRASH_EXIT_CODE)
@@ -73,7 +70,7 @@ def _run(main: Callable[[Sequence[str]], None]) -> None:
         main(sys.argv[1:])
     finally:
         if sys.stdout is not None:
-            sys.stdout.flush()  # a reader that is gone is noticed here, not while Python goes down
+            sys.stdout.flush()  # a closed pipe is noticed here, not during Python's shutdown
 
 
 def _reader_is_gone(descriptor: int) -> bool:
@@ -83,8 +80,8 @@ def _reader_is_gone(descriptor: int) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _as_mistake(error: Exception) -> UserError | None:
-    """What the user can fix in it; a full disk or a closed folder is such a thing wherever it is met."""
+def _as_user_error(error: Exception) -> UserError | None:
+    """What the user can fix: a `UserError`, a full disk, a path without permission; None for a crash."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         place = f"{error.filename}: " if error.filename else ""
         return UserError(f"{place}cannot be written ({error.strerror}); {_remedy(error.filename, 'folder')}")
@@ -94,15 +91,15 @@ def _as_mistake(error: Exception) -> UserError | None:
 
 
 def _remedy(path: str | None, kind: str) -> str:
-    """What to do about a path that cannot be used; no flag names the folder of the cache."""
+    """What to do about a path that cannot be used; the cache has no flag."""
     with contextlib.suppress(UserError):
         if path and (Path(path).is_relative_to(cache_dir()) or cache_dir().is_relative_to(path)):
-            return "fix that, or set XDG_CACHE_HOME to a folder that can be written"
-    return f"fix that, or choose another {kind}"
+            return "fix it, or set XDG_CACHE_HOME to a writable folder"
+    return f"fix it, or choose another {kind}"
 
 
 def _report(error: UserError) -> None:
-    # Most mistakes are found by every rank, and the first one's exit makes the launcher end the others meanwhile.
+    # Most errors are found by every rank; the exit of rank 0 makes the launcher end the others meanwhile.
     if process_rank() > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK0_GRACE_SECONDS)
@@ -111,20 +108,22 @@ def _report(error: UserError) -> None:
 
 
 def exit_process(exit_code: int) -> NoReturn:
-    """End this process without taking Python down around the threads of a process group.
+    """End this process without Python's shutdown, which can hang or crash on the threads of a process group.
 
-    They would wait for ranks that are leaving as well; and a gloo thread that drops its last tensor while Python goes
-    down aborts the process after all is done (torch 2.13: 1 of 8 runs of two ranks ended with SIGABRT).
+    Those wait for ranks that are ending as well; and a gloo thread that frees its last tensor during the shutdown
+    aborts the process (torch 2.13: 1 of 8 runs of two ranks ended with SIGABRT).
     """
     sys.stdout.flush()
     sys.stderr.flush()
     logging.shutdown()
+    record_exit_code(exit_code)
     os._exit(exit_code)
 
 
 def hard_exit(message: str, exit_code: int) -> NoReturn:
-    """End this process from another thread, whatever its main thread does and holds; an empty message is not said."""
+    """End this process from another thread, whatever its main thread does; an empty message is not written."""
     if message:
         with contextlib.suppress(OSError):  # mpirun holds the other end of stderr, and may be what died
-            os.write(2, f"error: {message}\n".encode())  # the log's lock may be held for ever
+            os.write(2, f"error: {message}\n".encode())  # the log's lock may be held forever
+    record_exit_code(exit_code)
     os._exit(exit_code)

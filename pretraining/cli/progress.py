@@ -15,7 +15,7 @@ LINE_INTERVAL_SECONDS = 10.0
 
 
 class Progress:
-    """Counts bytes of input done, or other units, and shows the caller's own figures beside them."""
+    """Counts bytes of input done, or other units, and shows the caller's metrics beside them."""
 
     def __init__(self, total: int, unit: str = "B") -> None:
         self._bar = tqdm(
@@ -41,18 +41,18 @@ class Progress:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Seconds since the work began, never 0."""
+        """Seconds since the work started, never 0."""
         return max(time.monotonic() - self._started_at, 1e-9)
 
     def skip(self, count: int) -> None:
-        """Count so many as done before this began, so that they do not make it look fast."""
+        """Exclude work that was done before from the total and the speed."""
         self._total -= count
         if not self._bar.disable:
             self._bar.initial += count
             self._bar.update(count)
 
     def advance(self, count: int, figures: str) -> None:
-        """Add finished bytes of input, or what is counted, and show `figures`, such as the documents so far."""
+        """Add finished bytes of input, or other units, and show `figures`, e.g. the documents so far."""
         self._done += count
         self._bar.set_postfix_str(escape(figures), refresh=False)
         self._bar.update(count)

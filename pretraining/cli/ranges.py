@@ -1,7 +1,7 @@
-"""The range of every numeric flag: one table, for our flags and the Trainer's, that the flag reader checks.
+"""The range of every numeric flag, ours and the Trainer's, in one table.
 
-A bound is either what makes sense (a probability) or far beyond any use, so that a slip of the keyboard is rejected
-before it hangs, fills a disk or trains nothing. A test fails when a program has a numeric flag without a range.
+A bound is either what makes sense (a probability) or far beyond any use, so that a typo is rejected before it hangs,
+fills a disk or trains nothing. A test fails when a program has a numeric flag without a range.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Range:
     """Numbers from `low` to `high`, each bound included unless it is `above_low` or `below_high`.
 
     With `whole_from_one`, numbers from 1 on count steps, and those below are a share of the run. The values `also` are
-    allowed outside. `hint` says how to ask for what people expect of a value that is rejected.
+    allowed outside. `hint` names what to use instead of a rejected value.
     """
 
     low: float
@@ -87,12 +87,11 @@ RANGES: dict[str, Range] = {
     "per_device_train_batch_size": COUNT,
     "per_device_eval_batch_size": COUNT,
     "gradient_accumulation_steps": COUNT,
-    "eval_accumulation_steps": COUNT,
     # length
     "num_train_epochs": Range(0, 10**6, above_low=True, hint="--max_steps or --max_tokens set another length"),
     "max_steps": Range(1, 10**9, also=(-1,), hint="-1 leaves the length to --num_train_epochs or --max_tokens"),
     "max_hours": Range(0, 87_600, above_low=True),  # ten years
-    # what happens every so many steps
+    # what happens every N steps
     "logging_steps": Range(0, 10**9, above_low=True, whole_from_one=True, hint="--logging_strategy no logs nothing"),
     "eval_steps": Range(0, 10**9, above_low=True, whole_from_one=True, hint="--eval_strategy no never evaluates"),
     "save_steps": Range(
@@ -102,13 +101,12 @@ RANGES: dict[str, Range] = {
     "sample_steps": STEPS,
     "sample_tokens": Range(1, 1 << 16),
     "export_every_tokens": TOKENS,
-    "torch_empty_cache_steps": STEPS,
     "save_total_limit": Range(-1, 10**6, hint="0 or -1 keeps all"),
     # processes and time
     "restarts": COUNT_OR_NONE,
+    "pause_seconds": Range(0, 86_400),
     "hang_timeout_minutes": Range(0, 525_600, hint="0 waits forever"),  # a year
     "ddp_timeout": Range(1, 31_536_000),  # seconds; a year
-    "ddp_bucket_cap_mb": COUNT,
     "dataloader_num_workers": Range(0, 256),
     "dataloader_prefetch_factor": COUNT,
     "local_rank": Range(-1, 1 << 16),

@@ -1,8 +1,8 @@
 """A recipe is a saved command line: YAML or flags, one reader and one set of checks.
 
 A value on the command line beats the recipe's, which beats the default; a flag that is given again beats its earlier
-value. Every problem is reported in one go, each with the recipe's line or the flag: an unknown name with the nearest
-right one, a wrong type, a wrong choice, a name that stands twice in a recipe.
+value. All problems are reported at once, each with the recipe's line or the flag: an unknown name with the nearest
+right one, a wrong type, a wrong choice, a duplicate key.
 """
 
 import argparse
@@ -11,18 +11,18 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from pretraining.cli.flags import NONE_WORD, Flag, flags_of
-from pretraining.errors import UserError, nearest
+from pretraining.cli.flags import HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
+from pretraining.errors import UserError
 
-LARGEST_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
-MOST_NODES = 10_000  # of one value
-MOST_DEPTH = 16
+MAX_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
+MAX_NODES = 10_000  # of one value
+MAX_DEPTH = 16
 HOOK_ENDING = "_hook"  # of flags that name a function
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,11 @@ class FlagGroup:
     title: str
     flags: list[Flag]
     build: Callable[[dict[str, Any]], Any]
+    rejected: Mapping[str, str] = dataclasses.field(default_factory=dict)  # names that are not flags, with the reason
 
 
 class Setting(NamedTuple):
-    """One flag's words, and where they stand: the flag itself, or a line of a recipe."""
+    """The words of one flag, and their place: the flag itself, or a line of a recipe."""
 
     place: str
     name: str
@@ -55,7 +56,7 @@ def parse_recipe(
 ) -> list[Any]:
     """Read recipe and flags into what each group builds, in the order of `groups`.
 
-    The values of the flags `first` may also stand at the very beginning, without the flags' names.
+    The values of the flags `first` may also come first, without the names of the flags.
 
     Raises:
         UserError: with all problems of recipe and command line at once.
@@ -65,7 +66,7 @@ def parse_recipe(
     problems: list[str] = []
     command_line, recipe_path = _command_line_settings(_help_parser(description, groups, first), groups, argv, problems)
     settings = _recipe_settings(recipe_path, problems) + command_line if recipe_path else command_line
-    values, out_of_range = _checked_values(settings, flags, problems)
+    values, out_of_range = _checked_values(settings, flags, _rejected(groups), problems)
     built = [] if problems else _built(groups, values, out_of_range)
     problems += out_of_range
     if problems:
@@ -85,6 +86,10 @@ def _with_names(names: Sequence[str], argv: Sequence[str]) -> list[str]:
     return named + words
 
 
+def _rejected(groups: Sequence[FlagGroup]) -> dict[str, str]:
+    return {name: reason for group in groups for name, reason in group.rejected.items()}
+
+
 def _built(groups: Sequence[FlagGroup], values: dict[str, Any], problems: list[str]) -> list[Any]:
     """What each group builds; what it finds wrong is added to `problems`."""
     built = []
@@ -97,14 +102,14 @@ def _built(groups: Sequence[FlagGroup], values: dict[str, Any], problems: list[s
 
 
 def _checked_values(
-    settings: list[Setting], flags: dict[str, Flag], problems: list[str]
+    settings: list[Setting], flags: dict[str, Flag], rejected: Mapping[str, str], problems: list[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """The values, which have the right types unless that is added to `problems`; and those that are out of range."""
     values: dict[str, Any] = {}
     out_of_range: list[str] = []
     for place, name, texts in settings:
         if name not in flags:
-            problems.append(f"{place}: there is no flag of this name{nearest(name, flags)}")
+            problems.append(f"{place}: {flag_problem(name, flags, rejected)}")
             continue
         try:
             values[name] = flags[name].value(texts)
@@ -123,10 +128,9 @@ def _command_line_settings(
     names = [flag.name for group in groups for flag in group.flags]
     for word in unknown:
         if word.startswith("-"):
-            remedy = nearest(word.lstrip("-").split("=")[0], names)
-            problems.append(f"{word}: there is no flag of this name{remedy}")
+            problems.append(f"{word}: {flag_problem(word.lstrip('-').split('=')[0], names, _rejected(groups))}")
     if unknown and not unknown[0].startswith("-"):  # later words belong to the unknown flag before them
-        problems.append(f"{unknown[0]}: stands alone; a value follows its --flag")
+        problems.append(f"{unknown[0]}: unexpected value (flags are `--name value`)")
     recipe_path = vars(known).pop("recipe", None)
     vars(known).pop("debug", None)  # `run_program` looks for it, since it must hold while the flags are read too
     return [Setting(f"--{name}", name, texts) for name, texts in vars(known).items()], recipe_path
@@ -160,18 +164,27 @@ def _help_parser(description: str, groups: Sequence[FlagGroup], first: Sequence[
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows `--flag VALUE`: argparse itself takes any number of words, so that `Flag` can judge them."""
+    """Shows `--flag VALUE`: argparse itself takes any number of words, so that `Flag` can check them."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return str(action.metavar or default_metavar)
+        return str(default_metavar if action.metavar is None else action.metavar)
 
 
 def _metavar(flag: Flag) -> str:
-    word = "|".join(flag.choices) if 0 < len(flag.choices) <= 6 else flag.value_type.__name__.upper()
+    if flag.value_type is bool:
+        return ""  # `--flag` alone switches it on
+    word = "|".join(flag.choices) if flag.choices else flag.value_type.__name__.upper()
+    if flag.choices and flag.value_type is not str:
+        word = f"{flag.value_type.__name__.upper()}|{word}"
     return f"{word} ..." if flag.is_list else word
 
 
 def _help_text(flag: Flag) -> str:
+    if flag.help == HIDDEN:
+        return HIDDEN
     default = " ".join(map(str, flag.default)) if isinstance(flag.default, list) else flag.default
     shown = NONE_WORD if default is None else str(default).lower() if isinstance(default, bool) else default
     return f"{flag.help.rstrip('.')}. [{shown}]".replace("%", "%%")
@@ -194,7 +207,7 @@ def _recipe_settings(path: Path, problems: list[str]) -> list[Setting]:
         name = key.value if isinstance(key, yaml.ScalarNode) else "this key"
         place = f"{path}:{key.start_mark.line + 1}: {name}"
         if name in settings:
-            problems.append(f"{place}: stands here twice; keep one")
+            problems.append(f"{place}: duplicate key; keep one")
         try:
             _check_size(value)
             settings[name] = Setting(place, name, _texts(value))
@@ -207,9 +220,9 @@ def _recipe_text(path: Path) -> str:
     if path.exists() and not path.is_file():  # a pipe without a writer would be waited for without end
         raise UserError(f"--recipe {path}: is not a file; pass a YAML file of flags")
     with path.open("rb") as file:
-        content = file.read(LARGEST_RECIPE_BYTES + 1)
-    if len(content) > LARGEST_RECIPE_BYTES:
-        raise UserError(f"--recipe {path}: is larger than {LARGEST_RECIPE_BYTES:,} bytes; pass a YAML file of flags")
+        content = file.read(MAX_RECIPE_BYTES + 1)
+    if len(content) > MAX_RECIPE_BYTES:
+        raise UserError(f"--recipe {path}: is larger than {MAX_RECIPE_BYTES:,} bytes; pass a YAML file of flags")
     return content.decode("utf-8")
 
 
@@ -219,7 +232,7 @@ def _check_size(root: yaml.Node) -> None:
     while nodes:
         node, depth = nodes.pop()
         num_nodes += 1
-        if num_nodes > MOST_NODES or depth > MOST_DEPTH:
+        if num_nodes > MAX_NODES or depth > MAX_DEPTH:
             raise ValueError
         if isinstance(node, yaml.CollectionNode):
             children = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value

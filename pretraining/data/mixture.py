@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from pretraining.cli.arguments.tokenizer import HUB_ID
+from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.data.input.find import FORMATS
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
 from pretraining.errors import UserError

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pretraining.doctor.finding import Finding
-from pretraining.system.inventory import processor_name
+from pretraining.system.host import processor_name
 
 STATUS_WIDTH, NAME_WIDTH, MIN_WIDTH, MAX_WIDTH = 7, 20, 60, 140
 COLORS = {"ok": "32", "warning": "33", "failure": "31"}

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from pretraining.cli.arguments.planning import PlanArguments
 from pretraining.cli.arguments.pretrain import PretrainArguments
+from pretraining.cli.arguments.run import PlanArguments
 from pretraining.planning.flops import flops_per_token, num_parameters
 from pretraining.planning.layout import TrainingLayout
 from pretraining.planning.model_states import model_states

@@ -17,7 +17,7 @@ CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 def check_new_file(path: Path, *, flag: str) -> None:
-    """Refuse to write over a file, or into a folder that does not exist or is not writable.
+    """Reject a path that exists, or whose folder does not exist or is not writable.
 
     Raises:
         UserError: naming the flag and the path.
@@ -25,7 +25,7 @@ def check_new_file(path: Path, *, flag: str) -> None:
     if path.exists():
         raise UserError(f"{flag} {path}: exists already; choose another file")
     if not path.parent.is_dir():
-        raise UserError(f"{flag} {path}: there is no folder {path.parent}; create it or choose another file")
+        raise UserError(f"{flag} {path}: the folder {path.parent} does not exist; create it or choose another file")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {path}: the folder {path.parent} is not writable; choose another file")
 

@@ -1,10 +1,10 @@
-"""Sizes and durations as text."""
+"""Sizes and durations as text. Separate because every package formats them the same way."""
 
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Bytes in a unit in which they are not 0.
+    """Bytes in GB, MB or kB, powers of 1,000.
 
     >>> [format_bytes(1_234e9), format_bytes(71.24e9), format_bytes(812e6), format_bytes(1.7e6), format_bytes(930)]
     ['1,234.0 GB', '71.2 GB', '812 MB', '1.7 MB', '0.9 kB']
@@ -15,9 +15,9 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """Seconds in units of which the first is not 0.
 
-    >>> [duration(7.2), duration(200), duration(7_500), duration(200_000)]
+    >>> [format_duration(seconds) for seconds in (7.2, 200, 7_500, 200_000)]
     ['7 s', '3 min 20 s', '2 h 05 min', '2 d 07 h']
     """
     whole = round(seconds)

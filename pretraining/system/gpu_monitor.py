@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class GpuMonitor:
-    """Samples a GPU in a thread of its own. What the driver does not tell of it is left out.
+    """Samples a GPU in a separate thread. Values that the driver does not report are omitted.
 
     `handle` is that of the GPU in `nvml`, which is pynvml.
     """

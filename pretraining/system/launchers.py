@@ -1,6 +1,7 @@
-"""What the launchers (deepspeed, torchrun, mpirun) tell a process about its run, in the environment."""
+"""What launchers (deepspeed, torchrun, mpirun) set in the environment: ranks, sizes, and who started a process."""
 
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -8,19 +9,22 @@ from pathlib import Path
 from pretraining.errors import UserError
 from pretraining.system.cores import compute_cores, machine_cores
 from pretraining.system.private_dirs import private_dir
+from pretraining.system.processes import stat_words
 
 # The command `deepspeed` of this environment. Its script is not found in every PATH, and does not start where the path
 # of the environment contains a space.
 DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner")
+LOOPBACK = "127.0.0.1"
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
-LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # set where a supervisor stands between launcher and process
+LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # of the parent, in children that take part in its run
+SUPERVISOR_VARIABLE = "PRETRAINING_SUPERVISOR"  # the folder of tools.supervise, see `supervision`
 # deepspeed's first: accelerate sets the other to 1 under it.
 LOCAL_SIZE_VARIABLES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 # Without a GPU. Processes that take turns on a core are slow, but right: a laptop can try what a cluster will do.
-MOST_PROCESSES_PER_CORE = 4
+MAX_PROCESSES_PER_CORE = 4
 
 
 def check_launch_variables() -> None:
@@ -56,7 +60,7 @@ def process_rank() -> int:
 
 
 def local_rank() -> int:
-    """Rank of this process among those of this machine; its rank among all where the launcher tells no other."""
+    """Rank of this process among those of this machine; its rank among all if the launcher sets no other."""
     return _first_number(LOCAL_RANK_VARIABLES, process_rank())
 
 
@@ -68,8 +72,25 @@ def launcher_identity() -> str:
     return f"{pid}-{stat_words(pid)[19]}"
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of a child that takes part in this run as this rank, outside MPI and torchrun's own store."""
+    environment = {name: value for name, value in os.environ.items() if name != SUPERVISOR_VARIABLE}
+    if has_launcher():
+        environment |= {"RANK": str(process_rank()), "LOCAL_RANK": str(local_rank())}
+        environment |= {"WORLD_SIZE": str(num_processes()), "LOCAL_WORLD_SIZE": str(num_local_processes())}
+        environment |= {LAUNCHER_VARIABLE: launcher_identity(), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    return environment
+
+
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return listener.getsockname()[1]
+
+
 def meeting_dir() -> Path:
-    """Where the processes of this machine that one launcher started leave what those after them need.
+    """Where the processes of this machine that one launcher started leave files for each other.
 
     Raises:
         UserError: when another user was there first.
@@ -81,17 +102,6 @@ def process_age_seconds() -> float:
     """How long ago this process began."""
     started = int(stat_words(os.getpid())[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
-
-
-def stat_words(pid: int) -> list[str]:
-    """State, parent and so on of a process, up to its start in ticks since boot at 19.
-
-    It is what stands after the name, which is in parentheses and can have any characters.
-
-    Raises:
-        OSError: when there is no such process.
-    """
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def num_processes() -> int:
@@ -116,7 +126,7 @@ def check_cores() -> int:
         UserError: when there are far more processes than cores.
     """
     num_processes, num_cores = num_local_processes(), machine_cores()
-    most = num_cores * MOST_PROCESSES_PER_CORE
+    most = num_cores * MAX_PROCESSES_PER_CORE
     if num_processes > most:
         raise UserError(
             f"--num_gpus={num_processes}: this machine has no GPU and {num_cores} cores, for {most} processes at most; "

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def lock_file(descriptor: int, path: Path) -> bool:
     """Lock an open file until it is closed; False when another process holds it.
 
-    Where the file system has no locks, a warning says so and the file counts as locked.
+    Where the file system has no locks, a warning is logged and the file counts as locked.
 
     Raises:
         OSError: when it cannot be locked for another reason.
@@ -53,7 +53,7 @@ def wait_for_lock(path: Path) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process of this machine holds the lock of a file; False where nobody can tell."""
+    """Whether a process of this machine holds the lock of a file; False where that cannot be found out."""
     try:
         with path.open("rb") as file:
             return _flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB) is False

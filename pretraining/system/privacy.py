@@ -117,7 +117,7 @@ def hide_path_of_word(word: str) -> str:
 
 
 def hide_paths_of_command(command: str) -> str:
-    """A command line that tells no folder of this machine."""
+    """A command line without absolute paths."""
     try:
         words = shlex.split(command)
     except ValueError:  # a quote is missing

@@ -18,7 +18,7 @@ AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 
 
 def instructions(cpu_info: Path = CPU_INFO) -> frozenset[str]:
-    """The instruction sets that the processor names: `flags` on x86, `Features` on Arm; none where it is not told."""
+    """The instruction sets that the processor names: `flags` on x86, `Features` on Arm; none where it is not known."""
     try:
         lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

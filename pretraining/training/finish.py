@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pretraining.cli.logs import IN_ONE_LINE
-from pretraining.cli.program import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
+from pretraining.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE
 from pretraining.runs.run_folder import METRICS_NAME, MODEL_DIR_NAME, checkpoint_step, complete_checkpoints
 from pretraining.training.callbacks.export import export_at_end
 from pretraining.training.callbacks.hub_push import push_model

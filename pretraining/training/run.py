@@ -16,15 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
-from pretraining.cli.program import USER_ERROR_EXIT_CODE, exit_process
+from pretraining.cli.program import exit_process
 from pretraining.data.mixture import Mixture
+from pretraining.errors import USER_ERROR_EXIT_CODE
 from pretraining.planning.flops import flops_per_token, num_parameters
 from pretraining.runs.run_folder import METRICS_NAME, TOKENIZER_DIR_NAME, quarantine_unusable
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.runs.tracking.progress_bar import RunDisplay
 from pretraining.runs.tracking.reporters import Reporters, TensorBoardResume, TrackedRun, last_reported_step
 from pretraining.system.gpus import peak_flops_per_second
-from pretraining.system.restarts import this_restart
+from pretraining.system.supervision import this_restart
 from pretraining.training.callbacks.anomalies import AnomalyCallback
 from pretraining.training.callbacks.checkpoint_rotation import CheckpointRotation
 from pretraining.training.callbacks.deepspeed_record import DeepSpeedConfigRecorder
@@ -102,8 +103,8 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
 
 
 def resolve_auto_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> PretrainArguments:
-    """Replace `--micro_batch auto` by the largest micro batch that fits, found by trials."""
-    return with_largest_micro_batch(arguments, mixture) if arguments.plan.micro_batch == "auto" else arguments
+    """Replace `--per_device_train_batch_size auto` by the largest micro batch that fits, found by trials."""
+    return with_largest_micro_batch(arguments, mixture) if arguments.finds_micro_batch else arguments
 
 
 def exit_if_profiled(trainer: PretrainingTrainer, arguments: PretrainArguments, mixture: Mixture) -> None:

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.cli.arguments.preprocess import PreprocessArguments
-from pretraining.cli.arguments.tokenizer import TokenizerArguments
+from pretraining.cli.arguments.preprocess import PreprocessArguments, TokenizerArguments
 from pretraining.cli.flags import Flag, flags_of
 from tests.conftest import PROJECT_DIR
 
@@ -91,7 +90,7 @@ RECIPES = {
     "list.yaml": (b"- a\n", "list.yaml: expects lines of the form"),
     "nothing.yaml": (b"", "nothing.yaml: expects lines of the form"),
     "python.yaml": (b'seed: !!python/object/apply:os.system ["touch PWNED"]\n', "python.yaml:1: seed: expects"),
-    "twice.yaml": (b"seed: 1\nseed: 2\n", "twice.yaml:2: seed: stands here twice"),
+    "twice.yaml": (b"seed: 1\nseed: 2\n", "twice.yaml:2: seed: duplicate key"),
 }
 
 
@@ -147,7 +146,7 @@ def mistakes() -> Iterator[Command]:
         ("max_document_bytes", "9" * 15, "must be in [1, 2147483647]"),
         ("source_field", "\udcff", "expects UTF-8 without NUL characters"),
         ("num_workers", "1000000", "must be in [1, 1024]"),
-        ("split", "9" * 25 + ",1,1", "give three weights"),
+        ("split", "9" * 25 + ",1,1", "is not three weights"),
         ("seed", "9" * 20, "must be in [0, 4294967295]"),
     ]:
         yield Command("preprocess", [f"--{flag}", value], error)

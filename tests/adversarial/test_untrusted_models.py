@@ -240,4 +240,4 @@ def test_a_hook_that_exits_shows_no_document_and_passes_no_code(tmp_path: Path) 
     recipe.write_text(json.dumps({"output_dir": str(tmp_path / "blocks")}))
     hook = ["--language_hook", f"{tmp_path.name}_nothing:of", "--languages", "en"]
     assert "runs code" not in run(*python("preprocess.py", "--recipe", recipe, *hook)).output, "who types it knows"
-    assert "runs here" in run(*python("preprocess.py", "--help"), env={**os.environ, "COLUMNS": "200"}).output
+    assert "is executed" in run(*python("preprocess.py", "--help"), env={**os.environ, "COLUMNS": "200"}).output

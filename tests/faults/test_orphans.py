@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.system.signals import ProcessHandle
+from pretraining.system.processes import ProcessHandle
 from tests.conftest import HANG_SECONDS, PROJECT_DIR
 from tests.programs.launching import launcher
 
@@ -59,13 +59,10 @@ class Waiting:
         return [path.read_text() for path in sorted(self.folder.glob("asked-*"))]
 
 
-def start(
-    name: str, folder: Path, *, watches_others: bool = False, restarts: bool = False, nohup: bool = False
-) -> Waiting:
+def start(name: str, folder: Path, *, watches_others: bool = False, nohup: bool = False) -> Waiting:
     script = PROJECT_DIR / "tests/faults/drivers/waiting_ranks.py"
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
     env |= {"NEIGHBOURS": "1"} if watches_others else {}
-    env |= {"RESTARTS": "1"} if restarts else {}
     words = [str(word) for word in [*["nohup"] * nohup, *launcher(name), script, folder]]
     command = subprocess.Popen(
         words, env=env, cwd=PROJECT_DIR, start_new_session=True, stderr=subprocess.PIPE, text=True
@@ -102,19 +99,6 @@ def test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save(
     asked = waiting.asked()  # each looks once a second; the end of one may reach the other before that
     assert len(asked) == 2
     assert {"the launcher is gone"} <= set(asked) <= {"the launcher is gone", "SIGTERM"}
-
-
-@pytest.mark.parametrize(("whom", "reason"), [("launcher", "SIGTERM"), ("command", "the launcher is gone")])
-def test_a_supervisor_between_launcher_and_rank_changes_nothing(
-    whom: str, reason: str, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    record_property("killed", 1)
-    waiting = start("deepspeed", tmp_path, restarts=True)
-    code, _ = waiting.end(whom, "SIGKILL")
-    assert code != 0
-    asked = waiting.asked()  # as above
-    assert len(asked) == 2
-    assert {reason} <= set(asked) <= {reason, "SIGTERM"}
 
 
 def test_a_rank_that_waits_for_a_killed_one_ends_before_deepspeed_kills_it(

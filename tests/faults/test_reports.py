@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.cli.program import STOPPED_EXIT_CODE
+from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.runs.compare import first_difference
-from pretraining.system.signals import ProcessHandle
+from pretraining.system.processes import ProcessHandle
 from tests.conftest import PROJECT_DIR
 from tests.programs.launching import train, try_to_train
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pretraining.cli.program import STOPPED_EXIT_CODE
+from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.runs.run_folder import complete_checkpoints
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done
 from tests.programs.launching import events, figures, launcher, records, train, training_flags, try_to_train

@@ -13,14 +13,14 @@ from pretraining.errors import UserError, shortened
 if TYPE_CHECKING:
     from pretraining.cli.arguments.pretrain import PretrainArguments
 
-# bf16 keeps 8 bits: a moment that moves by less than 1/256 of itself a step may not move at all, and 1 - beta is the
-# most that it moves when gradients vanish.
-LARGEST_BF16_BETA = 0.99
-MAX_SYNTHETIC_BLOCK_LENGTH = 1 << 20  # 300 MB on the way
+# bf16 has 8 bits of precision: a moment that changes by less than 1/256 of itself per step may not change at all, and
+# 1 - beta is the largest relative change when gradients vanish.
+MAX_BF16_BETA = 0.99
+MAX_SYNTHETIC_BLOCK_LENGTH = 1 << 20  # 300 MB while they are written
 
 
 def check_together(arguments: PretrainArguments) -> None:
-    """Refuse what contradicts itself.
+    """Check for flags that contradict each other.
 
     Raises:
         UserError: with all problems at once.
@@ -40,7 +40,7 @@ def check_together(arguments: PretrainArguments) -> None:
 def _environment_problems() -> Iterator[str]:
     accelerator = os.environ.get("DS_ACCELERATOR")
     if accelerator not in (None, "cuda", "cpu"):
-        yield f"DS_ACCELERATOR={shortened(accelerator)}: must be cuda or cpu; unset it, and DeepSpeed finds out"
+        yield f"DS_ACCELERATOR={shortened(accelerator)}: must be cuda or cpu; unset it to let DeepSpeed choose"
 
 
 def _run_conflicts(arguments: PretrainArguments) -> Iterator[str]:
@@ -49,39 +49,37 @@ def _run_conflicts(arguments: PretrainArguments) -> Iterator[str]:
         yield f"--max_tokens {max_tokens} --max_steps {max_steps}: exclude each other; keep one"
     name = arguments.trainer.get("hub_model_id")
     if name is not None and not arguments.trainer.get("push_to_hub"):
-        yield f"--hub_model_id {name}: nothing is pushed without --push_to_hub; add that, or remove this"
+        yield f"--hub_model_id {name}: nothing is pushed without --push_to_hub; add it, or remove this flag"
     if arguments.data.is_synthetic and (arguments.data.block_length or 0) > MAX_SYNTHETIC_BLOCK_LENGTH:
         yield (
-            f"--dataset synthetic --block_length {arguments.data.block_length}: 64 blocks are written, so a block has "
+            f"--dataset synthetic --block_length {arguments.data.block_length}: blocks of synthetic data have "
             f"{MAX_SYNTHETIC_BLOCK_LENGTH:,} tokens at most"
         )
     if arguments.trainer.get("push_to_hub") and not arguments.durability.export:
-        yield "--push_to_hub --export false: no model would be pushed; leave one of them out"
+        yield "--push_to_hub --export false: no model would be pushed; remove one of them"
 
 
 def _optimizer_conflicts(arguments: PretrainArguments) -> Iterator[str]:
     beta = arguments.trainer["adam_beta2"]
-    if arguments.optimization.optim == "adamw_bf16" and beta > LARGEST_BF16_BETA:
+    if arguments.optimization.optim == "adamw_bf16" and beta > MAX_BF16_BETA:
         yield (
             f"--optim adamw_bf16 --adam_beta2 {beta:g}: moments in bf16 cannot follow a beta above "
-            f"{LARGEST_BF16_BETA}; give less, or --optim adamw"
+            f"{MAX_BF16_BETA}; use less, or --optim adamw"
         )
     minimum, peak = arguments.optimization.min_learning_rate, arguments.trainer["learning_rate"]
     if minimum is not None and minimum > peak:
-        yield f"--min_learning_rate {minimum:g}: is above --learning_rate {peak:g}; give {peak:g} or less"
+        yield f"--min_learning_rate {minimum:g}: is above --learning_rate {peak:g}; use {peak:g} or less"
 
 
 def _kernel_conflicts(arguments: PretrainArguments) -> Iterator[str]:
     model, trainer = arguments.model, arguments.trainer
     has_tiles = model.loss_tiles is not None or model.mlp_tiles is not None
     if trainer.get("fp16") and model.loss_tiles is not None:
-        yield "--loss_tiles --fp16: a tile's gradient is made before fp16's loss scale; use bf16 or no tiles"
+        yield "--loss_tiles --fp16: the gradient of a tile is computed before fp16's loss scaling; use bf16 or no tiles"
     if trainer.get("use_liger_kernel") and has_tiles:
-        yield (
-            "--use_liger_kernel: its kernels would take the place of --loss_tiles and --mlp_tiles; leave it or them out"
-        )
+        yield ("--use_liger_kernel: its kernels would replace --loss_tiles and --mlp_tiles; remove it or them")
     if model.compile_layers and arguments.data.document_masking and model.attention_implementation.startswith("flash"):
         yield (
-            "--compile_layers --document_masking: flash attention takes the length of the longest document, for each "
-            "of which the layers would be compiled anew; give --attention_implementation sdpa, or leave one of them out"
+            "--compile_layers --document_masking: with flash attention the layers would be compiled again for each "
+            "length of the longest document; use --attention_implementation sdpa, or remove one of them"
         )

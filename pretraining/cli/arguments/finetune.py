@@ -1,28 +1,23 @@
-"""The flags of finetune.py, with the defaults that are usual for instruction tuning; all else is as in pretrain.py."""
+"""The flags of finetune.py, with defaults for instruction tuning; the others are those of pretrain.py."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pretraining.cli.arguments.checkpointing import DurabilityArguments
 from pretraining.cli.arguments.conflicts import check_together
-from pretraining.cli.arguments.monitoring import ObservabilityArguments
-from pretraining.cli.arguments.optimization import OptimizationArguments
-from pretraining.cli.arguments.planning import PlanArguments
 from pretraining.cli.arguments.preprocess import split_weights_of
 from pretraining.cli.arguments.pretrain import (
-    TRAINER_DEFAULTS,
     DataArguments,
+    KernelArguments,
     ModelArguments,
     PretrainArguments,
-    with_our_defaults,
+    run_groups,
 )
-from pretraining.cli.flags import flag
-from pretraining.cli.recipe import FlagGroup, dataclass_group, parse_recipe
-from pretraining.cli.trainer_flags import trainer_flags
-from pretraining.errors import UserError
+from pretraining.cli.flags import check_all, flag
+from pretraining.cli.recipe import dataclass_group, parse_recipe
 
-# What differs from pretrain.py's: few steps at a small rate, so that little of what the model knows is lost.
+# What differs from pretrain.py: few steps at a small learning rate, so that the model forgets little.
 FINETUNE_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 3.0,
     "learning_rate": 2e-5,
@@ -34,52 +29,41 @@ FINETUNE_DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class ConversationArguments:
-    """What goes on learning, and from what."""
+class ConversationArguments(KernelArguments):
+    """The model to tune, and its conversations."""
 
-    model: str | None = flag(None, "exported model, the run folder that has one, or Hub id")
+    model: str | None = flag(None, "exported model, run folder with one, or Hub id")
     data_files: list[str] = flag(
-        [], "JSON lines (.gz, .zst, .xz too) with prompt and response, or messages of role and content; NAME=FILES"
+        [], "JSONL files (.gz, .zst, .xz too) with prompt and response, or messages of role and content; NAME=FILES"
     )
-    block_length: int | None = flag(None, "tokens of a block; without it the model's positions, 2,048 at most")
+    block_length: int | None = flag(None, "tokens per block; none: the positions of the model, at most 2,048")
     packing: Literal["best_fit", "alone"] = flag(
-        "best_fit", "conversations share blocks and do not see each other, or each has a block alone, padded"
+        "best_fit", "best_fit: conversations share blocks without attention between them; alone: one padded block each"
     )
-    split: str = flag("95,5,0", "weights of train, validation and test; whole conversations, equal ones together")
+    split: str = flag("95,5,0", "weights of train, validation and test; identical conversations share a split")
     global_batch_tokens: int | None = flag(
-        None, "tokens per optimizer step over all GPUs; without it --gradient_accumulation_steps decides"
+        None, "tokens per optimizer step over all GPUs; none: see --gradient_accumulation_steps"
     )
-    max_tokens: int | None = flag(None, "length of the run in tokens, in place of --max_steps or --num_train_epochs")
-    attention_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = flag(
-        "sdpa", "how attention is computed"
-    )
-    loss_tiles: int | None = flag(None, "compute logits and loss in so many tiles, which take less memory")
-    mlp_tiles: int | None = flag(None, "compute each MLP and norm in so many tiles of the block, again in backward")
-    compile_layers: bool | None = flag(
-        None,
-        "compile each layer with torch.compile: up to a minute at the start, then less time and memory per step; "
-        "unless set, no layer is compiled",
-    )
+    max_tokens: int | None = flag(None, "length of the run in tokens, instead of --max_steps or --num_train_epochs")
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        checks = {
-            "--model: is missing; give an exported model, as runs/llama2_7b/model": self.model is not None,
-            "--data_files: is missing; give JSON lines of conversations": bool(self.data_files),
-            f"--split {self.split}: give three weights such as 95,5,0, not all 0": (
-                split_weights_of(self.split) is not None
-            ),
-        }
-        problems = [message for message, fine in checks.items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        check_all(
+            {
+                "--model: is missing; pass an exported model, e.g. runs/llama2_7b/model": self.model is not None,
+                "--data_files: is missing; pass JSONL files of conversations": bool(self.data_files),
+                f"--split {self.split}: is not three weights, not all 0; use e.g. 95,5,0": (
+                    split_weights_of(self.split) is not None
+                ),
+            }
+        )
 
 
 @dataclass(frozen=True)
 class FinetuneArguments:
-    """All that a command of finetune.py says; `run` has what training needs, as pretrain.py has it.
+    """A complete command of finetune.py; `run` has what training needs, as in pretrain.py.
 
-    Its model and data are named when they were found.
+    Its model and data are set once they were found.
     """
 
     conversations: ConversationArguments
@@ -92,22 +76,10 @@ def parse_finetune_arguments(description: str, argv: Sequence[str]) -> FinetuneA
     Raises:
         UserError: with all problems at once.
     """
-    groups = [
-        dataclass_group("Conversations", ConversationArguments),
-        dataclass_group("Optimization", OptimizationArguments),
-        dataclass_group("Durability", DurabilityArguments),
-        dataclass_group("Observability", ObservabilityArguments),
-        dataclass_group("Plan", PlanArguments),
-        _trainer_group(),
-    ]
+    groups = [dataclass_group("Conversations", ConversationArguments), *run_groups(FINETUNE_DEFAULTS)]
     flags, *others = parse_recipe(description, groups, argv)
-    model = ModelArguments(
-        model=flags.model,
-        attention_implementation=flags.attention_implementation,
-        loss_tiles=flags.loss_tiles,
-        mlp_tiles=flags.mlp_tiles,
-        compile_layers=flags.compile_layers,
-    )
+    kernels = {field.name: getattr(flags, field.name) for field in dataclasses.fields(KernelArguments)}
+    model = ModelArguments(model=flags.model, **kernels)
     data = DataArguments(
         block_length=flags.block_length,
         global_batch_tokens=flags.global_batch_tokens,
@@ -117,12 +89,3 @@ def parse_finetune_arguments(description: str, argv: Sequence[str]) -> FinetuneA
     run = PretrainArguments(model, data, *others)
     check_together(run)
     return FinetuneArguments(flags, run)
-
-
-def _trainer_group() -> FlagGroup:
-    flags = trainer_flags({**TRAINER_DEFAULTS, **FINETUNE_DEFAULTS})
-    return FlagGroup(
-        "Trainer (transformers.TrainingArguments)",
-        flags,
-        lambda given: with_our_defaults({**FINETUNE_DEFAULTS, **given}),
-    )

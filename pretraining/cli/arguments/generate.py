@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli.flags import flag
-from pretraining.errors import UserError
+from pretraining.cli.flags import check_all, flag
 
 DEFAULT_PROMPT = "I wanna go"
 
@@ -14,68 +13,62 @@ DEFAULT_PROMPT = "I wanna go"
 class GenerateArguments:
     """Flags of generate.py."""
 
-    model: str | None = flag(
-        None, "run folder, exported model, checkpoint or Hub id; without it, the newest run in runs/"
-    )
+    model: str | None = flag(None, "run folder, exported model, checkpoint or Hub id; none: the newest run in runs/")
     revision: str | None = flag(None, "branch, tag or commit of a model on the Hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
-        "auto", "precision to compute in; auto is the model's own on a GPU, and on a CPU float32 while that has room"
+        "auto", "compute dtype; auto: the model's dtype on GPU; on CPU float32 if memory allows"
     )
     prompt: list[str] | None = flag(
         None,
-        f"one or more prompts; - reads one from each line of stdin, as a pipe alone does; else {DEFAULT_PROMPT!r}; "
-        "an empty one begins a document, for models trained on blocks of --add_bos",
+        f"prompts; -: the lines of stdin, as for a pipe; none: {DEFAULT_PROMPT!r}; an empty one starts a document, for "
+        "models trained with --add_bos",
         is_text=True,
     )
-    prompt_file: Path | None = flag(None, "text with one prompt a line, or .jsonl with a field prompt")
-    interactive: bool = flag(False, "ask for prompts on the terminal, one after another")
-    output: Path | None = flag(None, "write JSON lines to this file instead of text; goes on after an interruption")
-    stats: bool = flag(
-        False, "say at the end how long, repetitive, varied and likely the texts are, and how they ended"
-    )
+    prompt_file: Path | None = flag(None, "text with one prompt per line, or .jsonl with a field prompt")
+    interactive: bool = flag(False, "read prompts from the terminal")
+    output: Path | None = flag(None, "write JSON lines to this file; the same command resumes after an interruption")
+    stats: bool = flag(False, "print text statistics at the end")
     reference_files: list[str] | None = flag(
-        None, "for --stats: files of documents, as preprocess.py takes them, to compare how likely the model finds both"
+        None, "for --stats: files of documents, as for preprocess.py, whose likelihood is compared"
     )
-    blocks: Path | None = flag(None, "for --stats: the block store of the training, to tell what is copied from there")
-    num_samples: int = flag(1, "continuations of each prompt")
-    max_new_tokens: int = flag(200, "tokens after which a continuation ends without EOS")
-    stop: list[str] | None = flag(None, "texts that end a continuation, and are cut off", is_text=True)
-    greedy: bool = flag(False, "take the most likely token (after --repetition_penalty)")
-    num_beams: int = flag(1, "above 1 searches the most likely text with this many beams, and draws nothing")
-    temperature: float = flag(0.8, "below 1 safer, above 1 wilder")
-    top_k: int = flag(50, "draw from this many most likely tokens; 0 for all")
-    top_p: float = flag(0.95, "draw from the most likely tokens that together have this probability")
-    min_p: float = flag(0.0, "draw from tokens that have at least this share of the most likely one's probability")
-    repetition_penalty: float = flag(1.1, "above 1 makes tokens that stand there already less likely")
-    no_repeat_ngram_size: int = flag(0, "no run of this many tokens comes twice; 0 allows it")
+    blocks: Path | None = flag(None, "for --stats: block store of the training, to find text copied from it")
+    num_samples: int = flag(1, "completions per prompt")
+    max_new_tokens: int = flag(200, "maximum tokens per completion")
+    stop: list[str] | None = flag(None, "texts that end a completion and are removed from it", is_text=True)
+    greedy: bool = flag(False, "always take the most likely token (after --repetition_penalty)")
+    num_beams: int = flag(1, "beam search with this number of beams (1 = off)")
+    temperature: float = flag(0.8, "sampling temperature (0.7 conservative, 1.2 diverse)")
+    top_k: int = flag(50, "sample from the N most likely tokens (0 = all)")
+    top_p: float = flag(0.95, "sample from the most likely tokens with this total probability")
+    min_p: float = flag(0.0, "sample from tokens with this share of the highest probability")
+    repetition_penalty: float = flag(1.1, "penalty for repeated tokens (1 = off)")
+    no_repeat_ngram_size: int = flag(0, "forbid repeated n-grams of this size (0 = off)")
     seed: int = flag(42, "same seed, same text")
-    batch_size: int = flag(32, "continuations that grow at once; the text does not depend on it")
+    batch_size: int = flag(32, "sequences per batch; does not change the text")
 
     def __post_init__(self) -> None:
-        """Check what contradicts itself, all at once."""
-        problems = [message for message, fine in self._combinations().items() if not fine]
-        if problems:
-            raise UserError(*problems)
+        """Check for contradictions, all at once."""
+        check_all(self._combinations())
 
     def _combinations(self) -> dict[str, bool]:
         searches = self.num_beams > 1
         is_compared = self.reference_files is not None or self.blocks is not None
         return {
-            "--stop: is empty; give a text": all(self.stop or ["-"]),
-            "--num_samples: greedy decoding has one continuation; give 1": not (self.greedy and self.num_samples > 1),
-            "--num_beams: --greedy takes one continuation alone; leave one of them out": not (self.greedy and searches),
-            f"--num_samples {self.num_samples}: is more than --num_beams {self.num_beams}; give as many or fewer": (
+            "--stop: is empty; pass a text": all(self.stop or ["-"]),
+            "--num_samples: greedy decoding has one completion; use 1": not (self.greedy and self.num_samples > 1),
+            "--num_beams: excludes --greedy; remove one of them": not (self.greedy and searches),
+            f"--num_samples {self.num_samples}: is more than --num_beams {self.num_beams}; use as many or fewer": (
                 not searches or self.num_samples <= self.num_beams
             ),
-            "--stop: beam search does not look for it; leave out --stop or --num_beams": not (searches and self.stop),
-            "--prompt, --prompt_file and --interactive each give the prompts; keep one": (
+            "--stop: is not supported by beam search; remove --stop or --num_beams": not (searches and self.stop),
+            "--prompt, --prompt_file, --interactive: exclude each other; keep one": (
                 (self.prompt is not None) + (self.prompt_file is not None) + self.interactive <= 1
             ),
-            "--output: --interactive shows its text; leave out one of them": not (self.interactive and self.output),
-            "--reference_files, --blocks: are for --stats; give it too, or leave them out": self.stats
+            "--output: excludes --interactive; remove one of them": not (self.interactive and self.output),
+            "--reference_files, --blocks: have no effect without --stats; add --stats or remove them": self.stats
             or self.interactive
             or not is_compared,
-            "--stats, --reference_files, --blocks: --interactive has no end to say them at; leave out them or it": not (
+            "--stats, --reference_files, --blocks: exclude --interactive; remove them or it": not (
                 self.interactive and (self.stats or is_compared)
             ),
         }

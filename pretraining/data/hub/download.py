@@ -25,7 +25,6 @@ from pretraining.hub.retry import HUB_ERRORS, error_message, status_of
 from pretraining.system.files import write_atomically
 from pretraining.system.launchers import has_launcher, local_rank, meeting_dir, num_local_processes
 from pretraining.system.locks import wait_for_lock
-from pretraining.system.supervisor import is_supervised
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +62,9 @@ def _download_once(note: Path, repo_id: str, revision: str | None) -> Path:
             raise
     _wait_for(note, started)
     folder = Path(note.read_text(encoding="utf-8"))
-    if not is_supervised():  # otherwise the supervisor removes it after the last restart
-        note.with_suffix(f".read-{local_rank()}").touch()
-        if local_rank() == 0:
-            _remove_when_read(note)
+    note.with_suffix(f".read-{local_rank()}").touch()
+    if local_rank() == 0:
+        _remove_when_read(note)
     return folder
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, HfFileSystem, RepoFile, hf_hub_download
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 from huggingface_hub.utils import validate_repo_id
 
-from pretraining.cli.arguments.tokenizer import HUB_ID
+from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.data.input.find import HUB_SCHEME, InputFile, input_file
 from pretraining.errors import UserError
 from pretraining.hub.retry import HUB_ERRORS, error_message

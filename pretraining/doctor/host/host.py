@@ -9,10 +9,9 @@ from pathlib import Path
 
 from pretraining.doctor.finding import Finding, failure, ok, warning
 from pretraining.doctor.gpu.devices import driver_gpus
-from pretraining.system.control_groups import group_folders
-from pretraining.system.cores import core_quota, usable_cores
+from pretraining.system.cores import core_quota, group_folders, usable_cores
 from pretraining.system.formatting import format_bytes
-from pretraining.system.memory import available_host_bytes
+from pretraining.system.host import available_host_bytes
 
 CORES_PER_GPU = 2  # one for the process, one for what reads its data
 MIN_HOST_BYTES = 4e9

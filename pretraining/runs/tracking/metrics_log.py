@@ -18,7 +18,7 @@ from pretraining.runs.run_folder import METRICS_NAME, free_name
 from pretraining.runs.tracking.metrics_file import describe_damage, sound_records
 from pretraining.system.files import atomic_path, fsync
 from pretraining.system.privacy import mask_all
-from pretraining.system.restarts import Restart
+from pretraining.system.supervision import Restart
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, TrainerCallb
 from transformers import TrainingArguments as Arguments
 
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.cli.arguments.monitoring import ObservabilityArguments
+from pretraining.cli.arguments.run import ObservabilityArguments
 from pretraining.errors import UserError
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.training.distributed.collectives import all_ranks_failed, is_main_process

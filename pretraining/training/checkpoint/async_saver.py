@@ -23,7 +23,7 @@ from pretraining.cli.logs import LOGGED_AS_EVENT
 from pretraining.runs.checksums import FileRecord, incomplete_reason, record_file, write_manifest
 from pretraining.runs.run_folder import SUPERSEDED, SaveResult, quarantine
 from pretraining.system.formatting import format_bytes
-from pretraining.system.memory import available_host_bytes
+from pretraining.system.host import available_host_bytes
 from pretraining.training.checkpoint.parts import (
     CheckpointPart,
     DeferredCheckpointEngine,

@@ -18,7 +18,7 @@ from pretraining.runs.run_folder import checkpoint_step, complete_checkpoints, i
 from pretraining.system.files import sha256_of
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import check_cores, num_processes
-from pretraining.system.restarts import this_restart
+from pretraining.system.supervision import this_restart
 from pretraining.training.data.order import make_order
 from pretraining.training.model.fields import heads_of, model_fields
 
@@ -55,7 +55,7 @@ def _problems(check: Callable[[], object]) -> tuple[str, ...]:
 
 def _check_batch(arguments: PretrainArguments, mixture: Mixture) -> None:
     fields = model_fields(arguments.model, mixture.origin)
-    if arguments.plan.micro_batch == "given":
+    if not arguments.finds_micro_batch:
         resolve_global_batch(arguments, heads_of(fields), mixture.origin.block_length, num_processes())
 
 
@@ -134,7 +134,7 @@ def check_run_folder(run_dir: Path, resume: str) -> None:
 
 
 def effective_resume_mode(run_dir: Path, resume: str) -> str:
-    """--resume, which in a restart after a crash means `auto` once something was saved."""
+    """--resume, which in a restart by tools.supervise means `auto` once something was saved."""
     if resume == "auto" or this_restart() is None:
         return resume
     # The first attempt renamed the checkpoints after the named one.

@@ -15,8 +15,8 @@ from pretraining.planning.flops import flops_per_token
 from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
 from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout, ZeroSettings
 from pretraining.system.gpus import find_gpu_type, gpu_type_of
+from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
-from pretraining.system.memory import available_host_bytes
 from pretraining.training.config.trainer_arguments import Precision
 from pretraining.training.distributed.process_group import has_gpu, smallest_gpu_bytes
 from pretraining.training.model.compile import Compilation, choose_compilation

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from pretraining.errors import UserError
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.system.signals import leave_signals_to_the_parent
+from pretraining.system.processes import ignore_stop_signals
 from pretraining.training.data.batch import Batch
 from pretraining.training.data.dataset import MixedBlocks
 from pretraining.training.data.order import BlockOrder
@@ -122,7 +122,7 @@ class BlockLoader:
                 self.dataset,
                 batch_sampler=self._micro_batches(self.num_consumed),
                 generator=torch.Generator(),  # the seeds of workers must not move the random state of dropout
-                worker_init_fn=leave_signals_to_the_parent,
+                worker_init_fn=ignore_stop_signals,
                 **self._loader_options,
             )
         )

@@ -26,12 +26,18 @@ from torch.distributed import HashStore, Store, TCPStore
 from pretraining.cli.program import exit_process
 from pretraining.errors import UserError
 from pretraining.system.gpus import driver_gpu_names
-from pretraining.system.launchers import check_cores, has_launcher, num_local_processes, num_processes
-from pretraining.system.signals import ProcessHandle
+from pretraining.system.launchers import (
+    LOOPBACK,
+    check_cores,
+    free_port,
+    has_launcher,
+    num_local_processes,
+    num_processes,
+)
+from pretraining.system.processes import ProcessHandle
 from pretraining.training.distributed.collectives import all_gather_objects
 from pretraining.training.distributed.deepspeed_internals import disable_shm_op
 
-LOOPBACK = "127.0.0.1"
 LOOPBACK_SCHEME = "loopback"
 STORE_BACKLOG = 1024  # ranks that connect at once
 
@@ -125,13 +131,6 @@ def _mpi_port() -> int:
     from mpi4py import MPI  # as DeepSpeed does, which asks it for the ranks
 
     return MPI.COMM_WORLD.bcast(free_port() if MPI.COMM_WORLD.rank == 0 else None)
-
-
-def free_port() -> int:
-    """Return a TCP port that is free on the loopback interface now."""
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return listener.getsockname()[1]
 
 
 def _loopback_rendezvous(_: str, *, timeout: timedelta, **_options: Any) -> Iterator[tuple[Store, int, int]]:

@@ -1,4 +1,4 @@
-"""--micro_batch auto: the largest micro batch that the plan allows and a trial confirms; the global batch stays.
+"""--per_device_train_batch_size auto: the largest that the plan allows and a trial confirms; the global batch stays.
 
 A trial is the same command with --profile_plan and two steps, in child processes of the first rank, one per rank of the
 run: running out of memory ends a trial and not the run.
@@ -6,7 +6,6 @@ run: running out of memory ends a trial and not the run.
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from pretraining.training.config.layout import this_machine
 from pretraining.training.distributed.process_group import free_port
 from pretraining.training.dry_run.dry_run import make_plan
 
-FLAG = "--micro_batch auto"
+FLAG = "--per_device_train_batch_size auto"
 TRIAL_STEPS = 2  # the second has the optimizer's moments as well
 TRIAL_MICRO_STEPS = 2  # the second adds to the gradients of the first
 POLL_SECONDS = 0.1
@@ -72,7 +71,7 @@ def with_micro_batch(arguments: PretrainArguments, number: int) -> PretrainArgum
     trainer = {**arguments.trainer, "per_device_train_batch_size": number}
     if arguments.data.global_batch_tokens is None:
         micro_steps = arguments.trainer.get("gradient_accumulation_steps") or 1
-        blocks = arguments.trainer["per_device_train_batch_size"] * micro_steps
+        blocks = (1 if arguments.finds_micro_batch else arguments.trainer["per_device_train_batch_size"]) * micro_steps
         trainer["gradient_accumulation_steps"] = blocks // number
     return replace(arguments, trainer=trainer)
 
@@ -137,7 +136,6 @@ def run_trial(micro_batch_blocks: int, micro_steps: int) -> str:
     """
     flags = {
         "profile_plan": "true",
-        "micro_batch": "given",
         "per_device_train_batch_size": micro_batch_blocks,
         "gradient_accumulation_steps": micro_steps,
         "global_batch_tokens": "none",
@@ -159,7 +157,12 @@ def run_trial(micro_batch_blocks: int, micro_steps: int) -> str:
 def _run_ranks(command: list[str], logs: list[Path]) -> list[int | None]:
     """Run a command as one rank per log; return the exit codes, None of ranks still running after a failure."""
     size, port = str(len(logs)), str(free_port())
-    environment = {**os.environ, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    environment = {
+        **child_environment(),
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     children = []
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from pretraining.cli.arguments.tokenizer import HUB_ID
+from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.cli.ranges import Range
 from pretraining.errors import UserError, nearest, shortened
 from pretraining.runs.untrusted import check_no_code

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from pretraining.cli.arguments.optimization import OptimizerName
+from pretraining.cli.arguments.run import OptimizerName
 from pretraining.errors import UserError
 from pretraining.training.optim.adamw_bf16 import AdamWBf16
 from pretraining.training.optim.muon import MuonWithAdamW

@@ -10,7 +10,7 @@ from transformers.trainer_callback import ExportableState
 from pretraining.cli.logs import LOGGED_AS_EVENT
 from pretraining.runs.run_folder import STOP_NAME
 from pretraining.runs.tracking.metrics_log import MetricsLog
-from pretraining.system.restarts import run_started_at
+from pretraining.system.supervision import run_started_at
 from pretraining.training.metrics.evaluation import EvaluationAbandoned
 from pretraining.training.metrics.step_metrics import callback_state
 from pretraining.training.stopping.request import Phase, StopRequest

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pretraining.cli.program import CRASH_EXIT_CODE, hard_exit
+from pretraining.cli.program import hard_exit
+from pretraining.errors import CRASH_EXIT_CODE
 from pretraining.system.launchers import process_rank
 
 STACKS_DIR_NAME = "stacks"

@@ -16,15 +16,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pretraining.cli.program import (
-    CRASH_EXIT_CODE,
-    INTERRUPTED_EXIT_CODE,
-    STOPPED_EXIT_CODE,
-    USER_ERROR_EXIT_CODE,
-    hard_exit,
-)
-from pretraining.system.launchers import has_launcher, launcher_identity, local_rank, process_rank, stat_words
-from pretraining.system.signals import STOP_SIGNALS, ProcessHandle
+from pretraining.cli.program import hard_exit
+from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
+from pretraining.system.launchers import has_launcher, launcher_identity, local_rank, process_rank
+from pretraining.system.processes import STOP_SIGNALS, ProcessHandle, stat_words
 from pretraining.training.stopping.request import END_SIGNAL, Phase, StopRequest
 
 POLL_SECONDS = 0.02  # the deepspeed command takes about 0.1 s to end, and must not get to report success

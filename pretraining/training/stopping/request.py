@@ -5,7 +5,7 @@ import signal
 from enum import Enum
 from types import FrameType
 
-from pretraining.system.signals import STOP_SIGNALS
+from pretraining.system.processes import STOP_SIGNALS
 
 END_SIGNAL = signal.SIGRTMIN + 1  # from another process of the run that has said why it ends; the whole run does then
 # In rising order: where several ask, the last of them is named. Ctrl-C has a launcher send SIGTERM after it.

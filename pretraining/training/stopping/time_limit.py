@@ -3,7 +3,7 @@
 import time
 from datetime import datetime
 
-from pretraining.system.restarts import run_age_seconds
+from pretraining.system.supervision import run_age_seconds
 
 ASSUMED_SAVE_SECONDS = 120.0  # before any save was measured, but never more than a tenth of the time there is
 STEPS_TO_SPARE = 3

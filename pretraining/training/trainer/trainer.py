@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from pretraining.errors import UserError
 from pretraining.runs.tracking.reporters import Reporters
-from pretraining.system.signals import leave_signals_to_the_parent
+from pretraining.system.processes import ignore_stop_signals
 from pretraining.training.checkpoint.checkpointing import CheckpointingTrainer
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.data.batch import Batch, model_inputs
@@ -212,7 +212,7 @@ class PretrainingTrainer(CheckpointingTrainer):
             num_workers=self.args.dataloader_num_workers,
             collate_fn=self.collate,
             generator=torch.Generator(),  # the seeds of workers must not move the random state of dropout
-            worker_init_fn=leave_signals_to_the_parent,
+            worker_init_fn=ignore_stop_signals,
         )
 
     def _announced(self, batches: Iterable[Batch]) -> Iterator[Batch]:

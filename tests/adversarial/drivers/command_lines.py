@@ -22,10 +22,9 @@ import torch
 import pretrain
 from pretraining.cli.arguments.finetune import parse_finetune_arguments
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.cli.arguments.preprocess import PreprocessArguments
+from pretraining.cli.arguments.preprocess import PreprocessArguments, TokenizerArguments
 from pretraining.cli.arguments.pretrain import PretrainArguments, parse_pretrain_arguments
-from pretraining.cli.arguments.tokenizer import TokenizerArguments
-from pretraining.cli.program import _as_mistake as as_mistake
+from pretraining.cli.program import _as_user_error as as_user_error
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.generation.sampling import random_numbers, sample_tokens
 from pretraining.training.config.run_config import resolve_run_config
@@ -79,7 +78,7 @@ def outcome_of(program: str, words: Sequence[str]) -> dict[str, Any]:
     except TooSlowError:
         found = ("hung", None)
     except BaseException as error:  # SystemExit of argparse too
-        mistake = as_mistake(error) if isinstance(error, Exception) else None
+        mistake = as_user_error(error) if isinstance(error, Exception) else None
         found = ("crashed", f"{type(error).__name__}: {error}") if mistake is None else ("refused", mistake.problems)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -7,15 +7,13 @@ CRASHES=[[rank, step, how], ...] has one crash for each attempt, the last ones n
 import json
 import os
 import signal
-import sys
 from typing import Any
 
 import pretrain
 from pretraining.cli.program import exit_process, run_program
 from pretraining.errors import UserError
 from pretraining.system.launchers import process_rank
-from pretraining.system.restarts import this_restart
-from pretraining.system.supervisor import is_supervised
+from pretraining.system.supervision import this_restart
 
 
 def plant(rank: int, step: int, how: str | int) -> None:
@@ -36,10 +34,9 @@ def plant(rank: int, step: int, how: str | int) -> None:
 
 
 if __name__ == "__main__":
-    if is_supervised() or "--restarts" not in sys.argv:  # a supervisor imports no torch
-        restart = this_restart()
-        attempt = 0 if restart is None else restart.number
-        crashes = json.loads(os.environ["CRASHES"])
-        if attempt < len(crashes):
-            plant(*crashes[attempt])
+    restart = this_restart()
+    attempt = 0 if restart is None else restart.number
+    crashes = json.loads(os.environ["CRASHES"])
+    if attempt < len(crashes):
+        plant(*crashes[attempt])
     run_program(pretrain.main)

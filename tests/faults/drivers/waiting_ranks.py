@@ -1,7 +1,7 @@
 """A rank that does nothing but hold on to the lifeline: python waiting_ranks.py FOLDER
 
 Writes who it is into FOLDER/RANK.json, waits, and leaves when it is asked to stop. Takes a second to start, since it
-needs no torch. With NEIGHBOURS it watches the other ranks, with RESTARTS a supervisor stands above it.
+needs no torch. With NEIGHBOURS it watches the other ranks.
 """
 
 import json
@@ -13,17 +13,14 @@ from pathlib import Path
 PROJECT_DIR = Path(__file__).parents[3]
 sys.path.insert(0, str(PROJECT_DIR))
 
-from pretraining.cli.program import STOPPED_EXIT_CODE  # noqa: E402 - after the path
-from pretraining.system.launchers import launcher_identity, process_rank, stat_words  # noqa: E402
-from pretraining.system.restarts import supervise  # noqa: E402
-from pretraining.system.signals import ProcessHandle  # noqa: E402
+from pretraining.errors import STOPPED_EXIT_CODE  # noqa: E402 - after the path
+from pretraining.system.launchers import launcher_identity, process_rank  # noqa: E402
+from pretraining.system.processes import ProcessHandle, stat_words  # noqa: E402
 from pretraining.training.stopping.orphan_guard import OrphanGuard  # noqa: E402
 from pretraining.training.stopping.request import StopRequest  # noqa: E402
 
 
 def main() -> None:
-    if "RESTARTS" in os.environ:
-        supervise(3)
     request = StopRequest()
     lifeline = OrphanGuard(request)
     lifeline.start()

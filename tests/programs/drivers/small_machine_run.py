@@ -6,15 +6,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pretraining.system import memory
+from pretraining.system import host
 
 PROJECT_DIR = Path(__file__).parents[3]
 
 
 def main() -> None:
-    memory.ROOT = Path(tempfile.mkdtemp())
-    (memory.ROOT / "proc").mkdir()
-    (memory.ROOT / "proc/meminfo").write_text(f"MemAvailable: {int(os.environ['AVAILABLE_MEMORY']) // 1024} kB\n")
+    host.ROOT = Path(tempfile.mkdtemp())
+    (host.ROOT / "proc").mkdir()
+    (host.ROOT / "proc/meminfo").write_text(f"MemAvailable: {int(os.environ['AVAILABLE_MEMORY']) // 1024} kB\n")
     sys.argv[0] = str(PROJECT_DIR / "pretrain.py")
     runpy.run_path(sys.argv[0], run_name="__main__")
 

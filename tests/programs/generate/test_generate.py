@@ -220,7 +220,7 @@ def test_what_texts_are_compared_with_is_looked_at_first(finished_run: Path, tmp
     preprocess(["--block_length", "64", "--tokenizer", str(tokenizer), "--output_dir", str(foreign)])
     preprocess(["--block_length", "64", "--split", "0,0,1", "--output_dir", str(untrained)])
     cases = {
-        ("--reference_files", empty): "--reference_files, --blocks: are for --stats",
+        ("--reference_files", empty): "--reference_files, --blocks: have no effect without --stats",
         ("--stats", "--reference_files", "nowhere.jsonl"): "--reference_files nowhere.jsonl: ",
         (
             "--stats",

@@ -219,10 +219,10 @@ def test_a_push_that_the_hub_refuses_is_one_line(hub: LocalHub, sample_store: Pa
         (None, [], [f"--push_to_hub {NAME}: no Hub token was found", "hf auth login"]),
         ("hf_wrong_secret", [], ["401 Invalid credentials", "hf auth login", on_the_way]),
         (ALICE_READS, [], ["403 You don't have the rights", "a token with write access", on_the_way]),
-        (ALICE, ["--push_to_hub", "bob/public"], ["403", "use your own name", on_the_way]),
-        (ALICE, ["--push_to_hub", "bob/private"], ["403", "use your own name", on_the_way]),
-        (ALICE, ["--push_to_hub", "nobody"], ["--push_to_hub nobody: ", "USER/NAME"]),
-        (ALICE, ["--license", "my own"], ["--license my own: give the Hub's word for it"]),
+        (ALICE, ["--push_to_hub", "bob/public"], ["403", "your own name", on_the_way]),
+        (ALICE, ["--push_to_hub", "bob/private"], ["403", "your own name", on_the_way]),
+        (ALICE, ["--push_to_hub", "nobody"], ["--push_to_hub nobody: is not a dataset", "USER/NAME"]),
+        (ALICE, ["--license", "my own"], ["--license my own: is not a license of the Hub"]),
     ]
 
     def push(case: tuple[str | None, list[object], list[str]]) -> Done:

@@ -77,7 +77,7 @@ def test_it_is_another_run_without_fp8(fp8_run: Path, sample_store: Path, tmp_pa
 
 def test_layers_that_are_not_compiled_are_refused(sample_store: Path, tmp_path: Path) -> None:
     done = try_to_train("1 rank", sample_store, tmp_path / "run", "--fp8")
-    assert_one_error(done, "--fp8: is slower than bf16", "give --compile_layers too")
+    assert_one_error(done, "--fp8: is slower than bf16", "use --compile_layers")
 
 
 def test_odd_widths_are_refused(sample_store: Path, tmp_path: Path) -> None:

@@ -116,10 +116,10 @@ def test_attention_of_a_group_is_that_of_one_process() -> None:
     ("flags", "words"),
     [
         (["--sequence_parallel_size", 2], ["--sequence_parallel_size 2", "1 processes"]),
-        (["--sequence_parallel_size", 2, "--attention_implementation", "eager"], ["eager attention needs a mask"]),
+        (["--sequence_parallel_size", 2, "--attention_implementation", "eager"], ["eager attention needs the mask"]),
         (["--mlp_tiles", 0], ["--mlp_tiles 0"]),
-        (["--mlp_tiles", 2, "--use_liger_kernel", "true"], ["--use_liger_kernel: its kernels would take the place"]),
-        (["--mlp_tiles", 2, "--compile_layers"], ["--compile_layers: a layer is one graph only without"]),
+        (["--mlp_tiles", 2, "--use_liger_kernel", "true"], ["--use_liger_kernel: its kernels would replace"]),
+        (["--mlp_tiles", 2, "--compile_layers"], ["--compile_layers: a layer with --mlp_tiles"]),
         (
             ["--compile_layers", "--document_masking", "--attention_implementation", "flash_attention_2"],
             ["--compile_layers --document_masking: flash attention"],

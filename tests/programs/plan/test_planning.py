@@ -65,14 +65,16 @@ def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_numb
         "env": {"MOST_BLOCKS": "2", "TMPDIR": str(tmp_path)},
     }
     flags = ["--lr_scheduler_type", "constant", "--save_steps", 6, "--eval_strategy", "no"]
-    found = train("2 ranks", sample_store, tmp_path / "found", *flags, "--micro_batch", "auto", **limited)
+    found = train(
+        "2 ranks", sample_store, tmp_path / "found", *flags, "--per_device_train_batch_size", "auto", **limited
+    )
     for line in ("4 blocks at a time: out of memory", "2 blocks at a time: fits", "2 blocks at a time, 2 micro steps"):
-        assert f"--micro_batch auto: {line}" in found.output
+        assert f"--per_device_train_batch_size auto: {line}" in found.output
     train("2 ranks", sample_store, tmp_path / "given", *flags, "--per_device_train_batch_size", 2)
     assert figures(tmp_path / "found") == figures(tmp_path / "given")
     assert {path.name for path in tmp_path.iterdir()} == {"found", "given"}
     # A run that goes on keeps its number, without trying again.
-    flags += ["--max_steps", 8, "--micro_batch", "auto"]
+    flags += ["--max_steps", 8, "--per_device_train_batch_size", "auto"]
     resumed = train("2 ranks", sample_store, tmp_path / "found", *flags, **limited)
     assert "blocks at a time: " not in resumed.output
     assert len(figures(tmp_path / "found")) == 8
@@ -80,7 +82,7 @@ def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_numb
 
 def test_a_trial_that_fails_otherwise_is_told_in_one_line(sample_store: Path, tmp_path: Path) -> None:
     limited = {"script": "tests/programs/drivers/out_of_memory_run.py", "env": {"MOST_BLOCKS": "many"}}
-    done = try_to_train("1 rank", sample_store, tmp_path / "run", "--micro_batch", "auto", **limited)
+    done = try_to_train("1 rank", sample_store, tmp_path / "run", "--per_device_train_batch_size", "auto", **limited)
     assert_one_error(done, "a trial of the run failed: ", "invalid literal for int()")
     assert not (tmp_path / "run").exists()
 

@@ -113,4 +113,4 @@ def test_what_writes_elsewhere_works_in_such_a_checkout(
     done = without_permission(checkout, *flags)
     assert done.returncode == 2
     assert "home/.cache" in done.errors[0]
-    assert "set XDG_CACHE_HOME to a folder that can be written" in done.errors[0]
+    assert "set XDG_CACHE_HOME to a writable folder" in done.errors[0]

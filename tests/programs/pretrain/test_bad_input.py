@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pretraining.data.mixture import load_mixture
-from pretraining.system.memory import available_host_bytes
+from pretraining.system.host import available_host_bytes
 from pretraining.training.data.dataset import BLOCKS_READ_AT_START
 from pretraining.training.data.order import make_order
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run
@@ -137,7 +137,7 @@ def test_a_recipe_with_typos_reports_all_of_them(tmp_path: Path) -> None:
     done = run(*python("pretrain.py", "--recipe", recipe))
     assert done.returncode == 2
     assert len(done.errors) == 3
-    assert f"{recipe}:1: modle: there is no flag of this name (did you mean model?)" in done.errors[0]
+    assert f"{recipe}:1: modle: unknown flag (did you mean model?)" in done.errors[0]
     assert "did you mean cosine?" in done.errors[2]
 
 

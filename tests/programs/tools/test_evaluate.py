@@ -131,7 +131,7 @@ def test_a_document_that_is_one_block_has_the_figures_of_the_block(trained_run: 
         (["model", "--data_files", "a", "--dataset", "b"], ["--data_files, --dataset: exclude each other; use one"]),
         (["model", "--data_files", "a", "--window_tokens", "1"], ["--window_tokens 1: must be in [2, 16777216]"]),
         (["model", "--data_files", "a", "--batch_tokens", "0"], ["--batch_tokens 0: must be in [1, 1073741824]"]),
-        (["model", "--data_file", "a"], ["--data_file: there is no flag of this name (did you mean data_files?)"]),
+        (["model", "--data_file", "a"], ["--data_file: unknown flag (did you mean data_files?)"]),
         (["model", "--dataset", "b", "--split", "dev"], ["'dev' is not one of train, validation, test"]),
         (["model", "--prompts", ""], ["--prompts: is empty; pass at least one word"]),
         (["model", "--prompts", "a", "--max_new_tokens", "0"], ["--max_new_tokens 0: must be in [1, 1e6]"]),

@@ -32,7 +32,7 @@ def test_one_run_has_its_report_in_its_folder_and_several_where_it_is_said(tmp_p
         ([], ["--runs: pass a run folder"]),
         (["nowhere"], ["nowhere/run.json: cannot be read"]),
         (["a", "b"], ["--output: pass a file for the page of several runs"]),
-        (["a", "--outptu", "x"], ["--outptu: there is no flag of this name (did you mean output?)"]),
+        (["a", "--outptu", "x"], ["--outptu: unknown flag (did you mean output?)"]),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], parts: list[str]) -> None:

@@ -79,8 +79,8 @@ def test_the_recipe_and_what_follows_is_for_the_training() -> None:
         (["--kills", "0"], ["--kills 0: must be in [1, 1e6]"]),
         (["--launcher", "python3", "--num_gpus", "2"], ["--num_gpus 2: python3 starts one process"]),
         (["--output_dir", str(PROJECT_DIR)], [f"--output_dir {PROJECT_DIR}: cannot be created (File exists)"]),
-        (["--", "--restarts", "3"], ["--restarts, --resume: this tool restarts the run itself"]),
-        (["--", "--max_stepz", "3"], ["--max_stepz: there is no flag of this name"]),
+        (["--", "--resume", "never"], ["--resume: this tool restarts the run itself"]),
+        (["--", "--max_stepz", "3"], ["--max_stepz: unknown flag"]),
         (["--recipe", "none.yaml"], ["--recipe none.yaml: cannot be read"]),
     ],
 )

@@ -70,7 +70,7 @@ def problems_of(config: Any, tmp_path: Path, *flags: str) -> list[str]:
         ({"fp16": {"loss_scale": float("inf")}}, "fp16.loss_scale is Infinity; give 0 or more"),
         ({"zero_optimization": {**ZERO, "offload_optimizer": "cpu"}}, "zero_optimization.offload_optimizer is \"cpu\""),
         ({"zero_optimization": {**ZERO, "offload_param": {"device": "gpu"}}}, "set it to none or cpu or nvme"),
-        ({"zero_optimization": {**ZERO, "offload_param": {"device": "nvme"}}}, "nvme_path is missing; give a folder"),
+        ({"zero_optimization": {**ZERO, "offload_param": {"device": "nvme"}}}, "nvme_path is missing; set it to"),
         ({"zero_optimization": {**ZERO, "offload_optimizer": {"ratio": 0.8}}}, "ratio is 0.8; set it to 1, what stays"),
         ({"zero_optimization": {**ZERO, "overlap_comm": "auto"}}, "overlap_comm is \"auto\"; expects true or false"),
         ({"zero_optimization": {**ZERO, "sub_group_size": 0.5}}, "sub_group_size is 0.5; expects a whole number"),
@@ -118,8 +118,8 @@ def test_what_agrees_with_the_flags_or_asks_for_nothing_passes(tmp_path: Path) -
     assert problems_of({"zero_optimization": {**ZERO, "zenflow": None}, **idle}, tmp_path, "--bf16", "false") == []
     assert load_ds_config(str(tmp_path / "ds.json")).keys() & idle.keys() == {"bf16"}, "DeepSpeed refuses some by name"
     fixed = {"zero_optimization": ZERO, "train_batch_size": 8}
-    assert problems_of(fixed, tmp_path, "--micro_batch", "auto") == [
-        'train_batch_size is 8; set it to "auto" for --micro_batch auto'
+    assert problems_of(fixed, tmp_path, "--per_device_train_batch_size", "auto") == [
+        'train_batch_size is 8; set it to "auto" for --per_device_train_batch_size auto'
     ]
 
 

@@ -43,7 +43,7 @@ def test_an_unknown_flag_is_one_line_and_a_traceback_only_with_debug(program: st
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: --modle: there is no flag of this name")
+    assert done.stderr.startswith("error: --modle: unknown flag")
     assert "Traceback" in run(*python(program, "--modle", "x", "--debug")).stderr
 
 
@@ -109,4 +109,4 @@ def test_a_run_folder_that_may_not_be_read_is_not_called_empty(tmp_path: Path) -
     code = "import os, locale, tools.checkpoints, pretraining.runs.run_folder, pretraining.cli.program as errors; "
     code += "os.setgid(65534); os.setuid(65534); errors.run_program(tools.checkpoints.main)"
     done = run(sys.executable, "-c", code, "verify", closed)
-    assert done.errors == [f"error: {closed}: cannot be used (Permission denied); fix that, or choose another path"]
+    assert done.errors == [f"error: {closed}: cannot be used (Permission denied); fix it, or choose another path"]

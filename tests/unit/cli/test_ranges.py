@@ -8,11 +8,11 @@ import pytest
 
 from pretraining.cli.arguments.finetune import FINETUNE_DEFAULTS, ConversationArguments
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.cli.arguments.pretrain import TRAINER_DEFAULTS, parse_pretrain_arguments
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.cli.arguments.trainer import trainer_group
 from pretraining.cli.flags import Flag, flags_of
 from pretraining.cli.ranges import RANGES, Range
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.cli.trainer_flags import trainer_flags
 from pretraining.errors import UserError
 from tests.conftest import PROJECT_DIR
 
@@ -27,8 +27,8 @@ def all_flags() -> list[Flag]:
     kinds = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
     ours = [kind for kind in kinds if is_dataclass(kind) and kind.__name__.endswith("Arguments")]
     flagged = [kind for kind in ours if all("help" in f.metadata for f in kind.__dataclass_fields__.values())]
-    trainers = [trainer_flags(TRAINER_DEFAULTS), trainer_flags({**TRAINER_DEFAULTS, **FINETUNE_DEFAULTS})]
-    return [flag for group in [*map(flags_of, flagged), *trainers] for flag in group]
+    groups = [*map(flags_of, flagged), trainer_group(FINETUNE_DEFAULTS).flags]
+    return [flag for group in groups for flag in group]
 
 
 NUMERIC_FLAGS = [flag for flag in all_flags() if flag.value_type in (int, float)]
@@ -80,7 +80,7 @@ def test_a_recipe_and_a_command_line_report_all_ranges_at_once(tmp_path: Path) -
         f"{recipe}:2: save_steps 0: must be in (0, 1e9]; --save_strategy no saves at the end alone",
         "--adam_beta2 2: must be in [0, 1)",
         "--max_steps 0: must be in [1, 1e9]; -1 leaves the length to --num_train_epochs or --max_tokens",
-        "--license My Own: give the Hub's word for it, such as apache-2.0 or other",
+        "--license My Own: is not a license of the Hub; use e.g. apache-2.0 or other",
     )
 
 

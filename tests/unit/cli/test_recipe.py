@@ -5,7 +5,8 @@ from typing import Literal
 import pytest
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
-from pretraining.cli.arguments.pretrain import parse_pretrain_arguments, trainer_group
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.cli.arguments.trainer import trainer_group
 from pretraining.cli.flags import flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError
@@ -60,7 +61,7 @@ def test_values_may_stand_first_without_their_flags() -> None:
 
     assert parse_tool("a/b", "--steps", "3") == parse_tool("--steps", "3", "--place", "a/b") == parse_tool("a/b", "3")
     assert parse_tool("--steps", "3") == Arguments(steps=3)
-    assert problems("a/b") == ["a/b: stands alone; a value follows its --flag"]
+    assert problems("a/b") == ["a/b: unexpected value (flags are `--name value`)"]
 
 
 def test_an_optional_choice() -> None:
@@ -88,9 +89,9 @@ def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path) -> 
     path = recipe(tmp_path, "raet: 1\nsteps: 2.5\nkind: blue\nsteps: 3\n")
     found = problems("--recipe", path, "--limit", "many", "--namse", "x")
     assert found == [
-        "--namse: there is no flag of this name (did you mean names?)",
-        f"{path}:4: steps: stands here twice; keep one",
-        f"{path}:1: raet: there is no flag of this name (did you mean rate?)",
+        "--namse: unknown flag (did you mean names?)",
+        f"{path}:4: steps: duplicate key; keep one",
+        f"{path}:1: raet: unknown flag (did you mean rate?)",
         f"{path}:3: kind: 'blue' is not one of red, green",
         "--limit: expects a whole number, not 'many'",
     ]
@@ -103,8 +104,8 @@ def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path) -> 
         (["--steps", "1", "2"], "--steps: expects one value, not 2: 1 2"),
         (["--names"], "--names: expects at least one value"),
         (["--fast", "maybe"], "--fast: expects true or false, not 'maybe'"),
-        (["--rat", "1"], "--rat: there is no flag of this name (did you mean rate?)"),
-        (["stray"], "stray: stands alone; a value follows its --flag"),
+        (["--rat", "1"], "--rat: unknown flag (did you mean rate?)"),
+        (["stray"], "stray: unexpected value (flags are `--name value`)"),
         (["--steps", "none"], "--steps: expects a whole number, not 'none'"),
     ],
 )
@@ -123,7 +124,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, expected
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("? [a, b]\n: c\n", ":1: this key: there is no flag of this name"),
+        ("? [a, b]\n: c\n", ":1: this key: unknown flag"),
         ("names: {a: 2020-01-01}\n", ":1: names: expects a plain value"),
         ("steps: 1\nnames: &x [*x]\n", ":2: names: expects a plain value"),
         ("names: {a: !foo b}\n", ":1: names: expects a plain value"),
@@ -182,3 +183,25 @@ def test_dictionaries_are_read_as_json(tmp_path: Path) -> None:
     text = "activation_checkpointing: true\nactivation_checkpointing_kwargs: {every_n_layers: 2, offload: true}\n"
     (flags,) = parse_recipe("", [trainer_group()], ["--recipe", recipe(tmp_path, text)])
     assert flags["activation_checkpointing_kwargs"] == {"every_n_layers": 2, "offload": True}
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("batch_size", "unknown flag (did you mean per_device_train_batch_size?)"),
+        ("lr", "unknown flag (did you mean learning_rate?)"),
+        ("gradient-clipping", "unknown flag (did you mean max_grad_norm?)"),
+        ("plan_only", "unknown flag (did you mean dry_run?)"),
+        ("micro_batch", "unknown flag (did you mean per_device_train_batch_size?)"),
+        ("restarts", "start the command by `python3 -m tools.supervise --restarts N -- COMMAND`"),
+        ("fsdp", "DeepSpeed shards the training, see --deepspeed"),
+        (
+            "tf32",
+            "unknown flag; pass other fields of TrainingArguments by --trainer_arguments NAME=VALUE",
+        ),
+    ],
+)
+def test_names_of_other_tools_and_earlier_versions_lead_to_a_flag(word: str, problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_pretrain_arguments("", [f"--{word}", "1"])
+    assert caught.value.problems[0].partition(": ")[2] == problem

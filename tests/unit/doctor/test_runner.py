@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pretraining.doctor.finding import Check, Finding, ok
 from pretraining.doctor.runner import CHECKS, TOTAL_SECONDS, run_checks
-from pretraining.system.launchers import stat_words
+from pretraining.system.processes import stat_words
 from tests.fakes.doctoring import diagnose_some, find, findings
 
 PLANTED = """

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.cli.arguments.planning import PlanArguments
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.cli.arguments.run import PlanArguments
 from pretraining.errors import UserError
 from pretraining.planning.fit import GradientType, choose_gradient_type, fits
 from pretraining.planning.footprint import CONTEXT_BYTES, footprint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.cli.arguments.checkpointing import CHANGEABLE
+from pretraining.cli.arguments.run import CHANGEABLE
 from pretraining.errors import UserError
 from pretraining.runs.run_record import UNCHANGEABLE, RunIdentity, RunRecord, check_same_run
 

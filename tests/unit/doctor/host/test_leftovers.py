@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.system.launchers import stat_words
+from pretraining.system.processes import stat_words
 from tests.conftest import run
 from tests.fakes.doctoring import diagnose_some, find
 

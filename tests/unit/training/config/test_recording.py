@@ -12,7 +12,7 @@ import pytest
 
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.system.files import sha256_of
-from pretraining.system.inventory import machine_inventory
+from pretraining.system.host import machine_inventory
 from tests.conftest import PROJECT_DIR
 from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, train, training_flags
 

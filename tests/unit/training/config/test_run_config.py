@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
-from pretraining.cli.arguments.checkpointing import DurabilityArguments
-from pretraining.cli.arguments.monitoring import ObservabilityArguments
-from pretraining.cli.arguments.planning import PlanArguments
 from pretraining.cli.arguments.pretrain import (
-    TRAINER_DEFAULTS,
     DataArguments,
     ModelArguments,
     OptimizationArguments,
     PretrainArguments,
 )
+from pretraining.cli.arguments.run import DurabilityArguments, ObservabilityArguments, PlanArguments
+from pretraining.cli.arguments.trainer import TRAINER_DEFAULTS
 from pretraining.data.mixture import load_mixture
 from pretraining.errors import UserError
 from pretraining.planning.flops import num_parameters

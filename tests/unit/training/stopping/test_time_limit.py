@@ -1,12 +1,11 @@
-import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pretraining.system import restarts
 from pretraining.system.launchers import process_age_seconds
-from pretraining.system.restarts import Restart, boot_seconds, run_age_seconds, run_started_at
+from pretraining.system.supervision import Restart, boot_seconds, run_age_seconds, run_started_at, write_restart
 from pretraining.training.stopping import time_limit
 from pretraining.training.stopping.time_limit import TimeLimit
 
@@ -45,25 +44,29 @@ def test_there_is_room_for_a_save_and_some_steps(clock: Any, hours: float, save:
     assert clock.is_reached(limit, reached_at + 1)
 
 
-def test_a_run_that_was_brought_up_again_has_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def restarted(folder: Path, started_at: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be the second restart of a run."""
+    write_restart(folder, Restart(2, "a crash", started_at))
+    monkeypatch.setenv("PRETRAINING_SUPERVISOR", str(folder))
+
+
+def test_a_restarted_run_has_no_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began_at = boot_seconds() - 1e6
     assert run_age_seconds() == pytest.approx(process_age_seconds(), abs=CLOSE_SECONDS)
-    restart = {"number": 2, "limit": 3, "reason": "a crash", "started_at": began_at}
-    monkeypatch.setenv("PRETRAINING_RESTART", json.dumps(restart))
+    restarted(tmp_path, began_at, monkeypatch)
     assert run_age_seconds() == pytest.approx(1e6, abs=CLOSE_SECONDS)
 
 
 @pytest.mark.parametrize("jump", [-7200.0, 0.0, 7200.0])
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_a_clock_that_is_set_changes_neither_the_age_of_a_run_nor_whose_files_are_its_own(
-    jump: float, is_restarted: bool, monkeypatch: pytest.MonkeyPatch
+    jump: float, is_restarted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = time.time
     started_at = real() - run_age_seconds()
     if is_restarted:
         started_at = real() - 1000
-        restart = Restart(2, 3, "a crash", boot_seconds() - 1000, restarts.CLOCK_OFFSET)
-        monkeypatch.setenv("PRETRAINING_RESTART", json.dumps(vars(restart)))
+        restarted(tmp_path, boot_seconds() - 1000, monkeypatch)
     age = run_age_seconds()
     monkeypatch.setattr(time, "time", lambda: real() + jump)
     assert run_age_seconds() == pytest.approx(age, abs=CLOSE_SECONDS)

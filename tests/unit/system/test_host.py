@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.system.memory import available_host_bytes
+from pretraining.system.host import available_host_bytes
 
 GROUPS = {
     "version 2": ("0::/job/step", "sys/fs/cgroup/job", "memory.max", "memory.current", ""),

@@ -1,0 +1,169 @@
+"""The flags of every program that trains: optimizer, checkpoints and stops, monitoring, plan."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pretraining.cli.arguments.preprocess import LICENSE
+from pretraining.cli.arguments.trainer import trainer_group
+from pretraining.cli.flags import check_all, flag
+from pretraining.cli.recipe import FlagGroup, dataclass_group
+from pretraining.errors import shortened
+
+OptimizerName = Literal["adamw", "adamw_bf16", "adamw_8bit", "muon"]
+# What may differ from the run that is resumed, on request.
+CHANGEABLE = (
+    "data",
+    "tokenizer_sha256",
+    "model_config",
+    "global_batch_tokens",
+    "seed",
+    "order_seed",
+    "document_masking",
+    "ignore_first_token",
+    "precision",
+    "optimizer_settings",
+    "initial_weights",
+    "product_precision",
+    "schedule",
+)
+MEMORY_TEXT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT]I?B)", re.IGNORECASE)
+UNIT_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass(frozen=True)
+class KernelArguments:
+    """How the layers compute."""
+
+    attention_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = flag(
+        "sdpa", "attention kernel; sdpa is flash attention where torch has it"
+    )
+    loss_tiles: int | None = flag(None, "number of tiles for logits and loss (less memory)")
+    mlp_tiles: int | None = flag(None, "number of tiles for each MLP and norm (less memory, more time)")
+    compile_layers: bool | None = flag(
+        None,
+        "torch.compile each layer: up to a minute at the start, then less time and memory per step; unless set, "
+        "pretrain.py compiles long runs on a CPU that has a C++ compiler",
+    )
+
+
+@dataclass(frozen=True)
+class OptimizationArguments:
+    """Schedule, optimizer, gradient accumulation, and what a loss spike leads to."""
+
+    lr_scheduler_type: Literal["cosine", "wsd", "linear", "constant"] = flag(
+        "cosine", "schedule after warmup; wsd: constant, then decay over the last --decay_steps"
+    )
+    min_learning_rate: float | None = flag(None, "final learning rate; none: a tenth of --learning_rate")
+    decay_steps: float = flag(0.1, "steps of wsd's decay; below 1 a share of the run")
+    optim: OptimizerName = flag(
+        "adamw",
+        "optimizer; adamw_bf16: moments in bf16; adamw_8bit: in 8 bits (needs bitsandbytes); muon: Muon for the "
+        "matrices of the layers, AdamW for the rest",
+    )
+    weight_decay_on_norms: bool = flag(False, "apply weight decay to norms and biases, too")
+    grad_accum_dtype: Literal["auto", "fp32", "bf16"] = flag(
+        "auto", "gradient accumulation dtype; auto: fp32 unless that does not fit the GPUs"
+    )
+    on_spike: Literal["warn", "rollback"] = flag(
+        "warn", "rollback: reload the last checkpoint and skip the blocks of a loss spike, or of a NaN in the weights"
+    )
+    spike_threshold: float = flag(8.0, "robust z-score (last 128 steps) above which a loss is a spike")
+    max_rollbacks: int = flag(3, "rollbacks after which the run stops")
+
+
+@dataclass(frozen=True)
+class DurabilityArguments:
+    """How a run resumes, exports and stops."""
+
+    resume: str = flag(
+        "auto",
+        "auto: from the newest complete checkpoint of the run folder, if there is one; never: reject a folder that "
+        "contains a run; or a checkpoint",
+    )
+    allow_changed: list[str] = flag([], "what may differ from the run that is resumed, e.g. schedule data")
+    export_every_tokens: int | None = flag(None, "export a model every N tokens")
+    export: bool = flag(True, "export the model at the end")
+    max_hours: float | None = flag(None, "save and stop so that the run ends within N hours")
+    hang_timeout_minutes: float = flag(
+        30.0, "abort with stack traces of all processes after N minutes without progress; 0 disables"
+    )
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        names = ", ".join(CHANGEABLE)
+        check_all({f"--allow_changed {name}: is not one of {names}": name in CHANGEABLE for name in self.allow_changed})
+
+
+@dataclass(frozen=True)
+class ObservabilityArguments:
+    """What is written for people to read, in addition to the metrics of each step."""
+
+    sample_steps: int | None = flag(None, "complete --sample_prompts every N steps, and keep the texts")
+    sample_prompts: list[str] = flag(["The", "I wanna go"], "prompts of the samples", is_text=True)
+    sample_tokens: int = flag(48, "tokens of each sample")
+    report: bool = flag(True, "write report.html and curves at each evaluation and at the end")
+    license: str | None = flag(None, "license of the model for its card, as the Hub spells it, e.g. apache-2.0")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        check_all(
+            {
+                "--sample_prompts: one of them is empty; pass a text": all(self.sample_prompts),
+                f"--license {self.license}: is not a license of the Hub; use e.g. apache-2.0 or other": (
+                    self.license is None or bool(LICENSE.fullmatch(self.license))
+                ),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class PlanArguments:
+    """What is estimated, for which machine, and whether the estimate can reject a run."""
+
+    dry_run: bool = flag(False, "print memory, time and cost estimates, then exit; works on any machine")
+    profile_plan: bool = flag(False, "run a few steps, print predicted vs measured, then exit")
+    num_gpus: int | None = flag(None, "GPUs to plan for; none: those of this machine")
+    gpu_type: str | None = flag(None, "GPU to plan for, e.g. h200, h100, a100_40gb or rtx_4090")
+    host_memory: str | None = flag(None, "host memory to plan for, e.g. 512GB or 1TB")
+    assumed_mfu: float = flag(0.4, "MFU from which time and energy are estimated until it is measured")
+    price_per_gpu_hour: float | None = flag(None, "price of a GPU per hour, in any currency")
+    force: bool = flag(False, "start even if the run is predicted not to fit")
+
+    @property
+    def host_bytes(self) -> int | None:
+        """--host_memory in bytes."""
+        match = MEMORY_TEXT.fullmatch(self.host_memory or "")
+        return None if match is None else int(float(match[1]) * UNIT_BYTES[match[2].upper()])
+
+    def __post_init__(self) -> None:
+        """Check what needs no file, all at once."""
+        host_memory, other_machine = shortened(self.host_memory or ""), self._describes_another_machine
+        check_all(
+            {
+                f"--host_memory {host_memory}: is not a size; use e.g. 512GB or 1TB": (
+                    not host_memory or self.host_bytes is not None
+                ),
+                "--dry_run --profile_plan: exclude each other; keep one": not (self.dry_run and self.profile_plan),
+                f"--{other_machine}: describes another machine, for --dry_run; remove it": (
+                    self.dry_run or not other_machine
+                ),
+            }
+        )
+
+    @property
+    def _describes_another_machine(self) -> str:
+        """The first flag that was given although a start on this machine does not use it."""
+        names = ("num_gpus", "gpu_type", "host_memory")
+        return next((name for name in names if getattr(self, name) is not None), "")
+
+
+def run_groups(trainer_defaults: dict[str, Any] | None = None) -> list[FlagGroup]:
+    """The groups of these flags and the Trainer's, in the order of the fields of `PretrainArguments`."""
+    return [
+        dataclass_group("Optimization", OptimizationArguments),
+        dataclass_group("Checkpoints and stops", DurabilityArguments),
+        dataclass_group("Monitoring", ObservabilityArguments),
+        dataclass_group("Plan", PlanArguments),
+        trainer_group(trainer_defaults),
+    ]

@@ -1,0 +1,94 @@
+"""What tools.supervise and the programs that it starts report to each other, in a folder that a variable names.
+
+The supervisor describes a restart there, and each rank leaves its exit code there: torchrun exits with 1 whatever its
+ranks exit with.
+"""
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pretraining.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
+from pretraining.system.launchers import SUPERVISOR_VARIABLE, num_local_processes, process_age_seconds, process_rank
+
+RESTART_NAME = "restart.json"
+EXIT_SUFFIX = ".exit"
+STOP_CODES = (STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE)
+
+
+def boot_seconds() -> float:
+    """Seconds since this machine was booted, by a clock that cannot be set."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+CLOCK_OFFSET = time.time() - boot_seconds()  # at the start: the wall clock can be set while a run trains
+
+
+@dataclass(frozen=True)
+class Restart:
+    """An attempt after the first: its number from 1, why the one before ended, and when the first one started."""
+
+    number: int
+    reason: str
+    started_at: float  # seconds since boot
+    clock_offset: float = CLOCK_OFFSET  # of the wall clock at that time
+
+
+def write_restart(folder: Path, restart: Restart) -> None:
+    """Describe the next attempt to its processes, and remove the exit codes of the one before."""
+    for path in folder.glob(f"*{EXIT_SUFFIX}"):
+        path.unlink()
+    (folder / RESTART_NAME).write_text(json.dumps(asdict(restart)), encoding="utf-8")
+
+
+def this_restart() -> Restart | None:
+    """The restart that this process belongs to, None in the first attempt and without a supervisor."""
+    if SUPERVISOR_VARIABLE not in os.environ:
+        return None
+    with suppress(FileNotFoundError):
+        return Restart(**json.loads((Path(os.environ[SUPERVISOR_VARIABLE]) / RESTART_NAME).read_text(encoding="utf-8")))
+    return None
+
+
+def run_age_seconds() -> float:
+    """Seconds since this run started, which is the start of its first attempt."""
+    restart = this_restart()
+    return process_age_seconds() if restart is None else boot_seconds() - restart.started_at
+
+
+def run_started_at() -> float:
+    """When this run started, for comparison with times of files: by the wall clock as it was then or is now.
+
+    It is the earlier of both: no file of a run is taken for one from before, even if the clock was set meanwhile.
+    """
+    restart, now = this_restart(), boot_seconds()
+    offset = CLOCK_OFFSET if restart is None else restart.clock_offset
+    return now - run_age_seconds() + min(offset, time.time() - now)
+
+
+def record_exit_code(exit_code: int) -> None:
+    """Leave the exit code of this rank where its supervisor, if it has one, looks for it."""
+    if SUPERVISOR_VARIABLE in os.environ:
+        with suppress(OSError):  # the supervisor was killed
+            path = Path(os.environ[SUPERVISOR_VARIABLE]) / f"{process_rank()}{EXIT_SUFFIX}"
+            path.write_text(f"{exit_code} {num_local_processes()}", encoding="utf-8")
+
+
+def recorded_exit_code(folder: Path) -> int | None:
+    """The exit code that the ranks of an attempt agree on, None when they recorded none or not all the same kind.
+
+    One user error is enough. A stop counts only if every rank of this machine stopped: after a crash launchers have
+    the other ranks stop.
+    """
+    records = [path.read_text(encoding="utf-8").split() for path in folder.glob(f"*{EXIT_SUFFIX}")]
+    codes = [int(words[0]) for words in records]
+    if USER_ERROR_EXIT_CODE in codes:
+        return USER_ERROR_EXIT_CODE
+    failures = [code for code in codes if code not in (0, *STOP_CODES)]
+    if failures:
+        return failures[0]
+    is_complete = bool(records) and len(records) >= int(records[0][1])
+    return max(codes) if is_complete else None

@@ -1,0 +1,251 @@
+"""tools.supervise: a command is restarted after a crash, not after success, a mistake or a requested stop."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretraining.errors import STOPPED_EXIT_CODE
+from pretraining.system.processes import ProcessHandle, descendants
+from pretraining.system.supervision import Restart, boot_seconds, write_restart
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, run
+from tests.programs.launching import (
+    SEARCH_PATH,
+    events,
+    figures,
+    launcher,
+    records,
+    train,
+    training_flags,
+    try_to_train,
+)
+
+pytestmark = pytest.mark.launch
+
+SUPERVISE = [sys.executable, "-m", "tools.supervise"]
+RANKS = PROJECT_DIR / "tests/faults/drivers/supervised.py"
+CRASHING = PROJECT_DIR / "tests/faults/drivers/crashing_run.py"
+FLAGS = ["--save_steps", 2, "--eval_strategy", "no"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train("2 ranks", sample_store, run_dir, *FLAGS, "--save_total_limit", 3)
+    return run_dir
+
+
+def supervised(folder: Path, restart: Restart | None = None) -> dict[str, str]:
+    """The environment of a program under a supervisor that keeps its records in `folder`."""
+    folder.mkdir(exist_ok=True)
+    if restart is not None:
+        write_restart(folder, restart)
+    return {"PRETRAINING_SUPERVISOR": str(folder)}
+
+
+def test_a_run_whose_rank_is_killed_ends_like_an_uninterrupted_one(
+    undisturbed: Path, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    command = [*launcher("deepspeed"), CRASHING, *training_flags(sample_store, tmp_path / "run", *FLAGS)]
+    env = {"PYTHONPATH": SEARCH_PATH, "CRASHES": json.dumps([[1, 5, "SIGKILL"]])}
+    done = run(*SUPERVISE, "--restarts", 2, "--pause_seconds", 0.1, "--", *command, env=env)
+    assert done.returncode == 0, done.output[-6000:]
+    assert "warning: attempt 1 ended with exit code " in done.stderr
+    assert "; restart 1 of 2 in 0.1 s" in done.stderr
+    assert f"resuming from {tmp_path}/run/checkpoint-4" in done.stderr
+    (event,) = events(tmp_path / "run", "restart")
+    assert (event["step"], event["event"], event["restart"]) == (4, "restart", 1)
+    assert event["reason"].startswith("attempt 1 ended with exit code ")
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert figures(tmp_path / "run") == figures(undisturbed)
+    record_property("killed", 1)
+    record_property("lost_steps", 1)
+
+
+def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    flags = [*FLAGS, "--resume", undisturbed / "checkpoint-2"]
+    crashes, started_at = {"CRASHES": json.dumps([[0, 3, 7], [0, 5, 7]])}, boot_seconds()
+
+    def attempt(number: int) -> int:
+        env = supervised(tmp_path / "supervisor", Restart(number, "a crash", started_at) if number else None)
+        script = str(CRASHING.relative_to(PROJECT_DIR))
+        return try_to_train(
+            "2 ranks", sample_store, tmp_path / "run", *flags, script=script, env=crashes | env
+        ).returncode
+
+    assert [attempt(number) for number in (0, 1, 2)] == [7, 7, 0]
+    assert [event["step"] for event in events(tmp_path / "run", "restart")] == [2, 4]
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert figures(tmp_path / "run") == figures(undisturbed)
+
+
+def test_a_stop_that_was_requested_before_a_crash_is_one_after_it(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """STOP is older than the restarted process, but not than the run."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    shutil.rmtree(run_dir / "checkpoint-6")
+    (run_dir / "STOP").touch()
+    env = supervised(tmp_path / "supervisor", Restart(1, "a crash", boot_seconds() - 1))
+    done = try_to_train("2 ranks", sample_store, run_dir, *FLAGS, "--save_total_limit", 3, env=env)
+    assert done.returncode == STOPPED_EXIT_CODE, done.output[-4000:]
+    assert "stopped at step 5 (the file STOP)" in done.stderr
+
+
+class Supervised:
+    """tools.supervise around two ranks of tests/faults/drivers/supervised.py, or around another command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, command: list[object], does: dict[str, int | str], *, restarts: int = 2) -> None:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "PYTHONPATH": SEARCH_PATH, "DS_ACCELERATOR": "cpu", "DOES": json.dumps(does)}
+        words = [*SUPERVISE, "--restarts", restarts, "--pause_seconds", 0.1, "--", *command]
+        self.process = subprocess.Popen(
+            [str(word) for word in words], env=env, cwd=PROJECT_DIR, stderr=subprocess.PIPE, text=True
+        )
+
+    def start_ranks(self, name: str, does: dict[str, int | str]) -> None:
+        self.start([*launcher(name), RANKS, self.folder], does)
+
+    def wait_for_ranks(self) -> list[ProcessHandle]:
+        wait_until(lambda: {"0-0", "0-1"} <= self.attempts())
+        return descendants(self.process.pid)
+
+    def end(self) -> tuple[int, str]:
+        """The exit code and the log."""
+        _, log = self.process.communicate(timeout=HANG_SECONDS)
+        return self.process.returncode, log
+
+    def attempts(self) -> set[str]:
+        return {path.stem for path in self.folder.glob("*.json")}
+
+    def signals(self) -> list[str]:
+        return [path.read_text() for path in sorted(self.folder.glob("*.signals"))]
+
+
+def wait_until(is_so: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + HANG_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Supervised]:
+    ranks = Supervised(tmp_path)
+    yield ranks
+    for process in descendants(ranks.process.pid):
+        os.kill(process.pid, signal.SIGKILL)
+    ranks.process.kill()
+    ranks.process.wait()
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "torchrun", "mpirun"])
+@pytest.mark.parametrize(
+    ("does", "code", "num_attempts"),
+    [
+        pytest.param({"0-1": 2}, 2, 1, id="mistake"),
+        pytest.param({"0-0": 75, "0-1": 75}, 75, 1, id="stop"),
+        pytest.param({"0-1": "SIGKILL", "1-0": 0, "1-1": 0}, 0, 2, id="kill"),
+        pytest.param({"0-0": 1, "1-0": 0, "1-1": 0}, 0, 2, id="crash"),
+    ],
+)
+def test_what_ended_the_ranks_is_known_whatever_their_launcher_exits_with(
+    ranks: Supervised, name: str, does: dict[str, int | str], code: int, num_attempts: int
+) -> None:
+    """torchrun exits with 1 in any case; after a crash launchers have the other ranks stop."""
+    ranks.start_ranks(name, does)
+    found, log = ranks.end()
+    assert found == code, log
+    assert {attempt.split("-")[0] for attempt in ranks.attempts()} == {str(number) for number in range(num_attempts)}
+    assert log.count("; restart 1 of 2 in 0.1 s") == num_attempts - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "sent", "code"),
+    [
+        ("deepspeed", "SIGTERM", 75),
+        ("deepspeed", "SIGINT", 75),
+        ("deepspeed", "SIGUSR1", 75),
+        ("torchrun", "SIGUSR1", 75),
+        ("torchrun", "SIGHUP", 75),
+        ("mpirun", "SIGUSR1", 75),
+    ],
+)
+def test_a_signal_reaches_every_rank_and_nothing_is_left_running(
+    ranks: Supervised, name: str, sent: str, code: int
+) -> None:
+    """Ranks that are still saving when their launcher has ended are waited for."""
+    ranks.start_ranks(name, {})
+    processes = ranks.wait_for_ranks()
+    ranks.process.send_signal(signal.Signals[sent])
+    found, log = ranks.end()
+    assert found == code, log
+    assert not any(process.is_alive() for process in processes)
+    assert all(sent in received for received in ranks.signals())
+    assert len(ranks.signals()) == 2
+    assert ranks.attempts() == {"0-0", "0-1"}
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3.0])
+def test_a_killed_supervisor_takes_its_command_with_it(ranks: Supervised, seconds: float) -> None:
+    ranks.start([sys.executable, "-c", f"import time; time.sleep({seconds}); time.sleep(300)"], {})
+    wait_until(lambda: descendants(ranks.process.pid))
+    (child,) = descendants(ranks.process.pid)
+    os.kill(ranks.process.pid, signal.SIGKILL)
+    wait_until(lambda: not child.is_alive())
+
+
+def test_what_a_crash_leaves_running_is_ended_before_the_restart(ranks: Supervised) -> None:
+    """The child outlives its parent in another session, as ranks of torchrun do, and ends when it is asked."""
+    child = "import time; time.sleep(2); open('{}', 'a').write('ended ')"
+    parent = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', {!r}], start_new_session=True); exit(7)"
+    log = ranks.folder / "log"
+    ranks.start([sys.executable, "-c", parent.format(child.format(log))], {}, restarts=1)
+    code, _ = ranks.end()
+    assert code == 7
+    assert log.read_text() == "ended ended "
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "num_attempts"),
+    [("exit 0", 0, 1), ("exit 2", 2, 1), ("exit 130", 130, 1), ("exit 7", 7, 4), ("kill -KILL $$", 137, 4)],
+)
+def test_the_exit_code_is_that_of_the_last_attempt_and_pauses_grow(
+    ranks: Supervised, script: str, code: int, num_attempts: int
+) -> None:
+    ranks.start(["sh", "-c", script], {}, restarts=3)
+    found, log = ranks.end()
+    assert found == code
+    pauses = [line.rpartition(" in ")[2] for line in log.splitlines() if "; restart " in line]
+    assert pauses == ["0.1 s", "0.2 s", "0.4 s"][: num_attempts - 1]
+    assert ("no restart left of 3" in log) == (num_attempts == 4)
+
+
+def test_a_run_can_be_stopped_between_two_attempts(ranks: Supervised) -> None:
+    ranks.start(["sh", "-c", f"echo >> {ranks.folder}/attempts; exit 7"], {}, restarts=20)
+    wait_until(lambda: (ranks.folder / "attempts").exists())
+    time.sleep(2)  # the pause is long by now
+    ranks.process.send_signal(signal.SIGTERM)
+    code, _ = ranks.end()
+    assert code == 7
+    assert (ranks.folder / "attempts").read_text().count("\n") < 8
+
+
+def test_a_command_that_cannot_be_started_is_a_mistake(tmp_path: Path) -> None:
+    assert_one_error(run(*SUPERVISE, "--", tmp_path / "none"), f"{tmp_path}/none: cannot be started")
+    assert_one_error(run(*SUPERVISE), "the command is missing; write it after --")
+    assert_one_error(run(*SUPERVISE, "--restart", 3, "--", "true"), "--restart: unknown flag")

@@ -1,0 +1,23 @@
+import os
+import subprocess
+import sys
+
+from pretraining.system.processes import ProcessHandle, command_words, descendants
+
+
+def test_descendants_are_found_with_parents_first() -> None:
+    script = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        found = [process.pid for process in descendants(os.getpid()) if process.pid in (parent.pid, child)]
+        handle = ProcessHandle.of(child)
+        assert found == [parent.pid, child]
+        assert handle.parent() == parent.pid
+        assert command_words(child)[:2] == ["sleep", "60"]
+        assert handle.is_alive()
+        os.kill(child, 9)
+        parent.wait()
+    assert not handle.is_alive()
+    assert handle.parent() == 0
+    assert command_words(child) == []

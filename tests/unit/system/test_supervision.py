@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from pretraining.system.supervision import (
+    Restart,
+    record_exit_code,
+    recorded_exit_code,
+    this_restart,
+    write_restart,
+)
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({}, None),
+        ({0: 0}, None),
+        ({0: 0, 1: 0}, 0),
+        ({0: 75, 1: 75}, 75),
+        ({0: 75}, None),  # rank 1 was killed, and the launcher had rank 0 stop
+        ({0: 75, 1: 1}, 1),
+        ({0: 75, 1: 2}, 2),
+        ({1: 2}, 2),
+        ({0: 130, 1: 75}, 130),
+    ],
+)
+def test_a_stop_counts_when_every_rank_stopped(
+    codes: dict[int, int], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETRAINING_SUPERVISOR", str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank, code in codes.items():
+        monkeypatch.setenv("RANK", str(rank))
+        record_exit_code(code)
+    assert recorded_exit_code(tmp_path) == expected
+
+
+def test_a_restart_is_known_to_its_processes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRETRAINING_SUPERVISOR", str(tmp_path))
+    assert this_restart() is None
+    record_exit_code(2)
+    restart = Restart(1, "attempt 1 ended with exit code 1", 5.0)
+    write_restart(tmp_path, restart)
+    assert this_restart() == restart
+    assert recorded_exit_code(tmp_path) is None
+    monkeypatch.delenv("PRETRAINING_SUPERVISOR")
+    assert this_restart() is None
+    record_exit_code(2)
+    assert [path.name for path in tmp_path.iterdir()] == ["restart.json"]
