@@ -46,14 +46,14 @@ class FewerFigures(TrainerCallback):
         """Stand-ins on the objects hide the methods of their classes."""
         times: Any = self._trainer.meter.times
         times.enter, times.part, times.take = _no_part, _nothing_timed, dict
-        machine: Any = self._trainer.figures._machine
+        machine: Any = self._trainer.run_metrics.hardware
         machine.take = dict
 
     def _put_back(self) -> None:
         times = self._trainer.meter.times
         for name in ("enter", "part", "take"):
             delattr(times, name)
-        delattr(self._trainer.figures._machine, "take")
+        delattr(self._trainer.run_metrics.hardware, "take")
 
     def _now(self) -> float:
         if not torch.cuda.is_available():

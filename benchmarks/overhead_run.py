@@ -30,7 +30,7 @@ class BareSteps(TrainerCallback):
     def __init__(self, trainer: PretrainingTrainer) -> None:
         self._trainer = trainer
         self._ended_at: float | None = None
-        size = trainer.plan.batch.micro_batch_blocks
+        size = trainer.run_config.batch.micro_batch_blocks
         blocks = [trainer.data.train[number]["input_ids"] for number in range(NUM_BATCHES * size)]
         self._batches = itertools.cycle(torch.stack(blocks).split(size))
         self.ours: list[float] = []
@@ -47,7 +47,7 @@ class BareSteps(TrainerCallback):
 
     def _bare_step(self) -> None:
         engine = self._trainer.model_wrapped
-        num_micro_steps = self._trainer.plan.batch.gradient_accumulation_steps
+        num_micro_steps = self._trainer.run_config.batch.gradient_accumulation_steps
         for number in range(1, num_micro_steps + 1):
             ids = next(self._batches).to(engine.device)
             engine.set_gradient_accumulation_boundary(is_boundary=number == num_micro_steps)

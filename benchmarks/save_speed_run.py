@@ -35,7 +35,7 @@ class Rounds(TrainerCallback):
 
     def __init__(self, trainer: PretrainingTrainer) -> None:
         self._trainer = trainer
-        self._folder = trainer.plan.run_dir / "measured"
+        self._folder = trainer.run_config.run_dir / "measured"
         self.seconds: dict[str, list[float]] = {}
         self.num_bytes = 0
 

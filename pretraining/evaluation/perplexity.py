@@ -13,7 +13,7 @@ from pretraining.cli.program import renaming_flag
 from pretraining.data.input.find import InputFile
 from pretraining.evaluation.held_out import evaluate_files
 from pretraining.evaluation.windows import TextWindow, evaluate_passages
-from pretraining.training.metrics.evaluation import figures_of
+from pretraining.training.metrics.evaluation import metrics_of_sums
 
 
 class Continued(Protocol):
@@ -43,7 +43,7 @@ def evaluate_continuations(
     passages = _passages(tokenizer, continuations)
     positions = model.config.max_position_embeddings
     found = evaluate_passages(model, passages, window_tokens=positions, batch_tokens=batch_tokens)
-    return figures_of(found[""].tolist()) if found else None
+    return metrics_of_sums(found[""].tolist()) if found else None
 
 
 def _passages(tokenizer: PreTrainedTokenizerFast, continuations: Iterable[Continued]) -> Iterator[TextWindow]:

@@ -98,5 +98,5 @@ def _padded(windows: list[TextWindow]) -> Batch:
 def _window_sums(output: object, inputs: Batch) -> np.ndarray:
     """What `evaluate_passages` sums, of each window: fp64 of shape [windows, 4]."""
     tokens = token_losses(output, inputs["labels"])
-    values = [tokens.losses, tokens.is_right, tokens.is_predicted, inputs["num_bytes"]]
+    values = [tokens.losses, tokens.is_correct, tokens.is_predicted, inputs["num_bytes"]]
     return torch.stack([value.double().sum(dim=1) for value in values], dim=1).cpu().numpy()

@@ -28,7 +28,7 @@ from pretraining.runs.run_folder import (
 from pretraining.runs.run_lock import lock_run_folder
 from pretraining.system.restarts import Restart
 from pretraining.training.distributed.collectives import all_gather_objects, run_on_main
-from pretraining.training.metrics.step_metrics import kept_by
+from pretraining.training.metrics.step_metrics import callback_state
 
 SEEN_WITHIN_SECONDS = 30.0  # NFS keeps what it knows of a folder for 30 s at first (acdirmin), of a file for 3
 LOOK_AGAIN_SECONDS = 0.2
@@ -73,7 +73,7 @@ def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
     path = checkpoint / TRAINER_STATE_NAME
     try:
         state = read_trainer_state(checkpoint)
-        kept = {"step": state.global_step, **kept_by(state, "AnomalyCallback")}
+        kept = {"step": state.global_step, **callback_state(state, "AnomalyCallback")}
     except Exception as error:  # the Trainer's dataclass takes a file as it is
         raise UserError(f"{path}: cannot be read ({error}); resume from another checkpoint") from None
     problem = type_problem(kept, {"step": int, "num_blocks": int, "blocks_by_store": {str: int}})

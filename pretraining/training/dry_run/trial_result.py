@@ -34,7 +34,7 @@ def write_result(trainer: PretrainingTrainer) -> None:
         "states": allocated_states(trainer.model_wrapped.optimizer, list(trainer.model.parameters())),
         "peak_bytes": _peak_bytes(),
         "tokens_per_second_per_gpu": _speed(trainer) if rank == 0 else None,
-        "tokens_per_step": trainer.plan.batch.tokens,
+        "tokens_per_step": trainer.run_config.batch.tokens,
     }
     result_path(Path(os.environ[TRIAL_VARIABLE]), rank).write_text(json.dumps(found))
 
@@ -71,6 +71,6 @@ def _peak_bytes() -> int:
 
 def _speed(trainer: PretrainingTrainer) -> float:
     """Mean over the steps after the first ones, each of which is a record."""
-    records = [record for record in read_records(trainer.plan.run_dir) if record["step"] > WARM_UP_STEPS]
+    records = [record for record in read_records(trainer.run_config.run_dir) if record["step"] > WARM_UP_STEPS]
     rates = [record["tokens_per_second_per_gpu"] for record in records if "loss" in record and "event" not in record]
     return len(rates) / sum(1 / rate for rate in rates) if rates else float("nan")

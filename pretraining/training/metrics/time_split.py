@@ -1,4 +1,4 @@
-"""Where the time of a run goes: at each instant one part counts, so the parts always sum to the whole."""
+"""Where the time of a run goes: each instant counts for exactly one part, so the parts add up to the whole."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,21 +10,21 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class TimeBreakdown:
-    """Counts seconds by part. What has no part of its own, such as callbacks and the log, is "other"."""
+    """Counts seconds by part. Callbacks, the log and whatever has no separate part are "other"."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self.start()
 
     def start(self) -> None:
-        """Count from now, from nothing."""
+        """Reset all counts and start now."""
         self._part: Part = "other"
         self._since = self._clock()
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._totals = dict.fromkeys(PARTS, 0.0)
 
     def enter(self, part: Part) -> Part:
-        """Count what comes now for `part`; the one before is returned."""
+        """Count for `part` from now on; returns the previous part."""
         before, now = self._part, self._clock()
         self._seconds[before] += now - self._since
         self._part, self._since = part, now
@@ -32,7 +32,7 @@ class TimeBreakdown:
 
     @contextmanager
     def part(self, part: Part) -> Iterator[None]:
-        """Count what is done in here for `part`, and what comes then for the one before."""
+        """Count the body for `part`, then return to the previous part."""
         before = self.enter(part)
         try:
             yield
@@ -40,25 +40,25 @@ class TimeBreakdown:
             self.enter(before)
 
     def move(self, seconds: float, source: Part, target: Part) -> None:
-        """Count for `target` what was counted for `source`, since a GPU was slower with it than the host."""
+        """Move seconds from `source` to `target`: work that the GPU did later than the host."""
         seconds = min(max(seconds, 0.0), self._seconds[source])
         self._seconds[source] -= seconds
         self._seconds[target] += seconds
 
     def take(self) -> dict[str, float]:
-        """The seconds since they were last taken, as keys of the log; `interval_seconds` is their sum."""
+        """The seconds since the last call, as keys of the log; `interval_seconds` is their sum."""
         self.enter(self._part)
         for part, seconds in self._seconds.items():
             self._totals[part] += seconds
         taken, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
-        return _as_figures(taken, "interval_seconds")
+        return _as_metrics(taken, "interval_seconds")
 
     def totals(self) -> dict[str, float]:
-        """All that was taken since the start; `total_seconds` is the sum."""
-        return _as_figures(self._totals, "total_seconds")
+        """The sum of all that `take` returned since the start; `total_seconds` is the total."""
+        return _as_metrics(self._totals, "total_seconds")
 
 
-def _as_figures(seconds: dict[Part, float], name_of_sum: str) -> dict[str, float]:
-    """To the microsecond, the sum of what is written exactly: a log has to add up."""
+def _as_metrics(seconds: dict[Part, float], name_of_sum: str) -> dict[str, float]:
+    """Rounded to the microsecond; the sum is that of the rounded values, so that the log adds up."""
     rounded = {f"{part}_seconds": round(value, 6) for part, value in seconds.items()}
     return {name_of_sum: round(sum(rounded.values()), 6), **rounded}

@@ -49,7 +49,7 @@ def plant_nan() -> None:
 
 
 def plant_skipped() -> None:
-    fault_handler.kept_by = lambda *_: {"skipped": json.loads(os.environ["SKIPPED"])}
+    fault_handler.callback_state = lambda *_: {"skipped": json.loads(os.environ["SKIPPED"])}
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from pretraining.training.optim.adamw_bf16 import AdamWBf16
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.errors import UserError
 from pretraining.training.optim import adamw_bf16
-from pretraining.training.optim.adamw_bf16 import AdamWBf16
 from pretraining.training.optim.muon import COEFFICIENTS, NUM_ITERATIONS, SMALLEST_NORM, orthogonal
 from pretraining.training.optim.optimizers import decay_groups, muon_groups, prepare_optimizer
 from tests.rounding import FP32_ROUNDOFF

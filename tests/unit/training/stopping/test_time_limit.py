@@ -3,12 +3,12 @@ import time
 from typing import Any
 
 import pytest
+from pretraining.training.stopping.time_limit import TimeLimit
 
 from pretraining.system import restarts
 from pretraining.system.launchers import process_age_seconds
 from pretraining.system.restarts import Restart, boot_seconds, run_age_seconds, run_started_at
 from pretraining.training.stopping import time_limit
-from pretraining.training.stopping.time_limit import TimeLimit
 
 # Between two looks at a clock, however busy the machine is; what would be taken for it is 2 hours or more.
 CLOSE_SECONDS = 600
