@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from benchmarks.started_run import start_run
 from pretraining.cli.program import run_program
 from pretraining.training.distributed.process_group import shutdown_process_group
-from pretraining.training.metrics.time_split import Part
+from pretraining.training.metrics.throughput import Part
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 
@@ -46,14 +46,14 @@ class FewerFigures(TrainerCallback):
         """Stand-ins on the objects hide the methods of their classes."""
         times: Any = self._trainer.meter.times
         times.enter, times.part, times.take = _no_part, _nothing_timed, dict
-        machine: Any = self._trainer.run_metrics.hardware
+        machine: Any = self._trainer.hardware_metrics
         machine.take = dict
 
     def _put_back(self) -> None:
         times = self._trainer.meter.times
         for name in ("enter", "part", "take"):
             delattr(times, name)
-        delattr(self._trainer.run_metrics.hardware, "take")
+        delattr(self._trainer.hardware_metrics, "take")
 
     def _now(self) -> float:
         if not torch.cuda.is_available():

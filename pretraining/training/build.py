@@ -20,9 +20,8 @@ from pretraining.training.callbacks.checkpoint_rotation import CheckpointRotatio
 from pretraining.training.callbacks.export import ExportCallback
 from pretraining.training.callbacks.hub_push import HubPushCallback
 from pretraining.training.callbacks.report import ReportCallback
-from pretraining.training.callbacks.run_summary import RunStart, RunSummary
 from pretraining.training.callbacks.samples import Prompt, SampleCallback, encode_prompts
-from pretraining.training.callbacks.step_timer import StepTimer, make_cuda_event
+from pretraining.training.callbacks.timing import RunStart, RunSummary, StepTimer, make_cuda_event
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.run_identity import matches_recorded_run
 from pretraining.training.config.trainer_arguments import make_training_arguments
@@ -92,8 +91,8 @@ def make_trainer(run: RunConfig, request: StopRequest) -> PretrainingTrainer:
         meter=ThroughputMeter(step_work(run)),
     )
     # Only trackers need the last reported step: it takes reading a log of up to a gigabyte.
-    told_until = last_reported_step(run.run_dir) if tracked_run.has_trackers and _resumes_same_run(run) else 0
-    trainer.reporters = Reporters(trainer.callback_handler.callbacks, told_until=told_until)
+    reported_until = last_reported_step(run.run_dir) if tracked_run.has_trackers and _resumes_same_run(run) else 0
+    trainer.reporters = Reporters(trainer.callback_handler.callbacks, told_until=reported_until)
     callbacks = [tracked_run, *make_callbacks(trainer, request, prompts)]
     for callback in sorted(callbacks, key=lambda callback: ORDER.index(type(callback))):
         trainer.add_callback(callback)
@@ -106,10 +105,11 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
     checkpoint, minutes = run.start.checkpoint, run.arguments.durability.hang_timeout_minutes
     parent_log = None if checkpoint is None else checkpoint.parent / METRICS_NAME
     metrics_log = MetricsLog(run.run_dir, begins_with=parent_log, restart=this_restart(), start=start_event(run))
-    pushes = HubPushCallback(trainer, metrics_log)
+    pushes = HubPushCallback(trainer, metrics_log) if trainer.args.push_to_hub else None
+    after_save = None if pushes is None else pushes.enqueue_checkpoint
     made = [
         RunStart(trainer),
-        CheckpointRotation(trainer, metrics_log, after_save=pushes.enqueue_checkpoint),
+        CheckpointRotation(trainer, metrics_log, after_save=after_save),
         AnomalyCallback(trainer, metrics_log),
         StepTimer(trainer, make_event=make_cuda_event if has_gpu() else None),
         ExportCallback(trainer),
@@ -118,10 +118,11 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
         ReportedBefore(run.run_dir, callbacks, step=run.start.step),
         RunDisplay(),
         StopCallback(trainer, metrics_log, request),
-        pushes,
         RunSummary(trainer, metrics_log),
         ReportCallback(run),
     ]
+    if pushes is not None:
+        made.append(pushes)
     if minutes:
         made.append(HangWatchdog(run.run_dir, minutes=minutes, is_writing=lambda: trainer.saver.is_writing))
     return made
@@ -176,7 +177,7 @@ def start_event(run: RunConfig) -> dict[str, Any]:
 
 
 def _resumes_same_run(run: RunConfig) -> bool:
-    """Whether the run resumes from a checkpoint of its own folder, with the flags that are recorded there."""
+    """Whether the run resumes from a checkpoint in its folder, with the flags that are recorded there."""
     checkpoint = run.start.checkpoint
     is_own = checkpoint is not None and checkpoint.parent.resolve() == run.run_dir.resolve()
     return is_own and matches_recorded_run(run)

@@ -24,7 +24,7 @@ from pretraining.training.callbacks.sanity_checks import (
 from pretraining.training.checkpoint.finiteness import non_finite_state
 from pretraining.training.distributed.collectives import broadcast_object, is_main_process
 from pretraining.training.metrics.step_metrics import StepResult, callback_state
-from pretraining.training.trainer.run_callback import RunCallback
+from pretraining.training.trainer.hf_internals import RunCallback
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)

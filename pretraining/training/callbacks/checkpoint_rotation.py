@@ -7,7 +7,7 @@ from transformers import TrainerControl, TrainerState
 
 from pretraining.runs.run_folder import SaveResult, checkpoint_step, rotate_checkpoints
 from pretraining.runs.tracking.metrics_log import MetricsLog
-from pretraining.training.trainer.run_callback import RunCallback
+from pretraining.training.trainer.hf_internals import RunCallback
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 
@@ -18,7 +18,7 @@ class CheckpointRotation(RunCallback):
     """
 
     def __init__(
-        self, trainer: PretrainingTrainer, metrics_log: MetricsLog, *, after_save: Callable[[int], None]
+        self, trainer: PretrainingTrainer, metrics_log: MetricsLog, *, after_save: Callable[[int], None] | None
     ) -> None:
         self._trainer = trainer
         self._run_config = trainer.run_config
@@ -29,7 +29,7 @@ class CheckpointRotation(RunCallback):
     def train_begin(self, state: TrainerState, control: TrainerControl) -> None:
         """Take over the Trainer's rotation, which goes by file times and keeps no step.
 
-        Also log, evaluate and save as the flags say now: the Trainer would take the steps from the checkpoint.
+        Also log, evaluate and save as the current flags ask: the Trainer would take the steps from the checkpoint.
         """
         args = self._trainer.args
         state.compute_steps(args, state.max_steps)
@@ -59,7 +59,8 @@ class CheckpointRotation(RunCallback):
         saved = {"checkpoint": result.folder.name, "num_bytes": result.num_bytes, "seconds": round(result.seconds, 3)}
         self._metrics_log.write_event({"step": result.step, "event": "save", **saved})
         with self._trainer.meter.pause("save"):  # old checkpoints can take a disk long to remove
-            self._after_save(result.step)
+            if self._after_save is not None:
+                self._after_save(result.step)
             self._rotate()
 
     def _rotate(self) -> None:

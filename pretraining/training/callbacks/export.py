@@ -22,7 +22,7 @@ from pretraining.training.callbacks.export_check import (
 )
 from pretraining.training.callbacks.model_card import try_write_card
 from pretraining.training.distributed.collectives import broadcast_object, is_main_process
-from pretraining.training.trainer.run_callback import RunCallback
+from pretraining.training.trainer.hf_internals import RunCallback
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from pretraining.runs.run_folder import CURVES_NAME, MODEL_DIR_NAME, REPORT_NAME
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.training.callbacks.model_card import write_card_of
 from pretraining.training.distributed.collectives import is_main_process, run_on_main, run_on_main_polling
-from pretraining.training.trainer.run_callback import RunCallback
+from pretraining.training.trainer.hf_internals import RunCallback
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 MAX_FILES_SHOWN = 5
@@ -47,28 +47,25 @@ class HubPushCallback(RunCallback):
         self._metrics_log = metrics_log
         self._folder = trainer.run_config.run_dir / PUSH_DIR_NAME
         self._queue = PushQueue(self._push, self._warn_not_pushed)
-        self._repository: ModelRepository | None = None
+        self._repository = ModelRepository(trainer.hub_model_id, trainer.args)
         license_name = trainer.run_config.arguments.observability.license
-        if trainer.args.push_to_hub and license_name is not None:
+        if license_name is not None:
             run_on_main(lambda: check_license(license_name))
-        if trainer.args.push_to_hub and is_main_process():
-            self._repository = ModelRepository(trainer.hub_model_id, trainer.args)
 
     def train_begin(self, state: TrainerState, control: TrainerControl) -> None:
         """Push the checkpoint that the run resumes from: its push may have been interrupted."""
-        if self._repository is not None:
+        if is_main_process():
             self._clear()
             self.enqueue_checkpoint(state.global_step)
 
     def enqueue_checkpoint(self, step: int) -> None:
         """Push the model of a checkpoint, if it is complete."""
         checkpoint = self._run_config.run_dir / f"checkpoint-{step}"
-        is_at_end = self._trainer.args.hub_strategy == HubStrategy.END
-        if self._repository is None or is_at_end or incomplete_reason(checkpoint) is not None:
+        if self._trainer.args.hub_strategy == HubStrategy.END or incomplete_reason(checkpoint) is not None:
             return
         try:
             paths = [*checkpoint.glob(WEIGHTS), *(checkpoint / name for name in SMALL_FILES)]
-            payload = self._payload(paths, step, repository=self._repository.name)
+            payload = self._payload(paths, step)
         except Exception as error:  # a full disk above all
             payload = Parcel(step, f"model of step {step}", checkpoint, ())
             self._warn_not_pushed(payload, error_message(error), True)
@@ -83,12 +80,17 @@ class HubPushCallback(RunCallback):
 
     def push_at_end(self) -> str | None:
         """Push the exported model and verify the files on the Hub; returns what went wrong, None for success."""
-        assert self._repository is not None
+        problem: str | None = None
         self._queue.close()
-        repository, step = self._repository, self._trainer.state.global_step
+        step = self._trainer.state.global_step
         try:
-            paths = (self._run_config.run_dir / MODEL_DIR_NAME).iterdir()
-            problem = self._deliver(repository, self._payload(paths, step, repository=repository.name))
+            payload = self._payload((self._run_config.run_dir / MODEL_DIR_NAME).iterdir(), step)
+            commit = with_retries(lambda: self._repository.push(payload))
+            wrong = with_retries(lambda: self._repository.wrong_files(payload.folder))
+            if wrong:
+                problem = f"{len(wrong)} files arrived with other bytes: {', '.join(wrong[:MAX_FILES_SHOWN])}"
+            else:
+                self._log_pushed(payload, commit)
         except Exception as error:  # whatever it is, the other processes wait for an answer
             problem = error_message(error)
         if problem is not None:
@@ -96,7 +98,7 @@ class HubPushCallback(RunCallback):
         self._clear()
         return problem
 
-    def _payload(self, paths: Iterable[Path], step: int, *, repository: str) -> Parcel:
+    def _payload(self, paths: Iterable[Path], step: int) -> Parcel:
         """A folder with the files of a model, its card and the report; it replaces the weights on the Hub."""
         folder = self._folder / f"step-{step}"
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,28 +109,17 @@ class HubPushCallback(RunCallback):
         for name in REPORT_NAMES:
             if (self._run_config.run_dir / name).is_file():
                 shutil.copyfile(self._run_config.run_dir / name, folder / name)
-        write_card_of(self._run_config, folder, step, repository=repository)
+        write_card_of(self._run_config, folder, step, repository=self._repository.name)
         return Parcel(step, f"model of step {step}", folder, (WEIGHTS,))
 
-    def _deliver(self, repository: ModelRepository, payload: Parcel) -> str | None:
-        commit = with_retries(lambda: repository.push(payload))
-        wrong = with_retries(lambda: repository.wrong_files(payload.folder))
-        if wrong:
-            return f"{len(wrong)} files arrived with other bytes: {', '.join(wrong[:MAX_FILES_SHOWN])}"
-        self._log_pushed(payload, commit)
-        return None
-
     def _push(self, payload: Parcel) -> None:
-        assert self._repository is not None
         self._log_pushed(payload, self._repository.push(payload))
 
     def _log_pushed(self, payload: Parcel, commit: str) -> None:
-        assert self._repository is not None
         self._record(payload.step, payload.what, None)
         logger.info("pushed: %s at commit %s: %s", self._repository.url, commit, payload.what)
 
     def _warn_not_pushed(self, payload: Parcel, problem: str, is_over: bool) -> None:
-        assert self._repository is not None
         self._record(payload.step, payload.what, problem)
         logger.log(
             logging.INFO if is_over else logging.WARNING,
@@ -141,7 +132,6 @@ class HubPushCallback(RunCallback):
         )
 
     def _record(self, step: int, what: str, problem: str | None) -> None:
-        assert self._repository is not None
         event = {"event": "push", "what": what, "repository": self._repository.name, "problem": problem}
         self._metrics_log.write_event({"step": step, **event})
 

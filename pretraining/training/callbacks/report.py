@@ -8,7 +8,7 @@ from pretraining.runs.report.background import ReportProcess
 from pretraining.runs.run_folder import REPORT_NAME
 from pretraining.system.launchers import process_rank
 from pretraining.training.config.run_config import RunConfig
-from pretraining.training.trainer.run_callback import RunCallback
+from pretraining.training.trainer.hf_internals import RunCallback
 
 END_SECONDS = 120.0
 STOP_SECONDS = 10.0  # launchers kill 30 s after they asked to stop, and the checkpoint takes part of that

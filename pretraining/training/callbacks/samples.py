@@ -18,8 +18,7 @@ from pretraining.errors import UserError
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.training.distributed.collectives import all_ranks_failed, is_main_process
 from pretraining.training.model.tiling import without_tiling
-from pretraining.training.trainer.hf_internals import eager_attention
-from pretraining.training.trainer.run_callback import RunCallback
+from pretraining.training.trainer.hf_internals import RunCallback, eager_attention
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 MAX_SHOWN_CHARACTERS = 160  # of a sample in the log; metrics.jsonl has all of it

@@ -104,8 +104,8 @@ def check_first_loss(loss: float, config: LlamaConfig) -> None:
         return
     if not abs(loss - expected) <= MAX_LOSS_DEVIATION:
         raise UserError(
-            f"--model: the loss of step 1 is {loss:.4f}, fresh weights give {expected:.4f} (within {MAX_LOSS_DEVIATION}), "
-            "so the initial loss is off: check data and initialization"
+            f"--model: the loss of step 1 is {loss:.4f}, but fresh weights give {expected:.4f}; check the data and the "
+            "initialization"
         )
     logger.info("first step: loss %.4f, fresh weights give %.4f", loss, expected)
 

@@ -26,7 +26,7 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 FLOPS_PER_CORE_SECOND = 50e9
 # Compiled layers save 5 to 18 % of a step and take up to a minute to compile: 5 % of 40 minutes is twice that.
 MIN_RUN_MINUTES = 40
-ASKED = "as the flags say"
+ASKED = "set by --compile_layers"
 TOO_SHORT = "the run is too short"
 
 

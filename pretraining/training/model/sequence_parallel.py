@@ -6,8 +6,8 @@ parallel processes like any others, whose micro batches are parts of blocks: the
 whole step, so gradients and checkpoints do not change.
 
 The Trainer's `parallelism_config` is not used: in transformers 5.23 with accelerate 1.15 it cannot resume (its loader
-has no `dataset`), gives micro steps equal weight whatever their padding, is wrong with ZeRO's `reduce_scatter` off, drops
-the document mask under sdpa, and evaluates whole blocks on one GPU.
+has no `dataset`), gives micro steps equal weight whatever their padding, is wrong with ZeRO's `reduce_scatter` off,
+drops the document mask under sdpa, and evaluates whole blocks on one GPU.
 """
 
 from collections.abc import Callable, Sequence

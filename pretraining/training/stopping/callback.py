@@ -14,7 +14,7 @@ from pretraining.system.restarts import run_started_at
 from pretraining.training.metrics.evaluation import EvaluationAbandoned
 from pretraining.training.metrics.step_metrics import callback_state
 from pretraining.training.stopping.request import Phase, StopRequest, TimeLimit
-from pretraining.training.trainer.run_callback import RunCallback
+from pretraining.training.trainer.hf_internals import RunCallback
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 LONG_SAVE_SECONDS = 20.0  # launchers kill 30 s after they asked to stop, and the step has to end too

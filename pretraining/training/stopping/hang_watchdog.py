@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState
 
 from pretraining.cli.program import CRASH_EXIT_CODE, hard_exit
 from pretraining.system.launchers import process_rank
-from pretraining.training.trainer.run_callback import RunCallback
+from pretraining.training.trainer.hf_internals import RunCallback
 
 STACKS_DIR_NAME = "stacks"
 OTHERS_DUMP_SECONDS = 5.0  # the others time out together with this process; when rank 0 exits, a launcher kills them

@@ -1,20 +1,45 @@
-"""Private parts of transformers' Trainer (5.23) that training touches: one file to review at an upgrade.
+"""The seam to transformers' Trainer (5.23): the base class of callbacks, and every private part that training touches.
 
-Those of saving and loading are in checkpoint/checkpointing.py. tests/unit/training/trainer/test_hf_internals.py fails
-when the Trainer has lost one of them.
+One file to review at an upgrade. The private parts of saving and loading are in checkpoint/checkpointing.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pretraining.training.checkpoint.checkpointing import CheckpointingTrainer
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.data.batch import Batch
+
+# What a RunCallback can define: before the first step; around a step and after each other micro step; before each batch
+# of an evaluation and after it; after a checkpoint was started; after the last step, also of a run that stops early.
+EVENTS = ("train_begin", "step_begin", "substep_end", "step_end", "prediction_step", "evaluate", "save")
+EVENTS += ("epoch_end", "train_end")
+
+
+class RunCallback(TrainerCallback):
+    """A TrainerCallback whose methods take `(state, control)`; it has its trainer for everything else.
+
+    A subclass defines methods of `EVENTS`: the Trainer's `on_step_end(args, state, control, **objects)` calls
+    `step_end(state, control)`. One that needs the metrics of an evaluation defines `on_evaluate` itself.
+    """
+
+    def __init_subclass__(cls) -> None:
+        for event in set(EVENTS).intersection(vars(cls)):
+            setattr(cls, f"on_{event}", _forward(event))
+
+
+def _forward(event: str) -> Callable[..., None]:
+    def call(
+        self: RunCallback, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_objects: Any
+    ) -> None:
+        getattr(self, event)(state, control)
+
+    return call
 
 
 class TrainerInternals(CheckpointingTrainer):

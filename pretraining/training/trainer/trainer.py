@@ -31,38 +31,6 @@ from pretraining.training.optim.optimizers import group_settings, make_optimizer
 from pretraining.training.trainer.hf_internals import TrainerInternals
 
 
-class RunMetrics:
-    """The metrics of each log record and of a whole start; both methods are called on every process."""
-
-    def __init__(
-        self, run_config: RunConfig, step_metrics: StepMetrics, meter: ThroughputMeter, device: torch.device
-    ) -> None:
-        self._run_config = run_config
-        self._step_metrics = step_metrics
-        self._meter = meter
-        self.hardware = HardwareMetrics(device)
-
-    def pop(self, step: int, engine: Any) -> dict[str, float]:
-        """Losses, tokens, speed, memory and time since the last call."""
-        run = self._run_config
-        num_blocks = run.num_consumed(step)
-        metrics = self._step_metrics.pop_metrics()
-        metrics["tokens"] = num_blocks * run.batch.block_length
-        metrics |= run.epochs_by_source(num_blocks)
-        if run.precision == "fp16":
-            metrics["loss_scale"] = float(engine.optimizer.loss_scale)
-        metrics |= self._meter.pop_metrics(step, max_steps=run.num_steps)
-        return {**metrics, **self.hardware.take(), **self._meter.times.take()}
-
-    def of_this_start(self) -> dict[str, float]:
-        """Speed without the first interval, the split of all the time, memory and energy, as keys of the summary."""
-        self._meter.times.take()
-        speed = self._meter.overall_metrics()
-        if speed:
-            speed["overall_tokens_per_second_per_gpu"] = speed.pop("tokens_per_second_per_gpu")
-        return {**speed, **self._meter.times.totals(), **self.hardware.take()}
-
-
 class PretrainingTrainer(TrainerInternals):
     """Reads blocks in their order, computes token losses, and logs exact metrics by source."""
 
@@ -84,7 +52,7 @@ class PretrainingTrainer(TrainerInternals):
             has_same_data=run_config.has_same_data,
         )
         self.add_callback(self.step_metrics)
-        self.run_metrics = RunMetrics(run_config, self.step_metrics, meter, self.args.device)
+        self.hardware_metrics = HardwareMetrics(self.args.device)
         self.loader = BlockLoader(
             data.train,
             data.stream,
@@ -124,11 +92,9 @@ class PretrainingTrainer(TrainerInternals):
         self._group_settings = group_settings(self.optimizer)
         return self.optimizer
 
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> torch.optim.lr_scheduler.LRScheduler:
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> LRScheduler:
         """The schedule of the run."""
-        self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler = self.run_config.schedule.torch_scheduler(
-            self.optimizer
-        )
+        self.lr_scheduler: LRScheduler = self.run_config.schedule.torch_scheduler(self.optimizer)
         return self.lr_scheduler
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -162,13 +128,32 @@ class PretrainingTrainer(TrainerInternals):
         step = self.state.global_step
         self.state.epoch = self.run_config.num_epochs(self.run_config.num_consumed(step))
         if "loss" in logs:
-            logs |= self.run_metrics.pop(step, self.model_wrapped)
+            logs |= self._pop_metrics(step)
         logs.pop("total_flos", None)
         super().log(logs, start_time)
         if "loss" in logs:
             # metrics.jsonl has it. Here, a record per step would fill the memory of each process and
             # trainer_state.json of each checkpoint.
             self.state.log_history.pop()
+
+    def _pop_metrics(self, step: int) -> dict[str, float]:
+        """Losses, tokens, speed, memory and time since the last call; called on every process."""
+        run, num_blocks = self.run_config, self.run_config.num_consumed(step)
+        metrics = self.step_metrics.pop_metrics()
+        metrics["tokens"] = num_blocks * run.batch.block_length
+        metrics |= run.epochs_by_source(num_blocks)
+        if run.precision == "fp16":
+            metrics["loss_scale"] = float(self.model_wrapped.optimizer.loss_scale)
+        metrics |= self.meter.pop_metrics(step, max_steps=run.num_steps)
+        return {**metrics, **self.hardware_metrics.take(), **self.meter.times.take()}
+
+    def start_metrics(self) -> dict[str, float]:
+        """Speed, time split, memory and energy of this start, as keys of the summary; called on every process."""
+        self.meter.times.take()
+        speed = self.meter.overall_metrics()
+        if speed:
+            speed["overall_tokens_per_second_per_gpu"] = speed.pop("tokens_per_second_per_gpu")
+        return {**speed, **self.meter.times.totals(), **self.hardware_metrics.take()}
 
     def floating_point_ops(self, inputs: Batch) -> int:
         """Zero: the Trainer would count partitioned weights, which look empty, and gather the sum at each log."""
