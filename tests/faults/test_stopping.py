@@ -113,7 +113,7 @@ def test_a_run_that_is_trained_leaves_at_once(whole_run: Path, sample_store: Pat
     what = "Timer(1, kill, (me, SIGTERM)).start(); wait_in_a_collective()"
     done = interrupt("2 ranks", sample_store, run_dir, AT="end", DO=what)
     assert done.returncode == STOPPED_EXIT_CODE
-    assert "error: stopped (SIGTERM); the same command evaluates and exports" in done.stderr
+    assert "error: stopped (SIGTERM); rerun to evaluate and export" in done.stderr
     assert_goes_on(sample_store, run_dir, whole_run)
 
 
@@ -121,7 +121,7 @@ def test_who_interrupts_twice_does_not_want_to_wait(sample_store: Path, tmp_path
     what = "kill(me, SIGINT); sleep(1.5); kill(me, SIGINT); sleep_for_ever()"
     done = interrupt("1 rank", sample_store, tmp_path / "run", AT="step:2", DO=what)
     assert done.returncode == 128 + signal.SIGINT
-    assert "error: interrupted twice: the run ends without saving" in done.stderr
+    assert "error: interrupted twice: exiting without saving" in done.stderr
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 

@@ -101,7 +101,7 @@ def test_samples_that_fail_end_no_run(sample_store: Path, plain_run: Path, tmp_p
     options = {"script": "tests/programs/drivers/sampling_run.py"}
     env = {"BROKEN_RANKS": "0 1"}
     done = train("2 ranks", sample_store, tmp_path / "all", *FLAGS, *SAMPLES, env=env, **options)
-    assert "step 4: no samples (no memory left); no more are made, and the run goes on" in done.stderr
+    assert "step 4: sampling failed (no memory left) and is disabled; training continues" in done.stderr
     assert samples(tmp_path / "all") == {}
     assert figures(tmp_path / "all") == figures(plain_run)
     assert weights(tmp_path / "all") == weights(plain_run)
