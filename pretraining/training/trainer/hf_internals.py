@@ -15,10 +15,18 @@ from pretraining.training.checkpoint.checkpointing import CheckpointingTrainer
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.data.batch import Batch
 
-# What a RunCallback can define: before the first step; around a step and after each other micro step; before each batch
-# of an evaluation and after it; after a checkpoint was started; after the last step, also of a run that stops early.
-EVENTS = ("train_begin", "step_begin", "substep_end", "step_end", "prediction_step", "evaluate", "save")
-EVENTS += ("epoch_end", "train_end")
+# The methods that a RunCallback can define.
+EVENTS = (
+    "train_begin",  # the state of the checkpoint is loaded
+    "step_begin",
+    "substep_end",  # after each micro step but the last of a step
+    "step_end",
+    "prediction_step",  # before each batch of an evaluation
+    "evaluate",
+    "save",  # after a checkpoint was started
+    "epoch_end",
+    "train_end",  # also of a run that stops early
+)
 
 
 class RunCallback(TrainerCallback):

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from pretraining.training.callbacks.hub_push import REPORT_NAMES
 
 from pretraining.data.hub import download as hub_download
 from pretraining.errors import UserError
 from pretraining.system.files import sha256_of
 from pretraining.system.launchers import meeting_dir
+from pretraining.training.callbacks.hub_push import REPORT_NAMES
 from tests.conftest import (
     HANG_SECONDS,
     PROJECT_DIR,
