@@ -52,7 +52,7 @@ def _run_conflicts(arguments: PretrainArguments) -> Iterator[str]:
         yield f"--hub_model_id {name}: nothing is pushed without --push_to_hub; add that, or remove this"
     strategy = arguments.trainer["hub_strategy"]
     if strategy not in ("end", "every_save"):
-        yield f"--hub_strategy {strategy}: would push optimizer state, 6 times the model; use end or every_save"
+        yield f"--hub_strategy {strategy}: would push optimizer state, larger than the model; use end or every_save"
     if arguments.data.is_synthetic and (arguments.data.block_length or 0) > MAX_SYNTHETIC_BLOCK_LENGTH:
         yield (
             f"--dataset synthetic --block_length {arguments.data.block_length}: 64 blocks are written, so a block has "

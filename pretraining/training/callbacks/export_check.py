@@ -49,21 +49,16 @@ class ReferenceLosses:
         return f"loss {loss:.4f} on {part}the run's first block"
 
 
-@torch.no_grad()
 def reference_losses(trainer: PretrainingTrainer) -> ReferenceLosses:
     """The losses of the run's first block, also of tokens that training masks; called on every process."""
     share = trainer.run_config.batch.sequence_parallel_size
-    block = trainer.data.train[int(trainer.data.stream.block_ids(0, 1)[0])]
+    block = trainer.first_block()
     length = min(MAX_TOKENS, len(block["input_ids"])) // share * share
     item: Item = {name: block[name][:length] for name in ("input_ids", "position_ids") if name in block}
     item["labels"] = item["input_ids"]
     batch = {name: values.to(trainer.args.device) for name, values in trainer.collate([item]).items()}
-    engine = trainer.model_wrapped
-    was_training = engine.training
-    engine.eval()
-    with trainer.compute_loss_context_manager(), torch.compiler.set_stance("force_eager"):
+    with trainer.eager_evaluation() as engine:
         tokens = trainer.token_losses(engine, batch, in_tiles=trainer.has_loss_tiles)
-    engine.train(was_training)
     parts = [torch.empty_like(tokens.losses) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tokens.losses.contiguous())
     losses = torch.cat(parts[:share], dim=1)[0].cpu()  # the first processes share the block, the others repeat it

@@ -125,7 +125,6 @@ class SampleCallback(RunCallback):
                 writer.add_text(tag, text, step)
 
 
-@torch.no_grad()
 def _generate(trainer: PretrainingTrainer, prompts: Sequence[Prompt], *, num_tokens: int) -> list[list[int]]:
     """The ids after each prompt, up to EOS and without it; the same on every process.
 
@@ -149,7 +148,13 @@ def _generate(trainer: PretrainingTrainer, prompts: Sequence[Prompt], *, num_tok
         use_cache=True,
     )
     device = trainer.args.device
-    with _evaluation_mode(trainer), _fork_rng_with_seed(device, trainer.args.seed):
+    # Flash attention takes no padding, and sequence parallelism and tiles need whole blocks.
+    with (
+        trainer.eager_evaluation(),
+        eager_attention(trainer.model),
+        without_tiling(trainer.model),
+        _fork_rng_with_seed(device, trainer.args.seed),
+    ):
         sequences = trainer.model.generate(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
@@ -158,28 +163,6 @@ def _generate(trainer: PretrainingTrainer, prompts: Sequence[Prompt], *, num_tok
         )
     rows = sequences[:, width:].tolist()
     return [row[: row.index(eos)] if eos in row else row for row in rows]
-
-
-@contextmanager
-def _evaluation_mode(trainer: PretrainingTrainer) -> Iterator[None]:
-    """Without dropout, tiles and compiled layers, and with eager attention.
-
-    Flash attention takes no padding, and sequence parallelism needs whole blocks. Compiled layers would be compiled
-    again for each length of a text.
-    """
-    engine = trainer.model_wrapped
-    was_training = engine.training
-    engine.eval()
-    try:
-        with (
-            eager_attention(trainer.model),
-            without_tiling(trainer.model),
-            torch.compiler.set_stance("force_eager"),
-            trainer.compute_loss_context_manager(),
-        ):
-            yield
-    finally:
-        engine.train(was_training)
 
 
 @contextmanager

@@ -60,18 +60,14 @@ def check_tiles(trainer: PretrainingTrainer) -> None:
     flags = trainer.run_config.arguments.model
     if flags.loss_tiles is None and flags.mlp_tiles is None:
         return
-    block = trainer.data.train[int(trainer.data.stream.block_ids(0, 1)[0])]
-    batch = {
-        name: values[:, :CHECKED_TOKENS].to(trainer.args.device) for name, values in trainer.collate([block]).items()
-    }
+    collated = trainer.collate([trainer.first_block()])
+    batch = {name: values[:, :CHECKED_TOKENS].to(trainer.args.device) for name, values in collated.items()}
     # All tokens, also those that training masks: a prompt may be longer than the checked part.
     batch["labels"] = pad(batch["input_ids"][:, 1:], (0, 1), value=IGNORED_LABEL)
-    trainer.model_wrapped.eval()  # no dropout, whose masks would differ; a training step turns it on again
-    # Otherwise layers would be compiled for this length, which does not occur again.
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        tiled = trainer.token_losses(trainer.model_wrapped, batch, in_tiles=True)
+    with trainer.eager_evaluation() as engine:
+        tiled = trainer.token_losses(engine, batch, in_tiles=True)
         with without_tiling(trainer.model):
-            whole = trainer.token_losses(trainer.model_wrapped, batch, in_tiles=False)
+            whole = trainer.token_losses(engine, batch, in_tiles=False)
     sums = torch.stack([tiled.loss_sum, whole.loss_sum]).double()
     torch.distributed.all_reduce(sums)  # with sequence parallelism each process has a part of the block
     difference = abs(sums[0] / sums[1] - 1).item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pretraining.runs.tracking.reporters import Reporters
 from pretraining.system.signals import leave_signals_to_the_parent
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.data.batch import Batch, model_inputs
-from pretraining.training.data.dataset import MixedBlocks
+from pretraining.training.data.dataset import Item, MixedBlocks
 from pretraining.training.data.loader import BlockLoader, WorkerLoader
 from pretraining.training.data.splits import TrainingData
 from pretraining.training.metrics.evaluation import EvaluationAbandoned, EvaluationBlocks, evaluate_blocks
@@ -161,6 +162,22 @@ class PretrainingTrainer(TrainerInternals):
 
     def store_flos(self) -> None:
         """Do nothing; see `floating_point_ops`."""
+
+    @contextmanager
+    def eager_evaluation(self) -> Iterator[torch.nn.Module]:
+        """The engine without gradients, dropout and compiled layers, which would be compiled again for each length."""
+        engine = self.model_wrapped
+        was_training = engine.training
+        engine.eval()
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.compute_loss_context_manager():
+                yield engine
+        finally:
+            engine.train(was_training)
+
+    def first_block(self) -> Item:
+        """The first training block of the run, by which models are compared."""
+        return self.data.train[int(self.data.stream.block_ids(0, 1)[0])]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without counting the time as training; no metrics when the run stops meanwhile."""
