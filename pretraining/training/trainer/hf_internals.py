@@ -1,4 +1,4 @@
-"""The seam to transformers' Trainer (5.23): the base class of callbacks, and every private part that training touches.
+"""The interface to transformers' Trainer (5.23): the base class of callbacks, and all private parts that training uses.
 
 One file to review at an upgrade. The private parts of saving and loading are in checkpoint/checkpointing.py.
 """
