@@ -56,7 +56,7 @@ def assert_stopped(done: Done, run_dir: Path, step: int, reason: str) -> None:
 
 def assert_resumes(store: Path, run_dir: Path, whole_run: Path) -> None:
     train("2 ranks", store, run_dir, *FLAGS)
-    assert len(untimed(whole_run)) == 7 + 4  # evaluations after steps 3 and 6, of the best weights, and the test
+    assert len(untimed(whole_run)) == 7 + 5  # evaluations after steps 3, 6 and 7, of the best weights, and the test
     assert figures(run_dir) == figures(whole_run)
     assert untimed(run_dir) == untimed(whole_run)
     assert weights(run_dir) == weights(whole_run)
