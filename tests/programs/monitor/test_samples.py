@@ -115,7 +115,7 @@ def test_samples_that_fail_end_no_run(sample_store: Path, plain_run: Path, tmp_p
 
 def test_prompts_that_cannot_be_continued_are_refused(sample_store: Path, tmp_path: Path) -> None:
     done = try_to_train("2 ranks", sample_store, tmp_path / "a", *SAMPLES, "--sample_tokens", 127)
-    assert_one_error(done, "--sample_tokens 127", "exceeds the model's 128 positions", "give 12")
+    assert_one_error(done, "--sample_tokens 127", "exceeds the model's 128 positions", "use 12")
     done = try_to_train("2 ranks", sample_store, tmp_path / "b", *SAMPLES, "--sample_prompts", "The", "")
     assert_one_error(done, "--sample_prompts: one of them is empty")
     assert not list(tmp_path.glob("*/metrics.jsonl"))
