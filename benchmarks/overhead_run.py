@@ -19,10 +19,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from pretraining.training.metrics.time_split import Part
 
 from benchmarks.started_run import MeasuringCallback, measure_run
 from pretraining.cli.program import run_program
-from pretraining.training.metrics.time_split import Part
 from pretraining.training.model.tiling import without_tiling
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
@@ -35,7 +35,7 @@ class BareSteps(MeasuringCallback):
     def __init__(self, trainer: PretrainingTrainer) -> None:
         self._trainer = trainer
         self._ended_at: float | None = None
-        size = trainer.plan.batch.micro_batch_blocks
+        size = trainer.run_config.batch.micro_batch_blocks
         blocks = [trainer.data.train[number]["input_ids"] for number in range(NUM_BATCHES * size)]
         self._batches = itertools.cycle(torch.stack(blocks).split(size))
         self._ours: list[float] = []
@@ -56,7 +56,7 @@ class BareSteps(MeasuringCallback):
 
     def _bare_step(self) -> None:
         engine = self._trainer.model_wrapped
-        num_micro_steps = self._trainer.plan.batch.gradient_accumulation_steps
+        num_micro_steps = self._trainer.run_config.batch.gradient_accumulation_steps
         for number in range(1, num_micro_steps + 1):
             ids = next(self._batches).to(engine.device)
             engine.set_gradient_accumulation_boundary(is_boundary=number == num_micro_steps)

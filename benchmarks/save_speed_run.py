@@ -33,7 +33,7 @@ class Rounds(MeasuringCallback):
 
     def __init__(self, trainer: PretrainingTrainer) -> None:
         self._trainer = trainer
-        self._folder = trainer.plan.run_dir / "measured"
+        self._folder = trainer.run_config.run_dir / "measured"
         self._seconds: dict[str, list[float]] = {}
         self._num_bytes = 0
 

@@ -9,11 +9,12 @@ from transformers import TrainerCallback
 
 from pretrain import find_data
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.training.build import make_trainer
 from pretraining.training.config.run_config import resolve_run_config
 from pretraining.training.config.run_identity import claim_output_dir
 from pretraining.training.distributed.collectives import is_main_process
 from pretraining.training.distributed.process_group import init_process_group, shutdown_process_group
-from pretraining.training.run import make_trainer, quiet_libraries, start_run_folder
+from pretraining.training.run import quiet_libraries, start_run_folder
 from pretraining.training.stopping.request import StopRequest
 from pretraining.training.trainer.trainer import PretrainingTrainer
 

@@ -26,7 +26,7 @@ from pretraining.errors import UserError
 from pretraining.evaluation.windows import TextWindow, evaluate_texts
 from pretraining.generation.load_model import encodes_to
 from pretraining.training.data.text_bytes import open_text_bytes
-from pretraining.training.metrics.evaluation import figures_of
+from pretraining.training.metrics.evaluation import metrics_of_sums
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def _with_counts(sums: np.ndarray, documents: HeldOutDocuments, sources: Sequenc
         "num_bytes": int(sums[3]),
         "num_text_bytes": sum(documents.num_text_bytes[source] for source in sources),
     }
-    return {**figures_of(sums.tolist()), **counts}
+    return {**metrics_of_sums(sums.tolist()), **counts}
 
 
 def tokenizer_of_model(tokenizer: PreTrainedTokenizerFast) -> DocumentTokenizer:

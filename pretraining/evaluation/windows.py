@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from pretraining.evaluation.text_statistics import CompletionLike
 from pretraining.training.data.batch import Batch
 from pretraining.training.data.dataset import IGNORED_LABEL
-from pretraining.training.metrics.evaluation import figures_of
+from pretraining.training.metrics.evaluation import metrics_of_sums
 from pretraining.training.model.loss import NUM_SUMS, token_losses
 
 NUM_SORTED = 1024  # windows that are sorted by length before they are batched
@@ -87,7 +87,7 @@ def evaluate_completions(
     positions = model.config.max_position_embeddings
     texts = (_completion_text(tokenizer, completion) for completion in completions)
     found = evaluate_texts(model, texts, window_tokens=positions, batch_tokens=batch_tokens)
-    return figures_of(found[""].tolist()) if found else None
+    return metrics_of_sums(found[""].tolist()) if found else None
 
 
 def _completion_text(tokenizer: PreTrainedTokenizerFast, completion: CompletionLike) -> TextWindow:
@@ -123,5 +123,5 @@ def _pad(windows: list[TextWindow]) -> Batch:
 def _window_sums(output: object, inputs: Batch) -> np.ndarray:
     """The sums of `evaluate_texts` by window: fp64 of shape [windows, 4]."""
     tokens = token_losses(output, inputs["labels"])
-    values = [tokens.losses, tokens.is_right, tokens.is_predicted, inputs["num_bytes"]]
+    values = [tokens.losses, tokens.is_correct, tokens.is_predicted, inputs["num_bytes"]]
     return torch.stack([value.double().sum(dim=1) for value in values], dim=1).cpu().numpy()

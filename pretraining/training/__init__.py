@@ -1,4 +1,4 @@
-"""Token blocks become weights: the story of a run is in run.py, build.py and finish.py.
+"""Train a model on token blocks: run.py has the story of a run, build.py its parts, finish.py its end.
 
 Imports run downward: distributed, optim, data < model < metrics < checkpoint < config < trainer < callbacks, stopping,
 dry_run < build, finish < run.

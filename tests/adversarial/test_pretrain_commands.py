@@ -227,7 +227,7 @@ EVERYWHERE = [  # a plan must not pass over what a run stops at
     (["--run_name", "x" * 100_000], "longer than the 128 characters"),
     (["--output_dir", ""], "--output_dir: expects a path or name"),
     (["--model", "x" * 300], "File name too long"),
-    (["--model", "../../no/such/model"], "is no preset"),
+    (["--model", "../../no/such/model"], "not a preset"),
     (["--model", "a/b\x00c"], "without NUL"),
     (["--deepspeed", ""], "--deepspeed: expects a path or name"),
     (["--deepspeed", "/dev/null"], "is not JSON"),

@@ -13,12 +13,12 @@ from tests.programs.launching import NUM_STEPS, figures, train, try_to_train
 pytestmark = pytest.mark.launch
 
 FAULTS = {
-    "transposed": "step-1.partial: is not the model in training: its loss on a block is ",
-    "changed": "step-2.partial: is not the model in training: its loss on a block is ",
-    "untied": "step-3.partial: is not the model in training: its loss on a block is ",
-    "bit": "step-4.partial: is not the model in training: model.layers.0.self_attn.q_proj.weight is not as it was",
-    "theta": "step-5.partial: is not the model in training: its ",  # loss, or config, where it does not show yet
-    "old_theta": "step-6.partial: is not the model in training: its config.json has another rope_theta",
+    "transposed": "step-1.partial: differs from the model in training: its loss on a block is ",
+    "changed": "step-2.partial: differs from the model in training: its loss on a block is ",
+    "untied": "step-3.partial: differs from the model in training: its loss on a block is ",
+    "bit": "step-4.partial: differs from the model in training: model.layers.0.self_attn.q_proj.weight has other bytes",
+    "theta": "step-5.partial: differs from the model in training: its ",  # loss, or config, where it does not show yet
+    "old_theta": "step-6.partial: differs from the model in training: its config.json differs in rope_theta",
     "full": "step-7: cannot be written (No space left on device)",
     "none": "exported model: ",
 }
@@ -47,7 +47,7 @@ def test_an_export_that_is_not_the_model_is_found(sample_store: Path, tmp_path: 
     assert done.returncode == 0, done.output[-3000:]
     for message in FAULTS.values():
         assert message in done.stderr
-    assert done.stderr.count("no export, and the run goes on") == STEPS - 1
+    assert done.stderr.count("export failed; training continues") == STEPS - 1
     finished = [path.name for path in (run_dir / "exports").iterdir() if path.suffix != ".partial"]
     assert finished == [f"step-{STEPS}"]
     assert not (run_dir / "exports/step-7.partial").exists(), "it would keep the disk full"
@@ -57,9 +57,9 @@ def test_an_export_that_is_not_the_model_is_found(sample_store: Path, tmp_path: 
     done = train_with_faults(sample_store, run_dir, "transposed")
     assert_one_error(
         done,
-        "model.partial: is not the model in training: its loss on a block is",
+        "model.partial: differs from the model in training: its loss on a block is",
         "in training it is",
-        f"{run_dir}/checkpoint-{STEPS} is whole, and the same command exports again",
+        f"{run_dir}/checkpoint-{STEPS} is complete; rerun the command to export again",
     )
     assert done.returncode == 2
     assert contents(run_dir / "model") == model
@@ -81,7 +81,7 @@ def test_a_disk_that_is_full_at_the_export(sample_store: Path, small_disk: Path)
         done,
         f"{run_dir}/model: cannot be written (",
         "o space left",
-        f"{run_dir}/checkpoint-{NUM_STEPS} is whole, and the same command exports again",
+        f"{run_dir}/checkpoint-{NUM_STEPS} is complete; rerun the command to export again",
     )
     assert incomplete_reason(run_dir / f"checkpoint-{NUM_STEPS}") is None
     assert not list(run_dir.glob("model*"))

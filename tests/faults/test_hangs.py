@@ -18,8 +18,8 @@ def test_a_hang_ends_with_the_stacks_of_all_processes(sample_store: Path, tmp_pa
     done = try_to_train(
         "2 ranks", sample_store, run_dir, *flags, script="tests/faults/drivers/interrupted_run.py", env=env
     )
-    place = f"where each process stood is in {run_dir}/stacks"
-    assert_one_error(done, "--hang_timeout_minutes 0.3: nothing moved for so long", place)
+    place = f"stack traces of all processes are in {run_dir}/stacks"
+    assert_one_error(done, "--hang_timeout_minutes 0.3: no progress for that long", place)
     waits, hangs = ((run_dir / f"stacks/rank-{rank}.txt").read_text() for rank in (0, 1))
     assert "in sleep_for_ever" in hangs
     assert "in sleep_for_ever" not in waits

@@ -84,7 +84,7 @@ def test_a_step_that_is_no_number_is_skipped_counted_and_named(poisoned_store: P
     assert (event["event"], event["step"], event["step_loss"]) == ("non-finite", 4, "nan")
     assert [found["block"] for found in event["blocks"]] == [block]
     place = event["blocks"][0]["documents"][0]
-    assert "warning: step 4: the loss is no number, so the step was skipped" in done.stderr
+    assert "warning: step 4: loss is NaN or Inf; step skipped" in done.stderr
     assert (
         f"block {block:,} of {poisoned_store}, loss nan: {place['file']}:{place['line']} ({place['source']})"
         in done.stderr
@@ -103,7 +103,7 @@ def test_a_step_that_is_no_number_is_skipped_counted_and_named(poisoned_store: P
 def test_a_run_that_is_no_number_any_more_ends(poisoned_store: Path, tmp_path: Path) -> None:
     done = train_with_faults(poisoned_store, tmp_path / "run", "--learning_rate", "1e30", "--save_strategy", "no")
     assert done.returncode != 0
-    assert_one_error(done, "--learning_rate: 50 steps one after another had a loss or gradient that is no number")
+    assert_one_error(done, "--learning_rate: 50 steps in a row had a NaN or Inf loss or gradient")
 
 
 @pytest.mark.long

@@ -1,1 +1,1 @@
-"""What is done beside the training, one concern per module."""
+"""The callbacks of a run, one concern per module; ../build.py has their order."""

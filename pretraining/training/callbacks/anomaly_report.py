@@ -1,4 +1,4 @@
-"""Which blocks a step with a fault was made of, and which documents, files and lines stand in the worst of them."""
+"""Find the worst blocks of a step with an anomaly, and their documents, files and lines."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,39 +14,38 @@ from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
 from pretraining.training.data.dataset import MixedBlocks
 
-NUM_WORST = 3  # blocks that are named with their documents
-MOST_DOCUMENTS = 8  # of a block
+MAX_BLOCKS = 3  # that are reported with their documents
+MAX_DOCUMENTS = 8  # per block
 
 
 def gather_block_losses(local: torch.Tensor, *, group_size: int) -> list[float]:
-    """The mean losses of all blocks of a step in the order of the stream.
+    """The mean losses of all blocks of a step, in nats and in the order of the stream; called on every process.
 
-    From each process's sums, [micro steps, blocks, 2], of which `group_size` processes one after another have parts of
-    the same blocks.
+    `local` has the sums of this process, [micro steps, blocks, 2]; `group_size` consecutive processes share blocks.
     """
     parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, local.contiguous())
     groups = torch.stack(parts).unflatten(0, (-1, group_size)).sum(dim=1)
-    sums = groups.transpose(0, 1).flatten(0, 2)  # micro step, group, block: as BlockLoader deals them out
+    sums = groups.transpose(0, 1).flatten(0, 2)  # micro step, group, block: the order of BlockLoader
     return (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
 
 
 def worst_blocks(block_ids: np.ndarray, losses: Sequence[float]) -> list[tuple[int, float]]:
-    """The blocks of a step to look at, with their losses: those whose loss is no number, or else the highest.
+    """The blocks with a NaN or Inf loss, or else those with the highest losses, each with its loss.
 
-    >>> guilty_blocks(np.array([7, 8, 9]), [2.0, math.nan, 3.0])
+    >>> worst_blocks(np.array([7, 8, 9]), [2.0, math.nan, 3.0])
     [(8, nan)]
     """
     pairs = [(int(block), loss) for block, loss in zip(block_ids, losses, strict=True)]
     broken = [pair for pair in pairs if not math.isfinite(pair[1])]
-    return broken[:NUM_WORST] or sorted(pairs, key=lambda pair: -pair[1])[:NUM_WORST]
+    return broken[:MAX_BLOCKS] or sorted(pairs, key=lambda pair: -pair[1])[:MAX_BLOCKS]
 
 
 def describe_blocks(
-    guilty: Sequence[tuple[int, float]], blocks: MixedBlocks, mixture: Mixture
+    worst: Sequence[tuple[int, float]], blocks: MixedBlocks, mixture: Mixture
 ) -> Iterator[dict[str, Any]]:
-    """Each block as a record: its store, its number there, its loss, its documents."""
-    for block_id, loss in guilty:
+    """Each block as a record: its store, its number in the store, its loss, its documents."""
+    for block_id, loss in worst:
         number, block = blocks.locate(block_id)
         store = mixture.parts[number].store
         yield {
@@ -60,7 +59,7 @@ def describe_blocks(
 def _documents(store: Path, block: int) -> list[dict[str, Any]]:
     try:
         tracer = BlockProvenance(store, flag="--dataset")
-        places = [tracer.document(piece.document_id) for piece in tracer.pieces("train", block)[:MOST_DOCUMENTS]]
-    except (UserError, OSError, pa.ArrowException):  # gone or damaged: no reason to end a run, the number must do
+        locations = [tracer.document(piece.document_id) for piece in tracer.pieces("train", block)[:MAX_DOCUMENTS]]
+    except (UserError, OSError, pa.ArrowException):  # a store that is gone or damaged does not end a run
         return []
-    return [{"source": place.source, "file": place.file, "line": place.line} for place in places]
+    return [{"source": place.source, "file": place.file, "line": place.line} for place in locations]

@@ -1,15 +1,14 @@
-"""Exports of the weights: at the end of a run, and, by --export_every_tokens, while it trains.
+"""Export the model: at the end of a run and, with --export_every_tokens, during it.
 
-An export is done when the folder was opened again and has the losses of the model in training.
+An export is complete only after its folder was loaded again and gave the losses of the model in training.
 """
 
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState
 
 from pretraining.errors import UserError
 from pretraining.runs.checksums import incomplete_reason
@@ -22,133 +21,122 @@ from pretraining.training.callbacks.export_check import (
     verify_export,
 )
 from pretraining.training.callbacks.model_card import try_write_card
-from pretraining.training.distributed.collectives import broadcast_object
+from pretraining.training.distributed.collectives import broadcast_object, is_main_process
+from pretraining.training.trainer.hf_internals import RunCallback
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
 
 EXPORTS_DIR_NAME = "exports"
-NOTHING_LEFT = "no checkpoint of the last step was saved (--save_strategy), so the same command trains again"
+NO_CHECKPOINT = "no checkpoint of the last step was saved (--save_strategy), so rerunning the command trains again"
 
 
 def export_model(trainer: PretrainingTrainer, model_dir: Path) -> str:
-    """Gather the weights, write the model and check it; called on every process, the first one writes.
+    """Gather the weights, write the model and check it; called on every process, the main process writes.
 
-    The folder takes its name when it was checked; a model of that name is replaced. Returns a line for the log.
+    The folder gets its name after the check, and replaces an earlier model of that name. Returns a line for the log.
 
     Raises:
-        UserError: on every process, when it cannot be written or is not the model in training.
+        UserError: on every process, when it cannot be written or differs from the model in training.
     """
-    live = reference_losses(trainer)
+    reference = reference_losses(trainer)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    problem = None
-    if trainer.is_world_process_zero():
-        problem = _export_problem(trainer, model_dir, weights, live)
-    problem = broadcast_object(problem)
+    problem = broadcast_object(_export_problem(trainer, model_dir, weights, reference) if is_main_process() else None)
     if problem is not None:
         raise UserError(problem)
-    return f"exported model: {model_dir} (opened again: {live.described}, as the model in training)"
+    return f"exported model: {model_dir} (loaded again: {reference.description}, equal to the model in training)"
 
 
 def export_at_end(trainer: PretrainingTrainer) -> str:
     """Export the model of the run; called on every process. Returns a line for the log.
 
     Raises:
-        UserError: when it could not be, with what is left of the training.
+        UserError: when the export failed, with what is left of the training.
     """
-    run_dir, step = trainer.plan.run_dir, trainer.state.global_step
+    run_dir, step = trainer.run_config.run_dir, trainer.state.global_step
     try:
         return export_model(trainer, run_dir / MODEL_DIR_NAME)
     except UserError as error:
         checkpoint = run_dir / f"checkpoint-{step}"
         has_checkpoint = incomplete_reason(checkpoint) is None
-        left = f"{checkpoint} is whole, and the same command exports again" if has_checkpoint else NOTHING_LEFT
+        left = f"{checkpoint} is complete; rerun the command to export again" if has_checkpoint else NO_CHECKPOINT
         raise UserError(f"{error}; {left}") from None
 
 
-def set_aside_exports(run_dir: Path, *, step: int) -> None:
-    """Make way for those of a run that goes on from `step` as another one: they are not made of its weights."""
+def quarantine_exports(run_dir: Path, *, step: int) -> None:
+    """Rename the exports of later steps, where another run resumes from `step`: its weights differ."""
     for folder in (run_dir / EXPORTS_DIR_NAME).glob("step-*"):
         number = folder.name.removeprefix("step-")
         if number.isdigit() and int(number) > step:
-            logger.warning("%s: is of another run; set aside as %s", folder, quarantine(folder, SUPERSEDED).name)
+            logger.warning("%s: belongs to another run; renamed to %s", folder, quarantine(folder, SUPERSEDED).name)
 
 
-class ExportCallback(TrainerCallback):
-    """Exports at the end of the first step that reaches each multiple of --export_every_tokens, and keeps them all.
-
-    It must stand after the fault handler, which may take a step back.
-    """
+class ExportCallback(RunCallback):
+    """Exports after the first step that reaches each multiple of --export_every_tokens, and keeps all exports."""
 
     def __init__(self, trainer: PretrainingTrainer) -> None:
         self._trainer = trainer
-        self._every_tokens = trainer.plan.arguments.durability.export_every_tokens
+        self._every_tokens = trainer.run_config.arguments.durability.export_every_tokens
         self._last_step = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Remember where the run goes on."""
+    def train_begin(self, state: TrainerState, control: TrainerControl) -> None:
+        """Remember the first step."""
         self._last_step = state.global_step
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Export if it is time."""
+    def step_end(self, state: TrainerState, control: TrainerControl) -> None:
+        """Export if it is due; after a rollback, delete the export of the step before: its blocks are skipped now."""
         if self._every_tokens is None:
             return
         step = state.global_step
         if step < self._last_step:
-            self._forget(self._last_step)
+            if state.is_world_process_zero:
+                shutil.rmtree(self._folder(self._last_step), ignore_errors=True)
         elif step > self._last_step and self._exports_due(step) > self._exports_due(step - 1):
             self._export(step)
         self._last_step = step
 
     def _exports_due(self, step: int) -> int:
-        """How many multiples of the tokens were reached at the end of a step."""
-        plan = self._trainer.plan
-        return plan.num_consumed(step) * plan.batch.block_length // (self._every_tokens or 1)
+        """How many multiples of --export_every_tokens the run has reached after a step."""
+        run = self._trainer.run_config
+        return run.num_consumed(step) * run.batch.block_length // (self._every_tokens or 1)
 
     def _export(self, step: int) -> None:
         folder = self._folder(step)
         if broadcast_object(folder.exists()):
-            logger.info("exported model: %s is there from before, and kept", folder)
+            logger.info("exported model: %s exists already, and is kept", folder)
             return
         if not self._trainer.check_finite():
             return
         try:
             with self._trainer.meter.pause("save"):
                 logger.info(export_model(self._trainer, folder))
-                if self._trainer.is_world_process_zero():
-                    try_write_card(self._trainer.plan, folder, step)
+                if is_main_process():
+                    try_write_card(self._trainer.run_config, folder, step)
         except UserError as error:
-            logger.warning("step %d: no export, and the run goes on: %s", step, error)
-
-    def _forget(self, step: int) -> None:
-        """The run went back from a later step: the export of this one, if any, has the blocks that are skipped now."""
-        if self._trainer.is_world_process_zero():
-            shutil.rmtree(self._folder(step), ignore_errors=True)
+            logger.warning("step %d: export failed; training continues: %s", step, error)
 
     def _folder(self, step: int) -> Path:
-        return self._trainer.plan.run_dir / EXPORTS_DIR_NAME / f"step-{step}"
+        return self._trainer.run_config.run_dir / EXPORTS_DIR_NAME / f"step-{step}"
 
 
 def _export_problem(
-    trainer: PretrainingTrainer, model_dir: Path, weights: dict[str, torch.Tensor], live: ReferenceLosses
+    trainer: PretrainingTrainer, model_dir: Path, weights: dict[str, torch.Tensor], reference: ReferenceLosses
 ) -> str | None:
-    """Write and check the model; what went wrong, None when it has taken its name."""
+    """Write, check and publish the model; returns what went wrong, None for success."""
     name = non_finite_weight(weights)
     if name is not None:
         return f"{model_dir}: {name} of the model in training has NaN or Inf values, so it is not exported"
     partial = partial_folder(model_dir)
     try:
         make_partial_dir(partial)
-        trainer.model.save_pretrained(partial, state_dict=dict(weights))  # of which it forgets what it has written
+        trainer.model.save_pretrained(partial, state_dict=dict(weights))  # it empties the dictionary as it writes
         trainer.processing_class.save_pretrained(partial)
         finalize(partial)
-        problem = verify_export(trainer, partial, weights, live)
+        problem = verify_export(trainer, partial, weights, reference)
         if problem is not None:
-            return f"{partial}: is not the model in training: {problem}; it stays there, and {model_dir} as it was"
+            return f"{partial}: differs from the model in training: {problem}; it is kept, and {model_dir} is unchanged"
         publish(partial, model_dir)
     except Exception as error:  # whatever it is, the other processes wait for an answer
-        shutil.rmtree(partial, ignore_errors=True)  # half a model takes the room of a checkpoint
+        shutil.rmtree(partial, ignore_errors=True)  # half a model takes the disk space of a checkpoint
         return f"{model_dir}: cannot be written ({getattr(error, 'strerror', None) or error})"
     return None

@@ -1,4 +1,4 @@
-"""The model cards of a run, with what only training knows of it."""
+"""Write the model cards of a run."""
 
 import logging
 from pathlib import Path
@@ -18,35 +18,35 @@ from pretraining.training.config.run_config import RunConfig
 logger = logging.getLogger(__name__)
 
 
-def try_write_card(plan: RunConfig, folder: Path, step: int, *, repository: str | None = None) -> None:
-    """Like `write_card_of`; a card that fails is said and no more."""
+def try_write_card(run: RunConfig, folder: Path, step: int, *, repository: str | None = None) -> None:
+    """Call `write_card_of`; a card that fails is only logged."""
     try:
-        write_card_of(plan, folder, step, repository=repository)
-    except Exception as error:  # the model is whole without it
-        logger.warning("%s: has no model card (%s)", folder, error)
+        write_card_of(run, folder, step, repository=repository)
+    except Exception as error:  # the model is complete without it
+        logger.warning("%s: the model card could not be written (%s)", folder, error)
 
 
-def write_card_of(plan: RunConfig, folder: Path, step: int, *, repository: str | None) -> None:
-    """Write the card of the run at a step into its own folder, or that of a model; `repository` is that of the Hub."""
-    origin, num_blocks = plan.mixture.origin, plan.num_consumed(step)
-    model_dir = plan.run_dir / MODEL_DIR_NAME if folder == plan.run_dir else folder
-    has_model = folder != plan.run_dir or plan.arguments.durability.export
+def write_card_of(run: RunConfig, folder: Path, step: int, *, repository: str | None) -> None:
+    """Write the card of a run at a step into its own folder or that of a model; `repository` is the Hub repository."""
+    spec, num_blocks = run.mixture.origin, run.num_consumed(step)
+    model_dir = run.run_dir / MODEL_DIR_NAME if folder == run.run_dir else folder
+    has_model = folder != run.run_dir or run.arguments.durability.export
     facts = CardFacts(
-        name=plan.run_dir.resolve().name if repository is None else repository.rpartition("/")[2],
+        name=run.run_dir.resolve().name if repository is None else repository.rpartition("/")[2],
         step=step,
-        num_tokens=num_blocks * plan.batch.block_length,
-        num_epochs=plan.num_epochs(num_blocks),
+        num_tokens=num_blocks * run.batch.block_length,
+        num_epochs=run.num_epochs(num_blocks),
         data=[
-            _card_data(part, share / sum(plan.order.blocks_per_window))
-            for part, share in zip(plan.mixture.parts, plan.order.blocks_per_window, strict=True)
+            _card_data(part, share / sum(run.order.blocks_per_window))
+            for part, share in zip(run.mixture.parts, run.order.blocks_per_window, strict=True)
         ],
-        block_length=origin.block_length,
-        tokenizer=f"{markdown_code(hide_path(origin.tokenizer.name))}, {origin.tokenizer.vocab_size:,} tokens, sha256 "
-        f"of its tokenizer.json `{origin.tokenizer.sha256}`",
-        license_name=plan.arguments.observability.license,
-        base=None if plan.arguments.weights_name is None else hide_path(plan.arguments.weights_name),
+        block_length=spec.block_length,
+        tokenizer=f"{markdown_code(hide_path(spec.tokenizer.name))}, {spec.tokenizer.vocab_size:,} tokens, sha256 "
+        f"of its tokenizer.json `{spec.tokenizer.sha256}`",
+        license_name=run.arguments.observability.license,
+        base=None if run.arguments.weights_name is None else hide_path(run.arguments.weights_name),
     )
-    history = read_history(plan.run_dir, until_step=step)
+    history = read_history(run.run_dir, until_step=step)
     location = repository or (hide_path(model_dir) if has_model else None)
     write_card(folder, history, facts, location=location)
 

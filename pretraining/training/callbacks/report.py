@@ -1,65 +1,58 @@
-"""--report: report.html and curves.png in the run folder, anew at each evaluation and at the end."""
+"""--report: write report.html and curves.png at each evaluation and at the end, in a background process."""
 
 import logging
-from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState
 
 from pretraining.runs.report.background import ReportProcess
 from pretraining.runs.run_folder import REPORT_NAME
 from pretraining.system.launchers import process_rank
 from pretraining.training.config.run_config import RunConfig
+from pretraining.training.trainer.hf_internals import RunCallback
 
 END_SECONDS = 120.0
-STOP_SECONDS = 10.0  # launchers kill 30 s after they asked, and the checkpoint has taken its part of them
-# What a browser shows of it, in a sentence.
-SHOWS = "open it in a browser: loss, speed, where the time went, samples and settings"
+STOP_SECONDS = 10.0  # launchers kill 30 s after they asked to stop, and the checkpoint takes part of that
+CONTENT = "open it in a browser: loss, speed, where the time went, samples and settings"
 
 logger = logging.getLogger(__name__)
 
 
-class ReportCallback(TrainerCallback):
-    """Has the first process start the one that writes the report. Nothing that goes wrong with it reaches the run."""
+class ReportCallback(RunCallback):
+    """Starts the report's process from the main process. A report that fails does not reach the training."""
 
-    def __init__(self, plan: RunConfig) -> None:
-        is_wanted = plan.arguments.observability.report and process_rank() == 0
-        self._run_dir = plan.run_dir
-        self._process = ReportProcess(plan.run_dir) if is_wanted else None
+    def __init__(self, run: RunConfig) -> None:
+        self._run_dir = run.run_dir
+        is_on = run.arguments.observability.report and process_rank() == 0
+        self._process = ReportProcess(run.run_dir) if is_on else None
         self._has_warned = False
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have it written, while the training goes on."""
-        self._start()
-
-    def finish(self, *, is_stopped: bool = False) -> None:
-        """Have it written with all that the log has now, and wait for that."""
-        if self._process is not None and self._is_written(self._process, STOP_SECONDS if is_stopped else END_SECONDS):
-            logger.info("report: %s (%s)", self._run_dir / REPORT_NAME, SHOWS)
-
-    def finish_again(self) -> None:
-        """Have what came after the end written too, such as what became of the last push."""
+    def evaluate(self, state: TrainerState, control: TrainerControl) -> None:
+        """Start a report while the training continues."""
         if self._process is not None:
-            self._is_written(self._process, END_SECONDS)
+            self._start(self._process)
 
-    def _is_written(self, process: ReportProcess, seconds: float) -> bool:
+    def finish(self, *, is_stopped: bool = False, is_logged: bool = True) -> None:
+        """Write the report from the whole log, e.g. with the result of the last push, and wait for it."""
+        process, seconds = self._process, STOP_SECONDS if is_stopped else END_SECONDS
+        if process is None:
+            return
         self._warn(process.wait(seconds=seconds))
-        self._start()
+        self._start(process)
         problem = process.wait(seconds=seconds)
         self._warn(problem)
-        return problem is None
+        if problem is None and is_logged:
+            logger.info("report: %s (%s)", self._run_dir / REPORT_NAME, CONTENT)
 
-    def _start(self) -> None:
-        if self._process is None:
-            return
+    def _start(self, process: ReportProcess) -> None:
         try:
-            self._warn(self._process.start())
+            self._warn(process.start())
         except OSError as error:
             self._warn(str(error))
 
     def _warn(self, problem: str | None) -> None:
-        """Say it once: what fails each time would fill the log."""
+        """Warn once: a report that fails each time would fill the log."""
         if problem is not None and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "report.html: %s; the run goes on; to try again: python3 -m tools.report RUN_FOLDER", problem
+                "report.html: %s; training continues; to try again: python3 -m tools.report RUN_FOLDER", problem
             )

@@ -1,4 +1,4 @@
-"""Does a fresh run begin as it must? Wrong weights, positions or losses show here, not after a week."""
+"""Check weights, rotary positions, tiles and the first loss at the start: errors show now, not after a week."""
 
 import logging
 import math
@@ -15,15 +15,15 @@ from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
 
-SIGMAS = 6  # a right spread is further off than so many standard errors once in 500 million tensors
-ROUNDING = 0.005  # of the spread, by bf16
-MOST_DIFFERENCE = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}  # relative, of a loss in tiles and in whole blocks
-CHECKED_TOKENS = 2048  # of a process: untiled logits of 262,144 tokens of a vocabulary of 32,000 would take 84 GB
-MOST_NATS = 0.5  # between the first loss and what fresh weights give
+MAX_SIGMAS = 6  # a correct standard deviation is further off once in 500 million tensors
+ROUNDING = 0.005  # of the standard deviation, by bf16
+MAX_TILE_DIFFERENCE = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}  # relative, of the loss with and without tiles
+CHECKED_TOKENS = 2048  # per process: untiled logits of 262,144 tokens of a vocabulary of 32,000 would take 84 GB
+MAX_LOSS_DEVIATION = 0.5  # nats, between the first loss and that of fresh weights
 
 
 def check_fresh_weights(model: PreTrainedModel) -> None:
-    """Refuse weights that were not drawn as the config says: norms 1, biases 0, all others normal around 0.
+    """Check fresh weights against the config: norms 1, biases 0, all others normal around 0.
 
     Raises:
         UserError: naming the first wrong tensor.
@@ -32,61 +32,57 @@ def check_fresh_weights(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
             values = parameter.detach().float()
-            problem = _problem(name, values, expected)
+            problem = _weight_problem(name, values, expected)
         if problem is not None:
-            raise UserError(f"--model: the fresh weights of {name} {problem}; install requirements.lock's versions")
+            raise UserError(f"--model: the fresh weights of {name} {problem}; install requirements.lock")
 
 
 def check_rotary_positions(model: PreTrainedModel) -> None:
-    """Refuse rotary frequencies that lost their precision: in bf16 far positions fall together.
+    """Check that rotary frequencies are in fp32: in bf16, distant positions coincide.
 
     Raises:
-        UserError: with the type that was found.
+        UserError: with the dtype that was found.
     """
     frequencies = model.model.rotary_emb.inv_freq
     if frequencies.dtype != torch.float32:
         raise UserError(
             f"--model: inv_freq of the rotary positions is {frequencies.dtype}, it must be torch.float32; install "
-            "requirements.lock's versions"
+            "requirements.lock"
         )
 
 
 def check_tiles(trainer: PretrainingTrainer) -> None:
-    """Refuse tiles that give another loss than none, for the first block's beginning; called on every process.
+    """Compare the loss with and without tiles on the beginning of the first block; called on every process.
 
     Raises:
         UserError: with the difference.
     """
-    flags = trainer.plan.arguments.model
+    flags = trainer.run_config.arguments.model
     if flags.loss_tiles is None and flags.mlp_tiles is None:
         return
-    block = trainer.data.train[int(trainer.data.stream.block_ids(0, 1)[0])]
-    batch = {
-        name: values[:, :CHECKED_TOKENS].to(trainer.args.device) for name, values in trainer.collate([block]).items()
-    }
-    # Of every token, also where training masks it: a prompt may be longer than what is checked.
+    collated = trainer.collate([trainer.first_block()])
+    batch = {name: values[:, :CHECKED_TOKENS].to(trainer.args.device) for name, values in collated.items()}
+    # All tokens, also those that training masks: a prompt may be longer than the checked part.
     batch["labels"] = pad(batch["input_ids"][:, 1:], (0, 1), value=IGNORED_LABEL)
-    trainer.model_wrapped.eval()  # dropout would draw another mask each time; a training step turns it on again
-    # Compiled layers would be compiled for this length, which is not seen again.
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        tiled = trainer.token_losses(trainer.model_wrapped, batch, in_tiles=True)
+    with trainer.eager_evaluation() as engine:
+        tiled = trainer.token_losses(engine, batch, in_tiles=True)
         with without_tiling(trainer.model):
-            whole = trainer.token_losses(trainer.model_wrapped, batch, in_tiles=False)
+            whole = trainer.token_losses(engine, batch, in_tiles=False)
     sums = torch.stack([tiled.loss_sum, whole.loss_sum]).double()
-    torch.distributed.all_reduce(sums)  # parts of the block, where processes share it
+    torch.distributed.all_reduce(sums)  # with sequence parallelism each process has a part of the block
     difference = abs(sums[0] / sums[1] - 1).item()
-    if not difference <= MOST_DIFFERENCE[trainer.plan.precision]:
+    if not difference <= MAX_TILE_DIFFERENCE[trainer.run_config.precision]:
         raise UserError(
-            f"--loss_tiles {flags.loss_tiles} --mlp_tiles {flags.mlp_tiles}: the loss of the first tokens is off from "
-            f"that without tiles by {difference:.2g} of it; leave them out"
+            f"--loss_tiles {flags.loss_tiles} --mlp_tiles {flags.mlp_tiles}: the loss of the first tokens "
+            f"differs from the loss without tiles by {difference:.2g} of its value; remove these flags"
         )
 
 
 def expected_first_loss(config: LlamaConfig) -> float | None:
-    """The loss of fresh weights; None for tied embeddings, where each token predicts itself at first.
+    """The expected loss of fresh weights in nats; None for tied embeddings, where each token predicts itself at first.
 
-    ln of the vocabulary, and half the variance of the logits: their mean exponential is that of a log-normal. The last
-    norm gives each of `hidden_size` entries the mean square 1, so the variance is hidden_size * initializer_range^2.
+    ln(vocabulary) plus half the variance of the logits, by the mean of a log-normal. The last norm gives each of
+    `hidden_size` entries the mean square 1, so the variance is hidden_size * initializer_range^2.
     """
     if config.tie_word_embeddings:
         return None
@@ -94,34 +90,34 @@ def expected_first_loss(config: LlamaConfig) -> float | None:
 
 
 def check_first_loss(loss: float, config: LlamaConfig) -> None:
-    """Refuse a run whose first loss is not that of guessing.
+    """Check that the first loss is that of guessing.
 
     Raises:
-        UserError: with both.
+        UserError: with the loss found and the expected one.
     """
     expected = expected_first_loss(config)
     if expected is None:
         return
-    if not abs(loss - expected) <= MOST_NATS:
+    if not abs(loss - expected) <= MAX_LOSS_DEVIATION:
         raise UserError(
-            f"--model: the loss of step 1 is {loss:.4f}, fresh weights give {expected:.4f} (within {MOST_NATS}); the "
-            "blocks or the weights are not what they should be"
+            f"--model: the loss of step 1 is {loss:.4f}, but fresh weights give {expected:.4f}; check the data and the "
+            "initialization"
         )
     logger.info("first step: loss %.4f, fresh weights give %.4f", loss, expected)
 
 
-def _problem(name: str, values: torch.Tensor, expected: float) -> str | None:
+def _weight_problem(name: str, values: torch.Tensor, expected: float) -> str | None:
     if "norm" in name:
         return None if bool((values == 1).all()) else "are not all 1"
     if name.endswith("bias"):
         return None if bool((values == 0).all()) else "are not all 0"
-    return _spread_problem(values, expected)
+    return _deviation_problem(values, expected)
 
 
-def _spread_problem(values: torch.Tensor, expected: float) -> str | None:
+def _deviation_problem(values: torch.Tensor, expected: float) -> str | None:
     found = values.std().item()
-    if found == expected:  # 0 of 0, which some ask for
+    if found == expected:  # both 0, for initializer_range=0
         return None
-    if abs(found / expected - 1) <= SIGMAS / math.sqrt(2 * values.numel()) + ROUNDING:
+    if abs(found / expected - 1) <= MAX_SIGMAS / math.sqrt(2 * values.numel()) + ROUNDING:
         return None
     return f"have a standard deviation of {found:.4g}, it must be {expected:.4g} (initializer_range)"

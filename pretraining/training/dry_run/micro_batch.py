@@ -26,11 +26,17 @@ from pretraining.planning.suggestions import smaller_divisors
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import is_run_folder
 from pretraining.system.files import write_atomically
-from pretraining.system.launchers import has_launcher, launcher_identity, num_processes, process_rank
+from pretraining.system.launchers import (
+    child_environment,
+    free_port,
+    has_launcher,
+    launcher_identity,
+    num_processes,
+    process_rank,
+)
 from pretraining.system.private_dirs import private_dir
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
-from pretraining.training.distributed.process_group import free_port
 from pretraining.training.dry_run.dry_run import make_plan
 
 FLAG = "--per_device_train_batch_size auto"

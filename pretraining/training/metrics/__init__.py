@@ -1,1 +1,1 @@
-"""What a step was: losses, speed, time, hardware, evaluation."""
+"""Metrics of steps and evaluations: losses, anomalies, speed, time, hardware."""

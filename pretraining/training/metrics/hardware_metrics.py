@@ -1,4 +1,4 @@
-"""Memory, utilisation, power and energy of all processes, by one small gather each time they are asked for."""
+"""Memory, utilization, power and energy of all processes, with one small all-gather per reading."""
 
 import math
 import os
@@ -18,7 +18,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-# How the figures of the processes become one; each has one GPU.
+# How the values of the processes are combined into one; each has one GPU.
 COMBINED: dict[str, Callable[[Sequence[float]], float]] = {
     "peak_memory_bytes": max,
     "gpu_memory_bytes": max,
@@ -26,12 +26,12 @@ COMBINED: dict[str, Callable[[Sequence[float]], float]] = {
     "gpu_power_watts": sum,
     "energy_joules": sum,
     "host_memory_bytes": sum,
-    "peak_host_memory_bytes": sum,  # each process's own, so not quite at the same time
+    "peak_host_memory_bytes": sum,  # each process's own peak, so not quite at the same time
 }
 
 
-class MachineFigures:
-    """Reads this process's figures and combines them with those of the others."""
+class HardwareMetrics:
+    """Reads the values of this process and combines them with those of the others."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -42,38 +42,38 @@ class MachineFigures:
             self._monitor.start()
 
     def take(self) -> dict[str, float]:
-        """The figures since they were last taken, over all processes; called on all of them.
+        """The values since the last call, over all processes; called on every process.
 
-        Of this start as a whole are the peaks, of the allocator and of host memory, and the energy.
+        The peaks, of the allocator and of host memory, and the energy are those of this whole start.
         """
-        own = self._own()
-        row = torch.tensor([own.get(name, math.nan) for name in COMBINED], dtype=torch.float64, device=self._device)
+        values = self._read()
+        row = torch.tensor([values.get(name, math.nan) for name in COMBINED], dtype=torch.float64, device=self._device)
         rows = [torch.empty_like(row) for _ in range(distributed.get_world_size())]
         distributed.all_gather(rows, row)
-        return combined(torch.stack(rows).tolist())
+        return combine_ranks(torch.stack(rows).tolist())
 
-    def _own(self) -> dict[str, float]:
-        figures: dict[str, float] = {} if self._monitor is None else self._monitor.take()
+    def _read(self) -> dict[str, float]:
+        values: dict[str, float] = {} if self._monitor is None else self._monitor.take()
         if self._device.type == "cuda":
-            figures["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self._device)
-        return {**figures, "host_memory_bytes": resident_bytes(), "peak_host_memory_bytes": peak_resident_bytes()}
+            values["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self._device)
+        return {**values, "host_memory_bytes": resident_bytes(), "peak_host_memory_bytes": peak_resident_bytes()}
 
 
-def combined(rows: Sequence[Sequence[float]]) -> dict[str, float]:
-    """One figure of those of all processes, in the order of `COMBINED`; none that a process does not know (NaN)."""
-    figures = {}
+def combine_ranks(rows: Sequence[Sequence[float]]) -> dict[str, float]:
+    """One value from those of all processes, in the order of `COMBINED`; none where a process has NaN."""
+    metrics = {}
     for (name, combine), values in zip(COMBINED.items(), zip(*rows, strict=True), strict=True):
         if not any(map(math.isnan, values)):
-            figures[name] = int(combine(values)) if name.endswith("_bytes") else combine(values)
-    return figures
+            metrics[name] = int(combine(values)) if name.endswith("_bytes") else combine(values)
+    return metrics
 
 
 def resident_bytes() -> int:
-    """Host memory of this process, the pages that it shares with others included."""
+    """Host memory of this process, including the pages that it shares with others."""
     return int(PAGES_OF_THIS_PROCESS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_resident_bytes() -> int:
-    """The most that it ever was. Not that of getrusage, which begins with what the process was forked from."""
+    """Peak host memory of this process. Not from getrusage, which starts with the peak of the parent process."""
     (line,) = (line for line in STATUS_OF_THIS_PROCESS.read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

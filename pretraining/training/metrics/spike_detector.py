@@ -1,4 +1,4 @@
-"""Steps that went wrong: a loss far above the last ones, or one that is no number."""
+"""Detect anomalies: a loss far above the last ones, NaN or Inf."""
 
 import math
 from collections import deque
@@ -9,28 +9,28 @@ from typing import Literal
 import numpy as np
 
 MEDIAN_WINDOW = 16  # steps whose median a loss is compared with: few, since the loss falls fast at first
-WINDOW = 128  # such differences, among which a new one must stand out
-MIN_HISTORY = 16  # of them before anything is a spike
+WINDOW = 128  # differences from such medians, which a new difference is compared with
+MIN_HISTORY = 16  # differences before any loss is a spike
 MAD_TO_SIGMA = 1.4826  # the median absolute deviation of a normal distribution is sigma / 1.4826
-MIN_SIGMA = 0.01  # of the loss: losses that hardly differ at all make no spike out of nothing
+MIN_SIGMA = 0.01  # relative to the loss: almost equal losses do not make a tiny difference a spike
 
 AnomalyKind = Literal["non-finite", "spike"]
 
 
 @dataclass(frozen=True)
 class Anomaly:
-    """What is wrong with a step; `score` is the robust z-score of its loss, None for one that is no number."""
+    """What is wrong with a step; `score` is the robust z-score of its loss, None for NaN and Inf."""
 
-    fault: AnomalyKind
+    kind: AnomalyKind
     score: float | None
 
 
 class SpikeDetector:
-    """Compares how far each step's loss is above the median of the last 16 with how far the last 128 were.
+    """Compares each step's loss minus the median of the last 16 with the last 128 such differences.
 
-    In units of their median absolute deviation; medians, which a spike in the window hardly moves (Iglewicz and
-    Hoaglin, 1993, How to Detect and Handle Outliers). Steps with a fault do not enter the window; but 16 spikes in a
-    row are the level of now on, and no more a spike each, of which every one would be reported.
+    The unit is their median absolute deviation: a spike in the window hardly moves a median (Iglewicz and Hoaglin,
+    1993, How to Detect and Handle Outliers). Anomalies do not enter the window; but 16 spikes in a row are the new
+    level, and the next loss at that level is normal.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class SpikeDetector:
 
     @property
     def recent_losses(self) -> list[float]:
-        """What it compares with, oldest first."""
+        """The losses in the window, oldest first."""
         return list(self._recent)
 
     @property
     def spike_losses(self) -> list[float]:
-        """The spikes since the last sound step: with `recent_losses` all that it knows."""
+        """The spikes since the last normal step; with `recent_losses` the whole state."""
         return list(self._spikes)
 
-    def judge(self, loss: float, *, was_skipped: bool) -> Anomaly | None:
-        """What is wrong with a step of this loss; `was_skipped` says that its gradient was no number."""
+    def classify(self, loss: float, *, was_skipped: bool) -> Anomaly | None:
+        """The anomaly of a step with this loss, if any; `was_skipped` means that its gradient was NaN or Inf."""
         if was_skipped or not math.isfinite(loss):
             return Anomaly("non-finite", None)
         score = self._score(loss)
@@ -75,7 +75,7 @@ class SpikeDetector:
         losses = np.array(self._recent)
         local_medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, MEDIAN_WINDOW), axis=1)
         differences = losses[MEDIAN_WINDOW:] - local_medians[:-1]
-        usual = np.median(differences)
-        deviation = MAD_TO_SIGMA * np.median(abs(differences - usual))
-        difference = loss - local_medians[-1] - usual
+        center = np.median(differences)
+        deviation = MAD_TO_SIGMA * np.median(abs(differences - center))
+        difference = loss - local_medians[-1] - center
         return float(difference / max(deviation, MIN_SIGMA * abs(local_medians[-1])))

@@ -1,4 +1,4 @@
-"""Looks at every step: the exact loss in total and by source, faults, and what is done about them."""
+"""The metrics of each step: exact loss in total and by source, and anomalies."""
 
 import logging
 import math
@@ -12,56 +12,53 @@ from transformers.trainer_callback import ExportableState
 
 from pretraining.errors import UserError
 from pretraining.training.data.batch import Batch
-from pretraining.training.metrics.evaluation import figures_by_source, figures_of
+from pretraining.training.metrics.evaluation import metrics_by_source, metrics_of_sums
 from pretraining.training.metrics.spike_detector import Anomaly, SpikeDetector
 from pretraining.training.model.loss import NUM_SUMS, TokenLosses, block_sums, source_sums
 
-# Of callbacks, by which the Trainer saves their state: a checkpoint of that time is resumed too.
+# Earlier names of callbacks: a checkpoint has the state of a callback under the name of its class.
 EARLIER_NAMES = {"StepMetrics": "StepWatch", "AnomalyCallback": "FaultHandler", "StopCallback": "Stopping"}
-# One after another; dynamic loss scaling of fp16 halves its scale from 2^16 to 1 in 32 such steps at most.
-MOST_NON_FINITE_STEPS = 50
-SMOOTHING = 0.98  # as much as the mean of about the last 50 steps
-LEFT_OUT = ("num_tokens", "perplexity/")  # of the figures: they follow from others, and each takes time to report
-UNNAMED = ""  # in a checkpoint, the source of data that has only one
+# In a row; dynamic loss scaling of fp16 halves its scale from 2^16 to 1 in at most 32 such steps.
+MAX_NON_FINITE_STEPS = 50
+SMOOTHING = 0.98  # about the mean of the last 50 steps
+UNLOGGED_PREFIXES = ("num_tokens", "perplexity/")  # they follow from other metrics, and each takes time to report
+UNNAMED = ""  # in a checkpoint, the source of data with only one
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One finished step: its exact mean loss over all processes, and what is wrong with it if anything."""
+    """A finished step: its exact mean loss over all processes, and its anomaly, if any."""
 
     loss: float
-    verdict: Anomaly | None
+    anomaly: Anomaly | None
 
 
 @dataclass
 class SmoothedLoss:
-    """The mean of the losses until now, in which each step counts `SMOOTHING` times as much as the one after it.
-
-    Over the sum of these weights, so that the first steps, of which there are few, are not drawn to 0.
-    """
+    """Exponential moving average of the losses, divided by the sum of its weights, so that it does not start at 0."""
 
     sum: float = 0.0
     weight: float = 0.0
 
     def add(self, loss: float) -> None:
-        """Take in a step."""
+        """Add the loss of a step."""
         self.sum = SMOOTHING * self.sum + (1 - SMOOTHING) * loss
         self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
 
     @property
     def value(self) -> float:
-        """It; no number before the first step."""
+        """The average; NaN before the first step."""
         return self.sum / self.weight if self.weight else math.nan
 
 
 class StepMetrics(TrainerCallback, ExportableState):
-    """Sums up what micro steps give, and judges each step; all processes come to the same verdict.
+    """Adds up the losses of micro steps and classifies each step; the result is the same on every process.
 
-    One small reduction a step and none a micro step. What it knows of the past is saved in each checkpoint, by the
-    names of the sources: `--allow_changed data` can change their number, order and names. `has_same_data` is for
-    checkpoints of versions that saved no names: whether the data is that of the run's last start.
+    One small all-reduce per step, none per micro step. Its state is saved in each checkpoint by the names of the
+    sources, whose number, order and names `--allow_changed data` can change. `has_same_data`, whether the data is that
+    of the run's last start, is for checkpoints of versions that saved no names.
     """
 
     def __init__(
@@ -77,70 +74,69 @@ class StepMetrics(TrainerCallback, ExportableState):
         self.restore({})
 
     def add(self, tokens: TokenLosses, batch: Batch) -> None:
-        """Take in one micro batch."""
+        """Add a micro batch."""
         self._step_sums += source_sums(tokens, batch, len(self._sources))
         self._block_sums.append(block_sums(tokens))
 
     def finish_step(self, *, was_skipped: bool) -> StepResult:
-        """Judge the step that is over; called on every process.
+        """Classify the finished step; called on every process.
 
         Raises:
-            UserError: when nothing but faults come any more.
+            UserError: after too many steps in a row with NaN or Inf.
         """
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(self._step_sums)
         sums = self._step_sums.to("cpu", copy=True)
         self._step_sums.zero_()
         loss = float(sums[:, 0].sum() / sums[:, 2].sum())
-        verdict = self._detector.judge(loss, was_skipped=was_skipped)
+        anomaly = self._detector.classify(loss, was_skipped=was_skipped)
         self._tokens[: len(sums)] += sums[:, 2]
         if math.isfinite(loss):
             self._interval_sums[: len(sums)] += sums
             self._smoothed.add(loss)
-        self._count(verdict)
-        return StepResult(loss, verdict)
+        self._count(anomaly)
+        return StepResult(loss, anomaly)
 
     def block_sums(self) -> torch.Tensor:
-        """Losses and predictions of this process's blocks in the step that is over, [micro steps, blocks, 2]."""
+        """Sums of losses and predictions of this process's blocks in the finished step, [micro steps, blocks, 2]."""
         return torch.stack(self._block_sums)
 
-    def forget_step(self) -> None:
-        """Make room for the blocks of the next step."""
+    def clear_step(self) -> None:
+        """Drop the block sums of the finished step."""
         self._block_sums.clear()
 
-    def take_figures(self) -> dict[str, float]:
-        """Loss, accuracy and tokens since they were last taken, without NaN steps.
+    def pop_metrics(self) -> dict[str, float]:
+        """Loss, accuracy and tokens since the last call, without NaN steps; with several sources also by source.
 
-        Where there are several sources, by source too; of sources that the run read before its data was changed, the
-        tokens stay in the record.
+        The tokens of sources that were read only before the data was changed stay in the record.
         """
         sums, named = self._interval_sums, self._named_rows()
-        figures = {"non_finite_steps": self.num_non_finite_steps, "spikes": self.num_spikes}
-        figures |= {f"tokens/{source}": int(self._tokens[row]) for source, row in named.items()}
+        metrics = {"non_finite_steps": self.num_non_finite_steps, "spikes": self.num_spikes}
+        metrics |= {f"tokens/{source}": int(self._tokens[row]) for source, row in named.items()}
         if sums[:, 2].sum() == 0:
-            return {"loss": math.nan, **figures}
-        figures["smoothed_loss"] = self._smoothed.value
-        figures |= figures_of(sums.sum(dim=0).tolist())
+            return {"loss": math.nan, **metrics}
+        metrics["smoothed_loss"] = self._smoothed.value
+        metrics |= metrics_of_sums(sums.sum(dim=0).tolist())
         if named:
-            figures |= figures_by_source(sums[list(named.values())], list(named))
+            metrics |= metrics_by_source(sums[list(named.values())], list(named))
         self._interval_sums = torch.zeros_like(sums)
-        return {name: value for name, value in figures.items() if not name.startswith(LEFT_OUT)}
+        return {name: value for name, value in metrics.items() if not name.startswith(UNLOGGED_PREFIXES)}
 
     def _named_rows(self) -> dict[str, int]:
-        """The rows of the sources by which figures are logged; none when only one source is read."""
+        """The rows of the sources that are logged by name; none when only one source is read."""
         if len(self._sources) == 1:
             return {}
         return {name: row for row, name in enumerate(self._names) if name or row < len(self._sources)}
 
-    def _count(self, verdict: Anomaly | None) -> None:
-        is_non_finite = verdict is not None and verdict.fault == "non-finite"
+    def _count(self, anomaly: Anomaly | None) -> None:
+        is_non_finite = anomaly is not None and anomaly.kind == "non-finite"
         self.num_non_finite_steps += is_non_finite
-        self.num_spikes += verdict is not None and verdict.fault == "spike"
+        self.num_spikes += anomaly is not None and anomaly.kind == "spike"
         self._num_non_finite_in_a_row = self._num_non_finite_in_a_row + 1 if is_non_finite else 0
-        if self._num_non_finite_in_a_row >= MOST_NON_FINITE_STEPS:
+        if self._num_non_finite_in_a_row >= MAX_NON_FINITE_STEPS:
             raise UserError(
-                f"--learning_rate: {MOST_NON_FINITE_STEPS} steps one after another had a loss or gradient that is no "
-                "number and were skipped; go on from an earlier checkpoint with a lower one, or another --seed"
+                f"--learning_rate: {MAX_NON_FINITE_STEPS} steps in a row had a NaN or Inf loss or gradient and were "
+                "skipped; resume from an earlier checkpoint with a lower --learning_rate or another --seed"
             )
 
     def state(self) -> dict[str, Any]:
@@ -154,23 +150,23 @@ class StepMetrics(TrainerCallback, ExportableState):
                 "num_non_finite_steps": self.num_non_finite_steps,
                 "num_spikes": self.num_spikes,
                 "smoothed_loss": [self._smoothed.sum, self._smoothed.weight],
-                # A checkpoint can be between two lines of the log.
+                # A checkpoint can be saved between two log records.
                 "interval_sums": dict(zip(self._names, self._interval_sums.tolist(), strict=True)),
             },
         }
 
-    def restore(self, kept: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept; from nothing at the beginning of a run."""
-        losses = {name: kept.get(name, ()) for name in ("recent_losses", "spike_losses")}
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Restore the state of a checkpoint; {} resets to the start of a run."""
+        losses = {name: saved.get(name, ()) for name in ("recent_losses", "spike_losses")}
         self._detector = SpikeDetector(threshold=self._threshold, **losses)
-        self.num_non_finite_steps = kept.get("num_non_finite_steps", 0)
-        self.num_spikes = kept.get("num_spikes", 0)
-        self._smoothed = SmoothedLoss(*kept.get("smoothed_loss", (0.0, 0.0)))
-        self._restore_sums(kept.get("tokens_by_source", {}), kept.get("interval_sums", {}))
-        self.forget_step()
+        self.num_non_finite_steps = saved.get("num_non_finite_steps", 0)
+        self.num_spikes = saved.get("num_spikes", 0)
+        self._smoothed = SmoothedLoss(*saved.get("smoothed_loss", (0.0, 0.0)))
+        self._restore_sums(saved.get("tokens_by_source", {}), saved.get("interval_sums", {}))
+        self.clear_step()
 
     def _restore_sums(self, tokens: Any, interval_sums: Any) -> None:
-        """Give each source the sums of its name, and each source that is not read any more a row after them."""
+        """Give each source the sums of its name; sources that are no longer read get the rows after them."""
         if not isinstance(tokens, Mapping) and not self._fits(tokens):
             logger.warning("--allow_changed data: the checkpoint has no sources by name, so tokens/SOURCE start at 0")
         tokens, interval_sums = self._by_name(tokens), self._by_name(interval_sums)
@@ -180,7 +176,7 @@ class StepMetrics(TrainerCallback, ExportableState):
         self._interval_sums = torch.tensor(rows, dtype=torch.float64)
 
     def _by_name(self, sums: Mapping[str, Any] | Sequence[Any]) -> Mapping[str, Any]:
-        """Sums of a checkpoint; earlier versions saved them as a list without names, which only their own data fits."""
+        """The sums of a checkpoint by source; earlier versions saved a list, which fits the same data only."""
         if isinstance(sums, Mapping):
             return sums
         return dict(zip(self._sources, sums, strict=True)) if self._fits(sums) else {}
@@ -191,12 +187,12 @@ class StepMetrics(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take up what the checkpoint kept that the run goes on from."""
+        """Restore the state of the checkpoint that the run resumes from."""
         self.restore(callback_state(state, StepMetrics.__name__))
 
 
 def callback_state(state: TrainerState, callback: str) -> dict[str, Any]:
-    """What the callback of this class, by its name of today, kept in the checkpoint that `state` was read from."""
+    """The state of a callback, by its current class name, in the checkpoint that `state` was read from."""
     saved = state.stateful_callbacks or {}
-    kept = saved.get(callback, saved.get(EARLIER_NAMES.get(callback, ""), {}))
-    return kept.get("attributes", {}) if isinstance(kept, dict) else {}
+    found = saved.get(callback, saved.get(EARLIER_NAMES.get(callback, ""), {}))
+    return found.get("attributes", {}) if isinstance(found, dict) else {}

@@ -1,16 +1,73 @@
-"""Tokens per second and MFU, measured over the steps alone: evaluation and saving do not count."""
+"""Tokens per second and MFU over the steps only, and the split of all time into data, compute, saves and so on."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from pretraining.training.metrics.time_split import Part, TimeBreakdown
+Part = Literal["data", "forward_backward", "optimizer", "save", "evaluation", "other"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+class TimeBreakdown:
+    """Counts seconds by part. Callbacks, the log and whatever has no separate part are "other"."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self.start()
+
+    def start(self) -> None:
+        """Reset all counts and start now."""
+        self._part: Part = "other"
+        self._since = self._clock()
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._totals = dict.fromkeys(PARTS, 0.0)
+
+    def enter(self, part: Part) -> Part:
+        """Count for `part` from now on; returns the previous part."""
+        before, now = self._part, self._clock()
+        self._seconds[before] += now - self._since
+        self._part, self._since = part, now
+        return before
+
+    @contextmanager
+    def part(self, part: Part) -> Iterator[None]:
+        """Count the body for `part`, then return to the previous part."""
+        before = self.enter(part)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def move(self, seconds: float, source: Part, target: Part) -> None:
+        """Move seconds from `source` to `target`: work that the GPU did later than the host."""
+        seconds = min(max(seconds, 0.0), self._seconds[source])
+        self._seconds[source] -= seconds
+        self._seconds[target] += seconds
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last call, as keys of the log; `interval_seconds` is their sum."""
+        self.enter(self._part)
+        for part, seconds in self._seconds.items():
+            self._totals[part] += seconds
+        taken, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
+        return _as_metrics(taken, "interval_seconds")
+
+    def totals(self) -> dict[str, float]:
+        """The sum of all that `take` returned since the start; `total_seconds` is the total."""
+        return _as_metrics(self._totals, "total_seconds")
+
+
+def _as_metrics(seconds: dict[Part, float], name_of_sum: str) -> dict[str, float]:
+    """Rounded to the microsecond; the sum is that of the rounded values, so that the log adds up."""
+    rounded = {f"{part}_seconds": round(value, 6) for part, value in seconds.items()}
+    return {name_of_sum: round(sum(rounded.values()), 6), **rounded}
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """What one step is, over all GPUs, and what one of them could do; None where its peak is unknown."""
+    """The work of a step over all GPUs, and the peak of one GPU; None if unknown."""
 
     tokens: int
     blocks: int
@@ -19,32 +76,32 @@ class StepWork:
     causal_flops_per_token: float
     peak_flops_per_second: float | None
 
-    def figures(self, steps_per_second: float) -> dict[str, float]:
-        """A speed as keys of the log, without the two MFUs (0 to 1) where there is no peak to compare with.
+    def speed_metrics(self, steps_per_second: float) -> dict[str, float]:
+        """A speed as keys of the log, without the two MFUs (0 to 1) where the peak is unknown.
 
-        TFLOP/s and `mfu` count the whole square of attention, `mfu_causal` the half of it that is needed; neither
-        counts what activation checkpointing computes again.
+        TFLOP/s and `mfu` count the whole square of attention, `mfu_causal` the half that is needed; neither counts
+        what activation checkpointing recomputes.
         """
         rate = steps_per_second * self.tokens / self.num_gpus
-        figures = {
+        metrics = {
             "tokens_per_second_per_gpu": rate,
             "blocks_per_second": steps_per_second * self.blocks,
             "tflops_per_second_per_gpu": rate * self.flops_per_token / 1e12,
         }
         if self.peak_flops_per_second is not None:
-            figures["mfu"] = rate * self.flops_per_token / self.peak_flops_per_second
-            figures["mfu_causal"] = rate * self.causal_flops_per_token / self.peak_flops_per_second
-        return figures
+            metrics["mfu"] = rate * self.flops_per_token / self.peak_flops_per_second
+            metrics["mfu_causal"] = rate * self.causal_flops_per_token / self.peak_flops_per_second
+        return metrics
 
 
 class ThroughputMeter:
-    """Measures the time of steps between two readings, less the pauses in between."""
+    """Measures the time of steps between two readings, without the pauses in between."""
 
     def __init__(self, work: StepWork, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.work = work
         self.times = TimeBreakdown(clock)
         self._clock = clock
-        self._interval_began_at: float | None = None
+        self._interval_started_at: float | None = None
         self._paused_seconds = 0.0
         self._paused_at: float | None = None
         self._last_step = 0
@@ -54,23 +111,23 @@ class ThroughputMeter:
         self._has_warmed_up = False
 
     def start(self, step: int) -> None:
-        """Begin to measure before the first step of this process; `step` are done already."""
+        """Start to measure before the first step of this process; `step` steps are done already."""
         self.times.start()
         self.go_back(step)
 
     def go_back(self, step: int) -> None:
-        """Measure the next interval from here, where the run stands at `step` again."""
+        """Start the next interval now, at `step`, e.g. after a rollback."""
         self._last_step = step
         self._paused_seconds = 0.0
-        self._interval_began_at = self._clock()
+        self._interval_started_at = self._clock()
         if self._paused_at is not None:
-            self._paused_at = self._interval_began_at
+            self._paused_at = self._interval_started_at
 
     @contextmanager
     def pause(self, part: Part = "other") -> Iterator[None]:
-        """Leave out the time of what is not a step, such as an evaluation, and count it for `part`.
+        """Exclude the body, e.g. an evaluation, from the time of steps, and count it for `part`.
 
-        A pause within a pause is a part of that.
+        A pause within a pause is part of the outer one.
         """
         is_within = self._paused_at is not None
         if not is_within:
@@ -83,33 +140,32 @@ class ThroughputMeter:
                 self._paused_seconds += self._clock() - self._paused_at
                 self._paused_at = None
 
-    def figures(self, step: int, *, max_steps: int) -> dict[str, float]:
-        """Speed since the last reading, as keys of the log; nothing when no step was finished since.
+    def pop_metrics(self, step: int, *, max_steps: int) -> dict[str, float]:
+        """Speed since the last reading, as keys of the log; empty when no step was finished since.
 
-        The time left and the overall speed are told from all intervals but the first, whose first step allocates
-        memory and fills caches; until there is a second, there is no overall speed. The time left has its share of
-        pauses: as many evaluations and saves are expected as there were.
+        The time left and the overall speed exclude the first interval, whose first step allocates memory and fills
+        caches; the overall speed starts with the second interval. The time left includes pauses at the same rate.
         """
         num_steps = step - self._last_step
-        if self._interval_began_at is None or num_steps == 0:
+        if self._interval_started_at is None or num_steps == 0:
             return {}
         now = self._clock()
         paused, self._paused_seconds = self._paused_seconds, 0.0
-        seconds = now - self._interval_began_at - paused
-        self._interval_began_at, self._last_step = now, step
+        seconds = now - self._interval_started_at - paused
+        self._interval_started_at, self._last_step = now, step
         if self._has_warmed_up:
             self._warm_steps += num_steps
             self._warm_seconds += seconds
             self._warm_paused_seconds += paused
         self._has_warmed_up = True
-        figures = self.work.figures(num_steps / seconds)
+        metrics = self.work.speed_metrics(num_steps / seconds)
         seconds_per_step = seconds / num_steps
         if self._warm_steps:
             seconds_per_step = (self._warm_seconds + self._warm_paused_seconds) / self._warm_steps
-            overall = self.overall_figures()["tokens_per_second_per_gpu"]
-            figures["overall_tokens_per_second_per_gpu"] = overall
-        return {**figures, "seconds_left": seconds_per_step * (max_steps - step)}
+            overall = self.overall_metrics()["tokens_per_second_per_gpu"]
+            metrics["overall_tokens_per_second_per_gpu"] = overall
+        return {**metrics, "seconds_left": seconds_per_step * (max_steps - step)}
 
-    def overall_figures(self) -> dict[str, float]:
-        """The speed since the start, without the first interval and the pauses; nothing before the second."""
-        return self.work.figures(self._warm_steps / self._warm_seconds) if self._warm_steps else {}
+    def overall_metrics(self) -> dict[str, float]:
+        """The speed since the start, without the first interval and pauses; empty before the second interval."""
+        return self.work.speed_metrics(self._warm_steps / self._warm_seconds) if self._warm_steps else {}

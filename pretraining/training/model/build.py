@@ -1,31 +1,37 @@
-"""A model's configuration, and fresh weights for it, sharded as they are made."""
+"""The config and the weights of a model; weights are sharded as they are created."""
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pretraining.cli.arguments.pretrain import ModelArguments
 from pretraining.data.store.manifest import StoreSpec
-from pretraining.errors import UserError
-from pretraining.training.model.fields import model_fields
-from pretraining.training.model.shape import shape_problems
+from pretraining.errors import UserError, nearest, shortened
+from pretraining.training.model.fields import FIELDS, model_fields, number_problem
+
+ROPE_FIELDS = (*RopeParameters.__annotations__, "type")
+ROPE_TYPES = ("default", *ROPE_INIT_FUNCTIONS)
 
 
 def load_model_config(arguments: ModelArguments, blocks: StoreSpec | None) -> LlamaConfig:
-    """The configuration to train: the named shape, with the vocabulary and special tokens of the blocks, if any.
+    """The config to train: the named model, with the vocabulary and special tokens of the blocks, if any.
 
     Raises:
-        UserError: when the model is unknown or no Llama, or does not fit the blocks.
+        UserError: when the model is unknown or not a Llama, or does not fit the blocks.
     """
     fields = model_fields(arguments, blocks)
     config = _llama_config(arguments.model, fields)
     if "initializer_range" not in fields:
-        config.initializer_range = fresh_deviation(config.hidden_size)
+        config.initializer_range = initial_deviation(config.hidden_size)
     if blocks is not None:
         config.bos_token_id = blocks.token_rules.bos_token_id
         config.eos_token_id = blocks.token_rules.eos_token_id
@@ -35,12 +41,12 @@ def load_model_config(arguments: ModelArguments, blocks: StoreSpec | None) -> Ll
     return config
 
 
-def fresh_deviation(hidden_size: int) -> float:
-    """The standard deviation of fresh weights of a model so wide: sqrt(2 / (5 width)), and at least the usual 0.02.
+def initial_deviation(hidden_size: int) -> float:
+    """The standard deviation of fresh weights: sqrt(2 / (5 width)), and at least the 0.02 of Llama models.
 
-    "Small init" of Nguyen and Salazar (arXiv 1910.05895, section 2.2). It is 0.02 at a width of 1,000. Below that 0.02
-    is too little: the output of a layer hardly differs from its input at first, and a model of width 192 has a loss of
-    5.65 after 160 steps where one with 0.046 has 3.08. From 1,000 on, 0.02 is what Llama models are trained with.
+    "Small init" of Nguyen and Salazar (arXiv 1910.05895, section 2.2), which is 0.02 at a width of 1,000. For narrower
+    models 0.02 is too small, as a layer's output hardly differs from its input: at width 192 the loss after 160 steps
+    is 5.65, and 3.08 with 0.046.
     """
     return max(0.02, math.sqrt(2 / (5 * hidden_size)))
 
@@ -48,11 +54,11 @@ def fresh_deviation(hidden_size: int) -> float:
 def build_model(
     config: LlamaConfig, *, attention_implementation: str, seed: int, weights: Path | None = None
 ) -> PreTrainedModel:
-    """Fresh weights, or those of the exported model in a folder, each rank holding its partition only.
+    """Fresh weights, or those of the exported model in a folder; each rank holds its partition only.
 
-    TrainingArguments with a ZeRO-3 config must be alive: `from_config` looks there and partitions every parameter as
-    it is made, where `LlamaForCausalLM(config)` would first make the whole model on every rank. `from_pretrained` does
-    so too, and the first rank alone reads the files, which are mapped.
+    TrainingArguments with a ZeRO-3 config must exist: `from_config` and `from_pretrained` look there and partition each
+    parameter as it is created, where `LlamaForCausalLM(config)` would create the whole model on every rank. Of an
+    exported model only rank 0 reads the files, which are memory-mapped.
     """
     set_seed(seed)
     try:
@@ -79,17 +85,53 @@ def _load_model(folder: Path, config: LlamaConfig, attention_implementation: str
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {folder}: cannot be loaded ({' '.join(str(error).split())})") from None
     if found["missing_keys"]:
-        raise UserError(f"--model {folder}: has no {', '.join(sorted(found['missing_keys'])[:3])}; export it again")
+        raise UserError(
+            f"--model {folder}: weights are missing ({', '.join(sorted(found['missing_keys'])[:3])}); export it again"
+        )
     return model
 
 
 def _llama_config(name: str, fields: dict[str, Any]) -> LlamaConfig:
     try:
-        # No padding token: blocks have none, and torch never trains the embedding of one, which may be EOS.
+        # No padding token: blocks have none, and torch does not train its embedding, which may be that of EOS.
         config = LlamaConfig.from_dict({**fields, "use_cache": False, "pad_token_id": None})
-    except Exception as error:  # transformers wraps a wrong type in errors of its own, of no common class
+    except Exception as error:  # for a wrong type transformers raises various classes
         raise UserError(f"--model {name}: {' '.join(str(error.__cause__ or error).split())}") from None
     problems = [f"--model {name}: {problem}" for problem in shape_problems(config)]
     if problems:
         raise UserError(*problems)
     return config
+
+
+def shape_problems(config: LlamaConfig) -> Iterator[str]:
+    """Problems of activation and rotary positions, as `field value: problem`.
+
+    model/fields.py checks all that needs no torch. transformers accepts an unknown activation or a rotary base that is
+    not a number, and fails when the weights are created, if at all.
+    """
+    if config.hidden_act not in ACT2FN:
+        remedy = nearest(config.hidden_act, ACT2FN) or "; Llama has silu"
+        yield f"hidden_act {shortened(config.hidden_act)}: is not an activation of transformers{remedy}"
+    yield from _rope_problems(config)
+
+
+def _rope_problems(config: LlamaConfig) -> Iterator[str]:
+    rope = config.rope_parameters or {}
+    unknown = [name for name in rope if name not in ROPE_FIELDS]
+    kind, theta = rope.get("rope_type"), rope.get("rope_theta")
+    if unknown:
+        yield f"rope_parameters: has no field {shortened(str(unknown[0]))}{nearest(str(unknown[0]), ROPE_FIELDS)}"
+    elif kind not in ROPE_TYPES:
+        yield f"rope_type {shortened(str(kind))}: is not one of {', '.join(ROPE_TYPES)}"
+    elif problem := number_problem(theta, FIELDS["rope_theta"]):
+        yield f"rope_theta {shortened(str(theta))}: {problem}"
+    elif not _has_frequencies(config):
+        yield f"rope_parameters {shortened(str(rope))}: not all frequencies are above 0; check the numbers of {kind}"
+
+
+def _has_frequencies(config: LlamaConfig) -> bool:
+    try:
+        frequencies = LlamaRotaryEmbedding(config).inv_freq
+    except Exception:  # the formulas raise anything for a wrong or missing number
+        return False
+    return bool(frequencies.isfinite().all() and (frequencies > 0).all())

@@ -1,8 +1,8 @@
-"""A decoder layer as one thing: to ZeRO-3, which gathers it, and to the compiler, which makes its kernels.
+"""Treat each decoder layer as one unit for ZeRO-3 gathering and torch.compile.
 
 ZeRO-3 hooks every module that has weights, twice in forward and twice in backward; a Llama layer has nine. Hooked as a
-whole it costs the host 1.6 ms in forward, not 3.3 (docs/benchmarks/step_settings.md); an H200 computes a layer of
-Llama-2-7B over 4,096 tokens in 2.4. Nothing within a layer is hooked then, so torch.compile takes it in one graph.
+whole, a layer costs the host 1.6 ms in forward instead of 3.3 (docs/benchmarks/step_settings.md); an H200 computes a
+layer of Llama-2-7B over 4,096 tokens in 2.4 ms. Without hooks inside, torch.compile captures the layer in one graph.
 """
 
 import os
@@ -22,11 +22,11 @@ from pretraining.system.cores import machine_cores
 from pretraining.system.private_dirs import private_dir
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-# A core trains the quickstart at 50 to 59 GFLOP/s (Zen 4, fp32 and bf16), so that a run takes longer than estimated.
+# A core trains the quickstart at 50 to 59 GFLOP/s (Zen 4, fp32 and bf16), so estimates are on the low side.
 FLOPS_PER_CORE_SECOND = 50e9
-# Compiled layers save 5 to 18 % of a step and take up to a minute to compile: won back twice in 40 minutes at 5 %.
+# Compiled layers save 5 to 18 % of a step and take up to a minute to compile: 5 % of 40 minutes is twice that.
 MIN_RUN_MINUTES = 40
-ASKED = "as the flags say"
+ASKED = "set by --compile_layers"
 TOO_SHORT = "the run is too short"
 
 
@@ -47,14 +47,14 @@ def choose_compilation(
     flops: float,
     num_cores: int | None = None,
 ) -> Compilation:
-    """Compile layers as asked, else as the run that is resumed (`recorded`), else on a CPU where it saves time.
+    """Compile layers as asked, else as the resumed run did (`recorded`), else on a CPU if it saves time.
 
-    It changes rounding, so all processes must decide alike: on several machines layers are not compiled unasked, as a
-    compiler may be missing on one. Nor are they on GPUs, where the gain has not been measured. `flops` are those of
-    the run, `num_cores` all of this machine.
+    Compilation changes rounding, so all processes must decide alike: on several machines the default is off, as one may
+    lack a compiler; on GPUs too, as the gain is not measured. `flops` are those of the run, `num_cores` all cores of
+    this machine.
 
     Raises:
-        UserError: when the layers of the run that is resumed were compiled, and none can be here.
+        UserError: when the layers of the resumed run were compiled and this machine cannot compile.
     """
     minutes = flops / (num_cores or machine_cores()) / FLOPS_PER_CORE_SECOND / 60
     problem = compiler_problem()
@@ -70,27 +70,25 @@ def choose_compilation(
     reason = next((name for name, holds in reasons.items() if holds), None)
     decided = asked if asked is not None else bool(recorded) and is_possible
     if decided and asked is None and problem is not None:
-        raise UserError(f"--resume: the layers of this run are compiled, and here {problem}; or --compile_layers false")
+        raise UserError(f"--resume: the layers of this run are compiled, but {problem}; or use --compile_layers false")
     if reason is None:
         return Compilation(True, f"the run is long enough, about {minutes:.0f} min")
     return Compilation(decided, reason)
 
 
 def set_zero_leaf_layers(model: PreTrainedModel) -> None:
-    """Have ZeRO-3 gather the weights of a layer at once; it must not have its engine yet."""
+    """Have ZeRO-3 gather the weights of a layer at once; call it before the engine is made."""
     set_z3_leaf_modules(model, [LlamaDecoderLayer])
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile each layer; the first is compiled when it first runs, and the others take its kernels.
+    """Compile each layer's `forward`, inside ZeRO-3's hooks; the first layer compiles, the others reuse its kernels.
 
-    What is compiled is `forward`, activation checkpointing included; around it stay the hooks of ZeRO-3.
-
-    torch unpickles and runs what its cache holds. It has that in /tmp/torchinductor_USER, which anybody can create, and
-    puts that name into the environment when it is imported.
+    torch unpickles and runs the contents of its cache. Its default, /tmp/torchinductor_USER, can be created by any
+    user, and torch puts that name into the environment when it is imported; so the cache moves to a private folder.
 
     Raises:
-        UserError: when the folder of the cache is not of this user alone.
+        UserError: when other users can open the cache folder.
     """
     shared = str(Path(tempfile.gettempdir(), "torchinductor_"))
     if os.environ.get(CACHE_VARIABLE, shared).startswith(shared):

@@ -1,7 +1,6 @@
 """The fields of a model's config, from a preset, a file or the Hub, with --model_overrides; checked without torch.
 
-transformers has the class of the config, and importing that imports torch, so its fields stand here; a test compares
-them with the class.
+LlamaConfig cannot be used, since importing it imports torch; a test compares DEFAULTS with it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from pretraining.data.store.manifest import StoreSpec
 
 PRESETS_PATH = Path(__file__).with_name("presets.yaml")
-# LlamaConfig's, of transformers 5; None for what follows from others, or is nothing.
+# LlamaConfig's, of transformers 5; None for a field that follows from others, or has no value.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -48,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-NOT_OVERRIDABLE = {"use_cache", "pad_token_id"}  # they do not shape the model, or are set by this suite
+NOT_OVERRIDABLE = {"use_cache", "pad_token_id"}  # set by this suite
 HEADS = Range(1, 1 << 16)
 FIELDS = {
     "vocab_size": Range(1, 10**7),
@@ -75,12 +74,12 @@ class Heads(NamedTuple):
 
 
 def load_presets() -> dict[str, dict[str, Any]]:
-    """The model shapes of presets.yaml by name."""
+    """The models of presets.yaml by name."""
     return yaml.safe_load(PRESETS_PATH.read_text(encoding="utf-8"))
 
 
 def model_fields(arguments: ModelArguments, blocks: StoreSpec | None) -> dict[str, Any]:
-    """The config's fields: the named shape with its overrides, and the vocabulary of the blocks for a preset.
+    """The config's fields: the named model with its overrides; a preset gets the vocabulary of the blocks.
 
     Raises:
         UserError: when the model is unknown or not a Llama, a field is wrong, or it does not fit the blocks.
@@ -99,7 +98,7 @@ def model_fields(arguments: ModelArguments, blocks: StoreSpec | None) -> dict[st
 
 
 def heads_of(fields: Mapping[str, Any]) -> Heads:
-    """The heads in the fields of a config; without num_key_value_heads each head has keys and values of its own."""
+    """The heads of a config; without num_key_value_heads, each head has its separate keys and values."""
     given = _with_defaults(fields)
     heads = given["num_attention_heads"]
     return Heads(heads, given["num_key_value_heads"] or heads)
@@ -135,10 +134,10 @@ def _download_config(name: str, preset_names: tuple[str, ...]) -> Path:
         raise UserError(f"--model {name}: the folder has no config.json; pass one that has, or a preset")
     if not HUB_ID.fullmatch(name):
         raise UserError(
-            f"--model {name}: is no preset{nearest(name, preset_names)}, file or folder, and not a name of the Hub "
+            f"--model {name}: not a preset{nearest(name, preset_names)}, file or folder, and not a Hub name "
             f"(USER/NAME); presets: {', '.join(preset_names)}"
         )
-    # Here: the Hub's client takes 0.2 s to import, which only a model of the Hub needs.
+    # Imported here: it takes 0.2 s, and only a model of the Hub needs it.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -147,13 +146,13 @@ def _download_config(name: str, preset_names: tuple[str, ...]) -> Path:
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--model {name}: is no preset{nearest(name, preset_names)}, file or folder, and the Hub does not give it "
+            f"--model {name}: not a preset{nearest(name, preset_names)}, file or folder, and not found on the Hub "
             f"({reason}); presets: {', '.join(preset_names)}"
         ) from None
 
 
 def _overrides(texts: list[str]) -> dict[str, Any]:
-    """`hidden_size=512` as a field and its value, read as YAML reads it."""
+    """Parse `hidden_size=512` into a field and its YAML value."""
     overridable = {*DEFAULTS, "rope_theta"} - NOT_OVERRIDABLE
     problems, overrides = [], {}
     for text in texts:
@@ -172,16 +171,16 @@ def _overrides(texts: list[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """As YAML reads it, and 1e6 is a number too; what is neither is a text, which no number may be."""
+    """A YAML value; also reads 1e6 as a number. Anything else stays text."""
     try:
         value = yaml.safe_load(text)
         return float(value) if isinstance(value, str) else value
-    except (yaml.YAMLError, ValueError, RecursionError):  # such as a date 2001-99-99
+    except (yaml.YAMLError, ValueError, RecursionError):  # e.g. a date 2001-99-99
         return text
 
 
 def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Overrides over fields; rope_theta stands inside rope_parameters in configs of transformers 5."""
+    """Apply overrides to fields; configs of transformers 5 have rope_theta inside rope_parameters."""
     merged = {**fields, **overrides}
     if "rope_theta" in overrides and isinstance(merged.get("rope_parameters"), dict):
         merged["rope_parameters"] = {**merged["rope_parameters"], "rope_theta": overrides["rope_theta"]}
@@ -200,24 +199,24 @@ def _check_fields(fields: Mapping[str, Any], name: str) -> None:
 
 
 def field_problem(name: str, value: Any) -> str | None:
-    """What is wrong with one field of a config; None also for fields that have no range."""
+    """The problem of one field of a config; None also for fields without a range."""
     if name not in FIELDS or value is None:
         return None
     return number_problem(value, FIELDS[name])
 
 
 def _head_problems(fields: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the heads of fields that are in their ranges; a missing head_dim is their share."""
+    """The problems of the heads; a missing head_dim is hidden_size / num_attention_heads."""
     hidden_size, (heads, groups) = fields["hidden_size"], heads_of(fields)
     if not all(isinstance(number, int) for number in (hidden_size, heads, groups)):
         return  # transformers checks the types
     head_dim = fields["head_dim"] or hidden_size // heads
     if heads % groups:
-        yield f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}; override one of them"
+        yield f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; override one of them"
     if hidden_size % heads:
         yield f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}; override one of them"
     elif head_dim % 2:
-        yield f"head_dim {head_dim}: must be even, positions turn pairs; override head_dim or hidden_size"
+        yield f"head_dim {head_dim}: must be even, as rotary positions rotate pairs; override head_dim or hidden_size"
 
 
 def _check_against_blocks(fields: Mapping[str, Any], name: str, blocks: StoreSpec) -> None:
@@ -240,7 +239,7 @@ def _check_against_blocks(fields: Mapping[str, Any], name: str, blocks: StoreSpe
 
 
 def number_problem(value: Any, allowed: Range) -> str | None:
-    """What is wrong with a value that must be a number in a range."""
+    """The problem of a value that must be a number in a range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "must be a number"
     return allowed.problem(value)

@@ -1,9 +1,8 @@
-"""The products of the decoder layers in fp8, by torchao: 8 bits a number, scaled by the largest of its tensor.
+"""Compute the matrix products of the decoder layers in fp8 with torchao, scaled per tensor by its largest value.
 
-Inputs and weights become e4m3, gradients e5m2, each with a scale of its own, found anew for each product. Weights stay
-what and where they are, so ZeRO-3, checkpoints and exports know nothing of it; embeddings, norms, attention and lm_head
-compute as before. Only a training step is in fp8: evaluation, samples and the check of an export are to say what the
-exported model does, which computes in the precision of its weights.
+Inputs and weights are cast to e4m3, gradients to e5m2, with a new scale for each product. Weights are stored as before,
+so ZeRO-3, checkpoints and exports do not change; embeddings, norms, attention and lm_head compute as before. Only
+training steps use fp8: evaluation, samples and the check of an export use the precision of the exported weights.
 """
 
 from types import MethodType
@@ -15,15 +14,15 @@ from pretraining.errors import UserError
 from pretraining.planning.layout import TrainingLayout
 from pretraining.training.distributed.process_group import has_gpu
 
-LOWEST_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
-MULTIPLE = 16  # torch._scaled_mm wants rows of whole 16 bytes; in backward the tokens make a row
+MIN_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
+DIM_MULTIPLE = 16  # torch._scaled_mm needs rows of a multiple of 16 bytes; in backward, tokens form a row
 
 
 def convert_to_fp8(model: PreTrainedModel) -> None:
     """Convert the layers' linears; without a GPU they multiply the same casts in fp32.
 
-    Before the layers are compiled, and they must be: as it stands, a converted linear keeps its gathered weight for
-    backward, so that ZeRO-3 could free none.
+    Call it before the layers are compiled. They must be compiled: otherwise a converted linear keeps its gathered
+    weight for backward, and ZeRO-3 can free none.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     from torchao.float8.float8_linear import Float8Linear
@@ -38,14 +37,14 @@ def convert_to_fp8(model: PreTrainedModel) -> None:
 
 
 def check_fp8(layout: TrainingLayout) -> None:
-    """Refuse a GPU or a model that cannot compute in fp8.
+    """Check that the GPU and the model support fp8.
 
     Raises:
         UserError: with all problems at once.
     """
     problems = unsupported_sizes(layout)
-    capability = torch.cuda.get_device_capability() if has_gpu() else LOWEST_CAPABILITY
-    if capability < LOWEST_CAPABILITY:
+    capability = torch.cuda.get_device_capability() if has_gpu() else MIN_CAPABILITY
+    if capability < MIN_CAPABILITY:
         problems.append(
             f"--fp8: needs a GPU of compute capability 8.9 or newer (Ada, Hopper), this one has "
             f"{capability[0]}.{capability[1]}; remove the flag"
@@ -55,7 +54,7 @@ def check_fp8(layout: TrainingLayout) -> None:
 
 
 def unsupported_sizes(layout: TrainingLayout) -> list[str]:
-    """Why no machine can."""
+    """The sizes of a model or micro step that fp8 does not support on any machine."""
     shape = layout.shape
     widths = {
         "hidden_size": shape.hidden_size,
@@ -64,13 +63,13 @@ def unsupported_sizes(layout: TrainingLayout) -> list[str]:
         "num_key_value_heads * head_dim": shape.num_key_value_heads * shape.head_dim,
     }
     problems = [
-        f"--fp8: needs multiples of {MULTIPLE}, and {name} is {width:,}; give another, or leave it out"
+        f"--fp8: needs multiples of {DIM_MULTIPLE}, but {name} is {width:,}; use another model, or remove the flag"
         for name, width in widths.items()
-        if width % MULTIPLE
+        if width % DIM_MULTIPLE
     ]
-    if layout.num_tokens % MULTIPLE:
+    if layout.num_tokens % DIM_MULTIPLE:
         problems.append(
-            f"--fp8: needs micro steps of a multiple of {MULTIPLE} tokens, and {layout.num_tokens:,} are in one; give "
-            "another --per_device_train_batch_size or block length, or leave it out"
+            f"--fp8: needs micro steps of a multiple of {DIM_MULTIPLE} tokens, but one has {layout.num_tokens:,}; "
+            "use another --per_device_train_batch_size or block length, or remove the flag"
         )
     return problems

@@ -1,13 +1,13 @@
-"""Ulysses sequence parallelism: consecutive processes share each block, every one holding a part of its length.
+"""Ulysses sequence parallelism: consecutive processes share each block; each holds a part of its length.
 
-Around attention the processes of a group exchange what they hold, so that each has the whole length for its share of
-the heads (DeepSpeed-Ulysses, arXiv 2309.14509); the rest of a Llama sees one position at a time. For ZeRO-3 these are
-data parallel processes like any others, whose micro batches happen to be parts of blocks: with the loss divided by the
-tokens of the whole step, neither gradients nor checkpoints need to know.
+Around attention the processes of a group exchange their parts, so that each has the whole length for its share of the
+heads (DeepSpeed-Ulysses, arXiv 2309.14509); the rest of a Llama works on single positions. For ZeRO-3 these are data
+parallel processes like any others, whose micro batches are parts of blocks: the loss is divided by the tokens of the
+whole step, so gradients and checkpoints do not change.
 
-The Trainer's own way (`parallelism_config`) is not taken: in transformers 5.23 with accelerate 1.15 it cannot resume
-(its loader has no `dataset`), weighs micro steps alike however much of them is padding, is wrong with ZeRO's
-`reduce_scatter` off, drops the mask that keeps documents apart under sdpa, and evaluates whole blocks on one GPU.
+The Trainer's `parallelism_config` is not used: in transformers 5.23 with accelerate 1.15 it cannot resume (its loader
+has no `dataset`), gives micro steps equal weight whatever their padding, is wrong with ZeRO's `reduce_scatter` off,
+drops the document mask under sdpa, and evaluates whole blocks on one GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from pretraining.training.data.batch import Batch, collate_targets
 
 @dataclass(frozen=True)
 class SequenceGroup:
-    """The processes that share each block, and the place of this one among them."""
+    """The processes that share each block, and the rank of this one among them."""
 
     processes: dist.ProcessGroup
     rank: int
@@ -35,36 +35,36 @@ class SequenceGroup:
 def join_sequence_group(size: int, *, timeout_seconds: int) -> SequenceGroup:
     """The group of this process: ranks 0 to size - 1 are the first, and so on. Every process must call this.
 
-    With the timeout of the run, since torch's own of 10 minutes for NCCL would end it while rank 0 writes a checkpoint.
+    It gets the timeout of the run: torch's 10 minutes for NCCL would end it while rank 0 writes a checkpoint.
     """
     processes, _ = dist.new_subgroups(size, timeout=timedelta(seconds=timeout_seconds))
     return SequenceGroup(processes, rank=dist.get_rank() % size, size=size)
 
 
 def collate_parts(items: Sequence[Batch], *, rank: int, size: int) -> Batch:
-    """Items as a batch with targets, of which this process has its part of the length: the whole if it shares none."""
+    """Collate items into a batch with targets, and take this process's part of the length (all of it for size 1)."""
     batch = collate_targets(items)
     return batch if size == 1 else part_of_batch(batch, rank=rank, size=size)
 
 
 def part_of_batch(batch: Batch, *, rank: int, size: int) -> Batch:
-    """Part `rank` of `size` of each tensor [batch, length], and of positions if there are none."""
+    """Part `rank` of `size` of each tensor [batch, length]; positions are added if missing."""
     positions = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
     whole = {"position_ids": positions, **batch}
     return {name: tensor.chunk(size, dim=1)[rank].contiguous() for name, tensor in whole.items()}
 
 
 def share_attention(implementation: str, group: SequenceGroup, *, within_documents: bool) -> None:
-    """Let `implementation` (sdpa or a flash attention) exchange heads for length in this process, for every model.
+    """Replace `implementation` (sdpa or a flash attention) in this process by one that exchanges heads for length.
 
-    Under its own name, as DeepSpeed does: transformers chooses by it how to call the kernels.
+    It keeps the name, by which transformers chooses how to call the kernels; DeepSpeed does the same.
     """
     attend = ALL_ATTENTION_FUNCTIONS[implementation]
 
     def shared(
         module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
-        # The mask was made for this process's part, as if it were a block. Attention over the whole is causal.
+        # The mask is for this process's part only, so it is not used. Attention over the whole block is causal.
         heads = [_Exchange.apply(states, group, 1, 2) for states in (query, key, value)]
         positions = options.pop("position_ids").contiguous()
         if within_documents:
@@ -81,21 +81,21 @@ def share_attention(implementation: str, group: SequenceGroup, *, within_documen
 def _attend_within_documents(
     attend: Callable, module: torch.nn.Module, heads: list[Tensor], positions: Tensor, options: dict[str, Any]
 ) -> Tensor:
-    """Attention in each document by itself, which begins where its positions do: no mask of length x length."""
-    begins = torch.nn.functional.pad(positions.diff() != 1, (1, 0), value=True)
+    """Attention within each document, which starts where its positions restart; needs no length x length mask."""
+    starts = torch.nn.functional.pad(positions.diff() != 1, (1, 0), value=True)
     rows = []
-    for row, is_begin in enumerate(begins):
-        places = is_begin.nonzero().flatten().tolist()
-        lengths = [end - begin for begin, end in zip(places, [*places[1:], len(is_begin)], strict=True)]
+    for row, is_start in enumerate(starts):
+        begin = is_start.nonzero().flatten().tolist()
+        lengths = [end - first for first, end in zip(begin, [*begin[1:], len(is_start)], strict=True)]
         documents = zip(*(states[row : row + 1].split(lengths, dim=2) for states in heads), strict=True)
         rows.append(torch.cat([attend(module, *document, None, **options)[0] for document in documents], dim=1))
     return torch.cat(rows)
 
 
 class _Exchange(torch.autograd.Function):
-    """Cut along one dimension, a piece to each process of the group; join what comes from them along the other.
+    """All-to-all: split along dimension `cut`, one piece per process; concatenate the received along `joined`.
 
-    The gradient goes the same way back.
+    The gradient is exchanged in the opposite direction.
     """
 
     @staticmethod

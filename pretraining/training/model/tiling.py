@@ -1,12 +1,12 @@
-"""Loss, MLP and norms over tiles of tokens, so that what is widest in a model never exists for a whole block at once.
+"""Compute loss, MLP and norms in tiles of tokens, so that the widest tensors never exist for a whole block.
 
-The logits of 131,072 tokens of a vocabulary of 128,256 have 67 GB in fp32, as have their gradients; one of 32 tiles has
-2.1 GB. The idea is that of ALST (arXiv 2506.13996); loss and gradient are made together as in Liger-Kernel's fused
+The logits of 131,072 tokens for a vocabulary of 128,256 take 67 GB in fp32, and so do their gradients; one of 32 tiles
+takes 2.1 GB. Tiles follow ALST (arXiv 2506.13996); loss and gradient are computed together as in Liger-Kernel's fused
 linear cross entropy (arXiv 2410.10989).
 
-DeepSpeed's own TiledFusedLogitsLoss and TiledMLP (runtime/sequence_parallel/ulysses_sp.py, 0.19.8) are not used: the
-first gives `lm_head` a gradient that no later division of the loss reaches, and both leave their weights without any
-where `torch.chunk` makes fewer tiles than it was asked for.
+DeepSpeed's TiledFusedLogitsLoss and TiledMLP (runtime/sequence_parallel/ulysses_sp.py, 0.19.8) are not used: the first
+ignores a later division of the loss in the gradient of `lm_head`, and both give weights no gradient where `torch.chunk`
+returns fewer tiles than asked for.
 """
 
 import math
@@ -31,10 +31,10 @@ TileResults = tuple[Tensor, Tensor, Tensor]
 def tiled_token_losses(lm_head: nn.Module, hidden: Tensor, labels: Tensor, *, num_tiles: int) -> TileResults:
     """The sum of the token losses, the loss of each token, and whether no token was likelier than its label.
 
-    `labels` [batch, length] are shifted already: the label of a position is the token after it. Where it is
-    IGNORED_LABEL the loss is 0 and nothing is correct. Losses are in fp32, and only their sum has a gradient.
+    `labels` [batch, length] are shifted already: the label of a position is the next token. At IGNORED_LABEL the loss
+    is 0 and the prediction not correct. Losses are in nats and fp32, and only their sum has a gradient.
 
-    All tiles are computed inside one call of `lm_head`, in whose hooks ZeRO-3 gathers the weight.
+    All tiles are computed in one call of `lm_head`, whose hooks gather the weight under ZeRO-3.
     """
     ordinary_forward = lm_head.forward
     lm_head.forward = partial(_head_losses, lm_head, num_tiles=num_tiles)
@@ -51,9 +51,9 @@ def _head_losses(lm_head: nn.Module, hidden: Tensor, labels: Tensor, *, num_tile
 
 
 class _TiledLosses(torch.autograd.Function):
-    """The gradient of a tile's logits is known as soon as they are, so a tile is done when it has been seen.
+    """Computes the gradient of a tile together with its loss, so that no logits are kept for backward.
 
-    What waits for backward are the gradients of `rows` [tokens, hidden] and `weight` for an incoming gradient of 1.
+    Kept are the gradients of `rows` [tokens, hidden] and `weight`, for an incoming gradient of 1.
     """
 
     @staticmethod
@@ -63,13 +63,13 @@ class _TiledLosses(torch.autograd.Function):
         losses = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
         is_correct = torch.empty(len(rows), dtype=torch.bool, device=rows.device)
         row_gradient = torch.empty_like(rows if with_gradient else rows[:0])
-        # Tiles are added up in fp32, as micro steps are: bf16 would round the sum once a tile.
+        # Tiles are added in fp32, like micro steps: bf16 would round the sum once per tile.
         weight_gradient = torch.zeros_like(weight if with_gradient else weight[:0], dtype=torch.float32)
         tile_length = _tile_length(len(rows), num_tiles)
         for start in range(0, len(rows), tile_length):
             tile = slice(start, start + tile_length)
             logits = (rows[tile] @ weight.T).float()
-            losses[tile], is_correct[tile] = _losses_leaving_gradient(logits, labels[tile])
+            losses[tile], is_correct[tile] = _losses_and_gradient_inplace(logits, labels[tile])
             if with_gradient:
                 gradient = logits.to(rows.dtype)
                 row_gradient[tile] = gradient @ weight
@@ -89,25 +89,25 @@ class _TiledLosses(torch.autograd.Function):
         return row_gradient, weight_gradient.mul_(incoming).to(ctx.weight_dtype), None, None, None
 
 
-def _losses_leaving_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses of a tile, and whether no token is likelier than the label; `logits` becomes their sum's gradient.
+def _losses_and_gradient_inplace(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses of a tile, and whether no token is likelier than the label; overwrites `logits` with the gradient.
 
-    All in place: logsumexp would make two more tensors of this size, and on a CPU take longer than all that is here.
+    logsumexp would allocate two more tensors of this size, and on a CPU take longer than this whole function.
     """
     is_counted = (labels != IGNORED_LABEL)[:, None]
-    places = labels.clamp(min=0)[:, None]
-    highest, of_labels = logits.amax(-1, keepdim=True), logits.gather(-1, places)
-    is_right = is_counted & (of_labels >= highest)
-    distances = highest - of_labels
+    indices = labels.clamp(min=0)[:, None]
+    highest, label_logits = logits.amax(-1, keepdim=True), logits.gather(-1, indices)
+    is_correct = is_counted & (label_logits >= highest)
+    distances = highest - label_logits
     sums = logits.sub_(highest).exp_().sum(-1, keepdim=True)
-    # Divided and not multiplied by 1 / sums, which would round twice; what is not counted by infinity.
-    logits.div_(sums.masked_fill(~is_counted, math.inf)).scatter_add_(-1, places, -is_counted.to(logits.dtype))
-    return ((distances + sums.log()) * is_counted)[:, 0], is_right[:, 0]
+    # Divided, as multiplying by 1 / sums would round twice; uncounted rows are divided by infinity.
+    logits.div_(sums.masked_fill(~is_counted, math.inf)).scatter_add_(-1, indices, -is_counted.to(logits.dtype))
+    return ((distances + sums.log()) * is_counted)[:, 0], is_correct[:, 0]
 
 
 @dataclass
 class TokenLossOutput(ModelOutput):
-    """What a model with a tiled loss gives for labels: no logits."""
+    """The output of a model with a tiled loss, given labels: losses and no logits."""
 
     loss: Tensor | None = None
     token_losses: Tensor | None = None
@@ -115,9 +115,9 @@ class TokenLossOutput(ModelOutput):
 
 
 def tile_loss(model: PreTrainedModel, *, num_tiles: int) -> None:
-    """Let this model, given labels, shifted already, answer with a `TokenLossOutput`; without them it gives logits.
+    """Have this model return a `TokenLossOutput` when given (shifted) labels; without labels it returns logits.
 
-    In its own forward, because ZeRO-3 follows a step from the call of the whole model on.
+    This reindices the model's forward, because ZeRO-3 traces a step from the call of the whole model.
     """
     model.forward = partial(_forward_with_token_losses, model, num_tiles)
 
@@ -133,7 +133,7 @@ def _forward_with_token_losses(
 
 @contextmanager
 def without_tiling(model: PreTrainedModel) -> Iterator[None]:
-    """The model without its tiles, for as long as this lasts."""
+    """Turn off all tiles within the context."""
     tiled = [module for module in model.modules() if isinstance(vars(module).get("forward"), partial)]
     forwards = [vars(module).pop("forward") for module in tiled]
     try:
@@ -144,7 +144,7 @@ def without_tiling(model: PreTrainedModel) -> Iterator[None]:
 
 
 def tile_layers(model: PreTrainedModel, *, num_tiles: int) -> None:
-    """Let each MLP and each norm of this model take a block in tiles along its length, and keep its input only."""
+    """Have each MLP and norm of this model compute in tiles along the length, and keep only its input for backward."""
     for module in model.modules():
         if isinstance(module, (LlamaMLP, LlamaRMSNorm)):
             module.forward = partial(_in_tiles, module, num_tiles)
@@ -156,10 +156,10 @@ def _in_tiles(module: nn.Module, num_tiles: int, hidden: Tensor) -> Tensor:
 
 
 class _TokenwiseTiles(torch.autograd.Function):
-    """What `compute` makes of each token of `hidden` [batch, length, width] with `weights`; again in backward.
+    """Applies `compute`, which has `weights`, to tiles of `hidden` [batch, length, width]; recomputes in backward.
 
-    Not torch's checkpoint of each tile: autograd would add up the tiles' gradients of a weight in bf16. The norms are
-    here because autograd keeps 8 bytes of each number for one in bf16, of which 2 are its input.
+    With torch's checkpoint per tile, autograd would add up the tiles' weight gradients in bf16. Norms are included
+    because autograd keeps 8 bytes per bf16 number for them, of which 2 are the input.
     """
 
     @staticmethod
@@ -179,11 +179,11 @@ class _TokenwiseTiles(torch.autograd.Function):
         (hidden,) = ctx.saved_tensors
         gradient = torch.empty_like(hidden)
         sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in ctx.weights]
-        for part, target, its_incoming in _tiles(ctx.tile_length, hidden, gradient, incoming):
+        for part, target, incoming_part in _tiles(ctx.tile_length, hidden, gradient, incoming):
             part = part.detach().requires_grad_()
             with torch.enable_grad():
                 result = ctx.compute(part)
-            found, *of_weights = torch.autograd.grad(result, (part, *ctx.weights), its_incoming)
+            found, *of_weights = torch.autograd.grad(result, (part, *ctx.weights), incoming_part)
             target.copy_(found)
             for total, found in zip(sums, of_weights, strict=True):
                 total += found
@@ -192,10 +192,10 @@ class _TokenwiseTiles(torch.autograd.Function):
 
 
 def _tiles(tile_length: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of the same tile of each."""
+    """Views of the same tile of each tensor."""
     return zip(*(tensor.split(tile_length, dim=1) for tensor in tensors), strict=True)
 
 
 def _tile_length(length: int, num_tiles: int) -> int:
-    """Of all tiles but the last, which may be shorter."""
+    """The length of all tiles but the last, which may be shorter."""
     return -(-length // num_tiles)

@@ -1,4 +1,4 @@
-"""The tokenizer that travels with a model: the data set's own, with the rules that training followed."""
+"""The tokenizer of an exported model: that of the data set, with the token rules of training."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from pretraining.errors import reading
 
 
 def tokenizer_for_model(store: Path, origin: StoreSpec, *, max_length: int) -> PreTrainedTokenizerFast:
-    """The data set's tokenizer, set to put around a prompt what training put before a document: BOS or nothing.
+    """The data set's tokenizer, which puts before a prompt what training puts before a document: BOS or nothing.
 
-    As a `PreTrainedTokenizerFast` every reader takes tokenizer.json as it stands; under the name of LlamaTokenizer
-    transformers would rebuild its pipeline and give other ids. Its config keeps the canary text of the blocks with its
-    ids, so that whoever samples can check that their tokenizer is the one of training.
+    A `PreTrainedTokenizerFast`, since transformers uses its tokenizer.json unchanged; as a LlamaTokenizer it would
+    rebuild the pipeline and give other ids. The config keeps a canary text with its ids, so that generation can check
+    that its tokenizer is that of training.
     """
     folder = store / "tokenizer"
     with reading(f"{folder}: the tokenizer of the blocks", remedy="copy it there again"):

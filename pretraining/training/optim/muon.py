@@ -1,12 +1,11 @@
 """Muon for weights that ZeRO-3 has partitioned: momentum, then the nearest orthogonal matrix as the update.
 
-Muon (Jordan et al., kellerjordan.github.io/posts/muon) needs a matrix as a whole, of which each process here has a
-part. In turns of as many matrices as there are processes, each process receives all parts of one matrix, makes it
-orthogonal, and sends the parts back: one exchange in bf16 each way, and no matrix is worked on twice.
+Muon (Jordan et al., kellerjordan.github.io/posts/muon) needs whole matrices, of which each process has a part. In turns
+of as many matrices as there are processes, each process receives all parts of one matrix, orthogonalizes it, and sends
+the parts back: one all-to-all in bf16 each way, and no matrix is computed twice.
 
-DeepSpeed 0.19.8 has a Muon too, but takes the gradient norm after it, over the orthogonal updates: clipping at 1.0
-then divides every step by a number that grows with the model (20 for 0.5 M parameters), and the norm in the log says
-nothing. Here the norm is that of the gradients, and they are what is clipped.
+DeepSpeed 0.19.8 also has a Muon, but takes the gradient norm over the orthogonal updates: clipping at 1.0 then divides
+every step by a number that grows with the model (20 for 0.5 M parameters). Here the gradients are clipped.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from torch import Tensor
 MOMENTUM = 0.95
 NUM_ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan et al.; they bring each singular value to between 0.7 and 1.2
-SMALLEST_NORM = 1e-7
-# Makes an update as large as one of AdamW, so that both have one learning rate (Moonlight, arXiv 2502.16982, eq. 4).
-ADAMW_SIZE = 0.2
+MIN_NORM = 1e-7
+# Makes an update as large as one of AdamW, so that both share a learning rate (Moonlight, arXiv 2502.16982, eq. 4).
+ADAMW_SCALE = 0.2
 
 
 class MuonWithAdamW(torch.optim.AdamW):
@@ -35,12 +34,12 @@ class MuonWithAdamW(torch.optim.AdamW):
 
     def __init__(self, groups: Sequence[dict[str, Any]], **adamw: Any) -> None:
         super().__init__(groups, **adamw)
-        # Now, while the groups hold the model's matrices: ZeRO-3 puts flat partitions in their place.
+        # Now, while the groups hold the model's matrices: ZeRO-3 replaces them by flat partitions.
         self._matrices = [parameter for group in groups if group["muon"] for parameter in group["params"]]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update what stands in the groups; ZeRO-3 steps through one flat partition at a time."""
+        """Update the parameters of the groups; ZeRO-3 passes one flat partition at a time."""
         groups = self.param_groups
         for group in groups:
             if group["muon"]:
@@ -53,7 +52,7 @@ class MuonWithAdamW(torch.optim.AdamW):
 
     def _update(self, flat: Tensor, group: dict[str, Any]) -> None:
         state = self.state[flat]
-        if not state:  # named as AdamW's, which looks at all states when it loads them
+        if not state:  # AdamW's names, which its loading expects in all states
             state["step"], state["exp_avg"] = torch.tensor(0.0), torch.zeros_like(flat)
         state["step"] += 1
         momentum = state["exp_avg"].lerp_(flat.grad, 1 - MOMENTUM)
@@ -63,7 +62,7 @@ class MuonWithAdamW(torch.optim.AdamW):
         _orthogonalize(update, matrices, sizes)
         flat.mul_(1 - group["lr"] * group["weight_decay"])
         for matrix, weights, change in zip(matrices, flat.split(sizes), update.split(sizes), strict=True):
-            weights.add_(change, alpha=-group["lr"] * ADAMW_SIZE * math.sqrt(max(matrix.ds_shape)))
+            weights.add_(change, alpha=-group["lr"] * ADAMW_SCALE * math.sqrt(max(matrix.ds_shape)))
 
     def _matrices_in(self, flat: Tensor) -> list[Tensor]:
         """The matrices whose partitions, one after the other, are `flat`; DeepSpeed names it by the first and last."""
@@ -73,7 +72,7 @@ class MuonWithAdamW(torch.optim.AdamW):
 
 
 def _orthogonalize(update: Tensor, matrices: list[Tensor], sizes: list[int]) -> None:
-    """Replace, in place, the partitions of the matrices by those of the matrices made orthogonal."""
+    """Replace, in place, the partitions of the matrices by those of the orthogonalized matrices."""
     processes = matrices[0].ds_process_group
     rank, num_processes = dist.get_rank(processes), dist.get_world_size(processes)
     offset = 0
@@ -86,26 +85,26 @@ def _orthogonalize(update: Tensor, matrices: list[Tensor], sizes: list[int]) -> 
         whole = _exchange(parts, sent=there, received=[here] * num_processes, processes=processes)
         if here:
             shape = matrices[start + rank].ds_shape
-            matrix = whole[: shape.numel()].view(shape)  # behind it is padding
-            matrix.copy_(orthogonal(matrix))
+            matrix = whole[: shape.numel()].view(shape)  # the rest is padding
+            matrix.copy_(orthogonalized(matrix))
         parts.copy_(_exchange(whole, sent=[here] * num_processes, received=there, processes=processes))
 
 
 def _exchange(parts: Tensor, *, sent: list[int], received: list[int], processes: Any) -> Tensor:
-    """Give each process its part, and take one from each; in bf16, in which matrices are made orthogonal anyway."""
+    """All-to-all of parts with the given sizes, in bf16, the dtype of the orthogonalization."""
     device = get_accelerator().current_device_name()  # not that of an offloaded optimizer
-    taken = torch.empty(sum(received), dtype=torch.bfloat16, device=device)
-    dist.all_to_all_single(taken, parts.to(device, torch.bfloat16), received, sent, group=processes)
-    return taken
+    result = torch.empty(sum(received), dtype=torch.bfloat16, device=device)
+    dist.all_to_all_single(result, parts.to(device, torch.bfloat16), received, sent, group=processes)
+    return result
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest orthogonal matrix, by Newton and Schulz's iteration in bf16."""
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """Approximately the nearest orthogonal matrix, by the Newton-Schulz iteration in bf16."""
     a, b, c = COEFFICIENTS
     is_tall = matrix.size(0) > matrix.size(1)
     x = matrix.bfloat16()
     x = x.T if is_tall else x
-    x = x / x.norm().clamp(min=SMALLEST_NORM)  # all singular values at most 1
+    x = x / x.norm().clamp(min=MIN_NORM)  # all singular values at most 1
     for _ in range(NUM_ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

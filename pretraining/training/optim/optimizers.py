@@ -1,21 +1,24 @@
-"""The optimizers to choose from: what each keeps per parameter, and what of the model it works on.
+"""The optimizers of --optim and their parameter groups.
 
-All of them train the same in one process and in many, and go on after a resume as if never stopped; tests hold them to
-it. torchao's AdamW8bit does too, but keeps fp32 moments, without a word, for a partition whose size is no multiple of
-256, and compiles its step.
+All of them train the same in one process and in many, and resume exactly; tests check both. torchao's AdamW8bit does
+too, but silently keeps fp32 moments for a partition whose size is not a multiple of 256, and compiles its step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from pretraining.cli.arguments.run import OptimizerName
 from pretraining.errors import UserError
-from pretraining.training.optim.adamw_bf16 import AdamWBf16
 from pretraining.training.optim.muon import MuonWithAdamW
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+CHUNK = 1 << 25  # elements updated at a time, so that the fp32 copies take 256 MB whatever the size of a partition
 
 
 def make_optimizer(
@@ -34,17 +37,17 @@ def make_optimizer(
     if name == "adamw_bf16":
         return AdamWBf16(decay_groups(model, **decay), **adam)
     if name == "adamw_8bit":
-        from bitsandbytes.optim import AdamW8bit  # not required: 43 MB, most of it for other CUDA versions
+        from bitsandbytes.optim import AdamW8bit  # optional: 43 MB, most of it for other CUDA versions
 
         return AdamW8bit(decay_groups(model, **decay), **adam)
     return MuonWithAdamW(muon_groups(model, **decay), **fused)
 
 
 def prepare_optimizer(name: OptimizerName, config: dict[str, Any]) -> None:
-    """Before anything is loaded: see that it stays the optimizer when it is offloaded.
+    """Keep the optimizer when it is offloaded; call it before anything is loaded.
 
-    For an offloaded optimizer, whichever it is, accelerate takes DeepSpeed's CPU Adam unless the config says otherwise.
-    torch's fused AdamW is as fast on a host (docs/benchmarks/step_settings.md), and nothing has to be compiled for it.
+    accelerate replaces an offloaded optimizer by DeepSpeed's CPU Adam unless the config forbids it. torch's fused AdamW
+    is as fast on a host (docs/benchmarks/step_settings.md), and needs no compiler.
 
     Raises:
         UserError: when the DeepSpeed config asks for CPU Adam.
@@ -52,28 +55,28 @@ def prepare_optimizer(name: OptimizerName, config: dict[str, Any]) -> None:
     if config.setdefault("zero_force_ds_cpu_optimizer", False) and name != "adamw":
         raise UserError(
             f"--optim {name}: zero_force_ds_cpu_optimizer is true in the DeepSpeed config, which puts DeepSpeed's CPU "
-            "Adam in its place; remove that, or give --optim adamw"
+            "Adam in its place; remove it, or use --optim adamw"
         )
 
 
 def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Weight decay, betas and whatever else flags decide of each group of parameters; not the learning rate."""
-    left_out = ("params", "lr", "initial_lr")
-    return [{name: value for name, value in group.items() if name not in left_out} for group in optimizer.param_groups]
+    """The settings of each parameter group that flags decide, e.g. weight decay and betas; not the learning rate."""
+    excluded = ("params", "lr", "initial_lr")
+    return [{name: value for name, value in group.items() if name not in excluded} for group in optimizer.param_groups]
 
 
 def decay_groups(model: PreTrainedModel, *, weight_decay: float, on_norms: bool) -> list[dict[str, Any]]:
-    """Matrices and embeddings, then norms and biases, which have no weight decay unless asked."""
+    """Two groups: matrices and embeddings; norms and biases, which have weight decay only if `on_norms`."""
     groups = []
     for is_vector in (False, True):
-        # ds_shape is the shape in the layer; what ZeRO-3 leaves there is empty.
+        # ds_shape is the shape in the layer; the parameter that ZeRO-3 leaves there is empty.
         params = [parameter for parameter in model.parameters() if (len(parameter.ds_shape) == 1) == is_vector]
         groups.append({"params": params, "weight_decay": weight_decay if on_norms or not is_vector else 0.0})
     return groups
 
 
 def muon_groups(model: PreTrainedModel, *, weight_decay: float, on_norms: bool) -> list[dict[str, Any]]:
-    """As `decay_groups`, and in a third the matrices of the layers; Muon is not for embeddings and head."""
+    """`decay_groups`, with the matrices of the layers as a third group; Muon is not for embeddings and head."""
     around = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
     matrices, vectors = decay_groups(model, weight_decay=weight_decay, on_norms=on_norms)
     of_layers = [parameter for parameter in matrices["params"] if id(parameter) not in around]
@@ -83,3 +86,58 @@ def muon_groups(model: PreTrainedModel, *, weight_decay: float, on_norms: bool) 
         {**vectors, "muon": False},
         {**matrices, "params": of_layers, "muon": True},
     ]
+
+
+class AdamWBf16(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with bf16 moments, 4 bytes per parameter instead of 8.
+
+    DeepSpeed's own `bf16_optimizer_states` makes the master weights bf16 as well, which rounds away a step of 3e-4 of a
+    weight; here they stay fp32. Each update is computed in fp32 and from the moments before rounding. Rounding is to
+    the nearest, so that runs do not depend on resumes or the number of processes.
+    """
+
+    def __init__(
+        self, params: Any, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load, and undo that torch casts each moment to the dtype of its parameter; bf16 to fp32 and back is exact."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            for name in MOMENTS:
+                state[name] = state[name].to(torch.bfloat16)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            for name in MOMENTS:
+                state[name] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+        state["step"] += 1
+        whole = (parameter, parameter.grad, *(state[name] for name in MOMENTS))
+        for chunk in zip(*(tensor.view(-1).split(CHUNK) for tensor in whole), strict=True):
+            _adamw(*chunk, num_steps=state["step"].item(), group=group)
+
+
+def _adamw(
+    weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *, num_steps: float, group: dict[str, Any]
+) -> None:
+    beta1, beta2 = group["betas"]
+    exact_mean = mean.float().lerp_(gradient, 1 - beta1)
+    exact_square = square.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    mean.copy_(exact_mean)
+    square.copy_(exact_square)
+    denominator = exact_square.div_(1 - beta2**num_steps).sqrt_().add_(group["eps"])
+    weight.mul_(1 - group["lr"] * group["weight_decay"])
+    weight.addcdiv_(exact_mean, denominator, value=-group["lr"] / (1 - beta1**num_steps))

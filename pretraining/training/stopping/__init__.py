@@ -1,1 +1,1 @@
-"""How a run ends early: signals, a STOP file, a deadline, a hang, an orphaned process."""
+"""Ending a run early: signals, a STOP file, a deadline, hangs, orphaned processes."""

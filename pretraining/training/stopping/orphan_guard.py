@@ -1,8 +1,8 @@
-"""No process of a run is left behind: each one watches its launcher and the other processes of its machine.
+"""Leave no orphans: each process watches its launcher and the other processes of its machine.
 
-What launchers do by themselves leaves orphans: SIGTERM or a kill of the `deepspeed` command ends that command alone; a
-kill of its child, which starts the ranks, leaves these running and has the command report success (0.19.8, it looks
-for exit codes above 0, and a signal's is below). And a rank whose neighbour was killed can wait in NCCL for ever.
+Launchers leave orphans: SIGTERM or a kill of the `deepspeed` command ends only that command; a kill of its child, which
+starts the ranks, leaves these running, and the command reports success (0.19.8 checks for exit codes above 0, and that
+of a signal is negative). A rank whose peer was killed can wait in NCCL forever.
 """
 
 import contextlib
@@ -22,115 +22,116 @@ from pretraining.system.launchers import has_launcher, launcher_identity, local_
 from pretraining.system.processes import STOP_SIGNALS, ProcessHandle, stat_words
 from pretraining.training.stopping.request import END_SIGNAL, Phase, StopRequest
 
-POLL_SECONDS = 0.02  # the deepspeed command takes about 0.1 s to end, and must not get to report success
-LOOK_AROUND_SECONDS = 1.0
-ASKED_WITHIN_SECONDS = 1.0  # a signal to all processes of a job kills some launchers, and asks the ranks to stop
-PEER_GRACE_SECONDS = 3.0  # what another process has to say about its end comes first
-DOUBLE_INTERRUPT_SECONDS = 1.0  # some launchers pass on the Ctrl-C that their processes had already
+POLL_SECONDS = 0.02  # the deepspeed command takes about 0.1 s to end, and must not report success before
+PEER_POLL_SECONDS = 1.0
+SIGNAL_GRACE_SECONDS = 1.0  # a signal to all processes of a job kills some launchers and asks the ranks to stop
+PEER_GRACE_SECONDS = 3.0  # a peer that ends with an error logs it first
+DOUBLE_INTERRUPT_SECONDS = 1.0  # some launchers forward the Ctrl-C that their processes also received
 SHELLS = {"sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "csh", "tcsh"}
 
 
 class OrphanGuard(threading.Thread):
-    """Ends this process when it must not go on, whatever its main thread does; passes on who asks it to stop."""
+    """Ends this process when it must not continue, whatever its main thread does; records requests to stop."""
 
     def __init__(self, request: StopRequest) -> None:
-        super().__init__(name="lifeline", daemon=True)
+        super().__init__(name="orphan guard", daemon=True)
         self._request = request
         self._launcher = _launcher()
         self._runner = None if self._launcher is None else _deepspeed_runner(self._launcher.pid)
-        self._others: dict[int, ProcessHandle] = {}
+        self._peers: dict[int, ProcessHandle] = {}
         self._ends_at: float | None = None
         self._first_interrupt: float | None = None
-        self._looked_around_at = 0.0
+        self._peers_checked_at = 0.0
 
-    def watch(self, others: Mapping[int, ProcessHandle]) -> None:
-        """End when one of these does: the other processes of this run on this machine, by rank."""
-        self._others = dict(others)
+    def watch(self, peers: Mapping[int, ProcessHandle]) -> None:
+        """End when one of these ends: the other processes of this run on this machine, by rank."""
+        self._peers = dict(peers)
 
-    def end_others(self) -> None:
-        """Have the other processes of this machine end without a word; this one has said why, and leaves next."""
-        for other in self._others.values():
-            if other.is_alive():
+    def end_peers(self) -> None:
+        """End the other processes of this machine silently; this one has logged the error, and ends next."""
+        for peer in self._peers.values():
+            if peer.is_alive():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(other.pid, END_SIGNAL)
+                    os.kill(peer.pid, END_SIGNAL)
 
     def run(self) -> None:
-        """Look, again and again."""
+        """Poll signals, the launcher and the peers until the process ends."""
         while True:
             if select.select([self._request.wakeup], [], [], POLL_SECONDS)[0]:
-                self._hear(os.read(self._request.wakeup, 64))
+                self._read_signals(os.read(self._request.wakeup, 64))
             now = time.monotonic()
-            self._look_up(now)
-            if now - self._looked_around_at > LOOK_AROUND_SECONDS:
-                self._looked_around_at = now
-                self._look_around()
+            self._check_launcher(now)
+            if now - self._peers_checked_at > PEER_POLL_SECONDS:
+                self._peers_checked_at = now
+                self._check_peers()
             if self._request.reason and self._request.phase in (Phase.BEFORE, Phase.AFTER):
-                self._leave_without_saving()
+                self._exit_without_saving()
 
-    def _hear(self, signals: bytes) -> None:
+    def _read_signals(self, signals: bytes) -> None:
         if END_SIGNAL in signals:
             end_workers()
             hard_exit("", USER_ERROR_EXIT_CODE)
-        for number in set(STOP_SIGNALS).intersection(signals):  # torch has a handler too, for the end of its workers
-            self._request.ask(signal.Signals(number).name)
+        for number in set(STOP_SIGNALS).intersection(signals):  # torch also handles the end of its workers
+            self._request.request(signal.Signals(number).name)
             if number == signal.SIGINT:
                 now = time.monotonic()
                 self._first_interrupt = self._first_interrupt or now
                 if now - self._first_interrupt > DOUBLE_INTERRUPT_SECONDS:
-                    _leave("interrupted twice: the run ends without saving", INTERRUPTED_EXIT_CODE)
+                    _exit_rank("interrupted twice: exiting without saving", INTERRUPTED_EXIT_CODE)
 
-    def _look_up(self, now: float) -> None:
-        """Is the launcher there? It never ends before its processes by itself."""
+    def _check_launcher(self, now: float) -> None:
+        """Exit if the launcher died: it never ends before its processes by itself."""
         if self._launcher is not None and not self._launcher.is_alive():
             if self._runner is not None and self._runner.is_alive() and local_rank() == 0:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._runner.pid, signal.SIGTERM)
             self._launcher = self._runner = None
-            self._ends_at = now + ASKED_WITHIN_SECONDS
+            self._ends_at = now + SIGNAL_GRACE_SECONDS
         if self._ends_at is not None and now > self._ends_at:
             self._ends_at = None
             if not self._request.reason:
-                _leave("the launcher died, so this run ends; the same command goes on", CRASH_EXIT_CODE)
+                _exit_rank("launcher died, stopping; rerun to resume", CRASH_EXIT_CODE)
 
-    def _look_around(self) -> None:
-        """Is the `deepspeed` command there, are the other processes?"""
+    def _check_peers(self) -> None:
+        """Request a stop if the `deepspeed` command is gone; exit if another process of this run died."""
         if self._runner is not None and not self._runner.is_alive():
             self._runner = None
-            self._request.ask("the launcher is gone")
-        dead = [rank for rank, other in self._others.items() if not other.is_alive()]
+            self._request.request("the launcher is gone")
+        dead = [rank for rank, peer in self._peers.items() if not peer.is_alive()]
         if dead and self._request.phase is not Phase.LEAVING:
             time.sleep(PEER_GRACE_SECONDS)
             if self._request.phase is not Phase.LEAVING:
-                alive = self._others.keys() - set(dead)
-                said = f"process {dead[0]} of this run died, so it ends; the same command goes on"
-                hard_exit(said if process_rank() < min(alive, default=math.inf) else "", CRASH_EXIT_CODE)
+                alive = self._peers.keys() - set(dead)
+                message = f"process {dead[0]} of this run died, stopping; rerun to resume"
+                hard_exit(message if process_rank() < min(alive, default=math.inf) else "", CRASH_EXIT_CODE)
 
-    def _leave_without_saving(self) -> None:
-        said = "evaluates and exports" if self._request.phase is Phase.AFTER else "goes on"
-        _leave(f"stopped ({self._request.reason}); the same command {said}", STOPPED_EXIT_CODE)
+    def _exit_without_saving(self) -> None:
+        purpose = "evaluate and export" if self._request.phase is Phase.AFTER else "resume"
+        _exit_rank(f"stopped ({self._request.reason}); rerun to {purpose}", STOPPED_EXIT_CODE)
 
 
 def end_workers() -> None:
-    """End the workers of DataLoaders first: one that is sending a batch would show a traceback."""
+    """Kill the DataLoader workers first: one that is sending a batch would print a traceback."""
     for worker in multiprocessing.active_children():
         worker.kill()
 
 
-def _leave(message: str, exit_code: int) -> None:
+def _exit_rank(message: str, exit_code: int) -> None:
+    """Exit at once; only the first process of this machine logs the message."""
     hard_exit(message if local_rank() == 0 else "", exit_code)
 
 
 def _launcher() -> ProcessHandle | None:
-    """What started this process, or its supervisor, if that is a launcher.
+    """The launcher of this process or of its supervisor; None without one.
 
-    Nothing is for python3 alone, and a shell is none, which may be left.
+    A shell is not a launcher: it may end before what it started.
     """
     if not has_launcher():
         return None
     try:
         pid, started = launcher_identity().split("-")
         is_shell = Path(f"/proc/{pid}/comm").read_text().strip() in SHELLS
-    except OSError:  # where a process does not see the others
+    except OSError:  # where /proc hides other users' processes
         return None
     return None if is_shell else ProcessHandle(int(pid), started)
 

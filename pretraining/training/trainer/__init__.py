@@ -1,1 +1,1 @@
-"""The Trainer of this suite and what it logs."""
+"""The Trainer of this suite, and its use of private parts of transformers."""

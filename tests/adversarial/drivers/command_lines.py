@@ -32,7 +32,7 @@ from pretraining.training.config.trainer_arguments import make_training_argument
 from pretraining.training.distributed.process_group import init_process_group
 from pretraining.training.dry_run.dry_run import print_plan
 from pretraining.training.run import quiet_libraries
-from pretraining.training.stopping.time_limit import TimeLimit
+from pretraining.training.stopping.request import TimeLimit
 from tools.evaluate import EvaluationArguments
 from tools.resume_proof import ProofArguments
 from tools.trace import TraceArguments
@@ -98,7 +98,7 @@ def run(words: Sequence[str]) -> dict[str, Any]:
 
 def _before_joining(arguments: PretrainArguments) -> dict[str, Any]:
     planned = resolve_run_config(arguments, pretrain.find_data(arguments.data))
-    TimeLimit(arguments.durability.max_hours).described()
+    TimeLimit(arguments.durability.max_hours).description()
     timedelta(seconds=arguments.trainer["ddp_timeout"])
     if not torch.distributed.is_initialized():
         init_process_group(timeout_seconds=600)

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 
 from pretraining.data.hub import download as hub_download
 from pretraining.errors import UserError
-from pretraining.runs.checksums import incomplete_reason
 from pretraining.system.files import sha256_of
 from pretraining.system.launchers import meeting_dir
-from pretraining.training.callbacks.hub_payload import REPORT_NAMES
+from pretraining.training.callbacks.hub_push import REPORT_NAMES
 from tests.conftest import (
     HANG_SECONDS,
     PROJECT_DIR,
@@ -66,7 +66,7 @@ def test_training_takes_a_revision_from_the_hub_once_for_all_processes(
     flags = [*TINY_RUN, "--global_batch_tokens", 512, "--max_steps", 2, "--per_device_train_batch_size", 2]
     command = [*launcher("deepspeed"), PROJECT_DIR / "pretrain.py", *flags, "--output_dir", tmp_path / "run"]
     command += ["--dataset", NAME, "--dataset_revision", commit, "--license", "cc-by-4.0", "--save_steps", 1]
-    command += ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "all_checkpoints"]
+    command += ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "every_save"]
     command += ["--hub_private_repo", "false"]
     done = run_fine(*command, env=hub.env(tmp_path / "machine", ALICE, xet=True) | {"TMPDIR": str(tmp_path)})
     assert f"data set: {NAME} of the Hub at commit {commit}" in done.output
@@ -74,12 +74,8 @@ def test_training_takes_a_revision_from_the_hub_once_for_all_processes(
     assert (record["arguments"]["dataset"], record["arguments"]["dataset_commits"]) == ([NAME], [commit])
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) >= 2
     assert f"pushing to the public model {hub.url}/alice/model" in done.stderr
-    assert_holds_run(
-        hub, tmp_path / "run", checkpoints={"checkpoint-1": "checkpoint-1", "checkpoint-2": "checkpoint-2"}
-    )
-    assert "model of step 2, checkpoint-1, checkpoint-2" in (tmp_path / "run/report.html").read_text(), (
-        "its last push too"
-    )
+    assert_holds_run(hub, tmp_path / "run")
+    assert "model of step 2" in (tmp_path / "run/report.html").read_text(), "its last push too"
     card = ModelCard(hub.read("model", "alice/model", "README.md").decode())
     assert (card.data.license, card.data.datasets) == ("cc-by-4.0", [NAME])
     assert {result.dataset_revision for result in card.data.eval_results} == {commit}
@@ -194,7 +190,7 @@ def test_pushes_fail_and_end_no_training_and_are_not_lost(
     """Killed while one hangs; forbidden at the end; the same command pushes, without training again."""
     record_property("killed", 1)
     run_dir = tmp_path / "run"
-    flags = ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "checkpoint", "--save_steps", 1]
+    flags = ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "every_save", "--save_steps", 1]
     flags += ["--max_steps", NUM_STEPS]
     env = hub.env(tmp_path / "machine", ALICE, xet=True)
     hub.faults = {"commit": [HOLD] * 100}
@@ -204,7 +200,7 @@ def test_pushes_fail_and_end_no_training_and_are_not_lost(
     hub.stop_holding()
     hub.faults = {"commit": [503, DROP] + [403] * 100}
     done = try_to_train("python", sample_store, run_dir, *flags, env=env)
-    assert_one_error(done, "--push_to_hub", "could not be pushed (403", "the same command pushes again")
+    assert_one_error(done, "--push_to_hub", "could not be pushed (403", "rerun the command to push again")
     assert (run_dir / "model/model.safetensors").is_file()
     assert pushes(run_dir)[-1]["problem"].startswith("403")
     repository = hub.storage.repositories["model", "alice/model"]
@@ -216,7 +212,7 @@ def test_pushes_fail_and_end_no_training_and_are_not_lost(
     assert figures(run_dir) == before
     assert (len(before), len(records(run_dir, "test_loss"))) == (NUM_STEPS, 1)
     assert f"pushing to the private model {hub.url}/alice/model" in done.stderr
-    assert_holds_run(hub, run_dir, checkpoints={"last-checkpoint": f"checkpoint-{NUM_STEPS}"})
+    assert_holds_run(hub, run_dir)
     assert f"pushed: {hub.url}/alice/model at commit {repository.head}: model of step {NUM_STEPS}" in done.stderr
     assert (pushes(run_dir)[-1]["step"], pushes(run_dir)[-1]["problem"]) == (NUM_STEPS, None)
     assert not (run_dir / "push").exists()
@@ -238,20 +234,17 @@ def kill_when_trained(hub: LocalHub, *arguments: Any, env: dict[str, str]) -> No
     while not (last.exists() and hub.asked("commit") and not (run_dir / "checkpoint-1").exists()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert incomplete_reason(run_dir / "push/step-1/last-checkpoint") is None  # which rotation took nothing from
+    weights = run_dir / "push/step-1/model.safetensors"  # which rotation did not delete
+    assert load_file(weights).keys() == load_file(last.with_name("model.safetensors")).keys()
     process.kill()
     process.wait()
 
 
-def assert_holds_run(hub: LocalHub, run_dir: Path, *, checkpoints: dict[str, str]) -> None:
-    """The Hub has the exported model, the card and these checkpoints of a run, each whole and with the same bytes."""
+def assert_holds_run(hub: LocalHub, run_dir: Path) -> None:
+    """The Hub has the exported model of a run with the same bytes, its card and its report."""
     repository = hub.storage.repositories["model", "alice/model"]
     tree = set(repository.trees[repository.head])
     expected = {path.name: path for path in (run_dir / "model").iterdir()}
-    for name, checkpoint in checkpoints.items():
-        files = [path for path in (run_dir / checkpoint).rglob("*") if path.is_file()]
-        expected |= {f"{name}/{path.relative_to(run_dir / checkpoint).as_posix()}": path for path in files}
-        assert f"{name}/complete.json" in expected
     assert tree - set(REPORT_NAMES) == set(expected) - set(REPORT_NAMES)  # the card has its curves beside it
     for name, path in expected.items():
         assert name == "README.md" or hub.read("model", "alice/model", name) == path.read_bytes(), name

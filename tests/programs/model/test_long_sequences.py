@@ -63,7 +63,7 @@ def test_wrong_tiles_are_found_at_the_beginning_of_long_blocks(script: str, tmp_
     if script == "pretrain.py":
         assert done.returncode == 0, done.output
     else:
-        assert_one_error(done, "--loss_tiles 3 --mlp_tiles 5: the loss of the first tokens is off", "by 0.01")
+        assert_one_error(done, "--loss_tiles 3 --mlp_tiles 5: the loss of the first tokens differs", "by 0.01")
 
 
 @pytest.mark.guarantee("Processes that share blocks train like one process.")

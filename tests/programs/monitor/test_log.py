@@ -14,7 +14,7 @@ from pretraining.runs.checksums import read_complete
 from pretraining.runs.compare import first_difference
 from pretraining.training.config.layout import this_machine
 from pretraining.training.dry_run.dry_run import local_mixture, make_plan
-from pretraining.training.metrics.time_split import PARTS
+from pretraining.training.metrics.throughput import PARTS
 from tests.programs.launching import (
     BLOCK_LENGTH,
     BLOCKS_PER_STEP,

@@ -104,7 +104,7 @@ def test_samples_that_fail_end_no_run(sample_store: Path, plain_run: Path, tmp_p
     options = {"script": "tests/programs/drivers/sampling_run.py"}
     env = {"BROKEN_RANKS": "0 1"}
     done = train("2 ranks", sample_store, tmp_path / "all", *FLAGS, *SAMPLES, env=env, **options)
-    assert "step 4: no samples (no memory left); no more are made, and the run goes on" in done.stderr
+    assert "step 4: sampling failed (no memory left) and is disabled; training continues" in done.stderr
     assert samples(tmp_path / "all") == {}
     assert figures(tmp_path / "all") == figures(plain_run)
     assert weights(tmp_path / "all") == weights(plain_run)
@@ -118,7 +118,7 @@ def test_samples_that_fail_end_no_run(sample_store: Path, plain_run: Path, tmp_p
 
 def test_prompts_that_cannot_be_continued_are_refused(sample_store: Path, tmp_path: Path) -> None:
     done = try_to_train("2 ranks", sample_store, tmp_path / "a", *SAMPLES, "--sample_tokens", 127)
-    assert_one_error(done, "--sample_tokens 127", "exceeds the model's 128 positions", "give 12")
+    assert_one_error(done, "--sample_tokens 127", "exceeds the model's 128 positions", "use 12")
     done = try_to_train("2 ranks", sample_store, tmp_path / "b", *SAMPLES, "--sample_prompts", "The", "")
     assert_one_error(done, "--sample_prompts: one of them is empty")
     assert not list(tmp_path.glob("*/metrics.jsonl"))

@@ -40,13 +40,13 @@ def test_exports_change_nothing_in_the_run(sample_store: Path, tmp_path: Path) -
     for number in (2, 4):
         assert f"This is step {number} of 6" in (exports / f"step-{number}/README.md").read_text()
     for folder in (exports / "step-4", run_dir / "model"):
-        assert f"exported model: {folder} (opened again: loss " in done.stderr
+        assert f"exported model: {folder} (loaded again: loss " in done.stderr
 
     before = {path: path.stat().st_ctime_ns for path in exports.rglob("*")}
     shutil.rmtree(run_dir / "checkpoint-6")
     shutil.rmtree(run_dir / "model")
     done = train("2 ranks", sample_store, run_dir, *FLAGS, *EXPORTS)
-    assert done.stderr.count("is there from before, and kept") == 2
+    assert done.stderr.count("exists already, and is kept") == 2
     assert {path: path.stat().st_ctime_ns for path in exports.rglob("*")} == before
     assert figures(run_dir) == figures(other)
 
@@ -62,7 +62,7 @@ def test_an_export_is_compared_with_documents_isolated_as_in_training(tmp_path: 
     run_fine(*python("preprocess.py", *words))
     flags = ["--document_masking", "--save_strategy", "no", "--eval_strategy", "no", "--max_steps", 30]
     done = train("2 ranks", blocks, tmp_path / "run", *flags)
-    found = re.search(r"opened again: loss (\d\.\d{4}) on the run's first block, as", done.stderr)
+    found = re.search(r"loaded again: loss (\d\.\d{4}) on the run's first block, equal", done.stderr)
     assert found is not None, done.stderr[-3000:]
     isolated, crossing = (
         (block_losses(tmp_path / "run/model", blocks, BlockFields(document_masking=isolates)) - float(found[1])).abs()

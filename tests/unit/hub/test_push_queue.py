@@ -1,16 +1,12 @@
 """Pushes in the background: none is lost without a word, the newest wins, the training never waits."""
 
-import logging
 import threading
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from pretraining.hub import push_queue
 from pretraining.hub.push_queue import PushQueue, UploadPayload
-from pretraining.training.callbacks.hub_push import HubPushCallback
 
 
 class Hub:
@@ -98,27 +94,3 @@ def test_a_failing_push_makes_way_for_a_newer_one_and_for_the_end(
     queue.close()
     assert hub.arrived == [2]
     assert [step for step, _, _ in hub.problems] == [1, 3]
-
-
-def test_the_end_says_which_checkpoints_are_not_there(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("pretraining"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="pretraining")
-    arguments = SimpleNamespace(observability=SimpleNamespace(license=None))
-    args = SimpleNamespace(hub_strategy="all_checkpoints", push_to_hub=False)
-    events: list[dict[str, Any]] = []
-    trainer: Any = SimpleNamespace(args=args, plan=SimpleNamespace(arguments=arguments))
-    metrics_log: Any = SimpleNamespace(write_event=events.append)
-    pushes = HubPushCallback(trainer, metrics_log)
-    repository: Any = SimpleNamespace(name="alice/model", url="http://hub/alice/model")
-    pushes._repository = repository
-    for step in (1, 2):
-        pushes._tell_problem(UploadPayload(step, f"model of step {step}, checkpoint-{step}", Path(), ()), "503", False)
-    pushes._tell_arrival(UploadPayload(3, "model of step 3, checkpoint-2, checkpoint-3", Path(), ()), "c0ffee")
-    pushes._say_lost()
-    assert [event["problem"] for event in events] == ["503", "503", None]
-    assert caplog.messages[-2:] == [
-        "pushed: http://hub/alice/model at commit c0ffee: model of step 3, checkpoint-2, checkpoint-3",
-        "not on the Hub: checkpoint-1 (503)",
-    ]

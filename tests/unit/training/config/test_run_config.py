@@ -115,7 +115,7 @@ def test_accumulation_is_derived_or_given_not_both(sample_store: Path, tmp_path:
 def test_an_unknown_model(sample_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = refusal(sample_store, tmp_path, model="lama2_7b")
-    assert "--model lama2_7b: is no preset (did you mean llama2_7b?)" in message
+    assert "--model lama2_7b: not a preset (did you mean llama2_7b?)" in message
 
 
 def test_overrides_are_checked_by_name(sample_store: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_overrides_are_checked_by_name(sample_store: Path, tmp_path: Path) -> No
         == "--model quickstart: hidden_size 250 is not a multiple of num_attention_heads 4; override one of them"
     )
     message = refusal(sample_store, tmp_path, model_overrides=["num_key_value_heads=3"])
-    assert "num_attention_heads 4 is no multiple of num_key_value_heads 3" in message
+    assert "num_attention_heads 4 is not a multiple of num_key_value_heads 3" in message
 
 
 def test_a_config_file_of_another_vocabulary_or_kind(sample_store: Path, tmp_path: Path) -> None:

@@ -35,13 +35,13 @@ def resumed(before: StepMetrics, after: StepMetrics) -> StepMetrics:
 
 def test_an_interval_of_two_sets_of_sources_has_all_of_them() -> None:
     before = read(watch("news", "wiki"), 0, 0, 1)
-    figures = read(resumed(before, watch("books", "news")), 0, 1).take_figures()
-    tokens = {name: count for name, count in figures.items() if name.startswith("tokens/")}
+    metrics = read(resumed(before, watch("books", "news")), 0, 1).pop_metrics()
+    tokens = {name: count for name, count in metrics.items() if name.startswith("tokens/")}
     assert tokens == {"tokens/books": PREDICTED, "tokens/news": 3 * PREDICTED, "tokens/wiki": PREDICTED}
-    assert {name for name in figures if name.startswith("loss/")} == {"loss/books", "loss/news", "loss/wiki"}
-    assert figures["loss"] == pytest.approx(math.log(8))
+    assert {name for name in metrics if name.startswith("loss/")} == {"loss/books", "loss/news", "loss/wiki"}
+    assert metrics["loss"] == pytest.approx(math.log(8))
 
-    later = read(resumed(before, watch("wiki", "news")), 0).take_figures()
+    later = read(resumed(before, watch("wiki", "news")), 0).pop_metrics()
     assert (later["tokens/wiki"], later["tokens/news"]) == (2 * PREDICTED, 2 * PREDICTED), "in another order"
 
 
@@ -50,25 +50,25 @@ def test_between_one_source_and_several(way: tuple[str, str]) -> None:
     names = {"one": ("all",), "five": ("a", "b", "c", "d", "e")}
     first, second = (names[name] for name in way)
     both = resumed(read(watch(*first), 0), watch(*second))
-    figures = read(both, 0).take_figures()
-    found = {name: count for name, count in figures.items() if "/" in name and name.startswith("tokens")}
+    metrics = read(both, 0).pop_metrics()
+    found = {name: count for name, count in metrics.items() if "/" in name and name.startswith("tokens")}
     assert found == ({} if way[1] == "one" else {"tokens/a": PREDICTED} | {f"tokens/{name}": 0 for name in "bcde"})
-    again = read(resumed(both, watch(*first)), 0).take_figures()
+    again = read(resumed(both, watch(*first)), 0).pop_metrics()
     assert again.get("tokens/a") == (None if way[0] == "one" else 2 * PREDICTED), "what was read before counts still"
 
 
 def test_sums_of_the_same_sources_are_restored_without_names(caplog: pytest.LogCaptureFixture) -> None:
-    kept = read(watch("news", "wiki"), 0, 1, 1).state()["attributes"]
-    kept["tokens_by_source"], kept["interval_sums"] = (
-        [*kept[n].values()] for n in ("tokens_by_source", "interval_sums")
+    saved = read(watch("news", "wiki"), 0, 1, 1).state()["attributes"]
+    saved["tokens_by_source"], saved["interval_sums"] = (
+        [*saved[n].values()] for n in ("tokens_by_source", "interval_sums")
     )
     same = watch("news", "wiki")
-    same.restore(kept)
-    assert same.take_figures()["tokens/wiki"] == 2 * PREDICTED
+    same.restore(saved)
+    assert same.pop_metrics()["tokens/wiki"] == 2 * PREDICTED
     logging.getLogger("pretraining").propagate = True
     for sources, has_same_data in ((("a", "b", "c"), True), (("news", "wiki"), False)):
         caplog.clear()
         other = watch(*sources, has_same_data=has_same_data)
-        other.restore(kept)
-        assert other.take_figures()[f"tokens/{sources[0]}"] == 0
+        other.restore(saved)
+        assert other.pop_metrics()[f"tokens/{sources[0]}"] == 0
         assert len(caplog.messages) == 1

@@ -1,9 +1,10 @@
+import random
 from contextlib import suppress
 from itertools import accumulate
 
 import pytest
 
-from pretraining.training.metrics.throughput import StepWork, ThroughputMeter
+from pretraining.training.metrics.throughput import PARTS, StepWork, ThroughputMeter, TimeBreakdown
 
 
 class Clock:
@@ -26,7 +27,7 @@ def test_speed_is_tokens_over_the_time_of_the_steps_alone() -> None:
     throughput = meter(clock)
     throughput.start(0)
     clock.now += 10  # the first interval, with its warm-up
-    first = throughput.figures(5, max_steps=20)
+    first = throughput.pop_metrics(5, max_steps=20)
     assert first["tokens_per_second_per_gpu"] == pytest.approx(5 * 500 / 10)
     assert first["blocks_per_second"] == pytest.approx(5 * 8 / 10)
     assert first["mfu"] == pytest.approx(250 * 6 / 1e4)
@@ -37,14 +38,14 @@ def test_speed_is_tokens_over_the_time_of_the_steps_alone() -> None:
     clock.now += 5
     with throughput.pause("evaluation"):
         clock.now += 1000
-    second = throughput.figures(10, max_steps=20)
+    second = throughput.pop_metrics(10, max_steps=20)
     assert second["tokens_per_second_per_gpu"] == pytest.approx(5 * 500 / 5)
     assert second["seconds_left"] == pytest.approx(10 * 201), "without the slow first interval, with an evaluation"
     clock.now += 15
-    third = throughput.figures(15, max_steps=20)
+    third = throughput.pop_metrics(15, max_steps=20)
     assert third["tokens_per_second_per_gpu"] == pytest.approx(5 * 500 / 15)
     assert third["overall_tokens_per_second_per_gpu"] == pytest.approx(10 * 500 / 20)
-    assert throughput.overall_figures()["tokens_per_second_per_gpu"] == third["overall_tokens_per_second_per_gpu"]
+    assert throughput.overall_metrics()["tokens_per_second_per_gpu"] == third["overall_tokens_per_second_per_gpu"]
 
 
 def test_an_unknown_gpu_has_no_mfu() -> None:
@@ -52,9 +53,9 @@ def test_an_unknown_gpu_has_no_mfu() -> None:
     throughput = meter(clock, peak=None)
     throughput.start(0)
     clock.now += 1
-    figures = throughput.figures(1, max_steps=2)
-    assert figures["tflops_per_second_per_gpu"] > 0
-    assert not {"mfu", "mfu_causal"} & set(figures)
+    metrics = throughput.pop_metrics(1, max_steps=2)
+    assert metrics["tflops_per_second_per_gpu"] > 0
+    assert not {"mfu", "mfu_causal"} & set(metrics)
 
 
 def test_a_resumed_run_counts_its_own_steps_only() -> None:
@@ -63,14 +64,14 @@ def test_a_resumed_run_counts_its_own_steps_only() -> None:
     throughput.start(100)
     for now, step in zip(accumulate([101.0, 1.0, 1.0]), (101, 102, 103), strict=True):
         clock.now = now
-        assert throughput.figures(step, max_steps=110)["tokens_per_second_per_gpu"] == pytest.approx(500)
+        assert throughput.pop_metrics(step, max_steps=110)["tokens_per_second_per_gpu"] == pytest.approx(500)
 
 
 def test_no_finished_step_is_no_speed() -> None:
     throughput = meter(Clock())
     throughput.start(3)
-    assert throughput.figures(3, max_steps=10) == {}
-    assert throughput.overall_figures() == {}
+    assert throughput.pop_metrics(3, max_steps=10) == {}
+    assert throughput.overall_metrics() == {}
 
 
 def test_a_pause_within_a_pause_counts_once() -> None:
@@ -82,7 +83,7 @@ def test_a_pause_within_a_pause_counts_once() -> None:
         with throughput.pause("save"):
             clock.now += 3
     clock.now += 1
-    assert throughput.figures(1, max_steps=2)["tokens_per_second_per_gpu"] == pytest.approx(500)
+    assert throughput.pop_metrics(1, max_steps=2)["tokens_per_second_per_gpu"] == pytest.approx(500)
     assert throughput.times.take()["save_seconds"] == 5
 
 
@@ -96,7 +97,7 @@ def test_a_run_that_goes_back_in_a_pause_measures_from_its_end() -> None:
         throughput.go_back(0)
         clock.now += 30
     clock.now += 2
-    assert throughput.figures(1, max_steps=2)["tokens_per_second_per_gpu"] == pytest.approx(250)
+    assert throughput.pop_metrics(1, max_steps=2)["tokens_per_second_per_gpu"] == pytest.approx(250)
 
 
 def test_a_pause_that_ends_with_an_error_is_a_pause() -> None:
@@ -107,5 +108,66 @@ def test_a_pause_that_ends_with_an_error_is_a_pause() -> None:
         clock.now += 50
         raise OSError
     clock.now += 1
-    assert throughput.figures(1, max_steps=2)["tokens_per_second_per_gpu"] == pytest.approx(500)
+    assert throughput.pop_metrics(1, max_steps=2)["tokens_per_second_per_gpu"] == pytest.approx(500)
     assert throughput.times.take()["save_seconds"] == 50
+
+
+def test_each_second_counts_for_one_part_and_the_parts_sum_to_the_whole() -> None:
+    clock = Clock()
+    times = TimeBreakdown(clock)
+    clock.now += 1
+    with times.part("data"):
+        clock.now += 2
+    times.enter("forward_backward")
+    clock.now += 3
+    with times.part("save"):
+        clock.now += 4
+        with times.part("evaluation"):
+            clock.now += 5
+    clock.now += 6
+    with times.part("optimizer"):
+        clock.now += 7
+    times.enter("other")
+    clock.now += 8
+    assert times.take() == {
+        "interval_seconds": 36,
+        "data_seconds": 2,
+        "forward_backward_seconds": 9,
+        "optimizer_seconds": 7,
+        "save_seconds": 4,
+        "evaluation_seconds": 5,
+        "other_seconds": 9,
+    }
+    clock.now += 1
+    assert times.take()["interval_seconds"] == 1, "what was taken does not count again"
+    assert times.totals()["total_seconds"] == 37
+    assert times.totals()["other_seconds"] == 10
+
+
+def test_whatever_happens_the_parts_sum_exactly_to_what_passed() -> None:
+    clock, chance = Clock(), random.Random(0)
+    times = TimeBreakdown(clock)
+    for _ in range(200):
+        began_at = clock.now
+        for _ in range(chance.randrange(20)):
+            times.enter(chance.choice(PARTS))
+            clock.now += chance.random()
+            times.move(chance.uniform(-1, 2), chance.choice(PARTS), chance.choice(PARTS))
+        taken = times.take()
+        assert all(seconds >= 0 for seconds in taken.values())
+        whole = taken.pop("interval_seconds")
+        assert whole == round(sum(taken.values()), 6)
+        assert whole == pytest.approx(clock.now - began_at, abs=1e-5)
+
+
+def test_what_a_gpu_took_is_moved_but_never_more_than_there_is() -> None:
+    clock = Clock()
+    times = TimeBreakdown(clock)
+    times.enter("forward_backward")
+    clock.now += 10
+    times.enter("other")
+    times.move(3, "forward_backward", "optimizer")
+    times.move(30, "other", "optimizer")
+    taken = times.take()
+    assert (taken["forward_backward_seconds"], taken["optimizer_seconds"]) == (7, 3)
+    assert taken["interval_seconds"] == 10

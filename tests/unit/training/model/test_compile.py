@@ -48,7 +48,7 @@ def test_layers_are_compiled_unasked_in_long_runs_on_a_cpu_with_a_compiler(
     monkeypatch.setenv("PATH", "")
     no_compiler = "there is no C++ compiler (c++, g++, clang++); install one"
     assert chosen() == Compilation(False, no_compiler)
-    with pytest.raises(UserError, match="--resume: the layers of this run are compiled, and here there is no C"):
+    with pytest.raises(UserError, match="--resume: the layers of this run are compiled, but there is no C"):
         chosen(recorded=True)
     (tmp_path / "c++").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

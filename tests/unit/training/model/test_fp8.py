@@ -103,10 +103,10 @@ def test_what_has_no_fp8_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError) as refused:
         check_fp8(replace(layout_of("llama2_7b"), shape=odd, block_length=1001))
     assert [problem.split("; ")[0] for problem in refused.value.problems] == [
-        "--fp8: needs multiples of 16, and hidden_size is 100",
-        "--fp8: needs multiples of 16, and num_attention_heads * head_dim is 100",
-        "--fp8: needs multiples of 16, and num_key_value_heads * head_dim is 50",
-        "--fp8: needs micro steps of a multiple of 16 tokens, and 1,001 are in one",
+        "--fp8: needs multiples of 16, but hidden_size is 100",
+        "--fp8: needs multiples of 16, but num_attention_heads * head_dim is 100",
+        "--fp8: needs multiples of 16, but num_key_value_heads * head_dim is 50",
+        "--fp8: needs micro steps of a multiple of 16 tokens, but one has 1,001",
         "--fp8: needs a GPU of compute capability 8.9 or newer (Ada, Hopper), this one has 8.0",
     ]
 

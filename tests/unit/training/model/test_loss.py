@@ -46,8 +46,8 @@ def test_token_losses_are_those_of_torch(logits_and_labels: tuple[torch.Tensor, 
                 0.0 if target == IGNORED_LABEL else cross_entropy(logits[row, place], torch.tensor(target)).item()
             )
             assert tokens.losses[row, place].item() == pytest.approx(expected, rel=sum_rounding(50))
-            is_right = target != IGNORED_LABEL and int(logits[row, place].argmax()) == target
-            assert bool(tokens.is_right[row, place]) == is_right
+            is_correct = target != IGNORED_LABEL and int(logits[row, place].argmax()) == target
+            assert bool(tokens.is_correct[row, place]) == is_correct
     assert tokens.losses[:, -1].tolist() == [0, 0, 0], "what follows a block's last token is not in it"
     assert int(tokens.is_predicted.sum()) == 19 + 11 + 19
     assert tokens.loss_sum.item() == tokens.losses.sum().item()
@@ -142,40 +142,40 @@ def test_a_loss_that_stands_out_is_a_spike_however_fast_the_loss_falls() -> None
     noise = np.random.default_rng(0).normal(scale=0.05, size=400)
     falling = [2 + 7 * math.exp(-step / 60) for step in range(400)]
     detector = SpikeDetector(threshold=8.0)
-    assert all(detector.judge(loss, was_skipped=False) is None for loss in np.array(falling) + noise)
-    verdict = detector.judge(2.9, was_skipped=False)
-    assert verdict is not None
-    assert verdict.fault == "spike"
-    assert verdict.score is not None
-    assert verdict.score > 8
-    again = SpikeDetector(threshold=8.0, recent_losses=detector.recent_losses).judge(2.9, was_skipped=False)
-    assert again == verdict, "what it knows can be kept"
-    assert SpikeDetector(threshold=8.0, recent_losses=[3.0] * 31).judge(9.0, was_skipped=False) is None, "too few"
+    assert all(detector.classify(loss, was_skipped=False) is None for loss in np.array(falling) + noise)
+    anomaly = detector.classify(2.9, was_skipped=False)
+    assert anomaly is not None
+    assert anomaly.kind == "spike"
+    assert anomaly.score is not None
+    assert anomaly.score > 8
+    again = SpikeDetector(threshold=8.0, recent_losses=detector.recent_losses).classify(2.9, was_skipped=False)
+    assert again == anomaly, "what it knows can be kept"
+    assert SpikeDetector(threshold=8.0, recent_losses=[3.0] * 31).classify(9.0, was_skipped=False) is None, "too few"
 
 
 def test_a_loss_that_stays_up_is_no_spike_for_ever() -> None:
     losses = np.random.default_rng(0).normal(3, 0.01, 700) + np.repeat([0, 1], [200, 500])
     detector = SpikeDetector(threshold=8.0)
-    verdicts = []
+    anomalies = []
     for loss in losses.tolist():  # a new one each time, as if each step were resumed
         detector = SpikeDetector(
             threshold=8.0, recent_losses=detector.recent_losses, spike_losses=detector.spike_losses
         )
-        verdicts.append(detector.judge(loss, was_skipped=False))
-    assert [step for step, verdict in enumerate(verdicts) if verdict is not None] == list(range(200, 216))
-    assert detector.judge(5.0, was_skipped=False) is not None
+        anomalies.append(detector.classify(loss, was_skipped=False))
+    assert [step for step, anomaly in enumerate(anomalies) if anomaly is not None] == list(range(200, 216))
+    assert detector.classify(5.0, was_skipped=False) is not None
 
 
 def test_equal_losses_make_no_spike_out_of_nothing() -> None:
     detector = SpikeDetector(threshold=8.0, recent_losses=[3.0] * 144)
-    assert detector.judge(3.1, was_skipped=False) is None
-    assert detector.judge(3.5, was_skipped=False) is not None
+    assert detector.classify(3.1, was_skipped=False) is None
+    assert detector.classify(3.5, was_skipped=False) is not None
 
 
 @pytest.mark.parametrize(("loss", "was_skipped"), [(math.nan, False), (math.inf, False), (3.0, True)])
 def test_what_is_no_number_is_told(loss: float, was_skipped: bool) -> None:
     detector = SpikeDetector(threshold=8.0)
-    verdict = detector.judge(loss, was_skipped=was_skipped)
-    assert verdict is not None
-    assert verdict.fault == "non-finite"
+    anomaly = detector.classify(loss, was_skipped=was_skipped)
+    assert anomaly is not None
+    assert anomaly.kind == "non-finite"
     assert detector.recent_losses == []

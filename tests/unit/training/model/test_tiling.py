@@ -60,7 +60,7 @@ def test_tiles_give_the_plain_loss_its_parts_and_its_gradients(num_tiles: int) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_tie_for_the_highest_logit_is_right_with_tiles_and_without(dtype: torch.dtype) -> None:
+def test_a_tie_for_the_highest_logit_is_correct_with_tiles_and_without(dtype: torch.dtype) -> None:
     """Tokens 3 and 7 have equal rows in the head, and are likelier than the rest, of which none is right."""
     lm_head, hidden, labels = make_case(dtype)
     with torch.no_grad():
@@ -71,15 +71,15 @@ def test_a_tie_for_the_highest_logit_is_right_with_tiles_and_without(dtype: torc
     for num_tiles in (1, 3):
         *_, is_correct = tiled_token_losses(lm_head, hidden, labels, num_tiles=num_tiles)
         assert torch.equal(is_correct, (labels == 3) | (labels == 7))
-        assert torch.equal(is_correct, untiled.is_right)
+        assert torch.equal(is_correct, untiled.is_correct)
 
 
-def test_nothing_is_right_where_a_logit_is_nan() -> None:
+def test_nothing_is_correct_where_a_logit_is_nan() -> None:
     lm_head, hidden, labels = make_case()
     with torch.no_grad():
         lm_head.weight[7] = torch.nan
     assert not tiled_token_losses(lm_head, hidden, labels, num_tiles=2)[2].any()
-    assert not token_losses(SimpleNamespace(logits=lm_head(hidden)), labels).is_right.any()
+    assert not token_losses(SimpleNamespace(logits=lm_head(hidden)), labels).is_correct.any()
 
 
 def test_large_logits_are_as_exact_as_cross_entropy_in_fp64() -> None:

@@ -8,10 +8,9 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.errors import UserError
-from pretraining.training.optim import adamw_bf16
-from pretraining.training.optim.adamw_bf16 import AdamWBf16
-from pretraining.training.optim.muon import COEFFICIENTS, NUM_ITERATIONS, SMALLEST_NORM, orthogonal
-from pretraining.training.optim.optimizers import decay_groups, muon_groups, prepare_optimizer
+from pretraining.training.optim import optimizers
+from pretraining.training.optim.muon import COEFFICIENTS, MIN_NORM, NUM_ITERATIONS, orthogonalized
+from pretraining.training.optim.optimizers import AdamWBf16, decay_groups, muon_groups, prepare_optimizer
 from tests.rounding import FP32_ROUNDOFF
 
 ADAMW = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -65,7 +64,7 @@ def test_bf16_moments_go_on_from_a_saved_state_to_the_bit() -> None:
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, chunked = weight(), weight()
     expected = steps(AdamWBf16([whole], **ADAMW), whole, range(3))
-    monkeypatch.setattr(adamw_bf16, "CHUNK", 64)
+    monkeypatch.setattr(optimizers, "CHUNK", 64)
     assert torch.equal(steps(AdamWBf16([chunked], **ADAMW), chunked, range(3)), expected)
 
 
@@ -77,8 +76,8 @@ def test_moments_that_bf16_cannot_follow_are_refused() -> None:
 @pytest.mark.parametrize("shape", [(32, 32), (16, 64), (64, 16)])
 def test_orthogonal_is_that_of_torch(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    ours = orthogonal(matrix)
-    assert torch.equal(ours, _zeropower_via_newtonschulz(matrix, COEFFICIENTS, NUM_ITERATIONS, SMALLEST_NORM))
+    ours = orthogonalized(matrix)
+    assert torch.equal(ours, _zeropower_via_newtonschulz(matrix, COEFFICIENTS, NUM_ITERATIONS, MIN_NORM))
     # The polynomial has them in 0.68 to 1.13 (Jordan et al. 2024), with errors of bf16 in each of five iterations.
     singular_values = torch.linalg.svdvals(ours.float())
     assert singular_values.max() < 1.3

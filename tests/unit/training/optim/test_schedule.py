@@ -71,9 +71,7 @@ def test_a_run_is_made_longer_from_its_stable_phase_only() -> None:
     check_same_until(80, recorded, longer, place="")
     with pytest.raises(UserError, match="its learning rate at step 81 was") as caught:
         check_same_until(100, recorded, longer, place="--resume x")
-    assert str(caught.value).endswith(
-        "go on from a checkpoint before that step, or allow it with --allow_changed schedule"
-    )
+    assert str(caught.value).endswith("resume from a checkpoint before that step, or pass --allow_changed schedule")
     with pytest.raises(UserError, match="step 11 "):
         check_same_until(80, dataclasses.asdict(schedule("cosine")), schedule("cosine", num_steps=200), place="")
     check_same_until(80, dataclasses.asdict(schedule("constant")), schedule("constant", num_steps=200), place="")
@@ -86,7 +84,7 @@ def test_flags_are_steps_or_shares_of_the_run() -> None:
     words += ["--decay_steps", "50", "--min_learning_rate", "0"]
     made = make_schedule(parse_pretrain_arguments("", words), num_steps=1000)
     assert (made.decay_steps, made.minimum) == (50, 0)
-    with pytest.raises(UserError, match="--decay_steps 50: 10 steps of warm-up and 50 of decay are more than the 55"):
+    with pytest.raises(UserError, match="--decay_steps 50: 10 steps of warmup and 50 of decay are more than the 55"):
         make_schedule(parse_pretrain_arguments("", [*words, "--warmup_steps", "10"]), num_steps=55)
 
 
@@ -112,6 +110,7 @@ def test_flags_are_steps_or_shares_of_the_run() -> None:
         (["--on_spike", "panic"], "'panic' is not one of warn, rollback"),
         (["--spike_threshold", "0"], "--spike_threshold 0: must be in (0, 1e9]"),
         (["--lr_scheduler_kwargs", "{}"], "--lr_scheduler_kwargs: use --lr_scheduler_type"),
+        (["--hub_strategy", "all_checkpoints"], "would push optimizer state, larger than the model; use end"),
     ],
 )
 def test_what_cannot_be_is_refused(words: list[str], expected: str) -> None:

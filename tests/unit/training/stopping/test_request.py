@@ -6,8 +6,8 @@ import pytest
 
 from pretraining.system.launchers import process_age_seconds
 from pretraining.system.supervision import Restart, boot_seconds, run_age_seconds, run_started_at, write_restart
-from pretraining.training.stopping import time_limit
-from pretraining.training.stopping.time_limit import TimeLimit
+from pretraining.training.stopping import request
+from pretraining.training.stopping.request import TimeLimit
 
 # Between two looks at a clock, however busy the machine is; what would be taken for it is 2 hours or more.
 CLOSE_SECONDS = 600
@@ -16,8 +16,8 @@ CLOSE_SECONDS = 600
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(time_limit.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(time_limit, "run_age_seconds", lambda: 600.0)
+        monkeypatch.setattr(request.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(request, "run_age_seconds", lambda: 600.0)
 
     def is_reached(self, limit: TimeLimit, at: float) -> bool:
         self.now = at
@@ -77,4 +77,4 @@ def test_a_clock_that_is_set_changes_neither_the_age_of_a_run_nor_whose_files_ar
 
 def test_without_hours_a_run_has_time(clock: Any) -> None:
     assert not clock.is_reached(TimeLimit(None), 1e12)
-    assert TimeLimit(None).described() is None
+    assert TimeLimit(None).description() is None

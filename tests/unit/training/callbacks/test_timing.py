@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from pretraining.training.callbacks.step_timer import StepTimer
-from pretraining.training.metrics.hardware_metrics import COMBINED, combined
+from pretraining.training.callbacks.timing import StepTimer
+from pretraining.training.metrics.hardware_metrics import COMBINED, combine_ranks
 from pretraining.training.metrics.step_metrics import SmoothedLoss
-from pretraining.training.metrics.time_split import TimeBreakdown
+from pretraining.training.metrics.throughput import TimeBreakdown
 from tests.unit.training.metrics.test_throughput import Clock
 
 
@@ -42,14 +42,14 @@ def time_of_a_step(*, on_gpu: bool) -> dict[str, float]:
     trainer: Any = SimpleNamespace(meter=SimpleNamespace(times=TimeBreakdown(clock)), model_wrapped=engine)
     timing = StepTimer(trainer, make_event=(lambda: Event(engine)) if on_gpu else None)
     nothing: Any = None
-    timing.on_train_begin(nothing, nothing, nothing)
+    timing.train_begin(nothing, nothing)
     with trainer.meter.times.part("data"):
         clock.now += 2
-    timing.on_step_begin(nothing, nothing, nothing)
+    timing.step_begin(nothing, nothing)
     clock.now += 5
     engine.step()
     clock.now += 4
-    timing.on_step_end(nothing, nothing, nothing)
+    timing.step_end(nothing, nothing)
     clock.now += 3
     return trainer.meter.times.take()
 
@@ -67,7 +67,7 @@ def test_figures_of_the_processes_become_one() -> None:
     names = ["peak_memory_bytes", "gpu_memory_bytes", "gpu_utilization", "gpu_power_watts", "energy_joules"]
     assert list(COMBINED) == [*names, "host_memory_bytes", "peak_host_memory_bytes"]
     rows = [[5e9, 6e9, 0.9, 600.0, 10.0, 1e9, 3e9], [7e9, 8e9, 0.7, 500.0, nan, 2e9, 4e9]]
-    assert combined(rows) == {
+    assert combine_ranks(rows) == {
         "peak_memory_bytes": 7_000_000_000,
         "gpu_memory_bytes": 8_000_000_000,
         "gpu_utilization": pytest.approx(0.8),

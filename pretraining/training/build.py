@@ -1,0 +1,183 @@
+"""Build what a run trains with: the model, the trainer, and its callbacks in their order."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+from pretraining.planning.flops import flops_per_token, num_parameters
+from pretraining.runs.run_folder import METRICS_NAME
+from pretraining.runs.tracking.metrics_log import MetricsLog
+from pretraining.runs.tracking.progress_bar import RunDisplay
+from pretraining.runs.tracking.reporters import Reporters, TensorBoardResume, last_reported_step
+from pretraining.runs.tracking.trackers import TrackedRun
+from pretraining.system.gpus import peak_flops_per_second
+from pretraining.system.supervision import this_restart
+from pretraining.training.callbacks.anomalies import AnomalyCallback
+from pretraining.training.callbacks.checkpoint_rotation import CheckpointRotation
+from pretraining.training.callbacks.export import ExportCallback
+from pretraining.training.callbacks.hub_push import HubPushCallback
+from pretraining.training.callbacks.report import ReportCallback
+from pretraining.training.callbacks.samples import Prompt, SampleCallback, encode_prompts
+from pretraining.training.callbacks.timing import RunStart, RunSummary, StepTimer, make_cuda_event
+from pretraining.training.config.run_config import RunConfig
+from pretraining.training.config.run_identity import matches_recorded_run
+from pretraining.training.config.trainer_arguments import make_training_arguments
+from pretraining.training.data.dataset import BlockFields
+from pretraining.training.data.splits import open_training_data
+from pretraining.training.distributed.process_group import has_gpu
+from pretraining.training.metrics.throughput import StepWork, ThroughputMeter
+from pretraining.training.model.build import build_model
+from pretraining.training.model.compile import compile_layers, set_zero_leaf_layers
+from pretraining.training.model.fp8 import convert_to_fp8
+from pretraining.training.model.sequence_parallel import join_sequence_group, share_attention
+from pretraining.training.model.tiling import tile_layers, tile_loss
+from pretraining.training.model.tokenizer import tokenizer_for_model
+from pretraining.training.stopping.callback import StopCallback
+from pretraining.training.stopping.hang_watchdog import HangWatchdog
+from pretraining.training.stopping.request import StopRequest
+from pretraining.training.trainer.trainer import PretrainingTrainer
+
+# The order in which callbacks are called at each event, after the Trainer's own and StepMetrics; with the reasons.
+ORDER: tuple[type[TrainerCallback], ...] = (
+    RunStart,  # first: it checks the engine that all others use, and starts the clock
+    TrackedRun,  # stores the ids of the trackers' runs before anything can fail
+    CheckpointRotation,  # before all that asks for an evaluation or a save: it sets the Trainer's intervals
+    AnomalyCallback,  # after the Trainer's own: a rollback cancels the log, evaluation and save that they asked for
+    StepTimer,  # right after AnomalyCallback, which waits for the end of the step
+    ExportCallback,  # after AnomalyCallback, which may roll the step back
+    SampleCallback,  # likewise; before the save of the step, so that a resumed run has its samples once
+    MetricsLog,
+    TensorBoardResume,  # after MetricsLog, which drops the records of steps that are repeated
+    RunDisplay,
+    StopCallback,  # after whatever asks for an evaluation or a save: a stop turns the evaluation into a pending one
+    HubPushCallback,  # after CheckpointRotation, which waits for the last checkpoint
+    RunSummary,  # likewise: the wait is part of the time of this start
+    HangWatchdog,
+    ReportCallback,
+)
+
+
+def make_trainer(run: RunConfig, request: StopRequest) -> PretrainingTrainer:
+    """The data, the model and the trainer with its callbacks; the process group must exist."""
+    store, arguments = run.mixture.first, run.arguments
+    max_length = run.config.max_position_embeddings
+    tokenizer = tokenizer_for_model(store.folder, store.manifest.origin, max_length=max_length)
+    prompts = encode_prompts(arguments.observability, tokenizer, num_positions=max_length)
+    # Before the model, which is partitioned as it is created if these exist.
+    training_arguments = make_training_arguments(
+        arguments.trainer,
+        run_dir=run.run_dir,
+        ds_config=run.ds_config,
+        batch=run.batch,
+        num_steps=run.num_steps,
+        precision=run.precision,
+    )
+    fields = BlockFields(arguments.data.document_masking, arguments.data.ignore_first_token)
+    with training_arguments.main_process_first():  # one process converts Parquet to Arrow, the others reuse that
+        data = open_training_data(run.mixture, run.stream(), fields)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.run_dir / "tensorboard"))
+    if data.validation is None:
+        training_arguments.eval_strategy, training_arguments.eval_on_start = "no", False
+    tracked_run = TrackedRun(training_arguments, run.run_dir, resumes=_resumes_same_run(run))
+    trainer = PretrainingTrainer(
+        run,
+        data,
+        model=make_model(run, seed=training_arguments.seed),
+        args=training_arguments,
+        processing_class=tokenizer,
+        meter=ThroughputMeter(step_work(run)),
+    )
+    # Only trackers need the last reported step: it takes reading a log of up to a gigabyte.
+    reported_until = last_reported_step(run.run_dir) if tracked_run.has_trackers and _resumes_same_run(run) else 0
+    trainer.reporters = Reporters(trainer.callback_handler.callbacks, reported_until=reported_until)
+    callbacks = [tracked_run, *make_callbacks(trainer, request, prompts)]
+    for callback in sorted(callbacks, key=lambda callback: ORDER.index(type(callback))):
+        trainer.add_callback(callback)
+    return trainer
+
+
+def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: list[Prompt]) -> list[TrainerCallback]:
+    """The callbacks of a run but TrackedRun, in any order."""
+    run, callbacks = trainer.run_config, trainer.callback_handler.callbacks
+    checkpoint, minutes = run.start.checkpoint, run.arguments.durability.hang_timeout_minutes
+    parent_log = None if checkpoint is None else checkpoint.parent / METRICS_NAME
+    metrics_log = MetricsLog(run.run_dir, parent_log=parent_log, restart=this_restart(), start=start_event(run))
+    pushes = HubPushCallback(trainer, metrics_log) if trainer.args.push_to_hub else None
+    after_save = None if pushes is None else pushes.enqueue_checkpoint
+    made = [
+        RunStart(trainer),
+        CheckpointRotation(trainer, metrics_log, after_save=after_save),
+        AnomalyCallback(trainer, metrics_log),
+        StepTimer(trainer, make_event=make_cuda_event if has_gpu() else None),
+        ExportCallback(trainer),
+        SampleCallback(trainer, metrics_log, prompts),
+        metrics_log,
+        TensorBoardResume(run.run_dir, callbacks, step=run.start.step),
+        RunDisplay(),
+        StopCallback(trainer, metrics_log, request),
+        RunSummary(trainer, metrics_log),
+        ReportCallback(run),
+    ]
+    if pushes is not None:
+        made.append(pushes)
+    if minutes:
+        made.append(HangWatchdog(run.run_dir, minutes=minutes, is_writing=lambda: trainer.saver.is_writing))
+    return made
+
+
+def make_model(run: RunConfig, *, seed: int) -> PreTrainedModel:
+    """The initial weights, with tiles, sequence parallelism, fp8 and compiled layers as the flags ask for."""
+    flags, share = run.arguments.model, run.batch.sequence_parallel_size
+    initial = run.arguments.weights if run.start.checkpoint is None else None
+    model = build_model(
+        run.config,
+        attention_implementation=flags.attention_implementation,
+        seed=seed,
+        weights=None if initial is None else Path(initial),
+    )
+    set_zero_leaf_layers(model)
+    if flags.loss_tiles is not None:
+        tile_loss(model, num_tiles=flags.loss_tiles)
+    if flags.mlp_tiles is not None:
+        tile_layers(model, num_tiles=flags.mlp_tiles)
+    if share > 1:
+        group = join_sequence_group(share, timeout_seconds=run.arguments.trainer["ddp_timeout"])
+        within_documents = run.arguments.data.document_masking
+        share_attention(flags.attention_implementation, group, within_documents=within_documents)
+    if flags.fp8:
+        convert_to_fp8(model)
+    if flags.compile_layers:
+        compile_layers(model)
+    return model
+
+
+def step_work(run: RunConfig) -> StepWork:
+    """The tokens and FLOPs of a step, from which its speed is computed."""
+    length = run.batch.block_length
+    return StepWork(
+        tokens=run.batch.tokens,
+        blocks=run.batch.blocks,
+        num_gpus=run.batch.num_processes,
+        flops_per_token=flops_per_token(run.config, block_length=length),
+        causal_flops_per_token=flops_per_token(run.config, block_length=length, is_causal=True),
+        peak_flops_per_second=peak_flops_per_second(torch.cuda.get_device_name()) if has_gpu() else None,
+    )
+
+
+def start_event(run: RunConfig) -> dict[str, Any]:
+    """This start as an event of metrics.jsonl."""
+    return {
+        "resumed_from": None if run.start.checkpoint is None else str(run.start.checkpoint),
+        "num_processes": run.batch.num_processes,
+        "num_parameters": num_parameters(run.config),
+    }
+
+
+def _resumes_same_run(run: RunConfig) -> bool:
+    """Whether the run resumes from a checkpoint in its folder, with the flags that are recorded there."""
+    checkpoint = run.start.checkpoint
+    is_own = checkpoint is not None and checkpoint.parent.resolve() == run.run_dir.resolve()
+    return is_own and matches_recorded_run(run)
