@@ -19,10 +19,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from pretraining.training.metrics.time_split import Part
 
 from benchmarks.started_run import MeasuringCallback, measure_run
 from pretraining.cli.program import run_program
+from pretraining.training.metrics.throughput import Part
 from pretraining.training.model.tiling import without_tiling
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
@@ -92,14 +92,14 @@ class FewerMetrics(MeasuringCallback):
         """Hide methods of classes by attributes of the objects."""
         times: Any = self._trainer.meter.times
         times.enter, times.part, times.take = _no_part, _no_timer, dict
-        machine: Any = self._trainer.figures._machine
+        machine: Any = self._trainer.hardware_metrics
         machine.take = dict
 
     def _restore(self) -> None:
         times = self._trainer.meter.times
         for name in ("enter", "part", "take"):
             delattr(times, name)
-        delattr(self._trainer.figures._machine, "take")
+        delattr(self._trainer.hardware_metrics, "take")
 
     def _now(self) -> float:
         return _synchronized_seconds() if torch.cuda.is_available() else time.process_time()

@@ -6,8 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from pretraining.cli.arguments.finetune import FinetuneArguments
+from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.cli.arguments.pretrain import PretrainArguments
-from pretraining.cli.arguments.tokenizer import HUB_ID
 from pretraining.data.input.find import InputFile, find_inputs
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer, read_special_tokens
 from pretraining.errors import UserError, reading

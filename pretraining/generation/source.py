@@ -7,7 +7,7 @@ weights, and code that comes with a model, could run anything.
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.cli.arguments.tokenizer import HUB_ID
+from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.errors import UserError
 from pretraining.runs.checksums import COMPLETE_NAME, read_complete
 from pretraining.runs.export.model_folder import config_fields, tokenizer_of

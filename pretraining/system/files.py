@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 import xxhash
 
 from pretraining.errors import UserError
+
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 TEMPORARY_SUFFIX = ".tmp"
 # Errors of file systems that have no fsync for folders (SMB, some FUSE): there a new name is durable at once, or never.
@@ -88,3 +92,39 @@ def xxh3_of(path: Path) -> str:
     """The XXH3 of 128 bits of a file in hex: 5 GB/s per core; finds damage, not forgery."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where libraries and this suite keep what can be created again: that of XDG, unless HF_HOME or others move theirs.
+
+    Raises:
+        UserError: when this user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise UserError("HOME: is not set, and this user has no home folder; set XDG_CACHE_HOME to a folder") from None
+
+
+def private_dir(name: str) -> Path:
+    """The folder of this name and this user, created if it is missing; processes that agree on a name meet there.
+
+    Others can guess the name and create it first, so what is found there is used only if it is a folder (no link) of
+    this user that nobody else can open. Whoever creates it removes it at the end.
+
+    Raises:
+        UserError: when it is not, or cannot be created.
+    """
+    folder = Path(tempfile.gettempdir()) / f"pretraining-{os.getuid()}-{name}"
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror}); set TMPDIR to another folder") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & OTHERS:
+        raise UserError(
+            f"{folder}: is not a folder that only this user can open (owner {found.st_uid}, mode "
+            f"{stat.filemode(found.st_mode)}), so nothing in it is trusted; remove it, or set TMPDIR to another folder"
+        )
+    return folder

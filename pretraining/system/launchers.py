@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pretraining.errors import UserError
 from pretraining.system.cores import compute_cores, machine_cores
-from pretraining.system.private_dirs import private_dir
+from pretraining.system.files import private_dir
 from pretraining.system.processes import stat_words
 
 # The command `deepspeed` of this environment. Its script is not found in every PATH, and does not start where the path

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pretraining.system.private_dirs import private_dir
+from pretraining.system.files import private_dir
 
 # Errors of file systems without locks, e.g. NFS without its lock daemon.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)

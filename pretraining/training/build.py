@@ -11,8 +11,7 @@ from pretraining.planning.flops import flops_per_token, num_parameters
 from pretraining.runs.run_folder import METRICS_NAME
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.runs.tracking.progress_bar import RunDisplay
-from pretraining.runs.tracking.reporters import Reporters, TensorBoardResume, last_reported_step
-from pretraining.runs.tracking.trackers import TrackedRun
+from pretraining.runs.tracking.reporters import Reporters, TensorBoardResume, TrackedRun, last_reported_step
 from pretraining.system.gpus import peak_flops_per_second
 from pretraining.system.supervision import this_restart
 from pretraining.training.callbacks.anomalies import AnomalyCallback

@@ -18,7 +18,7 @@ from pretraining.data.build.progress import read_progress
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, python, run, run_fine
 
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
-KILLED_AT_STEP = PROJECT_DIR / "tests/faults/drivers/killed_at_step.py"
+KILLED_AT_STEP = PROJECT_DIR / "tests/faults/drivers/preprocess/killed_at_step.py"
 NUM_KILLS = 50
 
 

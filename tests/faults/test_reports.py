@@ -53,7 +53,7 @@ def test_a_run_with_a_report_is_the_run_without(unreported: Path, sample_store: 
 def test_a_report_that_fails_is_one_warning(
     how: str, said: str, unreported: Path, sample_store: Path, tmp_path: Path
 ) -> None:
-    script, env = "tests/faults/drivers/unreported_run.py", {"UNREPORTED": how}
+    script, env = "tests/faults/drivers/report/unreported_run.py", {"UNREPORTED": how}
     done = train("1 rank", sample_store, tmp_path / "run", *EVALUATED, script=script, env=env)
     (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: report.html:")]
     assert said in warning
@@ -75,7 +75,7 @@ def test_no_report_outlives_its_run(tmp_path: Path, record_property: Callable[[s
     record_property("killed", 1)
     script = (
         "import time\nfrom pathlib import Path\nfrom pretraining.runs.report import background as report_process\n"
-        "report_process.MODULE = 'tests.faults.drivers.endless_report'\n"
+        "report_process.MODULE = 'tests.faults.drivers.report.endless_report'\n"
         f"report_process.ReportProcess(Path({str(tmp_path)!r})).start()\ntime.sleep(600)"
     )
     env = {**os.environ, "RANK": "0", "OMPI_COMM_WORLD_RANK": "0"}

@@ -73,6 +73,7 @@ def weights(run_dir: Path) -> str:
     return hashlib.sha256((run_dir / "model/model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.guarantee("A stopped run equals an uninterrupted one, including the pending evaluation.")
 def test_a_run_that_was_stopped_three_times_equals_an_uninterrupted_run(
     whole_run: Path, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -168,6 +169,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.guarantee("A closed terminal loses no step.")
 def test_a_run_saves_and_stops_when_its_terminal_is_closed(sample_store: Path, tmp_path: Path) -> None:
     """Of a shell in a terminal; the hangup kills shell, deepspeed command and launcher, and nothing can be written."""
     run_dir = tmp_path / "run"
@@ -205,6 +207,7 @@ def test_a_run_saves_and_stops_when_its_terminal_is_closed(sample_store: Path, t
 
 
 @pytest.mark.long
+@pytest.mark.guarantee("No process outlives a dead rank, and no success is reported.")
 def test_when_a_rank_is_killed_all_end(
     sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -21,8 +21,8 @@ from pretraining.data.mixture import BlockStore, Mixture, WeightedStore
 from pretraining.data.store.manifest import read_manifest
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.data.tokenize.train import SPECIAL_TOKENS, save_tokenizer
+from pretraining.system.files import cache_dir
 from pretraining.system.locks import wait_for_lock
-from pretraining.system.private_dirs import cache_dir
 
 NUM_TOKENS = 1 << 21  # 4 MB of ids, in two seconds
 MIN_BLOCKS = 64

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pretraining.doctor.finding import Finding, failure, ok, warning
-from pretraining.system.private_dirs import cache_dir
+from pretraining.system.files import cache_dir
 
 LAUNCHER_PORT = 29500  # of deepspeed and torchrun
 PROGRAM = "pretrain.py"

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from pretraining.cli.arguments.planning import PlanArguments
 from pretraining.cli.arguments.pretrain import PretrainArguments
+from pretraining.cli.arguments.run import PlanArguments
 from pretraining.cli.deepspeed_config import agree_with_flags, load_ds_config, offloads
 from pretraining.errors import UserError
 from pretraining.planning.fit import GradientType, choose_gradient_type, resolved_settings

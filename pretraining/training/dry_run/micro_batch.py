@@ -25,7 +25,7 @@ from pretraining.planning.layout import MachineSpec, TrainingLayout
 from pretraining.planning.suggestions import smaller_divisors
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import is_run_folder
-from pretraining.system.files import write_atomically
+from pretraining.system.files import private_dir, write_atomically
 from pretraining.system.launchers import (
     child_environment,
     free_port,
@@ -34,7 +34,6 @@ from pretraining.system.launchers import (
     num_processes,
     process_rank,
 )
-from pretraining.system.private_dirs import private_dir
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
 from pretraining.training.dry_run.dry_run import make_plan

@@ -19,7 +19,7 @@ from pretraining.cli.packages import compiler_problem
 from pretraining.errors import UserError
 from pretraining.planning.layout import MachineSpec
 from pretraining.system.cores import machine_cores
-from pretraining.system.private_dirs import private_dir
+from pretraining.system.files import private_dir
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 # A core trains the quickstart at 50 to 59 GFLOP/s (Zen 4, fp32 and bf16), so estimates are on the low side.

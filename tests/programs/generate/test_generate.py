@@ -105,6 +105,7 @@ def bare_shards(checkpoint: Path, folder: Path) -> Path:
     return copy
 
 
+@pytest.mark.guarantee("Every source of a model gives the same text.")
 def test_every_source_gives_the_same_text(finished_run: Path, tmp_path: Path) -> None:
     expected = sample("--model", finished_run / "model")
     assert expected.startswith("The council")
@@ -114,6 +115,7 @@ def test_every_source_gives_the_same_text(finished_run: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("ranks", ["1 rank", "3 ranks"])
+@pytest.mark.guarantee("Shards of 1, 2 and 3 processes give the text of the export.")
 def test_shards_of_any_number_of_ranks_are_the_exported_model(ranks: str, sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     flags = ["--global_batch_tokens", "384", "--max_steps", 1, "--save_steps", 1, "--bf16", "true"]  # rounds its export
@@ -166,6 +168,7 @@ def test_typed_prompts_are_continued_as_given_ones(finished_run: Path) -> None:
     assert "positions" in done.errors[0]
 
 
+@pytest.mark.guarantee("The same seed gives the same text in any batch.")
 def test_a_text_depends_on_seed_prompt_and_place_alone(finished_run: Path, prompt_file: Path, tmp_path: Path) -> None:
     flags = ["--model", finished_run, "--num_samples", 3, "--no_repeat_ngram_size", 3]
     many = [*flags, "--prompt_file", prompt_file]
@@ -242,6 +245,7 @@ def assert_same(lines: list[dict], expected: list[dict]) -> None:
         assert line == {**other, "log_probability": pytest.approx(other["log_probability"], rel=loss_rounding(128))}
 
 
+@pytest.mark.guarantee("Greedy ids and probabilities are those of transformers.")
 def test_greedy_ids_and_probabilities_are_those_of_transformers(
     finished_run: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
@@ -299,6 +303,7 @@ def test_a_text_ends_at_eos_or_before_a_stop_text(finished_run: Path, prompt_fil
         assert_probability(line, model, tokenizer, ending=endings.get(line["finish_reason"], []))
 
 
+@pytest.mark.guarantee("A killed `--output` resumes to what it would have been.")
 def test_a_killed_output_is_resumed_to_the_same_completions(
     finished_run: Path, prompt_file: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
 from tests.unit.data.build.test_partial_store import digests, rebuilt_documents, stories
 
 pytestmark = pytest.mark.launch
-WRONG_BACKEND = PROJECT_DIR / "tests/faults/drivers/wrong_backend.py"
+WRONG_BACKEND = PROJECT_DIR / "tests/faults/drivers/preprocess/wrong_backend.py"
 SMALL = ["--block_length", 64, "--split", "80,15,5", "--tokens_per_shard", 200_000]
 
 

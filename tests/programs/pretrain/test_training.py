@@ -84,6 +84,7 @@ def test_the_figures_of_the_sources_add_up(reference_run: Path) -> None:
 
 # Compiled layers, below, are started by torchrun and give the same run but for rounding.
 @pytest.mark.parametrize("name", [pytest.param("torchrun", marks=pytest.mark.long), "mpirun"])
+@pytest.mark.guarantee("Every launcher gives the same run.")
 def test_every_launcher_gives_the_same_run(name: str, reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     train(name, sample_store, tmp_path / "run", "--save_strategy", "no", env=ONE_THREAD)
     assert figures(tmp_path / "run") == figures(reference_run)
@@ -104,6 +105,7 @@ def test_one_process_with_more_accumulation_is_the_same_run(
 
 
 @pytest.mark.parametrize(("name", "micro_batch"), [("1 rank", 1), ("1 rank", 8), ("2 ranks", 4)])
+@pytest.mark.guarantee("Every micro batch gives the same run.")
 def test_a_step_divided_otherwise_is_the_same_run(
     name: str, micro_batch: int, reference_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +130,7 @@ def test_padded_blocks_train_the_same_however_they_are_shared(tmp_path: Path) ->
     assert all(splits[name].num_padding_tokens > 10 for name in ("train", "validation"))
 
 
+@pytest.mark.guarantee("A resumed run equals an uninterrupted one, bit by bit.")
 def test_a_resumed_run_equals_one_never_stopped(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(reference_run, run_dir)
@@ -178,6 +181,7 @@ def test_the_best_checkpoint_is_kept_when_it_is_wanted_at_the_end(sample_store: 
     assert (tmp_path / f"run/checkpoint-{max(losses, key=losses.__getitem__)}").is_dir()
 
 
+@pytest.mark.guarantee("Offload gives the same run.")
 def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     old_spelling = json.loads((PROJECT_DIR / "ds_config.json").read_text())
     old_spelling["zero_optimization"]["cpu_offload"] = True
@@ -192,6 +196,7 @@ def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_pa
         assert_same_run(run_dir, reference_run)
 
 
+@pytest.mark.guarantee("Activation checkpointing gives the same run.")
 def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     flags = ["--save_strategy", "no", "--activation_checkpointing", "--attention_implementation", "eager"]
     train("2 ranks", sample_store, tmp_path / "run", *flags)
@@ -202,6 +207,7 @@ def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_st
 
 
 @needs_compiler
+@pytest.mark.guarantee("Compiled layers train the same, in one graph under ZeRO-3.")
 def test_compiled_layers_train_the_same_in_one_graph(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     flags = ["--save_strategy", "no", "--eval_strategy", "no", "--export", "false", "--compile_layers"]
     flags += ["--sample_steps", 3, "--sample_tokens", 5]  # texts of all lengths
@@ -234,6 +240,7 @@ def instrumented_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactor
     return run_dir
 
 
+@pytest.mark.guarantee("ZeRO-3 in two processes trains like the plain Trainer in one: losses to 1e-4 over 100 steps.")
 def test_zero3_equals_the_plain_trainer_over_a_hundred_steps(
     instrumented_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
@@ -263,6 +270,7 @@ assert "pretraining" not in sys.modules
 """
 
 
+@pytest.mark.guarantee("The exported model opens with transformers alone and has the logits of training.")
 def test_the_exported_model_is_everybodys_and_has_the_trainers_logits(instrumented_run: Path, tmp_path: Path) -> None:
     done = run_fine(sys.executable, "-c", EVERYBODYS_TOOLS, instrumented_run, loss_rounding(), cwd=tmp_path)
     assert done.stdout.startswith("The council")

@@ -75,6 +75,9 @@ def saved_storages(model: LlamaForCausalLM) -> Iterator[dict[int, torch.UntypedS
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("how", [{}, {"checkpoint_every": 1}, {"checkpoint_every": 2}, {"attention": "eager"}], ids=str)
+@pytest.mark.guarantee(
+    "Planned activations are within 10 % of what autograd keeps, by checkpointing policy, tiles and compiled layers."
+)
 def test_what_autograd_saves(precision: str, how: dict) -> None:
     layout = prepared(TINY, precision=precision, **how)
     model = model_of(layout)

@@ -23,6 +23,7 @@ def rows_of(tracer: BlockProvenance, split: str) -> list[dict]:
     return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
+@pytest.mark.guarantee("Each token of each block can be traced to its line.")
 def test_each_piece_is_the_text_at_its_line(traced: Traced) -> None:
     rows = {split: rows_of(traced.tracer, split) for split in SPLITS}
     num_tokens = dict.fromkeys(((split, block) for split in SPLITS for block in range(len(rows[split]))), 0)

@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import pytest
 
 from pretraining.cli.progress import Progress
 from pretraining.data.encode.splits import SPLITS
@@ -45,6 +46,7 @@ def wanted_texts(traced: Traced) -> list[str]:
     return [*odd, *starts, *parts, "in no text of these", "\ufffd"]
 
 
+@pytest.mark.guarantee("A text is found in every block that contains it.")
 def test_a_text_is_found_wherever_it_is_and_nowhere_else(traced: Traced) -> None:
     num_over_cuts = 0
     for wanted in wanted_texts(traced):

@@ -74,6 +74,7 @@ def assert_fine(seen: Seen, charts: list[str]) -> None:
         assert (frame["scroll_width"], frame["cut_off"]) == (frame["width"], 0)
 
 
+@pytest.mark.guarantee("The report opens offline in a real browser, every chart drawn, at 1400, 400 and 320 pixels.")
 def test_a_browser_draws_every_chart_at_any_width(seen: dict[str, Seen]) -> None:
     frames = seen["run"].frames
     assert_fine(seen["run"], CHARTS)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pretraining.cli.arguments.planning import PlanArguments
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.cli.arguments.run import PlanArguments
 from pretraining.errors import UserError
 from pretraining.system.gpus import find_gpu_type
 from pretraining.training.config.layout import (

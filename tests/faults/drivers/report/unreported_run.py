@@ -14,7 +14,7 @@ if __name__ == "__main__":
     elif how == "hangs":
         from pretraining.training.callbacks import report as run_report
 
-        report_process.MODULE = "tests.faults.drivers.endless_report"
+        report_process.MODULE = "tests.faults.drivers.report.endless_report"
         run_report.END_SECONDS = 1.0
     else:
         sys.executable = "/nowhere/python3"

@@ -4,7 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
-PROJECT_DIR = Path(__file__).parents[3]
+PROJECT_DIR = Path(__file__).parents[4]
 sys.path.insert(0, str(PROJECT_DIR))
 
 from pretraining.data.tokenize.backends import FastTokensBackend, FlatIds  # noqa: E402 - after the path
