@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.system.host import available_host_bytes
 from tests.conftest import PROJECT_DIR, TINY_RUN, assert_one_error, python, run
 from tests.programs.launching import figures, train, try_to_train
 
@@ -57,6 +58,7 @@ def test_a_start_that_does_not_fit_is_refused_and_forced(sample_store: Path, tmp
 
 
 @pytest.mark.guarantee("The largest micro batch is found, and trains like one that was given.")
+@pytest.mark.skipif(available_host_bytes() < 4e9, reason="two ranks of a trial need 4 GB of free memory")
 def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_number_given(
     sample_store: Path, tmp_path: Path
 ) -> None:

@@ -136,7 +136,8 @@ def test_it_speaks_where_nothing_is_installed(tmp_path: Path) -> None:
         found = find(done, name, "warning")
         assert found["figure"].startswith("could not be checked (ModuleNotFoundError: ")
         assert found["fix"].startswith("python3 -m pip install ")
-    find(done, "memory", "ok")
+    (memory,) = [found for found in findings(done) if found["name"] == "memory"]
+    assert memory["figures"]["available_bytes"] > 0, "whether it is enough depends on this machine"
 
 
 def test_a_wrong_flag_is_refused() -> None:

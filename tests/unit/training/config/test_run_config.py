@@ -92,7 +92,8 @@ def test_the_vocabulary_is_padded_when_asked(sample_store: Path, tmp_path: Path)
 
 
 def test_a_micro_step_larger_than_an_epoch(sample_store: Path, tmp_path: Path) -> None:
-    message = refusal(sample_store, tmp_path, tokens=64 * 1000, flags={"per_device_train_batch_size": 1000})
+    flags = {"per_device_train_batch_size": 1000}
+    message = refusal(sample_store, tmp_path, tokens=64 * 1000, flags=flags, wishes={"force": True})  # in any memory
     assert "use fewer processes or a smaller --per_device_train_batch_size, or preprocess more text" in message
 
 

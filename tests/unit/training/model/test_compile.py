@@ -38,6 +38,7 @@ def test_layers_are_compiled_unasked_in_long_runs_on_a_cpu_with_a_compiler(
 ) -> None:
     (tmp_path / "c++").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", "/opt/venv")  # the environment of the tests may be in a path with spaces
     assert chosen() == Compilation(True, "the run is long enough, about 40 min")
     assert chosen(flops=0.98 * LONG) == Compilation(False, "the run is too short")
     assert not chosen(num_cores=3).is_on, "more cores end it sooner"
@@ -59,6 +60,7 @@ def test_layers_are_compiled_unasked_in_long_runs_on_a_cpu_with_a_compiler(
 def test_flags_decide_before_the_record_and_that_before_the_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "prefix", "/opt/venv")
     assert chosen(True, recorded=False, flops=0.0).is_on
     assert not chosen(False, recorded=True).is_on
     (tmp_path / "c++").touch(mode=0o755)
