@@ -112,7 +112,7 @@ def split_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check_training(words: Sequence[str]) -> None:
-    """Reject flags that pretrain.py rejects, or by which it would restart itself.
+    """Reject flags that pretrain.py rejects, and --resume.
 
     Raises:
         UserError: with the flags.

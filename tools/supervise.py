@@ -39,6 +39,9 @@ POLL_SECONDS = 1.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 SIGNAL_EXIT_CODE = 128  # plus the number of the signal, as shells report it
 
+# As it was started: run_program sets the threads and kernels of its own process.
+ENVIRONMENT = dict(os.environ)
+
 logger = logging.getLogger("pretraining.supervise")
 
 
@@ -106,7 +109,7 @@ class Supervisor:
         try:
             process = subprocess.Popen(
                 self._command,
-                env={**os.environ, SUPERVISOR_VARIABLE: str(self._folder)},
+                env={**ENVIRONMENT, SUPERVISOR_VARIABLE: str(self._folder)},
                 process_group=0,  # the Ctrl-C of a terminal is for this process, which passes it on
                 preexec_fn=self._prepare_child,
             )

@@ -39,6 +39,7 @@ SYNONYMS = {
     **dict.fromkeys(("gradient_clipping", "clip_grad"), "max_grad_norm"),
     **dict.fromkeys(("max_length", "seq_len", "seq_length", "context_length"), "block_length"),
     "config": "model",
+    "held_out": "reference_files",
     "plan_only": "dry_run",
     "plan_measure": "profile_plan",
     "isolate_documents": "document_masking",

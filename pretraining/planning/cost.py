@@ -50,7 +50,7 @@ def disk_usage(arguments: PretrainArguments, layout: TrainingLayout, *, num_toke
     shards = (states.master_weights + states.moments) * layout.num_processes
     return DiskUsage(
         checkpoint_bytes=shards + model if saves else 0,
-        num_checkpoints=max(arguments.trainer["save_total_limit"], 0) or None,
+        num_checkpoints=max(arguments.trainer["save_total_limit"] or 0, 0) or None,
         keeps_stable=arguments.optimization.lr_scheduler_type == "wsd",
         num_exports=while_training + flags.export,
         export_bytes=model,

@@ -26,7 +26,7 @@ from pretraining.training.data.loader import SharedMemoryError
 from pretraining.training.distributed.collectives import run_on_main
 from pretraining.training.distributed.process_group import init_process_group, local_peers, shutdown_process_group
 from pretraining.training.dry_run.micro_batch import with_largest_micro_batch
-from pretraining.training.dry_run.profile import print_profile, profile_arguments
+from pretraining.training.dry_run.profile import print_profile, profile_arguments, removing_failed_profile
 from pretraining.training.finish import exit_stopped, finish
 from pretraining.training.stopping.orphan_guard import OrphanGuard, end_workers
 from pretraining.training.stopping.request import Phase, StopRequest
@@ -52,10 +52,11 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     trainer = make_trainer(run, request)
     run_on_main(lambda: start_run_folder(run, trainer))
     try:
-        trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
-        exit_if_profiled(trainer, arguments, mixture)
+        with removing_failed_profile(arguments, run.run_dir):
+            trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
         if request.is_agreed:
             exit_stopped(trainer)
+        exit_if_profiled(trainer, arguments, mixture)
         finish(trainer)
     except (UnusableBlockError, SharedMemoryError) as error:  # on this process only, and the others would wait for it
         logger.error(error)

@@ -51,6 +51,7 @@ def supervised(folder: Path, restart: Restart | None = None) -> dict[str, str]:
     return {"PRETRAINING_SUPERVISOR": str(folder)}
 
 
+@pytest.mark.guarantee("A crashed run is restarted and equals an uninterrupted one.")
 def test_a_run_whose_rank_is_killed_ends_like_an_uninterrupted_one(
     undisturbed: Path, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -50,9 +50,6 @@ def _run_conflicts(arguments: PretrainArguments) -> Iterator[str]:
     name = arguments.trainer.get("hub_model_id")
     if name is not None and not arguments.trainer.get("push_to_hub"):
         yield f"--hub_model_id {name}: nothing is pushed without --push_to_hub; add it, or remove this flag"
-    strategy = arguments.trainer["hub_strategy"]
-    if strategy not in ("end", "every_save"):
-        yield f"--hub_strategy {strategy}: would push optimizer state, larger than the model; use end or every_save"
     if arguments.data.is_synthetic and (arguments.data.block_length or 0) > MAX_SYNTHETIC_BLOCK_LENGTH:
         yield (
             f"--dataset synthetic --block_length {arguments.data.block_length}: blocks of synthetic data have "

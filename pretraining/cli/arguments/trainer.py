@@ -111,7 +111,7 @@ class TrainerArguments:
     hub_model_id: str | None = flag(None, "repository to push to, USER/NAME")
     hub_token: str | None = flag(None, "instead of that of `hf auth login`")
     hub_private_repo: bool | None = flag(True, "false publishes the model")
-    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = flag("end", "when to push, and what")
+    hub_strategy: Literal["end", "every_save"] = flag("end", "when to push the model, without optimizer states")
     ddp_timeout: int = flag(7200, "seconds that ranks wait for each other")  # rank 0 may write a checkpoint that long
     local_rank: int = flag(-1, HIDDEN)  # set by launchers
     trainer_arguments: list[str] | None = flag(None, "other fields of TrainingArguments, as NAME=VALUE")

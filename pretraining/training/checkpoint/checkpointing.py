@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import Trainer
+from transformers.trainer_callback import ExportableState
 
 from pretraining.errors import UserError
 from pretraining.hub.repository import Repository
@@ -48,9 +49,16 @@ class CheckpointingTrainer(Trainer):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if not self.check_finite() or not self.saver.begin(folder, self.state.global_step):
                 return
+            self._name_callbacks()
             with self.saver.collecting_errors(OSError):  # of trainer_state.json, written after the last collective
                 super()._save_checkpoint(*args, **kwargs)
             self.saver.start()
+
+    def _name_callbacks(self) -> None:
+        """Have a place in the state for each callback: that of an earlier checkpoint has them under earlier names."""
+        names = [type(one).__name__ for one in self.callback_handler.callbacks if isinstance(one, ExportableState)]
+        saved = self.state.stateful_callbacks
+        self.state.stateful_callbacks = {name: saved.get(name, {}) for name in [*names, type(self.control).__name__]}
 
     def check_finite(self) -> bool:
         """Check weights and optimizer state; False when they were not finite and the run was rolled back. Collective.

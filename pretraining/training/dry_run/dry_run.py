@@ -46,6 +46,8 @@ def make_plan(arguments: PretrainArguments, machine: MachineSpec, mixture: Mixtu
     Raises:
         UserError: when it cannot be planned.
     """
+    if arguments.finds_micro_batch:  # the smallest that a run would try
+        arguments = replace(arguments, trainer={**arguments.trainer, "per_device_train_batch_size": 1})
     origin = None if mixture is None else mixture.origin
     config = load_model_config(_with_vocabulary(arguments).model, origin)
     block_length = origin.block_length if origin is not None else arguments.data.block_length

@@ -144,6 +144,8 @@ def run_trial(micro_batch_blocks: int, micro_steps: int) -> str:
         "per_device_train_batch_size": micro_batch_blocks,
         "gradient_accumulation_steps": micro_steps,
         "global_batch_tokens": "none",
+        "max_tokens": "none",
+        "resume": "never",
         "max_steps": TRIAL_STEPS,
     }
     command = [word for word in sys.argv if not word.startswith("--local_rank=")]  # which deepspeed adds

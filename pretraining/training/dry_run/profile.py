@@ -3,7 +3,8 @@
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import harmonic_mean
@@ -17,7 +18,13 @@ from pretraining.planning.footprint import PROCESS_BYTES
 from pretraining.planning.model_states import model_states
 from pretraining.planning.table import PlannedRun
 from pretraining.runs.history import read_records
-from pretraining.system.launchers import has_launcher, launcher_identity, num_local_processes, num_processes
+from pretraining.system.launchers import (
+    has_launcher,
+    launcher_identity,
+    num_local_processes,
+    num_processes,
+    process_rank,
+)
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
 from pretraining.training.distributed.deepspeed_internals import allocated_states
@@ -90,6 +97,17 @@ def print_profile(trainer: PretrainingTrainer, arguments: PretrainArguments, mix
     sys.stdout.write(profile_table(plan, allocated_states(trainer.model_wrapped), records))
     sys.stdout.flush()
     shutil.rmtree(run_dir, ignore_errors=True)
+
+
+@contextmanager
+def removing_failed_profile(arguments: PretrainArguments, run_dir: Path) -> Iterator[None]:
+    """Delete the folder of --profile_plan when its steps fail, e.g. for lack of memory."""
+    try:
+        yield
+    except Exception:
+        if arguments.plan.profile_plan and process_rank() == 0:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def profile_table(plan: PlannedRun, states: dict[str, int], records: Sequence[dict[str, Any]]) -> str:

@@ -64,7 +64,7 @@ def choose_compilation(
         "its gain on GPUs is not measured": machine.has_gpu,
         "the run is on several machines": machine.num_processes != machine.num_local_processes,
         TOO_SHORT: minutes < MIN_RUN_MINUTES,
-        "not with tiles, eager attention or isolated documents": not is_possible,
+        "not with tiles, eager attention or --document_masking": not is_possible,
         f"{problem}": problem is not None,
     }
     reason = next((name for name, holds in reasons.items() if holds), None)

@@ -19,7 +19,7 @@ from pathlib import Path
 from pretraining.cli.program import hard_exit
 from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from pretraining.system.launchers import has_launcher, launcher_identity, local_rank, process_rank
-from pretraining.system.processes import STOP_SIGNALS, ProcessHandle, stat_words
+from pretraining.system.processes import STOP_SIGNALS, ProcessHandle, command_words, stat_words
 from pretraining.training.stopping.request import END_SIGNAL, Phase, StopRequest
 
 POLL_SECONDS = 0.02  # the deepspeed command takes about 0.1 s to end, and must not report success before
@@ -138,12 +138,8 @@ def _launcher() -> ProcessHandle | None:
 
 def _deepspeed_runner(launcher: int) -> ProcessHandle | None:
     """The `deepspeed` command on this machine that started the launcher; None for other launchers."""
-    if "deepspeed.launcher.launch" not in _command_line(launcher):
+    if "deepspeed.launcher.launch" not in command_words(launcher):
         return None
     runner = int(stat_words(launcher)[1])
-    names = [Path(word).name for word in _command_line(runner)]
+    names = [Path(word).name for word in command_words(runner)]
     return ProcessHandle.of(runner) if {"deepspeed", "ds", "deepspeed.launcher.runner"} & set(names) else None
-
-
-def _command_line(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pretraining.runs.checksums import record_file, write_manifest
+from pretraining.training.metrics.step_metrics import EARLIER_NAMES
 from tests.conftest import Done, python, run_fine
 from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, records, train
 
@@ -81,13 +82,15 @@ def test_tokens_and_epochs_are_those_of_each_source(sample_store: Path, lone_sto
 
 
 def without_names(checkpoint: Path) -> None:
-    """Make a checkpoint as versions wrote it that saved the sums as lists."""
+    """Make a checkpoint as earlier versions wrote it: sums as lists, callbacks under their earlier names."""
     path = checkpoint / "trainer_state.json"
     state = json.loads(path.read_text())
     kept = state["stateful_callbacks"]
     for name in ("tokens_by_source", "interval_sums"):
         kept["StepMetrics"]["attributes"][name] = list(kept["StepMetrics"]["attributes"][name].values())
     del kept["AnomalyCallback"]["attributes"]["blocks_by_store"]
+    state["stateful_callbacks"] = {EARLIER_NAMES.get(name, name): value for name, value in kept.items()}
+    assert {"StepWatch", "FaultHandler", "Stopping"} <= set(state["stateful_callbacks"])
     path.write_text(json.dumps(state))
     content = json.loads((checkpoint / "complete.json").read_text())
     files = [record_file(checkpoint, checkpoint / file["path"]) for file in content["files"]]

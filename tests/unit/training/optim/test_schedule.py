@@ -110,7 +110,7 @@ def test_flags_are_steps_or_shares_of_the_run() -> None:
         (["--on_spike", "panic"], "'panic' is not one of warn, rollback"),
         (["--spike_threshold", "0"], "--spike_threshold 0: must be in (0, 1e9]"),
         (["--lr_scheduler_kwargs", "{}"], "--lr_scheduler_kwargs: use --lr_scheduler_type"),
-        (["--hub_strategy", "all_checkpoints"], "would push optimizer state, larger than the model; use end"),
+        (["--hub_strategy", "all_checkpoints"], "'all_checkpoints' is not one of end, every_save"),
     ],
 )
 def test_what_cannot_be_is_refused(words: list[str], expected: str) -> None:
