@@ -39,10 +39,10 @@ SETTINGS = {
 OWN, PEER = "generate.py", "transformers"
 DTYPES = ("float32", "bfloat16")
 NOTES = """
-Tokens a second and their quotient: median, least and most of the rounds. transformers opens the model by
-`from_pretrained` and continues the prompts, filled up on the left, by `generate` with the same flags; its default cache
-and attention. Neither compiles anything, and both have torch's default number of threads. "By default" is what each of
-them chooses for this model here: generate.py {own}, transformers {peer}. On a GPU: not yet measured.
+Tokens per second and their ratio: median, minimum and maximum of the rounds. transformers loads the model with
+`from_pretrained`. It completes the prompts, padded on the left, by `generate` with the same flags and its default cache
+and attention. Neither compiles anything; both use torch's default number of threads. "By default" is the dtype that each
+chooses for this model on this machine: generate.py {own}, transformers {peer}. On a GPU: not yet measured.
 """
 
 

@@ -10,13 +10,13 @@ NOT_MEASURED = "not yet measured"
 TITLES = ("row", "tokens/s/GPU", "MFU, full", "MFU, causal", "GB at most", "first loss", "loss at the end")
 WORDS = """Each row is the first one with the named change, in a separate run. Tokens/s/GPU are over all steps but
 the first, waiting for data and the optimizer's step included. MFU counts full attention, or half its square (causal),
-never recomputation. "First loss" is that of the same first weights and blocks: the same arithmetic gives the same loss
-to rounding. Memory is the most that torch's allocator held."""
+never recomputation. All rows start from the same weights and blocks, so the first losses are equal up to rounding.
+Memory is the peak of torch's allocator."""
 
 
 def page(rows: Sequence[Row], found: dict[str, Any], *, is_small: bool) -> str:
     """The page as Markdown, with every row of `rows`."""
-    title = "# The quickstart's model, lever by lever" if is_small else "# Llama-2-7B on GPUs, lever by lever"
+    title = "# The quickstart's model, setting by setting" if is_small else "# Llama-2-7B on GPUs, setting by setting"
     command = "    python3 -m benchmarks.gpu" + (" --small" if is_small else "")
     lines = [_cells(row, found["rows"].get(row.name)) for row in rows]
     sections = [title, *_machine(found.get("machine")), command, table(TITLES, lines), WORDS]
@@ -31,7 +31,7 @@ def page(rows: Sequence[Row], found: dict[str, Any], *, is_small: bool) -> str:
 
 def _machine(machine: dict[str, Any] | None) -> list[str]:
     if machine is None:
-        return ["No GPU was at hand yet: every row is not yet measured. On a machine that has one:"]
+        return ["No GPU was available, so no row is measured yet. On a machine with GPUs:"]
     figures = [f"{machine['hardware']}; {machine['num_gpus']} GPUs; {machine['versions']}."]
     return [*figures, *(f"{line}." for line in machine["speeds"])]
 

@@ -31,18 +31,20 @@ html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
 RESULTS = {"overhead": "Overhead of a step", "step_settings": "Step settings", "save_speed": "Save speed"}
 RESULTS |= {"faults": "Faults", "generate": "Generate", "plans": "Plans", "gpu": "GPUs", "data_path": "Data path"}
 RESULTS |= {"preprocess": "Preprocess", "performance-log": "Performance log"}
+GUIDES = {"preprocess": "Preprocess", "train": "Train", "resume-and-stop": "Resume and stop", "monitor": "Monitor"}
+GUIDES |= {"generate": "Generate", "evaluate": "Evaluate", "finetune": "Finetune", "serve": "Serve", "hub": "Hub"}
+GUIDES |= {"performance": "Performance", "multi-gpu": "From one GPU to eight", "long-context": "Long context"}
+GUIDES |= {"provenance": "Provenance"}
+LAST = ("life-of-a-checkpoint", "decisions")
 NAVIGATION = {
-    "Getting started": ["docs/README", "docs/getting-started/quickstart", "docs/getting-started/install"],
-    "Guides": [
-        f"docs/guides/{name}" for name in ("preprocess", "train", "resume-and-stop", "monitor", "generate", "*")
-    ],
+    "Getting started": [f"docs/getting-started/{name}" for name in ("quickstart", "install", "first-run", "hardware")],
+    "Guides": [f"{title} <docs/guides/{name}>" for name, title in GUIDES.items()],
     "Reference": ["docs/reference/programs", "docs/reference/recipes", "docs/reference/*"],
-    "Explanation": [f"docs/explanation/{name}" for name in ("architecture", "life-of-a-token", "life-of-a-step", "*")],
+    "Explanation": [f"docs/explanation/{name}" for name in ("architecture", "life-of-a-token", "life-of-a-step", *LAST)],
     "Results": ["docs/benchmarks/README", *(f"{title} <docs/benchmarks/{name}>" for name, title in RESULTS.items())],
     "Contributing": ["docs/contributing/setup", "docs/contributing/*"],
-    "More": ["docs/coming-from", "docs/glossary", "CHANGELOG", "SECURITY"],
+    "More": ["All pages <docs/README>", "docs/coming-from", "docs/glossary", "CHANGELOG", "SECURITY"],
 }
-NAVIGATION["Getting started"] += ["docs/getting-started/first-run", "docs/getting-started/hardware"]
 PROGRAMS = [f"docs/reference/cli/{name}" for name in ("preprocess", "pretrain", "generate", "*")]
 
 

@@ -94,7 +94,8 @@ def command_page(module: str) -> str:
     parser = parser_of(module)
     sections = [markdown(parser.description or ""), f"Source: `{module.replace('.', '/')}.py`."]
     for group in parser._action_groups:
-        rows = [row_of(action) for action in group._group_actions if action.option_strings and action.dest != "help"]
+        shown = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
+        rows = [row_of(action) for action in shown if action.option_strings and action.dest != "help"]
         if rows:
             heading = "General" if group.title == "options" else group.title
             sections += [f"## {heading}", table(("flag", "value", "default", "meaning"), rows)]
