@@ -98,7 +98,7 @@ def command_page(module: str) -> str:
         rows = [row_of(action) for action in shown if action.option_strings and action.dest != "help"]
         if rows:
             heading = "General" if group.title == "options" else group.title
-            sections += [f"## {heading}", table(("flag", "value", "default", "meaning"), rows)]
+            sections += [f"## {heading}", table(("flag", "meaning", "value", "default"), rows)]
     return page(command_name(module), *sections)
 
 
@@ -118,13 +118,13 @@ def parser_of(module: str) -> argparse.ArgumentParser:
 
 
 def row_of(action: argparse.Action) -> tuple[str, str, str, str]:
-    """Name, values, default and meaning of a flag. Help texts end with `[default]`."""
+    """Name, meaning, values and default of a flag. Help texts end with `[default]`."""
     text = " ".join((action.help or "").replace("%%", "%").split())
     found = re.fullmatch(r"(.*?)\.? \[(.*)\]", text)
     text, default = (found[1], found[2]) if found else (text, "")
     values = " ".join(f"`{value}`" for value in re.split(r"[| ]", str(action.metavar or "")) if value)
     shown = BY_MACHINE.get(action.dest) or (f"`{default}`" if default else "")
-    return f"`{action.option_strings[0]}`", values, shown, prose(text)
+    return f"`{action.option_strings[0]}`", prose(text), values, shown
 
 
 def packages_page() -> str:
