@@ -30,9 +30,9 @@ PACKAGES = ("torch", "deepspeed", "transformers")
 EXPLAINED = """\
 Separate programs whose steps alternate: a loop over transformers' Llama with fused AdamW; the Trainer, as run_clm.py of
 transformers uses it; and pretrain.py, which logs every step and computes the loss in 4 tiles. Programs of one process
-have a thread per core; waiting threads sleep (OMP_WAIT_POLICY). **time** is compared within a round, so a slowdown of the
-machine affects all programs. **processor time** excludes waiting and other programs. For two processes it is twice that
-of the first."""
+have a thread per core; waiting threads sleep (OMP_WAIT_POLICY). **time** is compared within a round, so a slowdown of
+the machine affects all programs. **processor time** excludes waiting and other programs. For two processes it is twice
+that of the first."""
 REFERENCE = "plain Trainer"
 WARM_UP_ROUNDS = 1
 POLL_SECONDS = 1.0

@@ -20,28 +20,35 @@ myst_heading_anchors = 3  # `page.md#a-heading` is checked, too
 myst_links_external_new_tab = False
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 nitpicky = True
+smartquotes = False  # `--flag` in a table of results keeps its dashes
 html_theme = "furo"
 html_title = project
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
 
-RESULTS = {"overhead": "Overhead of a step", "step_settings": "Step settings", "save_speed": "Save speed"}
+RESULTS = {
+    "README": "Overview",
+    "overhead": "Overhead of a step",
+    "step_settings": "Step settings",
+    "save_speed": "Save speed",
+}
 RESULTS |= {"faults": "Faults", "generate": "Generate", "plans": "Plans", "gpu": "GPUs", "data_path": "Data path"}
 RESULTS |= {"preprocess": "Preprocess", "performance-log": "Performance log"}
 GUIDES = {"preprocess": "Preprocess", "train": "Train", "resume-and-stop": "Resume and stop", "monitor": "Monitor"}
 GUIDES |= {"generate": "Generate", "evaluate": "Evaluate", "finetune": "Finetune", "serve": "Serve", "hub": "Hub"}
 GUIDES |= {"performance": "Performance", "multi-gpu": "From one GPU to eight", "long-context": "Long context"}
 GUIDES |= {"provenance": "Provenance"}
-LAST = ("life-of-a-checkpoint", "decisions")
+EXPLANATION = ("architecture", "life-of-a-token", "life-of-a-step", "life-of-a-checkpoint", "decisions")
 NAVIGATION = {
     "Getting started": [f"docs/getting-started/{name}" for name in ("quickstart", "install", "first-run", "hardware")],
     "Guides": [f"{title} <docs/guides/{name}>" for name, title in GUIDES.items()],
     "Reference": ["docs/reference/programs", "docs/reference/recipes", "docs/reference/*"],
-    "Explanation": [f"docs/explanation/{name}" for name in ("architecture", "life-of-a-token", "life-of-a-step", *LAST)],
-    "Results": ["docs/benchmarks/README", *(f"{title} <docs/benchmarks/{name}>" for name, title in RESULTS.items())],
+    "Explanation": [f"docs/explanation/{name}" for name in EXPLANATION],
+    "Results": [f"{title} <docs/benchmarks/{name}>" for name, title in RESULTS.items()],
     "Contributing": ["docs/contributing/setup", "docs/contributing/*"],
     "More": ["All pages <docs/README>", "docs/coming-from", "docs/glossary", "CHANGELOG", "SECURITY"],
 }

@@ -166,7 +166,7 @@ def guarantees_page() -> str:
         name = path.relative_to(PROJECT_DIR)
         for text, test in guarantees_of(path):
             rows.setdefault(f"{name.parent}/", []).append((prose(text), f"`{name.name}` `{test}`"))
-    sections = ['Each is a marker on the test that fails when it is broken: `@pytest.mark.guarantee("...")`.']
+    sections = ['Each guarantee is a marker on the test that fails if it is broken: `@pytest.mark.guarantee("...")`.']
     for folder, found in rows.items():
         sections += [f"## {folder}", table(("guarantee", "test"), found)]
     return page("Guarantees and their tests", *sections)
