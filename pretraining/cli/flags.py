@@ -45,7 +45,6 @@ SYNONYMS = {
     "isolate_documents": "document_masking",
     "mask_document_starts": "ignore_first_token",
     "hang_minutes": "hang_timeout_minutes",
-    "held_out": "reference_files",
 }
 
 
