@@ -39,7 +39,7 @@ POLL_SECONDS = 1.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 SIGNAL_EXIT_CODE = 128  # plus the number of the signal, as shells report it
 
-# As it was started: run_program sets the threads and kernels of its own process.
+# Read at import: run_program later changes the threads and kernels of this process, not those of the command.
 ENVIRONMENT = dict(os.environ)
 
 logger = logging.getLogger("pretraining.supervise")
