@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretraining.data.input.documents import has_utf8
-from pretraining.errors import UserError
+from pretraining.errors import raise_problems
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,7 @@ def find_inputs(
             for word in data_files
             if _lies_in(output_dir, word)
         ]
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
     return files
 
 
