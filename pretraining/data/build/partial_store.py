@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pretraining.data.build.progress import PROGRESS_NAME
@@ -100,9 +99,7 @@ class PartialStore:
     def __enter__(self) -> "PartialStore":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Unlock the folder; remove it if a failed run has finished nothing."""
         if kind is not None and self._is_disposable and not self._has_results():
             shutil.rmtree(self.folder, ignore_errors=True)
