@@ -18,12 +18,7 @@ class Progress:
 
     def __init__(self, total: int, unit: str = "B") -> None:
         self._bar = tqdm(
-            total=total,
-            unit=unit,
-            unit_scale=True,
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            leave=False,
+            total=total, unit=unit, unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False
         )
         self._total = total
         self._done = 0

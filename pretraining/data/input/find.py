@@ -128,7 +128,8 @@ def _files_of(word: str, streaming: bool, problems: list[str]) -> list[InputFile
     for path in _paths_of(pattern, problems):
         problem = _file_problem(path, may_be_empty=str(path) != pattern)
         if problem:
-            problems.append(f"--data_files {_shown(path)}: {problem}")
+            shown = str(path).encode("utf-8", errors="backslashreplace").decode()
+            problems.append(f"--data_files {shown}: {problem}")
         else:
             files.append(input_file(str(path), source, num_bytes=path.stat().st_size, location=str(path)))
     return files
@@ -171,10 +172,6 @@ def _files_below(folder: Path) -> list[Path]:
     if num_others:
         logger.warning("%s: %s files of other formats in it are not read", folder, f"{num_others:,}")
     return sorted(found)
-
-
-def _shown(path: Path) -> str:
-    return str(path).encode("utf-8", errors="backslashreplace").decode()
 
 
 def _suffixes(path: Path) -> tuple[str, Compression | None]:

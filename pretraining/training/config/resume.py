@@ -15,13 +15,7 @@ from torch import distributed
 from pretraining.errors import UserError
 from pretraining.runs.checksums import corruption_reason, read_complete
 from pretraining.runs.claim import checkpoint_to_resume, lock_run_folder
-from pretraining.runs.run_folder import (
-    INCOMPLETE,
-    TOKEN_NAME,
-    TRAINER_STATE_NAME,
-    quarantine,
-    read_trainer_state,
-)
+from pretraining.runs.run_folder import INCOMPLETE, TOKEN_NAME, TRAINER_STATE_NAME, quarantine, read_trainer_state
 from pretraining.system.checked_json import type_problem
 from pretraining.training.distributed.collectives import all_gather_objects, run_on_main
 from pretraining.training.metrics.step_metrics import callback_state
