@@ -72,9 +72,7 @@ class CheckArguments:
             "--model: is missing; pass a run folder, a model or a checkpoint for --samples and --output": (
                 self.model is not None or (self.samples is None and self.output is None)
             ),
-            f"--output {self.output}: exists already; choose another file": (
-                self.output is None or not self.output.exists()
-            ),
+            f"--output {self.output}: exists already; choose another file": not (self.output and self.output.exists()),
         }
         check_all(checks)
 

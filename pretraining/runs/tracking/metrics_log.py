@@ -49,9 +49,7 @@ class MetricsLog(TrainerCallback):
         self._events: list[dict[str, Any]] = []
         self._unwritten: list[Mapping[str, Any]] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop the records after the step that the run resumes from, which are repeated, and record the start."""
         if state.is_world_process_zero:
             self.forget_after(state.global_step, state.log_history)

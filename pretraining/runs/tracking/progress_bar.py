@@ -29,9 +29,7 @@ class RunDisplay(TrainerCallback):
         self._bar: tqdm | None = None
         self._open = ExitStack()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Show the bar if the main process has a terminal."""
         if state.is_world_process_zero and sys.stderr.isatty():
             bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, bar_format=BAR_FORMAT)
@@ -59,9 +57,7 @@ class RunDisplay(TrainerCallback):
         for line in log_lines(record, max_steps=state.max_steps, now=time.time(), columns=line_columns()):
             logger.info(line)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar; later log lines are written as without one."""
         with suppress(OSError):
             self._open.close()
