@@ -116,8 +116,7 @@ def check_training(words: Sequence[str]) -> None:
     Raises:
         UserError: with the flags.
     """
-    durability = parse_pretrain_arguments("", words).durability
-    if durability.resume != "auto":
+    if parse_pretrain_arguments("", words).durability.resume != "auto":
         raise UserError("--resume: this tool restarts the run itself; remove it")
 
 

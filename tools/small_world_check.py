@@ -79,8 +79,7 @@ class CheckArguments:
 
 def main(argv: Sequence[str]) -> None:
     """Write the limit of the blocks, or compare a model with it."""
-    groups = [dataclass_group("Check", CheckArguments)]
-    (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Check", CheckArguments)], argv, first=["model"])
     samples = [] if arguments.samples is None else read_completion_file(arguments.samples, flag="--samples")
 
     from pretraining.data.mixture import load_mixture

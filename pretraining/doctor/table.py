@@ -20,8 +20,7 @@ class Table:
     """Formats findings row by row, with the name of each group above its rows."""
 
     def __init__(self, *, colors: bool = False) -> None:
-        columns = shutil.get_terminal_size((100, 24)).columns
-        self._width = min(max(columns, MIN_WIDTH), MAX_WIDTH)
+        self._width = min(max(shutil.get_terminal_size((100, 24)).columns, MIN_WIDTH), MAX_WIDTH)
         self._colors = colors
         self._group = ""
 

@@ -142,6 +142,5 @@ def _first_corrupt_file(checkpoint: Path) -> str | None:
 
 def _fall_back_from(checkpoint: Path, problem: str, run_dir: Path) -> ResumePoint:
     """Rename a damaged checkpoint and find the one before, which must exist."""
-    target = quarantine(checkpoint, INCOMPLETE)
-    logger.warning("%s: %s; renamed to %s", checkpoint, problem, target.name)
+    logger.warning("%s: %s; renamed to %s", checkpoint, problem, quarantine(checkpoint, INCOMPLETE).name)
     return find_resume_point(run_dir, "auto")
