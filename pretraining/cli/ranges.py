@@ -140,7 +140,6 @@ RANGES: dict[str, Range] = {
     "position": Range(0, 1 << 24),
     "window_tokens": BLOCK_LENGTH,
     "batch_tokens": Range(1, 1 << 30),
-    "num_shown": COUNT_OR_NONE,
     "kills": COUNT,
 }
 
