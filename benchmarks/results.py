@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
+from pretraining.system.host import processor_name
+
 PROJECT_DIR = Path(__file__).parent.parent
 MEGABYTE = 1e6
 
@@ -40,10 +42,8 @@ def num_cores() -> int:
 
 def hardware() -> str:
     """Processor, cores and memory of this machine."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = names[0].partition(":")[2].strip() if names else platform.machine()
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"{name}, {num_cores()} cores, {memory_bytes / 1e9:.0f} GB of memory"
+    return f"{processor_name()}, {num_cores()} cores, {memory_bytes / 1e9:.0f} GB of memory"
 
 
 def versions(packages: Iterable[str]) -> str:

@@ -24,6 +24,12 @@ class UserError(ValueError):
         self.problems = problems
 
 
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raise a `UserError` with all of them, if there are any."""
+    if problems := tuple(problems):
+        raise UserError(*problems)
+
+
 @contextmanager
 def reading(place: str, *, remedy: str) -> Iterator[None]:
     """Make one line of whatever a damaged or forged file leads to, in this project or in a library.

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -10,10 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from pretraining.runs.checksums import COMPLETE_NAME
 from pretraining.runs.run_folder import METRICS_NAME, all_checkpoints, checkpoint_step, complete_checkpoints
+from pretraining.system.processes import ProcessHandle, command_words, descendants
 
 POLL_SECONDS = 0.005  # a save of a small model takes 50 ms
 TAIL_BYTES = 1 << 16  # more than a record has
@@ -108,7 +109,7 @@ class KillableRun:
         processes = _process_tree(self._process.pid)
         _kill(self._chosen(processes, part, chance) or processes)
         deadline = time.monotonic() + EXIT_SECONDS
-        while (running := list(filter(_is_running, processes))) and time.monotonic() < deadline:
+        while (running := [process for process in processes if process.is_alive()]) and time.monotonic() < deadline:
             self._process.poll()
             time.sleep(POLL_SECONDS)
         if running:
@@ -116,17 +117,12 @@ class KillableRun:
         _kill(running)
         self._process.wait()
 
-    def _chosen(
-        self, processes: Sequence[psutil.Process], part: Part, chance: random.Random
-    ) -> Sequence[psutil.Process]:
+    def _chosen(self, processes: list[ProcessHandle], part: Part, chance: random.Random) -> list[ProcessHandle]:
         """The processes of a part; none if they have not started yet."""
         if part == "everything":
             return processes
-        parents = {}  # of the processes that run the program: ranks and their forks
-        for process in processes:
-            with suppress(psutil.Error):
-                if self._program in process.cmdline()[1:3]:
-                    parents[process.pid] = process.ppid()
+        running = [process for process in processes if self._program in command_words(process.pid)[1:3]]
+        parents = {process.pid: process.parent() for process in running}  # of ranks and their forks
         ranks = [process for process in processes if process.pid in parents and parents[process.pid] not in parents]
         if part == "a rank":
             return [chance.choice(ranks)] if ranks else []
@@ -137,21 +133,15 @@ class KillableRun:
         return self._metrics.stat().st_ino if self._metrics.exists() else None
 
 
-def _process_tree(pid: int) -> list[psutil.Process]:
+def _process_tree(pid: int) -> list[ProcessHandle]:
     """A process and all below it; none if it has ended."""
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
+    with suppress(OSError):
+        return [ProcessHandle.of(pid), *descendants(pid)]
     return []
 
 
-def _is_running(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    return False
-
-
-def _kill(processes: Sequence[psutil.Process]) -> None:
+def _kill(processes: Sequence[ProcessHandle]) -> None:
     for process in processes:
-        with suppress(psutil.Error):
-            process.kill()
+        if process.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)

@@ -14,7 +14,6 @@ import json
 import logging
 import random
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from pretraining.errors import UserError
 from pretraining.runs.compare import first_difference
 from pretraining.runs.run_folder import RUN_RECORD_NAME
 from pretraining.system.gpus import driver_gpu_names
-from pretraining.system.launchers import DEEPSPEED
+from pretraining.system.launchers import DEEPSPEED, free_port
 from tools.killable_run import KillableRun, Part
 
 logger = logging.getLogger("pretraining.resume_proof")
@@ -117,8 +116,7 @@ def check_training(words: Sequence[str]) -> None:
     Raises:
         UserError: with the flags.
     """
-    durability = parse_pretrain_arguments("", words).durability
-    if durability.resume != "auto":
+    if parse_pretrain_arguments("", words).durability.resume != "auto":
         raise UserError("--resume: this tool restarts the run itself; remove it")
 
 
@@ -138,11 +136,8 @@ def launch_command(arguments: ProofArguments) -> list[str]:
         return [sys.executable]
     num_processes = arguments.num_gpus or len(driver_gpu_names()) or 2
     command = DEEPSPEED if arguments.launcher == "deepspeed" else [sys.executable, "-m", "torch.distributed.run"]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = f"--master_port={listener.getsockname()[1]}"  # other runs may use the default
     count = "--num_gpus" if arguments.launcher == "deepspeed" else "--nproc_per_node"
-    return [*command, f"{count}={num_processes}", port]
+    return [*command, f"{count}={num_processes}", f"--master_port={free_port()}"]  # other runs may use the default
 
 
 def measure(run: KillableRun) -> Pace:

@@ -38,9 +38,7 @@ class WorldArguments:
         """Check all flags at once."""
         checks = {
             "--output: is missing; pass a file, e.g. news.jsonl": self.output is not None,
-            f"--output {self.output}: exists already; choose another file": (
-                self.output is None or not self.output.exists()
-            ),
+            f"--output {self.output}: exists already; choose another file": not (self.output and self.output.exists()),
         }
         check_all(checks)
 

@@ -72,17 +72,14 @@ class CheckArguments:
             "--model: is missing; pass a run folder, a model or a checkpoint for --samples and --output": (
                 self.model is not None or (self.samples is None and self.output is None)
             ),
-            f"--output {self.output}: exists already; choose another file": (
-                self.output is None or not self.output.exists()
-            ),
+            f"--output {self.output}: exists already; choose another file": not (self.output and self.output.exists()),
         }
         check_all(checks)
 
 
 def main(argv: Sequence[str]) -> None:
     """Write the limit of the blocks, or compare a model with it."""
-    groups = [dataclass_group("Check", CheckArguments)]
-    (arguments,) = parse_recipe(__doc__ or "", groups, argv, first=["model"])
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Check", CheckArguments)], argv, first=["model"])
     samples = [] if arguments.samples is None else read_completion_file(arguments.samples, flag="--samples")
 
     from pretraining.data.mixture import load_mixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretraining.cli.deepspeed_keys import ACCEPTED, AUTO, REJECTED, Value
-from pretraining.errors import UserError, nearest
+from pretraining.errors import UserError, nearest, raise_problems
 
 if TYPE_CHECKING:
     from pretraining.cli.arguments.pretrain import PretrainArguments
@@ -81,9 +81,7 @@ def _read(path_text: str | None) -> tuple[dict[str, Any], list[tuple[str, str]]]
     place = f"--deepspeed {path_text}"
     config = _read_json(path_text, place)
     old_spellings = list(_update_old_spellings(config))
-    problems = list(_problems_of(config))
-    if problems:
-        raise UserError(*(f"{place}: {problem}" for problem in problems))
+    raise_problems(f"{place}: {problem}" for problem in _problems_of(config))
     config["zero_optimization"].setdefault(GATHER_KEY, True)
     for path in DECIDED_BY_FLAGS:
         section, key = _section(config, path)
@@ -106,8 +104,7 @@ def agree_with_flags(config: dict[str, Any], resolved: Mapping[str, Any], path_t
                 f'{json.dumps(value)}; set it to "auto", or change the flag'
             )
         section[key] = AUTO
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
 
 
 def offloads(config: dict[str, Any], what: str, *, to: str | None = None) -> bool:

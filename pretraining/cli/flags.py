@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.cli.ranges import Range, range_of
-from pretraining.errors import UserError, nearest, shortened
+from pretraining.errors import nearest, raise_problems, shortened
 
 HIDDEN = argparse.SUPPRESS  # as the help text of a flag that --help does not show
 GENERIC_FLAG = "trainer_arguments"  # see arguments/trainer.py
@@ -144,9 +144,7 @@ def check_all(checks: Mapping[str, bool]) -> None:
     Raises:
         UserError: with the message of every check that fails.
     """
-    problems = [message for message, is_ok in checks.items() if not is_ok]
-    if problems:
-        raise UserError(*problems)
+    raise_problems(message for message, is_ok in checks.items() if not is_ok)
 
 
 def flags_of(argument_type: type) -> list[Flag]:

@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -19,12 +18,7 @@ class Progress:
 
     def __init__(self, total: int, unit: str = "B") -> None:
         self._bar = tqdm(
-            total=total,
-            unit=unit,
-            unit_scale=True,
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            leave=False,
+            total=total, unit=unit, unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False
         )
         self._total = total
         self._done = 0
@@ -34,9 +28,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
     @property

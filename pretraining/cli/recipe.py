@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from pretraining.cli.flags import HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
-from pretraining.errors import UserError
+from pretraining.errors import UserError, raise_problems
 
 MAX_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
 MAX_NODES = 10_000  # of one value
@@ -69,8 +69,7 @@ def parse_recipe(
     values, out_of_range = _checked_values(settings, flags, _rejected(groups), problems)
     built = [] if problems else _built(groups, values, out_of_range)
     problems += out_of_range
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
     for name in {setting.name for setting in settings} - {setting.name for setting in command_line}:
         if name.endswith(HOOK_ENDING) and values[name] is not None:
             logger.warning("recipe %s runs code: --%s %s", recipe_path, name, values[name])

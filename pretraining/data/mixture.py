@@ -11,7 +11,7 @@ from pathlib import Path
 from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.data.input.find import FORMATS
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
-from pretraining.errors import UserError
+from pretraining.errors import UserError, raise_problems
 
 # NAME=STORE:WEIGHT, of which only STORE must be there.
 DATASET_TEXT = re.compile(r"(?:(?P<name>[^=/]*)=)?(?P<store>.*?)(?::(?P<weight>[^:/]*))?")
@@ -159,8 +159,7 @@ def _check_compatible(first: BlockStore, other: BlockStore) -> None:
                 f"--dataset {other.name}: has {words.format(theirs)}, {first.name} has {words.format(ours)}; "
                 "preprocess one of them again with the flags of the other"
             )
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
 
 
 def _reject_text_input(path: Path) -> None:

@@ -19,9 +19,8 @@ COLORS = {"ok": "32", "warning": "33", "failure": "31"}
 class Table:
     """Formats findings row by row, with the name of each group above its rows."""
 
-    def __init__(self, *, width: int | None = None, colors: bool = False) -> None:
-        columns = width or shutil.get_terminal_size((100, 24)).columns
-        self._width = min(max(columns, MIN_WIDTH), MAX_WIDTH)
+    def __init__(self, *, colors: bool = False) -> None:
+        self._width = min(max(shutil.get_terminal_size((100, 24)).columns, MIN_WIDTH), MAX_WIDTH)
         self._colors = colors
         self._group = ""
 

@@ -5,7 +5,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pretraining.data.encode.splits import Split
 from pretraining.data.mixture import Mixture
-from pretraining.errors import UserError
+from pretraining.errors import UserError, raise_problems
 from pretraining.evaluation.held_out import HeldOutMetrics
 from pretraining.generation.load_model import encodes_to
 from pretraining.training.data.batch import collate_targets
@@ -67,5 +67,4 @@ def _check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, mixture: 
             f"--dataset {mixture.names}: blocks of {origin.block_length:,} tokens are longer than the model's "
             f"{positions:,} positions; rerun preprocess.py with a smaller --block_length"
         )
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)

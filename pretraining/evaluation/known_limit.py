@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pretraining.data.encode.splits import Split
 from pretraining.data.mixture import Mixture
-from pretraining.errors import UserError
+from pretraining.errors import UserError, raise_problems
 from pretraining.evaluation.blocks import tokenizer_problems
 from pretraining.evaluation.windows import TextWindow, evaluate_texts
 from pretraining.training.data.dataset import BlockFields
@@ -120,8 +120,7 @@ def predict_documents(
             up to those of the texts.
     """
     origin = mixture.origin
-    if problems := tokenizer_problems(tokenizer, mixture):
-        raise UserError(*problems)
+    raise_problems(tokenizer_problems(tokenizer, mixture))
     all_ids = list(document_ids(mixture, split))
     text_bytes = open_text_bytes(mixture.first.folder / "tokenizer", origin.tokenizer.canary_ids, origin.token_rules)
     if text_bytes is None:

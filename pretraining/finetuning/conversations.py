@@ -11,7 +11,7 @@ from pretraining.data.input.find import InputFile
 from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import cut_slices
-from pretraining.errors import UserError
+from pretraining.errors import raise_problems
 
 ROLES = ("system", "user", "assistant")
 MAX_LINE_BYTES = 6 << 20
@@ -51,14 +51,12 @@ def read_conversations(files: Sequence[InputFile]) -> Iterator[Conversation]:
             yield Conversation(found, file.default_source, file.path, raw.number, raw.byte_offset)
         if len(problems) == MAX_PROBLEMS:
             break
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
 
 
 def _lines_of(files: Sequence[InputFile]) -> Iterator[tuple[InputFile, RawLine]]:
-    others = [file for file in files if file.format != "jsonl"]
-    if others:
-        raise UserError(*(f"--data_files {file.path}: is {file.format}; use JSON lines" for file in others))
+    others = (file for file in files if file.format != "jsonl")
+    raise_problems(f"--data_files {file.path}: is {file.format}; use JSON lines" for file in others)
     (ranges,) = cut_slices(files, 1)
     options = ReadingOptions(JsonFields("", ""), max_document_bytes=MAX_LINE_BYTES, split_text_files=False)
     for batch in read_batches(files, ranges, None, options):

@@ -79,7 +79,8 @@ def find_base_model(name: str) -> BaseModel:
     folder = Path(name)
     if is_run_folder(folder):
         folder /= MODEL_DIR_NAME
-    found = BaseModel(folder, str(folder), _run_name(folder))
+    whose = folder.resolve().parent if folder.name == MODEL_DIR_NAME else folder
+    found = BaseModel(folder, str(folder), f"{whose.name}-finetuned")
     if not folder.exists() and HUB_ID.fullmatch(name):
         from pretraining.hub.repository import download_files  # the Hub's client takes 0.2 s to import
 
@@ -93,12 +94,6 @@ def find_base_model(name: str) -> BaseModel:
         )
     check_model_folder(folder, f"--model {name}")
     return found
-
-
-def _run_name(folder: Path) -> str:
-    """The name of the model's run or folder, and -finetuned."""
-    whose = folder.resolve().parent if folder.name == MODEL_DIR_NAME else folder
-    return f"{whose.name}-finetuned"
 
 
 def load_model_tokenizer(folder: Path) -> DocumentTokenizer:

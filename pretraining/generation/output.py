@@ -12,7 +12,6 @@ import logging
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -94,9 +93,7 @@ class OutputFile:
     def __enter__(self) -> "OutputFile":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def write(self, completion: Completion) -> None:

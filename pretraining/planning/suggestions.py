@@ -93,10 +93,9 @@ def _first_fitting(
             candidates = [start]
             for one in (*others, change):
                 candidates = [after for before in candidates for after in one(before, batch)]
-            fitting = (one for one in candidates if fits(one.layout, one.machine))
-            suggestion = next(fitting, None)
-            if suggestion is not None:
-                return suggestion
+            for candidate in candidates:
+                if fits(candidate.layout, candidate.machine):
+                    return candidate
     return None
 
 

@@ -37,7 +37,7 @@ def plan_table(run: PlannedRun, suggestions: list[Suggestion], *, problems: list
     """Format the table; `problems` are not certain where only what is assumed does not fit."""
     needed = run.footprint
     lines = [f"plan: {run.model} on {run.machine.name}; nothing is started"]
-    lines += [line for note in run.notes for line in _wrapped(note, "  ")]
+    lines += [line for note in run.notes for line in _wrapped(note)]
     lines += ["", "run", *_run_lines(run)]
     if run.machine.has_gpu:
         lines += ["", *_gpu_lines(needed, run.machine)]
@@ -110,12 +110,8 @@ def _verdict_lines(problems: list[str], suggestions: list[Suggestion], *, is_cer
     if not problems:
         yield "it fits"
         return
-    verdict = (
-        "it does not fit: needs"
-        if is_certain
-        else "it is tight and may run out of memory: needs, with what is assumed,"
-    )
-    yield from _wrapped(f"{verdict} {' and '.join(problems)}", "  ")
+    tight = "it is tight and may run out of memory: needs, with what is assumed,"
+    yield from _wrapped(f"{'it does not fit: needs' if is_certain else tight} {' and '.join(problems)}")
     fitting = "what fits, cheapest change first (add one line; --num_gpus goes to deepspeed):"
     yield fitting if suggestions else "no change of flags fits"
     for suggestion in suggestions:
@@ -135,5 +131,5 @@ def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.2f}"
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, LINE_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, LINE_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

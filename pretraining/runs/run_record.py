@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretraining.errors import UserError
+from pretraining.errors import UserError, raise_problems
 from pretraining.runs.environment import command, git_state, package_versions
 from pretraining.runs.record_file import DAMAGED_SUFFIX, newest_copy, read_record_file, read_run_record
 from pretraining.runs.run_folder import RUN_RECORD_NAME
@@ -123,8 +123,7 @@ def check_same_run(run_dir: Path, identity: RunIdentity, *, allowed: Collection[
             if field not in UNCHANGEABLE:
                 remedy += f", or pass --allow_changed {field}"
             problems.append(f"--resume: {path} differs from that of {run_dir} (it was {was}, now {now}); {remedy}")
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
 
 
 def warn_of_versions(run_dir: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from pretraining.errors import UserError
+from pretraining.errors import UserError, raise_problems
 from pretraining.system.cores import compute_cores, machine_cores
 from pretraining.system.files import private_dir
 from pretraining.system.processes import stat_words
@@ -45,8 +45,7 @@ def check_launch_variables() -> None:
             f"rank {process_rank()} of {num_processes()} processes: ranks count from 0; set {RANK_VARIABLES[0]} and "
             f"{SIZE_VARIABLES[0]} both, as launchers do, or unset them"
         )
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
 
 
 def has_launcher() -> bool:

@@ -41,7 +41,8 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     request = StopRequest()
     orphan_guard = OrphanGuard(request)
     orphan_guard.start()
-    arguments = resolve_auto_micro_batch(arguments, mixture)
+    if arguments.finds_micro_batch:
+        arguments = with_largest_micro_batch(arguments, mixture)
     run = resolve_run_config(profile_arguments(arguments, mixture), mixture)
     claim_output_dir(run)
     log_run_config(run)
@@ -73,11 +74,6 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it compares our accumulation with an unused default
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-
-
-def resolve_auto_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> PretrainArguments:
-    """Replace `--per_device_train_batch_size auto` by the largest micro batch that fits, found by trials."""
-    return with_largest_micro_batch(arguments, mixture) if arguments.finds_micro_batch else arguments
 
 
 def start_run_folder(run: RunConfig, trainer: PretrainingTrainer) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from typing import Any
 
 import jsonlines
 
-from pretraining.system.launchers import DEEPSPEED
+from pretraining.system.launchers import DEEPSPEED, free_port
 from tests.conftest import PROJECT_DIR, TINY_RUN, Done, run
 
 NUM_STEPS = 6
@@ -20,12 +19,6 @@ BLOCKS_PER_STEP = 8
 BLOCK_LENGTH = 64
 # The checkout, before what whoever starts the tests has put there.
 SEARCH_PATH = os.pathsep.join([str(PROJECT_DIR), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def launcher(name: str) -> list[object]:

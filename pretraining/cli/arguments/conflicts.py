@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pretraining.cli.deepspeed_config import ds_config_problems
 from pretraining.cli.packages import package_problems
-from pretraining.errors import UserError, shortened
+from pretraining.errors import raise_problems, shortened
 
 if TYPE_CHECKING:
     from pretraining.cli.arguments.pretrain import PretrainArguments
@@ -33,8 +33,7 @@ def check_together(arguments: PretrainArguments) -> None:
         *ds_config_problems(arguments),
         *package_problems(arguments),
     ]
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
 
 
 def _environment_problems() -> Iterator[str]:

@@ -33,8 +33,7 @@ class PreprocessArguments:
         False, "split .txt files into documents at blank lines; otherwise a file is one document"
     )
     max_document_bytes: int = flag(
-        6 << 20,
-        "skip larger lines (rows, text files); the reference encoder takes 90 bytes of memory per byte",
+        6 << 20, "skip larger lines (rows, text files); the reference encoder takes 90 bytes of memory per byte"
     )
     max_skipped_fraction: float = flag(0.01, "abort above this share of unreadable lines")
     min_characters: int | None = flag(None, "drop shorter documents")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pretraining.cli.flags import GENERIC_FLAG, HIDDEN, Flag, flag, flags_of
 from pretraining.cli.packages import tracker_problems
 from pretraining.cli.recipe import FlagGroup
-from pretraining.errors import UserError, nearest, shortened
+from pretraining.errors import UserError, nearest, raise_problems, shortened
 
 AUTO = "auto"
 MAX_NAME_CHARACTERS = 128  # of mlflow and wandb
@@ -141,9 +141,7 @@ def with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
     values = {**TRAINER_DEFAULTS, **given}
     fields = values.pop(GENERIC_FLAG, None) or []
     values["report_to"] = values["report_to"] or []  # "none" was read as no value, which the Trainer rejects
-    problems = [*tracker_problems(values["report_to"]), *_value_problems(values)]
-    if problems:
-        raise UserError(*problems)
+    raise_problems([*tracker_problems(values["report_to"]), *_value_problems(values)])
     if fields:
         values |= other_trainer_fields(fields)
         values["trackio_static_space_id"] = values["trackio_static_space_id"] or False  # none would create one
@@ -201,8 +199,7 @@ def other_trainer_fields(settings: Sequence[str]) -> dict[str, Any]:
         name, _, text = setting.partition("=")
         texts |= _texts_of_json(setting) if setting.startswith("{") else {name: text}
     problems = [f"--{GENERIC_FLAG} {name}: {reason}" for name, reason in map(_misplaced, texts) if reason]
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
 
     from transformers import TrainingArguments
 
@@ -218,8 +215,7 @@ def other_trainer_fields(settings: Sequence[str]) -> dict[str, Any]:
             values[name] = _field_flag(name, hints[name]).value([text])
         except ValueError as error:
             problems.append(f"{place}: {error}")
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
     return values
 
 

@@ -8,8 +8,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 from pretraining.data.build.progress import PROGRESS_NAME
 from pretraining.data.build.working_files import read_record, write_record
@@ -100,9 +98,7 @@ class PartialStore:
     def __enter__(self) -> "PartialStore":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Unlock the folder; remove it if a failed run has finished nothing."""
         if kind is not None and self._is_disposable and not self._has_results():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -163,11 +159,8 @@ class PartialStore:
         if not path.exists():
             cut = [[dataclasses.astuple(part) for part in ranges] for ranges in cut_slices(files, num_slices)]
             write_record(path, cut)
-        return read_record(path, _ranges_of, remedy="delete it and run the same command again")
-
-
-def _ranges_of(content: list[list[list[Any]]]) -> list[list[FileRange]]:
-    return [[FileRange(*part) for part in ranges] for ranges in content]
+        remedy = "delete it and run the same command again"
+        return read_record(path, lambda content: [[FileRange(*p) for p in ranges] for ranges in content], remedy=remedy)
 
 
 def slice_dir(folder: Path, number: int) -> Path:

@@ -158,10 +158,7 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progres
 
 
 def _begin(
-    store: PartialStore | None,
-    arguments: PreprocessArguments,
-    files: Sequence[InputFile],
-    tokenizer: DocumentTokenizer,
+    store: PartialStore | None, arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer
 ) -> tuple[StoreSpec, Manifest | None]:
     """Open the store for this origin; its manifest as well, if only publishing is left."""
     store = _opened(store)

@@ -203,10 +203,7 @@ class SliceWriter:
 def packer_of(origin: StoreSpec) -> Packer:
     """The packer of a block store; padding is EOS, which the loss ignores."""
     return make_packer(
-        origin.packing,
-        block_length=origin.block_length,
-        dtype=origin.dtype,
-        padding_id=origin.token_rules.eos_token_id,
+        origin.packing, block_length=origin.block_length, dtype=origin.dtype, padding_id=origin.token_rules.eos_token_id
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretraining.data.input.documents import has_utf8
-from pretraining.errors import UserError
+from pretraining.errors import raise_problems
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,7 @@ def find_inputs(
             for word in data_files
             if _lies_in(output_dir, word)
         ]
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
     return files
 
 
@@ -129,7 +128,8 @@ def _files_of(word: str, streaming: bool, problems: list[str]) -> list[InputFile
     for path in _paths_of(pattern, problems):
         problem = _file_problem(path, may_be_empty=str(path) != pattern)
         if problem:
-            problems.append(f"--data_files {_shown(path)}: {problem}")
+            shown = str(path).encode("utf-8", errors="backslashreplace").decode()
+            problems.append(f"--data_files {shown}: {problem}")
         else:
             files.append(input_file(str(path), source, num_bytes=path.stat().st_size, location=str(path)))
     return files
@@ -172,10 +172,6 @@ def _files_below(folder: Path) -> list[Path]:
     if num_others:
         logger.warning("%s: %s files of other formats in it are not read", folder, f"{num_others:,}")
     return sorted(found)
-
-
-def _shown(path: Path) -> str:
-    return str(path).encode("utf-8", errors="backslashreplace").decode()
 
 
 def _suffixes(path: Path) -> tuple[str, Compression | None]:

@@ -35,11 +35,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     Raises:
         UserError: when `folder` cannot be written.
     """
-    config = {
-        **SPECIAL_TOKENS,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-    }
+    config = {**SPECIAL_TOKENS, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     try:
         folder.mkdir(parents=True)
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -164,11 +164,8 @@ def describe_limit(run: RunCurves) -> str | None:
     limit = known_limit(run)
     if limit is None:
         return None
-    place = (
-        f"{limit.excess:.1%} above it"
-        if limit.excess >= 0
-        else f"{-limit.excess:.1%} below it: it has seen the answers"
-    )
+    below = f"{-limit.excess:.1%} below it: it has seen the answers"
+    place = f"{limit.excess:.1%} above it" if limit.excess >= 0 else below
     return (
         f"No model gets below the dashed line, the entropy of the validation text: {limit.bits_per_byte:.4f} bits per "
         f"byte. The last evaluation, {limit.found_bits_per_byte:.4f}, is {place}."

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pretraining.runs.run_folder import METRICS_NAME, free_name
 from pretraining.runs.tracking.metrics_file import describe_damage, sound_records
-from pretraining.system.files import atomic_path, fsync
+from pretraining.system.files import atomic_path, fsync, link_or_copy
 from pretraining.system.privacy import mask_all
 from pretraining.system.supervision import Restart
 
@@ -24,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 TIME_NAME = "logged_at"
 SAMPLES = "samples"  # the only event that is repeated with the steps after a checkpoint
+Logs = dict[str, float] | None  # a record or an evaluation, as the Trainer passes it to its callbacks
 
 
 class MetricsLog(TrainerCallback):
@@ -49,9 +49,7 @@ class MetricsLog(TrainerCallback):
         self._events: list[dict[str, Any]] = []
         self._unwritten: list[Mapping[str, Any]] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop the records after the step that the run resumes from, which are repeated, and record the start."""
         if state.is_world_process_zero:
             self.forget_after(state.global_step, state.log_history)
@@ -105,7 +103,9 @@ class MetricsLog(TrainerCallback):
                     if "event" in record and record["step"] >= step:
                         events.append({name: value for name, value in record.items() if name != TIME_NAME})
             if damaged:
-                kept = _keep_damaged(source) if source == self._path else source
+                kept = source
+                if source == self._path:  # which is about to be replaced
+                    link_or_copy(source, kept := free_name(source, ".damaged"))
                 logger.warning("%s and dropped; the log as it was is %s", describe_damage(source, damaged), kept)
         self._events = events
 
@@ -126,12 +126,7 @@ class MetricsLog(TrainerCallback):
                 self._events = [known for known in self._events if known["step"] >= record["step"]] + [record]
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: Any
     ) -> None:
         """Append the record."""
         if state.is_world_process_zero and logs is not None:
@@ -176,16 +171,6 @@ class _WarningEvents(logging.Handler):
             self._metrics_log.write_event(event)
         except Exception:  # as in all handlers of logging: a warning must not fail
             self.handleError(record)
-
-
-def _keep_damaged(path: Path) -> Path:
-    """Link a log that is about to be replaced to a second name; a link takes no space, and a log can be a gigabyte."""
-    kept = free_name(path, ".damaged")
-    try:
-        os.link(path, kept)
-    except OSError:  # of a file system without links
-        shutil.copyfile(path, kept)
-    return kept
 
 
 def json_value(value: Any) -> Any:

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pretraining.cli.logs import line_columns
 from pretraining.runs.tracking.console import fit_to_width, log_lines, training_metrics
+from pretraining.runs.tracking.metrics_log import Logs
 from pretraining.system.escapes import escape
 
 BAR_FORMAT = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
@@ -28,9 +29,7 @@ class RunDisplay(TrainerCallback):
         self._bar: tqdm | None = None
         self._open = ExitStack()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Show the bar if the main process has a terminal."""
         if state.is_world_process_zero and sys.stderr.isatty():
             bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, bar_format=BAR_FORMAT)
@@ -44,12 +43,7 @@ class RunDisplay(TrainerCallback):
                 self._bar.update(state.global_step - self._bar.n)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: Any
     ) -> None:
         """Show a record."""
         if not state.is_world_process_zero or logs is None:
@@ -63,9 +57,7 @@ class RunDisplay(TrainerCallback):
         for line in log_lines(record, max_steps=state.max_steps, now=time.time(), columns=line_columns()):
             logger.info(line)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar; later log lines are written as without one."""
         with suppress(OSError):
             self._open.close()

@@ -125,9 +125,7 @@ class TensorBoardResume(TrainerCallback):
         self._boards = [callback for callback in callbacks if isinstance(callback, TensorBoardCallback)]
         purge_after(step - 1, self._boards)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the records of the checkpoint's step."""
         if self._boards and state.is_world_process_zero and self._path.is_file():
             for record in read_log(self._path):
@@ -165,9 +163,7 @@ class TrackedRun(TrainerCallback):
         for name, value in {**settings, **{name: self._ids[name] for name in names if name in self._ids}}.items():
             os.environ.setdefault(name, value)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Keep the ids of the runs that the trackers have started."""
         if state.is_world_process_zero and set(args.report_to) & {"wandb", "mlflow", "trackio"}:
             if "mlflow" in args.report_to and (mlflow := sys.modules.get("mlflow")) is not None:

@@ -5,7 +5,6 @@ take disk space only after their checkpoint is deleted.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,6 +22,7 @@ from pretraining.runs.checksums import incomplete_reason
 from pretraining.runs.export.publish import finalize
 from pretraining.runs.run_folder import CURVES_NAME, MODEL_DIR_NAME, REPORT_NAME
 from pretraining.runs.tracking.metrics_log import MetricsLog
+from pretraining.system.files import link_or_copy
 from pretraining.training.callbacks.model_card import write_card_of
 from pretraining.training.distributed.collectives import is_main_process, run_on_main, run_on_main_polling
 from pretraining.training.trainer.hf_internals import RunCallback
@@ -103,7 +103,7 @@ class HubPushCallback(RunCallback):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for path in paths:
-            (_link if path.match(WEIGHTS) else shutil.copyfile)(path, folder / path.name)
+            (link_or_copy if path.match(WEIGHTS) else shutil.copyfile)(path, folder / path.name)
         finalize(folder)
         for name in REPORT_NAMES:
             if (self._run_config.run_dir / name).is_file():
@@ -155,11 +155,3 @@ def push_model(trainer: PretrainingTrainer) -> None:
             f"--push_to_hub: {model_dir} could not be pushed ({problem}); it is complete; rerun the command to push "
             "again"
         )
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file that nobody writes to any more a second name; copy it where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, TrainerContr
 
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.cli.arguments.run import ObservabilityArguments
-from pretraining.errors import UserError
+from pretraining.errors import raise_problems
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.training.distributed.collectives import all_ranks_failed, is_main_process
 from pretraining.training.model.tiling import without_tiling
@@ -54,8 +54,7 @@ def encode_prompts(
             f"({_shortened(longest.text, 40)!r}) exceeds the model's {num_positions} positions; use {max(free, 0)} or "
             "less, or a shorter prompt"
         )
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
     return prompts
 
 

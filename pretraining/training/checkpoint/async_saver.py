@@ -24,12 +24,7 @@ from pretraining.runs.checksums import FileRecord, incomplete_reason, record_fil
 from pretraining.runs.run_folder import SUPERSEDED, SaveResult, quarantine
 from pretraining.system.formatting import format_bytes
 from pretraining.system.host import available_host_bytes
-from pretraining.training.checkpoint.parts import (
-    CheckpointPart,
-    DeferredCheckpointEngine,
-    host_copy,
-    num_tensor_bytes,
-)
+from pretraining.training.checkpoint.parts import CheckpointPart, DeferredCheckpointEngine, host_copy, num_tensor_bytes
 from pretraining.training.distributed.collectives import all_gather_objects, broadcast_object, is_main_process
 from pretraining.training.distributed.deepspeed_internals import set_checkpoint_engine
 

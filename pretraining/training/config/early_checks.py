@@ -11,7 +11,7 @@ from pretraining.data.mixture import Mixture
 from pretraining.data.store.integrity import file_in_store
 from pretraining.data.store.manifest import Manifest
 from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES, load_document_tokenizer
-from pretraining.errors import UserError
+from pretraining.errors import UserError, raise_problems
 from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
 from pretraining.runs.claim import checkpoint_to_resume, is_effectively_empty
 from pretraining.runs.run_folder import checkpoint_step, complete_checkpoints, is_run_folder
@@ -40,9 +40,7 @@ def check_inputs(arguments: PretrainArguments, mixture: Mixture) -> None:
         lambda: make_order(mixture, seed=0),
         lambda: check_run_folder(run_folder(arguments), arguments.durability.resume),
     ]
-    problems = [problem for check in checks for problem in _problems(check)]
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problem for check in checks for problem in _problems(check))
 
 
 def _problems(check: Callable[[], object]) -> tuple[str, ...]:

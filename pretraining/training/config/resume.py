@@ -15,13 +15,7 @@ from torch import distributed
 from pretraining.errors import UserError
 from pretraining.runs.checksums import corruption_reason, read_complete
 from pretraining.runs.claim import checkpoint_to_resume, lock_run_folder
-from pretraining.runs.run_folder import (
-    INCOMPLETE,
-    TOKEN_NAME,
-    TRAINER_STATE_NAME,
-    quarantine,
-    read_trainer_state,
-)
+from pretraining.runs.run_folder import INCOMPLETE, TOKEN_NAME, TRAINER_STATE_NAME, quarantine, read_trainer_state
 from pretraining.system.checked_json import type_problem
 from pretraining.training.distributed.collectives import all_gather_objects, run_on_main
 from pretraining.training.metrics.step_metrics import callback_state
@@ -148,6 +142,5 @@ def _first_corrupt_file(checkpoint: Path) -> str | None:
 
 def _fall_back_from(checkpoint: Path, problem: str, run_dir: Path) -> ResumePoint:
     """Rename a damaged checkpoint and find the one before, which must exist."""
-    target = quarantine(checkpoint, INCOMPLETE)
-    logger.warning("%s: %s; renamed to %s", checkpoint, problem, target.name)
+    logger.warning("%s: %s; renamed to %s", checkpoint, problem, quarantine(checkpoint, INCOMPLETE).name)
     return find_resume_point(run_dir, "auto")

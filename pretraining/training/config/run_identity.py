@@ -62,7 +62,8 @@ def claim_output_dir(run_config: RunConfig) -> None:
         UserError: with all differences at once, or when the folder contains something else.
     """
     run_dir, resume, checkpoint = run_config.run_dir, run_config.resume, run_config.start.checkpoint
-    recorded_start = _recorded_start(run_dir)
+    # The checkpoint, of any run folder, that the run in this folder was last started from.
+    recorded_start = read_run_record(run_dir).get("resumed_from") if is_run_folder(run_dir) else None
     starts_again = resume == "auto" or recorded_start == str(checkpoint)
     if checkpoint is not None:
         _check_resumable(run_config, checkpoint)
@@ -74,11 +75,6 @@ def claim_output_dir(run_config: RunConfig) -> None:
                 f"--resume {recorded_start}"
             )
     claim_run_folder(run_dir, checkpoint, resume="auto" if starts_again else resume)
-
-
-def _recorded_start(run_dir: Path) -> str | None:
-    """The checkpoint, of any run folder, that the run in this folder was last started from."""
-    return read_run_record(run_dir).get("resumed_from") if is_run_folder(run_dir) else None
 
 
 def matches_recorded_run(run_config: RunConfig) -> bool:

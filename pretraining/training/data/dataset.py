@@ -71,7 +71,8 @@ class BlockDataset(Dataset):
         self._shards = manifest.splits[split].shards
         self._has_answers = manifest.origin.chat_template is not None
         self._table = _open_table(store, manifest, split)
-        self._ends = np.array(list(accumulate(_chunk_lengths(self._table))), np.int64)
+        chunks = self._table.column("num_padding_tokens").iterchunks()
+        self._ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
         self.block_length = manifest.origin.block_length
         self._vocab_size = manifest.origin.tokenizer.vocab_size
         self._fields = fields
@@ -167,11 +168,6 @@ class MixedBlocks(Dataset):
     def part(self, number: int) -> BlockDataset:
         """Return one of the data sets."""
         return self._parts[number]
-
-
-def _chunk_lengths(table: pa.Table) -> list[int]:
-    column = table.column("num_padding_tokens")
-    return [len(chunk) for chunk in column.iterchunks()]
 
 
 def _open_table(store: Path, manifest: Manifest, split: Split) -> pa.Table:

@@ -46,11 +46,7 @@ def losses_by(model: torch.nn.Module) -> Callable[[Batch], TokenLosses]:
 
 @torch.no_grad()
 def evaluate_blocks(
-    losses_of: Callable[[Batch], TokenLosses],
-    batches: Iterable[Batch],
-    *,
-    sources: Sequence[str],
-    device: torch.device,
+    losses_of: Callable[[Batch], TokenLosses], batches: Iterable[Batch], *, sources: Sequence[str], device: torch.device
 ) -> dict[str, float]:
     """The metrics of all blocks over all processes, and of each source when there are several.
 

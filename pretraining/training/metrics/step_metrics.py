@@ -184,9 +184,7 @@ class StepMetrics(TrainerCallback, ExportableState):
     def _fits(self, sums: Sequence[Any]) -> bool:
         return self._has_same_data and len(sums) == len(self._sources)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Restore the state of the checkpoint that the run resumes from."""
         self.restore(callback_state(state, StepMetrics.__name__))
 

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pretraining.cli.arguments.pretrain import ModelArguments
 from pretraining.data.store.manifest import StoreSpec
-from pretraining.errors import UserError, nearest, shortened
+from pretraining.errors import UserError, nearest, raise_problems, shortened
 from pretraining.training.model.fields import FIELDS, model_fields, number_problem
 
 ROPE_FIELDS = (*RopeParameters.__annotations__, "type")
@@ -97,9 +97,7 @@ def _llama_config(name: str, fields: dict[str, Any]) -> LlamaConfig:
         config = LlamaConfig.from_dict({**fields, "use_cache": False, "pad_token_id": None})
     except Exception as error:  # for a wrong type transformers raises various classes
         raise UserError(f"--model {name}: {' '.join(str(error.__cause__ or error).split())}") from None
-    problems = [f"--model {name}: {problem}" for problem in shape_problems(config)]
-    if problems:
-        raise UserError(*problems)
+    raise_problems(f"--model {name}: {problem}" for problem in shape_problems(config))
     return config
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.cli.ranges import Range
-from pretraining.errors import UserError, nearest, shortened
+from pretraining.errors import UserError, nearest, raise_problems, shortened
 from pretraining.runs.untrusted import check_no_code
 
 if TYPE_CHECKING:
@@ -165,8 +165,7 @@ def _overrides(texts: list[str]) -> dict[str, Any]:
             overrides[name] = _value(value)
             problem = field_problem(name, overrides[name])
             problems += [] if problem is None else [f"--model_overrides {shortened(text)}: {problem}"]
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
     return overrides
 
 
@@ -194,8 +193,7 @@ def _check_fields(fields: Mapping[str, Any], name: str) -> None:
         if (problem := field_problem(field, value)) is not None
     ]
     problems = problems or [f"--model {name}: {problem}" for problem in _head_problems(_with_defaults(fields))]
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
 
 
 def field_problem(name: str, value: Any) -> str | None:
@@ -234,8 +232,7 @@ def _check_against_blocks(fields: Mapping[str, Any], name: str, blocks: StoreSpe
             f"{num_positions:,} positions of --model {name}; preprocess with smaller --block_length, "
             f"or add --model_overrides max_position_embeddings={blocks.block_length}"
         )
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
 
 
 def number_problem(value: Any, allowed: Range) -> str | None:

@@ -10,7 +10,7 @@ from types import MethodType
 import torch
 from transformers import PreTrainedModel
 
-from pretraining.errors import UserError
+from pretraining.errors import raise_problems
 from pretraining.planning.layout import TrainingLayout
 from pretraining.training.distributed.process_group import has_gpu
 
@@ -49,8 +49,7 @@ def check_fp8(layout: TrainingLayout) -> None:
             f"--fp8: needs a GPU of compute capability 8.9 or newer (Ada, Hopper), this one has "
             f"{capability[0]}.{capability[1]}; remove the flag"
         )
-    if problems:
-        raise UserError(*problems)
+    raise_problems(problems)
 
 
 def unsupported_sizes(layout: TrainingLayout) -> list[str]:

@@ -29,9 +29,7 @@ def tokenizer_for_model(store: Path, origin: StoreSpec, *, max_length: int) -> P
     else:
         bos_token = special_tokens["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos_token} $A",
-            pair=f"{bos_token} $A $B",
-            special_tokens=[(bos_token, rules.bos_token_id)],
+            single=f"{bos_token} $A", pair=f"{bos_token} $A $B", special_tokens=[(bos_token, rules.bos_token_id)]
         )
     names = ("bos_token", "eos_token", "unk_token")
     chat = {} if origin.chat_template is None else {"chat_template": origin.chat_template}

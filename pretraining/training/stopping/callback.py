@@ -9,7 +9,7 @@ from transformers.trainer_callback import ExportableState
 
 from pretraining.cli.logs import LOGGED_AS_EVENT
 from pretraining.runs.run_folder import STOP_NAME
-from pretraining.runs.tracking.metrics_log import MetricsLog
+from pretraining.runs.tracking.metrics_log import Logs, MetricsLog
 from pretraining.system.supervision import run_started_at
 from pretraining.training.metrics.evaluation import EvaluationAbandoned
 from pretraining.training.metrics.step_metrics import callback_state
@@ -86,12 +86,7 @@ class StopCallback(RunCallback, ExportableState):
             raise EvaluationAbandoned
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Logs = None, **kwargs: Any
     ) -> None:
         """Compare the pending evaluation with the best one, which the Trainer does not do at a start."""
         if self._pending_evaluation and self._request.phase is Phase.TRAINING:
