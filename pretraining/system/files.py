@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import xxhash
-
 from pretraining.errors import UserError
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -99,6 +97,8 @@ def sha256_of(path: Path) -> str:
 
 def xxh3_of(path: Path) -> str:
     """The XXH3 of 128 bits of a file in hex: 5 GB/s per core; finds damage, not forgery."""
+    import xxhash  # here: tools.doctor uses this module where nothing is installed
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 

@@ -346,7 +346,7 @@ def test_a_killed_output_is_resumed_to_the_same_completions(
         (["--min_p", "-1"], ["--min_p -1: must be in [0, 1]"]),
         (["--num_beams", "2", "--num_samples", "3"], ["--num_samples 3: is more than --num_beams 2"]),
         (["--output", PROJECT_DIR / "README.md"], ["exists already; choose another file"]),
-        (["--output", "no/folder/x.jsonl"], ["there is no folder no/folder"]),
+        (["--output", "no/folder/x.jsonl"], ["the folder no/folder does not exist"]),
     ],
 )
 def test_bad_input_is_one_line(flags: list[object], parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

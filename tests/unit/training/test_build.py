@@ -17,7 +17,7 @@ NAMES = [callback.__name__ for callback in ORDER]
         # A stop cancels an evaluation that was asked for, and keeps it as pending.
         *((name, "StopCallback") for name in ("CheckpointRotation", "AnomalyCallback", "MetricsLog")),
         # It drops the records of steps that are repeated.
-        ("MetricsLog", "ReportedBefore"),
+        ("MetricsLog", "TensorBoardResume"),
         # It waits for the last checkpoint.
         *(("CheckpointRotation", name) for name in ("HubPushCallback", "RunSummary")),
     ],
