@@ -29,7 +29,7 @@ def test_a_run_folder_that_is_another_for_each_process_is_an_error_at_the_start(
     done = try_to_train("2 ranks", sample_store, Path("run"), *DS_CONFIG, script=SCRIPT, env={"FOLDERS": str(folders)})
     assert done.returncode == 2
     host = socket.gethostname()
-    places = f"({folders}/1/run on {host}, against {folders}/0/run on {host})"
+    places = f"({folders}/1/run on {host}, not {folders}/0/run on {host})"
     assert_one_error(done, "--output_dir run: process 1 does not see what process 0 writes there ", places)
     assert not (folders / "0/run/run.json").exists()
     assert not (folders / "0/run/run.token").exists()

@@ -30,6 +30,14 @@ WRITE_ERRORS = (OSError, RuntimeError)  # of a full disk; torch.save raises the 
 logger = logging.getLogger(__name__)
 
 
+def name_callbacks(trainer: Trainer) -> None:
+    """Have a place in the state for each callback: that of an earlier checkpoint has them under earlier names."""
+    callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
+    saved = trainer.state.stateful_callbacks
+    names = [type(one).__name__ for one in [*callbacks, trainer.control]]
+    trainer.state.stateful_callbacks = {name: saved.get(name, {}) for name in names}
+
+
 class CheckpointingTrainer(Trainer):
     """Saves the Trainer's checkpoints by a `CheckpointSaver`, which writes them while training continues.
 
@@ -49,16 +57,10 @@ class CheckpointingTrainer(Trainer):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if not self.check_finite() or not self.saver.begin(folder, self.state.global_step):
                 return
-            self._name_callbacks()
+            name_callbacks(self)
             with self.saver.collecting_errors(OSError):  # of trainer_state.json, written after the last collective
                 super()._save_checkpoint(*args, **kwargs)
             self.saver.start()
-
-    def _name_callbacks(self) -> None:
-        """Have a place in the state for each callback: that of an earlier checkpoint has them under earlier names."""
-        names = [type(one).__name__ for one in self.callback_handler.callbacks if isinstance(one, ExportableState)]
-        saved = self.state.stateful_callbacks
-        self.state.stateful_callbacks = {name: saved.get(name, {}) for name in [*names, type(self.control).__name__]}
 
     def check_finite(self) -> bool:
         """Check weights and optimizer state; False when they were not finite and the run was rolled back. Collective.

@@ -75,7 +75,7 @@ def test_a_run_goes_on_with_any_number_of_processes(
     rollback = ["--on_spike", "rollback"]
     said = go_on("1 rank", sample_store, one, never_stopped / "checkpoint-2", *offload, *rollback, SPIKE_AT="2")
     assert f"resuming from {never_stopped / 'checkpoint-2'} (saved by 2 processes, now 1)" in said
-    assert f"step 4: back to {never_stopped / 'checkpoint-2'}" in said
+    assert f"step 4: rolled back to {never_stopped / 'checkpoint-2'}" in said
     assert (tmp_path / "one/restored-2").is_dir(), "it was not loaded again"
     said = go_on("2 ranks", sample_store, two, one / "checkpoint-4")
     assert f"resuming from {one / 'checkpoint-4'} (saved by 1 process, now 2)" in said

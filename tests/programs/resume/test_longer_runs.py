@@ -35,5 +35,5 @@ def test_a_longer_run_from_the_stable_phase_is_one_that_was_planned_so(sample_st
 
     from_the_end = ["--max_steps", 10, "--resume", short / "checkpoint-6"]
     done = try_to_train("2 ranks", sample_store, tmp_path / "wrong", *WSD, *from_the_end)
-    assert_one_error(done, "its learning rate at step 5 was", "go on from a checkpoint before that step")
+    assert_one_error(done, "its learning rate at step 5 was", "resume from a checkpoint before that step")
     assert json.loads((longer / "run.json").read_text())["schedule"]["num_steps"] == 10
