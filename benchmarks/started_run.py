@@ -1,6 +1,7 @@
 """Start a run of pretrain.py for a benchmark, up to the training itself, or with a callback that measures it."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from pretraining.training.stopping.request import StopRequest
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 
-class MeasuringCallback(TrainerCallback):
+class MeasuringCallback(TrainerCallback, ABC):
     """Measures a run. It is the last callback, so that the step includes the work of the others at its end."""
 
+    @abstractmethod
     def result(self) -> Any:
         """What was measured, as JSON."""
-        raise NotImplementedError
 
 
 def measure_run(argv: Sequence[str], make_callback: Callable[[PretrainingTrainer], MeasuringCallback]) -> None:

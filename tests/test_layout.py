@@ -137,7 +137,7 @@ def test_unit_tests_mirror_the_modules() -> None:
         for path in MODULES
         if "/".join((*parts_of(path)[:-1], f"test_{path.stem}.py")) not in names
     }
-    assert untested - listed == set(), "a new module needs a test of its own"
+    assert untested - listed == set(), "a new module needs a unit test"
     assert listed - untested == set(), "take these off tests/without_unit_test.txt: it may only shrink"
 
 

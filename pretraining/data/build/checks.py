@@ -79,11 +79,11 @@ def empty_store_reason(slices: Sequence[SliceProgress], origin: StoreSpec) -> st
         counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
         reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items()) or "no line"
         return f"--data_files: no document is left ({reasons}); use other files or flags"
-    most_tokens = max(sum(made.splits[split].num_tokens for made in slices) for split in SPLITS)
-    if origin.packing == "concat" and most_tokens < origin.block_length:
+    max_tokens = max(sum(made.splits[split].num_tokens for made in slices) for split in SPLITS)
+    if origin.packing == "concat" and max_tokens < origin.block_length:
         return (
             f"--block_length {origin.block_length}: no split has the tokens of one block, the largest has "
-            f"{most_tokens:,}; use a smaller value, or more text"
+            f"{max_tokens:,}; use a smaller value, or more text"
         )
     return None
 

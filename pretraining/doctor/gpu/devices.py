@@ -189,7 +189,7 @@ def links(_: Sequence[Path]) -> Iterator[Finding]:
         return
     most = max((link.num_nvlinks for link in found), default=0)
     for number, link in enumerate(found):
-        yield assess_link(number, link, most_nvlinks=most)
+        yield assess_link(number, link, max_nvlinks=most)
     if statuses:
         yield assess_peer_access([status == pynvml.NVML_P2P_STATUS_OK for status in statuses])
 
@@ -205,11 +205,11 @@ def has_nvlink_everywhere() -> bool:
         return False
 
 
-def assess_link(number: int, link: Link, *, most_nvlinks: int) -> Finding:
+def assess_link(number: int, link: Link, *, max_nvlinks: int) -> Finding:
     """Whether a GPU has all its PCI Express lanes, and as many NVLinks as the others."""
     name, fix = f"GPU {number} link", f"nvidia-smi nvlink -s -i {number}; nvidia-smi topo -m"
-    if link.num_nvlinks < most_nvlinks:
-        return warning(name, f"{link}; another GPU has {most_nvlinks} NVLinks", fix, **vars(link))
+    if link.num_nvlinks < max_nvlinks:
+        return warning(name, f"{link}; another GPU has {max_nvlinks} NVLinks", fix, **vars(link))
     if link.width is not None and link.best_width is not None and link.width < link.best_width:
         fix = f"nvidia-smi -q -i {number} | grep -A12 'GPU Link Info'"
         return warning(name, f"{link}, of x{link.best_width}: is it seated in a full slot?", fix, **vars(link))

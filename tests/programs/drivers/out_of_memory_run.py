@@ -1,4 +1,4 @@
-"""pretrain.py on GPUs that hold MOST_BLOCKS blocks at a time: with more, the last rank runs out of memory.
+"""pretrain.py on GPUs that hold MAX_BLOCKS blocks at a time: with more, the last rank runs out of memory.
 
 The others wait for it then, as they do on real GPUs.
 """
@@ -18,7 +18,7 @@ def main() -> None:
     compute_loss = PretrainingTrainer.compute_loss
 
     def limited(trainer: PretrainingTrainer, model: Any, inputs: Any, **options: Any) -> torch.Tensor:
-        if process_rank() == num_processes() - 1 and len(inputs["input_ids"]) > int(os.environ["MOST_BLOCKS"]):
+        if process_rank() == num_processes() - 1 and len(inputs["input_ids"]) > int(os.environ["MAX_BLOCKS"]):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return compute_loss(trainer, model, inputs, **options)
 

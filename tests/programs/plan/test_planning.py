@@ -64,7 +64,7 @@ def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_numb
 ) -> None:
     limited = {
         "script": "tests/programs/drivers/out_of_memory_run.py",
-        "env": {"MOST_BLOCKS": "2", "TMPDIR": str(tmp_path)},
+        "env": {"MAX_BLOCKS": "2", "TMPDIR": str(tmp_path)},
     }
     flags = ["--lr_scheduler_type", "constant", "--save_steps", 6, "--eval_strategy", "no"]
     found = train(
@@ -83,7 +83,7 @@ def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_numb
 
 
 def test_a_trial_that_fails_otherwise_is_told_in_one_line(sample_store: Path, tmp_path: Path) -> None:
-    limited = {"script": "tests/programs/drivers/out_of_memory_run.py", "env": {"MOST_BLOCKS": "many"}}
+    limited = {"script": "tests/programs/drivers/out_of_memory_run.py", "env": {"MAX_BLOCKS": "many"}}
     done = try_to_train("1 rank", sample_store, tmp_path / "run", "--per_device_train_batch_size", "auto", **limited)
     assert_one_error(done, "a trial of the run failed: ", "invalid literal for int()")
     assert not (tmp_path / "run").exists()

@@ -159,7 +159,7 @@ class AliveBytes(TorchDispatchMode):
         self.most = max(self.most, self.alive)
 
 
-def most_alive(layout: TrainingLayout) -> int:
+def max_alive(layout: TrainingLayout) -> int:
     """Bytes that are alive at once, weights aside, in forward and backward of one micro step."""
     model = model_of(layout)
     for parameter in model.parameters():  # ZeRO takes each gradient away as it comes
@@ -190,7 +190,7 @@ def test_the_most_that_is_alive(precision: str, vocabulary: int, how: dict) -> N
     layout = prepared(size, **{"length": 256, "vocabulary": vocabulary, "precision": precision, **how})
     planned = activations(layout)
     most = planned.kept + max(planned.at_loss, planned.in_layer)
-    assert most == pytest.approx(most_alive(layout), rel=0.1)
+    assert most == pytest.approx(max_alive(layout), rel=0.1)
 
 
 def test_the_7b_keeps_23_gib_a_block_and_1_with_checkpoints() -> None:
