@@ -42,12 +42,17 @@ def measure_run(argv: Sequence[str], make_callback: Callable[[PretrainingTrainer
 def start_run(argv: Sequence[str]) -> tuple[Path, PretrainingTrainer]:
     """The path of the result (the first word of the command line) and the trainer for the flags after it."""
     result_path, *flags = [word for word in argv if not word.startswith("--local_rank")]
+    return Path(result_path), started_trainer(flags)
+
+
+def started_trainer(flags: Sequence[str]) -> PretrainingTrainer:
+    """The trainer of a run whose folder and process group exist."""
     arguments = parse_pretrain_arguments("", flags)
     quiet_libraries()
-    plan = resolve_run_config(arguments, find_data(arguments.data))
-    claim_output_dir(plan)
+    run = resolve_run_config(arguments, find_data(arguments.data))
+    claim_output_dir(run)
     init_process_group(timeout_seconds=600)
-    trainer = make_trainer(plan, StopRequest())
+    trainer = make_trainer(run, StopRequest())
     if is_main_process():
-        start_run_folder(plan, trainer)
-    return Path(result_path), trainer
+        start_run_folder(run, trainer)
+    return trainer

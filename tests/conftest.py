@@ -16,6 +16,7 @@ import pytest
 from pretraining.cli.packages import compiler_problem
 from pretraining.system.cores import usable_cores
 from pretraining.system.host import available_host_bytes
+from tests.fakes.hub import LocalHub, running_hub
 
 PROJECT_DIR = Path(__file__).parents[1]
 # A hang guard, and no claim about speed: far more than what is waited for takes on one busy core, and less than the
@@ -133,6 +134,13 @@ def run_fine(*words: object, **options: object) -> Done:
 def python(script: str, *words: object) -> list[object]:
     """The command line of one of the programs."""
     return [sys.executable, PROJECT_DIR / script, *words]
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    """A Hub of this machine."""
+    with running_hub() as local_hub:
+        yield local_hub
 
 
 @pytest.fixture(scope="session")

@@ -148,9 +148,12 @@ def check_all(checks: Mapping[str, bool]) -> None:
 
 
 def flags_of(argument_type: type) -> list[Flag]:
-    """The flags of a dataclass whose fields were made by `flag`."""
+    """The flags of a dataclass whose fields were made by `flag`: its own before those that it inherits."""
     hints = typing.get_type_hints(argument_type)
-    return [_flag_of(field, hints[field.name]) for field in dataclasses.fields(argument_type)]
+    fields = sorted(
+        dataclasses.fields(argument_type), key=lambda field: field.name not in argument_type.__annotations__
+    )
+    return [_flag_of(field, hints[field.name]) for field in fields]
 
 
 def _flag_of(field: dataclasses.Field, hint: Any) -> Flag:

@@ -1,22 +1,14 @@
 """The local Hub gives and refuses what the real one does, asked by the real client."""
 
-from collections.abc import Iterator
-
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from tests.fakes.hub import LocalHub, running_hub
+from tests.fakes.hub import LocalHub
 from tests.fakes.hub.repositories import Repository
 from tests.fakes.hub.server import ALICE, ALICE_READS, BOB
 
 DATASET = {"repo_id": "alice/news", "repo_type": "dataset"}
-
-
-@pytest.fixture
-def hub() -> Iterator[LocalHub]:
-    with running_hub() as hub:
-        yield hub
 
 
 def api(hub: LocalHub, token: str | bool = False) -> HfApi:

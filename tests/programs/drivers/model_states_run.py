@@ -8,35 +8,23 @@ import dataclasses
 import json
 import sys
 
-from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
-from pretraining.data.mixture import load_mixture
+from benchmarks.started_run import started_trainer
 from pretraining.planning.model_states import model_states
-from pretraining.training.build import make_trainer
-from pretraining.training.config.run_config import resolve_run_config
-from pretraining.training.config.run_identity import claim_output_dir
 from pretraining.training.distributed.deepspeed_internals import allocated_states
-from pretraining.training.distributed.process_group import init_process_group, shutdown_process_group
-from pretraining.training.run import quiet_libraries, start_run_folder
-from pretraining.training.stopping.request import StopRequest
+from pretraining.training.distributed.process_group import shutdown_process_group
 
 
 def main() -> None:
-    arguments = parse_pretrain_arguments("", sys.argv[1:])
-    quiet_libraries()
-    plan = resolve_run_config(arguments, load_mixture(arguments.data.dataset, revision=None))
-    claim_output_dir(plan)
-    init_process_group(timeout_seconds=600)
-    trainer = make_trainer(plan, StopRequest())
-    if trainer.is_world_process_zero():
-        start_run_folder(plan, trainer)
+    trainer = started_trainer(sys.argv[1:])
+    layout = trainer.run_config.layout
     trainer.train()
     found = {
         "allocated": allocated_states(trainer.model_wrapped),
-        "planned": dataclasses.asdict(model_states(plan.layout)),
-        "planned_bucket": plan.layout.zero.reduce_bucket_size * plan.layout.weight_bytes,
+        "planned": dataclasses.asdict(model_states(layout)),
+        "planned_bucket": layout.zero.reduce_bucket_size * layout.weight_bytes,
         "bucket": [bucket.buffer.nbytes for bucket in trainer.model_wrapped.optimizer.ipg_buckets.values()],
     }
-    (plan.run_dir / f"model_states-{trainer.args.process_index}.json").write_text(json.dumps(found))
+    (trainer.run_config.run_dir / f"model_states-{trainer.args.process_index}.json").write_text(json.dumps(found))
     shutdown_process_group()
 
 

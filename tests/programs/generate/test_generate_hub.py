@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import assert_nowhere, assert_one_error, python, run, run_fine
-from tests.fakes.hub import LocalHub, running_hub
+from tests.fakes.hub import LocalHub
 from tests.fakes.hub.server import ALICE, BOB
 from tests.programs.launching import train
 
@@ -21,12 +20,6 @@ def model_dir(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     run_dir = tmp_path_factory.mktemp("generate") / "run"
     train("1 rank", sample_store, run_dir, "--max_steps", 1, "--eval_strategy", "no")
     return run_dir / "model"
-
-
-@pytest.fixture
-def hub() -> Iterator[LocalHub]:
-    with running_hub() as hub:
-        yield hub
 
 
 def test_a_private_model_of_a_revision_and_a_tokenizer_for_blocks(

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,12 +40,6 @@ hub_errors.WAIT_SECONDS = (0, 0)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-@pytest.fixture
-def hub() -> Iterator[LocalHub]:
-    with running_hub() as hub:
-        yield hub
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from tests.conftest import (
     run,
     run_fine,
 )
-from tests.fakes.hub import LocalHub, running_hub
+from tests.fakes.hub import LocalHub
 from tests.fakes.hub.server import ALICE, BOB, DROP, HOLD
 from tests.programs.launching import figures, launcher, records, training_flags, try_to_train
 
@@ -49,12 +49,6 @@ integrity.sha256_of = lambda path: hashed.append(path) or sha256_of(path)
 run_program(lambda words: print(find_store(words[0], revision=None).folder, len(hashed), "hashed"))
 """
 NUM_STEPS = 8
-
-
-@pytest.fixture
-def hub() -> Iterator[LocalHub]:
-    with running_hub() as hub:
-        yield hub
 
 
 def test_training_takes_a_revision_from_the_hub_once_for_all_processes(

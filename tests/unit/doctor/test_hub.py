@@ -1,6 +1,5 @@
 """The Hub as the doctor sees it: each kind of token, no Hub, a Hub that does not answer; the token is never shown."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,17 +7,11 @@ import pytest
 from pretraining.doctor.hub import assess_token
 from tests.conftest import Done, assert_nowhere
 from tests.fakes.doctoring import diagnose_some, find, findings
-from tests.fakes.hub import LocalHub, running_hub
+from tests.fakes.hub import LocalHub
 from tests.fakes.hub.server import ALICE, ALICE_READS, DROP, HOLD
 from tests.programs.launching import free_port
 
 pytestmark = pytest.mark.launch
-
-
-@pytest.fixture
-def hub() -> Iterator[LocalHub]:
-    with running_hub() as hub:
-        yield hub
 
 
 def ask(hub: LocalHub, tmp_path: Path, token: str | None, **env: str) -> Done:
