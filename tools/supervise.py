@@ -26,7 +26,7 @@ from pathlib import Path
 from pretraining.cli.flags import flag
 from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.errors import USER_ERROR_EXIT_CODE, UserError
+from pretraining.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from pretraining.system.formatting import format_duration
 from pretraining.system.launchers import SUPERVISOR_VARIABLE
 from pretraining.system.processes import STOP_SIGNALS, descendants
@@ -75,6 +75,7 @@ class Supervisor:
     def __init__(self, command: Sequence[str], folder: Path) -> None:
         self._command = command
         self._folder = folder
+        self._pid = os.getpid()
         self._stop_signal: int | None = None
         is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # under nohup a terminal may be closed
         self._signals = {number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored}
@@ -99,6 +100,7 @@ class Supervisor:
             logger.warning("%s; restart %d of %d in %.3g s", reason, number, num_restarts, pause)
             self._wait_for_signal(pause, {*self._signals})
             if self._stop_signal is not None:
+                exit_code = STOPPED_EXIT_CODE
                 break
             write_restart(self._folder, Restart(number, f"{reason}, at {time.strftime('%F %T')}", started_at))
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
@@ -133,6 +135,8 @@ class Supervisor:
 
     def _prepare_child(self) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # when this process is killed, the command stops
+        if os.getppid() != self._pid:  # it was killed before that
+            os._exit(CRASH_EXIT_CODE)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*self._signals, signal.SIGCHLD})
 
     def _wait_for_signal(self, seconds: float, numbers: set[signal.Signals]) -> None:

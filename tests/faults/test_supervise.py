@@ -197,28 +197,50 @@ def test_a_signal_reaches_every_rank_and_nothing_is_left_running(
     assert found == code, log
     assert not any(process.is_alive() for process in processes)
     assert all(sent in received for received in ranks.signals())
+    assert all(received.split().count("SIGINT") <= 1 for received in ranks.signals()), "a second one ends it unsaved"
     assert len(ranks.signals()) == 2
     assert ranks.attempts() == {"0-0", "0-1"}
 
 
-@pytest.mark.parametrize("seconds", [0.5, 3.0])
-def test_a_killed_supervisor_takes_its_command_with_it(ranks: Supervised, seconds: float) -> None:
-    ranks.start([sys.executable, "-c", f"import time; time.sleep({seconds}); time.sleep(300)"], {})
-    wait_until(lambda: descendants(ranks.process.pid))
-    (child,) = descendants(ranks.process.pid)
+@pytest.mark.parametrize("name", ["torchrun", "mpirun"])  # of deepspeed: test_orphans.py
+def test_a_killed_supervisor_takes_its_command_with_it(ranks: Supervised, name: str) -> None:
+    ranks.start_ranks(name, {})
+    processes = ranks.wait_for_ranks()
+    assert len(processes) >= 3, "a launcher and two ranks"
     os.kill(ranks.process.pid, signal.SIGKILL)
-    wait_until(lambda: not child.is_alive())
+    wait_until(lambda: not any(process.is_alive() for process in processes))
 
 
-def test_what_a_crash_leaves_running_is_ended_before_the_restart(ranks: Supervised) -> None:
-    """The child outlives its parent in another session, as ranks of torchrun do, and ends when it is asked."""
-    child = "import time; time.sleep(2); open('{}', 'a').write('ended ')"
-    parent = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', {!r}], start_new_session=True); exit(7)"
+def leave_running(ranks: Supervised, seconds: float) -> Path:
+    """A command that crashes and leaves a child in another session, as torchrun its ranks; it notes that it ended."""
     log = ranks.folder / "log"
-    ranks.start([sys.executable, "-c", parent.format(child.format(log))], {}, restarts=1)
-    code, _ = ranks.end()
-    assert code == 7
-    assert log.read_text() == "ended ended "
+    child = f"import os, time; open({str(log)!r}, 'a').write(f'{{os.getpid()}} '); time.sleep({seconds}); "
+    child += f"open({str(log)!r}, 'a').write('ended ')"
+    parent = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}], start_new_session=True)"
+    parent += f"\nlog = __import__('pathlib').Path({str(log)!r})"
+    parent += "\nwhile not log.exists() or not log.read_text().split()[-1].isdigit(): time.sleep(0.02)\nexit(7)"
+    ranks.start([sys.executable, "-c", parent.format(child)], {}, restarts=1)
+    return log
+
+
+def test_what_a_crash_leaves_running_is_waited_for_before_the_restart(ranks: Supervised) -> None:
+    log = leave_running(ranks, seconds=2)
+    assert ranks.end()[0] == 7
+    assert [word for word in log.read_text().split() if not word.isdigit()] == ["ended", "ended"]
+    assert [word.isdigit() for word in log.read_text().split()] == [True, False, True, False]
+
+
+def test_what_does_not_end_after_a_crash_is_killed(ranks: Supervised, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "SUPERVISE",
+        [sys.executable, "-c", "from tools import supervise as s; s.CLEANUP_SECONDS = 1; s.run_program(s.main)"],
+    )
+    log = leave_running(ranks, seconds=300)
+    assert ranks.end()[0] == 7
+    pids = log.read_text().split()
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +261,12 @@ def test_the_exit_code_is_that_of_the_last_attempt_and_pauses_grow(
 def test_a_run_can_be_stopped_between_two_attempts(ranks: Supervised) -> None:
     ranks.start(["sh", "-c", f"echo >> {ranks.folder}/attempts; exit 7"], {}, restarts=20)
     wait_until(lambda: (ranks.folder / "attempts").exists())
-    time.sleep(2)  # the pause is long by now
-    ranks.process.send_signal(signal.SIGTERM)
+    attempts = ranks.folder / "attempts"
+    wait_until(lambda: attempts.read_text().count("\n") == 6)
+    ranks.process.send_signal(signal.SIGTERM)  # in a pause of 3.2 s
     code, _ = ranks.end()
-    assert code == 7
-    assert (ranks.folder / "attempts").read_text().count("\n") < 8
+    assert code == 75
+    assert attempts.read_text().count("\n") == 6
 
 
 def test_a_command_that_cannot_be_started_is_a_mistake(tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ FIXED = {
     "prediction_loss_only": True,
     "trackio_static_space_id": False,  # theirs creates a Space when the model is pushed
 }
+LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+# Of fields that have no flag and that transformers takes as any text, and fails on later.
+CHOICES = {
+    "log_level": LOG_LEVELS,
+    "log_level_replica": LOG_LEVELS,
+    "torch_compile_backend": ("inductor", "cudagraphs", "aot_eager", "eager"),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+}
 # Fields of the Trainer that do nothing here or contradict ZeRO-3, by the reason.
 REJECTED_BY_REASON = {
     "DeepSpeed shards the training, see --deepspeed": "fsdp fsdp_config accelerator_config parallelism_config",
@@ -238,4 +246,4 @@ def _field_flag(name: str, hint: Any) -> Flag:
     variants = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     kinds = {typing.get_origin(variant) or variant for variant in variants}
     value_type = next((kind for kind in (dict, bool, int, float) if kind in kinds), str)
-    return Flag(name, value_type, None, "", is_optional=type(None) in kinds)
+    return Flag(name, value_type, None, "", choices=CHOICES.get(name, ()), is_optional=type(None) in kinds)

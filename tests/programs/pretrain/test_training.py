@@ -82,8 +82,7 @@ def test_the_figures_of_the_sources_add_up(reference_run: Path) -> None:
         assert min(record[f"loss/{source}"] for source in sources if f"loss/{source}" in record) < record["loss"]
 
 
-# Compiled layers, below, are started by torchrun and give the same run but for rounding.
-@pytest.mark.parametrize("name", [pytest.param("torchrun", marks=pytest.mark.long), "mpirun"])
+@pytest.mark.parametrize("name", ["torchrun", "mpirun"])
 @pytest.mark.guarantee("Every launcher gives the same run.")
 def test_every_launcher_gives_the_same_run(name: str, reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     train(name, sample_store, tmp_path / "run", "--save_strategy", "no", env=ONE_THREAD)
