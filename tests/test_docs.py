@@ -23,7 +23,7 @@ NOT_HERE = re.compile(r"(runs|blocks|model|build|data|documents|logs)/.*(?<!\.py
 FOREIGN_FLAGS = {
     "--allow-run-as-root", "--include", "--log_level", "--master_port", "--nproc_per_node", "--nnodes", "--num_gpus",
     "--hostfile", "--require-hashes", "--shm-size", "--signal", "--help", "--recipe", "--debug", "--block-length",
-    "--trainer_arguments", "--restarts", "--check",
+    "--trainer_arguments", "--check",
     "--use_deepspeed", "--zero_stage", "--num_processes",
 }  # fmt: skip
 

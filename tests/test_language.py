@@ -15,14 +15,15 @@ from tests.conftest import PROJECT_DIR
 
 FOLDERS = ("pretraining", "tools", "benchmarks", "docs", "recipes")
 SUFFIXES = {".py", ".md", ".yaml", ".html", ".sh", ".json", ".toml", ".txt"}
-TEXT_TOKENS = {tokenize.STRING, tokenize.COMMENT}
-# Pattern: what to write instead.
+# From Python 3.12 on an f-string is tokens of its own.
+TEXT_TOKENS = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+# Pattern, in upper or lower case: what to write instead.
 PHRASES = {
     r"\b(go|goes|going|went|gone) on\b": "resume, continue",
     r"\b(said|says|saying|say)\b": "log, print, report, describe",
     r"\b(told|tells?|telling)\b": "report, store, pass",
     r"\bmend(s|ed|ing)?\b": "fix",
-    r"\bis no (?!longer|more\b)[a-z]": "is not a",
+    r"\bis no (?!longer|more\b)(?-i:[a-z])": "is not a",
     r"\banew\b": "again",
     r"\bof (its|their|his|her|your|our) own\b": "own, separate",
     r"\bno number\b": "NaN",
@@ -72,7 +73,7 @@ def findings(path: Path) -> list[str]:
     found = []
     for line, text in written_texts(path):
         for pattern, instead in PHRASES.items():
-            found += [f"{line}: {match[0]!r} -> {instead}" for match in re.finditer(pattern, text)]
+            found += [f"{line}: {match[0]!r} -> {instead}" for match in re.finditer(pattern, text, re.IGNORECASE)]
     if path.suffix == ".py":
         found += [f"{line}: name {name}" for line, name in names_of(path) if re.fullmatch(NAMES, name)]
     return found

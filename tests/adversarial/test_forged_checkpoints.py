@@ -52,7 +52,7 @@ def checkpoints(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
     )
     runs: dict[str, tuple[str, list[object]]] = {
         "adamw": ("2 ranks", []),
-        "adamw_bf16": ("1 rank", ["--optim", "adamw_bf16", "--bf16", "true", *offload_optimizer]),
+        "adamw_bf16": ("2 ranks", ["--optim", "adamw_bf16", "--bf16", "true", *offload_optimizer]),
         "muon": ("1 rank", ["--optim", "muon", "--bf16", "true", *offload]),
         "fp16": ("1 rank", ["--fp16"]),
     }

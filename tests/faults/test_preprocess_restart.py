@@ -113,7 +113,7 @@ def test_only_the_unfinished_section_is_made_again(
     assert progress["num_sections"] >= 1
     finished = {path: path.stat().st_mtime_ns for path in (partial / "slices/00000").glob("*-00000.parquet")}
     assert finished
-    assert "resuming from " in run_fine(*command).stderr
+    assert f"resuming from {store}.partial\n" in run_fine(*command).stderr
     moved = {path.stat().st_mtime_ns for path in store.rglob("*.parquet")}
     assert set(finished.values()) <= moved
 
@@ -183,7 +183,7 @@ def test_a_dead_rank_loses_only_its_unfinished_shards(
     assert not store.exists()
     finished = [path.parent.name for path in partial.glob("slices/*/progress.json")]
     assert finished, "what the ranks had finished stays"
-    assert "resuming from " in run_fine(*command).stderr, "one process is enough"
+    assert f"resuming from {store}.partial\n" in run_fine(*command).stderr, "one process is enough"
     assert digests(store) == undisturbed
 
 
@@ -299,7 +299,7 @@ def test_a_full_disk_ends_cleanly_and_the_run_goes_on_when_there_is_room(
     assert not store.exists()
     assert list((small_disk / "blocks.partial").glob("slices/*/progress.json"))
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
-    assert "resuming from " in run_fine(*command).stderr
+    assert f"resuming from {store}.partial\n" in run_fine(*command).stderr
     assert digests(store) == undisturbed
 
 

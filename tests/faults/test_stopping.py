@@ -83,10 +83,14 @@ def test_a_run_that_was_stopped_three_times_equals_an_uninterrupted_run(
         ("batch:2", f"Path('{run_dir}/STOP').touch()", 3, "the file STOP"),  # within the evaluation after step 3
         ("step:6", "kill(me, SIGUSR1)", 6, "SIGUSR1"),  # after which an evaluation is due
     ]
-    for number, (place, what, step, reason) in enumerate(stops):
+    stopped_at: list[int] = []
+    for place, what, step, reason in stops:
         done = interrupt("2 ranks", sample_store, run_dir, AT=place, DO=what, BY_RANK="1")
         assert_stopped(done, run_dir, step, reason)
-        assert len(events(run_dir, "stop")) == number + 1
+        stopped_at.append(step)
+        assert [event["step"] for event in events(run_dir, "stop")] == stopped_at
+        names = {path.name for path in run_dir.glob("checkpoint-*")}
+        assert names == {f"checkpoint-{kept}" for kept in stopped_at[-2:]}, "each stop saves one; two are kept"
         assert len(records(run_dir, "eval_loss")) == (step == 6), "the third start makes the pending evaluation first"
         assert len(records(run_dir)) == step
     assert_resumes(sample_store, run_dir, whole_run)
@@ -96,6 +100,8 @@ def test_a_run_that_was_stopped_three_times_equals_an_uninterrupted_run(
 def test_a_run_stops_in_time(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
     done = try_to_train("2 ranks", sample_store, tmp_path / "run", *FLAGS, "--max_hours", 0.0005)
     assert_stopped(done, tmp_path / "run", 1, "--max_hours")
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert len(events(tmp_path / "run", "stop")) == 1
     assert "--max_hours 0.0005: saves and stops 3 steps before " in done.stderr
     (tmp_path / "run/STOP").touch()  # late, so it must not stop the next start
     assert_resumes(sample_store, tmp_path / "run", whole_run)
@@ -145,12 +151,17 @@ def interrupt_deepspeed(store: Path, run_dir: Path, **env: str) -> tuple[int, st
         pytest.param("group(us, SIGUSR1)", "SIGUSR1", marks=pytest.mark.long),
     ],
 )
-def test_what_deepspeed_passes_on_is_one_stop(what: str, reason: str, sample_store: Path, tmp_path: Path) -> None:
+def test_what_deepspeed_passes_on_is_one_stop(
+    what: str, reason: str, whole_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     code, output = interrupt_deepspeed(sample_store, run_dir, AT="step:2", DO=what)
     assert code != 0
     assert f"stopped at step 2 ({reason}); checkpoint-2 saved in " in output
     assert [path.name for path in run_dir.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert len(events(run_dir, "stop")) == 1
+    if reason == "SIGINT":
+        assert_resumes(sample_store, run_dir, whole_run)
 
 
 def processes_of(run_dir: Path) -> list[str]:

@@ -16,6 +16,8 @@ from tests.conftest import HANG_SECONDS, PROJECT_DIR, TINY_MODEL
 from tests.programs.launching import free_port
 
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?:bash|sh)\n(?P<code>.*?)```", re.DOTALL)
+NAMED = re.compile(r"tests/[\w/]+(?:\.py)?|[\w/-]+\.md")  # tests and pages that a reason names
+SAME = re.compile(r"(?P<page>[\w/-]+\.md) has the same commands?, which (?:is|are) run$")
 GENERATED = ("docs/reference/cli/", "docs/benchmarks/")
 COMMAND = re.compile(r"(?:-m (?P<tool>tools\.\w+)|(?P<program>\w+)\.py)\b(?P<rest>.*)")
 PROGRAMS = ("preprocess", "pretrain", "finetune", "generate", "train_tokenizer")
@@ -142,3 +144,8 @@ def test_reasons_are_given_for_blocks_alone() -> None:
         marks = (PROJECT_DIR / page).read_text().count("<!-- not run:")
         inline = (PROJECT_DIR / page).read_text().count("`<!-- not run:")
         assert marks - inline == sum(bool(block.reason) for block in blocks_of(page)), page
+        for block in blocks_of(page):
+            assert [name for name in NAMED.findall(block.reason) if not (PROJECT_DIR / name).exists()] == [], page
+            if same := SAME.match(block.reason):
+                run = {line for other in blocks_of(same["page"]) if not other.reason for line in other.lines}
+                assert [line for line in block.lines if line not in run] == [], f"{page}: not run by {same['page']}"

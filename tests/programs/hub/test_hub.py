@@ -108,6 +108,7 @@ def test_a_pushed_store_is_private_whole_and_loads_without_our_code(
 
 
 @pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+@pytest.mark.guarantee("An upload to the Hub arrives with the same bytes after any error.")
 def test_an_upload_survives_what_passes(xet: bool, sample_store: Path, tmp_path: Path) -> None:
     routes = ["create", "info", "tree", "preupload", "commit", *(["xet_token"] if xet else ["batch", "put", "verify"])]
 

@@ -21,7 +21,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("name", ["adamw_bf16", "muon", pytest.param("adamw_8bit", marks=needs_bitsandbytes)])
-@pytest.mark.guarantee("Each optimizer resumes bit by bit.")
+@pytest.mark.guarantee("Each optimizer resumes bit by bit; Muon equals torch's.")
 def test_each_optimizer_learns_and_resumes_to_the_bit(name: str, sample_store: Path, tmp_path: Path) -> None:
     whole, resumed, one = (tmp_path / folder for folder in ("whole", "resumed", "one"))
     optim = ["--optim", name, "--eval_strategy", "no", "--lr_scheduler_type", "constant", "--warmup_steps", 0]

@@ -119,7 +119,7 @@ def test_what_is_not_as_it_was_is_one_line(sample_store: Path, tmp_path: Path, n
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content.replace(b"the", b"eht", 1) if name.endswith("json") else b"?" * len(content))
     done = try_to_train("1 rank", store, tmp_path / "run")
-    assert_one_error(done, f"{tmp_path / name} ", "SHA-256", "copy the ")
+    assert_one_error(done, f"{tmp_path / name} ", "SHA-256", "folder again, or preprocess again")
     assert done.returncode == 2
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.data.store.manifest import read_manifest
+from pretraining.training.build import ORDER
 from tests.conftest import PROJECT_DIR, needs_compiler, python, run_fine
 from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, records, train
 from tests.rounding import assert_same_training, loss_rounding
@@ -47,6 +48,14 @@ def test_the_run_folder_has_everything(reference_run: Path) -> None:
 def test_a_checkpoint_does_not_grow_with_the_steps(reference_run: Path) -> None:
     state = json.loads((reference_run / "checkpoint-6/trainer_state.json").read_text())
     assert [list(record)[:2] for record in state["log_history"]] == [["epoch", "eval_accuracy"]] * 2
+
+
+def test_the_callbacks_of_a_run_are_in_their_order(reference_run: Path) -> None:
+    state = json.loads((reference_run / "checkpoint-6/trainer_state.json").read_text())
+    order = [callback.__name__ for callback in ORDER]
+    names = [name for name in state["stateful_callbacks"] if name in order]
+    assert len(names) >= 2
+    assert names == sorted(names, key=order.index)
 
 
 def test_each_step_is_logged_and_the_loss_falls_from_that_of_guessing(reference_run: Path) -> None:
@@ -137,7 +146,7 @@ def test_a_resumed_run_equals_one_never_stopped(reference_run: Path, sample_stor
     shutil.rmtree(run_dir / "model")
     log = run_dir / "metrics.jsonl"
     log.write_text(log.read_text().replace('"step": 1,', '"step": 1, "from_before": true,') + '{"step": 6, "lo')
-    done = train("2 ranks", sample_store, run_dir, "--eval_steps", 3)
+    done = train("deepspeed", sample_store, run_dir, "--eval_steps", 3, env=ONE_THREAD)
     assert f"resuming from {run_dir}/checkpoint-3" in done.stderr
     assert [record["step"] for record in records(run_dir, "from_before")] == [1], "steps before were trained again"
     assert figures(run_dir) == figures(reference_run)

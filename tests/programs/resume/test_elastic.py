@@ -62,7 +62,7 @@ def go_on(ranks: str, store: Path, run_dir: Path, checkpoint: Path, *flags: obje
 
 
 @pytest.mark.guarantee(
-    "A run resumes in 1, 2 or 3 processes, with or without offload: all state bit by bit, losses to 1e-5."
+    "A run resumes in 1, 2 or 3 processes, with or without offload: all state bit by bit, losses to 1e-4."
 )
 def test_a_run_goes_on_with_any_number_of_processes(
     never_stopped: Path, offload: list[object], sample_store: Path, tmp_path: Path

@@ -61,7 +61,7 @@ ILLS = {
 
 
 @pytest.mark.parametrize("name", ILLS)
-@pytest.mark.guarantee("The doctor finds injected faults within its time and never shows a token.")
+@pytest.mark.guarantee("The doctor finds injected faults and never shows a token.")
 def test_each_ill_is_found(sick: tuple[Done, int], name: str) -> None:
     status, words = ILLS[name]
     assert words in find(sick[0], name, status)["figure"]

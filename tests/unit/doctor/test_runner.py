@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
 from pretraining.doctor.finding import Check, Finding, ok
 from pretraining.doctor.runner import CHECKS, TOTAL_SECONDS, run_checks
 from pretraining.system.processes import stat_words
@@ -70,6 +72,7 @@ def hang(_: Sequence[Path]) -> Iterator[Finding]:
     yield ok("never", "")
 
 
+@pytest.mark.guarantee("The doctor ends within its time, whatever hangs.")
 def test_all_together_keep_their_time() -> None:
     """Checks that would take an hour: the total time cuts off the first, and the others are not started."""
     hanging = [Check("host", f"number {number}", hang, 900.0) for number in range(3)]

@@ -13,7 +13,14 @@ import pytest
 
 from pretraining.errors import UserError
 from pretraining.runs import checksums as completeness
-from pretraining.runs.checksums import COMPLETE_NAME, corruption_reason, incomplete_reason, record_file, write_manifest
+from pretraining.runs.checksums import (
+    COMPLETE_NAME,
+    corruption_reason,
+    incomplete_reason,
+    record_file,
+    write_manifest,
+    xxh3_of,
+)
 from pretraining.runs.claim import checkpoint_to_resume
 from pretraining.runs.run_folder import (
     METRICS_NAME,
@@ -77,11 +84,14 @@ def test_half_a_checkpoint_does_not_count(
 def test_one_changed_bit_is_found_whoever_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = make_checkpoint(tmp_path, 20)
     assert corruption_reason(checkpoint) is None
-    write_other_bytes(checkpoint / "global_step20/shard.pt")
-    assert "is damaged: its XXH3 is " in str(incomplete_reason(checkpoint)), "a small file is looked at"
+    shard = checkpoint / "global_step20/shard.pt"
+    recorded = xxh3_of(shard)
+    write_other_bytes(shard)
+    reason = f"global_step20/shard.pt is damaged: its XXH3 is {xxh3_of(shard)}, not {recorded}"
+    assert incomplete_reason(checkpoint) == reason, "a small file is looked at"
     monkeypatch.setattr(completeness, "SMALL_BYTES", 0)
     assert incomplete_reason(checkpoint) is None, "all sizes are right"
-    assert str(corruption_reason(checkpoint)).startswith("global_step20/shard.pt is damaged: its XXH3 is ")
+    assert corruption_reason(checkpoint) == reason
     found = [corruption_reason(checkpoint, part=part, num_parts=3) for part in range(3)]
     assert [problem is not None for problem in found].count(True) == 1
 
@@ -103,8 +113,9 @@ def test_what_is_no_checkpoint_of_the_run_is_set_aside_and_kept(
         "checkpoint-30.superseded-2",
         "checkpoint-40.incomplete",
     ]
-    assert "checkpoint-40: complete.json is missing, the save did not finish; renamed to" in caplog.text
-    assert "checkpoint-30: is later than step 20; renamed to checkpoint-30.superseded-2" in caplog.text
+    unfinished = "checkpoint-40: complete.json is missing, the save did not finish"
+    assert f"{unfinished}; renamed to checkpoint-40.incomplete\n" in caplog.text
+    assert "checkpoint-30: is later than step 20; renamed to checkpoint-30.superseded-2\n" in caplog.text
     assert complete_checkpoints(tmp_path) == [made[10], made[20]]
 
 

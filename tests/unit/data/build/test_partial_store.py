@@ -69,7 +69,7 @@ def test_real_news_decode_back(real_data: Path, tmp_path: Path) -> None:
     check_decodes_back(tmp_path / "blocks", stories(real_data / "news.jsonl"), tokenizer)
 
 
-@pytest.mark.guarantee("Every document is in exactly one split.")
+@pytest.mark.guarantee("Every document is in exactly one split, and every token is accounted for.")
 def test_train_validation_and_test_are_all_documents_each_once(sample_store: Path) -> None:
     rows = pq.read_table(sample_store / "documents").to_pylist()
     manifest = read_manifest(sample_store, flag="")
@@ -120,7 +120,7 @@ def test_bos_is_put_before_each_document_when_asked(tmp_path: Path) -> None:
     assert rules == {"bos_token_id": 1, "eos_token_id": 2}
 
 
-@pytest.mark.guarantee("Every line and token is accounted for.")
+@pytest.mark.guarantee("Every line is accounted for.")
 def test_skipped_lines_are_counted_and_listed(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     good = SAMPLE.read_bytes().splitlines(keepends=True)

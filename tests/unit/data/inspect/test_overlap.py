@@ -17,7 +17,6 @@ STORIES = [
     json.loads(line)["text"] for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text("utf-8").splitlines()
 ]
 NUM_TOKENS = 120
-NUM_DOCUMENTS = 50
 
 
 def longest_common_run(text: np.ndarray, document: np.ndarray) -> tuple[int, np.ndarray]:
@@ -40,10 +39,8 @@ def test_runs_are_those_of_a_search_token_by_token(
 ) -> None:
     """Documents of 400 tokens in blocks of 16 are cut 25 times; texts are made of parts of them, some changed."""
     store = tmp_path / "blocks"
-    data = tmp_path / "news.jsonl"
-    data.write_text("".join(json.dumps({"text": story}) + "\n" for story in STORIES[:NUM_DOCUMENTS]))
     words = ["--packing", packing, "--block_length", 16, "--split", "3,1,1", "--tokens_per_shard", 4000]
-    run_fine(*python("preprocess.py", "--data_files", data, *words, "--output_dir", store))
+    run_fine(*python("preprocess.py", *words, "--output_dir", store))
     tracer = BlockProvenance(store, flag="")
     places = [tracer.document(number) for number in range(tracer.manifest.num_documents)]
     tokenizer = load_document_tokenizer(str(store / "tokenizer"), add_bos=False)

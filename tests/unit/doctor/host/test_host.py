@@ -49,6 +49,8 @@ def test_a_small_disk_and_a_full_one(small_disk: Path) -> None:
     (small_disk / "full").write_bytes(bytes(3 * MEGABYTE))
     done = diagnose_some("disk", "--json", *folders, Path.cwd())
     assert " of 3.1 MB free" in findings(done)[0]["figure"]
+    figures = findings(done)[0]["figures"]
+    assert figures["free_bytes"] < figures["total_bytes"] / 3
     assert "No space left on device" in find(done, "disk speed", "failure")["figure"]
     assert done.returncode == 1
     assert [path.name for path in small_disk.iterdir()] == ["full"]
