@@ -7,7 +7,7 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.tokens import DocumentTokenizer
 
-from benchmarks.preprocess_peers.job import Job, job_of_command_line
+from benchmarks.preprocess.peers.job import Job, job_of_command_line
 
 
 def main(job: Job) -> None:

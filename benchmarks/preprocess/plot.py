@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.preprocess_arms import OURS, ArmResult
+from benchmarks.preprocess.arms import OURS, ArmResult
 
 TEXT_COLOR = "#7d7d7d"  # contrast 4.1 to white, 4.6 to GitHub's black
 RANGE_COLOR = "#666666"

@@ -5,7 +5,7 @@ import json
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from benchmarks.preprocess_peers.job import Job, job_of_command_line
+from benchmarks.preprocess.peers.job import Job, job_of_command_line
 
 
 def main(job: Job) -> None:

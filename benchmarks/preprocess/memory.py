@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure preprocess.py alone: memory and speed as the input grows, with one huge line, and with more workers.
 
-    .venv-bench/bin/python -m benchmarks.preprocess_memory --data_files news.jsonl --tokenizer llama2
+    .venv-bench/bin/python -m benchmarks.preprocess.memory --data_files news.jsonl --tokenizer llama2
 
 The results go into two sections of docs/benchmarks/preprocess.md.
 """
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.preprocess_arms import our_command
-from benchmarks.preprocess_peers.job import Job
-from benchmarks.preprocess_runs import Series, add_run, prepare_job
+from benchmarks.preprocess.arms import our_command
+from benchmarks.preprocess.peers.job import Job
+from benchmarks.preprocess.runs import Series, add_run, prepare_job
+from benchmarks.preprocess.sized_inputs import huge_line, sized_inputs, texts_of
 from benchmarks.results import PROJECT_DIR, command_line, hardware, spread, table, versions, write_section
-from benchmarks.sized_inputs import huge_line, sized_inputs, texts_of
 from pretraining.cli.arguments.preprocess import SAMPLE_CORPUS, SAMPLE_TOKENIZER
 from pretraining.cli.flags import flag
 from pretraining.cli.program import run_program
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Measurement", MemoryArguments)], argv)
     arguments.results_dir.mkdir(parents=True, exist_ok=True)
     job = prepare_job(arguments.data_files, arguments.tokenizer, arguments.block_length, arguments.work_dir)
-    place = f"{hardware()}; {versions(PACKAGES)}.\n\n{command_line('preprocess_memory')}"
+    place = f"{hardware()}; {versions(PACKAGES)}.\n\n{command_line('preprocess.memory')}"
     note = f"Median of {arguments.repetitions} runs (the least and the most), measured as above."
     for title, section in (("As the input grows", input_sizes), ("Workers", workers)):
         text = f"{place}\n\n{section(arguments, job)}\n\n{note}"

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from benchmarks.preprocess_arms import OURS, ArmResult, BenchmarkArguments, arms
-from benchmarks.preprocess_peers.job import Job
-from benchmarks.preprocess_report import report
-from benchmarks.preprocess_runs import add_run, prepare_job
-from benchmarks.token_counts import InputCounts, compare, count_input
+from benchmarks.preprocess.arms import OURS, ArmResult, BenchmarkArguments, arms
+from benchmarks.preprocess.peers.job import Job
+from benchmarks.preprocess.report import report
+from benchmarks.preprocess.runs import add_run, prepare_job
+from benchmarks.preprocess.token_counts import InputCounts, compare, count_input
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import UserError

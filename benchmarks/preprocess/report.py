@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.preprocess_arms import OURS, ArmResult, BenchmarkArguments
-from benchmarks.preprocess_plot import draw_plot
+from benchmarks.preprocess.arms import OURS, ArmResult, BenchmarkArguments
+from benchmarks.preprocess.plot import draw_plot
+from benchmarks.preprocess.token_counts import InputCounts
 from benchmarks.results import command_line, hardware, spread, table, versions, write_section
-from benchmarks.token_counts import InputCounts
 
 PACKAGES = ("tokenizers", "fastokens", "transformers", "datasets", "pyarrow", "datatrove", "gigatoken", "torch")
 SPEED_TITLES = ("arm", "seconds", "MB/s", "peak memory, MB", f"time / {OURS}'s", "seconds to start")

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import load_dataset
 from transformers import AutoTokenizer
 
-from benchmarks.preprocess_peers.job import Job, job_of_command_line
+from benchmarks.preprocess.peers.job import Job, job_of_command_line
 
 Batch = dict[str, list[Any]]
 

@@ -1,4 +1,4 @@
-"""The programs of the comparison: preprocess.py, and the peers of benchmarks/preprocess_peers/."""
+"""The programs of the comparison: preprocess.py, and the peers of benchmarks/preprocess/peers/."""
 
 import sys
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from benchmarks.preprocess_peers.job import Job
-from benchmarks.preprocess_runs import Series
-from benchmarks.token_counts import OutputCounts
+from benchmarks.preprocess.peers.job import Job
+from benchmarks.preprocess.runs import Series
+from benchmarks.preprocess.token_counts import OutputCounts
 from pretraining.cli.arguments.preprocess import SAMPLE_CORPUS, SAMPLE_TOKENIZER
 from pretraining.cli.flags import flag
 
@@ -91,8 +91,8 @@ def our_command(job: Job) -> list[str]:
 
 
 def peer_command(name: str, job: Job) -> list[str]:
-    """A program of benchmarks/preprocess_peers/."""
-    return [sys.executable, "-m", f"benchmarks.preprocess_peers.{name}", *job.words()]
+    """A program of benchmarks/preprocess/peers/."""
+    return [sys.executable, "-m", f"benchmarks.preprocess.peers.{name}", *job.words()]
 
 
 def megatron_command(megatron_dir: Path, job: Job) -> list[str]:
@@ -109,7 +109,7 @@ def _megatron_tool(megatron_dir: Path, tool: str, job: Job) -> list[str]:
     starter = [
         sys.executable,
         "-m",
-        "benchmarks.preprocess_peers.megatron",
+        "benchmarks.preprocess.peers.megatron",
         job.output_dir,
         megatron_dir / f"tools/{tool}",
     ]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from benchmarks.measured_process import Usage, run_measured
-from benchmarks.preprocess_peers.job import Job
+from benchmarks.preprocess.measured_process import Usage, run_measured
+from benchmarks.preprocess.peers.job import Job
 from benchmarks.results import MEGABYTE, PROJECT_DIR, num_cores
 from pretraining.errors import UserError
 
