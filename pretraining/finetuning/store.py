@@ -140,7 +140,9 @@ class _StoreWriter:
             shards = [(self._folder, shard) for shard in progress.shards]
             contents[str(split)] = split_contents(self._folder, split, [progress], shards)
         documents = [(self._folder, shard) for shard in self._documents.close()]
-        return build_manifest(self._folder, self._origin, contents, documents, self._skipped)
+        return build_manifest(
+            self._folder, self._origin, contents, documents, self._skipped, num_documents=self._num_documents
+        )
 
 
 def log_store(store: Path) -> None:

@@ -60,6 +60,7 @@ def assemble(folder: Path, origin: StoreSpec, slices: Sequence[SliceProgress], *
         {split: _assemble_split(folder, folders, slices, origin, split) for split in SPLITS},
         [(path, shard) for path, p in zip(folders, slices, strict=True) for shard in p.documents],
         sum((Counter(progress.skipped_lines) for progress in slices), Counter()),
+        num_documents=sum(progress.num_documents for progress in slices),
     )
     with (folder / SKIPPED_NAME).open("wb") as skipped:
         for path in (path / name for path, p in zip(folders, slices, strict=True) for name in p.skipped_files):
@@ -77,9 +78,16 @@ def build_manifest(
     splits: Mapping[str, SplitContents],
     documents: Sequence[LocatedShard],
     skipped_lines: Counter[str],
+    *,
+    num_documents: int,
 ) -> Manifest:
-    """Give the shards of documents their final names, and check that all counts add up."""
-    num_documents = sum(split.num_documents for split in splits.values())
+    """Give the shards of documents their final names, and check that all counts add up.
+
+    `num_documents` is counted as documents are read, the documents of `splits` as they are packed.
+
+    Raises:
+        ValueError: when counts do not add up.
+    """
     manifest = Manifest(
         origin=origin,
         dtype=origin.dtype,
