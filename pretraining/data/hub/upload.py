@@ -58,8 +58,8 @@ def push_block_store(store: Path, repo_id: str, *, private: bool) -> None:
         repository.create(private=private)
         repository.announce(asked_private=private, flag="--hub_private")
         with_retries(lambda: _upload_missing(repository, store, files))
-        wrong = repository.wrong_files(files)
         commit, visibility = repository.newest_commit()
+        wrong = repository.wrong_files(files, commit)  # not of the branch, which others may move
     except HUB_ERRORS as error:
         raise UserError(_problem(error, repo_id, store)) from error
     if wrong is not None:

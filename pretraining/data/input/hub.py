@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.data.input.find import HUB_SCHEME, InputFile, input_file
 from pretraining.errors import UserError
-from pretraining.hub.retry import HUB_ERRORS, error_message
+from pretraining.hub.retry import HUB_ERRORS, read_problem
 
 # hf://USER/NAME, then /CONFIG, @REVISION and :SPLIT where they are not the default
 HUB_WORD = re.compile(rf"{HUB_SCHEME}({HUB_ID.pattern})(?:/([\w.-]+))?(?:@([\w./-]+))?(?::([\w.-]+))?")
@@ -45,7 +45,7 @@ def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFi
     except UserError:
         raise
     except HUB_ERRORS as error:
-        raise UserError(f"--data_files {word}: not found on the Hub ({error_message(error)}); check the name") from None
+        raise UserError(f"--data_files {word}: {read_problem(error)}") from None
 
 
 @contextlib.contextmanager
