@@ -59,7 +59,7 @@ class HeldOutDocuments:
             splits=SplitAssigner((1, 0, 0), seed=0),  # the split is not used
             tokenizer=tokenizer,
         )
-        self._text_bytes = open_text_bytes(tokenizer.folder, tokenizer.canary()["ids"], tokenizer.rules)
+        self._text_bytes = open_text_bytes(tokenizer.folder, tokenizer.identity().canary_ids, tokenizer.rules)
         self.num_documents: Counter[str] = Counter()
         self.num_text_bytes: Counter[str] = Counter()
         self.skipped_lines: Counter[str] = Counter()
@@ -137,8 +137,8 @@ def tokenizer_of_model(tokenizer: PreTrainedTokenizerFast) -> DocumentTokenizer:
     first_ids = tokenizer("a")["input_ids"][:1]
     add_bos = tokenizer.bos_token_id is not None and first_ids == [tokenizer.bos_token_id]
     documents = load_document_tokenizer(location, add_bos=add_bos, flag="--model")
-    canary = documents.canary()
-    if not encodes_to(tokenizer, canary["text"], canary["ids"]):
+    identity = documents.identity()
+    if not encodes_to(tokenizer, identity.canary_text, identity.canary_ids):
         raise UserError(
             f"--model {location}: transformers gives other ids than its tokenizer.json; install the versions of "
             "requirements.lock"

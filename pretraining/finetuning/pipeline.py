@@ -9,7 +9,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from pretraining.cli.arguments.finetune import ConversationArguments
 from pretraining.cli.arguments.preprocess import split_weights_of
 from pretraining.cli.arguments.pretrain import PretrainArguments
-from pretraining.data.build.origin import source_files, tokenizer_identity
+from pretraining.data.build.origin import source_files
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.find import InputFile
 from pretraining.data.mixture import load_mixture
@@ -81,7 +81,7 @@ def conversation_origin(
         split_text_files=False,
         max_document_bytes=MAX_LINE_BYTES,
         cleaning=CleaningRules(),
-        tokenizer=tokenizer_identity(tokenizer),
+        tokenizer=tokenizer.identity(),
         token_rules=tokenizer.rules,
         block_length=run.data.block_length,
         packing=flags.packing,

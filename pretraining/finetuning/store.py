@@ -25,8 +25,7 @@ from pretraining.data.encode.splits import SPLITS, Split, SplitAssigner
 from pretraining.data.input.documents import SHOWN_BYTES
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
 from pretraining.data.store.packing import BestFitPacker, DocumentSegments
-from pretraining.data.store.schema import ANSWER_BIT, DOCUMENT_SCHEMA, block_schema, document_table
-from pretraining.data.store.shards import ShardWriter
+from pretraining.data.store.shards import ANSWER_BIT, DOCUMENT_SCHEMA, ShardWriter, block_schema, document_table
 from pretraining.errors import UserError
 from pretraining.finetuning.chat_template import EncodedConversation, encode_conversations, find_control_token
 from pretraining.finetuning.conversations import Conversation

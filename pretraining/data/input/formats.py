@@ -30,14 +30,6 @@ class ReadingOptions:
     split_text_files: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LineSource:
-    """The lines of a file, and the number of bytes of the file (compressed) read after a line."""
-
-    lines: Iterator[RawLine]
-    file_bytes: Callable[[RawLine], int]
-
-
 def open_file(file: InputFile) -> BinaryIO:
     """Open the file unbuffered."""
     if file.is_remote:
@@ -49,12 +41,15 @@ def open_file(file: InputFile) -> BinaryIO:
 
 def open_lines(
     file: InputFile, raw: BinaryIO, *, offset: int, num_lines_before: int, end: int | None, options: ReadingOptions
-) -> LineSource:
-    """The lines of `file`, which is open as `raw`, from `offset` (of a line, or a row) up to `end`."""
+) -> tuple[Iterator[RawLine], Callable[[RawLine], int]]:
+    """The lines of `file`, which is open as `raw`, from `offset` (of a line, or a row) up to `end`.
+
+    The function gives the number of bytes of the file, compressed, that were read up to the end of a line.
+    """
     if file.format == "parquet":
         rows = ParquetRows(raw, options.fields, options.max_document_bytes)
         num_rows = max(1, rows.num_rows)
-        return LineSource(rows.after(offset), lambda line: file.num_bytes * (line.end_offset - offset) // num_rows)
+        return rows.after(offset), lambda line: file.num_bytes * (line.end_offset - offset) // num_rows
     stream = _skip_to(_decompressed(file, raw), offset)
     if file.format == "text" and not options.split_text_files:
         lines = _whole_text(stream, offset, num_lines_before, options.max_document_bytes)
@@ -63,10 +58,10 @@ def open_lines(
     if file.format == "text" and options.split_text_files:
         lines = _paragraphs(lines, options.max_document_bytes)
     if file.compression is None:
-        return LineSource(lines, lambda line: line.end_offset - offset)
+        return lines, lambda line: line.end_offset - offset
     begun = raw.tell()
     # pyarrow closes the file at its end.
-    return LineSource(lines, lambda _: (file.num_bytes if raw.closed else raw.tell()) - begun)
+    return lines, lambda _: (file.num_bytes if raw.closed else raw.tell()) - begun
 
 
 def _decompressed(file: InputFile, raw: BinaryIO) -> BinaryIO:

@@ -105,24 +105,18 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
     file_bytes = 0
     try:
         with open_file(file) as raw:
-            source = open_lines(
-                file,
-                raw,
-                offset=begin.byte_offset,
-                num_lines_before=begin.num_lines,
-                end=file_range.end,
-                options=options,
-            )
-            for line in source.lines:
+            begins = {"offset": begin.byte_offset, "num_lines_before": begin.num_lines}
+            lines, bytes_read = open_lines(file, raw, **begins, end=file_range.end, options=options)
+            for line in lines:
                 batch.append(line)
                 num_bytes += line.memory_bytes
                 position = Position(begin.range_number, line.end_offset, line.end_line)
                 if num_bytes >= BATCH_BYTES:
-                    before, file_bytes = file_bytes, source.file_bytes(line)
+                    before, file_bytes = file_bytes, bytes_read(line)
                     yield RawBatch(file, file_range.file_number, batch, position, file_bytes - before)
                     batch, num_bytes = [], 0
             if batch:
-                yield RawBatch(file, file_range.file_number, batch, position, source.file_bytes(batch[-1]) - file_bytes)
+                yield RawBatch(file, file_range.file_number, batch, position, bytes_read(batch[-1]) - file_bytes)
     except Exception as error:
         problem = _problem(file, position, error)
         if problem is None:

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 
 from pretraining.cli.progress import Progress
 from pretraining.data.store.manifest import Manifest
-from pretraining.data.store.schema import DOCUMENT_SCHEMA, block_schema
-from pretraining.data.store.shards import Shard
+from pretraining.data.store.shards import DOCUMENT_SCHEMA, Shard, block_schema
 from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
 from pretraining.errors import UserError
 from pretraining.system.cores import usable_cores

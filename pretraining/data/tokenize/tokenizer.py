@@ -9,7 +9,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -27,6 +26,17 @@ class TokenRules:
 
     bos_token_id: int | None
     eos_token_id: int
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """A tokenizer as readers of its blocks check it: the hash of its tokenizer.json, a canary text and its ids."""
+
+    name: str
+    sha256: str
+    vocab_size: int
+    canary_text: str
+    canary_ids: list[int]
 
 
 def id_dtype(vocab_size: int) -> str:
@@ -97,10 +107,10 @@ class DocumentTokenizer:
         ids[is_text] = plain.ids
         return FlatIds(ids, lengths)
 
-    def canary(self) -> dict[str, Any]:
-        """A text with difficult characters and its ids, by which readers of the blocks check their tokenizer."""
+    def identity(self) -> TokenizerIdentity:
+        """What readers of the blocks check their tokenizer by."""
         ids = self._tokenizer.encode(CANARY_TEXT, add_special_tokens=False).ids
-        return {"text": CANARY_TEXT, "ids": ids}
+        return TokenizerIdentity(self.name, self.sha256, self.vocab_size, CANARY_TEXT, ids)
 
 
 def _reference_tokenizer(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
