@@ -142,11 +142,7 @@ def download_files(name: str, patterns: Sequence[str], *, flag: str) -> Path:
 
 
 def check_license(license_name: str) -> None:
-    """Have the Hub check the license of a card before it is needed.
-
-    Raises:
-        UserError: when the Hub rejects the name.
-    """
+    """Have the Hub check the license of a card before it is needed; `UserError` when it rejects the name."""
     card = RepoCard(f"---\nlicense: {license_name}\n---\n")
     try:
         with_retries(lambda: card.validate(repo_type="model"))

@@ -80,7 +80,7 @@ def read_problem(error: BaseException) -> str:
         return f"the Hub cannot be reached ({message}); check the network and run the same command again"
     if isinstance(error, OSError) and error.errno:
         return f"cannot be stored in the Hub's cache ({message}); fix that, or set HF_HOME to another folder"
-    return f"cannot be read from the Hub ({message}); check the name"
+    return f"cannot be read from the Hub ({message}); check the name, or run the same command again"
 
 
 def _root(error: BaseException) -> BaseException:

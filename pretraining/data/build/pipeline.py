@@ -14,6 +14,7 @@ from pretraining.data.build.checks import EarlyCheck, check_skipped, empty_store
 from pretraining.data.build.origin import build_store_spec, source_files
 from pretraining.data.build.partial_store import (
     DUPLICATES_NAME,
+    INPUT_HASHES_NAME,
     KEYS_DIR,
     REFERENCE_ONLY_NAME,
     PartialStore,
@@ -87,7 +88,9 @@ def make_block_store(
             num_workers=arguments.num_workers,
             max_skipped_fraction=arguments.max_skipped_fraction,
         )
-        duplicates = find_duplicates(work, ranks) if origin.cleaning.finds_duplicates else None
+        rules = origin.cleaning
+        finds_duplicates = rules.exact_duplicates or rules.near_duplicates is not None
+        duplicates = find_duplicates(work, ranks) if finds_duplicates else None
         make_slices(work, duplicates, ranks)
         return ranks.from_first(lambda: _finish(_opened(store), work))
 
@@ -158,7 +161,7 @@ def _begin(
 ) -> tuple[StoreSpec, Manifest | None]:
     """Open the store for this origin; its manifest as well, if only publishing is left."""
     store = _opened(store)
-    origin = build_store_spec(arguments, files, tokenizer, hashes_in=store.input_hashes_path)
+    origin = build_store_spec(arguments, files, tokenizer, hashes_in=store.folder / INPUT_HASHES_NAME)
     if store.claim(origin):
         logger.info("resuming from %s", store.folder)
     if not store.is_assembled:
@@ -191,7 +194,8 @@ def _unfinished_slices(work: Work) -> list[int]:
 
 def _finish(store: PartialStore, work: Work) -> Manifest:
     slices = [made for number in range(len(work.slices)) if (made := work.progress_of(number)) is not None]
-    for then, now in zip(work.origin.sources, source_files(work.files, hashes_in=store.input_hashes_path), strict=True):
+    sources = source_files(work.files, hashes_in=store.folder / INPUT_HASHES_NAME)
+    for then, now in zip(work.origin.sources, sources, strict=True):
         if then.sha256 != now.sha256:
             raise UserError(f"--data_files {now.path}: changed during reading; delete {work.folder} and start again")
     check_skipped(slices, work.max_skipped_fraction, f"; after fixing the input, delete {work.folder} first")

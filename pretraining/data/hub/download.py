@@ -136,30 +136,22 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
 
 def _check_once(folder: Path, manifest: Manifest, flag: str) -> None:
-    """Check the hash of every shard, unless this was done before in this cache.
-
-    Raises:
-        UserError: when one is not that of the manifest.
-    """
+    """Check the hash of every shard, unless this was done before in this cache."""
     files = {file_in_store(folder, shard.path, flag=flag): shard.sha256 for shard in manifest.shards}
     marker = folder.parents[1] / "checked" / f"{folder.name}.json"  # beside the Hub's own snapshots/ and blobs/
     keeps_marker = os.access(folder.parents[1], os.W_OK)
     if keeps_marker:
         marker.parent.mkdir(exist_ok=True)
     with wait_for_lock(marker.with_suffix(".lock")) if keeps_marker else nullcontext():
-        found = json.dumps({path.name: [digest, *_stamp(path)] for path, digest in files.items()}).encode()
+        stats = {path: path.stat() for path in files}
+        rows = {p.name: [sha256, stats[p].st_size, stats[p].st_mtime_ns] for p, sha256 in files.items()}
+        found = json.dumps(rows).encode()
         if marker.is_file() and marker.read_bytes() == found:
             return
         for file, wrong in wrong_hashes(files, "checking the download"):
             raise UserError(_wrong_file(flag, file, wrong, files[file]))
         if keeps_marker:
             write_atomically(marker, found)
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    """Size and modification time of a file."""
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _wrong_file(flag: str, file: Path, found: str, expected: str) -> str:

@@ -62,13 +62,10 @@ def read_batches(
     Raises:
         UserError: when a file is damaged or cannot be read, with the place.
     """
-    for number, file_range in enumerate(ranges):
+    first = 0 if start is None else start.range_number
+    for number, file_range in enumerate(ranges[first:], first):
         begin = Position(number, file_range.start, file_range.first_line - 1)
-        if start is not None:
-            if number < start.range_number:
-                continue
-            if number == start.range_number:
-                begin = start
+        begin = start if start is not None and number == first else begin
         yield from _read_range(files[file_range.file_number], file_range, begin, options)
 
 

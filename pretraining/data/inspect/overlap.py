@@ -73,16 +73,7 @@ class NgramIndex:
         self._table = np.zeros(1 << TABLE_BITS, bool)
         self._table[_entries(self._hashes)] = True
         self.longest = int(lengths.max(initial=0))
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no text has enough tokens."""
-        return len(self._places) == 0
-
-    @property
-    def num_places(self) -> int:
-        """The tokens of all texts and the separators."""
-        return len(self._ids)
+        self.num_places = len(self._ids)  # the tokens of all texts and the separators
 
     def longest_runs(self, segments: Segments) -> CommonRuns:
         """Of each text that has a run in common with a segment the longest, the first of several."""
@@ -155,22 +146,18 @@ def _entries(hashes: np.ndarray) -> np.ndarray:
 def find_copied_runs(
     tracer: BlockProvenance, texts: Sequence[Sequence[int]], *, split: Split, progress: Progress, num_workers: int
 ) -> list[CopiedText]:
-    """What is copied of each text.
-
-    Raises:
-        UserError: when a shard is missing or damaged.
-    """
+    """What is copied of each text."""
     index = NgramIndex(texts)
     longest: list[VerbatimSpan | None] = [None] * len(texts)
-    if index.is_empty:
+    if index.longest < MIN_TOKENS:
         return [CopiedText(0, None) for _ in texts]
     is_common = np.zeros(index.num_places, bool)
     scan = SplitScan(tracer, split, index.longest_runs, reach=index.longest - 1, num_workers=num_workers)
-    for found in scan:
-        for segments, runs in found.results:
+    for results, num_bytes in scan:
+        for segments, runs in results:
             _keep_longest(longest, runs, segments)
             is_common |= runs.is_common
-        progress.advance(found.num_bytes, f"{sum(run is not None for run in longest):,} texts with a copied run")
+        progress.advance(num_bytes, f"{sum(run is not None for run in longest):,} texts with a copied run")
     return [CopiedText(*both) for both in zip(index.counts(is_common), longest, strict=True)]
 
 

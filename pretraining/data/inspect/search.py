@@ -40,14 +40,6 @@ class Segments:
 
 
 @dataclass(frozen=True, slots=True)
-class Found(Generic[T]):
-    """What a search found in a row group and in the cuts that end there; the group's share of the shard's bytes."""
-
-    num_bytes: int
-    results: list[tuple[Segments, T]]
-
-
-@dataclass(frozen=True, slots=True)
 class _RowGroup:
     shard: Shard
     number: int
@@ -81,8 +73,11 @@ class SplitScan(Generic[T]):
         self._eos_token_id = tracer.manifest.origin.token_rules.eos_token_id
         self._tails: dict[int, _Tail] = {}  # by document
 
-    def __iter__(self) -> Iterator[Found[T]]:
-        """The results, row group by row group in order; threads read and search."""
+    def __iter__(self) -> Iterator[tuple[list[tuple[Segments, T]], int]]:
+        """What was found in each row group and the cuts that end there, in order, and the group's share of the bytes.
+
+        Threads read and search.
+        """
         most = self._num_workers + 1
         for group, pieces, found in bounded_parallel_map(
             self._searched, self._row_groups(), num_workers=self._num_workers, cost=lambda _: 1, max_cost=most
@@ -91,7 +86,7 @@ class SplitScan(Generic[T]):
             cuts = self._join_cuts(pieces)
             if cuts is not None:
                 results.append((cuts, self._search(cuts)))
-            yield Found(group.num_bytes, results)
+            yield results, group.num_bytes
 
     @property
     def unfinished_pieces(self) -> set[Piece]:
@@ -230,12 +225,12 @@ def find_text(
     for split in splits:
         scan = SplitScan(tracer, split, search, reach=reach, num_workers=num_workers)
         reported: set[Piece] = set()
-        for found in scan:
+        for results, num_bytes in scan:
             hits: dict[Piece, Hit] = {}
-            for hit in (hit for _, some in found.results for hit in some if hit.piece not in reported):
+            for hit in (hit for _, some in results for hit in some if hit.piece not in reported):
                 if hit.piece not in hits or hit.position < hits[hit.piece].position:
                     hits[hit.piece] = hit
             reported = (reported | set(hits)) & scan.unfinished_pieces
             num_found += len(hits)
-            progress.advance(found.num_bytes, f"found in {num_found:,} pieces")
+            progress.advance(num_bytes, f"found in {num_found:,} pieces")
             yield from sorted(hits.values(), key=lambda hit: (hit.piece.block, hit.piece.number))

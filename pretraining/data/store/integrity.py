@@ -55,11 +55,7 @@ def shard_file(store: Path, shard: Shard, *, flag: str) -> Path:
 
 
 def check_hashes(store: Path, manifest: Manifest, *, flag: str) -> None:
-    """Check the SHA-256 of every shard.
-
-    Raises:
-        UserError: when one is not that of the manifest.
-    """
+    """Raise `UserError` for the first shard whose SHA-256 is not that of the manifest."""
     expected = {shard_file(store, shard, flag=flag): shard.sha256 for shard in manifest.shards}
     for file, found in wrong_hashes(expected, "checking the data set"):
         raise UserError(
@@ -115,14 +111,10 @@ def _id_problem(parquet: pq.ParquetFile, shard: Shard, vocab_size: int) -> str |
         ids = np.from_dlpack(batch.column(0).flatten()).reshape(batch.num_rows, -1)
         if batch.num_rows and ids.max() >= vocab_size:
             row = int(np.flatnonzero(ids.max(axis=1) >= vocab_size)[0])
-            return id_problem(shard, first_row + row, ids[row], vocab_size)
+            place = f"{shard.path} row {first_row + row:,}"
+            return f"{place} has the token id {ids[row].max():,}, the vocabulary has {vocab_size:,}"
         first_row += batch.num_rows
     return None
-
-
-def id_problem(shard: Shard, row: int, ids: np.ndarray, vocab_size: int) -> str:
-    """One line about a row with an id outside of the vocabulary."""
-    return f"{shard.path} row {row:,} has the token id {ids.max():,}, the vocabulary has {vocab_size:,}"
 
 
 def store_problems(store: Path, manifest: Manifest) -> list[str]:

@@ -101,7 +101,7 @@ def test_a_hub_that_goes_away_while_it_is_read_is_one_line(hub: LocalHub, tmp_pa
     run_fine(*python("preprocess.py", *flags[:-1], tmp_path / "first"), env=env)
     hub.faults["resolve"] = [404] * 50
     done = run(*python("preprocess.py", *flags), env=env)
-    assert_one_error(done, "--data_files hf://", "not found on the Hub")
+    assert_one_error(done, "--data_files hf://", "cannot be read from the Hub", "run the same command again")
 
 
 @pytest.mark.parametrize(
