@@ -179,12 +179,12 @@ def find_sources(arguments: EvaluationArguments) -> dict[str, ModelSource]:
 def evaluation_of(arguments: EvaluationArguments) -> Evaluate | None:
     """Open --data_files or --dataset, and return how to evaluate a model on them."""
     if arguments.data_files is not None:
-        from pretraining.data.input.documents import JsonFields
+        from pretraining.data.input.documents import ReadingOptions
         from pretraining.data.input.find import find_inputs
-        from pretraining.data.input.formats import ReadingOptions
 
-        files, fields = find_inputs(arguments.data_files), JsonFields(arguments.text_field, arguments.source_field)
-        options = ReadingOptions(fields, arguments.max_document_bytes, arguments.split_text_files)
+        files = find_inputs(arguments.data_files)
+        names = ("max_document_bytes", "text_field", "source_field", "split_text_files")
+        options = ReadingOptions(**{name: getattr(arguments, name) for name in names})
         from pretraining.evaluation.held_out import evaluate_files
 
         sizes: dict[str, Any] = {name: getattr(arguments, name) for name in ("window_tokens", "batch_tokens")}

@@ -15,10 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, EncodedBatch, ordered_parallel_map
 from pretraining.data.encode.splits import SplitAssigner
-from pretraining.data.input.documents import JsonFields
+from pretraining.data.input.documents import ReadingOptions
 from pretraining.data.input.filters import CleaningRules, TextFilter
 from pretraining.data.input.find import InputFile
-from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import cut_slices
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
@@ -30,9 +29,7 @@ from pretraining.training.metrics.evaluation import metrics_of_sums
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_READING_OPTIONS = ReadingOptions(
-    JsonFields("text", "source"), max_document_bytes=6 << 20, split_text_files=False
-)
+DEFAULT_READING_OPTIONS = ReadingOptions(max_document_bytes=6 << 20)
 NUM_WORKERS = 2  # encoding threads: faster than any model evaluates
 Metrics = dict[str, float]
 
@@ -55,7 +52,7 @@ class HeldOutDocuments:
         self._files = files
         self._options = options
         self._encoder = BatchEncoder(
-            DocumentReader(options.fields, TextFilter(CleaningRules())),
+            DocumentReader(options, TextFilter(CleaningRules())),
             splits=SplitAssigner((1, 0, 0), seed=0),  # the split is not used
             tokenizer=tokenizer,
         )
@@ -108,7 +105,7 @@ def evaluate_files(
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in documents.skipped_lines.items()) or "no line"
         raise UserError(
             f"--data_files: no line is a document ({reasons}); pass other files, with the text in field "
-            f"{options.fields.text!r}{'' if options is DEFAULT_READING_OPTIONS else ', or set --text_field'}"
+            f"{options.text_field!r}{'' if options is DEFAULT_READING_OPTIONS else ', or set --text_field'}"
         )
     for reason, count in documents.skipped_lines.items():
         logger.warning("held-out files: %s lines skipped: %s", f"{count:,}", reason.replace("_", " "))

@@ -84,7 +84,7 @@ def make_block_store(
             slices=ranks.from_first(lambda: _opened(store).slices(files, origin.num_slices)),
             origin=origin,
             tokenizer=tokenizer,
-            reader=DocumentReader(origin.reading_options.fields, TextFilter(origin.cleaning)),
+            reader=DocumentReader(origin.reading_options, TextFilter(origin.cleaning)),
             num_workers=arguments.num_workers,
             max_skipped_fraction=arguments.max_skipped_fraction,
         )

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from pretraining.data.encode.splits import SPLITS, SplitAssigner
-from pretraining.data.input.documents import CleaningReason, Document, JsonFields, RawLine, SkippedLine, skipped
+from pretraining.data.input.documents import CleaningReason, Document, RawLine, ReadingOptions, SkippedLine, skipped
 from pretraining.data.input.filters import TextFilter
 from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch, parse_lines
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, id_dtype
@@ -51,12 +51,12 @@ class EncodedBatch:
 class DocumentReader:
     """Parses the lines of a batch and filters their texts; several threads may use it."""
 
-    fields: JsonFields
+    options: ReadingOptions
     text_filter: TextFilter
 
     def lines(self, batch: RawBatch) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
         """Each line of `batch` with its document, or why it is skipped."""
-        for raw, parsed in parse_lines(batch, self.fields):
+        for raw, parsed in parse_lines(batch, self.options):
             problem = self.text_filter.problem(parsed.text) if isinstance(parsed, Document) else None
             yield raw, parsed if problem is None else skipped(raw, problem)
 

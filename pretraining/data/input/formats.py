@@ -6,28 +6,18 @@ A line larger than `max_document_bytes` is read to its end and comes without con
 import gzip
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pretraining.data.input.documents import SHOWN_BYTES, JsonFields, RawLine
+from pretraining.data.input.documents import SHOWN_BYTES, RawLine, ReadingOptions
 from pretraining.data.input.find import Compression, InputFile
 from pretraining.data.input.parquet_rows import ParquetRows
 from pretraining.data.input.xz import XzReader
 
 READ_BUFFER_BYTES = 4 << 20  # lines of a 4 MB buffer parse 25 % faster than of the default 8 KB one
 BLANK_BYTES = 1 << 20  # consecutive blank lines up to this size come as one line
-
-
-@dataclass(frozen=True, slots=True)
-class ReadingOptions:
-    """The fields, the largest line, and whether blank lines divide plain text into documents."""
-
-    fields: JsonFields
-    max_document_bytes: int
-    split_text_files: bool
 
 
 def open_file(file: InputFile) -> BinaryIO:
@@ -47,7 +37,7 @@ def open_lines(
     The function gives the number of bytes of the file, compressed, that were read up to the end of a line.
     """
     if file.format == "parquet":
-        rows = ParquetRows(raw, options.fields, options.max_document_bytes)
+        rows = ParquetRows(raw, options)
         num_rows = max(1, rows.num_rows)
         return rows.after(offset), lambda line: file.num_bytes * (line.end_offset - offset) // num_rows
     stream = _skip_to(_decompressed(file, raw), offset)

@@ -15,8 +15,8 @@ import pyarrow as pa
 from pretraining.data.input.documents import (
     Document,
     ExpandsTooFarError,
-    JsonFields,
     RawLine,
+    ReadingOptions,
     SkippedLine,
     parse_json_line,
     parse_row,
@@ -24,7 +24,7 @@ from pretraining.data.input.documents import (
     skipped,
 )
 from pretraining.data.input.find import InputFile
-from pretraining.data.input.formats import ReadingOptions, open_file, open_lines
+from pretraining.data.input.formats import open_file, open_lines
 from pretraining.data.input.slices import FileRange, cut_slices
 from pretraining.errors import UserError
 
@@ -69,11 +69,11 @@ def read_batches(
         yield from _read_range(files[file_range.file_number], file_range, begin, options)
 
 
-def parse_lines(batch: RawBatch, fields: JsonFields) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
+def parse_lines(batch: RawBatch, options: ReadingOptions) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
     """Parse each line of the batch."""
     parse = PARSERS[batch.file.format]
     for raw in batch.lines:
-        yield raw, skipped(raw, "too_large") if raw.content is None else parse(raw, fields)
+        yield raw, skipped(raw, "too_large") if raw.content is None else parse(raw, options)
 
 
 def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Iterator[Document | SkippedLine]:
@@ -85,7 +85,7 @@ def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Itera
     (ranges,) = cut_slices(files, 1)
     num_skipped = 0  # since the last document
     for batch in read_batches(files, ranges, None, options):
-        for _, parsed in parse_lines(batch, options.fields):
+        for _, parsed in parse_lines(batch, options):
             num_skipped = 0 if isinstance(parsed, Document) else num_skipped + parsed.num_lines
             yield parsed
         if num_skipped > ENOUGH_LINES:

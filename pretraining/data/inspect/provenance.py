@@ -212,7 +212,7 @@ def read_source_text(place: DocumentLocation, origin: StoreSpec) -> str:
     options = origin.reading_options
     rest = [FileRange(file_number=0, start=place.byte_offset, end=None, first_line=place.line)]
     batch = next(read_batches(find_inputs([place.file]), rest, None, options), None)
-    _, parsed = next(parse_lines(batch, options.fields)) if batch else (None, None)
+    _, parsed = next(parse_lines(batch, options)) if batch else (None, None)
     if not isinstance(parsed, Document):
         raise UserError(f"{path}:{place.line}: has changed, the line is not a document now")
     return parsed.text

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.data.encode.splits import SPLITS
-from pretraining.data.input.documents import JsonFields
+from pretraining.data.input.documents import ReadingOptions
 from pretraining.data.input.filters import CleaningRules
-from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.store.packing import Packing
 from pretraining.data.store.shards import DOCUMENTS_PREFIX, Shard, shard_path
 from pretraining.data.tokenize.tokenizer import TokenizerIdentity, TokenRules, id_dtype
@@ -63,8 +62,7 @@ class StoreSpec:
     @property
     def reading_options(self) -> ReadingOptions:
         """How the sources are read."""
-        fields = JsonFields(self.text_field, self.source_field)
-        return ReadingOptions(fields, self.max_document_bytes, self.split_text_files)
+        return ReadingOptions(self.max_document_bytes, self.text_field, self.source_field, self.split_text_files)
 
     @property
     def dtype(self) -> str:
