@@ -2,18 +2,16 @@
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
-from pretraining.cli.progress import Progress
 from pretraining.data.build.working_files import read_record, write_record
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.find import InputFile
+from pretraining.data.store.integrity import map_with_progress
 from pretraining.data.store.manifest import SourceFile, StoreSpec
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError
-from pretraining.system.cores import usable_cores
 from pretraining.system.files import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -55,16 +53,12 @@ def source_files(files: Sequence[InputFile], *, hashes_in: Path | None) -> list[
     """
     known = _read_hashes(hashes_in) | {file.path: file.known_hash for file in files if file.known_hash}
     keys = [file.path if file.known_hash else _hash_key(file) for file in files]
-    missing = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
-    total = sum(file.num_bytes for file in missing.values())
-    with Progress(total) as progress, ThreadPoolExecutor(usable_cores()) as executor:
-        found = executor.map(sha256_of, [Path(file.path) for file in missing.values()])
-        for (key, file), sha256 in zip(missing.items(), found, strict=True):
-            known[key] = sha256
-            progress.advance(file.num_bytes, "hashing the input")
+    missing = {Path(file.path): file.num_bytes for file, key in zip(files, keys, strict=True) if key not in known}
+    found = dict(map_with_progress(sha256_of, missing, "hashing the input"))
+    hashes = [known.get(key) or found[Path(file.path)] for file, key in zip(files, keys, strict=True)]
     if hashes_in is not None:
-        write_record(hashes_in, {key: known[key] for key in keys})
-    return [SourceFile(f.path, f.source, f.num_bytes, known[key]) for f, key in zip(files, keys, strict=True)]
+        write_record(hashes_in, dict(zip(keys, hashes, strict=True)))
+    return [SourceFile(f.path, f.source, f.num_bytes, sha256) for f, sha256 in zip(files, hashes, strict=True)]
 
 
 def _read_hashes(path: Path | None) -> dict[str, str]:

@@ -5,6 +5,7 @@ A line larger than `max_document_bytes` is read to its end and comes without con
 
 import gzip
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -122,42 +123,6 @@ def _skip_line(stream: BinaryIO) -> int:
     return num_bytes
 
 
-class _Run:
-    """Consecutive lines that become one, unless they are too large together."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._content = bytearray()  # a list of parts takes 40 bytes for each line, however short
-        self._num_bytes = 0
-        self._head = b""
-        self._ends: tuple[RawLine, RawLine] | None = None  # first and last
-
-    def add(self, line: RawLine) -> None:
-        self._ends = (self._ends[0] if self._ends else line, line)
-        self._num_bytes += line.num_bytes
-        if self._num_bytes > self._max_bytes or not isinstance(line.content, bytes):
-            self._num_bytes = max(self._num_bytes, self._max_bytes + 1)
-            self._content.clear()
-        else:
-            self._head = self._head or line.content[:SHOWN_BYTES]
-            self._content += line.content
-
-    def joined(self) -> Iterator[RawLine]:
-        """All lines as one, if there are any."""
-        if self._ends:
-            first, last = self._ends
-            too_large = self._num_bytes > self._max_bytes
-            yield RawLine(
-                number=first.number,
-                byte_offset=first.byte_offset,
-                end_line=last.end_line,
-                end_offset=last.end_offset,
-                num_bytes=last.end_offset - first.byte_offset,
-                content=None if too_large else bytes(self._content),
-                head=first.head or self._head,
-            )
-
-
 def _whole_text(stream: BinaryIO, offset: int, number: int, max_bytes: int) -> Iterator[RawLine]:
     """The complete file as one line."""
     content = stream.read(max_bytes + 1)
@@ -173,14 +138,29 @@ def _whole_text(stream: BinaryIO, offset: int, number: int, max_bytes: int) -> I
 
 def _paragraphs(lines: Iterator[RawLine], max_bytes: int) -> Iterator[RawLine]:
     """Join the lines between blank ones."""
-    run = _Run(max_bytes)
-    for line in lines:
-        if isinstance(line.content, bytes) and not line.content.strip():
-            yield from run.joined()
-            run = _Run(max_bytes)
+    for is_blank, run in itertools.groupby(
+        lines, lambda line: isinstance(line.content, bytes) and line.content.isspace()
+    ):
+        if not is_blank:
+            yield _joined(run, max_bytes)
+
+
+def _joined(lines: Iterator[RawLine], max_bytes: int) -> RawLine:
+    """Consecutive lines as one, without content if they are too large together."""
+    first = last = next(lines)
+    head, num_bytes = first.head, 0
+    joined = bytearray()  # a list of parts takes 40 bytes for each line, however short
+    for last in itertools.chain([first], lines):
+        num_bytes += last.num_bytes
+        if num_bytes > max_bytes or not isinstance(last.content, bytes):
+            num_bytes = max(num_bytes, max_bytes + 1)
+            joined.clear()
         else:
-            run.add(line)
-    yield from run.joined()
+            head = head or last.content[:SHOWN_BYTES]
+            joined += last.content
+    content = None if num_bytes > max_bytes else bytes(joined)
+    size = last.end_offset - first.byte_offset
+    return RawLine(first.number, first.byte_offset, last.end_line, last.end_offset, size, content, head)
 
 
 DECOMPRESSORS: dict[Compression, Callable[[BinaryIO], Any]] = {
