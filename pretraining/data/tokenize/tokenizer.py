@@ -136,7 +136,11 @@ def load_document_tokenizer(
         UserError: when folder or Hub repository do not exist, or have no readable tokenizer.json.
     """
     try:
-        folder = Path(name) if Path(name).is_dir() else _download(name)
+        folder = Path(name)
+        if not folder.is_dir():
+            from pretraining.hub.repository import download_files  # the Hub's client takes 0.2 s to import
+
+            folder = download_files(name, TOKENIZER_FILES, flag=flag)  # newer models lack special_tokens_map.json
         has_tokenizer = (folder / "tokenizer.json").is_file()
     except OSError as error:
         raise UserError(f"{flag} {name}: cannot be read ({error.strerror}); check the path") from None
@@ -144,13 +148,6 @@ def load_document_tokenizer(
         raise UserError(f"{flag} {name}: the folder has no tokenizer.json; make one with train_tokenizer.py")
     with reading(f"{flag} {name}: its tokenizer.json or tokenizer_config.json", remedy="copy them there again"):
         return DocumentTokenizer(folder, name=name, add_bos=add_bos, backend=backend, flag=flag)
-
-
-def _download(hub_id: str) -> Path:
-    """The folder of the Hub's cache with the tokenizer's files; newer repositories lack special_tokens_map.json."""
-    from pretraining.hub.repository import download_files  # the Hub's client takes 0.2 s to import
-
-    return download_files(hub_id, TOKENIZER_FILES, flag="--tokenizer")
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
