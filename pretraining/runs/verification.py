@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
+from pretraining.cli.logs import counted
 from pretraining.cli.progress import Progress
 from pretraining.runs.checksums import COMPLETE_NAME, file_problem, read_complete
 from pretraining.system.cores import usable_cores
@@ -19,6 +20,7 @@ from pretraining.system.cores import usable_cores
 INDEX_NAME = "model.safetensors.index.json"
 FLOAT_TYPES = ("F16", "BF16", "F32", "F64")  # as safetensors calls them
 CHUNK_ITEMS = 1 << 22  # of a tensor that are checked at once: 16 MB of fp32
+NUM_NAMED = 3  # tensors with NaN or infinity, of each file
 
 T = TypeVar("T")
 
@@ -88,12 +90,16 @@ def _index_problems(model_dir: Path, found: Mapping[str, str]) -> list[str]:
 
 def _non_finite_problem(path: Path) -> str | None:
     with safe_open(path, framework="pt") as file:  # memory-mapped
-        for name in file.keys():  # noqa: SIM118 - it is not a dict
-            if file.get_slice(name).get_dtype() in FLOAT_TYPES:
-                chunks = file.get_tensor(name).flatten().split(CHUNK_ITEMS)
-                if not all(bool(chunk.isfinite().all()) for chunk in chunks):
-                    return f"{path.name} is damaged: {name} has NaN or infinity"
-    return None
+        found = [name for name in sorted(file.keys()) if not _is_finite(file, name)]
+    named = ", ".join(found[:NUM_NAMED]) + ", ..." * (len(found) > NUM_NAMED)
+    return f"{path.name} is damaged: NaN or infinity in {counted(len(found), 'tensor')} ({named})" if found else None
+
+
+def _is_finite(file: Any, name: str) -> bool:
+    """Whether a tensor of an open safetensors file has neither NaN nor infinity."""
+    if file.get_slice(name).get_dtype() not in FLOAT_TYPES:
+        return True
+    return all(bool(chunk.isfinite().all()) for chunk in file.get_tensor(name).flatten().split(CHUNK_ITEMS))
 
 
 def _in_parallel(
