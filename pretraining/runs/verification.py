@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from pretraining.cli.logs import counted
 from pretraining.cli.progress import Progress
-from pretraining.runs.checksums import COMPLETE_NAME, file_problem, read_complete
+from pretraining.runs.checksums import COMPLETE_NAME, file_problem, listed_files
+from pretraining.runs.untrusted import MODEL_INDEX_NAME
 from pretraining.system.cores import usable_cores
 
-INDEX_NAME = "model.safetensors.index.json"
 FLOAT_TYPES = ("F16", "BF16", "F32", "F64")  # as safetensors calls them
 CHUNK_ITEMS = 1 << 22  # of a tensor that are checked at once: 16 MB of fp32
 NUM_NAMED = 3  # tensors with NaN or infinity, of each file
@@ -27,12 +27,9 @@ T = TypeVar("T")
 
 def checkpoint_problems(checkpoint: Path) -> list[str]:
     """What is wrong with a checkpoint; reads every byte at 5 GB/s per core."""
-    try:
-        files: list[Mapping[str, Any]] = read_complete(checkpoint)["files"]
-    except FileNotFoundError:
-        return [f"{COMPLETE_NAME} is missing: the save did not finish"]
-    except (OSError, ValueError) as error:
-        return [f"{COMPLETE_NAME} cannot be read ({error})"]
+    files = listed_files(checkpoint)
+    if isinstance(files, str):
+        return [files]
     sizes = [file["num_bytes"] for file in files]
     checks = _in_parallel(lambda file: file_problem(checkpoint, file), files, sizes, checkpoint.name)
     extra = _extra_files(checkpoint, {file["path"] for file in files})
@@ -74,17 +71,17 @@ def model_problems(model_dir: Path) -> list[str]:
 
 
 def _index_problems(model_dir: Path, found: Mapping[str, str]) -> list[str]:
-    index = model_dir / INDEX_NAME
+    index = model_dir / MODEL_INDEX_NAME
     if not index.is_file():
         return []
     try:
         expected = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (KeyError, TypeError, ValueError):
-        return [f"{INDEX_NAME} is damaged (it has no weight_map)"]
+        return [f"{MODEL_INDEX_NAME} is damaged (it has no weight_map)"]
     missing = sorted(name for name, file in expected.items() if found.get(name) != file)
     extra = sorted(found.keys() - expected.keys())
     return [f"{name} is missing from {expected[name]}" for name in missing] + [
-        f"{name} is extra: {INDEX_NAME} does not list it" for name in extra
+        f"{name} is extra: {MODEL_INDEX_NAME} does not list it" for name in extra
     ]
 
 
