@@ -22,7 +22,7 @@ from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import cut_slices
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
 from pretraining.errors import UserError
-from pretraining.evaluation.windows import TextWindow, evaluate_texts
+from pretraining.evaluation.windows import BATCH_TOKENS, TextWindow, evaluate_texts
 from pretraining.generation.load_model import encodes_to
 from pretraining.training.data.text_bytes import open_text_bytes
 from pretraining.training.metrics.evaluation import metrics_of_sums
@@ -89,7 +89,7 @@ def evaluate_files(
     *,
     options: ReadingOptions = DEFAULT_READING_OPTIONS,
     window_tokens: int | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> HeldOutMetrics:
     """The model's metrics on every document of `files` separately; the default window is all of its positions.
 

@@ -20,6 +20,7 @@ from pretraining.training.data.dataset import IGNORED_LABEL
 from pretraining.training.metrics.evaluation import metrics_of_sums
 from pretraining.training.model.loss import NUM_SUMS, token_losses
 
+BATCH_TOKENS = 8192  # per forward pass, where nobody sets another number
 NUM_SORTED = 1024  # windows that are sorted by length before they are batched
 
 
@@ -74,11 +75,7 @@ def evaluate_texts(
 
 
 def evaluate_completions(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    completions: Iterable[CompletionLike],
-    *,
-    batch_tokens: int = 8192,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, completions: Iterable[CompletionLike]
 ) -> dict[str, float] | None:
     """Loss, perplexity and accuracy on all tokens of the completions, given their prompts; None without a token.
 
@@ -86,7 +83,7 @@ def evaluate_completions(
     """
     positions = model.config.max_position_embeddings
     texts = (_completion_text(tokenizer, completion) for completion in completions)
-    found = evaluate_texts(model, texts, window_tokens=positions, batch_tokens=batch_tokens)
+    found = evaluate_texts(model, texts, window_tokens=positions, batch_tokens=BATCH_TOKENS)
     return metrics_of_sums(found[""].tolist()) if found else None
 
 

@@ -1,7 +1,6 @@
 """A fine-tuning run: write the blocks of the conversations, and train an exported model on them."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -40,7 +39,6 @@ def finetune(flags: ConversationArguments, inputs: FinetuneInputs) -> None:
     store = make_blocks(flags, inputs)
     if process_rank() == 0:  # whichever process wrote them
         log_store(store)
-    run = replace(run, data=replace(run.data, dataset=[str(store)]))
     mixture = load_mixture([str(store)], revision=None)
     check_inputs(run, mixture)
     pretrain(run, mixture)

@@ -116,14 +116,11 @@ def _model_table(record: Record) -> Table:
 
 
 def _speed_table(run: RunCurves) -> Table:
-    last, bins, cost = run.last, run.training.bins, run.cost
+    last, cost = run.last, run.cost
     table: Table = {}
     if cost.hours is not None:
         table["time, all starts"] = str(timedelta(seconds=round(min(cost.hours * SECONDS_PER_HOUR, MAX_SECONDS))))
-    total = sum(bin_.total for bin_ in bins.get("interval_seconds", []))
-    for part, name in TIME_PARTS.items():
-        if total and f"{part}_seconds" in bins:
-            table[f"share of {name}"] = f"{sum(bin_.total for bin_ in bins[f'{part}_seconds']) / total:.1%}"
+    table |= {f"share of {TIME_PARTS[part]}": f"{share:.1%}" for part, share in cost.shares.items()}
     if cost.process_hours is not None and run.run_record.get("hardware", {}).get("gpu"):
         table["GPU hours"] = format_significant(cost.process_hours)
     unit, speed = f"tokens/s{per_process(last)}", last.get("overall_tokens_per_second_per_gpu")

@@ -10,9 +10,8 @@ import markdown_it
 import pytest
 from huggingface_hub import ModelCard
 
-from pretraining.runs.card.model_card import write_card
-from pretraining.runs.card.sections import CardData, CardFacts
 from pretraining.runs.history import read_history
+from pretraining.runs.model_card import CardData, CardFacts, write_card
 
 RUN_RECORD: dict[str, Any] = {
     "command": "python3 pretrain.py --hub_token ***",
