@@ -20,6 +20,11 @@ GENERIC_FLAG = "trainer_arguments"  # see arguments/trainer.py
 TRUE_WORDS = ("true", "yes", "1")
 FALSE_WORDS = ("false", "no", "0")
 NONE_WORD = "none"
+# What to use instead of a word that is a choice elsewhere.
+CHOICE_HINTS = {
+    (f"{what}_strategy", "epoch"): f"; epochs follow each other without an end here: use steps and --{what}_steps N"
+    for what in ("eval", "save", "logging")
+}
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
 
 
@@ -53,10 +58,10 @@ def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -
     name, known = name.replace("-", "_"), list(names)
     if name in rejected:
         return rejected[name]
-    suggestion = f" (did you mean {SYNONYMS[name]}?)" if SYNONYMS.get(name) in known else nearest(name, known)
-    if not suggestion and GENERIC_FLAG in known:
-        suggestion = f"; pass other fields of TrainingArguments by --{GENERIC_FLAG} NAME=VALUE"
-    return f"unknown flag{suggestion}"
+    if SYNONYMS.get(name) in known:
+        return f"unknown flag (did you mean {SYNONYMS[name]}?)"
+    others = f"; pass other fields of the Trainer by --{GENERIC_FLAG} NAME=VALUE" if GENERIC_FLAG in known else ""
+    return f"unknown flag{nearest(name, known)}{others}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +108,8 @@ class Flag:
         if text in self.choices:
             return text
         if self.choices and self.value_type is str:
-            raise ValueError(
-                f"{shortened(text)!r} is not one of {', '.join(self.choices)}{nearest(text, self.choices)}"
-            )
+            hint = CHOICE_HINTS.get((self.name, text)) or nearest(text, self.choices)
+            raise ValueError(f"{shortened(text)!r} is not one of {', '.join(self.choices)}{hint}")
         if self.value_type in (str, Path):
             _check_word(text, is_text=self.is_text)
         try:
@@ -113,7 +117,7 @@ class Flag:
                 raise ValueError(text)
             return READERS.get(self.value_type, self.value_type)(text)
         except (ValueError, RecursionError):
-            expected = TYPE_NAMES.get(self.value_type, self.value_type.__name__)
+            expected = " or ".join((TYPE_NAMES.get(self.value_type, self.value_type.__name__), *self.choices))
             raise ValueError(f"expects {expected}, not {shortened(text)!r}") from None
 
 

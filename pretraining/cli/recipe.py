@@ -1,7 +1,7 @@
 """A recipe is a saved command line: YAML or flags, one reader and one set of checks.
 
 A value on the command line beats the recipe's, which beats the default; a flag that is given again beats its earlier
-value. All problems are reported at once, each with the recipe's line or the flag: an unknown name with the nearest
+value, or adds to it if each of its words is a NAME=VALUE of the Trainer. All problems are reported at once, each with the recipe's line or the flag: an unknown name with the nearest
 right one, a wrong type, a wrong choice, a duplicate key.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pretraining.cli.flags import HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
+from pretraining.cli.flags import GENERIC_FLAG, HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
 from pretraining.errors import UserError, raise_problems
 
 MAX_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
@@ -111,10 +111,11 @@ def _checked_values(
             problems.append(f"{place}: {flag_problem(name, flags, rejected)}")
             continue
         try:
-            values[name] = flags[name].value(texts)
+            value = flags[name].value(texts)
         except ValueError as error:
             problems.append(f"{place}: {error}")
             continue
+        values[name] = (values.get(name) or []) + value if name == GENERIC_FLAG and value else value
         out_of_range += [f"{place} {problem}" for problem in flags[name].range_problems(texts, values[name])]
     return values, out_of_range
 
@@ -158,7 +159,10 @@ def _help_parser(description: str, groups: Sequence[FlagGroup], first: Sequence[
     for group in groups:
         section = parser.add_argument_group(group.title)
         for flag in group.flags:
-            section.add_argument(f"--{flag.name}", nargs="*", metavar=_metavar(flag), help=_help_text(flag))
+            action = "extend" if flag.name == GENERIC_FLAG else "store"
+            section.add_argument(
+                f"--{flag.name}", action=action, nargs="*", metavar=_metavar(flag), help=_help_text(flag)
+            )
     return parser
 
 
@@ -174,7 +178,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _metavar(flag: Flag) -> str:
     if flag.value_type is bool:
-        return ""  # `--flag` alone switches it on
+        return "true|false" if flag.default is not False else ""  # `--flag` alone switches it on
     word = "|".join(flag.choices) if flag.choices else flag.value_type.__name__.upper()
     if flag.choices and flag.value_type is not str:
         word = f"{flag.value_type.__name__.upper()}|{word}"
