@@ -1,17 +1,18 @@
-"""Optional packages and compilers: what is missing is reported before anything is imported."""
+"""Optional packages and what compiles: what is missing is reported before anything is imported."""
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import sys
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+from pretraining.system.compilers import compiler_problem
+from pretraining.system.gpus import driver_gpu_names
 
 if TYPE_CHECKING:
     from pretraining.cli.arguments.pretrain import PretrainArguments
 
-COMPILERS = ("c++", "g++", "clang++")  # torch.compile builds its kernels, or what launches them on a GPU, as C++
 # The package of an attention implementation; transformers can also download it by the package `kernels`.
 FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 # The Trainer's names, with the package that has to be installed where it is called otherwise.
@@ -42,15 +43,6 @@ def tracker_problems(report_to: Sequence[str]) -> Iterator[str]:
             yield f"--report_to {name}: is not installed; pip install {TRACKERS[name]}, or remove it"
 
 
-def compiler_problem() -> str | None:
-    """Why torch.compile cannot compile here, with the remedy; None if it can."""
-    if not any(map(shutil.which, COMPILERS)):
-        return f"there is no C++ compiler ({', '.join(COMPILERS)}); install one"
-    if len(sys.prefix.split()) > 1:  # torch 2.13 does not quote it for the linker
-        return f"torch.compile does not work where the environment's path contains spaces ({sys.prefix}); move it"
-    return None
-
-
 def package_problems(arguments: PretrainArguments) -> Iterator[str]:
     """Packages that the flags need and this environment lacks; none for --dry_run, which plans for any machine."""
     if arguments.plan.dry_run:
@@ -61,8 +53,10 @@ def package_problems(arguments: PretrainArguments) -> Iterator[str]:
         yield "--use_liger_kernel: needs liger-kernel; `pip install liger-kernel`, or remove the flag"
     if arguments.model.fp8 and not _is_installed("torchao"):
         yield "--fp8: needs torchao; `pip install -c requirements-extras.txt torchao`, or remove the flag"
-    if arguments.model.compile_layers and (problem := compiler_problem()) is not None:
-        yield f"--compile_layers: {problem}, or remove the flag"
+    if arguments.model.compile_layers:
+        on_gpu = not (arguments.trainer.get("use_cpu") or os.environ.get("DS_ACCELERATOR") == "cpu")
+        problem = compiler_problem(on_gpu=on_gpu and bool(driver_gpu_names()))
+        yield from [] if problem is None else [f"--compile_layers: {problem}, or remove the flag"]
     attention = arguments.model.attention_implementation
     package = FLASH_PACKAGES.get(attention)
     if package is not None and not _is_installed(package) and not _is_installed("kernels"):

@@ -16,8 +16,8 @@ from typing import NoReturn
 from pretraining.cli.logs import setup_logging
 from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from pretraining.system.files import cache_dir
+from pretraining.system.host import use_reproducible_kernels
 from pretraining.system.launchers import check_launch_variables, process_rank, share_cores
-from pretraining.system.processor import use_reproducible_kernels
 from pretraining.system.supervision import forget_exit_codes, record_exit_code
 
 logger = logging.getLogger(__name__)

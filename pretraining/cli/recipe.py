@@ -1,8 +1,8 @@
 """A recipe is a saved command line: YAML or flags, one reader and one set of checks.
 
 A value on the command line beats the recipe's, which beats the default; a flag that is given again beats its earlier
-value, or adds to it if each of its words is a NAME=VALUE of the Trainer. All problems are reported at once, each with the recipe's line or the flag: an unknown name with the nearest
-right one, a wrong type, a wrong choice, a duplicate key.
+value, but --trainer_arguments adds to them. All problems are reported at once, each with the recipe's line or the flag:
+an unknown name with the nearest right one, a wrong type, a wrong choice, a duplicate key.
 """
 
 import argparse
