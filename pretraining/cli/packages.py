@@ -16,22 +16,8 @@ if TYPE_CHECKING:
 # The package of an attention implementation; transformers can also download it by the package `kernels`.
 FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 # The Trainer's names, with the package that has to be installed where it is called otherwise.
-TRACKERS = {
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "trackio": "trackio",
-    "azure_ml": "azureml",
-    "clearml": "clearml",
-    "codecarbon": "codecarbon",
-    "comet_ml": "comet_ml",
-    "dagshub": "dagshub",
-    "dvclive": "dvclive",
-    "flyte": "flytekit",
-    "kubeflow": "kubeflow",
-    "neptune": "neptune",
-    "swanlab": "swanlab",
-}
+SAME_NAMES = "tensorboard wandb mlflow trackio clearml codecarbon comet_ml dagshub dvclive kubeflow neptune swanlab"
+TRACKERS = {name: name for name in SAME_NAMES.split()} | {"azure_ml": "azureml", "flyte": "flytekit"}
 
 
 def tracker_problems(report_to: Sequence[str]) -> Iterator[str]:
