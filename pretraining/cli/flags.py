@@ -30,14 +30,11 @@ TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", d
 
 # Names of other tools, and earlier ones of this suite, that resemble no flag or a wrong one.
 SYNONYMS = {
-    "batch_size": "per_device_train_batch_size",
-    "micro_batch": "per_device_train_batch_size",
-    "micro_batch_size": "per_device_train_batch_size",
+    **dict.fromkeys(("batch_size", "micro_batch", "micro_batch_size"), "per_device_train_batch_size"),
     "lr": "learning_rate",
     "min_lr": "min_learning_rate",
     "epochs": "num_train_epochs",
-    "train_iters": "max_steps",
-    "lr_decay_iters": "max_steps",
+    **dict.fromkeys(("train_iters", "lr_decay_iters"), "max_steps"),
     "lr_warmup_iters": "warmup_steps",
     **dict.fromkeys(("save_dir", "out_dir", "output"), "output_dir"),
     **dict.fromkeys(("load", "resume_from_checkpoint"), "resume"),
@@ -125,13 +122,9 @@ def _check_word(text: str, *, is_text: bool) -> None:
     """Reject words that are never intended: an unset variable of a shell, and characters that no file name has."""
     if not is_text and not text.strip():
         raise ValueError(f"expects a path or name, not {shortened(text)!r} (is a variable of the command unset?)")
-    if "\0" in text or _has_surrogate(text):
+    # A half of a surrogate pair: some of its bytes on the command line were not UTF-8.
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"expects UTF-8 without NUL characters, not {shortened(text)!r}")
-
-
-def _has_surrogate(text: str) -> bool:
-    """Whether some of its bytes on the command line were not UTF-8."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def flag(default: Any, help_text: str, *, is_text: bool = False) -> Any:

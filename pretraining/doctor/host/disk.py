@@ -71,21 +71,20 @@ def _file_system(folder: Path) -> str:
 
 
 def _speed(folder: Path) -> Finding:
-    place, name = existing(folder), "disk speed"
-    quoted = shlex.quote(str(place))
+    place = existing(folder)
     try:
         with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=place) as file:
             num_bytes, writing = _write(file.fileno())
             reading = _read(file.fileno(), num_bytes)
     except OSError as error:
-        fix = f"ls -ld {quoted}; df -h {quoted}; quota -s; id"
-        return failure(name, f"{place}: cannot be written ({error.strerror})", fix)
+        fix = "ls -ld {0}; df -h {0}; quota -s; id".format(shlex.quote(str(place)))
+        return failure("disk speed", f"{place}: cannot be written ({error.strerror})", fix)
     minutes = CHECKPOINT_BYTES / writing / 60
     figure = f"{place}: writes {writing / 1e6:,.0f} MB/s, reads {reading / 1e6:,.0f} MB/s ({format_bytes(num_bytes)}, "
     figure += f"synced); a checkpoint of Llama-2-7B, {format_bytes(CHECKPOINT_BYTES)}, takes {minutes:.0f} min"
     figures = {"write_bytes_per_second": writing, "read_bytes_per_second": reading, "num_bytes": num_bytes}
-    is_slow, fix = writing < MIN_BYTES_PER_SECOND, "deepspeed pretrain.py --output_dir /a/faster/disk/run"
-    return warning_if(is_slow, name, figure, fix, **figures)
+    fix = "deepspeed pretrain.py --output_dir /a/faster/disk/run"
+    return warning_if(writing < MIN_BYTES_PER_SECOND, "disk speed", figure, fix, **figures)
 
 
 def _write(descriptor: int) -> tuple[int, float]:

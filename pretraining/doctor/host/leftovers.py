@@ -78,19 +78,16 @@ def extension_locks(_: Sequence[Path]) -> Iterator[Finding]:
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     folder = Path(chosen) if chosen else cache_dir() / "torch_extensions"
     locks = sorted(folder.rglob("lock")) if folder.is_dir() else []
-    is_building = bool(locks) and _is_running("ninja")
-    for path in locks:
-        figure = f"{path}, {(time.time() - path.stat().st_mtime) / 60:.0f} min old"
-        if is_building:
-            yield warning("extension locks", f"{figure}; a build is running", "pgrep -a ninja", path=str(path))
-        else:
-            fix = f"rm {shlex.quote(str(path))}"
-            yield failure("extension locks", f"{figure}; no build holds it", fix, path=str(path))
     if not locks:
         yield ok("extension locks", f"none in {folder}")
-
-
-def _is_running(program: str) -> bool:
+        return
     import psutil
 
-    return any(process.info["name"] == program for process in psutil.process_iter(["name"]))
+    is_building = any(process.info["name"] == "ninja" for process in psutil.process_iter(["name"]))
+    for path in locks:
+        figure = f"{path}, {(time.time() - path.stat().st_mtime) / 60:.0f} min old; "
+        if is_building:
+            yield warning("extension locks", f"{figure}a build is running", "pgrep -a ninja", path=str(path))
+        else:
+            fix = f"rm {shlex.quote(str(path))}"
+            yield failure("extension locks", f"{figure}no build holds it", fix, path=str(path))

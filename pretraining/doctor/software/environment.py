@@ -24,32 +24,29 @@ ALLOCATOR_OPTIONS = (
     "throw_on_cudamalloc_oom"
 )
 MIN_SPLIT_MEGABYTES = 20
-# Useful for debugging only.
+# Useful for debugging only; slow with the value named, or with any other than 0.
 SLOW_DEBUG_VARIABLES = {
-    "NCCL_P2P_DISABLE": "GPUs exchange through host memory",
-    "NCCL_SHM_DISABLE": "GPUs without direct links exchange through the network",
-    "CUDA_LAUNCH_BLOCKING": "the host waits for each kernel",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING": "the driver allocates each tensor separately",
-    "TORCH_NCCL_BLOCKING_WAIT": "the host waits for each exchange",
-    "CUDA_DEVICE_MAX_CONNECTIONS": "one queue: communication and computation do not overlap",
+    "NCCL_P2P_DISABLE": ("", "GPUs exchange through host memory"),
+    "NCCL_SHM_DISABLE": ("", "GPUs without direct links exchange through the network"),
+    "CUDA_LAUNCH_BLOCKING": ("", "the host waits for each kernel"),
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": ("", "the driver allocates each tensor separately"),
+    "TORCH_NCCL_BLOCKING_WAIT": ("", "the host waits for each exchange"),
+    "CUDA_DEVICE_MAX_CONNECTIONS": ("1", "one queue: communication and computation do not overlap"),
+    "TORCH_DISTRIBUTED_DEBUG": ("DETAIL", "the processes check each exchange first"),
 }
 
 
 def variables(_: Sequence[Path]) -> Iterator[Finding]:
     """A finding for each variable whose value does harm."""
-    found = [*_slow_variables(), *_gpu_variables(), *_launcher_variables(), *_threads(), *_allocator()]
+    found = [*_slow_variables(), *_gpu_variables(), *_process_variables(), *_allocator()]
     yield from found or [ok("environment", "no variable is set that is known to do harm")]
 
 
 def _slow_variables() -> Iterator[Finding]:
-    for name, effect in SLOW_DEBUG_VARIABLES.items():
-        value = os.environ.get(name)
-        is_slow = value == "1" if name == "CUDA_DEVICE_MAX_CONNECTIONS" else value not in (None, "", "0")
-        if is_slow:
+    for name, (slow, effect) in SLOW_DEBUG_VARIABLES.items():
+        value = os.environ.get(name, "")
+        if value.upper() == slow if slow else value not in ("", "0"):
             yield warning(name, f"is {value}: {effect}", f"unset {name}")
-    if os.environ.get("TORCH_DISTRIBUTED_DEBUG", "").upper() == "DETAIL":
-        figure = "is DETAIL: the processes check each exchange first"
-        yield warning("TORCH_DISTRIBUTED_DEBUG", figure, "unset TORCH_DISTRIBUTED_DEBUG")
 
 
 def _gpu_variables() -> Iterator[Finding]:
@@ -65,14 +62,11 @@ def _gpu_variables() -> Iterator[Finding]:
         yield failure("DS_ACCELERATOR", figure, "unset DS_ACCELERATOR")
 
 
-def _launcher_variables() -> Iterator[Finding]:
+def _process_variables() -> Iterator[Finding]:
     left = [name for name in (*RANK_VARIABLES, *SIZE_VARIABLES, *LOCAL_RANK_VARIABLES) if os.environ.get(name)]
     if left:
         figure = "set without a launcher: a program would wait for processes that nobody starts"
         yield warning(", ".join(left), figure, f"unset {' '.join(left)}")
-
-
-def _threads() -> Iterator[Finding]:
     value, num_cores = os.environ.get("OMP_NUM_THREADS"), usable_cores()
     if value is not None and (not value.isdigit() or int(value) > num_cores):
         yield warning("OMP_NUM_THREADS", f"is {value} on {num_cores} cores", "unset OMP_NUM_THREADS")
