@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pretraining.cli.packages import compiler_problem
+from pretraining.system.compilers import compiler_problem
 from pretraining.system.cores import usable_cores
 from pretraining.system.host import available_host_bytes
 from tests.fakes.hub import LocalHub, running_hub

@@ -16,9 +16,9 @@ from typing import NoReturn
 from pretraining.cli.logs import setup_logging
 from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from pretraining.system.files import cache_dir
+from pretraining.system.host import use_reproducible_kernels
 from pretraining.system.launchers import check_launch_variables, process_rank, share_cores
-from pretraining.system.processor import use_reproducible_kernels
-from pretraining.system.supervision import record_exit_code
+from pretraining.system.supervision import forget_exit_codes, record_exit_code
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
     A crash ends the process at once, too: Python would wait for workers of a DataLoader, which ignore SIGTERM.
     """
     setup_logging()
+    forget_exit_codes()
     use_reproducible_kernels()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: any text can be printed in any locale

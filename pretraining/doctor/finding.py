@@ -10,10 +10,11 @@ Status = Literal["ok", "warning", "failure"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's table; a failure would end a run or make it wrong.
+    """One line of the doctor's table.
 
-    `figure` is for people, `figures` holds the same numbers for programs; `fix` is a command to paste. The runner sets
-    the group and the seconds.
+    With a warning the run works, but slower or with less than the machine could provide; after a failure it would end,
+    hang or be wrong. `figure` is for people, `figures` holds the same numbers for programs; `fix` is a command to
+    paste. The runner sets the group and the seconds.
     """
 
     name: str
@@ -41,10 +42,15 @@ def ok(name: str, figure: str, /, **figures: Any) -> Finding:
 
 
 def warning(name: str, figure: str, fix: str, /, **figures: Any) -> Finding:
-    """The run works, but slower or with less than the machine could provide."""
+    """A finding that only slows a run."""
     return Finding(name, "warning", figure, fix, figures)
 
 
 def failure(name: str, figure: str, fix: str, /, **figures: Any) -> Finding:
-    """The run would end, hang or be wrong."""
+    """A finding that ends a run."""
     return Finding(name, "failure", figure, fix, figures)
+
+
+def warning_if(is_bad: bool, name: str, figure: str, fix: str, /, **figures: Any) -> Finding:
+    """A warning, or ok with the same figure."""
+    return warning(name, figure, fix, **figures) if is_bad else ok(name, figure, **figures)

@@ -6,14 +6,15 @@ import os
 import platform
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from pretraining.doctor.finding import Finding
 from pretraining.system.host import processor_name
 
 STATUS_WIDTH, NAME_WIDTH, MIN_WIDTH, MAX_WIDTH = 7, 20, 60, 140
-COLORS = {"ok": "32", "warning": "33", "failure": "31"}
+COLORS = {"failure": "31", "warning": "33", "ok": "32"}  # the worst first
+INDENT = " " * (2 + STATUS_WIDTH + 2)
 
 
 class Table:
@@ -26,38 +27,29 @@ class Table:
 
     def rows(self, finding: Finding) -> str:
         """The lines of one finding. A command has a separate line, however long, so that it can be pasted."""
-        indent = " " * (2 + STATUS_WIDTH + 2)
-        lines = textwrap.wrap(
+        wrapped = textwrap.wrap(
             f"{finding.name:<{NAME_WIDTH}}  {finding.figure}",
-            self._width - len(indent),
+            self._width - len(INDENT),
             subsequent_indent=" " * (NAME_WIDTH + 2),
             break_on_hyphens=False,
         )
         status = self._colored(f"{finding.status:<{STATUS_WIDTH}}", COLORS[finding.status])
-        lines = [f"  {status}  {lines[0]}", *(indent + line for line in lines[1:])]
+        lines = [f"  {status}  {wrapped[0]}", *(INDENT + line for line in wrapped[1:])]
+        if finding.group != self._group:
+            lines = [*([""] if self._group else []), self._colored(finding.group, "1"), *lines]
+            self._group = finding.group
         if finding.fix and finding.status != "ok":
-            lines.append(indent + self._colored(f"$ {finding.fix}", "1"))
-        return "\n".join([*self._heading(finding.group), *lines]) + "\n"
+            lines.append(INDENT + self._colored(f"$ {finding.fix}", "1"))
+        return "\n".join(lines) + "\n"
 
     def verdict(self, findings: Sequence[Finding], *, seconds: float) -> str:
         """The last line."""
-        worst = next((status for status in ("failure", "warning") if num_of(findings, status)), "ok")
+        found = {finding.status for finding in findings}
+        worst = next((status for status in COLORS if status in found), "ok")
         return "\n" + self._colored(verdict(findings, seconds=seconds), f"1;{COLORS[worst]}") + "\n"
-
-    def _heading(self, group: str) -> list[str]:
-        if group == self._group:
-            return []
-        space = [""] if self._group else []
-        self._group = group
-        return [*space, self._colored(group, "1")]
 
     def _colored(self, text: str, code: str) -> str:
         return f"\033[{code}m{text}\033[0m" if self._colors else text
-
-
-def num_of(findings: Sequence[Finding], status: str) -> int:
-    """How many findings have this status."""
-    return sum(finding.status == status for finding in findings)
 
 
 def verdict(findings: Sequence[Finding], *, seconds: float) -> str:
@@ -66,15 +58,16 @@ def verdict(findings: Sequence[Finding], *, seconds: float) -> str:
     >>> verdict([Finding("python", "ok", "3.12.1")], seconds=12.3)
     'ready to train: 1 ok, 0 warnings, 0 failures in 12 s'
     """
-    num_ok, num_warnings, num_failures = (num_of(findings, status) for status in ("ok", "warning", "failure"))
+    counts = Counter(finding.status for finding in findings)
+    num_warnings, num_failures = counts["warning"], counts["failure"]
     ready = "not ready to train" if num_failures else f"ready to train{', with warnings' * bool(num_warnings)}"
-    counts = f"{num_ok} ok, {num_warnings} warning{'s' * (num_warnings != 1)}"
-    return f"{ready}: {counts}, {num_failures} failure{'s' * (num_failures != 1)} in {seconds:.0f} s"
+    shown = f"{counts['ok']} ok, {num_warnings} warning{'s' * (num_warnings != 1)}"
+    return f"{ready}: {shown}, {num_failures} failure{'s' * (num_failures != 1)} in {seconds:.0f} s"
 
 
 def as_json(findings: Sequence[Finding], *, seconds: float) -> str:
     """Machine, findings and verdict as one object."""
-    machine: dict[str, Any] = {
+    machine = {
         "system": platform.platform(),
         "python": platform.python_version(),
         "processor": processor_name(),

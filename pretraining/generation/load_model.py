@@ -16,8 +16,7 @@ from pretraining.errors import UserError, reading
 from pretraining.generation.packed_linear import pack_linear_layer, pack_linear_layers
 from pretraining.generation.source import ModelSource
 from pretraining.runs.export.zero_shards import config_of_checkpoint, open_shards
-from pretraining.system.host import available_host_bytes
-from pretraining.system.processor import bf16_instruction
+from pretraining.system.host import available_host_bytes, bf16_instruction
 
 MAX_HOST_SHARE, MAX_GPU_SHARE = 0.9, 0.8  # of free memory for weights; the rest is for keys and values
 MAX_CACHE_SHARE = 0.7  # of the memory that is free once the weights are loaded

@@ -258,6 +258,15 @@ def test_the_exit_code_is_that_of_the_last_attempt_and_pauses_grow(
     assert ("no restart left of 3" in log) == (num_attempts == 4)
 
 
+def test_the_code_of_an_earlier_program_does_not_count(ranks: Supervised) -> None:
+    """The first program ends with a user error, the second one by a signal, which leaves no code."""
+    second = f"{sys.executable} {RANKS} {ranks.folder}"
+    ranks.start(["sh", "-c", f"{sys.executable} pretrain.py --x; {second}; exit $?"], {"0-0": "SIGKILL", "1-0": 0})
+    code, log = ranks.end()
+    assert code == 0, log
+    assert log.count("; restart 1 of 2 in 0.1 s") == 1
+
+
 def test_a_run_can_be_stopped_between_two_attempts(ranks: Supervised) -> None:
     ranks.start(["sh", "-c", f"echo >> {ranks.folder}/attempts; exit 7"], {}, restarts=20)
     wait_until(lambda: (ranks.folder / "attempts").exists())

@@ -138,7 +138,9 @@ class PlanArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        host_memory, other_machine = shortened(self.host_memory or ""), self._describes_another_machine
+        host_memory = shortened(self.host_memory or "")
+        of_another_machine = ("num_gpus", "gpu_type", "host_memory")
+        other_machine = next((name for name in of_another_machine if getattr(self, name) is not None), "")
         check_all(
             {
                 f"--host_memory {host_memory}: is not a size; use e.g. 512GB or 1TB": (
@@ -150,12 +152,6 @@ class PlanArguments:
                 ),
             }
         )
-
-    @property
-    def _describes_another_machine(self) -> str:
-        """The first flag that was given although a start on this machine does not use it."""
-        names = ("num_gpus", "gpu_type", "host_memory")
-        return next((name for name in names if getattr(self, name) is not None), "")
 
 
 def run_groups(trainer_defaults: dict[str, Any] | None = None) -> list[FlagGroup]:

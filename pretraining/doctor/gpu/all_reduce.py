@@ -16,41 +16,46 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pretraining import PROJECT_DIR
-from pretraining.doctor.finding import Finding, failure, ok, warning
+from pretraining.doctor.finding import Finding, failure, ok, warning_if
 from pretraining.doctor.gpu.devices import has_nvlink_everywhere
 from pretraining.system.formatting import format_bytes
 
 GPU_BYTES, CPU_BYTES = 2**28, 2**24
 NUM_CPU_PROCESSES = 2
 NUM_WARMUP_ROUNDS, NUM_ROUNDS = 3, 10
-LIMIT_SECONDS = 20  # less than the check has, so that errors of the ranks are shown
+# From the moment that every rank has imported torch, however long a cold disk takes for that. What is left is to open
+# the GPUs and to start NCCL, whose library of 0.3 GB a disk at 100 MB/s brings in 3 s; a hang is told at 6 times that.
+LIMIT_SECONDS = 18
+MAX_RANK_SECONDS = 60  # of a rank whose parent is gone
 MIN_NVLINK_BYTES_PER_SECOND = 30e9  # PCI Express 4.0 x16 gives no more, so below it NVLink is not in use
 STORE_VARIABLE = "PRETRAINING_DOCTOR_STORE"  # the file in which the ranks meet
-IMPORTED = "torch is imported"
+READY = "torch is imported"
 DEBUG_NCCL = "NCCL_DEBUG=INFO torchrun --nproc_per_node={} -m pretraining.doctor.gpu.all_reduce"
 
 
-def all_reduce(_: Sequence[Path]) -> Iterator[Finding]:
+def all_reduce(_folders: Sequence[Path]) -> Iterator[Finding]:
     """One all-reduce over all processes that a run would have here."""
     import torch
 
     size = (torch.cuda.device_count() if torch.cuda.is_available() else 0) or NUM_CPU_PROCESSES
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [_start(rank, size, Path(folder, "store")) for rank in range(size)]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        ranks = [stack.enter_context(_start(rank, size, Path(folder, "store"))) for rank in range(size)]
+        pipes = [(rank.stdout, rank.stderr) for rank in ranks if rank.stdout and rank.stderr]
+        for output, _ in pipes:
+            output.readline()  # READY; the limit of the check is that of the imports
         deadline = time.monotonic() + LIMIT_SECONDS
         with contextlib.suppress(subprocess.TimeoutExpired):
             for rank in ranks:
                 rank.wait(max(0.0, deadline - time.monotonic()))
         for rank in ranks:
             rank.kill()  # without effect on one that has ended
-        outputs = [rank.communicate() for rank in ranks]
-    problem = _problem([rank.returncode for rank in ranks], [errors for _, errors in outputs])
+        exit_codes = [rank.wait() for rank in ranks]
+        outputs, errors = [output.read() for output, _ in pipes], [error.read() for _, error in pipes]
+    problem = _problem(exit_codes, errors)
     if problem is None:
-        yield assess(json.loads(outputs[0][0].splitlines()[-1]), has_nvlink=has_nvlink_everywhere())
-    elif all(output.startswith(IMPORTED) for output, _ in outputs):
-        yield failure("all-reduce", f"{size} processes: {problem}", DEBUG_NCCL.format(size))
+        yield assess(json.loads(outputs[0].splitlines()[-1]), has_nvlink=has_nvlink_everywhere())
     else:
-        yield warning("all-reduce", f"{size} processes: {problem}, while importing torch", "python3 -m tools.doctor")
+        yield failure("all-reduce", f"{size} processes: {problem}", DEBUG_NCCL.format(size))
 
 
 def _problem(exit_codes: Sequence[int], errors: Sequence[str]) -> str | None:
@@ -70,9 +75,9 @@ def assess(measured: dict, *, has_nvlink: bool) -> Finding:
         return ok("all-reduce", f"{measured['backend']} starts; one GPU has nothing to exchange", **measured)
     figure = f"{measured['backend']}, {size} processes, {format_bytes(measured['num_bytes'])}: "
     figure += f"{measured['bytes_per_second'] / 1e9:.1f} GB/s, on each link (bus) {bus / 1e9:.1f} GB/s"
-    if has_nvlink and bus < MIN_NVLINK_BYTES_PER_SECOND:
-        return warning("all-reduce", f"{figure}: not over NVLink", DEBUG_NCCL.format(size), **measured)
-    return ok("all-reduce", figure, **measured)
+    is_slow = has_nvlink and bus < MIN_NVLINK_BYTES_PER_SECOND
+    figure += ": not over NVLink" if is_slow else ""
+    return warning_if(is_slow, "all-reduce", figure, DEBUG_NCCL.format(size), **measured)
 
 
 def measure() -> dict:
@@ -82,7 +87,7 @@ def measure() -> dict:
 
     size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     on_gpu = torch.cuda.is_available()
-    backend, num_bytes = ("nccl", GPU_BYTES) if on_gpu else ("gloo", CPU_BYTES)
+    backend, num_bytes, device = ("nccl", GPU_BYTES, "cuda") if on_gpu else ("gloo", CPU_BYTES, "cpu")
     if on_gpu:
         torch.cuda.set_device(local_rank)
     else:
@@ -91,7 +96,7 @@ def measure() -> dict:
     store = os.environ.get(STORE_VARIABLE)
     init_method = None if store is None else f"file://{store}"
     dist.init_process_group(backend, init_method=init_method, rank=int(os.environ["RANK"]), world_size=size)
-    tensor = torch.zeros(num_bytes // 4, device="cuda" if on_gpu else "cpu")
+    tensor = torch.zeros(num_bytes // 4, device=device)
     for num_rounds in (NUM_WARMUP_ROUNDS, NUM_ROUNDS):
         started_at = time.perf_counter()
         for _ in range(num_rounds):
@@ -108,14 +113,15 @@ def measure() -> dict:
 def _start(rank: int, size: int, store: Path) -> subprocess.Popen[str]:
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, STORE_VARIABLE: store}
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"} | {name: str(value) for name, value in variables.items()}
+    environment.pop("NCCL_DEBUG", None)  # its lines would fill the pipes, which are read at the end
     command, pipe = [sys.executable, "-m", "pretraining.doctor.gpu.all_reduce"], subprocess.PIPE
     return subprocess.Popen(command, cwd=PROJECT_DIR, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 if __name__ == "__main__":
-    signal.alarm(3 * LIMIT_SECONDS)  # its parent may be gone
+    signal.alarm(MAX_RANK_SECONDS)
     import torch  # noqa: F401 - before the line that reports it
 
-    sys.stdout.write(f"{IMPORTED}\n")
+    sys.stdout.write(f"{READY}\n")
     sys.stdout.flush()
     sys.stdout.write(json.dumps(measure()) + "\n")

@@ -2,13 +2,12 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pretraining.doctor.finding import Finding, failure, ok, warning
+from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
 from pretraining.doctor.host.leftovers import describe_process
 from pretraining.system.formatting import format_bytes
 
@@ -16,6 +15,7 @@ PCI_DEVICES = Path("/sys/bus/pci/devices")
 NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor, and the first digits of the class of a GPU
 NO_DRIVER = "sudo ubuntu-drivers install  # in a container: docker run --gpus all IMAGE"
 BUSY_BYTES = 2e9  # a driver keeps less for itself
+MIN_BF16_CAPABILITY, MIN_FP8_CAPABILITY = (8, 0), (8, 9)  # Ampere, Ada
 # Bits of nvmlClocksEventReasons*. An idle clock, or one at the power limit under load, is as it should be.
 THROTTLE_REASONS = {
     0x8: "hardware slowdown",
@@ -24,8 +24,6 @@ THROTTLE_REASONS = {
     0x80: "power brake of the power supply",
 }
 READ = 0  # of peer access; pynvml's own NVML_P2P_CAPS_INDEX_READ is a tuple by mistake
-
-Value = TypeVar("Value")
 
 
 def driver_gpus() -> list[str]:
@@ -53,12 +51,12 @@ def open_gpus() -> Iterator[list[Any]]:
         pynvml.nvmlShutdown()
 
 
-def query_or_none(query: Callable[..., Value], *arguments: Any) -> Value | None:
-    """The answer to a query, None where this GPU or driver does not support it."""
+def ask(query: str, *arguments: Any) -> Any:
+    """What NVML answers to a query, None where this GPU or driver does not support it."""
     import pynvml
 
     try:
-        return query(*arguments)
+        return getattr(pynvml, query)(*arguments)
     except pynvml.NVMLError:
         return None
 
@@ -78,8 +76,7 @@ def gpus(_: Sequence[Path]) -> Iterator[Finding]:
         yield ok("driver", figure, version=version, cuda=cuda)
         for number, handle in enumerate(handles):
             yield _model_and_memory(f"GPU {number}", handle)
-            yield from _memory_errors(f"GPU {number}", number, handle)
-            yield from _settings(f"GPU {number}", number, handle)
+            yield from _faults(f"GPU {number}", number, handle)
 
 
 def num_nvidia_devices() -> int:
@@ -105,52 +102,48 @@ def _model_and_memory(name: str, handle: Any) -> Finding:
     peak = peak_flops_per_second(model)
     known = f"peak {peak / 1e12:,.0f} TFLOP/s" if peak else "peak not known, so no MFU"
     figure = f"{model}, {format_bytes(memory.free)} of {format_bytes(memory.total)} free, {known}"
+    capability = ask("nvmlDeviceGetCudaComputeCapability", handle)
+    if capability and tuple(capability) < MIN_FP8_CAPABILITY:
+        figure += f"; compute capability {capability[0]}.{capability[1]} has no fp8: train without --fp8"
+        figure += ", and no bf16: train in fp32 or with --fp16" if tuple(capability) < MIN_BF16_CAPABILITY else ""
     figures = {"gpu": model, "memory_bytes": memory.total, "free_bytes": memory.free, "peak_flops_per_second": peak}
     if memory.used > BUSY_BYTES:
         return warning(name, f"{figure}: {format_bytes(memory.used)} are in use", "nvidia-smi", **figures)
     return ok(name, figure, **figures)
 
 
-def _memory_errors(name: str, number: int, handle: Any) -> Iterator[Finding]:
+def _faults(name: str, number: int, handle: Any) -> Iterator[Finding]:
     import pynvml
 
     kinds = (pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC)
-    errors = query_or_none(pynvml.nvmlDeviceGetTotalEccErrors, handle, *kinds)
-    _, _, is_pending, has_failed = query_or_none(pynvml.nvmlDeviceGetRemappedRows, handle) or (0, 0, 0, 0)
+    errors = ask("nvmlDeviceGetTotalEccErrors", handle, *kinds) or 0
+    _, _, is_pending, has_failed = ask("nvmlDeviceGetRemappedRows", handle) or (0, 0, 0, 0)
     if has_failed:
         yield failure(name, "memory: a broken row could not be remapped; replace the GPU", "nvidia-smi -q")
     elif errors or is_pending:
-        figure = f"memory: {errors or 0} uncorrected errors since the driver started"
+        figure = f"memory: {errors} uncorrected errors since the driver started"
         figure += ", a row waits to be remapped" if is_pending else ""
         yield failure(name, figure, f"sudo nvidia-smi --gpu-reset -i {number}", errors=errors)
-
-
-def _settings(name: str, number: int, handle: Any) -> Iterator[Finding]:
-    import pynvml
-
-    reasons = query_or_none(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle) or 0
+    reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", handle) or 0
     throttled = [reason for bit, reason in THROTTLE_REASONS.items() if reasons & bit]
     if throttled:
         fix = f"nvidia-smi -q -i {number} -d PERFORMANCE,TEMPERATURE,POWER"
         yield warning(name, f"throttled: {', '.join(throttled)}", fix, throttled=throttled)
-    if query_or_none(pynvml.nvmlDeviceGetPersistenceMode, handle) == 0:
+    if ask("nvmlDeviceGetPersistenceMode", handle) == 0:
         yield warning(name, "persistence mode is off: each start waits for the driver", "sudo nvidia-smi -pm 1")
-    if query_or_none(pynvml.nvmlDeviceGetComputeMode, handle) == pynvml.NVML_COMPUTEMODE_PROHIBITED:
+    if ask("nvmlDeviceGetComputeMode", handle) == pynvml.NVML_COMPUTEMODE_PROHIBITED:
         yield failure(name, "compute mode is Prohibited", f"sudo nvidia-smi -i {number} -c DEFAULT")
-    if (query_or_none(pynvml.nvmlDeviceGetMigMode, handle) or [0])[0]:
-        figure = "is divided (MIG): NCCL cannot connect its instances"
-        yield warning(name, figure, f"sudo nvidia-smi -i {number} -mig 0")
+    if (ask("nvmlDeviceGetMigMode", handle) or [0])[0]:
+        fix = f"sudo nvidia-smi -i {number} -mig 0"
+        yield warning(name, "is divided (MIG): NCCL cannot connect its instances", fix)
 
 
 def processes(_: Sequence[Path]) -> Iterator[Finding]:
     """Other processes on the GPUs, with the memory that a run will lack."""
-    import pynvml
-
-    try:
-        with open_gpus() as handles:
-            found = [query_or_none(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or [] for handle in handles]
-    except pynvml.NVMLError:
+    if not driver_gpus():
         return
+    with open_gpus() as handles:
+        found = [ask("nvmlDeviceGetComputeRunningProcesses", handle) or [] for handle in handles]
     for number, others in enumerate(found):
         for other in others:
             if other.pid != os.getpid():
@@ -162,77 +155,52 @@ def processes(_: Sequence[Path]) -> Iterator[Finding]:
         yield ok("GPU processes", "none")
 
 
-@dataclass(frozen=True)
-class Link:
-    """NVLinks that are up, and PCI Express now and at best; an idle GPU lowers the generation, not the width."""
-
-    num_nvlinks: int
-    generation: int | None
-    best_generation: int | None
-    width: int | None
-    best_width: int | None
-
-    def __str__(self) -> str:
-        return f"{self.num_nvlinks or 'no'} NVLinks, PCIe {self.best_generation} x{self.width}"
-
-
 def links(_: Sequence[Path]) -> Iterator[Finding]:
-    """Each GPU's links, and whether GPUs reach each other's memory."""
-    import pynvml
-
-    try:
-        with open_gpus() as handles:
-            found = [_link(handle) for handle in handles]
-            pairs = itertools.combinations(handles, 2)
-            statuses = [query_or_none(pynvml.nvmlDeviceGetP2PStatus, *pair, READ) for pair in pairs]
-    except pynvml.NVMLError:
+    """Each GPU's links, and whether GPUs reach each other's memory; consumer cards exchange through the host."""
+    if not driver_gpus():
         return
-    most = max((link.num_nvlinks for link in found), default=0)
+    with open_gpus() as handles:
+        found = [_link(handle) for handle in handles]
+        reaches = [ask("nvmlDeviceGetP2PStatus", *pair, READ) == 0 for pair in itertools.combinations(handles, 2)]
     for number, link in enumerate(found):
-        yield assess_link(number, link, max_nvlinks=most)
-    if statuses:
-        yield assess_peer_access([status == pynvml.NVML_P2P_STATUS_OK for status in statuses])
+        yield _assess_link(number, link, max_nvlinks=max(one["num_nvlinks"] for one in found))
+    figure = f"missing between {reaches.count(False)} of {len(reaches)} pairs, which exchange through host memory"
+    if reaches and not all(reaches):
+        yield warning("peer access", figure, "nvidia-smi topo -p2p r; sudo dmesg | grep -i -e iommu -e acs")
+    elif reaches:
+        yield ok("peer access", f"between all {len(reaches)} pairs")
 
 
 def has_nvlink_everywhere() -> bool:
     """Whether every GPU has an NVLink."""
-    import pynvml
-
-    try:
-        with open_gpus() as handles:
-            return all(_link(handle).num_nvlinks for handle in handles)
-    except pynvml.NVMLError:
+    if not driver_gpus():
         return False
+    with open_gpus() as handles:
+        return all(_link(handle)["num_nvlinks"] for handle in handles)
 
 
-def assess_link(number: int, link: Link, *, max_nvlinks: int) -> Finding:
-    """Whether a GPU has all its PCI Express lanes, and as many NVLinks as the others."""
-    name, fix = f"GPU {number} link", f"nvidia-smi nvlink -s -i {number}; nvidia-smi topo -m"
-    if link.num_nvlinks < max_nvlinks:
-        return warning(name, f"{link}; another GPU has {max_nvlinks} NVLinks", fix, **vars(link))
-    if link.width is not None and link.best_width is not None and link.width < link.best_width:
-        fix = f"nvidia-smi -q -i {number} | grep -A12 'GPU Link Info'"
-        return warning(name, f"{link}, of x{link.best_width}: is it seated in a full slot?", fix, **vars(link))
-    return ok(name, str(link), **vars(link))
-
-
-def assess_peer_access(reaches: Sequence[bool]) -> Finding:
-    """Whether pairs of GPUs reach each other's memory; consumer cards do not, and exchange through the host."""
-    if all(reaches):
-        return ok("peer access", f"between all {len(reaches)} pairs")
-    figure = f"missing between {reaches.count(False)} of {len(reaches)} pairs, which exchange through host memory"
-    return warning("peer access", figure, "nvidia-smi topo -p2p r; sudo dmesg | grep -i -e iommu -e acs")
-
-
-def _link(handle: Any) -> Link:
+def _link(handle: Any) -> dict[str, Any]:
+    """NVLinks that are up, and PCI Express now and at best; an idle GPU lowers the generation, not the width."""
     import pynvml
 
-    numbers = range(pynvml.NVML_NVLINK_MAX_LINKS)
-    states = [query_or_none(pynvml.nvmlDeviceGetNvLinkState, handle, number) for number in numbers]
-    return Link(
-        num_nvlinks=states.count(pynvml.NVML_FEATURE_ENABLED),
-        generation=query_or_none(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
-        best_generation=query_or_none(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
-        width=query_or_none(pynvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
-        best_width=query_or_none(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
-    )
+    states = [ask("nvmlDeviceGetNvLinkState", handle, number) for number in range(pynvml.NVML_NVLINK_MAX_LINKS)]
+    return {
+        "num_nvlinks": states.count(pynvml.NVML_FEATURE_ENABLED),
+        "generation": ask("nvmlDeviceGetCurrPcieLinkGeneration", handle),
+        "best_generation": ask("nvmlDeviceGetMaxPcieLinkGeneration", handle),
+        "width": ask("nvmlDeviceGetCurrPcieLinkWidth", handle),
+        "best_width": ask("nvmlDeviceGetMaxPcieLinkWidth", handle),
+    }
+
+
+def _assess_link(number: int, link: dict[str, Any], *, max_nvlinks: int) -> Finding:
+    """Whether a GPU has all its PCI Express lanes, and as many NVLinks as the others."""
+    num_nvlinks, width, best_width = link["num_nvlinks"], link["width"], link["best_width"]
+    figure, fix = f"{num_nvlinks or 'no'} NVLinks, PCIe {link['best_generation']} x{width}", ""
+    if num_nvlinks < max_nvlinks:
+        figure += f"; another GPU has {max_nvlinks} NVLinks"
+        fix = f"nvidia-smi nvlink -s -i {number}; nvidia-smi topo -m"
+    elif width is not None and best_width is not None and width < best_width:
+        figure += f", of x{best_width}: is it seated in a full slot?"
+        fix = f"nvidia-smi -q -i {number} | grep -A12 'GPU Link Info'"
+    return warning_if(bool(fix), f"GPU {number} link", figure, fix, **link)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pretraining.doctor.finding import Finding, ok, warning
+from pretraining.doctor.finding import Finding, ok, warning, warning_if
 
 GPU_SIDE, CPU_SIDE = 8192, 1024  # of square matrices
 GPU_COPY_BYTES, CPU_COPY_BYTES, HOST_COPY_BYTES = 2**30, 2**27, 2**28
@@ -42,10 +42,9 @@ def assess_flops(number: int, flops: float, *, peak: float | None) -> Finding:
     if peak is None:
         return ok(name, f"{figure}; its peak is not known", **figures)
     figure += f", {flops / peak:.0%} of its peak of {peak / 1e12:,.0f}"
-    if flops < MIN_SHARE_OF_PEAK * peak:
-        fix = f"nvidia-smi -q -i {number} -d PERFORMANCE,CLOCK,POWER"
-        return warning(name, f"{figure}: is it busy, too hot or throttled?", fix, **figures)
-    return ok(name, figure, **figures)
+    is_slow = flops < MIN_SHARE_OF_PEAK * peak
+    figure += ": is it busy, too hot or throttled?" if is_slow else ""
+    return warning_if(is_slow, name, figure, f"nvidia-smi -q -i {number} -d PERFORMANCE,CLOCK,POWER", **figures)
 
 
 def _gpu_flops_per_second() -> float:

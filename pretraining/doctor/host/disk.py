@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pretraining.doctor.finding import Finding, failure, ok, warning
+from pretraining.doctor.finding import Finding, failure, warning, warning_if
 from pretraining.system.formatting import format_bytes
 
 TEST_BYTES = 256 * 2**20
@@ -55,10 +55,10 @@ def _free_space(name: str, folder: Path, min_bytes: float, *, fix: str = "") -> 
     space = shutil.disk_usage(place)
     figure = f"{place}: {format_bytes(space.free)} of {format_bytes(space.total)} free, {_file_system(place)}"
     figures = {"free_bytes": space.free, "total_bytes": space.total, "folder": str(place)}
-    if space.free < min_bytes:
-        fix = fix or f"du -xh --max-depth=1 {shlex.quote(str(place))} | sort -h | tail"
-        return warning(name, f"{figure}; {format_bytes(min_bytes)} are needed", fix, **figures)
-    return ok(name, figure, **figures)
+    is_small = space.free < min_bytes
+    figure += f"; {format_bytes(min_bytes)} are needed" if is_small else ""
+    fix = fix or f"du -xh --max-depth=1 {shlex.quote(str(place))} | sort -h | tail"
+    return warning_if(is_small, name, figure, fix, **figures)
 
 
 def _file_system(folder: Path) -> str:
@@ -71,22 +71,20 @@ def _file_system(folder: Path) -> str:
 
 
 def _speed(folder: Path) -> Finding:
-    place, name = existing(folder), "disk speed"
-    quoted = shlex.quote(str(place))
+    place = existing(folder)
     try:
         with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=place) as file:
             num_bytes, writing = _write(file.fileno())
             reading = _read(file.fileno(), num_bytes)
     except OSError as error:
-        fix = f"ls -ld {quoted}; df -h {quoted}; quota -s; id"
-        return failure(name, f"{place}: cannot be written ({error.strerror})", fix)
+        fix = "ls -ld {0}; df -h {0}; quota -s; id".format(shlex.quote(str(place)))
+        return failure("disk speed", f"{place}: cannot be written ({error.strerror})", fix)
     minutes = CHECKPOINT_BYTES / writing / 60
     figure = f"{place}: writes {writing / 1e6:,.0f} MB/s, reads {reading / 1e6:,.0f} MB/s ({format_bytes(num_bytes)}, "
     figure += f"synced); a checkpoint of Llama-2-7B, {format_bytes(CHECKPOINT_BYTES)}, takes {minutes:.0f} min"
     figures = {"write_bytes_per_second": writing, "read_bytes_per_second": reading, "num_bytes": num_bytes}
-    if writing < MIN_BYTES_PER_SECOND:
-        return warning(name, figure, "deepspeed pretrain.py --output_dir /a/faster/disk/run", **figures)
-    return ok(name, figure, **figures)
+    fix = "deepspeed pretrain.py --output_dir /a/faster/disk/run"
+    return warning_if(writing < MIN_BYTES_PER_SECOND, "disk speed", figure, fix, **figures)
 
 
 def _write(descriptor: int) -> tuple[int, float]:

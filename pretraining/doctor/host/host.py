@@ -4,10 +4,9 @@ import os
 import resource
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.doctor.finding import Finding, failure, ok, warning
+from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
 from pretraining.doctor.gpu.devices import driver_gpus
 from pretraining.system.cores import core_quota, group_folders, usable_cores
 from pretraining.system.formatting import format_bytes
@@ -24,19 +23,10 @@ MIN_FREE_PROCESSES = 1024  # threads count too: a process of a run has dozens
 UNLIMITED = resource.RLIM_INFINITY
 
 
-@dataclass(frozen=True)
-class MinLimit:
-    """A ulimit that should not be smaller."""
-
-    flag: str
-    resource: int
-    minimum: int
-    reason: str
-
-
+# Of each limit: the flag of ulimit, its number, what is needed, and what for.
 LIMITS = {
-    "open files": MinLimit("n", resource.RLIMIT_NOFILE, 1024, "shards, sockets and what data workers share"),
-    "processes": MinLimit("u", resource.RLIMIT_NPROC, 4096, "threads count too"),
+    "open files": ("n", resource.RLIMIT_NOFILE, 1024, "shards, sockets and what data workers share"),
+    "processes": ("u", resource.RLIMIT_NPROC, 4096, "threads count too"),
 }
 
 
@@ -47,12 +37,10 @@ def cores(_: Sequence[Path]) -> Iterator[Finding]:
     figure = f"{num_own} of {num_cores} may be used" if num_own < num_cores else f"{num_cores}"
     figure += f", time of {quota:.1f}" if quota is not None else ""
     figures = {"cores": num_cores, "affinity": num_own, "quota": quota}
-    if usable_cores() < max(1, CORES_PER_GPU * num_gpus):
-        figure += f"; {num_gpus} GPUs need {CORES_PER_GPU * num_gpus}" if num_gpus else "; less than one"
-        fix = f"docker run --cpus={num_cores} --cpuset-cpus=0-{num_cores - 1} IMAGE"
-        yield warning("cores", figure, fix, **figures)
-    else:
-        yield ok("cores", figure, **figures)
+    is_little = usable_cores() < CORES_PER_GPU * num_gpus
+    figure += f"; {num_gpus} GPUs need {CORES_PER_GPU * num_gpus}" if is_little else ""
+    fix = f"docker run --cpus={num_cores} --cpuset-cpus=0-{num_cores - 1} IMAGE"
+    yield warning_if(is_little, "cores", figure, fix, **figures)
 
 
 def memory(_: Sequence[Path]) -> Iterator[Finding]:
@@ -64,7 +52,7 @@ def memory(_: Sequence[Path]) -> Iterator[Finding]:
     swap_used = f"{format_bytes(swap - sizes['SwapFree'])} of {format_bytes(swap)} swap used" if swap else "no swap"
     figure = f"{format_bytes(free)} of {format_bytes(total)} available, {swap_used}"
     fix = "ps -eo pid,user,rss,args --sort=-rss | head"
-    yield warning("memory", figure, fix, **figures) if free < MIN_HOST_BYTES else ok("memory", figure, **figures)
+    yield warning_if(free < MIN_HOST_BYTES, "memory", figure, fix, **figures)
 
 
 def shared_memory(_: Sequence[Path]) -> Iterator[Finding]:
@@ -80,19 +68,18 @@ def assess_shared_memory(total: int, free: int, *, num_gpus: int) -> Finding:
         return failure("shared memory", f"{figure}, too little for NCCL on {num_gpus} GPUs", DOCKER, **figures)
     if total <= DOCKER_SHARED_BYTES:
         return warning("shared memory", f"{figure}, the default of a container", DOCKER, **figures)
-    if free < MIN_SHARED_BYTES:
-        return warning("shared memory", figure, "ls -lS /dev/shm | head", **figures)
-    return ok("shared memory", figure, **figures)
+    return warning_if(free < MIN_SHARED_BYTES, "shared memory", figure, "ls -lS /dev/shm | head", **figures)
 
 
 def limits(_: Sequence[Path]) -> Iterator[Finding]:
     """The ulimits of open files, processes and locked memory."""
-    found = {name: resource.getrlimit(limit.resource)[0] for name, limit in LIMITS.items()}
-    small = {name for name, value in found.items() if value != UNLIMITED and value < LIMITS[name].minimum}
-    for name in sorted(small):
-        limit = LIMITS[name]
-        figure = f"{found[name]}, below the {limit.minimum} that are needed: {limit.reason}"
-        yield warning(name, figure, f"ulimit -{limit.flag} {_reachable(limit)}", limit=found[name])
+    found = {name: resource.getrlimit(number)[0] for name, (_, number, _, _) in LIMITS.items()}
+    small = [name for name, value in found.items() if value != UNLIMITED and value < LIMITS[name][2]]
+    for name in small:
+        flag, number, minimum, reason = LIMITS[name]
+        figure, hard = f"{found[name]}, below the {minimum} that are needed: {reason}", resource.getrlimit(number)[1]
+        reachable = minimum * 16 if hard == UNLIMITED else min(minimum * 16, hard)
+        yield warning(name, figure, f"ulimit -{flag} {reachable}", limit=found[name])
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     shown = "unlimited" if locked == UNLIMITED else format_bytes(locked)
     if locked != UNLIMITED and INFINIBAND.exists():
@@ -104,29 +91,20 @@ def limits(_: Sequence[Path]) -> Iterator[Finding]:
         yield ok("limits", f"{figure}, locked memory {shown}", **found, memlock=locked)
 
 
-def _reachable(limit: MinLimit) -> int:
-    """A comfortable value, or what the hard limit allows of it."""
-    hard = resource.getrlimit(limit.resource)[1]
-    return limit.minimum * 16 if hard == UNLIMITED else min(limit.minimum * 16, hard)
-
-
 def control_group(_: Sequence[Path]) -> Iterator[Finding]:
     """Memory and number of processes that container or job allow."""
     allowed = _group_limit("memory", "memory.max", "memory.limit_in_bytes")
-    processes = _group_limit("pids", "pids.max", "pids.max")
-    used = _group_limit("pids", "pids.current", "pids.current") or 0
+    processes, used = _group_limit("pids", "pids.max"), _group_limit("pids", "pids.current") or 0
     figures = {"memory_bytes": allowed, "processes": processes, "processes_used": used}
     figure = f"memory {'unlimited' if allowed is None else format_bytes(allowed)}, "
     figure += f"processes {'unlimited' if processes is None else f'{processes:,}, {used:,} used'}"
-    if processes is not None and processes - used < MIN_FREE_PROCESSES:
-        yield warning("control group", figure, "docker run --pids-limit=-1 IMAGE", **figures)
-    else:
-        yield ok("control group", figure, **figures)
+    is_little = processes is not None and processes - used < MIN_FREE_PROCESSES
+    yield warning_if(is_little, "control group", figure, "docker run --pids-limit=-1 IMAGE", **figures)
 
 
-def _group_limit(controller: str, new_name: str, old_name: str) -> int | None:
+def _group_limit(controller: str, *names: str) -> int | None:
     """The smallest value on the way up from this process's group, in cgroup v2 or v1; None where there is none."""
-    files = [folder / name for folder in group_folders(controller, Path("/")) for name in (new_name, old_name)]
+    files = [folder / name for folder in group_folders(controller, Path("/")) for name in names]
     values = [file.read_text(encoding="ascii").strip() for file in files if file.is_file()]
     numbers = [int(value) for value in values if value.isdigit() and int(value) < 2**60]  # v1 writes 2**63 for none
     return min(numbers, default=None)

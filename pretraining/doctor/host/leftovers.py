@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pretraining.doctor.finding import Finding, failure, ok, warning
+from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
 from pretraining.system.files import cache_dir
 
 LAUNCHER_PORT = 29500  # of deepspeed and torchrun
@@ -17,13 +17,10 @@ PROGRAM = "pretrain.py"
 def launcher_port(_: Sequence[Path]) -> Iterator[Finding]:
     """Whether the port is free at which the processes of a run meet."""
     port = int(os.environ.get("MASTER_PORT", LAUNCHER_PORT))
-    if is_free(port):
-        yield ok("port", f"{port} is free", port=port)
-        return
-    other = next((number for number in range(port + 1, port + 100) if is_free(number)), 0)
-    yield warning(
-        "port", f"{port} is taken by {_holder(port)}", f"deepspeed --master_port={other} pretrain.py", port=port
-    )
+    is_taken = not is_free(port)
+    other = next((number for number in range(port + 1, port + 100) if is_taken and is_free(number)), 0)
+    figure = f"{port} is taken by {_holder(port)}" if is_taken else f"{port} is free"
+    yield warning_if(is_taken, "port", figure, f"deepspeed --master_port={other} pretrain.py", port=port)
 
 
 def is_free(port: int) -> bool:
@@ -70,13 +67,10 @@ def stale_processes(_: Sequence[Path]) -> Iterator[Finding]:
         for process in psutil.process_iter(["ppid", "cmdline"])
         if process.info["ppid"] == 1 and any(Path(word).name == PROGRAM for word in process.info["cmdline"] or [])
     ]
-    if found:
-        pids = " ".join(map(str, found))
-        figure = f"{len(found)} of {PROGRAM} without a launcher: {', '.join(map(describe_process, found))}"
-        fix = f"ps -o pid,lstart,args -p {pids}  # not wanted? kill {pids}"
-        yield warning("stale processes", figure, fix, pids=found)
-    else:
-        yield ok("stale processes", f"none of {PROGRAM}")
+    pids = " ".join(map(str, found))
+    named = f"{len(found)} of {PROGRAM} without a launcher: {', '.join(map(describe_process, found))}"
+    fix = f"ps -o pid,lstart,args -p {pids}  # not wanted? kill {pids}"
+    yield warning_if(bool(found), "stale processes", named if found else f"none of {PROGRAM}", fix, pids=found)
 
 
 def extension_locks(_: Sequence[Path]) -> Iterator[Finding]:
@@ -84,19 +78,16 @@ def extension_locks(_: Sequence[Path]) -> Iterator[Finding]:
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     folder = Path(chosen) if chosen else cache_dir() / "torch_extensions"
     locks = sorted(folder.rglob("lock")) if folder.is_dir() else []
-    is_building = _is_running("ninja") if locks else False
-    for path in locks:
-        figure = f"{path}, {(time.time() - path.stat().st_mtime) / 60:.0f} min old"
-        if is_building:
-            yield warning("extension locks", f"{figure}; a build is running", "pgrep -a ninja", path=str(path))
-        else:
-            fix = f"rm {shlex.quote(str(path))}"
-            yield failure("extension locks", f"{figure}; no build holds it", fix, path=str(path))
     if not locks:
         yield ok("extension locks", f"none in {folder}")
-
-
-def _is_running(program: str) -> bool:
+        return
     import psutil
 
-    return any(process.info["name"] == program for process in psutil.process_iter(["name"]))
+    is_building = any(process.info["name"] == "ninja" for process in psutil.process_iter(["name"]))
+    for path in locks:
+        figure = f"{path}, {(time.time() - path.stat().st_mtime) / 60:.0f} min old; "
+        if is_building:
+            yield warning("extension locks", f"{figure}a build is running", "pgrep -a ninja", path=str(path))
+        else:
+            fix = f"rm {shlex.quote(str(path))}"
+            yield failure("extension locks", f"{figure}no build holds it", fix, path=str(path))

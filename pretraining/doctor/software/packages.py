@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pretraining import PROJECT_DIR
-from pretraining.doctor.finding import Finding, failure, ok, warning
+from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
 
 MIN_PYTHON = (3, 11)
 INSTALL = "python3 -m pip install -c requirements.lock --no-build-isolation -r requirements.txt"
@@ -26,16 +26,16 @@ def python_version(_: Sequence[Path]) -> Iterator[Finding]:
     """Whether this Python is new enough for the suite."""
     version, needed = platform.python_version(), ".".join(map(str, MIN_PYTHON))
     figure = f"{version}, {sys.executable}"
-    if sys.version_info >= MIN_PYTHON:
-        yield ok("python", figure, version=version)
-    else:
-        fix = f"rm -rf .venv && python{needed} -m venv .venv"
-        yield failure("python", f"{figure}; needs {needed} or newer", fix, version=version)
+    fix = f"rm -rf .venv && python{needed} -m venv .venv"
+    is_new = sys.version_info >= MIN_PYTHON
+    yield ok("python", figure) if is_new else failure("python", f"{figure}; needs {needed} or newer", fix)
 
 
 def requirements(_: Sequence[Path]) -> Iterator[Finding]:
     """Whether every direct dependency is installed, in a version that requirements.txt allows."""
-    wanted = _requirement_lines()
+    lines = (PROJECT_DIR / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    plain = [line.partition("#")[0].strip() for line in lines]
+    wanted = {re.split(r"[<>=!~\[; ]", line)[0]: line for line in plain if line}
     missing = [name for name in wanted if _version(name) is None]
     if missing:
         figure = f"{len(missing)} of {len(wanted)} are missing: {', '.join(missing)}"
@@ -52,12 +52,10 @@ def requirements(_: Sequence[Path]) -> Iterator[Finding]:
 def launcher(_: Sequence[Path]) -> Iterator[Finding]:
     """Whether the command `deepspeed` is that of this environment, not of another one in PATH."""
     found, own = shutil.which("deepspeed"), Path(sys.executable).parent
-    if found is None or Path(found).parent.resolve() != own.resolve():
-        figure = f"{found or 'not found in PATH'}, but this Python is in {own}"
-        fix = f"export PATH={shlex.quote(str(own))}:$PATH" if (own / "deepspeed").exists() else INSTALL
-        yield warning("deepspeed", figure, fix, path=found)
-    else:
-        yield ok("deepspeed", found, path=found)
+    is_other = found is None or Path(found).parent.resolve() != own.resolve()
+    figure = (found or "not found in PATH") + (f", but this Python is in {own}" if is_other else "")
+    fix = f"export PATH={shlex.quote(str(own))}:$PATH" if (own / "deepspeed").exists() else INSTALL
+    yield warning_if(is_other, "deepspeed", figure, fix, path=found)
 
 
 def lock(_: Sequence[Path]) -> Iterator[Finding]:
@@ -66,11 +64,9 @@ def lock(_: Sequence[Path]) -> Iterator[Finding]:
     locked = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     installed = {name: found.partition("+")[0] for name in locked if (found := _version(name))}
     other = {name: found for name, found in installed.items() if found != locked[name]}
-    if other:
-        figure = ", ".join(f"{name} {found} (tested with {locked[name]})" for name, found in other.items())
-        yield warning("requirements.lock", figure, INSTALL, other=other)
-    else:
-        yield ok("requirements.lock", f"{len(installed)} packages in the versions tested", packages=len(installed))
+    named = ", ".join(f"{name} {found} (tested with {locked[name]})" for name, found in other.items())
+    figure = named or f"{len(installed)} packages in the versions tested"
+    yield warning_if(bool(other), "requirements.lock", figure, INSTALL, packages=len(installed), other=other)
 
 
 def pynvml_owner(_: Sequence[Path]) -> Iterator[Finding]:
@@ -88,13 +84,6 @@ def pynvml_owner(_: Sequence[Path]) -> Iterator[Finding]:
         yield warning("pynvml", "nvidia-ml-py is missing: GPUs cannot be queried", INSTALL)
     else:
         yield ok("pynvml", f"nvidia-ml-py {_version('nvidia-ml-py')} alone")
-
-
-def _requirement_lines() -> dict[str, str]:
-    """Each line of requirements.txt without its comment, by the package's name."""
-    lines = (PROJECT_DIR / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    plain = [line.partition("#")[0].strip() for line in lines]
-    return {re.split(r"[<>=!~\[; ]", line)[0]: line for line in plain if line}
 
 
 def _other_version(name: str, line: str) -> str | None:

@@ -9,7 +9,7 @@ from pretraining.planning.flops import num_parameters
 from pretraining.planning.footprint import footprint
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.system.formatting import format_bytes
-from pretraining.system.processor import bf16_instruction
+from pretraining.system.host import bf16_instruction
 from pretraining.training.checkpoint.reshard import describe_checkpoint
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.trainer_arguments import bf16_product_time

@@ -1,16 +1,17 @@
 """Ills of a machine, planted: a small /dev/shm, a full disk, a closed folder, a lost process, a left lock."""
 
-import shutil
+import re
 import subprocess
 import time
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretraining.doctor.host.host import assess_shared_memory
 from pretraining.doctor.hub import assess_clock
-from pretraining.doctor.software import torch_build
+from pretraining.doctor.software import environment, torch_build
 from tests.conftest import PROJECT_DIR, run
 from tests.fakes.doctoring import diagnose_some, find, findings
 
@@ -69,16 +70,42 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     assert "cannot be written (Operation not permitted)" in find(done, "disk speed", "failure")["figure"]
 
 
-@pytest.mark.parametrize(
-    ("compiler", "gpus", "status"), [("c++", ["x"], "warning"), ("c++", [], "ok"), ("nvcc", ["x"], "ok")]
-)
-def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, compiler: str, gpus: list[str], status: str) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == compiler else f"/usr/bin/{name}")
-    monkeypatch.setattr(torch_build, "_compiler_version", lambda _: "1.2")
+@pytest.mark.parametrize(("gpus", "status"), [(["x"], "warning"), ([], "ok")])
+def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: list[str], status: str) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(torch_build, "driver_gpus", lambda: gpus)
     (found,) = torch_build.compilers([])
-    assert found.status == status
-    assert ("--compile_layers is rejected" in found.figure) == (status == "warning")
+    expected = "none; --compile_layers is rejected: there is no C++ compiler (g++); install g++, or set CXX"
+    assert (found.status, found.figure.startswith(expected)) == (status, bool(gpus))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("expandable_segments:True,roundup_power2_divisions:[256:1,512:2,>:4], max_split_size_mb:20", ""),
+        ("expandable_segment:True,backend:native,foo:1", "has options that torch rejects: expandable_segment, foo"),
+        ("max_split_size_mb:19", "max_split_size_mb is 19; torch rejects less than 20"),
+    ],
+)
+def test_the_options_of_the_allocator_are_those_of_torch(
+    monkeypatch: pytest.MonkeyPatch, value: str, words: str
+) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", value)
+    found = [finding.figure for finding in environment.variables([]) if finding.name == "PYTORCH_ALLOC_CONF"]
+    assert found == ([words] if words else [])
+
+
+def test_torch_knows_the_options_of_the_allocator() -> None:
+    """The options of any GPU in torch's library, and those of NVIDIA's in its header, where a name is in two parts."""
+    torch_dir = Path(torch.__file__).parent
+    library = (torch_dir / "lib/libc10.so").read_bytes()
+    header = (torch_dir / "include/c10/cuda/CUDAAllocatorConfig.h").read_text()
+    keys = re.sub(r"//.*|\"\s+\"", "", header.partition("keys{")[2].partition("}")[0])
+    options = set(environment.ALLOCATOR_OPTIONS.split())
+    of_cuda = set(re.findall(r'"(\w+)"', keys))
+    assert of_cuda <= options
+    assert {name for name in options - of_cuda if name[-12:].encode() not in library} == set()
 
 
 def test_a_clock_that_is_behind() -> None:
