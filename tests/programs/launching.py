@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,13 @@ def try_to_train(
     script: str = "pretrain.py",
     env: dict[str, str] | None = None,
 ) -> Done:
-    """A run by a launcher's name, or in "2 ranks" or "1 rank" of the preloaded process."""
+    """A run by a launcher's name, in "2 ranks" or "1 rank" of the preloaded process, or as a "fork" of it."""
     words = [PROJECT_DIR / script, *training_flags(store, run_dir, *flags)]
     environment = {"PYTHONPATH": SEARCH_PATH, **(env or {})}
+    if name == "fork":
+        return run_forked(sys.executable, *words, env=environment)
     if name.endswith(("rank", "ranks")):
-        return run_preloaded(int(name.split()[0]), words, environment)
+        return _run_preloaded(words, environment, num_ranks=int(name.split()[0]))
     return run(*launcher(name), *words, env=environment)
 
 
@@ -71,17 +74,42 @@ def preloaded() -> subprocess.Popen:
     )
 
 
-def run_preloaded(num_ranks: int, words: list[object], env: dict[str, str]) -> Done:
+def run_forked(
+    *words: object, cwd: Path = PROJECT_DIR, env: dict[str, str] | None = None, stdin: str | None = None
+) -> Done:
+    """Like `run`, in a fork of the preloaded process: for programs that import torch, whose start proves nothing more.
+
+    What libraries read when they are imported, as the address of the Hub, cannot be set in `env`.
+    """
+    return _run_preloaded(words[1:], env or {}, cwd=cwd, stdin=stdin)
+
+
+def run_forked_fine(*words: object, **options: Any) -> Done:
+    """Like `run_forked`, for a program that must succeed."""
+    done = run_forked(*words, **options)
+    assert done.returncode == 0, done.output[-6000:]
+    return done
+
+
+def _run_preloaded(
+    words: Sequence[object],
+    env: dict[str, str],
+    *,
+    num_ranks: int = 0,
+    cwd: Path = PROJECT_DIR,
+    stdin: str | None = None,
+) -> Done:
     server = preloaded()
     assert server.stdin is not None
     assert server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
-        job = {"argv": [str(word) for word in words], "env": env, "num_ranks": num_ranks, "port": free_port(), **paths}
-        server.stdin.write(json.dumps(job) + "\n")
+        paths = {name: str(Path(folder, name)) for name in ("stdin", "stdout", "stderr")}
+        Path(paths["stdin"]).write_text(stdin or "")
+        job = {"argv": [str(word) for word in words], "env": env, "num_ranks": num_ranks, "port": free_port()}
+        server.stdin.write(json.dumps({**job, "cwd": str(cwd), **paths}) + "\n")
         server.stdin.flush()
         code = int(server.stdout.readline())
-        texts = {name: Path(path).read_text() for name, path in paths.items()}
+        texts = {name: Path(paths[name]).read_text() for name in ("stdout", "stderr")}
     return Done(code, texts["stdout"], texts["stderr"])
 
 
