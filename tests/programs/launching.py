@@ -36,6 +36,7 @@ def launcher(name: str) -> list[object]:
 def training_flags(store: Path | str, run_dir: Path, *flags: object) -> list[object]:
     common = ["--dataset", store, "--output_dir", run_dir, "--global_batch_tokens", BLOCKS_PER_STEP * BLOCK_LENGTH]
     common += ["--report", "false"]  # its process takes 2 s at the end of a run of 1 s
+    common += ["--per_device_eval_batch_size", 8]  # one by one, the 96 blocks take a third of a run of six steps
     return [*TINY_RUN, *common, "--max_steps", NUM_STEPS, "--per_device_train_batch_size", 2, *flags]
 
 
@@ -60,14 +61,18 @@ def try_to_train(
     if name == "fork":
         return run_forked(sys.executable, *words, env=environment)
     if name.endswith(("rank", "ranks")):
-        return _run_preloaded(words, environment, num_ranks=int(name.split()[0]))
+        return run_preloaded(int(name.split()[0]), words, environment)
     return run(*launcher(name), *words, env=environment)
 
 
+# What is read while libraries are loaded: a process that has loaded them cannot take it over.
+READ_AT_IMPORT = ("LD_PRELOAD", "TORCH_LOGS")
+
+
 @cache
-def preloaded() -> subprocess.Popen:
+def preloaded(variables: frozenset[tuple[str, str]]) -> subprocess.Popen:
     """The process that has everything imported; it ends with this one, whose end closes its input."""
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": SEARCH_PATH}
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": SEARCH_PATH, **dict(variables)}
     script = PROJECT_DIR / "tests/programs/drivers/preloaded.py"
     return subprocess.Popen(
         [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=PROJECT_DIR
@@ -79,9 +84,9 @@ def run_forked(
 ) -> Done:
     """Like `run`, in a fork of the preloaded process: for programs that import torch, whose start proves nothing more.
 
-    What libraries read when they are imported, as the address of the Hub, cannot be set in `env`.
+    What libraries read when they are imported, such as the address of the Hub, cannot be set in `env`.
     """
-    return _run_preloaded(words[1:], env or {}, cwd=cwd, stdin=stdin)
+    return run_preloaded(0, words[1:], env or {}, cwd=cwd, stdin=stdin)
 
 
 def run_forked_fine(*words: object, **options: Any) -> Done:
@@ -91,15 +96,16 @@ def run_forked_fine(*words: object, **options: Any) -> Done:
     return done
 
 
-def _run_preloaded(
+def run_preloaded(
+    num_ranks: int,
     words: Sequence[object],
     env: dict[str, str],
     *,
-    num_ranks: int = 0,
     cwd: Path = PROJECT_DIR,
     stdin: str | None = None,
 ) -> Done:
-    server = preloaded()
+    """A program and its arguments in ranks as torchrun starts them, or in a process without a launcher, of 0 ranks."""
+    server = preloaded(frozenset((name, env[name]) for name in READ_AT_IMPORT if name in env))
     assert server.stdin is not None
     assert server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
