@@ -136,6 +136,13 @@ def python(script: str, *words: object) -> list[object]:
     return [sys.executable, PROJECT_DIR / script, *words]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Let torch compute in one thread: other tests use the other cores, and tiny matrices are slower in several."""
+    if "torch" in sys.modules:  # some of the selected tests import it
+        sys.modules["torch"].set_num_threads(1)
+
+
 @pytest.fixture
 def hub() -> Iterator[LocalHub]:
     """A Hub of this machine."""

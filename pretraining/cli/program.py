@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import io
 import logging
 import os
@@ -36,6 +37,21 @@ def renaming_flag(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(*(problem.replace("--data_files", name) for problem in error.problems)) from None
+
+
+@contextlib.contextmanager
+def importing_libraries() -> Iterator[None]:
+    """Import large libraries without garbage collections, and leave what they made out of all later ones.
+
+    None of it is garbage, but each collection visits all of it: on a CPU, 1.2 s of the 6.3 s that the imports of a
+    training process took, and 0.4 s of each full collection of a run.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import deepspeed.ops
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime import compiler
 from torch import Tensor
 
 COUNTS = ("global_steps", "global_samples", "skipped_steps")
@@ -17,6 +18,19 @@ COUNTS = ("global_steps", "global_samples", "skipped_steps")
 def disable_shm_op() -> None:
     """Disable a C++ op for inference, which would be compiled for a minute, or fail without a compiler."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def import_muon_without_compiler() -> None:
+    """Import DeepSpeed's Muon, which ZeRO-3 looks for and no run has, without the compiler of its decorators.
+
+    Those would import it at each start, for 1.1 s on a CPU (runtime/zero/muon/original_muon.py).
+    """
+    compile_function = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = compile_function
 
 
 def parameter_shapes(engine: DeepSpeedEngine) -> list[Mapping[str, torch.Size]]:

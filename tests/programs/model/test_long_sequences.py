@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT_DIR, TINY_MODEL, assert_one_error, python, run_fine
-from tests.programs.launching import NUM_STEPS, figures, free_port, records, train, try_to_train
+from tests.programs.launching import NUM_STEPS, figures, records, run_preloaded, train, try_to_train
 from tests.rounding import FP32_ROUNDOFF, assert_same_training, loss_rounding
 
 pytestmark = pytest.mark.launch
@@ -104,8 +104,8 @@ def test_attention_of_a_group_is_that_of_one_process() -> None:
     over where they cancel. transformers' norms compute in fp32 all the same, where a last bit may turn: 16 of those.
     """
     script = PROJECT_DIR / "tests/programs/drivers/sequence_parallel_model.py"
-    torchrun = ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    done = run_fine(*torchrun, script, env={"PYTHONPATH": str(PROJECT_DIR)})
+    done = run_preloaded(2, [script], {})
+    assert done.returncode == 0, done.output
     results = [line.split() for line in done.stdout.splitlines() if "difference=" in line]
     assert [words[0] for words in results] == ["within_documents=False", "within_documents=True"]
     assert results[0][1] != results[1][1], "documents were not kept apart"

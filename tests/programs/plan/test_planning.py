@@ -6,7 +6,7 @@ import pytest
 
 from pretraining.system.host import available_host_bytes
 from tests.conftest import PROJECT_DIR, TINY_RUN, assert_one_error, python, run
-from tests.programs.launching import figures, train, try_to_train
+from tests.programs.launching import figures, run_forked, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -25,7 +25,7 @@ def test_a_plan_needs_neither_gpu_nor_data_nor_launcher_and_leaves_nothing(tmp_p
 def test_a_plan_that_does_not_fit_ends_with_an_error_after_its_table(tmp_path: Path) -> None:
     config = ["--deepspeed", PROJECT_DIR / "ds_config.json"]
     words = [*config, "--dry_run", "--gpu_type", "a100_80gb", "--host_memory", "512GB"]
-    done = run(*python("pretrain.py", *words), cwd=tmp_path)
+    done = run_forked(*python("pretrain.py", *words), cwd=tmp_path)
     assert_one_error(done, "--model llama2_7b: does not fit 1 x a100_80gb", "80.0 GB")
     assert "what fits" in done.stdout
     assert "--deepspeed ds_config_offload_optimizer.json" in done.stdout
@@ -35,7 +35,7 @@ def test_a_plan_that_does_not_fit_ends_with_an_error_after_its_table(tmp_path: P
 def test_a_plan_with_blocks_knows_its_steps(sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = [*TINY_RUN, "--dataset", sample_store, "--output_dir", run_dir, "--global_batch_tokens", 512]
-    done = run(*python("pretrain.py", *words, "--dry_run", "--gpu_type", "rtx_4090"))
+    done = run_forked(*python("pretrain.py", *words, "--dry_run", "--gpu_type", "rtx_4090"))
     assert done.returncode == 0, done.output
     assert "no blocks" not in done.stdout
     assert "not known" not in done.stdout

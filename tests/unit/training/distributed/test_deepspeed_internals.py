@@ -1,6 +1,7 @@
 """The installed DeepSpeed still has every private part that this suite uses."""
 
 import inspect
+import sys
 from importlib.metadata import version
 
 import deepspeed.ops
@@ -10,6 +11,7 @@ from deepspeed.runtime.zero import partition_parameters
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
 from pretraining.training.distributed import deepspeed_internals
+from tests.conftest import run_fine
 
 
 def test_the_review_was_of_the_installed_version() -> None:
@@ -34,3 +36,18 @@ def test_attributes_that_are_set_while_it_runs() -> None:
         assert f"self.{name}" in engine
     assert ".ds_tensor = " in inspect.getsource(partition_parameters)
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+
+
+def test_muon_is_imported_without_the_compiler() -> None:
+    """In a process of its own, since another test may have imported either."""
+    code = """
+import sys
+from deepspeed.runtime import compiler
+from pretraining.training.distributed.deepspeed_internals import import_muon_without_compiler
+found = compiler.compile
+import_muon_without_compiler()
+assert compiler.compile is found
+assert "deepspeed.runtime.zero.muon.original_muon" in sys.modules
+assert "torch._inductor" not in sys.modules
+"""
+    run_fine(sys.executable, "-c", code)
