@@ -14,7 +14,7 @@ WINDOW_TOKENS, BATCH_TOKENS = 100, 256
 
 @pytest.mark.guarantee("On a GPU, documents of any lengths are evaluated in few shapes, with the same result.")
 def test_padded_for_a_gpu_few_shapes_occur_and_the_sums_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts of 2 to 100 tokens make 25 shapes without padding; a whole window is no multiple, so it is a shape of its own."""
+    """25 shapes without padding; a whole window is not a multiple, so it is a shape of its own."""
     shapes: list[tuple[torch.Size, torch.Size]] = []
     attend = functional.scaled_dot_product_attention
 
