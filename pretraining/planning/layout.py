@@ -59,7 +59,7 @@ class TrainingLayout:
     optimizer_on_disk: bool = False  # offloaded to NVMe rather than to host memory
     parameters_on_disk: bool = False
     sequence_parallel_size: int = 1
-    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "documents"] = "sdpa"
     masks_documents: bool = False
     checkpoint_every: int | None = None  # one of this many layers keeps nothing but its input
     offload_checkpoints: bool = False

@@ -30,6 +30,7 @@ from pretraining.training.distributed.process_group import has_gpu
 from pretraining.training.metrics.throughput import StepWork, ThroughputMeter
 from pretraining.training.model.build import build_model
 from pretraining.training.model.compile import compile_layers, set_zero_leaf_layers
+from pretraining.training.model.document_attention import DOCUMENTS, use_document_attention
 from pretraining.training.model.fp8 import convert_to_fp8
 from pretraining.training.model.sequence_parallel import join_sequence_group, share_attention
 from pretraining.training.model.tiling import tile_layers, tile_loss
@@ -142,10 +143,11 @@ def make_model(run: RunConfig, *, seed: int) -> PreTrainedModel:
         tile_loss(model, num_tiles=flags.loss_tiles)
     if flags.mlp_tiles is not None:
         tile_layers(model, num_tiles=flags.mlp_tiles)
+    if run.layout.attention == DOCUMENTS:
+        use_document_attention(model)
     if share > 1:
         group = join_sequence_group(share, timeout_seconds=run.arguments.trainer["ddp_timeout"])
-        within_documents = run.arguments.data.document_masking
-        share_attention(flags.attention_implementation, group, within_documents=within_documents)
+        share_attention(run.layout.attention, group)
     if flags.fp8:
         convert_to_fp8(model)
     if flags.compile_layers:

@@ -89,3 +89,15 @@ def test_the_exported_model_continues_a_text(sample_store: Path, tmp_path: Path)
     env = {"DS_ACCELERATOR": "cuda" if HAS_GPU else "cpu"}
     words = ["--model", tmp_path / "run", "--prompt", "The council", "--max_new_tokens", 8, "--greedy"]
     assert run_fine(*python("generate.py", *words), env=env).stdout.startswith("The council")
+
+
+@pytest.mark.guarantee("On a GPU (not yet run on one): masked documents train the same with and without a mask.")
+def test_masked_documents_train_the_same_with_and_without_a_mask(sample_store: Path, tmp_path: Path) -> None:
+    """sdpa takes the kernel of documents there, eager attention the mask."""
+    words = ["--dataset", sample_store, "--block_length", 64, "--global_batch_tokens", 512, "--document_masking"]
+    words += ["--model_overrides", *WIDE]
+    for attention in ("sdpa", "eager"):
+        on_the_gpu(tmp_path / attention, *words, *UNSAVED, "--attention_implementation", attention)
+    ours, theirs = (np.array(figures(tmp_path / attention)) for attention in ("sdpa", "eager"))
+    np.testing.assert_allclose(ours[0, 0], theirs[0, 0], rtol=1e-3)
+    np.testing.assert_allclose(ours[:, 0], theirs[:, 0], rtol=2e-2)

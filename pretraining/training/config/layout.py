@@ -20,6 +20,7 @@ from pretraining.system.launchers import num_local_processes, num_processes
 from pretraining.training.config.trainer_arguments import Precision
 from pretraining.training.distributed.process_group import has_gpu, smallest_gpu_bytes
 from pretraining.training.model.compile import Compilation, choose_compilation
+from pretraining.training.model.document_attention import choose_attention
 
 
 def this_machine() -> MachineSpec:
@@ -145,7 +146,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         optimizer_on_disk=offloads(ds_config, "optimizer", to="nvme"),
         parameters_on_disk=offloads(ds_config, "param", to="nvme"),
         sequence_parallel_size=flags.sequence_parallel_size,
-        attention=flags.attention_implementation,
+        attention=choose_attention(arguments, setup.config, precision, on_gpu=setup.machine.has_gpu),
         masks_documents=arguments.data.document_masking,
         checkpoint_every=None if checkpointing is None else checkpointing.get("every_n_layers", 1),
         offload_checkpoints=bool(checkpointing and checkpointing.get("offload")),

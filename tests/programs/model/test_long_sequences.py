@@ -71,6 +71,14 @@ def test_processes_that_share_blocks_train_like_one(shared_run: Path, one_proces
     assert_same_run(shared_run, one_process)
 
 
+def test_masked_documents_of_shared_blocks_train_like_those_of_one(padded_store: Path, tmp_path: Path) -> None:
+    """One process makes a mask; two attend document by document, to whole ones of which each has a part."""
+    flags = ["--document_masking", "--save_strategy", "no", "--eval_steps", 3]
+    train("1 rank", padded_store, tmp_path / "one", *flags)
+    train("2 ranks", padded_store, tmp_path / "two", *SHARED, *flags)
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
 def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(
     shared_run: Path, padded_store: Path, tmp_path: Path
 ) -> None:
