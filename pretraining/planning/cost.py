@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.cli.arguments.run import PlanArguments
 from pretraining.planning.flops import flops_per_token, num_parameters
-from pretraining.planning.layout import TrainingLayout
+from pretraining.planning.global_batch import GlobalBatch
+from pretraining.planning.layout import HALF_TYPES, TrainingLayout
 from pretraining.planning.model_states import model_states
+from pretraining.planning.speed import tokens_per_second_per_gpu
 from pretraining.system.gpus import GpuType
 
 BILLION = 10**9
@@ -59,9 +61,9 @@ def disk_usage(arguments: PretrainArguments, layout: TrainingLayout, *, num_toke
 
 @dataclass(frozen=True)
 class Costs:
-    """Time, energy and price of a number of tokens on GPUs of one type at an MFU."""
+    """Time, energy and price of a number of tokens on GPUs of one type at one speed."""
 
-    mfu: float
+    tokens_per_second_per_gpu: float
     flops_per_token: float
     peak_flops_per_second: float
     num_tokens: int
@@ -71,13 +73,13 @@ class Costs:
     price_per_gpu_hour: float | None
 
     @property
-    def tokens_per_second_per_gpu(self) -> float:
-        """Speed at the MFU."""
-        return self.mfu * self.peak_flops_per_second / self.flops_per_token
+    def mfu(self) -> float:
+        """Share of the peak, recomputation not counted."""
+        return self.tokens_per_second_per_gpu * self.flops_per_token / self.peak_flops_per_second
 
     def at_speed(self, tokens_per_second_per_gpu: float) -> "Costs":
         """Return the costs of the same run at a measured speed."""
-        return replace(self, mfu=tokens_per_second_per_gpu * self.flops_per_token / self.peak_flops_per_second)
+        return replace(self, tokens_per_second_per_gpu=tokens_per_second_per_gpu)
 
     @property
     def gpu_hours(self) -> float:
@@ -101,13 +103,21 @@ class Costs:
 
 
 def plan_costs(
-    flags: PlanArguments, layout: TrainingLayout, gpu_type: GpuType | None, *, num_tokens: int | None
+    flags: PlanArguments,
+    layout: TrainingLayout,
+    batch: GlobalBatch,
+    gpu_type: GpuType | None,
+    *,
+    num_tokens: int | None,
 ) -> Costs | None:
-    """Estimate the costs at --assumed_mfu, of a billion tokens if their number is unknown; None for unlisted GPUs."""
-    if gpu_type is None:
+    """Estimate the costs at --assumed_mfu, of a billion tokens if their number is unknown.
+
+    None for unlisted GPUs, and in fp32, which the peaks of the list are not of.
+    """
+    if gpu_type is None or layout.precision not in HALF_TYPES:
         return None
     return Costs(
-        mfu=flags.assumed_mfu,
+        tokens_per_second_per_gpu=tokens_per_second_per_gpu(layout, batch, gpu_type, mfu=flags.assumed_mfu),
         flops_per_token=flops_per_token(layout.shape, block_length=layout.block_length),
         peak_flops_per_second=gpu_type.peak_flops_per_second,
         num_tokens=BILLION if num_tokens is None else num_tokens,

@@ -17,9 +17,14 @@ FP64_BYTES = 8
 NORM_CHUNK = 250_000_000  # weights of an offloaded gradient whose norm is computed at a time (stage3.py)
 BF16_ADAMW_CHUNK = 1 << 25  # weights that --optim adamw_bf16 has in fp32 at a time, three times
 MUON_COPIES = 6  # of the largest matrix in bf16: whole, sent, received, and three of Newton-Schulz iteration
-CONTEXT_BYTES = 1_500_000_000  # assumed: CUDA context, cuBLAS workspaces, NCCL buffers
+# Assumed: a CUDA context with the loaded kernels takes 0.5 to 0.8 GB, workspaces of cuBLAS and cuDNN the rest.
+CONTEXT_BYTES = 1_500_000_000
+# Assumed, of several GPUs: DeepSpeed clones the group of all processes (utils/groups.py), so there are two communicators
+# of up to 32 channels, each with 4 MiB and the buffers of two small protocols for either neighbor.
+NCCL_BYTES = 1_000_000_000
 FRAGMENTATION = 0.03  # assumed, of the allocator's memory
 PROCESS_BYTES = 1_000_000_000  # assumed, of a process in host memory: 0.5 GB of libraries, and their allocations
+CUDA_PROCESS_BYTES = 3_000_000_000  # the same with CUDA's libraries and pinned buffers: 2.5 to 4 GB
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,11 @@ class Footprint:
 def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
     """Count the parts of a run on GPUs, or, without GPUs, in host memory alone."""
     on_gpu = [part for part in _gpu_parts(layout) if part.num_bytes]
-    on_host = [part for part in _host_parts(layout) if part.num_bytes]
+    on_host = [_processes(layout, has_gpu=has_gpu), *(part for part in _host_parts(layout) if part.num_bytes)]
     counted = Footprint(tuple(on_gpu), ())
     if has_gpu:
-        on_gpu.append(Part("CUDA context, NCCL (assumed)", CONTEXT_BYTES, is_assumed=True))
+        context = CONTEXT_BYTES + (NCCL_BYTES if layout.num_processes > 1 else 0)
+        on_gpu.append(Part("CUDA context, NCCL (assumed)", context, is_assumed=True))
         on_gpu.append(Part("fragmentation (assumed)", int(FRAGMENTATION * counted.gpu_bytes), is_assumed=True))
         on_host.append(Part("weights, at start and export", num_parameters(layout.shape) * layout.weight_bytes))
         return Footprint(tuple(on_gpu), tuple(on_host))
@@ -103,9 +109,13 @@ def _gpu_parts(layout: TrainingLayout) -> Iterator[Part]:
     yield Part("casts of the step", _step_bytes(layout), (step,))
 
 
+def _processes(layout: TrainingLayout, *, has_gpu: bool) -> Part:
+    each = CUDA_PROCESS_BYTES if has_gpu else PROCESS_BYTES
+    return Part("processes (assumed)", each * layout.num_local_processes, is_assumed=True)
+
+
 def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
     states, local = model_states(layout), layout.num_local_processes
-    yield Part("processes (assumed)", PROCESS_BYTES * local, is_assumed=True)
     if layout.offload_parameters and not layout.parameters_on_disk:
         # Once a parameter at a time while the model is built, which torch's pinned pool keeps; and once flat.
         yield Part("weights", states.weights * local)

@@ -1,14 +1,15 @@
 """The plan of a run as a table for the terminal, at most 79 columns wide."""
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pretraining.planning.cost import Costs, DiskUsage
 from pretraining.planning.flops import num_parameters
 from pretraining.planning.footprint import PHASES, Footprint, Part, footprint
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.layout import MachineSpec, TrainingLayout
+from pretraining.planning.layout import USABLE_SHARE, MachineSpec, TrainingLayout
+from pretraining.planning.speed import host_traffic
 from pretraining.planning.suggestions import Suggestion
 
 NAME_WIDTH, VALUE_WIDTH, LINE_WIDTH = 30, 18, 79
@@ -41,9 +42,9 @@ def plan_table(run: PlannedRun, suggestions: list[Suggestion], *, problems: list
     lines += ["", "run", *_run_lines(run)]
     if run.machine.has_gpu:
         lines += ["", *_gpu_lines(needed, run.machine)]
-    lines += ["", *_host_lines(needed, run.machine)]
+    lines += ["", *_host_lines(needed, run.machine), *_offload_lines(run)]
     lines += ["", "disk", *_disk_lines(run.disk)]
-    lines += ["", *_cost_lines(run.costs, has_gpu=run.machine.has_gpu)]
+    lines += ["", *_cost_lines(run)]
     lines += ["", *_verdict_lines(problems, suggestions, is_certain=is_certain)]
     return "\n".join(lines) + "\n"
 
@@ -66,7 +67,22 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
 def _gpu_lines(needed: Footprint, machine: MachineSpec) -> Iterator[str]:
     yield _heading("memory of each GPU", "GB")
     yield from _part_lines(needed.on_gpu)
-    yield _line("peak", _gb(needed.gpu_bytes), f"of {(machine.gpu_bytes or 0) / 1e9:,.1f}, {needed.peak_phase}")
+    yield _line("peak", _gb(needed.gpu_bytes), needed.peak_phase)
+    yield _line("usable", _gb(machine.usable_gpu_bytes), f"{USABLE_SHARE:.0%} of {(machine.gpu_bytes or 0) / 1e9:,.1f}")
+
+
+def _offload_lines(run: PlannedRun) -> Iterator[str]:
+    """What goes over the PCI Express of one GPU; nothing without an offloaded optimizer."""
+    traffic, num_micro_steps = host_traffic(run.layout), run.batch.gradient_accumulation_steps
+    if not (run.layout.offload_optimizer and run.machine.has_gpu):
+        return
+    yield ""
+    yield _heading("copied from and to host memory", "GB")
+    yield _line("gradient sums", _gb(traffic.sums), "per micro step, both ways")
+    if traffic.weights:
+        yield _line("weights", _gb(traffic.weights), "per micro step")
+    yield _line("once per step", _gb(traffic.step), "gradients, weights")
+    yield _line("a step", _gb(traffic.per_step(num_micro_steps)), f"{num_micro_steps:,} micro steps")
 
 
 def _host_lines(needed: Footprint, machine: MachineSpec) -> Iterator[str]:
@@ -93,12 +109,14 @@ def _disk_lines(disk: DiskUsage) -> Iterator[str]:
         yield _line("exported models", f"{_gb(disk.exports_bytes)} GB", f"{disk.num_exports:,}")
 
 
-def _cost_lines(costs: Costs | None, *, has_gpu: bool) -> Iterator[str]:
+def _cost_lines(run: PlannedRun) -> Iterator[str]:
+    costs, gpu_type = run.costs, run.machine.gpu_type
     if costs is None:
-        yield f"time: not known, {'this GPU is not listed' if has_gpu else 'use --gpu_type'}"
+        reason = "this GPU is not listed" if run.machine.has_gpu else "use --gpu_type"
+        yield f"time: not known, {reason if gpu_type is None else 'the listed peak is not that of fp32'}"
         return
-    yield f"time, assumed MFU of {costs.mfu:.1%}" + ("" if costs.tokens_are_known else ", for 10^9 tokens")
-    yield _line("tokens/s/GPU", f"{costs.tokens_per_second_per_gpu:,.0f}")
+    yield "time, from --assumed_mfu and published bandwidths" + ("" if costs.tokens_are_known else ", for 10^9 tokens")
+    yield _line("tokens/s/GPU", f"{costs.tokens_per_second_per_gpu:,.0f}", f"MFU {costs.mfu:.1%}")
     yield _line("hours", f"{costs.hours:,.1f}", f"{costs.hours / 24:,.1f} days")
     yield _line("GPU hours", f"{costs.gpu_hours:,.0f}")
     yield _line("energy of the GPUs, at most", f"{costs.kilowatt_hours:,.0f} kWh", f"{costs.board_watts} W each")
@@ -115,8 +133,15 @@ def _verdict_lines(problems: list[str], suggestions: list[Suggestion], *, is_cer
     fitting = "what fits, cheapest change first (add one line; --num_gpus goes to deepspeed):"
     yield fitting if suggestions else "no change of flags fits"
     for suggestion in suggestions:
-        yield f"  {' '.join(suggestion.flags)}"
+        yield from _command_lines(suggestion.flags)
         yield f"      {suggestion.needs}"
+
+
+def _command_lines(flags: Sequence[str]) -> Iterator[str]:
+    """Flags in lines that a shell joins."""
+    lines = textwrap.wrap(" ".join(flags), LINE_WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+    yield from (f"  {line} \\" for line in lines[:-1])
+    yield f"  {lines[-1]}"
 
 
 def _heading(name: str, value: str) -> str:

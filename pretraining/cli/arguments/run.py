@@ -63,7 +63,7 @@ class OptimizationArguments:
     )
     weight_decay_on_norms: bool = flag(False, "apply weight decay to norms and biases, too")
     grad_accum_dtype: Literal["auto", "fp32", "bf16"] = flag(
-        "auto", "gradient accumulation dtype; auto: fp32 unless that does not fit the GPUs"
+        "auto", "gradient accumulation dtype; auto: fp32, but bf16 if only that fits or the optimizer is offloaded"
     )
     on_spike: Literal["warn", "rollback"] = flag(
         "warn", "rollback: reload the last checkpoint and skip the blocks of a loss spike, or of a NaN in the weights"
@@ -126,7 +126,7 @@ class PlanArguments:
     num_gpus: int | None = flag(None, "GPUs to plan for; none: those of this machine")
     gpu_type: str | None = flag(None, "GPU to plan for, e.g. h200, h100, a100_40gb or rtx_4090")
     host_memory: str | None = flag(None, "host memory to plan for, e.g. 512GB or 1TB")
-    assumed_mfu: float = flag(0.4, "MFU from which time and energy are estimated until it is measured")
+    assumed_mfu: float = flag(0.4, "share of the peak that a GPU reaches while it computes, for the estimates of time and energy")
     price_per_gpu_hour: float | None = flag(None, "price of a GPU per hour, in any currency")
     force: bool = flag(False, "start even if the run is predicted not to fit")
 

@@ -14,7 +14,7 @@ from pretraining.planning.fit import GradientType, choose_gradient_type, resolve
 from pretraining.planning.flops import flops_per_token
 from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
 from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout, ZeroSettings
-from pretraining.system.gpus import find_gpu_type, gpu_type_of
+from pretraining.system.gpus import find_gpu_type, full_gpu_name, gpu_type_of
 from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
 from pretraining.training.config.trainer_arguments import Precision
@@ -54,7 +54,7 @@ def planned_machine(flags: PlanArguments) -> MachineSpec:
     if flags.gpu_type is None:
         return replace(machine, host_bytes=flags.host_bytes or here.host_bytes)
     gpu_type = find_gpu_type(flags.gpu_type)
-    name = f"{num_gpus} x {flags.gpu_type}"
+    name = f"{num_gpus} x {full_gpu_name(flags.gpu_type)}"
     return replace(machine, name=name, gpu_bytes=gpu_type.memory_bytes, gpu_type=gpu_type, host_bytes=flags.host_bytes)
 
 
@@ -123,7 +123,8 @@ def resolve_layout(
     gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, setup.machine)
     settings = resolved_settings(batch, precision, gradient_type)
     agree_with_flags(setup.ds_config, settings, arguments.trainer["deepspeed"])
-    return ResolvedLayout(arguments, compilation, gradient_type, replace(layout, grad_accum_dtype=gradient_type.name))
+    layout = replace(layout, grad_accum_dtype=gradient_type.name)
+    return ResolvedLayout(arguments, compilation, gradient_type, layout)
 
 
 def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) -> TrainingLayout:
@@ -154,6 +155,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         mlp_tiles=flags.mlp_tiles,
         compiles_layers=bool(flags.compile_layers),
         computes_in_fp8=flags.fp8,
+        keeps_fp32_sums=arguments.optimization.grad_accum_dtype == "fp32",
     )
 
 

@@ -10,10 +10,11 @@ from pretraining.data.mixture import Mixture, load_mixture, read_dataset_texts
 from pretraining.data.store.manifest import MANIFEST_NAME
 from pretraining.errors import UserError
 from pretraining.planning.cost import disk_usage, plan_costs
-from pretraining.planning.fit import problems
+from pretraining.planning.fit import certainly_fails, problems
 from pretraining.planning.layout import MachineSpec
-from pretraining.planning.suggestions import find_suggestions
+from pretraining.planning.suggestions import best_offload, find_suggestions
 from pretraining.planning.table import PlannedRun, plan_table
+from pretraining.system.gpus import full_gpu_name
 from pretraining.system.launchers import process_rank
 from pretraining.training.config.layout import ResolvedLayout, Setup, planned_machine, resolve_layout, resolve_setup
 from pretraining.training.config.resume import ResumePoint
@@ -31,7 +32,7 @@ def print_plan(arguments: PretrainArguments) -> None:
     """
     run = make_plan(arguments, planned_machine(arguments.plan), local_mixture(arguments))
     needs = problems(run.footprint, run.machine)
-    is_certain = bool(problems(run.footprint.counted, run.machine))
+    is_certain = certainly_fails(run.footprint, run.machine)
     suggestions = find_suggestions(run.layout, run.machine, run.batch) if needs else []
     if process_rank() == 0:
         sys.stdout.write(plan_table(run, suggestions, problems=needs, is_certain=is_certain))
@@ -52,7 +53,8 @@ def make_plan(arguments: PretrainArguments, machine: MachineSpec, mixture: Mixtu
     config = load_model_config(_with_vocabulary(arguments).model, origin)
     block_length = origin.block_length if origin is not None else arguments.data.block_length
     setup = resolve_setup(arguments, config, machine, block_length=block_length or config.max_position_embeddings)
-    precision = choose_precision(arguments.trainer, has_gpu=machine.has_gpu, here=arguments.plan.gpu_type is None)
+    has_bf16 = None if arguments.plan.gpu_type is None or machine.gpu_type is None else machine.gpu_type.has_bf16
+    precision = choose_precision(arguments.trainer, has_gpu=machine.has_gpu, has_bf16=has_bf16)
     num_blocks = None if mixture is None else sum(mixture.num_blocks("train"))
     num_steps = resolve_num_steps(arguments, setup.batch, num_blocks, ResumePoint())
     resolved = resolve_layout(arguments, setup, num_steps=num_steps, precision=precision)
@@ -66,7 +68,7 @@ def make_plan(arguments: PretrainArguments, machine: MachineSpec, mixture: Mixtu
         machine=machine,
         batch=setup.batch,
         num_steps=num_steps,
-        costs=plan_costs(arguments.plan, resolved.layout, machine.gpu_type, num_tokens=num_tokens),
+        costs=plan_costs(arguments.plan, resolved.layout, setup.batch, machine.gpu_type, num_tokens=num_tokens),
         disk=disk_usage(arguments, resolved.layout, num_tokens=num_tokens),
     )
 
@@ -87,8 +89,17 @@ def _notes(setup: Setup, resolved: ResolvedLayout, *, has_blocks: bool) -> Itera
     yield f"gradients are accumulated in {resolved.gradient_type.name}: {resolved.gradient_type.reason}"
     if layout.optimizer_on_disk or layout.parameters_on_disk:
         yield "what is offloaded to disk (nvme) and its buffers in host memory are not counted"
-    if layout.offload_optimizer:
-        yield "offloading takes more time than estimated here; --profile_plan measures it"
+    gpu_type, asked = setup.machine.gpu_type, arguments.plan.gpu_type
+    if asked is not None and full_gpu_name(asked) != asked:
+        yield f"--gpu_type {asked}: planned for {full_gpu_name(asked)}"
+    if gpu_type is not None and not gpu_type.has_bf16:
+        yield f"{gpu_type.driver_name} has no bf16: without --fp16 true it trains in fp32; its peak is that of fp16"
+    if layout.offload_optimizer and setup.machine.has_gpu:
+        larger = best_offload(layout, setup.machine, setup.batch)
+        yield (
+            "offload: what is copied per micro step is the same for any number of blocks; "
+            + (f"use {' '.join(larger.flags)} ({larger.needs})" if larger else "no more of them fit or divide the batch")
+        )
 
 
 def local_mixture(arguments: PretrainArguments) -> Mixture | None:

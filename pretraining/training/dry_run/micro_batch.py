@@ -19,7 +19,7 @@ from pathlib import Path
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
-from pretraining.planning.fit import problems
+from pretraining.planning.fit import certainly_fails, problems
 from pretraining.planning.footprint import footprint
 from pretraining.planning.layout import MachineSpec, TrainingLayout
 from pretraining.planning.suggestions import smaller_divisors
@@ -110,7 +110,8 @@ def candidates(layout: TrainingLayout, machine: MachineSpec, num_blocks: int) ->
     if machine.has_gpu:
         machine = replace(machine, host_bytes=None)
     needed = {size: footprint(replace(layout, micro_batch_blocks=size), has_gpu=machine.has_gpu) for size in sizes}
-    return [size for size in sizes if not problems(needed[size].counted if machine.has_gpu else needed[size], machine)]
+    is_too_large = certainly_fails if machine.has_gpu else problems
+    return [size for size in sizes if not is_too_large(needed[size], machine)]
 
 
 def _from_first_rank(find: Callable[[], int | None]) -> int | None:

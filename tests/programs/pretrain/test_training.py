@@ -15,8 +15,8 @@ from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, record
 from tests.rounding import assert_same_training, loss_rounding
 
 pytestmark = pytest.mark.launch
-# Launchers give a process different numbers of threads (torchrun 1, others its share of the cores), which add up in
-# another order. With one in each, every sum has one order, so that runs are equal.
+# Two processes have other numbers of threads than one, which add up in another order. With one thread in each, every
+# sum has one order, so that runs are equal.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 

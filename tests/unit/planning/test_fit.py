@@ -12,7 +12,7 @@ from pretraining.planning.fit import GradientType, choose_gradient_type, fits
 from pretraining.planning.footprint import CONTEXT_BYTES, footprint
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import MachineSpec
-from pretraining.planning.suggestions import check_fits, find_suggestions, smaller_divisors
+from pretraining.planning.suggestions import ENOUGH_TOKENS, best_offload, check_fits, find_suggestions, smaller_divisors
 from pretraining.planning.table import PlannedRun, plan_table
 from pretraining.system.gpus import find_gpu_type
 from pretraining.training.config.layout import planned_machine
@@ -49,14 +49,53 @@ def chosen(asked: str, *, precision: str = "bf16", gigabytes: float, num_gpus: i
 def test_gradients_are_added_up_in_fp32_unless_that_does_not_fit() -> None:
     assert chosen("auto", gigabytes=80, num_gpus=8).name == "fp32"
     assert chosen("auto", gigabytes=140).name == "fp32"
-    tight = chosen("auto", gigabytes=122)
+    tight = chosen("auto", gigabytes=127)
     assert tight.name == "bf16"
-    assert "fp32 would not fit the 122.0 GB of a GPU" in tight.reason
+    assert "fp32 would not fit the 121.9 GB of a GPU" in tight.reason
     assert chosen("auto", gigabytes=20).name == "fp32", "neither fits, so the smaller one is no suggestion"
     assert chosen("bf16", gigabytes=20).reason == "as asked for"
     assert chosen("bf16", precision="fp32", gigabytes=20).name == "fp32"
     with pytest.raises(UserError, match="--grad_accum_dtype bf16 --fp16"):
         chosen("bf16", precision="fp16", gigabytes=80)
+
+
+def test_the_benchmark_of_one_h200_sums_in_bf16_as_its_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """139.8 GiB are what a real H200 reports; 146.6 GB with fp32 sums are less, but leave nothing to the allocator."""
+    monkeypatch.chdir(PROJECT_DIR)
+    run = planned(["--recipe", "recipes/benchmark_llama2_7b.yaml", "--dry_run", "--gpu_type", "h200"])
+    h200 = machine("h200", memory=150_100_000_000)
+    full = replace(run.layout, grad_accum_dtype="fp32")
+    assert footprint(full).gpu_bytes < h200.gpu_bytes
+    assert not fits(full, h200)
+    assert choose_gradient_type("auto", full, h200).name == run.layout.grad_accum_dtype == "bf16"
+    assert fits(run.layout, h200)
+    assert fits(run.layout, run.machine), "as reported, and as the list of GPUs has it"
+    assert parse_pretrain_arguments("", ["--recipe", "recipes/benchmark_llama2_7b.yaml", "--dry_run"]).optimization == (
+        replace(parse_pretrain_arguments("", ["--dry_run"]).optimization, grad_accum_dtype="bf16")
+    )
+
+
+def test_an_offloaded_optimizer_sums_in_bf16_unless_fp32_is_asked_for() -> None:
+    """The sums go to the GPU and back in every micro step."""
+    layout, spec = replace(layout_of("llama2_7b"), offload_optimizer=True), machine("h200")
+    assert choose_gradient_type("auto", layout, spec).name == "bf16"
+    assert choose_gradient_type("fp32", layout, spec).name == "fp32"
+    assert choose_gradient_type("auto", replace(layout, precision="fp16"), spec).name == "fp32"
+    assert choose_gradient_type("auto", layout, replace(spec, gpu_bytes=None)).name == "fp32", "nothing is copied"
+
+
+def test_offloading_is_suggested_with_several_blocks_and_its_own_sums() -> None:
+    layout, spec = replace(layout_of("llama2_7b"), checkpoint_every=1), machine("h100", host=1e12)
+    (first, *_) = find_suggestions(layout, spec, batch())
+    assert first.flags == ("--deepspeed ds_config_offload_optimizer.json", "--per_device_train_batch_size 8")
+    assert first.layout.grad_accum_dtype == "bf16"
+    assert first.layout.num_tokens == ENOUGH_TOKENS
+    (first, *_) = find_suggestions(replace(layout, keeps_fp32_sums=True), spec, batch())
+    assert first.layout.grad_accum_dtype == "fp32"
+    given = GlobalBatch(4096, 1, 16, 1, follows_tokens=False)
+    (first, *_) = find_suggestions(layout, spec, given)
+    assert first.flags[1:] == ("--per_device_train_batch_size 8", "--gradient_accumulation_steps 2")
+    assert best_offload(first.layout, spec, replace(given, micro_batch_blocks=8)) is None
 
 
 @pytest.mark.parametrize(
@@ -65,8 +104,11 @@ def test_gradients_are_added_up_in_fp32_unless_that_does_not_fit() -> None:
         ("a100_80gb", 8, 16, "--per_device_train_batch_size 2"),
         ("h200", 2, 8, "--per_device_train_batch_size 2"),
         ("a100_80gb", 2, 1, "--activation_checkpointing"),
-        ("a100_80gb", 1, 1, "--deepspeed ds_config_offload_optimizer.json"),
-        ("rtx_4090", 1, 1, "--activation_checkpointing --deepspeed ds_config_offload_optimizer.json"),
+        ("a100_80gb", 1, 1, "--deepspeed ds_config_offload_optimizer.json --per_device_train_batch_size 2"),
+        (
+            *("rtx_4090", 1, 1),
+            "--activation_checkpointing --deepspeed ds_config_offload_optimizer.json --per_device_train_batch_size 2",
+        ),
     ],
 )
 def test_the_cheapest_change_comes_first_and_each_fits(kind: str, num_gpus: int, micro: int, first: str) -> None:
@@ -105,7 +147,7 @@ def test_a_run_that_does_not_fit_is_refused_in_one_line_and_forced_with_a_warnin
     layout, spec = layout_of("llama2_7b"), machine("a100_80gb", host=1e12)
     with pytest.raises(UserError, match="which has 80") as caught:
         check_fits(layout, spec, batch(), model="llama2_7b", force=False)
-    assert "on the GPU, which has 80.0 GB; what fits: --deepspeed ds_config_offload_opt" in str(caught.value)
+    assert "on the GPU, which has 80.8 GB for a run; what fits: --deepspeed ds_config_offload_opt" in str(caught.value)
     assert "\n" not in str(caught.value)
     check_fits(layout, spec, batch(), model="llama2_7b", force=True)
     assert "started all the same (--force)" in warned(caplog)[-1]
@@ -116,7 +158,7 @@ def test_what_is_assumed_refuses_nothing(caplog: pytest.LogCaptureFixture) -> No
     layout = replace(layout_of("llama2_7b"), checkpoint_every=1)
     needed = footprint(layout)
     assert needed.counted.gpu_bytes < needed.gpu_bytes - CONTEXT_BYTES
-    tight = machine("h200", host=1e12, memory=needed.counted.gpu_bytes)
+    tight = machine("h200", host=1e12, memory=needed.counted.gpu_bytes)  # the margin is among what is assumed
     assert not fits(layout, tight)
     check_fits(layout, tight, batch(), model="llama2_7b", force=False)
     assert "it starts, and may run out of memory; what fits: --" in warned(caplog)[-1]
@@ -126,10 +168,8 @@ def test_what_is_assumed_refuses_nothing(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_the_type_of_the_sums_does_not_depend_on_free_host_memory() -> None:
-    layout = replace(layout_of("llama2_7b"), checkpoint_every=1, offload_optimizer=True)
-    host = footprint(replace(layout, grad_accum_dtype="bf16")).host_bytes
-    assert footprint(layout).host_bytes > host
-    assert choose_gradient_type("auto", layout, machine("h200", host=host)).name == "fp32"
+    layout = replace(layout_of("llama2_7b"), checkpoint_every=1)
+    assert choose_gradient_type("auto", layout, machine("h200", host=1)).name == "fp32"
 
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (PROJECT_DIR / "recipes").glob("*llama[123_]*.yaml")))
@@ -169,6 +209,10 @@ def test_time_energy_and_price_follow_from_the_tokens(monkeypatch: pytest.Monkey
     measured = costs.at_speed(costs.tokens_per_second_per_gpu / 2)
     assert measured.mfu == pytest.approx(0.25)
     assert measured.price == pytest.approx(2 * costs.price)
+    recomputed = planned([*words, "--activation_checkpointing", "true"]).costs
+    assert recomputed is not None
+    assert recomputed.mfu == pytest.approx(0.5 * 3 / 4), "forward is computed twice, and counted once"
+    assert planned([*words, "--bf16", "false"]).costs is None, "the peaks are those of bf16"
 
 
 def test_more_gpus_than_a_machine_has_are_said_to_be_on_several() -> None:

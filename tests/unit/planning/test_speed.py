@@ -1,0 +1,59 @@
+"""Bytes over PCI Express, and the speed that follows."""
+
+from dataclasses import replace
+
+import pytest
+
+from pretraining.planning.global_batch import GlobalBatch
+from pretraining.planning.layout import TrainingLayout
+from pretraining.planning.speed import host_traffic, recomputed_share, sent_bytes, tokens_per_second_per_gpu
+from pretraining.system.gpus import find_gpu_type
+from tests.unit.planning.layouts import layout_of
+
+P = 6_738_415_616
+
+
+def speed(layout: TrainingLayout, *, micro: int = 1, kind: str = "h100") -> float:
+    number = layout.num_processes
+    batch = GlobalBatch(4096, micro, 1024 // micro // number, number)
+    layout = replace(layout, micro_batch_blocks=micro)
+    return tokens_per_second_per_gpu(layout, batch, find_gpu_type(kind), mfu=0.4)
+
+
+def test_offloaded_sums_cross_twice_per_micro_step() -> None:
+    """Four times the 13.5 GB of one copy in bf16, if they are in fp32."""
+    assert host_traffic(layout_of("llama2_7b")).per_step(8) == 0
+    fp32 = replace(layout_of("llama2_7b"), offload_optimizer=True)
+    bf16 = replace(fp32, grad_accum_dtype="bf16")
+    assert (host_traffic(fp32).sums, host_traffic(bf16).sums) == (8 * P, 4 * P)
+    # Once per step: the gradients in fp32 to the host, the weights in bf16 back.
+    assert host_traffic(bf16).step == 6 * P
+    assert host_traffic(bf16).per_step(32) == 32 * 4 * P + 6 * P
+    both = replace(bf16, offload_parameters=True)
+    assert (host_traffic(both).weights, host_traffic(both).step) == (4 * P, 4 * P)
+    two = replace(bf16, num_processes=2, num_local_processes=2)
+    assert host_traffic(two).sums == pytest.approx(2 * P, rel=1e-4), "each GPU has its own link"
+
+
+def test_what_gpus_send_is_that_of_the_guide() -> None:
+    """docs/guides/multi-gpu.md: 20.2, 30.3 and 35.4 GB."""
+    sent = [sent_bytes(layout_of("llama2_7b", num_gpus=number)) / 1e9 for number in (1, 2, 4, 8)]
+    assert sent == pytest.approx([0, 20.2, 30.3, 35.4], abs=0.1)
+
+
+def test_recomputed_layers() -> None:
+    layout = layout_of("llama2_7b")
+    shares = [recomputed_share(replace(layout, checkpoint_every=every)) for every in (None, 1, 2, 5)]
+    assert shares == [0, 1, 1 / 2, 7 / 32]
+
+
+def test_more_blocks_pay_off_where_something_is_copied() -> None:
+    one = replace(layout_of("llama2_7b"), grad_accum_dtype="bf16", checkpoint_every=1)
+    assert speed(one) == speed(one, micro=8) == pytest.approx(989.4e12 * 0.4 * 3 / 4 / 46.09e9, rel=1e-3)
+    offloaded = replace(one, offload_optimizer=True)
+    assert speed(one) > speed(offloaded, micro=8) > 1.5 * speed(offloaded)
+    assert speed(offloaded) > speed(replace(offloaded, grad_accum_dtype="fp32"))
+    # Eight GPUs: NVLink hides behind the computation of 0.5 s (0.62 s on a PCIe card), PCI Express, 0.71 s, does not.
+    eight = layout_of("llama2_7b", num_gpus=8)
+    assert speed(eight) == speed(eight, micro=8)
+    assert speed(eight, micro=8, kind="h100_pcie") > 1.1 * speed(eight, kind="h100_pcie")
