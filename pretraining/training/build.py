@@ -18,6 +18,7 @@ from pretraining.training.callbacks.anomalies import AnomalyCallback
 from pretraining.training.callbacks.checkpoint_rotation import CheckpointRotation
 from pretraining.training.callbacks.export import ExportCallback
 from pretraining.training.callbacks.hub_push import HubPushCallback
+from pretraining.training.callbacks.profiler import Profiler
 from pretraining.training.callbacks.report import ReportCallback
 from pretraining.training.callbacks.samples import Prompt, SampleCallback, encode_prompts
 from pretraining.training.callbacks.timing import RunStart, RunSummary, StepTimer, make_cuda_event
@@ -47,6 +48,7 @@ ORDER: tuple[type[TrainerCallback], ...] = (
     CheckpointRotation,  # before all that asks for an evaluation or a save: it sets the Trainer's intervals
     AnomalyCallback,  # after the Trainer's own: a rollback cancels the log, evaluation and save that they asked for
     StepTimer,  # right after AnomalyCallback, which waits for the end of the step
+    Profiler,  # right after StepTimer: what others do at the end of a step is not in its trace
     ExportCallback,  # after AnomalyCallback, which may roll the step back
     SampleCallback,  # likewise; before the save of the step, so that a resumed run has its samples once
     MetricsLog,
@@ -121,6 +123,8 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
         RunSummary(trainer, metrics_log),
         ReportCallback(run),
     ]
+    if (profiled := run.arguments.observability.profiled_steps) is not None:
+        made.append(Profiler(trainer, profiled))
     if pushes is not None:
         made.append(pushes)
     if minutes:

@@ -79,7 +79,7 @@ def test_each_way_to_compute_trains_the_same(name: str, plain_run: Path, tmp_pat
 def test_memory_is_what_was_planned(flags: list[str], tmp_path: Path) -> None:
     said = on_the_gpu(tmp_path / "run", *flags, "--profile_plan")
     rows = {line[2:32].strip(): line[32:].split() for line in said.splitlines() if line.startswith("  ")}
-    planned, measured = (float(word.replace(",", "")) for word in rows["peak of a GPU's allocator, GB"])
+    planned, measured = (float(word.replace(",", "")) for word in rows["allocated at most per GPU, GB"])
     assert planned == pytest.approx(measured, rel=0.1)
 
 

@@ -114,6 +114,9 @@ def describe_checkpoint(checkpoint: Path, *, num_processes: int) -> str:
 def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path) -> None:
     """Load weights, optimizer, loss scale and counts; DeepSpeed does if the processes and their layout are the same.
 
+    The optimizer state of a run that rolls back is freed first: torch would hold it until the saved one is on the GPU,
+    which for 7B on one GPU is 54 GB twice.
+
     Raises:
         UserError: when only as many processes as saved it can resume, or a shard is not one of DeepSpeed's.
     """
@@ -121,11 +124,18 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path) -> None:
         shards = CheckpointShards(checkpoint)
         has_same_layout = _has_same_layout(shards, engine)
     if has_same_layout:
+        _free_optimizer_state(engine)
         set_checkpoint_engine(engine, UntrustedReader())
         engine.load_checkpoint(str(checkpoint), tag=shards.folder.name)  # not what its file `latest` names
         return
     shards.check_divisible(swaps=engine.zero_nvme_offload_optimizer())
+    _free_optimizer_state(engine)
     load_zero_state(engine, dist.get_rank(), _RankState(shards, engine).zero_state_dict(), shards.engine_state)
+
+
+def _free_optimizer_state(engine: DeepSpeedEngine) -> None:
+    engine.optimizer.optimizer.state.clear()
+    torch.cuda.empty_cache()  # does nothing without a GPU
 
 
 def reseed_for_world_size(checkpoint: Path, *, seed: int, process: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -169,6 +170,21 @@ def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
     assert figures(run_dir) == figures(reference_run)
     assert records(run_dir, "test_loss")[-1]["test_loss"] == records(reference_run, "test_loss")[-1]["test_loss"]
     assert (run_dir / "model/model.safetensors").is_file()
+
+
+def test_the_launcher_is_started_without_a_path(sample_store: Path, tmp_path: Path) -> None:
+    """As where the packages lie in a folder of PYTHONPATH, whose scripts are on no PATH."""
+    flags = ["--max_steps", 1, "--save_strategy", "no", "--eval_strategy", "no"]
+    train("deepspeed", sample_store, tmp_path / "run", *flags, env={"PATH": ""})
+    assert len(figures(tmp_path / "run")) == 1
+
+
+def test_no_program_looks_for_the_launcher_by_its_name() -> None:
+    """`DEEPSPEED` starts it; the doctor alone looks whether a user's shell finds it."""
+    by_name = re.compile(r"""(which|with_name)\(["']deepspeed["']\)|\[["']deepspeed["'], f?["']-""")
+    sources = [path for path in PROJECT_DIR.rglob("*.py") if not path.relative_to(PROJECT_DIR).parts[0].startswith(".")]
+    found = {str(path.relative_to(PROJECT_DIR)) for path in sources if by_name.search(path.read_text())}
+    assert found == {"pretraining/doctor/software/packages.py"}
 
 
 def test_a_line_of_the_log_across_a_resume_has_all_its_steps(sample_store: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_time_energy_and_price_at_the_measured_speed(monkeypatch: pytest.MonkeyP
     table = profile_table(run, dict.fromkeys(vars(model_states(run.layout)), 0), records)
     assert "4 steps of 32,768 tokens" in table
     rows = {line[2:32].strip(): line[32:].split() for line in table.splitlines() if line.startswith("  ")}
-    assert rows["peak of a GPU's allocator, GB"][1] == "71.00"
+    assert rows["allocated at most per GPU, GB"][1] == "71.00"
     assert rows["MFU"] == ["50.0%", "25.0%"], "the harmonic mean of the steps after the first two is half of the plan"
     assert rows["price"] == [f"{costs.price:,.2f}", f"{2 * costs.price:,.2f}"]
     energy = [f"{times * costs.kilowatt_hours:,.1f}" for times in (1, 2)]
