@@ -45,9 +45,6 @@ def scan_documents(
     """What `search` finds in the documents that end in each row group, in order, and the group's share of the bytes.
 
     Threads read and search.
-
-    Raises:
-        UserError: when a shard is missing or damaged.
     """
     threads: dict[str, Any] = {"num_workers": num_workers, "cost": lambda _: 1, "max_cost": num_workers + 1}
 
