@@ -55,7 +55,7 @@ def source_files(files: Sequence[InputFile], *, hashes_in: Path | None) -> list[
     keys = [file.path if file.known_hash else _hash_key(file) for file in files]
     missing = {Path(file.path): file.num_bytes for file, key in zip(files, keys, strict=True) if key not in known}
     found = dict(map_with_progress(sha256_of, missing, "hashing the input"))
-    hashes = [known.get(key) or found[Path(file.path)] for file, key in zip(files, keys, strict=True)]
+    hashes = [known[key] if key in known else found[Path(file.path)] for file, key in zip(files, keys, strict=True)]
     if hashes_in is not None:
         write_record(hashes_in, dict(zip(keys, hashes, strict=True)))
     return [SourceFile(f.path, f.source, f.num_bytes, sha256) for f, sha256 in zip(files, hashes, strict=True)]

@@ -145,11 +145,7 @@ class PartialStore:
         return (self.folder / MANIFEST_NAME).is_file()
 
     def slices(self, files: Sequence[InputFile], num_slices: int) -> list[list[FileRange]]:
-        """The ranges of each slice, cut once.
-
-        Raises:
-            UserError: when their record is damaged.
-        """
+        """The ranges of each slice, cut once."""
         path = self.folder / SLICES_NAME
         if not path.exists():
             cut = [[dataclasses.astuple(part) for part in ranges] for ranges in cut_slices(files, num_slices)]

@@ -72,11 +72,7 @@ def push_block_store(store: Path, repo_id: str, *, private: bool) -> None:
 
 
 def stored_files(store: Path, *, flag: str) -> list[LocalFile]:
-    """Every file of a block store; size and hash of a shard are those of the manifest.
-
-    Raises:
-        UserError: when a shard is missing or has another size than in the manifest, or a link leads out of the store.
-    """
+    """Every file of a block store, checked as by `shard_file`; the hash of a shard is that of the manifest."""
     shards = read_manifest(store, flag=flag).shards
     for shard in shards:
         shard_file(store, shard, flag=flag)

@@ -112,16 +112,6 @@ class BlockProvenance:
         """The bytes of each token."""
         return TokenBytes(self.folder / "tokenizer")
 
-    @cached_property
-    def searchable_bytes(self) -> TokenBytes:
-        """The bytes of each token, by which text can be found.
-
-        Raises:
-            UserError: when the tokenizer's decoder does more than concatenate bytes.
-        """
-        self.token_bytes.check(self.manifest.origin.tokenizer.canary_ids)
-        return self.token_bytes
-
     def pieces(self, split: Split, block: int) -> list[Piece]:
         """The pieces in a block, in order.
 

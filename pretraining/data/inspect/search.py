@@ -45,9 +45,6 @@ def scan_documents(
     """What `search` finds in the documents that end in each row group, in order, and the group's share of the bytes.
 
     Threads read and search.
-
-    Raises:
-        UserError: when a shard is missing or damaged.
     """
     threads: dict[str, Any] = {"num_workers": num_workers, "cost": lambda _: 1, "max_cost": num_workers + 1}
 
@@ -134,18 +131,20 @@ class _TextSearch:
         self._wanted = text.encode("utf-8")
         origin = tracer.manifest.origin
         self._num_bos = 0 if origin.token_rules.bos_token_id is None else 1
-        self._token_bytes = tracer.searchable_bytes
+        self._token_bytes = tracer.token_bytes
+        self._token_bytes.check(origin.tokenizer.canary_ids)
 
     def __call__(self, documents: DocumentTokens) -> list[Hit]:
         """The pieces with the text or a part of it, in order."""
         text = self._token_bytes.join(documents.ids)
         data = self._without_added_spaces(text.data, text.bounds, documents).tobytes()
-        begins = text.bounds[documents.begins]
+        begins, ends = text.bounds[documents.begins], text.bounds[documents.ends]
         hits: list[Hit] = []
         at = 0
         while (at := data.find(self._wanted, at)) >= 0:
             index = int(np.searchsorted(begins, at, side="right")) - 1
-            hits += self._hits(data, text.bounds, documents, index)
+            if at + len(self._wanted) <= ends[index]:
+                hits += self._hits(data, text.bounds, documents, index)
             at = int(begins[index + 1]) if index + 1 < len(begins) else len(data)
         return hits
 

@@ -124,6 +124,8 @@ def test_an_input_of_the_hub_that_cannot_be_read_says_why(
     assert_one_error(done, f"--data_files hf://alice/wiki: {message}")
     done = run(*impatient("preprocess.py", "--tokenizer", "alice/tokenizer", *output), env=env)
     assert_one_error(done, f"--tokenizer alice/tokenizer: not a folder, and {message}")
+    done = run(*impatient("pretrain.py", "--model", "alice/model", "--dataset", "synthetic"), env=env)
+    assert_one_error(done, f"--model alice/model: not a preset, file or folder, and {message}")
 
 
 def impatient(*words: object) -> list[object]:
