@@ -178,6 +178,19 @@ def test_facts_are_told_as_the_run_tells_them(run_dir: Path) -> None:
     assert facts["Run"]["tokens"] == f"{400 * 4096:,}"
 
 
+def test_every_setting_that_changes_the_loss_is_a_fact(run_dir: Path) -> None:
+    """Two runs that differ in one of them are told apart in their comparison."""
+    run = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
+    settings = {"adam_beta2": 0.95, "adam_epsilon": 1e-8, "weight_decay": 0.0, "weight_decay_on_norms": False}
+    run.run_record["identity"] |= {"optimizer_settings": settings, "seed": 0, "document_masking": True}
+    run.run_record["schedule"] = {"shape": "cosine", "warmup_steps": 2000, "minimum": 3e-5}
+    found = report_tables(run)["Training"]
+    expected = {"adam beta2": "0.95", "adam epsilon": "1e-08", "weight decay": "0", "seed": "0"}
+    expected |= {"weight decay on norms": "False", "document masking": "True"}
+    expected |= {"schedule": "cosine", "warmup steps": "2,000", "lowest learning rate": "3.00e-05"}
+    assert {name: found[name] for name in expected} == expected
+
+
 def test_the_limit_of_the_data_is_a_line_and_a_sentence(tmp_path: Path, seen: dict[str, Seen]) -> None:
     """Bits per byte are a third of the loss in these records, so a limit of 0.5 is a loss of 1.5."""
     run_dir = write_drawn_run(tmp_path / "run")
