@@ -12,9 +12,9 @@ from typing import Any
 import pynvml
 import pytest
 
+from pretraining.doctor import all_reduce, devices, speed
 from pretraining.doctor.finding import Finding
-from pretraining.doctor.gpu import all_reduce, devices, speed
-from pretraining.doctor.software.torch_build import TorchState, assess
+from pretraining.doctor.software import TorchState, assess
 from pretraining.training.model.fp8 import MIN_CAPABILITY
 
 H200 = {
