@@ -39,8 +39,10 @@ def python_version(_: Sequence[Path]) -> Iterator[Finding]:
     version, needed = platform.python_version(), ".".join(map(str, MIN_PYTHON))
     figure = f"{version}, {sys.executable}"
     fix = f"rm -rf .venv && python{needed} -m venv .venv"
-    is_new = sys.version_info >= MIN_PYTHON
-    yield ok("python", figure) if is_new else failure("python", f"{figure}; needs {needed} or newer", fix)
+    if sys.version_info >= MIN_PYTHON:
+        yield ok("python", figure, version=version)
+    else:
+        yield failure("python", f"{figure}; needs {needed} or newer", fix, version=version)
 
 
 def requirements(_: Sequence[Path]) -> Iterator[Finding]:
