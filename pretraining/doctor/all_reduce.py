@@ -24,7 +24,7 @@ GPU_BYTES, CPU_BYTES = 2**28, 2**24
 NUM_CPU_PROCESSES = 2
 NUM_WARMUP_ROUNDS, NUM_ROUNDS = 3, 10
 # From the moment that every rank has imported torch, however long a cold disk takes for that. What is left is to open
-# the GPUs and to start NCCL, whose library of 0.3 GB a disk at 100 MB/s brings in 3 s; a hang is told at 6 times that.
+# the GPUs and to start NCCL: from a disk at 100 MB/s its library of 0.3 GB comes in 3 s; 6 times that counts as a hang.
 LIMIT_SECONDS = 18
 MAX_RANK_SECONDS = 60  # of a rank whose parent is gone
 MIN_NVLINK_BYTES_PER_SECOND = 30e9  # PCI Express 4.0 x16 gives no more, so below it NVLink is not in use
