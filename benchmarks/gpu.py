@@ -36,7 +36,7 @@ from pretraining.system.launchers import DEEPSPEED
 logger = logging.getLogger("pretraining.benchmarks")
 
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "liger-kernel", "flash-attn", "torchao")
-SPEEDS = "from pretraining.doctor.gpu.speed import speed\nfor it in speed([]): print(f'{it.name}: {it.figure}')"
+SPEEDS = "from pretraining.doctor.speed import speed\nfor it in speed([]): print(f'{it.name}: {it.figure}')"
 LEAVING_SECONDS = 15  # in which the processes of a run see that its launcher is gone, and give the GPUs free
 ROW_MINUTES = 2.5  # with less time left, no further row is started
 

@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = read_arguments(argv)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that `| head` ends it
     from pretraining.cli.program import exit_process
+    from pretraining.doctor.finding import Table, as_json
     from pretraining.doctor.runner import CHECKS, run_checks
-    from pretraining.doctor.table import Table, as_json
 
     started_at, findings = time.monotonic(), []
     table = Table(colors=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))

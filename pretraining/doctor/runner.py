@@ -15,11 +15,8 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pretraining.doctor import hub
+from pretraining.doctor import all_reduce, devices, disk, environment, host, hub, leftovers, software, speed
 from pretraining.doctor.finding import Check, Finding
-from pretraining.doctor.gpu import all_reduce, devices, speed
-from pretraining.doctor.host import disk, host, leftovers
-from pretraining.doctor.software import environment, packages, torch_build
 
 TOTAL_SECONDS = 57.0  # of 60: Python's start and end come on top
 GRACE_SECONDS = 1.0  # a check whose parent was killed ends itself after this
@@ -35,13 +32,13 @@ ALL_REDUCE_SECONDS = 4.0 + 6.0 + all_reduce.LIMIT_SECONDS
 # In the order they run: the quick ones first, those that may hang last. Limits are less than half of the total, so that
 # one check that hangs leaves time for the others.
 CHECKS = [
-    Check("software", "python", packages.python_version),
-    Check("software", "requirements.txt", packages.requirements),
-    Check("software", "requirements.lock", packages.lock),
-    Check("software", "deepspeed", packages.launcher),
-    Check("software", "pynvml", packages.pynvml_owner),
-    Check("software", "torch", torch_build.torch_build, IMPORT_SECONDS),
-    Check("software", "compilers", torch_build.compilers),
+    Check("software", "python", software.python_version),
+    Check("software", "requirements.txt", software.requirements),
+    Check("software", "requirements.lock", software.lock),
+    Check("software", "deepspeed", software.launcher),
+    Check("software", "pynvml", software.pynvml_owner),
+    Check("software", "torch", software.torch_build, IMPORT_SECONDS),
+    Check("software", "compilers", software.compilers),
     Check("software", "environment", environment.variables),
     Check("software", "encoding", environment.encoding),
     Check("host", "cores", host.cores),
@@ -120,7 +117,7 @@ def _run_in_child(check: Check, folders: Sequence[Path], sender: Connection, lim
     except BaseException as error:  # a library may even call sys.exit
         text = " ".join(f"{type(error).__name__}: {error}".split())
         text = text if len(text) <= MAX_ERROR_CHARACTERS else text[: MAX_ERROR_CHARACTERS - 1] + "…"
-        sender.send(_unchecked(check, text, fix=packages.INSTALL if isinstance(error, ImportError) else RETRY))
+        sender.send(_unchecked(check, text, fix=software.INSTALL if isinstance(error, ImportError) else RETRY))
     sender.send(None)
 
 

@@ -80,7 +80,7 @@ def record_exit_code(exit_code: int) -> None:
     if SUPERVISOR_VARIABLE in os.environ:
         with suppress(OSError):  # the supervisor was killed
             path = Path(os.environ[SUPERVISOR_VARIABLE]) / f"{process_rank()}{EXIT_SUFFIX}"
-            path.write_text(f"{exit_code} {num_local_processes()} {launcher_identity()}", encoding="utf-8")
+            path.write_text(f"{exit_code} {num_local_processes()} {_launcher()}", encoding="utf-8")
 
 
 def forget_exit_codes() -> None:
@@ -94,8 +94,14 @@ def forget_exit_codes() -> None:
     for path in Path(os.environ[SUPERVISOR_VARIABLE]).glob(f"*{EXIT_SUFFIX}"):
         with suppress(OSError):  # another rank removed it
             is_own = path.stem == str(process_rank())
-            if is_own or path.read_text(encoding="utf-8").split()[2:] != [launcher_identity()]:
+            if is_own or path.read_text(encoding="utf-8").split()[2:] != [_launcher()]:
                 path.unlink()
+
+
+def _launcher() -> str:
+    with suppress(OSError):
+        return launcher_identity()
+    return "elsewhere"  # outside of the process namespace of a container
 
 
 def recorded_exit_code(folder: Path) -> int | None:

@@ -1,5 +1,6 @@
 """tools.supervise: a command is restarted after a crash, not after success, a mistake or a requested stop."""
 
+import errno
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from tests.programs.launching import (
     training_flags,
     try_to_train,
 )
+from tools import supervise
 
 pytestmark = pytest.mark.launch
 
@@ -275,6 +277,25 @@ def test_the_code_of_an_earlier_program_does_not_count(ranks: Supervised) -> Non
     code, log = ranks.end()
     assert code == 0, log
     assert log.count("; restart 1 of 2 in 0.1 s") == 1
+
+
+def test_a_process_of_another_user_keeps_no_signal_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sudo starts one; the tests may run as root, who may kill all of them."""
+    tried = []
+
+    def kill(pid: int, number: int) -> None:
+        tried.append((pid, number))
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
+        with monkeypatch.context() as changes:
+            changes.setattr(os, "kill", kill)
+            supervise.Supervisor([], tmp_path)._pass_on(signal.SIGTERM)
+        first.kill()
+        second.kill()
+    assert {(first.pid, signal.SIGTERM), (second.pid, signal.SIGTERM)} <= set(tried)
 
 
 def test_a_run_can_be_stopped_between_two_attempts(ranks: Supervised) -> None:

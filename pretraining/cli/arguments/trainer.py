@@ -201,8 +201,8 @@ def other_trainer_fields(settings: Sequence[str]) -> dict[str, Any]:
     """
     texts: dict[str, str | None] = {}
     for setting in settings:
-        name, _, text = setting.partition("=")
-        texts |= _texts_of_json(setting) if setting.startswith("{") else {name: text}
+        name, _, value = setting.partition("=")
+        texts |= _texts_of_json(setting) if setting.startswith("{") else {name: value}
     problems = [f"--{GENERIC_FLAG} {name}: {reason}" for name, reason in map(_misplaced, texts) if reason]
     raise_problems(problems)
 

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pretraining.doctor.devices import driver_gpus
 from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
-from pretraining.doctor.gpu.devices import driver_gpus
 from pretraining.system.cores import core_quota, group_folders, usable_cores
 from pretraining.system.formatting import format_bytes
 from pretraining.system.host import available_host_bytes

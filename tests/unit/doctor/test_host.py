@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining.doctor.host.host import assess_shared_memory
+from pretraining.doctor import environment, software
+from pretraining.doctor.host import assess_shared_memory
 from pretraining.doctor.hub import assess_clock
-from pretraining.doctor.software import environment, torch_build
 from tests.conftest import PROJECT_DIR, run
 from tests.fakes.doctoring import diagnose_some, find, findings
 
@@ -74,8 +74,8 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: list[str], status: str) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(torch_build, "driver_gpus", lambda: gpus)
-    (found,) = torch_build.compilers([])
+    monkeypatch.setattr(software, "driver_gpus", lambda: gpus)
+    (found,) = software.compilers([])
     expected = "none; --compile_layers is rejected: there is no C++ compiler (g++); install g++, or set CXX"
     assert (found.status, found.figure.startswith(expected)) == (status, bool(gpus))
 

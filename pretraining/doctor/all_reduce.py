@@ -1,6 +1,6 @@
 """Measured all-reduce: NCCL over all GPUs, or gloo between two processes on the CPU.
 
-The ranks are separate programs, as in a run: `python3 -m pretraining.doctor.gpu.all_reduce` with torchrun's variables.
+The ranks are separate programs, as in a run: `python3 -m pretraining.doctor.all_reduce` with torchrun's variables.
 Ranks that the doctor starts meet in a file instead of a port.
 """
 
@@ -16,21 +16,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pretraining import PROJECT_DIR
+from pretraining.doctor.devices import has_nvlink_everywhere
 from pretraining.doctor.finding import Finding, failure, ok, warning_if
-from pretraining.doctor.gpu.devices import has_nvlink_everywhere
 from pretraining.system.formatting import format_bytes
 
 GPU_BYTES, CPU_BYTES = 2**28, 2**24
 NUM_CPU_PROCESSES = 2
 NUM_WARMUP_ROUNDS, NUM_ROUNDS = 3, 10
 # From the moment that every rank has imported torch, however long a cold disk takes for that. What is left is to open
-# the GPUs and to start NCCL, whose library of 0.3 GB a disk at 100 MB/s brings in 3 s; a hang is told at 6 times that.
+# the GPUs and to start NCCL: from a disk at 100 MB/s its library of 0.3 GB comes in 3 s; 6 times that counts as a hang.
 LIMIT_SECONDS = 18
 MAX_RANK_SECONDS = 60  # of a rank whose parent is gone
 MIN_NVLINK_BYTES_PER_SECOND = 30e9  # PCI Express 4.0 x16 gives no more, so below it NVLink is not in use
 STORE_VARIABLE = "PRETRAINING_DOCTOR_STORE"  # the file in which the ranks meet
 READY = "torch is imported"
-DEBUG_NCCL = "NCCL_DEBUG=INFO torchrun --nproc_per_node={} -m pretraining.doctor.gpu.all_reduce"
+DEBUG_NCCL = "NCCL_DEBUG=INFO torchrun --nproc_per_node={} -m pretraining.doctor.all_reduce"
 
 
 def all_reduce(_folders: Sequence[Path]) -> Iterator[Finding]:
@@ -114,7 +114,7 @@ def _start(rank: int, size: int, store: Path) -> subprocess.Popen[str]:
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, STORE_VARIABLE: store}
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"} | {name: str(value) for name, value in variables.items()}
     environment.pop("NCCL_DEBUG", None)  # its lines would fill the pipes, which are read at the end
-    command, pipe = [sys.executable, "-m", "pretraining.doctor.gpu.all_reduce"], subprocess.PIPE
+    command, pipe = [sys.executable, "-m", "pretraining.doctor.all_reduce"], subprocess.PIPE
     return subprocess.Popen(command, cwd=PROJECT_DIR, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pretraining.doctor.devices import driver_gpus
 from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
-from pretraining.doctor.gpu.devices import driver_gpus
 from pretraining.system.cores import usable_cores
 from pretraining.system.launchers import LOCAL_RANK_VARIABLES, RANK_VARIABLES, SIZE_VARIABLES
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
-from pretraining.doctor.host.leftovers import describe_process
+from pretraining.doctor.leftovers import describe_process
 from pretraining.system.formatting import format_bytes
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
