@@ -66,7 +66,7 @@ def try_to_train(
 
 
 # What is read while libraries are loaded: a process that has loaded them cannot take it over.
-READ_AT_IMPORT = ("LD_PRELOAD", "TORCH_LOGS")
+READ_AT_IMPORT = ("LD_PRELOAD", "OMP_NUM_THREADS", "TORCH_LOGS")
 
 
 @cache
