@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.cli.program import importing_libraries
+from pretraining.system.processor import use_reproducible_kernels
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def import_everything() -> None:
 
     deepspeed imports its Muon optimizer with any other, and asks the C compiler for what its operators need.
     """
+    use_reproducible_kernels()  # before torch is imported, as a program does
     with importing_libraries():
         from transformers import LlamaForCausalLM, Trainer  # noqa: F401
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
