@@ -42,8 +42,8 @@ NOTES = """
 Tokens per second and their ratio: median, minimum and maximum of the rounds. transformers loads the model with
 `from_pretrained`. It completes the prompts, padded on the left, by `generate` with the same flags and its default cache
 and attention. Neither compiles anything; both use torch's default number of threads. "By default" is the dtype that
-each chooses for this model on this machine: generate.py {own}, transformers {peer}. cuDNN's attention, which generate.py
-turns off, is on for transformers, as by default. On a GPU: not yet measured.
+each chooses for this model on this machine: generate.py {own}, transformers {peer}. cuDNN's attention is off for
+generate.py, which turns it off, and on for transformers, as by default. On a GPU: not yet measured.
 """
 
 
