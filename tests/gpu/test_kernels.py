@@ -1,5 +1,7 @@
 """On a GPU: the graphs of decode steps, and the kernel of documents, against the same without them."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
@@ -23,7 +25,7 @@ MAX_NEW_TOKENS = 200  # with the prompts two lengths of keys
 
 
 @pytest.fixture(autouse=True)
-def _restore_cudnn() -> object:
+def _restore_cudnn() -> Iterator[None]:
     was_enabled = cudnn_sdp_enabled()
     enable_cudnn_sdp(False)
     yield
