@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pretraining.planning.activations import activations, evaluation_bytes
 from pretraining.planning.flops import layer_parameters, num_parameters
-from pretraining.planning.layout import FP32_BYTES, HALF_TYPES, TrainingLayout
+from pretraining.planning.layout import FP32_BYTES, HALF_TYPES, MAX_MESSAGES_IN_FLIGHT, TrainingLayout
 from pretraining.planning.model_states import largest_parameter, model_states, sub_groups
 
 PHASES = ("loss", "layer backward", "optimizer step", "evaluation")
@@ -90,9 +90,11 @@ def _gpu_parts(layout: TrainingLayout) -> Iterator[Part]:
         yield Part("gradients", states.gradients)
         yield Part("master weights", states.master_weights)
         yield Part("optimizer moments", states.moments)
-    yield Part("reduce bucket", layout.zero.reduce_bucket_size * layout.weight_bytes)
+    if not layout.adds_gradients_in_place:
+        yield Part("reduce bucket", layout.zero.reduce_bucket_size * layout.weight_bytes)
     # One is being computed while another is flattened to be reduced.
     yield Part("gradients in flight", 2 * largest_parameter(layout) * layout.weight_bytes, (loss, layer))
+    yield Part("gradients of whole layers", _layer_gradients(layout) * layout.weight_bytes, (layer,))
     yield Part("gathered weights", _gathered_weights(layout) * layout.weight_bytes, (loss, layer, evaluation))
     active = activations(layout)
     yield Part("activations", active.kept, (loss, layer))
@@ -127,8 +129,23 @@ def _gathered_weights(layout: TrainingLayout) -> int:
     """Weights that are whole on a GPU at once; none where their only partition is on that GPU."""
     if layout.num_processes == 1 and not layout.offload_parameters:
         return 0
-    live = min(num_parameters(layout.shape), layout.zero.max_live_parameters)
-    return max(live, largest_parameter(layout), layer_parameters(layout.shape))  # a layer is gathered at once
+    layer = layer_parameters(layout.shape)
+    # The host releases the weights of layers that the GPU has still to compute.
+    live = layout.zero.max_live_parameters + MAX_MESSAGES_IN_FLIGHT * layer
+    return max(min(num_parameters(layout.shape), live), largest_parameter(layout), layer)
+
+
+def _layer_gradients(layout: TrainingLayout) -> int:
+    """Gradients that exist at once during backward: of a layer, which are reduced when all of it are there.
+
+    With several processes, also those of messages in flight, as the host launches layers before the GPU has reduced
+    the gradients of earlier ones; and the message that is put together.
+    """
+    layer = layer_parameters(layout.shape)
+    if layout.adds_gradients_in_place:
+        return max(0, layer - 2 * largest_parameter(layout))
+    message = min(layout.zero.reduce_bucket_size, num_parameters(layout.shape))
+    return max(layer, min(MAX_MESSAGES_IN_FLIGHT * message, num_parameters(layout.shape)) + message)
 
 
 def _step_bytes(layout: TrainingLayout) -> int:

@@ -1,7 +1,7 @@
 """The plan of a run as a table for the terminal, at most 79 columns wide."""
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pretraining.planning.cost import Costs, DiskUsage
@@ -115,8 +115,15 @@ def _verdict_lines(problems: list[str], suggestions: list[Suggestion], *, is_cer
     fitting = "what fits, cheapest change first (add one line; --num_gpus goes to deepspeed):"
     yield fitting if suggestions else "no change of flags fits"
     for suggestion in suggestions:
-        yield f"  {' '.join(suggestion.flags)}"
+        yield from _command_lines(suggestion.flags)
         yield f"      {suggestion.needs}"
+
+
+def _command_lines(flags: Sequence[str]) -> Iterator[str]:
+    """Flags in lines that a shell joins."""
+    lines = textwrap.wrap(" ".join(flags), LINE_WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+    yield from (f"  {line} \\" for line in lines[:-1])
+    yield f"  {lines[-1]}"
 
 
 def _heading(name: str, value: str) -> str:
