@@ -109,6 +109,8 @@ class Run:
             yield f"{place}: {len(near)} event waits {min(near)} layers back; raise reduce_bucket_size to one layer"
         if self.found["late_weights"]:
             yield f"{place}: {self.found['late_weights']} weights gathered late; raise stage3_prefetch_bucket_size"
+        if not self.found["gathers_follow_step"]:
+            yield f"{place}: the stream that gathers weights does not wait for the step that writes them"
         if self.num_processes == 1 and self.bytes_per_parameter > MAX_BYTES_PER_PARAMETER:
             yield f"{place}: gradients move {self.bytes_per_parameter:.1f} bytes per parameter; at most 6 are needed"
 

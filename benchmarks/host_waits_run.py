@@ -11,7 +11,7 @@ from typing import Any
 
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
-from benchmarks.host_waits_accelerator import OperationLog, Timeline, Waits, install, reads_noted
+from benchmarks.host_waits_accelerator import GATHERS, OperationLog, Timeline, Waits, install, reads_noted
 from benchmarks.started_run import MeasuringCallback, measure_run
 from pretraining.cli.program import run_program
 from pretraining.planning.flops import num_parameters
@@ -31,6 +31,7 @@ class CountWaits(MeasuringCallback):
         self._open = ExitStack()
         self._found = Waits()
         self._num_ended = 0
+        self._gathers_follow_step = True
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Mark the start of each layer, and the path of the gradients."""
@@ -38,6 +39,7 @@ class CountWaits(MeasuringCallback):
         for layer in self._trainer.model.model.layers:
             layer.register_forward_pre_hook(lambda *_: self._timeline.start_layer())
             layer.register_full_backward_pre_hook(lambda *_: self._timeline.start_layer())
+        zero.step = self._checking_order(zero.step)
         for name in ("reduce_ready_partitions_and_remove_grads", "independent_gradient_partition_epilogue"):
             setattr(zero, name, self._moving_gradients(getattr(zero, name)))
         setattr(
@@ -67,7 +69,22 @@ class CountWaits(MeasuringCallback):
 
     def result(self) -> dict[str, Any]:
         """The waits of the micro step, and the number of parameters."""
-        return {**vars(self._found), "num_parameters": num_parameters(self._trainer.run_config.config)}
+        return {
+            **vars(self._found),
+            "gathers_follow_step": self._gathers_follow_step,
+            "num_parameters": num_parameters(self._trainer.run_config.config),
+        }
+
+    def _checking_order(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Note whether the stream that gathers weights waits for the step that writes them."""
+
+        def checking(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            written, gathers = (self._timeline.reached[name].get("compute", 0) for name in ("compute", GATHERS))
+            self._gathers_follow_step = written == gathers
+            return result
+
+        return checking
 
     def _moving_gradients(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def moving(*args: Any, **kwargs: Any) -> Any:

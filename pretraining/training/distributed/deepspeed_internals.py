@@ -75,6 +75,8 @@ def avoid_host_waits(engine: DeepSpeedEngine) -> None:
     After each backward the host waits until all gradients are reduced. Here the stream that uses them waits. An
     offloaded optimizer reads them on the host, so there the host still waits.
     """
+    if not isinstance(engine, DeepSpeedEngine):
+        return  # a launcher has dropped the config, which is reported when training begins
     zero = engine.optimizer
     has_streams = zero.reduce_and_partition_stream is not None  # None on a CPU
     if has_streams:

@@ -11,7 +11,7 @@ from tests.rounding import assert_same_training
 
 pytestmark = pytest.mark.launch
 FLAGS = ["--max_steps", 4, "--eval_strategy", "no", "--export", "false", "--save_steps", 2]
-# The sizes of earlier versions, in proportion to a model of 600,000 parameters: other sub-groups, and several messages.
+# So small that the tiny model has several sub-groups and messages, as large models had in earlier versions.
 EARLIER = {"sub_group_size": 3000, "reduce_bucket_size": 5000, "stage3_prefetch_bucket_size": 2000}
 
 
