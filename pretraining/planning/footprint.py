@@ -70,10 +70,12 @@ def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
     on_host = [part for part in _host_parts(layout) if part.num_bytes]
     counted = Footprint(tuple(on_gpu), ())
     if has_gpu:
+        ahead = _launched_ahead(layout) * layout.weight_bytes
+        on_gpu.append(Part("layers ahead of GPU (assumed)", ahead, PHASES[1:2], is_assumed=True))
         on_gpu.append(Part("CUDA context, NCCL (assumed)", CONTEXT_BYTES, is_assumed=True))
         on_gpu.append(Part("fragmentation (assumed)", int(FRAGMENTATION * counted.gpu_bytes), is_assumed=True))
         on_host.append(Part("weights, at start and export", num_parameters(layout.shape) * layout.weight_bytes))
-        return Footprint(tuple(on_gpu), tuple(on_host))
+        return Footprint(tuple(part for part in on_gpu if part.num_bytes), tuple(on_host))
     at_peak = [part for part in on_gpu if counted.peak_phase in part.phases]
     shared = [Part(part.name, part.num_bytes * layout.num_local_processes) for part in at_peak]
     return Footprint((), tuple(shared + on_host))
@@ -127,25 +129,33 @@ def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
 
 def _gathered_weights(layout: TrainingLayout) -> int:
     """Weights that are whole on a GPU at once; none where their only partition is on that GPU."""
-    if layout.num_processes == 1 and not layout.offload_parameters:
+    if not _gathers(layout):
         return 0
-    layer = layer_parameters(layout.shape)
-    # The host releases the weights of layers that the GPU has still to compute.
-    live = layout.zero.max_live_parameters + MAX_MESSAGES_IN_FLIGHT * layer
-    return max(min(num_parameters(layout.shape), live), largest_parameter(layout), layer)
+    live = min(num_parameters(layout.shape), layout.zero.max_live_parameters)
+    return max(live, largest_parameter(layout), layer_parameters(layout.shape))  # a layer is gathered at once
+
+
+def _gathers(layout: TrainingLayout) -> bool:
+    return layout.num_processes > 1 or layout.offload_parameters
 
 
 def _layer_gradients(layout: TrainingLayout) -> int:
-    """Gradients that exist at once during backward: of a layer, which are reduced when all of it are there.
-
-    With several processes, also those of messages in flight, as the host launches layers before the GPU has reduced
-    the gradients of earlier ones; and the message that is put together.
-    """
+    """The gradients of a layer, reduced when all of it are there, and the message that is put together of them."""
     layer = layer_parameters(layout.shape)
     if layout.adds_gradients_in_place:
         return max(0, layer - 2 * largest_parameter(layout))
-    message = min(layout.zero.reduce_bucket_size, num_parameters(layout.shape))
-    return max(layer, min(MAX_MESSAGES_IN_FLIGHT * message, num_parameters(layout.shape)) + message)
+    return layer + min(layout.zero.reduce_bucket_size, num_parameters(layout.shape))
+
+
+def _launched_ahead(layout: TrainingLayout) -> int:
+    """Weights and gradients of layers that the host has released and the GPU has still to compute or reduce.
+
+    On one GPU they are freed in the order in which they are used, so that nothing accumulates.
+    """
+    if layout.adds_gradients_in_place:
+        return 0
+    each = layout.zero.reduce_bucket_size + (layer_parameters(layout.shape) if _gathers(layout) else 0)
+    return min(MAX_MESSAGES_IN_FLIGHT * each, 2 * num_parameters(layout.shape))
 
 
 def _step_bytes(layout: TrainingLayout) -> int:

@@ -38,8 +38,7 @@ def test_more_gpus_share_the_states_but_not_the_activations() -> None:
     for name in ("gradients", "master weights", "optimizer moments"):
         assert eight[name] == pytest.approx(one[name] / 8, rel=1e-4)
     assert eight["activations"] == one["activations"]
-    # 1e9 may be gathered, and four layers are released before they are computed.
-    assert eight["gathered weights"] == 2 * (10**9 + 4 * 202_383_360)
+    assert eight["gathered weights"] == 2 * 10**9
 
 
 def test_offload_moves_bytes_to_the_host() -> None:
@@ -78,7 +77,13 @@ def test_without_a_gpu_all_is_in_host_memory_of_all_processes() -> None:
 
 def test_messages_of_a_layer_each_are_in_flight_between_gpus() -> None:
     layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
-    for layout in (layout_of("llama2_7b", num_gpus=8), replace(layout_of("llama2_7b"), offload_optimizer=True)):
-        parts = named(footprint(layout))
-        assert parts["reduce bucket"] == 2 * layer
-        assert parts["gradients of whole layers"] == 2 * 5 * layer  # four in flight, and one that is put together
+    zero = {"reduce_bucket_size": "auto", "stage3_max_live_parameters": "auto"}
+    needed = footprint(layout_of("llama2_7b", num_gpus=8, zero=zero))
+    parts = named(needed)
+    assert parts["reduce bucket"] == 2 * layer
+    assert parts["gathered weights"] == 2 * (10**9 + 2 * layer)
+    assert parts["gradients of whole layers"] == 2 * 2 * layer, "those of one, and its message"
+    assert parts["layers ahead of GPU (assumed)"] == 2 * 4 * (layer + layer), "weights and gradients of four"
+    assert "layers ahead of GPU (assumed)" not in named(needed.counted)
+    alone = named(footprint(replace(layout_of("llama2_7b", zero=zero), offload_optimizer=True)))
+    assert alone["layers ahead of GPU (assumed)"] == 2 * 4 * layer, "nothing is gathered"
