@@ -82,6 +82,8 @@ def _read(path_text: str | None) -> tuple[dict[str, Any], list[tuple[str, str]]]
     old_spellings = list(_update_old_spellings(config))
     raise_problems(f"{place}: {problem}" for problem in _problems_of(config))
     config["zero_optimization"].setdefault(GATHER_KEY, True)
+    # DeepSpeed's default is true, and then it waits for the GPU in each micro step; this suite measures speed itself.
+    config.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
     for path in DECIDED_BY_FLAGS:
         section, key = _section(config, path)
         section.setdefault(key, AUTO)

@@ -53,10 +53,11 @@ ACCEPTED: dict[str, Any] = {
         "stage": Value(int, only=(3,), reason="this suite trains with ZeRO-3"),
         **dict.fromkeys(("overlap_comm", "contiguous_gradients", "reduce_scatter"), SWITCH),
         "reduce_bucket_size": Value(int, minimum=1, auto=True),
-        "sub_group_size": SIZE,
+        "sub_group_size": Value(int, minimum=1, auto=True),
         **dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"), Value(int, auto=True)),
         "stage3_model_persistence_threshold": COUNT,
-        **dict.fromkeys(("stage3_max_live_parameters", "stage3_max_reuse_distance"), COUNT),
+        "stage3_max_live_parameters": Value(int, auto=True),
+        "stage3_max_reuse_distance": COUNT,
         "stage3_gather_16bit_weights_on_model_save": Value(bool, only=(True,), reason="the exported model needs it"),
         "offload_optimizer": {**OFFLOAD, "buffer_count": SIZE, "ratio": Value(float, only=(1,), reason=RATIO)},
         "offload_param": {**OFFLOAD, "buffer_count": SIZE, "buffer_size": SIZE, "max_in_cpu": COUNT},
@@ -77,6 +78,7 @@ ACCEPTED: dict[str, Any] = {
     **dict.fromkeys(BATCH_KEYS, Value(int, minimum=1, auto=True)),
     "steps_per_print": SIZE,
     **dict.fromkeys(("wall_clock_breakdown", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"), SWITCH),
+    "timers": {"throughput": {"enabled": SWITCH, "synchronized": SWITCH}},  # wait for the GPU in each micro step
     "compile": {"deepcompile": SWITCH},
     "aio": {
         **dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism"), SIZE),
@@ -91,7 +93,7 @@ REJECTED_BY_REASON = {
     "--bf16 and --fp16 decide it": "torch_autocast data_types.param_dtype",
     "--grad_accum_dtype decides it": "communication_data_type",
     "it is not tested with this suite": (
-        "seq_parallel_communication_data_type comms_logger timers disable_python_gc log_level "
+        "seq_parallel_communication_data_type comms_logger disable_python_gc log_level "
         "zero.pipeline_loading_checkpoint zero.memory_efficient_linear "
         "zero.stage3_use_all_reduce_for_fetch_params zero.stage3_allgather_sequential "
         "zero.log_trace_cache_warnings zero.enable_sanity_checks zero.offload_optimizer.pipeline_read "

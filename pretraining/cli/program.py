@@ -17,6 +17,7 @@ from typing import NoReturn
 from pretraining.cli.logs import setup_logging
 from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from pretraining.system.files import cache_dir
+from pretraining.system.gpus import use_expandable_segments
 from pretraining.system.host import use_reproducible_kernels
 from pretraining.system.launchers import check_launch_variables, process_rank, share_cores
 from pretraining.system.supervision import forget_exit_codes, record_exit_code
@@ -84,6 +85,7 @@ def _run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         check_launch_variables()
         share_cores()  # before anything imports torch
+        use_expandable_segments()
         main(sys.argv[1:])
     finally:
         if sys.stdout is not None:

@@ -13,7 +13,7 @@ from pretraining.errors import UserError
 from pretraining.planning.fit import GradientType, choose_gradient_type, resolved_settings
 from pretraining.planning.flops import flops_per_token
 from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
-from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout, ZeroSettings
+from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout, ZeroSettings, resolve_auto
 from pretraining.system.gpus import find_gpu_type, full_gpu_name, gpu_type_of
 from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
@@ -71,12 +71,13 @@ class Setup:
 def resolve_setup(
     arguments: PretrainArguments, config: LlamaConfig, machine: MachineSpec, *, block_length: int
 ) -> Setup:
-    """Load DeepSpeed's config and divide the global batch among the processes of a machine.
+    """Load DeepSpeed's config, with sizes for this model, and divide the global batch among the processes of a machine.
 
     Raises:
         UserError: when the config is wrong, or something does not divide exactly.
     """
     ds_config = load_ds_config(arguments.trainer["deepspeed"])
+    ds_config["zero_optimization"] = resolve_auto(ds_config["zero_optimization"], config)
     heads = (config.num_attention_heads, config.num_key_value_heads)
     batch = resolve_global_batch(arguments, heads, block_length, machine.num_processes)
     return Setup(config, ds_config, machine, batch)
@@ -133,7 +134,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
     checkpointing = _checkpointing_options(trainer)
     return TrainingLayout(
         shape=setup.config,
-        zero=ZeroSettings.of(ds_config["zero_optimization"], hidden_size=setup.config.hidden_size),
+        zero=ZeroSettings.of(ds_config["zero_optimization"], setup.config),
         block_length=batch.block_length,
         micro_batch_blocks=batch.micro_batch_blocks,
         evaluation_blocks=trainer["per_device_eval_batch_size"],

@@ -29,7 +29,7 @@ from pretraining.training.metrics.throughput import ThroughputMeter
 from pretraining.training.model.loss import TokenLosses, token_losses
 from pretraining.training.model.sequence_parallel import collate_parts
 from pretraining.training.optim.optimizers import group_settings, make_optimizer
-from pretraining.training.trainer.hf_internals import TrainerInternals
+from pretraining.training.trainer.hf_internals import TrainerInternals, packing_check
 
 
 class PretrainingTrainer(TrainerInternals):
@@ -122,7 +122,8 @@ class PretrainingTrainer(TrainerInternals):
         if share > 1:
             inputs |= attention_bounds(batch, block_length=batch["input_ids"].shape[1] * share)
         labels = {"labels": batch["labels"].view(1, -1) if self.in_one_row else batch["labels"]} if in_tiles else {}
-        return token_losses(model(**inputs, **labels), batch["labels"])
+        with packing_check(is_on=self.run_config.arguments.data.document_masking):
+            return token_losses(model(**inputs, **labels), batch["labels"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the exact metrics to a training record before any reporter gets it."""
