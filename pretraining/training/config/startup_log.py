@@ -8,6 +8,8 @@ from pretraining.planning.cost import disk_usage
 from pretraining.planning.flops import num_parameters
 from pretraining.planning.footprint import footprint
 from pretraining.planning.global_batch import GlobalBatch
+from pretraining.planning.speed import host_traffic
+from pretraining.planning.suggestions import best_offload
 from pretraining.system.formatting import format_bytes
 from pretraining.system.processor import bf16_instruction
 from pretraining.training.checkpoint.reshard import describe_checkpoint
@@ -83,6 +85,13 @@ def _log_memory(run_config: RunConfig) -> None:
     if machine.host_bytes is not None:
         found.append(f"{format_bytes(needed.host_bytes)} of {format_bytes(machine.host_bytes)} in host memory")
     logger.info("planned: %s", ", ".join(found))
+    if machine.has_gpu and machine.gpu_type is None:
+        logger.info("MFU: none is logged, as the peak of this GPU is not listed (%s)", machine.name)
+    if machine.has_gpu and run_config.layout.offload_optimizer:
+        sums = format_bytes(host_traffic(run_config.layout).sums)
+        larger = best_offload(run_config.layout, machine, run_config.batch)
+        advice = f"; fewer micro steps copy less: {' '.join(larger.flags)} fits" if larger else ""
+        logger.info("offload: %s of gradient sums are copied per micro step%s", sums, advice)
 
 
 def _log_length(run_config: RunConfig) -> None:

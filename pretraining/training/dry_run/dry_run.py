@@ -98,7 +98,11 @@ def _notes(setup: Setup, resolved: ResolvedLayout, *, has_blocks: bool) -> Itera
         larger = best_offload(layout, setup.machine, setup.batch)
         yield (
             "offload: what is copied per micro step is the same for any number of blocks; "
-            + (f"use {' '.join(larger.flags)} ({larger.needs})" if larger else "no more of them fit or divide the batch")
+            + (
+                f"use {' '.join(larger.flags)} ({larger.needs})"
+                if larger
+                else "no more of them fit or divide the batch"
+            )
         )
 
 
