@@ -1,7 +1,7 @@
 """Memory and time of Llama-2 on 1 to 8 GPUs, planned by pretrain.py: python3 -m benchmarks.plans
 
 Writes docs/benchmarks/plans.md, the section of docs/getting-started/hardware.md on recipes, and the line "Planned for"
-of each recipe that is made for one machine. Nothing is measured: it is what `--dry_run` prints for many machines.
+of the recipes. Nothing is measured: it is what `--dry_run` prints for many machines.
 """
 
 from __future__ import annotations
@@ -58,15 +58,20 @@ def main(_: Sequence[str]) -> None:
     """Plan all runs, and write the tables and the lines of the recipes."""
     rows = [_cells(recipe, kind, number) for recipe in RECIPES for kind in GPU_TYPES for number in NUM_GPUS]
     RESULTS_PATH.write_text(HEAD + table(COLUMNS, rows) + "\n", encoding="utf-8")
-    for path in machine_recipes():
+    for path in planned_recipes():
         path.write_text(PLANNED.sub(planned_line(path), path.read_text(encoding="utf-8")), encoding="utf-8")
     write_section(HARDWARE_PATH, RECIPES_TITLE, recipes_section())
     logger.info("wrote %s, %s and the recipes", RESULTS_PATH, HARDWARE_PATH)
 
 
-def machine_recipes() -> list[Path]:
-    """Recipes that are made for one machine: those with a line "Planned for"."""
+def planned_recipes() -> list[Path]:
+    """Recipes with a line "Planned for"."""
     return [path for path in sorted((PROJECT_DIR / "recipes").rglob("*.yaml")) if PLANNED.search(path.read_text())]
+
+
+def machine_recipes() -> list[Path]:
+    """Recipes that are made for one machine, in a folder for their model."""
+    return [path for path in planned_recipes() if path.parent.name != "recipes"]
 
 
 def planned_run(path: Path) -> PlannedRun:

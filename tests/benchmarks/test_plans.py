@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.plans import HARDWARE_PATH, machine_recipes, planned_line, planned_run, recipes_section
+from benchmarks.plans import HARDWARE_PATH, machine_recipes, planned_line, planned_recipes, planned_run, recipes_section
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.planning.fit import fits
 from pretraining.system.gpus import find_gpu_type
@@ -24,12 +24,23 @@ def in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT_DIR)  # where the recipes' DeepSpeed configs are
 
 
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.guarantee("Each recipe for a machine fits it by the plan, with the memory that its comment states.")
-def test_it_fits_its_machine_as_its_comment_says(name: str) -> None:
-    run = planned_run(Path(name))
+@pytest.mark.parametrize("path", planned_recipes(), ids=lambda path: path.relative_to(PROJECT_DIR).as_posix())
+@pytest.mark.guarantee("Each recipe fits the machine that its comment names, with the planned memory that it states.")
+def test_it_fits_as_its_comment_says(path: Path) -> None:
+    run = planned_run(path)
     assert fits(run.layout, run.machine)
-    assert Path(name).read_text().count(planned_line(Path(name)) + "\n") == 1, "run python3 -m benchmarks.plans"
+    assert path.read_text().count(planned_line(path) + "\n") == 1, "run python3 -m benchmarks.plans"
+
+
+def test_every_recipe_for_gpus_has_a_plan() -> None:
+    others = {path for path in (PROJECT_DIR / "recipes").rglob("*.yaml") if path not in planned_recipes()}
+    assert {path.parent.name for path in others} <= {"quickstart", "recipes"}
+    assert [path.name for path in others if path.parent.name == "recipes"] == ["benchmark_quickstart.yaml"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_is_for_the_machine_of_its_name(name: str) -> None:
+    run = planned_run(Path(name))
     number, _, memory = Path(name).stem.partition("x")
     assert run.machine.num_processes == int(number)
     assert f"--num_gpus={number} pretrain.py --recipe {name}\n" in Path(name).read_text()
