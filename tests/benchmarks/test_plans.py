@@ -16,7 +16,12 @@ RECIPES = [path.relative_to(PROJECT_DIR).as_posix() for path in machine_recipes(
 # Of a 24 GB card with ECC, which has less than one without.
 SMALLEST_24GB = find_gpu_type("a10g").memory_bytes
 # What a machine decides, and the training does not.
-OF_THE_MACHINE = ("per_device_train_batch_size", "activation_checkpointing", "deepspeed")
+OF_THE_MACHINE = (
+    "per_device_train_batch_size",
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+    "deepspeed",
+)
 
 
 @pytest.fixture(autouse=True)
