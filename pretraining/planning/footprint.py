@@ -19,8 +19,8 @@ BF16_ADAMW_CHUNK = 1 << 25  # weights that --optim adamw_bf16 has in fp32 at a t
 MUON_COPIES = 6  # of the largest matrix in bf16: whole, sent, received, and three of Newton-Schulz iteration
 # Assumed: a CUDA context with the loaded kernels takes 0.5 to 0.8 GB, workspaces of cuBLAS and cuDNN the rest.
 CONTEXT_BYTES = 1_500_000_000
-# Assumed, of several GPUs: DeepSpeed clones the group of all processes (utils/groups.py), so there are two communicators
-# of up to 32 channels, each with 4 MiB and the buffers of two small protocols for either neighbor.
+# Assumed, of several GPUs: DeepSpeed clones the group of all processes (utils/groups.py), so NCCL has two communicators
+# of up to 32 channels, each with buffers of 4 MiB and those of two small protocols for either neighbor.
 NCCL_BYTES = 1_000_000_000
 FRAGMENTATION = 0.03  # assumed, of the allocator's memory
 PROCESS_BYTES = 1_000_000_000  # assumed, of a process in host memory: 0.5 GB of libraries, and their allocations

@@ -15,8 +15,8 @@ from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, Train
 from pretraining.system.formatting import format_bytes
 
 MAX_GPUS = 64
-# Of a micro step with an offloaded optimizer: copying its bf16 sums, 4 bytes per weight at 50 GB/s, then takes an eighth
-# of the time of 8 FLOPs per weight and token at 400 TFLOP/s, whatever the model.
+# Of a micro step with an offloaded optimizer: copying bf16 sums, 4 bytes per weight at 50 GB/s, then takes an eighth of
+# the time of 8 FLOPs per weight and token at 400 TFLOP/s, whatever the model.
 ENOUGH_TOKENS = 32_768
 LOSS_TILES = 8
 NUM_SHOWN = 3  # in the error line

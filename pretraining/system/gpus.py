@@ -41,7 +41,7 @@ class GpuType:
 
 
 REPORTED_SHARE = 0.98
-ECC_SHARE = 15 / 16  # what ECC leaves of GDDR6; HBM has bits of its own for it
+ECC_SHARE = 15 / 16  # what ECC leaves of GDDR6; HBM has separate bits for it
 PCIE_5_BYTES_PER_SECOND = 63e9
 # By the name that --gpu_type takes. Data sheets of NVIDIA: "DGX B200", "HGX B300" (a GPU is an eighth of it), "H200",
 # "H100", "A100", "V100", "L40S", "L40", "L4", "A40", "A10"; whitepapers "GA102", "Ada", "RTX Blackwell" for GeForce and

@@ -2,12 +2,16 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
 
 from pretraining.cli.logs import IN_ONE_LINE, counted
 from pretraining.planning.cost import disk_usage
 from pretraining.planning.flops import num_parameters
 from pretraining.planning.footprint import footprint
 from pretraining.planning.global_batch import GlobalBatch
+from pretraining.planning.layout import MachineSpec, TrainingLayout
+from pretraining.planning.speed import host_traffic
+from pretraining.planning.suggestions import best_offload
 from pretraining.system.formatting import format_bytes
 from pretraining.system.host import bf16_instruction
 from pretraining.training.checkpoint.reshard import describe_checkpoint
@@ -83,6 +87,20 @@ def _log_memory(run_config: RunConfig) -> None:
     if machine.host_bytes is not None:
         found.append(f"{format_bytes(needed.host_bytes)} of {format_bytes(machine.host_bytes)} in host memory")
     logger.info("planned: %s", ", ".join(found))
+    for line in gpu_lines(run_config.layout, machine, run_config.batch):
+        logger.info(line)
+
+
+def gpu_lines(layout: TrainingLayout, machine: MachineSpec, batch: GlobalBatch) -> Iterator[str]:
+    """Describe what is not computed for a GPU that is not listed, and what offloading copies; nothing on a CPU."""
+    if not machine.has_gpu:
+        return
+    if machine.gpu_type is None:
+        yield f"MFU: not logged, because the peak of this GPU is not listed ({machine.name})"
+    if layout.offload_optimizer:
+        larger = best_offload(layout, machine, batch)
+        advice = f"; {' '.join(larger.flags)} fits and copies it less often" if larger else ""
+        yield f"offload: {format_bytes(host_traffic(layout).sums)} of gradient sums are copied per micro step{advice}"
 
 
 def _log_length(run_config: RunConfig) -> None:

@@ -54,7 +54,7 @@ def choose_precision(
 ) -> Precision:
     """Choose the precision: as asked, else that of the run that is resumed (`recorded`), else what the hardware has.
 
-    That is bf16 where the processor has instructions for it, and fp32 elsewhere. `has_bf16` says so of a GPU that is
+    That is bf16 where the processor has instructions for it, and fp32 elsewhere. `has_bf16` is that of a GPU that is
     not here. Emulated bf16 is slow: on a Xeon with AVX-512 a process trained 597 tokens/s
     instead of 1,287 in fp32.
     """

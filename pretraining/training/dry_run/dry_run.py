@@ -96,10 +96,8 @@ def _notes(setup: Setup, resolved: ResolvedLayout, *, has_blocks: bool) -> Itera
         yield f"{gpu_type.driver_name} has no bf16: without --fp16 true it trains in fp32; its peak is that of fp16"
     if layout.offload_optimizer and setup.machine.has_gpu:
         larger = best_offload(layout, setup.machine, setup.batch)
-        yield (
-            "offload: what is copied per micro step is the same for any number of blocks; "
-            + (f"use {' '.join(larger.flags)} ({larger.needs})" if larger else "no more of them fit or divide the batch")
-        )
+        advice = f"use {' '.join(larger.flags)} ({larger.needs})" if larger else "more of them would not fit or help"
+        yield f"offload: what is copied per micro step is the same for any number of blocks; {advice}"
 
 
 def local_mixture(arguments: PretrainArguments) -> Mixture | None:

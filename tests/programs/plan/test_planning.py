@@ -16,7 +16,7 @@ def test_a_plan_needs_neither_gpu_nor_data_nor_launcher_and_leaves_nothing(tmp_p
     words = [*recipe, "--dry_run", "--num_gpus", 8, "--gpu_type", "h200", "--host_memory", "1TB"]
     done = run(*python("pretrain.py", *words), cwd=tmp_path)
     assert done.returncode == 0, done.output
-    for part in ("plan: llama2_7b on 8 x h200", "no blocks are here", "6,738,415,616", "of 141.0", "it fits"):
+    for part in ("plan: llama2_7b on 8 x h200", "no blocks are here", "6,738,415,616", "96% of 148.4", "it fits"):
         assert part in done.stdout
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
@@ -24,10 +24,11 @@ def test_a_plan_needs_neither_gpu_nor_data_nor_launcher_and_leaves_nothing(tmp_p
 
 def test_a_plan_that_does_not_fit_ends_with_an_error_after_its_table(tmp_path: Path) -> None:
     config = ["--deepspeed", PROJECT_DIR / "ds_config.json"]
-    words = [*config, "--dry_run", "--gpu_type", "a100_80gb", "--host_memory", "512GB"]
+    words = [*config, "--dry_run", "--gpu_type", "a100", "--host_memory", "512GB"]
     done = run_forked(*python("pretrain.py", *words), cwd=tmp_path)
-    assert_one_error(done, "--model llama2_7b: does not fit 1 x a100_80gb", "80.0 GB")
+    assert_one_error(done, "--model llama2_7b: does not fit 1 x a100_80gb", "80.8 GB")
     assert "what fits" in done.stdout
+    assert "--gpu_type a100: planned for a100_80gb" in done.stdout
     assert "--deepspeed ds_config_offload_optimizer.json" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -172,7 +172,11 @@ def test_the_type_of_the_sums_does_not_depend_on_free_host_memory() -> None:
     assert choose_gradient_type("auto", layout, machine("h200", host=1)).name == "fp32"
 
 
-@pytest.mark.parametrize("recipe", sorted(path.name for path in (PROJECT_DIR / "recipes").glob("*llama[123_]*.yaml")))
+RECIPES_DIR = PROJECT_DIR / "recipes"
+RECIPES = sorted([*RECIPES_DIR.glob("*llama[123_]*.yaml"), *RECIPES_DIR.glob("*llama*/*.yaml")])
+
+
+@pytest.mark.parametrize("recipe", [path.relative_to(RECIPES_DIR).as_posix() for path in RECIPES])
 @pytest.mark.parametrize("gpus", ["1 --gpu_type rtx_3090", "8 --gpu_type h200 --host_memory 2TB"])
 def test_the_table_of_every_recipe_fits_80_columns(recipe: str, gpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT_DIR)
@@ -213,6 +217,31 @@ def test_time_energy_and_price_follow_from_the_tokens(monkeypatch: pytest.Monkey
     assert recomputed is not None
     assert recomputed.mfu == pytest.approx(0.5 * 3 / 4), "forward is computed twice, and counted once"
     assert planned([*words, "--bf16", "false"]).costs is None, "the peaks are those of bf16"
+
+
+def test_a_v100_is_planned_without_bf16_and_an_a100_by_its_full_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT_DIR)
+    words = ["--recipe", "recipes/tinyllama_1b.yaml", "--dry_run", "--num_gpus", "8", "--gpu_type"]
+    plain, half = planned([*words, "v100"]), planned([*words, "v100", "--fp16", "true"])
+    assert (plain.layout.precision, plain.costs) == ("fp32", None)
+    assert "time: not known, the listed peak is not that of fp32" in plan_table(plain, [], problems=[])
+    assert half.costs is not None
+    assert half.costs.peak_flops_per_second == 125e12
+    assert any("has no bf16: without --fp16 true it trains in fp32; its peak is that of fp16" in n for n in half.notes)
+    a100 = planned([*words, "a100"])
+    assert (a100.machine.name, a100.layout.precision) == ("8 x a100_80gb", "bf16")
+    assert "--gpu_type a100: planned for a100_80gb" in a100.notes
+
+
+def test_the_table_of_an_offloaded_run_has_what_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT_DIR)
+    words = ["--recipe", "recipes/llama2_7b.yaml", "--dry_run", "--gpu_type", "h100", "--host_memory", "256GB"]
+    run = planned([*words, "--deepspeed", "ds_config_offload_optimizer.json"])
+    rows = [line.split() for line in plan_table(run, [], problems=[]).splitlines()]
+    assert ["gradient", "sums", "26.95", "per", "micro", "step,", "both", "ways"] in rows
+    assert ["once", "per", "step", "40.43", "gradients,", "weights"] in rows
+    assert ["a", "step", "27,640.98", "1,024", "micro", "steps"] in rows  # 1,024 x 26.95 + 40.43
+    assert "use --per_device_train_batch_size 8 (" in " ".join(run.notes)
 
 
 def test_more_gpus_than_a_machine_has_are_said_to_be_on_several() -> None:
