@@ -77,14 +77,15 @@ ROWS = (
             *("--activation_checkpointing_kwargs", '{"every_n_layers": 2}'),
         ),
     ),
-    Row("optimizer in sub groups of 2e8", zero={"sub_group_size": 2e8}),
+    Row("optimizer in sub groups of 1e9", zero={"sub_group_size": 1e9}),
     # On one GPU there is nothing to overlap: the host would wait for the GPU at each layer, and the row show that.
     Row("without overlap_comm", zero={"overlap_comm": False}, num_gpus=2),
     Row("without contiguous_gradients", zero={"contiguous_gradients": False}),
     Row(
         'messages by the Trainer\'s "auto"',
-        zero={"reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"},
+        zero={"reduce_bucket_size": 4096 * 4096, "stage3_prefetch_bucket_size": int(0.9 * 4096 * 4096)},
     ),
+    Row("gradients in messages of 5e7", zero={"reduce_bucket_size": 5e7}, num_gpus=2),
     Row("messages of 5e8", zero={"reduce_bucket_size": 5e8, "stage3_prefetch_bucket_size": 5e8}),
     Row(
         "DeepCompile in place of --compile_layers",
