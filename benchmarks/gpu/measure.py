@@ -35,8 +35,8 @@ def count_gpus() -> int:
 def machine(num_gpus: int) -> dict[str, Any]:
     """Hardware and versions, and the speed of a plain matrix multiplication."""
     words = [sys.executable, "-c", SPEEDS]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=PROJECT_DIR)
-    speeds = done.stdout.splitlines()
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=PROJECT_DIR)
+    speeds = done.stdout.splitlines() if done.returncode == 0 else [f"Speed not measured: {done.stderr[-200:]}"]
     return {"hardware": hardware(), "num_gpus": num_gpus, "versions": versions(PACKAGES), "speeds": speeds}
 
 

@@ -72,7 +72,7 @@ def attention_kernel(trainer: PretrainingTrainer) -> dict[str, Any]:
         dtype = next(trainer.model.parameters()).dtype
         shape = (1, config.num_attention_heads, length, config.head_dim)
         query = torch.empty(shape, dtype=dtype, device=trainer.args.device, requires_grad=True)
-        # Public functions only compute attention, and do not tell by which kernel (torch 2.13).
+        # Public functions only compute attention, and do not report the kernel (torch 2.13).
         kernel = SDPBackend(torch._fused_sdp_choice(query, query, query, is_causal=True)).name.lower()
     return {"kernel": kernel, "cudnn": torch.backends.cudnn.version()}
 
