@@ -46,7 +46,7 @@ RATIO = "what stays on the GPU would train at the first step's learning rate for
 PRECISION = {"enabled": Value(bool, auto=True)}
 
 # Changed together in a run of tests/programs/pretrain/test_deepspeed_config.py, whose losses stay those of
-# ds_config.json; `compile` is that of benchmarks/gpu_rows.py, `aio` and nvme need a GPU, the rest of fp16 is
+# ds_config.json; `compile` is that of benchmarks/gpu/rows.py, `aio` and nvme need a GPU, the rest of fp16 is
 # in tests/faults/test_spikes.py.
 ACCEPTED: dict[str, Any] = {
     "zero_optimization": {

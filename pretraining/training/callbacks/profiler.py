@@ -108,7 +108,8 @@ def cost_table(recording: profile) -> str:
     """The operations and kernels with the most time, without what they call, on the GPU or else on the CPU."""
     column = "self_device_time_total" if has_gpu() else "self_cpu_time_total"
     averages = recording.key_averages()
-    return averages.table(sort_by=column, row_limit=NUM_COSTS, max_name_column_width=NAME_COLUMNS)
+    table = averages.table(sort_by=column, row_limit=NUM_COSTS, max_name_column_width=NAME_COLUMNS)
+    return "\n".join(line.rstrip() for line in table.splitlines()) + "\n"
 
 
 @contextmanager

@@ -1,14 +1,4 @@
-#!/usr/bin/env python3
-"""Training speed of Llama-2-7B on the GPUs of this machine, setting by setting: docs/benchmarks/gpu.md and gpu.json.
-
-    python3 -m benchmarks.gpu                                   # ten minutes, the most important rows first
-    python3 -m benchmarks.gpu --minutes 60                      # resumes with the rows that are not measured yet
-    python3 -m benchmarks.gpu --dataset blocks                  # real blocks (of 4,096 tokens) in place of random ids
-    python3 -m benchmarks.gpu --small --output small.md         # the same on any machine, with the quickstart's model
-
-Each row is a separate run of pretrain.py under the deepspeed launcher. A finished row is not run again, a failed one
-shows its error, and one that was not reached stays "not yet measured". Without a GPU nothing is run.
-"""
+"""Measure the rows: each is a separate run of pretrain.py under the deepspeed launcher."""
 
 import importlib.util
 import json
@@ -19,18 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_page import page
-from benchmarks.gpu_rows import ROWS, SHORT, SMALL_ROWS, Row
+from benchmarks.gpu.rows import SHORT, SLOT_STEPS, GpuArguments, Row
 from benchmarks.results import PROJECT_DIR, hardware, versions
-from pretraining.cli.flags import flag
-from pretraining.cli.program import run_program
-from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.runs.history import read_records
+from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import DEEPSPEED
 
 logger = logging.getLogger("pretraining.benchmarks")
@@ -38,41 +24,6 @@ logger = logging.getLogger("pretraining.benchmarks")
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "liger-kernel", "flash-attn", "torchao")
 SPEEDS = "from pretraining.doctor.speed import speed\nfor it in speed([]): print(f'{it.name}: {it.figure}')"
 LEAVING_SECONDS = 15  # in which the processes of a run see that its launcher is gone, and give the GPUs free
-ROW_MINUTES = 2.5  # with less time left, no further row is started
-
-
-@dataclass(frozen=True)
-class GpuArguments:
-    """Flags of this benchmark."""
-
-    minutes: float = flag(9.5, "time after which no row is started")
-    row_minutes: float = flag(5.0, "time after which a row is ended, and counts as failed")
-    dataset: str | None = flag(None, "block store to train on, in place of random ids")
-    small: bool = flag(False, "the quickstart's model, on GPUs or without")
-    again: bool = flag(False, "measure rows again that are done")
-    output: Path = flag(Path("docs/benchmarks/gpu.md"), "page to write, with a .json of the same name beside it")
-
-
-def main(argv: Sequence[str]) -> None:
-    """Run the rows that are not measured yet, and write the page after each."""
-    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Benchmark", GpuArguments)], argv)
-    started_at, rows = time.monotonic(), SMALL_ROWS if arguments.small else ROWS
-    store = arguments.output.with_suffix(".json")
-    found: dict[str, Any] = json.loads(store.read_text()) if store.is_file() else {"rows": {}}
-    num_gpus = count_gpus()
-    if num_gpus or arguments.small:
-        found["machine"] = machine(num_gpus)
-        for row in rows:
-            if is_wanted(row, found["rows"], arguments, num_gpus=num_gpus):
-                if time.monotonic() - started_at > 60 * (arguments.minutes - ROW_MINUTES):
-                    logger.info("the time is up; rerun the same command to resume with the remaining rows")
-                    break
-                found["rows"][row.name] = measure(row, arguments, num_gpus=max(num_gpus, row.num_gpus))
-                store.write_text(json.dumps(found, indent=2) + "\n")
-    else:
-        logger.warning("no GPU here: nothing is run, and what is not measured stays so")
-    arguments.output.write_text(page(rows, found, is_small=arguments.small), encoding="utf-8")
-    logger.info("result: %s", arguments.output)
 
 
 def count_gpus() -> int:
@@ -84,8 +35,8 @@ def count_gpus() -> int:
 def machine(num_gpus: int) -> dict[str, Any]:
     """Hardware and versions, and the speed of a plain matrix multiplication."""
     words = [sys.executable, "-c", SPEEDS]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=PROJECT_DIR)
-    speeds = done.stdout.splitlines()
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=PROJECT_DIR)
+    speeds = done.stdout.splitlines() if done.returncode == 0 else [f"Speed not measured: {done.stderr[-200:]}"]
     return {"hardware": hardware(), "num_gpus": num_gpus, "versions": versions(PACKAGES), "speeds": speeds}
 
 
@@ -93,6 +44,9 @@ def is_wanted(row: Row, done: dict[str, Any], arguments: GpuArguments, *, num_gp
     """Whether a row can be measured here and is not measured yet."""
     if row.package is not None and importlib.util.find_spec(row.package) is None:
         logger.info("%s: %s is not installed", row.name, row.package)
+        return False
+    if row.host_gigabytes > available_host_bytes() / 1e9:
+        logger.info("%s: needs %d GB of host memory", row.name, row.host_gigabytes)
         return False
     return (arguments.small or num_gpus >= row.num_gpus) and (arguments.again or row.name not in done)
 
@@ -103,24 +57,31 @@ def measure(row: Row, arguments: GpuArguments, *, num_gpus: int) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         command = command_of(row, arguments, Path(folder), num_gpus=num_gpus)
         environment = {**os.environ, **row.environment}
-        started_at = time.monotonic()
+        started_at, minutes = time.monotonic(), row.minutes or arguments.row_minutes
         log = Path(folder) / "log"
-        with log.open("w") as output:
-            run = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=PROJECT_DIR)
-            try:
-                run.wait(60 * arguments.row_minutes)
-            except subprocess.TimeoutExpired:
-                run.kill()  # asked politely it would save 81 GB first
-                run.wait()
-                time.sleep(LEAVING_SECONDS)
-                output.write(f"error: not through after {arguments.row_minutes:g} minutes\n")
-        figures = figures_of(Path(folder) / "run", log.read_text(errors="replace"), run.returncode)
+        code = run_logged(command, log, environment, seconds=60 * minutes)
+        figures = figures_of(Path(folder) / "run", log.read_text(errors="replace"), code)
         figures["seconds"] = time.monotonic() - started_at
     figures["command"] = format_command(row, command, folder)
     logger.info(
         "%s: %s", row.name, figures.get("failed") or f"{figures['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU"
     )
     return figures
+
+
+def run_logged(command: Sequence[object], log: Path, environment: Mapping[str, str], *, seconds: float) -> int:
+    """Run a command with its output in a file, and kill it after this time; its exit code."""
+    with log.open("a") as output:
+        words = [str(word) for word in command]
+        run = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=PROJECT_DIR)
+        try:
+            run.wait(seconds)
+        except subprocess.TimeoutExpired:
+            run.kill()  # asked politely it would save 81 GB first
+            run.wait()
+            time.sleep(LEAVING_SECONDS)
+            output.write(f"error: not through after {seconds / 60:g} minutes\n")
+    return run.returncode
 
 
 def command_of(row: Row, arguments: GpuArguments, folder: Path, *, num_gpus: int) -> list[str]:
@@ -140,6 +101,7 @@ def command_of(row: Row, arguments: GpuArguments, folder: Path, *, num_gpus: int
     ]
     words += [
         *(SHORT if row.is_short else ()),
+        *(SLOT_STEPS if arguments.slot else ()),
         *(() if arguments.dataset is None else ("--dataset", arguments.dataset)),
     ]
     return [*words, *row.flags]
@@ -176,7 +138,3 @@ def figures_of(run_dir: Path, log: str, returncode: int) -> dict[str, Any]:
         "last_loss": steps[-1]["loss"],
         "num_steps": steps[-1]["step"],
     }
-
-
-if __name__ == "__main__":
-    run_program(main)
