@@ -101,7 +101,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Eleven starts of programs with torch. What they do is held by test_evaluate.py, test_evaluate_completions.py and
+# Their programs take longest to start. What they do is held by test_evaluate.py, test_evaluate_completions.py and
 # test_finetune.py in tests/programs, that their flags exist by test_all_flags_of_commands_exist.
 LONG_PAGES = ["docs/guides/evaluate.md", "docs/guides/finetune.md"]
 
