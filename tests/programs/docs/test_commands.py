@@ -101,8 +101,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# Their programs take longest to start. What they do is held by test_evaluate.py, test_evaluate_completions.py and
+# test_finetune.py in tests/programs, that their flags exist by test_all_flags_of_commands_exist.
+LONG_PAGES = ["docs/guides/evaluate.md", "docs/guides/finetune.md"]
+
+
 @pytest.mark.launch
-@pytest.mark.parametrize("page", PAGES_TO_RUN)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.long if page in LONG_PAGES else ()) for page in PAGES_TO_RUN]
+)
 def test_the_commands_work(page: str, workspace: Path) -> None:
     if page != "README.md":  # the workspace ran these
         run_blocks(page, workspace)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT_DIR, python, run
-from tests.programs.launching import launcher, training_flags
+from tests.programs.launching import launcher, run_preloaded, training_flags
 
 pytestmark = pytest.mark.launch
 
@@ -89,11 +89,9 @@ def test_no_line_is_wider_than_the_terminal(name: str, columns: int, sample_stor
     assert_ends_in_order(lines)
 
 
-def test_in_a_file_lines_have_120_columns_and_the_launcher_says_what_it_is_asked_for(
-    sample_store: Path, tmp_path: Path
-) -> None:
-    words = [*launcher("deepspeed"), PROJECT_DIR / "pretrain.py", *training_flags(sample_store, Path("run"), *FLAGS)]
-    done = run(*words, cwd=tmp_path)
+def test_in_a_file_lines_have_120_columns(sample_store: Path, tmp_path: Path) -> None:
+    words = [PROJECT_DIR / "pretrain.py", *training_flags(sample_store, Path("run"), *FLAGS)]
+    done = run_preloaded(2, words, {}, cwd=tmp_path)
     assert done.returncode == 0, done.output[-6000:]
     lines = lines_of(done.log)
     assert 100 < max(map(len, without_warnings(lines))) <= 120
@@ -101,16 +99,18 @@ def test_in_a_file_lines_have_120_columns_and_the_launcher_says_what_it_is_asked
         f"step {n}/4 " for n in range(1, 5)
     ]
     assert_ends_in_order(lines)
-    assert "[INFO] [runner.py" in done.stdout
-    assert "[INFO] [launch.py" in done.stdout
 
 
-def test_a_quiet_launcher_still_reports_what_fails() -> None:
-    done = run(*launcher("deepspeed"), QUIET, *python("pretrain.py", "--dataset", "nowhere")[1:])
+@pytest.mark.parametrize("is_quiet", [True, False])
+def test_a_launcher_reports_what_fails_and_logs_as_much_as_requested(is_quiet: bool) -> None:
+    words = [*launcher("deepspeed"), *([QUIET] if is_quiet else [])]
+    done = run(*words, *python("pretrain.py", "--dataset", "nowhere")[1:])
     assert done.returncode == 2
     assert len(done.errors) == 1
     assert "[ERROR] [launch.py" in done.stdout
-    assert "[INFO]" not in done.output
+    for program in ("runner", "launch"):
+        assert (f"[INFO] [{program}.py" in done.output) == (not is_quiet)
+    assert ("[INFO]" in done.output) == (not is_quiet)
 
 
 def test_the_quickstart_starts_a_quiet_launcher() -> None:

@@ -45,13 +45,11 @@ def preprocess(output_dir: Path, *flags: object, launcher: tuple[object, ...] = 
 def test_the_bytes_depend_neither_on_workers_nor_on_processes(corpus: Path, packing: str, tmp_path: Path) -> None:
     flags = ["--data_files", corpus, "--num_slices", 5, "--packing", packing, *SMALL]
     manifest = preprocess(tmp_path / "1", *flags, "--num_workers", 1)
-    for workers in (2, 4):
-        preprocess(tmp_path / f"{workers}", *flags, "--num_workers", workers)
-        assert digests(tmp_path / f"{workers}") == digests(tmp_path / "1")
-    for ranks in (2, 3):
-        launcher = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", ranks)
-        preprocess(tmp_path / f"ranks{ranks}", *flags, launcher=launcher)
-        assert digests(tmp_path / f"ranks{ranks}") == digests(tmp_path / "1")
+    preprocess(tmp_path / "4", *flags, "--num_workers", 4)
+    assert digests(tmp_path / "4") == digests(tmp_path / "1")
+    launcher = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", 3)  # for five slices
+    preprocess(tmp_path / "ranks3", *flags, launcher=launcher)
+    assert digests(tmp_path / "ranks3") == digests(tmp_path / "1")
     preprocess(tmp_path / "reference", *flags, "--tokenizer_backend", "reference")
     assert digests(tmp_path / "reference") == digests(tmp_path / "1")
     assert len(manifest.splits["train"].shards) > 5
