@@ -65,7 +65,7 @@ def saved_models(run_dir: Path) -> list[Path]:
         UserError: if the run has saved no model yet.
     """
     exports = {path.name.removeprefix("step-"): path for path in run_dir.glob("exports/step-*")}
-    # Others are unfinished or set aside, e.g. step-10.partial.
+    # Other names are of unfinished or replaced exports, e.g. step-10.partial.
     by_step = {int(name): path for name, path in exports.items() if name.isdecimal() and path.is_dir()}
     by_step |= {checkpoint_step(path) or 0: path for path in complete_checkpoints(run_dir)}
     models = [by_step[step] for step in sorted(by_step)]

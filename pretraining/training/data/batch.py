@@ -32,7 +32,7 @@ def as_packed_row(batch: Batch) -> dict[str, torch.Tensor | int]:
 
 
 def attention_bounds(batch: Batch, *, block_length: int) -> dict[str, torch.Tensor | int]:
-    """The arguments of the model's forward by which flash kernels tell documents apart; none without masking.
+    """The arguments of the model's forward by which flash kernels separate documents; none without masking.
 
     The length of a block stands for that of the longest document, which a GPU would have to be asked for.
     """

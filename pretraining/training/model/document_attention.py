@@ -63,7 +63,7 @@ def attend_within_documents(
     """Causal attention [rows, length, heads, head_dim] of states [rows, heads, length, head_dim] in each document.
 
     `cu_seq_lens_q`, int32 [documents + 1], are the bounds of the documents in the rows, one row after another;
-    `max_length_q` is no less than the longest of them. They have no default: documents would see each other without.
+    `max_length_q` is at least the length of the longest. They have no default: documents would see each other without.
     """
     shape, scaling, dropout = query.transpose(1, 2).shape, options["scaling"], options["dropout"]
     if not _uses_kernel(query, dropout):
