@@ -81,9 +81,7 @@ class CheckpointShards:
         if whole:
             remedy = f"among others; start with --num_gpus={self.num_processes}"
             if num_processes == self.num_processes:
-                remedy = (
-                    "anew; set sub_group_size in the --deepspeed file to its value in run.json (ds_config_resolved)"
-                )
+                remedy = "in another way; set sub_group_size in the --deepspeed file to its value in run.json"
             raise UserError(
                 f"--resume {self._checkpoint}: was saved by {_describe(self.num_processes)}, and its optimizer state "
                 f"({whole[0]}) cannot be divided {remedy}"

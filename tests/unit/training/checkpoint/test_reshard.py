@@ -52,7 +52,9 @@ def test_codes_of_whole_blocks_are_not_divided(state: dict[str, Any], named: str
         f"--resume {checkpoint}: was saved by 2 processes, and its optimizer state ({named}) cannot be divided among "
         "others; start with --num_gpus=2"
     )
-    with pytest.raises(UserError, match=r"cannot be divided anew; set sub_group_size in the --deepspeed file to its"):
+    with pytest.raises(
+        UserError, match=r"cannot be divided in another way; set sub_group_size in the --deepspeed file to its"
+    ):
         CheckpointShards(checkpoint).check_divisible(swaps=False, num_processes=2)
 
 
