@@ -19,7 +19,7 @@ quickstart: $(VENV)/.installed  ## from text to a model that writes, in minutes:
 	@PYTHON=$(BIN)/python RUN=runs/quickstart-$(STAMP) sh recipes/quickstart/run.sh
 
 test: $(VENV)/.installed-dev  ## run the test suite; the longest tests are left to make faults
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not long"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not long"
 
 lint: $(VENV)/.installed-dev  ## format, lint, complexity, types
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 
 from pretraining.cli.arguments.finetune import parse_finetune_arguments
-from pretraining.cli.program import run_program
+from pretraining.cli.program import importing_libraries, run_program
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> None:
     from pretraining.finetuning.inputs import find_inputs_of
 
     inputs = find_inputs_of(arguments)
-    from pretraining.finetuning.pipeline import finetune
+    with importing_libraries():
+        from pretraining.finetuning.pipeline import finetune
 
     finetune(arguments.conversations, inputs)
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.cli.program import run_program
+from pretraining.cli.program import importing_libraries, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 
 if TYPE_CHECKING:
@@ -56,10 +56,11 @@ def complete(
     prompts: Sequence[str], source: ModelSource, references: References | None, arguments: GenerateArguments
 ) -> None:
     """Load the model and complete each prompt."""
-    from pretraining.generation.generate import make_requests
-    from pretraining.generation.load_model import load_model
-    from pretraining.generation.output import read_completions, write_completions
-    from pretraining.generation.terminal import interactive_loop, print_completions, stream
+    with importing_libraries():
+        from pretraining.generation.generate import make_requests
+        from pretraining.generation.load_model import load_model
+        from pretraining.generation.output import read_completions, write_completions
+        from pretraining.generation.terminal import interactive_loop, print_completions, stream
 
     model, tokenizer = load_model(source, arguments.dtype)
     if arguments.interactive:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pretraining.cli.arguments.pretrain import DataArguments, PretrainArguments, parse_pretrain_arguments
-from pretraining.cli.program import run_program
+from pretraining.cli.program import importing_libraries, run_program
 
 if TYPE_CHECKING:
     from pretraining.data.mixture import Mixture
@@ -32,7 +32,8 @@ def main(argv: Sequence[str]) -> None:
 
     model_fields(arguments.model, None)  # before blocks are made or brought here
     if arguments.plan.dry_run:
-        from pretraining.training.dry_run.dry_run import print_plan
+        with importing_libraries():
+            from pretraining.training.dry_run.dry_run import print_plan
 
         print_plan(arguments)
     else:
@@ -46,7 +47,8 @@ def train(arguments: PretrainArguments) -> None:
     mixture = find_data(arguments.data)
     check_inputs(arguments, mixture)
 
-    from pretraining.training.run import pretrain
+    with importing_libraries():
+        from pretraining.training.run import pretrain
 
     pretrain(arguments, mixture)
 

@@ -18,9 +18,8 @@ from pretraining.cli.arguments.preprocess import TokenizerArguments
 from pretraining.cli.logs import IN_ONE_LINE
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.data.input.documents import Document, JsonFields
+from pretraining.data.input.documents import Document, ReadingOptions
 from pretraining.data.input.find import InputFile, find_inputs
-from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.reading import read_documents
 from pretraining.data.tokenize.train import save_tokenizer, train_byte_level_bpe
 from pretraining.errors import UserError
@@ -47,8 +46,7 @@ def main(argv: Sequence[str]) -> None:
 
 def texts(files: list[InputFile], arguments: TokenizerArguments, *, held_out: bool) -> Iterator[str]:
     """Texts of the documents to train on, or of those held out."""
-    fields = JsonFields(arguments.text_field, source="source")
-    options = ReadingOptions(fields, max_document_bytes=arguments.max_document_bytes, split_text_files=False)
+    options = ReadingOptions(arguments.max_document_bytes, arguments.text_field)
     lines = read_documents(files, options)
     documents = (line for line in lines if isinstance(line, Document))
     for number, document in enumerate(documents, start=1):

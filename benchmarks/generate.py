@@ -42,7 +42,8 @@ NOTES = """
 Tokens per second and their ratio: median, minimum and maximum of the rounds. transformers loads the model with
 `from_pretrained`. It completes the prompts, padded on the left, by `generate` with the same flags and its default cache
 and attention. Neither compiles anything; both use torch's default number of threads. "By default" is the dtype that
-each chooses for this model on this machine: generate.py {own}, transformers {peer}. On a GPU: not yet measured.
+each chooses for this model on this machine: generate.py {own}, transformers {peer}. cuDNN's attention is off for
+generate.py, which turns it off, and on for transformers, as by default. On a GPU: not yet measured.
 """
 
 
@@ -148,12 +149,14 @@ def _generate(
     )
     torch.manual_seed(flags.seed)
     num_tokens = 0
+    torch.backends.cuda.enable_cudnn_sdp(True)
     for begin in range(0, len(prompts), flags.batch_size):
         batch = list(prompts[begin : begin + flags.batch_size])
         inputs = tokenizer(batch, return_tensors="pt", padding=True, return_token_type_ids=False)
         sequences = model.generate(**inputs.to(model.device), generation_config=config)
         for row in sequences[:, inputs["input_ids"].shape[1] :].tolist():
             num_tokens += next((place for place, token in enumerate(row) if token in eos), len(row))
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return num_tokens
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.results import PROJECT_DIR, command_line, hardware, num_cores, table, versions
 from pretraining.errors import UserError
-from pretraining.system.launchers import free_port
+from pretraining.system.launchers import DEEPSPEED, free_port
 from pretraining.training.config.trainer_arguments import has_fast_bf16
 from pretraining.training.model.fields import load_presets
 
@@ -195,9 +195,8 @@ def _started(arm: Arm, size: Size, precision: str, num_steps: int) -> Iterator[P
 def _launcher(arm: Arm) -> list[str]:
     if arm.num_processes == 1:
         return [sys.executable, "-m", "benchmarks.peers_run"]
-    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    port = free_port()
-    return [deepspeed, f"--num_gpus={arm.num_processes}", f"--master_port={port}", "--module", "benchmarks.peers_run"]
+    size, port = f"--num_gpus={arm.num_processes}", f"--master_port={free_port()}"
+    return [*DEEPSPEED, size, port, "--module", "benchmarks.peers_run"]
 
 
 def _flags(arm: Arm, size: Size, precision: str, run_dir: Path, num_steps: int) -> list[str]:

@@ -20,6 +20,7 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.cli.program import run_program
+from pretraining.planning.layout import resolve_auto
 from pretraining.training.data.dataset import IGNORED_LABEL
 from pretraining.training.distributed.process_group import init_process_group, shutdown_process_group
 from pretraining.training.model.compile import compile_layers, set_zero_leaf_layers
@@ -37,9 +38,7 @@ def make_engine(model: LlamaForCausalLM, setting: dict[str, Any], ds_config: dic
     """`setting`: what differs from the project's own in "zero_optimization", and how it computes."""
     config = copy.deepcopy(ds_config)
     config["zero_optimization"] |= setting.get("zero", {})
-    config["zero_optimization"] = {
-        name: value for name, value in config["zero_optimization"].items() if value != "auto"
-    }
+    config["zero_optimization"] = resolve_auto(config["zero_optimization"], model.config)
     precision = setting.get("precision", "bf16")
     config |= {"bf16": {"enabled": precision == "bf16"}, "fp16": {"enabled": False}, "gradient_clipping": 1.0}
     config |= {"data_types": {"grad_accum_dtype": "fp32"}, "zero_allow_untested_optimizer": True}

@@ -41,7 +41,7 @@ RESULTS |= {"preprocess": "Preprocess", "performance-log": "Performance log"}
 GUIDES = {"preprocess": "Preprocess", "train": "Train", "resume-and-stop": "Resume and stop", "monitor": "Monitor"}
 GUIDES |= {"generate": "Generate", "evaluate": "Evaluate", "finetune": "Finetune", "serve": "Serve", "hub": "Hub"}
 GUIDES |= {"performance": "Performance", "multi-gpu": "From one GPU to eight", "long-context": "Long context"}
-GUIDES |= {"provenance": "Provenance"}
+GUIDES |= {"profile": "Profile a step", "provenance": "Provenance"}
 EXPLANATION = ("architecture", "life-of-a-token", "life-of-a-step", "life-of-a-checkpoint", "decisions")
 NAVIGATION = {
     "Getting started": [f"docs/getting-started/{name}" for name in ("quickstart", "install", "first-run", "hardware")],

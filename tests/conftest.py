@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pretraining.cli.packages import compiler_problem
+from pretraining.system.compilers import compiler_problem
 from pretraining.system.cores import usable_cores
 from pretraining.system.host import available_host_bytes
 from tests.fakes.hub import LocalHub, running_hub
@@ -134,6 +134,13 @@ def run_fine(*words: object, **options: object) -> Done:
 def python(script: str, *words: object) -> list[object]:
     """The command line of one of the programs."""
     return [sys.executable, PROJECT_DIR / script, *words]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Let torch compute in one thread: other tests use the other cores, and tiny matrices are slower in several."""
+    if "torch" in sys.modules:  # some of the selected tests import it
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture

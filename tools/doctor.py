@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = read_arguments(argv)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that `| head` ends it
     from pretraining.cli.program import exit_process
+    from pretraining.doctor.finding import Table, as_json
     from pretraining.doctor.runner import CHECKS, run_checks
-    from pretraining.doctor.table import Table, as_json, num_of
 
     started_at, findings = time.monotonic(), []
     table = Table(colors=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     seconds = time.monotonic() - started_at
     write(as_json(findings, seconds=seconds) + "\n" if arguments.json else table.verdict(findings, seconds=seconds))
     # Python itself would wait for processes of checks that cannot be killed.
-    exit_process(FAILURE_EXIT_CODE if num_of(findings, "failure") else 0)
+    exit_process(FAILURE_EXIT_CODE if any(finding.status == "failure" for finding in findings) else 0)
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:

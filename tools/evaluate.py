@@ -20,6 +20,7 @@ incoherence. With --blocks, the share of tokens copied from training documents i
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -112,7 +113,8 @@ def main(argv: Sequence[str]) -> None:
 
 def report_completions(arguments: EvaluationArguments) -> dict[str, Any]:
     """Show the report on --completions; return it as JSON."""
-    from pretraining.evaluation.report import CompletionEvaluator, open_references, read_completion_file
+    from pretraining.evaluation.completion_file import read_completion_file
+    from pretraining.evaluation.report import CompletionEvaluator, open_references
     from pretraining.generation.source import find_model
 
     assert arguments.completions is not None
@@ -131,12 +133,14 @@ def report_completions(arguments: EvaluationArguments) -> dict[str, Any]:
 
 def evaluate_models(arguments: EvaluationArguments) -> dict[str, Any]:
     """Show the metrics and completions of each model; return them as JSON, without a list if there is one model."""
-    from pretraining.evaluation.report import comparison_lines, metrics_lines
+    from pretraining.evaluation.comparison import comparison_lines, metrics_lines
 
     sources = find_sources(arguments)
     evaluate = evaluation_of(arguments)  # opens all files before torch is imported
     metrics: dict[str, HeldOutMetrics] = {}
     completions: dict[str, list[Completion]] = {}
+    from torch.cuda import empty_cache
+
     from pretraining.generation.load_model import load_model
 
     for name, source in sources.items():
@@ -145,6 +149,9 @@ def evaluate_models(arguments: EvaluationArguments) -> dict[str, Any]:
             metrics[name] = evaluate(model, tokenizer)
         if arguments.prompts:
             completions[name] = complete(model, tokenizer, arguments)
+        del model, tokenizer  # the next one may not fit next to it
+        gc.collect()  # accelerate's hooks refer to the layers, which refer to the hooks
+        empty_cache()
     show(*metrics_lines(metrics), *comparison_lines(arguments.prompts or [], completions))
     data = arguments.data_files or ([f"{arguments.dataset}:{arguments.split}"] if metrics else [])
     found = [
@@ -179,12 +186,12 @@ def find_sources(arguments: EvaluationArguments) -> dict[str, ModelSource]:
 def evaluation_of(arguments: EvaluationArguments) -> Evaluate | None:
     """Open --data_files or --dataset, and return how to evaluate a model on them."""
     if arguments.data_files is not None:
-        from pretraining.data.input.documents import JsonFields
+        from pretraining.data.input.documents import ReadingOptions
         from pretraining.data.input.find import find_inputs
-        from pretraining.data.input.formats import ReadingOptions
 
-        files, fields = find_inputs(arguments.data_files), JsonFields(arguments.text_field, arguments.source_field)
-        options = ReadingOptions(fields, arguments.max_document_bytes, arguments.split_text_files)
+        files = find_inputs(arguments.data_files)
+        names = ("max_document_bytes", "text_field", "source_field", "split_text_files")
+        options = ReadingOptions(**{name: getattr(arguments, name) for name in names})
         from pretraining.evaluation.held_out import evaluate_files
 
         sizes: dict[str, Any] = {name: getattr(arguments, name) for name in ("window_tokens", "batch_tokens")}

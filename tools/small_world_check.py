@@ -29,7 +29,7 @@ from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.encode.splits import Split
 from pretraining.errors import UserError
-from pretraining.evaluation.report import read_completion_file
+from pretraining.evaluation.completion_file import read_completion_file
 from pretraining.system.files import write_atomically
 from small_world import WORLD
 from small_world.checker import Checker, SampleMetrics, copied_share, sample_metrics, sentences_of

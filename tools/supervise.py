@@ -149,7 +149,7 @@ class Supervisor:
         """Send a signal to all processes of the command, the ranks before their launcher: some end it without them."""
         for process in reversed(descendants(os.getpid())):
             if process.is_alive():
-                with suppress(ProcessLookupError):
+                with suppress(OSError):  # it has ended, or is another user's, as of sudo
                     os.kill(process.pid, number)
 
 

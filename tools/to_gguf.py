@@ -171,9 +171,7 @@ def add_weights(writer: GGUFWriter, model: Path, config: dict[str, Any]) -> None
         with safe_open(path, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (not a mapping)
                 tensor = opened.get_tensor(name)
-                kind = (
-                    kinds.get(tensor.dtype, GGMLQuantizationType.F32) if tensor.ndim > 1 else GGMLQuantizationType.F32
-                )
+                kind = kinds.get(tensor.dtype if tensor.ndim > 1 else None, GGMLQuantizationType.F32)
                 projection = name.split(".")[-2]
                 if projection in heads:
                     tensor = interleaved(tensor, heads[projection])

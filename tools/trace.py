@@ -30,7 +30,7 @@ from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.inspect.provenance import BlockProvenance, DocumentLocation, Piece, has_ids, read_source_text
 from pretraining.data.inspect.search import find_text
-from pretraining.data.tokenize.token_bytes import TokenBytes, text_of
+from pretraining.data.tokenize.token_bytes import text_of
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.system.cores import usable_cores
@@ -72,62 +72,72 @@ def main(argv: Sequence[str]) -> None:
     """Trace a block or a token, or search a text."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the search
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Tracing", TraceArguments)], argv, first=["dataset"])
-    tracer = BlockProvenance(arguments.dataset, flag="--dataset")
+    rows = Rows(BlockProvenance(arguments.dataset, flag="--dataset"), as_json=arguments.json)
     if arguments.text:
         splits = SPLITS if arguments.split is None else (arguments.split,)
-        show_search(tracer, splits, arguments.text, num_workers=arguments.num_workers, as_json=arguments.json)
-        return
-    split: Split = arguments.split or "train"
-    if arguments.position is None:
-        show_block(tracer, split, arguments.block, as_json=arguments.json)
+        rows.show_search(splits, arguments.text, num_workers=arguments.num_workers)
+    elif arguments.position is None:
+        rows.show_block(arguments.split or "train", arguments.block)
     else:
-        show_token(tracer, split, arguments.block, arguments.position, as_json=arguments.json)
+        rows.show_token(arguments.split or "train", arguments.block, arguments.position)
 
 
-def show_block(tracer: BlockProvenance, split: Split, block: int, *, as_json: bool) -> None:
-    """Show each piece of a block."""
-    pieces = tracer.pieces(split, block)
-    ids = tracer.token_ids(split, block)
-    show_headings(as_json=as_json)
-    for piece in pieces:
-        show(tracer, piece, piece.start, text_from(tracer.token_bytes, ids, piece, piece.start), as_json=as_json)
+class Rows:
+    """Prints pieces of `tracer` as rows of a table, or as JSON objects."""
 
+    def __init__(self, tracer: BlockProvenance, *, as_json: bool) -> None:
+        self._tracer = tracer
+        self._as_json = as_json
+        self._num_rows = 0
 
-def show_token(tracer: BlockProvenance, split: Split, block: int, position: int, *, as_json: bool) -> None:
-    """Show the piece of a token, and its document's text from the input."""
-    piece = tracer.piece_at(split, block, position)
-    ids = tracer.token_ids(split, block)
-    document_text = source_text(tracer, piece, ids)
-    shown = {"document_text": document_text} if as_json else {}
-    show_headings(as_json=as_json)
-    show(tracer, piece, position, text_from(tracer.token_bytes, ids, piece, position), as_json=as_json, **shown)
-    if document_text is not None and not as_json:
-        document = tracer.document(piece.document_id)
-        say(f"\ndocument {document.document_id}, from {document.file}:{document.line}:\n\n{document_text}")
+    def show_block(self, split: Split, block: int) -> None:
+        """Show each piece of a block."""
+        pieces, ids = self._tracer.pieces(split, block), self._tracer.token_ids(split, block)
+        for piece in pieces:
+            self._show(piece, piece.start, self._text_from(ids, piece, piece.start))
 
+    def show_token(self, split: Split, block: int, position: int) -> None:
+        """Show the piece of a token, and its document's text from the input."""
+        piece = self._tracer.piece_at(split, block, position)
+        ids = self._tracer.token_ids(split, block)
+        document_text, text = source_text(self._tracer, piece, ids), self._text_from(ids, piece, position)
+        self._show(piece, position, text, **({"document_text": document_text} if self._as_json else {}))
+        if document_text is not None and not self._as_json:
+            document = self._tracer.document(piece.document_id)
+            say(f"\ndocument {document.document_id}, from {document.file}:{document.line}:\n\n{document_text}")
 
-def show_search(
-    tracer: BlockProvenance, splits: Sequence[Split], text: str, *, num_workers: int, as_json: bool
-) -> None:
-    """Show each piece with the text or a part of it, as soon as it is found."""
-    contents = [tracer.manifest.splits[split] for split in splits]
-    num_found = 0
-    with Progress(sum(shard.num_bytes for split in contents for shard in split.shards)) as progress:
-        for hit in find_text(tracer, splits, text, progress=progress, num_workers=num_workers):
-            if num_found == 0:
-                show_headings(as_json=as_json)
-            show(tracer, hit.piece, hit.position, hit.excerpt, as_json=as_json)
-            num_found += 1
-    if num_found == 0:
-        num_blocks = sum(split.num_blocks for split in contents)
-        logger.info("the text is in none of the %s blocks of %s", f"{num_blocks:,}", ", ".join(splits))
-        exit_process(NOT_FOUND_EXIT_CODE)
+    def show_search(self, splits: Sequence[Split], text: str, *, num_workers: int) -> None:
+        """Show each piece with the text or a part of it, as soon as it is found."""
+        contents = [self._tracer.manifest.splits[split] for split in splits]
+        with Progress(sum(shard.num_bytes for split in contents for shard in split.shards)) as progress:
+            for hit in find_text(self._tracer, splits, text, progress=progress, num_workers=num_workers):
+                self._show(hit.piece, hit.position, hit.excerpt)
+        if self._num_rows == 0:
+            num_blocks = sum(split.num_blocks for split in contents)
+            logger.info("the text is in none of the %s blocks of %s", f"{num_blocks:,}", ", ".join(splits))
+            exit_process(NOT_FOUND_EXIT_CODE)
 
+    def _text_from(self, ids: np.ndarray, piece: Piece, position: int) -> str:
+        """The text of a piece from `position` on, as much as a row shows; `ids` are those of its block."""
+        end = min(position + SHOWN_TOKENS, piece.start + piece.num_tokens)
+        return text_of(self._tracer.token_bytes.join(ids[position:end]).data.tobytes())
 
-def text_from(token_bytes: TokenBytes, ids: np.ndarray, piece: Piece, position: int) -> str:
-    """The text of a piece from `position` on, as much as a row shows; `ids` are those of its block."""
-    end = min(position + SHOWN_TOKENS, piece.start + piece.num_tokens)
-    return text_of(token_bytes.join(ids[position:end]).data.tobytes())
+    def _show(self, piece: Piece, position: int, text: str, **more: str | None) -> None:
+        """Print one row: a piece, a token in it, and the text from there on."""
+        document = self._tracer.document(piece.document_id)
+        part = part_of(piece, document)
+        self._num_rows += 1
+        if self._as_json:
+            row = {"piece": dataclasses.asdict(piece), "document": dataclasses.asdict(document)}
+            say(json.dumps({"position": position, "text": text, "part": part, **row, **more}, ensure_ascii=False))
+            return
+        if self._num_rows == 1:
+            say(COLUMNS.format(*HEADINGS, "text"))
+        first, before, num_tokens = piece.start, piece.num_tokens_before, piece.num_tokens
+        tokens, of_document = f"{first}-{first + num_tokens - 1}", f"{before}-{before + num_tokens - 1}"
+        cells = (piece.split, piece.block, piece.number, tokens, position, f"{of_document} of {document.num_tokens}")
+        place = (document.document_id, escape(document.source), escape(f"{document.file}:{document.line}"))
+        say(COLUMNS.format(*cells, part, *place, shorten(text)))
 
 
 def source_text(tracer: BlockProvenance, piece: Piece, ids: np.ndarray) -> str | None:
@@ -145,38 +155,6 @@ def source_text(tracer: BlockProvenance, piece: Piece, ids: np.ndarray) -> str |
         return text
     logger.warning("%s:%s: has changed, its text does not have the ids of the block", document.file, document.line)
     return None
-
-
-def show_headings(*, as_json: bool) -> None:
-    """Print the first line of a table."""
-    if not as_json:
-        say(COLUMNS.format(*HEADINGS, "text"))
-
-
-def show(tracer: BlockProvenance, piece: Piece, position: int, text: str, *, as_json: bool, **more: str | None) -> None:
-    """Print one row: a piece, a token in it, and the text from there on."""
-    document = tracer.document(piece.document_id)
-    part = part_of(piece, document)
-    if as_json:
-        row = {"piece": dataclasses.asdict(piece), "document": dataclasses.asdict(document)}
-        say(json.dumps({"position": position, "text": text, "part": part, **row, **more}, ensure_ascii=False))
-        return
-    first, before = piece.start, piece.num_tokens_before
-    say(
-        COLUMNS.format(
-            piece.split,
-            piece.block,
-            piece.number,
-            f"{first}-{first + piece.num_tokens - 1}",
-            position,
-            f"{before}-{before + piece.num_tokens - 1} of {document.num_tokens}",
-            part,
-            document.document_id,
-            escape(document.source),
-            escape(f"{document.file}:{document.line}"),
-            shorten(text),
-        )
-    )
 
 
 def part_of(piece: Piece, document: DocumentLocation) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 AUTO = "auto"
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,6 @@ class Value:
         return type(value) in ((int, float) if self.kind is float else (self.kind,))
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """Why a key is rejected; a value that switches it off (false, null, `off`) passes and is dropped."""
-
-    reason: str
-    off: tuple[Any, ...] = ()
-
-
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 SWITCH, COUNT, SIZE = Value(bool), Value(int), Value(int, minimum=1)
 OFFLOAD = {"device": Value(str, only=("none", "cpu", "nvme")), "nvme_path": Value(str), "pin_memory": SWITCH}
@@ -53,29 +46,24 @@ RATIO = "what stays on the GPU would train at the first step's learning rate for
 PRECISION = {"enabled": Value(bool, auto=True)}
 
 # Changed together in a run of tests/programs/pretrain/test_deepspeed_config.py, whose losses stay those of
-# ds_config.json; `compile` is that of benchmarks/gpu_rows.py, `aio` and nvme need a GPU, the rest of fp16 is
+# ds_config.json; `compile` is that of benchmarks/gpu/rows.py, `aio` and nvme need a GPU, the rest of fp16 is
 # in tests/faults/test_spikes.py.
 ACCEPTED: dict[str, Any] = {
     "zero_optimization": {
         "stage": Value(int, only=(3,), reason="this suite trains with ZeRO-3"),
-        "overlap_comm": SWITCH,
-        "contiguous_gradients": SWITCH,
-        "reduce_scatter": SWITCH,
+        **dict.fromkeys(("overlap_comm", "contiguous_gradients", "reduce_scatter"), SWITCH),
         "reduce_bucket_size": Value(int, minimum=1, auto=True),
-        "sub_group_size": SIZE,
-        "stage3_prefetch_bucket_size": Value(int, auto=True),
-        "stage3_param_persistence_threshold": Value(int, auto=True),
+        "sub_group_size": Value(int, minimum=1, auto=True),
+        **dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"), Value(int, auto=True)),
         "stage3_model_persistence_threshold": COUNT,
-        "stage3_max_live_parameters": COUNT,
+        "stage3_max_live_parameters": Value(int, auto=True),
         "stage3_max_reuse_distance": COUNT,
         "stage3_gather_16bit_weights_on_model_save": Value(bool, only=(True,), reason="the exported model needs it"),
         "offload_optimizer": {**OFFLOAD, "buffer_count": SIZE, "ratio": Value(float, only=(1,), reason=RATIO)},
         "offload_param": {**OFFLOAD, "buffer_count": SIZE, "buffer_size": SIZE, "max_in_cpu": COUNT},
         # Of stages 1 and 2; the configs of many projects have them, and in stage 3 they do nothing.
-        "allgather_partitions": SWITCH,
+        **dict.fromkeys(("allgather_partitions", "round_robin_gradients", "ignore_unused_parameters"), SWITCH),
         "allgather_bucket_size": SIZE,
-        "round_robin_gradients": SWITCH,
-        "ignore_unused_parameters": SWITCH,
         "use_multi_rank_bucket_allreduce": SWITCH,
     },
     "bf16": PRECISION,
@@ -83,142 +71,109 @@ ACCEPTED: dict[str, Any] = {
         **PRECISION,
         "loss_scale": Value(float),
         "initial_scale_power": COUNT,
-        "loss_scale_window": SIZE,
-        "hysteresis": SIZE,
-        "min_loss_scale": SIZE,
+        **dict.fromkeys(("loss_scale_window", "hysteresis", "min_loss_scale"), SIZE),
     },
     "data_types": {"grad_accum_dtype": Value(str, only=("fp32", "bf16", "fp16"), auto=True)},
     "gradient_clipping": Value(float, auto=True),
-    "train_batch_size": Value(int, minimum=1, auto=True),
-    "train_micro_batch_size_per_gpu": Value(int, minimum=1, auto=True),
-    "gradient_accumulation_steps": Value(int, minimum=1, auto=True),
+    **dict.fromkeys(BATCH_KEYS, Value(int, minimum=1, auto=True)),
     "steps_per_print": SIZE,
-    "wall_clock_breakdown": SWITCH,
-    "zero_allow_untested_optimizer": SWITCH,
-    "zero_force_ds_cpu_optimizer": SWITCH,
+    **dict.fromkeys(("wall_clock_breakdown", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"), SWITCH),
+    "timers": {"throughput": {"enabled": SWITCH, "synchronized": SWITCH}},  # wait for the GPU in each micro step
     "compile": {"deepcompile": SWITCH},
     "aio": {
-        "block_size": SIZE,
-        "queue_depth": SIZE,
-        "intra_op_parallelism": SIZE,
-        "single_submit": SWITCH,
-        "overlap_events": SWITCH,
-        "use_gds": SWITCH,
+        **dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism"), SIZE),
+        **dict.fromkeys(("single_submit", "overlap_events", "use_gds"), SWITCH),
     },
 }
 
-UNTESTED = "it is not tested with this suite"
-REMOVED = "DeepSpeed has removed it"
-MONITOR = "use --report_to; it would write or upload beside the run's own log"
-NOT_STAGE_3 = "it belongs to another ZeRO stage"
-QUANTIZED = "it sends rounded weights or gradients, so the losses would be others"
-HALF_STATES = "use --optim adamw_bf16 and --grad_accum_dtype; a checkpoint could not be resumed otherwise"
-ACTIVATIONS = "use --activation_checkpointing; DeepSpeed's is not that of the model"
-REJECTED: dict[str, Rejected] = {
-    "optimizer": Rejected("--optim, --learning_rate, --weight_decay and --adam_beta2 decide it"),
-    "scheduler": Rejected("--lr_scheduler_type decides it"),
-    "torch_autocast": Rejected("--bf16 and --fp16 decide it"),
-    "communication_data_type": Rejected("--grad_accum_dtype decides it", off=(AUTO,)),
-    "seq_parallel_communication_data_type": Rejected(UNTESTED, off=("fp32",)),
-    "sequence_parallel_size": Rejected("use --sequence_parallel_size", off=(1,)),
-    "prescale_gradients": Rejected("ZeRO-3 averages gradients over all GPUs"),
-    "gradient_predivide_factor": Rejected("ZeRO-3 averages gradients over all GPUs", off=(1,)),
-    "gradient_allreduce_op": Rejected("gradients are averaged; ZeRO-3 has no sum", off=("mean",)),
-    "managed_gradient_accumulation": Rejected("the Trainer needs it to be true", off=(True,)),
-    "activation_checkpointing": Rejected(ACTIVATIONS),
-    "tensor_parallel": Rejected("this suite shards with ZeRO-3 alone"),
-    "expert_parallel": Rejected("a Llama has no experts"),
-    "use_data_before_expert_parallelism": Rejected("a Llama has no experts"),
-    "pipeline": Rejected("this suite shards with ZeRO-3 alone"),
-    "hybrid_engine": Rejected("it is for reinforcement learning"),
-    "data_efficiency": Rejected("blocks come in the order of --seed, all of them and whole"),
-    "dataloader_drop_last": Rejected("the loader is this suite's"),
-    "checkpoint": Rejected("checkpoints are written and verified by this suite"),
-    "datastates_ckpt": Rejected("checkpoints are written and verified by this suite"),
-    "flops_profiler": Rejected("FLOP/s and MFU are in the log"),
-    "comms_logger": Rejected(UNTESTED),
-    "timers": Rejected(UNTESTED),
-    "memory_breakdown": Rejected("memory is in the log, and --profile_plan lists its parts"),
-    "dump_state": Rejected("run.json has DeepSpeed's config as the engine has it"),
-    "disable_python_gc": Rejected(UNTESTED),
-    "disable_allgather": Rejected(NOT_STAGE_3),
-    "tensorboard": Rejected(MONITOR),
-    "wandb": Rejected(MONITOR),
-    "csv_monitor": Rejected(MONITOR),
-    "comet": Rejected(MONITOR),
-    "autotuning": Rejected("use --per_device_train_batch_size auto and --dry_run"),
-    "weight_quantization": Rejected(QUANTIZED),
-    "vocabulary_size": Rejected("the tokenizer decides it"),
-    "log_level": Rejected(UNTESTED),
-    "nebula": Rejected(REMOVED),
-    "compression_training": Rejected(REMOVED),
-    "amp": Rejected(f"{REMOVED}; use --bf16 or --fp16"),
-    "quantize_training": Rejected(REMOVED),
-    "sparse_gradients": Rejected(REMOVED),
-    "eigenvalue": Rejected(REMOVED),
-    "sparse_attention": Rejected(REMOVED),
-    "elasticity": Rejected(f"{REMOVED}; a checkpoint resumes with any number of GPUs here"),
-    "graph_harvesting": Rejected(REMOVED),
-    "curriculum_learning": Rejected(REMOVED),
-    "progressive_layer_drop": Rejected(REMOVED),
-    "zero_optimization.mics_shard_size": Rejected(REMOVED, off=(-1,)),
-    "zero_optimization.mics_hierarchical_params_gather": Rejected(REMOVED),
-    "zero_optimization.zeropp_loco_param": Rejected(REMOVED),
-    "zero_optimization.zenflow": Rejected("it updates weights with gradients of an earlier step"),
-    "zero_optimization.zero_quantized_weights": Rejected(QUANTIZED),
-    "zero_optimization.zero_quantized_nontrainable_weights": Rejected(QUANTIZED),
-    "zero_optimization.zero_quantized_gradients": Rejected(QUANTIZED),
-    "zero_optimization.zero_hpz_partition_size": Rejected("on one machine it only costs memory", off=(0, 1)),
-    "zero_optimization.elastic_checkpoint": Rejected("a checkpoint resumes with any number of GPUs here"),
-    "zero_optimization.load_from_fp32_weights": Rejected("a resume must be exact", off=(True,)),
-    "zero_optimization.compute_grad_norm": Rejected("clipping needs the norm", off=(True,)),
-    "zero_optimization.pipeline_loading_checkpoint": Rejected(UNTESTED),
-    "zero_optimization.memory_efficient_linear": Rejected(UNTESTED, off=(True,)),
-    "zero_optimization.override_module_apply": Rejected("weights are initialized through it", off=(True,)),
-    "zero_optimization.leaf_module": Rejected("each decoder layer is one already"),
-    "zero_optimization.stage3_module_granularity_threshold": Rejected("each decoder layer is a leaf already", off=(0,)),
-    "zero_optimization.stage3_use_all_reduce_for_fetch_params": Rejected(UNTESTED),
-    "zero_optimization.stage3_allgather_sequential": Rejected(UNTESTED),
-    "zero_optimization.log_trace_cache_warnings": Rejected(UNTESTED),
-    "zero_optimization.enable_sanity_checks": Rejected(UNTESTED),
-    "zero_optimization.save_muon_momentum_buffer_in_memory": Rejected("use --optim muon"),
-    "zero_optimization.legacy_stage1": Rejected(NOT_STAGE_3),
-    "zero_optimization.parameter_alignment": Rejected(NOT_STAGE_3),
-    "zero_optimization.offload_optimizer.pipeline_read": Rejected(UNTESTED),
-    "zero_optimization.offload_optimizer.pipeline_write": Rejected(UNTESTED),
-    "zero_optimization.offload_optimizer.fast_init": Rejected(UNTESTED),
-    "zero_optimization.offload_optimizer.super_offload": Rejected("it takes the place of --optim"),
-    "zero_optimization.offload_optimizer.cpuadam_cores_perc": Rejected("it belongs to super_offload", off=(0.8,)),
-    "bf16.immediate_grad_update": Rejected(NOT_STAGE_3),
-    "bf16.check_grad_overflow": Rejected("a step with a NaN must be skipped", off=(True,)),
-    "bf16.bf16_master_weights_and_grads": Rejected(HALF_STATES),
-    "bf16.bf16_optimizer_states": Rejected(HALF_STATES),
-    "fp16.auto_cast": Rejected(UNTESTED),
-    "fp16.consecutive_hysteresis": Rejected(UNTESTED),
-    "fp16.fp16_master_weights_and_grads": Rejected(HALF_STATES),
-    "data_types.param_dtype": Rejected("--bf16 and --fp16 decide it"),
-    "data_types.buffer_dtype": Rejected(UNTESTED),
-    "data_types.keep_in_fp32_modules": Rejected(UNTESTED, off=(AUTO,)),
-    **{
-        f"compile.{name}": Rejected(UNTESTED)
-        for name in (
-            "autoep_non_moe",
-            "free_activation",
-            "free_activation_threshold",
-            "offload_activation",
-            "offload_activation_pin_memory",
-            "offload_opt_states",
-            "double_buffer",
-            "symmetric_memory",
-            "debug_log",
-            "offload_parameters",
-            "sync_before_reduce",
-            "sync_after_reduce",
-            "sync_before_allgather",
-            "sync_after_allgather",
-            "keep_int_input_tensors",
-            "keep_all_input_tensors",
-            "passes",
-        )
-    },
+# Keys that are rejected, by the reason; `zero.` stands for zero_optimization.
+REJECTED_BY_REASON = {
+    "--optim, --learning_rate, --weight_decay and --adam_beta2 decide it": "optimizer",
+    "--lr_scheduler_type decides it": "scheduler",
+    "--bf16 and --fp16 decide it": "torch_autocast data_types.param_dtype",
+    "--grad_accum_dtype decides it": "communication_data_type",
+    "it is not tested with this suite": (
+        "seq_parallel_communication_data_type comms_logger disable_python_gc log_level "
+        "zero.pipeline_loading_checkpoint zero.memory_efficient_linear "
+        "zero.stage3_use_all_reduce_for_fetch_params zero.stage3_allgather_sequential "
+        "zero.log_trace_cache_warnings zero.enable_sanity_checks zero.offload_optimizer.pipeline_read "
+        "zero.offload_optimizer.pipeline_write zero.offload_optimizer.fast_init fp16.auto_cast "
+        "fp16.consecutive_hysteresis data_types.buffer_dtype data_types.keep_in_fp32_modules "
+        "compile.autoep_non_moe compile.free_activation compile.free_activation_threshold "
+        "compile.offload_activation compile.offload_activation_pin_memory compile.offload_opt_states "
+        "compile.double_buffer compile.symmetric_memory compile.debug_log compile.offload_parameters "
+        "compile.sync_before_reduce compile.sync_after_reduce compile.sync_before_allgather "
+        "compile.sync_after_allgather compile.keep_int_input_tensors compile.keep_all_input_tensors "
+        "compile.passes"
+    ),
+    "use --sequence_parallel_size": "sequence_parallel_size",
+    "ZeRO-3 averages gradients over all GPUs": "prescale_gradients gradient_predivide_factor",
+    "gradients are averaged; ZeRO-3 has no sum": "gradient_allreduce_op",
+    "the Trainer needs it to be true": "managed_gradient_accumulation",
+    "use --activation_checkpointing; DeepSpeed's is not that of the model": "activation_checkpointing",
+    "this suite shards with ZeRO-3 alone": "tensor_parallel pipeline",
+    "a Llama has no experts": "expert_parallel use_data_before_expert_parallelism",
+    "it is for reinforcement learning": "hybrid_engine",
+    "blocks come in the order of --seed, all of them and whole": "data_efficiency",
+    "the loader is this suite's": "dataloader_drop_last",
+    "checkpoints are written and verified by this suite": "checkpoint datastates_ckpt",
+    "FLOP/s and MFU are in the log": "flops_profiler",
+    "memory is in the log, and --profile_plan lists its parts": "memory_breakdown",
+    "run.json has DeepSpeed's config as the engine has it": "dump_state",
+    "it belongs to another ZeRO stage": (
+        "disable_allgather zero.legacy_stage1 zero.parameter_alignment bf16.immediate_grad_update"
+    ),
+    "use --report_to; it would write or upload beside the run's own log": "tensorboard wandb csv_monitor comet",
+    "use --per_device_train_batch_size auto and --dry_run": "autotuning",
+    "it sends rounded weights or gradients, so the losses would be others": (
+        "weight_quantization zero.zero_quantized_weights zero.zero_quantized_nontrainable_weights "
+        "zero.zero_quantized_gradients"
+    ),
+    "the tokenizer decides it": "vocabulary_size",
+    "DeepSpeed has removed it": (
+        "nebula compression_training quantize_training sparse_gradients eigenvalue sparse_attention "
+        "graph_harvesting curriculum_learning progressive_layer_drop zero.mics_shard_size "
+        "zero.mics_hierarchical_params_gather zero.zeropp_loco_param"
+    ),
+    "DeepSpeed has removed it; use --bf16 or --fp16": "amp",
+    "DeepSpeed has removed it; a checkpoint resumes with any number of GPUs here": "elasticity",
+    "it updates weights with gradients of an earlier step": "zero.zenflow",
+    "on one machine it only costs memory": "zero.zero_hpz_partition_size",
+    "a checkpoint resumes with any number of GPUs here": "zero.elastic_checkpoint",
+    "a resume must be exact": "zero.load_from_fp32_weights",
+    "clipping needs the norm": "zero.compute_grad_norm",
+    "weights are initialized through it": "zero.override_module_apply",
+    "each decoder layer is one already": "zero.leaf_module",
+    "each decoder layer is a leaf already": "zero.stage3_module_granularity_threshold",
+    "use --optim muon": "zero.save_muon_momentum_buffer_in_memory",
+    "it takes the place of --optim": "zero.offload_optimizer.super_offload",
+    "it belongs to super_offload": "zero.offload_optimizer.cpuadam_cores_perc",
+    "a step with a NaN must be skipped": "bf16.check_grad_overflow",
+    "use --optim adamw_bf16 and --grad_accum_dtype; a checkpoint could not be resumed otherwise": (
+        "bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states fp16.fp16_master_weights_and_grads"
+    ),
+}
+REJECTED = {
+    name.replace("zero.", "zero_optimization."): reason
+    for reason, names in REJECTED_BY_REASON.items()
+    for name in names.split()
+}
+# What switches a rejected key off, in addition to false and null: it passes and is dropped.
+OFF: dict[str, tuple[Any, ...]] = {
+    "communication_data_type": ("auto",),
+    "seq_parallel_communication_data_type": ("fp32",),
+    "sequence_parallel_size": (1,),
+    "gradient_predivide_factor": (1,),
+    "gradient_allreduce_op": ("mean",),
+    "managed_gradient_accumulation": (True,),
+    "zero_optimization.mics_shard_size": (-1,),
+    "zero_optimization.zero_hpz_partition_size": (0, 1),
+    "zero_optimization.load_from_fp32_weights": (True,),
+    "zero_optimization.compute_grad_norm": (True,),
+    "zero_optimization.memory_efficient_linear": (True,),
+    "zero_optimization.override_module_apply": (True,),
+    "zero_optimization.stage3_module_granularity_threshold": (0,),
+    "zero_optimization.offload_optimizer.cpuadam_cores_perc": (0.8,),
+    "bf16.check_grad_overflow": (True,),
+    "data_types.keep_in_fp32_modules": ("auto",),
 }

@@ -20,19 +20,21 @@ GENERIC_FLAG = "trainer_arguments"  # see arguments/trainer.py
 TRUE_WORDS = ("true", "yes", "1")
 FALSE_WORDS = ("false", "no", "0")
 NONE_WORD = "none"
+# What to use instead of a word that is a choice elsewhere.
+CHOICE_HINTS = {
+    (f"{what}_strategy", "epoch"): f"; epochs follow each other without an end here: use steps and --{what}_steps N"
+    for what in ("eval", "save", "logging")
+}
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
 
 
 # Names of other tools, and earlier ones of this suite, that resemble no flag or a wrong one.
 SYNONYMS = {
-    "batch_size": "per_device_train_batch_size",
-    "micro_batch": "per_device_train_batch_size",
-    "micro_batch_size": "per_device_train_batch_size",
+    **dict.fromkeys(("batch_size", "micro_batch", "micro_batch_size"), "per_device_train_batch_size"),
     "lr": "learning_rate",
     "min_lr": "min_learning_rate",
     "epochs": "num_train_epochs",
-    "train_iters": "max_steps",
-    "lr_decay_iters": "max_steps",
+    **dict.fromkeys(("train_iters", "lr_decay_iters"), "max_steps"),
     "lr_warmup_iters": "warmup_steps",
     **dict.fromkeys(("save_dir", "out_dir", "output"), "output_dir"),
     **dict.fromkeys(("load", "resume_from_checkpoint"), "resume"),
@@ -53,10 +55,10 @@ def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -
     name, known = name.replace("-", "_"), list(names)
     if name in rejected:
         return rejected[name]
-    suggestion = f" (did you mean {SYNONYMS[name]}?)" if SYNONYMS.get(name) in known else nearest(name, known)
-    if not suggestion and GENERIC_FLAG in known:
-        suggestion = f"; pass other fields of TrainingArguments by --{GENERIC_FLAG} NAME=VALUE"
-    return f"unknown flag{suggestion}"
+    if SYNONYMS.get(name) in known:
+        return f"unknown flag (did you mean {SYNONYMS[name]}?)"
+    others = f"; pass other fields of the Trainer by --{GENERIC_FLAG} NAME=VALUE" if GENERIC_FLAG in known else ""
+    return f"unknown flag{nearest(name, known)}{others}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +105,8 @@ class Flag:
         if text in self.choices:
             return text
         if self.choices and self.value_type is str:
-            raise ValueError(
-                f"{shortened(text)!r} is not one of {', '.join(self.choices)}{nearest(text, self.choices)}"
-            )
+            hint = CHOICE_HINTS.get((self.name, text)) or nearest(text, self.choices)
+            raise ValueError(f"{shortened(text)!r} is not one of {', '.join(self.choices)}{hint}")
         if self.value_type in (str, Path):
             _check_word(text, is_text=self.is_text)
         try:
@@ -113,7 +114,7 @@ class Flag:
                 raise ValueError(text)
             return READERS.get(self.value_type, self.value_type)(text)
         except (ValueError, RecursionError):
-            expected = TYPE_NAMES.get(self.value_type, self.value_type.__name__)
+            expected = " or ".join((TYPE_NAMES.get(self.value_type, self.value_type.__name__), *self.choices))
             raise ValueError(f"expects {expected}, not {shortened(text)!r}") from None
 
 
@@ -121,13 +122,9 @@ def _check_word(text: str, *, is_text: bool) -> None:
     """Reject words that are never intended: an unset variable of a shell, and characters that no file name has."""
     if not is_text and not text.strip():
         raise ValueError(f"expects a path or name, not {shortened(text)!r} (is a variable of the command unset?)")
-    if "\0" in text or _has_surrogate(text):
+    # A half of a surrogate pair: some of its bytes on the command line were not UTF-8.
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"expects UTF-8 without NUL characters, not {shortened(text)!r}")
-
-
-def _has_surrogate(text: str) -> bool:
-    """Whether some of its bytes on the command line were not UTF-8."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def flag(default: Any, help_text: str, *, is_text: bool = False) -> Any:

@@ -1,36 +1,23 @@
-"""Optional packages and compilers: what is missing is reported before anything is imported."""
+"""Optional packages and what compiles: what is missing is reported before anything is imported."""
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import sys
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+from pretraining.system.compilers import compiler_problem
+from pretraining.system.gpus import driver_gpu_names
 
 if TYPE_CHECKING:
     from pretraining.cli.arguments.pretrain import PretrainArguments
 
-COMPILERS = ("c++", "g++", "clang++")  # torch.compile builds its kernels, or what launches them on a GPU, as C++
 # The package of an attention implementation; transformers can also download it by the package `kernels`.
 FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 # The Trainer's names, with the package that has to be installed where it is called otherwise.
-TRACKERS = {
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "trackio": "trackio",
-    "azure_ml": "azureml",
-    "clearml": "clearml",
-    "codecarbon": "codecarbon",
-    "comet_ml": "comet_ml",
-    "dagshub": "dagshub",
-    "dvclive": "dvclive",
-    "flyte": "flytekit",
-    "kubeflow": "kubeflow",
-    "neptune": "neptune",
-    "swanlab": "swanlab",
-}
+SAME_NAMES = "tensorboard wandb mlflow trackio clearml codecarbon comet_ml dagshub dvclive kubeflow neptune swanlab"
+TRACKERS = {name: name for name in SAME_NAMES.split()} | {"azure_ml": "azureml", "flyte": "flytekit"}
 
 
 def tracker_problems(report_to: Sequence[str]) -> Iterator[str]:
@@ -40,15 +27,6 @@ def tracker_problems(report_to: Sequence[str]) -> Iterator[str]:
             yield f"--report_to {name}: is not one of {', '.join(TRACKERS)}, all, none"
         elif name in TRACKERS and not _is_installed(TRACKERS[name]):
             yield f"--report_to {name}: is not installed; pip install {TRACKERS[name]}, or remove it"
-
-
-def compiler_problem() -> str | None:
-    """Why torch.compile cannot compile here, with the remedy; None if it can."""
-    if not any(map(shutil.which, COMPILERS)):
-        return f"there is no C++ compiler ({', '.join(COMPILERS)}); install one"
-    if len(sys.prefix.split()) > 1:  # torch 2.13 does not quote it for the linker
-        return f"torch.compile does not work where the environment's path contains spaces ({sys.prefix}); move it"
-    return None
 
 
 def package_problems(arguments: PretrainArguments) -> Iterator[str]:
@@ -61,8 +39,10 @@ def package_problems(arguments: PretrainArguments) -> Iterator[str]:
         yield "--use_liger_kernel: needs liger-kernel; `pip install liger-kernel`, or remove the flag"
     if arguments.model.fp8 and not _is_installed("torchao"):
         yield "--fp8: needs torchao; `pip install -c requirements-extras.txt torchao`, or remove the flag"
-    if arguments.model.compile_layers and (problem := compiler_problem()) is not None:
-        yield f"--compile_layers: {problem}, or remove the flag"
+    if arguments.model.compile_layers:
+        on_gpu = not (arguments.trainer.get("use_cpu") or os.environ.get("DS_ACCELERATOR") == "cpu")
+        problem = compiler_problem(on_gpu=on_gpu and bool(driver_gpu_names()))
+        yield from [] if problem is None else [f"--compile_layers: {problem}, or remove the flag"]
     attention = arguments.model.attention_implementation
     package = FLASH_PACKAGES.get(attention)
     if package is not None and not _is_installed(package) and not _is_installed("kernels"):

@@ -1,8 +1,8 @@
 """A recipe is a saved command line: YAML or flags, one reader and one set of checks.
 
 A value on the command line beats the recipe's, which beats the default; a flag that is given again beats its earlier
-value. All problems are reported at once, each with the recipe's line or the flag: an unknown name with the nearest
-right one, a wrong type, a wrong choice, a duplicate key.
+value, but --trainer_arguments adds to them. All problems are reported at once, each with the recipe's line or the flag:
+an unknown name with the nearest right one, a wrong type, a wrong choice, a duplicate key.
 """
 
 import argparse
@@ -10,19 +10,21 @@ import dataclasses
 import itertools
 import json
 import logging
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from pretraining.cli.flags import HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
+from pretraining.cli.flags import GENERIC_FLAG, HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
 from pretraining.errors import UserError, raise_problems
 
 MAX_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
 MAX_NODES = 10_000  # of one value
 MAX_DEPTH = 16
+DASHED_NAME = re.compile("(?<=^--)[^=]+")
 HOOK_ENDING = "_hook"  # of flags that name a function
 
 logger = logging.getLogger(__name__)
@@ -61,12 +63,13 @@ def parse_recipe(
     Raises:
         UserError: with all problems of recipe and command line at once.
     """
-    argv = _with_names(first, argv)
     flags = {flag.name: flag for group in groups for flag in group.flags}
+    rejected = {name: reason for group in groups for name, reason in group.rejected.items()}
     problems: list[str] = []
-    command_line, recipe_path = _command_line_settings(_help_parser(description, groups, first), groups, argv, problems)
+    parser, words = _help_parser(description, groups, first), _with_names(first, argv)
+    command_line, recipe_path = _command_line_settings(parser, words, flags, rejected, problems)
     settings = _recipe_settings(recipe_path, problems) + command_line if recipe_path else command_line
-    values, out_of_range = _checked_values(settings, flags, _rejected(groups), problems)
+    values, out_of_range = _checked_values(settings, flags, rejected, problems)
     built = [] if problems else _built(groups, values, out_of_range)
     problems += out_of_range
     raise_problems(problems)
@@ -77,16 +80,12 @@ def parse_recipe(
 
 
 def _with_names(names: Sequence[str], argv: Sequence[str]) -> list[str]:
-    """The command line with the flags' names before its first words."""
+    """The command line with the flags' names before its first words, and `--block-length` as `--block_length`."""
     words, named = list(argv), []
     for name in names:
         if words and not words[0].startswith("-"):
             named += [f"--{name}", words.pop(0)]
-    return named + words
-
-
-def _rejected(groups: Sequence[FlagGroup]) -> dict[str, str]:
-    return {name: reason for group in groups for name, reason in group.rejected.items()}
+    return named + [DASHED_NAME.sub(lambda found: found[0].replace("-", "_"), word) for word in words]
 
 
 def _built(groups: Sequence[FlagGroup], values: dict[str, Any], problems: list[str]) -> list[Any]:
@@ -111,36 +110,31 @@ def _checked_values(
             problems.append(f"{place}: {flag_problem(name, flags, rejected)}")
             continue
         try:
-            values[name] = flags[name].value(texts)
+            value = flags[name].value(texts)
         except ValueError as error:
             problems.append(f"{place}: {error}")
             continue
+        values[name] = (values.get(name) or []) + value if name == GENERIC_FLAG and value else value
         out_of_range += [f"{place} {problem}" for problem in flags[name].range_problems(texts, values[name])]
     return values, out_of_range
 
 
 def _command_line_settings(
-    parser: argparse.ArgumentParser, groups: Sequence[FlagGroup], argv: Sequence[str], problems: list[str]
+    parser: argparse.ArgumentParser,
+    words: Sequence[str],
+    names: Iterable[str],
+    rejected: Mapping[str, str],
+    problems: list[str],
 ) -> tuple[list[Setting], Path | None]:
-    words = [_with_underscores(word) for word in argv]
     known, unknown = parser.parse_known_args(words)
-    names = [flag.name for group in groups for flag in group.flags]
     for word in unknown:
         if word.startswith("-"):
-            problems.append(f"{word}: {flag_problem(word.lstrip('-').split('=')[0], names, _rejected(groups))}")
+            problems.append(f"{word}: {flag_problem(word.lstrip('-').split('=')[0], names, rejected)}")
     if unknown and not unknown[0].startswith("-"):  # later words belong to the unknown flag before them
         problems.append(f"{unknown[0]}: unexpected value (flags are `--name value`)")
     recipe_path = vars(known).pop("recipe", None)
     vars(known).pop("debug", None)  # `run_program` looks for it, since it must hold while the flags are read too
     return [Setting(f"--{name}", name, texts) for name, texts in vars(known).items()], recipe_path
-
-
-def _with_underscores(word: str) -> str:
-    """`--block-length=4` as `--block_length=4`; both spellings are common."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _help_parser(description: str, groups: Sequence[FlagGroup], first: Sequence[str]) -> argparse.ArgumentParser:
@@ -158,7 +152,10 @@ def _help_parser(description: str, groups: Sequence[FlagGroup], first: Sequence[
     for group in groups:
         section = parser.add_argument_group(group.title)
         for flag in group.flags:
-            section.add_argument(f"--{flag.name}", nargs="*", metavar=_metavar(flag), help=_help_text(flag))
+            action = "extend" if flag.name == GENERIC_FLAG else "store"
+            section.add_argument(
+                f"--{flag.name}", action=action, nargs="*", metavar=_metavar(flag), help=_help_text(flag)
+            )
     return parser
 
 
@@ -174,7 +171,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _metavar(flag: Flag) -> str:
     if flag.value_type is bool:
-        return ""  # `--flag` alone switches it on
+        return "true|false" if flag.default is not False else ""  # `--flag` alone switches it on
     word = "|".join(flag.choices) if flag.choices else flag.value_type.__name__.upper()
     if flag.choices and flag.value_type is not str:
         word = f"{flag.value_type.__name__.upper()}|{word}"

@@ -163,15 +163,11 @@ def _check_compatible(first: BlockStore, other: BlockStore) -> None:
 
 
 def _reject_text_input(path: Path) -> None:
-    if path.is_file() or _is_folder_of_text(path):
+    """Raise `UserError` for a file, and for a folder with input of preprocess.py that is not a damaged block store."""
+    is_store = (path / MANIFEST_NAME).is_file() or (path / "data").is_dir()
+    files = [] if is_store or not path.is_dir() else path.iterdir()
+    if path.is_file() or any(FORMATS.keys() & set(file.suffixes) for file in files):
         raise UserError(
             f"--dataset {path}: has text, not token blocks; preprocess it first: "
             f"python3 preprocess.py --data_files {shlex.quote(str(path))} --output_dir blocks"
         )
-
-
-def _is_folder_of_text(path: Path) -> bool:
-    """Whether a folder has files for preprocess.py, and is not a block store that lacks its manifest."""
-    if not path.is_dir() or (path / MANIFEST_NAME).is_file() or (path / "data").is_dir():
-        return False
-    return any(FORMATS.keys() & set(file.suffixes) for file in path.iterdir())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pretraining.doctor.finding import Finding, failure, ok, warning
+from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
 
 TIMEOUT_SECONDS = 4.0
 MAX_SKEW_SECONDS = 300  # signed uploads are rejected at 15 minutes
@@ -50,23 +50,11 @@ def assess_token(has_token: bool, status: int, who: dict[str, Any]) -> Finding:
         return warning("Hub token", f"there is one; the Hub answered {status} to whose it is", "hf auth whoami")
     access = who.get("auth", {}).get("accessToken", {})
     role, name = access.get("role", "unknown"), who.get("name", "unknown")
-    if role == "fineGrained":
-        return _assess_fine_grained(name, access.get("fineGrained", {}))
-    if role == "write":
-        return ok("Hub token", f"of {name}, role write: pushes are allowed", name=name, role=role)
-    return warning(
-        "Hub token", f"of {name}, role {role}: pushes will be rejected", LOGIN_TO_WRITE, name=name, role=role
-    )
-
-
-def _assess_fine_grained(name: str, grants: dict[str, Any]) -> Finding:
-    scopes = [scope for scope in grants.get("scoped", []) if "repo.write" in scope["permissions"]]
-    writable = [scope.get("entity", {}).get("name", "?") for scope in scopes]
-    if writable:
-        figure = f"of {name}, fine-grained: pushes are allowed to {', '.join(writable)}"
-        return ok("Hub token", figure, name=name, role="fineGrained", writable=writable)
-    figure = f"of {name}, fine-grained, without write access to any repository: pushes will be rejected"
-    return warning("Hub token", figure, LOGIN_TO_WRITE, name=name, role="fineGrained")
+    scopes = access.get("fineGrained", {}).get("scoped", [])
+    writable = [one.get("entity", {}).get("name", "?") for one in scopes if "repo.write" in one["permissions"]]
+    allowed = f"are allowed to {', '.join(writable)}" if writable else "are allowed" if role == "write" else None
+    figure = f"of {name}, role {role}: pushes {allowed or 'will be rejected'}"
+    return warning_if(allowed is None, "Hub token", figure, LOGIN_TO_WRITE, name=name, role=role)
 
 
 def assess_clock(date: str) -> Iterator[Finding]:

@@ -15,26 +15,30 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pretraining.doctor import hub
-from pretraining.doctor.finding import Check, Finding, warning
-from pretraining.doctor.gpu import all_reduce, devices, speed
-from pretraining.doctor.host import disk, host, leftovers
-from pretraining.doctor.software import environment, packages, torch_build
+from pretraining.doctor import all_reduce, devices, disk, environment, host, hub, leftovers, software, speed
+from pretraining.doctor.finding import Check, Finding
 
 TOTAL_SECONDS = 57.0  # of 60: Python's start and end come on top
 GRACE_SECONDS = 1.0  # a check whose parent was killed ends itself after this
 MIN_SECONDS = 0.3
 MAX_ERROR_CHARACTERS = 160
 RETRY = "python3 -m tools.doctor"
-# In the order they run: the quick ones first, those that may hang last.
+# A disk that reads 100 MB/s, below which the check of the disk warns, brings 2.5 GB of libraries in this time. Later
+# imports find them in memory and are given 4 s, those of 8 processes at once 6 s.
+IMPORT_SECONDS = 25.0
+# For each of 8 GPUs 3 s: it is opened, cuBLAS starts, and three measurements take 0.2 s each.
+SPEED_SECONDS = 4.0 + 8 * 3.0
+ALL_REDUCE_SECONDS = 4.0 + 6.0 + all_reduce.LIMIT_SECONDS
+# In the order they run: the quick ones first, those that may hang last. Limits are less than half of the total, so that
+# one check that hangs leaves time for the others.
 CHECKS = [
-    Check("software", "python", packages.python_version),
-    Check("software", "requirements.txt", packages.requirements),
-    Check("software", "requirements.lock", packages.lock),
-    Check("software", "deepspeed", packages.launcher),
-    Check("software", "pynvml", packages.pynvml_owner),
-    Check("software", "torch", torch_build.torch_build, 15.0),  # its import takes seconds from a cold disk
-    Check("software", "compilers", torch_build.compilers),
+    Check("software", "python", software.python_version),
+    Check("software", "requirements.txt", software.requirements),
+    Check("software", "requirements.lock", software.lock),
+    Check("software", "deepspeed", software.launcher),
+    Check("software", "pynvml", software.pynvml_owner),
+    Check("software", "torch", software.torch_build, IMPORT_SECONDS),
+    Check("software", "compilers", software.compilers),
     Check("software", "environment", environment.variables),
     Check("software", "encoding", environment.encoding),
     Check("host", "cores", host.cores),
@@ -52,8 +56,8 @@ CHECKS = [
     Check("GPUs", "GPUs", devices.gpus, 6.0),
     Check("GPUs", "GPU links", devices.links),
     Check("GPUs", "GPU processes", devices.processes),
-    Check("speed", "arithmetic", speed.speed, 14.0),
-    Check("speed", "all-reduce", all_reduce.all_reduce, 22.0),
+    Check("speed", "arithmetic", speed.speed, SPEED_SECONDS),
+    Check("speed", "all-reduce", all_reduce.all_reduce, ALL_REDUCE_SECONDS),
 ]
 
 
@@ -79,9 +83,11 @@ def _run_check(check: Check, folders: Sequence[Path], limit_seconds: float) -> I
     process.start()
     sender.close()
     try:
-        while (finding := _receive(receiver, started_at + limit_seconds)) is not None:
+        while receiver.poll(max(0.0, started_at + limit_seconds - time.monotonic())):
+            finding = receiver.recv()
+            if finding is None:
+                return
             yield finding
-    except TimeoutError:
         yield _unchecked(check, f"no answer within {limit_seconds:.0f} s", seconds=limit_seconds)
     except EOFError:
         process.join(GRACE_SECONDS)
@@ -94,21 +100,8 @@ def _run_check(check: Check, folders: Sequence[Path], limit_seconds: float) -> I
         process.join(GRACE_SECONDS)
 
 
-def _receive(receiver: Connection, deadline: float) -> Finding | None:
-    """The next finding, None after the last.
-
-    Raises:
-        TimeoutError: when there is none in time.
-        EOFError: when the process ended before the check did.
-    """
-    if not receiver.poll(max(0.0, deadline - time.monotonic())):
-        raise TimeoutError
-    message = receiver.recv()
-    return None if message is None else Finding(**message)
-
-
 def _run_in_child(check: Check, folders: Sequence[Path], sender: Connection, limit_seconds: float) -> None:
-    """The child process: what libraries print is dropped, findings go through the pipe."""
+    """The child process: what libraries print is dropped; findings go through the pipe, and None after the last."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.alarm(math.ceil(limit_seconds + GRACE_SECONDS))
@@ -116,23 +109,18 @@ def _run_in_child(check: Check, folders: Sequence[Path], sender: Connection, lim
     for descriptor in (0, 1, 2):
         os.dup2(devnull, descriptor)
     started_at = time.monotonic()
-    for finding in _guarded(check, folders):
-        now = time.monotonic()
-        sender.send(dataclasses.asdict(dataclasses.replace(finding, group=check.group, seconds=now - started_at)))
-        started_at = now
-    sender.send(None)
-
-
-def _guarded(check: Check, folders: Sequence[Path]) -> Iterator[Finding]:
-    """The check's findings; an error becomes one of them."""
     try:
-        yield from check.function(folders)
+        for finding in check.function(folders):
+            now = time.monotonic()
+            sender.send(dataclasses.replace(finding, group=check.group, seconds=now - started_at))
+            started_at = now
     except BaseException as error:  # a library may even call sys.exit
         text = " ".join(f"{type(error).__name__}: {error}".split())
         text = text if len(text) <= MAX_ERROR_CHARACTERS else text[: MAX_ERROR_CHARACTERS - 1] + "…"
-        yield _unchecked(check, text, fix=packages.INSTALL if isinstance(error, ImportError) else RETRY)
+        sender.send(_unchecked(check, text, fix=software.INSTALL if isinstance(error, ImportError) else RETRY))
+    sender.send(None)
 
 
 def _unchecked(check: Check, reason: str, *, seconds: float = 0.0, fix: str = RETRY) -> Finding:
-    finding = warning(check.name, f"could not be checked ({reason})", fix)
-    return dataclasses.replace(finding, group=check.group, seconds=seconds)
+    figure = f"could not be checked ({reason})"
+    return Finding(check.name, "warning", figure, fix, group=check.group, seconds=seconds)

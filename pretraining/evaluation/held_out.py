@@ -15,24 +15,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, EncodedBatch, ordered_parallel_map
 from pretraining.data.encode.splits import SplitAssigner
-from pretraining.data.input.documents import JsonFields
+from pretraining.data.input.documents import ReadingOptions
 from pretraining.data.input.filters import CleaningRules, TextFilter
 from pretraining.data.input.find import InputFile
-from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import cut_slices
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
 from pretraining.errors import UserError
-from pretraining.evaluation.windows import TextWindow, evaluate_texts
+from pretraining.evaluation.windows import BATCH_TOKENS, TextWindow, evaluate_texts
 from pretraining.generation.load_model import encodes_to
 from pretraining.training.data.text_bytes import open_text_bytes
 from pretraining.training.metrics.evaluation import metrics_of_sums
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_READING_OPTIONS = ReadingOptions(
-    JsonFields("text", "source"), max_document_bytes=6 << 20, split_text_files=False
-)
+DEFAULT_READING_OPTIONS = ReadingOptions(max_document_bytes=6 << 20)
 NUM_WORKERS = 2  # encoding threads: faster than any model evaluates
 Metrics = dict[str, float]
 
@@ -55,11 +52,11 @@ class HeldOutDocuments:
         self._files = files
         self._options = options
         self._encoder = BatchEncoder(
-            DocumentReader(options.fields, TextFilter(CleaningRules())),
+            DocumentReader(options, TextFilter(CleaningRules())),
             splits=SplitAssigner((1, 0, 0), seed=0),  # the split is not used
             tokenizer=tokenizer,
         )
-        self._text_bytes = open_text_bytes(tokenizer.folder, tokenizer.canary()["ids"], tokenizer.rules)
+        self._text_bytes = open_text_bytes(tokenizer.folder, tokenizer.identity().canary_ids, tokenizer.rules)
         self.num_documents: Counter[str] = Counter()
         self.num_text_bytes: Counter[str] = Counter()
         self.skipped_lines: Counter[str] = Counter()
@@ -92,7 +89,7 @@ def evaluate_files(
     *,
     options: ReadingOptions = DEFAULT_READING_OPTIONS,
     window_tokens: int | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> HeldOutMetrics:
     """The model's metrics on every document of `files` separately; the default window is all of its positions.
 
@@ -108,7 +105,7 @@ def evaluate_files(
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in documents.skipped_lines.items()) or "no line"
         raise UserError(
             f"--data_files: no line is a document ({reasons}); pass other files, with the text in field "
-            f"{options.fields.text!r}{'' if options is DEFAULT_READING_OPTIONS else ', or set --text_field'}"
+            f"{options.text_field!r}{'' if options is DEFAULT_READING_OPTIONS else ', or set --text_field'}"
         )
     for reason, count in documents.skipped_lines.items():
         logger.warning("held-out files: %s lines skipped: %s", f"{count:,}", reason.replace("_", " "))
@@ -137,8 +134,8 @@ def tokenizer_of_model(tokenizer: PreTrainedTokenizerFast) -> DocumentTokenizer:
     first_ids = tokenizer("a")["input_ids"][:1]
     add_bos = tokenizer.bos_token_id is not None and first_ids == [tokenizer.bos_token_id]
     documents = load_document_tokenizer(location, add_bos=add_bos, flag="--model")
-    canary = documents.canary()
-    if not encodes_to(tokenizer, canary["text"], canary["ids"]):
+    identity = documents.identity()
+    if not encodes_to(tokenizer, identity.canary_text, identity.canary_ids):
         raise UserError(
             f"--model {location}: transformers gives other ids than its tokenizer.json; install the versions of "
             "requirements.lock"

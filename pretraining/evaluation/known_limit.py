@@ -17,7 +17,7 @@ from pretraining.data.encode.splits import Split
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError, raise_problems
 from pretraining.evaluation.blocks import tokenizer_problems
-from pretraining.evaluation.windows import TextWindow, evaluate_texts
+from pretraining.evaluation.windows import BATCH_TOKENS, TextWindow, evaluate_texts
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.splits import open_split
 from pretraining.training.data.text_bytes import open_text_bytes
@@ -111,7 +111,6 @@ def predict_documents(
     split: Split,
     *,
     true_bits: TrueBits,
-    batch_tokens: int = 8192,
 ) -> list[DocumentBits]:
     """Evaluate each document of a split separately, as tools.evaluate does.
 
@@ -127,7 +126,7 @@ def predict_documents(
         raise UserError(f"--dataset {mixture.names}: its tokens do not stand for fixed bytes; use another tokenizer")
     windows = [TextWindow(str(number), ids, text_bytes.of_document(ids)) for number, ids in enumerate(all_ids)]
     positions = model.config.max_position_embeddings
-    sums = evaluate_texts(model, windows, window_tokens=positions, batch_tokens=batch_tokens)
+    sums = evaluate_texts(model, windows, window_tokens=positions, batch_tokens=BATCH_TOKENS)
     texts = document_texts(mixture, split, tokenizer)
     found = []
     for number, text in enumerate(texts):

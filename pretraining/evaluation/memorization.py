@@ -10,13 +10,12 @@ import numpy as np
 from pretraining.cli.progress import Progress
 from pretraining.data.inspect.overlap import VerbatimSpan, find_copied_runs
 from pretraining.data.inspect.provenance import BlockProvenance
-from pretraining.data.tokenize.token_bytes import TokenBytes, text_of
+from pretraining.data.tokenize.token_bytes import text_of
 from pretraining.errors import UserError
-from pretraining.evaluation.text_statistics import CompletionLike
+from pretraining.evaluation.text_statistics import CompletionLike, shorten
 from pretraining.system.cores import usable_cores
 
-NUM_WORKERS = usable_cores()
-NUM_SHOWN, SHOWN_CHARACTERS = 5, 100
+NUM_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -31,48 +30,42 @@ class CopiedFigures:
     copied_share: float
     copied_runs: list[dict[str, Any]]
 
-    def lines(self, num_shown: int = NUM_SHOWN) -> Iterator[str]:
+    def lines(self) -> Iterator[str]:
         """The share, then the longest runs."""
         longest = [row["num_tokens"] for row in self.copied_runs]
         most = f"; longest {max(longest):,} tokens, mean of those {fmean(longest):,.1f}" if longest else ""
         texts = f"{len(longest):,} of {self.num_continuations:,} completions have a run of 8 tokens or more"
         yield f"copied         {self.copied_share:.1%} of the tokens; {texts}{most}"
-        for row in sorted(self.copied_runs, key=lambda row: -row["num_tokens"])[:num_shown]:
-            text = " ".join(row["text"].split())
-            shown = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+        for row in sorted(self.copied_runs, key=lambda row: -row["num_tokens"])[:NUM_SHOWN]:
             place = f"completion {row['sample']}, in {row['file']}:{row['line']}"
-            yield f"  {row['num_tokens']:>4} tokens of {place}: {shown}"
+            yield f"  {row['num_tokens']:>4} tokens of {place}: {shorten(row['text'])}"
 
 
-def copied_figures(
-    completions: Sequence[CompletionLike], tracer: BlockProvenance, *, num_workers: int = NUM_WORKERS
-) -> CopiedFigures:
+def copied_figures(completions: Sequence[CompletionLike], tracer: BlockProvenance) -> CopiedFigures:
     """Search all blocks of the train split for every completion; shows progress.
 
     Raises:
         UserError: if the tokens are not those of the blocks' tokenizer, or a shard is missing or damaged.
     """
-    token_bytes = TokenBytes(tracer.folder / "tokenizer")
-    _check_tokens(completions, token_bytes, tracer)
+    _check_tokens(completions, tracer)
     num_bytes = sum(shard.num_bytes for shard in tracer.manifest.splits["train"].shards)
     texts = [completion.tokens for completion in completions]
     with Progress(num_bytes) as progress:
-        found = find_copied_runs(tracer, texts, split="train", progress=progress, num_workers=num_workers)
+        found = find_copied_runs(tracer, texts, split="train", progress=progress, num_workers=usable_cores())
     num_tokens = sum(map(len, texts))
     return CopiedFigures(
         num_continuations=len(completions),
         copied_share=sum(copied.num_tokens for copied in found) / max(num_tokens, 1),
         copied_runs=[
-            {"sample": number, **_row(tokens, copied.longest, tracer, token_bytes)}
+            {"sample": number, **_row(tokens, copied.longest, tracer)}
             for number, (tokens, copied) in enumerate(zip(texts, found, strict=True), 1)
             if copied.longest is not None
         ],
     )
 
 
-def _row(tokens: Sequence[int], run: VerbatimSpan, tracer: BlockProvenance, token_bytes: TokenBytes) -> dict[str, Any]:
+def _row(tokens: Sequence[int], run: VerbatimSpan, tracer: BlockProvenance) -> dict[str, Any]:
     document = tracer.document(run.document_id)
-    text = text_of(token_bytes.join(np.array(tokens[run.start : run.start + run.num_tokens])).data.tobytes())
     return {
         "start": run.start,
         "num_tokens": run.num_tokens,
@@ -81,16 +74,20 @@ def _row(tokens: Sequence[int], run: VerbatimSpan, tracer: BlockProvenance, toke
         "file": document.file,
         "line": document.line,
         "source": document.source,
-        "text": text,
+        "text": _text(tokens[run.start : run.start + run.num_tokens], tracer),
     }
 
 
-def _check_tokens(completions: Sequence[CompletionLike], token_bytes: TokenBytes, tracer: BlockProvenance) -> None:
+def _text(tokens: Sequence[int], tracer: BlockProvenance) -> str:
+    return text_of(tracer.token_bytes.join(np.array(tokens, np.int64)).data.tobytes())
+
+
+def _check_tokens(completions: Sequence[CompletionLike], tracer: BlockProvenance) -> None:
     """Reject ids of another tokenizer than that of the blocks: they would be found nowhere, or anywhere."""
     vocab_size = tracer.manifest.origin.tokenizer.vocab_size
     for number, completion in enumerate(completions, 1):
         is_known = all(0 <= token < vocab_size for token in completion.tokens)
-        text = text_of(token_bytes.join(np.array(completion.tokens, np.int64)).data.tobytes()) if is_known else ""
+        text = _text(completion.tokens, tracer) if is_known else ""
         if not is_known or not _plain(text).startswith(_plain(completion.text)):
             raise UserError(
                 f"--blocks {tracer.folder}: its tokenizer does not give the text of completion {number} from its "

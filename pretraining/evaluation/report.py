@@ -1,4 +1,4 @@
-"""Report on completions (statistics, likelihood, text copied from training data) and on models, as text and JSON.
+"""Report on completions, as text and JSON: statistics, likelihood, text copied from training data.
 
 Importing this module does not import torch, so that a wrong flag is reported at once.
 """
@@ -6,8 +6,7 @@ Importing this module does not import torch, so that a wrong flag is reported at
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,24 +16,10 @@ from pretraining.data.input.find import InputFile, find_inputs
 from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.errors import UserError
 from pretraining.evaluation.memorization import CopiedFigures, copied_figures
-from pretraining.evaluation.text_statistics import (
-    CompletionLike,
-    TextStatistics,
-    distinct,
-    format_orders,
-    repetition,
-    text_statistics,
-)
+from pretraining.evaluation.text_statistics import CompletionLike, TextStatistics, text_statistics
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from pretraining.evaluation.held_out import HeldOutMetrics, Metrics
-
-COLUMNS = "{:<15} {:>9} {:>13} {:>8} {:>10} {:>9} {:>9}"  # 79 columns
-HEADINGS = ["documents", "tokens", "loss", "perplexity", "accuracy", "bits/byte"]
-SHOWN_CHARACTERS = 100  # of a completion in a comparison
-FIELD_TYPES = {"prompt": str, "text": str, "tokens": list, "finish_reason": str}
 
 
 @dataclass(frozen=True)
@@ -57,46 +42,6 @@ def open_references(reference_files: Sequence[str] | None, blocks: Path | None) 
     if provenance is not None and not provenance.manifest.splits["train"].num_blocks:
         raise UserError(f"--blocks {blocks}: has no block to train on; pass the blocks that the model was trained on")
     return References(files, provenance)
-
-
-@dataclass(frozen=True)
-class SavedCompletion:
-    """A line of a file of completions."""
-
-    prompt: str
-    text: str
-    tokens: list[int]
-    finish_reason: str
-
-
-def read_completion_file(path: Path, *, flag: str) -> list[SavedCompletion]:
-    """Read JSON lines with the fields prompt, text, tokens and finish_reason; `flag` names the file in errors.
-
-    Raises:
-        UserError: if the file cannot be read, or a line lacks a field.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag} {path}: cannot be read ({error}); check the path") from None
-    found = [_completion_of(f"{flag} {path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise UserError(f"{flag} {path}: has no line; write it with generate.py --output")
-    return found
-
-
-def _completion_of(place: str, line: str) -> SavedCompletion:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        content = None
-    is_valid = isinstance(content, dict) and all(
-        isinstance(content.get(name), kind) for name, kind in FIELD_TYPES.items()
-    )
-    if not is_valid or not all(isinstance(token, int) for token in content["tokens"]):
-        fields = ", ".join(FIELD_TYPES)
-        raise UserError(f"{place}: is not an object with {fields}; write the file with generate.py --output")
-    return SavedCompletion(**{name: content[name] for name in FIELD_TYPES})
 
 
 @dataclass(frozen=True)
@@ -167,44 +112,3 @@ def _check_tokenizer(blocks: BlockProvenance, tokenizer: PreTrainedTokenizerFast
             f"--blocks {blocks.folder}: were made with another tokenizer ({made_by.name}); pass the blocks that the "
             "model was trained on"
         )
-
-
-def metrics_lines(metrics: Mapping[str, HeldOutMetrics]) -> Iterator[str]:
-    """Of one model a row per source and their total, of several models their totals."""
-    if not metrics:
-        return
-    rows = [(name, one.total) for name, one in metrics.items()]
-    if len(rows) == 1:
-        (sources,) = [one.sources for one in metrics.values()]
-        rows = [*(sources.items() if len(sources) > 1 else ()), ("total", rows[0][1])]
-    yield COLUMNS.format("source" if len(metrics) == 1 else "model", *HEADINGS)
-    yield from (_format_row(name, values) for name, values in rows)
-
-
-def _format_row(name: str, values: Metrics) -> str:
-    """A row of the table; unknown metrics are omitted."""
-    bits, num_documents = values.get("bits_per_byte"), values.get("num_documents")
-    return COLUMNS.format(
-        name,
-        "" if num_documents is None else f"{num_documents:,.0f}",
-        f"{values['num_tokens']:,.0f}",
-        f"{values['loss']:.4f}",
-        f"{values['perplexity']:,.2f}",
-        f"{values['accuracy']:.1%}",
-        "" if bits is None else f"{bits:.4f}",
-    )
-
-
-def comparison_lines(prompts: Sequence[str], completions: Mapping[str, Sequence[CompletionLike]]) -> Iterator[str]:
-    """Repetition and diversity of each model, then for each prompt the beginning of each model's completion."""
-    width = max(map(len, completions), default=0)
-    for model, some in completions.items():
-        tokens = [completion.tokens for completion in some]
-        rates = format_orders("rep", repetition(tokens)), format_orders("distinct", distinct(tokens))
-        yield f"{model:<{width}} {'  '.join(rates)}"
-    for number, prompt in enumerate(prompts):
-        yield f"\n{prompt}"
-        for model, some in completions.items():
-            text = " ".join(some[number].text.split())
-            shown = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
-            yield f"{model:<{width}} {shown}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 ORDERS = (1, 2, 3, 4)
+SHOWN_CHARACTERS = 100  # of a text in a line
 NGram = tuple[int, ...]
 
 
@@ -116,3 +117,9 @@ def _ngrams(tokens: Sequence[int], order: int) -> list[NGram]:
 def format_orders(name: str, rates: dict[int, float]) -> str:
     """Rates by n as text: rep-1 12.0%  rep-2 3.0%."""
     return "  ".join(f"{name}-{order} {value:.1%}" for order, value in rates.items()) or "no token"
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"

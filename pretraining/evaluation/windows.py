@@ -15,11 +15,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pretraining.evaluation.text_statistics import CompletionLike
+from pretraining.generation.static_shapes import length_multiple, round_up
 from pretraining.training.data.batch import Batch
 from pretraining.training.data.dataset import IGNORED_LABEL
 from pretraining.training.metrics.evaluation import metrics_of_sums
 from pretraining.training.model.loss import NUM_SUMS, token_losses
 
+BATCH_TOKENS = 8192  # per forward pass, where nobody sets another number
 NUM_SORTED = 1024  # windows that are sorted by length before they are batched
 
 
@@ -56,29 +58,33 @@ def split_into_windows(text: TextWindow, *, window_tokens: int) -> Iterator[Text
 
 @torch.no_grad()
 def evaluate_texts(
-    model: PreTrainedModel, texts: Iterable[TextWindow], *, window_tokens: int, batch_tokens: int
+    model: PreTrainedModel,
+    texts: Iterable[TextWindow],
+    *,
+    window_tokens: int,
+    batch_tokens: int,
+    multiple: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Sums of losses, correct predictions, predictions and bytes by source: fp64 of shape [4].
 
-    A batch has at most `batch_tokens`, padding included, or else one window.
+    A batch has at most `batch_tokens`, padding included, or else one window. With a `multiple` above 1 its length is
+    padded to a multiple, and its rows to as many as `batch_tokens` allow, so that few shapes occur; the default is for
+    the device of the model.
     """
+    shapes = _BatchShapes(window_tokens, batch_tokens, multiple or length_multiple(model.device))
     windows = (window for text in texts for window in split_into_windows(text, window_tokens=window_tokens))
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(NUM_SUMS))
-    for batch in _batches(windows, batch_tokens):
-        inputs = {name: values.to(model.device) for name, values in _pad(batch).items()}
+    for batch in _batches(windows, shapes):
+        inputs = {name: values.to(model.device) for name, values in _pad(batch, shapes.of(batch)).items()}
         # Padding is on the right, which causal attention ignores, so no mask is needed.
         output = model(input_ids=inputs["input_ids"], use_cache=False)
-        for window, values in zip(batch, _window_sums(output, inputs), strict=True):
+        for window, values in zip(batch, _window_sums(output, inputs), strict=False):  # not those of the padding
             sums[window.source] += values
     return dict(sums)
 
 
 def evaluate_completions(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    completions: Iterable[CompletionLike],
-    *,
-    batch_tokens: int = 8192,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, completions: Iterable[CompletionLike]
 ) -> dict[str, float] | None:
     """Loss, perplexity and accuracy on all tokens of the completions, given their prompts; None without a token.
 
@@ -86,7 +92,7 @@ def evaluate_completions(
     """
     positions = model.config.max_position_embeddings
     texts = (_completion_text(tokenizer, completion) for completion in completions)
-    found = evaluate_texts(model, texts, window_tokens=positions, batch_tokens=batch_tokens)
+    found = evaluate_texts(model, texts, window_tokens=positions, batch_tokens=BATCH_TOKENS)
     return metrics_of_sums(found[""].tolist()) if found else None
 
 
@@ -96,19 +102,38 @@ def _completion_text(tokenizer: PreTrainedTokenizerFast, completion: CompletionL
     return TextWindow("", ids, np.zeros_like(ids), num_context_tokens=max(1, len(prompt_ids)))
 
 
-def _batches(windows: Iterator[TextWindow], batch_tokens: int) -> Iterator[list[TextWindow]]:
+@dataclass(frozen=True)
+class _BatchShapes:
+    """The shapes of batches."""
+
+    window_tokens: int
+    batch_tokens: int
+    multiple: int
+
+    def width(self, window: TextWindow) -> int:
+        """The length of a batch whose longest window this is; with padding at most that of a whole window."""
+        return min(round_up(len(window.ids), self.multiple), self.window_tokens)
+
+    def max_rows(self, longest: TextWindow) -> int:
+        return max(1, self.batch_tokens // self.width(longest))
+
+    def of(self, batch: list[TextWindow]) -> tuple[int, int]:
+        """Rows and length of a batch, the longest window first."""
+        return len(batch) if self.multiple == 1 else self.max_rows(batch[0]), self.width(batch[0])
+
+
+def _batches(windows: Iterator[TextWindow], shapes: _BatchShapes) -> Iterator[list[TextWindow]]:
     """Windows of similar lengths in batches, the longest of a group first."""
     while group := list(itertools.islice(windows, NUM_SORTED)):
         group.sort(key=lambda window: -len(window.ids))
         while group:
-            size = max(1, batch_tokens // len(group[0].ids))
+            size = shapes.max_rows(group[0])
             yield group[:size]
             group = group[size:]
 
 
-def _pad(windows: list[TextWindow]) -> Batch:
-    """Inputs, and at each position the label and bytes of the next token: int64 [windows, longest]."""
-    shape = (len(windows), max(len(window.ids) for window in windows))
+def _pad(windows: list[TextWindow], shape: tuple[int, int]) -> Batch:
+    """Inputs, and at each position the label and bytes of the next token: int64 [rows, length]."""
     ids, num_bytes = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     labels = np.full(shape, IGNORED_LABEL, np.int64)
     for row, window in enumerate(windows):

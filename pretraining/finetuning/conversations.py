@@ -6,9 +6,8 @@ from typing import Any
 
 import orjson
 
-from pretraining.data.input.documents import BYTE_ORDER_MARK, JsonFields, RawLine
+from pretraining.data.input.documents import BYTE_ORDER_MARK, RawLine, ReadingOptions
 from pretraining.data.input.find import InputFile
-from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import cut_slices
 from pretraining.errors import raise_problems
@@ -58,7 +57,7 @@ def _lines_of(files: Sequence[InputFile]) -> Iterator[tuple[InputFile, RawLine]]
     others = (file for file in files if file.format != "jsonl")
     raise_problems(f"--data_files {file.path}: is {file.format}; use JSON lines" for file in others)
     (ranges,) = cut_slices(files, 1)
-    options = ReadingOptions(JsonFields("", ""), max_document_bytes=MAX_LINE_BYTES, split_text_files=False)
+    options = ReadingOptions(MAX_LINE_BYTES)
     for batch in read_batches(files, ranges, None, options):
         for raw in batch.lines:
             if not isinstance(raw.content, bytes) or raw.content.strip():

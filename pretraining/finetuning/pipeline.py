@@ -1,7 +1,6 @@
 """A fine-tuning run: write the blocks of the conversations, and train an exported model on them."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -9,7 +8,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from pretraining.cli.arguments.finetune import ConversationArguments
 from pretraining.cli.arguments.preprocess import split_weights_of
 from pretraining.cli.arguments.pretrain import PretrainArguments
-from pretraining.data.build.origin import source_files, tokenizer_identity
+from pretraining.data.build.origin import source_files
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.find import InputFile
 from pretraining.data.mixture import load_mixture
@@ -40,7 +39,6 @@ def finetune(flags: ConversationArguments, inputs: FinetuneInputs) -> None:
     store = make_blocks(flags, inputs)
     if process_rank() == 0:  # whichever process wrote them
         log_store(store)
-    run = replace(run, data=replace(run.data, dataset=[str(store)]))
     mixture = load_mixture([str(store)], revision=None)
     check_inputs(run, mixture)
     pretrain(run, mixture)
@@ -81,7 +79,7 @@ def conversation_origin(
         split_text_files=False,
         max_document_bytes=MAX_LINE_BYTES,
         cleaning=CleaningRules(),
-        tokenizer=tokenizer_identity(tokenizer),
+        tokenizer=tokenizer.identity(),
         token_rules=tokenizer.rules,
         block_length=run.data.block_length,
         packing=flags.packing,

@@ -25,8 +25,7 @@ from pretraining.data.encode.splits import SPLITS, Split, SplitAssigner
 from pretraining.data.input.documents import SHOWN_BYTES
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
 from pretraining.data.store.packing import BestFitPacker, DocumentSegments
-from pretraining.data.store.schema import ANSWER_BIT, DOCUMENT_SCHEMA, block_schema, document_table
-from pretraining.data.store.shards import ShardWriter
+from pretraining.data.store.shards import ANSWER_BIT, DOCUMENT_SCHEMA, ShardWriter, block_schema, document_table
 from pretraining.errors import UserError
 from pretraining.finetuning.chat_template import EncodedConversation, encode_conversations, find_control_token
 from pretraining.finetuning.conversations import Conversation
@@ -140,7 +139,9 @@ class _StoreWriter:
             shards = [(self._folder, shard) for shard in progress.shards]
             contents[str(split)] = split_contents(self._folder, split, [progress], shards)
         documents = [(self._folder, shard) for shard in self._documents.close()]
-        return build_manifest(self._folder, self._origin, contents, documents, self._skipped)
+        return build_manifest(
+            self._folder, self._origin, contents, documents, self._skipped, num_documents=self._num_documents
+        )
 
 
 def log_store(store: Path) -> None:

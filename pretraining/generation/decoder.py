@@ -13,28 +13,43 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
+from pretraining.generation.static_shapes import MAX_GRAPH_ROWS, StepGraphs, length_multiple, round_up
+
 MAX_PREFILL_TOKENS = 8192  # per forward pass, padding included: limits the memory of many prompts
 
 
 class LlamaDecoder:
-    """A model and its cache of `num_rows` by `num_positions`; each layer computes on its own device."""
+    """A model and its cache of `num_rows` by `num_positions`; each layer computes on its own device.
 
-    def __init__(self, model: LlamaForCausalLM, num_rows: int, num_positions: int) -> None:
+    With a `multiple` above 1, lengths are padded to multiples of it and decode steps have all rows, or a multiple of
+    `MAX_GRAPH_ROWS`, so that few shapes occur; the default is for the device of the model. The tokens do not change.
+    """
+
+    def __init__(
+        self, model: LlamaForCausalLM, num_rows: int, num_positions: int, *, multiple: int | None = None
+    ) -> None:
         weights, config = model.model, model.config
         self.num_rows = num_rows
         self._embedding, self._norm, self._head = weights.embed_tokens.weight, weights.norm, model.lm_head
         self.vocab_size, self.device = len(self._head.weight), self._head.weight.device  # of the logits
-        self._layers = [_Layer(layer, num_rows, num_positions, config) for layer in weights.layers]
-        self._positions = torch.arange(num_positions, device=self._embedding.device)
-        cos, sin = weights.rotary_emb(self._embedding, self._positions[None])
+        self.multiple = multiple or length_multiple(self.device)
+        num_cached = round_up(num_positions, self.multiple)
+        self._layers = [_Layer(layer, num_rows, num_cached, config) for layer in weights.layers]
+        self._positions = torch.arange(num_cached, device=self._embedding.device)
+        self._rows = torch.arange(num_rows, device=self._embedding.device)
+        # Not for the padding: the frequencies of some kinds depend on the largest position.
+        cos, sin = weights.rotary_emb(self._embedding, self._positions[None, :num_positions])
         # Rotary embedding swaps the halves of a head and negates one; here the sines have the sign.
         sin[..., : sin.shape[-1] // 2] *= -1
         self._rotation = (cos[0, :, None], sin[0, :, None])
+        devices = {self.device, self._embedding.device, *(layer.device for layer in self._layers)}
+        has_graphs = self.device.type == "cuda" and len(devices) == 1 and self.multiple > 1
+        self._graphs = StepGraphs() if has_graphs else None
 
     @torch.inference_mode()
     def prefill(self, prompts: list[list[int]], *, first_row: int) -> torch.Tensor:
         """Compute prompts into the rows from `first_row`: logits [prompts, vocabulary] after each, in fp32."""
-        device, width = self._positions.device, max(map(len, prompts))
+        device, width = self._positions.device, round_up(max(map(len, prompts)), self.multiple)
         num_prompts = max(MAX_PREFILL_TOKENS // width, 1)
         logits = []
         for start in range(0, len(prompts), num_prompts):
@@ -56,14 +71,28 @@ class LlamaDecoder:
     @torch.inference_mode()
     def next_logits(self, ids: list[int], positions: list[int]) -> torch.Tensor:
         """Logits [rows, vocabulary] after one more id in each of the first rows, at its position, in fp32."""
-        inputs = torch.tensor([ids, positions, range(len(ids))], device=self._positions.device)
-        cached = self._cache_positions(inputs[2], inputs[1], slice(len(ids)), max(positions) + 1)
+        num_visible = round_up(max(positions) + 1, self.multiple)
+        if self.multiple == 1:
+            inputs = torch.tensor([ids, positions], device=self._positions.device)
+            return self._decode(inputs, num_visible, is_masked=min(positions) + 1 < num_visible)
+        # Rows without a sequence compute a token at position 0, which the next prompt overwrites.
+        padding = [0] * (min(round_up(len(ids), MAX_GRAPH_ROWS), self.num_rows) - len(ids))
+        inputs = torch.tensor([ids + padding, positions + padding], device=self._positions.device)
+        if self._graphs is None or inputs.shape[1] > MAX_GRAPH_ROWS:
+            return self._decode(inputs, num_visible)[: len(ids)]
+        return self._graphs.run(self._decode, inputs, num_visible)[: len(ids)]
+
+    def _decode(self, inputs: torch.Tensor, num_visible: int, *, is_masked: bool = True) -> torch.Tensor:
+        """Logits [rows, vocabulary] after ids and positions [2, rows], which see `num_visible` positions or less."""
+        ids, positions = inputs
+        num_rows = len(ids)
+        cached = self._cache_positions(self._rows[:num_rows], positions, slice(num_rows), num_visible)
         cached.is_decode_step = True
-        if min(positions) + 1 < cached.num_visible:
-            is_hidden = self._positions[: cached.num_visible] > inputs[1][:, None, None, None]
+        if is_masked:
+            is_hidden = self._positions[:num_visible] > positions[:, None, None, None]
             cached.mask = torch.zeros_like(is_hidden, dtype=self._layers[0].cache.dtype)
             cached.mask.masked_fill_(is_hidden, -torch.inf)
-        return self._logits(self._hidden_states(inputs[0], cached))
+        return self._logits(self._hidden_states(ids, cached))
 
     @torch.inference_mode()
     def copy_row(self, source: int, target: int, *, num_positions: int) -> None:

@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 from pretraining.errors import UserError, reading
 from pretraining.generation.packed_linear import pack_linear_layer, pack_linear_layers
 from pretraining.generation.source import ModelSource
+from pretraining.generation.static_shapes import length_multiple, round_up
 from pretraining.runs.export.zero_shards import config_of_checkpoint, open_shards
-from pretraining.system.host import available_host_bytes
-from pretraining.system.processor import bf16_instruction
+from pretraining.system.host import available_host_bytes, bf16_instruction
 
 MAX_HOST_SHARE, MAX_GPU_SHARE = 0.9, 0.8  # of free memory for weights; the rest is for keys and values
 MAX_CACHE_SHARE = 0.7  # of the memory that is free once the weights are loaded
@@ -71,6 +71,8 @@ def load_weights(folder: Path, config: LlamaConfig, *, only_shards: bool, dtype_
     Raises:
         UserError: if it does not fit, or the shards cannot be read.
     """
+    # cuDNN's attention builds a plan for every new length, which takes longer than a token.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     with init_empty_weights(include_buffers=False):
         empty = AutoModelForCausalLM.from_config(config)
     own_dtype = config.dtype or torch.float32
@@ -101,7 +103,7 @@ def _compute_dtype(name: str, own: torch.dtype, num_parameters: int) -> torch.dt
 def _device_map(folder: Path, empty: LlamaForCausalLM, dtype: torch.dtype) -> dict[str, int | str]:
     """The device of each part of the model: one that holds all of it, or else several GPUs."""
     num_bytes = empty.num_parameters() * dtype.itemsize
-    free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+    free = _free_gpu_bytes()
     if not free:
         free_bytes, place = available_host_bytes(), "this machine"
         devices: dict[str, int | str] = {"": "cpu"} if num_bytes <= MAX_HOST_SHARE * free_bytes else {}
@@ -115,6 +117,17 @@ def _device_map(folder: Path, empty: LlamaForCausalLM, dtype: torch.dtype) -> di
             f"{place} has {free_bytes / 1e9:.1f} GB free; use {smaller} machine with more memory"
         )
     return devices
+
+
+def _free_gpu_bytes() -> list[int]:
+    """Free memory of each GPU.
+
+    Of several, the driver is asked: `mem_get_info` creates a context on each GPU, which takes half a gigabyte there.
+    """
+    if torch.cuda.device_count() == 1:
+        return [torch.cuda.mem_get_info(0)[0]]
+    gpus = range(torch.cuda.device_count())
+    return [torch.cuda.get_device_properties(gpu).total_memory - torch.cuda.device_memory_used(gpu) for gpu in gpus]
 
 
 def _gpu_map(empty: LlamaForCausalLM, dtype: torch.dtype, max_bytes: list[int]) -> dict[str, int | str]:
@@ -156,7 +169,8 @@ def max_rows(model: LlamaForCausalLM, num_positions: int) -> int:
     """
     config = model.config
     head_dim = model.model.layers[0].self_attn.head_dim
-    row_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * num_positions
+    num_padded = round_up(num_positions, length_multiple(model.device))
+    row_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * num_padded
     row_bytes *= 4 if model.device.type == "cpu" else model.dtype.itemsize
     devices = {layer.self_attn.q_proj.weight.device for layer in model.model.layers}
     free = [available_host_bytes() if one.type == "cpu" else torch.cuda.mem_get_info(one)[0] for one in devices]

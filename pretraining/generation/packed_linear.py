@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pretraining.system.processor import bf16_instruction
+from pretraining.system.host import bf16_instruction
 
 MIN_FP32_SIZE = 1 << 18  # 512 x 512: a smaller fp32 multiplication takes 10 us, and the oneDNN call alone 30
 

@@ -64,7 +64,9 @@ def saved_models(run_dir: Path) -> list[Path]:
     Raises:
         UserError: if the run has saved no model yet.
     """
-    by_step = {int(path.name.removeprefix("step-")): path for path in run_dir.glob("exports/step-*")}
+    exports = {path.name.removeprefix("step-"): path for path in run_dir.glob("exports/step-*")}
+    # Others are unfinished or set aside, e.g. step-10.partial.
+    by_step = {int(name): path for name, path in exports.items() if name.isdecimal() and path.is_dir()}
     by_step |= {checkpoint_step(path) or 0: path for path in complete_checkpoints(run_dir)}
     models = [by_step[step] for step in sorted(by_step)]
     exported, last_step = run_dir / MODEL_DIR_NAME, read_run_record(run_dir)["arguments"]["max_steps"]

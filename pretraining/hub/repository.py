@@ -18,7 +18,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from pretraining.errors import UserError
 from pretraining.hub.push_queue import UploadPayload
-from pretraining.hub.retry import HUB_ERRORS, error_message, with_retries
+from pretraining.hub.retry import HUB_ERRORS, error_message, read_problem, with_retries
 from pretraining.system.files import sha256_of
 
 SHOWN_FILES = 5
@@ -94,9 +94,10 @@ class Repository:
                 visibility,
             )
 
-    def files(self) -> dict[str, RepoFile]:
-        """The files of the newest commit by their paths."""
-        tree = self._api.list_repo_tree(self.name, repo_type=self._repo_type, recursive=True, revision=self._revision)
+    def files(self, commit: str | None = None) -> dict[str, RepoFile]:
+        """The files of a commit by their paths; None is the newest."""
+        revision = commit or self._revision
+        tree = self._api.list_repo_tree(self.name, repo_type=self._repo_type, recursive=True, revision=revision)
         return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
     def upload(
@@ -120,9 +121,9 @@ class Repository:
         """Upload a payload of a training run; the commit."""
         return self.upload(payload.folder, message=f"Step {payload.step}", delete=payload.replaces)
 
-    def wrong_files(self, files: Sequence[LocalFile]) -> str | None:
-        """One line naming files that the Hub lacks or has with other bytes; None if all arrived."""
-        remote = with_retries(self.files)
+    def wrong_files(self, files: Sequence[LocalFile], commit: str) -> str | None:
+        """One line naming files that the commit lacks or has with other bytes; None if all arrived."""
+        remote = with_retries(lambda: self.files(commit))
         wrong = sorted(file.path for file in files if not file.equals(remote.get(file.path)))
         shown = ", ".join(wrong[:SHOWN_FILES]) + (", ..." if len(wrong) > SHOWN_FILES else "")
         return f"{len(wrong)} of {len(files)} files arrived with other bytes ({shown})" if wrong else None
@@ -137,15 +138,11 @@ def download_files(name: str, patterns: Sequence[str], *, flag: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except HUB_ERRORS as error:
-        raise UserError(f"{flag} {name}: not a folder, and not found on the Hub ({error_message(error)})") from None
+        raise UserError(f"{flag} {name}: not a folder, and {read_problem(error)}") from None
 
 
 def check_license(license_name: str) -> None:
-    """Have the Hub check the license of a card before it is needed.
-
-    Raises:
-        UserError: when the Hub rejects the name.
-    """
+    """Have the Hub check the license of a card before it is needed; `UserError` when it rejects the name."""
     card = RepoCard(f"---\nlicense: {license_name}\n---\n")
     try:
         with_retries(lambda: card.validate(repo_type="model"))

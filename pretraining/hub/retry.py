@@ -6,7 +6,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +21,7 @@ Result = TypeVar("Result")
 HUB_ERRORS = (OSError, httpx2.HTTPError, RuntimeError, ValueError)
 # The client sends some requests only once, without Xet also a commit; these are the seconds between our tries.
 WAIT_SECONDS = (1, 2, 4, 8)
+UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled)
 RETRYABLE_STATUS = {408, 409, 412, 429, 500, 502, 503, 504}
 
 
@@ -61,6 +67,27 @@ def error_message(error: BaseException) -> str:
     return " ".join(words.split())
 
 
+def read_problem(error: BaseException) -> str:
+    """What happened when something was to be read from the Hub, and the remedy."""
+    message, status, root = error_message(error), status_of(error), _root(error)
+    if status == 404 or type(root) is RepositoryNotFoundError:  # 401 without a token
+        return f"not found on the Hub ({message}); check the name, or log in with `hf auth login` if it is private"
+    if status in (401, 403):
+        return f"no access on the Hub ({message}); log in with `hf auth login`, and accept its terms if it has any"
+    if status is not None:
+        return f"the Hub failed ({message}); run the same command again later"
+    if isinstance(root, (*UNREACHABLE, LocalEntryNotFoundError, ConnectionError)):
+        return f"the Hub cannot be reached ({message}); check the network and run the same command again"
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be stored in the Hub's cache ({message}); fix that, or set HF_HOME to another folder"
+    return f"cannot be read from the Hub ({message}); check the name, or run the same command again"
+
+
 def _root(error: BaseException) -> BaseException:
-    """The error of the connection or the Hub; the client wraps it in one of the uploaded file."""
+    """The error of the connection or the Hub, which its clients wrap in others."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (HfHubHTTPError, *UNREACHABLE)):
+            return cause
+        cause = cause.__cause__
     return error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error

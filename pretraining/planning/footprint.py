@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pretraining.planning.activations import activations, evaluation_bytes
 from pretraining.planning.flops import layer_parameters, num_parameters
-from pretraining.planning.layout import FP32_BYTES, HALF_TYPES, TrainingLayout
+from pretraining.planning.layout import FP32_BYTES, HALF_TYPES, MAX_MESSAGES_IN_FLIGHT, TrainingLayout
 from pretraining.planning.model_states import largest_parameter, model_states, sub_groups
 
 PHASES = ("loss", "layer backward", "optimizer step", "evaluation")
@@ -75,11 +75,13 @@ def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
     on_host = [_processes(layout, has_gpu=has_gpu), *(part for part in _host_parts(layout) if part.num_bytes)]
     counted = Footprint(tuple(on_gpu), ())
     if has_gpu:
+        ahead = _launched_ahead(layout) * layout.weight_bytes
+        on_gpu.append(Part("layers ahead of GPU (assumed)", ahead, PHASES[1:2], is_assumed=True))
         context = CONTEXT_BYTES + (NCCL_BYTES if layout.num_processes > 1 else 0)
         on_gpu.append(Part("CUDA context, NCCL (assumed)", context, is_assumed=True))
         on_gpu.append(Part("fragmentation (assumed)", int(FRAGMENTATION * counted.gpu_bytes), is_assumed=True))
         on_host.append(Part("weights, at start and export", num_parameters(layout.shape) * layout.weight_bytes))
-        return Footprint(tuple(on_gpu), tuple(on_host))
+        return Footprint(tuple(part for part in on_gpu if part.num_bytes), tuple(on_host))
     at_peak = [part for part in on_gpu if counted.peak_phase in part.phases]
     shared = [Part(part.name, part.num_bytes * layout.num_local_processes) for part in at_peak]
     return Footprint((), tuple(shared + on_host))
@@ -96,9 +98,11 @@ def _gpu_parts(layout: TrainingLayout) -> Iterator[Part]:
         yield Part("gradients", states.gradients)
         yield Part("master weights", states.master_weights)
         yield Part("optimizer moments", states.moments)
-    yield Part("reduce bucket", layout.zero.reduce_bucket_size * layout.weight_bytes)
+    if not layout.adds_gradients_in_place:
+        yield Part("reduce bucket", layout.zero.reduce_bucket_size * layout.weight_bytes)
     # One is being computed while another is flattened to be reduced.
     yield Part("gradients in flight", 2 * largest_parameter(layout) * layout.weight_bytes, (loss, layer))
+    yield Part("gradients of whole layers", _layer_gradients(layout) * layout.weight_bytes, (layer,))
     yield Part("gathered weights", _gathered_weights(layout) * layout.weight_bytes, (loss, layer, evaluation))
     active = activations(layout)
     yield Part("activations", active.kept, (loss, layer))
@@ -135,10 +139,33 @@ def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
 
 def _gathered_weights(layout: TrainingLayout) -> int:
     """Weights that are whole on a GPU at once; none where their only partition is on that GPU."""
-    if layout.num_processes == 1 and not layout.offload_parameters:
+    if not _gathers(layout):
         return 0
     live = min(num_parameters(layout.shape), layout.zero.max_live_parameters)
     return max(live, largest_parameter(layout), layer_parameters(layout.shape))  # a layer is gathered at once
+
+
+def _gathers(layout: TrainingLayout) -> bool:
+    return layout.num_processes > 1 or layout.offload_parameters
+
+
+def _layer_gradients(layout: TrainingLayout) -> int:
+    """The gradients of a layer, reduced when all of it are there, and the message that is put together of them."""
+    layer = layer_parameters(layout.shape)
+    if layout.adds_gradients_in_place:
+        return max(0, layer - 2 * largest_parameter(layout))
+    return layer + min(layout.zero.reduce_bucket_size, num_parameters(layout.shape))
+
+
+def _launched_ahead(layout: TrainingLayout) -> int:
+    """Weights and gradients of layers that the host has released and the GPU has still to compute or reduce.
+
+    On one GPU they are freed in the order in which they are used, so that nothing accumulates.
+    """
+    if layout.adds_gradients_in_place:
+        return 0
+    each = layout.zero.reduce_bucket_size + (layer_parameters(layout.shape) if _gathers(layout) else 0)
+    return min(MAX_MESSAGES_IN_FLIGHT * each, 2 * num_parameters(layout.shape))
 
 
 def _step_bytes(layout: TrainingLayout) -> int:

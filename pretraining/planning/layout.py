@@ -1,9 +1,10 @@
 """What decides the bytes of a training: the layout of the model over processes, and the machine that has to hold it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pretraining.planning.flops import LlamaShape
+from pretraining.planning.flops import LlamaShape, layer_parameters
 from pretraining.system.gpus import GpuType
 
 FP32_BYTES = 4
@@ -13,6 +14,14 @@ MAX_GPUS_PER_MACHINE = 8
 # cache back and starts again in every step, which takes 1 to 2 s: gradients of a Llama-2-7B summed in fp32 would take
 # 146.6 of the 150.1 GB of an H200, by what is counted.
 USABLE_SHARE = 0.96
+
+
+# Sizes for a model with small layers, in numbers of weights; 2e8 is a layer of Llama-2-7B.
+MIN_REDUCE_BUCKET = 50_000_000
+MIN_PREFETCH = 200_000_000
+REUSE_DISTANCE = 1_000_000_000  # stage3_max_reuse_distance, which are kept between forward and backward
+SUB_GROUP_SIZE = 200_000_000  # the step casts the gradients of a sub-group to fp32: 1.3 GB; 6 GB with DeepSpeed's 1e9
+MAX_MESSAGES_IN_FLIGHT = 4  # of gradients, one layer each; at the next one the host waits for the first of them
 
 
 @dataclass(frozen=True)
@@ -25,23 +34,34 @@ class ZeroSettings:
     max_live_parameters: int
 
     @classmethod
-    def of(cls, zero: dict[str, Any], *, hidden_size: int) -> "ZeroSettings":
-        """Read zero_optimization; what is "auto" follows from the model, as in transformers and accelerate."""
-        from_model = {
-            "reduce_bucket_size": hidden_size * hidden_size,
-            "stage3_param_persistence_threshold": 10 * hidden_size,
-        }
-        deepspeed_defaults = {
+    def of(cls, zero: Mapping[str, Any], shape: LlamaShape) -> "ZeroSettings":
+        """Read zero_optimization, with DeepSpeed's defaults where it has no value."""
+        defaults = {
             "sub_group_size": 1e9,
             "reduce_bucket_size": 5e8,
             "stage3_param_persistence_threshold": 1e5,
             "stage3_max_live_parameters": 1e9,
         }
-        values = {
-            name: from_model[name] if zero.get(name) == "auto" else int(zero.get(name, default))
-            for name, default in deepspeed_defaults.items()
-        }
-        return cls(*values.values())
+        resolved = resolve_auto(zero, shape)
+        return cls(*(int(resolved.get(name, default)) for name, default in defaults.items()))
+
+
+def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
+    """Return zero_optimization with sizes that follow from the model in place of "auto".
+
+    The weights of a layer are gathered at once, and their gradients are complete at once. So one layer is one message,
+    and the next layer is asked for while one is computed. With smaller messages the host waits several times per layer
+    for the gradients of the layer that is computed, and the GPU has nothing to do (`benchmarks.host_waits`).
+    """
+    layer = layer_parameters(shape)
+    sizes = {
+        "sub_group_size": SUB_GROUP_SIZE,
+        "reduce_bucket_size": max(MIN_REDUCE_BUCKET, layer),
+        "stage3_prefetch_bucket_size": max(MIN_PREFETCH, layer),
+        "stage3_param_persistence_threshold": 10 * shape.hidden_size,  # norms, as in transformers
+        "stage3_max_live_parameters": REUSE_DISTANCE + 2 * layer,
+    }
+    return {name: sizes[name] if value == "auto" else value for name, value in zero.items()}
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,7 @@ class TrainingLayout:
     optimizer_on_disk: bool = False  # offloaded to NVMe rather than to host memory
     parameters_on_disk: bool = False
     sequence_parallel_size: int = 1
-    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "documents"] = "sdpa"
     masks_documents: bool = False
     checkpoint_every: int | None = None  # one of this many layers keeps nothing but its input
     offload_checkpoints: bool = False
@@ -77,6 +97,11 @@ class TrainingLayout:
     def weight_bytes(self) -> int:
         """Bytes of one weight in forward and backward."""
         return 2 if self.precision in HALF_TYPES else FP32_BYTES
+
+    @property
+    def adds_gradients_in_place(self) -> bool:
+        """Whether gradients are added to their sums at once: a single process has nobody to exchange them with."""
+        return self.num_processes == 1 and not self.offload_optimizer
 
     @property
     def num_tokens(self) -> int:

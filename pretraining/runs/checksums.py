@@ -91,9 +91,17 @@ def incomplete_reason(folder: Path) -> str | None:
     """Why a checkpoint does not count, None if it does: all files in their sizes, the small ones with their hashes."""
     if not folder.is_dir():
         return "no such folder"
+    files = listed_files(folder)
+    if isinstance(files, str):
+        return files
+    problems = (file_problem(folder, file, max_hashed_bytes=SMALL_BYTES) for file in files)
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def listed_files(folder: Path) -> list[Mapping[str, Any]] | str:
+    """The files that complete.json lists, or what is wrong with it."""
     try:
-        problems = (file_problem(folder, file, max_hashed_bytes=SMALL_BYTES) for file in read_complete(folder)["files"])
-        return next((problem for problem in problems if problem is not None), None)
+        return list(read_complete(folder)["files"])
     except FileNotFoundError:
         return f"{COMPLETE_NAME} is missing, the save did not finish"
     except (OSError, ValueError) as error:

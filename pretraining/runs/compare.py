@@ -1,6 +1,7 @@
-"""Compare two runs bit for bit: losses, gradient norms, evaluations and exported weights."""
+"""Compare two runs, bit for bit or within a tolerance: losses, gradient norms, evaluations and exported weights."""
 
 import filecmp
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,21 +11,27 @@ from pretraining.runs.history import read_records
 from pretraining.runs.run_folder import METRICS_NAME, MODEL_DIR_NAME
 
 TRAINING_METRICS = ("loss", "smoothed_loss", "accuracy", "grad_norm", "learning_rate", "tokens")
+# On a GPU the backward pass of attention adds with atomics, in another order each time, so that two runs of the same
+# command differ in the last bits. A share of each loss, norm and evaluation; not yet measured on a GPU.
+GPU_TOLERANCE = 1e-3
 TIMINGS = ("runtime", "per_second")
 # What a record is about, by the beginning of the names of its metrics.
 KINDS = {"": "step", "eval_": "validation at step", "test_": "test at step"}
 
 
-def first_difference(run_dir: Path, other: Path) -> str | None:
+def first_difference(run_dir: Path, other: Path, *, relative: float = 0.0) -> str | None:
     """The first difference between two runs and its size, None if there is none.
 
     Each step must be in the second log once. An evaluation that was repeated after a resume must be the same each time.
+    Metrics may differ by the share `relative`; weights are compared bit by bit, and only if that is 0.
     """
-    models = (run_dir / MODEL_DIR_NAME, other / MODEL_DIR_NAME)
-    return difference_of_metrics(run_dir, other) or difference_of_weights(*models)
+    difference = difference_of_metrics(run_dir, other, relative=relative)
+    if difference is not None or relative:
+        return difference
+    return difference_of_weights(run_dir / MODEL_DIR_NAME, other / MODEL_DIR_NAME)
 
 
-def difference_of_metrics(run_dir: Path, other: Path) -> str | None:
+def difference_of_metrics(run_dir: Path, other: Path, *, relative: float = 0.0) -> str | None:
     """The first place in the second log whose metrics differ, or else the first that it lacks or has too often."""
     expected, found = dict(read_metrics(run_dir)), list(read_metrics(other))
     for place, metrics in found:
@@ -32,7 +39,7 @@ def difference_of_metrics(run_dir: Path, other: Path) -> str | None:
             return f"{place} is not in {run_dir / METRICS_NAME}"
         for name in expected[place] | metrics:
             values = expected[place].get(name), metrics.get(name)
-            if values[0] != values[1]:
+            if not _are_equal(*values, relative=relative):
                 return f"{place}: {name} {values[0]} and {values[1]}{_relative_difference(*values)}"
     counts = Counter(place for place, _ in found)
     for place in expected:
@@ -54,6 +61,13 @@ def _without_timings(record: dict[str, Any], prefix: str) -> dict[str, Any]:
         return {name: record[name] for name in TRAINING_METRICS if name in record}
     names = (name for name in record if name.startswith(prefix) and not any(word in name for word in TIMINGS))
     return {name: record[name] for name in names}
+
+
+def _are_equal(first: Any, second: Any, *, relative: float) -> bool:
+    """Whether two metrics are equal; floats may differ by a share of the larger one."""
+    if relative and isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=relative)
+    return first == second
 
 
 def _relative_difference(first: Any, second: Any) -> str:

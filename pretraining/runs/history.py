@@ -9,26 +9,27 @@ from typing import Any
 from pretraining.errors import UserError
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import METRICS_NAME
-from pretraining.runs.tracking.metrics_file import EVALUATIONS, Record, number_of, read_log
+from pretraining.runs.tracking.metrics_file import EVALUATIONS, TIME_PARTS, Record, number_of, read_log
 
 JOULES_PER_KILOWATT_HOUR = 3.6e6
 SECONDS_PER_HOUR = 3600
+TOTAL = "total"  # of the seconds, next to their parts
 
 
 @dataclass
 class _Start:
-    """Processes, seconds and joules of one start."""
+    """Processes, seconds by part and in total, and joules of one start."""
 
     num_processes: int | None
-    seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
     joules: float = 0.0
 
 
 class RunCost:
-    """Hours, GPU hours and energy over all starts of a run; what was not measured is None.
+    """Hours, their parts, GPU hours and energy over all starts of a run; what was not measured is None.
 
-    The summary of a start that ended has all its time. Of a killed start only the steps count that the log has kept:
-    those up to the checkpoint that the run resumed from.
+    The summary of a start that ended has all its time, also that after its last record. Of a killed start only the
+    steps count that the log has kept: those up to the checkpoint that the run resumed from.
     """
 
     def __init__(self, run_record: Mapping[str, Any]) -> None:
@@ -42,20 +43,33 @@ class RunCost:
             self._starts.append(_Start(record.get("num_processes", self._usual)))
         start = self._starts[-1]
         start.joules = max(start.joules, number_of(record, "energy_joules"))
-        if kind == "summary":
-            start.seconds = max(start.seconds, number_of(record, "total_seconds"))
-        else:
-            start.seconds += number_of(record, "interval_seconds")
+        names = {TOTAL: "total_seconds" if kind == "summary" else "interval_seconds"}
+        names |= {part: f"{part}_seconds" for part in TIME_PARTS}
+        seconds = {part: number_of(record, name) for part, name in names.items() if name in record}
+        if kind != "summary":
+            start.seconds |= {part: start.seconds.get(part, 0.0) + more for part, more in seconds.items()}
+        elif seconds.get(TOTAL, 0.0) >= start.seconds.get(TOTAL, 0.0):
+            start.seconds = seconds
 
     @property
     def hours(self) -> float | None:
         """Wall-clock hours from the first to the last step of each start, with evaluations and saves."""
-        return sum(start.seconds for start in self._starts) / SECONDS_PER_HOUR or None
+        return self._seconds(TOTAL) / SECONDS_PER_HOUR or None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The parts of these hours, as shares from 0 to 1."""
+        total = self._seconds(TOTAL)
+        parts = [part for part in TIME_PARTS if any(part in start.seconds for start in self._starts)]
+        return {part: self._seconds(part) / total for part in parts} if total else {}
+
+    def _seconds(self, part: str) -> float:
+        return sum(start.seconds.get(part, 0.0) for start in self._starts)
 
     @property
     def process_hours(self) -> float | None:
         """Hours summed over processes, one per GPU."""
-        times = [(start.num_processes, start.seconds) for start in self._starts if start.seconds]
+        times = [(one.num_processes, one.seconds[TOTAL]) for one in self._starts if one.seconds.get(TOTAL)]
         if any(count is None for count, _ in times):
             return None
         return sum((count or 0) * seconds for count, seconds in times) / SECONDS_PER_HOUR or None

@@ -24,6 +24,7 @@ TRAINER_STATE_NAME = "trainer_state.json"
 REPORT_NAME = "report.html"
 CURVES_NAME = "curves.png"
 MODEL_DIR_NAME = "model"
+PROFILE_DIR_NAME = "profile"  # of --profile
 TOKENIZER_DIR_NAME = "tokenizer"
 BLOCKS_DIR_NAME = "blocks"  # which finetune.py builds from conversations
 # While finetune.py builds them: .partial can be an unfinished store of preprocess.py.

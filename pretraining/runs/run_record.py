@@ -131,21 +131,19 @@ def warn_of_versions(run_dir: Path) -> None:
     recorded, installed = read_run_record(run_dir), package_versions()
     was = {"Python": recorded.get("python"), **recorded.get("packages", {})}
     now = {"Python": platform.python_version(), **{name: installed.get(name) for name in VERSIONS_THAT_MATTER}}
-    changed = [f"{name} {was[name]} -> {now[name]}" for name in now if was.get(name) not in (None, now[name])]
-    if changed:
-        logger.warning("%s: resumes with other versions than at its last start: %s", run_dir, ", ".join(changed))
+    if changed := _changes(was, now):
+        logger.warning("%s: resumes with other versions than at its last start: %s", run_dir, changed)
 
 
 def warn_of_processor(run_dir: Path, *, now: Mapping[str, object]) -> None:
     """Warn that a run resumes on another processor, or with other kernels or threads, than at its last start."""
-    was = read_run_record(run_dir).get("hardware", {})
-    changed = [f"{name} {was[name]} -> {now[name]}" for name in now if was.get(name) not in (None, now[name])]
-    if changed:
-        logger.warning(
-            "%s: computes differently than at its last start (%s): the same to rounding, not to the bit",
-            run_dir,
-            ", ".join(changed),
-        )
+    if changed := _changes(read_run_record(run_dir).get("hardware", {}), now):
+        words = "the same to rounding, not to the bit"
+        logger.warning("%s: computes differently than at its last start (%s): %s", run_dir, changed, words)
+
+
+def _changes(was: Mapping[str, object], now: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {was[name]} -> {now[name]}" for name in now if was.get(name) not in (None, now[name]))
 
 
 def differences(was: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:

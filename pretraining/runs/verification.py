@@ -12,25 +12,24 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
+from pretraining.cli.logs import counted
 from pretraining.cli.progress import Progress
-from pretraining.runs.checksums import COMPLETE_NAME, file_problem, read_complete
+from pretraining.runs.checksums import COMPLETE_NAME, file_problem, listed_files
+from pretraining.runs.untrusted import MODEL_INDEX_NAME
 from pretraining.system.cores import usable_cores
 
-INDEX_NAME = "model.safetensors.index.json"
 FLOAT_TYPES = ("F16", "BF16", "F32", "F64")  # as safetensors calls them
 CHUNK_ITEMS = 1 << 22  # of a tensor that are checked at once: 16 MB of fp32
+NUM_NAMED = 3  # tensors with NaN or infinity, of each file
 
 T = TypeVar("T")
 
 
 def checkpoint_problems(checkpoint: Path) -> list[str]:
     """What is wrong with a checkpoint; reads every byte at 5 GB/s per core."""
-    try:
-        files: list[Mapping[str, Any]] = read_complete(checkpoint)["files"]
-    except FileNotFoundError:
-        return [f"{COMPLETE_NAME} is missing: the save did not finish"]
-    except (OSError, ValueError) as error:
-        return [f"{COMPLETE_NAME} cannot be read ({error})"]
+    files = listed_files(checkpoint)
+    if isinstance(files, str):
+        return [files]
     sizes = [file["num_bytes"] for file in files]
     checks = _in_parallel(lambda file: file_problem(checkpoint, file), files, sizes, checkpoint.name)
     extra = _extra_files(checkpoint, {file["path"] for file in files})
@@ -72,28 +71,32 @@ def model_problems(model_dir: Path) -> list[str]:
 
 
 def _index_problems(model_dir: Path, found: Mapping[str, str]) -> list[str]:
-    index = model_dir / INDEX_NAME
+    index = model_dir / MODEL_INDEX_NAME
     if not index.is_file():
         return []
     try:
         expected = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (KeyError, TypeError, ValueError):
-        return [f"{INDEX_NAME} is damaged (it has no weight_map)"]
+        return [f"{MODEL_INDEX_NAME} is damaged (it has no weight_map)"]
     missing = sorted(name for name, file in expected.items() if found.get(name) != file)
     extra = sorted(found.keys() - expected.keys())
     return [f"{name} is missing from {expected[name]}" for name in missing] + [
-        f"{name} is extra: {INDEX_NAME} does not list it" for name in extra
+        f"{name} is extra: {MODEL_INDEX_NAME} does not list it" for name in extra
     ]
 
 
 def _non_finite_problem(path: Path) -> str | None:
     with safe_open(path, framework="pt") as file:  # memory-mapped
-        for name in file.keys():  # noqa: SIM118 - it is not a dict
-            if file.get_slice(name).get_dtype() in FLOAT_TYPES:
-                chunks = file.get_tensor(name).flatten().split(CHUNK_ITEMS)
-                if not all(bool(chunk.isfinite().all()) for chunk in chunks):
-                    return f"{path.name} is damaged: {name} has NaN or infinity"
-    return None
+        found = [name for name in sorted(file.keys()) if not _is_finite(file, name)]
+    named = ", ".join(found[:NUM_NAMED]) + ", ..." * (len(found) > NUM_NAMED)
+    return f"{path.name} is damaged: NaN or infinity in {counted(len(found), 'tensor')} ({named})" if found else None
+
+
+def _is_finite(file: Any, name: str) -> bool:
+    """Whether a tensor of an open safetensors file has neither NaN nor infinity."""
+    if file.get_slice(name).get_dtype() not in FLOAT_TYPES:
+        return True
+    return all(bool(chunk.isfinite().all()) for chunk in file.get_tensor(name).flatten().split(CHUNK_ITEMS))
 
 
 def _in_parallel(

@@ -27,7 +27,7 @@ def parse_json(content: bytes) -> Any:
         ValueError: with the reason.
     """
     try:
-        value = json.loads(content)
+        value = json.loads(content.decode("utf-8"))  # of bytes, it would accept UTF-16 and UTF-32, too
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     except RecursionError:

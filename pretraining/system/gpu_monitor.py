@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,8 @@ class GpuMonitor:
         self._handle = handle
         self._nvml = nvml
         self._lock = threading.Lock()
-        self._summed = _Readings()
+        self._summed: dict[str, tuple[float, int]] = {}  # however many: a run that logs nothing takes none away
+        self._largest_bytes = 0.0
         self._first_joules = self._joules()
 
     def start(self) -> None:
@@ -38,15 +39,20 @@ class GpuMonitor:
             "gpu_memory_bytes": self._read(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used),
         }
         with self._lock:
-            self._summed.add({name: value for name, value in readings.items() if value is not None})
+            for name, value in readings.items():
+                if value is not None:
+                    total, count = self._summed.get(name, (0.0, 0))
+                    self._summed[name] = total + value, count + 1
+            self._largest_bytes = max(self._largest_bytes, readings["gpu_memory_bytes"] or 0)
 
     def take(self) -> dict[str, float]:
         """Mean utilisation and power and the largest memory since they were last taken; energy since the start."""
-        if self._summed.is_empty:
+        if not self._summed:
             self.sample()
         with self._lock:
-            summed, self._summed = self._summed, _Readings()
-        figures = summed.figures()
+            summed, largest_bytes, self._summed, self._largest_bytes = self._summed, self._largest_bytes, {}, 0.0
+        figures = {name: total / count for name, (total, count) in summed.items()}
+        figures |= {"gpu_memory_bytes": largest_bytes} if "gpu_memory_bytes" in figures else {}
         joules = self._joules()
         if self._first_joules is not None and joules is not None:
             figures["energy_joules"] = joules - self._first_joules
@@ -65,26 +71,6 @@ class GpuMonitor:
         waiting = threading.Event()
         while not waiting.wait(SAMPLE_SECONDS):
             self.sample()
-
-
-class _Readings:
-    """Sums and largest values, of however many readings: a run that logs nothing takes none of them away."""
-
-    def __init__(self) -> None:
-        self.is_empty = True
-        self._sums: dict[str, tuple[float, int]] = {}
-        self._largest: dict[str, float] = {}
-
-    def add(self, readings: Mapping[str, float]) -> None:
-        self.is_empty = False
-        for name, value in readings.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value, count + 1
-            self._largest[name] = max(value, self._largest.get(name, value))
-
-    def figures(self) -> dict[str, float]:
-        means = {name: total / count for name, (total, count) in self._sums.items()}
-        return means | {name: value for name, value in self._largest.items() if name == "gpu_memory_bytes"}
 
 
 def open_gpu_monitor(uuid: str, nvml: Any = pynvml) -> GpuMonitor | None:

@@ -1,5 +1,6 @@
 """Processes of this machine, as /proc shows them, and the signals that ask a run to stop."""
 
+import os
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,18 +18,18 @@ def ignore_stop_signals(_worker: int) -> None:
 def stat_words(pid: int) -> list[str]:
     """State, parent and so on of a process, up to its start time in ticks since boot at index 19.
 
-    The name comes before them, in parentheses; it can contain any characters.
+    The name comes before them, in parentheses; it can contain any bytes.
 
     Raises:
         OSError: when the process does not exist.
     """
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def command_words(pid: int) -> list[str]:
-    """The command line of a process; empty when it does not exist."""
+    """The command line of a process, as its `sys.argv` has it; empty when it does not exist."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
     return []
 
 

@@ -12,7 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pretraining.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
-from pretraining.system.launchers import SUPERVISOR_VARIABLE, num_local_processes, process_age_seconds, process_rank
+from pretraining.system.launchers import (
+    SUPERVISOR_VARIABLE,
+    launcher_identity,
+    num_local_processes,
+    process_age_seconds,
+    process_rank,
+)
 
 RESTART_NAME = "restart.json"
 EXIT_SUFFIX = ".exit"
@@ -74,7 +80,28 @@ def record_exit_code(exit_code: int) -> None:
     if SUPERVISOR_VARIABLE in os.environ:
         with suppress(OSError):  # the supervisor was killed
             path = Path(os.environ[SUPERVISOR_VARIABLE]) / f"{process_rank()}{EXIT_SUFFIX}"
-            path.write_text(f"{exit_code} {num_local_processes()}", encoding="utf-8")
+            path.write_text(f"{exit_code} {num_local_processes()} {_launcher()}", encoding="utf-8")
+
+
+def forget_exit_codes() -> None:
+    """Remove what an earlier program of this attempt left, as of `preprocess.py ...; deepspeed pretrain.py ...`.
+
+    That is the code of this rank, and those of other launchers: an earlier program can have had more ranks. A rank of
+    this launcher may have ended already.
+    """
+    if SUPERVISOR_VARIABLE not in os.environ:
+        return
+    for path in Path(os.environ[SUPERVISOR_VARIABLE]).glob(f"*{EXIT_SUFFIX}"):
+        with suppress(OSError):  # another rank removed it
+            is_own = path.stem == str(process_rank())
+            if is_own or path.read_text(encoding="utf-8").split()[2:] != [_launcher()]:
+                path.unlink()
+
+
+def _launcher() -> str:
+    with suppress(OSError):
+        return launcher_identity()
+    return "elsewhere"  # outside of the process namespace of a container
 
 
 def recorded_exit_code(folder: Path) -> int | None:

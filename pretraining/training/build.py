@@ -18,6 +18,7 @@ from pretraining.training.callbacks.anomalies import AnomalyCallback
 from pretraining.training.callbacks.checkpoint_rotation import CheckpointRotation
 from pretraining.training.callbacks.export import ExportCallback
 from pretraining.training.callbacks.hub_push import HubPushCallback
+from pretraining.training.callbacks.profiler import Profiler
 from pretraining.training.callbacks.report import ReportCallback
 from pretraining.training.callbacks.samples import Prompt, SampleCallback, encode_prompts
 from pretraining.training.callbacks.timing import RunStart, RunSummary, StepTimer, make_cuda_event
@@ -30,6 +31,7 @@ from pretraining.training.distributed.process_group import has_gpu
 from pretraining.training.metrics.throughput import StepWork, ThroughputMeter
 from pretraining.training.model.build import build_model
 from pretraining.training.model.compile import compile_layers, set_zero_leaf_layers
+from pretraining.training.model.document_attention import DOCUMENTS, use_document_attention
 from pretraining.training.model.fp8 import convert_to_fp8
 from pretraining.training.model.sequence_parallel import join_sequence_group, share_attention
 from pretraining.training.model.tiling import tile_layers, tile_loss
@@ -46,6 +48,7 @@ ORDER: tuple[type[TrainerCallback], ...] = (
     CheckpointRotation,  # before all that asks for an evaluation or a save: it sets the Trainer's intervals
     AnomalyCallback,  # after the Trainer's own: a rollback cancels the log, evaluation and save that they asked for
     StepTimer,  # right after AnomalyCallback, which waits for the end of the step
+    Profiler,  # right after StepTimer: what others do at the end of a step is not in its trace
     ExportCallback,  # after AnomalyCallback, which may roll the step back
     SampleCallback,  # likewise; before the save of the step, so that a resumed run has its samples once
     MetricsLog,
@@ -120,6 +123,8 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
         RunSummary(trainer, metrics_log),
         ReportCallback(run),
     ]
+    if (profiled := run.arguments.observability.profiled_steps) is not None:
+        made.append(Profiler(trainer, profiled))
     if pushes is not None:
         made.append(pushes)
     if minutes:
@@ -142,10 +147,11 @@ def make_model(run: RunConfig, *, seed: int) -> PreTrainedModel:
         tile_loss(model, num_tiles=flags.loss_tiles)
     if flags.mlp_tiles is not None:
         tile_layers(model, num_tiles=flags.mlp_tiles)
+    if run.layout.attention == DOCUMENTS:
+        use_document_attention(model)
     if share > 1:
         group = join_sequence_group(share, timeout_seconds=run.arguments.trainer["ddp_timeout"])
-        within_documents = run.arguments.data.document_masking
-        share_attention(flags.attention_implementation, group, within_documents=within_documents)
+        share_attention(run.layout.attention, group)
     if flags.fp8:
         convert_to_fp8(model)
     if flags.compile_layers:

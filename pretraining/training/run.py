@@ -4,18 +4,21 @@ pretrain.py imports this module only when the flags are right, because it import
 """
 
 import logging
+import time
 import warnings
 from dataclasses import replace
 
 from transformers.utils import logging as transformers_logging
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
-from pretraining.cli.program import exit_process
+from pretraining.cli.program import RANK0_GRACE_SECONDS, exit_process
 from pretraining.data.mixture import Mixture
-from pretraining.errors import USER_ERROR_EXIT_CODE
+from pretraining.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from pretraining.runs.run_folder import TOKENIZER_DIR_NAME, quarantine_unusable
+from pretraining.system.launchers import process_rank
 from pretraining.training.build import make_trainer
 from pretraining.training.callbacks.export import quarantine_exports
+from pretraining.training.callbacks.profiler import check_profiled_steps, memory_snapshot
 from pretraining.training.config.recording import record_start
 from pretraining.training.config.resume import lock_and_verify
 from pretraining.training.config.run_config import RunConfig, resolve_run_config
@@ -26,7 +29,7 @@ from pretraining.training.data.loader import SharedMemoryError
 from pretraining.training.distributed.collectives import run_on_main
 from pretraining.training.distributed.process_group import init_process_group, local_peers, shutdown_process_group
 from pretraining.training.dry_run.micro_batch import with_largest_micro_batch
-from pretraining.training.dry_run.profile import print_profile, profile_arguments, removing_failed_profile
+from pretraining.training.dry_run.profile import ProfileMemoryError, print_profile, profile_arguments, temporary_folder
 from pretraining.training.finish import exit_stopped, finish
 from pretraining.training.stopping.orphan_guard import OrphanGuard, end_workers
 from pretraining.training.stopping.request import Phase, StopRequest
@@ -44,28 +47,41 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     if arguments.finds_micro_batch:
         arguments = with_largest_micro_batch(arguments, mixture)
     run = resolve_run_config(profile_arguments(arguments, mixture), mixture)
-    claim_output_dir(run)
-    log_run_config(run)
-    init_process_group(timeout_seconds=arguments.trainer["ddp_timeout"])
-    orphan_guard.watch(local_peers())
-    start = lock_and_verify(run.start, run.run_dir, run.resume)
-    run = replace(run, start=start)
-    trainer = make_trainer(run, request)
-    run_on_main(lambda: start_run_folder(run, trainer))
+    check_profiled_steps(run)
     try:
-        with removing_failed_profile(arguments, run.run_dir):
-            trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+        with temporary_folder(arguments, run.run_dir):
+            trainer = train(run, request, orphan_guard)
+            if arguments.plan.profile_plan and not request.is_agreed:
+                print_profile(trainer, arguments, mixture)
+        if arguments.plan.profile_plan:
+            shutdown_process_group(STOPPED_EXIT_CODE if request.is_agreed else 0)
         if request.is_agreed:
             exit_stopped(trainer)
-        exit_if_profiled(trainer, arguments, mixture)
         finish(trainer)
-    except (UnusableBlockError, SharedMemoryError) as error:  # on this process only, and the others would wait for it
+    except (UnusableBlockError, SharedMemoryError, ProfileMemoryError) as error:  # maybe on this process only
+        if isinstance(error, ProfileMemoryError) and process_rank() > 0:
+            time.sleep(RANK0_GRACE_SECONDS)  # where all processes run out of memory, one message is enough
         logger.error(error)
         orphan_guard.end_peers()
         end_workers()
         exit_process(USER_ERROR_EXIT_CODE)
     request.phase = Phase.LEAVING
     shutdown_process_group()
+
+
+def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> PretrainingTrainer:
+    """Claim the run folder, join the other processes, build the model, and train it."""
+    claim_output_dir(run)
+    log_run_config(run)
+    init_process_group(timeout_seconds=run.arguments.trainer["ddp_timeout"])
+    orphan_guard.watch(local_peers())
+    start = lock_and_verify(run.start, run.run_dir, run.resume)
+    run = replace(run, start=start)
+    with memory_snapshot(run):
+        trainer = make_trainer(run, request)
+        run_on_main(lambda: start_run_folder(run, trainer))
+        trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+    return trainer
 
 
 def quiet_libraries() -> None:
@@ -83,10 +99,3 @@ def start_run_folder(run: RunConfig, trainer: PretrainingTrainer) -> None:
         quarantine_exports(run.run_dir, step=run.start.step)
     trainer.processing_class.save_pretrained(run.run_dir / TOKENIZER_DIR_NAME)
     record_start(run, trainer.args)
-
-
-def exit_if_profiled(trainer: PretrainingTrainer, arguments: PretrainArguments, mixture: Mixture) -> None:
-    """End a run of --profile_plan after its steps, when it has printed what they took."""
-    if arguments.plan.profile_plan:
-        print_profile(trainer, arguments, mixture)
-        shutdown_process_group()

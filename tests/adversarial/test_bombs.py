@@ -18,9 +18,9 @@ import pytest
 
 from pretraining.data.build import checks, progress
 from pretraining.data.input import reading
-from pretraining.data.input.documents import Document, JsonFields, SkippedLine
+from pretraining.data.input.documents import Document, ReadingOptions, SkippedLine
 from pretraining.data.input.find import find_inputs
-from pretraining.data.input.formats import BLANK_BYTES, ReadingOptions
+from pretraining.data.input.formats import BLANK_BYTES
 from pretraining.data.input.reading import Position, read_batches, read_documents
 from pretraining.data.input.slices import cut_slices
 from pretraining.data.store.manifest import read_manifest
@@ -31,7 +31,7 @@ from tests.unit.data.input.test_reading import zstd
 MAX_MEGABYTES = 400  # 200 of it are Python and its libraries; before, these files took up to 4 GB
 MOST_SKIPPED_BYTES = 16 << 20
 GOOD = b'{"text": "a document of some words"}\n'
-OPTIONS = ReadingOptions(JsonFields("text", "source"), max_document_bytes=6 << 20, split_text_files=False)
+OPTIONS = ReadingOptions(6 << 20)
 # A child's peak begins with the memory of the process that it is forked from: with a small one, not that of the tests.
 MEASURED = """
 import resource, subprocess, sys
@@ -265,7 +265,7 @@ def test_only_the_row_that_is_too_large_is_skipped_however_arrow_holds_it(tmp_pa
     path = tmp_path / "rows.parquet"
     sources = pa.array(["a" * 900, "b" * 900, "c" * 900, "d" * 900]).dictionary_encode()
     pq.write_table(pa.table({"t": column, "source": sources}), path)
-    options = ReadingOptions(JsonFields("t.text" if "struct" in kind else "t", "source"), 1000, split_text_files=False)
+    options = ReadingOptions(1000, "t.text" if "struct" in kind else "t")
     one, large, null, last = read_documents(find_inputs([str(path)]), options)
     assert isinstance(one, Document)
     assert isinstance(last, Document)

@@ -139,7 +139,7 @@ def mistakes() -> Iterator[Command]:
         ("data_files", "empty.jsonl", "is empty"),
         ("data_files", "hf://../..", "not of the form hf://"),
         ("data_files", "hf://a/..", "not of the form hf://"),
-        ("data_files", "hf://a/b--c", "not found on the Hub"),
+        ("data_files", "hf://a/b--c", "cannot be read from the Hub"),
         ("near_duplicates", "0.9999999", "must be in [0.01, 0.98]"),
         ("near_duplicates", "nan", "must be in [0.01, 0.98]"),
         ("max_document_bytes", "-5", "must be in [1, 2147483647]"),

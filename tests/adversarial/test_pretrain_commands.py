@@ -298,7 +298,11 @@ RUNS = [
     Row("run", ["--dataset", "a={store}:0.999999", "b={store}:1e-9"], ["less than one block of 1,000"]),
     Row("run", ["--dataset", "a={store}:1e9", "b={store}:1e9"], resolved={"steps": 6}),
     Row("run", ["--optim", "adamw_8bit"], ["needs bitsandbytes"]),
-    Row("run", ["--save_strategy", "epoch"], ["--save_strategy epoch: epochs follow each other", "use --save_steps N"]),
+    Row(
+        "run",
+        ["--save_strategy", "epoch"],
+        ["'epoch' is not one of no, steps, best; epochs follow each other", "use steps and --save_steps N"],
+    ),
     Row("run", ["--dataloader_prefetch_factor", "5"], ["Trainer flags"]),
     Row("run", ["--ddp_backend", "foo"], ["DeepSpeed reduces the gradients"]),
     Row("run", ["--output_dir", "n" * 300], ["File name too long"]),

@@ -1,13 +1,15 @@
 """The benchmark of GPUs: what it would run can be run, and where nothing was measured the page says so."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import GpuArguments, command_of, figures_of, format_command, is_wanted
-from benchmarks.gpu_page import NOT_MEASURED, page
-from benchmarks.gpu_rows import ROWS, SMALL_ROWS, Row
+from benchmarks.gpu.measure import command_of, figures_of, format_command, is_wanted
+from benchmarks.gpu.page import NOT_MEASURED, page
+from benchmarks.gpu.rows import ROWS, SMALL_ROWS, GpuArguments, Row
+from benchmarks.gpu.stages import STAGES
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.cli.deepspeed_config import load_ds_config
 from tests.conftest import PROJECT_DIR, run_fine
@@ -57,3 +59,37 @@ def test_a_row_that_is_done_is_not_run_again() -> None:
     assert is_wanted(row, {}, GpuArguments(small=True), num_gpus=0)
     assert not is_wanted(row, {row.name: {}}, GpuArguments(small=True), num_gpus=0)
     assert not is_wanted(Row("two", num_gpus=2), {}, GpuArguments(), num_gpus=1)
+
+
+def test_a_row_for_more_host_memory_is_left_out() -> None:
+    row = Row("offload", host_gigabytes=10**6)
+    assert not is_wanted(row, {}, GpuArguments(), num_gpus=8)
+    assert all(row.host_gigabytes >= 100 for row in ROWS if "offload" in row.ds_config)
+
+
+def test_a_row_for_several_gpus_is_left_out_on_one() -> None:
+    (row,) = [row for row in ROWS if "overlap_comm" in row.zero]
+    assert not is_wanted(row, {}, GpuArguments(), num_gpus=1)
+    assert is_wanted(row, {}, GpuArguments(), num_gpus=2)
+
+
+@pytest.mark.launch
+def test_the_slot_runs_from_start_to_page_and_resumes(tmp_path: Path) -> None:
+    """With the quickstart's model, which takes the stages of a GPU on any machine."""
+    output = tmp_path / "results/slot.md"
+    words = ["bash", PROJECT_DIR / "benchmarks/gpu/slot.sh", "--small", "--minutes", 60, "--output", output]
+    env = {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    done = run_fine(*words, cwd=tmp_path, env=env)
+    found = json.loads(output.with_suffix(".json").read_text())
+    assert list(found["stages"]) == [stage.name for stage in STAGES]
+    assert [figures for figures in (*found["stages"].values(), *found["rows"].values()) if "failed" in figures] == []
+    assert list(found["rows"]) == [SMALL_ROWS[0].name]
+    assert output.with_name("slot-trace.json.gz").stat().st_size > 1000
+    text = output.read_text()
+    for part in (STAGES[0].name[1:], "Text: `The council", "Self CPU", "| decoder as it is |", "skipped"):
+        assert part in text
+    found["rows"].clear()
+    output.with_suffix(".json").write_text(json.dumps(found))
+    done = run_fine(*words, cwd=tmp_path, env=env)
+    started = [line for line in done.stderr.splitlines() if line.endswith(" ...")]
+    assert started == [f"{SMALL_ROWS[0].name} ..."], "only what is missing"

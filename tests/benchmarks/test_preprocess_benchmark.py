@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import measured_process
-from benchmarks.preprocess_peers.job import Job
-from benchmarks.preprocess_runs import Series, add_run
+from benchmarks.preprocess import measured_process
+from benchmarks.preprocess.peers.job import Job
+from benchmarks.preprocess.runs import Series, add_run
+from benchmarks.preprocess.sized_inputs import huge_line, sized_inputs, texts_of
+from benchmarks.preprocess.token_counts import compare, count_input
 from benchmarks.results import spread, table, write_section
-from benchmarks.sized_inputs import huge_line, sized_inputs, texts_of
-from benchmarks.token_counts import compare, count_input
 from tests.conftest import PROJECT_DIR
 
 SAMPLE_TOKENIZER = PROJECT_DIR / "data/sample/tokenizer"
@@ -128,7 +128,7 @@ def test_the_arms_that_need_no_peer_keep_every_token(tmp_path: Path) -> None:
     assert compare(tmp_path / "output", counts).num_missing <= 3  # at most one token in the tail of each split
     for peer, most_missing in (("naive", 127), ("map_group", 2 * 127)):
         shutil.rmtree(tmp_path / "output")
-        command = [sys.executable, "-m", f"benchmarks.preprocess_peers.{peer}", *a_job(tmp_path).words()]
+        command = [sys.executable, "-m", f"benchmarks.preprocess.peers.{peer}", *a_job(tmp_path).words()]
         subprocess.run(command, cwd=PROJECT_DIR, env=environment, check=True)
         found = compare(tmp_path / "output", counts)
         assert found.num_missing - found.num_foreign <= most_missing

@@ -36,6 +36,7 @@ function seen(frame) {
     charts: Object.fromEntries(
       charts.map((chart) => [chart.getAttribute("aria-label"), drawn.filter((mark) => chart.contains(mark)).length])
     ),
+    steps: [...page.querySelectorAll('.chart [aria-label^="X-axis"]')].map((axis) => axis.getAttribute("aria-label")),
     cut_off: pictures.filter((picture) => picture.getBoundingClientRect().right > width).length,
     requests: frame.contentWindow.performance.getEntriesByType("resource").map((request) => request.name),
     text: page.body.innerText,

@@ -14,7 +14,7 @@ DOCTOR = """
 import dataclasses, runpy, sys
 from pretraining.doctor import runner
 from pretraining.doctor.finding import Check
-from pretraining.doctor.gpu import all_reduce
+from pretraining.doctor import all_reduce
 
 PATIENCE_SECONDS = all_reduce.LIMIT_SECONDS = 180.0
 runner.run_checks.__kwdefaults__["total_seconds"] = PATIENCE_SECONDS

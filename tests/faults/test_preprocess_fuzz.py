@@ -21,10 +21,11 @@ from pretraining.data.store.manifest import read_manifest
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.system import files
+from tests.adversarial.drivers.mutations import num_mutations
 from tests.conftest import PROJECT_DIR
 from tests.unit.data.input.test_reading import zstd
 
-NUM_JSONL, NUM_COMPRESSED, NUM_PARQUET = 1600, 300, 200
+NUM_JSONL, NUM_COMPRESSED, NUM_PARQUET = num_mutations(1600), 300, 200
 ODD_BYTES = [b"\n", b"\r", b"\r\n", b'"', b"\\", b"\\ud800", b"\x00", b"\xff", b"\xef\xbb\xbf", b"{", b"}", b"null"]
 ODD_BYTES += ["é".encode("latin-1"), "東京".encode("utf-16"), "🚆".encode(), b"\\u0000", b"NaN", b"[" * 2000, b"1e999"]
 ODD_BYTES += [

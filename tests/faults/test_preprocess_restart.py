@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from pretraining.data.build.progress import read_progress
+from tests.adversarial.drivers.mutations import num_mutations
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, python, run, run_fine
 
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
 KILLED_AT_STEP = PROJECT_DIR / "tests/faults/drivers/preprocess/killed_at_step.py"
-NUM_KILLS = 50
+NUM_KILLS = max(20, num_mutations(50))  # of which half for each packing
 
 
 @pytest.fixture(scope="module")

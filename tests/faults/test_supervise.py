@@ -1,5 +1,6 @@
 """tools.supervise: a command is restarted after a crash, not after success, a mistake or a requested stop."""
 
+import errno
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from tests.programs.launching import (
     training_flags,
     try_to_train,
 )
+from tools import supervise
 
 pytestmark = pytest.mark.launch
 
@@ -154,20 +156,30 @@ def ranks(tmp_path: Path) -> Iterator[Supervised]:
     ranks.process.wait()
 
 
-@pytest.mark.parametrize("name", ["deepspeed", "torchrun", "mpirun"])
+ENDS: dict[str, tuple[dict[str, int | str], int, int]] = {
+    "mistake": ({"0-1": 2}, 2, 1),
+    "stop": ({"0-0": 75, "0-1": 75}, 75, 1),
+    "kill": ({"0-1": "SIGKILL", "1-0": 0, "1-1": 0}, 0, 2),
+    "crash": ({"0-0": 1, "1-0": 0, "1-1": 0}, 0, 2),
+}
+# deepspeed takes longest to start. A killed rank of it is restarted in the first test of this file as well, it is asked
+# to stop in test_a_signal_reaches_every_rank_and_nothing_is_left_running, and it ends with a code in "mistake".
+LONG = [("deepspeed", end) for end in ("stop", "kill", "crash")]
+
+
 @pytest.mark.parametrize(
-    ("does", "code", "num_attempts"),
+    ("name", "end"),
     [
-        pytest.param({"0-1": 2}, 2, 1, id="mistake"),
-        pytest.param({"0-0": 75, "0-1": 75}, 75, 1, id="stop"),
-        pytest.param({"0-1": "SIGKILL", "1-0": 0, "1-1": 0}, 0, 2, id="kill"),
-        pytest.param({"0-0": 1, "1-0": 0, "1-1": 0}, 0, 2, id="crash"),
+        pytest.param(name, end, marks=pytest.mark.long if (name, end) in LONG else ())
+        for name in ("deepspeed", "torchrun", "mpirun")
+        for end in ENDS
     ],
 )
 def test_what_ended_the_ranks_is_known_whatever_their_launcher_exits_with(
-    ranks: Supervised, name: str, does: dict[str, int | str], code: int, num_attempts: int
+    ranks: Supervised, name: str, end: str
 ) -> None:
     """torchrun exits with 1 in any case; after a crash launchers have the other ranks stop."""
+    does, code, num_attempts = ENDS[end]
     ranks.start_ranks(name, does)
     found, log = ranks.end()
     assert found == code, log
@@ -256,6 +268,34 @@ def test_the_exit_code_is_that_of_the_last_attempt_and_pauses_grow(
     pauses = [line.rpartition(" in ")[2] for line in log.splitlines() if "; restart " in line]
     assert pauses == ["0.1 s", "0.2 s", "0.4 s"][: num_attempts - 1]
     assert ("no restart left of 3" in log) == (num_attempts == 4)
+
+
+def test_the_code_of_an_earlier_program_does_not_count(ranks: Supervised) -> None:
+    """The first program ends with a user error, the second one by a signal, which leaves no code."""
+    second = f"{sys.executable} {RANKS} {ranks.folder}"
+    ranks.start(["sh", "-c", f"{sys.executable} pretrain.py --x; {second}; exit $?"], {"0-0": "SIGKILL", "1-0": 0})
+    code, log = ranks.end()
+    assert code == 0, log
+    assert log.count("; restart 1 of 2 in 0.1 s") == 1
+
+
+def test_a_process_of_another_user_keeps_no_signal_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sudo starts one; the tests may run as root, who may kill all of them."""
+    tried = []
+
+    def kill(pid: int, number: int) -> None:
+        tried.append((pid, number))
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
+        with monkeypatch.context() as changes:
+            changes.setattr(os, "kill", kill)
+            supervise.Supervisor([], tmp_path)._pass_on(signal.SIGTERM)
+        first.kill()
+        second.kill()
+    assert {(first.pid, signal.SIGTERM), (second.pid, signal.SIGTERM)} <= set(tried)
 
 
 def test_a_run_can_be_stopped_between_two_attempts(ranks: Supervised) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def launcher(name: str) -> list[object]:
 def training_flags(store: Path | str, run_dir: Path, *flags: object) -> list[object]:
     common = ["--dataset", store, "--output_dir", run_dir, "--global_batch_tokens", BLOCKS_PER_STEP * BLOCK_LENGTH]
     common += ["--report", "false"]  # its process takes 2 s at the end of a run of 1 s
+    common += ["--per_device_eval_batch_size", 8]  # one by one, the 96 blocks take a third of a run of six steps
     return [*TINY_RUN, *common, "--max_steps", NUM_STEPS, "--per_device_train_batch_size", 2, *flags]
 
 
@@ -53,35 +55,77 @@ def try_to_train(
     script: str = "pretrain.py",
     env: dict[str, str] | None = None,
 ) -> Done:
-    """A run by a launcher's name, or in "2 ranks" or "1 rank" of the preloaded process."""
+    """A run by a launcher's name, in "2 ranks" or "1 rank" of the preloaded process, or as a "fork" of it."""
     words = [PROJECT_DIR / script, *training_flags(store, run_dir, *flags)]
     environment = {"PYTHONPATH": SEARCH_PATH, **(env or {})}
+    if name == "fork":
+        return run_forked(sys.executable, *words, env=environment)
     if name.endswith(("rank", "ranks")):
         return run_preloaded(int(name.split()[0]), words, environment)
     return run(*launcher(name), *words, env=environment)
 
 
+# What is read while libraries are loaded: a process that has loaded them cannot take it over.
+READ_AT_IMPORT = ("LD_PRELOAD", "OMP_NUM_THREADS", "TORCH_LOGS")
+# Tensors of a few megabytes are freed and allocated again at each step: without these glibc returns them to the kernel,
+# whose clearing of fresh pages takes a fifth of the CPU time of a short run.
+KEPT_BYTES = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+
+
 @cache
-def preloaded() -> subprocess.Popen:
+def preloaded(variables: frozenset[tuple[str, str]]) -> subprocess.Popen:
     """The process that has everything imported; it ends with this one, whose end closes its input."""
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": SEARCH_PATH}
+    env = {
+        **os.environ,
+        **KEPT_BYTES,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": SEARCH_PATH,
+        **dict(variables),
+    }
     script = PROJECT_DIR / "tests/programs/drivers/preloaded.py"
     return subprocess.Popen(
         [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=PROJECT_DIR
     )
 
 
-def run_preloaded(num_ranks: int, words: list[object], env: dict[str, str]) -> Done:
-    server = preloaded()
+def run_forked(
+    *words: object, cwd: Path = PROJECT_DIR, env: dict[str, str] | None = None, stdin: str | None = None
+) -> Done:
+    """Like `run`, in a fork of the preloaded process: for programs that import torch, whose start proves nothing more.
+
+    What libraries read when they are imported, such as the address of the Hub, cannot be set in `env`.
+    """
+    return run_preloaded(0, words[1:], env or {}, cwd=cwd, stdin=stdin)
+
+
+def run_forked_fine(*words: object, **options: Any) -> Done:
+    """Like `run_forked`, for a program that must succeed."""
+    done = run_forked(*words, **options)
+    assert done.returncode == 0, done.output[-6000:]
+    return done
+
+
+def run_preloaded(
+    num_ranks: int,
+    words: Sequence[object],
+    env: dict[str, str],
+    *,
+    cwd: Path = PROJECT_DIR,
+    stdin: str | None = None,
+) -> Done:
+    """A program and its arguments in ranks as torchrun starts them, or in a process without a launcher, of 0 ranks."""
+    server = preloaded(frozenset((name, env[name]) for name in READ_AT_IMPORT if name in env))
     assert server.stdin is not None
     assert server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
-        job = {"argv": [str(word) for word in words], "env": env, "num_ranks": num_ranks, "port": free_port(), **paths}
-        server.stdin.write(json.dumps(job) + "\n")
+        paths = {name: str(Path(folder, name)) for name in ("stdin", "stdout", "stderr")}
+        Path(paths["stdin"]).write_text(stdin or "")
+        job = {"argv": [str(word) for word in words], "env": env, "num_ranks": num_ranks, "port": free_port()}
+        server.stdin.write(json.dumps({**job, "cwd": str(cwd), **paths}) + "\n")
         server.stdin.flush()
         code = int(server.stdout.readline())
-        texts = {name: Path(path).read_text() for name, path in paths.items()}
+        texts = {name: Path(paths[name]).read_text() for name in ("stdout", "stderr")}
     return Done(code, texts["stdout"], texts["stderr"])
 
 

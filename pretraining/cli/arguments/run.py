@@ -28,6 +28,7 @@ CHANGEABLE = (
     "schedule",
 )
 MEMORY_TEXT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT]I?B)", re.IGNORECASE)
+PROFILED_STEPS = re.compile(r"([1-9]\d{0,8})(?::([1-9]\d{0,5}))?")
 UNIT_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -103,12 +104,24 @@ class ObservabilityArguments:
     sample_prompts: list[str] = flag(["The", "I wanna go"], "prompts of the samples", is_text=True)
     sample_tokens: int = flag(48, "tokens of each sample")
     report: bool = flag(True, "write report.html and curves at each evaluation and at the end")
+    profile: str | None = flag(
+        None, "STEP or STEP:COUNT: write a trace of COUNT steps from STEP on, and their largest costs"
+    )
     license: str | None = flag(None, "license of the model for its card, as the Hub spells it, e.g. apache-2.0")
+
+    @property
+    def profiled_steps(self) -> range | None:
+        """The steps of --profile, at least one; None without."""
+        match = PROFILED_STEPS.fullmatch(self.profile or "")
+        return None if match is None else range(int(match[1]), int(match[1]) + int(match[2] or 1))
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         check_all(
             {
+                f"--profile {shortened(self.profile or '')}: is not STEP or STEP:COUNT; use e.g. 10 or 10:2": (
+                    self.profile is None or self.profiled_steps is not None
+                ),
                 "--sample_prompts: one of them is empty; pass a text": all(self.sample_prompts),
                 f"--license {self.license}: is not a license of the Hub; use e.g. apache-2.0 or other": (
                     self.license is None or bool(LICENSE.fullmatch(self.license))
@@ -138,7 +151,9 @@ class PlanArguments:
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        host_memory, other_machine = shortened(self.host_memory or ""), self._describes_another_machine
+        host_memory = shortened(self.host_memory or "")
+        of_another_machine = ("num_gpus", "gpu_type", "host_memory")
+        other_machine = next((name for name in of_another_machine if getattr(self, name) is not None), "")
         check_all(
             {
                 f"--host_memory {host_memory}: is not a size; use e.g. 512GB or 1TB": (
@@ -150,12 +165,6 @@ class PlanArguments:
                 ),
             }
         )
-
-    @property
-    def _describes_another_machine(self) -> str:
-        """The first flag that was given although a start on this machine does not use it."""
-        names = ("num_gpus", "gpu_type", "host_memory")
-        return next((name for name in names if getattr(self, name) is not None), "")
 
 
 def run_groups(trainer_defaults: dict[str, Any] | None = None) -> list[FlagGroup]:

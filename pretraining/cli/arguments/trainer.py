@@ -22,7 +22,6 @@ AUTO = "auto"
 MAX_NAME_CHARACTERS = 128  # of mlflow and wandb
 HUB_REPOSITORY = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]{0,95}", re.ASCII)
 METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
-STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 CHECKPOINTING_SWITCHES = ("offload", "use_reentrant", "preserve_rng_state", "early_stop")
 MAX_LAYERS = 1000
 # Fields that have no flag, and what they are unless --trainer_arguments changes them.
@@ -46,8 +45,10 @@ REJECTED_BY_REASON = {
     "DeepSpeed reduces the gradients, not DDP": (
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend"
     ),
-    "use --resume": "resume_from_checkpoint enable_jit_checkpoint save_only_model ignore_data_skip "
-    "restore_callback_states_from_checkpoint",
+    "use --resume": (
+        "resume_from_checkpoint enable_jit_checkpoint ignore_data_skip restore_callback_states_from_checkpoint"
+    ),
+    "a checkpoint without optimizer states cannot be resumed; use --export_every_tokens N": "save_only_model",
     "use --optim": "optim_args optim_target_modules",
     "use --lr_scheduler_type, --min_learning_rate and --decay_steps": "lr_scheduler_kwargs",
     "use --per_device_train_batch_size auto": "auto_find_batch_size",
@@ -99,18 +100,18 @@ class TrainerArguments:
     use_cpu: bool | None = flag(None, "do not use GPUs")
     dataloader_num_workers: int = flag(0, "processes per rank that load blocks")
     dataloader_prefetch_factor: int | None = flag(None, "micro batches each loads in advance")
-    eval_strategy: Literal["no", "steps", "epoch"] = flag("steps", "no: never evaluate")
+    eval_strategy: Literal["no", "steps"] = flag("steps", "no: never evaluate")
     eval_steps: float = flag(500, "steps between evaluations")
     eval_delay: float = flag(0, "steps before the first evaluation")
     eval_on_start: bool = flag(False, "evaluate before the first step")
     per_device_eval_batch_size: int = flag(1, "blocks per GPU in an evaluation")
-    save_strategy: Literal["no", "steps", "epoch", "best"] = flag("steps", "no: save no checkpoint but the last")
+    save_strategy: Literal["no", "steps", "best"] = flag("steps", "no: save no checkpoint but the last")
     save_steps: float = flag(500, "steps between checkpoints")
     save_total_limit: int | None = flag(2, "checkpoints to keep; 0 or -1: all")
     load_best_model_at_end: bool = flag(False, "export the best checkpoint")
     metric_for_best_model: str | None = flag(None, "loss, perplexity, accuracy or bits_per_byte")
     greater_is_better: bool | None = flag(None, "whether a larger metric is better")
-    logging_strategy: Literal["no", "steps", "epoch"] = flag("steps", "no: log nothing but the summary")
+    logging_strategy: Literal["no", "steps"] = flag("steps", "no: log nothing but the summary")
     logging_steps: float = flag(1, "steps between log records")
     report_to: list[str] | None = flag(["tensorboard"], "trackers, e.g. tensorboard wandb")
     run_name: str | None = flag(None, "name of the run in trackers")
@@ -161,10 +162,6 @@ def _value_problems(values: dict[str, Any]) -> Iterator[str]:
     yield from _name_problems(values)
     if values["bf16"] and values["fp16"]:
         yield "--bf16 true --fp16 true: exclude each other; keep one"
-    for name in STRATEGIES:
-        if values[name] == "epoch":
-            steps = name.replace("strategy", "steps")
-            yield f"--{name} epoch: epochs follow each other without an end here; use --{steps} N"
     for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
         yield from (f"--{name}: {problem}" for problem in _checkpointing_problems(values[name] or {}))
 
@@ -202,10 +199,10 @@ def other_trainer_fields(settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: with all problems at once.
     """
-    texts: dict[str, str] = {}
+    texts: dict[str, str | None] = {}
     for setting in settings:
-        name, _, text = setting.partition("=")
-        texts |= _texts_of_json(setting) if setting.startswith("{") else {name: text}
+        name, _, value = setting.partition("=")
+        texts |= _texts_of_json(setting) if setting.startswith("{") else {name: value}
     problems = [f"--{GENERIC_FLAG} {name}: {reason}" for name, reason in map(_misplaced, texts) if reason]
     raise_problems(problems)
 
@@ -219,20 +216,23 @@ def other_trainer_fields(settings: Sequence[str]) -> dict[str, Any]:
         if name not in fields:
             problems.append(f"{place}: transformers.TrainingArguments has no such field{nearest(name, fields)}")
             continue
+        field = _field_flag(name, hints[name])
         try:
-            values[name] = _field_flag(name, hints[name]).value([text])
+            if text is None and not field.is_optional:
+                raise ValueError("cannot be null; pass a value or remove it")
+            values[name] = None if text is None else field.value([text])
         except ValueError as error:
             problems.append(f"{place}: {error}")
     raise_problems(problems)
     return values
 
 
-def _texts_of_json(setting: str) -> dict[str, str]:
+def _texts_of_json(setting: str) -> dict[str, str | None]:
     try:
         values = json.loads(setting)
     except (ValueError, RecursionError):
         raise UserError(f"--{GENERIC_FLAG} {shortened(setting)}: is neither NAME=VALUE nor a JSON object") from None
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return {name: value if isinstance(value, str | None) else json.dumps(value) for name, value in values.items()}
 
 
 def _misplaced(name: str) -> tuple[str, str | None]:

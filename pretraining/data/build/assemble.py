@@ -25,8 +25,7 @@ from pretraining.data.build.slice_writer import SplitWriter, packer_of, read_car
 from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.store.integrity import wrong_hashes
 from pretraining.data.store.manifest import Manifest, SplitContents, StoreSpec, read_manifest
-from pretraining.data.store.schema import block_schema
-from pretraining.data.store.shards import Shard, shard_path
+from pretraining.data.store.shards import DOCUMENTS_PREFIX, Shard, block_schema, shard_path
 from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
 from pretraining.system.files import TEMPORARY_SUFFIX, fsync
 
@@ -53,16 +52,18 @@ def publish(store: PartialStore) -> Manifest:
 
 def assemble(folder: Path, origin: StoreSpec, slices: Sequence[SliceProgress], *, tokenizer_dir: Path) -> None:
     """Assemble the finished slices in `folder`, check the sums, and write the manifest last."""
-    folders = [slice_dir(folder, number) for number in range(len(slices))]
+    made = {slice_dir(folder, number): progress for number, progress in enumerate(slices)}
+    shards = _shards_by_prefix(made)
     manifest = build_manifest(
         folder,
         origin,
-        {split: _assemble_split(folder, folders, slices, origin, split) for split in SPLITS},
-        [(path, shard) for path, p in zip(folders, slices, strict=True) for shard in p.documents],
+        {split: _assemble_split(folder, made, origin, split, shards[f"data/{split}"]) for split in SPLITS},
+        shards[DOCUMENTS_PREFIX],
         sum((Counter(progress.skipped_lines) for progress in slices), Counter()),
+        num_documents=sum(progress.num_documents for progress in slices),
     )
     with (folder / SKIPPED_NAME).open("wb") as skipped:
-        for path in (path / name for path, p in zip(folders, slices, strict=True) for name in p.skipped_files):
+        for path in (place / name for place, progress in made.items() for name in progress.skipped_files):
             with path.open("rb") as part:
                 shutil.copyfileobj(part, skipped)
     copy_tokenizer(tokenizer_dir, folder / "tokenizer")
@@ -71,15 +72,31 @@ def assemble(folder: Path, origin: StoreSpec, slices: Sequence[SliceProgress], *
     finish_store(folder, manifest)
 
 
+def _shards_by_prefix(made: Mapping[Path, SliceProgress]) -> dict[str, list[LocatedShard]]:
+    """The shards of slices, by the prefix of their final paths."""
+    blocks = {
+        f"data/{split}": [(place, shard) for place, progress in made.items() for shard in progress.splits[split].shards]
+        for split in SPLITS
+    }
+    return blocks | {DOCUMENTS_PREFIX: [(place, shard) for place, p in made.items() for shard in p.documents]}
+
+
 def build_manifest(
     folder: Path,
     origin: StoreSpec,
     splits: Mapping[str, SplitContents],
     documents: Sequence[LocatedShard],
     skipped_lines: Counter[str],
+    *,
+    num_documents: int,
 ) -> Manifest:
-    """Give the shards of documents their final names, and check that all counts add up."""
-    num_documents = sum(split.num_documents for split in splits.values())
+    """Give the shards of documents their final names, and check that all counts add up.
+
+    `num_documents` is counted as documents are read, the documents of `splits` as they are packed.
+
+    Raises:
+        ValueError: when counts do not add up.
+    """
     manifest = Manifest(
         origin=origin,
         dtype=origin.dtype,
@@ -87,7 +104,7 @@ def build_manifest(
         num_documents=num_documents,
         skipped_lines=dict(sorted(skipped_lines.items())),
         splits=dict(splits),
-        documents=name_shards(folder, "documents/documents", documents),
+        documents=name_shards(folder, DOCUMENTS_PREFIX, documents),
     )
     manifest.check()
     return manifest
@@ -120,31 +137,22 @@ def split_contents(
 
 
 def _assemble_split(
-    folder: Path, folders: Sequence[Path], slices: Sequence[SliceProgress], origin: StoreSpec, split: Split
+    folder: Path, made: Mapping[Path, SliceProgress], origin: StoreSpec, split: Split, shards: Sequence[LocatedShard]
 ) -> SplitContents:
-    last, num_tail_tokens = _write_last_blocks(folder, folders, slices, origin, split)
-    parts = [progress.splits[split] for progress in slices]
-    shards = [(path, shard) for path, part in zip(folders, parts, strict=True) for shard in part.shards]
-    shards += [(folder / LAST_BLOCKS_DIR, shard) for shard in last.shards]
-    return split_contents(folder, split, [*parts, last], shards, num_tail_tokens=num_tail_tokens)
-
-
-def _write_last_blocks(
-    folder: Path, folders: Sequence[Path], slices: Sequence[SliceProgress], origin: StoreSpec, split: Split
-) -> tuple[SplitProgress, int]:
-    """Pack the tokens that the slices have left over; what was written, and the number of tokens in the tail."""
-    (folder / LAST_BLOCKS_DIR).mkdir(exist_ok=True)
-    last = SplitProgress()
-    packer = packer_of(origin)
-    schema = block_schema(origin.block_length, origin.dtype)
+    """Pack the tokens that the slices have left over, and give all shards of the split their final names."""
+    last_dir = folder / LAST_BLOCKS_DIR
+    last_dir.mkdir(exist_ok=True)
+    last, packer = SplitProgress(), packer_of(origin)
     with ThreadPoolExecutor(1) as executor:
-        writer = SplitWriter(folder / LAST_BLOCKS_DIR, split, 0, packer, schema, executor)
-        for path, progress in zip(folders, slices, strict=True):
+        writer = SplitWriter(last_dir, split, 0, packer, block_schema(origin.block_length, origin.dtype), executor)
+        for place, progress in made.items():
             if progress.carried_file is not None:
-                writer.add_blocks(packer.add(read_carried(path / progress.carried_file)[split]), last)
+                writer.add_blocks(packer.add(read_carried(place / progress.carried_file)[split]), last)
         writer.add_blocks(packer.flush(), last)
         writer.close(last)
-    return last, packer.pending.num_tokens
+    parts = [*(progress.splits[split] for progress in made.values()), last]
+    all_shards = [*shards, *((last_dir, shard) for shard in last.shards)]
+    return split_contents(folder, split, parts, all_shards, num_tail_tokens=packer.pending.num_tokens)
 
 
 def forget_damaged_slices(folder: Path, slices: Sequence[SliceProgress | None]) -> None:
@@ -160,12 +168,7 @@ def forget_damaged_slices(folder: Path, slices: Sequence[SliceProgress | None]) 
 
 def _take_back_shards(folder: Path, made: Mapping[Path, SliceProgress]) -> None:
     """Move shards that an interrupted assembly has renamed back into the folders of their slices."""
-    groups = {"documents/documents": [(place, shard) for place, p in made.items() for shard in p.documents]}
-    groups |= {
-        f"data/{split}": [(place, shard) for place, p in made.items() for shard in p.splits[split].shards]
-        for split in SPLITS
-    }
-    for prefix, shards in groups.items():
+    for prefix, shards in _shards_by_prefix(made).items():
         named = {path.name.partition("-of-")[0]: path for path in (folder / prefix).parent.glob("*-of-*.parquet")}
         for number, (place, shard) in enumerate(shards):
             path = named.get(f"{Path(prefix).name}-{number:05d}")

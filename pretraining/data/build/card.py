@@ -6,9 +6,7 @@ from pathlib import Path
 import yaml
 
 from pretraining.data.encode.splits import SPLITS
-from pretraining.data.input.filters import CleaningRules
 from pretraining.data.store.manifest import Manifest, SourceFile
-from pretraining.data.tokenize.tokenizer import TokenRules
 from pretraining.system.escapes import markdown_code, markdown_text
 from pretraining.system.privacy import hide_path
 
@@ -67,6 +65,10 @@ documents = load_dataset(store, "documents", split="documents")  # where each do
 def write_card(manifest: Manifest, folder: Path, *, license_name: str | None = None) -> None:
     """Write README.md for the block store in `folder`; `license_name` is the Hub's identifier."""
     origin = manifest.origin
+    bos_id = origin.token_rules.bos_token_id
+    cleaning = [
+        markdown_text(f"{name} {value}") for name, value in dataclasses.asdict(origin.cleaning).items() if value
+    ]
     filled = [split for split in SPLITS if manifest.splits[split].num_blocks]
     card = CARD.format(
         license="" if license_name is None else yaml.safe_dump({"license": license_name}),
@@ -79,11 +81,11 @@ def write_card(manifest: Manifest, folder: Path, *, license_name: str | None = N
         tokenizer=markdown_code(hide_path(origin.tokenizer.name)),
         vocab_size=origin.tokenizer.vocab_size,
         tokenizer_hash=origin.tokenizer.sha256,
-        rule=_rule(origin.token_rules),
+        rule=("" if bos_id is None else f"BOS (id {bos_id}) before and ") + "EOS after each document",
         eos_id=origin.token_rules.eos_token_id,
         packing=PACKING[origin.packing],
         weights=":".join(map(str, origin.split_weights)),
-        cleaning=_cleaning(origin.cleaning),
+        cleaning=", ".join(cleaning) or "nothing removed",
         skipped="".join(f", {count:,} {reason.replace('_', ' ')}" for reason, count in manifest.skipped_lines.items()),
         rows="\n".join(
             f"| {name} | {split.num_documents:,} | {split.num_tokens:,} | {split.num_blocks:,} "
@@ -93,17 +95,6 @@ def write_card(manifest: Manifest, folder: Path, *, license_name: str | None = N
         sources="\n".join(f"- {described_source(source)}" for source in origin.sources),
     )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
-
-
-def _rule(rules: TokenRules) -> str:
-    if rules.bos_token_id is None:
-        return "EOS after each document"
-    return f"BOS (id {rules.bos_token_id}) before and EOS after each document"
-
-
-def _cleaning(rules: CleaningRules) -> str:
-    asked = [markdown_text(f"{name} {value}") for name, value in dataclasses.asdict(rules).items() if value]
-    return ", ".join(asked) or "nothing removed"
 
 
 def described_source(source: SourceFile) -> str:

@@ -5,6 +5,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pretraining.data.build.partial_store import partial_dir
@@ -27,19 +28,26 @@ def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float, 
     num_unreadable = sum(count for reason, count in counts.items() if reason not in CLEANED)
     num_lines = sum(made.num_documents for made in slices) + num_unreadable
     if num_unreadable > max_skipped_fraction * num_lines:
-        raise UserError(
-            f"{_first_unreadable(slices)}; "
-            f"{num_unreadable:,} of {num_lines:,} lines are unreadable, more than --max_skipped_fraction "
-            f"{max_skipped_fraction}; fix them, use the right --text_field, or allow more{advice}"
-        )
+        counted = f"{num_unreadable:,} of {num_lines:,} lines are unreadable"
+        raise UserError(f"{_first_unreadable(slices)}; {counted}, {_remedy(max_skipped_fraction)}{advice}")
 
 
+def _remedy(max_skipped_fraction: float) -> str:
+    return (
+        f"more than --max_skipped_fraction {max_skipped_fraction}; fix them, use the right --text_field, or allow more"
+    )
+
+
+@dataclass
 class EarlyCheck:
-    """Aborts a run that finds no document: terabytes of another format, or a decompression bomb."""
+    """Aborts a run that finds no document: terabytes of another format, or a decompression bomb.
 
-    def __init__(self, max_skipped_fraction: float) -> None:
-        self._max_skipped_fraction = max_skipped_fraction
-        self._num_lines = self._num_bytes = 0  # since the last document
+    `num_lines` and `num_bytes` have been read since the last document.
+    """
+
+    max_skipped_fraction: float
+    num_lines: int = 0
+    num_bytes: int = 0
 
     def see(self, batch: EncodedBatch, made: SliceProgress) -> None:
         """Count a batch that was added to its slice.
@@ -48,21 +56,20 @@ class EarlyCheck:
             UserError: when too many consecutive lines are not documents; blank lines count, removed documents do not.
         """
         if len(batch.lengths):
-            self._num_lines = self._num_bytes = 0
+            self.num_lines = self.num_bytes = 0
             return
-        self._num_lines += sum(line.num_lines for line in batch.skipped if line.reason not in REMOVED)
-        self._num_bytes += batch.num_bytes
-        begins_badly = made.num_documents == 0 and self._num_bytes > ENOUGH_BYTES
-        if not begins_badly and self._num_lines <= ENOUGH_LINES:
+        self.num_lines += sum(line.num_lines for line in batch.skipped if line.reason not in REMOVED)
+        self.num_bytes += batch.num_bytes
+        begins_badly = made.num_documents == 0 and self.num_bytes > ENOUGH_BYTES
+        if not begins_badly and self.num_lines <= ENOUGH_LINES:
             return
         num_bad = sum(count for reason, count in made.skipped_lines.items() if reason not in REMOVED)
         num_lines = made.num_documents + sum(made.skipped_lines.values())
-        if num_bad > self._max_skipped_fraction * num_lines:
+        if num_bad > self.max_skipped_fraction * num_lines:
+            counted = f"{num_bad:,} of {num_lines:,} lines so far are not documents"
             raise UserError(
-                f"--data_files {batch.path}: no document in {self._num_lines:,} consecutive lines; "
-                f"{_first_unreadable([made])}; {num_bad:,} of {num_lines:,} lines so far are not documents, more than "
-                f"--max_skipped_fraction {self._max_skipped_fraction}; fix them, use the right --text_field, or allow "
-                "more"
+                f"--data_files {batch.path}: no document in {self.num_lines:,} consecutive lines; "
+                f"{_first_unreadable([made])}; {counted}, {_remedy(self.max_skipped_fraction)}"
             )
 
 

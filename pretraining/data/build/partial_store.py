@@ -144,17 +144,8 @@ class PartialStore:
         """Whether only publishing is left."""
         return (self.folder / MANIFEST_NAME).is_file()
 
-    @property
-    def input_hashes_path(self) -> Path:
-        """The file of the input's hashes, for a resumed run."""
-        return self.folder / INPUT_HASHES_NAME
-
     def slices(self, files: Sequence[InputFile], num_slices: int) -> list[list[FileRange]]:
-        """The ranges of each slice, cut once.
-
-        Raises:
-            UserError: when their record is damaged.
-        """
+        """The ranges of each slice, cut once."""
         path = self.folder / SLICES_NAME
         if not path.exists():
             cut = [[dataclasses.astuple(part) for part in ranges] for ranges in cut_slices(files, num_slices)]
@@ -169,11 +160,7 @@ def slice_dir(folder: Path, number: int) -> Path:
 
 
 def _lock(folder: Path) -> int:
-    """Create and lock `folder`; the system releases the lock when the process ends.
-
-    Raises:
-        UserError: when another process holds the lock, or the folder has other files.
-    """
+    """Create and lock `folder`; the system releases the lock when the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in folder.iterdir() if path.suffix != TEMPORARY_SUFFIX}

@@ -4,16 +4,17 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.cli.progress import Progress
 from pretraining.data.build.assemble import assemble, forget_damaged_slices, publish
 from pretraining.data.build.checks import EarlyCheck, check_skipped, empty_store_reason, with_resume_hint
-from pretraining.data.build.origin import build_store_spec
+from pretraining.data.build.origin import build_store_spec, source_files
 from pretraining.data.build.partial_store import (
     DUPLICATES_NAME,
+    INPUT_HASHES_NAME,
     KEYS_DIR,
     REFERENCE_ONLY_NAME,
     PartialStore,
@@ -28,7 +29,6 @@ from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, order
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.filters import TextFilter
 from pretraining.data.input.find import InputFile
-from pretraining.data.input.hashes import changed_inputs
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import FileRange, num_bytes_of
 from pretraining.data.store.integrity import check_hashes
@@ -84,11 +84,13 @@ def make_block_store(
             slices=ranks.from_first(lambda: _opened(store).slices(files, origin.num_slices)),
             origin=origin,
             tokenizer=tokenizer,
-            reader=DocumentReader(origin.reading_options.fields, TextFilter(origin.cleaning)),
+            reader=DocumentReader(origin.reading_options, TextFilter(origin.cleaning)),
             num_workers=arguments.num_workers,
             max_skipped_fraction=arguments.max_skipped_fraction,
         )
-        duplicates = find_duplicates(work, ranks) if origin.cleaning.finds_duplicates else None
+        rules = origin.cleaning
+        finds_duplicates = rules.exact_duplicates or rules.near_duplicates is not None
+        duplicates = find_duplicates(work, ranks) if finds_duplicates else None
         make_slices(work, duplicates, ranks)
         return ranks.from_first(lambda: _finish(_opened(store), work))
 
@@ -114,12 +116,9 @@ def find_duplicates(work: Work, ranks: Ranks) -> Duplicates:
 
 def make_slices(work: Work, duplicates: Duplicates | None, ranks: Ranks) -> None:
     """Write every slice that is not finished; the processes share them."""
-    encoder = BatchEncoder(
-        work.reader,
-        splits=SplitAssigner(work.origin.split_weights, seed=work.origin.seed),
-        tokenizer=work.tokenizer,
-        duplicates=duplicates,
-    )
+    encoder = BatchEncoder(work.reader, SplitAssigner(work.origin.split_weights, seed=work.origin.seed), work.tokenizer)
+    if duplicates is not None:
+        encoder = replace(encoder, original_of=duplicates.original_of)
     while numbers := ranks.from_first(lambda: _unfinished_slices(work)):
         if work.fast_backend_was_wrong:
             work.tokenizer.use_reference()
@@ -162,7 +161,7 @@ def _begin(
 ) -> tuple[StoreSpec, Manifest | None]:
     """Open the store for this origin; its manifest as well, if only publishing is left."""
     store = _opened(store)
-    origin = build_store_spec(arguments, files, tokenizer, hashes_in=store.input_hashes_path)
+    origin = build_store_spec(arguments, files, tokenizer, hashes_in=store.folder / INPUT_HASHES_NAME)
     if store.claim(origin):
         logger.info("resuming from %s", store.folder)
     if not store.is_assembled:
@@ -195,9 +194,10 @@ def _unfinished_slices(work: Work) -> list[int]:
 
 def _finish(store: PartialStore, work: Work) -> Manifest:
     slices = [made for number in range(len(work.slices)) if (made := work.progress_of(number)) is not None]
-    changed = changed_inputs(work.files, [source.sha256 for source in work.origin.sources], store.input_hashes_path)
-    if changed:
-        raise UserError(f"--data_files {changed[0]}: changed during reading; delete {work.folder} and start again")
+    sources = source_files(work.files, hashes_in=store.folder / INPUT_HASHES_NAME)
+    for then, now in zip(work.origin.sources, sources, strict=True):
+        if then.sha256 != now.sha256:
+            raise UserError(f"--data_files {now.path}: changed during reading; delete {work.folder} and start again")
     check_skipped(slices, work.max_skipped_fraction, f"; after fixing the input, delete {work.folder} first")
     problem = empty_store_reason(slices, work.origin)
     if problem is not None:

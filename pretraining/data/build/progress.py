@@ -105,11 +105,7 @@ class SliceProgress:
 
 
 def read_progress(folder: Path) -> SliceProgress | None:
-    """The progress of the slice in `folder`; None if no section is finished.
-
-    Raises:
-        UserError: when the file is damaged.
-    """
+    """The progress of the slice in `folder`; None if no section is finished."""
     try:
         return read_record(
             folder / PROGRESS_NAME,

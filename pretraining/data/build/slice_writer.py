@@ -28,8 +28,7 @@ from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.input.documents import CLEANED
 from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.store.packing import SEGMENT_COLUMNS, Blocks, DocumentSegments, Packer, make_packer
-from pretraining.data.store.schema import DOCUMENT_SCHEMA, block_schema, block_table, document_table
-from pretraining.data.store.shards import ShardWriter
+from pretraining.data.store.shards import DOCUMENT_SCHEMA, ShardWriter, block_schema, block_table, document_table
 from pretraining.system.files import fsync, sha256_of
 
 TOKENS_PER_ROW_GROUP = 1 << 22

@@ -5,7 +5,6 @@ keys take 16 bytes per document, 152 with near duplicates.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,9 @@ from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.reading import RawBatch
 
 LINE_BITS = 40  # of a place as one number: the file number is in the bits above
-COLUMNS = ("places", "fingerprints", "bands")
+# Keys of n documents: `places` [n, 2] has file number and line, `fingerprints` and `bands` [n, k] are uint64.
+DuplicateKeys = dict[str, np.ndarray]
 REMEDY = "delete it and run the same command again"
-
-
-@dataclass(frozen=True, slots=True)
-class DuplicateKeys:
-    """Places and keys of documents: `places` [n, 2] has file number and line, the others are [n, k] uint64."""
-
-    places: np.ndarray
-    fingerprints: np.ndarray
-    bands: np.ndarray
 
 
 class KeyExtractor:
@@ -38,49 +29,41 @@ class KeyExtractor:
         self._reader = reader
         self._min_hash = None if rules.near_duplicates is None else MinHashBands(rules.near_duplicates)
 
-    def no_keys(self) -> DuplicateKeys:
-        """Keys of zero documents."""
-        num_bands = 0 if self._min_hash is None else self._min_hash.num_bands
-        return DuplicateKeys(
-            np.empty((0, 2), np.int64), np.empty((0, 2), np.uint64), np.empty((0, num_bands), np.uint64)
-        )
-
     def keys(self, batch: RawBatch) -> tuple[DuplicateKeys, int]:
         """The keys, and the bytes of the batch in its file."""
         documents = [parsed for _, parsed in self._reader.lines(batch) if isinstance(parsed, Document)]
+        return self.keys_of(batch.file_number, documents), batch.num_file_bytes
+
+    def keys_of(self, file_number: int, documents: Sequence[Document]) -> DuplicateKeys:
+        """The keys of documents of one file."""
         texts = [document.text for document in documents]
-        places = np.array([[batch.file_number, document.line] for document in documents], np.int64).reshape(-1, 2)
         bands = np.empty((len(texts), 0), np.uint64) if self._min_hash is None else self._min_hash.bands(texts)
-        return DuplicateKeys(places, text_fingerprints(texts), bands), batch.num_file_bytes
+        places = np.array([[file_number, document.line] for document in documents], np.int64).reshape(-1, 2)
+        return {"places": places, "fingerprints": text_fingerprints(texts), "bands": bands}
 
 
 def write_keys(path: Path, maker: KeyExtractor, batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[int]:
     """Write the keys of all documents of a slice; yields the bytes of each batch in its file."""
-    keys = [maker.no_keys()]
+    keys = [maker.keys_of(0, [])]
     for made, num_bytes in ordered_parallel_map(maker.keys, batches, num_workers=num_workers):
         keys.append(made)
         yield num_bytes
     path.parent.mkdir(exist_ok=True)
-    joined = _joined(keys)
-    write_arrays(path, {name: getattr(joined, name) for name in COLUMNS})
+    write_arrays(path, _joined(keys))
 
 
 def write_duplicates(path: Path, key_paths: Sequence[Path], rules: CleaningRules) -> None:
     """Decide which documents are duplicates: their `places`, the `originals` in their groups, and `is_near`."""
-    keys = _joined([_read_keys(key_path) for key_path in key_paths])
-    everyone = np.arange(len(keys.places))
-    exact = first_equal_rows(keys.fingerprints) if rules.exact_duplicates else everyone
-    near = cluster_duplicates(keys.bands) if rules.near_duplicates is not None else everyone
+    keys = _joined([read_arrays(key_path, remedy=REMEDY) for key_path in key_paths])
+    places = keys["places"]
+    everyone = np.arange(len(places))
+    exact = first_equal_rows(keys["fingerprints"]) if rules.exact_duplicates else everyone
+    near = cluster_duplicates(keys["bands"]) if rules.near_duplicates is not None else everyone
     first = np.where(exact != everyone, exact, near)
     duplicates = np.flatnonzero(first != everyone)
-    write_arrays(
-        path,
-        {
-            "places": keys.places[duplicates],
-            "originals": keys.places[first[duplicates]],
-            "is_near": exact[duplicates] == duplicates,
-        },
-    )
+    is_near = exact[duplicates] == duplicates
+    originals = places[first[duplicates]]
+    write_arrays(path, {"places": places[duplicates], "originals": originals, "is_near": is_near})
 
 
 class Duplicates:
@@ -111,9 +94,4 @@ def _as_numbers(places: np.ndarray) -> np.ndarray:
 
 
 def _joined(keys: Sequence[DuplicateKeys]) -> DuplicateKeys:
-    return DuplicateKeys(*(np.concatenate([getattr(k, name) for k in keys]) for name in COLUMNS))
-
-
-def _read_keys(path: Path) -> DuplicateKeys:
-    arrays = read_arrays(path, remedy=REMEDY)
-    return DuplicateKeys(*(arrays[name] for name in COLUMNS))
+    return {name: np.concatenate([k[name] for k in keys]) for name in ("places", "fingerprints", "bands")}

@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from pretraining.data.encode.splits import SPLITS, SplitAssigner
-from pretraining.data.input.documents import CleaningReason, Document, JsonFields, RawLine, SkippedLine, skipped
+from pretraining.data.input.documents import CleaningReason, Document, RawLine, ReadingOptions, SkippedLine, skipped
 from pretraining.data.input.filters import TextFilter
 from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch, parse_lines
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, id_dtype
@@ -47,51 +47,40 @@ class EncodedBatch:
     num_bytes: int  # of its lines, decompressed
 
 
+@dataclass(frozen=True)
 class DocumentReader:
     """Parses the lines of a batch and filters their texts; several threads may use it."""
 
-    def __init__(self, fields: JsonFields, text_filter: TextFilter) -> None:
-        self._fields = fields
-        self._filter = text_filter
+    options: ReadingOptions
+    text_filter: TextFilter
 
     def lines(self, batch: RawBatch) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
         """Each line of `batch` with its document, or why it is skipped."""
-        for raw, parsed in parse_lines(batch, self._fields):
-            problem = self._filter.problem(parsed.text) if isinstance(parsed, Document) else None
+        for raw, parsed in parse_lines(batch, self.options):
+            problem = self.text_filter.problem(parsed.text) if isinstance(parsed, Document) else None
             yield raw, parsed if problem is None else skipped(raw, problem)
 
 
-class DuplicateFinder(Protocol):
-    """Knows which documents are duplicates of earlier ones."""
-
-    def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
-        """Why the document at this place is removed, and the place of its original; None if it is kept."""
-        ...
-
-
+@dataclass(frozen=True)
 class BatchEncoder:
-    """Encodes raw batches; several threads may use it."""
+    """Encodes raw batches; several threads may use it.
 
-    def __init__(
-        self,
-        reader: DocumentReader,
-        *,
-        splits: SplitAssigner,
-        tokenizer: DocumentTokenizer,
-        duplicates: DuplicateFinder | None = None,
-    ) -> None:
-        self._reader = reader
-        self._splits = splits
-        self._tokenizer = tokenizer
-        self._duplicates = duplicates
+    `original_of` gives why the document of a file number and line is removed as a duplicate, and the place of its
+    original; None if it is kept.
+    """
+
+    reader: DocumentReader
+    splits: SplitAssigner
+    tokenizer: DocumentTokenizer
+    original_of: Callable[[int, int], tuple[CleaningReason, str] | None] = lambda file_number, line: None  # noqa: ARG005
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Parse, filter, split and encode the lines of `batch`."""
         rows = DocumentMetadata()
         texts: list[str] = []
         skipped_lines: list[SkippedLine] = []
-        for raw, parsed in self._reader.lines(batch):
-            copy = None if self._duplicates is None else self._duplicates.original_of(batch.file_number, raw.number)
+        for raw, parsed in self.reader.lines(batch):
+            copy = self.original_of(batch.file_number, raw.number)
             if isinstance(parsed, SkippedLine):
                 skipped_lines.append(parsed)
             elif copy is not None:
@@ -99,11 +88,11 @@ class BatchEncoder:
             else:
                 texts.append(parsed.text)
                 self._add_row(rows, parsed, batch.file.source or parsed.source or batch.file.default_source)
-        flat = self._tokenizer.encode(texts)
+        flat = self.tokenizer.encode(texts)
         return EncodedBatch(
             path=batch.file.path,
             rows=rows,
-            ids=flat.ids.astype(id_dtype(self._tokenizer.vocab_size)),
+            ids=flat.ids.astype(id_dtype(self.tokenizer.vocab_size)),
             lengths=flat.lengths,
             skipped=skipped_lines,
             end=batch.end,
@@ -117,7 +106,7 @@ class BatchEncoder:
         rows.lines.append(document.line)
         rows.byte_offsets.append(document.byte_offset)
         rows.num_text_bytes.append(len(encoded))
-        rows.splits.append(SPLITS.index(self._splits.split_of(encoded)))
+        rows.splits.append(SPLITS.index(self.splits.split_of(encoded)))
 
 
 def bounded_parallel_map(

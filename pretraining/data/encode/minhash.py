@@ -45,7 +45,7 @@ class MinHashBands:
     >>> minhash = MinHashBands(0.8)
     >>> minhash.num_bands, minhash.num_rows
     (17, 15)
-    >>> [round(minhash.probability(similarity), 2) for similarity in (0.6, 0.7, 0.8, 0.9)]
+    >>> [round(1 - (1 - s**minhash.num_rows) ** minhash.num_bands, 2) for s in (0.6, 0.7, 0.8, 0.9)]
     [0.01, 0.08, 0.46, 0.98]
     """
 
@@ -55,10 +55,6 @@ class MinHashBands:
         best = MinHashLSH(threshold=threshold, num_perm=NUM_HASHES)
         self.num_bands, self.num_rows = best.b, best.r
 
-    def probability(self, similarity: float) -> float:
-        """The probability that texts of this Jaccard similarity (0 to 1) are found as duplicates."""
-        return 1 - (1 - similarity**self.num_rows) ** self.num_bands
-
     def bands(self, texts: list[str]) -> np.ndarray:
         """Band hashes of each text, shape [n, num_bands], uint64; 6 MB/s."""
         from datasketch import MinHash
@@ -67,15 +63,13 @@ class MinHashBands:
             map(_shingles, texts), num_perm=NUM_HASHES, seed=1, hashfunc=zlib.crc32, scheme="affine32"
         )
         band_bytes = 4 * self.num_rows  # a hash has 32 bits
-        keys = b"".join(
-            _band_keys(signature.hashvalues.tobytes(), self.num_bands, band_bytes) for signature in signatures
-        )
-        return np.frombuffer(keys, dtype="<u8").reshape(-1, self.num_bands).astype(np.uint64)
-
-
-def _band_keys(hashes: bytes, num_bands: int, band_bytes: int) -> bytes:
-    starts = range(0, num_bands * band_bytes, band_bytes)
-    return b"".join(hashlib.blake2b(hashes[start : start + band_bytes], digest_size=8).digest() for start in starts)
+        starts = range(0, self.num_bands * band_bytes, band_bytes)
+        keys = [
+            hashlib.blake2b(hashes[start : start + band_bytes], digest_size=8).digest()
+            for hashes in (signature.hashvalues.tobytes() for signature in signatures)
+            for start in starts
+        ]
+        return np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, self.num_bands).astype(np.uint64)
 
 
 def _shingles(text: str) -> set[bytes]:

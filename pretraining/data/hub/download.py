@@ -21,9 +21,15 @@ from pretraining.data.store.integrity import file_in_store, wrong_hashes
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
 from pretraining.errors import UserError
-from pretraining.hub.retry import HUB_ERRORS, error_message, status_of
+from pretraining.hub.retry import HUB_ERRORS, error_message, read_problem, status_of
 from pretraining.system.files import write_atomically
-from pretraining.system.launchers import has_launcher, local_rank, meeting_dir, num_local_processes
+from pretraining.system.launchers import (
+    SUPERVISOR_VARIABLE,
+    has_launcher,
+    local_rank,
+    meeting_dir,
+    num_local_processes,
+)
 from pretraining.system.locks import wait_for_lock
 
 logger = logging.getLogger(__name__)
@@ -42,9 +48,9 @@ def download_store(repo_id: str, *, revision: str | None) -> Path:
     Raises:
         UserError: when the block store does not exist or is not accessible.
     """
-    if not has_launcher():
-        return _download(repo_id, revision)
     name = hashlib.sha256(f"{repo_id}@{revision}".encode()).hexdigest()[:16]
+    if not has_launcher():
+        return _download_again(name, repo_id, revision)
     if (variable := f"{STORE_VARIABLE}_{name}") not in os.environ:
         os.environ[variable] = str(_download_once(meeting_dir() / name, repo_id, revision))
     return Path(os.environ[variable])  # children of this process, e.g. trials, inherit it
@@ -56,7 +62,7 @@ def _download_once(note: Path, repo_id: str, revision: str | None) -> Path:
     if local_rank() == 0 and not note.is_file():  # it exists if the launcher restarted its processes
         started.touch()
         try:
-            write_atomically(note, str(_download(repo_id, revision)).encode())
+            write_atomically(note, str(_download_again(note.name, repo_id, revision)).encode())
         except BaseException:
             shutil.rmtree(note.parent, ignore_errors=True)
             raise
@@ -93,6 +99,22 @@ def _remove_when_read(note: Path) -> None:
         note.parent.rmdir()
 
 
+def _download_again(name: str, repo_id: str, revision: str | None) -> Path:
+    """Download the commit that an earlier attempt of tools.supervise trained on: a branch may have moved since.
+
+    Each attempt leaves the commit in file `name`.commit of the supervisor's folder.
+    """
+    if SUPERVISOR_VARIABLE not in os.environ:
+        return _download(repo_id, revision)
+    commit = Path(os.environ[SUPERVISOR_VARIABLE]) / f"{name}.commit"
+    with suppress(FileNotFoundError):
+        revision = commit.read_text(encoding="utf-8")
+    folder = _download(repo_id, revision)
+    with suppress(OSError):  # the supervisor was killed, or is on another machine
+        write_atomically(commit, folder.name.encode())
+    return folder
+
+
 def _download(repo_id: str, revision: str | None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -114,30 +136,22 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
 
 def _check_once(folder: Path, manifest: Manifest, flag: str) -> None:
-    """Check the hash of every shard, unless this was done before in this cache.
-
-    Raises:
-        UserError: when one is not that of the manifest.
-    """
+    """Check the hash of every shard, unless this was done before in this cache."""
     files = {file_in_store(folder, shard.path, flag=flag): shard.sha256 for shard in manifest.shards}
     marker = folder.parents[1] / "checked" / f"{folder.name}.json"  # beside the Hub's own snapshots/ and blobs/
     keeps_marker = os.access(folder.parents[1], os.W_OK)
     if keeps_marker:
         marker.parent.mkdir(exist_ok=True)
     with wait_for_lock(marker.with_suffix(".lock")) if keeps_marker else nullcontext():
-        found = json.dumps({path.name: [digest, *_stamp(path)] for path, digest in files.items()}).encode()
+        stats = {path: path.stat() for path in files}
+        rows = {p.name: [sha256, stats[p].st_size, stats[p].st_mtime_ns] for p, sha256 in files.items()}
+        found = json.dumps(rows).encode()
         if marker.is_file() and marker.read_bytes() == found:
             return
         for file, wrong in wrong_hashes(files, "checking the download"):
             raise UserError(_wrong_file(flag, file, wrong, files[file]))
         if keeps_marker:
             write_atomically(marker, found)
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    """Size and modification time of a file."""
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _wrong_file(flag: str, file: Path, found: str, expected: str) -> str:
@@ -155,13 +169,11 @@ def _problem(error: BaseException, repo_id: str, revision: str | None) -> str:
     place = f"--dataset {repo_id}"
     if isinstance(error, RevisionNotFoundError):
         return f"--dataset_revision {revision}: {repo_id} has no such branch, tag or commit; use an existing one"
-    if isinstance(error, LocalEntryNotFoundError):
-        return f"{place}: not a local folder, and the Hub cannot be reached ({error_message(error.__cause__ or error)})"
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return f"{place}: not a block store ({MANIFEST_NAME} is missing); push one with preprocess.py --push_to_hub"
     if status_of(error) in (401, 403, 404):
         return (
             f"{place}: neither a local folder nor a data set of the Hub that you may read ({error_message(error)}); "
             "check the name, run preprocess.py, or log in with `hf auth login`"
         )
-    return f"{place}: download failed ({error_message(error)}); run the same command again to resume it"
+    return f"{place}: not a local folder, and {read_problem(error)}"

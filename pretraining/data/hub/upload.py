@@ -58,8 +58,8 @@ def push_block_store(store: Path, repo_id: str, *, private: bool) -> None:
         repository.create(private=private)
         repository.announce(asked_private=private, flag="--hub_private")
         with_retries(lambda: _upload_missing(repository, store, files))
-        wrong = repository.wrong_files(files)
         commit, visibility = repository.newest_commit()
+        wrong = repository.wrong_files(files, commit)  # not of the branch, which others may move
     except HUB_ERRORS as error:
         raise UserError(_problem(error, repo_id, store)) from error
     if wrong is not None:
@@ -72,11 +72,7 @@ def push_block_store(store: Path, repo_id: str, *, private: bool) -> None:
 
 
 def stored_files(store: Path, *, flag: str) -> list[LocalFile]:
-    """Every file of a block store; size and hash of a shard are those of the manifest.
-
-    Raises:
-        UserError: when a shard is missing or has another size than in the manifest, or a link leads out of the store.
-    """
+    """Every file of a block store, checked as by `shard_file`; the hash of a shard is that of the manifest."""
     shards = read_manifest(store, flag=flag).shards
     for shard in shards:
         shard_file(store, shard, flag=flag)

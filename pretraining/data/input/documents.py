@@ -83,14 +83,19 @@ class SkippedLine:
 
 
 @dataclass(frozen=True, slots=True)
-class JsonFields:
-    """Names of the fields that hold a document's text and, where present, its source; `a.b` is field b of object a."""
+class ReadingOptions:
+    """The largest line, the fields that hold a document's text and, where present, its source, and paragraphs.
 
-    text: str
-    source: str
+    `a.b` is field b of object a. `split_text_files`: blank lines divide plain text into documents.
+    """
+
+    max_document_bytes: int
+    text_field: str = "text"
+    source_field: str = "source"
+    split_text_files: bool = False
 
 
-def parse_json_line(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
+def parse_json_line(raw: RawLine, options: ReadingOptions) -> Document | SkippedLine:
     """Parse a JSON line."""
     content = raw.content
     assert isinstance(content, bytes)
@@ -99,20 +104,20 @@ def parse_json_line(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
     if not content.strip():
         return replace(skipped(raw, "blank_line"), num_lines=raw.end_line - raw.number + 1)
     record = _load_json(content)
-    return skipped(raw, record) if isinstance(record, str) else _document_of(raw, record, fields)
+    return skipped(raw, record) if isinstance(record, str) else _document_of(raw, record, options)
 
 
-def parse_row(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
+def parse_row(raw: RawLine, options: ReadingOptions) -> Document | SkippedLine:
     """Parse a row of a Parquet file; bytes are a row that is not UTF-8."""
     if isinstance(raw.content, bytes):
         return skipped(raw, "invalid_utf8")
     assert raw.content is not None
-    return _document_of(raw, raw.content, fields)
+    return _document_of(raw, raw.content, options)
 
 
-def parse_text(raw: RawLine, fields: JsonFields) -> Document | SkippedLine:
+def parse_text(raw: RawLine, options: ReadingOptions) -> Document | SkippedLine:
     """Parse plain text, which is one document."""
-    del fields  # plain text has none
+    del options  # plain text has no fields
     assert isinstance(raw.content, bytes)
     try:
         text = raw.content.removeprefix(BYTE_ORDER_MARK).decode("utf-8")
@@ -149,15 +154,15 @@ def _load_json(content: bytes) -> Mapping[str, Any] | UnreadableReason:
     return record if isinstance(record, dict) else "not_an_object"
 
 
-def _document_of(raw: RawLine, record: Mapping[str, Any], fields: JsonFields) -> Document | SkippedLine:
-    found, text = field_of(record, fields.text)
+def _document_of(raw: RawLine, record: Mapping[str, Any], options: ReadingOptions) -> Document | SkippedLine:
+    found, text = field_of(record, options.text_field)
     if not found:
         return skipped(raw, "no_text_field")
     if text is None:
         return skipped(raw, "text_is_null")
     if not isinstance(text, str):
         return skipped(raw, "text_not_a_string")
-    source = field_of(record, fields.source)[1]
+    source = field_of(record, options.source_field)[1]
     return _checked(raw, text, source if isinstance(source, str) and has_utf8(source) else None)
 
 

@@ -24,11 +24,6 @@ class CleaningRules:
     exact_duplicates: bool = False
     near_duplicates: float | None = None
 
-    @property
-    def finds_duplicates(self) -> bool:
-        """Whether duplicates are found in a first pass."""
-        return self.exact_duplicates or self.near_duplicates is not None
-
 
 class TextFilter:
     """Applies the rules to one text at a time."""

@@ -50,11 +50,6 @@ class InputFile:
         return self.location.startswith(HUB_SCHEME)
 
     @property
-    def is_divisible(self) -> bool:
-        """Whether reading can begin at any line."""
-        return self.format == "jsonl" and self.compression is None and not self.is_remote
-
-    @property
     def default_source(self) -> str:
         """The source of documents without one: the file's name up to its first dot."""
         return self.source or Path(self.path).name.split(".")[0]

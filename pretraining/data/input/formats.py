@@ -5,37 +5,22 @@ A line larger than `max_document_bytes` is read to its end and comes without con
 
 import gzip
 import io
+import itertools
+import lzma
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pretraining.data.input.documents import SHOWN_BYTES, JsonFields, RawLine
+from pretraining.data.input.documents import SHOWN_BYTES, ExpandsTooFarError, RawLine, ReadingOptions
 from pretraining.data.input.find import Compression, InputFile
 from pretraining.data.input.parquet_rows import ParquetRows
-from pretraining.data.input.xz import XzReader
 
 READ_BUFFER_BYTES = 4 << 20  # lines of a 4 MB buffer parse 25 % faster than of the default 8 KB one
 BLANK_BYTES = 1 << 20  # consecutive blank lines up to this size come as one line
-
-
-@dataclass(frozen=True, slots=True)
-class ReadingOptions:
-    """The fields, the largest line, and whether blank lines divide plain text into documents."""
-
-    fields: JsonFields
-    max_document_bytes: int
-    split_text_files: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LineSource:
-    """The lines of a file, and the number of bytes of the file (compressed) read after a line."""
-
-    lines: Iterator[RawLine]
-    file_bytes: Callable[[RawLine], int]
+XZ_READ_BYTES = 1 << 16  # copied for each stream that ends in it; a stream can have 32 bytes
+MAX_XZ_BYTES = 256 << 20  # xz -9 takes 65 MB; a header may ask for 4 GB
 
 
 def open_file(file: InputFile) -> BinaryIO:
@@ -49,12 +34,15 @@ def open_file(file: InputFile) -> BinaryIO:
 
 def open_lines(
     file: InputFile, raw: BinaryIO, *, offset: int, num_lines_before: int, end: int | None, options: ReadingOptions
-) -> LineSource:
-    """The lines of `file`, which is open as `raw`, from `offset` (of a line, or a row) up to `end`."""
+) -> tuple[Iterator[RawLine], Callable[[RawLine], int]]:
+    """The lines of `file`, which is open as `raw`, from `offset` (of a line, or a row) up to `end`.
+
+    The function gives the number of bytes of the file, compressed, that were read up to the end of a line.
+    """
     if file.format == "parquet":
-        rows = ParquetRows(raw, options.fields, options.max_document_bytes)
+        rows = ParquetRows(raw, options)
         num_rows = max(1, rows.num_rows)
-        return LineSource(rows.after(offset), lambda line: file.num_bytes * (line.end_offset - offset) // num_rows)
+        return rows.after(offset), lambda line: file.num_bytes * (line.end_offset - offset) // num_rows
     stream = _skip_to(_decompressed(file, raw), offset)
     if file.format == "text" and not options.split_text_files:
         lines = _whole_text(stream, offset, num_lines_before, options.max_document_bytes)
@@ -63,10 +51,10 @@ def open_lines(
     if file.format == "text" and options.split_text_files:
         lines = _paragraphs(lines, options.max_document_bytes)
     if file.compression is None:
-        return LineSource(lines, lambda line: line.end_offset - offset)
+        return lines, lambda line: line.end_offset - offset
     begun = raw.tell()
     # pyarrow closes the file at its end.
-    return LineSource(lines, lambda _: (file.num_bytes if raw.closed else raw.tell()) - begun)
+    return lines, lambda _: (file.num_bytes if raw.closed else raw.tell()) - begun
 
 
 def _decompressed(file: InputFile, raw: BinaryIO) -> BinaryIO:
@@ -137,42 +125,6 @@ def _skip_line(stream: BinaryIO) -> int:
     return num_bytes
 
 
-class _Run:
-    """Consecutive lines that become one, unless they are too large together."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._content = bytearray()  # a list of parts takes 40 bytes for each line, however short
-        self._num_bytes = 0
-        self._head = b""
-        self._ends: tuple[RawLine, RawLine] | None = None  # first and last
-
-    def add(self, line: RawLine) -> None:
-        self._ends = (self._ends[0] if self._ends else line, line)
-        self._num_bytes += line.num_bytes
-        if self._num_bytes > self._max_bytes or not isinstance(line.content, bytes):
-            self._num_bytes = max(self._num_bytes, self._max_bytes + 1)
-            self._content.clear()
-        else:
-            self._head = self._head or line.content[:SHOWN_BYTES]
-            self._content += line.content
-
-    def joined(self) -> Iterator[RawLine]:
-        """All lines as one, if there are any."""
-        if self._ends:
-            first, last = self._ends
-            too_large = self._num_bytes > self._max_bytes
-            yield RawLine(
-                number=first.number,
-                byte_offset=first.byte_offset,
-                end_line=last.end_line,
-                end_offset=last.end_offset,
-                num_bytes=last.end_offset - first.byte_offset,
-                content=None if too_large else bytes(self._content),
-                head=first.head or self._head,
-            )
-
-
 def _whole_text(stream: BinaryIO, offset: int, number: int, max_bytes: int) -> Iterator[RawLine]:
     """The complete file as one line."""
     content = stream.read(max_bytes + 1)
@@ -188,14 +140,76 @@ def _whole_text(stream: BinaryIO, offset: int, number: int, max_bytes: int) -> I
 
 def _paragraphs(lines: Iterator[RawLine], max_bytes: int) -> Iterator[RawLine]:
     """Join the lines between blank ones."""
-    run = _Run(max_bytes)
-    for line in lines:
-        if isinstance(line.content, bytes) and not line.content.strip():
-            yield from run.joined()
-            run = _Run(max_bytes)
+    runs = itertools.groupby(lines, lambda line: isinstance(line.content, bytes) and line.content.isspace())
+    yield from (_joined(run, max_bytes) for is_blank, run in runs if not is_blank)
+
+
+def _joined(lines: Iterator[RawLine], max_bytes: int) -> RawLine:
+    """Consecutive lines as one, without content if they are too large together."""
+    first = last = next(lines)
+    head, num_bytes = first.head, 0
+    joined = bytearray()  # a list of parts takes 40 bytes for each line, however short
+    for last in itertools.chain([first], lines):
+        num_bytes += last.num_bytes
+        if num_bytes > max_bytes or not isinstance(last.content, bytes):
+            num_bytes = max(num_bytes, max_bytes + 1)
+            joined.clear()
         else:
-            run.add(line)
-    yield from run.joined()
+            head = head or last.content[:SHOWN_BYTES]
+            joined += last.content
+    content = None if num_bytes > max_bytes else bytes(joined)
+    size = last.end_offset - first.byte_offset
+    return RawLine(first.number, first.byte_offset, last.end_line, last.end_offset, size, content, head)
+
+
+class XzReader(io.RawIOBase):
+    """The decompressed bytes of an xz file of one or more streams, from its current position, in bounded memory.
+
+    The standard library's LZMAFile takes a damaged second stream for the end of the file, and has no memory limit.
+
+    Raises:
+        EOFError: when a stream is cut off.
+        lzma.LZMAError: when one is damaged.
+        ExpandsTooFarError: when one takes too much memory.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._stream = lzma.LZMADecompressor(memlimit=MAX_XZ_BYTES)
+        self._at_end = False
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read up to `len(buffer)` bytes; 0 at the end."""
+        content = b""
+        while not content and not self._at_end:
+            content = self._read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _read(self, max_bytes: int) -> bytes:
+        if self._stream.eof:
+            rest = self._stream.unused_data.lstrip(b"\0")  # streams may be padded with zeros
+            while not rest and (more := self._raw.read(XZ_READ_BYTES)):
+                rest = more.lstrip(b"\0")
+            self._at_end = not rest
+            self._stream = lzma.LZMADecompressor(memlimit=MAX_XZ_BYTES)
+            return self._decompressed(rest, max_bytes) if rest else b""
+        compressed = self._raw.read(XZ_READ_BYTES) if self._stream.needs_input else b""
+        if self._stream.needs_input and not compressed:
+            raise EOFError("the file ended before its end-of-stream marker")
+        return self._decompressed(compressed, max_bytes)
+
+    def _decompressed(self, compressed: bytes, max_bytes: int) -> bytes:
+        try:
+            return self._stream.decompress(compressed, max_bytes)
+        except lzma.LZMAError as error:
+            if "Memory usage limit" in str(error):
+                raise ExpandsTooFarError(f"takes more than {MAX_XZ_BYTES >> 20} MB to decompress") from None
+            raise
 
 
 DECOMPRESSORS: dict[Compression, Callable[[BinaryIO], Any]] = {

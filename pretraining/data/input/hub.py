@@ -13,12 +13,11 @@ from typing import BinaryIO
 import datasets
 from huggingface_hub import HfApi, HfFileSystem, RepoFile, hf_hub_download
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
-from huggingface_hub.utils import validate_repo_id
 
 from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.data.input.find import HUB_SCHEME, InputFile, input_file
 from pretraining.errors import UserError
-from pretraining.hub.retry import HUB_ERRORS, error_message
+from pretraining.hub.retry import HUB_ERRORS, read_problem
 
 # hf://USER/NAME, then /CONFIG, @REVISION and :SPLIT where they are not the default
 HUB_WORD = re.compile(rf"{HUB_SCHEME}({HUB_ID.pattern})(?:/([\w.-]+))?(?:@([\w./-]+))?(?::([\w.-]+))?")
@@ -35,9 +34,9 @@ def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFi
         raise UserError(f"--data_files {word}: not of the form hf://USER/NAME/CONFIG@REVISION:SPLIT")
     repo_id, config, revision, split = match.groups()
     try:
-        validate_repo_id(repo_id)
+        commit = HfApi().dataset_info(repo_id, revision=revision).sha  # `datasets` would hide why the Hub refuses
         with _away_from(Path(repo_id)):
-            builder = datasets.load_dataset_builder(repo_id, config, revision=revision)
+            builder = datasets.load_dataset_builder(repo_id, config, revision=commit)
         splits = {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
         if (split or "train") not in splits:
             raise UserError(f"--data_files {word}: has no split {split or 'train'}; use one of {', '.join(splits)}")
@@ -45,7 +44,7 @@ def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFi
     except UserError:
         raise
     except HUB_ERRORS as error:
-        raise UserError(f"--data_files {word}: not found on the Hub ({error_message(error)}); check the name") from None
+        raise UserError(f"--data_files {word}: {read_problem(error)}") from None
 
 
 @contextlib.contextmanager

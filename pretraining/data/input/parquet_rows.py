@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pretraining.data.input.documents import SHOWN_BYTES, ExpandsTooFarError, JsonFields, RawLine, field_of
+from pretraining.data.input.documents import SHOWN_BYTES, ExpandsTooFarError, RawLine, ReadingOptions, field_of
 
 ROWS_AT_ONCE = 8  # 50 MB if each is as large as the largest document; 32 are no faster
 MAX_DICTIONARY_BYTES = 4 << 20  # writers end theirs at 1 MB; with a larger one rows are read one by one
@@ -27,22 +27,23 @@ Row = Mapping[str, Any] | bytes | None  # bytes: not UTF-8; None: too large
 
 
 class ParquetRows:
-    """The rows of the file that is open as `raw`; a row above `max_bytes` comes without content.
+    """The rows of the file that is open as `raw`; a row above `max_document_bytes` comes without content.
 
     Raises:
         pyarrow.ArrowException: when the file is damaged.
         ExpandsTooFarError: when a column of a row group is a bomb.
     """
 
-    def __init__(self, raw: BinaryIO, fields: JsonFields, max_bytes: int) -> None:
+    def __init__(self, raw: BinaryIO, options: ReadingOptions) -> None:
         # Page by page: otherwise a complete row group is read ahead, 500 MB of memory more for one of 400 MB.
         self._parquet = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
         self._raw = raw
         self._num_bytes = raw.seek(0, io.SEEK_END)
-        self._fields = fields
-        self._max_bytes = max_bytes
+        self._text_field = options.text_field
+        self._max_bytes = options.max_document_bytes
         self.num_rows = self._parquet.metadata.num_rows
-        roots = {name.split(".")[0] for name in (fields.text, fields.source)} | {fields.text, fields.source}
+        fields = {options.text_field, options.source_field}
+        roots = {name.split(".")[0] for name in fields} | fields
         self._columns = [name for name in self._parquet.schema_arrow.names if name in roots]
 
     def after(self, first_row: int) -> Iterator[RawLine]:
@@ -104,7 +105,7 @@ class ParquetRows:
                     yield from ((record, b"") for record in _pylist(row))
 
     def _line(self, number: int, record: Row, head: bytes) -> RawLine:
-        text = field_of(record, self._fields.text)[1] if isinstance(record, Mapping) else None
+        text = field_of(record, self._text_field)[1] if isinstance(record, Mapping) else None
         num_bytes = len(text.encode("utf-8", errors="surrogatepass")) if isinstance(text, str) else 16
         if num_bytes > self._max_bytes:
             record, head = None, str(record)[:SHOWN_BYTES].encode("utf-8", errors="backslashreplace")

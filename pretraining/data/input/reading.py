@@ -15,8 +15,8 @@ import pyarrow as pa
 from pretraining.data.input.documents import (
     Document,
     ExpandsTooFarError,
-    JsonFields,
     RawLine,
+    ReadingOptions,
     SkippedLine,
     parse_json_line,
     parse_row,
@@ -24,7 +24,7 @@ from pretraining.data.input.documents import (
     skipped,
 )
 from pretraining.data.input.find import InputFile
-from pretraining.data.input.formats import ReadingOptions, open_file, open_lines
+from pretraining.data.input.formats import open_file, open_lines
 from pretraining.data.input.slices import FileRange, cut_slices
 from pretraining.errors import UserError
 
@@ -62,21 +62,18 @@ def read_batches(
     Raises:
         UserError: when a file is damaged or cannot be read, with the place.
     """
-    for number, file_range in enumerate(ranges):
+    first = 0 if start is None else start.range_number
+    for number, file_range in enumerate(ranges[first:], first):
         begin = Position(number, file_range.start, file_range.first_line - 1)
-        if start is not None:
-            if number < start.range_number:
-                continue
-            if number == start.range_number:
-                begin = start
+        begin = start if start is not None and number == first else begin
         yield from _read_range(files[file_range.file_number], file_range, begin, options)
 
 
-def parse_lines(batch: RawBatch, fields: JsonFields) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
+def parse_lines(batch: RawBatch, options: ReadingOptions) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
     """Parse each line of the batch."""
     parse = PARSERS[batch.file.format]
     for raw in batch.lines:
-        yield raw, skipped(raw, "too_large") if raw.content is None else parse(raw, fields)
+        yield raw, skipped(raw, "too_large") if raw.content is None else parse(raw, options)
 
 
 def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Iterator[Document | SkippedLine]:
@@ -88,7 +85,7 @@ def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Itera
     (ranges,) = cut_slices(files, 1)
     num_skipped = 0  # since the last document
     for batch in read_batches(files, ranges, None, options):
-        for _, parsed in parse_lines(batch, options.fields):
+        for _, parsed in parse_lines(batch, options):
             num_skipped = 0 if isinstance(parsed, Document) else num_skipped + parsed.num_lines
             yield parsed
         if num_skipped > ENOUGH_LINES:
@@ -105,24 +102,18 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
     file_bytes = 0
     try:
         with open_file(file) as raw:
-            source = open_lines(
-                file,
-                raw,
-                offset=begin.byte_offset,
-                num_lines_before=begin.num_lines,
-                end=file_range.end,
-                options=options,
-            )
-            for line in source.lines:
+            begins = {"offset": begin.byte_offset, "num_lines_before": begin.num_lines}
+            lines, bytes_read = open_lines(file, raw, **begins, end=file_range.end, options=options)
+            for line in lines:
                 batch.append(line)
                 num_bytes += line.memory_bytes
                 position = Position(begin.range_number, line.end_offset, line.end_line)
                 if num_bytes >= BATCH_BYTES:
-                    before, file_bytes = file_bytes, source.file_bytes(line)
+                    before, file_bytes = file_bytes, bytes_read(line)
                     yield RawBatch(file, file_range.file_number, batch, position, file_bytes - before)
                     batch, num_bytes = [], 0
             if batch:
-                yield RawBatch(file, file_range.file_number, batch, position, source.file_bytes(batch[-1]) - file_bytes)
+                yield RawBatch(file, file_range.file_number, batch, position, bytes_read(batch[-1]) - file_bytes)
     except Exception as error:
         problem = _problem(file, position, error)
         if problem is None:

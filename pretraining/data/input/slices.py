@@ -34,7 +34,7 @@ def cut_slices(files: Sequence[InputFile], num_slices: int) -> list[list[FileRan
     offset = 0
     for number, file in enumerate(files):
         first_slice = min(offset * num_slices // total, num_slices - 1)  # an empty file may be the last
-        if file.is_divisible:
+        if file.format == "jsonl" and file.compression is None and not file.is_remote:  # read from any line on
             last_slice = max(first_slice, (offset + file.num_bytes - 1) * num_slices // total)
             cuts = [-(-k * total // num_slices) - offset for k in range(first_slice + 1, last_slice + 1)]
             for slice_number, file_range in zip(itertools.count(first_slice), _cut_file(number, file, cuts)):

@@ -13,7 +13,7 @@ import numpy as np
 from pretraining.cli.progress import Progress
 from pretraining.data.encode.splits import Split
 from pretraining.data.inspect.provenance import BlockProvenance
-from pretraining.data.inspect.search import Segments, SplitScan
+from pretraining.data.inspect.search import DocumentTokens, scan_documents
 
 MIN_TOKENS = 8  # a power of two; shorter runs are phrases that any two texts share
 TABLE_BITS = 22  # 4 MB; with 160,000 runs in it, 4 % of all tokens are compared
@@ -44,7 +44,7 @@ class CopiedText:
 class CommonRuns:
     """Of each text that has a common run the longest: `lengths[i]` tokens from `starts[i]` of text `texts[i]` on.
 
-    `places[i]` is where it begins in the segments. `is_common` marks every token of the index that is in any run.
+    `places[i]` is where it begins in the documents. `is_common` marks every token of the index that is in any run.
     """
 
     texts: np.ndarray
@@ -55,7 +55,7 @@ class CommonRuns:
 
 
 class NgramIndex:
-    """Texts, each a list of ids, to find in segments; several threads may search."""
+    """Texts, each a list of ids, to find in documents; several threads may search."""
 
     def __init__(self, texts: Sequence[Sequence[int]]) -> None:
         lengths = np.array([len(text) for text in texts], np.int64)
@@ -73,20 +73,11 @@ class NgramIndex:
         self._table = np.zeros(1 << TABLE_BITS, bool)
         self._table[_entries(self._hashes)] = True
         self.longest = int(lengths.max(initial=0))
+        self.num_places = len(self._ids)  # the tokens of all texts and the separators
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no text has enough tokens."""
-        return len(self._places) == 0
-
-    @property
-    def num_places(self) -> int:
-        """The tokens of all texts and the separators."""
-        return len(self._ids)
-
-    def longest_runs(self, segments: Segments) -> CommonRuns:
-        """Of each text that has a run in common with a segment the longest, the first of several."""
-        found = [np.empty((3, 0), np.int64), *(self._runs(segments, *pairs) for pairs in self._pairs(segments))]
+    def longest_runs(self, documents: DocumentTokens) -> CommonRuns:
+        """Of each text that has a run in common with a document the longest, the first of several."""
+        found = [np.empty((3, 0), np.int64), *(self._runs(documents, *pairs) for pairs in self._pairs(documents))]
         in_texts, lengths, places = np.concatenate(found, axis=1)
         texts = np.searchsorted(self._begins, in_texts, side="right") - 1
         order = np.lexsort((places, -lengths, texts))
@@ -105,9 +96,9 @@ class NgramIndex:
         np.add.at(num_open, in_texts + lengths, -1)
         return np.cumsum(num_open) > 0
 
-    def _pairs(self, segments: Segments) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Places in the segments and in the texts with the same hash, PAIRS_AT_ONCE at a time."""
-        hashes = _hashes(segments.ids)
+    def _pairs(self, documents: DocumentTokens) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Places in the documents and in the texts with the same hash, PAIRS_AT_ONCE at a time."""
+        hashes = _hashes(documents.ids)
         places = np.flatnonzero(self._table[_entries(hashes)])
         first = np.searchsorted(self._hashes, hashes[places])
         counts = np.searchsorted(self._hashes, hashes[places], side="right") - first
@@ -121,17 +112,17 @@ class NgramIndex:
             yield np.repeat(places[begin:end], some), self._places[np.repeat(first[begin:end], some) + ranks]
             begin = end
 
-    def _runs(self, segments: Segments, places: np.ndarray, in_texts: np.ndarray) -> np.ndarray:
-        """Begins in the texts, lengths and begins in the segments of the runs at these pairs: [3, runs]."""
-        owners = np.searchsorted(segments.begins, places, side="right") - 1
-        begins, ends = segments.begins[owners], segments.ends[owners]
-        starts_earlier = (places > begins) & (segments.ids[places - 1] == self._ids[in_texts - 1])
+    def _runs(self, documents: DocumentTokens, places: np.ndarray, in_texts: np.ndarray) -> np.ndarray:
+        """Begins in the texts, lengths and begins in the documents of the runs at these pairs: [3, runs]."""
+        owners = np.searchsorted(documents.begins, places, side="right") - 1
+        begins, ends = documents.begins[owners], documents.ends[owners]
+        starts_earlier = (places > begins) & (documents.ids[places - 1] == self._ids[in_texts - 1])
         places, in_texts, ends = places[~starts_earlier], in_texts[~starts_earlier], ends[~starts_earlier]
         lengths = np.zeros(len(places), np.int64)
         active = np.arange(len(places))
         for length in range(self.longest + 1):
             active = active[places[active] + length < ends[active]]
-            active = active[segments.ids[places[active] + length] == self._ids[in_texts[active] + length]]
+            active = active[documents.ids[places[active] + length] == self._ids[in_texts[active] + length]]
             if not len(active):
                 break
             lengths[active] = length + 1
@@ -155,30 +146,25 @@ def _entries(hashes: np.ndarray) -> np.ndarray:
 def find_copied_runs(
     tracer: BlockProvenance, texts: Sequence[Sequence[int]], *, split: Split, progress: Progress, num_workers: int
 ) -> list[CopiedText]:
-    """What is copied of each text.
-
-    Raises:
-        UserError: when a shard is missing or damaged.
-    """
+    """What is copied of each text."""
     index = NgramIndex(texts)
     longest: list[VerbatimSpan | None] = [None] * len(texts)
-    if index.is_empty:
+    if index.longest < MIN_TOKENS:
         return [CopiedText(0, None) for _ in texts]
     is_common = np.zeros(index.num_places, bool)
-    scan = SplitScan(tracer, split, index.longest_runs, reach=index.longest - 1, num_workers=num_workers)
-    for found in scan:
-        for segments, runs in found.results:
-            _keep_longest(longest, runs, segments)
+    for results, num_bytes in scan_documents(tracer, split, index.longest_runs, num_workers=num_workers):
+        for documents, runs in results:
+            _keep_longest(longest, runs, documents)
             is_common |= runs.is_common
-        progress.advance(found.num_bytes, f"{sum(run is not None for run in longest):,} texts with a copied run")
+        progress.advance(num_bytes, f"{sum(run is not None for run in longest):,} texts with a copied run")
     return [CopiedText(*both) for both in zip(index.counts(is_common), longest, strict=True)]
 
 
-def _keep_longest(longest: list[VerbatimSpan | None], runs: CommonRuns, segments: Segments) -> None:
+def _keep_longest(longest: list[VerbatimSpan | None], runs: CommonRuns, documents: DocumentTokens) -> None:
     """Replace the runs of `longest` by longer ones."""
-    owners = np.searchsorted(segments.begins, runs.places, side="right") - 1
-    tokens = runs.places - segments.begins[owners] + segments.offsets[owners]
-    rows = zip(runs.texts, runs.starts, runs.lengths, segments.document_ids[owners], tokens, strict=True)
+    owners = np.searchsorted(documents.begins, runs.places, side="right") - 1
+    tokens = runs.places - documents.begins[owners]
+    rows = zip(runs.texts, runs.starts, runs.lengths, documents.document_ids[owners], tokens, strict=True)
     for text, start, length, document_id, token in rows:
         earlier = longest[text]
         if earlier is None or length > earlier.num_tokens:

@@ -112,16 +112,6 @@ class BlockProvenance:
         """The bytes of each token."""
         return TokenBytes(self.folder / "tokenizer")
 
-    @cached_property
-    def searchable_bytes(self) -> TokenBytes:
-        """The bytes of each token, by which text can be found.
-
-        Raises:
-            UserError: when the tokenizer's decoder does more than concatenate bytes.
-        """
-        self.token_bytes.check(self.manifest.origin.tokenizer.canary_ids)
-        return self.token_bytes
-
     def pieces(self, split: Split, block: int) -> list[Piece]:
         """The pieces in a block, in order.
 
@@ -212,7 +202,7 @@ def read_source_text(place: DocumentLocation, origin: StoreSpec) -> str:
     options = origin.reading_options
     rest = [FileRange(file_number=0, start=place.byte_offset, end=None, first_line=place.line)]
     batch = next(read_batches(find_inputs([place.file]), rest, None, options), None)
-    _, parsed = next(parse_lines(batch, options.fields)) if batch else (None, None)
+    _, parsed = next(parse_lines(batch, options)) if batch else (None, None)
     if not isinstance(parsed, Document):
         raise UserError(f"{path}:{place.line}: has changed, the line is not a document now")
     return parsed.text

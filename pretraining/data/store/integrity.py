@@ -1,9 +1,11 @@
 """Verify a block store against its manifest: paths, sizes, checksums, rows and ids."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +13,7 @@ import pyarrow.parquet as pq
 
 from pretraining.cli.progress import Progress
 from pretraining.data.store.manifest import Manifest
-from pretraining.data.store.schema import DOCUMENT_SCHEMA, block_schema
-from pretraining.data.store.shards import Shard
+from pretraining.data.store.shards import DOCUMENT_SCHEMA, Shard, block_schema
 from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
 from pretraining.errors import UserError
 from pretraining.system.cores import usable_cores
@@ -20,6 +21,8 @@ from pretraining.system.files import sha256_of
 
 NUM_CORES = usable_cores()
 ROWS_AT_ONCE = 256
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def file_in_store(store: Path, path: str, *, flag: str) -> Path:
@@ -56,11 +59,7 @@ def shard_file(store: Path, shard: Shard, *, flag: str) -> Path:
 
 
 def check_hashes(store: Path, manifest: Manifest, *, flag: str) -> None:
-    """Check the SHA-256 of every shard.
-
-    Raises:
-        UserError: when one is not that of the manifest.
-    """
+    """Raise `UserError` for the first shard whose SHA-256 is not that of the manifest."""
     expected = {shard_file(store, shard, flag=flag): shard.sha256 for shard in manifest.shards}
     for file, found in wrong_hashes(expected, "checking the data set"):
         raise UserError(
@@ -68,17 +67,26 @@ def check_hashes(store: Path, manifest: Manifest, *, flag: str) -> None:
         )
 
 
+def map_with_progress(work: Callable[[T], R], sizes: Mapping[T, int], activity: str) -> Iterator[tuple[T, R]]:
+    """Each item of `sizes`, in order, with what `work` returns for it, on all cores.
+
+    Progress in the items' bytes is shown as `activity`.
+    """
+    with Progress(sum(sizes.values())) as progress, ThreadPoolExecutor(NUM_CORES) as executor:
+        for item, result in zip(sizes, executor.map(work, sizes), strict=True):
+            progress.advance(sizes[item], activity)
+            yield item, result
+
+
 def wrong_hashes(expected: Mapping[Path, str], activity: str) -> Iterator[tuple[Path, str]]:
     """Files with another SHA-256 than expected, and the one found, or why the file cannot be read.
 
-    Reads 1.5 GB/s per core on all cores, and shows its progress as `activity`.
+    Reads 1.5 GB/s per core.
     """
     sizes = {file: file.stat().st_size if file.is_file() else 0 for file in expected}
-    with Progress(sum(sizes.values())) as progress, ThreadPoolExecutor(NUM_CORES) as executor:
-        for file, found in zip(expected, executor.map(_sha256_or_reason, expected), strict=True):
-            progress.advance(sizes[file], activity)
-            if found != expected[file]:
-                yield file, found
+    for file, found in map_with_progress(_sha256_or_reason, sizes, activity):
+        if found != expected[file]:
+            yield file, found
 
 
 def _sha256_or_reason(file: Path) -> str:
@@ -93,7 +101,7 @@ def _remedy(flag: str) -> str:
     return "delete the folder and start again" if is_output else "copy the complete folder again, or preprocess again"
 
 
-def content_problem(store: Path, shard: Shard, manifest: Manifest) -> str | None:
+def content_problem(store: Path, manifest: Manifest, shard: Shard) -> str | None:
     """What is wrong with the rows of a shard whose checksum is right; None if nothing is."""
     is_blocks = shard not in manifest.documents
     origin = manifest.origin
@@ -116,14 +124,10 @@ def _id_problem(parquet: pq.ParquetFile, shard: Shard, vocab_size: int) -> str |
         ids = np.from_dlpack(batch.column(0).flatten()).reshape(batch.num_rows, -1)
         if batch.num_rows and ids.max() >= vocab_size:
             row = int(np.flatnonzero(ids.max(axis=1) >= vocab_size)[0])
-            return id_problem(shard, first_row + row, ids[row], vocab_size)
+            place = f"{shard.path} row {first_row + row:,}"
+            return f"{place} has the token id {ids[row].max():,}, the vocabulary has {vocab_size:,}"
         first_row += batch.num_rows
     return None
-
-
-def id_problem(shard: Shard, row: int, ids: np.ndarray, vocab_size: int) -> str:
-    """One line about a row with an id outside of the vocabulary."""
-    return f"{shard.path} row {row:,} has the token id {ids.max():,}, the vocabulary has {vocab_size:,}"
 
 
 def store_problems(store: Path, manifest: Manifest) -> list[str]:
@@ -140,12 +144,9 @@ def store_problems(store: Path, manifest: Manifest) -> list[str]:
     there = {file: digest for file, digest in expected.items() if file.is_file()}
     damaged = dict(wrong_hashes(there, f"checking {store.name}"))
     problems += [f"{file} is damaged: its SHA-256 is {found}, not {expected[file]}" for file, found in damaged.items()]
-    sound = [shard for file, shard in shards.items() if file in there and file not in damaged]
-    with Progress(sum(shard.num_bytes for shard in sound)) as progress, ThreadPoolExecutor(NUM_CORES) as executor:
-        contents = executor.map(lambda shard: content_problem(store, shard, manifest), sound)
-        for shard, problem in zip(sound, contents, strict=True):
-            progress.advance(shard.num_bytes, f"reading {store.name}")
-            problems += [] if problem is None else [problem]
+    sound = {shard: shard.num_bytes for file, shard in shards.items() if file in there and file not in damaged}
+    contents = map_with_progress(partial(content_problem, store, manifest), sound, f"reading {store.name}")
+    problems += [problem for _, problem in contents if problem is not None]
     known = {*expected, *(store / "tokenizer" / name for name in TOKENIZER_FILES)}
     present = {file for name in ("data", "documents", "tokenizer") for file in (store / name).rglob("*")}
     extra = sorted(file for file in present - known if file.is_file())

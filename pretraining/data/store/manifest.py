@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.data.encode.splits import SPLITS
-from pretraining.data.input.documents import JsonFields
+from pretraining.data.input.documents import ReadingOptions
 from pretraining.data.input.filters import CleaningRules
-from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.store.packing import Packing
-from pretraining.data.store.shards import Shard, shard_path
-from pretraining.data.tokenize.tokenizer import TokenRules, id_dtype
+from pretraining.data.store.shards import DOCUMENTS_PREFIX, Shard, shard_path
+from pretraining.data.tokenize.tokenizer import TokenizerIdentity, TokenRules, id_dtype
 from pretraining.errors import UserError
 from pretraining.system.checked_json import from_json, parse_json
 from pretraining.system.files import write_atomically
@@ -38,17 +37,6 @@ class SourceFile:
     source: str | None
     num_bytes: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class TokenizerIdentity:
-    """The tokenizer of the ids: the hash of its tokenizer.json, and a canary text with its ids."""
-
-    name: str
-    sha256: str
-    vocab_size: int
-    canary_text: str
-    canary_ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -74,8 +62,7 @@ class StoreSpec:
     @property
     def reading_options(self) -> ReadingOptions:
         """How the sources are read."""
-        fields = JsonFields(self.text_field, self.source_field)
-        return ReadingOptions(fields, self.max_document_bytes, self.split_text_files)
+        return ReadingOptions(self.max_document_bytes, self.text_field, self.source_field, self.split_text_files)
 
     @property
     def dtype(self) -> str:
@@ -150,7 +137,7 @@ class Manifest:
 
     def _named_shards(self) -> Iterator[tuple[str, Shard]]:
         """Each shard with the only valid path, so that no path leads out of the store or occurs twice."""
-        groups = {"documents/documents": self.documents} | {f"data/{n}": s.shards for n, s in self.splits.items()}
+        groups = {DOCUMENTS_PREFIX: self.documents} | {f"data/{n}": s.shards for n, s in self.splits.items()}
         for prefix, shards in groups.items():
             for number, shard in enumerate(shards):
                 yield shard_path(prefix, number, len(shards)), shard

@@ -9,7 +9,7 @@ Each block records where in it a document begins, which one it is, and how many 
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -78,22 +78,8 @@ class Blocks:
     num_padding_tokens: np.ndarray
 
 
-class Packer(Protocol):
-    """Packs the documents of one split; `pending` is in no block yet."""
-
-    pending: DocumentSegments
-
-    def add(self, pieces: DocumentSegments) -> Blocks:
-        """Append documents; the blocks they complete."""
-        ...
-
-    def flush(self) -> Blocks:
-        """The last blocks, after all documents."""
-        ...
-
-
 class ConcatPacker:
-    """Concatenates and cuts.
+    """Concatenates and cuts; `pending` is in no block yet.
 
     >>> packer = ConcatPacker(block_length=3, dtype="uint16")
     >>> ids = np.array([5, 6, 7, 8, 2, 9, 2], dtype="uint16")
@@ -145,7 +131,10 @@ def _cut_at_blocks(stream: DocumentSegments, block_length: int) -> DocumentSegme
 
 
 class BestFitPacker:
-    """Places the documents of a window, longest first, each into the block with the least sufficient free space."""
+    """Places the documents of a window, longest first, each into the block with the least sufficient free space.
+
+    `pending` is in no block yet.
+    """
 
     def __init__(self, *, block_length: int, dtype: str, padding_id: int) -> None:
         self._block_length = block_length
@@ -229,6 +218,9 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
                 bisect.insort(spaces, left)
             bins_by_space.setdefault(left, []).append(chosen)
     return bins
+
+
+Packer = ConcatPacker | BestFitPacker
 
 
 def make_packer(packing: Packing, *, block_length: int, dtype: str, padding_id: int) -> Packer:

@@ -46,10 +46,6 @@ class FlatIds:
     ids: np.ndarray
     lengths: np.ndarray
 
-    def per_text(self) -> list[np.ndarray]:
-        """Ids of each text."""
-        return np.split(self.ids, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
-
 
 class Backend(Protocol):
     """Encodes texts, in which the names of control tokens are text; thread-safe."""

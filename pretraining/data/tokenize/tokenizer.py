@@ -9,7 +9,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -27,6 +26,17 @@ class TokenRules:
 
     bos_token_id: int | None
     eos_token_id: int
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """A tokenizer as readers of its blocks check it: the hash of its tokenizer.json, a canary text and its ids."""
+
+    name: str
+    sha256: str
+    vocab_size: int
+    canary_text: str
+    canary_ids: list[int]
 
 
 def id_dtype(vocab_size: int) -> str:
@@ -97,10 +107,10 @@ class DocumentTokenizer:
         ids[is_text] = plain.ids
         return FlatIds(ids, lengths)
 
-    def canary(self) -> dict[str, Any]:
-        """A text with difficult characters and its ids, by which readers of the blocks check their tokenizer."""
+    def identity(self) -> TokenizerIdentity:
+        """What readers of the blocks check their tokenizer by."""
         ids = self._tokenizer.encode(CANARY_TEXT, add_special_tokens=False).ids
-        return {"text": CANARY_TEXT, "ids": ids}
+        return TokenizerIdentity(self.name, self.sha256, self.vocab_size, CANARY_TEXT, ids)
 
 
 def _reference_tokenizer(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
@@ -126,7 +136,11 @@ def load_document_tokenizer(
         UserError: when folder or Hub repository do not exist, or have no readable tokenizer.json.
     """
     try:
-        folder = Path(name) if Path(name).is_dir() else _download(name)
+        folder = Path(name)
+        if not folder.is_dir():
+            from pretraining.hub.repository import download_files  # the Hub's client takes 0.2 s to import
+
+            folder = download_files(name, TOKENIZER_FILES, flag=flag)  # newer models lack special_tokens_map.json
         has_tokenizer = (folder / "tokenizer.json").is_file()
     except OSError as error:
         raise UserError(f"{flag} {name}: cannot be read ({error.strerror}); check the path") from None
@@ -134,13 +148,6 @@ def load_document_tokenizer(
         raise UserError(f"{flag} {name}: the folder has no tokenizer.json; make one with train_tokenizer.py")
     with reading(f"{flag} {name}: its tokenizer.json or tokenizer_config.json", remedy="copy them there again"):
         return DocumentTokenizer(folder, name=name, add_bos=add_bos, backend=backend, flag=flag)
-
-
-def _download(hub_id: str) -> Path:
-    """The folder of the Hub's cache with the tokenizer's files; newer repositories lack special_tokens_map.json."""
-    from pretraining.hub.repository import download_files  # the Hub's client takes 0.2 s to import
-
-    return download_files(hub_id, TOKENIZER_FILES, flag="--tokenizer")
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:

@@ -14,14 +14,15 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from pretraining.cli.progress import Progress
 from pretraining.errors import UserError, reading
 from pretraining.runs.checksums import corruption_reason, incomplete_reason
-from pretraining.runs.export.model_folder import tokenizer_of
+from pretraining.runs.export.model_folder import EXPORTED_DTYPES, tokenizer_of
 from pretraining.runs.export.publish import finalize, make_partial_dir, partial_folder, publish
 from pretraining.runs.export.zero_shards import ShardedWeight, open_shards
+from pretraining.runs.untrusted import MODEL_INDEX_NAME
 from pretraining.system.formatting import format_bytes
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {name: getattr(torch, dtype) for name, dtype in EXPORTED_DTYPES.items()}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # the last is of finetune.py
 MAX_FILE_BYTES = 5_000_000_000
 OTHER_BYTES = 50_000_000  # for tokenizer and config
@@ -74,7 +75,7 @@ def write_weights(folder: Path, weights: dict[str, ShardedWeight], *, dtype: tor
             save_file(tensors, folder / file_name, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / MODEL_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_config(folder: Path, config: LlamaConfig, *, dtype: torch.dtype) -> None:

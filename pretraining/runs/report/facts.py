@@ -17,6 +17,7 @@ from pretraining.system.privacy import hide_path, hide_path_of_word, hide_paths_
 Table = dict[str, str | None]
 SHOWN_ELSEWHERE = ("step", "event", "logged_at", "samples")
 COMMAND = "command"
+SETTINGS = ("document_masking", "ignore_first_token", "seed", "order_seed")  # of the identity of a run
 COUNT = ","
 MAX_SECONDS = 8e13  # about the most that a timedelta holds; damaged records can add up to more
 # Of an evaluation, with the format of each.
@@ -49,6 +50,7 @@ def report_tables(run: RunCurves) -> dict[str, dict[str, str]]:
         "Run": _run_table(run),
         "Results": _results_table(run),
         "Model and data": _model_table(run.run_record),
+        "Training": _training_table(run.run_record),
         "Speed": _speed_table(run),
         "Machine": _machine_table(run.run_record),
         "Software": _software_table(run.run_record),
@@ -102,28 +104,38 @@ def _model_table(record: Record) -> Table:
         "parameters": _format(record.get("num_parameters"), COUNT),
         "layers": _format(config.get("num_hidden_layers"), COUNT),
         "hidden size": _format(config.get("hidden_size"), COUNT),
+        "MLP size": _format(config.get("intermediate_size"), COUNT),
+        "attention heads": _format(config.get("num_attention_heads"), COUNT),
+        "key and value heads": _format(config.get("num_key_value_heads"), COUNT),
         "vocabulary": _format(config.get("vocab_size"), COUNT),
         "data": " ".join(hide_path_of_word(str(word)) for word in words),
         "manifest": ", ".join(store.get("manifest_sha256", "")[:12] for store in identity.get("data", [])),
         "block length": _format(record.get("block_length"), COUNT),
+    }
+
+
+def _training_table(record: Record) -> Table:
+    arguments, identity, schedule = (record.get(name, {}) for name in ("arguments", "identity", "schedule"))
+    settings = {**identity.get("optimizer_settings", {}), **{name: identity.get(name) for name in SETTINGS}}
+    return {
         "tokens per step": _format(identity.get("global_batch_tokens"), COUNT),
         "precision": identity.get("precision"),
         "precision of matrix multiplications": identity.get("product_precision"),
         "optimizer": identity.get("optimizer"),
+        **{name.replace("_", " "): _format_field(value) for name, value in settings.items() if value is not None},
         "learning rate": _format(arguments.get("learning_rate"), ".2e"),
-        "schedule": record.get("schedule", {}).get("shape"),
+        "schedule": schedule.get("shape"),
+        "warmup steps": _format(schedule.get("warmup_steps"), COUNT),
+        "lowest learning rate": _format(schedule.get("minimum"), ".2e"),
     }
 
 
 def _speed_table(run: RunCurves) -> Table:
-    last, bins, cost = run.last, run.training.bins, run.cost
+    last, cost = run.last, run.cost
     table: Table = {}
     if cost.hours is not None:
         table["time, all starts"] = str(timedelta(seconds=round(min(cost.hours * SECONDS_PER_HOUR, MAX_SECONDS))))
-    total = sum(bin_.total for bin_ in bins.get("interval_seconds", []))
-    for part, name in TIME_PARTS.items():
-        if total and f"{part}_seconds" in bins:
-            table[f"share of {name}"] = f"{sum(bin_.total for bin_ in bins[f'{part}_seconds']) / total:.1%}"
+    table |= {f"share of {TIME_PARTS[part]}": f"{share:.1%}" for part, share in cost.shares.items()}
     if cost.process_hours is not None and run.run_record.get("hardware", {}).get("gpu"):
         table["GPU hours"] = format_significant(cost.process_hours)
     unit, speed = f"tokens/s{per_process(last)}", last.get("overall_tokens_per_second_per_gpu")
@@ -195,8 +207,8 @@ def _format_fields(fields: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _format_field(value: Any) -> str:
-    if isinstance(value, float):
-        return format_significant(value)
+    if isinstance(value, (bool, float)):
+        return str(value) if isinstance(value, bool) else format_significant(value)
     return _format(value, COUNT) if isinstance(value, (int, str)) else json.dumps(value, ensure_ascii=False)
 
 

@@ -1,6 +1,5 @@
 """report.html and curves.png of a run folder, or one page of several runs: they open anywhere, without a network."""
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pretraining.runs.report.curves import RunCurves, read_curves
 from pretraining.runs.report.facts import describe_event, describe_limit, report_tables, run_state
 from pretraining.runs.report.vega_lite import chart_spec, event_marker, legend_of, static_spec, time_legend, time_spec
 from pretraining.runs.run_folder import CURVES_NAME, REPORT_NAME
-from pretraining.system.files import write_atomically
+from pretraining.system.files import check_new_file, write_atomically
 from pretraining.system.privacy import hide_paths, mask
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
@@ -49,34 +48,20 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> None:
     Raises:
         UserError: when one of them is not a run, or the page cannot be written.
     """
-    try:
-        problem = _output_problem(path)
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror}); pass another file"
-    if problem is not None:
-        raise UserError(f"--output {path}: {problem}")
     short = [run_dir.resolve().name for run_dir in run_dirs]
     names = [name if short.count(name) == 1 else str(run_dir) for name, run_dir in zip(short, run_dirs, strict=True)]
     runs = [read_curves(run_dir, read_run_record(run_dir)) for run_dir in run_dirs]
-    write_atomically(path, _page(dict(zip(names, runs, strict=True))).encode())
+    try:
+        if not (path.is_file() and _is_page(path)):  # only a page of this kind is replaced
+            check_new_file(path, flag="--output")
+        write_atomically(path, _page(dict(zip(names, runs, strict=True))).encode())
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written ({error.strerror}); choose another file") from None
 
 
-def _output_problem(path: Path) -> str | None:
-    """Why no page can be written there, or that it would replace a file that is not a report."""
-    if path.is_dir():
-        return "is a folder; pass a file, e.g. comparison.html"
-    if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist; create it, or pass a file in another one"
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        return f"the folder {path.parent} is not writable; pass a file in another one"
-    if path.exists() and not (path.is_file() and GENERATOR in _head(path)):
-        return "exists and is not a report; remove it, or pass another file"
-    return None
-
-
-def _head(path: Path) -> bytes:
+def _is_page(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(HEAD_BYTES)
+        return GENERATOR in file.read(HEAD_BYTES)
 
 
 def _page(runs: dict[str, RunCurves]) -> str:

@@ -50,10 +50,14 @@ EVENT_MARKERS = {
     "warning": (ORANGE, "diamond"),
 }
 OTHER_MARKER = (GRAY, "circle")
-EXPECTED_EVENTS = ("save", "push", "summary")  # they are drawn at the bottom, unplanned events at the top
-# The page can replace the steps by tokens.
+# The shapes as characters, of which no font makes a picture.
+SIGNS = {"circle": "●", "cross": "✚", "diamond": "◆", "square": "■"}
+SIGNS |= {"triangle-left": "◄", "triangle-right": "►", "triangle-up": "▲"}
+EXPECTED_EVENTS = ("save", "push", "summary")  # they are drawn on the axis of steps, others at the top
+# The page can replace the steps by tokens, and gives all charts the same range.
 X_AXIS = {"format": "~s", "grid": False, "tickCount": 6}
-X: Spec = {"field": "step", "type": "quantitative", "title": "step", "axis": X_AXIS, "scale": {"nice": False}}
+X: Spec = {"field": "step", "type": "quantitative", "title": "step", "axis": X_AXIS}
+X |= {"scale": {"nice": False, "zero": True}}
 
 
 def chart_spec(chart: Chart, rows: Rows, events: Rows) -> Spec:
@@ -220,9 +224,10 @@ def _legend_entry(name: str, color: str, *, opacity: float = 1.0, dash: Sequence
 
 
 def event_marker(event: str) -> Spec:
-    """Color, shape and height in the loss chart."""
+    """Color, shape and height in the loss chart, and the shape as a character."""
     color, shape = EVENT_MARKERS.get(event, OTHER_MARKER)
-    return {"color": color, "shape": shape, "y": WIDE_HEIGHT - 8 if event in EXPECTED_EVENTS else 8}
+    height = WIDE_HEIGHT if event in EXPECTED_EVENTS else 12  # below the label of the uppermost value
+    return {"color": color, "shape": shape, "sign": SIGNS[shape], "y": height}
 
 
 def _event_layer(events: Rows) -> Spec:

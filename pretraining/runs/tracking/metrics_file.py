@@ -1,8 +1,7 @@
 """Read metrics.jsonl record by record, without the lines that a power cut, a bad disk or an editor has damaged."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +24,7 @@ TIME_PARTS = {
 MAX_LINE_BYTES = 64 << 20  # samples take a few kB; without a limit, a hole of zeros in a file would fill the memory
 MAX_STEP = 2**53
 MAX_TIME = 1e11  # of `logged_at`, in unix seconds: the year 5138
-MAX_NAMED_RANGES = 20  # of damaged lines in a warning
+MAX_NAMED_LINES = 20  # damaged ones, in a warning
 # Of events; the metrics of other records are numbers or strings such as "nan".
 SCHEMA = {
     "event": str,
@@ -95,18 +94,9 @@ def number_of(record: Mapping[str, Any], name: str) -> float:
 def describe_damage(path: Path, damaged: Sequence[int]) -> str:
     """Which lines of a log are damaged.
 
-    >>> describe_damage(Path("metrics.jsonl"), [3, 7, 8, 9])
-    'metrics.jsonl: lines 3, 7-9 are damaged'
+    >>> describe_damage(Path("metrics.jsonl"), [3, 7])
+    'metrics.jsonl: lines 3, 7 are damaged'
     """
-    ranges = list(_ranges(damaged))
-    named = ", ".join(ranges[:MAX_NAMED_RANGES])
-    more = f" and {len(ranges) - MAX_NAMED_RANGES:,} other places" if len(ranges) > MAX_NAMED_RANGES else ""
+    named = ", ".join(map(str, damaged[:MAX_NAMED_LINES]))
+    more = f" and {len(damaged) - MAX_NAMED_LINES:,} others" if len(damaged) > MAX_NAMED_LINES else ""
     return f"{path}: line{'s' * (len(damaged) > 1)} {named}{more} {'are' if len(damaged) > 1 else 'is'} damaged"
-
-
-def _ranges(numbers: Sequence[int]) -> Iterable[str]:
-    first = numbers[0]
-    for number, following in pairwise([*numbers, -1]):
-        if following != number + 1:
-            yield str(first) if first == number else f"{first}-{number}"
-            first = following

@@ -87,7 +87,7 @@ class HubPushCallback(RunCallback):
         try:
             payload = self._payload((self._run_config.run_dir / MODEL_DIR_NAME).iterdir(), step)
             commit = with_retries(lambda: self._repository.push(payload))
-            problem = self._repository.wrong_files(hash_files(payload.folder, payload.folder.iterdir()))
+            problem = self._repository.wrong_files(hash_files(payload.folder, payload.folder.iterdir()), commit)
             if problem is None:
                 self._log_pushed(payload, commit)
         except Exception as error:  # whatever it is, the other processes wait for an answer

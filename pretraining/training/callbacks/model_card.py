@@ -6,9 +6,8 @@ from pathlib import Path
 from pretraining.data.build.card import described_source
 from pretraining.data.mixture import WeightedStore
 from pretraining.data.store.manifest import MANIFEST_NAME
-from pretraining.runs.card.model_card import write_card
-from pretraining.runs.card.sections import CardData, CardFacts
 from pretraining.runs.history import read_history
+from pretraining.runs.model_card import CardData, CardFacts, write_card
 from pretraining.runs.run_folder import MODEL_DIR_NAME
 from pretraining.system.escapes import markdown_code
 from pretraining.system.files import sha256_of

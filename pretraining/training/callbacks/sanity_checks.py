@@ -60,8 +60,9 @@ def check_tiles(trainer: PretrainingTrainer) -> None:
     flags = trainer.run_config.arguments.model
     if flags.loss_tiles is None and flags.mlp_tiles is None:
         return
-    collated = trainer.collate([trainer.first_block()])
-    batch = {name: values[:, :CHECKED_TOKENS].to(trainer.args.device) for name, values in collated.items()}
+    num_tokens = CHECKED_TOKENS * trainer.run_config.batch.sequence_parallel_size
+    collated = trainer.collate([{name: values[:num_tokens] for name, values in trainer.first_block().items()}])
+    batch = {name: values.to(trainer.args.device) for name, values in collated.items()}
     # All tokens, also those that training masks: a prompt may be longer than the checked part.
     batch["labels"] = pad(batch["input_ids"][:, 1:], (0, 1), value=IGNORED_LABEL)
     with trainer.eager_evaluation() as engine:

@@ -67,11 +67,11 @@ class CheckpointShards:
         """One tensor of `moments`."""
         return self.moments(rank, sub_group)[name]
 
-    def check_divisible(self, *, swaps: bool) -> None:
+    def check_divisible(self, *, swaps: bool, num_processes: int) -> None:
         """Reject a state that is not one number per weight, or that is or was to be swapped to a disk.
 
         Raises:
-            UserError: with the number of processes that can resume.
+            UserError: with the number of processes that can resume, or the setting of sub-groups.
         """
         sub_groups = enumerate(self.first["fp32_flat_groups"])
         kept = [(name, value, weights) for i, weights in sub_groups for name, value in self.moments(0, i).items()]
@@ -79,9 +79,14 @@ class CheckpointShards:
         if swaps or any(self.folder.glob("offloaded_tensors")):
             whole = ["on nvme"]
         if whole:
+            remedy = f"among others; start with --num_gpus={self.num_processes}"
+            if num_processes == self.num_processes:
+                remedy = (
+                    "anew; set sub_group_size in the --deepspeed file to its value in run.json (ds_config_resolved)"
+                )
             raise UserError(
                 f"--resume {self._checkpoint}: was saved by {_describe(self.num_processes)}, and its optimizer state "
-                f"({whole[0]}) cannot be divided among others; start with --num_gpus={self.num_processes}"
+                f"({whole[0]}) cannot be divided {remedy}"
             )
 
 
@@ -102,7 +107,9 @@ def check_can_reshard(checkpoint: Path, ds_config: Mapping[str, Any], *, num_pro
     if len(optimizer_shards(checkpoint)) != num_processes:
         offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
         with reading(f"--resume {checkpoint}: its shards", remedy="use another checkpoint"):
-            CheckpointShards(checkpoint).check_divisible(swaps=offload.get("device") == "nvme")
+            CheckpointShards(checkpoint).check_divisible(
+                swaps=offload.get("device") == "nvme", num_processes=num_processes
+            )
 
 
 def describe_checkpoint(checkpoint: Path, *, num_processes: int) -> str:
@@ -114,6 +121,9 @@ def describe_checkpoint(checkpoint: Path, *, num_processes: int) -> str:
 def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path) -> None:
     """Load weights, optimizer, loss scale and counts; DeepSpeed does if the processes and their layout are the same.
 
+    The optimizer state of a run that rolls back is freed first: torch would hold it until the saved one is on the GPU,
+    which for 7B on one GPU is 54 GB twice.
+
     Raises:
         UserError: when only as many processes as saved it can resume, or a shard is not one of DeepSpeed's.
     """
@@ -121,11 +131,18 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path) -> None:
         shards = CheckpointShards(checkpoint)
         has_same_layout = _has_same_layout(shards, engine)
     if has_same_layout:
+        _free_optimizer_state(engine)
         set_checkpoint_engine(engine, UntrustedReader())
         engine.load_checkpoint(str(checkpoint), tag=shards.folder.name)  # not what its file `latest` names
         return
-    shards.check_divisible(swaps=engine.zero_nvme_offload_optimizer())
+    shards.check_divisible(swaps=engine.zero_nvme_offload_optimizer(), num_processes=dist.get_world_size())
+    _free_optimizer_state(engine)
     load_zero_state(engine, dist.get_rank(), _RankState(shards, engine).zero_state_dict(), shards.engine_state)
+
+
+def _free_optimizer_state(engine: DeepSpeedEngine) -> None:
+    engine.optimizer.optimizer.state.clear()
+    torch.cuda.empty_cache()  # does nothing without a GPU
 
 
 def reseed_for_world_size(checkpoint: Path, *, seed: int, process: int) -> None:

@@ -71,7 +71,7 @@ def check_tokenizer(store: Path, manifest: Manifest) -> None:
         )
     add_bos = manifest.origin.token_rules.bos_token_id is not None
     tokenizer = load_document_tokenizer(str(path.parent), add_bos=add_bos, flag="--dataset")
-    if tokenizer.canary()["ids"] != identity.canary_ids:
+    if tokenizer.identity().canary_ids != identity.canary_ids:
         raise UserError(
             f"--dataset {store}: this version of `tokenizers` gives other ids for the canary text of the manifest; "
             "install the version of requirements.lock, or preprocess again"

@@ -13,13 +13,14 @@ from pretraining.errors import UserError
 from pretraining.planning.fit import GradientType, choose_gradient_type, resolved_settings
 from pretraining.planning.flops import flops_per_token
 from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
-from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout, ZeroSettings
+from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout, ZeroSettings, resolve_auto
 from pretraining.system.gpus import find_gpu_type, full_gpu_name, gpu_type_of
 from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
 from pretraining.training.config.trainer_arguments import Precision
 from pretraining.training.distributed.process_group import has_gpu, smallest_gpu_bytes
 from pretraining.training.model.compile import Compilation, choose_compilation
+from pretraining.training.model.document_attention import choose_attention
 
 
 def this_machine() -> MachineSpec:
@@ -70,12 +71,13 @@ class Setup:
 def resolve_setup(
     arguments: PretrainArguments, config: LlamaConfig, machine: MachineSpec, *, block_length: int
 ) -> Setup:
-    """Load DeepSpeed's config and divide the global batch among the processes of a machine.
+    """Load DeepSpeed's config, with sizes for this model, and divide the global batch among the processes of a machine.
 
     Raises:
         UserError: when the config is wrong, or something does not divide exactly.
     """
     ds_config = load_ds_config(arguments.trainer["deepspeed"])
+    ds_config["zero_optimization"] = resolve_auto(ds_config["zero_optimization"], config)
     heads = (config.num_attention_heads, config.num_key_value_heads)
     batch = resolve_global_batch(arguments, heads, block_length, machine.num_processes)
     return Setup(config, ds_config, machine, batch)
@@ -132,7 +134,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
     checkpointing = _checkpointing_options(trainer)
     return TrainingLayout(
         shape=setup.config,
-        zero=ZeroSettings.of(ds_config["zero_optimization"], hidden_size=setup.config.hidden_size),
+        zero=ZeroSettings.of(ds_config["zero_optimization"], setup.config),
         block_length=batch.block_length,
         micro_batch_blocks=batch.micro_batch_blocks,
         evaluation_blocks=trainer["per_device_eval_batch_size"],
@@ -146,7 +148,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         optimizer_on_disk=offloads(ds_config, "optimizer", to="nvme"),
         parameters_on_disk=offloads(ds_config, "param", to="nvme"),
         sequence_parallel_size=flags.sequence_parallel_size,
-        attention=flags.attention_implementation,
+        attention=choose_attention(arguments, setup.config, precision, on_gpu=setup.machine.has_gpu),
         masks_documents=arguments.data.document_masking,
         checkpoint_every=None if checkpointing is None else checkpointing.get("every_n_layers", 1),
         offload_checkpoints=bool(checkpointing and checkpointing.get("offload")),

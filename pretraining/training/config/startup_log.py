@@ -13,7 +13,7 @@ from pretraining.planning.layout import MachineSpec, TrainingLayout
 from pretraining.planning.speed import host_traffic
 from pretraining.planning.suggestions import best_offload
 from pretraining.system.formatting import format_bytes
-from pretraining.system.processor import bf16_instruction
+from pretraining.system.host import bf16_instruction
 from pretraining.training.checkpoint.reshard import describe_checkpoint
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.trainer_arguments import bf16_product_time

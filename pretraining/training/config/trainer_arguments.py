@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from pretraining.errors import UserError
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.system.processor import bf16_instruction
+from pretraining.system.host import bf16_instruction
 
 Precision = Literal["bf16", "fp16", "fp32"]
 MATRIX_SIDE, NUM_ROUNDS = 256, 10  # 34 MFLOP: 0.4 ms of a core at 90 GFLOP/s, in fp32

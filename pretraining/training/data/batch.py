@@ -2,8 +2,8 @@
 
 Only positions separate documents: they restart at 0, and transformers builds its mask from that. It does so only where
 no attention mask is passed and nothing is cached (transformers 5.23, masking_utils.py); either would silently let
-attention cross documents. Flash attention accepts such positions for a single row, so rows are concatenated for it,
-with the bounds of the documents.
+attention cross documents. Flash kernels take the bounds of the documents instead of a mask, in a single row, so rows
+are concatenated for them. The bounds are found on the host when a batch is collated: on a GPU that would stop it.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 from pretraining.training.data.dataset import IGNORED_LABEL
 
 Batch = dict[str, torch.Tensor]
+BOUNDS = "document_bounds"  # in a batch: int32 [documents + 1], into all its rows one after another
 
 
 def model_inputs(batch: Batch, *, in_one_row: bool) -> dict[str, torch.Tensor | int]:
@@ -26,26 +27,31 @@ def model_inputs(batch: Batch, *, in_one_row: bool) -> dict[str, torch.Tensor | 
 
 def as_packed_row(batch: Batch) -> dict[str, torch.Tensor | int]:
     """Concatenate all blocks to one row of [1, blocks * block_length], with the bounds of the documents in it."""
-    num_blocks, block_length = batch["input_ids"].shape
-    positions = batch["position_ids"].flatten()
-    end = torch.tensor([num_blocks * block_length], device=positions.device)
-    bounds = torch.cat([torch.nonzero(positions == 0).flatten(), end]).to(torch.int32)
-    return {
-        "input_ids": batch["input_ids"].view(1, -1),
-        "position_ids": positions[None],
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": block_length,
-        "max_length_k": block_length,
-    }
+    rows = {name: batch[name].view(1, -1) for name in ("input_ids", "position_ids")}
+    return {**rows, **attention_bounds(batch, block_length=batch["input_ids"].shape[1])}
+
+
+def attention_bounds(batch: Batch, *, block_length: int) -> dict[str, torch.Tensor | int]:
+    """The arguments of the model's forward by which flash kernels tell documents apart; none without masking.
+
+    The length of a block stands for that of the longest document, which a GPU would have to be asked for.
+    """
+    if BOUNDS not in batch:
+        return {}
+    bounds = {f"cu_seq_lens_{side}": batch[BOUNDS] for side in "qk"}
+    return {**bounds, **{f"max_length_{side}": block_length for side in "qk"}}
 
 
 def collate_targets(items: Sequence[Batch]) -> Batch:
     """Collate items to a batch whose labels, sources and bytes at each position are those of the next token.
 
-    Shifted here rather than in the loss, so that a batch can be cut along its length.
+    Shifted here rather than in the loss, so that a batch can be cut along its length. Positions, which restart with
+    each document, come with the bounds of the documents.
     """
     batch: Batch = default_collate(list(items))
+    if "position_ids" in batch:
+        positions = batch["position_ids"].flatten()
+        batch[BOUNDS] = pad(torch.nonzero(positions == 0).flatten(), (0, 1), value=len(positions)).to(torch.int32)
     last = {"labels": IGNORED_LABEL, "sources": 0, "num_bytes": 0}
     return {
         name: pad(values[:, 1:], (0, 1), value=last[name]) if name in last else values for name, values in batch.items()

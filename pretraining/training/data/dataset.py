@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from pretraining.data.encode.splits import Split
 from pretraining.data.store.integrity import check_hashes, shard_file
 from pretraining.data.store.manifest import Manifest
-from pretraining.data.store.schema import ANSWER_COLUMN, block_schema
+from pretraining.data.store.shards import ANSWER_COLUMN, block_schema
 from pretraining.errors import UserError
 from pretraining.training.data.sources import DocumentSources
 

@@ -36,7 +36,7 @@ from pretraining.system.launchers import (
 )
 from pretraining.system.processes import ProcessHandle
 from pretraining.training.distributed.collectives import all_gather_objects
-from pretraining.training.distributed.deepspeed_internals import disable_shm_op
+from pretraining.training.distributed.deepspeed_internals import disable_shm_op, import_muon_without_compiler
 
 LOOPBACK_SCHEME = "loopback"
 STORE_BACKLOG = 1024  # ranks that connect at once
@@ -94,6 +94,7 @@ def init_process_group(*, timeout_seconds: int) -> None:
     """
     deepspeed_logger.setLevel("WARNING")
     disable_shm_op()
+    import_muon_without_compiler()
     if not has_launcher():
         _set_single_process_env()
     backend, timeout = "nccl" if has_gpu() else "gloo", timedelta(seconds=timeout_seconds)

@@ -37,6 +37,7 @@ from pretraining.system.launchers import (
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
 from pretraining.training.dry_run.dry_run import make_plan
+from pretraining.training.dry_run.profile import is_out_of_memory
 
 FLAG = "--per_device_train_batch_size auto"
 TRIAL_STEPS = 2  # the second has the optimizer's moments as well
@@ -44,8 +45,6 @@ TRIAL_MICRO_STEPS = 2  # the second adds to the gradients of the first
 POLL_SECONDS = 0.1
 EXIT_SECONDS = 5.0  # for the other ranks to report their error, once one has failed
 FITS, OUT_OF_MEMORY = "fits", "out of memory"
-# Of CUDA's allocator, the CPU's and Python's own.
-OOM_PATTERNS = ("out of memory", "OutOfMemoryError", "MemoryError", "can't allocate memory", "Cannot allocate memory")
 KILLED_CODE = -9  # by the kernel, when the host runs out of memory
 
 logger = logging.getLogger(__name__)
@@ -192,7 +191,7 @@ def _run_ranks(command: list[str], logs: list[Path]) -> list[int | None]:
 
 
 def _failure(code: int, log: str) -> str:
-    if code == KILLED_CODE or any(pattern in log for pattern in OOM_PATTERNS):
+    if code == KILLED_CODE or is_out_of_memory(log):
         return OUT_OF_MEMORY
     lines = [line for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

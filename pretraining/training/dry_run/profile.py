@@ -1,5 +1,6 @@
 """--profile_plan: a run of a few steps, whose measurements are printed beside the plan."""
 
+import glob
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ from pretraining.planning.cost import Costs
 from pretraining.planning.footprint import PROCESS_BYTES
 from pretraining.planning.model_states import model_states
 from pretraining.planning.table import PlannedRun
+from pretraining.runs.claim import is_being_written
 from pretraining.runs.history import read_records
 from pretraining.system.launchers import (
     has_launcher,
@@ -25,12 +27,14 @@ from pretraining.system.launchers import (
     num_processes,
     process_rank,
 )
+from pretraining.system.processes import ProcessHandle
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
 from pretraining.training.distributed.deepspeed_internals import allocated_states
 from pretraining.training.dry_run.dry_run import make_plan
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
+FOLDER_MARK = ".profile-"  # between the name of the run folder and the process that starts the measurement
 NUM_STEPS = 5
 WARM_UP_STEPS = 2  # they allocate memory and fill caches
 MAX_MICRO_STEPS = 8  # of a measured step; a real one may have hundreds
@@ -54,10 +58,23 @@ TRAINER_FLAGS = {
     "report_to": [],
     "push_to_hub": False,
 }
+# Of CUDA's allocator, its libraries, the CPU's allocator and Python's own.
+OOM_PATTERNS = (
+    "out of memory",
+    "OutOfMemoryError",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MemoryError",
+    "can't allocate memory",
+    "Cannot allocate memory",
+)
+
+
+class ProfileMemoryError(UserError):
+    """The steps of --profile_plan do not fit, maybe on this process only; `micro_batch` looks for its first words."""
 
 
 def profile_arguments(arguments: PretrainArguments, mixture: Mixture) -> PretrainArguments:
-    """With --profile_plan, shorten the run to a few steps, in a folder beside its own that `print_profile` removes.
+    """With --profile_plan, shorten the run to a few steps, in a folder beside its own; see `temporary_folder`.
 
     Raises:
         UserError: when the processes are on several machines, or the run cannot be planned.
@@ -67,13 +84,14 @@ def profile_arguments(arguments: PretrainArguments, mixture: Mixture) -> Pretrai
     if num_local_processes() != num_processes():
         raise UserError("--profile_plan: cannot measure on several machines; run it on one")
     batch, max_steps = make_plan(arguments, this_machine(), mixture).batch, arguments.trainer.get("max_steps", -1)
-    run_dir, identity = run_folder(arguments), launcher_identity() if has_launcher() else os.getpid()
+    run_dir = run_folder(arguments).resolve()  # which has a name, also for --output_dir .
+    identity = launcher_identity() if has_launcher() else "{0.pid}-{0.started}".format(ProcessHandle.of(os.getpid()))
     trainer = {
         **arguments.trainer,
         **TRAINER_FLAGS,
         "gradient_accumulation_steps": min(MAX_MICRO_STEPS, batch.gradient_accumulation_steps),
         "max_steps": min(NUM_STEPS, max_steps) if max_steps > 0 else NUM_STEPS,
-        "output_dir": str(run_dir.with_name(f"{run_dir.name}.profile-{identity}")),
+        "output_dir": str(run_dir.with_name(f"{run_dir.name}{FOLDER_MARK}{identity}")),
     }
     durability = replace(arguments.durability, resume="never", max_hours=None, export=False, export_every_tokens=None)
     return replace(
@@ -81,14 +99,14 @@ def profile_arguments(arguments: PretrainArguments, mixture: Mixture) -> Pretrai
         data=replace(arguments.data, global_batch_tokens=None, max_tokens=None),
         optimization=replace(arguments.optimization, lr_scheduler_type="constant"),
         durability=durability,
-        observability=replace(arguments.observability, report=False, sample_steps=None),
+        observability=replace(arguments.observability, report=False, sample_steps=None, profile=None),
         plan=replace(arguments.plan, force=True),
         trainer=trainer,
     )
 
 
 def print_profile(trainer: PretrainingTrainer, arguments: PretrainArguments, mixture: Mixture) -> None:
-    """Write planned and measured values to stdout, and remove the folder; `arguments` are those of the planned run."""
+    """Write planned and measured values to stdout; `arguments` are those of the planned run."""
     if not trainer.is_world_process_zero():
         return
     run_dir = Path(trainer.args.output_dir)
@@ -96,18 +114,49 @@ def print_profile(trainer: PretrainingTrainer, arguments: PretrainArguments, mix
     plan = make_plan(arguments, this_machine(), mixture)
     sys.stdout.write(profile_table(plan, allocated_states(trainer.model_wrapped), records))
     sys.stdout.flush()
-    shutil.rmtree(run_dir, ignore_errors=True)
 
 
 @contextmanager
-def removing_failed_profile(arguments: PretrainArguments, run_dir: Path) -> Iterator[None]:
-    """Delete the folder of --profile_plan when its steps fail, e.g. for lack of memory."""
+def temporary_folder(arguments: PretrainArguments, run_dir: Path) -> Iterator[None]:
+    """With --profile_plan, remove the folder of the run at its end, however it ends, and those that kills have left.
+
+    Raises:
+        ProfileMemoryError: in place of the error of an allocator.
+    """
+    if not arguments.plan.profile_plan:
+        yield
+        return
+    removes = process_rank() == 0  # after it has read the log; a process that fails alone removes it by itself
+    if removes:
+        _remove_leftovers(run_dir)
     try:
         yield
-    except Exception:
-        if arguments.plan.profile_plan and process_rank() == 0:
-            shutil.rmtree(run_dir, ignore_errors=True)
+    except BaseException as error:
+        removes = True
+        if not isinstance(error, UserError) and is_out_of_memory(f"{type(error).__name__}: {error}"):
+            raise ProfileMemoryError(
+                "--profile_plan: out of memory; use a smaller --per_device_train_batch_size or "
+                "--activation_checkpointing (--dry_run lists what fits)"
+            ) from error
         raise
+    finally:
+        if removes:
+            shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether an error, or the log of a failed trial, is about memory that ran out."""
+    return any(pattern in text for pattern in OOM_PATTERNS)
+
+
+def _remove_leftovers(run_dir: Path) -> None:
+    """Remove the folders of measurements of the same run whose processes are gone."""
+    name = run_dir.name.rpartition(FOLDER_MARK)[0]
+    for folder in run_dir.parent.glob(f"{glob.escape(name + FOLDER_MARK)}*"):
+        pid, _, started = folder.name.removeprefix(name + FOLDER_MARK).partition("-")
+        is_alive = pid.isdecimal() and ProcessHandle(int(pid), started).is_alive()
+        if folder != run_dir and started.isdecimal() and not is_alive and not is_being_written(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def profile_table(plan: PlannedRun, states: dict[str, int], records: Sequence[dict[str, Any]]) -> str:
@@ -125,7 +174,7 @@ def profile_table(plan: PlannedRun, states: dict[str, int], records: Sequence[di
 def _peak_rows(plan: PlannedRun, last: dict[str, Any]) -> list[str]:
     if plan.machine.has_gpu:
         planned, measured = plan.footprint.counted.gpu_bytes, last["peak_memory_bytes"]
-        return [_row("peak of a GPU's allocator, GB", f"{planned / 1e9:,.2f}", f"{measured / 1e9:,.2f}")]
+        return [_row("allocated at most per GPU, GB", f"{planned / 1e9:,.2f}", f"{measured / 1e9:,.2f}")]
     planned, measured = plan.footprint.host_bytes, last["peak_host_memory_bytes"]
     return [
         _row("peak of all processes, GB", f"{planned / 1e9:,.2f}", f"{measured / 1e9:,.2f}"),

@@ -59,6 +59,9 @@ def build_model(
     TrainingArguments with a ZeRO-3 config must exist: `from_config` and `from_pretrained` look there and partition each
     parameter as it is created, where `LlamaForCausalLM(config)` would create the whole model on every rank. Of an
     exported model only rank 0 reads the files, which are memory-mapped.
+
+    Rank 0 draws each fresh tensor on its device, in the dtype of the engine. So fresh weights do not depend on the
+    number of processes, but a CPU and GPUs with other numbers of multiprocessors draw other ones.
     """
     set_seed(seed)
     try:

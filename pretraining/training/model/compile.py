@@ -15,9 +15,9 @@ from deepspeed.utils import set_z3_leaf_modules
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from pretraining.cli.packages import compiler_problem
 from pretraining.errors import UserError
 from pretraining.planning.layout import MachineSpec
+from pretraining.system.compilers import compiler_problem
 from pretraining.system.cores import machine_cores
 from pretraining.system.files import private_dir
 
@@ -57,7 +57,7 @@ def choose_compilation(
         UserError: when the layers of the resumed run were compiled and this machine cannot compile.
     """
     minutes = flops / (num_cores or machine_cores()) / FLOPS_PER_CORE_SECOND / 60
-    problem = compiler_problem()
+    problem = compiler_problem(on_gpu=machine.has_gpu)
     reasons = {
         ASKED: asked is not None,
         "as the run was started": recorded is not None,

@@ -139,15 +139,15 @@ def _download_config(name: str, preset_names: tuple[str, ...]) -> Path:
         )
     # Imported here: it takes 0.2 s, and only a model of the Hub needs it.
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from pretraining.hub.retry import HUB_ERRORS, read_problem
 
     try:
         return Path(hf_hub_download(name, "config.json"))
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except HUB_ERRORS as error:
         raise UserError(
-            f"--model {name}: not a preset{nearest(name, preset_names)}, file or folder, and not found on the Hub "
-            f"({reason}); presets: {', '.join(preset_names)}"
+            f"--model {name}: not a preset{nearest(name, preset_names)}, file or folder, and {read_problem(error)}; "
+            f"presets: {', '.join(preset_names)}"
         ) from None
 
 

@@ -10,7 +10,7 @@ has no `dataset`), gives micro steps equal weight whatever their padding, is wro
 drops the document mask under sdpa, and evaluates whole blocks on one GPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pretraining.training.data.batch import Batch, collate_targets
+from pretraining.training.data.batch import BOUNDS, Batch, collate_targets
 
 
 @dataclass(frozen=True)
@@ -48,48 +48,37 @@ def collate_parts(items: Sequence[Batch], *, rank: int, size: int) -> Batch:
 
 
 def part_of_batch(batch: Batch, *, rank: int, size: int) -> Batch:
-    """Part `rank` of `size` of each tensor [batch, length]; positions are added if missing."""
+    """Part `rank` of `size` of each tensor [batch, length]; positions are added if missing.
+
+    The bounds of documents stay those of the complete rows, which attention computes with.
+    """
     positions = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
     whole = {"position_ids": positions, **batch}
-    return {name: tensor.chunk(size, dim=1)[rank].contiguous() for name, tensor in whole.items()}
+    return {
+        name: tensor if name == BOUNDS else tensor.chunk(size, dim=1)[rank].contiguous()
+        for name, tensor in whole.items()
+    }
 
 
-def share_attention(implementation: str, group: SequenceGroup, *, within_documents: bool) -> None:
-    """Replace `implementation` (sdpa or a flash attention) in this process by one that exchanges heads for length.
+def share_attention(implementation: str, group: SequenceGroup) -> None:
+    """Replace `implementation` (any but eager) in this process by one that exchanges heads for length.
 
-    It keeps the name, by which transformers chooses how to call the kernels; DeepSpeed does the same.
+    It keeps the name, by which transformers chooses how to call the kernels; DeepSpeed does the same. The bounds of
+    documents, if any, are among its options, and are passed on.
     """
     attend = ALL_ATTENTION_FUNCTIONS[implementation]
 
     def shared(
         module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
-        # The mask is for this process's part only, so it is not used. Attention over the whole block is causal.
+        # Mask and positions are those of this process's part only, so they are not used. Attention over the whole
+        # block is causal.
         heads = [_Exchange.apply(states, group, 1, 2) for states in (query, key, value)]
-        positions = options.pop("position_ids").contiguous()
-        if within_documents:
-            parts = [torch.empty_like(positions) for _ in range(group.size)]
-            dist.all_gather(parts, positions, group=group.processes)
-            output = _attend_within_documents(attend, module, heads, torch.cat(parts, dim=1), options)
-        else:
-            output = attend(module, *heads, None, **options)[0]
+        options.pop("position_ids")
+        output = attend(module, *heads, None, **options)[0]
         return _Exchange.apply(output, group, 1, 2), None
 
     ALL_ATTENTION_FUNCTIONS[implementation] = shared
-
-
-def _attend_within_documents(
-    attend: Callable, module: torch.nn.Module, heads: list[Tensor], positions: Tensor, options: dict[str, Any]
-) -> Tensor:
-    """Attention within each document, which starts where its positions restart; needs no length x length mask."""
-    starts = torch.nn.functional.pad(positions.diff() != 1, (1, 0), value=True)
-    rows = []
-    for row, is_start in enumerate(starts):
-        begin = is_start.nonzero().flatten().tolist()
-        lengths = [end - first for first, end in zip(begin, [*begin[1:], len(is_start)], strict=True)]
-        documents = zip(*(states[row : row + 1].split(lengths, dim=2) for states in heads), strict=True)
-        rows.append(torch.cat([attend(module, *document, None, **options)[0] for document in documents], dim=1))
-    return torch.cat(rows)
 
 
 class _Exchange(torch.autograd.Function):

@@ -19,6 +19,7 @@ from pretraining.training.optim.muon import MuonWithAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CHUNK = 1 << 25  # elements updated at a time, so that the fp32 copies take 256 MB whatever the size of a partition
+FUSED_CHUNK = 1 << 23  # on a GPU: 64 MB, of which its cache (50 MB on H100) holds most; 800 chunks for 7B
 
 
 def make_optimizer(
@@ -102,11 +103,21 @@ class AdamWBf16(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load, and undo that torch casts each moment to the dtype of its parameter; bf16 to fp32 and back is exact."""
-        super().load_state_dict(state_dict)
-        for state in self.state.values():
-            for name in MOMENTS:
-                state[name] = state[name].to(torch.bfloat16)
+        """Load each moment as bf16: torch would cast all of them to the dtype of their parameters first.
+
+        That is fp32, 4 bytes per parameter more than the plan has for the GPU, until the last moment is cast back.
+        """
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        saved = state_dict["state"]
+        others = {
+            number: {name: value for name, value in state.items() if name not in MOMENTS}
+            for number, state in saved.items()
+        }
+        super().load_state_dict({**state_dict, "state": others})
+        parameters = (parameter for group in self.param_groups for parameter in group["params"])
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name in saved.get(number, {}).keys() & set(MOMENTS):
+                self.state[parameter][name] = saved[number][name].to(parameter.device, torch.bfloat16)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -125,9 +136,10 @@ class AdamWBf16(torch.optim.Optimizer):
             for name in MOMENTS:
                 state[name] = torch.zeros_like(parameter, dtype=torch.bfloat16)
         state["step"] += 1
+        update, size = (_fused_adamw, FUSED_CHUNK) if parameter.is_cuda else (_adamw, CHUNK)
         whole = (parameter, parameter.grad, *(state[name] for name in MOMENTS))
-        for chunk in zip(*(tensor.view(-1).split(CHUNK) for tensor in whole), strict=True):
-            _adamw(*chunk, num_steps=state["step"].item(), group=group)
+        for chunk in zip(*(tensor.view(-1).split(size) for tensor in whole), strict=True):
+            update(*chunk, num_steps=state["step"].item(), group=group)
 
 
 def _adamw(
@@ -141,3 +153,27 @@ def _adamw(
     denominator = exact_square.div_(1 - beta2**num_steps).sqrt_().add_(group["eps"])
     weight.mul_(1 - group["lr"] * group["weight_decay"])
     weight.addcdiv_(exact_mean, denominator, value=-group["lr"] / (1 - beta1**num_steps))
+
+
+def _fused_adamw(
+    weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *, num_steps: float, group: dict[str, Any]
+) -> None:
+    """`_adamw` in one kernel of torch between two casts of the moments.
+
+    It moves 52 bytes per parameter in place of 108 (arithmetic), and rounds in another order.
+    """
+    exact_mean, exact_square = mean.float(), square.float()
+    beta1, beta2 = group["betas"]
+    torch._fused_adamw_(
+        *([weight], [gradient], [exact_mean], [exact_square], []),
+        [torch.full((), num_steps, device=weight.device)],
+        lr=group["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )
+    mean.copy_(exact_mean)
+    square.copy_(exact_square)

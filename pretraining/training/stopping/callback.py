@@ -35,6 +35,7 @@ class StopCallback(RunCallback, ExportableState):
         self._request = request
         self._stop_file = trainer.run_config.run_dir / STOP_NAME
         self._limit = TimeLimit(trainer.run_config.arguments.durability.max_hours)
+        self._is_temporary = trainer.run_config.arguments.plan.profile_plan  # its folder is removed at the end
         self._pending_evaluation = False
         self._first_step = 0
         self._warned_slow_save = False
@@ -70,7 +71,8 @@ class StopCallback(RunCallback, ExportableState):
         if self._any_rank_requested(state):
             self._pending_evaluation = control.should_evaluate
             control.should_evaluate = False
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save = not self._is_temporary
 
     def prediction_step(self, state: TrainerState, control: TrainerControl) -> None:
         """Abandon the evaluation if any process was asked to stop.
@@ -104,8 +106,8 @@ class StopCallback(RunCallback, ExportableState):
         if self._request.is_agreed:
             step, saver = state.global_step, self._trainer.saver
             saved = f"checkpoint-{step} saved in {saver.last_seconds:.1f} s; " if saver.saved_step == step else ""
-            message = "stopped at step %d (%s); %srerun to resume"
-            logger.warning(message, step, self._request.reason, saved, extra=LOGGED_AS_EVENT)
+            then = f"{saved}rerun to {'measure' if self._is_temporary else 'resume'}"
+            logger.warning("stopped at step %d (%s); %s", step, self._request.reason, then, extra=LOGGED_AS_EVENT)
 
     def _track_save_duration(self) -> None:
         """Record the longest save, and warn if it takes longer than launchers wait after a signal."""

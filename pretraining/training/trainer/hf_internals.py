@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    masking_utils,
+)
 
 from pretraining.training.checkpoint.checkpointing import CheckpointingTrainer
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.data.batch import Batch
+from pretraining.training.distributed.deepspeed_internals import avoid_host_waits
 
 # The methods that a RunCallback can define.
 EVENTS = (
@@ -61,6 +69,12 @@ class TrainerInternals(CheckpointingTrainer):
         # The Trainer counts the tokens of a step from labels, and would shift them; ours are shifted already.
         self._loss_shifts_labels = False
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Prepare as before, and have DeepSpeed's engine, which exists from then on, wait for nothing."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        avoid_host_waits(self.model_wrapped)
+        return prepared
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load them, then apply the flags of this start: a checkpoint has the settings that it was saved with."""
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -97,6 +111,25 @@ class TrainerInternals(CheckpointingTrainer):
         # The sum of the losses since the last log, and its step: of steps that are made again.
         self._tr_loss.zero_()
         self._globalstep_last_logged = step
+
+
+@contextmanager
+def packing_check(*, is_on: bool) -> Iterator[None]:
+    """Skip the search for positions that restart, after which the host waits for the GPU (masking_utils.py).
+
+    It is needed to mask documents. Without masks no position restarts, so nothing would be found.
+    """
+    search = masking_utils.find_packed_sequence_indices
+    if not is_on:
+        masking_utils.find_packed_sequence_indices = _find_nothing
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = search
+
+
+def _find_nothing(_positions: torch.Tensor) -> None:
+    """In place of `find_packed_sequence_indices`."""
 
 
 @contextmanager

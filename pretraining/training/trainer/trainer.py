@@ -18,7 +18,7 @@ from pretraining.runs.run_folder import read_trainer_state
 from pretraining.runs.tracking.reporters import Reporters
 from pretraining.system.processes import ignore_stop_signals
 from pretraining.training.config.run_config import RunConfig
-from pretraining.training.data.batch import Batch, model_inputs
+from pretraining.training.data.batch import Batch, attention_bounds, model_inputs
 from pretraining.training.data.dataset import Item, MixedBlocks
 from pretraining.training.data.loader import BlockLoader, WorkerLoader
 from pretraining.training.data.splits import TrainingData
@@ -29,7 +29,7 @@ from pretraining.training.metrics.throughput import ThroughputMeter
 from pretraining.training.model.loss import TokenLosses, token_losses
 from pretraining.training.model.sequence_parallel import collate_parts
 from pretraining.training.optim.optimizers import group_settings, make_optimizer
-from pretraining.training.trainer.hf_internals import TrainerInternals
+from pretraining.training.trainer.hf_internals import TrainerInternals, packing_check
 
 
 class PretrainingTrainer(TrainerInternals):
@@ -76,9 +76,9 @@ class PretrainingTrainer(TrainerInternals):
 
     @property
     def in_one_row(self) -> bool:
-        """Whether masked documents are passed to attention as one packed row, which flash attention needs."""
-        is_flash = self.run_config.arguments.model.attention_implementation.startswith("flash")
-        return is_flash and self.run_config.batch.sequence_parallel_size == 1
+        """Whether masked documents are passed to attention as one packed row, which flash kernels need."""
+        takes_masks = self.run_config.layout.attention in ("eager", "sdpa")
+        return not takes_masks and self.run_config.batch.sequence_parallel_size == 1
 
     def get_train_dataloader(self) -> BlockLoader:
         """The micro batches up to the end of the run, in the order of the stream."""
@@ -118,9 +118,12 @@ class PretrainingTrainer(TrainerInternals):
 
     def token_losses(self, model: torch.nn.Module, batch: Batch, *, in_tiles: bool) -> TokenLosses:
         """The losses of a micro batch; with tiles, the model computes them from labels of its inputs' shape."""
-        inputs = model_inputs(batch, in_one_row=self.in_one_row)
+        inputs, share = model_inputs(batch, in_one_row=self.in_one_row), self.run_config.batch.sequence_parallel_size
+        if share > 1:
+            inputs |= attention_bounds(batch, block_length=batch["input_ids"].shape[1] * share)
         labels = {"labels": batch["labels"].view(1, -1) if self.in_one_row else batch["labels"]} if in_tiles else {}
-        return token_losses(model(**inputs, **labels), batch["labels"])
+        with packing_check(is_on=self.run_config.arguments.data.document_masking):
+            return token_losses(model(**inputs, **labels), batch["labels"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the exact metrics to a training record before any reporter gets it."""

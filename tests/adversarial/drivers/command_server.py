@@ -18,11 +18,12 @@ POLL_SECONDS = 0.002
 
 sys.path.insert(0, str(PROJECT_DIR))
 
-from pretraining.cli.program import run_program  # noqa: E402 - of the checkout that this file is in
+from pretraining.cli.program import importing_libraries, run_program  # noqa: E402 - of the checkout of this file
 
-PROGRAMS = {name: importlib.import_module(name) for name in sys.argv[1:]}
-for lazily_imported in ("fastokens", "datasketch", "pretraining.data.hub.upload", "pretraining.data.input.hub"):
-    importlib.import_module(lazily_imported)
+with importing_libraries():
+    PROGRAMS = {name: importlib.import_module(name) for name in sys.argv[1:]}
+    for lazily_imported in ("fastokens", "datasketch", "pretraining.data.hub.upload", "pretraining.data.input.hub"):
+        importlib.import_module(lazily_imported)
 
 
 def become(command: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Starts scripts in forks of a process that has everything imported, which takes a start from ten seconds to one.
 
-Reads jobs as JSON lines, answers each with the exit code of its first rank that failed, or 0. What stands between the
-ranks of a job is what torchrun sets.
+Reads jobs as JSON lines, answers each with the exit code of its first rank that failed, or 0. Ranks have the variables
+that torchrun sets; a job of no rank is a program of one process without a launcher.
 """
 
 import json
@@ -12,22 +12,40 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pretraining.cli.program import importing_libraries
+from pretraining.system.host import use_reproducible_kernels
+
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    import deepspeed  # noqa: F401
-    from transformers import LlamaForCausalLM, Trainer  # noqa: F401
-
-    import pretraining.training.run  # noqa: F401
-
+    import_everything()
     for line in sys.stdin:
         answers.write(f"{run_job(json.loads(line))}\n")
         answers.flush()
 
 
+def import_everything() -> None:
+    """Import what a run of two ranks imports, a third of the time of each rank otherwise.
+
+    deepspeed imports its Muon optimizer with any other, and asks the C compiler for what its operators need.
+    """
+    use_reproducible_kernels()  # before torch is imported, as a program does
+    with importing_libraries():
+        from transformers import LlamaForCausalLM, Trainer  # noqa: F401
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        import pretraining.generation.generate
+        import pretraining.training.run  # noqa: F401
+        from pretraining.training.distributed.deepspeed_internals import disable_shm_op, import_muon_without_compiler
+
+        disable_shm_op()
+        import_muon_without_compiler()
+        get_checkpoint_conversion_mapping("llama")  # compiles the patterns of all models
+
+
 def run_job(job: dict[str, Any]) -> int:
     """Fork the ranks, wait for them; when one fails, end the others."""
-    running = {fork_rank(job, rank) for rank in range(job["num_ranks"])}
+    running = {fork(job, rank_variables(job, rank)) for rank in range(job["num_ranks"])} or {fork(job, {})}
     failed = 0
     while running:
         pid, status = os.wait()
@@ -40,20 +58,25 @@ def run_job(job: dict[str, Any]) -> int:
     return failed
 
 
-def fork_rank(job: dict[str, Any], rank: int) -> int:
+def rank_variables(job: dict[str, Any], rank: int) -> dict[str, str]:
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["num_ranks"], "LOCAL_WORLD_SIZE": job["num_ranks"]}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": job["port"]}
+    return {name: str(value) for name, value in variables.items()}
+
+
+def fork(job: dict[str, Any], variables: dict[str, str]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    os.dup2(os.open(job["stdin"], os.O_RDONLY), 0)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
-    os.environ.update(job["env"])
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["num_ranks"]))
-    os.environ.update(LOCAL_WORLD_SIZE=str(job["num_ranks"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(job["port"]))
-    sys.argv = job["argv"]
-    sys.path.insert(0, str(Path(job["argv"][0]).parent))
+    sys.stdin = os.fdopen(0, closefd=False)
+    os.environ.update(job["env"] | variables)
+    os.chdir(job["cwd"])
     code = 1
     try:
-        runpy.run_path(job["argv"][0], run_name="__main__")
+        run_script(job["argv"])
         code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
@@ -63,6 +86,17 @@ def fork_rank(job: dict[str, Any], rank: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def run_script(words: list[str]) -> None:
+    """What `python WORDS` runs: a file, or a module after -m."""
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
 
 
 if __name__ == "__main__":

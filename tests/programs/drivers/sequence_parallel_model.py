@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pretraining.training.data.batch import collate_targets, model_inputs
+from pretraining.training.data.batch import Batch, attention_bounds, collate_targets, model_inputs
 from pretraining.training.data.dataset import IGNORED_LABEL
+from pretraining.training.model.document_attention import use_document_attention
 from pretraining.training.model.sequence_parallel import join_sequence_group, part_of_batch, share_attention
 
 BATCH, LENGTH, VOCABULARY = 2, 24, 50
@@ -20,27 +21,29 @@ BATCH, LENGTH, VOCABULARY = 2, 24, 50
 BEGINS = [[0, 5, 20, 21], [0, 12]]
 
 
-def make_batch(*, within_documents: bool) -> dict[str, torch.Tensor]:
+def make_batch(*, within_documents: bool) -> Batch:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=generator)
     labels = ids.clone()
     labels[0, 7:13] = IGNORED_LABEL
-    batch = collate_targets([{"input_ids": row, "labels": mask} for row, mask in zip(ids, labels, strict=True)])
+    items = [{"input_ids": row, "labels": mask} for row, mask in zip(ids, labels, strict=True)]
     if within_documents:
         ends = [[*begins[1:], LENGTH] for begins in BEGINS]
         lengths = [[end - begin for begin, end in zip(*row, strict=True)] for row in zip(BEGINS, ends, strict=True)]
         rows = [[position for length in row for position in range(length)] for row in lengths]
-        batch["position_ids"] = torch.tensor(rows)
-    return batch
+        items = [{**item, "position_ids": torch.tensor(row)} for item, row in zip(items, rows, strict=True)]
+    return collate_targets(items)
 
 
-def loss_and_gradients(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def make_model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, use_cache=False, **shape)
-    ).double()
-    inputs = model_inputs(batch, in_one_row=False)
+    config = LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, use_cache=False, **shape)
+    return LlamaForCausalLM(config).double()
+
+
+def loss_and_gradients(model: LlamaForCausalLM, batch: Batch) -> list[torch.Tensor]:
+    inputs = model_inputs(batch, in_one_row=False) | attention_bounds(batch, block_length=LENGTH)
     labels = batch["labels"].flatten()
     loss = cross_entropy(model(**inputs).logits.flatten(0, 1), labels, ignore_index=IGNORED_LABEL, reduction="sum")
     loss.backward()
@@ -54,9 +57,12 @@ def main() -> None:
     for within_documents in (False, True):
         batch = make_batch(within_documents=within_documents)
         ALL_ATTENTION_FUNCTIONS["sdpa"] = ordinary
-        alone = loss_and_gradients(batch)
-        share_attention("sdpa", group, within_documents=within_documents)
-        together = loss_and_gradients(part_of_batch(batch, rank=group.rank, size=group.size))
+        alone = loss_and_gradients(make_model(), batch)
+        model = make_model()
+        if within_documents:
+            use_document_attention(model)
+        share_attention(model.config._attn_implementation, group)
+        together = loss_and_gradients(model, part_of_batch(batch, rank=group.rank, size=group.size))
         for tensor in together:
             dist.all_reduce(tensor)
         differences = [(ours - theirs).norm() / theirs.norm() for ours, theirs in zip(together, alone, strict=True)]

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jsonlines
@@ -24,7 +23,7 @@ from pretraining.errors import UserError
 from pretraining.evaluation.text_statistics import text_statistics
 from pretraining.generation.generate import Completion
 from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run_fine
-from tests.programs.launching import train
+from tests.programs.launching import run_forked_fine, train
 from tests.rounding import loss_rounding
 from tools.evaluate import main as evaluate
 from train_tokenizer import main as train_tokenizer
@@ -32,15 +31,6 @@ from train_tokenizer import main as train_tokenizer
 pytestmark = pytest.mark.launch
 SAMPLED = ["--max_new_tokens", 30, "--temperature", 1.0, "--prompt", "The council"]  # 30 draws tell weights apart
 PROMPTS = ["The council", "Scientists have found", "A", "In the morning the boats of the harbour", "Who?"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def like_a_rank() -> Iterator[None]:
-    """One thread: tiny matrices are slower in several."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +150,8 @@ def test_without_flags_the_newest_run_in_runs_continues_the_default_prompt_or_wh
 
 def test_typed_prompts_are_continued_as_given_ones(finished_run: Path) -> None:
     flags = ["--model", finished_run, "--max_new_tokens", 8]
-    done = run_fine(*python("generate.py", *flags, "--interactive"), stdin=f"The council\n{'A ' * 200}\nWho?\n\n")
+    typed = f"The council\n{'A ' * 200}\nWho?\n\n"
+    done = run_forked_fine(*python("generate.py", *flags, "--interactive"), stdin=typed)
     expected = generate(*flags, "--prompt", "The council", "Who?").stdout.split("\n\n")
     assert expected[0] in done.stdout
     assert "> Who?" in done.stdout

@@ -149,6 +149,18 @@ def test_after_a_kill_only_what_is_missing_is_sent(
     assert Path(arrived).name not in sent
 
 
+def test_what_is_checked_is_the_commit_that_is_printed(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
+    """Somebody may push in between: each check of the files names the commit, after it was asked for."""
+    done = run_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
+    commit = on_the_hub(hub).head
+    assert f"at commit {commit}" in done.stderr
+    after = hub.log[[asked.route for asked in hub.log].index("commit") :]
+    trees = [asked.path for asked in after if asked.route == "tree"]
+    assert trees
+    assert all(f"/tree/{commit}" in path for path in trees)
+    assert "info" in [asked.route for asked in after[: [asked.route for asked in after].index("tree")]]
+
+
 def test_after_a_kill_chunks_are_not_stored_twice(
     hub: LocalHub, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

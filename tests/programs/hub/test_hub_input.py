@@ -13,10 +13,17 @@ from pretraining.data.store.manifest import read_manifest
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
 from tests.fakes.hub import LocalHub, running_hub
 from tests.fakes.hub.repositories import User
-from tests.fakes.hub.server import ALICE, BOB
+from tests.fakes.hub.server import ALICE, BOB, DROP
 from tests.unit.data.build.test_partial_store import rebuilt_documents, stories
 
 pytestmark = pytest.mark.launch
+
+WITHOUT_WAITING = """
+import runpy, sys, time
+time.sleep = lambda seconds: None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture
@@ -94,7 +101,37 @@ def test_a_hub_that_goes_away_while_it_is_read_is_one_line(hub: LocalHub, tmp_pa
     run_fine(*python("preprocess.py", *flags[:-1], tmp_path / "first"), env=env)
     hub.faults["resolve"] = [404] * 50
     done = run(*python("preprocess.py", *flags), env=env)
-    assert_one_error(done, "--data_files hf://", "not found on the Hub")
+    assert_one_error(done, "--data_files hf://", "cannot be read from the Hub", "run the same command again")
+
+
+@pytest.mark.parametrize(
+    ("token", "fault", "message"),
+    [
+        (ALICE, 503, "the Hub failed (503 ordered 503); run the same command again later"),
+        (ALICE, 403, "no access on the Hub (403 ordered 403); log in with `hf auth login`"),
+        ("hf_revoked_secret", 0, "no access on the Hub (401 Invalid credentials in Authorization header); log in"),
+        (ALICE, DROP, "the Hub cannot be reached ("),
+    ],
+)
+def test_an_input_of_the_hub_that_cannot_be_read_says_why(
+    hub: LocalHub, token: str, fault: int | str, message: str, tmp_path: Path
+) -> None:
+    """Data set, tokenizer and model alike: what failed, and not that they do not exist."""
+    hub.faults = {route: [fault] * 99 for route in ("info", "tree", "resolve", "paths_info")}
+    env = hub.env(tmp_path / "home", token) | {"HF_HUB_ETAG_TIMEOUT": "5", "PYTHONPATH": str(PROJECT_DIR)}
+    output = ["--output_dir", tmp_path / "blocks"]
+    done = run(*impatient("preprocess.py", "--data_files", "hf://alice/wiki", *output), env=env)
+    assert_one_error(done, f"--data_files hf://alice/wiki: {message}")
+    done = run(*impatient("preprocess.py", "--tokenizer", "alice/tokenizer", *output), env=env)
+    assert_one_error(done, f"--tokenizer alice/tokenizer: not a folder, and {message}")
+    done = run(*impatient("pretrain.py", "--model", "alice/model", "--dataset", "synthetic"), env=env)
+    assert_one_error(done, f"--model alice/model: not a preset, file or folder, and {message}")
+
+
+def impatient(*words: object) -> list[object]:
+    """A program whose client of the Hub does not wait between its own retries."""
+    interpreter, *words_of_python = python(*words)
+    return [interpreter, "-c", WITHOUT_WAITING, *words_of_python]
 
 
 def known_hashes(hub: LocalHub) -> set[str]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from pretraining.data.hub import download as hub_download
 from pretraining.errors import UserError
 from pretraining.system.files import sha256_of
-from pretraining.system.launchers import meeting_dir
+from pretraining.system.launchers import SUPERVISOR_VARIABLE, meeting_dir
 from pretraining.training.callbacks.hub_push import REPORT_NAMES
 from tests.conftest import (
     HANG_SECONDS,
@@ -151,6 +151,27 @@ def test_a_download_is_checked_once_and_a_wrong_file_is_named(
     assert_one_error(
         done, f"{shard.name} has the SHA-256 {sha256_of(damaged / 'data' / shard.name)}", "the Hub has the same bytes"
     )
+
+
+@pytest.mark.parametrize("ranks", [{}, {"RANK": "0", "WORLD_SIZE": "1"}], ids=["alone", "launcher"])
+@pytest.mark.guarantee("A supervised run trains on one commit of a branch that moves.")
+def test_attempts_of_a_supervised_run_use_one_commit(
+    ranks: dict[str, str], hub: LocalHub, sample_store: Path, tmp_path: Path
+) -> None:
+    repository = hub.storage.serve_folder("dataset", NAME, sample_store, private=True)
+    first = repository.head
+    env = hub.env(tmp_path / "machine", ALICE) | {"PYTHONPATH": str(PROJECT_DIR)} | ranks
+
+    def commit_of(attempt: dict[str, str]) -> str:
+        done = run_fine(sys.executable, "-c", FIND, NAME, env=env | attempt)
+        return Path(done.stdout.split()[0]).name
+
+    supervised = {SUPERVISOR_VARIABLE: str(tmp_path)}
+    assert commit_of(supervised) == first
+    card = {path: entry for path, entry in repository.trees[first].items() if path != "README.md"}
+    second = repository.commit(card, "another card")
+    assert commit_of(supervised) == first
+    assert commit_of({SUPERVISOR_VARIABLE: str(tmp_path / "elsewhere")}) == second
 
 
 def test_a_data_set_that_training_cannot_have_is_one_line(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:

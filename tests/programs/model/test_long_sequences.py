@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT_DIR, TINY_MODEL, assert_one_error, python, run_fine
-from tests.programs.launching import NUM_STEPS, figures, free_port, records, train, try_to_train
+from tests.programs.launching import NUM_STEPS, figures, records, run_preloaded, train, try_to_train
 from tests.rounding import FP32_ROUNDOFF, assert_same_training, loss_rounding
 
 pytestmark = pytest.mark.launch
@@ -71,6 +71,14 @@ def test_processes_that_share_blocks_train_like_one(shared_run: Path, one_proces
     assert_same_run(shared_run, one_process)
 
 
+def test_masked_documents_of_shared_blocks_train_like_those_of_one(padded_store: Path, tmp_path: Path) -> None:
+    """One process makes a mask; two attend document by document, to whole ones of which each has a part."""
+    flags = ["--document_masking", "--save_strategy", "no", "--eval_steps", 3]
+    train("1 rank", padded_store, tmp_path / "one", *flags)
+    train("2 ranks", padded_store, tmp_path / "two", *SHARED, *flags)
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
 def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(
     shared_run: Path, padded_store: Path, tmp_path: Path
 ) -> None:
@@ -104,8 +112,8 @@ def test_attention_of_a_group_is_that_of_one_process() -> None:
     over where they cancel. transformers' norms compute in fp32 all the same, where a last bit may turn: 16 of those.
     """
     script = PROJECT_DIR / "tests/programs/drivers/sequence_parallel_model.py"
-    torchrun = ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    done = run_fine(*torchrun, script, env={"PYTHONPATH": str(PROJECT_DIR)})
+    done = run_preloaded(2, [script], {})
+    assert done.returncode == 0, done.output
     results = [line.split() for line in done.stdout.splitlines() if "difference=" in line]
     assert [words[0] for words in results] == ["within_documents=False", "within_documents=True"]
     assert results[0][1] != results[1][1], "documents were not kept apart"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import PROJECT_DIR, assert_one_error, run_fine
-from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, train, try_to_train
+from tests.conftest import PROJECT_DIR, assert_one_error
+from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, run_forked_fine, train, try_to_train
 from tests.rounding import BF16_ROUNDOFF, loss_rounding
 
 pytestmark = pytest.mark.launch
@@ -52,7 +52,7 @@ def assert_equal_to_torch(whole: Path, store: Path, output_dir: Path) -> None:
     config = json.dumps(json.loads((whole / "run.json").read_text())["identity"]["model_config"])
     script = PROJECT_DIR / "tests/programs/drivers/plain_run.py"
     words = [whole / "first_weights.pt", config, store, output_dir, BLOCKS_PER_STEP, NUM_STEPS, "muon"]
-    run_fine(sys.executable, script, *words, env={"PYTHONPATH": str(PROJECT_DIR)})
+    run_forked_fine(sys.executable, script, *words)
     plain = [(record["loss"], record["grad_norm"]) for record in json.loads((output_dir / "records.json").read_text())]
     assert_same_training(figures(whole), plain)
 

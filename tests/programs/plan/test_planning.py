@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.system.host import available_host_bytes
 from tests.conftest import PROJECT_DIR, TINY_RUN, assert_one_error, python, run
-from tests.programs.launching import figures, train, try_to_train
+from tests.programs.launching import figures, run_forked, train, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -25,7 +26,7 @@ def test_a_plan_needs_neither_gpu_nor_data_nor_launcher_and_leaves_nothing(tmp_p
 def test_a_plan_that_does_not_fit_ends_with_an_error_after_its_table(tmp_path: Path) -> None:
     config = ["--deepspeed", PROJECT_DIR / "ds_config.json"]
     words = [*config, "--dry_run", "--gpu_type", "a100", "--host_memory", "512GB"]
-    done = run(*python("pretrain.py", *words), cwd=tmp_path)
+    done = run_forked(*python("pretrain.py", *words), cwd=tmp_path)
     assert_one_error(done, "--model llama2_7b: does not fit 1 x a100_80gb", "80.8 GB")
     assert "what fits" in done.stdout
     assert "--gpu_type a100: planned for a100_80gb" in done.stdout
@@ -36,7 +37,7 @@ def test_a_plan_that_does_not_fit_ends_with_an_error_after_its_table(tmp_path: P
 def test_a_plan_with_blocks_knows_its_steps(sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = [*TINY_RUN, "--dataset", sample_store, "--output_dir", run_dir, "--global_batch_tokens", 512]
-    done = run(*python("pretrain.py", *words, "--dry_run", "--gpu_type", "rtx_4090"))
+    done = run_forked(*python("pretrain.py", *words, "--dry_run", "--gpu_type", "rtx_4090"))
     assert done.returncode == 0, done.output
     assert "no blocks" not in done.stdout
     assert "not known" not in done.stdout
@@ -100,3 +101,32 @@ def test_what_was_planned_stands_beside_what_was_measured(sample_store: Path, tm
     assert float(rows["tokens/s/GPU"][-1].replace(",", "")) > 0
     assert float(rows["peak of all processes, GB"][-1]) > 0.1
     assert list(tmp_path.iterdir()) == []
+
+
+PROFILE = ["--profile_plan", "--save_steps", 2]
+
+
+def test_a_measurement_out_of_memory_is_one_error_and_leaves_nothing(sample_store: Path, tmp_path: Path) -> None:
+    limited = {"script": "tests/programs/drivers/out_of_memory_run.py", "env": {"MAX_BLOCKS": "1"}}
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *PROFILE, **limited)
+    assert_one_error(done, "--profile_plan: out of memory; use a smaller --per_device_train_batch_size")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_measurement_that_is_stopped_saves_nothing(sample_store: Path, tmp_path: Path) -> None:
+    env = {"AT": "step:2", "DO": "kill(me, SIGTERM)"}
+    script = "tests/faults/drivers/interrupted_run.py"
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *PROFILE, script=script, env=env)
+    assert done.returncode == STOPPED_EXIT_CODE, done.output
+    assert "warning: stopped at step 2 (SIGTERM); rerun to measure" in done.stderr
+    assert "measured:" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_measurement_of_the_current_folder_writes_beside_it(sample_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    flags = [*training_flags(sample_store, Path(), *PROFILE), "--deepspeed", PROJECT_DIR / "ds_config.json"]
+    done = run(*python("pretrain.py", *flags), cwd=tmp_path / "run")
+    assert done.returncode == 0, done.output
+    assert done.stdout.startswith("measured: ")
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*")] == [Path("run")]

@@ -14,14 +14,14 @@ from pretraining.system.host import available_host_bytes
 from pretraining.training.data.dataset import BLOCKS_READ_AT_START
 from pretraining.training.data.order import make_order
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run
-from tests.programs.launching import records, training_flags, try_to_train
+from tests.programs.launching import records, run_forked, training_flags, try_to_train
 from tests.unit.training.data.test_dataset import forge
 
 pytestmark = pytest.mark.launch
 
 
 def test_two_ranks_report_a_mistake_once(sample_store: Path, tmp_path: Path) -> None:
-    done = try_to_train("deepspeed", sample_store, tmp_path / "run", "--global_batch_tokens", 100)
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", "--global_batch_tokens", 100)
     assert_one_error(done, "--global_batch_tokens 100: is not a multiple of 256", "use 256")
     assert not (tmp_path / "run/run.json").exists()
 
@@ -45,7 +45,7 @@ def test_more_processes_than_the_machine_has_places(sample_store: Path, tmp_path
 def test_a_model_that_this_machine_cannot_hold(sample_store: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available() or available_host_bytes() > 100e9:
         pytest.skip("this machine can hold Llama-2-7B")
-    done = run(
+    done = run_forked(
         *python(
             "pretrain.py", "--dataset", sample_store, "--global_batch_tokens", 640, "--output_dir", tmp_path / "run"
         )
@@ -76,7 +76,7 @@ def test_a_launcher_that_loses_zero3_is_stopped(sample_store: Path, tmp_path: Pa
 
 def test_tasks_of_srun_do_not_train_alone(sample_store: Path, tmp_path: Path) -> None:
     flags = training_flags(sample_store, tmp_path / "run")
-    done = run(*python("pretrain.py", *flags), env={"SLURM_NTASKS": "2", "SLURM_PROCID": "0"})
+    done = run_forked(*python("pretrain.py", *flags), env={"SLURM_NTASKS": "2", "SLURM_PROCID": "0"})
     assert_one_error(done, "srun: each task would train alone")
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_test_split_is_found_before_the_training(sample_store: Path, t
     shutil.copytree(sample_store, store)
     (path,) = store.glob("data/test-*.parquet")
     path.write_bytes(path.read_bytes()[:-100])
-    assert_one_error(try_to_train("python", store, tmp_path / "run"), str(path), "the manifest has")
+    assert_one_error(try_to_train("fork", store, tmp_path / "run"), str(path), "the manifest has")
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
@@ -131,7 +131,7 @@ def test_text_or_nothing_as_a_data_set(tmp_path: Path, flags: list[str]) -> None
         "": "a path or name, not ''",
     }
     for dataset, part in cases.items():
-        done = run(*python("pretrain.py", "--model", "quickstart", "--dataset", dataset, *flags))
+        done = run_forked(*python("pretrain.py", "--model", "quickstart", "--dataset", dataset, *flags))
         assert_one_error(done, "--dataset", part)
 
 
@@ -146,7 +146,7 @@ def test_a_recipe_with_typos_reports_all_of_them(tmp_path: Path) -> None:
 
 
 def test_a_trainer_flag_that_the_trainer_refuses(sample_store: Path, tmp_path: Path) -> None:
-    done = try_to_train("python", sample_store, tmp_path / "run", "--load_best_model_at_end", "--save_steps", 7)
+    done = try_to_train("fork", sample_store, tmp_path / "run", "--load_best_model_at_end", "--save_steps", 7)
     assert_one_error(done, "Trainer flags: ")
 
 
@@ -154,6 +154,6 @@ def test_a_finished_run_is_not_overwritten(sample_store: Path, tmp_path: Path) -
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text("{}")
     before = sorted(tmp_path.iterdir())
-    done = try_to_train("python", sample_store, tmp_path, "--resume", "never")
+    done = try_to_train("fork", sample_store, tmp_path, "--resume", "never")
     assert_one_error(done, "already contains a run", "drop --resume")
     assert sorted(tmp_path.iterdir()) == before

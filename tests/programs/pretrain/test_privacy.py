@@ -69,7 +69,7 @@ def test_a_run_keeps_to_itself(name: str, sample_store: Path, tmp_path: Path) ->
 
 
 def test_the_doctors_processes_meet_in_a_file(tmp_path: Path) -> None:
-    code = "import json, os, sys; from torch import distributed; from pretraining.doctor.gpu import all_reduce\n"
+    code = "import json, os, sys; from torch import distributed; from pretraining.doctor import all_reduce\n"
     code += "from tests.programs.drivers.listening_run import *\n"
     code += "end = distributed.destroy_process_group\n"
     code += "distributed.destroy_process_group = lambda: (sys.stderr.write(json.dumps(list(listening()))), end())\n"

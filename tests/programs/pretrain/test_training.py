@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 
 from pretraining.data.store.manifest import read_manifest
 from pretraining.training.build import ORDER
-from tests.conftest import PROJECT_DIR, needs_compiler, python, run_fine
-from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, records, train
+from tests.conftest import PROJECT_DIR, Done, needs_compiler, python, run_fine
+from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, records, run_forked_fine, train
 from tests.rounding import assert_same_training, loss_rounding
 
 pytestmark = pytest.mark.launch
@@ -102,7 +103,7 @@ def test_one_process_with_more_accumulation_is_the_same_run(
     reference_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
     workers = ["--dataloader_num_workers", 1, "--dataloader_prefetch_factor", 3]
-    train("python", sample_store, tmp_path / "run", "--save_strategy", "no", "--eval_steps", 3, *workers)
+    train("fork", sample_store, tmp_path / "run", "--save_strategy", "no", "--eval_steps", 3, *workers)
     assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["gradient_accumulation_steps"] == 4
     assert_same_run(tmp_path / "run", reference_run)
     for key in ("eval_loss", "test_loss"):  # 52 and 44 blocks do not divide by the processes alike
@@ -146,7 +147,7 @@ def test_a_resumed_run_equals_one_never_stopped(reference_run: Path, sample_stor
     shutil.rmtree(run_dir / "model")
     log = run_dir / "metrics.jsonl"
     log.write_text(log.read_text().replace('"step": 1,', '"step": 1, "from_before": true,') + '{"step": 6, "lo')
-    done = train("deepspeed", sample_store, run_dir, "--eval_steps", 3, env=ONE_THREAD)
+    done = train("2 ranks", sample_store, run_dir, "--eval_steps", 3)
     assert f"resuming from {run_dir}/checkpoint-3" in done.stderr
     assert [record["step"] for record in records(run_dir, "from_before")] == [1], "steps before were trained again"
     assert figures(run_dir) == figures(reference_run)
@@ -169,6 +170,21 @@ def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
     assert figures(run_dir) == figures(reference_run)
     assert records(run_dir, "test_loss")[-1]["test_loss"] == records(reference_run, "test_loss")[-1]["test_loss"]
     assert (run_dir / "model/model.safetensors").is_file()
+
+
+def test_the_launcher_is_started_without_a_path(sample_store: Path, tmp_path: Path) -> None:
+    """As where the packages lie in a folder of PYTHONPATH, whose scripts are on no PATH."""
+    flags = ["--max_steps", 1, "--save_strategy", "no", "--eval_strategy", "no"]
+    train("deepspeed", sample_store, tmp_path / "run", *flags, env={"PATH": ""})
+    assert len(figures(tmp_path / "run")) == 1
+
+
+def test_no_program_looks_for_the_launcher_by_its_name() -> None:
+    """`DEEPSPEED` starts it; the doctor alone looks whether a user's shell finds it."""
+    by_name = re.compile(r"""(which|with_name)\(["']deepspeed["']\)|\[["']deepspeed["'], f?["']-""")
+    sources = [path for path in PROJECT_DIR.rglob("*.py") if not path.relative_to(PROJECT_DIR).parts[0].startswith(".")]
+    found = {str(path.relative_to(PROJECT_DIR)) for path in sources if by_name.search(path.read_text())}
+    assert found == {"pretraining/doctor/software/packages.py"}
 
 
 def test_a_line_of_the_log_across_a_resume_has_all_its_steps(sample_store: Path, tmp_path: Path) -> None:
@@ -214,29 +230,47 @@ def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_st
     assert_same_run(tmp_path / "run", reference_run)
 
 
+@pytest.fixture(scope="module")
+def compiled_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """Two processes with compiled layers, and what they logged.
+
+    Their compiler's cache, a new one, lies beside the run: what one of them has compiled the other takes from there.
+    """
+    run_dir = tmp_path_factory.mktemp("compiled") / "run"
+    return run_dir, train("2 ranks", sample_store, run_dir, "--compile_layers", *COMPILED, env=compiler_env(run_dir))
+
+
+# Texts of all lengths.
+COMPILED = ["--activation_checkpointing", "--sample_steps", 3, "--sample_tokens", 5]
+COMPILED += ["--save_steps", 3, "--eval_strategy", "no", "--export", "false"]
+
+
+def compiler_env(run_dir: Path) -> dict[str, str]:
+    return {"TORCH_LOGS": "graph_breaks,recompiles", "TORCHINDUCTOR_CACHE_DIR": str(run_dir.parent / "compiler")}
+
+
 @needs_compiler
 @pytest.mark.guarantee("Compiled layers train the same, in one graph under ZeRO-3.")
-def test_compiled_layers_train_the_same_in_one_graph(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    flags = ["--save_strategy", "no", "--eval_strategy", "no", "--export", "false", "--compile_layers"]
-    flags += ["--sample_steps", 3, "--sample_tokens", 5]  # texts of all lengths
-    words = {"TORCH_LOGS": "graph_breaks,recompiles", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-    done = train("torchrun", sample_store, tmp_path / "run", *flags, "--activation_checkpointing", env=words)
-    assert_same_run(tmp_path / "run", reference_run)
+def test_compiled_layers_train_the_same_in_one_graph(compiled_run: tuple[Path, Done], reference_run: Path) -> None:
+    run_dir, done = compiled_run
+    assert_same_run(run_dir, reference_run)
+    assert list((run_dir.parent / "compiler").rglob("*.so")), "nothing was compiled"
     assert "raph break" not in done.output
-    assert "size mismatch" not in done.output, "compiled anew for a text"
+    assert "size mismatch" not in done.output, "recompiled for a text"
 
 
 @needs_compiler
-def test_a_resumed_run_keeps_its_compiled_layers_to_the_bit(sample_store: Path, tmp_path: Path) -> None:
-    """Without the flag: so short a run is not compiled unasked, and what is not compiled rounds in another way."""
-    flags = ["--save_steps", 3, "--eval_strategy", "no", "--export", "false"]
-    train("torchrun", sample_store, tmp_path / "run", *flags, "--compile_layers")
-    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
-    checkpoint = tmp_path / "resumed/checkpoint-3"
-    done = train("torchrun", sample_store, tmp_path / "resumed", *flags, "--resume", checkpoint)
+def test_a_resumed_run_keeps_its_compiled_layers_to_the_bit(
+    compiled_run: tuple[Path, Done], sample_store: Path, tmp_path: Path
+) -> None:
+    """Without the flag: a run this short is not compiled by default, and what is not compiled rounds in another way."""
+    run_dir, _ = compiled_run
+    resumed = shutil.copytree(run_dir, tmp_path / "resumed")
+    words = [*COMPILED, "--resume", resumed / "checkpoint-3"]
+    done = train("2 ranks", sample_store, resumed, *words, env=compiler_env(run_dir))
     assert "layers: compiled (as the run was started)" in done.output
-    assert figures(tmp_path / "resumed") == figures(tmp_path / "run")
-    assert json.loads((tmp_path / "resumed/run.json").read_text())["arguments"]["compile_layers"] is True
+    assert figures(resumed) == figures(run_dir)
+    assert json.loads((resumed / "run.json").read_text())["arguments"]["compile_layers"] is True
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +290,7 @@ def test_zero3_equals_the_plain_trainer_over_a_hundred_steps(
     weights = instrumented_run / "first_weights.pt"
     script = PROJECT_DIR / "tests/programs/drivers/plain_run.py"
     words = [weights, config, sample_store, tmp_path, BLOCKS_PER_STEP, 100]
-    run_fine(sys.executable, script, *words, timeout=500, env={"PYTHONPATH": str(PROJECT_DIR), **ONE_THREAD})
+    run_forked_fine(sys.executable, script, *words)
     plain = [(record["loss"], record["grad_norm"]) for record in json.loads((tmp_path / "records.json").read_text())]
     ours = figures(instrumented_run)
     assert_same_training(ours, plain)

@@ -91,6 +91,15 @@ def test_a_run_goes_on_with_any_number_of_processes(
         assert_exports_its_weights(run_dir / f"checkpoint-{STEPS}")
 
 
+@pytest.mark.guarantee("A rollback and --load_best_model_at_end never hold two copies of the optimizer state.")
+def test_the_state_is_freed_before_another_is_loaded(sample_store: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--on_spike", "rollback", "--eval_strategy", "steps", "--eval_steps", 2]
+    flags += ["--load_best_model_at_end", "--metric_for_best_model", "loss"]
+    script, env = "tests/programs/drivers/elastic_run.py", {"KEPT": str(tmp_path), "SPIKE_AT": "5"}
+    train("2 ranks", sample_store, tmp_path / "run", *flags, script=script, env=env)
+    assert {folder.name for folder in tmp_path.glob("restored-*")} == {"restored-1", "restored-2"}
+
+
 def assert_exports_its_weights(checkpoint: Path) -> None:
     """The shards of its processes, put together by one, are the weights that it has."""
     model_dir = checkpoint.with_name("exported")

@@ -13,7 +13,7 @@ from pretraining.training.data.batch import collate_targets, model_inputs
 from pretraining.training.data.dataset import BlockDataset, BlockFields
 from pretraining.training.model.loss import token_losses
 from tests.conftest import TINY_MODEL, python, run_fine
-from tests.programs.launching import figures, records, train
+from tests.programs.launching import figures, records, run_forked_fine, train
 
 pytestmark = pytest.mark.launch
 
@@ -50,7 +50,8 @@ def test_exports_change_nothing_in_the_run(sample_store: Path, tmp_path: Path) -
     assert {path: path.stat().st_ctime_ns for path in exports.rglob("*")} == before
     assert figures(run_dir) == figures(other)
 
-    done = run_fine(*python("generate.py", "--model", exports / "step-2", "--max_new_tokens", 3, "--prompt", "The"))
+    words = ["--model", exports / "step-2", "--max_new_tokens", 3, "--prompt", "The"]
+    done = run_forked_fine(*python("generate.py", *words))
     assert done.stdout.startswith("The")
 
 

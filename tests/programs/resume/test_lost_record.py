@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import torch
 from pretraining.runs.checksums import read_complete, record_file, write_manifest
 from pretraining.runs.export.zero_shards import config_of_checkpoint
 from pretraining.runs.record_file import read_run_record
-from tests.conftest import assert_one_error, python, run_fine
-from tests.programs.launching import figures, records, train, try_to_train
+from tests.conftest import assert_one_error, python
+from tests.programs.launching import figures, records, run_forked_fine, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -92,10 +93,10 @@ def test_a_model_is_made_without_the_record(run_dir: Path) -> None:
         path.unlink()
         complete_again(path.parent)
     (run_dir / "run.json").unlink()
-    done = run_fine(*python("generate.py", "--model", run_dir, "--prompt", "a", "--max_new_tokens", 2))
+    done = run_forked_fine(*python("generate.py", "--model", run_dir, "--prompt", "a", "--max_new_tokens", 2))
     assert "checkpoint-3" in done.stderr
     words = ["-m", "tools.checkpoints", "export", run_dir / "checkpoint-2", run_dir.parent / "model"]
-    assert "exported model: " in run_fine(python("x")[0], *words).stderr
+    assert "exported model: " in run_forked_fine(sys.executable, *words).stderr
     assert config_of_checkpoint(run_dir / "checkpoint-2").dtype == torch.float32, "fp32 as in run.json"
 
 

@@ -17,8 +17,8 @@ from pretraining.runs.checksums import COMPLETE_NAME, record_file, write_manifes
 from pretraining.runs.export import from_checkpoint as checkpoint_export
 from pretraining.runs.export.zero_shards import open_shards
 from pretraining.runs.verification import checkpoint_problems
-from tests.conftest import TINY_MODEL, run, run_fine
-from tests.programs.launching import train
+from tests.conftest import TINY_MODEL, run
+from tests.programs.launching import run_forked_fine, train
 from tools.checkpoints import main
 
 pytestmark = pytest.mark.launch
@@ -38,7 +38,7 @@ def finished_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model_dir = tmp_path_factory.mktemp("exported") / "new" / "model"
-    done = run_fine(*TOOL, "export", finished_run / "checkpoint-2", model_dir)
+    done = run_forked_fine(*TOOL, "export", finished_run / "checkpoint-2", model_dir)
     assert done.stdout == ""
     assert f"exported model: {model_dir} (bf16)" in done.stderr
     return model_dir

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from pretraining.errors import UserError
 from tests.conftest import PROJECT_DIR, python, run, run_fine
-from tests.programs.launching import records
+from tests.programs.launching import records, run_forked_fine
 from tests.rounding import MEAN_ROUNDING, loss_rounding
 from tools.evaluate import main
 
@@ -60,7 +60,7 @@ def test_the_figures_are_those_of_transformers_on_each_document_alone(trained_ru
     texts = {"short": [story[:200] for story in STORIES[:20]], "long": STORIES[20:26]}
     files = {name: write_documents(tmp_path / f"{name}.jsonl", found) for name, found in texts.items()}
     words = [trained_run, "--data_files", *(f"{name}={path}" for name, path in files.items())]
-    done = run_fine(*EVALUATE, *words, "--output", tmp_path / "found.json")
+    done = run_forked_fine(*EVALUATE, *words, "--output", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["source", "long", "short", "total"]
 

@@ -3,14 +3,18 @@
 import json
 import math
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from accelerate.hooks import ModelHook, add_hook_to_module
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from generate import main as generate
 from pretraining.errors import UserError
+from pretraining.generation import load_model
+from pretraining.generation.source import ModelSource
 from tests.conftest import PROJECT_DIR, run_fine
 from tests.rounding import loss_rounding
 from tools.evaluate import main
@@ -137,3 +141,23 @@ def test_each_checkpoint_writes_what_generate_writes(
 def test_a_model_is_passed_once(trained_run: Path) -> None:
     with pytest.raises(UserError, match="is passed twice; remove one"):
         main([str(trained_run), str(trained_run), "--prompts", "x"])
+
+
+@pytest.mark.launch
+def test_one_model_at_a_time_is_in_memory(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On devices of accelerate too, whose hooks refer to the layers that refer to them."""
+    loaded: list[weakref.ReferenceType[torch.Tensor]] = []
+    load = load_model.load_model
+
+    def load_alone(source: ModelSource) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+        assert [weight() for weight in loaded] == [None] * len(loaded), "an earlier model is still in memory"
+        model, tokenizer = load(source)
+        loaded.append(weakref.ref(model.get_input_embeddings().weight))
+        add_hook_to_module(model.model, ModelHook())
+        return model, tokenizer
+
+    monkeypatch.setattr(load_model, "load_model", load_alone)
+    main(
+        [str(trained_run), "--all_checkpoints", "--data_files", str(SAMPLE), "--prompts", "x", "--max_new_tokens", "2"]
+    )
+    assert len(loaded) == 2

@@ -16,8 +16,9 @@ from pretraining.evaluation.known_limit import Gap
 from pretraining.training.config.recording import known_limit_of
 from small_world import WORLD
 from small_world.reading import story_readings
-from tests.conftest import PROJECT_DIR, assert_one_error, run, run_fine
+from tests.conftest import PROJECT_DIR, assert_one_error, run_fine
 from tests.fakes.exported import export_random_model
+from tests.programs.launching import run_forked
 from tools.small_world import lines
 from tools.small_world import main as make_world
 from tools.small_world_check import CheckArguments, check_not_below, main, true_bits
@@ -149,5 +150,5 @@ def test_an_empty_prompt_needs_bos(folder: Path, tmp_path: Path) -> None:
     export_random_model(tmp_path / "model", folder / "blocks")
     words = ["--model", tmp_path / "model", "--prompt", "", "--max_new_tokens", "4"]
     assert_one_error(
-        run(sys.executable, PROJECT_DIR / "generate.py", *words), "--prompt: is empty, and the model has no BOS"
+        run_forked(sys.executable, PROJECT_DIR / "generate.py", *words), "--prompt: is empty, and the model has no BOS"
     )

@@ -101,8 +101,8 @@ def test_each_damage_of_a_run_is_named(run_dir: Path, capsys: pytest.CaptureFixt
     assert [words for words in ("is damaged: its XXH3 is", "scheduler.pt is missing", "more is extra")
             if not any(words in problem for problem in found["checkpoint-3"])] == []  # fmt: skip
     assert any(shard.name in problem for problem in found["checkpoint-3"])
-    assert found["checkpoint-6"] == ["complete.json is missing: the save did not finish"]
-    assert found["model"] == ["model.safetensors is damaged: model.norm.weight has NaN or infinity"]
+    assert found["checkpoint-6"] == ["complete.json is missing, the save did not finish"]
+    assert found["model"] == ["model.safetensors is damaged: NaN or infinity in 1 tensor (model.norm.weight)"]
     assert not verify(run_dir)
     assert "NOT AS IT WAS WRITTEN: 3" in capsys.readouterr().out
 

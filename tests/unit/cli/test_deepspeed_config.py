@@ -123,6 +123,15 @@ def test_what_agrees_with_the_flags_or_asks_for_nothing_passes(tmp_path: Path) -
     ]
 
 
+def test_the_timer_of_deepspeed_is_off_unless_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    for timers, expected in (({}, False), ({"throughput": {}}, False), ({"throughput": {"enabled": True}}, True)):
+        path.write_text(json.dumps({"zero_optimization": ZERO, "timers": timers}))
+        assert load_ds_config(str(path))["timers"]["throughput"]["enabled"] is expected
+    path.write_text(json.dumps({"zero_optimization": ZERO}))
+    assert load_ds_config(str(path))["timers"] == {"throughput": {"enabled": False}}
+
+
 @pytest.mark.parametrize("path", sorted(PROJECT_DIR.glob("ds_config*.json")), ids=lambda path: path.name)
 def test_our_own_configs_are_taken_as_they_are(path: Path) -> None:
     assert load_ds_config(str(path)) == json.loads(path.read_text())

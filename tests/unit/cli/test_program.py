@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.cli.program import importing_libraries
 from tests.conftest import PROJECT_DIR, python, run, run_fine
 
 PROGRAMS = ["preprocess.py", "pretrain.py", "finetune.py", "generate.py", "train_tokenizer.py"]
@@ -110,3 +112,18 @@ def test_a_run_folder_that_may_not_be_read_is_not_called_empty(tmp_path: Path) -
     code += "os.setgid(65534); os.setuid(65534); errors.run_program(tools.checkpoints.main)"
     done = run(sys.executable, "-c", code, "verify", closed)
     assert done.errors == [f"error: {closed}: cannot be used (Permission denied); fix it, or choose another path"]
+
+
+def test_imports_are_not_collected_again() -> None:
+    gc.unfreeze()
+    try:
+        with importing_libraries():
+            assert not gc.isenabled()
+            made = [[] for _ in range(1000)]
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > len(made)
+        with pytest.raises(ImportError), importing_libraries():
+            raise ImportError
+        assert gc.isenabled(), "after an import that failed, too"
+    finally:
+        gc.unfreeze()

@@ -197,8 +197,13 @@ def test_dictionaries_are_read_as_json(tmp_path: Path) -> None:
         ("fsdp", "DeepSpeed shards the training, see --deepspeed"),
         (
             "tf32",
-            "unknown flag; pass other fields of TrainingArguments by --trainer_arguments NAME=VALUE",
+            "unknown flag; pass other fields of the Trainer by --trainer_arguments NAME=VALUE",
         ),
+        (
+            "use_cache",
+            "unknown flag (did you mean use_cpu?); pass other fields of the Trainer by --trainer_arguments NAME=VALUE",
+        ),
+        ("save_only_model", "a checkpoint without optimizer states cannot be resumed; use --export_every_tokens N"),
     ],
 )
 def test_names_of_other_tools_and_earlier_versions_lead_to_a_flag(word: str, problem: str) -> None:

@@ -15,6 +15,7 @@ from pretraining.evaluation.held_out import DEFAULT_READING_OPTIONS, HeldOutDocu
 from pretraining.evaluation.windows import TextWindow, split_into_windows
 from pretraining.training.model.tokenizer import tokenizer_for_model
 from tests.conftest import python, run_fine
+from tests.unit.data.tokenize.test_backends import per_text
 from tests.unit.data.tokenize.test_tokenizer import ODD_TEXTS
 
 
@@ -34,7 +35,7 @@ def test_documents_are_those_of_training(
     of_model = tokenizer_of_model(PreTrainedTokenizerFast.from_pretrained(tmp_path / "model"))
     documents = HeldOutDocuments(find_inputs([str(path)]), DEFAULT_READING_OPTIONS, of_model)
     passages = list(documents)
-    expected = load_document_tokenizer(name, add_bos=add_bos).encode(texts).per_text()
+    expected = per_text(load_document_tokenizer(name, add_bos=add_bos).encode(texts))
     for text, passage, ids in zip(texts, passages, expected, strict=True):
         assert passage.ids.tolist() == ids.tolist()
         assert passage.num_bytes.sum() == len(text.encode())

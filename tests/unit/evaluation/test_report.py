@@ -1,22 +1,28 @@
-"""Completions of several models side by side, in lines of bounded length."""
+"""A report on completions: lines and JSON have the same figures; what was not measured is in neither."""
 
-from pretraining.evaluation.report import SavedCompletion, comparison_lines
+from pretraining.evaluation.completion_file import SavedCompletion
+from pretraining.evaluation.memorization import CopiedFigures
+from pretraining.evaluation.report import CompletionReport
+from pretraining.evaluation.text_statistics import text_statistics
+
+COMPLETIONS = [SavedCompletion("a", "x y", [1, 2, 1, 2], "eos"), SavedCompletion("a", "z", [3], "length")]
+ROW = {"sample": 2, "num_tokens": 9, "file": "news.jsonl", "line": 7, "text": "word " * 80}
 
 
-def completion(text: str, tokens: list[int]) -> SavedCompletion:
-    return SavedCompletion("a", text, tokens, "length")
+def test_only_what_was_measured_is_reported() -> None:
+    alone = CompletionReport(text_statistics(COMPLETIONS), None, None)
+    assert [line.split()[0] for line in alone.lines()] == ["completions", "length", "repetition", "diversity"]
+    assert not alone.as_json().keys() & {"perplexity", "copied_share", "copied_runs"}
 
 
-def test_models_are_shown_side_by_side() -> None:
-    long_name = "a/long/path/of/a/model/" * 4
-    completions = {
-        "checkpoint-40": [completion("one\n\n two", [1, 1]), completion("word " * 80, [2])],
-        long_name: [completion("\n\nx", [3, 4]), completion("w" * 400, [5])],
-    }
-    lines = "\n".join(comparison_lines(["The prompt", "Another"], completions)).splitlines()
-    width = len(long_name)
-    assert lines[0] == f"{'checkpoint-40':<{width}} rep-1 25.0%  rep-2 0.0%  distinct-1 66.7%  distinct-2 33.3%"
-    assert lines[2:5] == ["", "The prompt", f"{'checkpoint-40':<{width}} one two"]
-    assert lines[5] == f"{long_name} x"
-    assert lines[-1] == f"{long_name} {'w' * 99}…"
-    assert max(map(len, lines)) < 300
+def test_perplexity_and_copied_text_follow_the_statistics() -> None:
+    copied = CopiedFigures(num_continuations=2, copied_share=0.5, copied_runs=[ROW])
+    perplexity = {"continuations": 12.3, "held_out": None}
+    report = CompletionReport(text_statistics(COMPLETIONS), perplexity, copied)
+    *_, likelihood, share, run = report.lines()
+    assert likelihood == "perplexity     12.30 on completions"
+    assert share.startswith("copied         50.0% of the tokens; 1 of 2 completions have a run of 8 tokens or more")
+    assert run.startswith("     9 tokens of completion 2, in news.jsonl:7: word word")
+    assert len(run) < 200
+    found = report.as_json()
+    assert (found["perplexity"], found["copied_share"], found["num_continuations"]) == (perplexity, 0.5, 2)

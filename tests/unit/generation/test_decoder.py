@@ -1,9 +1,12 @@
-"""The decoder's logits are those of transformers' own forward."""
+"""The decoder's logits are those of transformers' own forward; padded for a GPU it has few shapes, and its tokens."""
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pretraining.cli.arguments.generate import GenerateArguments
+from pretraining.generation.batching import ActiveSequence, Request, generate_batched
 from pretraining.generation.decoder import LlamaDecoder
 from tests.rounding import assert_same_sums, path_length
 
@@ -29,15 +32,8 @@ LENGTHS = (5, 17, 30)
 
 def small_model(**fields: object) -> LlamaForCausalLM:
     """Weights large enough that every part of the model matters to the logits."""
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        vocab_size=300,
-        max_position_embeddings=64,
-        **fields,
-    )
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = LlamaConfig(**{**shape, "vocab_size": 300, "max_position_embeddings": 64, **fields})
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
@@ -46,14 +42,15 @@ def small_model(**fields: object) -> LlamaForCausalLM:
     return model
 
 
+@pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES.keys())
-def test_logits_are_those_of_the_models_forward(fields: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_those_of_the_models_forward(fields: dict, multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretraining.generation.decoder.MAX_PREFILL_TOKENS", 60)  # two prompts, then the third
     model = small_model(**fields)
     ids = torch.randint(0, 300, (3, 50))
     with torch.no_grad():
         expected = model(ids).logits
-    decoder = LlamaDecoder(model, num_rows=4, num_positions=50)
+    decoder = LlamaDecoder(model, num_rows=4, num_positions=50, multiple=multiple)
     logits = decoder.prefill([ids[row, :length].tolist() for row, length in enumerate(LENGTHS)], first_row=0)
     for step in range(20):
         for row, length in enumerate(LENGTHS):
@@ -62,12 +59,13 @@ def test_logits_are_those_of_the_models_forward(fields: dict, monkeypatch: pytes
         logits = decoder.next_logits([ids[row, place].item() for row, place in enumerate(positions)], positions)
 
 
-def test_a_row_that_moved_continues_unchanged() -> None:
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_a_row_that_moved_continues_unchanged(multiple: int) -> None:
     model = small_model()
     ids = torch.randint(0, 300, (2, 20))
     with torch.no_grad():
         expected = model(ids).logits
-    decoder = LlamaDecoder(model, num_rows=2, num_positions=20)
+    decoder = LlamaDecoder(model, num_rows=2, num_positions=20, multiple=multiple)
     decoder.prefill([ids[0, :15].tolist(), ids[1, :10].tolist()], first_row=0)
     decoder.copy_row(1, 0, num_positions=10)
     logits = decoder.next_logits([ids[1, 10].item()], [10])
@@ -75,3 +73,41 @@ def test_a_row_that_moved_continues_unchanged() -> None:
     logits = decoder.prefill([ids[0, :12].tolist()], first_row=1)  # over what another text left
     logits = decoder.next_logits([ids[1, 11].item(), ids[0, 12].item()], [11, 12])
     assert_same_sums(logits, torch.stack((expected[1, 11], expected[0, 12])), path_length(model.config, 20))
+
+
+@pytest.mark.parametrize("flags", [{"greedy": True}, {"repetition_penalty": 1.0}], ids=["greedy", "sampled"])
+@pytest.mark.guarantee("On a GPU, generation computes attention in few shapes, and the tokens do not change.")
+def test_padded_for_a_gpu_few_shapes_occur_and_the_tokens_stay(flags: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without padding each token is a shape, for each of which cuDNN would build a plan and a graph be captured."""
+    shapes: list[tuple[torch.Size, torch.Size]] = []
+    attend = functional.scaled_dot_product_attention
+
+    def record(queries: torch.Tensor, keys: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        shapes.append((queries.shape, keys.shape))
+        return attend(queries, keys, *args, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", record)
+    model = small_model(max_position_embeddings=128, num_key_value_heads=2)
+    lengths = (3, 40, 17, 9, 33, 1, 24)
+    requests = [Request("", torch.randint(0, 300, (n,)).tolist(), number, 0) for number, n in enumerate(lengths)]
+
+    def finish_reason(sequence: ActiveSequence) -> str:
+        return "eos" if sequence.ids[-1] < 3 else "length" if len(sequence.ids) == 64 else ""
+
+    def generated(multiple: int) -> dict[tuple[int, int], list[int]]:
+        shapes.clear()
+        decoder = LlamaDecoder(model, num_rows=3, num_positions=104, multiple=multiple)
+        arguments = GenerateArguments(max_new_tokens=64, **flags)
+        return {one.request.key: one.ids for one in generate_batched(decoder, requests, finish_reason, arguments)}
+
+    plain = generated(1)
+    assert len(set(shapes)) > 64
+    padded = generated(32)
+    assert padded == plain
+    decode = {(queries, keys) for queries, keys in shapes if queries[2:] != keys[2:] and queries[2] == 2}
+    prefill = set(shapes) - decode
+    assert {keys[2] for _, keys in decode} <= {32, 64, 96, 128}
+    assert {queries[0] for queries, _ in decode} == {3}, "always all rows"
+    assert len(decode) <= 4
+    assert {queries[2] for queries, _ in prefill} <= {32, 64}
+    assert len(prefill) <= 6, "prompts of three rows at most, in two widths"

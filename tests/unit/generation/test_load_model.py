@@ -102,3 +102,23 @@ def test_a_model_goes_to_the_roomiest_gpu_or_to_several(monkeypatch: pytest.Monk
     several = load_model._gpu_map(model, torch.float32, [int(0.7 * num_bytes), int(0.7 * num_bytes)])
     assert set(several.values()) == {0, 1}
     assert load_model._gpu_map(model, torch.float32, [num_bytes // 4, num_bytes // 4]) == {}
+
+
+def test_free_memory_of_several_gpus_is_asked_without_a_context_on_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context takes half a gigabyte of each GPU."""
+    used = {0: 10, 1: 70}
+    properties = type("Properties", (), {"total_memory": 80})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "device_memory_used", used.__getitem__)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: pytest.fail("creates a context"))
+    assert load_model._free_gpu_bytes() == [70, 10]
+
+
+def test_a_loaded_model_never_uses_cudnns_attention(model_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It builds a plan for every new length: of each text, and without padding of each token."""
+    switched = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", switched.append)
+    folder = model_dirs / "float16"
+    load_model.load_weights(folder, LlamaConfig.from_pretrained(folder), only_shards=False, dtype_name="float16")
+    assert switched == [False]

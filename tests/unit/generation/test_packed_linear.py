@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.generation.decoder import LlamaDecoder
 from pretraining.generation.packed_linear import MIN_FP32_SIZE, PackedLinear, pack_linear_layers
-from pretraining.system.processor import bf16_instruction
+from pretraining.system.host import bf16_instruction
 from tests.rounding import BF16_ROUNDOFF, assert_same_sums, path_length, sum_rounding
 
 HAS_BF16_FORM = torch.ops.mkldnn._is_mkldnn_bf16_supported()

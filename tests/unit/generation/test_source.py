@@ -12,6 +12,9 @@ def test_all_saved_models_of_a_run_by_step(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     (run_dir / "exports/step-5").mkdir(parents=True)
     (run_dir / "exports/step-10").mkdir()
+    for name in ("step-10.partial", "step-11.partial-2", "step-7.superseded", "step-", "step-one"):
+        (run_dir / "exports" / name).mkdir()
+    (run_dir / "exports/step-8").touch()
     (run_dir / "run.json").write_text('{"arguments": {"max_steps": 12}}')
     exports = [run_dir / "exports/step-5", run_dir / "exports/step-10"]
     assert saved_models(run_dir) == exports

@@ -1,7 +1,10 @@
 """Layouts to plan for: a preset in bf16 on one GPU, with everything as the flags' defaults have it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from pretraining.planning.flops import LlamaShape
 from pretraining.planning.layout import TrainingLayout, ZeroSettings
 
 
@@ -34,11 +37,13 @@ AUTO = {
 }
 
 
-def layout_of(name: str, *, num_gpus: int = 1) -> TrainingLayout:
-    shape = SHAPES[name]
+def layout_of(
+    name: str, *, num_gpus: int = 1, shape: LlamaShape | None = None, zero: Mapping[str, Any] = AUTO
+) -> TrainingLayout:
+    shape = shape or SHAPES[name]
     return TrainingLayout(
         shape=shape,
-        zero=ZeroSettings.of(AUTO, hidden_size=shape.hidden_size),
+        zero=ZeroSettings.of(zero, shape),
         block_length=4096,
         micro_batch_blocks=1,
         evaluation_blocks=1,

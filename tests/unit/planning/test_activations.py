@@ -201,3 +201,11 @@ def test_the_7b_keeps_23_gib_a_block_and_1_with_checkpoints() -> None:
     layout = layout_of("llama2_7b")
     assert layer_bytes(layout) * 32 / 2**30 == pytest.approx(22.8, abs=0.1)
     assert activations(replace(layout, checkpoint_every=1)).kept / 2**30 == pytest.approx(1.1, abs=0.1)
+
+
+def test_documents_by_their_bounds_take_no_mask() -> None:
+    masked = prepared(TINY, masks_documents=True, precision="bf16")
+    packed = replace(masked, attention="documents")
+    mask = masked.num_tokens * masked.block_length * (1 + 2)  # bool, and in the precision of the scores
+    assert activations(masked).kept - activations(packed).kept == mask
+    assert activations(replace(packed, attention="flash_attention_2")) == activations(packed)

@@ -42,6 +42,17 @@ def test_what_a_resume_may_change_is_no_difference(tmp_path: Path, change: Chang
     assert first_difference(write_run(tmp_path / "a", make_records()), write_run(tmp_path / "b", records)) is None
 
 
+@pytest.mark.parametrize(("loss", "norm", "is_found"), [(7.006, 0.5, False), (7.008, 0.5, True), (7.0, 0.501, True)])
+def test_a_tolerance_is_a_share_of_each_metric(loss: float, norm: float, is_found: bool, tmp_path: Path) -> None:
+    """And the weights of two runs that differ in the last bits of a loss are not compared."""
+    records = make_records()
+    records[1] |= {"loss": loss, "grad_norm": norm}
+    runs = write_run(tmp_path / "a", make_records()), write_run(tmp_path / "b", records, b"others")
+    difference = first_difference(*runs, relative=1e-3)
+    assert (difference is not None) == is_found
+    assert difference is None or difference.startswith("step 2: ")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

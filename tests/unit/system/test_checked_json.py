@@ -24,6 +24,10 @@ FINE = {"name": "x", "share": 1, "kind": "a", "sizes": [1, 2]}
     [
         (b"\xff", "not UTF-8 at byte 0"),
         (b"{", "not JSON"),
+        ('{"a": 1}'.encode("utf-16"), "not UTF-8 at byte 0"),
+        ('{"a": 1}'.encode("utf-16-le"), "not JSON"),
+        ('{"a": 1}'.encode("utf-32"), "not UTF-8 at byte 0"),
+        ('{"a": 1}'.encode("utf-8-sig"), "not JSON"),
         (b"[" * 65 + b"]" * 65, "nested deeper than 64"),
         (b"[" * 100_000 + b"]" * 100_000, "nested too deep"),
         (b"[9223372036854775808]", "more than 64 bits"),

@@ -1,8 +1,23 @@
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from pretraining.system.processes import ProcessHandle, command_words, descendants
+
+
+def test_a_process_may_be_called_anything(tmp_path: Path) -> None:
+    program = os.fsencode(tmp_path) + b"/\xff) R 1"
+    shutil.copy(shutil.which("sleep"), program)
+    with subprocess.Popen([program, "60"]) as process:
+        while command_words(process.pid)[:1] != [os.fsdecode(program)]:  # between fork and exec
+            assert process.poll() is None
+        handle = ProcessHandle.of(process.pid)
+        assert handle in descendants(os.getpid())
+        assert handle.parent() == os.getpid()
+        process.kill()
+    assert not handle.is_alive()
 
 
 def test_descendants_are_found_with_parents_first() -> None:

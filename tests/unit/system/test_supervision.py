@@ -4,6 +4,7 @@ import pytest
 
 from pretraining.system.supervision import (
     Restart,
+    forget_exit_codes,
     record_exit_code,
     recorded_exit_code,
     this_restart,
@@ -35,6 +36,22 @@ def test_a_stop_counts_when_every_rank_stopped(
         monkeypatch.setenv("RANK", str(rank))
         record_exit_code(code)
     assert recorded_exit_code(tmp_path) == expected
+
+
+def test_codes_of_an_earlier_program_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks of an earlier launcher, then two: rank 1 ends before rank 0 has started."""
+    monkeypatch.setenv("PRETRAINING_SUPERVISOR", str(tmp_path))
+    for launcher, size in (("first", 4), ("second", 2)):
+        monkeypatch.setenv("PRETRAINING_LAUNCHER", launcher)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(size))
+        for rank in reversed(range(size)):
+            monkeypatch.setenv("RANK", str(rank))
+            forget_exit_codes()
+            record_exit_code(2 if launcher == "first" else 75)
+    assert recorded_exit_code(tmp_path) == 75
+    assert len(list(tmp_path.iterdir())) == 2
+    forget_exit_codes()
+    assert [path.name for path in tmp_path.iterdir()] == ["1.exit"], "of rank 0 its own alone"
 
 
 def test_a_restart_is_known_to_its_processes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,33 @@ def test_other_fields_are_read_by_their_type(tmp_path: Path) -> None:
     assert GENERIC_FLAG not in found
 
 
+def test_fields_that_are_given_again_add_to_those_before(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("trainer_arguments: {tf32: false, torch_empty_cache_steps: 5, hub_revision: null}\n")
+    words = ["torch_empty_cache_steps=6", "--trainer_arguments", "logging_first_step=true"]
+    found = parsed("--recipe", str(recipe), "--dry_run", "--trainer_arguments", *words)
+    assert (found["tf32"], found["torch_empty_cache_steps"], found["logging_first_step"]) == (False, 6, True)
+    assert found["hub_revision"] is None, "not the text null"
+    recipe.write_text("trainer_arguments: {logging_first_step: null}\n")
+    expected = "logging_first_step: cannot be null; pass a value or remove it"
+    assert problems("--recipe", str(recipe)) == [f"--trainer_arguments {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--per_device_train_batch_size", "Auto"], "expects a whole number or auto, not 'Auto'"),
+        (
+            ["--logging_strategy", "epoch"],
+            "'epoch' is not one of no, steps; epochs follow each other without an end here: use steps and "
+            "--logging_steps N",
+        ),
+    ],
+)
+def test_a_wrong_value_leads_to_a_right_one(flags: list[str], problem: str) -> None:
+    assert problems(*flags) == [f"{flags[0]}: {problem}"]
+
+
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [

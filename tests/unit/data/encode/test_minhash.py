@@ -42,6 +42,11 @@ ODD_TEXTS = [
 ]
 
 
+def probability(minhash: MinHashBands, similarity: float) -> float:
+    """The probability that texts of this Jaccard similarity (0 to 1) share a band."""
+    return 1 - (1 - similarity**minhash.num_rows) ** minhash.num_bands
+
+
 def shingles(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", text.casefold())
     return {tuple(words[start : start + 5]) for start in range(len(words) - 4)}
@@ -115,7 +120,7 @@ def test_what_is_15_hundredths_less_similar_stays(threshold: float) -> None:
         others.append(with_another_end(story, numbers[less_similar]))
     found = near_copies(STORIES + others, threshold)
     taken = [found[len(STORIES) + number] != len(STORIES) + number for number in range(len(STORIES))]
-    assert np.mean(taken) <= MinHashBands(threshold).probability(threshold - 0.15) + 0.04
+    assert np.mean(taken) <= probability(MinHashBands(threshold), threshold - 0.15) + 0.04
 
 
 @pytest.mark.parametrize("similarity", [0.6, 0.7, 0.8, 0.85, 0.9])
@@ -130,7 +135,7 @@ def test_the_share_of_copies_found_is_the_published_probability(similarity: floa
     minhash = MinHashBands(0.8)
     found = (minhash.bands(firsts) == minhash.bands(seconds)).any(axis=1).mean()
     assert jaccard(firsts[0], seconds[0]) == pytest.approx(similarity, abs=0.005)
-    assert found == pytest.approx(minhash.probability(similarity), abs=0.07)
+    assert found == pytest.approx(probability(minhash, similarity), abs=0.07)
 
 
 def test_bands_do_not_depend_on_how_the_texts_are_divided() -> None:

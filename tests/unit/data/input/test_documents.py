@@ -1,12 +1,12 @@
 import pytest
 
-from pretraining.data.input.documents import Document, JsonFields, RawLine, SkippedLine, parse_json_line, parse_row
+from pretraining.data.input.documents import Document, RawLine, ReadingOptions, SkippedLine, parse_json_line, parse_row
 
-FIELDS = JsonFields("text", "source")
+OPTIONS = ReadingOptions(1 << 20)
 
 
-def parsed(content: bytes, *, number: int = 2, fields: JsonFields = FIELDS) -> Document | SkippedLine:
-    return parse_json_line(RawLine(number, 10, number, 10 + len(content), len(content), content), fields)
+def parsed(content: bytes, *, number: int = 2, options: ReadingOptions = OPTIONS) -> Document | SkippedLine:
+    return parse_json_line(RawLine(number, 10, number, 10 + len(content), len(content), content), options)
 
 
 @pytest.mark.parametrize(
@@ -63,15 +63,15 @@ def test_a_byte_order_mark_at_the_beginning_of_a_file_is_no_part_of_it() -> None
 
 
 def test_dotted_names_are_fields_of_fields() -> None:
-    fields = JsonFields("article.body", "meta.from")
-    document = parsed(b'{"article": {"body": "a"}, "meta": {"from": "wire"}}', fields=fields)
+    options = ReadingOptions(1 << 20, "article.body", "meta.from")
+    document = parsed(b'{"article": {"body": "a"}, "meta": {"from": "wire"}}', options=options)
     assert isinstance(document, Document)
     assert (document.text, document.source) == ("a", "wire")
-    named = parsed(b'{"article.body": "by this very name", "article": {"body": "a"}}', fields=fields)
+    named = parsed(b'{"article.body": "by this very name", "article": {"body": "a"}}', options=options)
     assert isinstance(named, Document)
     assert named.text == "by this very name"
     for other in (b'{"article": "a"}', b'{"article": {}}', b'{"article": null}'):
-        skipped = parsed(other, fields=fields)
+        skipped = parsed(other, options=options)
         assert isinstance(skipped, SkippedLine)
         assert skipped.reason == "no_text_field"
 
@@ -84,8 +84,8 @@ def test_a_source_that_is_no_text_is_none() -> None:
 
 
 def test_rows_of_a_parquet_file() -> None:
-    document = parse_row(RawLine(3, 2, 3, 3, 1, {"text": "a", "source": "wire"}), FIELDS)
+    document = parse_row(RawLine(3, 2, 3, 3, 1, {"text": "a", "source": "wire"}), OPTIONS)
     assert document == Document("a", "wire", 3, 2)
-    skipped = parse_row(RawLine(3, 2, 3, 3, 1, {"text": b"a"}), FIELDS)
+    skipped = parse_row(RawLine(3, 2, 3, 3, 1, {"text": b"a"}), OPTIONS)
     assert isinstance(skipped, SkippedLine)
     assert skipped.reason == "text_not_a_string"

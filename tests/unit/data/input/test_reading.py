@@ -11,16 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pretraining.data.input import reading
-from pretraining.data.input.documents import Document, JsonFields, SkippedLine
+from pretraining.data.input.documents import Document, ReadingOptions, SkippedLine
 from pretraining.data.input.find import find_inputs
-from pretraining.data.input.formats import ReadingOptions
 from pretraining.data.input.reading import RawBatch, parse_lines, read_batches, read_documents
 from pretraining.data.input.slices import cut_slices
 from pretraining.errors import UserError
 
-FIELDS = JsonFields("text", "source")
-OPTIONS = ReadingOptions(FIELDS, max_document_bytes=1 << 20, split_text_files=False)
-PARAGRAPHS = ReadingOptions(FIELDS, max_document_bytes=1 << 20, split_text_files=True)
+OPTIONS = ReadingOptions(1 << 20)
+PARAGRAPHS = ReadingOptions(1 << 20, split_text_files=True)
 
 
 def zstd(content: bytes) -> bytes:
@@ -112,7 +110,7 @@ def test_a_parquet_row_that_is_not_utf8_is_skipped_alone(tmp_path: Path) -> None
 def test_the_largest_document_is_counted_in_bytes_wherever_it_stands(tmp_path: Path) -> None:
     path = tmp_path / "news.parquet"
     pq.write_table(pa.table({"m": [{"t": "東京" * 300}, {"t": "short"}]}), path)
-    options = ReadingOptions(JsonFields("m.t", "source"), max_document_bytes=1000, split_text_files=False)
+    options = ReadingOptions(1000, "m.t")
     huge, short = documents_of(path, options)
     assert isinstance(huge, SkippedLine)
     assert huge.reason == "too_large"
@@ -160,7 +158,7 @@ def test_a_parquet_file_without_the_column_and_one_with_a_nested_one(tmp_path: P
     path = tmp_path / "news.parquet"
     pq.write_table(pa.table({"body": [{"text": "a"}, {"text": "b"}]}), path)
     assert {line.reason for line in documents_of(path) if isinstance(line, SkippedLine)} == {"no_text_field"}
-    nested = ReadingOptions(JsonFields("body.text", "source"), max_document_bytes=100, split_text_files=False)
+    nested = ReadingOptions(100, "body.text")
     assert [d.text for d in documents_of(path, nested) if isinstance(d, Document)] == ["a", "b"]
 
 
@@ -180,7 +178,7 @@ def test_a_text_file_is_one_document_or_its_paragraphs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["huge.jsonl", "huge.jsonl.gz", "huge.txt", "huge.parquet"])
 def test_a_line_that_is_too_large_is_skipped_and_those_after_it_are_read(tmp_path: Path, name: str) -> None:
-    options = ReadingOptions(FIELDS, max_document_bytes=1000, split_text_files=True)
+    options = ReadingOptions(1000, split_text_files=True)
     texts = ["first", "x" * 5000, "last"]
     path = tmp_path / name
     if name.endswith("parquet"):
@@ -217,7 +215,7 @@ def test_reading_goes_on_after_any_batch_with_the_same_batches(
     (ranges,) = cut_slices(files, 1)
 
     def shown(batch: RawBatch) -> list[tuple[object, ...]]:
-        return [(batch.file.path, raw.number, raw.byte_offset, parsed) for raw, parsed in parse_lines(batch, FIELDS)]
+        return [(batch.file.path, raw.number, raw.byte_offset, parsed) for raw, parsed in parse_lines(batch, OPTIONS)]
 
     batches = list(read_batches(files, ranges, None, PARAGRAPHS))
     assert len(batches) > 5

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from tests.conftest import PROJECT_DIR
+from tests.unit.data.tokenize.test_backends import per_text
 
 SAMPLE = PROJECT_DIR / "data/sample/tokenizer"
 ODD_TEXTS = [
@@ -29,7 +30,7 @@ ODD_TEXTS = [
 def test_documents_are_surrounded_as_the_rules_say(add_bos: bool) -> None:
     tokenizer = load_document_tokenizer(str(SAMPLE), add_bos=add_bos)
     plain = Tokenizer.from_file(str(SAMPLE / "tokenizer.json"))
-    for text, ids in zip(ODD_TEXTS, tokenizer.encode(ODD_TEXTS).per_text(), strict=True):
+    for text, ids in zip(ODD_TEXTS, per_text(tokenizer.encode(ODD_TEXTS)), strict=True):
         expected = plain.encode(text, add_special_tokens=False).ids
         assert ids.tolist() == ([1] if add_bos else []) + expected + [2]
         assert plain.decode(expected) == text
@@ -40,7 +41,7 @@ def test_documents_are_surrounded_as_the_rules_say(add_bos: bool) -> None:
 @pytest.mark.guarantee("Text such as `</s>` in a document cannot end it.")
 def test_text_cannot_speak_control(text: str, backend: str) -> None:
     tokenizer = load_document_tokenizer(str(SAMPLE), add_bos=False, backend=backend)
-    (ids,) = tokenizer.encode([text]).per_text()
+    (ids,) = per_text(tokenizer.encode([text]))
     assert ids[-1] == 2
     assert not set(ids[:-1].tolist()) & {0, 1, 2}
     assert Tokenizer.from_file(str(SAMPLE / "tokenizer.json")).decode(ids[:-1].tolist()) == text
@@ -54,7 +55,7 @@ def test_text_cannot_speak_control_where_the_file_calls_eos_an_ordinary_token(tm
     (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline), encoding="utf-8")
     (tmp_path / "tokenizer_config.json").write_bytes((SAMPLE / "tokenizer_config.json").read_bytes())
     tokenizer = load_document_tokenizer(str(tmp_path), add_bos=True, backend=backend)
-    (ids,) = tokenizer.encode(["a <s> b </s> c"]).per_text()
+    (ids,) = per_text(tokenizer.encode(["a <s> b </s> c"]))
     assert (ids[0], ids[-1]) == (1, 2)
     assert not set(ids[1:-1].tolist()) & {0, 1, 2}
 
@@ -64,7 +65,7 @@ def test_llama2_text_cannot_speak_control(real_data: Path, backend: str) -> None
     tokenizer = load_document_tokenizer(str(real_data / "llama2"), add_bos=True, backend=backend)
     plain = Tokenizer.from_file(str(real_data / "llama2/tokenizer.json"))
     for text in ("</s>", "<s>", "one </s> two</s>", "<unk>"):
-        (ids,) = tokenizer.encode([text]).per_text()
+        (ids,) = per_text(tokenizer.encode([text]))
         assert not set(ids[1:-1].tolist()) & {0, 1, 2}
         assert plain.decode(ids[1:-1].tolist()) == text
 
@@ -92,7 +93,7 @@ def test_auto_tokenizer_opens_the_sample_tokenizer_with_the_same_ids() -> None:
     theirs = AutoTokenizer.from_pretrained(SAMPLE)
     ours = load_document_tokenizer(str(SAMPLE), add_bos=False)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (1, 2, 0)
-    for text, ids in zip(ODD_TEXTS, ours.encode(ODD_TEXTS).per_text(), strict=True):
+    for text, ids in zip(ODD_TEXTS, per_text(ours.encode(ODD_TEXTS)), strict=True):
         assert theirs(text)["input_ids"] == ids[:-1].tolist()
 
 
@@ -100,7 +101,7 @@ def test_auto_tokenizer_opens_the_sample_tokenizer_with_the_same_ids() -> None:
 def test_llama2_ids_are_those_of_its_tokenizer_json(real_data: Path) -> None:
     ours = load_document_tokenizer(str(real_data / "llama2"), add_bos=True)
     plain = Tokenizer.from_file(str(real_data / "llama2/tokenizer.json"))
-    for text, ids in zip(ODD_TEXTS, ours.encode(ODD_TEXTS).per_text(), strict=True):
+    for text, ids in zip(ODD_TEXTS, per_text(ours.encode(ODD_TEXTS)), strict=True):
         assert np.array_equal(ids, [1, *plain.encode(text, add_special_tokens=False).ids, 2])
 
 
@@ -112,7 +113,7 @@ def test_truncation_and_padding_of_the_file_cut_and_fill_nothing(tmp_path: Path)
     (tmp_path / "tokenizer_config.json").write_bytes((SAMPLE / "tokenizer_config.json").read_bytes())
     texts = ["hi", "a long story " * 100]
     theirs, ours = (load_document_tokenizer(str(folder), add_bos=False) for folder in (tmp_path, SAMPLE))
-    for ids, expected in zip(theirs.encode(texts).per_text(), ours.encode(texts).per_text(), strict=True):
+    for ids, expected in zip(per_text(theirs.encode(texts)), per_text(ours.encode(texts)), strict=True):
         assert np.array_equal(ids, expected)
 
 

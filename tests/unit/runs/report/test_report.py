@@ -86,6 +86,22 @@ def test_a_browser_draws_every_chart_at_any_width(seen: dict[str, Seen]) -> None
     assert "checkpoint checkpoint-400; 94.3 GB; 61.5 s" in frames[0]["text"]
 
 
+def test_all_charts_have_the_same_steps(seen: dict[str, Seen]) -> None:
+    """Also those of evaluations, which begin later, and the lines of the longer of two runs."""
+    for name, num_charts in {"run": len(CHARTS), "both": len(CHARTS) + 1}.items():
+        (axis,) = set(seen[name].frames[0]["steps"])
+        assert axis.startswith("X-axis titled 'step' for a linear scale with values from 0 to 400"), axis
+        assert len(seen[name].frames[0]["steps"]) == num_charts
+
+
+def test_the_last_half_fills_the_charts(run_dir: Path) -> None:
+    page = run_dir.parent / "half.html"
+    page.write_text((run_dir / "report.html").read_text().replace('value="0.5"', 'value="0.5" selected'))
+    (frame,) = look_at(page, widths=(600,)).frames
+    (axis,) = set(frame["steps"])
+    assert "with values from 200 to 400" in axis
+
+
 def test_it_is_dark_where_its_reader_wants_that(seen: dict[str, Seen], run_dir: Path) -> None:
     dark = look_at(run_dir / "report.html", widths=(600,), scheme=DARK)
     sums = [sum(map(int, re.findall(r"\d+", found.frames[0]["color"]))) for found in (seen["run"], dark)]
@@ -153,12 +169,26 @@ def test_the_state_of_a_run(tmp_path: Path) -> None:
 def test_facts_are_told_as_the_run_tells_them(run_dir: Path) -> None:
     run = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
     facts = report_tables(run)
+    assert facts["Speed"]["share of evaluation"] == f"{8 / (400 * 0.95 + 4 * 2 + 8):.1%}"
     shares = [value for name, value in facts["Speed"].items() if name.startswith("share of ")]
     assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=0.3)
     assert facts["Machine"] == {"GPUs": "8 x NVIDIA H200", "memory per GPU": "150.8 GB", "processes": "8"}
     assert facts["Speed"]["energy of the GPUs"] == f"{5200 * 400 / 3.6e6:,.3g} kWh"
     assert facts["Software"]["commit"] == "0123456789ab (with changes)"
     assert facts["Run"]["tokens"] == f"{400 * 4096:,}"
+
+
+def test_every_setting_that_changes_the_loss_is_a_fact(run_dir: Path) -> None:
+    """Two runs that differ in one of them are told apart in their comparison."""
+    run = read_curves(run_dir, json.loads((run_dir / "run.json").read_text()))
+    settings = {"adam_beta2": 0.95, "adam_epsilon": 1e-8, "weight_decay": 0.0, "weight_decay_on_norms": False}
+    run.run_record["identity"] |= {"optimizer_settings": settings, "seed": 0, "document_masking": True}
+    run.run_record["schedule"] = {"shape": "cosine", "warmup_steps": 2000, "minimum": 3e-5}
+    found = report_tables(run)["Training"]
+    expected = {"adam beta2": "0.95", "adam epsilon": "1e-08", "weight decay": "0", "seed": "0"}
+    expected |= {"weight decay on norms": "False", "document masking": "True"}
+    expected |= {"schedule": "cosine", "warmup steps": "2,000", "lowest learning rate": "3.00e-05"}
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_the_limit_of_the_data_is_a_line_and_a_sentence(tmp_path: Path, seen: dict[str, Seen]) -> None:

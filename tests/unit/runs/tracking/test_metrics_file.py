@@ -97,10 +97,10 @@ def test_the_damaged_log_of_another_run_stays_where_it_is(tmp_path: Path, caplog
 
 
 def test_lines_are_named_together_and_not_without_end() -> None:
-    assert describe_damage(Path("log"), [1, 2, 3, 7]) == "log: lines 1-3, 7 are damaged"
+    assert describe_damage(Path("log"), [1, 2, 3, 7]) == "log: lines 1, 2, 3, 7 are damaged"
     many = describe_damage(Path("log"), list(range(1, 1001, 2)))
     assert many.startswith("log: lines 1, 3, 5, ")
-    assert many.endswith(", 39 and 480 other places are damaged")
+    assert many.endswith(", 39 and 480 others are damaged")
 
 
 def test_a_hole_in_the_file_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,16 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 import torch
 
 from pretraining.training.checkpoint.parts import (
     CheckpointPart,
     DeferredCheckpointEngine,
     as_saved,
+    copy_through,
     host_copy,
     num_tensor_bytes,
 )
@@ -35,6 +37,31 @@ def test_a_copy_stays_as_it_is_and_what_is_saved_takes_no_memory() -> None:
     assert not hasattr(saved["groups"][0], "ds_id")
     assert (copied["stage"], saved["stage"], saved["step"]) == (Stage.WEIGHTS, 3, 3)
     assert isinstance(saved["groups"][1], tuple)
+
+
+class CopyEvent:
+    """In place of CUDA's: a buffer must be emptied, after its copy has ended, before it is filled again."""
+
+    waiting: ClassVar[list["CopyEvent"]] = []
+
+    def record(self) -> None:
+        assert len(CopyEvent.waiting) < 2, "a buffer is filled before it was emptied"
+        CopyEvent.waiting.append(self)
+
+    def synchronize(self) -> None:
+        assert CopyEvent.waiting.pop(0) is self
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int64])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (16,), (7, 5)])
+def test_a_copy_through_two_buffers_is_the_same(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    values = torch.randint(100, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    buffers = [torch.empty(24, dtype=torch.uint8) for _ in range(2)]  # bytes
+    copied = copy_through(values, buffers, CopyEvent)
+    assert torch.equal(copied, values)
+    assert copied.dtype == dtype
+    assert copied.data_ptr() != values.data_ptr() or not values.numel()
+    assert CopyEvent.waiting == []
 
 
 def test_nothing_is_written_before_a_part_is(tmp_path: Path) -> None:

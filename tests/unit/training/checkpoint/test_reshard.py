@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from pretraining.errors import UserError
-from pretraining.training.checkpoint.reshard import check_can_reshard, describe_checkpoint, reseed_for_world_size
+from pretraining.training.checkpoint.reshard import (
+    CheckpointShards,
+    check_can_reshard,
+    describe_checkpoint,
+    reseed_for_world_size,
+)
 
 WEIGHTS = torch.zeros(8)
 ADAMW = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(8), "exp_avg_sq": torch.zeros(8)}
@@ -47,6 +52,8 @@ def test_codes_of_whole_blocks_are_not_divided(state: dict[str, Any], named: str
         f"--resume {checkpoint}: was saved by 2 processes, and its optimizer state ({named}) cannot be divided among "
         "others; start with --num_gpus=2"
     )
+    with pytest.raises(UserError, match=r"cannot be divided anew; set sub_group_size in the --deepspeed file to its"):
+        CheckpointShards(checkpoint).check_divisible(swaps=False, num_processes=2)
 
 
 def offload_to(device: str) -> dict[str, Any]:

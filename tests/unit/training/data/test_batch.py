@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.store.manifest import Manifest, read_manifest
-from pretraining.training.data.batch import Batch, model_inputs
+from pretraining.training.data.batch import BOUNDS, Batch, collate_targets, model_inputs
 from pretraining.training.data.dataset import IGNORED_LABEL, BlockDataset, BlockFields
 from tests.conftest import python, run_fine
 from tests.rounding import assert_same_sums, path_length
@@ -42,7 +42,7 @@ def batch(isolated: BlockDataset) -> tuple[Batch, list[int]]:
     assert len(found) == 3
     items = [isolated[number] for number in found]
     borders = [int((item["position_ids"][5:-5] == 0).nonzero()[0]) + 5 for item in items]
-    return {name: torch.stack([item[name] for item in items]) for name in items[0]}, borders
+    return collate_targets(items), borders
 
 
 @torch.no_grad()
@@ -100,6 +100,18 @@ def test_each_document_is_as_if_it_stood_alone(batch: tuple[Batch, list[int]], i
         with torch.no_grad():
             alone = network(blocks["input_ids"][row : row + 1, border:end]).logits[0]
         assert_same_sums(found[row, border:end], alone, path_length(network.config, 64))
+
+
+def test_bounds_of_documents_are_found_when_a_batch_is_collated(batch: tuple[Batch, list[int]]) -> None:
+    blocks, borders = batch
+    starts = [place for place, position in enumerate(blocks["position_ids"].flatten().tolist()) if position == 0]
+    assert blocks[BOUNDS].tolist() == [*starts, 3 * 64]
+    assert blocks[BOUNDS].dtype == torch.int32
+    assert {64 * row + border for row, border in enumerate(borders)} <= set(starts)
+    inputs = model_inputs(blocks, in_one_row=True)
+    assert inputs["cu_seq_lens_q"] is inputs["cu_seq_lens_k"] is blocks[BOUNDS]
+    assert inputs["max_length_q"] == inputs["max_length_k"] == 64
+    assert inputs["input_ids"].shape == inputs["position_ids"].shape == (1, 3 * 64)
 
 
 def test_without_isolation_documents_see_each_other(batch: tuple[Batch, list[int]]) -> None:

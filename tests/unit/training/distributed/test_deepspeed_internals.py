@@ -1,15 +1,21 @@
 """The installed DeepSpeed still has every private part that this suite uses."""
 
 import inspect
+import sys
 from importlib.metadata import version
 
 import deepspeed.ops
 import pytest
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero import partition_parameters
+from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
 from pretraining.training.distributed import deepspeed_internals
+from tests.conftest import run_fine
+
+OF_STREAMS = ("reduce_and_partition_stream", "max_param_reduce_events", "parameter_offload", "offload_optimizer")
+OF_STREAMS += ("contiguous_gradients", "ipg_buckets", "micro_step_id", "__param_id_to_grad_partition")
 
 
 def test_the_review_was_of_the_installed_version() -> None:
@@ -21,16 +27,36 @@ def test_methods_of_the_engine(name: str) -> None:
     assert callable(getattr(DeepSpeedEngine, name))
 
 
-@pytest.mark.parametrize("name", ["checkpoint_event_prologue", "checkpoint_event_epilogue", "load_state_dict"])
+METHODS = ("checkpoint_event_prologue", "checkpoint_event_epilogue", "load_state_dict", "step")
+
+
+@pytest.mark.parametrize("name", [*METHODS, "reduce_independent_p_g_buckets_and_remove_grads"])
 def test_methods_of_the_optimizer(name: str) -> None:
     assert callable(getattr(DeepSpeedZeroOptimizer_Stage3, name))
 
 
 def test_attributes_that_are_set_while_it_runs() -> None:
     engine, zero = inspect.getsource(DeepSpeedEngine), inspect.getsource(DeepSpeedZeroOptimizer_Stage3)
-    for name in ("fp32_partitioned_groups_flat", "sub_group_to_group_id", "grad_partitions_flat_buffer"):
+    for name in ("fp32_partitioned_groups_flat", "sub_group_to_group_id", "grad_partitions_flat_buffer", *OF_STREAMS):
         assert f"self.{name}" in zero
+    assert "self.__allgather_stream = " in inspect.getsource(DeepSpeedZeRoOffload)
+    assert "bucket.buffer = " in zero
     for name in ("checkpoint_engine", *deepspeed_internals.COUNTS):
         assert f"self.{name}" in engine
     assert ".ds_tensor = " in inspect.getsource(partition_parameters)
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+
+
+def test_muon_is_imported_without_the_compiler() -> None:
+    """In a process of its own, since another test may have imported either."""
+    code = """
+import sys
+from deepspeed.runtime import compiler
+from pretraining.training.distributed.deepspeed_internals import import_muon_without_compiler
+found = compiler.compile
+import_muon_without_compiler()
+assert compiler.compile is found
+assert "deepspeed.runtime.zero.muon.original_muon" in sys.modules
+assert "torch._inductor" not in sys.modules
+"""
+    run_fine(sys.executable, "-c", code)

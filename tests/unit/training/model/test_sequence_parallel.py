@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from pretraining.errors import UserError
 from pretraining.planning.global_batch import check_sequence_parallel
+from pretraining.training.data.batch import BOUNDS, collate_targets
 from pretraining.training.data.dataset import IGNORED_LABEL
 from pretraining.training.model.fields import Heads
 from pretraining.training.model.sequence_parallel import collate_parts, join_sequence_group, part_of_batch
@@ -28,8 +29,10 @@ def test_parts_put_together_are_the_block_with_its_targets() -> None:
 def test_positions_that_are_there_stay() -> None:
     ids = torch.arange(8)[None]
     positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2]])
-    batch = {"input_ids": ids, "labels": ids, "position_ids": positions}
-    assert part_of_batch(batch, rank=1, size=2)["position_ids"].tolist() == [[1, 0, 1, 2]]
+    batch = collate_targets([{"input_ids": ids[0], "labels": ids[0], "position_ids": positions[0]}])
+    part = part_of_batch(batch, rank=1, size=2)
+    assert part["position_ids"].tolist() == [[1, 0, 1, 2]]
+    assert part[BOUNDS].tolist() == [0, 3, 5, 8], "of the complete block, in which attention is computed"
 
 
 def test_a_size_must_divide_processes_heads_and_blocks() -> None:

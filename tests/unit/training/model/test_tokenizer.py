@@ -11,6 +11,7 @@ from pretraining.errors import UserError
 from pretraining.generation.load_model import check_canary
 from pretraining.training.model.tokenizer import tokenizer_for_model
 from tests.conftest import PROJECT_DIR, python, run_fine
+from tests.unit.data.tokenize.test_backends import per_text
 from tests.unit.data.tokenize.test_tokenizer import ODD_TEXTS
 
 
@@ -20,7 +21,7 @@ def check_auto_tokenizer(tokenizer_dir: Path, tmp_path: Path, *, add_bos: bool) 
     manifest = read_manifest(tmp_path / "blocks", flag="")
     tokenizer_for_model(tmp_path / "blocks", manifest.origin, max_length=64).save_pretrained(tmp_path / "model")
     opened = AutoTokenizer.from_pretrained(tmp_path / "model")
-    trained = load_document_tokenizer(str(tokenizer_dir), add_bos=add_bos).encode(ODD_TEXTS).per_text()
+    trained = per_text(load_document_tokenizer(str(tokenizer_dir), add_bos=add_bos).encode(ODD_TEXTS))
     for text, ids in zip(ODD_TEXTS, trained, strict=True):
         assert opened(text)["input_ids"] == ids[:-1].tolist(), repr(text)
     assert opened.eos_token_id == 2

@@ -1,17 +1,19 @@
 """Optimizers on their own: bf16 moments follow AdamW and survive saving, Muon is torch's, norms have no decay."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.errors import UserError
 from pretraining.training.optim import optimizers
 from pretraining.training.optim.muon import COEFFICIENTS, MIN_NORM, NUM_ITERATIONS, orthogonalized
 from pretraining.training.optim.optimizers import AdamWBf16, decay_groups, muon_groups, prepare_optimizer
-from tests.rounding import FP32_ROUNDOFF
+from tests.rounding import BF16_ROUNDOFF, FP32_ROUNDOFF
 
 ADAMW = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -59,6 +61,56 @@ def test_bf16_moments_go_on_from_a_saved_state_to_the_bit() -> None:
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert resumed.state[second]["exp_avg"].dtype == torch.bfloat16
     assert torch.equal(steps(resumed, second, range(3, 6)), uninterrupted)
+
+
+class CastDtypes(TorchDispatchMode):
+    """Collects the dtype of each tensor of 1000 elements, the size of `weight`, that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() == 1000:
+            self.found.add(result.dtype)
+        return result
+
+
+@pytest.mark.parametrize("saved_in", [torch.bfloat16, torch.float32])
+def test_no_moment_is_fp32_while_a_state_is_loaded(saved_in: torch.dtype) -> None:
+    first, second = weight(), weight()
+    optimizer, resumed = AdamWBf16([first], **ADAMW), AdamWBf16([second], **ADAMW)
+    steps(optimizer, first, range(2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    for name in ("exp_avg", "exp_avg_sq"):
+        saved["state"][0][name] = saved["state"][0][name].to(saved_in)
+    with CastDtypes() as casts:
+        resumed.load_state_dict(saved)
+    assert torch.float32 not in casts.found
+    for name, value in optimizer.state[first].items():
+        assert resumed.state[second][name].dtype == value.dtype
+        assert torch.equal(resumed.state[second][name], value)
+
+
+def test_a_state_before_the_first_step_is_loaded() -> None:
+    optimizer = AdamWBf16([weight()], **ADAMW)
+    optimizer.load_state_dict(AdamWBf16([weight()], **ADAMW).state_dict())
+    assert not optimizer.state
+
+
+def test_the_kernel_of_gpus_is_the_same_adamw() -> None:
+    """Where it rounds in another order: a weight 4 roundoffs (decay, update) a step, a moment 1 of bf16."""
+    group = {**ADAMW, "lr": 1e-2}
+    ours, theirs = ([weight().data, *(torch.zeros(1000, dtype=torch.bfloat16) for _ in range(2))] for _ in range(2))
+    for number in range(3):
+        gradient = torch.randn(1000, generator=torch.Generator().manual_seed(number))
+        for update, (weights, *moments) in ((optimizers._adamw, ours), (optimizers._fused_adamw, theirs)):
+            update(weights, gradient, *moments, num_steps=number + 1.0, group=group)
+        for exact, fused in zip(ours[1:], theirs[1:], strict=True):
+            torch.testing.assert_close(fused, exact, rtol=2 * BF16_ROUNDOFF, atol=0)
+            fused.copy_(exact)  # one that falls on the other side of a rounding moves the next update by 2^-8 of it
+        torch.testing.assert_close(theirs[0], ours[0], rtol=0, atol=(number + 1) * 4 * FP32_ROUNDOFF)
 
 
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_flags_are_steps_or_shares_of_the_run() -> None:
         (["--min_learning_rate", "1", "--learning_rate", "0.1"], "--min_learning_rate 1: is above --learning_rate 0.1"),
         (["--max_steps", "3", "--max_tokens", "9"], "--max_tokens 9 --max_steps 3: exclude each other; keep one"),
         (["--max_tokens", "0"], "--max_tokens 0: must be in [1, 1e18]"),
-        (["--eval_strategy", "epoch"], "--eval_strategy epoch: epochs follow each other without an end here"),
+        (["--eval_strategy", "epoch"], "--eval_strategy: 'epoch' is not one of no, steps; epochs follow each other"),
         (["--learning_rate", "0"], "--learning_rate 0: must be in (0, 1]"),
         (["--optim", "adamw_8bits"], "is not one of adamw, adamw_bf16, adamw_8bit, muon (did you mean adamw_8bit?)"),
         (
@@ -106,7 +106,7 @@ def test_flags_are_steps_or_shares_of_the_run() -> None:
             "--loss_tiles --fp16: the gradient of a tile is computed before fp16's loss scaling",
         ),
         (["--gradient_accumulation_steps", "-2"], "--gradient_accumulation_steps -2: must be in [1, 1e6]"),
-        (["--save_only_model"], "--save_only_model: use --resume"),
+        (["--save_only_model"], "cannot be resumed; use --export_every_tokens N"),
         (["--on_spike", "panic"], "'panic' is not one of warn, rollback"),
         (["--spike_threshold", "0"], "--spike_threshold 0: must be in (0, 1e9]"),
         (["--lr_scheduler_kwargs", "{}"], "--lr_scheduler_kwargs: use --lr_scheduler_type"),

@@ -16,7 +16,7 @@ def test_a_save_longer_than_launchers_wait_is_warned_of_once_with_other_ways_to_
     seconds: float, num_warnings: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("pretraining"), "propagate", True)
-    arguments = SimpleNamespace(durability=SimpleNamespace(max_hours=None))
+    arguments = SimpleNamespace(durability=SimpleNamespace(max_hours=None), plan=SimpleNamespace(profile_plan=False))
     run = SimpleNamespace(run_dir=tmp_path, arguments=arguments)
     trainer: Any = SimpleNamespace(run_config=run, saver=SimpleNamespace(longest_seconds=seconds))
     stopping = StopCallback(trainer, metrics_log=None, request=StopRequest())  # type: ignore[arg-type]

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import Trainer, TrainerCallback
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, masking_utils
 from transformers.trainer_callback import CallbackHandler, TrainerControl
 
 from pretraining.training.checkpoint.checkpointing import CheckpointingTrainer
 from pretraining.training.trainer import hf_internals
-from pretraining.training.trainer.hf_internals import EVENTS, RunCallback, TrainerInternals
+from pretraining.training.trainer.hf_internals import EVENTS, RunCallback, TrainerInternals, packing_check
 
 # Overridden methods that name a parameter differently: theirs, ours.
 RENAMED = {"_prepare_for_training": {"resume_from_checkpoint": "checkpoint"}}
@@ -40,6 +41,25 @@ def test_the_review_was_of_the_installed_version() -> None:
 def test_the_private_attributes_are_those_of_the_trainer() -> None:
     source = inspect.getsource(Trainer)
     assert [name for name in ATTRIBUTES if f"self.{name} = " not in source] == []
+
+
+def test_positions_that_do_not_restart_are_not_searched() -> None:
+    """What the search would find is None, so attention is the same; and it is there again afterwards."""
+    search, positions = masking_utils.find_packed_sequence_indices, torch.arange(8)[None]
+    restarting = positions % 4
+    assert search(positions) is None
+    assert search(restarting) is not None
+    model = LlamaForCausalLM(
+        LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=8, num_attention_heads=1)
+    )
+    with torch.no_grad(), packing_check(is_on=False):
+        assert masking_utils.find_packed_sequence_indices(restarting) is None
+        found = model(input_ids=positions, use_cache=False).logits
+    with packing_check(is_on=True):
+        assert masking_utils.find_packed_sequence_indices is search
+    assert masking_utils.find_packed_sequence_indices is search
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=positions, use_cache=False).logits, found)
 
 
 def test_a_callback_is_called_with_state_and_control() -> None:

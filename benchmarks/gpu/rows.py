@@ -1,0 +1,128 @@
+"""The rows of docs/benchmarks/gpu.md: each a recipe with one changed setting, the most important first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pretraining.cli.flags import flag
+
+BASE = "llama2_7b"
+RECOMPUTED = ("--compile_layers", "false", "--activation_checkpointing", "true")
+PLAIN = ("--compile_layers", "false")
+SHORT = ("--global_batch_tokens", "32768", "--max_steps", "20")  # 8 micro steps; 50 s at 13,000 tokens/s
+NUM_SLOT_ROWS = 4  # the first row, and three largest levers switched off
+SLOT_STEPS = ("--max_steps", "8")  # 20 s at 13,000 tokens/s
+LONG_STEPS = ("--max_steps", "2")  # attention alone takes 165 s per step (arithmetic)
+
+
+@dataclass(frozen=True)
+class GpuArguments:
+    """Flags of this benchmark."""
+
+    minutes: float = flag(9.5, "time after which nothing is started")
+    row_minutes: float = flag(5.0, "time after which a row is ended, and counts as failed")
+    slot: bool = flag(False, "first what only a GPU can show, with short rows: the first minutes on a new machine")
+    dataset: str | None = flag(None, "block store to train on, in place of random ids")
+    small: bool = flag(False, "the quickstart's model, on GPUs or without")
+    again: bool = flag(False, "measure rows again that are done")
+    output: Path = flag(Path("docs/benchmarks/gpu.md"), "page to write, with a .json of the same name beside it")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured run of pretrain.py.
+
+    `zero` replaces fields of ds_config.json's zero_optimization, `sections` whole sections of it; `package` must be
+    installed for it; `num_gpus` are the fewest that it is meant for, `host_gigabytes` the least host memory that is
+    free, and `minutes` the time that it takes if that is more than --row_minutes.
+    """
+
+    name: str
+    recipe: str = BASE
+    flags: tuple[str, ...] = ()
+    zero: Mapping[str, Any] = field(default_factory=dict)
+    sections: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ds_config: str = "ds_config.json"
+    package: str | None = None
+    num_gpus: int = 1
+    host_gigabytes: int = 0
+    minutes: float | None = None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the step is that of all rows of one model, so that their losses are comparable."""
+        return self.recipe == BASE
+
+
+ROWS = (
+    Row("7B: layers compiled, nothing computed again"),
+    Row("compiled and computed again", flags=("--activation_checkpointing", "true")),
+    Row("7B, plain: layers computed again, not compiled", flags=RECOMPUTED),
+    Row(
+        "flash attention of torch in place of cuDNN's",
+        # torch reads the second; the first is its name before 2.10.
+        environment={"TORCH_CUDNN_SDPA_PREFERRED": "0", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"},
+    ),
+    Row("liger-kernel in place of torch.compile", flags=(*PLAIN, "--use_liger_kernel", "true"), package="liger_kernel"),
+    Row("FlashAttention-3", flags=("--attention_implementation", "flash_attention_3"), package="flash_attn_interface"),
+    Row("FlashAttention-2", flags=("--attention_implementation", "flash_attention_2"), package="flash_attn"),
+    Row("fp8 products (torchao, tensorwise)", flags=("--fp8", "true"), package="torchao"),
+    Row("loss in four tiles", flags=("--loss_tiles", "4")),
+    Row(
+        "two blocks a micro step, every second layer computed again",
+        flags=(
+            *("--per_device_train_batch_size", "2", "--activation_checkpointing", "true"),
+            *("--activation_checkpointing_kwargs", '{"every_n_layers": 2}'),
+        ),
+    ),
+    Row("optimizer in sub groups of 1e9", zero={"sub_group_size": 1e9}),
+    # On one GPU there is nothing to overlap: the host would wait for the GPU at each layer, and the row show that.
+    Row("without overlap_comm", zero={"overlap_comm": False}, num_gpus=2),
+    Row("without contiguous_gradients", zero={"contiguous_gradients": False}, num_gpus=2),
+    Row(
+        "messages of the hidden size squared",
+        zero={"reduce_bucket_size": 4096**2, "stage3_prefetch_bucket_size": int(0.9 * 4096**2)},
+        num_gpus=2,
+    ),
+    Row("gradients in messages of 5e7", zero={"reduce_bucket_size": 5e7}, num_gpus=2),
+    Row("messages of 5e8", zero={"reduce_bucket_size": 5e8, "stage3_prefetch_bucket_size": 5e8}, num_gpus=2),
+    Row(
+        "DeepCompile in place of --compile_layers",
+        flags=(*PLAIN, "--trainer_arguments", "torch_compile=true"),
+        sections={"compile": {"deepcompile": True}},
+    ),
+    Row("gradients added up in fp32", flags=(*RECOMPUTED, "--grad_accum_dtype", "fp32")),
+    Row("allocator: no expandable segments", environment={"PYTORCH_ALLOC_CONF": "expandable_segments:False"}),
+    Row("optimizer adamw_bf16", flags=("--optim", "adamw_bf16")),
+    Row(
+        "optimizer in host memory",
+        flags=("--activation_checkpointing", "true"),
+        ds_config="ds_config_offload_optimizer.json",
+        host_gigabytes=160,
+    ),
+    Row(
+        "optimizer and weights in host memory",
+        flags=("--activation_checkpointing", "true"),
+        ds_config="ds_config_offload.json",
+        host_gigabytes=160,
+    ),
+    Row(
+        "optimizer in host memory, DeepSpeed's Adam",
+        flags=("--activation_checkpointing", "true"),
+        ds_config="ds_config_offload_optimizer.json",
+        host_gigabytes=160,
+        sections={"zero_force_ds_cpu_optimizer": True},
+    ),
+    Row("TinyLlama-1.1B", recipe="tinyllama_1b"),
+    Row("blocks of 262,144 tokens", recipe="long_blocks", flags=LONG_STEPS, host_gigabytes=100, minutes=10.0),
+    Row("13B", recipe="llama2_13b", num_gpus=2),
+)
+SMALL_ROWS = (
+    Row("quickstart: as it is", recipe="quickstart"),
+    Row("layers compiled", recipe="quickstart", flags=("--compile_layers", "true")),
+    Row("loss of all tokens at once", recipe="quickstart", flags=("--loss_tiles", "1")),
+    Row("layers computed again", recipe="quickstart", flags=("--activation_checkpointing", "true")),
+    Row("without overlap_comm", recipe="quickstart", zero={"overlap_comm": False}),
+)

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Measure preprocess.py alone: memory and speed as the input grows, with one huge line, and with more workers.
+
+    .venv-bench/bin/python -m benchmarks.preprocess.memory --data_files news.jsonl --tokenizer llama2
+
+The results go into two sections of docs/benchmarks/preprocess.md.
+"""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.preprocess.arms import our_command
+from benchmarks.preprocess.peers.job import Job
+from benchmarks.preprocess.runs import Series, add_run, prepare_job
+from benchmarks.preprocess.sized_inputs import huge_line, sized_inputs, texts_of
+from benchmarks.results import PROJECT_DIR, command_line, hardware, spread, table, versions, write_section
+from pretraining.cli.arguments.preprocess import SAMPLE_CORPUS, SAMPLE_TOKENIZER
+from pretraining.cli.flags import flag
+from pretraining.cli.program import run_program
+from pretraining.cli.recipe import dataclass_group, parse_recipe
+
+logger = logging.getLogger("pretraining.benchmarks")
+
+PACKAGES = ("tokenizers", "fastokens", "pyarrow")
+TITLES = ("seconds", "MB/s", "peak memory, MB")
+LINE_LIMIT_FLAG = "--max_document_bytes"
+WORKERS_FLAG = "--num_workers"
+
+
+@dataclass(frozen=True)
+class MemoryArguments:
+    """Flags of this measurement."""
+
+    data_files: Path = flag(SAMPLE_CORPUS, "one JSONL file with a text field, every line readable")
+    tokenizer: Path = flag(Path(SAMPLE_TOKENIZER), "tokenizer folder")
+    block_length: int = flag(4096, "tokens in a token block")
+    input_megabytes: list[int] = flag([30, 100, 300, 1000], "sizes of the inputs")
+    line_megabytes: int = flag(200, "size of the huge line")
+    worker_counts: list[int] = flag([1, 2, 4], f"values of {WORKERS_FLAG}, over the file as it is")
+    repetitions: int = flag(3, "runs of each")
+    work_dir: Path = flag(Path("build/benchmark"), "folder for inputs and outputs")
+    results_dir: Path = flag(Path("docs/benchmarks"), "folder of preprocess.md")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure and write both sections."""
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Measurement", MemoryArguments)], argv)
+    arguments.results_dir.mkdir(parents=True, exist_ok=True)
+    job = prepare_job(arguments.data_files, arguments.tokenizer, arguments.block_length, arguments.work_dir)
+    place = f"{hardware()}; {versions(PACKAGES)}.\n\n{command_line('preprocess.memory')}"
+    note = f"Median of {arguments.repetitions} runs (the least and the most), measured as above."
+    for title, section in (("As the input grows", input_sizes), ("Workers", workers)):
+        text = f"{place}\n\n{section(arguments, job)}\n\n{note}"
+        write_section(arguments.results_dir / "preprocess.md", title, text)
+
+
+def input_sizes(arguments: MemoryArguments, job: Job) -> str:
+    """Table over growing inputs and one huge line."""
+    path = job.output_dir.parent / "input.jsonl"
+    sized_job = replace(job, data_file=path)
+    rows = []
+    for made in sized_inputs(job.data_file, arguments.input_megabytes, path):
+        (series,) = take_turns(sized_job, [[]], arguments.repetitions)
+        rows.append([made.title, f"{made.num_documents:,}", *figures(series, made.text_bytes)])
+    made = huge_line(job.data_file, arguments.line_megabytes, path)
+    flags = [LINE_LIMIT_FLAG, str(path.stat().st_size)] if LINE_LIMIT_FLAG in our_flags() else []
+    (series,) = take_turns(sized_job, [flags], arguments.repetitions)
+    rows.append([" ".join([made.title, *flags[:1]]), "1", *figures(series, made.text_bytes)])
+    path.unlink()
+    return table(["input", "documents", *TITLES], rows)
+
+
+def workers(arguments: MemoryArguments, job: Job) -> str:
+    """Table over the number of workers."""
+    if WORKERS_FLAG not in our_flags():
+        return f"Not run: preprocess.py has no {WORKERS_FLAG}."
+    text_bytes = sum(len(text.encode()) for text in texts_of(job.data_file))
+    numbers = [str(number) for number in arguments.worker_counts]
+    runs = take_turns(job, [[WORKERS_FLAG, number] for number in numbers], arguments.repetitions)
+    rows = [[number, *figures(series, text_bytes)] for number, series in zip(numbers, runs, strict=True)]
+    return f"Input: `{job.data_file.name}`, {text_bytes:,} bytes of text.\n\n" + table(["workers", *TITLES], rows)
+
+
+def our_flags() -> set[str]:
+    """The flags of preprocess.py."""
+    command = [sys.executable, "preprocess.py", "--help"]
+    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
+    return {word for word in done.stdout.split() if word.startswith("--")}
+
+
+def take_turns(job: Job, additional_flags: Sequence[Sequence[str]], repetitions: int) -> list[Series]:
+    """Run preprocess.py with each of the additional flags."""
+    runs = [Series() for _ in additional_flags]
+    for _ in range(repetitions):
+        for flags, series in zip(additional_flags, runs, strict=True):
+            add_run(series, [*our_command(job), *flags], job)
+            outcome = series.failure or f"{series.seconds[-1]:.1f} s"
+            logger.info("%s bytes %s: %s", f"{job.data_file.stat().st_size:,}", " ".join(flags), outcome)
+    return runs
+
+
+def figures(series: Series, text_bytes: int) -> list[str]:
+    """The cells of `TITLES`."""
+    if series.failure is not None:
+        return [f"failed: {series.failure}", "", ""]
+    speed, memory = series.megabytes_per_second(text_bytes), series.peak_megabytes
+    return [spread(series.seconds), spread(speed), spread(memory, 0)]
+
+
+if __name__ == "__main__":
+    run_program(main)

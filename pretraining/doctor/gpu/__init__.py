@@ -1,1 +1,0 @@
-"""GPUs: their state, the links between them, and their speed."""

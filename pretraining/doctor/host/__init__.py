@@ -1,1 +1,0 @@
-"""The host: processor, memory, limits, disk, stale processes."""

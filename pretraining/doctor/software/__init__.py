@@ -1,1 +1,0 @@
-"""The installation: packages, torch, compilers, environment variables."""

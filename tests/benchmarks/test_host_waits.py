@@ -1,0 +1,74 @@
+"""Within a micro step the host waits for nothing that the GPU has not done long ago; the benchmark would notice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.host_waits import MODELS, full_fields, make_blocks, scaled_config, small_fields, train
+from tests.conftest import PROJECT_DIR
+
+pytestmark = pytest.mark.launch
+# As DeepSpeed and the Trainer would have it: small messages, little ahead, and a timer.
+OLD_SIZES = {"reduce_bucket_size": 5e7, "stage3_prefetch_bucket_size": 2e8, "stage3_max_live_parameters": 1e9}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("host_waits")
+    make_blocks(folder)
+    return folder
+
+
+def changed_config(folder: Path, *, zero: dict[str, Any], is_timed: bool) -> str:
+    config = json.loads((PROJECT_DIR / "ds_config.json").read_text())
+    config["zero_optimization"] |= zero
+    config["timers"]["throughput"]["enabled"] = is_timed
+    path = folder / "changed.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "num_processes"),
+    [
+        pytest.param(model, number, marks=[] if model == "llama2_7b" else pytest.mark.long)
+        for model in MODELS
+        for number in (1, 2)
+    ],
+)
+@pytest.mark.guarantee("The host does not wait for the GPU within a micro step, except for layers two or more back.")
+def test_the_host_waits_for_nothing(model: str, num_processes: int, folder: Path) -> None:
+    run = train(model, num_processes, str(PROJECT_DIR / "ds_config.json"), folder)
+    assert list(run.problems()) == []
+    if num_processes == 1:
+        assert run.found["counts"] == {}
+        assert run.bytes_per_parameter == 6
+        assert run.found["collectives"] == 0
+    else:
+        assert run.found["counts"].keys() == {"event wait", "wait for a gather"}
+        assert run.found["collectives"] <= 8, "one message per layer, and those of the embeddings"
+
+
+def test_small_messages_and_a_timer_are_noticed(folder: Path, tmp_path: Path) -> None:
+    path = changed_config(tmp_path, zero=OLD_SIZES, is_timed=True)
+    run = train("llama2_7b", 2, path, folder)
+    problems = "\n".join(run.problems())
+    assert "device synchronization in start" in problems
+    assert "event waits 0 layers back; raise reduce_bucket_size to one layer" in problems
+    assert "weights gathered late; raise stage3_prefetch_bucket_size" in problems
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_small_models_have_the_proportions_of_the_large_ones(model: str) -> None:
+    full, small = full_fields(model), small_fields(model)
+    for width in ("hidden_size", "intermediate_size", "vocab_size"):
+        assert small[width] == full[width] // 64
+    assert small["num_attention_heads"] * small["head_dim"] == small["hidden_size"]
+    keys, small_keys = (fields["num_key_value_heads"] * fields["head_dim"] for fields in (full, small))
+    assert small_keys == keys // 64
+    config = scaled_config(str(PROJECT_DIR / "ds_config.json"), model)
+    expected = scaled_config(str(PROJECT_DIR / "ds_config_offload.json"), model)
+    del expected["zero_optimization"]["offload_optimizer"], expected["zero_optimization"]["offload_param"]
+    assert config == expected

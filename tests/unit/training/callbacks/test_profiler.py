@@ -1,0 +1,104 @@
+"""--profile: which steps are traced, what is written about them, and that the run stays the same."""
+
+import gzip
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pretraining.cli.arguments.run import ObservabilityArguments
+from pretraining.errors import UserError
+from pretraining.training.callbacks.profiler import check_profiled_steps, memory_snapshot, write_profile
+from tests.conftest import assert_one_error
+from tests.programs.launching import figures, records, train, try_to_train
+
+FLAGS = ["--save_strategy", "no", "--eval_strategy", "no", "--export", "false", "--max_steps", 4]
+
+
+def run_of(text: str | None, *, num_steps: int = 10) -> Any:
+    observability = ObservabilityArguments(profile=text)
+    return SimpleNamespace(num_steps=num_steps, arguments=SimpleNamespace(observability=observability))
+
+
+def test_steps_are_one_or_several() -> None:
+    assert [run_of(text).arguments.observability.profiled_steps for text in (None, "3", "3:2")] == [
+        None,
+        range(3, 4),
+        range(3, 5),
+    ]
+
+
+@pytest.mark.parametrize("text", ["0", "3:0", "a", "3:", ":3", "-1", "3:2:1", "1e3", ""])
+def test_other_texts_are_rejected(text: str) -> None:
+    with pytest.raises(UserError, match=r"--profile .*: is not STEP or STEP:COUNT; use e\.g\. 10 or 10:2"):
+        ObservabilityArguments(profile=text)
+
+
+def test_steps_after_the_end_are_rejected() -> None:
+    for text in (None, "10", "9:2"):
+        check_profiled_steps(run_of(text))
+    for text in ("11", "9:3"):
+        with pytest.raises(UserError, match=f"--profile {text}: the run ends after step 10"):
+            check_profiled_steps(run_of(text))
+
+
+def test_the_table_has_the_ten_operations_that_take_most(tmp_path: Path) -> None:
+    matrix = torch.ones(64, 64)
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recording:
+        for operation in (torch.mm, torch.add, torch.mul, torch.sub, torch.div, torch.maximum, torch.minimum):
+            operation(matrix, matrix)
+        for function in (torch.exp, torch.sin, torch.cos, torch.tanh, torch.abs):
+            function(matrix)
+    trace, costs = write_profile(recording, tmp_path / "profile", "step-1")
+    lines = costs.read_text().splitlines()
+    assert sum("aten::" in line for line in lines) == 10
+    assert all(title in lines[1] for title in ("Name", "Self CPU %", "# of Calls"))
+    with gzip.open(trace) as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {"aten::mm", "aten::tanh"} <= names
+
+
+def test_without_a_gpu_or_a_profile_an_error_of_memory_stays_what_it_is() -> None:
+    for text in (None, *([] if torch.cuda.is_available() else ["3"])):
+        with pytest.raises(torch.OutOfMemoryError), memory_snapshot(run_of(text)):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.launch
+@pytest.mark.guarantee("--profile changes no loss, and its time is not counted as time of a step.")
+def test_a_profiled_run_is_the_same_run(sample_store: Path, tmp_path: Path) -> None:
+    train("2 ranks", sample_store, tmp_path / "plain", *FLAGS)
+    done = train("2 ranks", sample_store, tmp_path / "profiled", *FLAGS, "--profile", "2:2")
+    assert figures(tmp_path / "profiled") == figures(tmp_path / "plain")
+    folder = tmp_path / "profiled/profile"
+    assert {path.name for path in folder.iterdir()} == {"trace-steps-2-3.json.gz", "costs-steps-2-3.txt"}
+    assert f"profile: {folder}/trace-steps-2-3.json.gz (open it at https://ui.perfetto.dev" in done.stderr
+    assert f"the 10 largest costs: {folder}/costs-steps-2-3.txt" in done.stderr
+    with gzip.open(folder / "trace-steps-2-3.json.gz") as file:
+        events = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+    num_updates = sum(name.startswith("Optimizer.step#") for name in events)
+    assert num_updates > 0
+    assert num_updates % 2 == 0, "as many updates in each of the two steps"
+    assert any("gloo:" in name or "c10d::" in name for name in events), "the other process is waited for in it"
+    profiled = records(tmp_path / "profiled")[2]
+    assert profiled["other_seconds"] > 0
+
+
+@pytest.mark.launch
+def test_a_mistake_is_one_line_before_anything_is_loaded(sample_store: Path, tmp_path: Path) -> None:
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *FLAGS, "--profile", "4:2")
+    assert_one_error(done, "--profile 4:2: the run ends after step 4; use steps up to that one, or a longer run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.launch
+def test_a_run_that_is_past_its_profile_resumes(sample_store: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--save_strategy", "steps", "--save_steps", 2, "--lr_scheduler_type", "constant"]
+    train("1 rank", sample_store, tmp_path / "run", *flags, "--max_steps", 2)
+    done = train("1 rank", sample_store, tmp_path / "run", *flags, "--profile", "2")
+    assert "--profile: step 2 is done already, so nothing is profiled; use one after step 2" in done.stderr
+    assert not (tmp_path / "run/profile").exists()
