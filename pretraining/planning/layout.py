@@ -12,7 +12,7 @@ HALF_TYPES = ("bf16", "fp16")
 MAX_GPUS_PER_MACHINE = 8
 # Of the memory that a GPU reports. Its driver keeps 0.4 %; and where less than 2 % stays free, the allocator gives its
 # cache back and starts again in every step, which takes 1 to 2 s: gradients of a Llama-2-7B summed in fp32 would take
-# 146.6 of the 150.1 GB of an H200, by what is counted.
+# 146.5 of the 150.1 GB of an H200, by what is counted.
 USABLE_SHARE = 0.96
 
 

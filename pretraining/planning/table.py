@@ -138,10 +138,14 @@ def _verdict_lines(problems: list[str], suggestions: list[Suggestion], *, is_cer
 
 
 def _command_lines(flags: Sequence[str]) -> Iterator[str]:
-    """Flags in lines that a shell joins."""
-    lines = textwrap.wrap(" ".join(flags), LINE_WIDTH - 4, break_long_words=False, break_on_hyphens=False)
-    yield from (f"  {line} \\" for line in lines[:-1])
-    yield f"  {lines[-1]}"
+    """Flags, each with its value, in lines that a shell joins."""
+    line = " "
+    for flag in flags:
+        if len(f"{line} {flag} \\") > LINE_WIDTH + 2 * (flag == flags[-1]):
+            yield f"{line} \\"
+            line = " "
+        line = f"{line} {flag}"
+    yield line
 
 
 def _heading(name: str, value: str) -> str:

@@ -60,7 +60,7 @@ def test_gradients_are_added_up_in_fp32_unless_that_does_not_fit() -> None:
 
 
 def test_the_benchmark_of_one_h200_sums_in_bf16_as_its_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """139.8 GiB are what a real H200 reports; 146.6 GB with fp32 sums are less, but leave nothing to the allocator."""
+    """139.8 GiB are what a real H200 reports; 146.5 GB with fp32 sums are less, but leave nothing to the allocator."""
     monkeypatch.chdir(PROJECT_DIR)
     run = planned(["--recipe", "recipes/benchmark_llama2_7b.yaml", "--dry_run", "--gpu_type", "h200"])
     h200 = machine("h200", memory=150_100_000_000)
