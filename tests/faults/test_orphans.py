@@ -88,7 +88,8 @@ def test_nothing_outlives_its_killed_launcher(
     assert waiting.asked() == []
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+# The ranks notice either end in one way: by the launcher that is gone.
+@pytest.mark.parametrize("how", [pytest.param("SIGTERM", marks=pytest.mark.long), "SIGKILL"])
 def test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save(
     how: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -112,7 +113,8 @@ def test_a_rank_that_waits_for_a_killed_one_ends_before_deepspeed_kills_it(
     assert stderr.count("error: process 1 of this run died, stopping; rerun to resume") == 1
 
 
-@pytest.mark.parametrize("how", ["SIGUSR1", "SIGTERM"])
+# SIGTERM of all ranks: test_supervise.py, test_a_signal_reaches_every_rank_and_nothing_is_left_running.
+@pytest.mark.parametrize("how", ["SIGUSR1", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_a_signal_to_the_whole_job_lets_the_ranks_save(how: str, tmp_path: Path) -> None:
     """As of sbatch --signal=USR1@600, or of scancel; it kills the deepspeed command."""
     waiting = start("deepspeed", tmp_path)

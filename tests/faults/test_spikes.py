@@ -37,16 +37,7 @@ def poisoned_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FAULTS = ("spike", "non-finite", "rollback", "warning")
 FLAGS = ["--max_steps", STEPS, "--save_steps", 20, "--eval_strategy", "no", "--data_seed", SEED]
-FLAGS += [
-    "--global_batch_tokens",
-    512,
-    "--per_device_train_batch_size",
-    4,
-    "--learning_rate",
-    "1e-2",
-    "--min_learning_rate",
-    "5e-3",
-]
+FLAGS += ["--global_batch_tokens", 512, "--learning_rate", "1e-2", "--min_learning_rate", "5e-3"]
 FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]  # random states must go back too
 
 

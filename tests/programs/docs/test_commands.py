@@ -101,9 +101,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Their programs take longest to start. What they do is held by test_evaluate.py, test_evaluate_completions.py and
-# test_finetune.py in tests/programs, that their flags exist by test_all_flags_of_commands_exist.
-LONG_PAGES = ["docs/guides/evaluate.md", "docs/guides/finetune.md"]
+# Their programs take longest to start. What they do is held by test_evaluate.py, test_evaluate_completions.py,
+# test_checkpoints.py and test_finetune.py in tests/programs and by tests/faults/test_stopping.py; that their flags
+# exist, by test_all_flags_of_commands_exist.
+LONG_PAGES = ["docs/guides/evaluate.md", "docs/guides/finetune.md", "docs/guides/resume-and-stop.md"]
 
 
 @pytest.mark.launch
