@@ -40,7 +40,7 @@ def test_a_plan_with_blocks_knows_its_steps(sample_store: Path, tmp_path: Path) 
     done = run_forked(*python("pretrain.py", *words, "--dry_run", "--gpu_type", "rtx_4090"))
     assert done.returncode == 0, done.output
     assert "no blocks" not in done.stdout
-    assert "not known" not in done.stdout
+    assert "use --max_tokens N" not in done.stdout, "the number of steps is known"
     assert not run_dir.exists()
 
 
