@@ -47,6 +47,7 @@ SYNONYMS = {
     "isolate_documents": "document_masking",
     "mask_document_starts": "ignore_first_token",
     "hang_minutes": "hang_timeout_minutes",
+    "assumed_mfu": "assumed_hfu",
 }
 
 

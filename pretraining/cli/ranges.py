@@ -112,7 +112,7 @@ RANGES: dict[str, Range] = {
     "local_rank": Range(-1, 1 << 16),
     # plan
     "num_gpus": Range(1, 1 << 16),
-    "assumed_mfu": Range(0.0001, 1),
+    "assumed_hfu": Range(0.0001, 1),
     "price_per_gpu_hour": Range(0, 10**9),
     # preprocess.py and train_tokenizer.py
     "max_document_bytes": Range(1, (1 << 31) - 1),  # the largest text that a column of Arrow takes

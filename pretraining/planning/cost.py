@@ -110,14 +110,14 @@ def plan_costs(
     *,
     num_tokens: int | None,
 ) -> Costs | None:
-    """Estimate the costs at --assumed_mfu, of a billion tokens if their number is unknown.
+    """Estimate the costs at --assumed_hfu, of a billion tokens if their number is unknown.
 
     None for unlisted GPUs, and in fp32, which the peaks of the list are not of.
     """
     if gpu_type is None or layout.precision not in HALF_TYPES:
         return None
     return Costs(
-        tokens_per_second_per_gpu=tokens_per_second_per_gpu(layout, batch, gpu_type, mfu=flags.assumed_mfu),
+        tokens_per_second_per_gpu=tokens_per_second_per_gpu(layout, batch, gpu_type, hfu=flags.assumed_hfu),
         flops_per_token=flops_per_token(layout.shape, block_length=layout.block_length),
         peak_flops_per_second=gpu_type.peak_flops_per_second,
         num_tokens=BILLION if num_tokens is None else num_tokens,

@@ -59,21 +59,21 @@ def recomputed_share(layout: TrainingLayout) -> float:
     return len(range(0, layout.shape.num_hidden_layers, layout.checkpoint_every)) / layout.shape.num_hidden_layers
 
 
-def tokens_per_second_per_gpu(layout: TrainingLayout, batch: GlobalBatch, gpu: GpuType, *, mfu: float) -> float:
-    """Estimate the speed where a GPU computes at a share `mfu` of its peak, recomputation included.
+def tokens_per_second_per_gpu(layout: TrainingLayout, batch: GlobalBatch, gpu: GpuType, *, hfu: float) -> float:
+    """Estimate the speed where a GPU computes at a share `hfu` of its peak, recomputation included (PaLM, appendix B).
 
     What GPUs send each other hides behind the computation, or the other way round. What is copied from and to host
     memory does not: the sums are copied in the stream that reduces the gradients. A network between machines is not
     counted.
     """
-    seconds = sum(_step_seconds(layout, batch, gpu, mfu=mfu))
+    seconds = sum(_step_seconds(layout, batch, gpu, hfu=hfu))
     return batch.tokens / layout.num_processes / seconds
 
 
-def _step_seconds(layout: TrainingLayout, batch: GlobalBatch, gpu: GpuType, *, mfu: float) -> Iterator[float]:
+def _step_seconds(layout: TrainingLayout, batch: GlobalBatch, gpu: GpuType, *, hfu: float) -> Iterator[float]:
     """Micro steps, copies over PCI Express, and the optimizer in host memory."""
     flops = layout.num_tokens * flops_per_token(layout.shape, block_length=layout.block_length)
-    computing = flops * (1 + recomputed_share(layout) / 3) / (mfu * gpu.peak_flops_per_second)
+    computing = flops * (1 + recomputed_share(layout) / 3) / (hfu * gpu.peak_flops_per_second)
     pcie = PCIE_SHARE * gpu.pcie_bytes_per_second
     link = NVLINK_SHARE * gpu.nvlink_gb_per_second * 1e9 or pcie
     yield batch.gradient_accumulation_steps * max(computing, sent_bytes(layout) / link)

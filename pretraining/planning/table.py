@@ -115,7 +115,7 @@ def _cost_lines(run: PlannedRun) -> Iterator[str]:
         reason = "this GPU is not listed" if run.machine.has_gpu else "use --gpu_type"
         yield f"time: not known, {reason if gpu_type is None else 'the listed peak is not that of fp32'}"
         return
-    yield "time, from --assumed_mfu and published bandwidths" + ("" if costs.tokens_are_known else ", for 10^9 tokens")
+    yield "time, from --assumed_hfu and published bandwidths" + ("" if costs.tokens_are_known else ", for 10^9 tokens")
     yield _line("tokens/s/GPU", f"{costs.tokens_per_second_per_gpu:,.0f}", f"MFU {costs.mfu:.1%}")
     yield _line("hours", f"{costs.hours:,.1f}", f"{costs.hours / 24:,.1f} days")
     yield _line("GPU hours", f"{costs.gpu_hours:,.0f}")

@@ -69,6 +69,7 @@ RENAMED_FIELDS = {
     "plan_only": "dry_run",
     "plan_measure": "profile_plan",
     "hang_minutes": "hang_timeout_minutes",
+    "assumed_mfu": "assumed_hfu",
 }
 
 logger = logging.getLogger(__name__)

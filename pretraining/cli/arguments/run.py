@@ -139,7 +139,7 @@ class PlanArguments:
     num_gpus: int | None = flag(None, "GPUs to plan for; none: those of this machine")
     gpu_type: str | None = flag(None, "GPU to plan for, e.g. h200, h100, a100_40gb or rtx_4090")
     host_memory: str | None = flag(None, "host memory to plan for, e.g. 512GB or 1TB")
-    assumed_mfu: float = flag(0.4, "share of its peak at which a GPU computes, for estimates of time and energy")
+    assumed_hfu: float = flag(0.4, "share of its peak at which a GPU computes (hardware FLOPs utilization)")
     price_per_gpu_hour: float | None = flag(None, "price of a GPU per hour, in any currency")
     force: bool = flag(False, "start even if the run is predicted not to fit")
 

@@ -200,7 +200,7 @@ def test_the_table_of_every_recipe_fits_80_columns(recipe: str, gpus: str, monke
 def test_time_energy_and_price_follow_from_the_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(PROJECT_DIR)
     words = ["--dry_run", "--gpu_type", "h200", "--num_gpus", "8", "--max_tokens", str(1024 * 4096 * 100)]
-    words += ["--assumed_mfu", "0.5", "--price_per_gpu_hour", "3"]
+    words += ["--assumed_hfu", "0.5", "--price_per_gpu_hour", "3"]
     run = planned(words)
     costs = run.costs
     assert costs is not None

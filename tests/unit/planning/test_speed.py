@@ -17,7 +17,7 @@ def speed(layout: TrainingLayout, *, micro: int = 1, kind: str = "h100") -> floa
     number = layout.num_processes
     batch = GlobalBatch(4096, micro, 1024 // micro // number, number)
     layout = replace(layout, micro_batch_blocks=micro)
-    return tokens_per_second_per_gpu(layout, batch, find_gpu_type(kind), mfu=0.4)
+    return tokens_per_second_per_gpu(layout, batch, find_gpu_type(kind), hfu=0.4)
 
 
 def test_offloaded_sums_cross_twice_per_micro_step() -> None:

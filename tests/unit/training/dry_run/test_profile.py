@@ -46,7 +46,7 @@ def test_a_run_is_shortened_and_writes_elsewhere(sample_store: Path, tmp_path: P
 def test_time_energy_and_price_at_the_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT_DIR)
     words = ["--dry_run", "--gpu_type", "h200", "--num_gpus", "8", "--max_tokens", str(1024 * 4096 * 100)]
-    flags = parse_pretrain_arguments("", [*words, "--assumed_mfu", "0.5", "--price_per_gpu_hour", "3"])
+    flags = parse_pretrain_arguments("", [*words, "--assumed_hfu", "0.5", "--price_per_gpu_hour", "3"])
     run = make_plan(flags, planned_machine(flags.plan), None)
     costs = run.costs
     assert costs is not None
