@@ -18,11 +18,14 @@ Batch = dict[str, torch.Tensor]
 BOUNDS = "document_bounds"  # in a batch: int32 [documents + 1], into all its rows one after another
 
 
-def model_inputs(batch: Batch, *, in_one_row: bool) -> dict[str, torch.Tensor | int]:
-    """Return the arguments of the model's forward for a micro batch."""
+def model_inputs(batch: Batch, *, in_one_row: bool, num_parts: int = 1) -> dict[str, torch.Tensor | int]:
+    """Return the arguments of the model's forward for a micro batch, or for one of `num_parts` of its length."""
     if in_one_row and "position_ids" in batch:
         return as_packed_row(batch)
-    return {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+    if num_parts == 1:
+        return inputs
+    return {**inputs, **attention_bounds(batch, block_length=batch["input_ids"].shape[1] * num_parts)}
 
 
 def as_packed_row(batch: Batch) -> dict[str, torch.Tensor | int]:

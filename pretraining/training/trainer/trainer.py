@@ -18,7 +18,7 @@ from pretraining.runs.run_folder import read_trainer_state
 from pretraining.runs.tracking.reporters import Reporters
 from pretraining.system.processes import ignore_stop_signals
 from pretraining.training.config.run_config import RunConfig
-from pretraining.training.data.batch import Batch, attention_bounds, model_inputs
+from pretraining.training.data.batch import Batch, model_inputs
 from pretraining.training.data.dataset import Item, MixedBlocks
 from pretraining.training.data.loader import BlockLoader, WorkerLoader
 from pretraining.training.data.splits import TrainingData
@@ -118,9 +118,8 @@ class PretrainingTrainer(TrainerInternals):
 
     def token_losses(self, model: torch.nn.Module, batch: Batch, *, in_tiles: bool) -> TokenLosses:
         """The losses of a micro batch; with tiles, the model computes them from labels of its inputs' shape."""
-        inputs, share = model_inputs(batch, in_one_row=self.in_one_row), self.run_config.batch.sequence_parallel_size
-        if share > 1:
-            inputs |= attention_bounds(batch, block_length=batch["input_ids"].shape[1] * share)
+        num_parts = self.run_config.batch.sequence_parallel_size
+        inputs = model_inputs(batch, in_one_row=self.in_one_row, num_parts=num_parts)
         labels = {"labels": batch["labels"].view(1, -1) if self.in_one_row else batch["labels"]} if in_tiles else {}
         with packing_check(is_on=self.run_config.arguments.data.document_masking):
             return token_losses(model(**inputs, **labels), batch["labels"])
