@@ -22,7 +22,7 @@ def model_inputs(batch: Batch, *, in_one_row: bool, num_parts: int = 1) -> dict[
     """Return the arguments of the model's forward for a micro batch, or for one of `num_parts` of its length."""
     if in_one_row and "position_ids" in batch:
         return as_packed_row(batch)
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+    inputs: dict[str, torch.Tensor | int] = {n: batch[n] for n in ("input_ids", "position_ids") if n in batch}
     if num_parts == 1:
         return inputs
     return {**inputs, **attention_bounds(batch, block_length=batch["input_ids"].shape[1] * num_parts)}
