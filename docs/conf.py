@@ -35,6 +35,7 @@ RESULTS = {
     "overhead": "Overhead of a step",
     "step_settings": "Step settings",
     "save_speed": "Save speed",
+    "host_waits": "Host waits",
 }
 RESULTS |= {"faults": "Faults", "generate": "Generate", "plans": "Plans", "gpu": "GPUs", "data_path": "Data path"}
 RESULTS |= {"preprocess": "Preprocess", "performance-log": "Performance log"}
@@ -42,7 +43,8 @@ GUIDES = {"preprocess": "Preprocess", "train": "Train", "resume-and-stop": "Resu
 GUIDES |= {"generate": "Generate", "evaluate": "Evaluate", "finetune": "Finetune", "serve": "Serve", "hub": "Hub"}
 GUIDES |= {"performance": "Performance", "multi-gpu": "From one GPU to eight", "long-context": "Long context"}
 GUIDES |= {"profile": "Profile a step", "provenance": "Provenance"}
-EXPLANATION = ("architecture", "life-of-a-token", "life-of-a-step", "life-of-a-checkpoint", "decisions")
+WALKS = ("life-of-a-token", "life-of-a-step", "life-of-a-checkpoint")
+EXPLANATION = ("architecture", *WALKS, "gpu-readiness", "decisions")
 NAVIGATION = {
     "Getting started": [f"docs/getting-started/{name}" for name in ("quickstart", "install", "first-run", "hardware")],
     "Guides": [f"{title} <docs/guides/{name}>" for name, title in GUIDES.items()],
