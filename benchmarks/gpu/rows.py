@@ -78,6 +78,7 @@ ROWS = (
         ),
     ),
     Row("optimizer in sub groups of 1e9", zero={"sub_group_size": 1e9}),
+    Row("DeepSpeed's throughput timer", sections={"timers": {"throughput": {"enabled": True}}}),
     # On one GPU there is nothing to overlap: the host would wait for the GPU at each layer, and the row show that.
     Row("without overlap_comm", zero={"overlap_comm": False}, num_gpus=2),
     Row("without contiguous_gradients", zero={"contiguous_gradients": False}, num_gpus=2),

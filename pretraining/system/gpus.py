@@ -4,8 +4,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import pynvml
-
 from pretraining.errors import UserError, nearest
 
 DRIVER_DEVICE = Path("/dev/nvidiactl")  # there is one where NVIDIA's driver is
@@ -133,6 +131,8 @@ def use_expandable_segments() -> None:
 
 def driver_gpu_names() -> list[str]:
     """Names of the GPUs that NVIDIA's driver sees, whatever torch was built for; none without a driver."""
+    import pynvml  # here: every program imports this module, the doctor also where no package is installed
+
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
