@@ -6,7 +6,7 @@ neither counts as time of a step. Nothing is computed otherwise, so that losses 
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -49,18 +49,19 @@ class Profiler(RunCallback):
         self._trainer = trainer
         self._steps = steps
         self._folder = trainer.run_config.run_dir / PROFILE_DIR_NAME
-        self._recording: profile | None = None
-        self._num_recorded = 0
+        self._recording: profile | None = None  # on rank 0, while it records
+        self._num_recorded = 0  # steps of each rank
 
     def train_begin(self, state: TrainerState, control: TrainerControl) -> None:
         """Warn when a resumed run is past these steps."""
         if state.global_step >= self._steps[0]:
             message = "--profile: step %d is done already, so nothing is profiled; use one after step %d"
             logger.warning(message, self._steps[0], state.global_step)
+            stop_memory_history()
 
     def step_begin(self, state: TrainerState, control: TrainerControl) -> None:
         """Start with the first step."""
-        if self._recording is None and state.is_world_process_zero and state.global_step + 1 == self._steps[0]:
+        if self._recording is None and self._num_recorded == 0 and self._is_first(state):
             with self._trainer.meter.pause():
                 gpu = [ProfilerActivity.CUDA] if has_gpu() else []
                 self._recording = profile(activities=[ProfilerActivity.CPU, *gpu], acc_events=True)
@@ -68,22 +69,27 @@ class Profiler(RunCallback):
 
     def step_end(self, state: TrainerState, control: TrainerControl) -> None:
         """Write after the last step, counted, because a rollback goes back to earlier ones."""
-        if self._recording is not None:
+        if self._num_recorded or state.global_step == self._steps[0]:
             self._num_recorded += 1
             if self._num_recorded == len(self._steps):
-                self._finish(self._recording)
+                self._finish()
 
     def train_end(self, state: TrainerState, control: TrainerControl) -> None:
         """Write the steps before a stop."""
-        if self._recording is not None and 0 < self._num_recorded < len(self._steps):
-            self._finish(self._recording)
+        if 0 < self._num_recorded < len(self._steps):
+            self._finish()
 
-    def _finish(self, recording: profile) -> None:
+    def _is_first(self, state: TrainerState) -> bool:
+        return state.is_world_process_zero and state.global_step + 1 == self._steps[0]
+
+    def _finish(self) -> None:
         """Write trace and costs; an error of the disk is a warning, and the training continues."""
+        stop_memory_history()
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return
         with self._trainer.meter.pause():
             recording.stop()
-            if has_gpu():
-                torch.cuda.memory._record_memory_history(enabled=None)  # it takes time at each allocation
             first, last = self._steps[0], self._steps[0] + self._num_recorded - 1
             steps = f"step-{first}" if first == last else f"steps-{first}-{last}"
             try:
@@ -112,6 +118,12 @@ def cost_table(recording: profile) -> str:
     return "\n".join(line.rstrip() for line in table.splitlines()) + "\n"
 
 
+def stop_memory_history() -> None:
+    """Stop recording allocations on this rank: it takes time at each of them."""
+    if has_gpu():
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+
 @contextmanager
 def memory_snapshot(run: RunConfig) -> Iterator[None]:
     """With --profile on a GPU, write each allocation, with the stack that made it, when memory runs out.
@@ -126,7 +138,8 @@ def memory_snapshot(run: RunConfig) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         path = run.run_dir / PROFILE_DIR_NAME / f"memory-rank-{process_rank()}.pickle"
-        path.parent.mkdir(exist_ok=True)
-        torch.cuda.memory._dump_snapshot(str(path))
+        with suppress(OSError, RuntimeError):  # of a full disk: memory that ran out is the error
+            path.parent.mkdir(exist_ok=True)
+            torch.cuda.memory._dump_snapshot(str(path))
         logger.error("out of memory: %s has all allocations (open it at https://docs.pytorch.org/memory_viz)", path)
         raise

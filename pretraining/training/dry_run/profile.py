@@ -3,6 +3,7 @@
 import glob
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ from pretraining.training.distributed.deepspeed_internals import allocated_state
 from pretraining.training.dry_run.dry_run import make_plan
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
-FOLDER_MARK = ".profile-"  # between the name of the run folder and the process that starts the measurement
+# Between the name of the run folder and the process that starts the measurement; of each host, whose processes differ.
+FOLDER_MARK = f".profile-{socket.gethostname()}-"
 NUM_STEPS = 5
 WARM_UP_STEPS = 2  # they allocate memory and fill caches
 MAX_MICRO_STEPS = 8  # of a measured step; a real one may have hundreds

@@ -14,6 +14,7 @@ from pretraining.system.processes import ProcessHandle
 from pretraining.training.config.layout import planned_machine
 from pretraining.training.dry_run.dry_run import make_plan
 from pretraining.training.dry_run.profile import (
+    FOLDER_MARK,
     ProfileMemoryError,
     is_out_of_memory,
     profile_arguments,
@@ -69,9 +70,10 @@ def test_time_energy_and_price_at_the_measured_speed(monkeypatch: pytest.MonkeyP
 def test_folders_of_killed_measurements_are_removed(sample_store: Path, tmp_path: Path) -> None:
     flags = arguments(sample_store, tmp_path / "run", "--profile_plan")
     short = profile_arguments(flags, load_mixture([str(sample_store)], revision=None))
-    own, dead = Path(short.trainer["output_dir"]), tmp_path / f"run.profile-{2**22 + 1}-7"  # more than Linux counts
+    own, dead = Path(short.trainer["output_dir"]), tmp_path / f"run{FOLDER_MARK}{2**22 + 1}-7"  # more than Linux counts
     parent = ProcessHandle.of(os.getppid())
-    kept = {f"run.profile-{parent.pid}-{parent.started}", "run.profile-notes", "run", "other.profile-1-1"}
+    kept = {f"run{FOLDER_MARK}{parent.pid}-{parent.started}", f"run{FOLDER_MARK}notes", f"other{FOLDER_MARK}1-1", "run"}
+    kept |= {"run.profile-2026-11", "run.profile-another-host-1-1"}
     for folder in (own, dead, *(tmp_path / name for name in kept)):
         folder.mkdir()
     with temporary_folder(flags, own):
