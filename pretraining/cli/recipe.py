@@ -134,6 +134,8 @@ def _command_line_settings(
         problems.append(f"{unknown[0]}: unexpected value (flags are `--name value`)")
     recipe_path = vars(known).pop("recipe", None)
     vars(known).pop("debug", None)  # `run_program` looks for it, since it must hold while the flags are read too
+    if (more := vars(known).get(GENERIC_FLAG)) and more[-1] == NONE_WORD:
+        vars(known)[GENERIC_FLAG] = [NONE_WORD]
     return [Setting(f"--{name}", name, texts) for name, texts in vars(known).items()], recipe_path
 
 

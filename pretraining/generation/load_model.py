@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pynvml
 import torch
 from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -124,10 +125,13 @@ def _free_gpu_bytes() -> list[int]:
 
     Of several, the driver is asked: `mem_get_info` creates a context on each GPU, which takes half a gigabyte there.
     """
-    if torch.cuda.device_count() == 1:
-        return [torch.cuda.mem_get_info(0)[0]]
     gpus = range(torch.cuda.device_count())
-    return [torch.cuda.get_device_properties(gpu).total_memory - torch.cuda.device_memory_used(gpu) for gpu in gpus]
+    if len(gpus) > 1:
+        # Containers may hide the library of the driver.
+        with contextlib.suppress(RuntimeError, ImportError, pynvml.NVMLError):
+            used = [torch.cuda.device_memory_used(gpu) for gpu in gpus]
+            return [torch.cuda.get_device_properties(gpu).total_memory - used[gpu] for gpu in gpus]
+    return [torch.cuda.mem_get_info(gpu)[0] for gpu in gpus]
 
 
 def _gpu_map(empty: LlamaForCausalLM, dtype: torch.dtype, max_bytes: list[int]) -> dict[str, int | str]:

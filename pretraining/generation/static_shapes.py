@@ -34,6 +34,8 @@ class StepGraphs:
 
     def __init__(self) -> None:
         self._graphs: dict[tuple[int, int], _Graph | None] = {}
+        self._logits: dict[int, torch.Tensor] = {}  # by rows; each graph writes there, so none keeps its own
+        self._stream: torch.cuda.Stream | None = None  # torch's own would stay on the GPU of the first decoder
 
     def run(self, step: DecodeStep, inputs: torch.Tensor, num_keys: int) -> torch.Tensor:
         """Return the logits of a step, from the second call with the same shapes on by replaying its graph.
@@ -44,26 +46,28 @@ class StepGraphs:
         shape = (inputs.shape[1], num_keys)
         if shape not in self._graphs:
             self._graphs[shape] = None
-            return step(inputs, num_keys)
+            logits = step(inputs, num_keys)
+            self._logits.setdefault(shape[0], torch.empty_like(logits))
+            return logits
         found = self._graphs[shape]
         if found is None:
             found = self._graphs[shape] = self._capture(step, inputs, num_keys)
         found.inputs.copy_(inputs)
         found.graph.replay()
-        return found.logits.clone()  # the next graph writes over them: all share their memory
+        return self._logits[shape[0]].clone()  # the next step writes over them
 
     def _capture(self, step: DecodeStep, inputs: torch.Tensor, num_keys: int) -> "_Graph":
         captured = next((one for one in self._graphs.values() if one is not None), None)
         pool = None if captured is None else captured.graph.pool()
         graph, static_inputs = torch.cuda.CUDAGraph(), inputs.clone()
-        with torch.cuda.device(inputs.device), torch.cuda.graph(graph, pool=pool):
-            logits = step(static_inputs, num_keys)
-        return _Graph(graph, static_inputs, logits)
+        self._stream = self._stream or torch.cuda.Stream(inputs.device)  # one for all: they share a pool
+        with torch.cuda.device(inputs.device), torch.cuda.graph(graph, pool=pool, stream=self._stream):
+            self._logits[inputs.shape[1]].copy_(step(static_inputs, num_keys))
+        return _Graph(graph, static_inputs)
 
 
 class _Graph(NamedTuple):
-    """A captured step, and where it reads and writes."""
+    """A captured step, and where it reads."""
 
     graph: torch.cuda.CUDAGraph
     inputs: torch.Tensor
-    logits: torch.Tensor

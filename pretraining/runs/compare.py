@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from pretraining.runs.history import read_records
 from pretraining.runs.run_folder import METRICS_NAME, MODEL_DIR_NAME
 
@@ -23,12 +25,13 @@ def first_difference(run_dir: Path, other: Path, *, relative: float = 0.0) -> st
     """The first difference between two runs and its size, None if there is none.
 
     Each step must be in the second log once. An evaluation that was repeated after a resume must be the same each time.
-    Metrics may differ by the share `relative`; weights are compared bit by bit, and only if that is 0.
+    Metrics may differ by the share `relative`. Weights are compared bit by bit if that is 0, otherwise by their names,
+    types and shapes: rounding that differs at each step moves single weights by any share.
     """
     difference = difference_of_metrics(run_dir, other, relative=relative)
-    if difference is not None or relative:
+    if difference is not None:
         return difference
-    return difference_of_weights(run_dir / MODEL_DIR_NAME, other / MODEL_DIR_NAME)
+    return difference_of_weights(run_dir / MODEL_DIR_NAME, other / MODEL_DIR_NAME, only_shapes=relative > 0)
 
 
 def difference_of_metrics(run_dir: Path, other: Path, *, relative: float = 0.0) -> str | None:
@@ -76,10 +79,20 @@ def _relative_difference(first: Any, second: Any) -> str:
     return f", relative difference {abs(first - second) / max(abs(first), 1e-300):.1e}"
 
 
-def difference_of_weights(model_dir: Path, other: Path) -> str | None:
-    """The first file in which two exported models differ."""
+def difference_of_weights(model_dir: Path, other: Path, *, only_shapes: bool = False) -> str | None:
+    """The first file in which two exported models differ, or their tensors do in name, type or shape."""
     names = [sorted(path.name for path in folder.glob("*.safetensors")) for folder in (model_dir, other)]
     if names[0] != names[1] or not names[0]:
         return f"{other} has the files {', '.join(names[1]) or 'none'}, not {', '.join(names[0]) or 'none'}"
+    if only_shapes:
+        different = [name for name in names[0] if tensor_shapes(model_dir / name) != tensor_shapes(other / name)]
+        return f"{other / different[0]} has other tensors" if different else None
     different = [name for name in names[0] if not filecmp.cmp(model_dir / name, other / name, shallow=False)]
     return f"{other / different[0]} has other weights" if different else None
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Type and shape of each tensor of a safetensors file, by name."""
+    with safe_open(path, framework="np") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    return {name: (one.get_dtype(), one.get_shape()) for name, one in slices.items()}

@@ -130,9 +130,11 @@ def use_expandable_segments() -> None:
 
 
 def driver_gpu_names() -> list[str]:
-    """Names of the GPUs that NVIDIA's driver sees, whatever torch was built for; none without a driver."""
-    import pynvml  # here: every program imports this module, the doctor also where no package is installed
-
+    """Names of the GPUs that NVIDIA's driver sees, whatever torch was built for; none without a driver, or its package."""
+    try:
+        import pynvml  # here: every program imports this module, the doctor also where no package is installed
+    except ImportError:
+        return []
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

@@ -94,7 +94,8 @@ def forget_exit_codes() -> None:
     for path in Path(os.environ[SUPERVISOR_VARIABLE]).glob(f"*{EXIT_SUFFIX}"):
         with suppress(OSError):  # another rank removed it
             is_own = path.stem == str(process_rank())
-            if is_own or path.read_text(encoding="utf-8").split()[2:] != [_launcher()]:
+            words = path.read_text(encoding="utf-8").split()  # none while another rank of this launcher writes
+            if is_own or words[2:] not in ([], [_launcher()]):
                 path.unlink()
 
 

@@ -18,6 +18,7 @@ from pretraining.data.encode.splits import Split
 from pretraining.data.inspect.provenance import BlockProvenance, Piece, PieceTable
 from pretraining.data.store.shards import Shard
 from pretraining.data.tokenize.token_bytes import NO_TEXT, text_of
+from pretraining.data.tokenize.tokenizer import TokenRules
 
 EXCERPT_BYTES = 120
 
@@ -52,7 +53,7 @@ def scan_documents(
         return [(documents, search(documents)) for documents in group[0]], group[1]
 
     tables = bounded_parallel_map(partial(_read_row_group, tracer, split), _row_groups(tracer, split), **threads)
-    documents = _join_documents(tables, tracer.manifest.origin.token_rules.eos_token_id)
+    documents = _join_documents(tables, tracer.manifest.origin.token_rules)
     return bounded_parallel_map(searched, documents, **threads)
 
 
@@ -75,12 +76,17 @@ def _read_row_group(tracer: BlockProvenance, split: Split, group: RowGroup) -> t
 
 
 def _join_documents(
-    groups: Iterable[tuple[PieceTable, np.ndarray, int]], eos_token_id: int
+    groups: Iterable[tuple[PieceTable, np.ndarray, int]], rules: TokenRules
 ) -> Iterator[tuple[list[DocumentTokens], int]]:
-    """The documents in one piece of each row group, and those of several pieces that end in it."""
+    """The documents in one piece of each row group, and those of several pieces that end in it.
+
+    A document ends with EOS. Where BOS is the same id, it begins with it as well, maybe at the end of a block.
+    """
+    num_bos = 0 if rules.bos_token_id is None else 1
     unfinished: dict[int, list[tuple[np.ndarray, Piece]]] = {}
     for table, ids, num_bytes in groups:
-        is_last = ids[table.ends - 1] == eos_token_id
+        num_seen = table.offsets + table.ends - table.begins
+        is_last = (ids[table.ends - 1] == rules.eos_token_id) & (num_seen > num_bos)
         is_whole = is_last & (table.offsets == 0)
         joined = []
         for number in np.flatnonzero(~is_whole).tolist():

@@ -58,7 +58,10 @@ def host_copy(value: Any) -> Any:
         if not tensor.is_cuda or not tensor.is_contiguous():
             return tensor.to("cpu", copy=True)
         if not buffers:
-            buffers.extend(torch.empty(BUFFER_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2))
+            try:
+                buffers.extend(torch.empty(BUFFER_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2))
+            except RuntimeError:  # the machine has no memory that can be pinned
+                return tensor.to("cpu", copy=True)
         return copy_through(tensor, buffers, torch.cuda.Event)
 
     return _map(value, copy_of, copy.deepcopy)

@@ -81,7 +81,7 @@ class CheckpointShards:
         if whole:
             remedy = f"among others; start with --num_gpus={self.num_processes}"
             if num_processes == self.num_processes:
-                remedy = "in another way; set sub_group_size in the --deepspeed file to its value in run.json"
+                remedy = f"in another way; use precision, --optim and sub_group_size of {self._checkpoint}/run.json"
             raise UserError(
                 f"--resume {self._checkpoint}: was saved by {_describe(self.num_processes)}, and its optimizer state "
                 f"({whole[0]}) cannot be divided {remedy}"

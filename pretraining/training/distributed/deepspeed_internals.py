@@ -105,7 +105,14 @@ def avoid_host_waits(engine: DeepSpeedEngine) -> None:
 
 
 def _wait_on_device(stream: Any) -> None:
-    stream.synchronize = lambda: get_accelerator().current_stream().wait_stream(stream)
+    """Let streams wait for each other where the host would wait: fp16 looks for overflows in this one."""
+
+    def synchronize() -> None:
+        current = get_accelerator().current_stream()
+        current.wait_stream(stream)
+        stream.wait_stream(current)
+
+    stream.synchronize = synchronize
 
 
 def _step_then_gather(zero: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pretraining.runs.compare import first_difference
 
@@ -13,7 +15,7 @@ Change = Callable[[list[dict]], object]
 
 def write_run(run_dir: Path, records: list[dict], weights: bytes = b"weights") -> Path:
     (run_dir / "model").mkdir(parents=True)
-    (run_dir / "model/model.safetensors").write_bytes(weights)
+    save_file({"head": np.frombuffer(weights, np.uint8)}, run_dir / "model/model.safetensors")
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return run_dir
 
@@ -44,13 +46,19 @@ def test_what_a_resume_may_change_is_no_difference(tmp_path: Path, change: Chang
 
 @pytest.mark.parametrize(("loss", "norm", "is_found"), [(7.006, 0.5, False), (7.008, 0.5, True), (7.0, 0.501, True)])
 def test_a_tolerance_is_a_share_of_each_metric(loss: float, norm: float, is_found: bool, tmp_path: Path) -> None:
-    """And the weights of two runs that differ in the last bits of a loss are not compared."""
+    """And the values of weights of two runs that differ in the last bits of a loss are not compared."""
     records = make_records()
     records[1] |= {"loss": loss, "grad_norm": norm}
-    runs = write_run(tmp_path / "a", make_records()), write_run(tmp_path / "b", records, b"others")
+    runs = write_run(tmp_path / "a", make_records()), write_run(tmp_path / "b", records, b"weighty")
     difference = first_difference(*runs, relative=1e-3)
     assert (difference is not None) == is_found
     assert difference is None or difference.startswith("step 2: ")
+
+
+def test_with_a_tolerance_exports_have_the_same_tensors(tmp_path: Path) -> None:
+    runs = write_run(tmp_path / "a", make_records()), write_run(tmp_path / "b", make_records(), b"fewer")
+    found = first_difference(*runs, relative=1e-3)
+    assert found == f"{tmp_path}/b/model/model.safetensors has other tensors"
 
 
 @pytest.mark.parametrize(

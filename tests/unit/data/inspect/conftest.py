@@ -91,7 +91,7 @@ def mixed_input(folder: Path) -> dict[tuple[str, int], str]:
     return texts
 
 
-def llama_like_tokenizer(folder: Path) -> Path:
+def llama_like_tokenizer(folder: Path, *, bos_token: str = "<s>") -> Path:
     """A small tokenizer with the pipeline of Llama 2: U+2581 for spaces, one before each text, bytes as <0xNN>."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -106,12 +106,12 @@ def llama_like_tokenizer(folder: Path) -> Path:
     vocab.setdefault("▁", len(vocab))
     folder.mkdir()
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    names = {"bos_token": bos_token, "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     return folder
 
 
-@pytest.fixture(scope="session", params=["sample", "best_fit", "concat", "llama_like"])
+@pytest.fixture(scope="session", params=["sample", "best_fit", "concat", "llama_like", "bos_is_eos"])
 def traced(request: pytest.FixtureRequest, sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     if request.param == "sample":
         texts = {("data/sample/news.jsonl", 1 + n): story for n, story in enumerate(STORIES)}
@@ -121,11 +121,13 @@ def traced(request: pytest.FixtureRequest, sample_store: Path, tmp_path_factory:
     more = {
         "best_fit": ["--packing", "best_fit", "--num_slices", 3, "--tokens_per_shard", 3000],
         "concat": ["--add_bos", "--num_slices", 3, "--tokens_per_shard", 3000],
-        "llama_like": [],
-    }[request.param]
-    if request.param == "llama_like":
-        more = ["--tokenizer", llama_like_tokenizer(folder / "tokenizer"), "--add_bos", "--num_slices", 2]
+    }.get(request.param, [])
+    if not more:
+        bos_token = "</s>" if request.param == "bos_is_eos" else "<s>"
+        tokenizer = llama_like_tokenizer(folder / "tokenizer", bos_token=bos_token)
+        more = ["--tokenizer", tokenizer, "--add_bos", "--num_slices", 2]
     inputs = ["--data_files", *(folder / name for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.txt"))]
-    flags = [*inputs, "--split_text_files", "--block_length", 64, "--split", "80,15,5", *more]
+    length = 16 if request.param == "bos_is_eos" else 64  # so that documents begin at the last position of blocks
+    flags = [*inputs, "--split_text_files", "--block_length", length, "--split", "80,15,5", *more]
     run_fine(*python("preprocess.py", *flags, "--output_dir", folder / "blocks"))
     return Traced(BlockProvenance(folder / "blocks", flag="--dataset"), texts)

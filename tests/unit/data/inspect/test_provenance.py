@@ -41,7 +41,10 @@ def test_each_piece_is_the_text_at_its_line(traced: Traced) -> None:
         assert found == ids[piece.num_tokens_before : piece.num_tokens_before + piece.num_tokens]
         num_tokens[piece.split, piece.block] += piece.num_tokens
         places.add((document.file, document.line))
-    assert num_tokens == {key: 64 - rows[key[0]][key[1]]["num_padding_tokens"] for key in num_tokens}
+    assert num_tokens == {
+        key: traced.tracer.manifest.origin.block_length - rows[key[0]][key[1]]["num_padding_tokens"]
+        for key in num_tokens
+    }
     assert len(places) > 0.95 * len(traced.texts)
 
 

@@ -60,3 +60,22 @@ assert "deepspeed.runtime.zero.muon.original_muon" in sys.modules
 assert "torch._inductor" not in sys.modules
 """
     run_fine(sys.executable, "-c", code)
+
+
+def test_streams_wait_for_each_other_where_the_host_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp16 gradients are checked for overflows in the stream that reduces them; one process adds in the other."""
+    waits: list[tuple[str, str]] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            waits.append((self.name, other.name))
+
+    computing, reducing = Stream("computing"), Stream("reducing")
+    accelerator = type("Accelerator", (), {"current_stream": lambda self: computing})()
+    monkeypatch.setattr(deepspeed_internals, "get_accelerator", lambda: accelerator)
+    deepspeed_internals._wait_on_device(reducing)
+    reducing.synchronize()
+    assert waits == [("computing", "reducing"), ("reducing", "computing")]
