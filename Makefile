@@ -6,8 +6,6 @@ BENCH_VENV := .venv-bench
 BENCH_FLAGS ?=
 # Relative: the path of the checkout may contain spaces.
 BIN := $(VENV)/bin
-# Two per core, up to 8: half of the time tests wait for what they have started. One core is often a small machine.
-TEST_WORKERS ?= $(shell n=$$(nproc); [ $$n -gt 4 ] && n=4; [ $$n = 1 ] && echo 1 || echo $$((2 * n)))
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -21,7 +19,7 @@ quickstart: $(VENV)/.installed  ## from text to a model that writes, in minutes:
 	@PYTHON=$(BIN)/python RUN=runs/quickstart-$(STAMP) sh recipes/quickstart/run.sh
 
 test: $(VENV)/.installed-dev  ## run the test suite; the longest tests are left to make faults
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not long"
 
 lint: $(VENV)/.installed-dev  ## format, lint, complexity, types
 	$(BIN)/ruff format --check .
@@ -41,7 +39,7 @@ bench: $(BENCH_VENV)/.installed  ## compare preprocess.py with its peers; BENCH_
 
 faults: $(VENV)/.installed-dev blocks/quickstart  ## kill runs and break what they write, more than 100 times and in every way; an hour or more
 	$(BIN)/python -m benchmarks.faults
-	$(BIN)/python -m pytest -n auto --dist loadfile -m long tests/programs tests/unit
+	$(BIN)/python -m pytest -n auto --dist loadfile -m long tests/programs tests/unit tests/benchmarks
 
 blocks/quickstart: $(VENV)/.installed
 	PYTHON=$(BIN)/python sh recipes/quickstart/data.sh

@@ -88,19 +88,22 @@ class FaultsArguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Kill, test, write the page."""
+    """Kill, test, write the page; exit code 1 if any result is wrong."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Faults", FaultsArguments)], argv)
     arguments.work_dir.mkdir(parents=True)
     about = f"{hardware()}; {versions(['torch', 'deepspeed', 'transformers'])}.\n\n{command_line('faults')}\n\n"
-    num_kills, proof = _proof(arguments)
+    num_kills, is_equal, proof = _proof(arguments)
     write_section(arguments.output, "A run that is killed again and again", about + proof)
-    write_section(arguments.output, "Every other fault", about + _tests(arguments, num_kills=num_kills))
+    num_wrong_cases, tests = _tests(arguments, num_kills=num_kills)
+    write_section(arguments.output, "Every other fault", about + tests)
     logger.info("%s", arguments.output.read_text())
     shutil.rmtree(arguments.work_dir)
+    if num_wrong_cases or not is_equal:
+        sys.exit(1)
 
 
-def _proof(arguments: FaultsArguments) -> tuple[int, str]:
-    """Train once undisturbed and once killed; how often, and what it cost, by what was killed and when."""
+def _proof(arguments: FaultsArguments) -> tuple[int, bool, str]:
+    """Train once undisturbed and once killed; the kills, whether both runs are equal, and what it cost, in a table."""
     command = [*launch_command(ProofArguments()), str(PROGRAM), "--recipe", str(arguments.run_recipe)]
     command += ["--save_steps", str(SAVE_STEPS)]
     undisturbed, killed = (
@@ -112,11 +115,12 @@ def _proof(arguments: FaultsArguments) -> tuple[int, str]:
     difference = first_difference(undisturbed.run_dir, killed.run_dir)
     resume_seconds = sum(killed.resume_seconds) / max(1, len(killed.resume_seconds))
     verdict = difference or "none: losses, gradient norms, evaluations and weights are bit-equal"
-    return len(kills), (
+    result = (
         f"{arguments.run_recipe}, {pace.num_steps} steps, a checkpoint every {SAVE_STEPS}, two processes under "
         f"`deepspeed`. **Wrong results: {verdict}.** From a start to the next new step: {resume_seconds:.1f} s.\n\n"
         + kill_table(kills, num_steps=pace.num_steps, wrong="0" if difference is None else "1 in all")
     )
+    return len(kills), difference is None, result
 
 
 def kill_table(kills: Sequence[Killed], *, num_steps: int, wrong: str) -> str:
@@ -145,8 +149,8 @@ def _mean_and_most(steps: Sequence[int]) -> str:
     return f"{sum(steps) / len(steps):.1f} ({max(steps)})" if steps else ""
 
 
-def _tests(arguments: FaultsArguments, *, num_kills: int) -> str:
-    """The tests that break things: how often each did, what that cost, how many cases came out wrong.
+def _tests(arguments: FaultsArguments, *, num_kills: int) -> tuple[int, str]:
+    """The tests that break things: how many cases came out wrong, and by test, with how often each broke something.
 
     `num_kills` are those made elsewhere, for the sum.
     """
@@ -161,9 +165,10 @@ def _tests(arguments: FaultsArguments, *, num_kills: int) -> str:
         if element.find("skipped") is None:
             cases[_file_of(element)].append(_case(element))
     rows = [[TESTS.get(Path(path).name, ""), path, *_row(some)] for path, some in cases.items()]
-    rows.append(["all", "", *_row([case for some in cases.values() for case in some])])
-    killed = sum(case.killed for some in cases.values() for case in some)
-    return (
+    all_cases = [case for some in cases.values() for case in some]
+    rows.append(["all", "", *_row(all_cases)])
+    killed = sum(case.killed for case in all_cases)
+    return sum(case.is_wrong for case in all_cases), (
         f"{minutes:.0f} minutes. **kill -9: {killed} times here, {num_kills} above, {killed + num_kills} in all.** "
         "A wrong result is a case that failed.\n\n"
         + table(["fault", "shown by", "times tried", "of these kill -9", LOST, "wrong results"], rows)

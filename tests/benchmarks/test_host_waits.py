@@ -30,6 +30,7 @@ def changed_config(folder: Path, *, zero: dict[str, Any], is_timed: bool) -> str
     return str(path)
 
 
+# Other models are long: in make test the cases of llama2_7b of test_the_host_waits_for_nothing hold the same promise.
 @pytest.mark.parametrize(
     ("model", "num_processes"),
     [

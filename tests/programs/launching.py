@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import jsonlines
 
 from pretraining.system.launchers import DEEPSPEED, free_port
+from pretraining.system.processes import descendants
 from tests.conftest import PROJECT_DIR, TINY_RUN, Done, run
 
 NUM_STEPS = 6
@@ -89,6 +92,16 @@ def preloaded(variables: frozenset[tuple[str, str]]) -> subprocess.Popen:
     )
 
 
+def end_preloaded(server: subprocess.Popen) -> None:
+    """Kill the process and its ranks; the next job starts another."""
+    for process in descendants(server.pid):
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    server.kill()
+    server.wait()
+    preloaded.cache_clear()
+
+
 def run_forked(
     *words: object, cwd: Path = PROJECT_DIR, env: dict[str, str] | None = None, stdin: str | None = None
 ) -> Done:
@@ -122,9 +135,15 @@ def run_preloaded(
         paths = {name: str(Path(folder, name)) for name in ("stdin", "stdout", "stderr")}
         Path(paths["stdin"]).write_text(stdin or "")
         job = {"argv": [str(word) for word in words], "env": env, "num_ranks": num_ranks, "port": free_port()}
-        server.stdin.write(json.dumps({**job, "cwd": str(cwd), **paths}) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
+        try:
+            server.stdin.write(json.dumps({**job, "cwd": str(cwd), **paths}) + "\n")
+            server.stdin.flush()
+            code = int(server.stdout.readline())  # an empty line, of a server that died, is no number
+        except BaseException as error:  # the timeout of a test is no Exception
+            end_preloaded(server)  # its answer would be taken for that of the next job
+            written = [Path(paths[name]).read_text() for name in ("stdout", "stderr") if Path(paths[name]).exists()]
+            error.add_note("written so far:\n" + "".join(written)[-6000:])
+            raise
         texts = {name: Path(paths[name]).read_text() for name in ("stdout", "stderr")}
     return Done(code, texts["stdout"], texts["stderr"])
 

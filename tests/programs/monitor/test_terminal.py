@@ -73,7 +73,8 @@ def assert_ends_in_order(lines: list[str]) -> None:
     assert not [line for line in lines[places[0] :] if not line.startswith((*END, "    ")) and line], "and nothing else"
 
 
-# 200 columns are long: 80, which more lines exceed, and 120 in a file hold the same.
+# 200 columns are long: 80, which more lines exceed, and 120 in a file hold the same of lines, and of the bar at other
+# widths test_on_a_terminal_a_bar_has_the_figures_that_fit.
 @pytest.mark.parametrize(("name", "columns"), [("deepspeed", 80), pytest.param("python", 200, marks=pytest.mark.long)])
 def test_no_line_is_wider_than_the_terminal(name: str, columns: int, sample_store: Path, tmp_path: Path) -> None:
     words = [*launcher(name), *([QUIET] if name == "deepspeed" else []), PROJECT_DIR / "pretrain.py"]

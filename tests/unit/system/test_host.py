@@ -162,6 +162,7 @@ def test_programs_run_on_a_processor(name: str, sample_store: Path, tmp_path: Pa
 def test_a_processor_that_is_not_described_has_no_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "CPU_INFO", tmp_path / "not there")
     assert instructions() == frozenset()
+    assert host.processor_name() == (platform.machine() or "unknown")
 
 
 GROUPS = {

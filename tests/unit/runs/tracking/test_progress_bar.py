@@ -60,7 +60,9 @@ def show(logs: list[dict[str, Any]], *, is_first: bool = True) -> None:
     display.on_train_end(None, state, TrainerControl())
 
 
-@pytest.mark.parametrize(("columns", "last"), [(60, "1 min 40 s left"), (80, "lr 3.00e-04"), (120, "MFU 41.0 %")])
+@pytest.mark.parametrize(
+    ("columns", "last"), [(60, "1 min 40 s left"), (80, "lr 3.00e-04"), (120, "MFU 41.0 %"), (200, "MFU 41.0 %")]
+)
 def test_on_a_terminal_a_bar_has_the_figures_that_fit(columns: int, last: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(columns, monkeypatch) as other_end:
         show([RECORD, {"eval_loss": 2.0, "eval_perplexity": 7.4, "eval_accuracy": 0.25}])
@@ -71,6 +73,7 @@ def test_on_a_terminal_a_bar_has_the_figures_that_fit(columns: int, last: str, m
     assert "loss 2.5000 (2.6000)" in bars[-1]
     assert last in bars[-1]
     assert all(len(bar) <= columns for bar in bars)
+    assert max(map(len, bars)) > columns - 5, "a bar is as wide as its terminal"
     assert "step  2/20  validation loss 2.0000" in shown, "what is more than a line of figures stands above the bar"
     assert shown.count("warning: something\r\n") == 2
 

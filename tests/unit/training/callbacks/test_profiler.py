@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import TrainerControl, TrainerState
 
 from pretraining.cli.arguments.run import ObservabilityArguments
 from pretraining.errors import UserError
+from pretraining.training.callbacks import profiler
 from pretraining.training.callbacks.profiler import check_profiled_steps, memory_snapshot, write_profile
 from tests.conftest import assert_one_error
 from tests.programs.launching import figures, records, train, try_to_train
@@ -66,6 +70,40 @@ def test_without_a_gpu_or_a_profile_an_error_of_memory_stays_what_it_is() -> Non
     for text in (None, *([] if torch.cuda.is_available() else ["3"])):
         with pytest.raises(torch.OutOfMemoryError), memory_snapshot(run_of(text)):
             raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class Meter:
+    """Whether the time of steps is paused."""
+
+    is_paused = False
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        self.is_paused = True
+        yield
+        self.is_paused = False
+
+
+def test_all_that_the_profile_takes_is_within_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = Meter()
+    found = []
+
+    class Recording(profile):
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("start", "stop", "export_chrome_trace", "key_averages"):
+                found.append((name, meter.is_paused))
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(profiler, "profile", Recording)
+    trainer: Any = SimpleNamespace(meter=meter, run_config=SimpleNamespace(run_dir=tmp_path))
+    callback = profiler.Profiler(trainer, range(1, 2))
+    state = TrainerState(global_step=0, max_steps=2, is_world_process_zero=True)
+    callback.step_begin(state, TrainerControl())
+    assert not meter.is_paused, "the step itself is counted"
+    state.global_step = 1
+    callback.step_end(state, TrainerControl())
+    assert found == [(name, True) for name in ("start", "stop", "export_chrome_trace", "key_averages")]
+    assert len(list((tmp_path / "profile").iterdir())) == 2
 
 
 @pytest.mark.launch
