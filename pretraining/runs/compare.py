@@ -94,5 +94,5 @@ def difference_of_weights(model_dir: Path, other: Path, *, only_shapes: bool = F
 def tensor_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
     """Type and shape of each tensor of a safetensors file, by name."""
     with safe_open(path, framework="np") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     return {name: (one.get_dtype(), one.get_shape()) for name, one in slices.items()}

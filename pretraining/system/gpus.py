@@ -130,7 +130,7 @@ def use_expandable_segments() -> None:
 
 
 def driver_gpu_names() -> list[str]:
-    """Names of the GPUs that NVIDIA's driver sees, whatever torch was built for; none without a driver, or its package."""
+    """Names of the GPUs that NVIDIA's driver sees, whatever torch was built for; none without it or its package."""
     try:
         import pynvml  # here: every program imports this module, the doctor also where no package is installed
     except ImportError:

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import deepspeed.ops
 import pytest
@@ -74,7 +75,7 @@ def test_streams_wait_for_each_other_where_the_host_would(monkeypatch: pytest.Mo
             waits.append((self.name, other.name))
 
     computing, reducing = Stream("computing"), Stream("reducing")
-    accelerator = type("Accelerator", (), {"current_stream": lambda self: computing})()
+    accelerator = SimpleNamespace(current_stream=lambda: computing)
     monkeypatch.setattr(deepspeed_internals, "get_accelerator", lambda: accelerator)
     deepspeed_internals._wait_on_device(reducing)
     reducing.synchronize()
