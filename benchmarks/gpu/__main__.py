@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     """Do what is not done yet, and write the page after each step of it."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Benchmark", GpuArguments)], argv)
     ends_at = time.monotonic() + 60 * arguments.minutes - LEAVING_SECONDS
-    _end_like_ctrl_c()
+    end_like_ctrl_c()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     found, num_gpus = earlier_results(arguments), count_gpus()
     if num_gpus or arguments.small:
@@ -85,8 +85,8 @@ def earlier_results(arguments: GpuArguments) -> Found:
     return {"rows": {}, "stages": {}, **json.loads(next(texts, "{}"))}
 
 
-def _end_like_ctrl_c() -> None:
-    """Kill what runs when this program is ended: it is in a session of its own."""
+def end_like_ctrl_c() -> None:
+    """Kill what runs when this program is ended: it is in a separate session, which gets no signal."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the second
             signal.signal(number, signal.default_int_handler)

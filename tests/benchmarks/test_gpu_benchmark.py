@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,22 @@ from pretraining.cli.deepspeed_config import load_ds_config
 from pretraining.generation.decoder import LlamaDecoder
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, run_fine
 from tests.unit.generation.test_decoder import small_model
+
+CHILD = """
+import os, signal, sys, time
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+open(sys.argv[1] + ".part", "w").write(str(os.getpid()))
+os.rename(sys.argv[1] + ".part", sys.argv[1])
+time.sleep(600)"""
+RUNNER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+BENCHMARK = """
+import os, sys
+from pathlib import Path
+from benchmarks.gpu.__main__ import end_like_ctrl_c
+from benchmarks.gpu.measure import run_logged
+end_like_ctrl_c()
+run_logged(sys.argv[2:], Path(sys.argv[1]), os.environ, seconds=600)"""
 
 
 @pytest.mark.parametrize("row", [*ROWS, *SMALL_ROWS], ids=lambda row: row.name)
@@ -96,19 +113,23 @@ def test_a_failure_does_not_replace_what_was_measured() -> None:
 
 def test_at_the_timeout_the_processes_that_a_run_started_are_killed_too(tmp_path: Path) -> None:
     """The child ignores the signals that a training process would save a checkpoint for."""
-    pid_file = tmp_path / "pid"
-    child = "import os, signal, sys, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; "
-    child += "open(sys.argv[1] + '.part', 'w').write(str(os.getpid())); os.rename(sys.argv[1] + '.part', sys.argv[1]); "
-    child += "time.sleep(3600)"
-    runner = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
-    words = [sys.executable, "-c", runner, child, str(pid_file)]
-    seconds = 1.0
+    pid_file, seconds = tmp_path / "pid", 1.0
+    words = [sys.executable, "-c", RUNNER, CHILD, str(pid_file)]
     while not pid_file.exists():  # on a busy machine the child starts late
         assert run_logged(words, tmp_path / "log", os.environ, seconds=seconds) != 0
         seconds *= 2
         assert seconds < HANG_SECONDS
     assert _wait_until(lambda: _is_gone(int(pid_file.read_text())))
     assert "error: not through after" in (tmp_path / "log").read_text()
+
+
+def test_a_run_is_killed_when_the_benchmark_is_ended(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    words = [sys.executable, "-c", BENCHMARK, str(tmp_path / "log"), sys.executable, "-c", RUNNER, CHILD, str(pid_file)]
+    with subprocess.Popen(words, cwd=PROJECT_DIR, stderr=subprocess.DEVNULL) as benchmark:
+        assert _wait_until(pid_file.exists)
+        benchmark.terminate()
+    assert _wait_until(lambda: _is_gone(int(pid_file.read_text())))
 
 
 def _is_gone(pid: int) -> bool:
@@ -128,7 +149,6 @@ def _wait_until(is_true: Callable[[], bool]) -> bool:
 
 
 def test_when_the_time_is_up_nothing_runs_on() -> None:
-    """Each program would take seconds, and has none."""
     assert "not through after 0 s" in machine(0, ends_at=time.monotonic())["speeds"][0]
     assert "not through after 0.0 minutes" in run_stage(STAGES[0], GpuArguments(), ends_at=time.monotonic())["failed"]
 
@@ -183,7 +203,7 @@ def test_the_slot_takes_wheels_and_flags_from_the_folder_of_its_caller(tmp_path:
         assert (tmp_path / "results/gpu.md").is_file()
     finally:
         for site in sites:
-            shutil.rmtree(site)
+            shutil.rmtree(site, ignore_errors=True)
 
 
 def _write_wheel(folder: Path, name: str) -> str:
