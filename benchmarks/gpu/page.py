@@ -7,11 +7,12 @@ from benchmarks.gpu.rows import Row
 from benchmarks.results import table
 
 NOT_MEASURED = "not yet measured"
-TITLES = ("row", "tokens/s/GPU", "MFU, full", "MFU, causal", "GB at most", "first loss", "loss at the end")
+TITLES = ("row", "steps", "tokens/s/GPU", "MFU, full", "MFU, causal", "GB at most", "first loss", "loss at the end")
 WORDS = """Each row is the first one with the named change, in a separate run. Tokens/s/GPU are over all steps but
 the first, waiting for data and the optimizer's step included. MFU counts full attention, or half its square (causal),
 never recomputation. All rows start from the same weights and blocks, so the first losses are equal up to rounding.
-Memory is the most that was allocated at once per GPU, without what the allocator keeps beside it."""
+Losses at the end are comparable between rows of equal steps. Memory is the most that was allocated at once per GPU,
+without what the allocator keeps beside it."""
 
 
 def page(rows: Sequence[Row], found: dict[str, Any], *, is_small: bool) -> str:
@@ -59,10 +60,11 @@ def _machine(machine: dict[str, Any] | None) -> list[str]:
 
 def _cells(row: Row, figures: dict[str, Any] | None) -> list[str]:
     if figures is None or "failed" in figures:
-        return [row.name, NOT_MEASURED if figures is None else "failed", *[""] * (len(TITLES) - 2)]
+        return [row.name, "", NOT_MEASURED if figures is None else "failed", *[""] * (len(TITLES) - 3)]
     memory = figures["peak_memory_bytes"]
     return [
         row.name,
+        str(figures["num_steps"]),
         f"{figures['tokens_per_second_per_gpu']:,.0f}",
         _percent(figures["mfu"]),
         _percent(figures["mfu_causal"]),

@@ -1,25 +1,32 @@
 #!/usr/bin/env bash
 # The first minutes on a machine with an H100 or H200: what only a GPU can show, the most valuable first.
 #
-#   bash benchmarks/gpu/slot.sh [WHEELS] [--flags of benchmarks.gpu]
+#   bash benchmarks/gpu/slot.sh [WHEELS] [--output RESULTS/gpu.md] [other flags of benchmarks.gpu]
 #
-# WHEELS is a folder of wheels of what this Python lacks, for a machine without a network. It takes 12 minutes at most;
-# the same command resumes with what is missing. On a fresh machine it resumes from docs/benchmarks/gpu.json.
+# WHEELS is a folder of wheels of what this Python lacks, for a machine without a network; the tests need pytest and
+# pytest-timeout. It takes 12 minutes at most, WHEELS included: what runs then is killed, and counts as failed.
 #   1  a small model: save, resume, export, generate (2 minutes)
 #   2  Llama-2-7B, and the same with each of its three largest levers off (7)
 #   3  a profiled micro step, and the decoder with and without its levers (2)
 #   4  pytest -m gpu (5)
-# Results: docs/benchmarks/gpu.md, gpu.json and gpu-trace.json.gz, or beside --output.
+# Results: RESULTS/gpu.md, gpu.json and gpu-trace.json.gz, by default in docs/benchmarks. The same command resumes from
+# gpu.json, or else from docs/benchmarks/gpu.json: what is missing, then what failed. To resume on a fresh machine, copy
+# RESULTS to it first. Paths are relative to the folder that this is called from.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+root=$(cd "$(dirname "$0")/../.." && pwd)
 python=${PYTHON:-python3}
+path=$root
 if [[ $# -gt 0 && -d $1 ]]; then
-  site=$PWD/build/site
+  site=$root/build/site-$(cd "$1" && ls -- *.whl | cksum | cut -d " " -f 1)  # for each list of wheels its own
   if [[ ! -d $site ]]; then
-    "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$site.part" "$1"/*.whl
+    rm -rf "$site.part"
+    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site.part" "$1"/*.whl
     mv "$site.part" "$site"
   fi
-  export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+  path=$path:$site
   shift
 fi
-exec "$python" -m benchmarks.gpu --slot --minutes 12 "$@"
+export PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH}
+minutes=$("$python" -c "print(round(12 - $SECONDS / 60, 2))")
+# -P: modules of the caller's folder are not meant.
+exec "$python" -P -m benchmarks.gpu --slot --minutes "$minutes" --output "$root/docs/benchmarks/gpu.md" "$@"

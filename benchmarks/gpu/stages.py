@@ -1,5 +1,6 @@
 """What --slot runs beside the rows: a small model from start to text, a profiled micro step, the decoder, the tests."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.measure import run_logged
+from benchmarks.gpu.measure import run_logged, seconds_until
 from benchmarks.gpu.rows import GpuArguments
 from pretraining.errors import UserError
 from pretraining.runs.compare import GPU_TOLERANCE, difference_of_metrics
@@ -38,6 +39,7 @@ DECODERS: dict[str, tuple[dict[str, Any], bool]] = {
     "exact lengths, no CUDA graphs, cuDNN's attention": ({"multiple": 1}, True),
 }
 MAX_SECONDS = {"step": 240.0, "tests": 560.0}
+TEST_PACKAGES = ("pytest", "pytest_timeout")
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Workplace:
-    """The folder of a stage, and the flags of the benchmark."""
+    """The folder of a stage, the flags of the benchmark, and when it is ended, on the monotonic clock."""
 
     folder: Path
     arguments: GpuArguments
+    ends_at: float
 
     def execute(self, *words: object, seconds: float = MAX_SECONDS["step"]) -> str:
         """Run a program in the checkout; its output.
@@ -64,6 +67,7 @@ class Workplace:
         """
         log = self.folder / "log"
         log.unlink(missing_ok=True)
+        seconds = min(seconds, seconds_until(self.ends_at))
         code = run_logged([sys.executable, *words], log, os.environ, seconds=seconds)
         text = log.read_text(errors="replace")
         if code:
@@ -78,14 +82,20 @@ class Workplace:
         return self.execute(*launcher, "pretrain.py", *flags, "--output_dir", run_dir)
 
 
-def run_stage(stage: Stage, arguments: GpuArguments) -> dict[str, Any]:
-    """The metrics of a stage, or its error."""
+def is_done(figures: dict[str, Any]) -> bool:
+    """Whether a stage and all its parts were successful."""
+    parts = (figures, *figures.values())
+    return bool(figures) and not any("failed" in part for part in parts if isinstance(part, dict))
+
+
+def run_stage(stage: Stage, arguments: GpuArguments, *, ends_at: float) -> dict[str, Any]:
+    """The metrics of a stage, or its error; it is killed at `ends_at` of the monotonic clock."""
     logger.info("%s ...", stage.name)
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = stage.run(Workplace(Path(folder), arguments))
-        except UserError as error:
+            found = stage.run(Workplace(Path(folder), arguments, ends_at))
+        except (UserError, OSError) as error:
             found = {"failed": str(error)}
     logger.info("%s: %s", stage.name, found.get("failed", "done"))
     return {**found, "seconds": time.monotonic() - started_at}
@@ -133,6 +143,9 @@ def profiled_step(place: Workplace) -> dict[str, Any]:
 
 def gpu_tests(place: Workplace) -> dict[str, Any]:
     """The tests that need a GPU; the last line of pytest."""
+    missing = [name.replace("_", "-") for name in TEST_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"not run: this Python has no {' and no '.join(missing)}; install them, or add their wheels")
     words = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu")
     lines = place.execute(*words, seconds=MAX_SECONDS["tests"]).splitlines()
     return {"result": lines[-1]}
