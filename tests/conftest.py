@@ -50,11 +50,11 @@ if "XDG_CACHE_HOME" not in os.environ and not _can_be_written(Path.home() / ".ca
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two per core, up to 8, if they have memory: a worker and what it starts take up to 2.5 GB. One on one core."""
-    cores = usable_cores()
-    # Half of the time tests wait for what they have started: with one worker per core, 19.5 core-minutes took 17
-    # minutes on two cores.
-    return 1 if cores == 1 else max(1, min(2 * cores, 8, available_host_bytes() // WORKER_BYTES))
+    """Two, or one for every two cores, if they have memory: a worker and what it starts take up to 2.5 GB.
+
+    Four on two cores took as long: what tests start computes on both.
+    """
+    return max(1, min(max(2, usable_cores() // 2), 8, available_host_bytes() // WORKER_BYTES))
 
 
 # What is imported while tests are collected is not garbage, and collections that visit it take a fifth of that time.
