@@ -55,8 +55,9 @@ COLUMNS = (
 NOTES = """
 One micro step, neither the first nor the last of its step, with gradients added up in bf16. Event waits are for the
 reduction of gradients. "2 layers back" means that the GPU has two more layers to compute when the host is back. Weights
-gathered late are those of a layer that were not asked for before the layer starts. The bytes of gradients are those
-read and written on the GPU after a layer's backward.
+gathered late are those of a layer that were not asked for before the layer starts, in both passes, as a share of all
+weights. The bytes of gradients are those read and written on the GPU after a layer's backward; with two processes
+messages of a whole layer are concatenated once more than small ones.
 """
 
 
