@@ -123,7 +123,7 @@ def run(
     env: dict[str, str] | None = None,
     stdin: str | None = None,
 ) -> Done:
-    """Start a program as a user would, in a process of its own; `stdin` is piped into it, otherwise there is none."""
+    """Start a program as a user would, in a separate process; `stdin` is piped into it, otherwise there is none."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", **(env or {})}
     source: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
@@ -156,6 +156,25 @@ def one_thread() -> None:
     """Let torch compute in one thread: other tests use the other cores, and tiny matrices are slower in several."""
     if "torch" in sys.modules:  # some of the selected tests import it
         sys.modules["torch"].set_num_threads(1)
+
+
+AttentionShapes = list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+@pytest.fixture
+def attention_shapes(monkeypatch: pytest.MonkeyPatch) -> AttentionShapes:
+    """The shapes of queries and keys [rows, heads, length, head_dim] of each attention that torch computes."""
+    from torch.nn import functional
+
+    shapes: AttentionShapes = []
+    attend = functional.scaled_dot_product_attention
+
+    def record(queries: Any, keys: Any, *args: Any, **options: Any) -> Any:
+        shapes.append((queries.shape, keys.shape))
+        return attend(queries, keys, *args, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", record)
+    return shapes
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.conftest import PROJECT_DIR
 
 FOLDERS = ("pretraining", "tools", "benchmarks", "docs", "recipes")
 SUFFIXES = {".py", ".md", ".yaml", ".html", ".sh", ".json", ".toml", ".txt"}
-# From Python 3.12 on an f-string is tokens of its own.
+# From Python 3.12 on an f-string has separate tokens.
 TEXT_TOKENS = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 # Pattern, in upper or lower case: what to write instead.
 PHRASES = {

@@ -1,6 +1,6 @@
 """Odd command lines, recipes and environments of preprocess.py and train_tokenizer.py: one line each, or they work.
 
-Each runs in a process of its own, a fork of one that has imported the program (command_server.py), in a folder that
+Each runs in a separate process, a fork of one that has imported the program (command_server.py), in a folder that
 must be as it was afterwards, except for what the program was asked to make.
 """
 

@@ -125,7 +125,7 @@ def test_who_interrupts_twice_does_not_want_to_wait(sample_store: Path, tmp_path
 
 
 def interrupt_deepspeed(store: Path, run_dir: Path, **env: str) -> tuple[int, str]:
-    """As in a terminal: in a group of its own. It returns when the last process that could speak has ended."""
+    """As in a terminal: in a separate group. It returns when the last process that could speak has ended."""
     words = [*launcher("deepspeed"), "tests/faults/drivers/interrupted_run.py", *training_flags(store, run_dir, *FLAGS)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(PROJECT_DIR), **env}

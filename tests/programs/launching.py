@@ -138,7 +138,7 @@ def run_preloaded(
         try:
             server.stdin.write(json.dumps({**job, "cwd": str(cwd), **paths}) + "\n")
             server.stdin.flush()
-            code = int(server.stdout.readline())  # an empty line, of a server that died, is no number
+            code = int(server.stdout.readline())  # an empty line, of a server that died, is not a number
         except BaseException as error:  # the timeout of a test is no Exception
             end_preloaded(server)  # its answer would be taken for that of the next job
             written = [Path(paths[name]).read_text() for name in ("stdout", "stderr") if Path(paths[name]).exists()]

@@ -21,7 +21,7 @@ MEGABYTE = 2**20
 
 
 def test_a_containers_shared_memory_is_seen() -> None:
-    """64 MB, as Docker gives them, in a name space of its own."""
+    """64 MB, as Docker gives them, in a separate name space."""
     mount = "mount -t tmpfs -o size=64m none /dev/shm"
     if run("unshare", "-m", "sh", "-c", mount).returncode:
         pytest.skip("may not mount a file system here")

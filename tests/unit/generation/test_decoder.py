@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.cli.arguments.generate import GenerateArguments
 from pretraining.generation.batching import ActiveSequence, Request, generate_batched
 from pretraining.generation.decoder import LlamaDecoder
+from tests.conftest import AttentionShapes
 from tests.rounding import assert_same_sums, path_length
 
 SHAPES = {
@@ -77,16 +77,8 @@ def test_a_row_that_moved_continues_unchanged(multiple: int) -> None:
 
 @pytest.mark.parametrize("flags", [{"greedy": True}, {"repetition_penalty": 1.0}], ids=["greedy", "sampled"])
 @pytest.mark.guarantee("On a GPU, generation computes attention in few shapes, and the tokens do not change.")
-def test_padded_for_a_gpu_few_shapes_occur_and_the_tokens_stay(flags: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padded_for_a_gpu_few_shapes_occur_and_the_tokens_stay(flags: dict, attention_shapes: AttentionShapes) -> None:
     """Without padding each token is a shape, for each of which cuDNN would build a plan and a graph be captured."""
-    shapes: list[tuple[torch.Size, torch.Size]] = []
-    attend = functional.scaled_dot_product_attention
-
-    def record(queries: torch.Tensor, keys: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
-        shapes.append((queries.shape, keys.shape))
-        return attend(queries, keys, *args, **options)
-
-    monkeypatch.setattr(functional, "scaled_dot_product_attention", record)
     model = small_model(max_position_embeddings=128, num_key_value_heads=2)
     lengths = (3, 40, 17, 9, 33, 1, 24)
     requests = [Request("", torch.randint(0, 300, (n,)).tolist(), number, 0) for number, n in enumerate(lengths)]
@@ -95,17 +87,17 @@ def test_padded_for_a_gpu_few_shapes_occur_and_the_tokens_stay(flags: dict, monk
         return "eos" if sequence.ids[-1] < 3 else "length" if len(sequence.ids) == 64 else ""
 
     def generated(multiple: int) -> dict[tuple[int, int], list[int]]:
-        shapes.clear()
+        attention_shapes.clear()
         decoder = LlamaDecoder(model, num_rows=3, num_positions=104, multiple=multiple)
         arguments = GenerateArguments(max_new_tokens=64, **flags)
         return {one.request.key: one.ids for one in generate_batched(decoder, requests, finish_reason, arguments)}
 
     plain = generated(1)
-    assert len(set(shapes)) > 64
+    assert len(set(attention_shapes)) > 64
     padded = generated(32)
     assert padded == plain
-    decode = {(queries, keys) for queries, keys in shapes if queries[2:] != keys[2:] and queries[2] == 2}
-    prefill = set(shapes) - decode
+    decode = {(queries, keys) for queries, keys in attention_shapes if queries[2:] != keys[2:] and queries[2] == 2}
+    prefill = set(attention_shapes) - decode
     assert {keys[2] for _, keys in decode} <= {32, 64, 96, 128}
     assert {queries[0] for queries, _ in decode} == {3}, "always all rows"
     assert len(decode) <= 4

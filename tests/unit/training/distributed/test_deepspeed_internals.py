@@ -49,7 +49,7 @@ def test_attributes_that_are_set_while_it_runs() -> None:
 
 
 def test_muon_is_imported_without_the_compiler() -> None:
-    """In a process of its own, since another test may have imported either."""
+    """In a separate process, since another test may have imported either."""
     code = """
 import sys
 from deepspeed.runtime import compiler
