@@ -95,11 +95,11 @@ def avoid_host_waits(engine: DeepSpeedEngine) -> None:
     has_streams = zero.reduce_and_partition_stream is not None  # None on a CPU
     if has_streams:
         zero.step = partial(_step_then_gather, zero, zero.step)
+        zero.max_param_reduce_events = MAX_MESSAGES_IN_FLIGHT - 1
     if zero.offload_optimizer:
         return
     if has_streams:
         _wait_on_device(zero.reduce_and_partition_stream)
-        zero.max_param_reduce_events = MAX_MESSAGES_IN_FLIGHT - 1
     if dist.get_world_size() == 1:
         _add_gradients_in_place(zero)
 
