@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from pretraining.system.compilers import compiler_problem
 from pretraining.system.cores import usable_cores
 from pretraining.system.host import available_host_bytes
+from pretraining.system.torch_environment import compiler_problem
 from tests.fakes.hub import LocalHub, running_hub
 
 PROJECT_DIR = Path(__file__).parents[1]

@@ -74,7 +74,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: list[str], status: str) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(software, "driver_gpus", lambda: gpus)
+    monkeypatch.setattr(software, "driver_gpu_names", lambda: gpus)
     (found,) = software.compilers([])
     expected = "none; --compile_layers is rejected: there is no C++ compiler (g++); install g++, or set CXX"
     assert (found.status, found.figure.startswith(expected)) == (status, bool(gpus))
