@@ -12,7 +12,7 @@ import torch
 from pretraining.doctor import environment, software
 from pretraining.doctor.host import assess_shared_memory
 from pretraining.doctor.hub import assess_clock
-from tests.conftest import PROJECT_DIR, run
+from tests.conftest import PROJECT_DIR, within_mount
 from tests.fakes.doctoring import diagnose_some, find, findings
 
 pytestmark = pytest.mark.launch
@@ -22,10 +22,7 @@ MEGABYTE = 2**20
 
 def test_a_containers_shared_memory_is_seen() -> None:
     """64 MB, as Docker gives them, in a separate name space."""
-    mount = "mount -t tmpfs -o size=64m none /dev/shm"
-    if run("unshare", "-m", "sh", "-c", mount).returncode:
-        pytest.skip("may not mount a file system here")
-    within = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    within = within_mount("mount -t tmpfs -o size=64m none /dev/shm")
     done = diagnose_some("shared memory", "--json", launcher=within)
     found = find(done, "shared memory", "warning")
     assert found["figures"]["total_bytes"] == 64 * MEGABYTE

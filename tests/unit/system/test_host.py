@@ -11,7 +11,7 @@ from pretraining.system import host
 from pretraining.system.host import available_host_bytes, bf16_instruction, instructions
 from pretraining.system.torch_environment import KERNELS_VARIABLE
 from pretraining.training.config.trainer_arguments import choose_precision
-from tests.conftest import python, run, run_fine
+from tests.conftest import python, run_fine, within_mount
 from tests.programs.launching import train, training_flags
 from tests.unit.system.conftest import X86
 
@@ -55,10 +55,7 @@ def test_programs_run_on_a_processor(name: str, sample_store: Path, tmp_path: Pa
     """With another /proc/cpuinfo in place of this machine's."""
     text, env, processor_name = OTHER_MACHINES[name]
     (tmp_path / "cpuinfo").write_text(text)
-    mount = f"mount --bind {tmp_path}/cpuinfo /proc/cpuinfo"
-    if run("unshare", "-m", "sh", "-c", mount).returncode:
-        pytest.skip("may not mount a file here")
-    within = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    within = within_mount(f"mount --bind {tmp_path}/cpuinfo /proc/cpuinfo")
     flags = training_flags(sample_store, tmp_path / "run", "--max_steps", 2, "--bf16", "none")
     done = run_fine(*within, *python("pretrain.py", *flags), env=env)
     assert ", fp32\n" in done.output, "bf16 would be emulated"
