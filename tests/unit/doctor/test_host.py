@@ -12,6 +12,7 @@ import torch
 from pretraining.doctor import environment, software
 from pretraining.doctor.host import assess_shared_memory
 from pretraining.doctor.hub import assess_clock
+from pretraining.system.torch_environment import ALLOCATOR_VARIABLE, OLD_ALLOCATOR_VARIABLES
 from tests.conftest import PROJECT_DIR, within_mount
 from tests.fakes.doctoring import diagnose_some, find, findings
 
@@ -91,6 +92,18 @@ def test_the_options_of_the_allocator_are_those_of_torch(
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", value)
     found = [finding.figure for finding in environment.variables([]) if finding.name == "PYTORCH_ALLOC_CONF"]
     assert found == ([words] if words else [])
+
+
+@pytest.mark.parametrize("old", OLD_ALLOCATOR_VARIABLES)
+def test_an_old_name_beside_the_new_one(monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+    for name in (ALLOCATOR_VARIABLE, *OLD_ALLOCATOR_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(old, "backend:native")
+    assert not [finding for finding in environment.variables([]) if "ALLOC_CONF" in finding.name]
+    monkeypatch.setenv(ALLOCATOR_VARIABLE, "backend:native")
+    (found,) = [finding for finding in environment.variables([]) if "ALLOC_CONF" in finding.name]
+    assert (found.status, found.name, found.fix) == ("warning", old, f"unset {old}")
+    assert found.figure == "is set, and so is PYTORCH_ALLOC_CONF, its new name"
 
 
 def test_torch_knows_the_options_of_the_allocator() -> None:
