@@ -8,15 +8,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pretraining.system.compilers import compiler_problem
 from pretraining.system.cores import usable_cores
 from pretraining.system.host import available_host_bytes
+from pretraining.system.torch_environment import compiler_problem
 from tests.fakes.hub import LocalHub, running_hub
 
 PROJECT_DIR = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ WORKER_BYTES = 3 * 10**9
 CANNOT_COMPILE = compiler_problem()
 needs_compiler = pytest.mark.skipif(CANNOT_COMPILE is not None, reason=str(CANNOT_COMPILE))
 REAL_DATA_DIR = PROJECT_DIR.parent / "shared" / "data"
+REAL_FILES = ("news.jsonl", "llama2/tokenizer.json")
 # A model of 60,000 parameters in fp32: a step takes milliseconds, start-up is all the time there is.
 TINY_MODEL = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=2", "num_attention_heads=4"]
 TINY_MODEL += ["num_key_value_heads=2", "max_position_embeddings=128"]
@@ -195,22 +197,38 @@ def sample_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with the real Llama-2 tokenizer and real news, which stands beside some checkouts only."""
-    if not (REAL_DATA_DIR / "news.jsonl").is_file():
-        pytest.skip(f"no real tokenizer and news in {REAL_DATA_DIR}")
+    missing = [name for name in REAL_FILES if not (REAL_DATA_DIR / name).is_file()]
+    if missing:
+        pytest.skip(f"{REAL_DATA_DIR} has no {', no '.join(missing)}")
     return REAL_DATA_DIR
+
+
+@contextmanager
+def mounted_disk(folder: Path, *, megabytes: int) -> Iterator[Path]:
+    """A file system in memory at `folder`, which is created; without the right to mount, the test is skipped."""
+    folder.mkdir()
+    skip_unless_mounted(run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", folder))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def within_mount(mount: str) -> list[str]:
+    """What starts a program in a name space of its own with this mount; where that fails, the test is skipped."""
+    within = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    skip_unless_mounted(run(*within, "true"))
+    return within
+
+
+def skip_unless_mounted(done: Done) -> None:
+    """Skip the test with what mount or unshare says, if it failed."""
+    if done.returncode:
+        pytest.skip(f"cannot mount here: {' '.join(done.output.split())}")
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a file system here")
-    try:
+    with mounted_disk(tmp_path / "disk", megabytes=3) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False)

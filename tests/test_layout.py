@@ -116,6 +116,14 @@ def test_packages_below_training_import_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_no_program_looks_for_the_launcher_by_its_name() -> None:
+    """`DEEPSPEED` starts it; the doctor alone looks whether a user's shell finds it."""
+    by_name = re.compile(r"""(which|with_name)\(["']deepspeed["']\)|\[["']deepspeed["'], f?["']-""")
+    sources = [path for path in PROJECT_DIR.rglob("*.py") if not path.relative_to(PROJECT_DIR).parts[0].startswith(".")]
+    found = {str(path.relative_to(PROJECT_DIR)) for path in sources if by_name.search(path.read_text())}
+    assert found == {"pretraining/doctor/software.py"}
+
+
 def test_every_package_says_what_it_owns() -> None:
     for folder in {path.parent for path in [*MODULES, *TOOLS]}:
         docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))

@@ -190,12 +190,22 @@ def evaluation_of(arguments: EvaluationArguments) -> Evaluate | None:
         from pretraining.data.input.find import find_inputs
 
         files = find_inputs(arguments.data_files)
-        names = ("max_document_bytes", "text_field", "source_field", "split_text_files")
-        options = ReadingOptions(**{name: getattr(arguments, name) for name in names})
+        options = ReadingOptions(
+            max_document_bytes=arguments.max_document_bytes,
+            text_field=arguments.text_field,
+            source_field=arguments.source_field,
+            split_text_files=arguments.split_text_files,
+        )
         from pretraining.evaluation.held_out import evaluate_files
 
-        sizes: dict[str, Any] = {name: getattr(arguments, name) for name in ("window_tokens", "batch_tokens")}
-        return lambda model, tokenizer: evaluate_files(model, tokenizer, files, options=options, **sizes)
+        return lambda model, tokenizer: evaluate_files(
+            model,
+            tokenizer,
+            files,
+            options=options,
+            window_tokens=arguments.window_tokens,
+            batch_tokens=arguments.batch_tokens,
+        )
     if arguments.dataset is None:
         return None
     from pretraining.data.mixture import load_mixture
@@ -204,9 +214,15 @@ def evaluation_of(arguments: EvaluationArguments) -> Evaluate | None:
     from pretraining.evaluation.blocks import evaluate_split
     from pretraining.training.data.dataset import BlockFields
 
-    selected: dict[str, Any] = {"mixture": mixture, "split": arguments.split, "batch_tokens": arguments.batch_tokens}
-    selected["fields"] = BlockFields(arguments.document_masking, arguments.ignore_first_token)
-    return lambda model, tokenizer: evaluate_split(model, tokenizer, **selected)
+    fields = BlockFields(arguments.document_masking, arguments.ignore_first_token)
+    return lambda model, tokenizer: evaluate_split(
+        model,
+        tokenizer,
+        mixture=mixture,
+        split=arguments.split,
+        fields=fields,
+        batch_tokens=arguments.batch_tokens,
+    )
 
 
 def complete(

@@ -35,6 +35,7 @@ from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.system.cores import usable_cores
 from pretraining.system.escapes import escape, escape_on_terminal
+from pretraining.system.formatting import shorten
 
 logger = logging.getLogger("pretraining.trace")
 
@@ -137,7 +138,7 @@ class Rows:
         tokens, of_document = f"{first}-{first + num_tokens - 1}", f"{before}-{before + num_tokens - 1}"
         cells = (piece.split, piece.block, piece.number, tokens, position, f"{of_document} of {document.num_tokens}")
         place = (document.document_id, escape(document.source), escape(f"{document.file}:{document.line}"))
-        say(COLUMNS.format(*cells, part, *place, shorten(text)))
+        say(COLUMNS.format(*cells, part, *place, shorten(text, SHOWN_CHARACTERS)))
 
 
 def source_text(tracer: BlockProvenance, piece: Piece, ids: np.ndarray) -> str | None:
@@ -163,12 +164,6 @@ def part_of(piece: Piece, document: DocumentLocation) -> str:
     if piece.num_tokens_before == 0:
         return "whole" if ends else "begin"
     return "end" if ends else "middle"
-
-
-def shorten(text: str) -> str:
-    """`text` on one line, cut to the width of a column."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"
 
 
 def say(line: str) -> None:

@@ -64,7 +64,11 @@ def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """One flag of a program; `is_text`: its words are texts, which may be blank, not names or paths."""
+    """One flag of a program.
+
+    `is_text`: its words are texts, which may be blank, not names or paths. `adds_up`: of a list; when the flag is given
+    again, its values are added to the earlier ones, which `none` removes.
+    """
 
     name: str
     value_type: type
@@ -74,6 +78,7 @@ class Flag:
     is_list: bool = False
     is_optional: bool = False
     is_text: bool = False
+    adds_up: bool = False
 
     @property
     def range(self) -> Range | None:
@@ -128,9 +133,9 @@ def _check_word(text: str, *, is_text: bool) -> None:
         raise ValueError(f"expects UTF-8 without NUL characters, not {shortened(text)!r}")
 
 
-def flag(default: Any, help_text: str, *, is_text: bool = False) -> Any:
-    """A dataclass field that is a flag; `is_text` as in `Flag`."""
-    metadata = {"help": help_text, "is_text": is_text}
+def flag(default: Any, help_text: str, *, is_text: bool = False, adds_up: bool = False) -> Any:
+    """A dataclass field that is a flag; `is_text` and `adds_up` as in `Flag`."""
+    metadata = {"help": help_text, "is_text": is_text, "adds_up": adds_up}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -173,6 +178,7 @@ def _flag_of(field: dataclasses.Field, hint: Any) -> Flag:
         is_list=is_list,
         is_optional=type(None) in variants,
         is_text=field.metadata["is_text"],
+        adds_up=field.metadata["adds_up"],
     )
 
 

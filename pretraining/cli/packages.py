@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pretraining.system.compilers import compiler_problem
 from pretraining.system.gpus import driver_gpu_names
+from pretraining.system.torch_environment import compiler_problem
 
 if TYPE_CHECKING:
     from pretraining.cli.arguments.pretrain import PretrainArguments

@@ -17,10 +17,9 @@ from typing import NoReturn
 from pretraining.cli.logs import setup_logging
 from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from pretraining.system.files import cache_dir
-from pretraining.system.gpus import use_expandable_segments
-from pretraining.system.host import use_reproducible_kernels
-from pretraining.system.launchers import check_launch_variables, process_rank, share_cores
+from pretraining.system.launchers import check_launch_variables, process_rank
 from pretraining.system.supervision import forget_exit_codes, record_exit_code
+from pretraining.system.torch_environment import share_cores, use_expandable_segments, use_reproducible_kernels
 
 logger = logging.getLogger(__name__)
 

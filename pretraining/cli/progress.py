@@ -3,14 +3,20 @@
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from tqdm import tqdm
 
+from pretraining.system.cores import usable_cores
 from pretraining.system.escapes import escape
 
 logger = logging.getLogger(__name__)
 
 LINE_INTERVAL_SECONDS = 10.0
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Progress:
@@ -54,3 +60,17 @@ class Progress:
             done = self._done / max(self._total, 1)
             left_seconds = self.elapsed_seconds * (1 - done) / max(done, 1e-9)
             logger.info("%3.0f %%, %s, %.0f s left", 100 * done, figures, left_seconds)
+
+
+def map_with_progress(
+    work: Callable[[Item], Result], sized: Sequence[tuple[Item, int]], activity: str
+) -> Iterator[tuple[Item, Result]]:
+    """Each item, in order, with what `work` returns for it, on all cores; `sized` are items with their bytes.
+
+    Progress in bytes is shown as `activity`.
+    """
+    items = [item for item, _ in sized]
+    with Progress(sum(num_bytes for _, num_bytes in sized)) as progress, ThreadPoolExecutor(usable_cores()) as executor:
+        for (item, num_bytes), result in zip(sized, executor.map(work, items), strict=True):
+            progress.advance(num_bytes, activity)
+            yield item, result

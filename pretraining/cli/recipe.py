@@ -1,8 +1,8 @@
 """A recipe is a saved command line: YAML or flags, one reader and one set of checks.
 
 A value on the command line beats the recipe's, which beats the default; a flag that is given again beats its earlier
-value, but --trainer_arguments adds to them. All problems are reported at once, each with the recipe's line or the flag:
-an unknown name with the nearest right one, a wrong type, a wrong choice, a duplicate key.
+value, unless its values add up. All problems are reported at once, each with the recipe's line or the flag: an unknown
+name with the nearest right one, a wrong type, a wrong choice, a duplicate key.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pretraining.cli.flags import GENERIC_FLAG, HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
+from pretraining.cli.flags import HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
 from pretraining.errors import UserError, raise_problems
 
 MAX_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
@@ -114,8 +114,8 @@ def _checked_values(
         except ValueError as error:
             problems.append(f"{place}: {error}")
             continue
-        values[name] = (values.get(name) or []) + value if name == GENERIC_FLAG and value else value
-        out_of_range += [f"{place} {problem}" for problem in flags[name].range_problems(texts, values[name])]
+        values[name] = (values.get(name) or []) + value if flags[name].adds_up and value else value
+        out_of_range += [f"{place} {problem}" for problem in flags[name].range_problems(texts, value)]
     return values, out_of_range
 
 
@@ -134,9 +134,8 @@ def _command_line_settings(
         problems.append(f"{unknown[0]}: unexpected value (flags are `--name value`)")
     recipe_path = vars(known).pop("recipe", None)
     vars(known).pop("debug", None)  # `run_program` looks for it, since it must hold while the flags are read too
-    if (more := vars(known).get(GENERIC_FLAG)) and more[-1] == NONE_WORD:
-        vars(known)[GENERIC_FLAG] = [NONE_WORD]
-    return [Setting(f"--{name}", name, texts) for name, texts in vars(known).items()], recipe_path
+    settings = [Setting(f"--{name}", name, texts) for name, groups in vars(known).items() for texts in groups]
+    return settings, recipe_path
 
 
 def _help_parser(description: str, groups: Sequence[FlagGroup], first: Sequence[str]) -> argparse.ArgumentParser:
@@ -154,9 +153,8 @@ def _help_parser(description: str, groups: Sequence[FlagGroup], first: Sequence[
     for group in groups:
         section = parser.add_argument_group(group.title)
         for flag in group.flags:
-            action = "extend" if flag.name == GENERIC_FLAG else "store"
             section.add_argument(
-                f"--{flag.name}", action=action, nargs="*", metavar=_metavar(flag), help=_help_text(flag)
+                f"--{flag.name}", action="append", nargs="*", metavar=_metavar(flag), help=_help_text(flag)
             )
     return parser
 

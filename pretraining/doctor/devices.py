@@ -10,6 +10,7 @@ from typing import Any
 from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
 from pretraining.doctor.leftovers import describe_process
 from pretraining.system.formatting import format_bytes
+from pretraining.system.gpus import driver_gpu_names, peak_flops_per_second
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor, and the first digits of the class of a GPU
@@ -24,15 +25,6 @@ THROTTLE_REASONS = {
     0x80: "power brake of the power supply",
 }
 READ = 0  # of peer access; pynvml's own NVML_P2P_CAPS_INDEX_READ is a tuple by mistake
-
-
-def driver_gpus() -> list[str]:
-    """Names of the GPUs that the driver sees; none without a driver, or without nvidia-ml-py."""
-    try:
-        from pretraining.system.gpus import driver_gpu_names
-    except ImportError:
-        return []
-    return driver_gpu_names()
 
 
 @contextmanager
@@ -96,8 +88,6 @@ def assess_no_driver(problem: str, *, num_devices: int) -> Finding:
 def _model_and_memory(name: str, handle: Any) -> Finding:
     import pynvml
 
-    from pretraining.system.gpus import peak_flops_per_second
-
     model, memory = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
     peak = peak_flops_per_second(model)
     known = f"peak {peak / 1e12:,.0f} TFLOP/s" if peak else "peak not known, so no MFU"
@@ -140,7 +130,7 @@ def _faults(name: str, number: int, handle: Any) -> Iterator[Finding]:
 
 def processes(_: Sequence[Path]) -> Iterator[Finding]:
     """Other processes on the GPUs, with the memory that a run will lack."""
-    if not driver_gpus():
+    if not driver_gpu_names():
         return
     with open_gpus() as handles:
         found = [ask("nvmlDeviceGetComputeRunningProcesses", handle) or [] for handle in handles]
@@ -157,7 +147,7 @@ def processes(_: Sequence[Path]) -> Iterator[Finding]:
 
 def links(_: Sequence[Path]) -> Iterator[Finding]:
     """Each GPU's links, and whether GPUs reach each other's memory; consumer cards exchange through the host."""
-    if not driver_gpus():
+    if not driver_gpu_names():
         return
     with open_gpus() as handles:
         found = [_link(handle) for handle in handles]
@@ -173,7 +163,7 @@ def links(_: Sequence[Path]) -> Iterator[Finding]:
 
 def has_nvlink_everywhere() -> bool:
     """Whether every GPU has an NVLink."""
-    if not driver_gpus():
+    if not driver_gpu_names():
         return False
     with open_gpus() as handles:
         return all(_link(handle)["num_nvlinks"] for handle in handles)

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pretraining.doctor.devices import driver_gpus
 from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
 from pretraining.system.cores import usable_cores
+from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import LOCAL_RANK_VARIABLES, RANK_VARIABLES, SIZE_VARIABLES
+from pretraining.system.torch_environment import ALLOCATOR_VARIABLE, OLD_ALLOCATOR_VARIABLES, THREADS_VARIABLE
 
-ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-# What torch 2.13 reads in these (c10/core/AllocatorConfig.h, c10/cuda/CUDAAllocatorConfig.h); it rejects others, and a
-# smaller split, at the first allocation on a GPU.
+# What torch 2.13 reads in the variables of its allocator (c10/core/AllocatorConfig.h,
+# c10/cuda/CUDAAllocatorConfig.h); it rejects others, and a smaller split, at the first allocation on a GPU.
 ALLOCATOR_OPTIONS = (
     "backend expandable_segments garbage_collection_threshold graph_capture_record_stream_reuse large_segment_size_mb "
     "max_non_split_rounding_mb max_split_size_mb per_process_memory_fraction pinned_free_catch_all "
@@ -57,7 +57,7 @@ def _gpu_variables() -> Iterator[Finding]:
         fix = f"deepspeed --include localhost:{value} pretrain.py"
         yield warning("CUDA_VISIBLE_DEVICES", f"is {value}: `deepspeed --num_gpus` ignores it", fix)
     accelerator = os.environ.get("DS_ACCELERATOR")
-    if accelerator not in (None, "cuda") and driver_gpus():
+    if accelerator not in (None, "cuda") and driver_gpu_names():
         figure = f"is {accelerator}, although there are NVIDIA GPUs"
         yield failure("DS_ACCELERATOR", figure, "unset DS_ACCELERATOR")
 
@@ -67,13 +67,13 @@ def _process_variables() -> Iterator[Finding]:
     if left:
         figure = "set without a launcher: a program would wait for processes that nobody starts"
         yield warning(", ".join(left), figure, f"unset {' '.join(left)}")
-    value, num_cores = os.environ.get("OMP_NUM_THREADS"), usable_cores()
+    value, num_cores = os.environ.get(THREADS_VARIABLE), usable_cores()
     if value is not None and (not value.isdigit() or int(value) > num_cores):
-        yield warning("OMP_NUM_THREADS", f"is {value} on {num_cores} cores", "unset OMP_NUM_THREADS")
+        yield warning(THREADS_VARIABLE, f"is {value} on {num_cores} cores", f"unset {THREADS_VARIABLE}")
 
 
 def _allocator() -> Iterator[Finding]:
-    for name in ALLOCATOR_VARIABLES:
+    for name in (*OLD_ALLOCATOR_VARIABLES, ALLOCATOR_VARIABLE):
         plain = re.sub(r"\[[^]]*]", "", os.environ.get(name, ""))  # without the lists of roundup_power2_divisions
         options = [option.partition(":") for option in plain.split(",") if option.strip()]
         values = {key.strip(): value.strip() for key, _, value in options}
@@ -83,9 +83,9 @@ def _allocator() -> Iterator[Finding]:
         elif split is not None and (not split.isdigit() or int(split) < MIN_SPLIT_MEGABYTES):
             figure = f"max_split_size_mb is {split}; torch rejects less than {MIN_SPLIT_MEGABYTES}"
             yield failure(name, figure, f"unset {name}")
-    if all(os.environ.get(name) for name in ALLOCATOR_VARIABLES):
-        figure = "is set, and so is PYTORCH_ALLOC_CONF, its new name"
-        yield warning(ALLOCATOR_VARIABLES[0], figure, f"unset {ALLOCATOR_VARIABLES[0]}")
+    for name in OLD_ALLOCATOR_VARIABLES:
+        if os.environ.get(name) and os.environ.get(ALLOCATOR_VARIABLE):
+            yield warning(name, f"is set, and so is {ALLOCATOR_VARIABLE}, its new name", f"unset {name}")
 
 
 def encoding(_: Sequence[Path]) -> Iterator[Finding]:

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pretraining.doctor.devices import driver_gpus
 from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
 from pretraining.system.cores import core_quota, group_folders, usable_cores
 from pretraining.system.formatting import format_bytes
+from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.host import available_host_bytes
 
 CORES_PER_GPU = 2  # one for the process, one for what reads its data
@@ -32,7 +32,7 @@ LIMITS = {
 
 def cores(_: Sequence[Path]) -> Iterator[Finding]:
     """Cores of the machine, those that this process may run on, and its share of their time."""
-    num_cores, num_own, num_gpus = os.cpu_count() or 1, len(os.sched_getaffinity(0)), len(driver_gpus())
+    num_cores, num_own, num_gpus = os.cpu_count() or 1, len(os.sched_getaffinity(0)), len(driver_gpu_names())
     quota = core_quota()
     figure = f"{num_own} of {num_cores} may be used" if num_own < num_cores else f"{num_cores}"
     figure += f", time of {quota:.1f}" if quota is not None else ""
@@ -58,7 +58,7 @@ def memory(_: Sequence[Path]) -> Iterator[Finding]:
 def shared_memory(_: Sequence[Path]) -> Iterator[Finding]:
     """Space in /dev/shm, through which processes of a run exchange data."""
     space = shutil.disk_usage(SHARED_MEMORY)
-    yield assess_shared_memory(space.total, space.free, num_gpus=len(driver_gpus()))
+    yield assess_shared_memory(space.total, space.free, num_gpus=len(driver_gpu_names()))
 
 
 def assess_shared_memory(total: int, free: int, *, num_gpus: int) -> Finding:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pretraining.doctor import all_reduce, devices, disk, environment, host, hub, leftovers, software, speed
 from pretraining.doctor.finding import Check, Finding
+from pretraining.system.formatting import shorten
 
 TOTAL_SECONDS = 57.0  # of 60: Python's start and end come on top
 GRACE_SECONDS = 1.0  # a check whose parent was killed ends itself after this
@@ -115,8 +116,7 @@ def _run_in_child(check: Check, folders: Sequence[Path], sender: Connection, lim
             sender.send(dataclasses.replace(finding, group=check.group, seconds=now - started_at))
             started_at = now
     except BaseException as error:  # a library may even call sys.exit
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        text = text if len(text) <= MAX_ERROR_CHARACTERS else text[: MAX_ERROR_CHARACTERS - 1] + "…"
+        text = shorten(f"{type(error).__name__}: {error}", MAX_ERROR_CHARACTERS)
         sender.send(_unchecked(check, text, fix=software.INSTALL if isinstance(error, ImportError) else RETRY))
     sender.send(None)
 

@@ -12,9 +12,10 @@ from importlib import metadata
 from pathlib import Path
 
 from pretraining import PROJECT_DIR
-from pretraining.doctor.devices import NO_DRIVER, ask, driver_gpus, num_nvidia_devices, open_gpus
+from pretraining.doctor.devices import NO_DRIVER, ask, num_nvidia_devices, open_gpus
 from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
-from pretraining.system.compilers import INSTALL_COMPILERS, compiler_problem
+from pretraining.system.gpus import driver_gpu_names
+from pretraining.system.torch_environment import INSTALL_COMPILERS, compiler_problem
 
 MIN_PYTHON = (3, 11)
 INSTALL = "python3 -m pip install -c requirements.lock --no-build-isolation -r requirements.txt"
@@ -138,7 +139,7 @@ def torch_build(_: Sequence[Path]) -> Iterator[Finding]:
     import torch
 
     num_usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    names, problem, number = driver_gpus(), "", None
+    names, problem, number = driver_gpu_names(), "", None
     if names and torch.version.cuda and not num_usable:
         problem = _cuda_problem()
     if names:
@@ -194,7 +195,7 @@ def compilers(_: Sequence[Path]) -> Iterator[Finding]:
     """What only --compile_layers needs: no op of DeepSpeed is compiled in a run."""
     found = {name: _compiler_version(name) for name in COMPILERS if shutil.which(name)}
     shown = ", ".join(f"{name} {version}".strip() for name, version in found.items()) or "none"
-    problem = compiler_problem(on_gpu=True) if driver_gpus() else None
+    problem = compiler_problem(on_gpu=True) if driver_gpu_names() else None
     figure = shown if problem is None else f"{shown}; --compile_layers is rejected: {problem}"
     yield warning_if(problem is not None, "compilers", figure, INSTALL_COMPILERS, compilers=found)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pretraining.doctor.finding import Finding, ok, warning, warning_if
+from pretraining.system.gpus import peak_flops_per_second
 
 GPU_SIDE, CPU_SIDE = 8192, 1024  # of square matrices
 GPU_COPY_BYTES, CPU_COPY_BYTES, HOST_COPY_BYTES = 2**30, 2**27, 2**28
@@ -16,8 +17,6 @@ MIN_SHARE_OF_FASTEST = 0.9  # every step waits for the slowest GPU
 def speed(_: Sequence[Path]) -> Iterator[Finding]:
     """Matrix multiplication and copies, on every GPU or on the CPU."""
     import torch
-
-    from pretraining.system.gpus import peak_flops_per_second
 
     if not torch.cuda.is_available():
         yield from _cpu_speed()

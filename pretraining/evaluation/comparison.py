@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pretraining.evaluation.text_statistics import CompletionLike, distinct, format_orders, repetition, shorten
+from pretraining.evaluation.text_statistics import SHOWN_CHARACTERS, CompletionLike, distinct, format_orders, repetition
+from pretraining.system.formatting import shorten
 
 if TYPE_CHECKING:
     from pretraining.evaluation.held_out import HeldOutMetrics, Metrics
@@ -51,4 +52,4 @@ def comparison_lines(prompts: Sequence[str], completions: Mapping[str, Sequence[
     for number, prompt in enumerate(prompts):
         yield f"\n{prompt}"
         for model, some in completions.items():
-            yield f"{model:<{width}} {shorten(some[number].text)}"
+            yield f"{model:<{width}} {shorten(some[number].text, SHOWN_CHARACTERS)}"

@@ -12,8 +12,9 @@ from pretraining.data.inspect.overlap import VerbatimSpan, find_copied_runs
 from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.tokenize.token_bytes import text_of
 from pretraining.errors import UserError
-from pretraining.evaluation.text_statistics import CompletionLike, shorten
+from pretraining.evaluation.text_statistics import SHOWN_CHARACTERS, CompletionLike
 from pretraining.system.cores import usable_cores
+from pretraining.system.formatting import shorten
 
 NUM_SHOWN = 5
 
@@ -38,7 +39,7 @@ class CopiedFigures:
         yield f"copied         {self.copied_share:.1%} of the tokens; {texts}{most}"
         for row in sorted(self.copied_runs, key=lambda row: -row["num_tokens"])[:NUM_SHOWN]:
             place = f"completion {row['sample']}, in {row['file']}:{row['line']}"
-            yield f"  {row['num_tokens']:>4} tokens of {place}: {shorten(row['text'])}"
+            yield f"  {row['num_tokens']:>4} tokens of {place}: {shorten(row['text'], SHOWN_CHARACTERS)}"
 
 
 def copied_figures(completions: Sequence[CompletionLike], tracer: BlockProvenance) -> CopiedFigures:

@@ -117,9 +117,3 @@ def _ngrams(tokens: Sequence[int], order: int) -> list[NGram]:
 def format_orders(name: str, rates: dict[int, float]) -> str:
     """Rates by n as text: rep-1 12.0%  rep-2 3.0%."""
     return "  ".join(f"{name}-{order} {value:.1%}" for order, value in rates.items()) or "no token"
-
-
-def shorten(text: str) -> str:
-    """The beginning of a text in one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from pretraining.runs.history import RunHistory, format_significant
 from pretraining.runs.run_folder import CURVES_NAME
-from pretraining.runs.tracking.metrics_file import EVALUATIONS
+from pretraining.runs.tracking.metrics_file import EVALUATIONS, METRIC_FORMATS
 from pretraining.system.escapes import markdown_block, markdown_code, markdown_text
 from pretraining.system.files import write_atomically
 from pretraining.system.privacy import hide_paths_of_command, mask
@@ -25,7 +25,6 @@ CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.jinja")
 TASK = "text-generation"
 METRICS = {"loss": "Loss", "perplexity": "Perplexity", "accuracy": "Accuracy", "bits_per_byte": "Bits per byte"}
-FORMATS = {"loss": "{:.4f}", "perplexity": "{:,.2f}", "accuracy": "{:.1%}", "bits_per_byte": "{:.3f}"}
 USAGE = """\
 from transformers import pipeline
 
@@ -102,7 +101,7 @@ def _rows(history: RunHistory, prefix: str) -> Iterator[list[str]]:
     for name, suffix in [(split, ""), *((f"{split}, {markdown_text(source)}", f"/{source}") for source in sources)]:
         values = {metric: record.get(f"{prefix}_{metric}{suffix}") for metric in METRICS}
         known = {metric: value for metric, value in values.items() if isinstance(value, (int, float))}
-        shown = [FORMATS[metric].format(known[metric]) if metric in known else "" for metric in METRICS]
+        shown = [format(known[metric], METRIC_FORMATS[metric]) if metric in known else "" for metric in METRICS]
         if isinstance(values["loss"], str):  # "nan" or "inf"
             shown[0] = values["loss"]
         yield [name, f"{record['step']:,}", *shown]

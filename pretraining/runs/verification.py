@@ -5,24 +5,21 @@ be where the header of their file and the index place them, and finite.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from pretraining.cli.logs import counted
-from pretraining.cli.progress import Progress
+from pretraining.cli.progress import map_with_progress
 from pretraining.runs.checksums import COMPLETE_NAME, file_problem, listed_files
 from pretraining.runs.untrusted import MODEL_INDEX_NAME
-from pretraining.system.cores import usable_cores
 
 FLOAT_TYPES = ("F16", "BF16", "F32", "F64")  # as safetensors calls them
 CHUNK_ITEMS = 1 << 22  # of a tensor that are checked at once: 16 MB of fp32
 NUM_NAMED = 3  # tensors with NaN or infinity, of each file
-
-T = TypeVar("T")
 
 
 def checkpoint_problems(checkpoint: Path) -> list[str]:
@@ -30,10 +27,10 @@ def checkpoint_problems(checkpoint: Path) -> list[str]:
     files = listed_files(checkpoint)
     if isinstance(files, str):
         return [files]
-    sizes = [file["num_bytes"] for file in files]
-    checks = _in_parallel(lambda file: file_problem(checkpoint, file), files, sizes, checkpoint.name)
+    sized = [(file, file["num_bytes"]) for file in files]
+    checks = map_with_progress(partial(file_problem, checkpoint), sized, f"checking {checkpoint.name}")
     extra = _extra_files(checkpoint, {file["path"] for file in files})
-    return [problem for problem in checks if problem is not None] + [
+    return [problem for _, problem in checks if problem is not None] + [
         f"{path} is extra: {COMPLETE_NAME} does not list it" for path in extra
     ]
 
@@ -65,9 +62,9 @@ def model_problems(model_dir: Path) -> list[str]:
     if not paths:
         problems.append("*.safetensors are missing")
     problems += [] if problems else _index_problems(model_dir, files)
-    sound = [path for path in paths if path.name in files.values()]
-    checks = _in_parallel(_non_finite_problem, sound, [path.stat().st_size for path in sound], model_dir.name)
-    return problems + [problem for problem in checks if problem is not None]
+    sound = [(path, path.stat().st_size) for path in paths if path.name in files.values()]
+    checks = map_with_progress(_non_finite_problem, sound, f"checking {model_dir.name}")
+    return problems + [problem for _, problem in checks if problem is not None]
 
 
 def _index_problems(model_dir: Path, found: Mapping[str, str]) -> list[str]:
@@ -97,13 +94,3 @@ def _is_finite(file: Any, name: str) -> bool:
     if file.get_slice(name).get_dtype() not in FLOAT_TYPES:
         return True
     return all(bool(chunk.isfinite().all()) for chunk in file.get_tensor(name).flatten().split(CHUNK_ITEMS))
-
-
-def _in_parallel(
-    check: Callable[[T], str | None], items: Iterable[T], sizes: Iterable[int], name: str
-) -> Iterator[str | None]:
-    sizes = list(sizes)
-    with Progress(sum(sizes)) as progress, ThreadPoolExecutor(usable_cores()) as executor:
-        for size, problem in zip(sizes, executor.map(check, items), strict=True):
-            progress.advance(size, f"checking {name}")
-            yield problem

@@ -1,4 +1,4 @@
-"""Sizes and durations as text. Separate because every package formats them the same way."""
+"""Sizes and durations as text, and texts cut to a line, the same way in every package."""
 
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -28,3 +28,13 @@ def format_duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def shorten(text: str, max_characters: int) -> str:
+    r"""The beginning of a text, in one line.
+
+    >>> shorten("one\n two", 7), shorten("one two", 6)
+    ('one two', 'one t…')
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= max_characters else line[: max_characters - 1] + "…"

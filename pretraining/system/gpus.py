@@ -1,14 +1,8 @@
-"""What is known about GPUs: memory, peak and power of each kind, and what the driver sees where torch sees nothing."""
+"""What is known about GPUs: memory, peak, power and links of each kind, and what the driver sees without torch."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from pretraining.errors import UserError, nearest
-
-DRIVER_DEVICE = Path("/dev/nvidiactl")  # there is one where NVIDIA's driver is
-ALLOCATOR_VARIABLE = "PYTORCH_ALLOC_CONF"
-OLD_ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # which torch still reads
 
 
 @dataclass(frozen=True)
@@ -116,17 +110,6 @@ def peak_flops_per_second(gpu_name: str) -> float | None:
     """
     kind = gpu_type_of(gpu_name)
     return None if kind is None else kind.peak_flops_per_second
-
-
-def use_expandable_segments() -> None:
-    """Let torch's allocator grow its segments, before it allocates on a GPU; a setting of the user's own stays.
-
-    Segments of fixed size cannot be merged. So the copies of gradients in an optimizer step would not fit in the place
-    of freed activations.
-    """
-    is_set = any(name in os.environ for name in (ALLOCATOR_VARIABLE, *OLD_ALLOCATOR_VARIABLES))
-    if DRIVER_DEVICE.exists() and not is_set:
-        os.environ[ALLOCATOR_VARIABLE] = "expandable_segments:True"
 
 
 def driver_gpu_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""The hardware of this machine: what its processor computes and how, and how much host memory it can give."""
+"""The hardware of this machine: what its processor computes, and how much host memory it can give."""
 
 import os
 import platform
@@ -15,10 +15,8 @@ ROOT = Path("/")
 VERSION_2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 
-KERNELS_VARIABLE = "MKL_CBWR"
 # What computes bf16 products; elsewhere oneDNN emulates them, at half the speed of fp32 and less.
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
-AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 
 
 def available_host_bytes(root: Path | None = None) -> int:
@@ -78,26 +76,6 @@ def _cpu_field(*names: str) -> str:
 def bf16_instruction() -> str | None:
     """The instruction set by which this processor computes bf16, None where that would be emulated."""
     return next((name for name in BF16_INSTRUCTIONS if name in instructions()), None)
-
-
-def use_reproducible_kernels() -> None:
-    """Have MKL compute the same at any alignment, before it first computes; a setting of the user's own stays.
-
-    MKL adds up in another order when a matrix begins at another alignment, so that two starts of the same run could
-    differ in the last bits. With MKL_CBWR (Intel's "conditional numerical reproducibility") in its STRICT mode a
-    product depends on its values alone. On a Zen 4 a training step of a model 192 wide takes 1.02 times the processor
-    time with it (median of 6 pairs of 35 steps in turns, 0.99 to 1.03). The mode COMPATIBLE, for processors without
-    AVX2, computes at a third of the speed. MKL is on x86 alone. Elsewhere nothing is set.
-    """
-    names = instructions()
-    if "sse2" in names:
-        mode = "AVX512,STRICT" if names >= AVX512 else "AVX2,STRICT" if "avx2" in names else "COMPATIBLE"
-        os.environ.setdefault(KERNELS_VARIABLE, mode)
-
-
-def kernels() -> str:
-    """How matrix products are computed here, as a run records it."""
-    return f"{KERNELS_VARIABLE}={os.environ.get(KERNELS_VARIABLE, '')}"
 
 
 def _driver_and_gpus() -> dict[str, Any]:

@@ -4,11 +4,10 @@ import os
 import socket
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from pretraining.errors import UserError, raise_problems
-from pretraining.system.cores import compute_cores, machine_cores
+from pretraining.system.cores import machine_cores
 from pretraining.system.files import private_dir
 from pretraining.system.processes import stat_words
 
@@ -16,7 +15,6 @@ from pretraining.system.processes import stat_words
 # of the environment contains a space.
 DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner")
 LOOPBACK = "127.0.0.1"
-THREADS_VARIABLE = "OMP_NUM_THREADS"
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
@@ -113,26 +111,6 @@ def num_processes() -> int:
 def num_local_processes() -> int:
     """Processes of this run on this machine; 1 without a launcher."""
     return _first_number(LOCAL_SIZE_VARIABLES, 1)
-
-
-def share_cores() -> None:
-    """Give each process of this machine its part of the cores; torch reads this once, when it is imported.
-
-    A number that the user has chosen stays. The 1 of torchrun does not: AdamW of an offloaded optimizer would run on
-    one core per process.
-    """
-    if THREADS_VARIABLE not in os.environ or _torchrun_chose_threads():
-        os.environ[THREADS_VARIABLE] = str(max(1, compute_cores() // num_local_processes()))
-
-
-def _torchrun_chose_threads() -> bool:
-    """Whether the 1 is torchrun's, for two processes or more: then the launcher itself was started without it."""
-    if os.environ[THREADS_VARIABLE] != "1" or "TORCHELASTIC_RUN_ID" not in os.environ:
-        return False
-    with suppress(OSError):
-        started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-        return not any(entry.startswith(f"{THREADS_VARIABLE}=".encode()) for entry in started_with)
-    return False
 
 
 def check_cores() -> int:

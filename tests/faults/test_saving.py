@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.runs.run_folder import complete_checkpoints
-from tests.conftest import assert_one_error
+from tests.conftest import assert_one_error, mounted_disk
 from tests.programs.launching import events, figures, records, train, try_to_train
 from tests.programs.shards import assert_equal_to_the_bit
 
@@ -60,15 +60,8 @@ def test_a_save_that_fails_on_one_process_leaves_the_run_going(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for one checkpoint of 9 MB, but not for two."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=76m", "none", str(folder)]
-    if subprocess.run(words, capture_output=True, check=False).returncode:
-        pytest.skip("may not mount a file system here")
-    try:
+    with mounted_disk(tmp_path / "disk", megabytes=76) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
 def test_there_must_be_room_for_a_save_before_it_starts(

@@ -123,7 +123,7 @@ class TrainerArguments:
     hub_strategy: Literal["end", "every_save"] = flag("end", "when to push the model, without optimizer states")
     ddp_timeout: int = flag(7200, "seconds that ranks wait for each other")  # rank 0 may write a checkpoint that long
     local_rank: int = flag(-1, HIDDEN)  # set by launchers
-    trainer_arguments: list[str] | None = flag(None, "other fields of TrainingArguments, as NAME=VALUE")
+    trainer_arguments: list[str] | None = flag(None, "other fields of TrainingArguments, as NAME=VALUE", adds_up=True)
 
 
 TRAINER_DEFAULTS: dict[str, Any] = {

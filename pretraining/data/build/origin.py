@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
+from pretraining.cli.progress import map_with_progress
 from pretraining.data.build.working_files import read_record, write_record
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.find import InputFile
-from pretraining.data.store.integrity import map_with_progress
 from pretraining.data.store.manifest import SourceFile, StoreSpec
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError
@@ -54,7 +54,7 @@ def source_files(files: Sequence[InputFile], *, hashes_in: Path | None) -> list[
     known = _read_hashes(hashes_in) | {file.path: file.known_hash for file in files if file.known_hash}
     keys = [file.path if file.known_hash else _hash_key(file) for file in files]
     missing = {Path(file.path): file.num_bytes for file, key in zip(files, keys, strict=True) if key not in known}
-    found = dict(map_with_progress(sha256_of, missing, "hashing the input"))
+    found = dict(map_with_progress(sha256_of, list(missing.items()), "hashing the input"))
     hashes = [known[key] if key in known else found[Path(file.path)] for file, key in zip(files, keys, strict=True)]
     if hashes_in is not None:
         write_record(hashes_in, dict(zip(keys, hashes, strict=True)))

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
@@ -25,7 +25,7 @@ from pretraining.data.build.progress import SliceProgress, read_progress
 from pretraining.data.build.ranks import Ranks
 from pretraining.data.build.slice_writer import SliceWriter
 from pretraining.data.encode.deduplicate import Duplicates, KeyExtractor, write_duplicates, write_keys
-from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, ordered_parallel_map
+from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, no_original, ordered_parallel_map
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.filters import TextFilter
 from pretraining.data.input.find import InputFile
@@ -116,9 +116,9 @@ def find_duplicates(work: Work, ranks: Ranks) -> Duplicates:
 
 def make_slices(work: Work, duplicates: Duplicates | None, ranks: Ranks) -> None:
     """Write every slice that is not finished; the processes share them."""
-    encoder = BatchEncoder(work.reader, SplitAssigner(work.origin.split_weights, seed=work.origin.seed), work.tokenizer)
-    if duplicates is not None:
-        encoder = replace(encoder, original_of=duplicates.original_of)
+    splits = SplitAssigner(work.origin.split_weights, seed=work.origin.seed)
+    original_of = no_original if duplicates is None else duplicates.original_of
+    encoder = BatchEncoder(work.reader, splits, work.tokenizer, original_of)
     while numbers := ranks.from_first(lambda: _unfinished_slices(work)):
         if work.fast_backend_was_wrong:
             work.tokenizer.use_reference()

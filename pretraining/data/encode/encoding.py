@@ -61,6 +61,10 @@ class DocumentReader:
             yield raw, parsed if problem is None else skipped(raw, problem)
 
 
+def no_original(_file_number: int, _line: int) -> None:
+    """That no document is a duplicate; see `BatchEncoder`."""
+
+
 @dataclass(frozen=True)
 class BatchEncoder:
     """Encodes raw batches; several threads may use it.
@@ -72,7 +76,7 @@ class BatchEncoder:
     reader: DocumentReader
     splits: SplitAssigner
     tokenizer: DocumentTokenizer
-    original_of: Callable[[int, int], tuple[CleaningReason, str] | None] = lambda file_number, line: None  # noqa: ARG005
+    original_of: Callable[[int, int], tuple[CleaningReason, str] | None] = no_original
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Parse, filter, split and encode the lines of `batch`."""

@@ -50,7 +50,7 @@ def download_store(repo_id: str, *, revision: str | None) -> Path:
     """
     name = hashlib.sha256(f"{repo_id}@{revision}".encode()).hexdigest()[:16]
     if not has_launcher():
-        return _download_again(name, repo_id, revision)
+        return _download_pinned(name, repo_id, revision)
     if (variable := f"{STORE_VARIABLE}_{name}") not in os.environ:
         os.environ[variable] = str(_download_once(meeting_dir() / name, repo_id, revision))
     return Path(os.environ[variable])  # children of this process, e.g. trials, inherit it
@@ -62,7 +62,7 @@ def _download_once(note: Path, repo_id: str, revision: str | None) -> Path:
     if local_rank() == 0 and not note.is_file():  # it exists if the launcher restarted its processes
         started.touch()
         try:
-            write_atomically(note, str(_download_again(note.name, repo_id, revision)).encode())
+            write_atomically(note, str(_download_pinned(note.name, repo_id, revision)).encode())
         except BaseException:
             shutil.rmtree(note.parent, ignore_errors=True)
             raise
@@ -99,14 +99,14 @@ def _remove_when_read(note: Path) -> None:
         note.parent.rmdir()
 
 
-def _download_again(name: str, repo_id: str, revision: str | None) -> Path:
-    """Download the commit that an earlier attempt of tools.supervise trained on: a branch may have moved since.
+def _download_pinned(key: str, repo_id: str, revision: str | None) -> Path:
+    """Download the commit that the first attempt of tools.supervise used: a branch may have moved since.
 
-    Each attempt leaves the commit in file `name`.commit of the supervisor's folder.
+    The commit is in file `key`.commit of the supervisor's folder; without a supervisor nothing is pinned.
     """
     if SUPERVISOR_VARIABLE not in os.environ:
         return _download(repo_id, revision)
-    commit = Path(os.environ[SUPERVISOR_VARIABLE]) / f"{name}.commit"
+    commit = Path(os.environ[SUPERVISOR_VARIABLE]) / f"{key}.commit"
     with suppress(FileNotFoundError):
         revision = commit.read_text(encoding="utf-8")
     folder = _download(repo_id, revision)

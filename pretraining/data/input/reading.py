@@ -102,8 +102,14 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
     file_bytes = 0
     try:
         with open_file(file) as raw:
-            begins = {"offset": begin.byte_offset, "num_lines_before": begin.num_lines}
-            lines, bytes_read = open_lines(file, raw, **begins, end=file_range.end, options=options)
+            lines, bytes_read = open_lines(
+                file,
+                raw,
+                offset=begin.byte_offset,
+                num_lines_before=begin.num_lines,
+                end=file_range.end,
+                options=options,
+            )
             for line in lines:
                 batch.append(line)
                 num_bytes += line.memory_bytes

@@ -8,7 +8,7 @@ in the split its next piece is, so that matches are found across blocks. A text 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from pretraining.data.tokenize.tokenizer import TokenRules
 
 EXCERPT_BYTES = 120
 
+S = TypeVar("S")
 T = TypeVar("T")
 RowGroup = tuple[Shard, int, int, int]  # number in the shard, first block, share of the shard's bytes
 
@@ -47,14 +48,18 @@ def scan_documents(
 
     Threads read and search.
     """
-    threads: dict[str, Any] = {"num_workers": num_workers, "cost": lambda _: 1, "max_cost": num_workers + 1}
 
     def searched(group: tuple[list[DocumentTokens], int]) -> tuple[list[tuple[DocumentTokens, T]], int]:
         return [(documents, search(documents)) for documents in group[0]], group[1]
 
-    tables = bounded_parallel_map(partial(_read_row_group, tracer, split), _row_groups(tracer, split), **threads)
+    tables = _each_in_threads(partial(_read_row_group, tracer, split), _row_groups(tracer, split), num_workers)
     documents = _join_documents(tables, tracer.manifest.origin.token_rules)
-    return bounded_parallel_map(searched, documents, **threads)
+    return _each_in_threads(searched, documents, num_workers)
+
+
+def _each_in_threads(work: Callable[[S], T], items: Iterator[S], num_workers: int) -> Iterator[T]:
+    """What `work` returns for each item, in order; each thread has one item, and one more is read ahead."""
+    return bounded_parallel_map(work, items, num_workers=num_workers, cost=lambda _: 1, max_cost=num_workers + 1)
 
 
 def _row_groups(tracer: BlockProvenance, split: Split) -> Iterator[RowGroup]:

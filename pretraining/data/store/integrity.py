@@ -1,28 +1,22 @@
 """Verify a block store against its manifest: paths, sizes, checksums, rows and ids."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretraining.cli.progress import Progress
+from pretraining.cli.progress import map_with_progress
 from pretraining.data.store.manifest import Manifest
 from pretraining.data.store.shards import DOCUMENT_SCHEMA, Shard, block_schema
 from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
 from pretraining.errors import UserError
-from pretraining.system.cores import usable_cores
 from pretraining.system.files import sha256_of
 
-NUM_CORES = usable_cores()
 ROWS_AT_ONCE = 256
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def file_in_store(store: Path, path: str, *, flag: str) -> Path:
@@ -67,24 +61,13 @@ def check_hashes(store: Path, manifest: Manifest, *, flag: str) -> None:
         )
 
 
-def map_with_progress(work: Callable[[T], R], sizes: Mapping[T, int], activity: str) -> Iterator[tuple[T, R]]:
-    """Each item of `sizes`, in order, with what `work` returns for it, on all cores.
-
-    Progress in the items' bytes is shown as `activity`.
-    """
-    with Progress(sum(sizes.values())) as progress, ThreadPoolExecutor(NUM_CORES) as executor:
-        for item, result in zip(sizes, executor.map(work, sizes), strict=True):
-            progress.advance(sizes[item], activity)
-            yield item, result
-
-
 def wrong_hashes(expected: Mapping[Path, str], activity: str) -> Iterator[tuple[Path, str]]:
     """Files with another SHA-256 than expected, and the one found, or why the file cannot be read.
 
     Reads 1.5 GB/s per core.
     """
-    sizes = {file: file.stat().st_size if file.is_file() else 0 for file in expected}
-    for file, found in map_with_progress(_sha256_or_reason, sizes, activity):
+    sized = [(file, file.stat().st_size if file.is_file() else 0) for file in expected]
+    for file, found in map_with_progress(_sha256_or_reason, sized, activity):
         if found != expected[file]:
             yield file, found
 
@@ -144,7 +127,7 @@ def store_problems(store: Path, manifest: Manifest) -> list[str]:
     there = {file: digest for file, digest in expected.items() if file.is_file()}
     damaged = dict(wrong_hashes(there, f"checking {store.name}"))
     problems += [f"{file} is damaged: its SHA-256 is {found}, not {expected[file]}" for file, found in damaged.items()]
-    sound = {shard: shard.num_bytes for file, shard in shards.items() if file in there and file not in damaged}
+    sound = [(shard, shard.num_bytes) for file, shard in shards.items() if file in there and file not in damaged]
     contents = map_with_progress(partial(content_problem, store, manifest), sound, f"reading {store.name}")
     problems += [problem for _, problem in contents if problem is not None]
     known = {*expected, *(store / "tokenizer" / name for name in TOKENIZER_FILES)}

@@ -10,7 +10,7 @@ from pretraining.runs.history import SECONDS_PER_HOUR, format_significant
 from pretraining.runs.report.charts import known_limit
 from pretraining.runs.report.curves import RunCurves
 from pretraining.runs.tracking.console import describe_block, per_process, summary_lines
-from pretraining.runs.tracking.metrics_file import EVALUATIONS, TIME_PARTS, Record
+from pretraining.runs.tracking.metrics_file import EVALUATIONS, METRIC_FORMATS, TIME_PARTS, Record
 from pretraining.system.formatting import format_bytes
 from pretraining.system.privacy import hide_path, hide_path_of_word, hide_paths_of_command, mask
 
@@ -20,8 +20,6 @@ COMMAND = "command"
 SETTINGS = ("document_masking", "ignore_first_token", "seed", "order_seed")  # of the identity of a run
 COUNT = ","
 MAX_SECONDS = 8e13  # about the most that a timedelta holds; damaged records can add up to more
-# Of an evaluation, with the format of each.
-RESULTS = {"loss": ".4f", "perplexity": ",.2f", "accuracy": ".1%", "bits_per_byte": ".3f"}
 
 
 def run_state(run: RunCurves) -> str:
@@ -80,7 +78,7 @@ def _results_table(run: RunCurves) -> Table:
     }
     for prefix, name in EVALUATIONS.items():
         found = run.evaluations.get(prefix, {})
-        for metric, number_format in RESULTS.items():
+        for metric, number_format in METRIC_FORMATS.items():
             table[f"{name} {metric.replace('_', ' ')}"] = _format(found.get(f"{prefix}_{metric}"), number_format)
     limit = known_limit(run)
     if limit is not None:

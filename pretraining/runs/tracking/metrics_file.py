@@ -11,6 +11,8 @@ Record = dict[str, Any]
 
 # The evaluated splits, by the beginning of the names of their metrics.
 EVALUATIONS = {"eval": "validation", "test": "test"}
+# The metrics of an evaluation, by the end of their names, with the format in which each is shown.
+METRIC_FORMATS = {"loss": ".4f", "perplexity": ",.2f", "accuracy": ".1%", "bits_per_byte": ".3f"}
 # The parts of an interval, by the beginning of the names of their seconds: the work of the GPUs, then what delays it.
 TIME_PARTS = {
     "forward_backward": "forward and backward",

@@ -15,8 +15,9 @@ from pretraining.data.store.manifest import KNOWN_LIMIT_NAME
 from pretraining.planning.flops import num_parameters
 from pretraining.runs.run_record import RunRecord
 from pretraining.system.checked_json import NUMBER, parse_json, type_problem
-from pretraining.system.host import kernels, machine_inventory
+from pretraining.system.host import machine_inventory
 from pretraining.system.privacy import mask_all
+from pretraining.system.torch_environment import kernels
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.run_identity import run_identity
 from pretraining.training.distributed.process_group import has_gpu

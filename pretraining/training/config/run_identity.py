@@ -13,7 +13,8 @@ from pretraining.runs.claim import claim_run_folder
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import is_run_folder
 from pretraining.runs.run_record import RunIdentity, check_same_run, differences, warn_of_processor, warn_of_versions
-from pretraining.system.host import kernels, processor_name
+from pretraining.system.host import processor_name
+from pretraining.system.torch_environment import kernels
 from pretraining.training.checkpoint.reshard import check_can_reshard
 from pretraining.training.config.run_config import RunConfig, data_identity
 from pretraining.training.optim.schedule import Schedule, check_same_until

@@ -17,9 +17,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from pretraining.errors import UserError
 from pretraining.planning.layout import MachineSpec
-from pretraining.system.compilers import compiler_problem
 from pretraining.system.cores import machine_cores
 from pretraining.system.files import private_dir
+from pretraining.system.torch_environment import compiler_problem
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 # A core trains the quickstart at 50 to 59 GFLOP/s (Zen 4, fp32 and bf16), so estimates are on the low side.

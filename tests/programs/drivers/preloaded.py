@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.cli.program import importing_libraries
-from pretraining.system.host import use_reproducible_kernels
+from pretraining.system.torch_environment import use_reproducible_kernels
 
 
 def main() -> None:

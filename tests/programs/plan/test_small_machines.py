@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT_DIR, TINY_RUN, Done, python, run, run_fine
+from tests.conftest import PROJECT_DIR, TINY_RUN, Done, python, run, run_fine, within_mount
 from tests.fakes.exported import export_random_model
 from tests.programs.launching import training_flags
 
 pytestmark = pytest.mark.launch
 
-MEGABYTE = "mount -t tmpfs -o size=1m none /dev/shm"
-WITHIN = ["unshare", "-m", "sh", "-c", f'{MEGABYTE} && exec "$@"', "sh"]
 # Root may write everywhere unless it gives up these capabilities.
 AS_OTHERS = ["--inh-caps", "-dac_override,-dac_read_search", "--bounding-set", "-dac_override,-dac_read_search"]
 NEEDED = ["pretraining", "tools", "data/sample", *(path.name for path in PROJECT_DIR.glob("*.py")), "ds_config.json"]
@@ -27,9 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, sample_store: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def little_shared_memory() -> list[str]:
-    if run("unshare", "-m", "sh", "-c", MEGABYTE).returncode:
-        pytest.skip("may not mount a file system here")
-    return WITHIN
+    return within_mount("mount -t tmpfs -o size=1m none /dev/shm")
 
 
 def test_little_shared_memory_is_enough(

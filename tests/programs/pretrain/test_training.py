@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -177,14 +176,6 @@ def test_the_launcher_is_started_without_a_path(sample_store: Path, tmp_path: Pa
     flags = ["--max_steps", 1, "--save_strategy", "no", "--eval_strategy", "no"]
     train("deepspeed", sample_store, tmp_path / "run", *flags, env={"PATH": ""})
     assert len(figures(tmp_path / "run")) == 1
-
-
-def test_no_program_looks_for_the_launcher_by_its_name() -> None:
-    """`DEEPSPEED` starts it; the doctor alone looks whether a user's shell finds it."""
-    by_name = re.compile(r"""(which|with_name)\(["']deepspeed["']\)|\[["']deepspeed["'], f?["']-""")
-    sources = [path for path in PROJECT_DIR.rglob("*.py") if not path.relative_to(PROJECT_DIR).parts[0].startswith(".")]
-    found = {str(path.relative_to(PROJECT_DIR)) for path in sources if by_name.search(path.read_text())}
-    assert found == {"pretraining/doctor/software.py"}
 
 
 def test_a_line_of_the_log_across_a_resume_has_all_its_steps(sample_store: Path, tmp_path: Path) -> None:

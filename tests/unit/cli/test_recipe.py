@@ -22,6 +22,7 @@ class Arguments:
     limit: int | None = flag(None, "an optional number")
     fast: bool = flag(False, "a switch")
     place: Path = flag(Path("x"), "a path")
+    more: list[str] | None = flag(None, "words that add up", adds_up=True)
 
 
 def parse(*argv: str) -> Arguments:
@@ -83,6 +84,25 @@ def test_a_recipe_is_a_saved_command_line(tmp_path: Path) -> None:
 def test_the_command_line_beats_the_recipe_which_beats_the_default(tmp_path: Path) -> None:
     arguments = parse("--recipe", recipe(tmp_path, "rate: 2\nsteps: 20\n"), "--steps", "30")
     assert (arguments.rate, arguments.steps, arguments.kind) == (2.0, 30, "red")
+
+
+def test_of_a_repeated_flag_the_last_value_counts() -> None:
+    words = "--steps 2 --names a b --fast --limit 3 --steps 4 --names c --fast false --limit none".split()
+    assert parse(*words) == Arguments(steps=4, names=["c"])
+    assert problems("--steps", "2", "--steps") == ["--steps: expects one value, not 0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--more b --more c d", ["a", "b", "c", "d"]),
+        ("--more b --more none", None),
+        ("--more none --more b", ["b"]),
+        ("--more b --more none --more c --more d", ["c", "d"]),
+    ],
+)
+def test_values_that_add_up_do_so_from_the_last_none_on(words: str, expected: list[str] | None, tmp_path: Path) -> None:
+    assert parse("--recipe", recipe(tmp_path, "more: a"), *words.split()).more == expected
 
 
 def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path) -> None:

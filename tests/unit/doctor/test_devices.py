@@ -94,7 +94,7 @@ def test_healthy_gpus(machine: list[dict]) -> None:
         "none",
     ]
     assert [finding.figures["gpu"] for finding in found[1:3]] == ["NVIDIA H200"] * 2
-    assert devices.driver_gpus() == ["NVIDIA H200"] * 2
+    assert devices.driver_gpu_names() == ["NVIDIA H200"] * 2
     assert devices.has_nvlink_everywhere()
 
 

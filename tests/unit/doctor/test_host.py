@@ -12,7 +12,8 @@ import torch
 from pretraining.doctor import environment, software
 from pretraining.doctor.host import assess_shared_memory
 from pretraining.doctor.hub import assess_clock
-from tests.conftest import PROJECT_DIR, run
+from pretraining.system.torch_environment import ALLOCATOR_VARIABLE, OLD_ALLOCATOR_VARIABLES
+from tests.conftest import PROJECT_DIR, within_mount
 from tests.fakes.doctoring import diagnose_some, find, findings
 
 pytestmark = pytest.mark.launch
@@ -22,10 +23,7 @@ MEGABYTE = 2**20
 
 def test_a_containers_shared_memory_is_seen() -> None:
     """64 MB, as Docker gives them, in a separate name space."""
-    mount = "mount -t tmpfs -o size=64m none /dev/shm"
-    if run("unshare", "-m", "sh", "-c", mount).returncode:
-        pytest.skip("may not mount a file system here")
-    within = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    within = within_mount("mount -t tmpfs -o size=64m none /dev/shm")
     done = diagnose_some("shared memory", "--json", launcher=within)
     found = find(done, "shared memory", "warning")
     assert found["figures"]["total_bytes"] == 64 * MEGABYTE
@@ -74,7 +72,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: list[str], status: str) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(software, "driver_gpus", lambda: gpus)
+    monkeypatch.setattr(software, "driver_gpu_names", lambda: gpus)
     (found,) = software.compilers([])
     expected = "none; --compile_layers is rejected: there is no C++ compiler (g++); install g++, or set CXX"
     assert (found.status, found.figure.startswith(expected)) == (status, bool(gpus))
@@ -94,6 +92,18 @@ def test_the_options_of_the_allocator_are_those_of_torch(
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", value)
     found = [finding.figure for finding in environment.variables([]) if finding.name == "PYTORCH_ALLOC_CONF"]
     assert found == ([words] if words else [])
+
+
+@pytest.mark.parametrize("old", OLD_ALLOCATOR_VARIABLES)
+def test_an_old_name_beside_the_new_one(monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+    for name in (ALLOCATOR_VARIABLE, *OLD_ALLOCATOR_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(old, "backend:native")
+    assert not [finding for finding in environment.variables([]) if "ALLOC_CONF" in finding.name]
+    monkeypatch.setenv(ALLOCATOR_VARIABLE, "backend:native")
+    (found,) = [finding for finding in environment.variables([]) if "ALLOC_CONF" in finding.name]
+    assert (found.status, found.name, found.fix) == ("warning", old, f"unset {old}")
+    assert found.figure == "is set, and so is PYTORCH_ALLOC_CONF, its new name"
 
 
 def test_torch_knows_the_options_of_the_allocator() -> None:

@@ -21,7 +21,7 @@ def test_a_process_without_a_launcher_is_found(tmp_path: Path) -> None:
     started = run("sh", "-c", 'setsid "$@" >/dev/null 2>&1 & echo $!', "sh", sys.executable, program)
     pid = int(started.stdout)
     try:
-        while Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1] != bytes(program):  # a shell, and setsid
+        while bytes(program) not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2]:  # a shell, and setsid
             time.sleep(0.02)
         if stat_words(pid)[1] != "1":
             pytest.skip("another process than the first takes in those that lost their parent")

@@ -1,8 +1,6 @@
 """How many cores are used follows from CPU set, quota and topology, whatever number the machine reports."""
 
 import os
-import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.system.cores import compute_cores, core_quota, usable_cores
-from pretraining.system.launchers import free_port
-from tests.conftest import PROJECT_DIR, python, run_fine
+from tests.conftest import python, run_fine
 
 OWN = sorted(os.sched_getaffinity(0))
 COUNTS = "from pretraining.system.cores import *; print(usable_cores(), compute_cores(), core_quota())"
@@ -122,51 +119,3 @@ def half_a_core() -> Iterator[list[object]]:
 def test_a_real_quota_is_kept_to(half_a_core: list[object], sample_store: Path, tmp_path: Path) -> None:
     assert run_fine(*half_a_core, sys.executable, "-c", COUNTS).stdout.split() == ["1", "1", "0.5"]
     assert "per process. [3]" in run_fine(*half_a_core, *python("preprocess.py", "--help")).stdout
-
-
-THREADS = """
-import os, sys
-from pretraining.cli.program import run_program
-run_program(lambda _: print(os.environ["OMP_NUM_THREADS"], "torch" in sys.modules))
-"""
-
-
-THREADS_OF_TORCH = """
-import os, sys
-from pretraining.cli.program import run_program
-from pretraining.system import launchers
-launchers.compute_cores = lambda: 6
-def main(_):
-    import torch
-    sys.stdout.write(f"threads {os.environ['OMP_NUM_THREADS']} {torch.get_num_threads()}\\n")
-run_program(main)
-"""
-
-
-def test_the_one_thread_of_torchrun_is_replaced_and_that_of_the_user_is_kept(tmp_path: Path) -> None:
-    """As if there were six cores for two processes; the threads are those of a process that was told so by hand."""
-    script = tmp_path / "threads.py"
-    script.write_text(THREADS_OF_TORCH)
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    environment |= {"PYTHONPATH": str(PROJECT_DIR)}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-
-    def threads(*launcher: str, **extra: str) -> set[str]:
-        done = subprocess.run(
-            [*launcher, script], env={**environment, **extra}, capture_output=True, text=True, check=True
-        )
-        return set(re.findall(r"threads \d+ \d+", done.stdout))
-
-    assert threads(*torchrun) == threads(sys.executable, OMP_NUM_THREADS="3")
-    assert threads(*torchrun, OMP_NUM_THREADS="1") == {"threads 1 1"}
-
-
-def test_every_program_computes_on_its_share() -> None:
-    command = [sys.executable, "-c", THREADS]
-    env = {"LOCAL_SIZE": "2", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    for extra, expected in (({}, compute_cores()), (env, max(1, compute_cores() // 2)), ({"OMP_NUM_THREADS": "7"}, 7)):
-        told = subprocess.run(
-            command, cwd=PROJECT_DIR, env={**environment, **extra}, capture_output=True, text=True, check=True
-        ).stdout
-        assert told == f"{expected} False\n"

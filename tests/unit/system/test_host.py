@@ -1,59 +1,21 @@
-"""What processor and memory can do is read, not assumed; a run computes the same wherever its memory lies."""
+"""What processor and memory can do is read, not assumed."""
 
 import json
-import os
 import platform
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 from pretraining.system import host
-from pretraining.system.host import (
-    KERNELS_VARIABLE,
-    available_host_bytes,
-    bf16_instruction,
-    instructions,
-    use_reproducible_kernels,
-)
+from pretraining.system.host import available_host_bytes, bf16_instruction, instructions
+from pretraining.system.torch_environment import KERNELS_VARIABLE
 from pretraining.training.config.trainer_arguments import choose_precision
-from tests.conftest import python, run, run_fine
-from tests.fakes.preloads import compiled
-from tests.programs.launching import figures, train, training_flags
-
-X86 = "processor\t: 0\nmodel name\t: {}\nflags\t\t: fpu sse sse2 {}\n\nprocessor\t: 1\nflags\t\t: fpu\n"
-AVX512 = "avx avx2 avx512f avx512dq avx512cd avx512bw avx512vl"
-PROCESSORS = {
-    "AMD EPYC Zen 4": (X86.format("AMD EPYC", AVX512 + " avx512_bf16 avx512_vnni"), "avx512_bf16", "AVX512,STRICT"),
-    "Xeon Cascade Lake": (X86.format("Intel Xeon", AVX512 + " avx512_vnni"), None, "AVX512,STRICT"),
-    "Xeon Sapphire Rapids": (
-        X86.format("Intel Xeon", AVX512 + " avx512_bf16 amx_tile amx_bf16"),
-        "amx_bf16",
-        "AVX512,STRICT",
-    ),
-    "Zen 2": (X86.format("AMD Ryzen", "avx avx2 f16c"), None, "AVX2,STRICT"),
-    "Westmere": (X86.format("Intel Xeon", "ssse3 sse4_1"), None, "COMPATIBLE"),
-    "Graviton 3": ("processor\t: 0\nFeatures\t: fp asimd sve bf16 i8mm\n", "bf16", None),
-    "Graviton 2": ("processor\t: 0\nFeatures\t: fp asimd atomics\n", None, None),
-    "not told": ("", None, None),
-}
-
+from tests.conftest import python, run_fine, within_mount
+from tests.programs.launching import train, training_flags
+from tests.unit.system.conftest import X86
 
 LONGER = ["--lr_scheduler_type", "constant", "--warmup_steps", 0]  # can be made longer
-
-
-@pytest.fixture(params=PROCESSORS)
-def described(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str | None, ...]:
-    """A processor in the place of this one: its bf16 instructions, and MKL's mode."""
-    text, bf16, mode = PROCESSORS[request.param]
-    path = tmp_path / "cpuinfo"
-    path.write_text(text)
-    monkeypatch.setattr(host, "CPU_INFO", path)
-    monkeypatch.delenv(KERNELS_VARIABLE, raising=False)
-    return bf16, mode
 
 
 def test_precision_follows_the_instructions(described: tuple[str | None, ...]) -> None:
@@ -63,59 +25,6 @@ def test_precision_follows_the_instructions(described: tuple[str | None, ...]) -
     assert choose_precision({"bf16": True}, has_gpu=False) == "bf16"
     assert choose_precision({"bf16": None}, has_gpu=False, recorded="fp32") == "fp32", "a run keeps its own"
     assert choose_precision({"bf16": None}, has_gpu=False, recorded="bf16") == "bf16"
-
-
-def test_kernels_are_reproducible_where_mkl_is(
-    described: tuple[str | None, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(KERNELS_VARIABLE, "")  # so that it is taken back after the test
-    monkeypatch.delenv(KERNELS_VARIABLE)
-    use_reproducible_kernels()
-    assert os.environ.get(KERNELS_VARIABLE) == described[1]
-    monkeypatch.setenv(KERNELS_VARIABLE, "AUTO")
-    use_reproducible_kernels()
-    assert os.environ[KERNELS_VARIABLE] == "AUTO", "the user's own setting stays"
-
-
-# The same numbers at every place in a cache line and beyond: products of the shapes of a small model.
-PRODUCTS = """
-import torch
-from pretraining.system.host import use_reproducible_kernels
-use_reproducible_kernels()
-torch.manual_seed(0)
-
-def moved(values, by):
-    flat = torch.empty(values.numel() + 64)
-    begin = (-flat.data_ptr() // 4) % 16 + by
-    return flat[begin : begin + values.numel()].view(values.shape).copy_(values)
-
-for rows, inner, columns in [(1, 192, 192), (17, 192, 100), (512, 192, 512), (512, 512, 192), (33, 576, 1024)]:
-    left, right = torch.randn(rows, inner), torch.randn(columns, inner)
-    for product in (torch.nn.functional.linear, lambda left, right: (left.t() @ moved(left, 3), right.sum(0))[0]):
-        expected = product(moved(left, 0), moved(right, 0))
-        for by in ((0, 1), (1, 7), (3, 16), (8, 48), (5, 5)):
-            assert torch.equal(product(moved(left, by[0]), moved(right, by[1])), expected), (rows, inner, columns, by)
-flat = left.flatten()
-assert torch.equal(torch.dot(moved(flat, 5), moved(flat, 1)), torch.dot(flat, flat))
-"""
-
-
-@pytest.mark.parametrize("num_threads", ["1", "2"])
-def test_a_product_depends_on_its_values_alone(num_threads: str) -> None:
-    run_fine(sys.executable, "-c", PRODUCTS, env={"OMP_NUM_THREADS": num_threads})
-
-
-@pytest.mark.launch
-def test_a_run_is_the_same_wherever_its_memory_lies(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, sample_store: Path
-) -> None:
-    env = {"LD_PRELOAD": str(compiled("shifted_memory.c", tmp_path_factory)), "OMP_NUM_THREADS": "2"}
-    runs = []
-    for lines in (0, 1, 7):
-        run_dir = tmp_path / str(lines)
-        train("fork", sample_store, run_dir, env=env | {"SHIFTED_LINES": str(lines)})
-        runs.append(figures(run_dir))
-    assert runs[0] == runs[1] == runs[2]
 
 
 @pytest.mark.launch
@@ -146,10 +55,7 @@ def test_programs_run_on_a_processor(name: str, sample_store: Path, tmp_path: Pa
     """With another /proc/cpuinfo in place of this machine's."""
     text, env, processor_name = OTHER_MACHINES[name]
     (tmp_path / "cpuinfo").write_text(text)
-    mount = f"mount --bind {tmp_path}/cpuinfo /proc/cpuinfo"
-    if run("unshare", "-m", "sh", "-c", mount).returncode:
-        pytest.skip("may not mount a file here")
-    within = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    within = within_mount(f"mount --bind {tmp_path}/cpuinfo /proc/cpuinfo")
     flags = training_flags(sample_store, tmp_path / "run", "--max_steps", 2, "--bf16", "none")
     done = run_fine(*within, *python("pretrain.py", *flags), env=env)
     assert ", fp32\n" in done.output, "bf16 would be emulated"

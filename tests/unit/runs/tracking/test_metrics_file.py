@@ -96,7 +96,7 @@ def test_the_damaged_log_of_another_run_stays_where_it_is(tmp_path: Path, caplog
     assert {path.name for path in other.iterdir()} == {"run.json", "metrics.jsonl"}
 
 
-def test_lines_are_named_together_and_not_without_end() -> None:
+def test_damaged_lines_are_named_up_to_a_limit() -> None:
     assert describe_damage(Path("log"), [1, 2, 3, 7]) == "log: lines 1, 2, 3, 7 are damaged"
     many = describe_damage(Path("log"), list(range(1, 1001, 2)))
     assert many.startswith("log: lines 1, 3, 5, ")
