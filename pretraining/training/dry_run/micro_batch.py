@@ -37,7 +37,7 @@ from pretraining.system.launchers import (
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
 from pretraining.training.dry_run.dry_run import make_plan
-from pretraining.training.dry_run.profile import is_out_of_memory
+from pretraining.training.dry_run.temporary_run import is_out_of_memory
 
 FLAG = "--per_device_train_batch_size auto"
 TRIAL_STEPS = 2  # the second has the optimizer's moments as well

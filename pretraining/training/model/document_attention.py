@@ -106,7 +106,7 @@ def _uses_kernel(query: Tensor, dropout: float) -> bool:
 
 
 def _is_new_enough(machine: MachineSpec) -> bool:
-    """Whether its GPUs have the kernel: the listed kinds with bf16 have; GPUs of another kind are those that are here."""
+    """Whether its GPUs have the kernel: listed kinds with bf16 do; GPUs of another kind are those of this machine."""
     if machine.gpu_type is None:
         return machine.has_gpu and torch.cuda.get_device_capability() >= MIN_CAPABILITY
     return machine.gpu_type.has_bf16
