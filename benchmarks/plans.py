@@ -129,7 +129,8 @@ def _verdict(arguments: PretrainArguments, run: PlannedRun) -> tuple[str, str]:
     if not suggestions:
         return "no", ""
     first = suggestions[0]
-    num_micro_steps = run.batch.blocks // (first.layout.micro_batch_blocks * first.layout.num_processes)
+    num_groups = first.layout.num_processes // first.layout.sequence_parallel_size
+    num_micro_steps = run.batch.blocks // (first.layout.micro_batch_blocks * num_groups)
     batch = replace(
         run.batch,
         micro_batch_blocks=first.layout.micro_batch_blocks,

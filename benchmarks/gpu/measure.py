@@ -155,9 +155,7 @@ def figures_of(run_dir: Path, log: str, returncode: int) -> dict[str, Any]:
     records = list(read_records(run_dir)) if (run_dir / "metrics.jsonl").is_file() else []
     summaries = [record for record in records if record.get("event") == "summary"]
     if returncode or not summaries:
-        lines = [line for line in log.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error: ") or "OutOfMemoryError" in line]
-        return {"failed": (errors or lines or ["no output"])[-1][-300:], "exit_code": returncode}
+        return {"failed": error_of(log), "exit_code": returncode}
     steps = [record for record in records if "loss" in record and "event" not in record]
     summary = summaries[-1]
     return {
@@ -172,3 +170,10 @@ def figures_of(run_dir: Path, log: str, returncode: int) -> dict[str, Any]:
         "last_loss": steps[-1]["loss"],
         "num_steps": steps[-1]["step"],
     }
+
+
+def error_of(log: str) -> str:
+    """The last error in the output of a failed program, or its last line: 300 characters of it at most."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ") or "OutOfMemoryError" in line]
+    return (errors or lines or ["no output"])[-1][-300:]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.measure import run_logged, seconds_until
+from benchmarks.gpu.measure import error_of, run_logged, seconds_until
 from benchmarks.gpu.rows import GpuArguments
 from pretraining.errors import UserError
 from pretraining.runs.compare import GPU_TOLERANCE, difference_of_metrics
@@ -71,9 +71,7 @@ class Workplace:
         code = run_logged([sys.executable, *words], log, os.environ, seconds=seconds)
         text = log.read_text(errors="replace")
         if code:
-            lines = [line for line in text.splitlines() if line.strip()] or ["no output"]
-            errors = [line for line in lines if line.startswith("error: ") or "OutOfMemoryError" in line]
-            raise UserError((errors or lines)[-1][-300:])
+            raise UserError(error_of(text))
         return text
 
     def train(self, run_dir: Path, *flags: object) -> str:

@@ -137,7 +137,7 @@ def _norm_bytes(layout: TrainingLayout) -> int:
 
 def _position_bytes(layout: TrainingLayout) -> int:
     """Ids, cosine and sine of each position, and with document masking sdpa's mask."""
-    masks = layout.masks_documents and layout.attention in ("eager", "sdpa")
+    masks = layout.masks_documents and layout.takes_mask
     rows = layout.micro_batch_blocks if layout.masks_documents or layout.sequence_parallel_size > 1 else 1
     positions = rows * layout.block_length // layout.sequence_parallel_size
     mask = layout.num_tokens * layout.block_length * (1 + layout.weight_bytes) if masks else 0

@@ -15,7 +15,9 @@ from pretraining.planning.model_states import largest_parameter, model_states, s
 PHASES = ("loss", "layer backward", "optimizer step", "evaluation")
 FP64_BYTES = 8
 NORM_CHUNK = 250_000_000  # weights of an offloaded gradient whose norm is computed at a time (stage3.py)
-BF16_ADAMW_CHUNK = 1 << 25  # weights that --optim adamw_bf16 has in fp32 at a time, three times
+# Weights that --optim adamw_bf16 updates at a time, of which it has both moments in fp32.
+ADAMW_CHUNK = 1 << 25  # on a CPU: 256 MB whatever the size of a partition
+FUSED_ADAMW_CHUNK = 1 << 23  # on a GPU: 64 MB, of which its cache (50 MB on H100) holds most; 800 chunks for 7B
 MUON_COPIES = 6  # of the largest matrix in bf16: whole, sent, received, and three of Newton-Schulz iteration
 # Assumed: a CUDA context with the loaded kernels takes 0.5 to 0.8 GB, workspaces of cuBLAS and cuDNN the rest.
 CONTEXT_BYTES = 1_500_000_000
@@ -71,7 +73,7 @@ class Footprint:
 
 def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
     """Count the parts of a run on GPUs, or, without GPUs, in host memory alone."""
-    on_gpu = [part for part in _gpu_parts(layout) if part.num_bytes]
+    on_gpu = [part for part in _gpu_parts(layout, has_gpu=has_gpu) if part.num_bytes]
     on_host = [_processes(layout, has_gpu=has_gpu), *(part for part in _host_parts(layout) if part.num_bytes)]
     counted = Footprint(tuple(on_gpu), ())
     if has_gpu:
@@ -87,7 +89,7 @@ def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
     return Footprint((), tuple(shared + on_host))
 
 
-def _gpu_parts(layout: TrainingLayout) -> Iterator[Part]:
+def _gpu_parts(layout: TrainingLayout, *, has_gpu: bool) -> Iterator[Part]:
     """Everything but what is assumed."""
     states = model_states(layout)
     loss, layer, step, evaluation = PHASES
@@ -110,7 +112,7 @@ def _gpu_parts(layout: TrainingLayout) -> Iterator[Part]:
     is_recomputed = layout.checkpoint_every is not None
     yield Part("recomputed layer" if is_recomputed else "gradients of a layer", active.in_layer, (layer,))
     yield Part("logits of an evaluation", evaluation_bytes(layout), (evaluation,))
-    yield Part("casts of the step", _step_bytes(layout), (step,))
+    yield Part("casts of the step", _step_bytes(layout, has_gpu=has_gpu), (step,))
 
 
 def _processes(layout: TrainingLayout, *, has_gpu: bool) -> Part:
@@ -168,7 +170,7 @@ def _launched_ahead(layout: TrainingLayout) -> int:
     return min(MAX_MESSAGES_IN_FLIGHT * each, 2 * num_parameters(layout.shape))
 
 
-def _step_bytes(layout: TrainingLayout) -> int:
+def _step_bytes(layout: TrainingLayout, *, has_gpu: bool) -> int:
     """The larger of the norm's fp64 copy of a gradient, and the fp32 gradients of one sub-group with work space."""
     groups = sub_groups(layout)
     largest = max(max(group.partitions) for group in groups)
@@ -178,7 +180,7 @@ def _step_bytes(layout: TrainingLayout) -> int:
     # They are flattened in their own type first, and both are there while they are cast.
     casts = size * (FP32_BYTES + (2 if layout.grad_accum_dtype in HALF_TYPES else 0))
     work = {
-        "adamw_bf16": 3 * FP32_BYTES * min(size, BF16_ADAMW_CHUNK),
+        "adamw_bf16": 2 * FP32_BYTES * min(size, FUSED_ADAMW_CHUNK if has_gpu else ADAMW_CHUNK),
         "muon": MUON_COPIES * 2 * layout.shape.hidden_size * layout.shape.intermediate_size,
     }
     return max(FP64_BYTES * largest, casts + work.get(layout.optimizer, 0))

@@ -14,14 +14,22 @@ MAX_GPUS_PER_MACHINE = 8
 # cache back and starts again in every step, which takes 1 to 2 s: gradients of a Llama-2-7B summed in fp32 would take
 # 146.5 of the 150.1 GB of an H200, by what is counted.
 USABLE_SHARE = 0.96
-
-
 # Sizes for a model with small layers, in numbers of weights; 2e8 is a layer of Llama-2-7B.
 MIN_REDUCE_BUCKET = 50_000_000
 MIN_PREFETCH = 200_000_000
-REUSE_DISTANCE = 1_000_000_000  # stage3_max_reuse_distance, which are kept between forward and backward
 SUB_GROUP_SIZE = 200_000_000  # the step casts the gradients of a sub-group to fp32: 1.3 GB; 6 GB with DeepSpeed's 1e9
 MAX_MESSAGES_IN_FLIGHT = 4  # of gradients, one layer each; at the next one the host waits for the first of them
+# Of DeepSpeed (zero/config.py), where zero_optimization has no value.
+DEFAULT_SIZES = {
+    "sub_group_size": 1e9,
+    "reduce_bucket_size": 5e8,
+    "stage3_param_persistence_threshold": 1e5,
+    "stage3_max_live_parameters": 1e9,
+}
+DEFAULT_REUSE_DISTANCE = 1e9  # stage3_max_reuse_distance, the weights that are kept between forward and backward
+
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "documents"]
+DOCUMENTS: Literal["documents"] = "documents"  # its name in transformers, which then makes no mask
 
 
 @dataclass(frozen=True)
@@ -34,16 +42,9 @@ class ZeroSettings:
     max_live_parameters: int
 
     @classmethod
-    def of(cls, zero: Mapping[str, Any], shape: LlamaShape) -> "ZeroSettings":
-        """Read zero_optimization, with DeepSpeed's defaults where it has no value."""
-        defaults = {
-            "sub_group_size": 1e9,
-            "reduce_bucket_size": 5e8,
-            "stage3_param_persistence_threshold": 1e5,
-            "stage3_max_live_parameters": 1e9,
-        }
-        resolved = resolve_auto(zero, shape)
-        return cls(*(int(resolved.get(name, default)) for name, default in defaults.items()))
+    def of(cls, zero: Mapping[str, Any]) -> "ZeroSettings":
+        """Read zero_optimization without "auto", with DeepSpeed's defaults where it has no value."""
+        return cls(*(int(zero.get(name, default)) for name, default in DEFAULT_SIZES.items()))
 
 
 def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
         "reduce_bucket_size": max(MIN_REDUCE_BUCKET, layer),
         "stage3_prefetch_bucket_size": max(MIN_PREFETCH, layer),
         "stage3_param_persistence_threshold": 10 * shape.hidden_size,  # norms, as in transformers
-        "stage3_max_live_parameters": REUSE_DISTANCE + 2 * layer,
+        "stage3_max_live_parameters": int(zero.get("stage3_max_reuse_distance", DEFAULT_REUSE_DISTANCE)) + 2 * layer,
     }
     return {name: sizes[name] if value == "auto" else value for name, value in zero.items()}
 
@@ -83,7 +84,7 @@ class TrainingLayout:
     optimizer_on_disk: bool = False  # offloaded to NVMe rather than to host memory
     parameters_on_disk: bool = False
     sequence_parallel_size: int = 1
-    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "documents"] = "sdpa"
+    attention: Attention = "sdpa"
     masks_documents: bool = False
     checkpoint_every: int | None = None  # one of this many layers keeps nothing but its input
     offload_checkpoints: bool = False
@@ -102,6 +103,11 @@ class TrainingLayout:
     def adds_gradients_in_place(self) -> bool:
         """Whether gradients are added to their sums at once: a single process has nobody to exchange them with."""
         return self.num_processes == 1 and not self.offload_optimizer
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether this attention separates masked documents by a mask; the others take the bounds of documents."""
+        return self.attention in ("eager", "sdpa")
 
     @property
     def num_tokens(self) -> int:

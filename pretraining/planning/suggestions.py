@@ -12,6 +12,7 @@ from pretraining.planning.fit import certainly_fails, choose_gradient_type, fits
 from pretraining.planning.footprint import footprint
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout
+from pretraining.planning.speed import host_traffic
 from pretraining.system.formatting import format_bytes
 
 MAX_GPUS = 64
@@ -138,30 +139,39 @@ class _Offload:
 
 def _smaller_micro_batch(before: Suggestion, batch: GlobalBatch) -> Iterator[Suggestion]:
     """Yield smaller micro batches, the largest first; the global batch stays, in more micro steps."""
-    for number in smaller_divisors(before.layout.micro_batch_blocks):
+    for number in divisors(before.layout.micro_batch_blocks)[1:]:
         layout = replace(before.layout, micro_batch_blocks=number)
         flags = (*before.flags, f"{BLOCKS_FLAG} {number}", *_micro_steps(layout, batch))
         yield replace(before, flags=flags, layout=layout)
 
 
-def smaller_divisors(size: int) -> list[int]:
-    """Divisors of `size` without itself, the largest first."""
+def divisors(size: int) -> list[int]:
+    """Divisors of `size`, the largest first: `size` itself."""
     small = [number for number in range(1, isqrt(size) + 1) if size % number == 0]
-    return sorted({*small, *(size // number for number in small)} - {size}, reverse=True)
+    return sorted({*small, *(size // number for number in small)}, reverse=True)
 
 
 def _more_blocks(before: Suggestion, batch: GlobalBatch) -> Iterator[Suggestion]:
     """Yield larger micro batches, the largest first: what offloading copies per micro step stays the same."""
+    if any(BLOCKS_FLAG in flag for flag in before.flags):
+        return
     blocks = batch.blocks // (before.layout.num_processes // before.layout.sequence_parallel_size)
-    most = min(blocks, ENOUGH_TOKENS // before.layout.block_length)
-    for number in range(most, before.layout.micro_batch_blocks, -1):
-        if blocks % number == 0 and not any(BLOCKS_FLAG in flag for flag in before.flags):
+    for number in divisors(blocks):
+        if before.layout.micro_batch_blocks < number <= ENOUGH_TOKENS // before.layout.block_length:
             layout = replace(before.layout, micro_batch_blocks=number)
             flags = (*before.flags, f"{BLOCKS_FLAG} {number}", *_micro_steps(layout, batch))
             yield replace(before, flags=flags, layout=layout)
 
 
-def best_offload(layout: TrainingLayout, machine: MachineSpec, batch: GlobalBatch) -> Suggestion | None:
+def offload_advice(layout: TrainingLayout, machine: MachineSpec, batch: GlobalBatch) -> str:
+    """One line on what an offloaded optimizer copies, and the flags that have it copied less often."""
+    larger = largest_micro_batch(layout, machine, batch)
+    advice = f"use {' '.join(larger.flags)} ({larger.needs})" if larger else "more of them would not fit or help"
+    sums = format_bytes(host_traffic(layout).sums)
+    return f"offload: {sums} of gradient sums are copied per micro step, whatever its number of blocks; {advice}"
+
+
+def largest_micro_batch(layout: TrainingLayout, machine: MachineSpec, batch: GlobalBatch) -> Suggestion | None:
     """Find the largest micro batch of an offloaded run that fits; None where it has that."""
     larger = _more_blocks(Suggestion((), layout, machine), batch)
     return next((suggestion for suggestion in larger if fits(suggestion.layout, machine)), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pretraining.errors import UserError, raise_problems
 from pretraining.system.cores import machine_cores
 from pretraining.system.files import private_dir
-from pretraining.system.processes import stat_words
+from pretraining.system.processes import ProcessHandle, stat_words
 
 # The command `deepspeed` of this environment. Its script is not found in every PATH, and does not start where the path
 # of the environment contains a space.
@@ -67,8 +67,7 @@ def launcher_identity() -> str:
     """The same for all processes of this machine that one launcher started, and for no others."""
     if LAUNCHER_VARIABLE in os.environ:
         return os.environ[LAUNCHER_VARIABLE]
-    pid = os.getppid()
-    return f"{pid}-{stat_words(pid)[19]}"
+    return str(ProcessHandle.of(os.getppid()))
 
 
 def child_environment() -> dict[str, str]:

@@ -49,6 +49,10 @@ class ProcessHandle:
         """
         return cls(pid, stat_words(pid)[19])
 
+    def __str__(self) -> str:
+        """As in names of folders and in the environment: number and start."""
+        return f"{self.pid}-{self.started}"
+
     def is_alive(self) -> bool:
         """Whether it still runs; a zombie does not."""
         try:

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from pretraining.planning.flops import flops_per_token, num_parameters
+from pretraining.planning.layout import DOCUMENTS
 from pretraining.runs.run_folder import METRICS_NAME
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.runs.tracking.progress_bar import RunDisplay
@@ -31,7 +32,7 @@ from pretraining.training.distributed.process_group import has_gpu
 from pretraining.training.metrics.throughput import StepWork, ThroughputMeter
 from pretraining.training.model.build import build_model
 from pretraining.training.model.compile import compile_layers, set_zero_leaf_layers
-from pretraining.training.model.document_attention import DOCUMENTS, use_document_attention
+from pretraining.training.model.document_attention import use_document_attention
 from pretraining.training.model.fp8 import convert_to_fp8
 from pretraining.training.model.sequence_parallel import join_sequence_group, share_attention
 from pretraining.training.model.tiling import tile_layers, tile_loss

@@ -29,7 +29,8 @@ from pretraining.training.data.loader import SharedMemoryError
 from pretraining.training.distributed.collectives import run_on_main
 from pretraining.training.distributed.process_group import init_process_group, local_peers, shutdown_process_group
 from pretraining.training.dry_run.micro_batch import with_largest_micro_batch
-from pretraining.training.dry_run.profile import ProfileMemoryError, print_profile, profile_arguments, temporary_folder
+from pretraining.training.dry_run.profile import print_profile, profile_arguments
+from pretraining.training.dry_run.temporary_run import ProfileMemoryError, temporary_folder
 from pretraining.training.finish import exit_stopped, finish
 from pretraining.training.stopping.orphan_guard import OrphanGuard, end_workers
 from pretraining.training.stopping.request import Phase, StopRequest

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from deepspeed import DeepSpeedEngine
-from torch.nn.attention import SDPBackend
 from transformers import TrainerControl, TrainerState
 
 from pretraining.errors import UserError
@@ -21,10 +20,9 @@ from pretraining.runs.tracking.console import summary_lines
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.system.privacy import mask_all
 from pretraining.training.distributed.collectives import run_on_main
+from pretraining.training.model.document_attention import attention_kernel
 from pretraining.training.trainer.hf_internals import RunCallback
 from pretraining.training.trainer.trainer import PretrainingTrainer
-
-MAX_CHOICE_LENGTH = 4096  # tokens; longer blocks have the same kernel
 
 logger = logging.getLogger(__name__)
 
@@ -51,30 +49,9 @@ class RunStart(RunCallback):
         self._trainer.meter.start(state.global_step)
         config = engine._config  # DeepSpeed 0.19.8 has no public access to the config without "auto"
         resolved = {**config._param_dict, "zero_optimization": config.zero_config.model_dump(mode="json")}
-        run_on_main(
-            lambda: add_to_run_record(
-                run_dir, ds_config_resolved=mask_all(resolved), attention=attention_kernel(self._trainer)
-            )
-        )
-
-
-def attention_kernel(trainer: PretrainingTrainer) -> dict[str, Any]:
-    """The kernel that torch chooses for causal attention, and the version of cuDNN: other ones have another speed.
-
-    None where another package computes attention, or documents are masked, which decides in each micro step.
-    """
-    run, config = trainer.run_config, trainer.run_config.config
-    flags = run.arguments
-    is_sdpa = flags.model.attention_implementation == "sdpa" and not flags.data.document_masking
-    kernel = None
-    if is_sdpa:
-        length = min(run.batch.block_length, MAX_CHOICE_LENGTH)
-        dtype = next(trainer.model.parameters()).dtype
-        shape = (1, config.num_attention_heads, length, config.head_dim)
-        query = torch.empty(shape, dtype=dtype, device=trainer.args.device, requires_grad=True)
-        # Public functions only compute attention, and do not report the kernel (torch 2.13).
-        kernel = SDPBackend(torch._fused_sdp_choice(query, query, query, is_causal=True)).name.lower()
-    return {"kernel": kernel, "cudnn": torch.backends.cudnn.version()}
+        dtype, device = next(self._trainer.model.parameters()).dtype, self._trainer.args.device
+        kernel = attention_kernel(self._trainer.run_config.layout, dtype=dtype, device=device)
+        run_on_main(lambda: add_to_run_record(run_dir, ds_config_resolved=mask_all(resolved), attention=kernel))
 
 
 def make_cuda_event() -> Any:

@@ -30,7 +30,7 @@ WRITE_ERRORS = (OSError, RuntimeError)  # of a full disk; torch.save raises the 
 logger = logging.getLogger(__name__)
 
 
-def name_callbacks(trainer: Trainer) -> None:
+def _name_callbacks(trainer: Trainer) -> None:
     """Have a place in the state for each callback: that of an earlier checkpoint has them under earlier names."""
     callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
     saved = trainer.state.stateful_callbacks
@@ -57,7 +57,7 @@ class CheckpointingTrainer(Trainer):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if not self.check_finite() or not self.saver.begin(folder, self.state.global_step):
                 return
-            name_callbacks(self)
+            _name_callbacks(self)
             with self.saver.collecting_errors(OSError):  # of trainer_state.json, written after the last collective
                 super()._save_checkpoint(*args, **kwargs)
             self.saver.start()

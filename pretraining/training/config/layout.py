@@ -134,7 +134,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
     checkpointing = _checkpointing_options(trainer)
     return TrainingLayout(
         shape=setup.config,
-        zero=ZeroSettings.of(ds_config["zero_optimization"], setup.config),
+        zero=ZeroSettings.of(ds_config["zero_optimization"]),
         block_length=batch.block_length,
         micro_batch_blocks=batch.micro_batch_blocks,
         evaluation_blocks=trainer["per_device_eval_batch_size"],
@@ -148,7 +148,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         optimizer_on_disk=offloads(ds_config, "optimizer", to="nvme"),
         parameters_on_disk=offloads(ds_config, "param", to="nvme"),
         sequence_parallel_size=flags.sequence_parallel_size,
-        attention=choose_attention(arguments, setup.config, precision, on_gpu=setup.machine.has_gpu),
+        attention=choose_attention(arguments, setup.config, precision, setup.machine),
         masks_documents=arguments.data.document_masking,
         checkpoint_every=None if checkpointing is None else checkpointing.get("every_n_layers", 1),
         offload_checkpoints=bool(checkpointing and checkpointing.get("offload")),

@@ -10,8 +10,7 @@ from pretraining.planning.flops import num_parameters
 from pretraining.planning.footprint import footprint
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import MachineSpec, TrainingLayout
-from pretraining.planning.speed import host_traffic
-from pretraining.planning.suggestions import best_offload
+from pretraining.planning.suggestions import offload_advice
 from pretraining.system.formatting import format_bytes
 from pretraining.system.host import bf16_instruction
 from pretraining.training.checkpoint.reshard import describe_checkpoint
@@ -98,9 +97,7 @@ def gpu_lines(layout: TrainingLayout, machine: MachineSpec, batch: GlobalBatch) 
     if machine.gpu_type is None:
         yield f"MFU: not logged, because the peak of this GPU is not listed ({machine.name})"
     if layout.offload_optimizer:
-        larger = best_offload(layout, machine, batch)
-        advice = f"; {' '.join(larger.flags)} fits and copies it less often" if larger else ""
-        yield f"offload: {format_bytes(host_traffic(layout).sums)} of gradient sums are copied per micro step{advice}"
+        yield offload_advice(layout, machine, batch)
 
 
 def _log_length(run_config: RunConfig) -> None:

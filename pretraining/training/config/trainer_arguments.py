@@ -54,9 +54,9 @@ def choose_precision(
 ) -> Precision:
     """Choose the precision: as asked, else that of the run that is resumed (`recorded`), else what the hardware has.
 
-    That is bf16 where the processor has instructions for it, and fp32 elsewhere. `has_bf16` is that of a GPU that is
-    not here. Emulated bf16 is slow: on a Xeon with AVX-512 a process trained 597 tokens/s
-    instead of 1,287 in fp32.
+    That is bf16 where the processor has instructions for it, and fp32 elsewhere: emulated bf16 is slow, on a Xeon with
+    AVX-512 a process trained 597 tokens/s instead of 1,287 in fp32. `has_bf16`: whether the planned GPU has bf16, None
+    for this machine's.
     """
     if flags.get("fp16"):
         if not has_gpu:

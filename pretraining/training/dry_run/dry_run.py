@@ -12,7 +12,7 @@ from pretraining.errors import UserError
 from pretraining.planning.cost import disk_usage, plan_costs
 from pretraining.planning.fit import certainly_fails, problems
 from pretraining.planning.layout import MachineSpec
-from pretraining.planning.suggestions import best_offload, find_suggestions
+from pretraining.planning.suggestions import find_suggestions, offload_advice
 from pretraining.planning.table import PlannedRun, plan_table
 from pretraining.system.gpus import full_gpu_name
 from pretraining.system.launchers import process_rank
@@ -95,9 +95,7 @@ def _notes(setup: Setup, resolved: ResolvedLayout, *, has_blocks: bool) -> Itera
     if gpu_type is not None and not gpu_type.has_bf16:
         yield f"{gpu_type.driver_name} has no bf16: without --fp16 true it trains in fp32; its peak is that of fp16"
     if layout.offload_optimizer and setup.machine.has_gpu:
-        larger = best_offload(layout, setup.machine, setup.batch)
-        advice = f"use {' '.join(larger.flags)} ({larger.needs})" if larger else "more of them would not fit or help"
-        yield f"offload: what is copied per micro step is the same for any number of blocks; {advice}"
+        yield offload_advice(layout, setup.machine, setup.batch)
 
 
 def local_mixture(arguments: PretrainArguments) -> Mixture | None:

@@ -22,7 +22,7 @@ from pretraining.errors import UserError
 from pretraining.planning.fit import certainly_fails, problems
 from pretraining.planning.footprint import footprint
 from pretraining.planning.layout import MachineSpec, TrainingLayout
-from pretraining.planning.suggestions import smaller_divisors
+from pretraining.planning.suggestions import divisors
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import is_run_folder
 from pretraining.system.files import private_dir, write_atomically
@@ -37,7 +37,7 @@ from pretraining.system.launchers import (
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
 from pretraining.training.dry_run.dry_run import make_plan
-from pretraining.training.dry_run.profile import is_out_of_memory
+from pretraining.training.dry_run.temporary_run import is_out_of_memory
 
 FLAG = "--per_device_train_batch_size auto"
 TRIAL_STEPS = 2  # the second has the optimizer's moments as well
@@ -105,7 +105,7 @@ def candidates(layout: TrainingLayout, machine: MachineSpec, num_blocks: int) ->
     On a GPU, without what the plan only assumes, since a trial out of memory does no harm there; without a GPU, with
     it, since the kernel may kill any process.
     """
-    sizes = [num_blocks, *smaller_divisors(num_blocks)]
+    sizes = divisors(num_blocks)
     if machine.has_gpu:
         machine = replace(machine, host_bytes=None)
     needed = {size: footprint(replace(layout, micro_batch_blocks=size), has_gpu=machine.has_gpu) for size in sizes}

@@ -1,12 +1,8 @@
 """--profile_plan: a run of a few steps, whose measurements are printed beside the plan."""
 
-import glob
 import os
-import shutil
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import harmonic_mean
@@ -19,24 +15,21 @@ from pretraining.planning.cost import Costs
 from pretraining.planning.footprint import PROCESS_BYTES
 from pretraining.planning.model_states import model_states
 from pretraining.planning.table import PlannedRun
-from pretraining.runs.claim import is_being_written
 from pretraining.runs.history import read_records
 from pretraining.system.launchers import (
     has_launcher,
     launcher_identity,
     num_local_processes,
     num_processes,
-    process_rank,
 )
 from pretraining.system.processes import ProcessHandle
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
 from pretraining.training.distributed.deepspeed_internals import allocated_states
 from pretraining.training.dry_run.dry_run import make_plan
+from pretraining.training.dry_run.temporary_run import FOLDER_MARK
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
-# Between the name of the run folder and the process that starts the measurement; of each host, whose processes differ.
-FOLDER_MARK = f".profile-{socket.gethostname()}-"
 NUM_STEPS = 5
 WARM_UP_STEPS = 2  # they allocate memory and fill caches
 MAX_MICRO_STEPS = 8  # of a measured step; a real one may have hundreds
@@ -60,19 +53,6 @@ TRAINER_FLAGS = {
     "report_to": [],
     "push_to_hub": False,
 }
-# Of CUDA's allocator, its libraries, the CPU's allocator and Python's own.
-OOM_PATTERNS = (
-    "out of memory",
-    "OutOfMemoryError",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "MemoryError",
-    "can't allocate memory",
-    "Cannot allocate memory",
-)
-
-
-class ProfileMemoryError(UserError):
-    """The steps of --profile_plan do not fit, maybe on this process only; `micro_batch` looks for its first words."""
 
 
 def profile_arguments(arguments: PretrainArguments, mixture: Mixture) -> PretrainArguments:
@@ -87,7 +67,7 @@ def profile_arguments(arguments: PretrainArguments, mixture: Mixture) -> Pretrai
         raise UserError("--profile_plan: cannot measure on several machines; run it on one")
     batch, max_steps = make_plan(arguments, this_machine(), mixture).batch, arguments.trainer.get("max_steps", -1)
     run_dir = run_folder(arguments).resolve()  # which has a name, also for --output_dir .
-    identity = launcher_identity() if has_launcher() else "{0.pid}-{0.started}".format(ProcessHandle.of(os.getpid()))
+    identity = launcher_identity() if has_launcher() else str(ProcessHandle.of(os.getpid()))
     trainer = {
         **arguments.trainer,
         **TRAINER_FLAGS,
@@ -116,49 +96,6 @@ def print_profile(trainer: PretrainingTrainer, arguments: PretrainArguments, mix
     plan = make_plan(arguments, this_machine(), mixture)
     sys.stdout.write(profile_table(plan, allocated_states(trainer.model_wrapped), records))
     sys.stdout.flush()
-
-
-@contextmanager
-def temporary_folder(arguments: PretrainArguments, run_dir: Path) -> Iterator[None]:
-    """With --profile_plan, remove the folder of the run at its end, however it ends, and those that kills have left.
-
-    Raises:
-        ProfileMemoryError: in place of the error of an allocator.
-    """
-    if not arguments.plan.profile_plan:
-        yield
-        return
-    removes = process_rank() == 0  # after it has read the log; a process that fails alone removes it by itself
-    if removes:
-        _remove_leftovers(run_dir)
-    try:
-        yield
-    except BaseException as error:
-        removes = True
-        if not isinstance(error, UserError) and is_out_of_memory(f"{type(error).__name__}: {error}"):
-            raise ProfileMemoryError(
-                "--profile_plan: out of memory; use a smaller --per_device_train_batch_size or "
-                "--activation_checkpointing (--dry_run lists what fits)"
-            ) from error
-        raise
-    finally:
-        if removes:
-            shutil.rmtree(run_dir, ignore_errors=True)
-
-
-def is_out_of_memory(text: str) -> bool:
-    """Whether an error, or the log of a failed trial, is about memory that ran out."""
-    return any(pattern in text for pattern in OOM_PATTERNS)
-
-
-def _remove_leftovers(run_dir: Path) -> None:
-    """Remove the folders of measurements of the same run whose processes are gone."""
-    name = run_dir.name.rpartition(FOLDER_MARK)[0]
-    for folder in run_dir.parent.glob(f"{glob.escape(name + FOLDER_MARK)}*"):
-        pid, _, started = folder.name.removeprefix(name + FOLDER_MARK).partition("-")
-        is_alive = pid.isdecimal() and ProcessHandle(int(pid), started).is_alive()
-        if folder != run_dir and started.isdecimal() and not is_alive and not is_being_written(folder):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def profile_table(plan: PlannedRun, states: dict[str, int], records: Sequence[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Attention within documents, without a mask: by torch's flash kernels on a GPU, or document by document.
+"""The attention of a run; within documents without a mask, by torch's flash kernels on a GPU or document by document.
 
 sdpa with a mask of length x length computes the full square, and neither flash nor causal kernels take a mask.
 `varlen_attn` (torch.nn.attention.varlen, in torch itself) takes the bounds of documents in one long row; it needs a
@@ -6,31 +6,32 @@ GPU of compute capability 8 and bf16 or fp16, and has no dropout. cuDNN would bu
 """
 
 import inspect
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
-from pretraining.training.distributed.process_group import has_gpu
+from pretraining.planning.layout import DOCUMENTS, Attention, MachineSpec, TrainingLayout
 
-DOCUMENTS: Literal["documents"] = "documents"  # its name in transformers, which then makes no mask
 MIN_CAPABILITY = (8, 0)
 MAX_HEAD_DIM = 256
+MAX_CHOICE_LENGTH = 4096  # tokens; longer blocks have the same kernel
 # Of torch 2.13; earlier versions have a function of this name with other parameters.
 HAS_FUNCTION = {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
 
-Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "documents"]
 
-
-def choose_attention(arguments: PretrainArguments, config: LlamaConfig, precision: str, *, on_gpu: bool) -> Attention:
+def choose_attention(
+    arguments: PretrainArguments, config: LlamaConfig, precision: str, machine: MachineSpec
+) -> Attention:
     """The attention of a run: `--attention_implementation`, or `DOCUMENTS` in place of sdpa with masked documents.
 
-    That is on a GPU that has the kernels, and with sequence parallelism, whose blocks may be too long for a mask.
+    That is on GPUs that have the kernels, and with sequence parallelism, whose blocks may be too long for a mask.
     """
     flags = arguments.model
     asked: Attention = flags.attention_implementation
@@ -38,8 +39,25 @@ def choose_attention(arguments: PretrainArguments, config: LlamaConfig, precisio
         return asked
     is_compiled = flags.compile_layers or arguments.trainer.get("torch_compile")  # again for each number of documents
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    has_kernel = on_gpu and not is_compiled and _fits_kernel(dtype, config.head_dim, config.attention_dropout)
+    fits = _fits_kernel(dtype, config.head_dim, config.attention_dropout) and _is_new_enough(machine)
+    has_kernel = fits and not is_compiled
     return DOCUMENTS if has_kernel or flags.sequence_parallel_size > 1 else asked
+
+
+def attention_kernel(layout: TrainingLayout, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """The kernel that torch chooses for causal attention, and the version of cuDNN: other ones have another speed.
+
+    None unless sdpa computes plain causal attention: another package may compute it, and masked documents decide in
+    each micro step. `dtype` is that of the weights.
+    """
+    kernel = None
+    if layout.attention == "sdpa" and not layout.masks_documents:
+        length = min(layout.block_length, MAX_CHOICE_LENGTH)
+        shape = (1, layout.shape.num_attention_heads, length, layout.shape.head_dim)
+        query = torch.empty(shape, dtype=dtype, device=device, requires_grad=True)
+        # Public functions only compute attention, and do not report the kernel (torch 2.13).
+        kernel = SDPBackend(torch._fused_sdp_choice(query, query, query, is_causal=True)).name.lower()
+    return {"kernel": kernel, "cudnn": torch.backends.cudnn.version()}
 
 
 def use_document_attention(model: PreTrainedModel) -> None:
@@ -83,14 +101,21 @@ def attend_within_documents(
 
 
 def _uses_kernel(query: Tensor, dropout: float) -> bool:
-    return query.is_cuda and _fits_kernel(query.dtype, query.shape[-1], dropout)
+    is_new_enough = query.is_cuda and torch.cuda.get_device_capability(query.device) >= MIN_CAPABILITY
+    return is_new_enough and _fits_kernel(query.dtype, query.shape[-1], dropout)
+
+
+def _is_new_enough(machine: MachineSpec) -> bool:
+    """Whether its GPUs have the kernel: listed kinds with bf16 do; GPUs of another kind are those of this machine."""
+    if machine.gpu_type is None:
+        return machine.has_gpu and torch.cuda.get_device_capability() >= MIN_CAPABILITY
+    return machine.gpu_type.has_bf16
 
 
 def _fits_kernel(dtype: torch.dtype, head_dim: int, dropout: float) -> bool:
-    """Whether torch's kernel computes this; a machine without a GPU is assumed to plan for a GPU that has it."""
-    is_new_enough = not has_gpu() or torch.cuda.get_device_capability() >= MIN_CAPABILITY
+    """Whether torch's kernel computes this, on a GPU that is new enough."""
     has_size = head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM
-    return HAS_FUNCTION and is_new_enough and has_size and dtype.itemsize == 2 and dropout == 0
+    return HAS_FUNCTION and has_size and dtype.itemsize == 2 and dropout == 0
 
 
 def _attend_one_by_one(

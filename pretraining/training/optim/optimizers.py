@@ -15,11 +15,10 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from pretraining.cli.arguments.run import OptimizerName
 from pretraining.errors import UserError
+from pretraining.planning.footprint import ADAMW_CHUNK, FUSED_ADAMW_CHUNK
 from pretraining.training.optim.muon import MuonWithAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-CHUNK = 1 << 25  # elements updated at a time, so that the fp32 copies take 256 MB whatever the size of a partition
-FUSED_CHUNK = 1 << 23  # on a GPU: 64 MB, of which its cache (50 MB on H100) holds most; 800 chunks for 7B
 
 
 def make_optimizer(
@@ -136,7 +135,7 @@ class AdamWBf16(torch.optim.Optimizer):
             for name in MOMENTS:
                 state[name] = torch.zeros_like(parameter, dtype=torch.bfloat16)
         state["step"] += 1
-        update, size = (_fused_adamw, FUSED_CHUNK) if parameter.is_cuda else (_adamw, CHUNK)
+        update, size = (_fused_adamw, FUSED_ADAMW_CHUNK) if parameter.is_cuda else (_adamw, ADAMW_CHUNK)
         whole = (parameter, parameter.grad, *(state[name] for name in MOMENTS))
         for chunk in zip(*(tensor.view(-1).split(size) for tensor in whole), strict=True):
             update(*chunk, num_steps=state["step"].item(), group=group)

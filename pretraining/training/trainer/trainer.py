@@ -77,8 +77,7 @@ class PretrainingTrainer(TrainerInternals):
     @property
     def in_one_row(self) -> bool:
         """Whether masked documents are passed to attention as one packed row, which flash kernels need."""
-        takes_masks = self.run_config.layout.attention in ("eager", "sdpa")
-        return not takes_masks and self.run_config.batch.sequence_parallel_size == 1
+        return not self.run_config.layout.takes_mask and self.run_config.batch.sequence_parallel_size == 1
 
     def get_train_dataloader(self) -> BlockLoader:
         """The micro batches up to the end of the run, in the order of the stream."""

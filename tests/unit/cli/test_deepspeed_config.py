@@ -137,6 +137,15 @@ def test_our_own_configs_are_taken_as_they_are(path: Path) -> None:
     assert load_ds_config(str(path)) == json.loads(path.read_text())
 
 
+def test_our_own_configs_differ_in_what_they_offload_alone() -> None:
+    plain, *others = (json.loads(path.read_text()) for path in sorted(PROJECT_DIR.glob("ds_config*.json")))
+    offloaded = [{name for name in other["zero_optimization"] if name.startswith("offload_")} for other in others]
+    assert offloaded == [{"offload_optimizer", "offload_param"}, {"offload_optimizer"}]
+    for other, names in zip(others, offloaded, strict=True):
+        assert {name: other["zero_optimization"].pop(name)["device"] for name in names} == dict.fromkeys(names, "cpu")
+        assert other == plain
+
+
 def test_old_spellings_are_brought_up_to_date(tmp_path: Path) -> None:
     old = {"cpu_offload": True, "cpu_offload_param": False, "cpu_offload_use_pin_memory": False}
     config = {"zero_optimization": {**ZERO, **old, "stage3_gather_fp16_weights_on_model_save": True}, "bfloat16": {}}

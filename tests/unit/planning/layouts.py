@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretraining.planning.flops import LlamaShape
-from pretraining.planning.layout import TrainingLayout, ZeroSettings
+from pretraining.planning.layout import TrainingLayout, ZeroSettings, resolve_auto
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def layout_of(
     shape = shape or SHAPES[name]
     return TrainingLayout(
         shape=shape,
-        zero=ZeroSettings.of(zero, shape),
+        zero=ZeroSettings.of(resolve_auto(zero, shape)),
         block_length=4096,
         micro_batch_blocks=1,
         evaluation_blocks=1,

@@ -12,7 +12,7 @@ from pretraining.planning.fit import GradientType, choose_gradient_type, fits
 from pretraining.planning.footprint import CONTEXT_BYTES, footprint
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import MachineSpec
-from pretraining.planning.suggestions import ENOUGH_TOKENS, best_offload, check_fits, find_suggestions, smaller_divisors
+from pretraining.planning.suggestions import ENOUGH_TOKENS, check_fits, divisors, find_suggestions, largest_micro_batch
 from pretraining.planning.table import PlannedRun, plan_table
 from pretraining.system.gpus import find_gpu_type
 from pretraining.training.config.layout import planned_machine
@@ -95,7 +95,7 @@ def test_offloading_is_suggested_with_several_blocks_and_its_own_sums() -> None:
     given = GlobalBatch(4096, 1, 16, 1, follows_tokens=False)
     (first, *_) = find_suggestions(layout, spec, given)
     assert first.flags[1:] == ("--per_device_train_batch_size 8", "--gradient_accumulation_steps 2")
-    assert best_offload(first.layout, spec, replace(given, micro_batch_blocks=8)) is None
+    assert largest_micro_batch(first.layout, spec, replace(given, micro_batch_blocks=8)) is None
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_the_cheapest_change_comes_first_and_each_fits(kind: str, num_gpus: int,
 
 
 def test_smaller_micro_batches_are_found_without_counting_down() -> None:
-    by_trial = {size: [number for number in range(size - 1, 0, -1) if size % number == 0] for size in range(1, 200)}
-    assert {size: smaller_divisors(size) for size in by_trial} == by_trial
-    assert len(smaller_divisors(10**12)) == 13 * 13 - 1
+    by_trial = {size: [number for number in range(size, 0, -1) if size % number == 0] for size in range(1, 200)}
+    assert {size: divisors(size) for size in by_trial} == by_trial
+    assert len(divisors(10**12)) == 13 * 13
 
 
 def test_a_suggestion_keeps_the_global_batch_where_its_micro_steps_are_given() -> None:

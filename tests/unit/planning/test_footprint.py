@@ -87,3 +87,14 @@ def test_messages_of_a_layer_each_are_in_flight_between_gpus() -> None:
     assert "layers ahead of GPU (assumed)" not in named(needed.counted)
     alone = named(footprint(replace(layout_of("llama2_7b", zero=zero), offload_optimizer=True)))
     assert alone["layers ahead of GPU (assumed)"] == 2 * 4 * layer, "nothing is gathered"
+
+
+def test_adamw_with_bf16_moments_has_both_in_fp32_a_chunk_at_a_time() -> None:
+    layout = replace(layout_of("llama2_7b"), block_length=64)  # so that the step has the peak
+    for has_gpu, chunk in ((True, 2**23), (False, 2**25)):
+        plain, chunked = (
+            next(part.num_bytes for part in found.on_gpu + found.on_host if part.name == "casts of the step")
+            for optimizer in ("adamw", "adamw_bf16")
+            for found in (footprint(replace(layout, optimizer=optimizer), has_gpu=has_gpu),)
+        )
+        assert chunked - plain == 2 * 4 * chunk

@@ -28,6 +28,7 @@ def test_descendants_are_found_with_parents_first() -> None:
         found = [process.pid for process in descendants(os.getpid()) if process.pid in (parent.pid, child)]
         handle = ProcessHandle.of(child)
         assert found == [parent.pid, child]
+        assert str(handle) == f"{child}-{handle.started}"
         assert handle.parent() == parent.pid
         assert command_words(child)[:2] == ["sleep", "60"]
         assert handle.is_alive()

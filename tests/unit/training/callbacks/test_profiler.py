@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +70,73 @@ def test_without_a_gpu_or_a_profile_an_error_of_memory_stays_what_it_is() -> Non
     for text in (None, *([] if torch.cuda.is_available() else ["3"])):
         with pytest.raises(torch.OutOfMemoryError), memory_snapshot(run_of(text)):
             raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class MemoryHistory:
+    """In place of CUDA's: whether it is recorded, and an empty file for each snapshot."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[dict[str, Any]] = []
+        monkeypatch.setattr(profiler, "has_gpu", lambda: True)
+        monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **options: self.calls.append(options))
+        monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).touch())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("NCCL error"), None])
+def test_memory_that_runs_out_on_a_gpu_leaves_a_snapshot(
+    error: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    history, run = MemoryHistory(monkeypatch), run_of("3")
+    monkeypatch.setenv("RANK", "3")
+    run.run_dir = tmp_path
+    with pytest.raises(type(error)) if error else nullcontext() as found, memory_snapshot(run):
+        assert history.calls == [{"max_entries": profiler.MAX_ALLOCATIONS}]
+        if error:
+            raise error
+    path = tmp_path / "profile/memory-rank-3.pickle"
+    is_memory = isinstance(error, torch.OutOfMemoryError)
+    assert found is None or found.value is error
+    assert path.is_file() is is_memory
+    messages = [f"out of memory: {path} has all allocations (open it at https://docs.pytorch.org/memory_viz)"]
+    assert [record.getMessage() for record in caplog.records] == (messages if is_memory else [])
+
+
+def test_a_snapshot_that_cannot_be_written_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MemoryHistory(monkeypatch)
+    run = run_of("3")
+    run.run_dir = tmp_path / "missing"
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"), memory_snapshot(run):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def end_step(callback: profiler.Profiler, step: int, *, rank: int) -> None:
+    state = TrainerState(global_step=step - 1, max_steps=10, is_world_process_zero=rank == 0)
+    callback.step_begin(state, TrainerControl())
+    state.global_step = step
+    callback.step_end(state, TrainerControl())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_rank_ends_its_memory_history_after_as_many_steps_also_of_a_rollback(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, written = MemoryHistory(monkeypatch), []
+    monkeypatch.setattr(profiler, "profile", lambda **_: SimpleNamespace(start=lambda: None, stop=lambda: None))
+    monkeypatch.setattr(
+        profiler, "write_profile", lambda *arguments: written.append(arguments[2]) or (tmp_path, tmp_path)
+    )
+    trainer: Any = SimpleNamespace(meter=Meter(), run_config=SimpleNamespace(run_dir=tmp_path))
+    callback = profiler.Profiler(trainer, range(3, 6))
+    for step in (2, 3, 2):
+        end_step(callback, step, rank=rank)
+        assert history.calls == written == []
+    end_step(callback, 3, rank=rank)  # the third since the first of them
+    assert history.calls == [{"enabled": None}]
+    assert written == (["steps-3-5"] if rank == 0 else [])
+    for step in (4, 5):
+        end_step(callback, step, rank=rank)
+    assert len(history.calls) == 1
+    assert len(written) == (rank == 0)
 
 
 class Meter:

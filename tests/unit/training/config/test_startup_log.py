@@ -2,6 +2,7 @@ from dataclasses import replace
 
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import MachineSpec
+from pretraining.planning.suggestions import largest_micro_batch
 from pretraining.system.gpus import find_gpu_type
 from pretraining.training.config.startup_log import gpu_lines
 from tests.unit.planning.layouts import layout_of
@@ -21,10 +22,12 @@ def test_an_unlisted_gpu_has_no_mfu_which_is_said_once() -> None:
 def test_an_offloaded_run_is_told_what_it_copies_and_how_to_copy_less() -> None:
     layout = replace(layout_of("llama2_7b"), checkpoint_every=1, offload_optimizer=True, grad_accum_dtype="bf16")
     (line,) = gpu_lines(layout, H100, BATCH)
+    found = largest_micro_batch(layout, H100, BATCH)
+    assert found is not None
     assert line == (
-        "offload: 27.0 GB of gradient sums are copied per micro step; --per_device_train_batch_size 8 fits and copies "
-        "it less often"
+        "offload: 27.0 GB of gradient sums are copied per micro step, whatever its number of blocks; use "
+        f"--per_device_train_batch_size 8 ({found.needs})"
     )
     largest = replace(layout, micro_batch_blocks=8)
     (line,) = gpu_lines(largest, H100, replace(BATCH, micro_batch_blocks=8, gradient_accumulation_steps=128))
-    assert line.endswith("per micro step")
+    assert line.endswith("of blocks; more of them would not fit or help")

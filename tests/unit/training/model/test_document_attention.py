@@ -12,9 +12,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.cli.arguments.pretrain import PretrainArguments, parse_pretrain_arguments
+from pretraining.planning.layout import DOCUMENTS, MachineSpec
+from pretraining.system.gpus import find_gpu_type
 from pretraining.training.data.batch import Batch, collate_targets, model_inputs
 from pretraining.training.model import document_attention
-from pretraining.training.model.document_attention import DOCUMENTS, choose_attention, use_document_attention
+from pretraining.training.model.document_attention import attention_kernel, choose_attention, use_document_attention
+from tests.unit.planning.layouts import layout_of
 
 STARTS = ([0, 1, 9, 20], [0], [0, 23])  # of 24 tokens: documents of one token, and one that fills its block
 LENGTH, VOCABULARY = 24, 50
@@ -140,20 +143,47 @@ def arguments(*flags: str) -> PretrainArguments:
     return parse_pretrain_arguments("", ["--model", "quickstart", *flags])
 
 
+def machine(kind: str | None) -> MachineSpec:
+    """One GPU of a kind, or a CPU; what this machine has must not matter."""
+    if kind is None:
+        return MachineSpec("CPU", 1, 1, gpu_bytes=None, gpu_type=None, host_bytes=None)
+    gpu_type = find_gpu_type(kind)
+    return MachineSpec(kind, 1, 1, gpu_bytes=gpu_type.memory_bytes, gpu_type=gpu_type, host_bytes=None)
+
+
 def test_which_attention_a_run_has() -> None:
     config, masking = LlamaConfig(**SHAPE), "--document_masking"
-    assert choose_attention(arguments(masking), config, "bf16", on_gpu=True) == DOCUMENTS
-    assert choose_attention(arguments(masking), config, "fp16", on_gpu=True) == DOCUMENTS
-    assert choose_attention(arguments(masking), config, "fp32", on_gpu=True) == "sdpa"
-    assert choose_attention(arguments(masking), config, "bf16", on_gpu=False) == "sdpa"
-    assert choose_attention(arguments(), config, "bf16", on_gpu=True) == "sdpa"
+    assert choose_attention(arguments(masking), config, "bf16", machine("h200")) == DOCUMENTS
+    assert choose_attention(arguments(masking), config, "fp16", machine("h200")) == DOCUMENTS
+    assert choose_attention(arguments(masking), config, "fp32", machine("h200")) == "sdpa"
+    assert choose_attention(arguments(masking), config, "bf16", machine(None)) == "sdpa"
+    assert choose_attention(arguments(masking), config, "fp16", machine("v100")) == "sdpa", "has no such kernel"
+    assert choose_attention(arguments(), config, "bf16", machine("h200")) == "sdpa"
     for odd in (LlamaConfig(**SHAPE, attention_dropout=0.1), LlamaConfig(**{**SHAPE, "head_dim": 20})):
-        assert choose_attention(arguments(masking), odd, "bf16", on_gpu=True) == "sdpa"
+        assert choose_attention(arguments(masking), odd, "bf16", machine("h200")) == "sdpa"
     compiled = arguments(masking)
     compiled = replace(compiled, model=replace(compiled.model, compile_layers=True))
-    assert choose_attention(compiled, config, "bf16", on_gpu=True) == "sdpa"
+    assert choose_attention(compiled, config, "bf16", machine("h200")) == "sdpa"
     shared = arguments(masking, "--sequence_parallel_size", "2")
-    assert choose_attention(shared, config, "fp32", on_gpu=False) == DOCUMENTS
+    assert choose_attention(shared, config, "fp32", machine(None)) == DOCUMENTS
     flash = arguments(masking)
     flash = replace(flash, model=replace(flash.model, attention_implementation="flash_attention_2"))
-    assert choose_attention(flash, config, "bf16", on_gpu=True) == "flash_attention_2"
+    assert choose_attention(flash, config, "bf16", machine("h200")) == "flash_attention_2"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "sdpa"), ((8, 0), DOCUMENTS), ((12, 0), DOCUMENTS)])
+def test_a_gpu_that_is_not_listed_is_asked_for_its_capability(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    flags, unlisted = arguments("--document_masking"), replace(machine("h200"), gpu_type=None)
+    assert choose_attention(flags, LlamaConfig(**SHAPE), "fp16", unlisted) == expected
+    listed = {kind: choose_attention(flags, LlamaConfig(**SHAPE), "fp16", machine(kind)) for kind in ("h200", "v100")}
+    assert listed == {"h200": DOCUMENTS, "v100": "sdpa"}, "by their kind"
+
+
+def test_the_kernel_is_known_where_attention_is_causal_and_computed_by_sdpa() -> None:
+    layout, here = layout_of("llama2_7b"), {"dtype": torch.float32, "device": torch.device("cpu")}
+    assert attention_kernel(layout, **here)["kernel"] in ("math", "flash_attention")
+    for others in ({"masks_documents": True}, {"attention": "eager"}, {"attention": "documents"}):
+        assert attention_kernel(replace(layout, **others), **here)["kernel"] is None

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -113,10 +114,34 @@ def test_the_kernel_of_gpus_is_the_same_adamw() -> None:
         torch.testing.assert_close(theirs[0], ours[0], rtol=0, atol=(number + 1) * 4 * FP32_ROUNDOFF)
 
 
+class Copies(TorchDispatchMode):
+    """Counts the tensors in fp32 that operations allocate for all weights."""
+
+    def __init__(self, num_weights: int) -> None:
+        super().__init__()
+        self.found, self._num_weights = 0, num_weights
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {argument.data_ptr() for argument in args if isinstance(argument, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.float32 and result.numel() == self._num_weights:
+            self.found += result.data_ptr() not in known
+        return result
+
+
+@pytest.mark.parametrize("update", [optimizers._adamw, optimizers._fused_adamw])
+def test_an_update_has_both_moments_in_fp32_as_planned(update: Any) -> None:
+    weights, gradient = weight().data, torch.ones(1000)
+    moments = [torch.zeros(1000, dtype=torch.bfloat16) for _ in range(2)]
+    with Copies(1000) as copies:
+        update(weights, gradient, *moments, num_steps=1.0, group=ADAMW)
+    assert copies.found == 2
+
+
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, chunked = weight(), weight()
     expected = steps(AdamWBf16([whole], **ADAMW), whole, range(3))
-    monkeypatch.setattr(optimizers, "CHUNK", 64)
+    monkeypatch.setattr(optimizers, "ADAMW_CHUNK", 64)
     assert torch.equal(steps(AdamWBf16([chunked], **ADAMW), chunked, range(3)), expected)
 
 
