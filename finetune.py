@@ -3,10 +3,12 @@
 
     deepspeed --num_gpus=8 finetune.py --model runs/llama2_7b/model --data_files chat.jsonl
     deepspeed --num_gpus=2 finetune.py --model runs/quickstart --data_files chat=a.jsonl code=b.jsonl.gz
+    deepspeed finetune.py --model runs/news --data_files qa.parquet --prompt_field question --response_field answer
 
-A line of a file is {"prompt": ..., "response": ...} or {"messages": [{"role": "user", "content": ...}, ...]} with the
-roles system, user and assistant. The loss covers the answers of the assistant and the EOS after them. The run
-folder is like one of pretrain.py, and its exported model carries the chat template.
+Files are JSON lines, JSON or Parquet, or a data set of the Hub. A record has messages, conversations (ShareGPT), prompt
+and response or completion, instruction and output (Alpaca), or fields that flags name. The loss covers the answers of
+the assistant and the EOS after them. The run folder is like one of pretrain.py, and its exported model carries the chat
+template: generate.py --chat talks to it.
 """
 
 from __future__ import annotations

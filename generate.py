@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Complete prompts with a model of pretrain.py, or with any Llama on the Hub.
 
-    python3 generate.py                                          # the newest run in runs/
+    python3 generate.py "I wanna go"                             # the newest run in runs/
     python3 generate.py --model runs/quickstart --prompt "The council" "Scientists" --num_samples 3
     python3 generate.py --model runs/llama2_7b/checkpoint-500 --prompt_file prompts.jsonl --output samples.jsonl
     echo "The council" | python3 generate.py --model USER/NAME --revision COMMIT
     python3 generate.py --model runs/quickstart --interactive
+    python3 generate.py --model runs/news_chat --chat            # of finetune.py
 
 --model takes a run folder (its exported model, or the newest complete checkpoint), an exported model, a checkpoint,
 including one with ZeRO shards only, or a Hub id. A completion ends at EOS, before a --stop text, or after
@@ -17,6 +18,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretraining.cli.arguments.generate import GenerateArguments
@@ -25,24 +27,27 @@ from pretraining.cli.recipe import dataclass_group, parse_recipe
 
 if TYPE_CHECKING:
     from pretraining.evaluation.report import References
-    from pretraining.generation.source import ModelSource
+    from pretraining.runs.model_source import ModelSource
 
 logger = logging.getLogger("pretraining.generate")
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and find all files; torch is imported afterwards, so that errors are reported at once."""
-    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Sampling", GenerateArguments)], argv)
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Sampling", GenerateArguments)], argv, first=["prompt"])
 
-    from pretraining.generation.prompts import read_prompts
-    from pretraining.generation.source import find_model
+    from pretraining.generation.prompts import check_chat_template, read_prompts
+    from pretraining.runs.model_source import find_model
     from pretraining.system.files import check_new_file
 
-    prompts = [] if arguments.interactive else read_prompts(arguments)
+    prompts = [] if arguments.is_dialog else read_prompts(arguments)
     if arguments.output is not None:
         check_new_file(arguments.output, flag="--output")
     references = find_references(arguments) if arguments.stats else None
-    complete(prompts, find_model(arguments.model, arguments.revision), references, arguments)
+    source = find_model(arguments.model, arguments.revision)
+    if arguments.chat:
+        check_chat_template(Path(source.tokenizer_location))
+    complete(prompts, source, references, arguments)
 
 
 def find_references(arguments: GenerateArguments) -> References:
@@ -57,14 +62,15 @@ def complete(
 ) -> None:
     """Load the model and complete each prompt."""
     with importing_libraries():
+        from pretraining.generation.chat import chat_loop
         from pretraining.generation.generate import make_requests
         from pretraining.generation.load_model import load_model
         from pretraining.generation.output import read_completions, write_completions
         from pretraining.generation.terminal import interactive_loop, print_completions, stream
 
     model, tokenizer = load_model(source, arguments.dtype)
-    if arguments.interactive:
-        interactive_loop(model, tokenizer, arguments)
+    if arguments.is_dialog:
+        (chat_loop if arguments.chat else interactive_loop)(model, tokenizer, arguments)
         return
     requests = make_requests(prompts, tokenizer, model.config, arguments)
     evaluator = None

@@ -26,11 +26,13 @@ from pretraining.cli.logs import IN_ONE_LINE, counted
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.build.card import write_card
+from pretraining.data.build.checks import check_token_inputs
 from pretraining.data.build.origin import build_store_spec
 from pretraining.data.build.partial_store import finished_store, is_occupied
 from pretraining.data.build.pipeline import make_block_store
 from pretraining.data.build.ranks import Ranks
-from pretraining.data.input.find import InputFile, find_inputs
+from pretraining.data.input.files import InputFile
+from pretraining.data.input.find import find_inputs
 from pretraining.data.store.manifest import Manifest
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
 
@@ -40,7 +42,10 @@ logger = logging.getLogger("pretraining.preprocess")
 def main(argv: Sequence[str]) -> None:
     """Write a block store, unless the same one exists already."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Preprocessing", PreprocessArguments)], argv)
-    files = find_inputs(arguments.data_files, streaming=arguments.streaming, output_dir=arguments.output_dir)
+    files = find_inputs(
+        arguments.data_files, streaming=arguments.streaming, output_dir=arguments.output_dir, takes_tokens=True
+    )
+    check_token_inputs(arguments, files)
     tokenizer = load_document_tokenizer(
         arguments.tokenizer, add_bos=arguments.add_bos, backend=arguments.tokenizer_backend
     )
@@ -82,10 +87,11 @@ def report(output_dir: Path, manifest: Manifest) -> None:
     """Log the splits, what was skipped, the output folder and the next command."""
     for line in split_lines(manifest):
         logger.info(line)
-    for name, split in manifest.splits.items():
-        if split.num_documents and not split.num_blocks:
+    for weight, (name, split) in zip(manifest.origin.split_weights, manifest.splits.items(), strict=True):
+        if weight and not split.num_blocks:
             logger.warning(
-                "%s has %s tokens, not enough for one block of %s; use a smaller --block_length or another --split",
+                "%s has %s tokens, not enough for one block of %s; use more text, a smaller --block_length or another "
+                "--split",
                 name,
                 f"{split.num_tokens:,}",
                 f"{manifest.origin.block_length:,}",

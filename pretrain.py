@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Train a Llama from random weights on token blocks, with DeepSpeed ZeRO-3.
+"""Train a Llama on token blocks, from random weights or those of a model, with DeepSpeed ZeRO-3.
 
     deepspeed --num_gpus=8 pretrain.py                           # Llama-2-7B on blocks/, settings of Llama 2
     deepspeed pretrain.py --model llama2_13b --deepspeed ds_config_offload.json
     deepspeed --num_gpus=2 pretrain.py --recipe recipes/quickstart/pretrain.yaml
+    deepspeed --num_gpus=8 pretrain.py --weights meta-llama/Llama-2-7b-hf --learning_rate 3e-5
     python3 pretrain.py --recipe recipes/llama2_7b.yaml --dry_run --num_gpus 8 --gpu_type h200   # starts nothing
 
 torchrun, mpirun and python3 (one process) start it as well. The run folder receives metrics.jsonl, checkpoints and, at
@@ -29,7 +30,9 @@ def main(argv: Sequence[str]) -> None:
     if arguments.trainer.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from pretraining.training.model.fields import model_fields
+    from pretraining.training.model.parent import with_parent
 
+    arguments = with_parent(arguments)
     model_fields(arguments.model, None)  # before blocks are made or brought here
     if arguments.plan.dry_run:
         with importing_libraries():
@@ -56,11 +59,11 @@ def train(arguments: PretrainArguments) -> None:
 def find_data(flags: DataArguments) -> Mixture:
     """The blocks to train on, brought or made here if need be."""
     from pretraining.data.build.synthetic import synthetic_mixture
-    from pretraining.data.mixture import load_mixture
+    from pretraining.data.phases import load_data
 
     if flags.is_synthetic:
         return synthetic_mixture(block_length=flags.block_length or 4096, vocab_size=flags.vocab_size)
-    return load_mixture(flags.dataset, revision=flags.dataset_revision)
+    return load_data(flags)
 
 
 if __name__ == "__main__":

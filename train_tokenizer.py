@@ -19,7 +19,8 @@ from pretraining.cli.logs import IN_ONE_LINE
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.input.documents import Document, ReadingOptions
-from pretraining.data.input.find import InputFile, find_inputs
+from pretraining.data.input.files import InputFile
+from pretraining.data.input.find import find_inputs
 from pretraining.data.input.reading import read_documents
 from pretraining.data.tokenize.train import save_tokenizer, train_byte_level_bpe
 from pretraining.errors import UserError

@@ -26,6 +26,7 @@ from pretraining.training.data.batch import collate_targets
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.loader import BlockLoader, BlockStream
 from pretraining.training.data.order import WINDOW, BlockOrder, make_order
+from pretraining.training.data.phases import RunOrder
 from pretraining.training.data.splits import open_training_data
 
 logger = logging.getLogger("pretraining.benchmarks")
@@ -70,7 +71,7 @@ def measure_order() -> Iterator[str]:
 def measure_memory(arguments: DataPathArguments) -> Iterator[str]:
     """Read blocks with each number of workers."""
     mixture = load_mixture([arguments.dataset], revision=None)
-    data = open_training_data(mixture, BlockStream(make_order(mixture, seed=42)), BlockFields())
+    data = open_training_data(mixture, BlockStream(RunOrder.of(make_order(mixture, seed=42))), BlockFields())
     length = mixture.origin.block_length
     yield (
         f"{len(data.train):,} blocks of {length:,} tokens, {os.cpu_count()} CPU cores; memory of all processes "

@@ -28,7 +28,7 @@ from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.generation.generate import complete_prompts, eos_ids
 from pretraining.generation.load_model import load_model
-from pretraining.generation.source import find_model
+from pretraining.runs.model_source import find_model
 
 logger = logging.getLogger("pretraining.benchmarks")
 

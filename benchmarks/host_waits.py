@@ -49,7 +49,7 @@ MAX_BYTES_PER_PARAMETER = 6.0  # of a single process with sums in bf16: read a g
 AT_ONCE = 2
 SECTION = "As it is"
 COLUMNS = (
-    *("model", "processes", "event waits", "waits for gathers", "nearest, layers back", "synchronizations"),
+    *("model", "processes", "event waits", "waits for gathers", "nearest, layers back", "syncs"),
     *("host reads", "weights gathered late", "gradient bytes per parameter", "collectives of gradients"),
 )
 NOTES = """

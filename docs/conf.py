@@ -39,12 +39,18 @@ RESULTS = {
 }
 RESULTS |= {"faults": "Faults", "generate": "Generate", "plans": "Plans", "gpu": "GPUs", "data_path": "Data path"}
 RESULTS |= {"preprocess": "Preprocess", "performance-log": "Performance log"}
-GUIDES = {"preprocess": "Preprocess", "train": "Train", "resume-and-stop": "Resume and stop", "monitor": "Monitor"}
+GUIDES = {
+    "preprocess": "Preprocess",
+    "train": "Train",
+    "continue-pretraining": "Continue from weights",
+    "resume-and-stop": "Resume and stop",
+    "monitor": "Monitor",
+}
 GUIDES |= {"generate": "Generate", "evaluate": "Evaluate", "finetune": "Finetune", "serve": "Serve", "hub": "Hub"}
 GUIDES |= {"performance": "Performance", "multi-gpu": "From one GPU to eight", "long-context": "Long context"}
 GUIDES |= {"profile": "Profile a step", "provenance": "Provenance"}
 WALKS = ("life-of-a-token", "life-of-a-step", "life-of-a-checkpoint")
-EXPLANATION = ("architecture", *WALKS, "gpu-readiness", "decisions")
+EXPLANATION = ("architecture", *WALKS, "gpu-readiness", "decisions", "acceptance")
 NAVIGATION = {
     "Getting started": [f"docs/getting-started/{name}" for name in ("quickstart", "install", "first-run", "hardware")],
     "Guides": [f"{title} <docs/guides/{name}>" for name, title in GUIDES.items()],

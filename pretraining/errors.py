@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 CRASH_EXIT_CODE = 1
 USER_ERROR_EXIT_CODE = 2
+TARGET_MISSED_EXIT_CODE = 3  # the run is complete, and its loss is not below --target_loss
 STOPPED_EXIT_CODE = os.EX_TEMPFAIL  # 75: run the same command again, later
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it
 

@@ -215,7 +215,7 @@ def mounted_disk(folder: Path, *, megabytes: int) -> Iterator[Path]:
 
 
 def within_mount(mount: str) -> list[str]:
-    """What starts a program in a name space of its own with this mount; where that fails, the test is skipped."""
+    """What starts a program in a separate name space with this mount; where that fails, the test is skipped."""
     within = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
     skip_unless_mounted(run(*within, "true"))
     return within

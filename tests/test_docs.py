@@ -24,7 +24,8 @@ FOREIGN_FLAGS = {
     "--allow-run-as-root", "--include", "--log_level", "--master_port", "--nproc_per_node", "--nnodes", "--num_gpus",
     "--hostfile", "--require-hashes", "--shm-size", "--signal", "--help", "--recipe", "--debug", "--block-length",
     "--trainer_arguments", "--check",
-    "--use_deepspeed", "--zero_stage", "--num_processes",
+    "--append-eod", "--use_deepspeed", "--zero_stage", "--num_processes", "--cpu", "--use_fsdp", "--use_megatron_lm",
+    "--ipc",
 }  # fmt: skip
 
 
@@ -53,6 +54,13 @@ def test_named_files_exist(path: Path) -> None:
     roots = (PROJECT_DIR, PROJECT_DIR / "pretraining")
     missing = [name for name in names if not any((root / name).exists() for root in roots)]
     assert [name for name in missing if not NOT_HERE.match(name)] == []
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.relative_to(PROJECT_DIR).as_posix())
+def test_named_tests_exist(path: Path) -> None:
+    named = re.findall(r"`(tests/[\w/.]+\.py)::(\w+)`", path.read_text())
+    missing = [(name, test) for name, test in named if f"def {test}(" not in (PROJECT_DIR / name).read_text()]
+    assert missing == []
 
 
 def test_the_readme_is_short() -> None:
@@ -97,7 +105,7 @@ def test_flags_in_the_text_exist() -> None:
         text = path.read_text()
         if path.name == "CHANGELOG.md":
             text = text.split("## Removed")[0]
-        if path.name == "coming-from.md":  # of a row all but the first cell is ours
+        if path.name in ("coming-from.md", "acceptance.md"):  # of a row all but the first cell is ours
             text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)
         for code in re.findall(r"`(--[^`]*)`", text):
             unknown += [f"{path.name}: {name}" for name in re.findall(r"--[a-z][\w-]*", code) if name not in known]

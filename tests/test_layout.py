@@ -34,7 +34,7 @@ LAYERS = (
 TRAINING_LAYERS = (
     ("distributed", "optim", "data"),
     ("model",),
-    ("metrics",),
+    ("metrics", "tasks"),
     ("checkpoint",),
     ("config",),
     ("trainer",),

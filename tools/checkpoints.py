@@ -29,7 +29,9 @@ class CheckpointsArguments:
     command: Literal["verify", "export"] | None = flag(None, "verify or export; comes first, without --command")
     folder: Path | None = flag(None, "run folder to verify, or checkpoint to export; comes next")
     output_dir: Path | None = flag(None, "new folder for the exported model; comes next")
-    dtype: Literal["bf16", "fp16", "fp32"] = flag("bf16", "precision of the exported weights")
+    dtype: Literal["bf16", "fp16", "fp32"] | None = flag(
+        None, "precision of the exported weights; none: that of the run, as in its own model"
+    )
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
@@ -53,12 +55,12 @@ def main(argv: Sequence[str]) -> None:
         export(arguments.folder, arguments.output_dir, dtype=arguments.dtype)
 
 
-def export(checkpoint: Path, model_dir: Path, *, dtype: str) -> None:
+def export(checkpoint: Path, model_dir: Path, *, dtype: str | None) -> None:
     """Write a checkpoint's weights as a model."""
     from pretraining.runs.export.from_checkpoint import DTYPES, export_checkpoint
 
-    export_checkpoint(checkpoint, model_dir, dtype=DTYPES[dtype])
-    logger.info("exported model: %s (%s)", model_dir, dtype)
+    written = export_checkpoint(checkpoint, model_dir, dtype=None if dtype is None else DTYPES[dtype])
+    logger.info("exported model: %s (%s)", model_dir, next(name for name in DTYPES if DTYPES[name] == written))
 
 
 if __name__ == "__main__":

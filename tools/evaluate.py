@@ -4,6 +4,7 @@
     python3 -m tools.evaluate runs/llama2_7b --data_files news=a.jsonl wiki=b.parquet --output metrics.json
     python3 -m tools.evaluate runs/llama2_7b/checkpoint-500 --dataset blocks --split test       # as in pretrain.py
     python3 -m tools.evaluate runs/llama2_7b --all_checkpoints --data_files held_out.jsonl --prompts "The council"
+    python3 -m tools.evaluate runs/llama2_7b --tasks arc.jsonl lambada=words.jsonl  # multiple choice and cloze
     python3 -m tools.evaluate --completions samples.jsonl                           # repetition, diversity, length
     python3 -m tools.evaluate runs/llama2_7b --completions samples.jsonl --reference_files held_out.jsonl
     python3 -m tools.evaluate --completions samples.jsonl --blocks blocks           # and text copied from training data
@@ -24,15 +25,13 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretraining.cli.arguments.evaluate import EvaluationArguments
 from pretraining.cli.arguments.generate import GenerateArguments
-from pretraining.cli.flags import check_all, flag
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.data.encode.splits import Split
 from pretraining.errors import UserError
 from pretraining.system.escapes import escape_on_terminal
 
@@ -40,61 +39,11 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     from pretraining.evaluation.held_out import HeldOutMetrics
+    from pretraining.evaluation.tasks import TaskScores
     from pretraining.generation.generate import Completion
-    from pretraining.generation.source import ModelSource
+    from pretraining.runs.model_source import ModelSource
 
     Evaluate = Callable[[LlamaForCausalLM, PreTrainedTokenizerFast], HeldOutMetrics]
-
-
-@dataclass(frozen=True)
-class EvaluationArguments:
-    """Flags of tools.evaluate."""
-
-    model: list[str] = flag([], "run folders, exported models, checkpoints or Hub ids; come first, without --model")
-    all_checkpoints: bool = flag(False, "evaluate every checkpoint and exported model of each run folder")
-    data_files: list[str] | None = flag(None, "files of documents, as in preprocess.py; NAME=FILES names a source")
-    text_field: str = flag("text", "field that holds a document's text; a.b is field b of object a")
-    source_field: str = flag("source", "field that names a document's source; default: the file's name")
-    split_text_files: bool = flag(False, "blank lines divide a .txt file into documents; otherwise it is one")
-    max_document_bytes: int = flag(6 << 20, "skip larger lines (rows, text files)")
-    window_tokens: int | None = flag(None, "context in tokens; default: all positions of the model")
-    dataset: str | None = flag(None, "block store, folder or Hub id, instead of --data_files")
-    split: Split = flag("test", "split of --dataset")
-    document_masking: bool = flag(False, "no attention across documents of --dataset, for models trained so")
-    ignore_first_token: bool = flag(False, "do not predict the first token of documents of --dataset")
-    batch_tokens: int = flag(8192, "tokens per forward pass; changes only speed and memory")
-    prompts: list[str] | None = flag(None, "complete these prompts with each model", is_text=True)
-    max_new_tokens: int = flag(60, "maximum tokens of each completion of --prompts")
-    seed: int | None = flag(42, "seed for --prompts, as in generate.py; none: greedy decoding")
-    completions: Path | None = flag(None, "report on this file of completions, written by generate.py --output")
-    reference_files: list[str] | None = flag(
-        None, "for --completions: files of documents whose perplexity is shown next to that of the completions"
-    )
-    blocks: Path | None = flag(None, "for --completions: block store of the training, to find copied text")
-    output: Path | None = flag(None, "also write the metrics to this file, as JSON")
-
-    def __post_init__(self) -> None:
-        """Check all combinations of flags at once."""
-        has_data, is_report = self.data_files is not None or self.dataset is not None, self.completions is not None
-        checks = {
-            "--model: is missing; pass a run folder, a model, a checkpoint or a Hub id": bool(self.model) or is_report,
-            "--data_files, --dataset, --prompts, --completions: are missing; pass what to evaluate": (
-                has_data or bool(self.prompts) or is_report
-            ),
-            "--data_files, --dataset: exclude each other; use one": self.data_files is None or self.dataset is None,
-            f"--window_tokens {self.window_tokens}: does not apply to --dataset; remove it": (
-                self.window_tokens is None or self.dataset is None
-            ),
-            "--prompts: is empty; pass at least one word": all(self.prompts or ["-"]),
-            "--completions: excludes --data_files, --dataset, --prompts and several models; remove them": (
-                not is_report or not (has_data or self.prompts or self.all_checkpoints or len(self.model) > 1)
-            ),
-            "--reference_files, --blocks: are for --completions; add it, or remove them": (
-                is_report or (self.reference_files is None and self.blocks is None)
-            ),
-            "--reference_files: needs a model; pass one": self.reference_files is None or bool(self.model),
-        }
-        check_all(checks)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -115,7 +64,7 @@ def report_completions(arguments: EvaluationArguments) -> dict[str, Any]:
     """Show the report on --completions; return it as JSON."""
     from pretraining.evaluation.completion_file import read_completion_file
     from pretraining.evaluation.report import CompletionEvaluator, open_references
-    from pretraining.generation.source import find_model
+    from pretraining.runs.model_source import find_model
 
     assert arguments.completions is not None
     completions = read_completion_file(arguments.completions, flag="--completions")
@@ -132,12 +81,16 @@ def report_completions(arguments: EvaluationArguments) -> dict[str, Any]:
 
 
 def evaluate_models(arguments: EvaluationArguments) -> dict[str, Any]:
-    """Show the metrics and completions of each model; return them as JSON, without a list if there is one model."""
+    """Show metrics, tasks and completions of each model; return them as JSON, without a list if there is one model."""
     from pretraining.evaluation.comparison import comparison_lines, metrics_lines
+    from pretraining.evaluation.tasks import score_model, task_lines
+    from pretraining.training.tasks.files import read_tasks
 
+    tasks = read_tasks(arguments.tasks, flag="--tasks")
     sources = find_sources(arguments)
     evaluate = evaluation_of(arguments)  # opens all files before torch is imported
     metrics: dict[str, HeldOutMetrics] = {}
+    scores: dict[str, TaskScores] = {}
     completions: dict[str, list[Completion]] = {}
     from torch.cuda import empty_cache
 
@@ -147,16 +100,19 @@ def evaluate_models(arguments: EvaluationArguments) -> dict[str, Any]:
         model, tokenizer = load_model(source)
         if evaluate is not None:
             metrics[name] = evaluate(model, tokenizer)
+        if tasks:
+            scores[name] = score_model(model, tokenizer, tasks, batch_tokens=arguments.batch_tokens)
         if arguments.prompts:
             completions[name] = complete(model, tokenizer, arguments)
         del model, tokenizer  # the next one may not fit next to it
         gc.collect()  # accelerate's hooks refer to the layers, which refer to the hooks
         empty_cache()
-    show(*metrics_lines(metrics), *comparison_lines(arguments.prompts or [], completions))
+    show(*metrics_lines(metrics), *task_lines(scores), *comparison_lines(arguments.prompts or [], completions))
     data = arguments.data_files or ([f"{arguments.dataset}:{arguments.split}"] if metrics else [])
     found = [
         {"model": source.location, "data": data}
         | (dataclasses.asdict(metrics[name]) if metrics else {})
+        | ({"tasks": scores[name]} if tasks else {})
         | ({"completions": [dataclasses.asdict(one) for one in completions[name]]} if completions else {})
         for name, source in sources.items()
     ]
@@ -169,7 +125,7 @@ def find_sources(arguments: EvaluationArguments) -> dict[str, ModelSource]:
     Raises:
         UserError: if one is missing or passed twice.
     """
-    from pretraining.generation.source import find_model, saved_models
+    from pretraining.runs.model_source import find_model, saved_models
     from pretraining.runs.run_folder import is_run_folder
 
     found: dict[str, ModelSource] = {}

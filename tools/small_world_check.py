@@ -40,7 +40,7 @@ from tools.evaluate import show
 if TYPE_CHECKING:
     from pretraining.data.mixture import Mixture
     from pretraining.evaluation.known_limit import DocumentBits, Gap
-    from pretraining.generation.source import ModelSource
+    from pretraining.runs.model_source import ModelSource
 
 ROW = "{:<10} {:>8} {:>10} {:>8} {:>8} {:>16}"
 HEADINGS = ["source", "stories", "bits/byte", "limit", "above", "limit expected"]
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     samples = [] if arguments.samples is None else read_completion_file(arguments.samples, flag="--samples")
 
     from pretraining.data.mixture import load_mixture
-    from pretraining.generation.source import find_model
+    from pretraining.runs.model_source import find_model
 
     mixture = load_mixture([arguments.dataset], revision=None)
     if arguments.model is None:

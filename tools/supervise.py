@@ -4,10 +4,10 @@
     python3 -m tools.supervise --restarts 5 -- deepspeed --num_gpus=8 pretrain.py --recipe recipes/llama2_7b.yaml
     python3 -m tools.supervise --restarts 5 -- torchrun --nproc_per_node=8 pretrain.py
 
-The command resumes by itself. It is not restarted after success, a user error (exit code 2) or a requested stop (75,
-130). SIGINT, SIGTERM, SIGUSR1 and SIGHUP are passed on to all of its processes. The pause before a restart doubles up
-to 10 minutes; after an attempt of 10 minutes it is the first one again. On several machines, start it on each of them
-or around the one launcher.
+The command resumes by itself. It is not restarted after success, a user error (exit code 2), a missed --target_loss
+(3) or a requested stop (75, 130). SIGINT, SIGTERM, SIGUSR1 and SIGHUP are passed on to all of its processes. The pause
+before a restart doubles up to 10 minutes; after an attempt of 10 minutes it is the first one again. On several
+machines, start it on each of them or around the one launcher.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ from pretraining.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EX
 from pretraining.system.formatting import format_duration
 from pretraining.system.launchers import SUPERVISOR_VARIABLE
 from pretraining.system.processes import STOP_SIGNALS, descendants
-from pretraining.system.supervision import STOP_CODES, Restart, boot_seconds, recorded_exit_code, write_restart
+from pretraining.system.supervision import FINAL_CODES, Restart, boot_seconds, recorded_exit_code, write_restart
 
 MAX_PAUSE_SECONDS = 600.0
 LONG_ATTEMPT_SECONDS = 600.0  # after which a crash is not the same one again
@@ -91,7 +91,7 @@ class Supervisor:
             exit_code = self._attempt()
             seconds = time.monotonic() - attempt_started_at
             reason = f"attempt {number} {_describe_exit(exit_code)} after {format_duration(seconds)}"
-            if self._stop_signal is not None or exit_code in (0, USER_ERROR_EXIT_CODE, *STOP_CODES):
+            if self._stop_signal is not None or exit_code in (0, USER_ERROR_EXIT_CODE, *FINAL_CODES):
                 break
             if number > num_restarts:
                 logger.error("%s; no restart left of %d", reason, num_restarts)

@@ -28,7 +28,7 @@ from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.progress import Progress
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.encode.splits import SPLITS, Split
-from pretraining.data.inspect.provenance import BlockProvenance, DocumentLocation, Piece, has_ids, read_source_text
+from pretraining.data.inspect.provenance import BlockProvenance, DocumentLocation, Piece, has_ids, read_source
 from pretraining.data.inspect.search import find_text
 from pretraining.data.tokenize.token_bytes import text_of
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
@@ -146,14 +146,14 @@ def source_text(tracer: BlockProvenance, piece: Piece, ids: np.ndarray) -> str |
     origin = tracer.manifest.origin
     document = tracer.document(piece.document_id)
     try:
-        text = read_source_text(document, origin)
+        source = read_source(document, origin)
     except UserError as error:
         logger.warning("%s", error)
         return None
     add_bos = origin.token_rules.bos_token_id is not None
     tokenizer = load_document_tokenizer(str(tracer.folder / "tokenizer"), add_bos=add_bos, flag="--dataset")
-    if has_ids(text, tokenizer, piece=piece, block_ids=ids, num_document_tokens=document.num_tokens):
-        return text
+    if has_ids(source, tokenizer, piece=piece, block_ids=ids, num_document_tokens=document.num_tokens):
+        return source.text if source.ids is None else tokenizer.decode(source.ids.tolist())
     logger.warning("%s:%s: has changed, its text does not have the ids of the block", document.file, document.line)
     return None
 

@@ -12,7 +12,7 @@ import torch
 
 from pretraining.generation.decoder import LlamaDecoder
 from pretraining.generation.load_model import load_model
-from pretraining.generation.source import find_model
+from pretraining.runs.model_source import find_model
 
 NUM_TOKENS, PROMPT_LENGTH = 64, 16
 NUM_UNTIMED = 3  # the first loads kernels, the second captures the CUDA graph, the third replays it

@@ -18,7 +18,8 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 python=${PYTHON:-python3}
 path=$root
-if [[ $# -gt 0 && -d $1 ]]; then
+if [[ $# -gt 0 && $1 != -* ]]; then
+  compgen -G "$1/*.whl" >/dev/null || { echo "error: $1: not a folder of wheels; use another, or none" >&2; exit 2; }
   site=$root/build/site-$(cd "$1" && ls -- *.whl | cksum | cut -d " " -f 1)  # for each list of wheels its own
   if [[ ! -d $site ]]; then
     rm -rf "$site.part"

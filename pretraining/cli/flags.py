@@ -8,11 +8,12 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pretraining.cli.ranges import Range, range_of
+from pretraining.cli.synonyms import remedy_of
 from pretraining.errors import nearest, raise_problems, shortened
 
 HIDDEN = argparse.SUPPRESS  # as the help text of a flag that --help does not show
@@ -28,38 +29,43 @@ CHOICE_HINTS = {
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
 
 
-# Names of other tools, and earlier ones of this suite, that resemble no flag or a wrong one.
-SYNONYMS = {
-    **dict.fromkeys(("batch_size", "micro_batch", "micro_batch_size"), "per_device_train_batch_size"),
-    "lr": "learning_rate",
-    "min_lr": "min_learning_rate",
-    "epochs": "num_train_epochs",
-    **dict.fromkeys(("train_iters", "lr_decay_iters"), "max_steps"),
-    "lr_warmup_iters": "warmup_steps",
-    **dict.fromkeys(("save_dir", "out_dir", "output"), "output_dir"),
-    **dict.fromkeys(("load", "resume_from_checkpoint"), "resume"),
-    **dict.fromkeys(("gradient_clipping", "clip_grad"), "max_grad_norm"),
-    **dict.fromkeys(("max_length", "seq_len", "seq_length", "context_length"), "block_length"),
-    "config": "model",
-    "held_out": "reference_files",
-    "plan_only": "dry_run",
-    "plan_measure": "profile_plan",
-    "isolate_documents": "document_masking",
-    "mask_document_starts": "ignore_first_token",
-    "hang_minutes": "hang_timeout_minutes",
-    "assumed_mfu": "assumed_hfu",
-}
+# Of flags that exclude each other, one on the command line replaces the others of a recipe.
+EXCLUSIVE = (
+    ("global_batch_tokens", "global_batch_blocks"),
+    ("max_tokens", "max_steps", "num_train_epochs"),
+    ("dataset", "phases"),
+)
+EXCLUDED_BY = {name: tuple(other for other in names if other != name) for names in EXCLUSIVE for name in names}
+
+
+def exclusion_problems(given: Collection[str]) -> list[str]:
+    """What is wrong with the flags of a command line that exclude --num_train_epochs, whose default does not show it.
+
+    >>> exclusion_problems(["max_steps", "num_train_epochs"])
+    ['--num_train_epochs --max_steps: exclude each other; keep one']
+    """
+    others = EXCLUDED_BY["num_train_epochs"] if "num_train_epochs" in given else ()
+    return [f"--num_train_epochs --{other}: exclude each other; keep one" for other in others if other in given]
 
 
 def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -> str:
     """What is wrong with a name that is not in `names`: a reason of `rejected`, or a suggestion."""
-    name, known = name.replace("-", "_"), list(names)
-    if name in rejected:
-        return rejected[name]
-    if SYNONYMS.get(name) in known:
-        return f"unknown flag (did you mean {SYNONYMS[name]}?)"
+    plain, known = name.replace("-", "_"), list(names)
+    if plain in rejected:
+        return rejected[plain]
+    remedy = remedy_of(name, known)
+    if remedy is not None:
+        return _as_hint(remedy)
     others = f"; pass other fields of the Trainer by --{GENERIC_FLAG} NAME=VALUE" if GENERIC_FLAG in known else ""
-    return f"unknown flag{nearest(name, known)}{others}"
+    return f"unknown flag{nearest(plain, known)}{others}"
+
+
+def _as_hint(remedy: str) -> str:
+    if remedy.startswith("not available"):
+        return remedy
+    if not remedy.startswith("--"):
+        return f"unknown flag; {remedy}"
+    return f"unknown flag; use {remedy}" if " " in remedy else f"unknown flag (did you mean {remedy[2:]}?)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +73,8 @@ class Flag:
     """One flag of a program.
 
     `is_text`: its words are texts, which may be blank, not names or paths. `adds_up`: of a list; when the flag is given
-    again, its values are added to the earlier ones, which `none` removes.
+    again, its values are added to the earlier ones, which `none` removes. `read` reads a word of another kind; its
+    `ValueError` has an argument for each problem.
     """
 
     name: str
@@ -79,6 +86,7 @@ class Flag:
     is_optional: bool = False
     is_text: bool = False
     adds_up: bool = False
+    read: Callable[[str], Any] | None = None
 
     @property
     def range(self) -> Range | None:
@@ -95,8 +103,8 @@ class Flag:
 
     def value(self, texts: Sequence[str]) -> Any:
         """The flag's value from its words; `ValueError` with the expectation when they do not fit."""
-        if list(texts) == [NONE_WORD] and self.is_optional:
-            return None
+        if list(texts) == [NONE_WORD] and (self.is_optional or self.adds_up):
+            return None if self.is_optional else []
         if self.is_list:
             if not texts:
                 raise ValueError("expects at least one value")
@@ -108,6 +116,8 @@ class Flag:
         return self._single(texts[0])
 
     def _single(self, text: str) -> Any:
+        if self.read is not None:
+            return self.read(text)
         if text in self.choices:
             return text
         if self.choices and self.value_type is str:
@@ -133,9 +143,16 @@ def _check_word(text: str, *, is_text: bool) -> None:
         raise ValueError(f"expects UTF-8 without NUL characters, not {shortened(text)!r}")
 
 
-def flag(default: Any, help_text: str, *, is_text: bool = False, adds_up: bool = False) -> Any:
-    """A dataclass field that is a flag; `is_text` and `adds_up` as in `Flag`."""
-    metadata = {"help": help_text, "is_text": is_text, "adds_up": adds_up}
+def flag(
+    default: Any,
+    help_text: str,
+    *,
+    is_text: bool = False,
+    adds_up: bool = False,
+    read: Callable[[str], Any] | None = None,
+) -> Any:
+    """A dataclass field that is a flag; `is_text`, `adds_up` and `read` as in `Flag`."""
+    metadata = {"help": help_text, "is_text": is_text, "adds_up": adds_up, "read": read}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -179,6 +196,7 @@ def _flag_of(field: dataclasses.Field, hint: Any) -> Flag:
         is_optional=type(None) in variants,
         is_text=field.metadata["is_text"],
         adds_up=field.metadata["adds_up"],
+        read=field.metadata["read"],
     )
 
 

@@ -69,7 +69,9 @@ RANGES: dict[str, Range] = {
     "block_length": BLOCK_LENGTH,
     "vocab_size": Range(260, 10**6),  # 256 bytes, three special tokens and one more; one character for each id
     "global_batch_tokens": Range(1, 10**12),
+    "global_batch_blocks": Range(1, 10**9),
     "max_tokens": TOKENS,
+    "share": Range(0, 1, above_low=True),  # of a phase
     "seed": SEED,
     "data_seed": SEED,
     # optimization; the Trainer's flags among ours
@@ -77,6 +79,7 @@ RANGES: dict[str, Range] = {
     "min_learning_rate": SHARE,
     "warmup_steps": Range(0, 10**9, whole_from_one=True),
     "decay_steps": Range(0, 10**9, above_low=True, whole_from_one=True),
+    "schedule_steps": STEPS,
     "weight_decay": SHARE,
     "adam_beta1": BETA,
     "adam_beta2": BETA,
@@ -90,6 +93,7 @@ RANGES: dict[str, Range] = {
     # length
     "num_train_epochs": Range(0, 10**6, above_low=True, hint="--max_steps or --max_tokens set another length"),
     "max_steps": Range(1, 10**9, also=(-1,), hint="-1 leaves the length to --num_train_epochs or --max_tokens"),
+    "target_loss": Range(0, 1000, above_low=True),
     "max_hours": Range(0, 87_600, above_low=True),  # ten years
     # what happens every N steps
     "logging_steps": Range(0, 10**9, above_low=True, whole_from_one=True, hint="--logging_strategy no logs nothing"),
@@ -98,6 +102,7 @@ RANGES: dict[str, Range] = {
         0, 10**9, above_low=True, whole_from_one=True, hint="--save_strategy no saves at the end alone"
     ),
     "eval_delay": Range(0, 10**9),
+    "eval_blocks": STEPS,
     "sample_steps": STEPS,
     "sample_tokens": Range(1, 1 << 16),
     "export_every_tokens": TOKENS,

@@ -7,24 +7,19 @@ name with the nearest right one, a wrong type, a wrong choice, a duplicate key.
 
 import argparse
 import dataclasses
-import itertools
-import json
 import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import yaml
-
-from pretraining.cli.flags import HIDDEN, NONE_WORD, Flag, flag_problem, flags_of
+from pretraining.cli.flags import EXCLUDED_BY, HIDDEN, NONE_WORD, Flag, exclusion_problems, flag_problem, flags_of
+from pretraining.cli.recipe_file import Setting, recipe_settings
 from pretraining.errors import UserError, raise_problems
 
-MAX_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
-MAX_NODES = 10_000  # of one value
-MAX_DEPTH = 16
 DASHED_NAME = re.compile("(?<=^--)[^=]+")
+UNSET = (["none"], ["-1"])  # values with which a flag leaves its place to another one
 HOOK_ENDING = "_hook"  # of flags that name a function
 
 logger = logging.getLogger(__name__)
@@ -38,14 +33,6 @@ class FlagGroup:
     flags: list[Flag]
     build: Callable[[dict[str, Any]], Any]
     rejected: Mapping[str, str] = dataclasses.field(default_factory=dict)  # names that are not flags, with the reason
-
-
-class Setting(NamedTuple):
-    """The words of one flag, and their place: the flag itself, or a line of a recipe."""
-
-    place: str
-    name: str
-    texts: list[str]
 
 
 def dataclass_group(title: str, argument_type: Any) -> FlagGroup:
@@ -68,7 +55,12 @@ def parse_recipe(
     problems: list[str] = []
     parser, words = _help_parser(description, groups, first), _with_names(first, argv)
     command_line, recipe_path = _command_line_settings(parser, words, flags, rejected, problems)
-    settings = _recipe_settings(recipe_path, problems) + command_line if recipe_path else command_line
+    last = {setting.name: setting.texts for setting in command_line}
+    given = [name for name, texts in last.items() if texts not in UNSET]
+    replaced = {other for name in given for other in EXCLUDED_BY.get(name, ())}
+    problems += exclusion_problems(given)
+    recipe = [] if recipe_path is None else recipe_settings(recipe_path, flags, problems)
+    settings = [setting for setting in recipe if setting.name not in replaced] + command_line
     values, out_of_range = _checked_values(settings, flags, rejected, problems)
     built = [] if problems else _built(groups, values, out_of_range)
     problems += out_of_range
@@ -112,7 +104,7 @@ def _checked_values(
         try:
             value = flags[name].value(texts)
         except ValueError as error:
-            problems.append(f"{place}: {error}")
+            problems += [f"{place}: {problem}" for problem in error.args]
             continue
         values[name] = (values.get(name) or []) + value if flags[name].adds_up and value else value
         out_of_range += [f"{place} {problem}" for problem in flags[name].range_problems(texts, value)]
@@ -141,7 +133,7 @@ def _command_line_settings(
 def _help_parser(description: str, groups: Sequence[FlagGroup], first: Sequence[str]) -> argparse.ArgumentParser:
     module = getattr(sys.modules["__main__"], "__spec__", None)  # None where a file is started by its path
     parser = argparse.ArgumentParser(
-        prog=f"python3 -m {module.name}" if module else None,
+        prog=f"python3 -m {module.name.removesuffix('.__main__')}" if module else None,
         description=description,
         usage=" ".join(["%(prog)s", *(f"[{name.upper()}]" for name in first), "[--recipe FILE] [--flag value ...]"]),
         formatter_class=_HelpFormatter,
@@ -184,61 +176,3 @@ def _help_text(flag: Flag) -> str:
     default = " ".join(map(str, flag.default)) if isinstance(flag.default, list) else flag.default
     shown = NONE_WORD if default is None else str(default).lower() if isinstance(default, bool) else default
     return f"{flag.help.rstrip('.')}. [{shown}]".replace("%", "%%")
-
-
-def _recipe_settings(path: Path, problems: list[str]) -> list[Setting]:
-    try:
-        root = yaml.compose(_recipe_text(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--recipe {path}: cannot be read ({reason}); check the path") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--recipe {path}: is not YAML ({' '.join(str(error).split())})") from None
-    except RecursionError:
-        raise UserError(f"--recipe {path}: is nested too deeply; expects lines of the form `flag: value`") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"--recipe {path}: expects lines of the form `flag: value`")
-    settings: dict[str, Setting] = {}
-    for key, value in root.value:
-        name = key.value if isinstance(key, yaml.ScalarNode) else "this key"
-        place = f"{path}:{key.start_mark.line + 1}: {name}"
-        if name in settings:
-            problems.append(f"{place}: duplicate key; keep one")
-        try:
-            _check_size(value)
-            settings[name] = Setting(place, name, _texts(value))
-        except (yaml.YAMLError, TypeError, ValueError):  # ValueError: a date or number that is none
-            problems.append(f"{place}: expects a plain value, a list of them, or a mapping of plain values")
-    return list(settings.values())
-
-
-def _recipe_text(path: Path) -> str:
-    if path.exists() and not path.is_file():  # a pipe without a writer would be waited for without end
-        raise UserError(f"--recipe {path}: is not a file; pass a YAML file of flags")
-    with path.open("rb") as file:
-        content = file.read(MAX_RECIPE_BYTES + 1)
-    if len(content) > MAX_RECIPE_BYTES:
-        raise UserError(f"--recipe {path}: is larger than {MAX_RECIPE_BYTES:,} bytes; pass a YAML file of flags")
-    return content.decode("utf-8")
-
-
-def _check_size(root: yaml.Node) -> None:
-    """Raise ValueError for a value of too many words; aliases can make billions of a few lines, or one without end."""
-    nodes, num_nodes = [(root, 1)], 0
-    while nodes:
-        node, depth = nodes.pop()
-        num_nodes += 1
-        if num_nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise ValueError
-        if isinstance(node, yaml.CollectionNode):
-            children = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
-            nodes += [(child, depth + 1) for child in children]
-
-
-def _texts(node: yaml.Node) -> list[str]:
-    """The words that a YAML value would be on a command line: 3e-4 stays the text `3e-4`."""
-    if isinstance(node, yaml.SequenceNode):
-        return [text for item in node.value for text in _texts(item)]
-    if isinstance(node, yaml.MappingNode):
-        return [json.dumps(yaml.SafeLoader("").construct_document(node))]
-    return [NONE_WORD if node.tag.endswith(":null") else node.value]

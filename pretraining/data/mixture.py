@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import HUB_ID
-from pretraining.data.input.find import FORMATS
+from pretraining.data.input.files import FORMATS
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
 from pretraining.errors import UserError, raise_problems
 
@@ -46,9 +46,13 @@ class WeightedStore:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The training data: one block store, or several with their shares."""
+    """The training data: one block store, or several with their shares.
+
+    With `phases`, each has its own mixture of these parts, whose weights are their shares of the whole run.
+    """
 
     parts: tuple[WeightedStore, ...]
+    phases: tuple["Mixture", ...] = ()
 
     @property
     def first(self) -> BlockStore:
@@ -83,7 +87,7 @@ def load_mixture(datasets: Sequence[str], *, revision: str | None) -> Mixture:
         )
     parts = [WeightedStore(name, weight, find_store(store, revision=revision)) for name, store, weight in named]
     for part in parts[1:]:
-        _check_compatible(parts[0].store, part.store)
+        check_compatible(parts[0].store, part.store)
     return Mixture(tuple(parts))
 
 
@@ -150,7 +154,12 @@ def _read_dataset_text(text: str, *, alone: bool) -> tuple[str | None, str, floa
     return name, store, weight
 
 
-def _check_compatible(first: BlockStore, other: BlockStore) -> None:
+def check_compatible(first: BlockStore, other: BlockStore) -> None:
+    """Check that two stores can be read in one run.
+
+    Raises:
+        UserError: when block length, tokenizer or token rules differ.
+    """
     problems = []
     for path, words in COMMON.items():
         ours, theirs = map(attrgetter(path), (first.manifest.origin, other.manifest.origin))

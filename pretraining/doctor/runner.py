@@ -37,6 +37,7 @@ CHECKS = [
     Check("software", "requirements.txt", software.requirements),
     Check("software", "requirements.lock", software.lock),
     Check("software", "deepspeed", software.launcher),
+    Check("software", "mpirun", software.mpi_launcher),
     Check("software", "pynvml", software.pynvml_owner),
     Check("software", "torch", software.torch_build, IMPORT_SECONDS),
     Check("software", "compilers", software.compilers),

@@ -1,5 +1,6 @@
 """Python, the installed packages, torch and the compilers: their versions, and whether torch can use the GPUs here."""
 
+import os
 import platform
 import re
 import shlex
@@ -31,6 +32,8 @@ NEWER_DRIVER = "sudo ubuntu-drivers install"
 NOT_INITIALIZED = "802"  # cudaErrorSystemNotReady, of machines with NVSwitch
 START_FABRIC_MANAGER = "sudo systemctl start nvidia-fabricmanager"
 INSPECT_GPUS = "env | grep -E 'CUDA|NVIDIA'; nvidia-smi; ls -l /dev/nvidia*"
+# Of Open MPI: both together allow root without the flag.
+ROOT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 COMPILERS = ("g++", "gcc", "clang", "nvcc", "ninja")
 VERSION_SECONDS = 2.0
 
@@ -71,6 +74,18 @@ def launcher(_: Sequence[Path]) -> Iterator[Finding]:
     figure = (found or "not found in PATH") + (f", but this Python is in {own}" if is_other else "")
     fix = f"export PATH={shlex.quote(str(own))}:$PATH" if (own / "deepspeed").exists() else INSTALL
     yield warning_if(is_other, "deepspeed", figure, fix, path=found)
+
+
+def mpi_launcher(_: Sequence[Path]) -> Iterator[Finding]:
+    """Whether `mpirun` starts programs as it is: that of Open MPI rejects root, the user of most containers."""
+    found = shutil.which("mpirun")
+    if found is None:
+        yield ok("mpirun", "not found in PATH; deepspeed, torchrun and python3 start every program as well")
+        return
+    is_open_mpi = (Path(found).parent / "ompi_info").exists()
+    is_rejected = is_open_mpi and os.geteuid() == 0 and not all(os.environ.get(name) == "1" for name in ROOT_VARIABLES)
+    figure = f"{found}, rejects root: use mpirun --allow-run-as-root -n N" if is_rejected else found
+    yield ok("mpirun", figure, path=found, rejects_root=is_rejected)
 
 
 def lock(_: Sequence[Path]) -> Iterator[Finding]:

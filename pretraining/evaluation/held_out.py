@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, EncodedBatch, ordered_parallel_map
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.documents import ReadingOptions
+from pretraining.data.input.files import InputFile
 from pretraining.data.input.filters import CleaningRules, TextFilter
-from pretraining.data.input.find import InputFile
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import cut_slices
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretraining.cli.program import renaming_flag
-from pretraining.data.input.find import InputFile, find_inputs
+from pretraining.data.input.files import InputFile
+from pretraining.data.input.find import find_inputs
 from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.errors import UserError
 from pretraining.evaluation.memorization import CopiedFigures, copied_figures

@@ -7,10 +7,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from pretraining.cli.arguments.finetune import ConversationArguments
 from pretraining.cli.arguments.preprocess import split_weights_of
-from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.build.origin import source_files
 from pretraining.data.input.filters import CleaningRules
-from pretraining.data.input.find import InputFile
 from pretraining.data.mixture import load_mixture
 from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
@@ -18,6 +16,7 @@ from pretraining.errors import UserError, reading
 from pretraining.finetuning.chat_template import GENERATION_MARK, chat_template
 from pretraining.finetuning.conversations import MAX_LINE_BYTES, read_conversations
 from pretraining.finetuning.inputs import FinetuneInputs, load_model_tokenizer
+from pretraining.finetuning.mappings import mappings_for
 from pretraining.finetuning.store import log_store, make_conversation_store
 from pretraining.runs.run_folder import BLOCKS_DIR_NAME
 from pretraining.system.launchers import process_rank
@@ -52,29 +51,30 @@ def make_blocks(flags: ConversationArguments, inputs: FinetuneInputs) -> Path:
     """
     run, run_dir = inputs.run, Path(inputs.run.trainer["output_dir"])
     store = run_dir / BLOCKS_DIR_NAME
-    tokenizer = load_model_tokenizer(inputs.model_dir)
-    origin = conversation_origin(flags, run, inputs.files, tokenizer)
+    tokenizer = load_model_tokenizer(inputs.tokenizer_dir)
+    origin = conversation_origin(flags, inputs, tokenizer)
     config: LlamaConfig = load_model_config(run.model, origin)
     make_conversation_store(
         store,
         origin,
-        read_conversations(inputs.files),
-        tokenizer_dir=inputs.model_dir,
+        read_conversations(inputs.files, mappings_for(flags)),
+        tokenizer_dir=tokenizer.folder,  # with an EOS, which that of the model may leave to its class
         max_length=config.max_position_embeddings,
     )
     return store
 
 
 def conversation_origin(
-    flags: ConversationArguments, run: PretrainArguments, files: list[InputFile], tokenizer: DocumentTokenizer
+    flags: ConversationArguments, inputs: FinetuneInputs, tokenizer: DocumentTokenizer
 ) -> StoreSpec:
     """Everything that determines the bytes of the store."""
+    run = inputs.run
     weights = split_weights_of(flags.split)
     assert weights is not None, "checked with the flags"
     assert run.data.block_length is not None, "set with the model"
     return StoreSpec(
-        sources=source_files(files, hashes_in=None),
-        text_field="messages",
+        sources=source_files(inputs.files, hashes_in=None),
+        text_field=flags.field_names,
         source_field="",
         split_text_files=False,
         max_document_bytes=MAX_LINE_BYTES,
@@ -87,7 +87,7 @@ def conversation_origin(
         seed=run.trainer["seed"],
         num_slices=1,
         tokens_per_shard=0,  # one shard per split
-        chat_template=template_of(tokenizer.folder, add_bos=tokenizer.rules.bos_token_id is not None),
+        chat_template=template_of(inputs.tokenizer_dir, add_bos=tokenizer.rules.bos_token_id is not None),
     )
 
 
@@ -101,9 +101,9 @@ def template_of(model_dir: Path, *, add_bos: bool) -> str:
         found = PreTrainedTokenizerFast.from_pretrained(model_dir).chat_template
     if found is None:
         return chat_template(add_bos=add_bos)
-    if GENERATION_MARK not in str(found):
+    if GENERATION_MARK.search(str(found)) is None:
         raise UserError(
-            f"--model {model_dir}: its chat template has no {GENERATION_MARK} around the assistant's answers, so they "
+            f"--model {model_dir}: its chat template has no {{% generation %}} around the assistant's answers, so they "
             "cannot be found; add it, or remove the template to use the default one"
         )
     return found

@@ -1,21 +1,23 @@
 """A block store of conversations, in which each token is marked as answer or not.
 
-Each conversation is in one block, uncut. Conversations that are longer than a block, or that contain the name of a
-control token, are skipped: counted, and listed in skipped.jsonl.
+Each conversation is in one block, uncut. Conversations without an answer, longer than a block, or with the name of a
+control token in them, are skipped: counted, and listed in skipped.jsonl.
 """
 
 import itertools
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import jsonlines
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from pretraining.cli.logs import counted
 from pretraining.data.build.assemble import SKIPPED_NAME, build_manifest, copy_tokenizer, finish_store, split_contents
 from pretraining.data.build.partial_store import finished_store
 from pretraining.data.build.progress import SplitProgress
@@ -27,8 +29,9 @@ from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, 
 from pretraining.data.store.packing import BestFitPacker, DocumentSegments
 from pretraining.data.store.shards import ANSWER_BIT, DOCUMENT_SCHEMA, ShardWriter, block_schema, document_table
 from pretraining.errors import UserError
-from pretraining.finetuning.chat_template import EncodedConversation, encode_conversations, find_control_token
+from pretraining.finetuning.chat_template import EncodedConversation, encode_conversations
 from pretraining.finetuning.conversations import Conversation
+from pretraining.generation.chat_template import find_control_token
 from pretraining.runs.run_folder import PARTIAL_BLOCKS_SUFFIX
 from pretraining.system.files import fsync
 from pretraining.system.locks import wait_for_lock
@@ -80,6 +83,7 @@ class _StoreWriter:
         self._skipped: Counter[str] = Counter()
         self._skipped_lines = jsonlines.open(folder / SKIPPED_NAME, "w")
         self._num_documents = 0
+        self._mappings: Counter[str] = Counter()
         eos = origin.token_rules.eos_token_id
         length = origin.block_length
         self._packers = {split: BestFitPacker(block_length=length, dtype="uint32", padding_id=eos) for split in SPLITS}
@@ -92,8 +96,7 @@ class _StoreWriter:
 
     def add(self, batch: Sequence[Conversation]) -> None:
         """Append conversations of one file."""
-        encoded = encode_conversations(self._tokenizer, batch)
-        kept = [pair for pair in zip(batch, encoded, strict=True) if self._is_kept(*pair)]
+        kept = self._kept(batch)
         rows = DocumentMetadata()
         for conversation, tokens in kept:
             split = self._assigner.split_of(conversation.text)
@@ -109,17 +112,31 @@ class _StoreWriter:
             self._documents.write(document_table(rows, batch[0].file, numbers, lengths))
             self._num_documents += len(kept)
 
-    def _is_kept(self, conversation: Conversation, tokens: EncodedConversation) -> bool:
-        reason = "longer_than_block" if len(tokens.ids) > self._origin.block_length else None
-        if find_control_token(self._tokenizer, conversation) is not None:
-            reason = "control_token"
-        if reason is None:
-            return True
+    def _kept(self, batch: Sequence[Conversation]) -> list[tuple[Conversation, EncodedConversation]]:
+        """The conversations that are trained on, encoded; the others are listed."""
+        encoded = iter(encode_conversations(self._tokenizer, [one for one in batch if one.skip_reason is None]))
+        kept = []
+        for conversation in batch:
+            tokens = next(encoded) if conversation.skip_reason is None else None
+            reason = conversation.skip_reason if tokens is None else self._skip_reason(conversation, tokens)
+            if tokens is not None and reason is None:
+                kept.append((conversation, tokens))
+            else:
+                self._skip(conversation, str(reason))
+        self._mappings.update(conversation.mapping for conversation, _ in kept)
+        return kept
+
+    def _skip_reason(self, conversation: Conversation, tokens: EncodedConversation) -> str | None:
+        if find_control_token(self._tokenizer, conversation.messages) is not None:
+            return "control_token"
+        return "longer_than_block" if len(tokens.ids) > self._origin.block_length else None
+
+    def _skip(self, conversation: Conversation, reason: str) -> None:
         self._skipped[reason] += 1
-        shown = conversation.messages[0]["content"][:SHOWN_BYTES]
+        texts = [message["content"][:SHOWN_BYTES] for message in conversation.messages]
+        shown = texts[0] if texts else conversation.first_bytes
         place = {"file": conversation.file, "line": conversation.line}
         self._skipped_lines.write({**place, "reason": reason, "first_bytes": shown})
-        return False
 
     def _add_tokens(self, tokens: EncodedConversation, split: Split, number: int) -> None:
         ids = tokens.ids.astype(np.uint32) | np.where(tokens.is_answer, ANSWER_BIT, 0).astype(np.uint32)
@@ -139,20 +156,36 @@ class _StoreWriter:
             shards = [(self._folder, shard) for shard in progress.shards]
             contents[str(split)] = split_contents(self._folder, split, [progress], shards)
         documents = [(self._folder, shard) for shard in self._documents.close()]
-        return build_manifest(
+        manifest = build_manifest(
             self._folder, self._origin, contents, documents, self._skipped, num_documents=self._num_documents
         )
+        manifest = replace(manifest, conversations=dict(sorted(self._mappings.items())))
+        manifest.check()
+        return manifest
 
 
 def log_store(store: Path) -> None:
     """Log the contents of the store, and what was skipped."""
     manifest = read_manifest(store, flag="--data_files")
+    if manifest.conversations:
+        logger.info("conversations by format: %s", describe_counts(manifest.conversations))
     for split, found in manifest.splits.items():
-        counts = f"{found.num_documents:>9,} conversations {found.num_tokens:>13,} tokens {found.num_blocks:>9,} blocks"
+        counts = f"{found.num_documents:>9,} conversations {found.num_tokens:>13,} tokens {found.num_blocks:>9,} "
+        counts += "block" if found.num_blocks == 1 else "blocks"
         logger.info(f"{split:10} {counts}")
     for reason, count in manifest.skipped_lines.items():
         reason_words = reason.replace("_", " ")
-        logger.warning(f"skipped {count:,} conversations: {reason_words} (listed in {store / SKIPPED_NAME})")
+        logger.warning(f"skipped {counted(count, 'conversation')}: {reason_words} (listed in {store / SKIPPED_NAME})")
+
+
+def describe_counts(conversations: Mapping[str, int]) -> str:
+    """Numbers of conversations by format, the largest first.
+
+    >>> describe_counts({"messages": 26, "alpaca": 51974})
+    'alpaca 51,974, messages 26'
+    """
+    largest_first = sorted(conversations.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count:,}" for name, count in largest_first)
 
 
 def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:

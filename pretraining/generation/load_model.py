@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from pretraining.errors import UserError, reading
 from pretraining.generation.packed_linear import pack_linear_layer, pack_linear_layers
-from pretraining.generation.source import ModelSource
 from pretraining.generation.static_shapes import length_multiple, round_up
 from pretraining.runs.export.zero_shards import config_of_checkpoint, open_shards
+from pretraining.runs.model_source import ModelSource
 from pretraining.system.host import available_host_bytes, bf16_instruction
 
 MAX_HOST_SHARE, MAX_GPU_SHARE = 0.9, 0.8  # of free memory for weights; the rest is for keys and values

@@ -21,11 +21,11 @@ from pretraining.cli.progress import Progress
 from pretraining.errors import UserError
 from pretraining.generation.batching import Request
 from pretraining.generation.generate import Completion, complete_requests
-from pretraining.generation.source import ModelSource
+from pretraining.runs.model_source import ModelSource
 from pretraining.system.files import check_new_file, write_atomically
 from pretraining.system.locks import lock_file
 
-LOCATION_FLAGS = ("prompt", "prompt_file", "interactive", "output", "model", "revision")
+LOCATION_FLAGS = ("prompt", "prompt_file", "interactive", "chat", "system", "output", "model", "revision")
 FLAGS_NOT_AFFECTING_TEXT = (*LOCATION_FLAGS, "batch_size", "stats", "reference_files", "blocks")
 WEIGHTS = ("*.safetensors", "global_step*/*_optim_states.pt")
 

@@ -1,14 +1,16 @@
-"""Read prompts from flags, stdin or a file."""
+"""Read prompts from flags, stdin or a file; check that a model has a template for messages."""
 
 import json
 import logging
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from pretraining.cli.arguments.generate import DEFAULT_PROMPT, GenerateArguments
-from pretraining.errors import UserError
+from pretraining.errors import UserError, reading
+from pretraining.system.checked_json import parse_json
 
 STDIN = "-"
 NUM_SHOWN = 40  # characters of a prompt in a message
@@ -37,6 +39,34 @@ def read_prompts(arguments: GenerateArguments) -> list[str]:
     for prompt in prompts:
         check_text(prompt)
     return prompts
+
+
+def stdin_lines(place: str) -> Iterator[str]:
+    """The lines of stdin, each as soon as it is there, without their ends; `place` names stdin in errors.
+
+    Raises:
+        UserError: if one is not UTF-8.
+    """
+    if sys.stdin is not None:  # None where it was closed
+        for line in sys.stdin.buffer:
+            yield _text_of(line, place).removesuffix("\n")
+
+
+def check_chat_template(tokenizer_dir: Path) -> None:
+    """Reject a model that was not trained to chat.
+
+    Raises:
+        UserError: if its tokenizer has no chat template.
+    """
+    config = tokenizer_dir / "tokenizer_config.json"
+    with reading(f"--model: {config}", remedy="copy or download the model again"):
+        fields = parse_json(config.read_bytes()) if config.is_file() else {}
+        has_template = fields.get("chat_template") is not None or (tokenizer_dir / "chat_template.jinja").is_file()
+    if not has_template:
+        raise UserError(
+            f"--model {tokenizer_dir}: has no chat template, so it continues text; use --prompt, or teach it to chat "
+            "with finetune.py"
+        )
 
 
 def check_text(prompt: str) -> None:

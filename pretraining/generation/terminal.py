@@ -29,7 +29,7 @@ def print_completions(
     """Print each prompt with its completion, in order, and return them."""
     completions = []
     for completion in in_order(requests, complete_requests(model, tokenizer, requests, arguments=arguments)):
-        _write(f"{completion.prompt}{completion.text}\n\n")
+        write_out(f"{completion.prompt}{completion.text}\n\n")
         completions.append(completion)
     return completions
 
@@ -64,7 +64,7 @@ def interactive_loop(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
             except UserError as error:  # about this prompt; the next one may be shorter
                 logger.error(error)
             except KeyboardInterrupt:
-                _write("\n\n")
+                write_out("\n\n")
             number += 1
 
 
@@ -85,15 +85,15 @@ class StreamingPrinter:
         """Print the rest of a finished text."""
         self._start(completion)
         self._show(completion.text)
-        _write("\n\n")
+        write_out("\n\n")
 
     def _start(self, item: Request | Completion) -> None:
         if item.key != self._key:
             self._key, self._num_shown = item.key, 0
-            _write(item.prompt)
+            write_out(item.prompt)
 
     def _show(self, text: str) -> None:
-        _write(text[self._num_shown :])
+        write_out(text[self._num_shown :])
         self._num_shown = max(self._num_shown, len(text))
 
     def _num_final(self, text: str) -> int:
@@ -106,6 +106,7 @@ class StreamingPrinter:
         return min([len(text), *stops, *partial_stops])
 
 
-def _write(text: str) -> None:
+def write_out(text: str) -> None:
+    """Write to stdout at once; on a terminal without what could act on it."""
     sys.stdout.write(escape_on_terminal(text, sys.stdout))
     sys.stdout.flush()

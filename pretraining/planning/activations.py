@@ -120,7 +120,8 @@ def loss_bytes(layout: TrainingLayout) -> int:
 
 def evaluation_bytes(layout: TrainingLayout) -> int:
     """Peak bytes of logits without gradients: in both precisions, and without tiles their log probabilities."""
-    tokens = layout.evaluation_blocks * layout.block_length // layout.sequence_parallel_size
+    num_blocks = layout.evaluation_blocks or layout.micro_batch_blocks
+    tokens = num_blocks * layout.block_length // layout.sequence_parallel_size
     in_tile = -(-tokens // (layout.loss_tiles or 1))
     return in_tile * layout.shape.vocab_size * (layout.weight_bytes + FP32_BYTES * (1 if layout.loss_tiles else 2))
 

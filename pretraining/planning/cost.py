@@ -21,13 +21,14 @@ class DiskUsage:
     checkpoint_bytes: int
     num_checkpoints: int | None  # None where all are kept
     keeps_stable: bool  # the checkpoint of wsd from which the run can be extended
+    num_phase_ends: int  # the checkpoints at the ends of phases
     num_exports: int
     export_bytes: int
 
     @property
     def checkpoints_bytes(self) -> int:
         """Bytes of all checkpoints while another one is written."""
-        return self.checkpoint_bytes * ((self.num_checkpoints or 1) + self.keeps_stable + 1)
+        return self.checkpoint_bytes * ((self.num_checkpoints or 1) + self.keeps_stable + self.num_phase_ends + 1)
 
     @property
     def exports_bytes(self) -> int:
@@ -39,6 +40,8 @@ class DiskUsage:
         """Describe how many checkpoints are kept."""
         if self.num_checkpoints is None:
             return "2, and one more each --save_steps"
+        if self.num_phase_ends:
+            return f"{self.num_checkpoints + self.keeps_stable + self.num_phase_ends} and one being written"
         return f"{self.num_checkpoints}{', wsd' if self.keeps_stable else ''} and one being written"
 
 
@@ -54,6 +57,7 @@ def disk_usage(arguments: PretrainArguments, layout: TrainingLayout, *, num_toke
         checkpoint_bytes=shards + model if saves else 0,
         num_checkpoints=max(arguments.trainer["save_total_limit"] or 0, 0) or None,
         keeps_stable=arguments.optimization.lr_scheduler_type == "wsd",
+        num_phase_ends=max(0, len(arguments.data.phases) - 1),
         num_exports=while_training + flags.export,
         export_bytes=model,
     )

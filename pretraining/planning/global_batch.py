@@ -1,6 +1,6 @@
 """The global batch: tokens per optimizer step, the same whatever the number of GPUs and the micro batch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.errors import UserError
@@ -17,7 +17,8 @@ class GlobalBatch:
     gradient_accumulation_steps: int
     num_processes: int
     sequence_parallel_size: int = 1  # processes that share each block
-    follows_tokens: bool = True  # the micro steps follow from --global_batch_tokens
+    follows_tokens: bool = True  # the micro steps follow from the global batch
+    flag: str = field(default="", compare=False)  # that decided the number of blocks, with its value
 
     @property
     def num_groups(self) -> int:
@@ -34,6 +35,17 @@ class GlobalBatch:
         """Tokens per step over all processes."""
         return self.blocks * self.block_length
 
+    @property
+    def micro_step_blocks(self) -> int:
+        """Token blocks per micro step over all processes, of which the blocks per step are a multiple."""
+        return self.micro_batch_blocks * self.num_groups
+
+    def flag_for(self, num_blocks: int) -> str:
+        """The flag that makes steps of `num_blocks`."""
+        if self.follows_tokens:
+            return f"--global_batch_blocks {num_blocks}"
+        return f"--gradient_accumulation_steps {num_blocks // self.micro_step_blocks}"
+
 
 def resolve_global_batch(
     arguments: PretrainArguments, heads: Heads, block_length: int, num_processes: int
@@ -47,31 +59,39 @@ def resolve_global_batch(
     check_sequence_parallel(size, heads, block_length=block_length, num_processes=num_processes)
     micro_batch_blocks = arguments.trainer["per_device_train_batch_size"]
     micro_step = GlobalBatch(block_length, micro_batch_blocks, 1, num_processes, size)
-    tokens = arguments.data.global_batch_tokens
+    data = arguments.data
     accumulation = arguments.trainer.get("gradient_accumulation_steps")
-    if tokens is None:
-        return replace(micro_step, gradient_accumulation_steps=accumulation or 1, follows_tokens=False)
+    if not data.has_global_batch:
+        flag = f"--gradient_accumulation_steps {accumulation or 1}"
+        return replace(micro_step, gradient_accumulation_steps=accumulation or 1, follows_tokens=False, flag=flag)
+    in_blocks = data.global_batch_blocks is not None
+    name, amount = ("blocks", data.global_batch_blocks) if in_blocks else ("tokens", data.global_batch_tokens)
+    assert amount is not None
+    flag = f"--global_batch_{name} {amount}"
     if accumulation is not None:
         raise UserError(
-            f"--gradient_accumulation_steps {accumulation}: follows from --global_batch_tokens {tokens}; remove it, or "
-            "add --global_batch_tokens none"
+            f"--gradient_accumulation_steps {accumulation}: follows from {flag}; remove it, or add "
+            f"--global_batch_{name} none"
         )
-    if tokens < 1 or tokens % micro_step.tokens:
-        raise UserError(_not_divisible(tokens, micro_step))
-    return replace(micro_step, gradient_accumulation_steps=tokens // micro_step.tokens)
+    in_one = micro_step.blocks if in_blocks else micro_step.tokens
+    if amount < 1 or amount % in_one:
+        raise UserError(_not_divisible(flag, amount, in_one, micro_step))
+    return replace(micro_step, gradient_accumulation_steps=amount // in_one, flag=flag)
 
 
-def _not_divisible(tokens: int, micro_step: GlobalBatch) -> str:
-    below = tokens // micro_step.tokens * micro_step.tokens
-    fitting = " or ".join(f"{number}" for number in (below, below + micro_step.tokens) if number > 0)
-    blocks, rest = divmod(tokens, micro_step.block_length)
-    flag, size = "--per_device_train_batch_size", micro_step.sequence_parallel_size
-    other = "" if rest or not blocks else f", or processes and {flag} that divide its {blocks} blocks"
-    share = f", {size} of which share a block" if size > 1 else ""
+def _not_divisible(flag: str, size: int, in_one: int, micro_step: GlobalBatch) -> str:
+    """The message for a global batch of tokens or blocks, of which a micro step has `in_one`."""
+    below = size // in_one * in_one
+    fitting = " or ".join(f"{number}" for number in (below, below + in_one) if number > 0)
+    in_tokens = in_one != micro_step.blocks
+    blocks, rest = divmod(size, micro_step.block_length if in_tokens else 1)
+    micro_flag, sharing = "--per_device_train_batch_size", micro_step.sequence_parallel_size
+    other = "" if rest or not blocks else f", or processes and {micro_flag} that divide its {blocks} blocks"
+    share = f", {sharing} of which share a block" if sharing > 1 else ""
+    length = f"{micro_step.block_length} tokens x " if in_tokens else ""
     return (
-        f"--global_batch_tokens {tokens}: is not a multiple of {micro_step.tokens} = {micro_step.block_length} tokens "
-        f"x {micro_step.micro_batch_blocks} blocks ({flag}) x {micro_step.num_processes} processes{share}; use "
-        f"{fitting}{other}"
+        f"{flag}: is not a multiple of {in_one} = {length}{micro_step.micro_batch_blocks} blocks ({micro_flag}) "
+        f"x {micro_step.num_processes} processes{share}; use {fitting}{other}"
     )
 
 

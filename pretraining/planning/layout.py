@@ -73,12 +73,12 @@ class TrainingLayout:
     zero: ZeroSettings
     block_length: int
     micro_batch_blocks: int
-    evaluation_blocks: int  # of a micro batch of an evaluation
     num_processes: int
     num_local_processes: int  # of one machine; they share its host memory
     precision: str  # of weights and activations
     grad_accum_dtype: str
     optimizer: str
+    evaluation_blocks: int | None = None  # of a micro batch of an evaluation; None: as many as in training
     offload_optimizer: bool = False
     offload_parameters: bool = False
     optimizer_on_disk: bool = False  # offloaded to NVMe rather than to host memory

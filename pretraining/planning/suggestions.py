@@ -46,7 +46,7 @@ class Suggestion:
         shows_host = self.layout.offload_optimizer or not self.machine.has_gpu
         on_host = f"{format_bytes(needed.host_bytes)} of host memory" if shows_host else ""
         num_machines = -(-self.machine.num_processes // self.machine.num_local_processes)
-        machines = f"on {num_machines} machines (--hostfile)" if num_machines > 1 else ""
+        machines = f"on {num_machines} machines (untested)" if num_machines > 1 else ""
         return ", ".join(filter(None, (on_gpu, on_host, machines)))
 
 
@@ -82,12 +82,19 @@ def check_fits(layout: TrainingLayout, machine: MachineSpec, batch: GlobalBatch,
         logger.warning("%s; started all the same (--force)", message)
         return
     found = [" ".join(suggestion.flags) for suggestion in find_suggestions(layout, machine, batch)[:NUM_SHOWN]]
-    fitting = f"what fits: {'; or '.join(found)}" if found else "no change of flags fits"
+    fitting = f"what fits: {'; or '.join(found)}" if found else nothing_fits(layout, machine)
     if not certainly_fails(needed, machine):
         logger.warning("%s, some of it assumed; it starts, and may run out of memory; %s", message, fitting)
         return
     elsewhere = "" if machine.has_gpu else f"; {WORKS_ON_ANY_MACHINE}"
     raise UserError(f"{message}; {fitting}{elsewhere} (details: --dry_run; override: --force)")
+
+
+def nothing_fits(layout: TrainingLayout, machine: MachineSpec) -> str:
+    """The words for no suggestion; precision is not among the changes, because it changes the losses."""
+    is_older = machine.gpu_type is not None and not machine.gpu_type.has_bf16
+    hint = "; this GPU has no bf16, try --fp16 true" if is_older and layout.precision == "fp32" else ""
+    return f"no change of flags fits{hint}"
 
 
 def _first_fitting(

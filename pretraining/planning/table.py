@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pretraining.planning.cost import Costs, DiskUsage
+from pretraining.planning.evaluation import EvaluationPlan
 from pretraining.planning.flops import num_parameters
 from pretraining.planning.footprint import PHASES, Footprint, Part, footprint
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import USABLE_SHARE, MachineSpec, TrainingLayout
 from pretraining.planning.speed import host_traffic
-from pretraining.planning.suggestions import Suggestion
+from pretraining.planning.suggestions import Suggestion, nothing_fits
 
 NAME_WIDTH, VALUE_WIDTH, LINE_WIDTH = 30, 18, 79
 
@@ -27,6 +28,9 @@ class PlannedRun:
     num_steps: int | None  # None where it follows from blocks that are not here
     costs: Costs | None  # None for a GPU whose peak is unknown
     disk: DiskUsage
+    evaluation: EvaluationPlan | None = None  # None without blocks
+    phases: tuple[str, ...] = ()
+    obstacle: str | None = None  # with which the run would not start, other than memory
 
     @property
     def footprint(self) -> Footprint:
@@ -40,12 +44,13 @@ def plan_table(run: PlannedRun, suggestions: list[Suggestion], *, problems: list
     lines = [f"plan: {run.model} on {run.machine.name}; nothing is started"]
     lines += [line for note in run.notes for line in _wrapped(note)]
     lines += ["", "run", *_run_lines(run)]
+    lines += ["", *(line for phase in run.phases for line in _wrapped(phase))] if run.phases else []
     if run.machine.has_gpu:
         lines += ["", *_gpu_lines(needed, run.machine)]
     lines += ["", *_host_lines(needed, run.machine), *_offload_lines(run)]
     lines += ["", "disk", *_disk_lines(run.disk)]
     lines += ["", *_cost_lines(run)]
-    lines += ["", *_verdict_lines(problems, suggestions, is_certain=is_certain)]
+    lines += ["", *_verdict_lines(run, problems, suggestions, is_certain=is_certain)]
     return "\n".join(lines) + "\n"
 
 
@@ -62,6 +67,10 @@ def _run_lines(run: PlannedRun) -> Iterator[str]:
         tokens = run.num_steps * batch.tokens
         yield _line("steps", f"{run.num_steps:,}")
         yield _line("tokens", f"{tokens:,}", f"{tokens / parameters:,.2f} per parameter")
+    if run.evaluation is not None:
+        note = "estimated without tasks" if run.evaluation.has_tasks else "estimated by FLOPs"
+        yield _line("evaluation, of the time", f"{run.evaluation.share_during_training:.1%}", note)
+        yield _line("  with the final one", f"{run.evaluation.share:.1%}")
 
 
 def _gpu_lines(needed: Footprint, machine: MachineSpec) -> Iterator[str]:
@@ -82,7 +91,7 @@ def _offload_lines(run: PlannedRun) -> Iterator[str]:
     if traffic.weights:
         yield _line("weights", _gb(traffic.weights), "per micro step")
     yield _line("once per step", _gb(traffic.step), "gradients, weights")
-    yield _line("a step", _gb(traffic.per_step(num_micro_steps)), f"{num_micro_steps:,} micro steps")
+    yield _line("sum per step", _gb(traffic.per_step(num_micro_steps)), f"{num_micro_steps:,} micro steps")
 
 
 def _host_lines(needed: Footprint, machine: MachineSpec) -> Iterator[str]:
@@ -124,14 +133,18 @@ def _cost_lines(run: PlannedRun) -> Iterator[str]:
         yield _line("price", f"{costs.price:,.2f}", f"{costs.price_per_gpu_hour:g} per GPU hour")
 
 
-def _verdict_lines(problems: list[str], suggestions: list[Suggestion], *, is_certain: bool) -> Iterator[str]:
+def _verdict_lines(
+    run: PlannedRun, problems: list[str], suggestions: list[Suggestion], *, is_certain: bool
+) -> Iterator[str]:
     if not problems:
-        yield "it fits"
+        is_known = not run.machine.has_gpu or run.machine.host_bytes is not None
+        fits = "it fits" + ("" if is_known else f", with {_gb(run.footprint.host_bytes)} GB of host memory")
+        yield fits if run.obstacle is None else f"{fits}, but will not start on these blocks:"
         return
     tight = "it is tight and may run out of memory: needs, with what is assumed,"
     yield from _wrapped(f"{'it does not fit: needs' if is_certain else tight} {' and '.join(problems)}")
     fitting = "what fits, cheapest change first (add one line; --num_gpus goes to deepspeed):"
-    yield fitting if suggestions else "no change of flags fits"
+    yield fitting if suggestions else nothing_fits(run.layout, run.machine)
     for suggestion in suggestions:
         yield from _command_lines(suggestion.flags)
         yield f"      {suggestion.needs}"

@@ -83,6 +83,8 @@ def claim_run_folder(run_dir: Path, checkpoint: Path | None, *, resume: str) -> 
         has_no_record = is_run and not (run_dir / METRICS_NAME).exists()
         resumes = checkpoint is not None and checkpoint.parent.resolve() == run_dir.resolve()
         starts_again = resume == "auto" and is_run and not complete_checkpoints(run_dir)
+        if starts_again and checkpoint is None:
+            logger.info("no complete checkpoint in %s yet: starts from the beginning", run_dir)
         if has_no_record or resumes or starts_again or is_effectively_empty(run_dir):
             return
     except OSError as error:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from pretraining.runs.history import read_records
 from pretraining.runs.run_folder import METRICS_NAME, MODEL_DIR_NAME
+from pretraining.runs.tracking.metrics_file import TASK_PREFIX, describe_part
 
 TRAINING_METRICS = ("loss", "smoothed_loss", "accuracy", "grad_norm", "learning_rate", "tokens")
 # On a GPU the backward pass of attention adds with atomics, in another order each time, so that two runs of the same
@@ -56,13 +57,15 @@ def read_metrics(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for record in read_records(run_dir):
         for prefix, kind in KINDS.items():
             if f"{prefix}loss" in record:
-                yield f"{kind} {record['step']}", _without_timings(record, prefix)
+                part = describe_part(record, prefix.removesuffix("_"))
+                yield f"{kind} {record['step']}{part}", _without_timings(record, prefix)
 
 
 def _without_timings(record: dict[str, Any], prefix: str) -> dict[str, Any]:
     if not prefix:
         return {name: record[name] for name in TRAINING_METRICS if name in record}
-    names = (name for name in record if name.startswith(prefix) and not any(word in name for word in TIMINGS))
+    prefixes = (prefix, TASK_PREFIX)  # and not task_seconds
+    names = (name for name in record if name.startswith(prefixes) and not any(word in name for word in TIMINGS))
     return {name: record[name] for name in names}
 
 

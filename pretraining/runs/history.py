@@ -13,6 +13,7 @@ from pretraining.runs.tracking.metrics_file import EVALUATIONS, TIME_PARTS, Reco
 
 JOULES_PER_KILOWATT_HOUR = 3.6e6
 SECONDS_PER_HOUR = 3600
+TARGET_REACHED = "target reached"  # an event
 TOTAL = "total"  # of the seconds, next to their parts
 
 
@@ -53,7 +54,7 @@ class RunCost:
 
     @property
     def hours(self) -> float | None:
-        """Wall-clock hours from the first to the last step of each start, with evaluations and saves."""
+        """Wall-clock hours of each start from its first step on, with all evaluations, saves and the final export."""
         return self._seconds(TOTAL) / SECONDS_PER_HOUR or None
 
     @property
@@ -107,6 +108,10 @@ class RunHistory:
         for prefix in EVALUATIONS:
             if f"{prefix}_loss" in record:
                 self.evaluations[prefix] = record
+
+    def has_reached_target(self, step: int) -> bool:
+        """Whether --target_loss ended the run after this step."""
+        return any(event["event"] == TARGET_REACHED and event["step"] == step for event in self.events)
 
 
 def read_history(run_dir: Path, *, until_step: float = math.inf) -> RunHistory:

@@ -11,6 +11,14 @@ from pretraining.runs.run_folder import RUN_RECORD_NAME, complete_checkpoints
 from pretraining.system.checked_json import NUMBER, parse_json, type_problem
 
 DAMAGED_SUFFIX = ".damaged"
+SCHEDULE = {
+    "shape": str,
+    "peak": NUMBER,
+    "minimum": NUMBER,
+    "warmup_steps": int,
+    "decay_steps": int,
+    "num_steps": int,
+}
 # The fields that programs use, and their types. Other fields can be anything; these can be missing.
 SCHEMA: dict[str, Any] = {
     "command": str,
@@ -27,18 +35,12 @@ SCHEMA: dict[str, Any] = {
         "optimizer_settings": dict,
         "initial_weights": dict | None,
     },
-    "schedule": {
-        "shape": str,
-        "peak": NUMBER,
-        "minimum": NUMBER,
-        "warmup_steps": int,
-        "decay_steps": int,
-        "num_steps": int,
-    },
+    "schedule": {**SCHEDULE, "later": [{**SCHEDULE, "first_step": int, "initial": NUMBER}]},
     "arguments": {
         "max_steps": int,
         "model": str,
         "dataset": list | str,
+        "phases": [{"name": str, "share": NUMBER}],
         "learning_rate": NUMBER,
         "per_device_train_batch_size": int,
     },
@@ -122,6 +124,18 @@ def record_of_checkpoint(checkpoint: Path, *, needs: Collection[str] = ()) -> di
     if not path.is_file():
         return None
     raise UserError(f"{path}: {found}; restore it from a backup")
+
+
+def recorded_data(checkpoint: Path | None) -> list[dict[str, Any]] | None:
+    """The block stores and shares with which a checkpoint was saved; None without a checkpoint.
+
+    run.json of its folder lists those of the last start, which may have saved nothing.
+    """
+    if checkpoint is None:
+        return None
+    own = read_record_file(checkpoint / RUN_RECORD_NAME)  # earlier versions wrote none
+    record = read_run_record(checkpoint.parent) if isinstance(own, str) else own
+    return record.get("identity", {}).get("data", [])
 
 
 def read_record_file(path: Path, *, needs: Collection[str] = ()) -> dict[str, Any] | str:

@@ -111,19 +111,32 @@ def check_same_run(run_dir: Path, identity: RunIdentity, *, allowed: Collection[
     Raises:
         UserError: with every other difference and both values.
     """
-    recorded = read_run_record(run_dir).get("identity", {})
-    ours = json.loads(json.dumps(dataclasses.asdict(identity), default=str))
     problems = []
-    for path, was, now in differences(recorded, ours):
+    for path, was, now in changes_of_identity(read_run_record(run_dir).get("identity", {}), identity):
         field = path.split(".")[0]
         if field in allowed:
             logger.warning("--allow_changed %s: %s was %s, now it is %s", field, path, was, now)
         else:
             remedy = "use the same flags"
+            if field == "initial_weights":
+                remedy = "the flag names another model now, or its files have changed: use the one of run.json"
             if field not in UNCHANGEABLE:
                 remedy += f", or pass --allow_changed {field}"
             problems.append(f"--resume: {path} differs from that of {run_dir} (it was {was}, now {now}); {remedy}")
     raise_problems(problems)
+
+
+def changes_of_identity(recorded: Mapping[str, Any], identity: RunIdentity) -> list[tuple[str, Any, Any]]:
+    """`differences` of a recorded identity and that of this start.
+
+    Files of a parent that are not read any more do not count: earlier versions recorded all *.safetensors of its
+    folder, also those that its index does not name.
+    """
+    ours = json.loads(json.dumps(dataclasses.asdict(identity), default=str))
+    was, now = recorded.get("initial_weights"), ours["initial_weights"]
+    if was and now and now.keys() <= was.keys():
+        recorded = {**recorded, "initial_weights": {name: was[name] for name in now}}
+    return differences(recorded, ours)
 
 
 def warn_of_versions(run_dir: Path) -> None:

@@ -16,6 +16,7 @@ class GpuType:
     pcie_generation: int  # of 16 lanes
     nvlink_gb_per_second: int = 0  # each way, to all GPUs of a machine; bridges, which join pairs, do not count
     has_bf16: bool = True  # otherwise the peak is that of fp16
+    has_fp8: bool = True  # Ada, Hopper and newer
 
     @property
     def memory_bytes(self) -> int:
@@ -49,24 +50,24 @@ GPU_TYPES = {
     "h100_pcie": GpuType("NVIDIA H100 PCIe", 80, 756e12, 350, 5),
     "h800": GpuType("NVIDIA H800", 80, 989.4e12, 700, 5, 200),
     "h20": GpuType("NVIDIA H20", 96, 148e12, 400, 5, 450),
-    "a100_80gb": GpuType("NVIDIA A100-SXM4-80GB", 80, 311.9e12, 400, 4, 300),
-    "a100_40gb": GpuType("NVIDIA A100-SXM4-40GB", 40, 311.9e12, 400, 4, 300),
-    "a100_80gb_pcie": GpuType("NVIDIA A100 80GB PCIe", 80, 311.9e12, 300, 4),
-    "a100_40gb_pcie": GpuType("NVIDIA A100-PCIE-40GB", 40, 311.9e12, 250, 4),
-    "a800": GpuType("NVIDIA A800-SXM4-80GB", 80, 311.9e12, 400, 4, 200),
-    "v100_32gb": GpuType("Tesla V100-SXM2-32GB", 32, 125e12, 300, 3, 150, has_bf16=False),
-    "v100_16gb": GpuType("Tesla V100-SXM2-16GB", 16, 125e12, 300, 3, 150, has_bf16=False),
-    "v100_32gb_pcie": GpuType("Tesla V100-PCIE-32GB", 32, 112e12, 250, 3, has_bf16=False),
-    "v100_16gb_pcie": GpuType("Tesla V100-PCIE-16GB", 16, 112e12, 250, 3, has_bf16=False),
+    "a100_80gb": GpuType("NVIDIA A100-SXM4-80GB", 80, 311.9e12, 400, 4, 300, has_fp8=False),
+    "a100_40gb": GpuType("NVIDIA A100-SXM4-40GB", 40, 311.9e12, 400, 4, 300, has_fp8=False),
+    "a100_80gb_pcie": GpuType("NVIDIA A100 80GB PCIe", 80, 311.9e12, 300, 4, has_fp8=False),
+    "a100_40gb_pcie": GpuType("NVIDIA A100-PCIE-40GB", 40, 311.9e12, 250, 4, has_fp8=False),
+    "a800": GpuType("NVIDIA A800-SXM4-80GB", 80, 311.9e12, 400, 4, 200, has_fp8=False),
+    "v100_32gb": GpuType("Tesla V100-SXM2-32GB", 32, 125e12, 300, 3, 150, has_bf16=False, has_fp8=False),
+    "v100_16gb": GpuType("Tesla V100-SXM2-16GB", 16, 125e12, 300, 3, 150, has_bf16=False, has_fp8=False),
+    "v100_32gb_pcie": GpuType("Tesla V100-PCIE-32GB", 32, 112e12, 250, 3, has_bf16=False, has_fp8=False),
+    "v100_16gb_pcie": GpuType("Tesla V100-PCIE-16GB", 16, 112e12, 250, 3, has_bf16=False, has_fp8=False),
     "l40s": GpuType("NVIDIA L40S", 48 * ECC_SHARE, 362.05e12, 350, 4),
     "l40": GpuType("NVIDIA L40", 48 * ECC_SHARE, 181.05e12, 300, 4),
     "l4": GpuType("NVIDIA L4", 24 * ECC_SHARE, 121e12, 72, 4),
-    "a40": GpuType("NVIDIA A40", 48 * ECC_SHARE, 149.7e12, 300, 4),
-    "a10g": GpuType("NVIDIA A10G", 24 * ECC_SHARE, 70e12, 300, 4),
+    "a40": GpuType("NVIDIA A40", 48 * ECC_SHARE, 149.7e12, 300, 4, has_fp8=False),
+    "a10g": GpuType("NVIDIA A10G", 24 * ECC_SHARE, 70e12, 300, 4, has_fp8=False),
     "rtx_6000_ada": GpuType("NVIDIA RTX 6000 Ada Generation", 48 * ECC_SHARE, 364.2e12, 300, 4),
     "rtx_5090": GpuType("NVIDIA GeForce RTX 5090", 32, 209.5e12, 575, 5),
     "rtx_4090": GpuType("NVIDIA GeForce RTX 4090", 24, 165.2e12, 450, 4),
-    "rtx_3090": GpuType("NVIDIA GeForce RTX 3090", 24, 71e12, 350, 4),
+    "rtx_3090": GpuType("NVIDIA GeForce RTX 3090", 24, 71e12, 350, 4, has_fp8=False),
 }
 # Names that leave out the memory, and the kind that is meant.
 SHORT_NAMES = {"a100": "a100_80gb", "a100_pcie": "a100_80gb_pcie", "v100": "v100_32gb", "v100_pcie": "v100_32gb_pcie"}
@@ -78,11 +79,12 @@ def gpu_type_of(driver_name: str) -> GpuType | None:
 
 
 def full_gpu_name(name: str) -> str:
-    """The name of a kind of GPU with its memory, if it comes with more than one.
+    """The name of a kind of GPU in our spelling, with its memory if it comes with more than one.
 
-    >>> full_gpu_name("a100")
+    >>> full_gpu_name("A100")
     'a100_80gb'
     """
+    name = name.lower().replace("-", "_")
     return SHORT_NAMES.get(name, name)
 
 

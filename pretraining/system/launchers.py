@@ -18,6 +18,12 @@ LOOPBACK = "127.0.0.1"
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
+# What `accelerate launch` sets for the flags that train without DeepSpeed, or hide its config from the Trainer.
+ACCELERATE_FLAGS = {
+    "ACCELERATE_USE_CPU": "--cpu",
+    "ACCELERATE_USE_FSDP": "--use_fsdp",
+    "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
+}
 LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # of the parent, in children that take part in its run
 SUPERVISOR_VARIABLE = "PRETRAINING_SUPERVISOR"  # the folder of tools.supervise, see `supervision`
 # deepspeed's first: accelerate sets the other to 1 under it.
@@ -46,6 +52,17 @@ def check_launch_variables() -> None:
             f"{SIZE_VARIABLES[0]} both, as launchers do, or unset them"
         )
     raise_problems(problems)
+
+
+def accelerate_problem() -> str | None:
+    """What is wrong with the flags of `accelerate launch`, if that is the launcher."""
+    flags = [flag for name, flag in ACCELERATE_FLAGS.items() if os.environ.get(name, "").lower() == "true"]
+    if not flags:
+        return None
+    return (
+        f"accelerate launch {' '.join(flags)}: trains without DeepSpeed; use `accelerate launch --use_deepspeed "
+        "--zero_stage 3`, deepspeed, torchrun, mpirun or python3"
+    )
 
 
 def has_launcher() -> bool:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pretraining.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
+from pretraining.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, TARGET_MISSED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from pretraining.system.launchers import (
     SUPERVISOR_VARIABLE,
     launcher_identity,
@@ -22,7 +22,8 @@ from pretraining.system.launchers import (
 
 RESTART_NAME = "restart.json"
 EXIT_SUFFIX = ".exit"
-STOP_CODES = (STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE)
+# After these no restart is of use, if all ranks of an attempt ended with them.
+FINAL_CODES = (TARGET_MISSED_EXIT_CODE, STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE)
 
 
 def boot_seconds() -> float:
@@ -108,14 +109,14 @@ def _launcher() -> str:
 def recorded_exit_code(folder: Path) -> int | None:
     """The exit code that the ranks of an attempt agree on, None when they recorded none or not all the same kind.
 
-    One user error is enough. A stop counts only if every rank of this machine stopped: after a crash launchers have
-    the other ranks stop.
+    One user error is enough. A stop or a missed target counts only if it is that of every rank of this machine: after
+    a crash launchers have the other ranks stop.
     """
     records = [path.read_text(encoding="utf-8").split() for path in folder.glob(f"*{EXIT_SUFFIX}")]
     codes = [int(words[0]) for words in records]
     if USER_ERROR_EXIT_CODE in codes:
         return USER_ERROR_EXIT_CODE
-    failures = [code for code in codes if code not in (0, *STOP_CODES)]
+    failures = [code for code in codes if code not in (0, *FINAL_CODES)]
     if failures:
         return failures[0]
     is_complete = bool(records) and len(records) >= int(records[0][1])

@@ -1,7 +1,6 @@
 """Build what a run trains with: the model, the trainer, and its callbacks in their order."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from pretraining.training.callbacks.hub_push import HubPushCallback
 from pretraining.training.callbacks.profiler import Profiler
 from pretraining.training.callbacks.report import ReportCallback
 from pretraining.training.callbacks.samples import Prompt, SampleCallback, encode_prompts
+from pretraining.training.callbacks.task_scores import TaskScorer
 from pretraining.training.callbacks.timing import RunStart, RunSummary, StepTimer, make_cuda_event
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.run_identity import matches_recorded_run
@@ -37,9 +37,13 @@ from pretraining.training.model.fp8 import convert_to_fp8
 from pretraining.training.model.sequence_parallel import join_sequence_group, share_attention
 from pretraining.training.model.tiling import tile_layers, tile_loss
 from pretraining.training.model.tokenizer import tokenizer_for_model
+from pretraining.training.model.weights import ParentWeights
 from pretraining.training.stopping.callback import StopCallback
 from pretraining.training.stopping.hang_watchdog import HangWatchdog
 from pretraining.training.stopping.request import StopRequest
+from pretraining.training.stopping.target_loss import TargetLoss
+from pretraining.training.tasks.files import read_tasks
+from pretraining.training.tasks.metrics import encode_tasks
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 # The order in which callbacks are called at each event, after the Trainer's own and StepMetrics; with the reasons.
@@ -50,6 +54,7 @@ ORDER: tuple[type[TrainerCallback], ...] = (
     AnomalyCallback,  # after the Trainer's own: a rollback cancels the log, evaluation and save that they asked for
     StepTimer,  # right after AnomalyCallback, which waits for the end of the step
     Profiler,  # right after StepTimer: what others do at the end of a step is not in its trace
+    TargetLoss,  # before whatever does more after the last step, which it can make of any step
     ExportCallback,  # after AnomalyCallback, which may roll the step back
     SampleCallback,  # likewise; before the save of the step, so that a resumed run has its samples once
     MetricsLog,
@@ -57,7 +62,7 @@ ORDER: tuple[type[TrainerCallback], ...] = (
     RunDisplay,
     StopCallback,  # after whatever asks for an evaluation or a save: a stop turns the evaluation into a pending one
     HubPushCallback,  # after CheckpointRotation, which waits for the last checkpoint
-    RunSummary,  # likewise: the wait is part of the time of this start
+    RunSummary,
     HangWatchdog,
     ReportCallback,
 )
@@ -69,6 +74,8 @@ def make_trainer(run: RunConfig, request: StopRequest) -> PretrainingTrainer:
     max_length = run.config.max_position_embeddings
     tokenizer = tokenizer_for_model(store.folder, store.manifest.origin, max_length=max_length)
     prompts = encode_prompts(arguments.observability, tokenizer, num_positions=max_length)
+    tasks = read_tasks(arguments.observability.eval_tasks, flag="--eval_tasks")
+    task_requests = encode_tasks(tasks, tokenizer, num_positions=max_length, flag="--eval_tasks")
     # Before the model, which is partitioned as it is created if these exist.
     training_arguments = make_training_arguments(
         arguments.trainer,
@@ -93,6 +100,7 @@ def make_trainer(run: RunConfig, request: StopRequest) -> PretrainingTrainer:
         processing_class=tokenizer,
         meter=ThroughputMeter(step_work(run)),
     )
+    trainer.score_tasks = TaskScorer(trainer, task_requests).score
     # Only trackers need the last reported step: it takes reading a log of up to a gigabyte.
     reported_until = last_reported_step(run.run_dir) if tracked_run.has_trackers and _resumes_same_run(run) else 0
     trainer.reporters = Reporters(trainer.callback_handler.callbacks, reported_until=reported_until)
@@ -107,7 +115,10 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
     run, callbacks = trainer.run_config, trainer.callback_handler.callbacks
     checkpoint, minutes = run.start.checkpoint, run.arguments.durability.hang_timeout_minutes
     parent_log = None if checkpoint is None else checkpoint.parent / METRICS_NAME
-    metrics_log = MetricsLog(run.run_dir, parent_log=parent_log, restart=this_restart(), start=start_event(run))
+    start = start_event(run)
+    metrics_log = MetricsLog(
+        run.run_dir, parent_log=parent_log, restart=this_restart(), start=start, phase_of=run.phase_of
+    )
     pushes = HubPushCallback(trainer, metrics_log) if trainer.args.push_to_hub else None
     after_save = None if pushes is None else pushes.enqueue_checkpoint
     made = [
@@ -126,6 +137,8 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
     ]
     if (profiled := run.arguments.observability.profiled_steps) is not None:
         made.append(Profiler(trainer, profiled))
+    if (target := run.arguments.durability.target_loss) is not None and not run.arguments.plan.profile_plan:
+        made.append(TargetLoss(trainer, metrics_log, target))
     if pushes is not None:
         made.append(pushes)
     if minutes:
@@ -136,12 +149,11 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
 def make_model(run: RunConfig, *, seed: int) -> PreTrainedModel:
     """The initial weights, with tiles, sequence parallelism, fp8 and compiled layers as the flags ask for."""
     flags, share = run.arguments.model, run.batch.sequence_parallel_size
-    initial = run.arguments.weights if run.start.checkpoint is None else None
     model = build_model(
         run.config,
         attention_implementation=flags.attention_implementation,
         seed=seed,
-        weights=None if initial is None else Path(initial),
+        parent=_parent_weights(run),
     )
     set_zero_leaf_layers(model)
     if flags.loss_tiles is not None:
@@ -158,6 +170,14 @@ def make_model(run: RunConfig, *, seed: int) -> PreTrainedModel:
     if flags.compile_layers:
         compile_layers(model)
     return model
+
+
+def _parent_weights(run: RunConfig) -> ParentWeights | None:
+    """The weights to start from, unless they are fresh or those of a checkpoint."""
+    parent = run.arguments.parent
+    if parent is None or run.start.checkpoint is not None:
+        return None
+    return ParentWeights(parent, run.config, grows=run.arguments.model.grow_vocabulary)
 
 
 def step_work(run: RunConfig) -> StepWork:

@@ -17,12 +17,13 @@ from pretraining.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from pretraining.runs.run_folder import TOKENIZER_DIR_NAME, quarantine_unusable
 from pretraining.system.launchers import process_rank
 from pretraining.training.build import make_trainer
-from pretraining.training.callbacks.export import quarantine_exports
-from pretraining.training.callbacks.profiler import check_profiled_steps, memory_snapshot
+from pretraining.training.callbacks.export import quarantine_exports, quarantine_model
+from pretraining.training.callbacks.profiler import memory_snapshot
+from pretraining.training.config.early_checks import check_profiled_steps
 from pretraining.training.config.recording import record_start
 from pretraining.training.config.resume import lock_and_verify
 from pretraining.training.config.run_config import RunConfig, resolve_run_config
-from pretraining.training.config.run_identity import claim_output_dir, matches_recorded_run
+from pretraining.training.config.run_identity import claim_output_dir, has_recorded_end, matches_recorded_run
 from pretraining.training.config.startup_log import log_run_config
 from pretraining.training.data.dataset import UnusableBlockError
 from pretraining.training.data.loader import SharedMemoryError
@@ -32,8 +33,10 @@ from pretraining.training.dry_run.micro_batch import with_largest_micro_batch
 from pretraining.training.dry_run.profile import print_profile, profile_arguments
 from pretraining.training.dry_run.temporary_run import ProfileMemoryError, temporary_folder
 from pretraining.training.finish import exit_stopped, finish
+from pretraining.training.model.weights import agreed_hashes
 from pretraining.training.stopping.orphan_guard import OrphanGuard, end_workers
 from pretraining.training.stopping.request import Phase, StopRequest
+from pretraining.training.stopping.target_loss import TargetLoss, check_target_loss
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,8 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     if arguments.finds_micro_batch:
         arguments = with_largest_micro_batch(arguments, mixture)
     run = resolve_run_config(profile_arguments(arguments, mixture), mixture)
-    check_profiled_steps(run)
+    check_profiled_steps(run.arguments, run.num_steps)
+    check_target_loss(run)
     try:
         with temporary_folder(arguments, run.run_dir):
             trainer = train(run, request, orphan_guard)
@@ -67,7 +71,8 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
         end_workers()
         exit_process(USER_ERROR_EXIT_CODE)
     request.phase = Phase.LEAVING
-    shutdown_process_group()
+    target = trainer.pop_callback(TargetLoss)
+    shutdown_process_group(0 if target is None else target.exit_code())
 
 
 def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> PretrainingTrainer:
@@ -77,7 +82,7 @@ def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> Pr
     init_process_group(timeout_seconds=run.arguments.trainer["ddp_timeout"])
     orphan_guard.watch(local_peers())
     start = lock_and_verify(run.start, run.run_dir, run.resume)
-    run = replace(run, start=start)
+    run = replace(run, start=start, initial_weights=agreed_hashes(run.arguments.parent, run.initial_weights))
     with memory_snapshot(run):
         trainer = make_trainer(run, request)
         run_on_main(lambda: start_run_folder(run, trainer))
@@ -98,5 +103,7 @@ def start_run_folder(run: RunConfig, trainer: PretrainingTrainer) -> None:
     quarantine_unusable(run.run_dir, step=run.start.step)
     if not matches_recorded_run(run):
         quarantine_exports(run.run_dir, step=run.start.step)
+    if run.start.step < run.num_steps and not has_recorded_end(run):
+        quarantine_model(run.run_dir)
     trainer.processing_class.save_pretrained(run.run_dir / TOKENIZER_DIR_NAME)
     record_start(run, trainer.args)

@@ -3,11 +3,13 @@
 Peaks are those of child processes, above what the same process takes for one small document.
 """
 
+import bz2
 import gzip
 import json
 import lzma
 import struct
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -81,11 +83,12 @@ def endless_gzip(path: Path, piece: bytes, megabytes: int) -> None:
             file.write(piece * ((1 << 20) // len(piece)))
 
 
-@pytest.mark.parametrize("suffix", ["gz", "xz", "zst"])
+@pytest.mark.parametrize("suffix", ["gz", "xz", "zst", "bz2"])
 @pytest.mark.guarantee("Compressed bombs stay within memory, disk and time.")
 def test_blank_lines_take_neither_disk_nor_time(tmp_path: Path, suffix: str) -> None:
     """256 million of them, in 250 KB or less; the one document at the end is found."""
-    compress: Callable[[bytes], bytes] = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd}[suffix]
+    compressors = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd, "bz2": bz2.compress}
+    compress: Callable[[bytes], bytes] = compressors[suffix]
     path = tmp_path / f"blank.jsonl.{suffix}"
     path.write_bytes(compress(GOOD) + compress(b"\n" * (32 << 20)) * 8 + compress(GOOD))
     done, megabytes = preprocess_bounded(tmp_path, path, "--max_skipped_fraction", 1)
@@ -94,6 +97,24 @@ def test_blank_lines_take_neither_disk_nor_time(tmp_path: Path, suffix: str) -> 
     manifest = read_manifest(tmp_path / "blocks", flag="")
     assert manifest.skipped_lines == {"blank_line": 8 * (32 << 20)}
     assert manifest.num_lines == 2 + 8 * (32 << 20)
+    assert listed_bytes(tmp_path) < 1 << 20
+
+
+def test_a_zip_archive_of_blank_lines_takes_neither_disk_nor_time(tmp_path: Path) -> None:
+    """256 million of them in each of two files."""
+    path = tmp_path / "blank.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("a.jsonl", "b.jsonl"):
+            with archive.open(name, "w", force_zip64=True) as file:
+                file.write(GOOD)
+                for _ in range(8):
+                    file.write(b"\n" * (32 << 20))
+                file.write(GOOD)
+    assert path.stat().st_size < 1 << 20
+    done, megabytes = preprocess_bounded(tmp_path, path, "--max_skipped_fraction", 1)
+    assert done.returncode == 0, done.output
+    assert megabytes < MAX_MEGABYTES
+    assert read_manifest(tmp_path / "blocks", flag="").num_lines == 2 * (2 + 8 * (32 << 20))
     assert listed_bytes(tmp_path) < 1 << 20
 
 

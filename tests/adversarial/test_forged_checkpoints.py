@@ -17,9 +17,9 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from pretraining.errors import UserError
 from pretraining.generation.load_model import load_model
-from pretraining.generation.source import find_model
 from pretraining.runs.checksums import COMPLETE_NAME, record_file, write_manifest
 from pretraining.runs.export.from_checkpoint import export_checkpoint
+from pretraining.runs.model_source import find_model
 from pretraining.runs.untrusted import (
     MAX_PICKLE_BYTES,
     NUMBER_TYPES,

@@ -15,6 +15,7 @@ from pretraining.training.config.early_checks import check_tokenizer
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.loader import BlockStream
 from pretraining.training.data.order import make_order
+from pretraining.training.data.phases import RunOrder
 from pretraining.training.data.splits import open_training_data
 from tests.adversarial.drivers.mutations import mutations, num_mutations
 
@@ -25,7 +26,7 @@ def opened_blocks(store: Path) -> list[np.ndarray]:
     """The first and last block of each split as training opens them, and what an upload would send."""
     mixture = load_mixture([str(store)], revision=None)
     check_tokenizer(store, mixture.first.manifest)
-    data = open_training_data(mixture, BlockStream(make_order(mixture, seed=0)), BlockFields())
+    data = open_training_data(mixture, BlockStream(RunOrder.of(make_order(mixture, seed=0))), BlockFields())
     stored_files(store, flag="--output_dir")
     splits = [blocks for blocks in (data.train, data.validation, data.test) if blocks is not None]
     return [blocks[index]["input_ids"].numpy() for blocks in splits for index in (0, len(blocks) - 1)]

@@ -224,7 +224,7 @@ EVERYWHERE = [  # a plan must not pass over what a run stops at
     (["--metric_for_best_model", "nope"], "nope: is not one of loss, perplexity"),
     (["--hub_model_id", "../x", "--push_to_hub"], "is not a repository of the Hub"),
     (["--hub_model_id", "a/b/c", "--push_to_hub"], "is not a repository of the Hub"),
-    (["--hub_model_id", "alice/x"], "nothing is pushed without --push_to_hub"),
+    (["--hub_model_id", "alice/x", "--push_to_hub", "false"], "contradict each other"),
     (["--project", ""], "--project: expects a path or name"),
     (["--project", "x" * 1000], "longer than the 128 characters"),
     (["--run_name", "x" * 100_000], "longer than the 128 characters"),

@@ -17,15 +17,16 @@ from pretraining.cli.arguments.finetune import parse_finetune_arguments
 from pretraining.cli.arguments.pretrain import ModelArguments
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
-from pretraining.finetuning import chat_template as chat_format
-from pretraining.finetuning.inputs import find_base_model, find_inputs_of
+from pretraining.finetuning.inputs import find_inputs_of
 from pretraining.finetuning.pipeline import make_blocks
+from pretraining.generation import chat_template as chat_format
 from pretraining.generation.load_model import load_model
-from pretraining.generation.source import find_model
 from pretraining.runs.checksums import COMPLETE_NAME, incomplete_reason, record_file, write_manifest
 from pretraining.runs.export.from_checkpoint import export_checkpoint
 from pretraining.runs.export.model_folder import tokenizer_of
+from pretraining.runs.model_source import find_model
 from pretraining.training.model.build import load_model_config
+from pretraining.training.model.parent import find_parent
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run
 from tests.fakes.exported import export_random_model
 
@@ -72,7 +73,9 @@ def test_no_program_takes_a_model_that_asks_for_code(
     with_fields(folder, name, **{field: value})
     parts = (f"{name}: asks for custom code ({field})", f"remove {field} from a copy")
     assert_refused(lambda: find_model(str(folder)), f"--model {folder}", *parts)
-    assert_refused(lambda: find_base_model(str(folder)), f"--model {folder}", *parts)
+    assert_refused(
+        lambda: find_parent(str(folder), flag="--weights", needs_tokenizer=True), f"--weights {folder}", *parts
+    )
     if name == "config.json":
         assert_refused(lambda: load_model_config(ModelArguments(model=str(folder)), None), *parts)
 
@@ -107,8 +110,7 @@ def test_an_index_names_files_of_its_folder(name: Any, model: Path, tmp_path: Pa
     folder = shutil.copytree(model, tmp_path / "model")
     shutil.copytree(model, tmp_path / "other")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
-    for find in (find_model, find_base_model):
-        assert_refused(lambda find=find: find(str(folder)), f"--model {folder}: model.safetensors.index.json names")
+    assert_refused(lambda: find_model(str(folder)), f"--model {folder}: model.safetensors.index.json names")
     (folder / "model.safetensors.index.json").write_text("[")
     assert_refused(lambda: find_model(str(folder)), "model.safetensors.index.json is not a JSON object")
 

@@ -42,7 +42,9 @@ def changed_config(folder: Path, *, zero: dict[str, Any], is_timed: bool) -> str
         for number in (1, 2)
     ],
 )
-@pytest.mark.guarantee("The host does not wait for the GPU within a micro step, except for layers two or more back.")
+@pytest.mark.guarantee(
+    "With the optimizer on the GPU, the host waits for nothing nearer than two layers back within a micro step."
+)
 def test_the_host_waits_for_nothing(model: str, num_processes: int, folder: Path) -> None:
     run = train(model, num_processes, str(PROJECT_DIR / "ds_config.json"), folder)
     assert list(run.problems()) == []
@@ -62,6 +64,14 @@ def test_small_messages_and_a_timer_are_noticed(folder: Path, tmp_path: Path) ->
     assert "device synchronization in start" in problems
     assert "event waits 0 layers back; raise reduce_bucket_size to one layer" in problems
     assert "weights gathered late; raise stage3_prefetch_bucket_size" in problems
+
+
+def test_with_an_offloaded_optimizer_no_wait_for_gradients_is_nearer(folder: Path, tmp_path: Path) -> None:
+    """It reads all gradients of a micro step on the host, which waits for them at the end of each: a stream's wait."""
+    (tmp_path / "blocks").symlink_to(folder / "blocks")
+    run = train("llama2_7b", 1, str(PROJECT_DIR / "ds_config_offload_optimizer.json"), tmp_path)
+    assert not any("event waits" in problem for problem in run.problems())
+    assert run.found["counts"]["stream synchronization"] == 1
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -3,12 +3,15 @@
 The expected account is made by the standard library alone.
 """
 
+import bz2
 import gzip
+import io
 import itertools
 import json
 import lzma
 import random
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,8 +27,9 @@ from pretraining.system import files
 from tests.adversarial.drivers.mutations import num_mutations
 from tests.conftest import PROJECT_DIR
 from tests.unit.data.input.test_reading import zstd
+from tests.unit.data.input.test_token_files import some_documents, write_flat, write_megatron
 
-NUM_JSONL, NUM_COMPRESSED, NUM_PARQUET = num_mutations(1600), 300, 200
+NUM_JSONL, NUM_COMPRESSED, NUM_PARQUET, NUM_TOKENS = num_mutations(1600), 500, 200, 300
 ODD_BYTES = [b"\n", b"\r", b"\r\n", b'"', b"\\", b"\\ud800", b"\x00", b"\xff", b"\xef\xbb\xbf", b"{", b"}", b"null"]
 ODD_BYTES += ["é".encode("latin-1"), "東京".encode("utf-16"), "🚆".encode(), b"\\u0000", b"NaN", b"[" * 2000, b"1e999"]
 ODD_BYTES += [
@@ -84,6 +88,17 @@ def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = load_document_tokenizer(str(PROJECT_DIR / "data/sample/tokenizer"), add_bos=False, backend="auto")
     monkeypatch.setattr(preprocess, "load_document_tokenizer", lambda *_args, **_options: tokenizer)
     monkeypatch.setattr(files.os, "fsync", lambda _: None)
+
+
+def zipped(content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as members:
+        for name in ("a.jsonl", "b.jsonl"):
+            members.writestr(name, content)
+    return archive.getvalue()
+
+
+COMPRESSORS = [(gzip.compress, "gz"), (lzma.compress, "xz"), (zstd, "zst"), (bz2.compress, "bz2"), (zipped, "zip")]
 
 
 def seed_corpus() -> bytes:
@@ -156,7 +171,7 @@ def test_mutated_compressed_files_are_read_or_refused_with_the_place(
     chance = random.Random(2)
     num_refused = 0
     for number in range(NUM_COMPRESSED):
-        compress, suffix = chance.choice([(gzip.compress, "gz"), (lzma.compress, "xz"), (zstd, "zst")])
+        compress, suffix = chance.choice(COMPRESSORS)
         path, output_dir = work / f"news.jsonl.{suffix}", work / "blocks"
         path.write_bytes(mutated(compress(seed_corpus() * 20), chance))
         refused = refusal(path, output_dir)
@@ -183,3 +198,32 @@ def test_mutated_parquet_files_are_read_or_refused_with_the_place(
         assert refused is None or str(path) in refused or "no document is left" in refused, number
         for name in ("blocks", "blocks.partial"):
             shutil.rmtree(work / name, ignore_errors=True)
+
+
+def test_mutated_token_files_are_read_or_refused_with_the_file(
+    work: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("tried", NUM_TOKENS)
+    chance = random.Random(4)
+    documents = some_documents(40)
+    path, index, output_dir = work / "a.bin", work / "a.idx", work / "blocks"
+    num_refused = 0
+    for number in range(NUM_TOKENS):
+        if number % 3 == 0:
+            index.unlink(missing_ok=True)
+            write_flat(path, documents, magic=chance.choice([0, 20240520]))
+            path.write_bytes(mutated(path.read_bytes(), chance))
+        else:
+            write_megatron(path, documents)
+            changed = chance.choice([path, index])
+            changed.write_bytes(mutated(changed.read_bytes(), chance))
+        refused = refusal(path, output_dir)
+        num_refused += refused is not None
+        assert refused is None or str(path) in refused or "no document is left" in refused, number
+        assert refused is None or "\n" not in refused
+        if refused is None:
+            manifest = read_manifest(output_dir, flag="")
+            assert manifest.num_lines == manifest.num_documents + sum(manifest.skipped_lines.values())
+        for name in ("blocks", "blocks.partial"):
+            shutil.rmtree(work / name, ignore_errors=True)
+    assert NUM_TOKENS / 4 < num_refused < NUM_TOKENS

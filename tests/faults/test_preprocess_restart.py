@@ -17,6 +17,7 @@ import pytest
 from pretraining.data.build.progress import read_progress
 from tests.adversarial.drivers.mutations import num_mutations
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, python, run, run_fine
+from tests.unit.data.input.test_token_files import some_documents, write_flat, write_megatron
 
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
 KILLED_AT_STEP = PROJECT_DIR / "tests/faults/drivers/preprocess/killed_at_step.py"
@@ -101,6 +102,23 @@ def test_killed_at_any_instant_the_same_command_goes_on_to_the_same_bytes(
     assert digests(store) == undisturbed
     assert not partial.exists()
     record_property("killed", num_kills)
+
+
+def test_a_run_on_token_ids_goes_on_to_the_same_bytes(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Files of Megatron, in slices, and of nanoGPT, read from the middle on."""
+    documents = some_documents(8000, longest=500)
+    paths = [write_megatron(tmp_path / "a.bin", documents[:5000]), write_flat(tmp_path / "b.bin", documents[5000:])]
+    words = ["--data_files", *paths, "--block_length", 128, "--split", "80,15,5", "--tokens_per_shard", 200_000]
+    command = python("preprocess.py", *words, "--num_slices", 2, "--output_dir")
+    run_fine(*command, tmp_path / "undisturbed")
+    for step in (20, 35, 50):
+        killed = run(sys.executable, KILLED_AT_STEP, step, *command[1:], tmp_path / "blocks")
+        assert killed.returncode == -signal.SIGKILL
+    assert "resuming from" in run_fine(*command, tmp_path / "blocks").stderr
+    assert digests(tmp_path / "blocks") == digests(tmp_path / "undisturbed")
+    record_property("killed", 3)
 
 
 def test_only_the_unfinished_section_is_made_again(

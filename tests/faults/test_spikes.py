@@ -1,6 +1,7 @@
 """Poison in the data: it is found, named with its documents, skipped or rolled back, and nothing else changes."""
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from tests.programs.shards import assert_equal_to_the_bit
 pytestmark = pytest.mark.launch
 
 POISON_LINE = 71
-POISONED_STEP = 73  # where the order of this seed has two blocks of the poisoned story, in steps of 8 blocks
-SEED = 2608
-STEPS = 76
+POISONED_STEP = 40  # where the order of this seed has two blocks of the poisoned story, in steps of 8 blocks
+SEED = 3587
+STEPS = 43
+SAVED_STEP = 36
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,10 @@ def poisoned_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FAULTS = ("spike", "non-finite", "rollback", "warning")
-FLAGS = ["--max_steps", STEPS, "--save_steps", 20, "--eval_strategy", "no", "--data_seed", SEED]
+FLAGS = ["--max_steps", STEPS, "--save_steps", SAVED_STEP, "--eval_strategy", "no", "--data_seed", SEED]
 FLAGS += ["--global_batch_tokens", 512, "--learning_rate", "1e-2", "--min_learning_rate", "5e-3"]
+# So early the losses still vary: the score of the step is 6.9, and that of no other step is above 1.4.
+FLAGS += ["--spike_threshold", 5]
 FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]  # random states must go back too
 
 
@@ -63,7 +67,7 @@ def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tm
     skipped = json.dumps([[(POISONED_STEP - 2) * 8, POISONED_STEP * 8]])
     train_with_faults(poisoned_store, tmp_path / "other", *flags[len(FLAGS) :], SKIPPED=skipped)
     assert figures(tmp_path / "run") == figures(tmp_path / "other")
-    resume = ["--resume", tmp_path / "run/checkpoint-60"]
+    resume = ["--resume", tmp_path / f"run/checkpoint-{SAVED_STEP}"]
     assert (tmp_path / f"run/checkpoint-{STEPS}").is_dir(), "later than the spike, and not what it goes back to"
     exports = [tmp_path / name / f"exports/step-{POISONED_STEP - 1}/model.safetensors" for name in ("run", "other")]
     assert exports[0].read_bytes() == exports[1].read_bytes()
@@ -111,7 +115,7 @@ def test_the_number_of_rollbacks_is_limited(poisoned_store: Path, tmp_path: Path
     flags = ["--on_spike", "rollback", "--max_rollbacks", 0]
     done = train_with_faults(poisoned_store, tmp_path / "run", *flags)
     assert_one_error(done, f"--max_rollbacks 0: the loss spiked again at step {POISONED_STEP} after 0 rollbacks")
-    assert (tmp_path / "run/checkpoint-60").is_dir()
+    assert (tmp_path / f"run/checkpoint-{SAVED_STEP}").is_dir()
 
 
 def order_of(store: Path) -> np.ndarray:
@@ -133,6 +137,11 @@ def test_fp16_looks_for_its_loss_scale_and_both_are_recorded(sample_store: Path,
     assert skipped[0] == 1
     assert 1 <= skipped[-1] < NUM_STEPS
     assert [record["loss_scale"] for record in steps] == [2.0 ** (21 - count) for count in skipped]
+    for record in steps:
+        norms = [norm for name, norm in record.items() if "grad_norm/" in name]
+        is_skipped = record["grad_norm"] == "inf"
+        assert len(norms) == (0 if is_skipped else 5), "no norm is computed in a skipped step"
+        assert is_skipped or math.hypot(*norms) == pytest.approx(record["grad_norm"], rel=1e-12)
     assert all(record["loss"] < 9.1 for record in steps)
     # Of other blocks: the mean of 252 losses, spread by 0.3, is off by 0.02, which is 0.002 of it.
     assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=0.01), "a skipped step changes no weight"

@@ -258,7 +258,14 @@ def test_what_does_not_end_after_a_crash_is_killed(ranks: Supervised, monkeypatc
 
 @pytest.mark.parametrize(
     ("script", "code", "num_attempts"),
-    [("exit 0", 0, 1), ("exit 2", 2, 1), ("exit 130", 130, 1), ("exit 7", 7, 4), ("kill -KILL $$", 137, 4)],
+    [
+        ("exit 0", 0, 1),
+        ("exit 2", 2, 1),
+        ("exit 3", 3, 1),
+        ("exit 130", 130, 1),
+        ("exit 7", 7, 4),
+        ("kill -KILL $$", 137, 4),
+    ],
 )
 def test_the_exit_code_is_that_of_the_last_attempt_and_pauses_grow(
     ranks: Supervised, script: str, code: int, num_attempts: int

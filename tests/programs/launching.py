@@ -27,23 +27,25 @@ SEARCH_PATH = os.pathsep.join([str(PROJECT_DIR), *filter(None, [os.environ.get("
 
 def launcher(name: str) -> list[object]:
     """What a user types before pretrain.py; two processes, one with python."""
-    bin_dir = Path(sys.executable).parent
+    bin_dir, port = Path(sys.executable).parent, [f"--main_process_port={free_port()}"]
     return {
         "deepspeed": [*DEEPSPEED, f"--master_port={free_port()}", "--num_gpus=2"],
         "torchrun": ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}"],
         "mpirun": [bin_dir / "mpirun", "--allow-run-as-root", "-n", 2, sys.executable],
+        "accelerate": ["accelerate", "launch", "--use_deepspeed", "--zero_stage=3", "--num_processes=2", *port],
         "python": [sys.executable],
     }[name]
 
 
-def training_flags(store: Path | str, run_dir: Path, *flags: object) -> list[object]:
-    common = ["--dataset", store, "--output_dir", run_dir, "--global_batch_tokens", BLOCKS_PER_STEP * BLOCK_LENGTH]
+def training_flags(store: Path | str | None, run_dir: Path, *flags: object) -> list[object]:
+    common = ["--output_dir", run_dir, "--global_batch_tokens", BLOCKS_PER_STEP * BLOCK_LENGTH]
+    common += [] if store is None else ["--dataset", store]
     common += ["--report", "false"]  # its process takes 2 s at the end of a run of 1 s
     common += ["--per_device_eval_batch_size", 8]  # one by one, the 96 blocks take a third of a run of six steps
     return [*TINY_RUN, *common, "--max_steps", NUM_STEPS, "--per_device_train_batch_size", 2, *flags]
 
 
-def train(name: str, store: Path | str, run_dir: Path, *flags: object, **options: Any) -> Done:
+def train(name: str, store: Path | str | None, run_dir: Path, *flags: object, **options: Any) -> Done:
     """Like `try_to_train`, for a run that must succeed."""
     done = try_to_train(name, store, run_dir, *flags, **options)
     assert done.returncode == 0, done.output[-6000:]
@@ -52,7 +54,7 @@ def train(name: str, store: Path | str, run_dir: Path, *flags: object, **options
 
 def try_to_train(
     name: str,
-    store: Path | str,
+    store: Path | str | None,
     run_dir: Path,
     *flags: object,
     script: str = "pretrain.py",
@@ -162,3 +164,13 @@ def events(run_dir: Path, *kinds: str) -> list[dict]:
 def figures(run_dir: Path) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step."""
     return [(record["loss"], record["grad_norm"]) for record in records(run_dir)]
+
+
+GROUPS = ("embeddings", "attention", "mlp", "norms", "head")
+
+
+def group_norms(run_dir: Path, groups: Sequence[str] = GROUPS) -> list[list[float]]:
+    """The gradient norms of each step by group of parameters; no other group may be there."""
+    steps = [{name: norm for name, norm in record.items() if "grad_norm/" in name} for record in records(run_dir)]
+    assert all(list(step) == [f"grad_norm/{group}" for group in groups] for step in steps)
+    return [list(step.values()) for step in steps]

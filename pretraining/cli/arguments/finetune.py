@@ -12,6 +12,7 @@ from pretraining.cli.arguments.pretrain import (
     KernelArguments,
     ModelArguments,
     PretrainArguments,
+    check_global_batch,
     run_groups,
 )
 from pretraining.cli.flags import check_all, flag
@@ -34,8 +35,15 @@ class ConversationArguments(KernelArguments):
 
     model: str | None = flag(None, "exported model, run folder with one, or Hub id")
     data_files: list[str] = flag(
-        [], "JSONL files (.gz, .zst, .xz too) with prompt and response, or messages of role and content; NAME=FILES"
+        [],
+        "conversations: JSON lines, JSON or Parquet files, compressed as for preprocess.py, or hf://USER/NAME; fields: "
+        "messages, conversations (ShareGPT), prompt and response or completion, instruction, input and output (Alpaca)",
     )
+    prompt_field: str | None = flag(None, "field of the question, for data with other fields; a.b is b in a")
+    response_field: str | None = flag(None, "field of the answer; needs --prompt_field")
+    input_field: str | None = flag(None, "field of a text that follows the question; needs --prompt_field")
+    system_field: str | None = flag(None, "field of the system message; needs --prompt_field or --messages_field")
+    messages_field: str | None = flag(None, "field of a list of messages, instead of --prompt_field")
     block_length: int | None = flag(None, "tokens per block; none: the positions of the model, at most 2,048")
     packing: Literal["best_fit", "alone"] = flag(
         "best_fit", "best_fit: conversations share blocks without attention between them; alone: one padded block each"
@@ -44,14 +52,33 @@ class ConversationArguments(KernelArguments):
     global_batch_tokens: int | None = flag(
         None, "tokens per optimizer step over all GPUs; none: see --gradient_accumulation_steps"
     )
+    global_batch_blocks: int | None = flag(None, "blocks per optimizer step, instead of --global_batch_tokens")
     max_tokens: int | None = flag(None, "length of the run in tokens, instead of --max_steps or --num_train_epochs")
+
+    @property
+    def field_names(self) -> str:
+        """The named fields; "messages" if the fields of each record decide."""
+        names = ("prompt_field", "response_field", "input_field", "system_field", "messages_field")
+        given = [f"{name.removesuffix('_field')}={getattr(self, name)}" for name in names if getattr(self, name)]
+        return " ".join(given) or "messages"
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
+        check_global_batch(vars(self))
+        has_prompt = self.prompt_field is not None
         check_all(
             {
+                "--prompt_field, --response_field: belong together; pass both": has_prompt
+                == (self.response_field is not None),
+                "--input_field: has no effect without --prompt_field; pass both": has_prompt
+                or self.input_field is None,
+                "--system_field: has no effect without --prompt_field or --messages_field; pass one of them": has_prompt
+                or self.messages_field is not None
+                or self.system_field is None,
+                "--messages_field: excludes --prompt_field; remove one of them": not has_prompt
+                or self.messages_field is None,
                 "--model: is missing; pass an exported model, e.g. runs/llama2_7b/model": self.model is not None,
-                "--data_files: is missing; pass JSONL files of conversations": bool(self.data_files),
+                "--data_files: is missing; pass files of conversations, or hf://USER/NAME": bool(self.data_files),
                 f"--split {self.split}: is not three weights, not all 0; use e.g. 95,5,0": (
                     split_weights_of(self.split) is not None
                 ),
@@ -83,6 +110,7 @@ def parse_finetune_arguments(description: str, argv: Sequence[str]) -> FinetuneA
     data = DataArguments(
         block_length=flags.block_length,
         global_batch_tokens=flags.global_batch_tokens,
+        global_batch_blocks=flags.global_batch_blocks,
         max_tokens=flags.max_tokens,
         document_masking=True,
     )

@@ -26,6 +26,8 @@ class GenerateArguments:
     )
     prompt_file: Path | None = flag(None, "text with one prompt per line, or .jsonl with a field prompt")
     interactive: bool = flag(False, "read prompts from the terminal")
+    chat: bool = flag(False, "talk to a model of finetune.py: typed messages, or the lines of stdin; /reset, /exit")
+    system: str | None = flag(None, "for --chat: a system message", is_text=True)
     output: Path | None = flag(None, "write JSON lines to this file; the same command resumes after an interruption")
     stats: bool = flag(False, "print text statistics at the end")
     reference_files: list[str] | None = flag(
@@ -46,6 +48,11 @@ class GenerateArguments:
     seed: int = flag(42, "same seed, same text")
     batch_size: int = flag(32, "sequences per batch; does not change the text")
 
+    @property
+    def is_dialog(self) -> bool:
+        """Whether a person types while the program runs."""
+        return self.interactive or self.chat
+
     def __post_init__(self) -> None:
         """Check for contradictions, all at once."""
         check_all(self._combinations())
@@ -61,14 +68,17 @@ class GenerateArguments:
                 not searches or self.num_samples <= self.num_beams
             ),
             "--stop: is not supported by beam search; remove --stop or --num_beams": not (searches and self.stop),
-            "--prompt, --prompt_file, --interactive: exclude each other; keep one": (
-                (self.prompt is not None) + (self.prompt_file is not None) + self.interactive <= 1
+            "--prompt, --prompt_file, --interactive, --chat: exclude each other; keep one": (
+                (self.prompt is not None) + (self.prompt_file is not None) + self.interactive + self.chat <= 1
             ),
-            "--output: excludes --interactive; remove one of them": not (self.interactive and self.output),
+            "--output: excludes --interactive and --chat; remove one of them": not (self.is_dialog and self.output),
+            "--chat: has one answer per message; remove --num_samples and --num_beams": not self.chat
+            or (self.num_samples == 1 and not searches),
+            "--system: has no effect without --chat; pass both": self.chat or self.system is None,
             "--reference_files, --blocks: have no effect without --stats; add --stats or remove them": self.stats
-            or self.interactive
+            or self.is_dialog
             or not is_compared,
-            "--stats, --reference_files, --blocks: exclude --interactive; remove them or it": not (
-                self.interactive and (self.stats or is_compared)
+            "--stats, --reference_files, --blocks: exclude --interactive and --chat; remove them": not (
+                self.is_dialog and (self.stats or is_compared)
             ),
         }

@@ -21,8 +21,8 @@ class PreprocessArguments:
 
     data_files: list[str] = flag(
         [str(SAMPLE_CORPUS)],
-        "JSONL, Parquet or .txt files (.gz, .zst, .xz too), folders, globs, or hf://USER/NAME/CONFIG@REVISION:SPLIT; "
-        "NAME=FILES names their source",
+        "JSONL, Parquet or .txt files (.gz, .zst, .xz, .bz2 and .zip too), folders, globs, "
+        "hf://USER/NAME/CONFIG@REVISION:SPLIT, or .bin files of token ids; NAME=FILES names their source",
     )
     streaming: bool = flag(False, "read files of the Hub as a stream, without keeping them")
     text_field: str = flag("text", "field with the text of a document; a.b is field b of object a")
@@ -46,7 +46,10 @@ class PreprocessArguments:
         "and must not change until the store is finished",
     )
     languages: list[str] | None = flag(None, "keep only documents in these languages, as returned by --language_hook")
-    tokenizer: str = flag(SAMPLE_TOKENIZER, "tokenizer folder or Hub id (its tokenizer.json is used unchanged)")
+    tokenizer: str = flag(
+        SAMPLE_TOKENIZER,
+        "tokenizer folder or Hub id; tokenizer.json is used unchanged, vocab.json and tokenizer.model are converted",
+    )
     tokenizer_backend: Literal["auto", "reference", "fastokens"] = flag(
         "auto", "library that encodes; auto: the fastest with the same ids as the reference, tokenizers"
     )
@@ -108,7 +111,7 @@ class TokenizerArguments:
     """Flags of train_tokenizer.py."""
 
     data_files: list[str] = flag(
-        [str(SAMPLE_CORPUS)], "JSONL, Parquet or .txt files (.gz, .zst, .xz too), folders, globs"
+        [str(SAMPLE_CORPUS)], "JSONL, Parquet or .txt files (.gz, .zst, .xz, .bz2 and .zip too), folders, globs"
     )
     text_field: str = flag("text", "field with the text of a document; a.b is field b of object a")
     max_document_bytes: int = flag(6 << 20, "skip larger lines")

@@ -56,7 +56,10 @@ class OptimizationArguments:
         "cosine", "schedule after warmup; wsd: constant, then decay over the last --decay_steps"
     )
     min_learning_rate: float | None = flag(None, "final learning rate; none: a tenth of --learning_rate")
-    decay_steps: float = flag(0.1, "steps of wsd's decay; below 1 a share of the run")
+    decay_steps: float = flag(0.1, "steps of wsd's decay; below 1 a share of the run, or of --schedule_steps")
+    schedule_steps: int | None = flag(
+        None, "steps of the whole schedule, which a run may end before or outlast; none: the steps of the run"
+    )
     optim: OptimizerName = flag(
         "adamw",
         "optimizer; adamw_bf16: moments in bf16; adamw_8bit: in 8 bits (needs bitsandbytes); muon: Muon for the "
@@ -85,6 +88,9 @@ class DurabilityArguments:
     allow_changed: list[str] = flag([], "what may differ from the run that is resumed, e.g. schedule data")
     export_every_tokens: int | None = flag(None, "export a model every N tokens")
     export: bool = flag(True, "export the model at the end")
+    target_loss: float | None = flag(
+        None, "end the run once the mean loss of the last 50 steps is below X; exit code 3 if it never is"
+    )
     max_hours: float | None = flag(None, "save and stop so that the run ends within N hours")
     hang_timeout_minutes: float = flag(
         30.0, "abort with stack traces of all processes after N minutes without progress; 0 disables"
@@ -100,9 +106,17 @@ class DurabilityArguments:
 class ObservabilityArguments:
     """What is written for people to read, in addition to the metrics of each step."""
 
+    eval_blocks: int | None = flag(
+        None, "validation blocks of an evaluation during the training, evenly spread; none: all, as after the last step"
+    )
     sample_steps: int | None = flag(None, "complete --sample_prompts every N steps, and keep the texts")
     sample_prompts: list[str] = flag(["The", "I wanna go"], "prompts of the samples", is_text=True)
     sample_tokens: int = flag(48, "tokens of each sample")
+    eval_tasks: list[str] = flag(
+        [],
+        "downstream tasks to score at each evaluation: FILE or NAME=FILE of JSON lines, or a task of lm-evaluation-"
+        "harness by its name or YAML file",
+    )
     report: bool = flag(True, "write report.html and curves at each evaluation and at the end")
     profile: str | None = flag(
         None, "STEP or STEP:COUNT: write a trace of COUNT steps from STEP on, and their largest costs"
@@ -141,7 +155,7 @@ class PlanArguments:
     host_memory: str | None = flag(None, "host memory to plan for, e.g. 512GB or 1TB")
     assumed_hfu: float = flag(0.4, "share of its peak at which a GPU computes (hardware FLOPs utilization)")
     price_per_gpu_hour: float | None = flag(None, "price of a GPU per hour, in any currency")
-    force: bool = flag(False, "start even if the run is predicted not to fit")
+    force: bool = flag(False, "start even if the run is predicted not to fit, or --weights predict the blocks badly")
 
     @property
     def host_bytes(self) -> int | None:

@@ -66,8 +66,6 @@ REJECTED_BY_REASON = {
 }
 REJECTED = {name: reason for reason, names in REJECTED_BY_REASON.items() for name in names.split()}
 
-MOVED = {"restarts": "start the command by `python3 -m tools.supervise --restarts N -- COMMAND`"}
-
 
 @dataclass(frozen=True)
 class TrainerArguments:
@@ -104,7 +102,7 @@ class TrainerArguments:
     eval_steps: float = flag(500, "steps between evaluations")
     eval_delay: float = flag(0, "steps before the first evaluation")
     eval_on_start: bool = flag(False, "evaluate before the first step")
-    per_device_eval_batch_size: int = flag(1, "blocks per GPU in an evaluation")
+    per_device_eval_batch_size: int | None = flag(None, "blocks per GPU in an evaluation; none: as in training")
     save_strategy: Literal["no", "steps", "best"] = flag("steps", "no: save no checkpoint but the last")
     save_steps: float = flag(500, "steps between checkpoints")
     save_total_limit: int | None = flag(2, "checkpoints to keep; 0 or -1: all")
@@ -116,7 +114,7 @@ class TrainerArguments:
     report_to: list[str] | None = flag(["tensorboard"], "trackers, e.g. tensorboard wandb")
     run_name: str | None = flag(None, "name of the run in trackers")
     project: str = flag("pretraining", "project of the run in trackers")
-    push_to_hub: bool = flag(False, "push the model to the Hub")
+    push_to_hub: bool | None = flag(None, "push the model to the Hub; none: if --hub_model_id is given")
     hub_model_id: str | None = flag(None, "repository to push to, USER/NAME")
     hub_token: str | None = flag(None, "instead of that of `hf auth login`")
     hub_private_repo: bool | None = flag(True, "false publishes the model")
@@ -138,7 +136,7 @@ def trainer_group(defaults: dict[str, Any] | None = None) -> FlagGroup:
     flags = [
         dataclasses.replace(flag, default=defaults.get(flag.name, flag.default)) for flag in flags_of(TrainerArguments)
     ]
-    return FlagGroup("Trainer", flags, lambda given: with_our_defaults({**defaults, **given}), {**REJECTED, **MOVED})
+    return FlagGroup("Trainer", flags, lambda given: with_our_defaults({**defaults, **given}), REJECTED)
 
 
 def with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
@@ -148,6 +146,8 @@ def with_our_defaults(given: dict[str, Any]) -> dict[str, Any]:
         UserError: with all problems at once.
     """
     values = {**TRAINER_DEFAULTS, **given}
+    if values["push_to_hub"] is None:
+        values["push_to_hub"] = values["hub_model_id"] is not None
     fields = values.pop(GENERIC_FLAG, None) or []
     values["report_to"] = values["report_to"] or []  # "none" was read as no value, which the Trainer rejects
     raise_problems([*tracker_problems(values["report_to"]), *_value_problems(values)])

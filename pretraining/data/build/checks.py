@@ -1,41 +1,97 @@
 """Abort conditions of preprocess.py: too many unreadable lines, no block, a disk that cannot be written."""
 
 import contextlib
+import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.data.build.partial_store import partial_dir
 from pretraining.data.build.progress import SliceProgress
 from pretraining.data.encode.encoding import EncodedBatch
 from pretraining.data.encode.splits import SPLITS
 from pretraining.data.input.documents import CLEANED, REMOVED
+from pretraining.data.input.files import InputFile
 from pretraining.data.input.reading import ENOUGH_LINES
+from pretraining.data.input.token_files import reading_of_flat_file
 from pretraining.data.store.manifest import StoreSpec
-from pretraining.errors import UserError
+from pretraining.errors import UserError, raise_problems
 
 logger = logging.getLogger(__name__)
 
 ENOUGH_BYTES = 16 << 20  # without any document: most likely a wrong --text_field
 
 
-def check_skipped(slices: Sequence[SliceProgress], max_skipped_fraction: float, advice: str = "") -> None:
+# What needs the text of documents: filters need that of all of them, the others are of no use if no file has any.
+FILTER_FLAGS = ("min_characters", "max_characters", "language_hook", "exact_duplicates", "near_duplicates")
+TEXT_FLAGS = ("text_field", "source_field", "split_text_files", "tokenizer_backend")
+
+TEXT_FIELD_REMEDY = "use the right --text_field"
+REMEDIES = {  # of reasons of the first unreadable line
+    "no_text_field": TEXT_FIELD_REMEDY,
+    "text_is_null": TEXT_FIELD_REMEDY,
+    "text_not_a_string": TEXT_FIELD_REMEDY,
+    "not_json": "use JSON lines or Parquet if it is CSV",
+}
+NAME_OF_FIELD = re.compile(r'\s*[{,]\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
+
+
+class NoDocumentError(UserError):
+    """So much input without a document that reading the rest is of no use."""
+
+
+def check_token_inputs(arguments: PreprocessArguments, files: Sequence[InputFile]) -> None:
+    """Reject flags of text where the input is token ids.
+
+    Raises:
+        UserError: with each such flag.
+    """
+    tokens = [file.path for file in files if file.format == "tokens"]
+    names = FILTER_FLAGS + (TEXT_FLAGS if len(tokens) == len(files) else ())
+    changed = [name for name in names if getattr(arguments, name) != getattr(PreprocessArguments, name)]
+    if tokens:
+        raise_problems(
+            f"--{name}: {tokens[0]} has token ids, which are packed as they are; remove the flag, or pass the text"
+            for name in changed
+        )
+
+
+def flat_file_lines(files: Sequence[InputFile], origin: StoreSpec) -> Iterator[str]:
+    """How .bin files without an index are read."""
+    for file in files:
+        if file.format == "tokens":
+            line = reading_of_flat_file(Path(file.location), origin.token_rules.eos_token_id)
+            yield from () if line is None else (line,)
+
+
+def check_skipped(
+    slices: Sequence[SliceProgress], origin: StoreSpec, max_skipped_fraction: float, advice: str = ""
+) -> None:
     """Reject input with too many unreadable lines; blank lines and removed documents do not count."""
     counts = sum((Counter(made.skipped_lines) for made in slices), Counter())
     num_unreadable = sum(count for reason, count in counts.items() if reason not in CLEANED)
     num_lines = sum(made.num_documents for made in slices) + num_unreadable
     if num_unreadable > max_skipped_fraction * num_lines:
         counted = f"{num_unreadable:,} of {num_lines:,} lines are unreadable"
-        raise UserError(f"{_first_unreadable(slices)}; {counted}, {_remedy(max_skipped_fraction)}{advice}")
+        remedy = _remedy(slices, max_skipped_fraction)
+        raise UserError(f"{_first_unreadable(slices, origin.text_field)}; {counted}, {remedy}{advice}")
 
 
-def _remedy(max_skipped_fraction: float) -> str:
-    return (
-        f"more than --max_skipped_fraction {max_skipped_fraction}; fix them, use the right --text_field, or allow more"
-    )
+def _remedy(slices: Sequence[SliceProgress], max_skipped_fraction: float) -> str:
+    """What to do about the first unreadable line; allowing more is of use only where there are documents."""
+    first = _first_of(slices)
+    reason = None if first is None else first["reason"]
+    steps = ["fix them", *([REMEDIES[reason]] if reason in REMEDIES else [])]
+    if any(made.num_documents for made in slices):
+        steps.append("allow more")
+    steps[1:] = [f"or {step}" if step is steps[-1] else step for step in steps[1:]]
+    return f"more than --max_skipped_fraction {max_skipped_fraction}; {', '.join(steps)}"
 
 
 @dataclass
@@ -45,6 +101,7 @@ class EarlyCheck:
     `num_lines` and `num_bytes` have been read since the last document.
     """
 
+    origin: StoreSpec
     max_skipped_fraction: float
     num_lines: int = 0
     num_bytes: int = 0
@@ -53,7 +110,8 @@ class EarlyCheck:
         """Count a batch that was added to its slice.
 
         Raises:
-            UserError: when too many consecutive lines are not documents; blank lines count, removed documents do not.
+            NoDocumentError: when too many consecutive lines are not documents; blank lines count, removed documents do
+                not.
         """
         if len(batch.lengths):
             self.num_lines = self.num_bytes = 0
@@ -67,17 +125,45 @@ class EarlyCheck:
         num_lines = made.num_documents + sum(made.skipped_lines.values())
         if num_bad > self.max_skipped_fraction * num_lines:
             counted = f"{num_bad:,} of {num_lines:,} lines so far are not documents"
-            raise UserError(
+            raise NoDocumentError(
                 f"--data_files {batch.path}: no document in {self.num_lines:,} consecutive lines; "
-                f"{_first_unreadable([made])}; {counted}, {_remedy(self.max_skipped_fraction)}"
+                f"{_first_unreadable([made], self.origin.text_field)}; {counted}, "
+                f"{_remedy([made], self.max_skipped_fraction)}"
             )
 
 
-def _first_unreadable(slices: Sequence[SliceProgress]) -> str:
-    first = next((made.first_unreadable for made in slices if made.first_unreadable), None)
+def _first_of(slices: Sequence[SliceProgress]) -> dict[str, Any] | None:
+    return next((made.first_unreadable for made in slices if made.first_unreadable), None)
+
+
+def _first_unreadable(slices: Sequence[SliceProgress], text_field: str) -> str:
+    first = _first_of(slices)
     if first is None:
         return "they are blank"
-    return f"{first['file']}:{first['line']}: {first['reason'].replace('_', ' ')} ({first['first_bytes']!r})"
+    place, shown, reason = f"{first['file']}:{first['line']}", first["first_bytes"], first["reason"]
+    if reason == "no_text_field":
+        names = fields_shown(shown)
+        found = shown if shown.startswith("the columns are ") else f"the fields are: {', '.join(names)}"
+        escaped = repr(found)[1:-1]  # a name of a column can have control characters
+        return f"{place}: no field {text_field}; {escaped if names or found is shown else repr(shown)}"
+    return f"{place}: {reason.replace('_', ' ')} ({shown!r})"
+
+
+def fields_shown(beginning: str) -> list[str]:
+    """The names of the fields of a JSON object, as far as its `beginning` shows them, then `...` for those after it.
+
+    >>> fields_shown('{"id": 7, "meta": {"text": 1}, "content": "It is a trut')
+    ['id', 'meta', 'content', '...']
+    """
+    names: list[str] = []
+    place = 0
+    while found := NAME_OF_FIELD.match(beginning, place):
+        names.append(found[1])
+        try:
+            _, place = json.JSONDecoder().raw_decode(beginning, found.end())
+        except (ValueError, RecursionError):
+            return [*names, "..."]
+    return names if beginning[place:].strip() == "}" or not names else [*names, "..."]
 
 
 def empty_store_reason(slices: Sequence[SliceProgress], origin: StoreSpec) -> str | None:

@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.cli.progress import map_with_progress
 from pretraining.data.build.working_files import read_record, write_record
+from pretraining.data.input.files import InputFile
 from pretraining.data.input.filters import CleaningRules
-from pretraining.data.input.find import InputFile
+from pretraining.data.input.megatron_index import index_path
 from pretraining.data.store.manifest import SourceFile, StoreSpec
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError
@@ -47,18 +49,29 @@ def build_store_spec(
 
 
 def source_files(files: Sequence[InputFile], *, hashes_in: Path | None) -> list[SourceFile]:
-    """The input files with their SHA-256, computed by 2 GB/s per core.
+    """The input files with their SHA-256, computed by 2 GB/s per core; the index of token ids is a separate one.
 
-    A resumed run takes the hashes of files with the same size and modification time from `hashes_in`.
+    Every member of a zip archive has the archive's hash. A resumed run takes the hashes of files with the same size and
+    modification time from `hashes_in`.
     """
+    files = [part for file in files for part in (file, *_index_of(file))]
     known = _read_hashes(hashes_in) | {file.path: file.known_hash for file in files if file.known_hash}
-    keys = [file.path if file.known_hash else _hash_key(file) for file in files]
-    missing = {Path(file.path): file.num_bytes for file, key in zip(files, keys, strict=True) if key not in known}
-    found = dict(map_with_progress(sha256_of, list(missing.items()), "hashing the input"))
-    hashes = [known[key] if key in known else found[Path(file.path)] for file, key in zip(files, keys, strict=True)]
+    keys = [file.path if file.known_hash else _hash_key(Path(file.location)) for file in files]
+    paths = {Path(file.location) for file, key in zip(files, keys, strict=True) if key not in known}
+    missing = [(path, path.stat().st_size) for path in sorted(paths)]
+    found = dict(map_with_progress(sha256_of, missing, "hashing the input"))
+    hashes = [known[key] if key in known else found[Path(file.location)] for file, key in zip(files, keys, strict=True)]
     if hashes_in is not None:
         write_record(hashes_in, dict(zip(keys, hashes, strict=True)))
     return [SourceFile(f.path, f.source, f.num_bytes, sha256) for f, sha256 in zip(files, hashes, strict=True)]
+
+
+def _index_of(file: InputFile) -> list[InputFile]:
+    """The index of a file of token ids, if it has one; its name is then beside it."""
+    path = index_path(Path(file.path))
+    if file.format != "tokens" or not path.is_file():
+        return []
+    return [replace(file, path=str(path), location=str(path), num_bytes=path.stat().st_size)]
 
 
 def _read_hashes(path: Path | None) -> dict[str, str]:
@@ -73,5 +86,6 @@ def _read_hashes(path: Path | None) -> dict[str, str]:
         return {}
 
 
-def _hash_key(file: InputFile) -> str:
-    return f"{file.path} {file.num_bytes} {Path(file.path).stat().st_mtime_ns}"
+def _hash_key(path: Path) -> str:
+    status = path.stat()
+    return f"{path} {status.st_size} {status.st_mtime_ns}"

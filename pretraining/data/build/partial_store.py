@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretraining.data.build.progress import PROGRESS_NAME
+from pretraining.data.build.progress import PROGRESS_NAME, read_progress
 from pretraining.data.build.working_files import read_record, write_record
-from pretraining.data.input.find import InputFile
+from pretraining.data.input.files import InputFile
 from pretraining.data.input.slices import FileRange, cut_slices
 from pretraining.data.store.integrity import check_hashes
 from pretraining.data.store.manifest import (
@@ -33,7 +33,9 @@ SLICES_NAME = "slices.json"
 REFERENCE_ONLY_NAME = "reference_only"
 INPUT_HASHES_NAME = "input_hashes.json"
 DUPLICATES_NAME = "copies.npz"
-WORKING_FILES = (ORIGIN_NAME, SLICES_NAME, REFERENCE_ONLY_NAME, INPUT_HASHES_NAME, DUPLICATES_NAME)
+NO_DOCUMENT_NAME = "no_document"  # a process found none and ended the run
+FILES_OF_FLAGS = (SLICES_NAME, REFERENCE_ONLY_NAME, DUPLICATES_NAME, NO_DOCUMENT_NAME)
+WORKING_FILES = (ORIGIN_NAME, INPUT_HASHES_NAME, *FILES_OF_FLAGS)
 SLICES_DIR = "slices"
 KEYS_DIR = "keys"
 LAST_BLOCKS_DIR = "last_blocks"
@@ -108,12 +110,19 @@ class PartialStore:
         """Remove what was written, which would block other flags."""
         for name in WORKING_DIRS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in FILES_OF_FLAGS:
+            (self.folder / name).unlink(missing_ok=True)
         self._is_disposable = True
 
     def _has_results(self) -> bool:
         """Whether a section, the keys of a slice, or everything is finished."""
         finished = [*self.folder.glob(f"{SLICES_DIR}/*/{PROGRESS_NAME}"), *self.folder.glob(f"{KEYS_DIR}/*.npz")]
         return self.is_assembled or bool(finished)
+
+    def _has_no_document(self) -> bool:
+        """Whether a process ended the last run since it found no document, and no slice has any."""
+        made = map(read_progress, self.folder.glob(f"{SLICES_DIR}/*"))
+        return (self.folder / NO_DOCUMENT_NAME).exists() and not any(one and one.num_documents for one in made)
 
     def claim(self, origin: StoreSpec) -> bool:
         """Record `origin`; whether an earlier run started this store.
@@ -124,6 +133,9 @@ class PartialStore:
         if is_occupied(self.output_dir):
             raise UserError(f"--output_dir {self.output_dir}: another run finished this store; run the command again")
         path = self.folder / ORIGIN_NAME
+        if self._has_no_document():  # its flags were wrong, e.g. --text_field
+            self.discard()
+            path.unlink(missing_ok=True)
         if self.is_assembled:
             found = read_manifest(self.folder, flag="--output_dir").origin
         elif path.exists():

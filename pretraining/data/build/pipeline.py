@@ -10,12 +10,20 @@ from pathlib import Path
 from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.cli.progress import Progress
 from pretraining.data.build.assemble import assemble, forget_damaged_slices, publish
-from pretraining.data.build.checks import EarlyCheck, check_skipped, empty_store_reason, with_resume_hint
+from pretraining.data.build.checks import (
+    EarlyCheck,
+    NoDocumentError,
+    check_skipped,
+    empty_store_reason,
+    flat_file_lines,
+    with_resume_hint,
+)
 from pretraining.data.build.origin import build_store_spec, source_files
 from pretraining.data.build.partial_store import (
     DUPLICATES_NAME,
     INPUT_HASHES_NAME,
     KEYS_DIR,
+    NO_DOCUMENT_NAME,
     REFERENCE_ONLY_NAME,
     PartialStore,
     partial_dir,
@@ -27,8 +35,8 @@ from pretraining.data.build.slice_writer import SliceWriter
 from pretraining.data.encode.deduplicate import Duplicates, KeyExtractor, write_duplicates, write_keys
 from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, no_original, ordered_parallel_map
 from pretraining.data.encode.splits import SplitAssigner
+from pretraining.data.input.files import InputFile
 from pretraining.data.input.filters import TextFilter
-from pretraining.data.input.find import InputFile
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import FileRange, num_bytes_of
 from pretraining.data.store.integrity import check_hashes
@@ -62,6 +70,10 @@ class Work:
         """The progress of slice `number`."""
         return read_progress(slice_dir(self.folder, number))
 
+    def started_slices(self) -> list[SliceProgress]:
+        """The progress of the slices that have any."""
+        return [made for number in range(len(self.slices)) if (made := self.progress_of(number)) is not None]
+
 
 def make_block_store(
     arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer, ranks: Ranks
@@ -91,7 +103,13 @@ def make_block_store(
         rules = origin.cleaning
         finds_duplicates = rules.exact_duplicates or rules.near_duplicates is not None
         duplicates = find_duplicates(work, ranks) if finds_duplicates else None
-        make_slices(work, duplicates, ranks)
+        try:
+            make_slices(work, duplicates, ranks)
+        except NoDocumentError:
+            (work.folder / NO_DOCUMENT_NAME).touch()  # mpirun kills the first process, which then discards nothing
+            if store is not None and not any(made.num_documents for made in work.started_slices()):
+                store.discard()  # otherwise it would reject the right --text_field
+            raise
         return ranks.from_first(lambda: _finish(_opened(store), work))
 
 
@@ -143,7 +161,7 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progres
     progress.skip(made.num_file_bytes)
     batches = read_batches(work.files, work.slices[number], made.position, work.origin.reading_options)
     num_tokens_before = made.num_tokens
-    early_check = EarlyCheck(work.max_skipped_fraction)
+    early_check = EarlyCheck(work.origin, work.max_skipped_fraction)
     try:
         for batch in ordered_parallel_map(encoder.encode, batches, num_workers=work.num_workers):
             writer.add(batch)
@@ -164,6 +182,8 @@ def _begin(
     origin = build_store_spec(arguments, files, tokenizer, hashes_in=store.folder / INPUT_HASHES_NAME)
     if store.claim(origin):
         logger.info("resuming from %s", store.folder)
+    for line in flat_file_lines(files, origin):
+        logger.info(line)
     if not store.is_assembled:
         return origin, None
     check_hashes(store.folder, read_manifest(store.folder, flag="--output_dir"), flag="--output_dir")
@@ -193,12 +213,17 @@ def _unfinished_slices(work: Work) -> list[int]:
 
 
 def _finish(store: PartialStore, work: Work) -> Manifest:
-    slices = [made for number in range(len(work.slices)) if (made := work.progress_of(number)) is not None]
+    slices = work.started_slices()
     sources = source_files(work.files, hashes_in=store.folder / INPUT_HASHES_NAME)
     for then, now in zip(work.origin.sources, sources, strict=True):
         if then.sha256 != now.sha256:
             raise UserError(f"--data_files {now.path}: changed during reading; delete {work.folder} and start again")
-    check_skipped(slices, work.max_skipped_fraction, f"; after fixing the input, delete {work.folder} first")
+    if not any(made.num_documents for made in slices):  # it would reject the right --text_field
+        store.discard()
+        check_skipped(slices, work.origin, work.max_skipped_fraction)
+    check_skipped(
+        slices, work.origin, work.max_skipped_fraction, f"; after fixing the input, delete {work.folder} first"
+    )
     problem = empty_store_reason(slices, work.origin)
     if problem is not None:
         store.discard()

@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 
 from pretraining.data.encode.splits import SPLITS, SplitAssigner
+from pretraining.data.encode.token_documents import IdDecoder, join_ids
 from pretraining.data.input.documents import CleaningReason, Document, RawLine, ReadingOptions, SkippedLine, skipped
 from pretraining.data.input.filters import TextFilter
 from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch, parse_lines
@@ -81,7 +83,7 @@ class BatchEncoder:
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Parse, filter, split and encode the lines of `batch`."""
         rows = DocumentMetadata()
-        texts: list[str] = []
+        documents: list[Document] = []
         skipped_lines: list[SkippedLine] = []
         for raw, parsed in self.reader.lines(batch):
             copy = self.original_of(batch.file_number, raw.number)
@@ -90,9 +92,15 @@ class BatchEncoder:
             elif copy is not None:
                 skipped_lines.append(skipped(raw, copy[0], copy_of=copy[1]))
             else:
-                texts.append(parsed.text)
-                self._add_row(rows, parsed, batch.file.source or parsed.source or batch.file.default_source)
-        flat = self.tokenizer.encode(texts)
+                documents.append(parsed)
+        if batch.file.format == "tokens":
+            plain = join_ids(documents, bos_token_id=self.tokenizer.rules.bos_token_id)
+            texts, flat = self._decoder.texts(plain), self.tokenizer.surround(plain)
+        else:
+            texts = [document.text.encode("utf-8") for document in documents]
+            flat = self.tokenizer.encode([document.text for document in documents])
+        for document, text in zip(documents, texts, strict=True):
+            self._add_row(rows, document, text, batch.file.source or document.source or batch.file.default_source)
         return EncodedBatch(
             path=batch.file.path,
             rows=rows,
@@ -104,13 +112,16 @@ class BatchEncoder:
             num_bytes=sum(line.num_bytes for line in batch.lines),
         )
 
-    def _add_row(self, rows: DocumentMetadata, document: Document, source: str) -> None:
-        encoded = document.text.encode("utf-8")
+    @cached_property
+    def _decoder(self) -> IdDecoder:
+        return IdDecoder(self.tokenizer)
+
+    def _add_row(self, rows: DocumentMetadata, document: Document, text: bytes, source: str) -> None:
         rows.sources.append(source)
         rows.lines.append(document.line)
         rows.byte_offsets.append(document.byte_offset)
-        rows.num_text_bytes.append(len(encoded))
-        rows.splits.append(SPLITS.index(self.splits.split_of(encoded)))
+        rows.num_text_bytes.append(len(text))
+        rows.splits.append(SPLITS.index(self.splits.split_of(text)))
 
 
 def bounded_parallel_map(

@@ -1,1 +1,1 @@
-"""Read documents from files of every supported format and compression, in slices that processes share."""
+"""Read documents from files of every supported format, compression and tool, in slices that processes share."""

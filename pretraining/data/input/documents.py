@@ -1,6 +1,7 @@
 """Parse lines of the input: each becomes a `Document`, or a `SkippedLine` with its place and reason.
 
-A line is a JSON line, a row of a Parquet file, or the text of a plain text file (or of one of its paragraphs).
+A line is a JSON line, a row of a Parquet file, the text of a plain text file (or of one of its paragraphs), or a
+document of a file of token ids.
 """
 
 import json
@@ -8,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import orjson
+
+from pretraining.errors import UserError
 
 UnreadableReason = Literal[
     "invalid_utf8",
@@ -40,8 +44,8 @@ class RawLine:
     """A line as it was read: number (from 1), byte offset, number and offset after it, size, and content.
 
     Consecutive blank lines are one, with the content of the first. The content is bytes of JSON or text, a row of a
-    Parquet file, or None if the line is too large; then `head` has its first bytes. Offsets count decompressed bytes,
-    in Parquet rows.
+    Parquet file, token ids, or None if the line is too large; `head`, where it is set, is what a message shows of it.
+    Offsets count decompressed bytes, in Parquet rows. `is_item`: it is an item of a JSON list, and no line.
     """
 
     number: int
@@ -49,8 +53,9 @@ class RawLine:
     end_line: int
     end_offset: int
     num_bytes: int
-    content: bytes | Mapping[str, Any] | None
+    content: bytes | Mapping[str, Any] | np.ndarray | None
     head: bytes = b""
+    is_item: bool = False
 
     @property
     def memory_bytes(self) -> int:
@@ -60,12 +65,16 @@ class RawLine:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text record and its place: line (from 1) and byte offset of the line."""
+    """One text record and its place: line (from 1) and byte offset of the line.
+
+    One of a file of token ids has them as `ids`, and no text.
+    """
 
     text: str
     source: str | None
     line: int
     byte_offset: int
+    ids: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +95,21 @@ class SkippedLine:
 class ReadingOptions:
     """The largest line, the fields that hold a document's text and, where present, its source, and paragraphs.
 
-    `a.b` is field b of object a. `split_text_files`: blank lines divide plain text into documents.
+    `a.b` is field b of object a. `split_text_files`: blank lines divide plain text into documents. `whole_records`:
+    records have other fields than those two, and a JSON file may be a list. Of Parquet only the columns of complete
+    groups of `record_fields` are read, and of `more_fields`; all columns where no group is complete. The tokenizer's
+    `vocab_size` and `eos_token_id` are needed for files of token ids alone.
     """
 
     max_document_bytes: int
     text_field: str = "text"
     source_field: str = "source"
     split_text_files: bool = False
+    whole_records: bool = False
+    record_fields: tuple[tuple[str, ...], ...] = ()
+    more_fields: tuple[str, ...] = ()
+    vocab_size: int = 0
+    eos_token_id: int = 0
 
 
 def parse_json_line(raw: RawLine, options: ReadingOptions) -> Document | SkippedLine:
@@ -111,7 +128,7 @@ def parse_row(raw: RawLine, options: ReadingOptions) -> Document | SkippedLine:
     """Parse a row of a Parquet file; bytes are a row that is not UTF-8."""
     if isinstance(raw.content, bytes):
         return skipped(raw, "invalid_utf8")
-    assert raw.content is not None
+    assert isinstance(raw.content, Mapping)
     return _document_of(raw, raw.content, options)
 
 
@@ -126,13 +143,33 @@ def parse_text(raw: RawLine, options: ReadingOptions) -> Document | SkippedLine:
     return _checked(raw, text, None)
 
 
+def parse_ids(raw: RawLine, options: ReadingOptions) -> Document | SkippedLine:
+    """Take the ids of a document without the EOS at its end, which every document gets.
+
+    Raises:
+        UserError: when the tokenizer does not have one of them, so another one made them.
+    """
+    ids = raw.content
+    assert isinstance(ids, np.ndarray)
+    ids = ids[:-1] if len(ids) and ids[-1] == options.eos_token_id else ids
+    if not len(ids):
+        return skipped(raw, "empty_text")
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0 or highest >= options.vocab_size:
+        raise UserError(
+            f"document {raw.number:,} has the token id {highest if lowest >= 0 else lowest}, and the tokenizer 0 to "
+            f"{options.vocab_size - 1:,}; use the --tokenizer that made the file"
+        )
+    return Document("", None, raw.number, raw.byte_offset, ids)
+
+
 def skipped(raw: RawLine, reason: SkipReason, *, copy_of: str | None = None) -> SkippedLine:
     """`raw` as a skipped line."""
     shown = (raw.head or _bytes_of(raw.content))[:SHOWN_BYTES].decode("utf-8", errors="backslashreplace").rstrip("\r\n")
     return SkippedLine(raw.number, reason, shown, copy_of)
 
 
-def _bytes_of(content: bytes | Mapping[str, Any] | None) -> bytes:
+def _bytes_of(content: bytes | Mapping[str, Any] | np.ndarray | None) -> bytes:
     if isinstance(content, bytes):
         return content[:SHOWN_BYTES]
     return str(content).encode("utf-8", errors="backslashreplace")
@@ -160,10 +197,18 @@ def _document_of(raw: RawLine, record: Mapping[str, Any], options: ReadingOption
         return skipped(raw, "no_text_field")
     if text is None:
         return skipped(raw, "text_is_null")
+    try:
+        text, source = (_decoded(value) for value in (text, field_of(record, options.source_field)[1]))
+    except UnicodeDecodeError:
+        return skipped(raw, "invalid_utf8")
     if not isinstance(text, str):
         return skipped(raw, "text_not_a_string")
-    source = field_of(record, options.source_field)[1]
     return _checked(raw, text, source if isinstance(source, str) and has_utf8(source) else None)
+
+
+def _decoded(value: Any) -> Any:
+    """Text of a binary column, as fastparquet writes it; any other value as it is."""
+    return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
 def _checked(raw: RawLine, text: str, source: str | None) -> Document | SkippedLine:

@@ -1,66 +1,36 @@
-"""Find the input files of --data_files: paths, folders, globs and data sets of the Hub, with or without a source."""
+"""Find the input files of --data_files: paths, folders, globs, zip archives and data sets of the Hub."""
 
 import glob
 import logging
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from pretraining.data.input.documents import has_utf8
-from pretraining.errors import raise_problems
+from pretraining.data.input.files import (
+    HUB_SCHEME,
+    READ_SUFFIXES,
+    InputFile,
+    archive_of,
+    files_at,
+    is_read_in_folders,
+    warn_of_others,
+)
+from pretraining.data.input.megatron_index import is_index
+from pretraining.errors import UserError, raise_problems
 
 logger = logging.getLogger(__name__)
 
-Format = Literal["jsonl", "parquet", "text"]
-Compression = Literal["gzip", "zstd", "xz"]
-FORMATS: dict[str, Format] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
-COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".xz": "xz"}
-HUB_SCHEME = "hf://"
 NAMED_SOURCE = re.compile(r"([\w-]+)=(.+)")
 
 
-@dataclass(frozen=True)
-class InputFile:
-    """One file of the input.
-
-    `source` is the name from --data_files NAME=FILES; None if its records or its file name decide. `path` is recorded;
-    the file is read at `location`, which differs for files of the Hub, whose hash is known as well.
-    """
-
-    path: str
-    source: str | None
-    format: Format
-    compression: Compression | None
-    num_bytes: int
-    location: str
-    known_hash: str | None = None
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether it is streamed from the Hub."""
-        return self.location.startswith(HUB_SCHEME)
-
-    @property
-    def default_source(self) -> str:
-        """The source of documents without one: the file's name up to its first dot."""
-        return self.source or Path(self.path).name.split(".")[0]
-
-
 def find_inputs(
-    data_files: Sequence[str], *, streaming: bool = False, output_dir: Path | None = None
+    data_files: Sequence[str], *, streaming: bool = False, output_dir: Path | None = None, takes_tokens: bool = False
 ) -> list[InputFile]:
-    """The files of `--data_files` in its order; those of a folder or glob sorted by name.
+    """The files of `--data_files` in its order; those of a folder, glob or zip archive sorted by name.
 
     Files of the Hub are downloaded, or streamed if `streaming`. `output_dir` must not be inside an input folder.
+    `takes_tokens`: files of token ids are input, too.
 
     Raises:
         UserError: all problems at once: words that match no file, and files that are empty, unreadable or named twice.
@@ -72,7 +42,10 @@ def find_inputs(
             files += _files_of(word, streaming, problems)
         except OSError as error:
             problems.append(f"--data_files {error.filename or word}: cannot be read ({error.strerror}); check the path")
-    problems += _repeated(files)
+    problems += [*_repeated(files), *_unpacked(files)]
+    if not takes_tokens:
+        tokens = (file.path for file in files if file.format == "tokens")
+        problems += [f"--data_files {path}: has token ids, this program reads text; pass the text" for path in tokens]
     if output_dir is not None:
         problems += [
             f"--output_dir {output_dir}: is in {word}, whose files are the input; choose a folder outside of it"
@@ -96,19 +69,29 @@ def _repeated(files: Sequence[InputFile]) -> list[str]:
     places: dict[str, str] = {}
     problems = []
     for file in files:
-        place = file.location if file.is_remote else os.path.realpath(file.location)
+        place = (file.location if file.is_remote else os.path.realpath(file.location)) + f"/{file.member or ''}"
         if place in places:
             problems.append(f"--data_files {file.path}: is named twice (as {places[place]}); name it once")
         places[place] = file.path
     return problems
 
 
-def input_file(
-    path: str, source: str | None, *, num_bytes: int, location: str, known_hash: str | None = None
-) -> InputFile:
-    """A file with the format and compression of its name; JSON lines if the name has neither."""
-    suffix, compression = _suffixes(Path(path))
-    return InputFile(path, source, FORMATS.get(suffix, "jsonl"), compression, num_bytes, location, known_hash)
+def _unpacked(files: Sequence[InputFile]) -> list[str]:
+    """Problems of archives that are beside what was unpacked from them: a file of this name and size."""
+    plain = {os.path.realpath(file.location): file for file in files if not (file.member or file.is_remote)}
+    problems = []
+    for file in files:
+        if file.member is None:
+            continue
+        archive = Path(file.location)
+        for folder in (archive.parent, archive.with_suffix("")):
+            other = plain.get(os.path.realpath(folder / file.member))
+            if other is not None and other.num_bytes == file.num_bytes:
+                problems.append(
+                    f"--data_files {file.path}: is unpacked beside its archive, as {other.path}, and would be read "
+                    "twice; move the archive or the unpacked files elsewhere"
+                )
+    return problems
 
 
 def _files_of(word: str, streaming: bool, problems: list[str]) -> list[InputFile]:
@@ -121,12 +104,11 @@ def _files_of(word: str, streaming: bool, problems: list[str]) -> list[InputFile
         return hub_files(pattern, source, streaming=streaming)
     files = []
     for path in _paths_of(pattern, problems):
-        problem = _file_problem(path, may_be_empty=str(path) != pattern)
-        if problem:
+        try:
+            files += files_at(path, source, may_be_empty=str(path) != pattern)
+        except UserError as error:
             shown = str(path).encode("utf-8", errors="backslashreplace").decode()
-            problems.append(f"--data_files {shown}: {problem}")
-        else:
-            files.append(input_file(str(path), source, num_bytes=path.stat().st_size, location=str(path)))
+            problems.append(f"--data_files {shown}: {error}")
     return files
 
 
@@ -135,14 +117,24 @@ def _paths_of(pattern: str, problems: list[str]) -> list[Path]:
     if path.is_dir():
         found = _files_below(path)
         if not found:
-            problems.append(f"--data_files {path}: the folder has no {', '.join(FORMATS)} file")
+            problems.append(f"--data_files {path}: {_empty_folder_problem(path)}")
         return found
-    if path.exists() or not glob.has_magic(pattern):
+    if path.exists() or archive_of(path) is not None or not glob.has_magic(pattern):
         return [path]
-    found = [match for match in _matches(pattern) if match.is_file()]
+    found = [match for match in _matches(pattern) if match.is_file() and not is_index(match)]
     if not found:
         problems.append(f"--data_files {pattern}: no file matches; check the pattern")
     return found
+
+
+def _empty_folder_problem(folder: Path) -> str:
+    token_file = min(folder.rglob("*.bin"), default=None)
+    if token_file is None:
+        return f"the folder has no {', '.join(READ_SUFFIXES)} file"
+    return (
+        f"of .bin files in a folder only those with an index (.idx) are read, and no other file is there; to read the "
+        f"others name them, e.g. {token_file.parent}/*.bin"
+    )
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -161,27 +153,9 @@ def _files_below(folder: Path) -> list[Path]:
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in seen]
         seen.update(os.path.realpath(Path(place, name)) for name in folders)  # a link may lead back to its folder
-        known = [name for name in names if _suffixes(Path(name))[0] in FORMATS]
-        num_others += len(names) - len(known)
-        found += [Path(place, name) for name in known]
-    if num_others:
-        logger.warning("%s: %s files of other formats in it are not read", folder, f"{num_others:,}")
+        paths = [Path(place, name) for name in names if not is_index(Path(place, name))]
+        known = [path for path in paths if is_read_in_folders(path)]
+        num_others += len(paths) - len(known)
+        found += known
+    warn_of_others(folder, num_others)
     return sorted(found)
-
-
-def _suffixes(path: Path) -> tuple[str, Compression | None]:
-    """The suffix of a file's format, and its compression."""
-    compression = COMPRESSIONS.get(path.suffix.lower())
-    inner = path.with_suffix("") if compression else path
-    return inner.suffix.lower(), compression
-
-
-def _file_problem(path: Path, *, may_be_empty: bool) -> str | None:
-    if not path.exists():
-        return "file not found; check the path"
-    if not path.is_file():
-        return "not a regular file; name the files in it"
-    if not has_utf8(str(path)):
-        return "the file name is not UTF-8; rename it"
-    with path.open("rb") as file:
-        return None if file.read(1) or may_be_empty else "is empty; use a file with documents"

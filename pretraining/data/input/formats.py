@@ -3,24 +3,21 @@
 A line larger than `max_document_bytes` is read to its end and comes without content, so memory is bounded.
 """
 
-import gzip
 import io
 import itertools
-import lzma
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-
-from pretraining.data.input.documents import SHOWN_BYTES, ExpandsTooFarError, RawLine, ReadingOptions
-from pretraining.data.input.find import Compression, InputFile
+from pretraining.data.input.compressed import DECOMPRESSORS, open_member
+from pretraining.data.input.documents import SHOWN_BYTES, RawLine, ReadingOptions
+from pretraining.data.input.files import InputFile
+from pretraining.data.input.json_list import begins_list, list_items
 from pretraining.data.input.parquet_rows import ParquetRows
+from pretraining.data.input.token_files import read_token_documents
 
 READ_BUFFER_BYTES = 4 << 20  # lines of a 4 MB buffer parse 25 % faster than of the default 8 KB one
 BLANK_BYTES = 1 << 20  # consecutive blank lines up to this size come as one line
-XZ_READ_BYTES = 1 << 16  # copied for each stream that ends in it; a stream can have 32 bytes
-MAX_XZ_BYTES = 256 << 20  # xz -9 takes 65 MB; a header may ask for 4 GB
 
 
 def open_file(file: InputFile) -> BinaryIO:
@@ -29,6 +26,8 @@ def open_file(file: InputFile) -> BinaryIO:
         from pretraining.data.input.hub import open_hub_file  # the Hub's client takes a moment to import
 
         return open_hub_file(file.location)
+    if file.member is not None:
+        return open_member(Path(file.location), file.member)
     return Path(file.location).open("rb", buffering=0)
 
 
@@ -43,9 +42,16 @@ def open_lines(
         rows = ParquetRows(raw, options)
         num_rows = max(1, rows.num_rows)
         return rows.after(offset), lambda line: file.num_bytes * (line.end_offset - offset) // num_rows
+    if file.format == "tokens":
+        documents = read_token_documents(
+            Path(file.location), raw, options, offset=offset, number=num_lines_before, end=end
+        )
+        return documents, lambda line: line.end_offset - offset
     stream = _skip_to(_decompressed(file, raw), offset)
     if file.format == "text" and not options.split_text_files:
         lines = _whole_text(stream, offset, num_lines_before, options.max_document_bytes)
+    elif file.format == "jsonl" and options.whole_records and begins_list(stream):
+        lines = list_items(stream, options.max_document_bytes)
     else:
         lines = _lines(stream, offset, num_lines_before, end, options.max_document_bytes)
     if file.format == "text" and options.split_text_files:
@@ -160,61 +166,3 @@ def _joined(lines: Iterator[RawLine], max_bytes: int) -> RawLine:
     content = None if num_bytes > max_bytes else bytes(joined)
     size = last.end_offset - first.byte_offset
     return RawLine(first.number, first.byte_offset, last.end_line, last.end_offset, size, content, head)
-
-
-class XzReader(io.RawIOBase):
-    """The decompressed bytes of an xz file of one or more streams, from its current position, in bounded memory.
-
-    The standard library's LZMAFile takes a damaged second stream for the end of the file, and has no memory limit.
-
-    Raises:
-        EOFError: when a stream is cut off.
-        lzma.LZMAError: when one is damaged.
-        ExpandsTooFarError: when one takes too much memory.
-    """
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self._stream = lzma.LZMADecompressor(memlimit=MAX_XZ_BYTES)
-        self._at_end = False
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read up to `len(buffer)` bytes; 0 at the end."""
-        content = b""
-        while not content and not self._at_end:
-            content = self._read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-    def _read(self, max_bytes: int) -> bytes:
-        if self._stream.eof:
-            rest = self._stream.unused_data.lstrip(b"\0")  # streams may be padded with zeros
-            while not rest and (more := self._raw.read(XZ_READ_BYTES)):
-                rest = more.lstrip(b"\0")
-            self._at_end = not rest
-            self._stream = lzma.LZMADecompressor(memlimit=MAX_XZ_BYTES)
-            return self._decompressed(rest, max_bytes) if rest else b""
-        compressed = self._raw.read(XZ_READ_BYTES) if self._stream.needs_input else b""
-        if self._stream.needs_input and not compressed:
-            raise EOFError("the file ended before its end-of-stream marker")
-        return self._decompressed(compressed, max_bytes)
-
-    def _decompressed(self, compressed: bytes, max_bytes: int) -> bytes:
-        try:
-            return self._stream.decompress(compressed, max_bytes)
-        except lzma.LZMAError as error:
-            if "Memory usage limit" in str(error):
-                raise ExpandsTooFarError(f"takes more than {MAX_XZ_BYTES >> 20} MB to decompress") from None
-            raise
-
-
-DECOMPRESSORS: dict[Compression, Callable[[BinaryIO], Any]] = {
-    "gzip": lambda raw: gzip.GzipFile(fileobj=raw),
-    "xz": XzReader,
-    # Of the readers for zstd, pyarrow's reports a truncated file, and reads all frames.
-    "zstd": lambda raw: pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"),
-}

@@ -15,12 +15,15 @@ from huggingface_hub import HfApi, HfFileSystem, RepoFile, hf_hub_download
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
 from pretraining.cli.arguments.preprocess import HUB_ID
-from pretraining.data.input.find import HUB_SCHEME, InputFile, input_file
-from pretraining.errors import UserError
+from pretraining.data.input.files import ARCHIVE, HUB_SCHEME, InputFile, input_file
+from pretraining.errors import UserError, raise_problems
 from pretraining.hub.retry import HUB_ERRORS, read_problem
 
 # hf://USER/NAME, then /CONFIG, @REVISION and :SPLIT where they are not the default
 HUB_WORD = re.compile(rf"{HUB_SCHEME}({HUB_ID.pattern})(?:/([\w.-]+))?(?:@([\w./-]+))?(?::([\w.-]+))?")
+
+EXPORT_REVISION = "refs/convert/parquet"
+EXPORTED_FILE = re.compile(r"(?P<config>[^/]+)/(?P<split>[^/]+)/\d+\.parquet")
 
 
 def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFile]:
@@ -34,17 +37,57 @@ def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFi
         raise UserError(f"--data_files {word}: not of the form hf://USER/NAME/CONFIG@REVISION:SPLIT")
     repo_id, config, revision, split = match.groups()
     try:
-        commit = HfApi().dataset_info(repo_id, revision=revision).sha  # `datasets` would hide why the Hub refuses
-        with _away_from(Path(repo_id)):
-            builder = datasets.load_dataset_builder(repo_id, config, revision=commit)
-        splits = {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
+        splits = _splits_of(repo_id, config, revision)
         if (split or "train") not in splits:
             raise UserError(f"--data_files {word}: has no split {split or 'train'}; use one of {', '.join(splits)}")
-        return [_hub_file(url, source, streaming) for url in splits[split or "train"]]
+        files = [_hub_file(url, source, streaming) for url in splits[split or "train"]]
     except UserError:
         raise
     except HUB_ERRORS as error:
         raise UserError(f"--data_files {word}: {read_problem(error)}") from None
+    raise_problems(
+        f"--data_files {file.path}: is read only from a disk; download it, and pass its path"
+        for file in files
+        if file.format == "tokens" or file.path.endswith(ARCHIVE)
+    )
+    return files
+
+
+def _splits_of(repo_id: str, config: str | None, revision: str | None) -> dict[str, list[str]]:
+    """The files of each split."""
+    info = HfApi().dataset_info(repo_id, revision=revision)  # `datasets` would hide why the Hub refuses
+    if any(file.rfilename == f"{Path(repo_id).name}.py" for file in info.siblings or ()):
+        if revision is not None:
+            raise UserError(
+                f"--data_files {HUB_SCHEME}{repo_id}@{revision}: the data set is a script, of which the Hub keeps only "
+                "the newest result; leave out @REVISION (the store records the commit)"
+            )
+        return _exported_splits(repo_id, config)
+    with _away_from(Path(repo_id)):
+        builder = datasets.load_dataset_builder(repo_id, config, revision=info.sha)
+    return {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
+
+
+def _exported_splits(repo_id: str, config: str | None) -> dict[str, list[str]]:
+    """The files of each split of a data set that is a script, which `datasets` no longer runs.
+
+    The Hub has run such scripts itself, and keeps what they made as Parquet files CONFIG/SPLIT/0000.parquet.
+    """
+    commit = HfApi().dataset_info(repo_id, revision=EXPORT_REVISION).sha
+    names = HfApi().list_repo_files(repo_id, repo_type="dataset", revision=EXPORT_REVISION)
+    found = [match for match in map(EXPORTED_FILE.fullmatch, sorted(names)) if match is not None]
+    configs = sorted({match["config"] for match in found})
+    chosen = config or next((name for name in ("default", Path(repo_id).name) if name in configs), None)
+    if chosen not in configs:
+        raise UserError(
+            f"--data_files {HUB_SCHEME}{repo_id}: has no config {chosen or 'by default'}; use one of "
+            f"{', '.join(configs)}, e.g. {HUB_SCHEME}{repo_id}/{configs[0] if configs else 'CONFIG'}"
+        )
+    splits: dict[str, list[str]] = {}
+    for match in found:
+        if match["config"] == chosen:
+            splits.setdefault(match["split"], []).append(f"hf://datasets/{repo_id}@{commit}/{match.string}")
+    return splits
 
 
 @contextlib.contextmanager

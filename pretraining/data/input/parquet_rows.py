@@ -6,7 +6,7 @@ in the page's header.
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -22,6 +22,8 @@ ROW_OVERHEAD_BYTES = 1024  # offsets and validity of its columns
 MAX_EXPANSION = 100
 HARMLESS_BYTES = 128 << 20
 HEADER_BYTES = 32  # its first three numbers take 18 at most
+
+TEXT_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 Row = Mapping[str, Any] | bytes | None  # bytes: not UTF-8; None: too large
 
@@ -42,9 +44,11 @@ class ParquetRows:
         self._text_field = options.text_field
         self._max_bytes = options.max_document_bytes
         self.num_rows = self._parquet.metadata.num_rows
-        fields = {options.text_field, options.source_field}
-        roots = {name.split(".")[0] for name in fields} | fields
-        self._columns = [name for name in self._parquet.schema_arrow.names if name in roots]
+        names = self._parquet.schema_arrow.names
+        self._columns = _columns_to_read(names, options)
+        self._has_whole_records = options.whole_records
+        has_text = bool({options.text_field, options.text_field.split(".")[0]} & set(names))
+        self._shown = b"" if has_text or options.whole_records else f"the columns are {', '.join(names)}".encode()
 
     def after(self, first_row: int) -> Iterator[RawLine]:
         """The rows from number `first_row` (from 0) on."""
@@ -92,8 +96,8 @@ class ParquetRows:
 
     def _records(self, batch: pa.RecordBatch) -> Iterator[tuple[Row, bytes]]:
         """Each row; of one that is too large None and its first bytes."""
-        if not self._columns:
-            yield from (({}, b"") for _ in range(batch.num_rows))
+        if self._shown:
+            yield from (({}, self._shown) for _ in range(batch.num_rows))
         elif batch.nbytes <= self._max_bytes:
             yield from ((row, b"") for row in _pylist(batch))
         else:
@@ -106,10 +110,29 @@ class ParquetRows:
 
     def _line(self, number: int, record: Row, head: bytes) -> RawLine:
         text = field_of(record, self._text_field)[1] if isinstance(record, Mapping) else None
-        num_bytes = len(text.encode("utf-8", errors="surrogatepass")) if isinstance(text, str) else 16
+        text = str(record) if self._has_whole_records and record is not None else text
+        text = text.encode("utf-8", errors="surrogatepass") if isinstance(text, str) else text
+        num_bytes = len(text) if isinstance(text, bytes) else 16
         if num_bytes > self._max_bytes:
             record, head = None, str(record)[:SHOWN_BYTES].encode("utf-8", errors="backslashreplace")
         return RawLine(number, number - 1, number, number, num_bytes, record, head)
+
+
+def _columns_to_read(names: Sequence[str], options: ReadingOptions) -> list[str]:
+    """The columns with the fields of documents, or of records; all where the fields of records are not there."""
+    fields = {options.text_field, options.source_field}
+    if options.whole_records:
+        complete = [group for group in options.record_fields if all(_roots({name}) & set(names) for name in group)]
+        fields = {name for group in complete for name in group} | set(options.more_fields)
+        if not complete:
+            return list(names)
+    roots = _roots(fields)
+    return [name for name in names if name in roots]
+
+
+def _roots(fields: Set[str]) -> set[str]:
+    """The columns that may have the fields, of which `a.b` may be in column a."""
+    return {name.split(".")[0] for name in fields} | set(fields)
 
 
 def uncompressed_page_bytes(header: bytes) -> int:
@@ -161,6 +184,6 @@ def _plain(column_type: pa.DataType) -> pa.DataType:
 def _head(row: pa.RecordBatch) -> bytes:
     """The first bytes of the first text in a row."""
     for column in row.columns:
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        if any(is_kind(column.type) for is_kind in TEXT_KINDS):
             return pc.binary_slice(column.cast(pa.large_binary()), 0, SHOWN_BYTES)[0].as_py() or b""
     return b""

@@ -6,6 +6,7 @@ a reader that resumes after a batch gives the same batches.
 
 import gzip
 import lzma
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,20 +19,22 @@ from pretraining.data.input.documents import (
     RawLine,
     ReadingOptions,
     SkippedLine,
+    parse_ids,
     parse_json_line,
     parse_row,
     parse_text,
     skipped,
 )
-from pretraining.data.input.find import InputFile
+from pretraining.data.input.files import InputFile
 from pretraining.data.input.formats import open_file, open_lines
 from pretraining.data.input.slices import FileRange, cut_slices
 from pretraining.errors import UserError
 
 BATCH_BYTES = 2 << 20  # part of the format: where a shard ends depends on it
 ENOUGH_LINES = 1 << 22  # consecutive lines without a document: 20 s of work; a decompression bomb can take days
-PARSERS = {"jsonl": parse_json_line, "parquet": parse_row, "text": parse_text}
-DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
+PARSERS = {"jsonl": parse_json_line, "parquet": parse_row, "text": parse_text, "tokens": parse_ids}
+UNITS = {"parquet": "row", "tokens": "document"}
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, pa.ArrowException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,17 @@ def read_batches(
 
 
 def parse_lines(batch: RawBatch, options: ReadingOptions) -> Iterator[tuple[RawLine, Document | SkippedLine]]:
-    """Parse each line of the batch."""
+    """Parse each line of the batch.
+
+    Raises:
+        UserError: when a file of token ids was made with another tokenizer.
+    """
     parse = PARSERS[batch.file.format]
-    for raw in batch.lines:
-        yield raw, skipped(raw, "too_large") if raw.content is None else parse(raw, options)
+    try:
+        for raw in batch.lines:
+            yield raw, skipped(raw, "too_large") if raw.content is None else parse(raw, options)
+    except UserError as error:
+        raise UserError(f"--data_files {batch.file.path}: {error}") from None
 
 
 def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Iterator[Document | SkippedLine]:
@@ -130,7 +140,7 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
 def _problem(file: InputFile, position: Position, error: Exception) -> str | None:
     """What is wrong with the input; None if the error has another cause."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    unit = "row" if file.format == "parquet" else "line"
+    unit = UNITS.get(file.format, "line")
     place = f"after {unit} {position.num_lines:,}"
     if isinstance(error, ExpandsTooFarError) or "too much memory" in reason:  # zstd, of a window > 128 MB
         return f"reading stopped {place}: it expands more than text does ({reason}); compress it again, or remove it"

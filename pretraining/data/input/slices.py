@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pretraining.data.input.find import InputFile
+from pretraining.data.input.files import InputFile
+from pretraining.data.input.token_files import cut_token_file
 
 SCAN_BYTES = 4 << 20
 
@@ -27,17 +28,19 @@ class FileRange:
 def cut_slices(files: Sequence[InputFile], num_slices: int) -> list[list[FileRange]]:
     """The ranges of each slice, all of about the same number of bytes.
 
-    A plain JSONL file is cut between two lines; any other file belongs completely to the slice in which it begins.
+    A plain JSONL file is cut between two lines, a file of token ids with an index between two documents; any other file
+    belongs completely to the slice in which it begins.
     """
     total = max(1, sum(file.num_bytes for file in files))
     slices: list[list[FileRange]] = [[] for _ in range(num_slices)]
     offset = 0
     for number, file in enumerate(files):
         first_slice = min(offset * num_slices // total, num_slices - 1)  # an empty file may be the last
-        if file.format == "jsonl" and file.compression is None and not file.is_remote:  # read from any line on
+        if file.is_divisible:
             last_slice = max(first_slice, (offset + file.num_bytes - 1) * num_slices // total)
             cuts = [-(-k * total // num_slices) - offset for k in range(first_slice + 1, last_slice + 1)]
-            for slice_number, file_range in zip(itertools.count(first_slice), _cut_file(number, file, cuts)):
+            parts = _cut_tokens(number, file, cuts) if file.format == "tokens" else _cut_file(number, file, cuts)
+            for slice_number, file_range in zip(itertools.count(first_slice), parts):
                 if file_range.end is None or file_range.end > file_range.start:
                     slices[slice_number].append(file_range)
         else:
@@ -50,6 +53,11 @@ def num_bytes_of(files: Sequence[InputFile], ranges: Sequence[FileRange]) -> int
     """Bytes of the ranges in their files."""
     ends = [files[part.file_number].num_bytes if part.end is None else part.end for part in ranges]
     return sum(end - part.start for end, part in zip(ends, ranges, strict=True))
+
+
+def _cut_tokens(number: int, file: InputFile, cuts: Sequence[int]) -> Iterator[FileRange]:
+    for start, end, first_document in cut_token_file(Path(file.location), cuts):
+        yield FileRange(number, start, end, first_document)
 
 
 def _cut_file(number: int, file: InputFile, cuts: Sequence[int]) -> Iterator[FileRange]:

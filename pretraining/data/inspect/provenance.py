@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretraining.data.encode.splits import Split
+from pretraining.data.encode.token_documents import join_ids
 from pretraining.data.input.documents import Document
-from pretraining.data.input.find import find_inputs
+from pretraining.data.input.files import find_file
 from pretraining.data.input.reading import parse_lines, read_batches
 from pretraining.data.input.slices import FileRange
 from pretraining.data.store.integrity import shard_file
@@ -187,32 +188,40 @@ class BlockProvenance:
         self._document_ids = _numbers(self._documents["document_id"].combine_chunks())
 
 
-def read_source_text(place: DocumentLocation, origin: StoreSpec) -> str:
-    """The text at the document's line of its file; a compressed file is decompressed up to there.
+def read_source(place: DocumentLocation, origin: StoreSpec) -> Document:
+    """The document at its line of its file; a compressed file is decompressed up to there.
 
     Raises:
-        UserError: when the file is missing, or is not the one that was preprocessed.
+        UserError: when the file is missing, is not the one that was preprocessed, or has conversations.
     """
-    path = Path(place.file)
-    if not path.is_file():
-        raise UserError(f"{path}: not found (the path is as preprocess.py was given it); the text is in the blocks")
-    num_bytes = next(source.num_bytes for source in origin.sources if source.path == place.file)
-    if path.stat().st_size != num_bytes:
-        raise UserError(f"{path}: has changed, from {num_bytes:,} bytes to {path.stat().st_size:,}")
+    path = place.file
+    if origin.chat_template is not None:
+        raise UserError(f"{path}:{place.line}: is a conversation; the chat template made its tokens")
+    try:
+        file = find_file(path)
+    except UserError as error:
+        reason = "not found (the path is as preprocess.py was given it)" if "not found" in str(error) else str(error)
+        raise UserError(f"{path}: {reason}; the text is in the blocks") from None
+    num_bytes = next(source.num_bytes for source in origin.sources if source.path == path)
+    if file.num_bytes != num_bytes:
+        raise UserError(f"{path}: has changed, from {num_bytes:,} bytes to {file.num_bytes:,}")
     options = origin.reading_options
     rest = [FileRange(file_number=0, start=place.byte_offset, end=None, first_line=place.line)]
-    batch = next(read_batches(find_inputs([place.file]), rest, None, options), None)
+    batch = next(read_batches([file], rest, None, options), None)
     _, parsed = next(parse_lines(batch, options)) if batch else (None, None)
     if not isinstance(parsed, Document):
         raise UserError(f"{path}:{place.line}: has changed, the line is not a document now")
-    return parsed.text
+    return parsed
 
 
 def has_ids(
-    text: str, tokenizer: DocumentTokenizer, *, piece: Piece, block_ids: np.ndarray, num_document_tokens: int
+    source: Document, tokenizer: DocumentTokenizer, *, piece: Piece, block_ids: np.ndarray, num_document_tokens: int
 ) -> bool:
-    """Whether `text` has as many tokens as its document, and those of the piece are where `block_ids` has them."""
-    ids = tokenizer.encode([text]).ids
+    """Whether `source` has as many tokens as its document, and those of the piece are where `block_ids` has them."""
+    if source.ids is None:
+        ids = tokenizer.encode([source.text]).ids
+    else:
+        ids = tokenizer.surround(join_ids([source], bos_token_id=tokenizer.rules.bos_token_id)).ids
     expected = ids[piece.num_tokens_before : piece.num_tokens_before + piece.num_tokens]
     found = block_ids[piece.start : piece.start + piece.num_tokens]
     return len(ids) == num_document_tokens and np.array_equal(expected, found)

@@ -62,7 +62,14 @@ class StoreSpec:
     @property
     def reading_options(self) -> ReadingOptions:
         """How the sources are read."""
-        return ReadingOptions(self.max_document_bytes, self.text_field, self.source_field, self.split_text_files)
+        return ReadingOptions(
+            self.max_document_bytes,
+            self.text_field,
+            self.source_field,
+            self.split_text_files,
+            vocab_size=self.tokenizer.vocab_size,
+            eos_token_id=self.token_rules.eos_token_id,
+        )
 
     @property
     def dtype(self) -> str:
@@ -84,7 +91,7 @@ class SplitContents:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of manifest.json."""
+    """The content of manifest.json; `conversations` counts those of each format, in a store of conversations."""
 
     origin: StoreSpec
     dtype: str
@@ -93,6 +100,7 @@ class Manifest:
     skipped_lines: dict[str, int]
     splits: dict[str, SplitContents]
     documents: list[Shard]
+    conversations: dict[str, int] | None = None
 
     @property
     def shards(self) -> list[Shard]:
@@ -119,7 +127,9 @@ class Manifest:
         origin, splits = self.origin, self.splits.values()
         tokenizer, rules = origin.tokenizer, origin.token_rules
         ids = [rules.eos_token_id, rules.bos_token_id or 0, *tokenizer.canary_ids]
+        by_format = self.conversations
         checks = {
+            "conversations do not add up": by_format is None or sum(by_format.values()) == self.num_documents,
             "lines do not add up": self.num_lines == self.num_documents + sum(self.skipped_lines.values()),
             "rows of documents do not add up": (self.num_documents == sum(shard.num_rows for shard in self.documents)),
             "documents do not add up": self.num_documents == sum(split.num_documents for split in splits),
@@ -145,6 +155,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write manifest.json into `folder`."""
         content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        if self.conversations is None:
+            content.pop("conversations")  # keeps the bytes of block stores of text
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         write_atomically(folder / MANIFEST_NAME, text.encode("utf-8"))
 

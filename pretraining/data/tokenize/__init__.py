@@ -1,1 +1,1 @@
-"""Tokenizers: training, loading, and the fast backends with the same token IDs."""
+"""Tokenizers: training, loading and converting them, and the fast backends with the same token IDs."""

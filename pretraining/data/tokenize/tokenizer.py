@@ -1,4 +1,4 @@
-"""Encode text by tokenizer.json, unchanged.
+"""Encode text by tokenizer.json, unchanged; where only files of other tools exist, by one that `convert` makes.
 
 transformers rewrites some pipelines (Llama 2's, in 5.x: other ids for text that begins with a space), so the ids of
 this project are those of tokenizer.json itself. Every block store records its hash and a canary text with its ids,
@@ -7,6 +7,7 @@ which readers of the store check.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pretraining.data.tokenize.backends import FlatIds, ReferenceBackend, choose_backend
+from pretraining.data.tokenize.convert import OTHER_TOOLS_FILES, converted_folder, with_default_eos
 from pretraining.errors import UserError, reading
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -76,9 +78,11 @@ class DocumentTokenizer:
         token = special_tokens.get(role)
         token_id = self._tokenizer.token_to_id(token) if token is not None else None
         if token_id is None:
+            own = "its" if Path(self.name).is_dir() else "the"
+            rest = "" if own == "its" else " of a downloaded copy"
             raise UserError(
                 f"{self._place}: has no {role} that is in its tokenizer.json (found {token!r}); "
-                f"set {role} in its tokenizer_config.json"
+                f"set {role} in {own} tokenizer_config.json{rest}"
             )
         return token_id
 
@@ -93,7 +97,14 @@ class DocumentTokenizer:
 
     def encode(self, texts: list[str]) -> FlatIds:
         """Ids of each text with its control tokens: BOS (if `add_bos`), the text, EOS."""
-        plain = self._backend.encode(texts)
+        return self.surround(self._backend.encode(texts))
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, without control tokens."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def surround(self, plain: FlatIds) -> FlatIds:
+        """`plain` with the control tokens of each document: BOS (if `add_bos`) before it, EOS after it."""
         bos_token_id = self.rules.bos_token_id
         lengths = plain.lengths + (1 if bos_token_id is None else 2)
         ends = np.cumsum(lengths)
@@ -109,8 +120,23 @@ class DocumentTokenizer:
 
     def identity(self) -> TokenizerIdentity:
         """What readers of the blocks check their tokenizer by."""
-        ids = self._tokenizer.encode(CANARY_TEXT, add_special_tokens=False).ids
+        ids = _ids_of(self._tokenizer, CANARY_TEXT)
         return TokenizerIdentity(self.name, self.sha256, self.vocab_size, CANARY_TEXT, ids)
+
+
+def encode_canary(folder: Path, text: str) -> list[int]:
+    """The ids of a canary text by the tokenizer of a folder.
+
+    Raises:
+        UserError: when the tokenizer cannot be read.
+    """
+    with reading(f"{folder}: its tokenizer", remedy="copy it there again"):
+        content = (folder / "tokenizer.json").read_bytes()
+        return _ids_of(_reference_tokenizer(content, read_special_tokens(folder)), text)
+
+
+def _ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _reference_tokenizer(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
@@ -133,21 +159,41 @@ def load_document_tokenizer(
     """Open a tokenizer folder or Hub id.
 
     Raises:
-        UserError: when folder or Hub repository do not exist, or have no readable tokenizer.json.
+        UserError: when folder or Hub repository do not exist, or have no readable tokenizer.
     """
     try:
         folder = Path(name)
         if not folder.is_dir():
-            from pretraining.hub.repository import download_files  # the Hub's client takes 0.2 s to import
-
-            folder = download_files(name, TOKENIZER_FILES, flag=flag)  # newer models lack special_tokens_map.json
+            folder = _download(name, TOKENIZER_FILES, flag)  # newer models lack special_tokens_map.json
         has_tokenizer = (folder / "tokenizer.json").is_file()
     except OSError as error:
         raise UserError(f"{flag} {name}: cannot be read ({error.strerror}); check the path") from None
-    if not has_tokenizer:
-        raise UserError(f"{flag} {name}: the folder has no tokenizer.json; make one with train_tokenizer.py")
     with reading(f"{flag} {name}: its tokenizer.json or tokenizer_config.json", remedy="copy them there again"):
+        specials = read_special_tokens(folder)
+        if not has_tokenizer or "eos_token" not in specials:
+            folder = _completed(folder, specials, name, flag)
         return DocumentTokenizer(folder, name=name, add_bos=add_bos, backend=backend, flag=flag)
+
+
+def _completed(folder: Path, special_tokens: dict[str, str], name: str, flag: str) -> Path:
+    """A folder with the tokenizer.json and EOS that `folder` lacks, from its other files."""
+    if not Path(name).is_dir():
+        folder = _download(name, (*TOKENIZER_FILES, *OTHER_TOOLS_FILES), flag)
+    if (folder / "tokenizer.json").is_file():
+        return with_default_eos(folder, special_tokens)
+    converted = converted_folder(folder, special_tokens, place=f"{flag} {name}")
+    if converted is None:
+        raise UserError(
+            f"{flag} {name}: the folder has no tokenizer.json, vocab.json with merges.txt, or tokenizer.model; "
+            "copy one of them there, or make one with train_tokenizer.py"
+        )
+    return converted
+
+
+def _download(name: str, files: Sequence[str], flag: str) -> Path:
+    from pretraining.hub.repository import download_files  # the Hub's client takes 0.2 s to import
+
+    return download_files(name, files, flag=flag)
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:

@@ -28,8 +28,10 @@ MAX_FILE_BYTES = 5_000_000_000
 OTHER_BYTES = 50_000_000  # for tokenizer and config
 
 
-def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) -> None:
-    """Write the weights of a checkpoint as a standard Hugging Face model.
+def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype | None) -> torch.dtype:
+    """Write the weights of a checkpoint as a standard Hugging Face model, and return their dtype.
+
+    Without a `dtype` it is that of the run's own exported model, or of config.json where the run left no record.
 
     Raises:
         UserError: when the checkpoint is incomplete or damaged, the folder exists, or the disk is full.
@@ -40,6 +42,7 @@ def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) 
     if model_dir.exists():
         raise UserError(f"--output_dir {model_dir}: exists already; choose another folder")
     config, weights = open_shards(checkpoint)
+    dtype = dtype or config.dtype or torch.float32
     tokenizer_dir = tokenizer_of(checkpoint)
     with reading(f"{tokenizer_dir}: its tokenizer", remedy="copy the tokenizer of its data set there"):
         PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)("a")
@@ -60,6 +63,7 @@ def export_checkpoint(checkpoint: Path, model_dir: Path, *, dtype: torch.dtype) 
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--output_dir {model_dir}: cannot be written ({reason})") from None
+    return dtype
 
 
 def write_weights(folder: Path, weights: dict[str, ShardedWeight], *, dtype: torch.dtype) -> None:

@@ -32,14 +32,18 @@ def config_fields(checkpoint: Path) -> dict[str, Any]:
     raise UserError(f"{checkpoint}: has no config.json, and its run no run.json; copy the model's config there")
 
 
+def tokenizer_places(folder: Path) -> tuple[Path, Path]:
+    """Where the tokenizer of a model or checkpoint can be: in its folder, or in that of its run."""
+    return folder, folder.parent / TOKENIZER_DIR_NAME
+
+
 def tokenizer_of(folder: Path) -> Path:
     """The folder with the tokenizer of a model or checkpoint: itself, or that of its run.
 
     Raises:
         UserError: when neither has one, or it asks for custom code.
     """
-    places = (folder, folder.parent / TOKENIZER_DIR_NAME)
-    place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
+    place = next((place for place in tokenizer_places(folder) if (place / "tokenizer.json").is_file()), None)
     if place is None:
         raise UserError(f"{folder}: has no tokenizer.json; copy the tokenizer of its data set there")
     check_model_folder(place, str(place))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.errors import UserError, reading
 from pretraining.runs.export.model_folder import config_fields
@@ -36,7 +36,7 @@ def open_shards(checkpoint: Path) -> tuple[LlamaConfig, dict[str, ShardedWeight]
     config = config_of_checkpoint(checkpoint)
     weights = _lazy_weights(checkpoint)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = LlamaForCausalLM(config)  # `from_config` would partition it where ZeRO-3 is on
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: weight.shape for name, weight in weights.items()} != expected:
         raise UserError(f"{checkpoint}: its shards are not those of the model in its config")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from pretraining.runs.report.curves import Point, RunCurves
-from pretraining.runs.tracking.metrics_file import EVALUATIONS, TIME_PARTS
+from pretraining.runs.report.curves import PART, Point, RunCurves
+from pretraining.runs.tracking.metrics_file import EVALUATIONS, TASK_METRIC, TIME_PARTS, describe_part
 
 # Distinct in both color schemes, light and dark, and for most people with color blindness.
 BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, OLIVE, BROWN = PALETTE = (
@@ -13,7 +13,8 @@ BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, OLIVE, BROWN = PALETTE = (
     *("#d64f6a", "#2aa3b8", "#8f8f2e", "#b07d4b"),
 )
 GRAY = "#8a8f98"
-EVALUATION_COLORS = dict(zip(EVALUATIONS, (ORANGE, GREEN), strict=True))
+EVALUATION_NAMES = {PART: "validation, part of it", **EVALUATIONS}
+EVALUATION_COLORS = dict(zip(EVALUATION_NAMES, (PURPLE, ORANGE, GREEN), strict=True))
 TIME_COLORS = dict(zip(TIME_PARTS.values(), (BLUE, TEAL, RED, ORANGE, PURPLE, GRAY), strict=True))
 LIMIT = "known_limit"  # in place of a metric: the line below which no model can get
 LIMIT_POINTS = 41  # of that line: a page may show only the last tenth of a run
@@ -61,14 +62,14 @@ class KnownLimit:
 
 
 def known_limit(run: RunCurves) -> KnownLimit | None:
-    """The limit of a run's data; None where none is known, or nothing was evaluated.
+    """The limit of a run's data; None where none is known, or the last evaluation was not of all validation text.
 
     Loss and bits per byte of the same text have the same ratio for every model.
     """
     last = run.evaluations.get("eval", {})
     limit = (run.run_record.get("known_limit") or {}).get("validation")
     loss, found = last.get("eval_loss"), last.get("eval_bits_per_byte")
-    if not (_is_positive(limit) and _is_positive(loss) and _is_positive(found)):
+    if describe_part(last, "eval") or not (_is_positive(limit) and _is_positive(loss) and _is_positive(found)):
         return None
     return KnownLimit(limit, loss * limit / found, found)
 
@@ -104,7 +105,7 @@ def _all_charts(names: Sequence[str]) -> list[Chart]:
         Line("tokens_per_second_per_gpu", "each interval", BLUE, "overall_tokens_per_second_per_gpu"),
         Line("overall_tokens_per_second_per_gpu", "since the start", BLUE),
     ]
-    share: dict[str, Any] = {"number_format": ".1~%", "from_zero": True}
+    share: dict[str, Any] = {"number_format": ".3~p", "from_zero": True}  # 0.02 %, not 0 %, of a young run
     amount: dict[str, Any] = {"number_format": ",.4~r", "from_zero": True}
     return [
         Chart("Loss", "loss", [*loss, *_evaluated("loss")], has_events=True),
@@ -113,8 +114,11 @@ def _all_charts(names: Sequence[str]) -> list[Chart]:
         Chart("Bits per byte", "bits per byte", _evaluated("bits_per_byte")),
         Chart("Training loss by source", "loss", _by_source("loss/", names)),
         Chart("Validation loss by source", "loss", _by_source("eval_loss/", names)),
+        Chart("Validation loss by source, part of it", "loss", _by_source(f"{PART}_loss/", names)),
+        Chart("Accuracy on downstream tasks", "accuracy", _of_tasks("acc", names), **share),
         Chart("Learning rate", "learning rate", _lines(learning_rate="learning rate"), ".2~e", from_zero=True),
         Chart("Gradient norm", "norm before clipping", _lines(grad_norm="gradient norm")),
+        Chart("Gradient norm by group of parameters", "norm before clipping", _by_source("grad_norm/", names)),
         Chart("Loss scale of fp16", "scale", _lines(loss_scale="loss scale"), scale="log"),
         Chart("Throughput", f"tokens/s{per}", speed, **amount),
         Chart("Model FLOPs utilization", "MFU", _lines(mfu="MFU", mfu_causal="MFU, causal"), **share),
@@ -128,16 +132,23 @@ def _all_charts(names: Sequence[str]) -> list[Chart]:
 def _evaluated(metric: str) -> list[Line]:
     return [
         Line(f"{prefix}_{metric}", name, EVALUATION_COLORS[prefix], is_evaluation=True)
-        for prefix, name in EVALUATIONS.items()
+        for prefix, name in EVALUATION_NAMES.items()
     ]
 
 
 def _by_source(prefix: str, names: Sequence[str]) -> list[Line]:
     found = [name for name in names if name.startswith(prefix)]
-    is_evaluation = prefix.startswith("eval_")
+    is_evaluation = prefix.endswith("_loss/")  # neither loss/ nor grad_norm/
     return [
         Line(name, name.removeprefix(prefix), PALETTE[place % len(PALETTE)], is_evaluation=is_evaluation)
         for place, name in enumerate(found)
+    ]
+
+
+def _of_tasks(metric: str, names: Sequence[str]) -> list[Line]:
+    found = [match for name in names if (match := TASK_METRIC.fullmatch(name)) is not None and match[2] == metric]
+    return [
+        Line(match[0], match[1], PALETTE[place % len(PALETTE)], is_evaluation=True) for place, match in enumerate(found)
     ]
 
 

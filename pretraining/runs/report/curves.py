@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pretraining.runs.history import RunHistory, read_records
-from pretraining.runs.tracking.metrics_file import EVALUATIONS, Record
+from pretraining.runs.tracking.metrics_file import EVALUATIONS, TASK_PREFIX, Record, describe_part
 
 MAX_BINS = 300  # up to twice as many, of two points each, for charts about 1,000 pixels wide
+# In place of "eval_" in the names of the metrics of a part of validation, which is a separate curve.
+PART = "part"
+TASK = TASK_PREFIX.rstrip("/")
 NUMBERS = (int, float, str)  # "nan" and "inf" are written as words
 
 
@@ -111,7 +114,7 @@ class RunCurves(RunHistory):
 
     training: DownsampledRecords = field(default_factory=DownsampledRecords)
     evaluated: dict[str, DownsampledRecords] = field(
-        default_factory=lambda: {prefix: DownsampledRecords() for prefix in EVALUATIONS}
+        default_factory=lambda: {prefix: DownsampledRecords() for prefix in (*EVALUATIONS, PART, TASK)}
     )
     logged_at: list[float] = field(default_factory=list)  # the first and the last time
 
@@ -126,13 +129,19 @@ class RunCurves(RunHistory):
         if "loss" in record:
             self.training.add(record)
             return
-        for prefix, records in self.evaluated.items():
+        for prefix in EVALUATIONS:
             if f"{prefix}_loss" in record:
-                records.add(record)
+                tasks = {name: value for name, value in record.items() if name.startswith(TASK_PREFIX)}
+                others = {name: value for name, value in record.items() if name not in tasks}
+                is_part = bool(describe_part(record, prefix))
+                self.evaluated[PART if is_part else prefix].add(_renamed(others, prefix) if is_part else others)
+                if tasks:  # all examples of each, also beside a part of validation
+                    self.evaluated[TASK].add({"step": record["step"], **tasks})
 
     def records_of(self, name: str) -> DownsampledRecords:
-        """The records that have a metric: names of evaluations start with that of their split."""
-        return self.evaluated.get(name.partition("_")[0], self.training)
+        """The records that have a metric: names of evaluations start with that of their split, or with `task/`."""
+        prefix = TASK if name.startswith(TASK_PREFIX) else name.partition("_")[0]
+        return self.evaluated.get(prefix, self.training)
 
     def curve(self, name: str) -> list[Point]:
         """The points of a metric."""
@@ -154,6 +163,11 @@ class RunCurves(RunHistory):
     def _tokens(self) -> tuple[np.ndarray, np.ndarray]:
         points = [Point(0, 0.0), *(point for point in self.training.curve("tokens") if point.value is not None)]
         return np.array([point.step for point in points]), np.array([point.value for point in points])
+
+
+def _renamed(record: Record, prefix: str) -> Record:
+    """The record of a part of a split, with other names for its metrics."""
+    return {f"{PART}{name.removeprefix(prefix)}" if name.startswith(prefix) else name: record[name] for name in record}
 
 
 def read_curves(run_dir: Path, run_record: Record) -> RunCurves:

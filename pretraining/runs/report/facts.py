@@ -8,11 +8,20 @@ from typing import Any
 from pretraining.runs.claim import is_being_written
 from pretraining.runs.history import SECONDS_PER_HOUR, format_significant
 from pretraining.runs.report.charts import known_limit
-from pretraining.runs.report.curves import RunCurves
+from pretraining.runs.report.curves import PART, RunCurves
+from pretraining.runs.report.phases import data_sets, phase_table
 from pretraining.runs.tracking.console import describe_block, per_process, summary_lines
-from pretraining.runs.tracking.metrics_file import EVALUATIONS, METRIC_FORMATS, TIME_PARTS, Record
+from pretraining.runs.tracking.metrics_file import (
+    EVALUATIONS,
+    METRIC_FORMATS,
+    TIME_PARTS,
+    Record,
+    describe_part,
+    describe_task,
+    task_metrics,
+)
 from pretraining.system.formatting import format_bytes
-from pretraining.system.privacy import hide_path, hide_path_of_word, hide_paths_of_command, mask
+from pretraining.system.privacy import hide_path, hide_paths_of_command, mask
 
 Table = dict[str, str | None]
 SHOWN_ELSEWHERE = ("step", "event", "logged_at", "samples")
@@ -25,7 +34,7 @@ MAX_SECONDS = 8e13  # about the most that a timedelta holds; damaged records can
 def run_state(run: RunCurves) -> str:
     """One of finished, stopped with its reason, running, or interrupted."""
     step, num_steps = _last_step(run), run.run_record.get("arguments", {}).get("max_steps", 0)
-    if step >= num_steps > 0:
+    if step >= num_steps > 0 or run.has_reached_target(step):
         return "finished"
     turns = [event for event in run.events if event["event"] in ("start", "restart", "stop")]
     if turns and turns[-1]["event"] == "stop" and turns[-1]["step"] >= step:
@@ -47,7 +56,9 @@ def report_tables(run: RunCurves) -> dict[str, dict[str, str]]:
         "Command": {COMMAND: hide_paths_of_command(mask(command)) if isinstance(command, str) else None},
         "Run": _run_table(run),
         "Results": _results_table(run),
+        "Downstream tasks, last evaluation": _task_table(run),
         "Model and data": _model_table(run.run_record),
+        "Phases": phase_table(run.run_record),
         "Training": _training_table(run.run_record),
         "Speed": _speed_table(run),
         "Machine": _machine_table(run.run_record),
@@ -78,25 +89,29 @@ def _results_table(run: RunCurves) -> Table:
     }
     for prefix, name in EVALUATIONS.items():
         found = run.evaluations.get(prefix, {})
+        name += describe_part(found, prefix)
         for metric, number_format in METRIC_FORMATS.items():
             table[f"{name} {metric.replace('_', ' ')}"] = _format(found.get(f"{prefix}_{metric}"), number_format)
     limit = known_limit(run)
     if limit is not None:
         table["limit of bits per byte"] = f"{limit.bits_per_byte:.4f}"
         table["validation above the limit"] = f"{limit.excess:.1%}"
-    losses = [(point.value, point.step) for point in run.curve("eval_loss") if point.value is not None]
-    if losses:
-        table["best validation loss"] = "{:.4f} at step {:,}".format(*min(losses))
+    for metric, name in (("eval_loss", "best validation loss"), (f"{PART}_loss", "best loss of a part of validation")):
+        losses = [(point.value, point.step) for point in run.curve(metric) if point.value is not None]
+        table[name] = "{:.4f} at step {:,}".format(*min(losses)) if losses else None
     table["spikes"] = _format(run.last.get("spikes"), COUNT)
     table["steps with NaN or Inf"] = _format(run.last.get("non_finite_steps"), COUNT)
     return table
 
 
+def _task_table(run: RunCurves) -> Table:
+    found = task_metrics(run.evaluations.get("eval", {}))
+    return {name: describe_task(metrics) for name, metrics in found.items()}
+
+
 def _model_table(record: Record) -> Table:
     arguments, identity = record.get("arguments", {}), record.get("identity", {})
     config = identity.get("model_config", {})
-    dataset = arguments.get("dataset") or []
-    words = dataset if isinstance(dataset, list) else [dataset]
     return {
         "model": hide_path(str(arguments["model"])) if arguments.get("model") else None,
         "parameters": _format(record.get("num_parameters"), COUNT),
@@ -106,7 +121,7 @@ def _model_table(record: Record) -> Table:
         "attention heads": _format(config.get("num_attention_heads"), COUNT),
         "key and value heads": _format(config.get("num_key_value_heads"), COUNT),
         "vocabulary": _format(config.get("vocab_size"), COUNT),
-        "data": " ".join(hide_path_of_word(str(word)) for word in words),
+        "data": None if arguments.get("phases") else data_sets(arguments),
         "manifest": ", ".join(store.get("manifest_sha256", "")[:12] for store in identity.get("data", [])),
         "block length": _format(record.get("block_length"), COUNT),
     }
@@ -121,10 +136,17 @@ def _training_table(record: Record) -> Table:
         "precision of matrix multiplications": identity.get("product_precision"),
         "optimizer": identity.get("optimizer"),
         **{name.replace("_", " "): _format_field(value) for name, value in settings.items() if value is not None},
+        **({} if arguments.get("phases") else _schedule_table(arguments, schedule)),
+    }
+
+
+def _schedule_table(arguments: Record, schedule: Record) -> Table:
+    minimum = schedule.get("peak") if schedule.get("shape") == "constant" else schedule.get("minimum")
+    return {
         "learning rate": _format(arguments.get("learning_rate"), ".2e"),
         "schedule": schedule.get("shape"),
         "warmup steps": _format(schedule.get("warmup_steps"), COUNT),
-        "lowest learning rate": _format(schedule.get("minimum"), ".2e"),
+        "lowest learning rate": _format(minimum, ".2e"),
     }
 
 

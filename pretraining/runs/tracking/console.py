@@ -6,7 +6,7 @@ from typing import Any
 
 from pretraining.cli.logs import counted
 from pretraining.runs.history import JOULES_PER_KILOWATT_HOUR, format_significant
-from pretraining.runs.tracking.metrics_file import EVALUATIONS, TIME_PARTS
+from pretraining.runs.tracking.metrics_file import EVALUATIONS, TIME_PARTS, describe_part, format_task, task_metrics
 from pretraining.system.formatting import format_bytes, format_duration
 
 MIN_SHOWN_SHARE = 0.005  # of the time
@@ -21,7 +21,9 @@ def log_lines(record: Metrics, *, max_steps: int, now: float, columns: int) -> l
         return [fit_to_width([step, *training_metrics(record, now=now)], columns)]
     for prefix, name in EVALUATIONS.items():
         if f"{prefix}_loss" in record:
-            return [fit_to_width([step, *metrics], columns) for metrics in _evaluation_metrics(record, prefix, name)]
+            name += describe_part(record, prefix)
+            found = [*_evaluation_metrics(record, prefix, name), *_task_metrics(record)]
+            return [fit_to_width([step, *metrics], columns) for metrics in found]
     return []
 
 
@@ -137,6 +139,15 @@ def _evaluation_metrics(record: Metrics, prefix: str, name: str) -> list[list[st
     width = max([len(name), *(len(source) + 2 for source in sources)])
     found = [_metrics_of(record, prefix, "", f"{name:{width}}")]
     return found + [_metrics_of(record, prefix, f"/{source}", f"  {source:{width - 2}}") for source in sources]
+
+
+def _task_metrics(record: Metrics) -> Iterator[list[str]]:
+    """The metrics of each downstream task; chance and standard errors show which accuracies mean something."""
+    found = {name: format_task(metrics) for name, metrics in task_metrics(record).items()}
+    width = max(map(len, found), default=0)
+    for task, metrics in found.items():
+        shown = [f"{name.replace('_', ' ')} {value.replace('%', ' %')}" for name, value in metrics.items()]
+        yield [f"task {task:{width}} {shown[0]}", *shown[1:]]
 
 
 def _metrics_of(record: Metrics, prefix: str, suffix: str, name: str) -> list[str]:

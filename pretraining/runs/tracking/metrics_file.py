@@ -1,6 +1,7 @@
 """Read metrics.jsonl record by record, without the lines that a power cut, a bad disk or an editor has damaged."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +14,11 @@ Record = dict[str, Any]
 EVALUATIONS = {"eval": "validation", "test": "test"}
 # The metrics of an evaluation, by the end of their names, with the format in which each is shown.
 METRIC_FORMATS = {"loss": ".4f", "perplexity": ",.2f", "accuracy": ".1%", "bits_per_byte": ".3f"}
+# The metrics of a downstream task, in the record of the evaluation of validation that scored it.
+TASK_NAME = re.compile(r"[\w-]+")
+TASK_FORMATS = {"acc": ".1%", "acc_norm": ".1%", "chance": ".1%", "perplexity": ",.2f", "bits_per_byte": ".3f"}
+TASK_PREFIX = "task/"
+TASK_METRIC = re.compile(r"task/([\w-]+)/(\w+)")
 # The parts of an interval, by the beginning of the names of their seconds: the work of the GPUs, then what delays it.
 TIME_PARTS = {
     "forward_backward": "forward and backward",
@@ -87,10 +93,56 @@ def _is_record(record: Any) -> bool:
     return "event" in record or not any(isinstance(value, (dict, list)) for value in record.values())
 
 
+def task_metrics(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The metrics of each downstream task of a record: of `task/NAME/acc` the value by NAME and `acc`."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in record.items():
+        if (match := TASK_METRIC.fullmatch(name)) is not None:
+            found.setdefault(match[1], {})[match[2]] = value
+    return found
+
+
+def format_task(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The accuracies of a task with their standard errors, chance, perplexity and bits per byte, as far as known.
+
+    >>> format_task({"acc": 0.625, "acc_stderr": 0.0151, "chance": 0.5, "num_examples": 1024})
+    {'acc': '62.5% ± 1.5%', 'chance': '50.0%'}
+    """
+    errors = {name: metrics.get(f"{name}_stderr") for name in TASK_FORMATS}
+    return {
+        name: _format(metrics[name], form) + (f" ± {_format(errors[name], form)}" if errors[name] is not None else "")
+        for name, form in TASK_FORMATS.items()
+        if name in metrics
+    }
+
+
+def describe_task(metrics: Mapping[str, Any]) -> str:
+    """The metrics of a task in a line."""
+    shown = [f"{name.replace('_', ' ')} {value}" for name, value in format_task(metrics).items()]
+    return ", ".join(
+        [*shown, f"{_format(metrics['num_examples'], ',')} examples"] if "num_examples" in metrics else shown
+    )
+
+
+def _format(value: Any, number_format: str) -> str:
+    """A number as text; "nan" and "inf" are strings already."""
+    return format(value, number_format) if isinstance(value, (int, float)) else str(value)
+
+
 def number_of(record: Mapping[str, Any], name: str) -> float:
     """A metric of a record as a number that can be summed; 0 where it is absent or NaN."""
     value = record.get(name)
     return value if isinstance(value, (int, float)) and abs(value) <= MAX_INT else 0.0
+
+
+def describe_part(record: Mapping[str, Any], prefix: str) -> str:
+    """What to add to the name of a split where only some of its blocks were evaluated.
+
+    >>> describe_part({"eval_loss": 2.5, "eval_blocks": 1200}, "eval")
+    ', 1,200 blocks'
+    """
+    num_blocks = record.get(f"{prefix}_blocks")
+    return f", {num_blocks:,} blocks" if isinstance(num_blocks, (int, float)) else ""
 
 
 def describe_damage(path: Path, damaged: Sequence[int]) -> str:

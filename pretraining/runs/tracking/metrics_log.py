@@ -30,7 +30,8 @@ class MetricsLog(TrainerCallback):
     """Write every record that the Trainer logs, and events. Only the main process writes.
 
     `parent_log` is the log of another run folder, from whose checkpoint this run starts; `restart` is the automatic
-    restart that started this process, if any; `start` has the fields of the start event.
+    restart that started this process, if any; `start` has the fields of the start event; `phase_of` names the phase of
+    a step, if the run has phases.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class MetricsLog(TrainerCallback):
         parent_log: Path | None = None,
         restart: Restart | None = None,
         start: Mapping[str, Any] | None = None,
+        phase_of: Callable[[int], str | None] = lambda _: None,
     ) -> None:
         self._path = run_dir / METRICS_NAME
         self._parent_log = parent_log
         self._restart = restart
         self._start = start
+        self._phase_of = phase_of
         self._lock = threading.RLock()  # a warning can come from the thread that writes a checkpoint
         self._events: list[dict[str, Any]] = []
         self._unwritten: list[Mapping[str, Any]] = []
@@ -59,6 +62,14 @@ class MetricsLog(TrainerCallback):
             if self._restart is not None:
                 restart = {"restart": self._restart.number, "reason": self._restart.reason}
                 self.write_event({"step": state.global_step, "event": "restart", **restart}, is_new=True)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record that another phase begins."""
+        step, phase = state.global_step, self._phase_of(state.global_step + 1)
+        if state.is_world_process_zero and step and phase != self._phase_of(step):
+            self.write_event({"step": step, "event": "phase", "phase": phase})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the last step as well, where --logging_steps does not divide the number of steps."""
@@ -130,7 +141,8 @@ class MetricsLog(TrainerCallback):
     ) -> None:
         """Append the record."""
         if state.is_world_process_zero and logs is not None:
-            record = {"step": state.global_step, **logs}
+            phase = self._phase_of(state.global_step)
+            record = {"step": state.global_step, **({} if phase is None else {"phase": phase}), **logs}
             with self._lock:
                 self._append({name: json_value(value) for name, value in record.items()})
 

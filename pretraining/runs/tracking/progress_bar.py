@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pretraining.cli.logs import line_columns
 from pretraining.runs.tracking.console import fit_to_width, log_lines, training_metrics
+from pretraining.runs.tracking.metrics_file import TASK_PREFIX, Record
 from pretraining.runs.tracking.metrics_log import Logs
 from pretraining.system.escapes import escape
 
@@ -28,6 +29,7 @@ class RunDisplay(TrainerCallback):
     def __init__(self) -> None:
         self._bar: tqdm | None = None
         self._open = ExitStack()
+        self._shown_tasks: dict[str, Any] = {}  # the newest scores, with their step
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Show the bar if the main process has a terminal."""
@@ -53,9 +55,20 @@ class RunDisplay(TrainerCallback):
                 columns = line_columns() - len(f"step {state.max_steps}/{state.max_steps} || ") - MIN_BAR_COLUMNS - 1
                 self._bar.set_description_str(escape(fit_to_width(training_metrics(logs, now=time.time()), columns)))
             return
-        record = {"step": state.global_step, **logs}
+        record = self._without_shown_tasks({"step": state.global_step, **logs})
         for line in log_lines(record, max_steps=state.max_steps, now=time.time(), columns=line_columns()):
             logger.info(line)
+
+    def _without_shown_tasks(self, record: Record) -> Record:
+        """Remove scores that are in the log: with --eval_blocks both evaluations after the last step have the same."""
+        tasks = {name: record[name] for name in record if name.startswith(TASK_PREFIX)}
+        if not tasks:
+            return record
+        scores = {"step": record["step"], **tasks}
+        if scores == self._shown_tasks:
+            return {name: value for name, value in record.items() if name not in tasks}
+        self._shown_tasks = scores
+        return record
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar; later log lines are written as without one."""

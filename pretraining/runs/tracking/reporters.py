@@ -8,9 +8,10 @@ import json
 import logging
 import netrc
 import os
+import re
 import secrets
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ class Reporters:
     def __init__(self, callbacks: Iterable[TrainerCallback], *, reported_until: int) -> None:
         self._callbacks = [one for one in callbacks if type(one).__module__.startswith("transformers.integrations")]
         for callback in self._callbacks:
+            callback.on_log = _with_part_named(callback.on_log)
             if not isinstance(callback, TensorBoardCallback):
                 callback.on_log = _skip_already_reported(callback.on_log, reported_until)
             for name in GUARDED_EVENTS:
@@ -58,6 +60,17 @@ class Reporters:
         for callback, end in zip(self._callbacks, self._ends, strict=True):
             if callback.on_log is not _report_nothing:
                 end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+def _with_part_named(report: Callable[..., Any]) -> Callable[..., Any]:
+    """Report the metrics of --eval_blocks as `eval_part_*`: one curve of them and of all validation would mislead."""
+
+    def report_with_part_named(*args: Any, logs: Mapping[str, Any], **kwargs: Any) -> None:
+        if "eval_blocks" in logs:
+            logs = {re.sub("^eval_", "eval_part_", name): value for name, value in logs.items()}
+        report(*args, logs=logs, **kwargs)
+
+    return report_with_part_named
 
 
 def _skip_already_reported(report: Callable[..., Any], reported_until: int) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pretraining.runs.tracking.console import describe_block
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.runs.tracking.reporters import purge_after
 from pretraining.training.callbacks.anomaly_report import describe_blocks, gather_block_losses, worst_blocks
+from pretraining.training.callbacks.parent_checks import check_first_loss_of_parent, check_parent
 from pretraining.training.callbacks.sanity_checks import (
     check_first_loss,
     check_fresh_weights,
@@ -53,6 +55,7 @@ class AnomalyCallback(RunCallback, ExportableState):
             "skipped": self._stream.skipped,
             "num_blocks": num_blocks,
             "blocks_by_store": self._run_config.blocks_by_store(num_blocks),
+            "order": asdict(self._stream.order.at(num_blocks).record()),
         }
         return {"args": {}, "attributes": attributes}
 
@@ -72,12 +75,14 @@ class AnomalyCallback(RunCallback, ExportableState):
         if found is not None:
             flag, remedy = f"--resume {checkpoint}", "resume from an earlier checkpoint"
             if checkpoint is None:
-                flag, remedy = f"--model {self._run_config.arguments.model.model}", "use another model"
+                flag, remedy = self._run_config.arguments.model.place, "use another model"
             raise UserError(f"{flag}: {found} is not finite (NaN or Inf); {remedy}")
         check_rotary_positions(model)
         check_tiles(self._trainer)
-        if state.global_step == 0 and self._run_config.initial_weights is None:
+        if state.global_step == 0 and self._run_config.arguments.parent is None:
             check_fresh_weights(model)
+        elif state.global_step == 0:
+            check_parent(self._trainer)
 
     def step_end(self, state: TrainerState, control: TrainerControl) -> None:
         """Classify the step, and report or undo it."""
@@ -86,8 +91,10 @@ class AnomalyCallback(RunCallback, ExportableState):
         if was_skipped:
             self._run_config.schedule.put_into(trainer.lr_scheduler, num_done=step)
         result = trainer.step_metrics.finish_step(was_skipped=was_skipped)
-        if step == 1 and self._run_config.initial_weights is None:
+        if step == 1 and self._run_config.arguments.parent is None:
             check_first_loss(result.loss, self._run_config.config)
+        elif step == 1:
+            check_first_loss_of_parent(trainer, result.loss)
         if result.anomaly is not None and not self._is_scale_search(result):
             with trainer.meter.pause():
                 self._handle(result, step)

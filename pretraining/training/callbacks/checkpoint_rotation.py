@@ -1,4 +1,4 @@
-"""Delete old checkpoints, and keep the one where the decay of wsd begins."""
+"""Delete old checkpoints, and keep those where the decay of wsd begins and where a phase ends."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from pretraining.training.trainer.trainer import PretrainingTrainer
 
 
 class CheckpointRotation(RunCallback):
-    """Saves the last step before the decay of wsd, from which a run can be made longer, and keeps it.
+    """Saves the last step before the decay of wsd and of each phase, and keeps them: a run can be made longer there.
 
     On the main process it passes the step of each complete checkpoint to `after_save`, then deletes older ones.
     """
@@ -39,7 +39,7 @@ class CheckpointRotation(RunCallback):
     def step_end(self, state: TrainerState, control: TrainerControl) -> None:
         """Finish an earlier save that is written, and ask for the one before the decay."""
         self._trainer.saver.finish_if_written()
-        if state.global_step == self._run_config.last_stable_step and self._trainer.args.save_strategy != "no":
+        if state.global_step in self._run_config.kept_steps and self._trainer.args.save_strategy != "no":
             control.should_save = True
 
     def save(self, state: TrainerState, control: TrainerControl) -> None:
@@ -66,5 +66,5 @@ class CheckpointRotation(RunCallback):
     def _rotate(self) -> None:
         state, args = self._trainer.state, self._trainer.args
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
-        kept = (self._run_config.last_stable_step, None if best is None else checkpoint_step(Path(best)))
+        kept = (*self._run_config.kept_steps, None if best is None else checkpoint_step(Path(best)))
         rotate_checkpoints(self._run_config.run_dir, keep_last=self._save_total_limit, keep_steps=kept)

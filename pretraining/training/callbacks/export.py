@@ -71,6 +71,14 @@ def quarantine_exports(run_dir: Path, *, step: int) -> None:
             logger.warning("%s: belongs to another run; renamed to %s", folder, quarantine(folder, SUPERSEDED).name)
 
 
+def quarantine_model(run_dir: Path) -> None:
+    """Rename the model of a run that now trains to another end: programs would take it for the newest weights."""
+    folder = run_dir / MODEL_DIR_NAME
+    if folder.exists():
+        name = quarantine(folder, SUPERSEDED).name
+        logger.warning("%s: is of a run that ended earlier or otherwise; renamed to %s", folder, name)
+
+
 class ExportCallback(RunCallback):
     """Exports after the first step that reaches each multiple of --export_every_tokens, and keeps all exports."""
 

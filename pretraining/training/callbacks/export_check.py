@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from pretraining.training.data.batch import collate_targets, model_inputs
@@ -54,8 +54,7 @@ def reference_losses(trainer: PretrainingTrainer) -> ReferenceLosses:
     share = trainer.run_config.batch.sequence_parallel_size
     block = trainer.first_block()
     length = min(MAX_TOKENS, len(block["input_ids"])) // share * share
-    item: Item = {name: block[name][:length] for name in ("input_ids", "position_ids") if name in block}
-    item["labels"] = item["input_ids"]
+    item = beginning(block, length)
     batch = {name: values.to(trainer.args.device) for name, values in trainer.collate([item]).items()}
     with trainer.eager_evaluation() as engine:
         tokens = trainer.token_losses(engine, batch, in_tiles=trainer.has_loss_tiles)
@@ -68,6 +67,12 @@ def reference_losses(trainer: PretrainingTrainer) -> ReferenceLosses:
         is_trained=_predicted(block["labels"][:length])[: length - 1],
         block_length=len(block["input_ids"]),
     )
+
+
+def beginning(block: Item, length: int) -> Item:
+    """The first tokens of a block, each the target of the one before it."""
+    item: Item = {name: block[name][:length] for name in ("input_ids", "position_ids") if name in block}
+    return {**item, "labels": item["input_ids"]}
 
 
 def _predicted(labels: torch.Tensor) -> torch.Tensor:
@@ -88,7 +93,7 @@ def verify_export(
     except Exception as error:  # each library has its own errors for files that it cannot read
         return f"it cannot be loaded ({' '.join(str(error).split())})"
     difference = (losses - reference.losses).square().mean().sqrt().item()
-    limit = MAX_RMS_NATS["bf16" if trainer.args.tf32 else trainer.run_config.precision]
+    limit = max_rms_nats(trainer)
     if not difference <= limit:
         return (
             f"its loss on a block is {losses.mean():.6f}, in training it is {reference.losses.mean():.6f} (rms "
@@ -96,6 +101,11 @@ def verify_export(
         )
     names = changed_fields(folder, trainer.model.config)
     return f"its config.json differs in {', '.join(names)}" if names else None
+
+
+def max_rms_nats(trainer: PretrainingTrainer) -> float:
+    """How far the losses of the same weights may differ per token, as a root mean square, by rounding alone."""
+    return MAX_RMS_NATS["bf16" if trainer.args.tf32 else trainer.run_config.precision]
 
 
 def first_mismatched_tensor(folder: Path, weights: Mapping[str, torch.Tensor]) -> str | None:
@@ -141,7 +151,7 @@ def exported_losses(folder: Path, item: Item) -> torch.Tensor:
         # Eager: sdpa and flash attention may be replaced in this process by sequence parallelism.
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="eager").eval()
     model.config.use_cache = False  # with a cache, restarting positions would not separate documents
-    model = model.to(_device_for(model))
+    model = model.to(device_for(model.get_memory_footprint()))
     batch = {name: values.to(model.device) for name, values in collate_targets([item]).items()}
     tokens = token_losses(model(**model_inputs(batch, in_one_row=False)), batch["labels"])
     losses = tokens.losses[tokens.is_predicted].cpu()
@@ -161,10 +171,10 @@ def _without_zero3(hf_deepspeed_config: object) -> Iterator[None]:
         set_hf_deepspeed_config(hf_deepspeed_config)
 
 
-def _device_for(model: PreTrainedModel) -> str:
-    """The GPU if it has enough free memory, otherwise the CPU, where the weights stay memory-mapped."""
+def device_for(num_bytes: int) -> torch.device:
+    """The GPU if it has enough free memory, otherwise the CPU, where weights stay memory-mapped."""
     if not torch.cuda.is_available():
-        return "cpu"
+        return torch.device("cpu")
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info()
-    return "cuda" if model.get_memory_footprint() * MEMORY_FACTOR < free_bytes else "cpu"
+    return torch.device("cuda" if num_bytes * MEMORY_FACTOR < free_bytes else "cpu")

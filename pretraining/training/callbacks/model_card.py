@@ -7,12 +7,13 @@ from pretraining.data.build.card import described_source
 from pretraining.data.mixture import WeightedStore
 from pretraining.data.store.manifest import MANIFEST_NAME
 from pretraining.runs.history import read_history
-from pretraining.runs.model_card import CardData, CardFacts, write_card
+from pretraining.runs.model_card import CardData, CardFacts, CardParent, read_parent_card, write_card
 from pretraining.runs.run_folder import MODEL_DIR_NAME
 from pretraining.system.escapes import markdown_code
 from pretraining.system.files import sha256_of
 from pretraining.system.privacy import hide_path
 from pretraining.training.config.run_config import RunConfig
+from pretraining.training.config.startup_log import phase_lines
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +36,33 @@ def write_card_of(run: RunConfig, folder: Path, step: int, *, repository: str | 
         step=step,
         num_tokens=num_blocks * run.batch.block_length,
         num_epochs=run.num_epochs(num_blocks),
-        data=[
-            _card_data(part, share / sum(run.order.blocks_per_window))
-            for part, share in zip(run.mixture.parts, run.order.blocks_per_window, strict=True)
-        ],
+        data=[_card_data(part, share) for part, share in zip(run.mixture.parts, run.shares, strict=True)],
         block_length=spec.block_length,
         tokenizer=f"{markdown_code(hide_path(spec.tokenizer.name))}, {spec.tokenizer.vocab_size:,} tokens, sha256 "
         f"of its tokenizer.json `{spec.tokenizer.sha256}`",
         license_name=run.arguments.observability.license,
-        base=None if run.arguments.weights_name is None else hide_path(run.arguments.weights_name),
+        num_steps=run.num_steps,
+        phases=list(phase_lines(run)),
+        parent=_parent(run),
     )
     history = read_history(run.run_dir, until_step=step)
     location = repository or (hide_path(model_dir) if has_model else None)
     write_card(folder, history, facts, location=location)
+
+
+def _parent(run: RunConfig) -> CardParent | None:
+    parent = run.arguments.parent
+    if parent is None:
+        return None
+    name = hide_path(parent.name)
+    if name == Path(parent.folder).name != parent.run_name:  # `model` or `checkpoint-500` of a run
+        name = f"{parent.run_name}/{name}"
+    return CardParent(
+        name=name,
+        hashes=run.initial_weights or {},
+        license_name=read_parent_card(Path(parent.folder)).license_name,
+        is_tuned=run.mixture.origin.chat_template is not None,
+    )
 
 
 def _card_data(part: WeightedStore, share: float) -> CardData:
@@ -59,5 +74,6 @@ def _card_data(part: WeightedStore, share: float) -> CardData:
         num_documents=manifest.splits["train"].num_documents,
         num_tokens=manifest.splits["train"].num_tokens,
         share=share,
+        conversations=manifest.conversations,
         files=[described_source(source) for source in manifest.origin.sources],
     )

@@ -5,6 +5,7 @@ neither counts as time of a step. Nothing is computed otherwise, so that losses 
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerControl, TrainerState
 
-from pretraining.errors import UserError
 from pretraining.runs.run_folder import PROFILE_DIR_NAME
 from pretraining.system.launchers import process_rank
 from pretraining.training.config.run_config import RunConfig
@@ -26,20 +26,6 @@ NAME_COLUMNS = 60
 MAX_ALLOCATIONS = 200_000  # of the memory history: some 20 steps of Llama-2-7B, and 100 MB of host memory
 
 logger = logging.getLogger(__name__)
-
-
-def check_profiled_steps(run: RunConfig) -> None:
-    """Reject steps that the run does not have.
-
-    Raises:
-        UserError: with the last step.
-    """
-    steps = run.arguments.observability.profiled_steps
-    if steps is not None and steps[-1] > run.num_steps:
-        raise UserError(
-            f"--profile {run.arguments.observability.profile}: the run ends after step {run.num_steps:,}; use steps "
-            "up to that one, or a longer run"
-        )
 
 
 class Profiler(RunCallback):
@@ -63,6 +49,7 @@ class Profiler(RunCallback):
         """Start with the first step."""
         if self._recording is None and self._num_recorded == 0 and self._is_first(state):
             with self._trainer.meter.pause():
+                os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise it prints two lines in another format
                 gpu = [ProfilerActivity.CUDA] if has_gpu() else []
                 self._recording = profile(activities=[ProfilerActivity.CPU, *gpu], acc_events=True)
                 self._recording.start()

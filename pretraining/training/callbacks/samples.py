@@ -84,14 +84,12 @@ class SampleCallback(RunCallback):
             self._log(step, state.max_steps, rows)
 
     def _disable_after_failure(self, step: int, error: Exception) -> None:
-        """Continue without samples if all processes failed; if one did, the others wait for it in a forward.
+        """Continue without samples if all processes failed.
 
         Raises:
-            Exception: `error` in that case, as a crash is better than a hang.
+            Exception: `error` otherwise.
         """
-        if not all_ranks_failed(f"samples of step {step}"):
-            raise error
-        self._trainer.model_wrapped.empty_partition_cache()  # what was being gathered when it failed
+        continue_if_all_failed(self._trainer, f"samples of step {step}", error)
         self._prompts = []
         logger.warning("step %d: sampling failed (%s) and is disabled; training continues", step, error)
 
@@ -122,6 +120,17 @@ class SampleCallback(RunCallback):
             writer = getattr(callback, "tb_writer", None)
             if writer is not None:
                 writer.add_text(tag, text, step)
+
+
+def continue_if_all_failed(trainer: PretrainingTrainer, what: str, error: Exception) -> None:
+    """Prepare to train again after forwards that failed on all processes; if one failed, the others wait in a forward.
+
+    Raises:
+        Exception: `error` in that case, as a crash is better than a hang.
+    """
+    if not all_ranks_failed(what):
+        raise error
+    trainer.model_wrapped.empty_partition_cache()  # what was being gathered when it failed
 
 
 def _generate(trainer: PretrainingTrainer, prompts: Sequence[Prompt], *, num_tokens: int) -> list[list[int]]:

@@ -44,7 +44,7 @@ class RunStart(RunCallback):
         if stage != 3:  # some launchers silently drop the config
             raise UserError(
                 f"--deepspeed: ZeRO stage 3 is not on (found {stage}); start with `deepspeed pretrain.py`, torchrun, "
-                "mpirun or python3, not with accelerate launch"
+                "mpirun, python3 or `accelerate launch --use_deepspeed --zero_stage 3`"
             )
         self._trainer.meter.start(state.global_step)
         config = engine._config  # DeepSpeed 0.19.8 has no public access to the config without "auto"
@@ -98,6 +98,7 @@ class StepTimer(RunCallback):
     def step_end(self, state: TrainerState, control: TrainerControl) -> None:
         """The GPU has finished the step."""
         self._times.enter("other")
+        self._trainer.meter.end_step()
         if self._events is not None and self._has_updated:
             start, end = self._events
             self._times.move(start.elapsed_time(end) / 1000, "forward_backward", "optimizer")
@@ -105,7 +106,7 @@ class StepTimer(RunCallback):
 
 
 class RunSummary(RunCallback):
-    """Logs speed, memory and the time split of this start at the end of the training, also of a stopped one."""
+    """Logs speed, memory and the time split of this start, final evaluation and export included."""
 
     def __init__(self, trainer: PretrainingTrainer, metrics_log: MetricsLog) -> None:
         self._trainer = trainer
@@ -116,8 +117,9 @@ class RunSummary(RunCallback):
         """Remember the step."""
         self._first_step = state.global_step
 
-    def train_end(self, state: TrainerState, control: TrainerControl) -> None:
-        """Log the summary as an event and as lines."""
+    def log(self) -> None:
+        """Log the summary as an event and as lines; called on every process, once nothing but the report is left."""
+        state = self._trainer.state
         metrics = {"num_steps": state.global_step - self._first_step, **self._trainer.start_metrics()}
         if state.is_world_process_zero:
             self._metrics_log.write_event({"step": state.global_step, "event": "summary", **metrics})

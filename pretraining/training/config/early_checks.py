@@ -8,19 +8,24 @@ from pathlib import Path
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.mixture import Mixture
+from pretraining.data.phases import naming_phase
 from pretraining.data.store.integrity import file_in_store
 from pretraining.data.store.manifest import Manifest
 from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES, load_document_tokenizer
 from pretraining.errors import UserError, raise_problems
 from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
+from pretraining.planning.length import SYNTHETIC, oversized_step
 from pretraining.runs.claim import checkpoint_to_resume, is_effectively_empty
 from pretraining.runs.run_folder import checkpoint_step, complete_checkpoints, is_run_folder
 from pretraining.system.files import sha256_of
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import check_cores, num_processes
 from pretraining.system.supervision import this_restart
+from pretraining.training.config.advice import empty_split_warnings
 from pretraining.training.data.order import make_order
 from pretraining.training.model.fields import heads_of, model_fields
+from pretraining.training.model.parent import check_vocabulary
+from pretraining.training.tasks.files import read_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +38,13 @@ def check_inputs(arguments: PretrainArguments, mixture: Mixture) -> None:
     """
     if not driver_gpu_names():
         check_cores()  # first and alone: a batch for too many processes is not what is wrong
+    _check_parent(arguments, mixture)  # first and alone: for another tokenizer nothing else is to be corrected
     parts = [partial(check_tokenizer, part.store.folder, part.store.manifest) for part in mixture.parts]
     checks: list[Callable[[], object]] = [
         *parts,
         lambda: _check_batch(arguments, mixture),
-        lambda: make_order(mixture, seed=0),
+        lambda: _check_shares(arguments, mixture),
+        lambda: _check_tasks(arguments, mixture),
         lambda: check_run_folder(run_folder(arguments), arguments.durability.resume),
     ]
     raise_problems(problem for check in checks for problem in _problems(check))
@@ -54,7 +61,39 @@ def _problems(check: Callable[[], object]) -> tuple[str, ...]:
 def _check_batch(arguments: PretrainArguments, mixture: Mixture) -> None:
     fields = model_fields(arguments.model, mixture.origin)
     if not arguments.finds_micro_batch:
-        resolve_global_batch(arguments, heads_of(fields), mixture.origin.block_length, num_processes())
+        batch = resolve_global_batch(arguments, heads_of(fields), mixture.origin.block_length, num_processes())
+        num_blocks = sum(mixture.num_blocks("train"))
+        warmup_steps, is_synthetic = arguments.trainer["warmup_steps"], arguments.data.is_synthetic
+        too_large = oversized_step(batch, num_blocks, warmup_steps=warmup_steps, is_synthetic=is_synthetic)
+        if num_blocks and too_large is not None:
+            raise UserError(too_large)
+
+
+def _check_shares(arguments: PretrainArguments, mixture: Mixture) -> None:
+    for phase, part in zip(arguments.data.phases, mixture.phases, strict=False):
+        with naming_phase(phase):
+            make_order(part, seed=0)
+    if not mixture.phases:
+        make_order(mixture, seed=0)
+
+
+def _check_parent(arguments: PretrainArguments, mixture: Mixture) -> None:
+    if arguments.parent is not None:
+        check_vocabulary(arguments.parent, mixture.first, grows=arguments.model.grow_vocabulary)
+
+
+def _check_tasks(arguments: PretrainArguments, mixture: Mixture) -> None:
+    tasks = read_tasks(arguments.observability.eval_tasks, flag="--eval_tasks")
+    if tasks and mixture.names == SYNTHETIC:
+        raise UserError(
+            "--eval_tasks --dataset synthetic: random ids have no text, in which tasks are; remove the flag, or use a "
+            "block store of preprocess.py"
+        )
+    if tasks and sum(mixture.num_blocks("validation")) == 0:
+        raise UserError(
+            f"--eval_tasks: --dataset {mixture.names} has no block of validation, with whose evaluation tasks are "
+            "scored; preprocess with a smaller --block_length or another --split, or remove the flag"
+        )
 
 
 def check_tokenizer(store: Path, manifest: Manifest) -> None:
@@ -78,8 +117,8 @@ def check_tokenizer(store: Path, manifest: Manifest) -> None:
         )
 
 
-def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool) -> None:
-    """Reject stores without a training block, and steps larger than an epoch; warn when validation is empty.
+def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool, resumes: bool = False) -> None:
+    """Reject stores without a training block, and steps larger than an epoch; warn of an empty validation or test.
 
     Raises:
         UserError: with what to change.
@@ -91,21 +130,10 @@ def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool) -> No
                 f"--dataset {part.store.name}: train has no block of {batch.block_length:,} tokens; preprocess more "
                 "text, or with a smaller --block_length"
             )
-    num_blocks = sum(counts)
-    if num_blocks < batch.blocks:
-        per_micro_step = batch.micro_batch_blocks * batch.num_groups
-        largest = num_blocks // per_micro_step * per_micro_step * batch.block_length
-        smaller = f"{largest} or less" if largest else "fewer processes or a smaller --per_device_train_batch_size"
-        raise UserError(
-            f"--global_batch_tokens {batch.tokens}: a step of {batch.blocks:,} blocks is more than the "
-            f"{num_blocks:,} of an epoch; use {smaller}, or preprocess more text"
-        )
-    if evaluates and sum(mixture.num_blocks("validation")) == 0:
-        logger.warning(
-            "--dataset %s: validation has no block, so nothing is evaluated during training; preprocess with a "
-            "smaller --block_length or another --split",
-            mixture.names,
-        )
+    if (too_large := oversized_step(batch, sum(counts), is_synthetic=mixture.names == SYNTHETIC)) is not None:
+        raise UserError(too_large)
+    for warning in empty_split_warnings(mixture, evaluates=evaluates, resumes=resumes):
+        logger.warning(warning)
 
 
 def run_folder(arguments: PretrainArguments) -> Path:
@@ -139,3 +167,17 @@ def effective_resume_mode(run_dir: Path, resume: str) -> str:
     named = checkpoint_step(Path(resume)) or 0
     has_saved = any((checkpoint_step(checkpoint) or 0) > named for checkpoint in complete_checkpoints(run_dir))
     return "auto" if has_saved or resume == "never" else resume
+
+
+def check_profiled_steps(arguments: PretrainArguments, num_steps: int | None) -> None:
+    """Reject steps of --profile that a run of `num_steps` does not have; None: its length is not known yet.
+
+    Raises:
+        UserError: with the last step.
+    """
+    steps = arguments.observability.profiled_steps
+    if steps is not None and num_steps is not None and steps[-1] > num_steps:
+        raise UserError(
+            f"--profile {arguments.observability.profile}: the run ends after step {num_steps:,}; use steps up to that "
+            "one, or a longer run"
+        )

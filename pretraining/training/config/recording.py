@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def record_start(run_config: RunConfig, arguments: TrainingArguments) -> None:
     """Write run.json before the first step, so that a crash leaves it."""
     RunRecord(
         identity=run_identity(run_config),
-        schedule=asdict(run_config.schedule),
+        schedule=run_config.schedule.record(),
         arguments=mask_all(_all_arguments(run_config, arguments)),
         ds_config=mask_all(json.loads(Path(run_config.arguments.trainer["deepspeed"]).read_text(encoding="utf-8"))),
         num_parameters=num_parameters(run_config.config),
@@ -73,7 +74,8 @@ def _all_arguments(run_config: RunConfig, arguments: TrainingArguments) -> Mappi
     return {
         **arguments.to_dict(),
         **flags,
+        "dataset": list(dict.fromkeys(chain.from_iterable(ours.data.datasets))),
         "deepspeed": ours.trainer["deepspeed"],  # the path as given
-        "weights": ours.weights,
+        "weights": None if ours.parent is None else ours.parent.folder,
         "dataset_commits": [part.store.commit for part in run_config.mixture.parts],
     }

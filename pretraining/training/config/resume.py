@@ -16,7 +16,8 @@ from pretraining.errors import UserError
 from pretraining.runs.checksums import corruption_reason, read_complete
 from pretraining.runs.claim import checkpoint_to_resume, lock_run_folder
 from pretraining.runs.run_folder import INCOMPLETE, TOKEN_NAME, TRAINER_STATE_NAME, quarantine, read_trainer_state
-from pretraining.system.checked_json import type_problem
+from pretraining.system.checked_json import from_json, type_problem
+from pretraining.training.data.phases import RecordedOrder
 from pretraining.training.distributed.collectives import all_gather_objects, run_on_main
 from pretraining.training.metrics.step_metrics import callback_state
 
@@ -31,14 +32,16 @@ logger = logging.getLogger(__name__)
 class ResumePoint:
     """The checkpoint that a run resumes from, its step, and the blocks consumed until then.
 
-    `blocks_by_store` counts them by block store, the sha256 of its manifest.json; None in checkpoints of earlier
-    versions.
+    `blocks_by_store` counts them by block store, the sha256 of its manifest.json, and `order` is the one in which they
+    were read; both are None in checkpoints of earlier versions. `skipped` are the positions that rollbacks skip.
     """
 
     checkpoint: Path | None = None
     step: int = 0
     num_blocks: int = 0
     blocks_by_store: Mapping[str, int] | None = None
+    order: RecordedOrder | None = None
+    skipped: tuple[tuple[int, int], ...] = ()
 
 
 def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
@@ -57,10 +60,16 @@ def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
     except Exception as error:  # the Trainer's dataclass accepts any file
         raise UserError(f"{path}: cannot be read ({error}); resume from another checkpoint") from None
     problem = type_problem(kept, {"step": int, "num_blocks": int, "blocks_by_store": {str: int}})
+    try:
+        order = from_json(RecordedOrder | None, kept.get("order"), "order")
+        skipped = from_json(tuple[tuple[int, ...], ...], kept.get("skipped", []), "skipped")
+        ranges = tuple((start, stop) for start, stop in skipped)  # ValueError for any other number of them
+    except ValueError as error:
+        problem = str(error)
     if problem is not None or "num_blocks" not in kept:
         problem = problem or "num_blocks is missing"
         raise UserError(f"{path}: is damaged ({problem}); resume from another checkpoint")
-    return ResumePoint(checkpoint, kept["step"], kept["num_blocks"], kept.get("blocks_by_store"))
+    return ResumePoint(checkpoint, kept["step"], kept["num_blocks"], kept.get("blocks_by_store"), order, ranges)
 
 
 def lock_and_verify(start: ResumePoint, run_dir: Path, resume: str) -> ResumePoint:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
@@ -12,7 +12,14 @@ from pretraining.planning.flops import num_parameters
 from pretraining.runs.claim import claim_run_folder
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import is_run_folder
-from pretraining.runs.run_record import RunIdentity, check_same_run, differences, warn_of_processor, warn_of_versions
+from pretraining.runs.run_record import (
+    RunIdentity,
+    changes_of_identity,
+    check_same_run,
+    differences,
+    warn_of_processor,
+    warn_of_versions,
+)
 from pretraining.system.host import processor_name
 from pretraining.system.torch_environment import kernels
 from pretraining.training.checkpoint.reshard import check_can_reshard
@@ -22,7 +29,7 @@ from pretraining.training.optim.schedule import Schedule, check_same_until
 # The Trainer fills these in, or they change with the version of the library.
 IGNORED_CONFIG_FIELDS = ("bos_token_id", "dtype", "architectures", "use_cache", "transformers_version")
 
-SCHEDULE_FIELDS = tuple(f"schedule.{field.name}" for field in fields(Schedule))
+SCHEDULE_FIELDS = tuple(f"schedule.{field.name}" for field in fields(Schedule) if field.default is MISSING)
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +39,12 @@ def run_identity(run_config: RunConfig) -> RunIdentity:
     config, arguments = run_config.config.to_dict(), run_config.arguments
     trainer, optimization = arguments.trainer, arguments.optimization
     return RunIdentity(
-        data=data_identity(run_config.manifests, run_config.order),
+        data=data_identity(run_config.planned, run_config.arguments),
         tokenizer_sha256=run_config.mixture.origin.tokenizer.sha256,
         model_config={name: value for name, value in config.items() if name not in IGNORED_CONFIG_FIELDS},
         global_batch_tokens=run_config.batch.tokens,
         seed=trainer["seed"],
-        order_seed=run_config.order.seed,
+        order_seed=run_config.planned[0].order.seed,
         document_masking=arguments.data.document_masking,
         ignore_first_token=arguments.data.ignore_first_token,
         precision=run_config.precision,
@@ -82,9 +89,20 @@ def matches_recorded_run(run_config: RunConfig) -> bool:
     if not is_run_folder(run_config.run_dir):
         return True
     recorded = read_run_record(run_config.run_dir)
-    own = {"identity": asdict(run_identity(run_config)), "schedule": asdict(run_config.schedule)}
-    own = json.loads(json.dumps(own, default=str))
-    return not any(differences(recorded.get(name), value) for name, value in own.items())
+    schedule = json.loads(json.dumps(run_config.schedule.record(), default=str))
+    return not (
+        changes_of_identity(recorded.get("identity", {}), run_identity(run_config))
+        or differences(recorded.get("schedule"), schedule)
+    )
+
+
+def has_recorded_end(run_config: RunConfig) -> bool:
+    """Whether the folder's run, if any, would be made again, and end at the same step or target."""
+    if not is_run_folder(run_config.run_dir):
+        return True
+    recorded = read_run_record(run_config.run_dir).get("arguments", {})
+    own = {"max_steps": run_config.num_steps, "target_loss": run_config.arguments.durability.target_loss}
+    return matches_recorded_run(run_config) and own == {name: recorded.get(name) for name in own}
 
 
 def _check_resumable(run_config: RunConfig, checkpoint: Path) -> None:
@@ -99,8 +117,14 @@ def _check_resumable(run_config: RunConfig, checkpoint: Path) -> None:
         warn_of_processor(checkpoint.parent, now=now)
     check_can_reshard(checkpoint, run_config.ds_config, num_processes=run_config.batch.num_processes)
     step, schedule = run_config.start.step, run_config.schedule
+    if run_config.has_changed_phases and "data" not in run_config.arguments.durability.allow_changed:
+        data = "phases" if run_config.arguments.data.phases else "data sets"
+        raise UserError(
+            f"--resume {checkpoint}: these {data} give step {step:,} other data than it was trained on; use the {data} "
+            "of that run, or pass --allow_changed data"
+        )
     recorded = read_run_record(checkpoint.parent, needs=SCHEDULE_FIELDS)["schedule"]
-    changed = differences(recorded, json.loads(json.dumps(asdict(schedule))))
+    changed = differences(recorded, json.loads(json.dumps(schedule.record())))
     if changed and "schedule" not in run_config.arguments.durability.allow_changed:
         check_same_until(step, recorded, schedule, place=f"--resume {checkpoint}")
     for name, before, now in changed:
@@ -111,7 +135,7 @@ def _check_same(run_config: RunConfig, run_dir: Path) -> None:
     recorded, own = read_run_record(run_dir).get("num_parameters"), num_parameters(run_config.config)
     if recorded != own:
         raise UserError(
-            f"--model {run_config.arguments.model.model}: has {own:,} parameters, the model of {run_dir} has "
+            f"{run_config.arguments.model.place}: has {own:,} parameters, the model of {run_dir} has "
             f"{recorded}; use the same flags, or another --output_dir"
         )
     check_same_run(run_dir, run_identity(run_config), allowed=run_config.arguments.durability.allow_changed)

@@ -14,9 +14,13 @@ from pretraining.planning.suggestions import offload_advice
 from pretraining.system.formatting import format_bytes
 from pretraining.system.host import bf16_instruction
 from pretraining.training.checkpoint.reshard import describe_checkpoint
+from pretraining.training.config.advice import RunAdvice
+from pretraining.training.config.phase_lines import PhasePlan
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.trainer_arguments import bf16_product_time
+from pretraining.training.data.order import WINDOW
 from pretraining.training.model.compile import ASKED, TOO_SHORT
+from pretraining.training.model.parent import unused_weights
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +29,13 @@ def log_run_config(run_config: RunConfig) -> None:
     """Log what is about to run, and warn of what is likely a mistake."""
     batch, arguments = run_config.batch, run_config.arguments
     is_fp8 = run_config.layout.computes_in_fp8
+    origin = "" if arguments.parent is None else " (config and weights)"
     logger.info(
-        f"model: {arguments.model.model}, {num_parameters(run_config.config):,} parameters, blocks of "
+        f"model: {arguments.model_name}{origin}, {num_parameters(run_config.config):,} parameters, blocks of "
         f"{batch.block_length:,} tokens, {run_config.precision}{', matrix multiplications in fp8' if is_fp8 else ''}"
     )
+    for line in unused_weights(arguments):
+        logger.warning(line)
     _log_precision(run_config)
     logger.info(
         f"step: {batch.tokens:,} tokens = {counted(batch.micro_batch_blocks, 'block')} x "
@@ -37,9 +44,14 @@ def log_run_config(run_config: RunConfig) -> None:
     logger.info("gradients: accumulated in %s (%s)", run_config.gradient_type.name, run_config.gradient_type.reason)
     _log_compilation(run_config)
     _log_memory(run_config)
-    _log_length(run_config)
+    advice = RunAdvice(
+        arguments, run_config.mixture, run_config.layout, batch, run_config.num_steps, run_config.schedule
+    )
+    _log_length(run_config, unread=advice.unread())
     logger.info("run folder: %s", run_config.run_dir, extra=IN_ONE_LINE)
     _log_schedule(run_config)
+    for warning in advice.warnings():
+        logger.warning(warning)
     if run_config.start.checkpoint is not None:
         checkpoint = describe_checkpoint(run_config.start.checkpoint, num_processes=batch.num_processes)
         logger.info("resuming from %s", checkpoint)
@@ -100,35 +112,46 @@ def gpu_lines(layout: TrainingLayout, machine: MachineSpec, batch: GlobalBatch) 
         yield offload_advice(layout, machine, batch)
 
 
-def _log_length(run_config: RunConfig) -> None:
+def _log_length(run_config: RunConfig, *, unread: str | None) -> None:
     """Log steps, tokens and epochs, of each source of a mixture too."""
-    order, batch, num_steps = run_config.order, run_config.batch, run_config.num_steps
-    num_blocks, size = num_steps * batch.blocks, sum(order.num_blocks)
+    batch, num_steps = run_config.batch, run_config.num_steps
+    num_blocks, size = num_steps * batch.blocks, sum(run_config.mixture.num_blocks("train"))
     logger.info(
         f"run: {counted(num_steps, 'step')}, {num_steps * batch.tokens:,} tokens, {num_blocks / size:.2f} epochs over "
-        f"{counted(size, 'block')}"
+        f"{counted(size, 'block')}{'' if unread is None else f' ({unread})'}"
     )
+    for line in phase_lines(run_config):
+        logger.info(line)
     epochs = run_config.epochs_by_source(num_blocks)
-    for part, share in zip(run_config.mixture.parts, order.blocks_per_window, strict=True):
+    for part, share in zip(run_config.mixture.parts, run_config.shares, strict=True):
         if f"epoch/{part.source}" in epochs:
             number = epochs[f"epoch/{part.source}"]
-            logger.info(f"source {part.source}: {share} of 1,000 blocks, {number:.2f} epochs of {part.store.name}")
+            logger.info(
+                f"source {part.source}: {WINDOW * share:.0f} of 1,000 blocks, {number:.2f} epochs of {part.store.name}"
+            )
+
+
+def phase_lines(run_config: RunConfig) -> Iterator[str]:
+    """Describe the phases of a run; nothing without."""
+    phases, batch, schedule = run_config.arguments.data.phases, run_config.batch, run_config.schedule
+    if phases:
+        mixture, manifests = run_config.mixture, run_config.manifests
+        yield from PhasePlan(
+            phases, run_config.phase_ends, schedule, batch, mixture, manifests, run_config.order
+        ).lines()
 
 
 def _log_schedule(run_config: RunConfig) -> None:
     schedule, num_steps = run_config.schedule, run_config.num_steps
     first, last = schedule.learning_rate(1), schedule.learning_rate(num_steps)
-    peak = f"{schedule.peak:.2e} at step {schedule.warmup_steps:,}, " if schedule.warmup_steps > 1 else ""
-    logger.info(f"learning rate: {first:.2e} at step 1, {peak}{schedule.shape} to {last:.2e}")
-    if schedule.warmup_steps >= num_steps and schedule.warmup_steps > 0:
-        logger.warning(
-            "--warmup_steps %d: the run has %s, so the learning rate ends at %.2e, on its way up to --learning_rate "
-            "%.2e; use less, e.g. --warmup_steps 0.01 for 1 %% of the run",
-            schedule.warmup_steps,
-            counted(num_steps, "step"),
-            last,
-            schedule.peak,
-        )
+    parts = schedule.parts(num_steps)
+    # Of a warmup as long as its part, neither the end nor what follows is in the run.
+    shapes = ["warmup" if part.warmup_steps >= length > 1 else part.shape for part, length in parts]
+    has_peak = schedule.warmup_steps > 1 and shapes[0] != "warmup"
+    peak = f"{schedule.peak:.2e} at step {schedule.warmup_steps:,}, " if has_peak else ""
+    logger.info(f"learning rate: {first:.2e} at step 1, {peak}{', then '.join(shapes)} to {last:.2e}")
+    if run_config.arguments.optimization.schedule_steps not in (None, num_steps):
+        logger.info(f"schedule: of {counted(schedule.num_steps, 'step')}, the run has {num_steps:,}")
 
 
 def _warn_of_disk(run_config: RunConfig) -> None:

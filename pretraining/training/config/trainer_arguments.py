@@ -13,6 +13,11 @@ from pretraining.errors import UserError
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.system.host import bf16_instruction
 
+# Flags by the names that they had before transformers 5.23, which warns of them.
+EARLIER_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 Precision = Literal["bf16", "fp16", "fp32"]
 MATRIX_SIDE, NUM_ROUNDS = 256, 10  # 34 MFLOP: 0.4 ms of a core at 90 GFLOP/s, in fp32
 
@@ -36,6 +41,7 @@ def make_training_arguments(
         "deepspeed": copy.deepcopy(ds_config),  # the Trainer fills in what is "auto"
         "gradient_accumulation_steps": batch.gradient_accumulation_steps,
         "max_steps": num_steps,
+        "per_device_eval_batch_size": flags["per_device_eval_batch_size"] or batch.micro_batch_blocks,
         "use_cpu": not torch.cuda.is_available(),
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
@@ -44,9 +50,17 @@ def make_training_arguments(
         "logging_nan_inf_filter": False,  # true hides NaN from the log, and synchronizes once per micro step
     }
     try:
-        return TrainingArguments(**{**flags, **derived})
+        return TrainingArguments(**{**_with_new_names(flags), **derived})
     except ValueError as error:
         raise UserError(f"Trainer flags: {' '.join(str(error).split())}") from None
+
+
+def _with_new_names(flags: dict[str, Any]) -> dict[str, Any]:
+    renamed = dict(flags)
+    for earlier, name in EARLIER_NAMES.items():
+        value = renamed.pop(earlier, None)
+        renamed[name] = value if renamed.get(name) is None else renamed[name]
+    return renamed
 
 
 def choose_precision(

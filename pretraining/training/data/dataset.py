@@ -147,14 +147,29 @@ class BlockDataset(Dataset):
 
 
 class MixedBlocks(Dataset):
-    """The blocks of several data sets, numbered consecutively."""
+    """The blocks of several data sets, numbered consecutively; or `num_chosen` of them.
 
-    def __init__(self, parts: Sequence[BlockDataset]) -> None:
+    Chosen are blocks (i + 1/2) n / num_chosen of all n, rounded down: as far apart as possible, so that each
+    store of a mixture has its share to within one block, and the same for any number of processes.
+    """
+
+    def __init__(self, parts: Sequence[BlockDataset], *, num_chosen: int | None = None) -> None:
         self._parts = list(parts)
         self._ends = np.cumsum([len(part) for part in parts])
+        self._total = int(self._ends[-1])
+        self._length = self._total if num_chosen is None else min(num_chosen, self._total)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some blocks are left out."""
+        return self._length < self._total
+
+    def choose(self, num_blocks: int | None) -> "MixedBlocks":
+        """Return `num_blocks` of the blocks, evenly spread; None or more than there are: all."""
+        return MixedBlocks(self._parts, num_chosen=num_blocks)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._length
 
     def __getitem__(self, index: int) -> Item:
         part, number = self.locate(index)
@@ -162,6 +177,8 @@ class MixedBlocks(Dataset):
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return the number of the data set that has block `index`, and the block's number in it."""
+        if self.is_partial:
+            index = (2 * int(index) + 1) * self._total // (2 * self._length)
         part = int(np.searchsorted(self._ends, index, side="right"))
         return part, index - int(self._ends[part]) + len(self._parts[part])
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pretraining.planning.global_batch import GlobalBatch
 from pretraining.system.processes import ignore_stop_signals
 from pretraining.training.data.batch import Batch
 from pretraining.training.data.dataset import MixedBlocks
-from pretraining.training.data.order import BlockOrder
+from pretraining.training.data.phases import RunOrder, num_skipped_before
 
 LOOK_AHEAD = 4096  # positions computed per call, which costs as much as 1,000 of them
 SHARED_MEMORY = "/dev/shm"
@@ -47,10 +48,12 @@ class WorkerLoader(DataLoader):
 class BlockStream:
     """The blocks of a run in order, without the positions that a rollback skips.
 
-    `skipped` are half-open ranges of positions in the order, ascending.
+    `skipped` are half-open ranges of positions, ascending. Each later order of `run` replaces the one before from the
+    block on whose number is its `first`: a phase begins with a step, whatever a rollback skips. What is skipped in one
+    phase moves the positions of the later ones, and they begin behind it.
     """
 
-    order: BlockOrder
+    run: RunOrder
     skipped: list[tuple[int, int]] = field(default_factory=list)
 
     def positions(self, first: int, count: int) -> np.ndarray:
@@ -62,14 +65,43 @@ class BlockStream:
 
     def block_ids(self, first: int, count: int) -> np.ndarray:
         """Return the `count` blocks consumed from number `first` on, int64."""
-        return self.order.block_ids(self.positions(first, count))
+        positions = self.positions(first, count)
+        ids = np.empty(count, np.int64)
+        for phase, (begin, end) in zip(self.order.orders, self._parts(first, count), strict=True):
+            own = slice(begin - first, max(begin, end) - first)
+            moved = num_skipped_before(phase.order.first, self.skipped)
+            ids[own] = phase.order.block_ids(positions[own] - moved)
+        return ids
+
+    @property
+    def order(self) -> RunOrder:
+        """The orders of the run, after what was skipped in each."""
+        return self.run.after_skips(self.skipped)
+
+    def _parts(self, first: int, count: int) -> list[tuple[int, int]]:
+        """The part of each order of the blocks with numbers from `first` on, half-open; its end may be before it."""
+        borders = [phase.order.first for phase in self.run.orders[1:]]
+        ends = [min(first + count, border) for border in (*borders, first + count)]
+        return list(zip([first, *(max(first, border) for border in borders)], ends, strict=True))
 
     def skip(self, first: int, count: int) -> None:
-        """Skip the `count` blocks that would now be consumed from number `first` on."""
+        """Skip the `count` blocks that would now be consumed from number `first` on.
+
+        Over the border of a phase, the earlier phase reads on in their place, so it may read what the later one skips.
+        """
+        for begin, end in reversed(self._parts(first, count)):  # what an earlier order skips moves the later ones
+            if begin < end:
+                self._skip_in_order(begin, end - begin)
+
+    def _skip_in_order(self, first: int, count: int) -> None:
+        """Skip blocks of one order, and move what was skipped in later ones."""
         positions = self.positions(first, count)
         starts = positions[np.flatnonzero(np.diff(positions, prepend=-2) > 1)]
         stops = positions[np.flatnonzero(np.diff(positions, append=positions[-1] + 2) > 1)] + 1
-        self.skipped = sorted([*self.skipped, *zip(starts.tolist(), stops.tolist(), strict=True)])
+        border = next((phase.order.first for phase in self.run.orders[1:] if phase.order.first > first), None)
+        end = inf if border is None else border + num_skipped_before(border, self.skipped)
+        moved = [(start + count, stop + count) if start >= end else (start, stop) for start, stop in self.skipped]
+        self.skipped = sorted([*moved, *zip(starts.tolist(), stops.tolist(), strict=True)])
 
 
 class BlockLoader:

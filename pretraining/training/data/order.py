@@ -25,34 +25,44 @@ class BlockOrder:
     `num_blocks` counts the blocks of each source, `blocks_per_window` those among every 1,000 of the order. Blocks are
     numbered consecutively, the first source's first. Each epoch over a source has each of its blocks once, in another
     order.
+
+    An order of a later phase begins at position `first`, where `num_read` blocks of each source were read before, so
+    that each continues where it stopped. Its blocks are numbered from `first_ids` on, and `keys` select the
+    permutations, which a source keeps through all phases. Unset, they are those of an order that is the only one.
     """
 
     num_blocks: tuple[int, ...]
     blocks_per_window: tuple[int, ...]
     seed: int
+    first: int = 0
+    num_read: tuple[int, ...] = ()
+    first_ids: tuple[int, ...] = ()
+    keys: tuple[int, ...] = ()
 
     def block_ids(self, positions: np.ndarray) -> np.ndarray:
         """Return the blocks at `positions`; both int64 of shape [n]."""
         sources, places = self.source_positions(positions)
         ids = np.empty(len(positions), np.int64)
         for source in np.unique(sources):
-            size, first_id = self.num_blocks[source], sum(self.num_blocks[:source])
+            size, key = self.num_blocks[source], self.keys[source] if self.keys else int(source)
+            first_id = self.first_ids[source] if self.first_ids else sum(self.num_blocks[:source])
             epochs = places // size
             for epoch in np.unique(epochs[sources == source]):
                 chosen = (sources == source) & (epochs == epoch)
-                ids[chosen] = first_id + permute(places[chosen] % size, size, key=(self.seed, int(source), int(epoch)))
+                ids[chosen] = first_id + permute(places[chosen] % size, size, key=(self.seed, key, int(epoch)))
         return ids
 
     def source_positions(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the source of each position, and the number of blocks of that source before it."""
-        windows, slots = np.divmod(positions, WINDOW)
+        windows, slots = np.divmod(positions - self.first, WINDOW)
         sources = self._pattern[slots]
         counts = np.array(self.blocks_per_window, np.int64)
-        return sources, windows * counts[sources] + self._num_before[slots]
+        num_read = np.array(self.num_read or [0] * len(counts), np.int64)
+        return sources, num_read[sources] + windows * counts[sources] + self._num_before[slots]
 
     def num_consumed(self, num_positions: int) -> list[int]:
-        """Count the blocks of each source among the first `num_positions`."""
-        windows, slots = divmod(num_positions, WINDOW)
+        """Count the blocks of each source from position `first` on among the first `num_positions`."""
+        windows, slots = divmod(num_positions - self.first, WINDOW)
         rest = np.bincount(self._pattern[:slots], minlength=len(self.num_blocks))
         return [windows * count + int(more) for count, more in zip(self.blocks_per_window, rest, strict=True)]
 

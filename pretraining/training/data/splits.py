@@ -25,6 +25,10 @@ class TrainingData:
     validation: MixedBlocks | None
     test: MixedBlocks | None
 
+    def chosen_validation(self, num_blocks: int | None) -> MixedBlocks | None:
+        """Blocks of validation for evaluations during the training, evenly spread; `num_blocks` None: all."""
+        return None if self.validation is None else self.validation.choose(num_blocks)
+
 
 def open_training_data(mixture: Mixture, stream: BlockStream, fields: BlockFields) -> TrainingData:
     """Open all splits now, so that missing or damaged shards are found before the run, not at its end.

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import compiler
+from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, is_zero_param
+from deepspeed.runtime.zero.utils import get_norm_dtype
 from torch import Tensor
 
 from pretraining.planning.layout import MAX_MESSAGES_IN_FLIGHT
@@ -56,6 +58,26 @@ def master_weights(zero: Any) -> Sequence[Tensor]:
 def own_partition(parameter: Tensor) -> Tensor:
     """This process's partition of a parameter, padding included (runtime/zero/partition_parameters.py)."""
     return parameter.ds_tensor
+
+
+@torch.no_grad()
+def fill_parameter(parameter: Tensor, values: Tensor) -> None:
+    """Write the values of a whole tensor into a parameter, each process into its partition; called on every process.
+
+    A partition that is on disk (nvme) is written through a gather (runtime/zero/partition_parameters.py).
+    """
+    if not is_zero_param(parameter):
+        parameter.copy_(values)
+        return
+    partition = own_partition(parameter)
+    if partition.status is not PartitionedParamStatus.AVAILABLE:
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.copy_(values)
+        return
+    start = dist.get_rank(parameter.ds_process_group) * partition.numel()
+    own = values.reshape(-1)[start : start + partition.numel()]
+    partition[: len(own)].copy_(own)
+    partition[len(own) :].zero_()
 
 
 def set_checkpoint_engine(engine: DeepSpeedEngine, checkpoint_engine: Any) -> None:
@@ -147,6 +169,34 @@ def _add_gradient(zero: Any, parameter: Tensor) -> None:
     else:
         total.add_(gradient)
     parameter.grad = None
+
+
+def watch_gradient_norms(engine: DeepSpeedEngine, watch: Callable[[Tensor, Tensor], None]) -> None:
+    """Pass `watch` each parameter and the norm of its partition's gradient in every step (runtime/zero/stage3.py).
+
+    ZeRO-3 sums their squares to the total norm: no gradient is read twice. An offloaded optimizer keeps them by
+    parameter, but not of those of which this process has padding only: theirs are zero, so that all processes have the
+    same groups. Otherwise they are taken here as ZeRO-3 does, which then takes the norm of each number: the number.
+    """
+    zero = engine.optimizer
+    total_norm, total_norm_of_offloaded = zero.get_grad_norm_direct, zero.complete_grad_norm_calculation_for_cpu_offload
+
+    def direct(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> Any:
+        norms = [gradient.to(get_norm_dtype()).norm(2) for gradient in gradients]
+        for parameter, norm in zip(parameters, norms, strict=True):
+            watch(parameter, norm)
+        return total_norm(norms, parameters)
+
+    def offloaded(parameters: Sequence[Tensor]) -> Any:
+        norms = zero.norm_for_param_grads
+        other = next(iter(norms.values()), torch.zeros(()))
+        no_norm = torch.zeros_like(torch.as_tensor(other))  # on the device of the others: they are stacked
+        for parameter in parameters:
+            watch(parameter, norms.get(zero.get_param_id(parameter), no_norm))
+        return total_norm_of_offloaded(parameters)
+
+    zero.get_grad_norm_direct = direct
+    zero.complete_grad_norm_calculation_for_cpu_offload = offloaded
 
 
 def allocated_states(engine: DeepSpeedEngine) -> dict[str, int]:

@@ -73,14 +73,21 @@ def check_num_processes() -> None:
             )
     if not has_launcher() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UserError("srun: each task would train alone; start one task that runs deepspeed or torchrun")
+    if not has_gpu():
+        _warn_of_missing_gpus()
+
+
+def _warn_of_missing_gpus() -> None:
+    """Warn where this machine, or its build of torch, suggests that GPUs were expected; not if they are hidden."""
     names = driver_gpu_names()
-    if names and not has_gpu() and os.environ.get("CUDA_VISIBLE_DEVICES", names):
-        logger.warning(
-            "the driver has %d GPUs (%s) that torch %s cannot use, so this runs on the CPU; install torch for CUDA",
-            len(names),
-            names[0],
-            torch.__version__,
-        )
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not (names or torch.version.cuda):
+        return
+    found = (
+        f"the driver has {len(names)} GPUs ({names[0]}) that torch {torch.__version__} cannot use"
+        if names
+        else f"torch {torch.__version__} is built for GPUs, but no NVIDIA driver answers"
+    )
+    logger.warning("%s, so this runs on the CPU; python3 -m tools.doctor gives the reason and the remedy", found)
 
 
 def init_process_group(*, timeout_seconds: int) -> None:

@@ -73,7 +73,7 @@ def with_largest_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> 
 def with_micro_batch(arguments: PretrainArguments, number: int) -> PretrainArguments:
     """Set another micro batch with the same global batch."""
     trainer = {**arguments.trainer, "per_device_train_batch_size": number}
-    if arguments.data.global_batch_tokens is None:
+    if not arguments.data.has_global_batch:
         micro_steps = arguments.trainer.get("gradient_accumulation_steps") or 1
         blocks = (1 if arguments.finds_micro_batch else arguments.trainer["per_device_train_batch_size"]) * micro_steps
         trainer["gradient_accumulation_steps"] = blocks // number
@@ -144,6 +144,7 @@ def run_trial(micro_batch_blocks: int, micro_steps: int) -> str:
         "per_device_train_batch_size": micro_batch_blocks,
         "gradient_accumulation_steps": micro_steps,
         "global_batch_tokens": "none",
+        "global_batch_blocks": "none",
         "max_tokens": "none",
         "resume": "never",
         "max_steps": TRIAL_STEPS,

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
+from pretraining.cli.arguments.phases import PhaseArguments
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
@@ -75,11 +76,13 @@ def profile_arguments(arguments: PretrainArguments, mixture: Mixture) -> Pretrai
         "max_steps": min(NUM_STEPS, max_steps) if max_steps > 0 else NUM_STEPS,
         "output_dir": str(run_dir.with_name(f"{run_dir.name}{FOLDER_MARK}{identity}")),
     }
+    # A few steps are too short for several phases.
+    first_phase = [PhaseArguments(phase.name, phase.dataset) for phase in arguments.data.phases[:1]]
     durability = replace(arguments.durability, resume="never", max_hours=None, export=False, export_every_tokens=None)
     return replace(
         arguments,
-        data=replace(arguments.data, global_batch_tokens=None, max_tokens=None),
-        optimization=replace(arguments.optimization, lr_scheduler_type="constant"),
+        data=replace(arguments.data.without_global_batch(), max_tokens=None, phases=first_phase),
+        optimization=replace(arguments.optimization, lr_scheduler_type="constant", schedule_steps=None),
         durability=durability,
         observability=replace(arguments.observability, report=False, sample_steps=None, profile=None),
         plan=replace(arguments.plan, force=True),

@@ -26,6 +26,8 @@ class EvaluationBlocks(Dataset):
         self._blocks = blocks
         self._text_bytes = text_bytes
         self._length = -(-len(blocks) // multiple) * multiple
+        # A metric that marks an evaluation of a part of the split: it is comparable only with others of that part.
+        self.mark = {"blocks": len(blocks)} if blocks.is_partial else {}
 
     def __len__(self) -> int:
         return self._length

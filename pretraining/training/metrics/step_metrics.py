@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,14 @@ from pretraining.errors import UserError
 from pretraining.training.data.batch import Batch
 from pretraining.training.metrics.evaluation import metrics_by_source, metrics_of_sums
 from pretraining.training.metrics.spike_detector import Anomaly, SpikeDetector
+from pretraining.training.metrics.throughput import MovingAverage
 from pretraining.training.model.loss import NUM_SUMS, TokenLosses, block_sums, source_sums
 
 # Earlier names of callbacks: a checkpoint has the state of a callback under the name of its class.
 EARLIER_NAMES = {"StepMetrics": "StepWatch", "AnomalyCallback": "FaultHandler", "StopCallback": "Stopping"}
 # In a row; dynamic loss scaling of fp16 halves its scale from 2^16 to 1 in at most 32 such steps.
 MAX_NON_FINITE_STEPS = 50
-SMOOTHING = 0.98  # about the mean of the last 50 steps
+TARGET_WINDOW_STEPS = 50  # whose mean loss is compared with --target_loss
 UNLOGGED_PREFIXES = ("num_tokens", "perplexity/")  # they follow from other metrics, and each takes time to report
 UNNAMED = ""  # in a checkpoint, the source of data with only one
 
@@ -33,24 +35,6 @@ class StepResult:
 
     loss: float
     anomaly: Anomaly | None
-
-
-@dataclass
-class SmoothedLoss:
-    """Exponential moving average of the losses, divided by the sum of its weights, so that it does not start at 0."""
-
-    sum: float = 0.0
-    weight: float = 0.0
-
-    def add(self, loss: float) -> None:
-        """Add the loss of a step."""
-        self.sum = SMOOTHING * self.sum + (1 - SMOOTHING) * loss
-        self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
-
-    @property
-    def value(self) -> float:
-        """The average; NaN before the first step."""
-        return self.sum / self.weight if self.weight else math.nan
 
 
 class StepMetrics(TrainerCallback, ExportableState):
@@ -94,8 +78,20 @@ class StepMetrics(TrainerCallback, ExportableState):
         if math.isfinite(loss):
             self._interval_sums[: len(sums)] += sums
             self._smoothed.add(loss)
+            self._window.append(loss)
         self._count(anomaly)
         return StepResult(loss, anomaly)
+
+    @property
+    def num_window_losses(self) -> int:
+        """How many losses of the last 50 steps are known."""
+        return len(self._window)
+
+    @property
+    def window_loss(self) -> float | None:
+        """The mean loss of the last 50 steps, without NaN steps; None before there are as many."""
+        is_full = len(self._window) == TARGET_WINDOW_STEPS
+        return math.fsum(self._window) / TARGET_WINDOW_STEPS if is_full else None
 
     def block_sums(self) -> torch.Tensor:
         """Sums of losses and predictions of this process's blocks in the finished step, [micro steps, blocks, 2]."""
@@ -150,6 +146,7 @@ class StepMetrics(TrainerCallback, ExportableState):
                 "num_non_finite_steps": self.num_non_finite_steps,
                 "num_spikes": self.num_spikes,
                 "smoothed_loss": [self._smoothed.sum, self._smoothed.weight],
+                "window_losses": list(self._window),
                 # A checkpoint can be saved between two log records.
                 "interval_sums": dict(zip(self._names, self._interval_sums.tolist(), strict=True)),
             },
@@ -161,7 +158,8 @@ class StepMetrics(TrainerCallback, ExportableState):
         self._detector = SpikeDetector(threshold=self._threshold, **losses)
         self.num_non_finite_steps = saved.get("num_non_finite_steps", 0)
         self.num_spikes = saved.get("num_spikes", 0)
-        self._smoothed = SmoothedLoss(*saved.get("smoothed_loss", (0.0, 0.0)))
+        self._smoothed = MovingAverage(*saved.get("smoothed_loss", (0.0, 0.0)))
+        self._window: deque[float] = deque(saved.get("window_losses", ()), maxlen=TARGET_WINDOW_STEPS)
         self._restore_sums(saved.get("tokens_by_source", {}), saved.get("interval_sums", {}))
         self.clear_step()
 

@@ -1,6 +1,8 @@
 """Tokens per second and MFU over the steps only, and the split of all time into data, compute, saves and so on."""
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +10,26 @@ from typing import Literal, get_args
 
 Part = Literal["data", "forward_backward", "optimizer", "save", "evaluation", "other"]
 PARTS: tuple[Part, ...] = get_args(Part)
+SMOOTHING = 0.98  # about the mean of the last 50 steps
+WINDOWS = (10, 50)  # steps over which the speed is averaged
+
+
+@dataclass
+class MovingAverage:
+    """Exponential moving average of a metric by step, divided by the sum of its weights, so it does not start at 0."""
+
+    sum: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float) -> None:
+        """Add the metric of a step."""
+        self.sum = SMOOTHING * self.sum + (1 - SMOOTHING) * value
+        self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
+
+    @property
+    def value(self) -> float:
+        """The average; NaN before the first step."""
+        return self.sum / self.weight if self.weight else math.nan
 
 
 class TimeBreakdown:
@@ -109,6 +131,8 @@ class ThroughputMeter:
         self._warm_seconds = 0.0
         self._warm_paused_seconds = 0.0
         self._has_warmed_up = False
+        self._total_paused_seconds = 0.0
+        self._step_ends: deque[float] = deque(maxlen=max(WINDOWS) + 1)  # seconds of the clock without pauses
 
     def start(self, step: int) -> None:
         """Start to measure before the first step of this process; `step` steps are done already."""
@@ -122,6 +146,14 @@ class ThroughputMeter:
         self._interval_started_at = self._clock()
         if self._paused_at is not None:
             self._paused_at = self._interval_started_at
+        self._step_ends.clear()
+        self._seconds_per_step = MovingAverage()
+
+    def end_step(self) -> None:
+        """Note that a step has ended, for the speed of the last steps; called outside of pauses."""
+        self._step_ends.append(self._clock() - self._total_paused_seconds)
+        if len(self._step_ends) > 1:
+            self._seconds_per_step.add(self._step_ends[-1] - self._step_ends[-2])
 
     @contextmanager
     def pause(self, part: Part = "other") -> Iterator[None]:
@@ -137,7 +169,9 @@ class ThroughputMeter:
                 yield
         finally:
             if not is_within and self._paused_at is not None:
-                self._paused_seconds += self._clock() - self._paused_at
+                seconds = self._clock() - self._paused_at
+                self._paused_seconds += seconds
+                self._total_paused_seconds += seconds
                 self._paused_at = None
 
     def pop_metrics(self, step: int, *, max_steps: int) -> dict[str, float]:
@@ -164,7 +198,23 @@ class ThroughputMeter:
             seconds_per_step = (self._warm_seconds + self._warm_paused_seconds) / self._warm_steps
             overall = self.overall_metrics()["tokens_per_second_per_gpu"]
             metrics["overall_tokens_per_second_per_gpu"] = overall
-        return {**metrics, "seconds_left": seconds_per_step * (max_steps - step)}
+        return {**metrics, **self._window_metrics(), "seconds_left": seconds_per_step * (max_steps - step)}
+
+    def _window_metrics(self) -> dict[str, float]:
+        """Tokens per second of one GPU over each of `WINDOWS` that is full, and smoothed.
+
+        All start empty with each start of a run and after a rollback, and without the first step, which warms up.
+        What is smoothed is the time of a step.
+        """
+        ends, tokens = self._step_ends, self.work.tokens / self.work.num_gpus
+        metrics = {
+            f"last_{window}_steps_tokens_per_second_per_gpu": window * tokens / (ends[-1] - ends[-1 - window])
+            for window in WINDOWS
+            if len(ends) > window
+        }
+        if len(ends) > 1:
+            metrics["smoothed_tokens_per_second_per_gpu"] = tokens / self._seconds_per_step.value
+        return metrics
 
     def overall_metrics(self) -> dict[str, float]:
         """The speed since the start, without the first interval and pauses; empty before the second interval."""

@@ -1,13 +1,10 @@
 """The config and the weights of a model; weights are sharded as they are created."""
 
-import copy
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
@@ -16,7 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from pretraining.cli.arguments.pretrain import ModelArguments
 from pretraining.data.store.manifest import StoreSpec
 from pretraining.errors import UserError, nearest, raise_problems, shortened
-from pretraining.training.model.fields import FIELDS, model_fields, number_problem
+from pretraining.training.model.fields import FIELDS, model_fields, number_problem, read_overrides
+from pretraining.training.model.overrides import lost_overrides
+from pretraining.training.model.weights import ParentWeights, load_parent
 
 ROPE_FIELDS = (*RopeParameters.__annotations__, "type")
 ROPE_TYPES = ("default", *ROPE_INIT_FUNCTIONS)
@@ -29,7 +28,8 @@ def load_model_config(arguments: ModelArguments, blocks: StoreSpec | None) -> Ll
         UserError: when the model is unknown or not a Llama, or does not fit the blocks.
     """
     fields = model_fields(arguments, blocks)
-    config = _llama_config(arguments.model, fields)
+    config = _llama_config(arguments.place, fields)
+    raise_problems(lost_overrides(read_overrides(arguments.model_overrides), config))
     if "initializer_range" not in fields:
         config.initializer_range = initial_deviation(config.hidden_size)
     if blocks is not None:
@@ -52,21 +52,20 @@ def initial_deviation(hidden_size: int) -> float:
 
 
 def build_model(
-    config: LlamaConfig, *, attention_implementation: str, seed: int, weights: Path | None = None
+    config: LlamaConfig, *, attention_implementation: str, seed: int, parent: ParentWeights | None = None
 ) -> PreTrainedModel:
-    """Fresh weights, or those of the exported model in a folder; each rank holds its partition only.
+    """Fresh weights, or those of a parent model; each rank holds its partition only.
 
-    TrainingArguments with a ZeRO-3 config must exist: `from_config` and `from_pretrained` look there and partition each
-    parameter as it is created, where `LlamaForCausalLM(config)` would create the whole model on every rank. Of an
-    exported model only rank 0 reads the files, which are memory-mapped.
+    TrainingArguments with a ZeRO-3 config must exist: `from_config` looks there and partitions each parameter as it is
+    created, where `LlamaForCausalLM(config)` would create the whole model on every rank.
 
     Rank 0 draws each fresh tensor on its device, in the dtype of the engine. So fresh weights do not depend on the
     number of processes, but a CPU and GPUs with other numbers of multiprocessors draw other ones.
     """
     set_seed(seed)
     try:
-        if weights is not None:
-            return _load_model(weights, config, attention_implementation)
+        if parent is not None:
+            return load_parent(parent, attention_implementation)
         return AutoModelForCausalLM.from_config(
             config, attn_implementation=attention_implementation, dtype=torch.float32
         )
@@ -75,32 +74,13 @@ def build_model(
         raise UserError(f"--attention_implementation {attention_implementation}: {reason}") from None
 
 
-def _load_model(folder: Path, config: LlamaConfig, attention_implementation: str) -> PreTrainedModel:
-    try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=copy.deepcopy(config),
-            attn_implementation=attention_implementation,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model {folder}: cannot be loaded ({' '.join(str(error).split())})") from None
-    if found["missing_keys"]:
-        raise UserError(
-            f"--model {folder}: weights are missing ({', '.join(sorted(found['missing_keys'])[:3])}); export it again"
-        )
-    return model
-
-
-def _llama_config(name: str, fields: dict[str, Any]) -> LlamaConfig:
+def _llama_config(place: str, fields: dict[str, Any]) -> LlamaConfig:
     try:
         # No padding token: blocks have none, and torch does not train its embedding, which may be that of EOS.
         config = LlamaConfig.from_dict({**fields, "use_cache": False, "pad_token_id": None})
     except Exception as error:  # for a wrong type transformers raises various classes
-        raise UserError(f"--model {name}: {' '.join(str(error.__cause__ or error).split())}") from None
-    raise_problems(f"--model {name}: {problem}" for problem in shape_problems(config))
+        raise UserError(f"{place}: {' '.join(str(error.__cause__ or error).split())}") from None
+    raise_problems(f"{place}: {problem}" for problem in shape_problems(config))
     return config
 
 

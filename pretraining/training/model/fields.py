@@ -16,7 +16,9 @@ import yaml
 from pretraining.cli.arguments.preprocess import HUB_ID
 from pretraining.cli.ranges import Range
 from pretraining.errors import UserError, nearest, raise_problems, shortened
+from pretraining.runs.export.model_folder import config_fields
 from pretraining.runs.untrusted import check_no_code
+from pretraining.training.model.overrides import apply_overrides, override_problems, parse_value
 
 if TYPE_CHECKING:
     from pretraining.cli.arguments.pretrain import ModelArguments
@@ -86,14 +88,17 @@ def model_fields(arguments: ModelArguments, blocks: StoreSpec | None) -> dict[st
     """
     presets = load_presets()
     is_preset = arguments.model in presets
-    fields = presets[arguments.model] if is_preset else _read_config(arguments.model, tuple(presets))
-    overrides = _overrides(arguments.model_overrides)
-    if blocks is not None and is_preset and "vocab_size" not in overrides:
-        overrides["vocab_size"] = blocks.tokenizer.vocab_size
-    merged = _merged(fields, overrides)
-    _check_fields(merged, arguments.model)
+    fields = presets[arguments.model] if is_preset else _read_config(arguments, tuple(presets))
+    overrides = read_overrides(arguments.model_overrides)
+    raise_problems(override_problems(overrides, arguments.weights))
+    if blocks is not None and "vocab_size" not in overrides:
+        num_tokens = blocks.tokenizer.vocab_size
+        if is_preset or (arguments.grow_vocabulary and num_tokens > _with_defaults(fields)["vocab_size"]):
+            overrides["vocab_size"] = num_tokens
+    merged = apply_overrides(fields, overrides)
+    _check_fields(merged, arguments.place)
     if blocks is not None:
-        _check_against_blocks(_with_defaults(merged), arguments.model, blocks)
+        raise_problems(_problems_with_blocks(_with_defaults(merged), arguments, blocks))
     return merged
 
 
@@ -113,18 +118,21 @@ def _with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**DEFAULTS, **{name: value for name, value in fields.items() if value is not None}}
 
 
-def _read_config(name: str, preset_names: tuple[str, ...]) -> dict[str, Any]:
+def _read_config(arguments: ModelArguments, preset_names: tuple[str, ...]) -> dict[str, Any]:
+    name, place = arguments.model, arguments.place
+    if arguments.weights is not None:  # found and checked
+        return config_fields(Path(name))
     path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
     if not path.is_file():
         path = _download_config(name, preset_names)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--model {name}: {path} is not JSON ({error})") from None
+        raise UserError(f"{place}: {path} is not JSON ({error})") from None
     if not isinstance(fields, dict) or fields.get("model_type") != "llama":
         found = fields.get("model_type") if isinstance(fields, dict) else type(fields).__name__
-        raise UserError(f"--model {name}: model_type is {found!r}; this suite trains Llama models (model_type 'llama')")
-    check_no_code(fields, f"--model {name}: config.json")
+        raise UserError(f"{place}: model_type is {found!r}; this suite trains Llama models (model_type 'llama')")
+    check_no_code(fields, f"{place}: config.json")
     return fields
 
 
@@ -151,8 +159,12 @@ def _download_config(name: str, preset_names: tuple[str, ...]) -> Path:
         ) from None
 
 
-def _overrides(texts: list[str]) -> dict[str, Any]:
-    """Parse `hidden_size=512` into a field and its YAML value."""
+def read_overrides(texts: list[str]) -> dict[str, Any]:
+    """Parse `hidden_size=512` into a field and its YAML value.
+
+    Raises:
+        UserError: with all that are not fields, or not in their ranges.
+    """
     overridable = {*DEFAULTS, "rope_theta"} - NOT_OVERRIDABLE
     problems, overrides = [], {}
     for text in texts:
@@ -162,37 +174,20 @@ def _overrides(texts: list[str]) -> dict[str, Any]:
         elif name not in overridable:
             problems.append(f"--model_overrides {text}: a Llama config has no field {name}{nearest(name, overridable)}")
         else:
-            overrides[name] = _value(value)
+            overrides[name] = parse_value(value)
             problem = field_problem(name, overrides[name])
             problems += [] if problem is None else [f"--model_overrides {shortened(text)}: {problem}"]
     raise_problems(problems)
     return overrides
 
 
-def _value(text: str) -> Any:
-    """A YAML value; also reads 1e6 as a number. Anything else stays text."""
-    try:
-        value = yaml.safe_load(text)
-        return float(value) if isinstance(value, str) else value
-    except (yaml.YAMLError, ValueError, RecursionError):  # e.g. a date 2001-99-99
-        return text
-
-
-def _merged(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Apply overrides to fields; configs of transformers 5 have rope_theta inside rope_parameters."""
-    merged = {**fields, **overrides}
-    if "rope_theta" in overrides and isinstance(merged.get("rope_parameters"), dict):
-        merged["rope_parameters"] = {**merged["rope_parameters"], "rope_theta": overrides["rope_theta"]}
-    return merged
-
-
-def _check_fields(fields: Mapping[str, Any], name: str) -> None:
+def _check_fields(fields: Mapping[str, Any], place: str) -> None:
     problems = [
-        f"--model {name}: {field} {shortened(str(value))}: {problem}"
+        f"{place}: {field} {shortened(str(value))}: {problem}"
         for field, value in fields.items()
         if (problem := field_problem(field, value)) is not None
     ]
-    problems = problems or [f"--model {name}: {problem}" for problem in _head_problems(_with_defaults(fields))]
+    problems = problems or [f"{place}: {problem}" for problem in _head_problems(_with_defaults(fields))]
     raise_problems(problems)
 
 
@@ -217,22 +212,22 @@ def _head_problems(fields: Mapping[str, Any]) -> Iterator[str]:
         yield f"head_dim {head_dim}: must be even, as rotary positions rotate pairs; override head_dim or hidden_size"
 
 
-def _check_against_blocks(fields: Mapping[str, Any], name: str, blocks: StoreSpec) -> None:
-    problems = []
+def _problems_with_blocks(fields: Mapping[str, Any], arguments: ModelArguments, blocks: StoreSpec) -> Iterator[str]:
     vocab_size, num_positions = fields["vocab_size"], fields["max_position_embeddings"]
-    if vocab_size < blocks.tokenizer.vocab_size or vocab_size >= 2 * blocks.tokenizer.vocab_size:
-        problems.append(
-            f"--model {name}: its vocabulary of {vocab_size:,} does not match the data set's tokenizer "
-            f"{blocks.tokenizer.name} of {blocks.tokenizer.vocab_size:,}; preprocess with the model's tokenizer, or "
-            f"add --model_overrides vocab_size={blocks.tokenizer.vocab_size}"
+    num_tokens = blocks.tokenizer.vocab_size
+    if vocab_size < num_tokens or vocab_size >= 2 * num_tokens:
+        override = f"--model_overrides vocab_size={num_tokens}"
+        remedy = override if arguments.weights is None else "--grow_vocabulary if it is an extension"
+        yield (
+            f"{arguments.place}: its vocabulary of {vocab_size:,} does not match the data set's tokenizer "
+            f"{blocks.tokenizer.name} of {num_tokens:,}; preprocess with the model's tokenizer, or add {remedy}"
         )
     if blocks.block_length > num_positions:
-        problems.append(
+        yield (
             f"--dataset: blocks of {blocks.block_length:,} tokens are longer than the "
-            f"{num_positions:,} positions of --model {name}; preprocess with smaller --block_length, "
+            f"{num_positions:,} positions of {arguments.place}; preprocess with smaller --block_length, "
             f"or add --model_overrides max_position_embeddings={blocks.block_length}"
         )
-    raise_problems(problems)
 
 
 def number_problem(value: Any, allowed: Range) -> str | None:

@@ -22,6 +22,7 @@ from pretraining.training.checkpoint.checkpointing import CheckpointingTrainer
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.data.batch import Batch
 from pretraining.training.distributed.deepspeed_internals import avoid_host_waits
+from pretraining.training.metrics.gradient_norms import GradientNorms
 
 # The methods that a RunCallback can define.
 EVENTS = (
@@ -70,9 +71,10 @@ class TrainerInternals(CheckpointingTrainer):
         self._loss_shifts_labels = False
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Prepare as before, and have DeepSpeed's engine, which exists from then on, wait for nothing."""
+        """Prepare as before, and have DeepSpeed's engine, which exists from then on, wait for nothing, and watch it."""
         prepared = super()._prepare_for_training(*args, **kwargs)
         avoid_host_waits(self.model_wrapped)
+        self.gradient_norms = GradientNorms(self.model_wrapped)
         return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

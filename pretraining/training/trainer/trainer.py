@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from pretraining.planning.evaluation import evaluation_batch
 from pretraining.runs.run_folder import read_trainer_state
 from pretraining.runs.tracking.reporters import Reporters
 from pretraining.system.processes import ignore_stop_signals
@@ -36,13 +37,13 @@ class PretrainingTrainer(TrainerInternals):
     """Reads blocks in their order, computes token losses, and logs exact metrics by source."""
 
     reporters: Reporters
+    score_tasks: Callable[[], dict[str, float]]  # the metrics of downstream tasks, for an evaluation of validation
 
     def __init__(
         self, run_config: RunConfig, data: TrainingData, *, meter: ThroughputMeter, **trainer_arguments: Any
     ) -> None:
-        super().__init__(
-            run_config, meter=meter, train_dataset=data.train, eval_dataset=data.validation, **trainer_arguments
-        )
+        chosen = data.chosen_validation(run_config.arguments.observability.eval_blocks)
+        super().__init__(run_config, meter=meter, train_dataset=data.train, eval_dataset=chosen, **trainer_arguments)
         self.data = data
         share = run_config.batch.sequence_parallel_size
         self.collate = partial(collate_parts, rank=self.args.process_index % share, size=share)
@@ -146,7 +147,7 @@ class PretrainingTrainer(TrainerInternals):
         metrics |= run.epochs_by_source(num_blocks)
         if run.precision == "fp16":
             metrics["loss_scale"] = float(self.model_wrapped.optimizer.loss_scale)
-        metrics |= self.meter.pop_metrics(step, max_steps=run.num_steps)
+        metrics |= self.gradient_norms.metrics() | self.meter.pop_metrics(step, max_steps=run.num_steps)
         return {**metrics, **self.hardware_metrics.take(), **self.meter.times.take()}
 
     def start_metrics(self) -> dict[str, float]:
@@ -177,8 +178,8 @@ class PretrainingTrainer(TrainerInternals):
             engine.train(was_training)
 
     def first_block(self) -> Item:
-        """The first training block of the run, by which models are compared."""
-        return self.data.train[int(self.data.stream.block_ids(0, 1)[0])]
+        """The first training block of this start, by which models are compared."""
+        return self.data.train[int(self.data.stream.block_ids(self.run_config.start.num_blocks, 1)[0])]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without counting the time as training; no metrics when the run stops meanwhile."""
@@ -210,16 +211,16 @@ class PretrainingTrainer(TrainerInternals):
 
     def get_eval_dataloader(self, eval_dataset: MixedBlocks | None = None) -> DataLoader:
         """Batches of which every process has the same number; no block counts twice."""
-        size, share = self.args.per_device_eval_batch_size, self.run_config.batch.sequence_parallel_size
-        num_groups = self.run_config.batch.num_groups
-        chosen = self.data.validation if eval_dataset is None else eval_dataset
-        assert chosen is not None, "evaluation needs blocks"
-        blocks = EvaluationBlocks(chosen, text_bytes=self.data.text_bytes, multiple=size * num_groups)
-        first = self.args.process_index // share * size
-        numbers = range(0, len(blocks), size * num_groups)
+        assert eval_dataset is not None, "evaluation needs blocks"
+        share, num_groups = self.run_config.batch.sequence_parallel_size, self.run_config.batch.num_groups
+        size = self.args.per_device_eval_batch_size
+        if not self.run_config.arguments.model.compile_layers:  # which is compiled for each size
+            size = evaluation_batch(len(eval_dataset), max_blocks=size, num_groups=num_groups)
+        blocks = EvaluationBlocks(eval_dataset, text_bytes=self.data.text_bytes, multiple=size * num_groups)
+        starts = range(self.args.process_index // share * size, len(blocks), size * num_groups)
         return WorkerLoader(
             blocks,
-            batch_sampler=(range(number + first, number + first + size) for number in numbers),
+            batch_sampler=(range(start, start + size) for start in starts),
             num_workers=self.args.dataloader_num_workers,
             collate_fn=self.collate,
             generator=torch.Generator(),  # worker seeds must not advance the random state of dropout
@@ -239,11 +240,11 @@ class PretrainingTrainer(TrainerInternals):
         model = self.model_wrapped
         model.eval()
         with self.compute_loss_context_manager():
+            losses_of = partial(self.token_losses, model, in_tiles=self.has_loss_tiles)
             found = evaluate_blocks(
-                partial(self.token_losses, model, in_tiles=self.has_loss_tiles),
-                self._with_events(dataloader),
-                sources=self.data.sources,
-                device=self.args.device,
+                losses_of, self._with_events(dataloader), sources=self.data.sources, device=self.args.device
             )
+        found |= dataloader.dataset.mark
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        metrics |= self.score_tasks() if metric_key_prefix == "eval" else {}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))

@@ -60,6 +60,7 @@ class Repository:
     name: str
     private: bool
     trees: dict[str, Tree] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)  # commits of branches beside main
 
     def __post_init__(self) -> None:
         self.commit({}, "initial commit")
@@ -81,6 +82,7 @@ class Repository:
     def resolve(self, revision: str) -> str:
         if revision == "main":
             return self.head
+        revision = self.branches.get(revision, revision)
         if revision not in self.trees:
             raise RefusedError(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
         return revision

@@ -39,7 +39,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 class NormTrainer(Trainer):
-    """The plain Trainer, with each step's gradient norm in fp64, as DeepSpeed sums it up.
+    """The plain Trainer, with each step's gradient norm in fp64, as DeepSpeed sums it up, and those of its groups.
 
     torch's own adds up half a million squares in fp32, which is off by 5e-5 and by another amount on each processor.
     """
@@ -48,7 +48,21 @@ class NormTrainer(Trainer):
         loss = super().training_step(*args, **options)
         norms = [parameter.grad.double().norm() for parameter in self.model.parameters()]
         self.norms = [*getattr(self, "norms", []), torch.stack(norms).norm().item()]
+        self.by_group = [*getattr(self, "by_group", []), [_norm_of(modules) for modules in _groups(self.model)]]
         return loss
+
+
+def _groups(model: LlamaForCausalLM) -> list[list[torch.nn.Module]]:
+    """The embeddings, attention, MLPs, norms and head."""
+    layers = list(model.model.layers)
+    norms = [norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    around = ([layer.self_attn for layer in layers], [layer.mlp for layer in layers], [*norms, model.model.norm])
+    return [[model.model.embed_tokens], *around, [model.lm_head]]
+
+
+def _norm_of(modules: list[torch.nn.Module]) -> float:
+    gradients = [parameter.grad.double().flatten() for module in modules for parameter in module.parameters()]
+    return torch.cat(gradients).norm().item()
 
 
 def main() -> None:
@@ -80,7 +94,8 @@ def main() -> None:
     )
     trainer.train()
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
-    records = [{"loss": loss, "grad_norm": norm} for loss, norm in zip(losses, trainer.norms, strict=True)]
+    steps = zip(losses, trainer.norms, trainer.by_group, strict=True)
+    records = [{"loss": loss, "grad_norm": norm, "by_group": by_group} for loss, norm, by_group in steps]
     (Path(output_dir) / "records.json").write_text(json.dumps(records))
 
 

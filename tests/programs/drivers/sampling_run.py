@@ -1,9 +1,11 @@
-"""Starts pretrain.py, and interferes where it samples; takes its flags and launchers.
+"""Starts pretrain.py, and interferes where it samples or scores tasks; takes its flags and launchers.
 
 The ranks of BROKEN_RANKS fail in the midst of a forward. With END_AFTER=n the first prompt's EOS comes after n tokens.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -12,10 +14,11 @@ from transformers import LlamaForCausalLM
 
 import pretrain
 from pretraining.cli.program import run_program
+from pretraining.training.callbacks import task_scores
 from pretraining.training.distributed import collectives as agreement
 
 agreement.FAILURE_WINDOW_SECONDS = 2.0
-generate = LlamaForCausalLM.generate
+generate, score_tasks = LlamaForCausalLM.generate, task_scores.score_tasks
 
 
 def fail(*_: Any) -> None:
@@ -30,16 +33,31 @@ def generate_otherwise(model: LlamaForCausalLM, **options: Any) -> Any:
             logits[0, -1, options["generation_config"].eos_token_id] = 1e4
         return logits
 
-    hooks = [model.lm_head.register_forward_hook(end)]
-    if os.environ["RANK"] in os.environ.get("BROKEN_RANKS", ""):
-        hooks.append(model.model.layers[1].register_forward_pre_hook(fail))
+    hook = model.lm_head.register_forward_hook(end)
     try:
-        return generate(model, **options)
+        with failing(model):
+            return generate(model, **options)
     finally:
-        for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
+def failing(model: LlamaForCausalLM) -> Iterator[None]:
+    is_broken = os.environ["RANK"] in os.environ.get("BROKEN_RANKS", "")
+    hook = model.model.layers[1].register_forward_pre_hook(fail) if is_broken else None
+    try:
+        yield
+    finally:
+        if hook is not None:
             hook.remove()
 
 
+def score_otherwise(losses_of: Any, *args: Any, **options: Any) -> Any:
+    (engine,) = losses_of.args
+    with failing(engine.module):
+        return score_tasks(losses_of, *args, **options)
+
+
 if __name__ == "__main__":
-    LlamaForCausalLM.generate = generate_otherwise
+    LlamaForCausalLM.generate, task_scores.score_tasks = generate_otherwise, score_otherwise
     run_program(pretrain.main)

@@ -2,22 +2,45 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
-from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run
-from tests.programs.launching import figures, records, run_preloaded, train
+from pretraining.data.store.manifest import read_manifest
+from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run, run_fine
+from tests.fakes.hub import running_hub
+from tests.fakes.hub.server import ALICE
+from tests.programs.launching import figures, records, run_forked_fine, run_preloaded, train
 from tests.rounding import assert_same_training, loss_rounding
 
 pytestmark = pytest.mark.launch
 
 NUM_CONVERSATIONS = 16  # two fit into a block of 128 tokens, so that a step of eight blocks reads all of them
 NUM_STEPS = 3
+# What finetune.py does before it trains; arguments: model, run folder, data files and flags.
+WRITES_BLOCKS = """
+import sys
+from pathlib import Path
+from pretraining.cli.arguments.finetune import parse_finetune_arguments
+from pretraining.cli.program import run_program
+from pretraining.finetuning.inputs import find_inputs_of
+from pretraining.finetuning.pipeline import make_blocks
+from pretraining.finetuning.store import log_store
+
+def main(words):
+    model, run_dir, *rest = words
+    flags = ["--model", model, "--output_dir", run_dir, "--split", "1,0,0", "--block_length", "128"]
+    arguments = parse_finetune_arguments("", [*flags, "--data_files", *rest])
+    log_store(make_blocks(arguments.conversations, find_inputs_of(arguments)))
+
+run_program(main)
+"""
 SIZES = {"block_length": 128, "step_tokens": 8 * 128}
 Messages = list[dict[str, str]]
 
@@ -89,6 +112,8 @@ def tuned_run(base_model: Path, chat_file: Path, tmp_path_factory: pytest.TempPa
     done = finetune(base_model, chat_file, run_dir, "--gradient_accumulation_steps", 2, "--save_steps", 2)
     assert num_blocks(done) == 8
     assert "fresh weights" not in done.stderr
+    assert f"conversations by format: messages {NUM_CONVERSATIONS}\n" in done.stderr
+    assert done.stderr.splitlines()[-1] == f"next: python3 generate.py --model {run_dir} --chat"
     return run_dir
 
 
@@ -159,7 +184,7 @@ def test_a_resumed_run_equals_one_never_stopped(
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     done = try_to_finetune(2, base_model, chat_file, run_dir, "--gradient_accumulation_steps", 2)
     path.write_bytes(content)
-    assert_one_error(done, "--resume: initial_weights.model.safetensors differs from that of", "use the same flags")
+    assert_one_error(done, "--resume: initial_weights.model.safetensors differs from that of", "its files have changed")
 
 
 @pytest.mark.guarantee("A chat template gives the ids of training.")
@@ -182,12 +207,18 @@ def test_the_ids_of_training_are_those_of_the_exported_chat_template(
 
 def test_the_exported_model_can_be_asked_and_says_where_it_comes_from(tuned_run: Path, base_model: Path) -> None:
     answer = pipeline("text-generation", model=str(tuned_run / "model"))
-    (said,) = answer([{"role": "user", "content": "Who?"}], max_new_tokens=3)
+    (said,) = answer([{"role": "user", "content": "Who?"}], max_new_tokens=3, do_sample=False)
     assert [message["role"] for message in said["generated_text"]] == ["user", "assistant"]
+    flags = ["--chat", "--greedy", "--repetition_penalty", 1, "--max_new_tokens", 3]
+    asked = run_forked_fine(*python("generate.py", "--model", tuned_run, *flags), stdin="Who?\n")
+    assert asked.stdout.strip() == said["generated_text"][-1]["content"].strip()
     card = (tuned_run / "model/README.md").read_text()
-    assert f"fine-tuned from `{base_model.name}`" in card
+    assert f"fine-tuned from `{base_model.parent.name}/{base_model.name}`" in card
     assert str(base_model) not in card
     assert "random weights" not in card
+    assert f"{NUM_CONVERSATIONS} conversations and" in card
+    assert f"formats of the conversations, all splits: messages {NUM_CONVERSATIONS}.\n" in card
+    assert "`finetune.py --license`" in card
     record = json.loads((tuned_run / "run.json").read_text())
     assert record["identity"]["initial_weights"].keys() == {"model.safetensors"}
     assert record["arguments"]["weights"] == str(base_model)
@@ -196,31 +227,98 @@ def test_the_exported_model_can_be_asked_and_says_where_it_comes_from(tuned_run:
 def test_what_cannot_be_learned_from_is_left_out_and_listed(base_model: Path, tmp_path: Path) -> None:
     long = {"prompt": "Why?", "response": "Because of the council. " * 40}
     odd = {"prompt": "What ends a text?", "response": "It is </s> that does."}
+    empty = {"instruction": "Say nothing.", "input": "", "output": ""}
     chat_file = tmp_path / "chat.jsonl"
-    chat_file.write_text("".join(json.dumps(line) + "\n" for line in (long, odd)))
+    chat_file.write_text("".join(json.dumps(line) + "\n" for line in (long, odd, empty)))
     done = try_to_finetune(1, base_model, chat_file, tmp_path / "run")
-    assert_one_error(done, "no conversation is left to train on (1 control token, 1 longer than block)")
+    assert_one_error(
+        done, "no conversation is left to train on (1 control token, 1 empty message, 1 longer than block)"
+    )
     skipped = [
         json.loads(line)
         for line in (tmp_path / "run/blocks.partial-conversations/skipped.jsonl").read_text().splitlines()
     ]
-    assert [(line["line"], line["reason"]) for line in skipped] == [(1, "longer_than_block"), (2, "control_token")]
+    assert [(line["line"], line["reason"]) for line in skipped] == [
+        (1, "longer_than_block"),
+        (2, "control_token"),
+        (3, "empty_message"),
+    ]
+
+
+@pytest.mark.guarantee("Formats, JSON, Parquet and a data set of the Hub give the blocks of the same messages.")
+def test_other_formats_and_the_hub_give_the_same_blocks(
+    base_model: Path, conversations: list[Messages], tmp_path: Path
+) -> None:
+    pairs = [(messages[-2]["content"], messages[-1]["content"]) for messages in conversations]
+    names = {"user": "human", "assistant": "gpt"}
+    turns = [[{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in pairs]
+    records = {
+        "messages": [{"messages": messages} for messages in turns],
+        "sharegpt": [{"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in t]} for t in turns],
+        "alpaca": [{"instruction": asked, "input": "", "output": said} for asked, said in pairs],
+        "prompt/completion": [{"prompt": asked, "completion": said} for asked, said in pairs],
+        "named fields": [{"question": asked, "answer": {"text": said}} for asked, said in pairs],
+    }
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script/self_instruct.py").write_text("raise SystemExit")
+    exported = tmp_path / "exported/self_instruct/train/0000.parquet"
+    exported.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(records["prompt/completion"]), exported)
+    (tmp_path / "sharegpt.json").write_text(json.dumps(records["sharegpt"], indent=2))
+    pq.write_table(pa.Table.from_pylist(records["named fields"]), tmp_path / "named.parquet")
+    for name in ("messages", "alpaca"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[name]))
+
+    found = {}
+    with running_hub() as hub:
+        repository = hub.storage.serve_folder("dataset", "yizhongw/self_instruct", tmp_path / "script", private=False)
+        export = hub.storage.serve_folder("dataset", "yizhongw/export", tmp_path / "exported", private=False)
+        repository.trees = {export.head: export.trees[export.head], **repository.trees}
+        repository.branches["refs/convert/parquet"] = export.head
+        env = {"PYTHONPATH": str(PROJECT_DIR), **hub.env(tmp_path / "home", ALICE)}
+        for name, words in {
+            "messages": [tmp_path / "messages.jsonl"],
+            "sharegpt": [tmp_path / "sharegpt.json"],
+            "alpaca": [tmp_path / "alpaca.jsonl"],
+            "prompt/completion": ["hf://yizhongw/self_instruct"],
+            "named fields": [
+                tmp_path / "named.parquet",
+                "--prompt_field",
+                "question",
+                "--response_field",
+                "answer.text",
+            ],
+        }.items():
+            run_dir = tmp_path / "runs" / name.replace("/", "_")
+            done = run_fine(sys.executable, "-c", WRITES_BLOCKS, base_model, run_dir, *words, env=env)
+            assert f"conversations by format: {name} {NUM_CONVERSATIONS}\n" in done.stderr
+            found[name] = pq.read_table(run_dir / "blocks/data").to_pylist()
+            assert read_manifest(run_dir / "blocks", flag="").conversations == {name: NUM_CONVERSATIONS}
+    assert all(blocks == found["messages"] for blocks in found.values())
 
 
 def test_bad_input_is_one_line(base_model: Path, chat_file: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"prompt": "a", "response": "b"}\n{"text": "a"}\n')
-    assert_one_error(try_to_finetune(2, base_model, bad, run_dir), f"{bad}:2: has neither prompt and response nor")
-    assert not (run_dir / "run.json").exists()
+    no_role = json.dumps({"messages": [{"content": "a"}, {"role": "assistant", "content": "b"}]})
+    bad.write_text('{"prompt": "a", "response": "b"}\n' + f"{no_role}\n" * 1000)
+    done = try_to_finetune(2, base_model, bad, run_dir)
+    assert_one_error(
+        done, f"a message without a role in 1,000 of 1,001 records (first: line 2 of {bad}; found content)"
+    )
+    assert not run_dir.exists(), "nothing is written, and no weight is read"
     for model in (tmp_path / "nothing", PROJECT_DIR / "recipes"):
-        assert_one_error(try_to_finetune(1, model, chat_file, run_dir), f"--model {model}: not an exported model")
+        assert_one_error(try_to_finetune(1, model, chat_file, run_dir), f"--model {model}: is ")
     occupied = try_to_finetune(1, base_model, chat_file, base_model.parent)
     assert_one_error(occupied, f"--output_dir {base_model.parent}: has other files")
     endless = tmp_path / "endless"
     shutil.copytree(base_model, endless)
-    config = json.loads((endless / "tokenizer_config.json").read_text())
-    (endless / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+    for name, fields in {
+        "tokenizer_config.json": {"eos_token": None},
+        "config.json": {"eos_token_id": None},
+        "generation_config.json": {"eos_token_id": None},
+    }.items():
+        (endless / name).write_text(json.dumps(json.loads((endless / name).read_text()) | fields))
     assert_one_error(try_to_finetune(1, endless, chat_file, run_dir), "has no eos_token")
 
 

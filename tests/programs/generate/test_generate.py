@@ -117,6 +117,14 @@ def test_shards_of_any_number_of_ranks_are_the_exported_model(ranks: str, sample
     assert sample("--model", shards) == expected
 
 
+def test_a_prompt_may_come_first(finished_run: Path) -> None:
+    flags = ["--model", finished_run, "--max_new_tokens", 4]
+    first, named = generate("The council", *flags), generate("--prompt", "The council", *flags)
+    assert (first.returncode, named.returncode) == (0, 0)
+    assert first.stdout == named.stdout
+    assert first.stdout.startswith("The council")
+
+
 def test_a_run_without_export_gives_its_newest_whole_checkpoint(finished_run: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(finished_run, run_dir)

@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer, GPT2Tokenizer
 
 from pretraining.data.store.manifest import read_manifest
 from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
@@ -15,6 +17,7 @@ from tests.fakes.hub import LocalHub, running_hub
 from tests.fakes.hub.repositories import User
 from tests.fakes.hub.server import ALICE, BOB, DROP
 from tests.unit.data.build.test_partial_store import rebuilt_documents, stories
+from tests.unit.data.tokenize.test_convert import save_gpt2
 
 pytestmark = pytest.mark.launch
 
@@ -35,7 +38,10 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
     (tmp_path / "news/data/test-0.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[90:])))
     (tmp_path / "wiki").mkdir()
     pq.write_table(pa.table({"text": stories()[:30]}), tmp_path / "wiki/train-0.parquet", row_group_size=7)
+    (tmp_path / "scripted").mkdir()
+    (tmp_path / "scripted/scripted.py").write_text("raise SystemExit\n")
     with running_hub() as hub:
+        hub.storage.serve_folder("dataset", "alice/scripted", tmp_path / "scripted", private=True)
         hub.storage.serve_folder("dataset", "alice/news", tmp_path / "news", private=True)
         hub.storage.serve_folder("dataset", "alice/wiki", tmp_path / "wiki", private=True)
         yield hub
@@ -104,6 +110,41 @@ def test_a_hub_that_goes_away_while_it_is_read_is_one_line(hub: LocalHub, tmp_pa
     assert_one_error(done, "--data_files hf://", "cannot be read from the Hub", "run the same command again")
 
 
+@pytest.mark.parametrize("files", ["tokenizer.json without eos", "vocab.json and merges.txt"])
+def test_a_tokenizer_of_the_hub_without_eos_or_tokenizer_json(hub: LocalHub, files: str, tmp_path: Path) -> None:
+    """As openai-community/gpt2 is, and as older repositories are."""
+    folder = tmp_path / "gpt2"
+    save_gpt2(folder)
+    expected = GPT2Tokenizer.from_pretrained(folder)
+    if files.startswith("tokenizer.json"):
+        expected.save_pretrained(folder)
+        for name in ("vocab.json", "merges.txt"):
+            (folder / name).unlink(missing_ok=True)
+        (folder / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    hub.storage.serve_folder("model", "alice/gpt2", folder, private=True)
+    flags = ["--tokenizer", "alice/gpt2", "--block_length", 64, "--output_dir", tmp_path / "blocks"]
+    env = hub.env(tmp_path / "home", ALICE) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    run_fine(*python("preprocess.py", *flags), env=env)
+    origin = read_manifest(tmp_path / "blocks", flag="").origin
+    assert (origin.tokenizer.name, origin.token_rules.eos_token_id) == ("alice/gpt2", expected.eos_token_id)
+    ids = rebuilt_documents(tmp_path / "blocks")[0]
+    assert ids == [*expected(stories()[0])["input_ids"], expected.eos_token_id]
+    assert AutoTokenizer.from_pretrained(tmp_path / "blocks/tokenizer").eos_token == "<|endoftext|>"
+    assert "nothing to do" in run_fine(*python("preprocess.py", *flags), env=env).stderr
+
+
+def test_a_zip_archive_of_the_hub_is_one_line(hub: LocalHub, tmp_path: Path) -> None:
+    """`datasets` finds it; its members are read only from a disk."""
+    (tmp_path / "zipped").mkdir()
+    with zipfile.ZipFile(tmp_path / "zipped/train.zip", "w") as archive:
+        archive.writestr("a.jsonl", '{"text": "a"}')
+    hub.storage.serve_folder("dataset", "alice/zipped", tmp_path / "zipped", private=True)
+    flags = ["--data_files", "hf://alice/zipped", "--block_length", 4, "--output_dir", tmp_path / "blocks"]
+    done = run(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE))
+    assert_one_error(done, "/train.zip: is read only from a disk; download it, and pass its path")
+
+
 @pytest.mark.parametrize(
     ("token", "fault", "message"),
     [
@@ -147,6 +188,7 @@ def known_hashes(hub: LocalHub) -> set[str]:
         ("hf://alice/news", BOB, "not found on the Hub"),
         ("hf://alice/nothing", ALICE, "not found on the Hub"),
         ("hf://alice/news@no-such-branch", ALICE, "not found on the Hub"),
+        ("hf://alice/scripted@main", ALICE, "the data set is a script, of which the Hub keeps only the newest result"),
         ("hf://alice", ALICE, "not of the form hf://USER/NAME"),
     ],
 )

@@ -205,7 +205,7 @@ def test_pushes_fail_and_end_no_training_and_are_not_lost(
     """Killed while one hangs; forbidden at the end; the same command pushes, without training again."""
     record_property("killed", 1)
     run_dir = tmp_path / "run"
-    flags = ["--push_to_hub", "--hub_model_id", "alice/model", "--hub_strategy", "every_save", "--save_steps", 1]
+    flags = ["--hub_model_id", "alice/model", "--hub_strategy", "every_save", "--save_steps", 1]  # pushes by itself
     flags += ["--max_steps", NUM_STEPS]
     env = hub.env(tmp_path / "machine", ALICE, xet=True)
     hub.faults = {"commit": [HOLD] * 100}

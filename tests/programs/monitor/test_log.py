@@ -48,7 +48,9 @@ def test_a_record_says_all_that_is_known(whole_run: Path) -> None:
     found = records(whole_run)
     assert all(set(record) >= ALWAYS for record in found)
     assert not set(found[-1]) & {*OF_A_GPU, "energy_joules", "loss_scale"}, "there is no GPU and no fp16"
-    assert ["overall_tokens_per_second_per_gpu" in record for record in found] == [False] + [True] * (NUM_STEPS - 1)
+    for name in ("overall", "smoothed"):
+        has_speed = [f"{name}_tokens_per_second_per_gpu" in record for record in found]
+        assert has_speed == [False] + [True] * (NUM_STEPS - 1)
     for record in found:
         tokens_per_second = 2 * record["tokens_per_second_per_gpu"]
         assert record["blocks_per_second"] * BLOCK_LENGTH == pytest.approx(tokens_per_second)
@@ -73,6 +75,12 @@ def test_the_parts_of_the_time_sum_to_the_whole(whole_run: Path) -> None:
     (summary,) = events(whole_run, "summary")
     assert summary["total_seconds"] == pytest.approx(sum(summary[f"{part}_seconds"] for part in PARTS), abs=1e-9)
     assert summary["total_seconds"] > sum(record["interval_seconds"] for record in found), "and what came after"
+    evaluations = [*records(whole_run, "eval_loss"), *records(whole_run, "test_loss")]
+    runtimes = [record.get("eval_runtime", record.get("test_runtime", 0)) for record in evaluations]
+    assert len(runtimes) == 3
+    assert summary["evaluation_seconds"] >= sum(runtimes) - 1e-3, "the test after the last step, too"
+    between = evaluations[-1]["logged_at"] - records(whole_run, "logged_at")[0]["logged_at"]
+    assert summary["total_seconds"] > between - 0.01, "from before the first step until after the last evaluation"
     last = found[-1]
     assert summary["overall_tokens_per_second_per_gpu"] == last["overall_tokens_per_second_per_gpu"]
     assert summary["num_steps"] == NUM_STEPS
@@ -141,8 +149,9 @@ def test_a_killed_run_tells_each_step_once(whole_run: Path, sample_store: Path, 
         train("2 ranks", sample_store, run_dir, *FLAGS)
     assert first_difference(whole_run, run_dir) is None
     told, expected = curves(run_dir), curves(whole_run)
-    overall = "train/overall_tokens_per_second_per_gpu"  # which each start has from its second record on
-    assert (told.pop(overall), expected.pop(overall)) == ([2, 3, 5, 6], [2, 3, 4, 5, 6])
+    for name in ("overall", "smoothed"):  # which each start has from its second record on
+        speed = f"train/{name}_tokens_per_second_per_gpu"
+        assert (told.pop(speed), expected.pop(speed)) == ([2, 3, 5, 6], [2, 3, 4, 5, 6])
     assert told == expected
     assert curves(run_dir)["train/smoothed_loss"] == list(range(1, NUM_STEPS + 1))
     assert curves(run_dir)["eval/loss"] == [3, 6]

@@ -1,5 +1,6 @@
 """The plan from the command line: on any machine, without data, without a trace on the disk."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,29 @@ def test_a_plan_that_does_not_fit_ends_with_an_error_after_its_table(tmp_path: P
     assert "--gpu_type a100: planned for a100_80gb" in done.stdout
     assert "--deepspeed ds_config_offload_optimizer.json" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--gpu_type", "a100", "--fp8", "--compile_layers", "true"],
+            "--fp8: needs GPUs of the Ada or Hopper generation",
+        ),
+        (["--gpu_type", "V100-16GB"], "does not fit 1 x v100_16gb"),
+    ],
+)
+def test_a_plan_knows_what_an_older_gpu_cannot_do(flags: list[str], said: str, tmp_path: Path) -> None:
+    config = ["--deepspeed", PROJECT_DIR / "ds_config.json", "--host_memory", "16GB"]
+    done = run_forked(*python("pretrain.py", *config, "--dry_run", *flags), cwd=tmp_path)
+    assert_one_error(done, said)
+    assert "V100-16GB" not in flags or "fits; this GPU has no bf16, try --fp16 true" in done.stdout
+
+
+def test_a_plan_that_fits_names_the_host_memory_that_it_does_not_know(tmp_path: Path) -> None:
+    recipe = ["--recipe", PROJECT_DIR / "recipes/llama2_7b.yaml", "--deepspeed", PROJECT_DIR / "ds_config.json"]
+    done = run_forked(*python("pretrain.py", *recipe, "--dry_run", "--num_gpus", 8, "--gpu_type", "h200"), cwd=tmp_path)
+    assert re.search(r"^it fits, with \d+\.\d\d GB of host memory$", done.stdout, re.MULTILINE)
 
 
 def test_a_plan_with_blocks_knows_its_steps(sample_store: Path, tmp_path: Path) -> None:

@@ -75,6 +75,20 @@ def test_more_processes_than_slices_are_refused(corpus: Path, tmp_path: Path) ->
     assert not (tmp_path / "blocks.partial").exists()
 
 
+def test_the_right_text_field_is_accepted_after_the_wrong_one_in_several_processes(tmp_path: Path) -> None:
+    """The second process ends the run; the first has finished its slice, which has no document."""
+    not_json = "".join(hashlib.sha256(b"%d" % number).hexdigest() * 10 + "\n" for number in range(400))
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.jsonl.xz").write_bytes(lzma.compress(b"-" + not_json.encode()))
+    (data / "b.jsonl.xz").write_bytes(lzma.compress(b'{"body": "%s"}\n' % (b"a few words " * 100) * 16_000))
+    flags = ["--data_files", data, *SMALL, "--num_slices", 2, "--output_dir", tmp_path / "blocks"]
+    launcher = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", 2)
+    done = run(*launcher, *python("preprocess.py", *flags))
+    assert "no document in" in done.output
+    run_fine(*python("preprocess.py", *flags, "--text_field", "body", "--max_skipped_fraction", 0.05))
+
+
 def test_the_same_text_in_any_format_has_the_same_ids(tmp_path: Path) -> None:
     lines = [(json.dumps({"meta": {"body": story}, "source": "own"}) + "\n").encode() for story in stories()]
     with pa.CompressedOutputStream(str(tmp_path / "news.jsonl.zst"), "zstd") as file:

@@ -1,6 +1,7 @@
 """--allow_changed data: sums by source keep their names, whatever the number of sources was before and is now."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from pretraining.runs.checksums import record_file, write_manifest
 from pretraining.training.metrics.step_metrics import EARLIER_NAMES
 from tests.conftest import Done, python, run_fine
-from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, records, train
+from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, figures, records, train
 
 pytestmark = pytest.mark.launch
 
@@ -88,7 +89,8 @@ def without_names(checkpoint: Path) -> None:
     kept = state["stateful_callbacks"]
     for name in ("tokens_by_source", "interval_sums"):
         kept["StepMetrics"]["attributes"][name] = list(kept["StepMetrics"]["attributes"][name].values())
-    del kept["AnomalyCallback"]["attributes"]["blocks_by_store"]
+    for name in ("blocks_by_store", "order"):
+        del kept["AnomalyCallback"]["attributes"][name]
     state["stateful_callbacks"] = {EARLIER_NAMES.get(name, name): value for name, value in kept.items()}
     assert {"StepWatch", "FaultHandler", "Stopping"} <= set(state["stateful_callbacks"])
     path.write_text(json.dumps(state))
@@ -106,9 +108,14 @@ def test_checkpoints_that_saved_no_names(sample_store: Path, lone_store: Path, t
     assert records(run_dir)[-1]["epoch/wiki"] == pytest.approx(BLOCKS_PER_STEP / num_blocks(lone_store))
 
     without_names(run_dir / "checkpoint-4")
+    killed = shutil.copytree(run_dir, tmp_path / "killed", symlinks=True)
     done = start(run_dir, 6, f"books={sample_store}:0.5", f"code={lone_store}:0.5")
     assert tokens(run_dir) == {"books": TOKENS_PER_STEP, "code": TOKENS_PER_STEP}
     assert records(run_dir)[-1]["epoch/code"] == pytest.approx(BLOCKS_PER_STEP / num_blocks(lone_store))
     lines = [line for line in done.stderr.splitlines() if "no sources by name" in line]
     assert len(lines) == 1
     assert lines[0].startswith("warning: --allow_changed data: ")
+    # A start that is killed before its first save has written run.json.
+    shutil.copy(run_dir / "run.json", killed / "run.json")
+    start(killed, 6, f"books={sample_store}:0.5", f"code={lone_store}:0.5")
+    assert figures(killed) == figures(run_dir)

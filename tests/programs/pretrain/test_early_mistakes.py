@@ -47,7 +47,21 @@ MISTAKES = [
     ([*ON_STORE, "--output_dir", "README.md"], "--output_dir README.md: cannot be written (README.md is not a folder)"),
     ([*ON_STORE, "--output_dir", "docs"], "--output_dir docs: holds something else"),
     ([*ON_STORE, "--resume", "EMPTY"], "checkpoint is incomplete"),
-    (["finetune.py", "--model", "EMPTY", "--data_files", "README.md"], "not an exported model"),
+    (["finetune.py", "--model", "EMPTY", "--data_files", "README.md"], "is not a run, exported model or checkpoint"),
+    ([*ON_STORE, "--eval_tasks", "nope.jsonl"], "--eval_tasks nope.jsonl: file not found"),
+    ([*ON_STORE, "--eval_tasks", "data/sample/news.jsonl"], "line 1: needs one context, and choices or a completion"),
+    (
+        [
+            *QUICKSTART,
+            "--block_length",
+            "64",
+            "--global_batch_tokens",
+            "none",
+            "--eval_tasks",
+            "recipes/quickstart/recall.jsonl",
+        ],
+        "random ids have no text",
+    ),
     (
         ["finetune.py", "--model", "MODEL", "--data_files", "nope.jsonl"],
         "--data_files nope.jsonl: file not found",
@@ -55,7 +69,7 @@ MISTAKES = [
     (["finetune.py", "--model", "MODEL", "--data_files", "README.md", "--output_dir", "docs"], "holds something else"),
     (["generate.py", "--model", "EMPTY"], "is not a run, exported model or checkpoint"),
     (["generate.py", "--model", "EMPTY/nope"], "is neither a folder nor a Hub id"),
-    (["generate.py", "--model", "OTHER"], "is a mistral model; this suite samples from Llama models"),
+    (["generate.py", "--model", "OTHER"], "is a mistral model; this suite has Llama models only"),
     (["generate.py", "--prompt_file", "nope.txt"], "--prompt_file nope.txt: cannot be read"),
     (["generate.py", "--output", "README.md"], "--output README.md: exists already"),
     (
@@ -70,6 +84,7 @@ MISTAKES = [
     (["-m", "tools.evaluate", "EMPTY", "--data_files", "README.md"], "is not a run, exported model or checkpoint"),
     (["-m", "tools.evaluate", "MODEL", "--data_files", "nope.jsonl"], "nope.jsonl: file not found"),
     (["-m", "tools.evaluate", "MODEL", "--dataset", "EMPTY"], "not a block store"),
+    (["-m", "tools.evaluate", "MODEL", "--tasks", "nope.jsonl"], "--tasks nope.jsonl: file not found"),
     (["-m", "tools.report", "EMPTY"], "cannot be read"),
     (["-m", "tools.small_world_check", "EMPTY", "--dataset", "STORE"], "is not a run, exported model or checkpoint"),
     (["-m", "tools.evaluate", "--completions", "nope.jsonl"], "cannot be read"),
@@ -132,6 +147,13 @@ def test_a_missing_compiler_is_reported_before_the_slow_imports(tmp_path: Path) 
     done = run(sys.executable, "-X", "importtime", *QUICKSTART, "--compile_layers", env={"PATH": str(tmp_path)})
     assert len(done.errors) == 1
     assert "there is no C++ compiler" in done.errors[0]
+    assert slow_imports(done) == set()
+
+
+def test_flags_of_accelerate_without_deepspeed_are_reported_before_the_slow_imports() -> None:
+    done = run(sys.executable, "-X", "importtime", *QUICKSTART, env={"ACCELERATE_USE_CPU": "True"})  # as --cpu does
+    assert len(done.errors) == 1
+    assert "accelerate launch --cpu: trains without DeepSpeed" in done.errors[0]
     assert slow_imports(done) == set()
 
 

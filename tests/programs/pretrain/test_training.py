@@ -6,13 +6,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pretraining.data.store.manifest import read_manifest
 from pretraining.training.build import ORDER
 from tests.conftest import PROJECT_DIR, Done, needs_compiler, python, run_fine
-from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, records, run_forked_fine, train
-from tests.rounding import assert_same_training, loss_rounding
+from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, group_norms, records, run_forked_fine, train
+from tests.rounding import assert_same_training, loss_rounding, norm_rounding
 
 pytestmark = pytest.mark.launch
 # Two processes have other numbers of threads than one, which add up in another order. With one thread in each, every
@@ -22,9 +23,13 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def reference_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes started by deepspeed, accumulation 2, a checkpoint in the middle."""
+    """Two processes started by deepspeed, accumulation 2, a checkpoint in the middle.
+
+    There is no path, as where the packages lie in a folder of PYTHONPATH, whose scripts are on no PATH.
+    """
     run_dir = tmp_path_factory.mktemp("reference") / "run"
-    done = train("deepspeed", sample_store, run_dir, "--save_steps", 3, "--eval_steps", 3, env=ONE_THREAD)
+    env = {**ONE_THREAD, "PATH": ""}
+    done = train("deepspeed", sample_store, run_dir, "--save_steps", 3, "--eval_steps", 3, env=env)
     assert "error" not in done.stderr.lower().replace("errors", "")
     return run_dir
 
@@ -32,6 +37,7 @@ def reference_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) 
 def assert_same_run(run_dir: Path, other: Path) -> None:
     assert len(figures(run_dir)) == NUM_STEPS
     assert_same_training(figures(run_dir), figures(other))
+    np.testing.assert_allclose(group_norms(run_dir), group_norms(other), rtol=norm_rounding())
 
 
 def test_the_run_folder_has_everything(reference_run: Path) -> None:
@@ -71,6 +77,13 @@ def test_each_step_is_logged_and_the_loss_falls_from_that_of_guessing(reference_
     assert steps[-1]["seconds_left"] == 0
 
 
+@pytest.mark.guarantee("The squares of the gradient norms by group of parameters sum to that of the whole gradient.")
+def test_the_gradient_norms_of_the_groups_add_up(reference_run: Path) -> None:
+    """All are computed in fp64, from some twenty norms of parameters."""
+    squares = np.square(group_norms(reference_run)).sum(axis=1)
+    np.testing.assert_allclose(np.sqrt(squares), [norm for _, norm in figures(reference_run)], rtol=1e-14)
+
+
 def test_validation_is_measured_while_training_and_test_at_the_end(reference_run: Path) -> None:
     assert [record["step"] for record in records(reference_run, "eval_loss")] == [3, 6]
     (test,) = records(reference_run, "test_loss")
@@ -91,7 +104,7 @@ def test_the_figures_of_the_sources_add_up(reference_run: Path) -> None:
         assert min(record[f"loss/{source}"] for source in sources if f"loss/{source}" in record) < record["loss"]
 
 
-@pytest.mark.parametrize("name", ["torchrun", "mpirun"])
+@pytest.mark.parametrize("name", ["torchrun", "mpirun", "accelerate"])
 @pytest.mark.guarantee("Every launcher gives the same run.")
 def test_every_launcher_gives_the_same_run(name: str, reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
     train(name, sample_store, tmp_path / "run", "--save_strategy", "no", env=ONE_THREAD)
@@ -171,11 +184,8 @@ def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
     assert (run_dir / "model/model.safetensors").is_file()
 
 
-def test_the_launcher_is_started_without_a_path(sample_store: Path, tmp_path: Path) -> None:
-    """As where the packages lie in a folder of PYTHONPATH, whose scripts are on no PATH."""
-    flags = ["--max_steps", 1, "--save_strategy", "no", "--eval_strategy", "no"]
-    train("deepspeed", sample_store, tmp_path / "run", *flags, env={"PATH": ""})
-    assert len(figures(tmp_path / "run")) == 1
+def test_the_launcher_is_started_without_a_path(reference_run: Path) -> None:
+    assert len(figures(reference_run)) == NUM_STEPS
 
 
 def test_a_line_of_the_log_across_a_resume_has_all_its_steps(sample_store: Path, tmp_path: Path) -> None:
@@ -282,8 +292,11 @@ def test_zero3_equals_the_plain_trainer_over_a_hundred_steps(
     script = PROJECT_DIR / "tests/programs/drivers/plain_run.py"
     words = [weights, config, sample_store, tmp_path, BLOCKS_PER_STEP, 100]
     run_forked_fine(sys.executable, script, *words)
-    plain = [(record["loss"], record["grad_norm"]) for record in json.loads((tmp_path / "records.json").read_text())]
+    steps = json.loads((tmp_path / "records.json").read_text())
+    plain = [(record["loss"], record["grad_norm"]) for record in steps]
     ours = figures(instrumented_run)
+    by_group = [record["by_group"] for record in steps]
+    np.testing.assert_allclose(group_norms(instrumented_run), by_group, rtol=norm_rounding())
     assert_same_training(ours, plain)
     assert ours[-1][0] < ours[0][0] - 1
 

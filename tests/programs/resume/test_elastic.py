@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pretraining.runs.export.from_checkpoint import export_checkpoint
 from tests.conftest import PROJECT_DIR, TINY_MODEL
-from tests.programs.launching import figures, records, train
+from tests.programs.launching import GROUPS, figures, group_norms, records, train
 from tests.programs.shards import assert_equal_to_the_bit
-from tests.rounding import assert_same_training
+from tests.rounding import assert_same_training, norm_rounding
 
 pytestmark = pytest.mark.launch
 
@@ -84,6 +85,11 @@ def test_a_run_goes_on_with_any_number_of_processes(
     for run_dir in (one, two, three, last):
         assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
         assert_same_training(figures(run_dir), figures(never_stopped), step_tokens=12 * 64)
+        # The head is tied to the embeddings.
+        ours, theirs = (group_norms(folder, GROUPS[:-1]) for folder in (run_dir, never_stopped))
+        np.testing.assert_allclose(ours, theirs, rtol=norm_rounding(step_tokens=12 * 64))
+        # ZeRO-3 sums those of an offloaded optimizer in fp32.
+        np.testing.assert_allclose(np.linalg.norm(ours, axis=1), [norm for _, norm in figures(run_dir)], rtol=1e-6)
         assert records(run_dir)[-1]["tokens/world"] == records(never_stopped)[-1]["tokens/world"]
     seeds = [path.read_text() for path in tmp_path.glob("*/seed-*")]
     assert len(set(seeds)) == len(seeds) == 1 + 2 + 3 + 2, "a process draws the numbers of another"

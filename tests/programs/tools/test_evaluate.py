@@ -127,7 +127,7 @@ def test_a_document_that_is_one_block_has_the_figures_of_the_block(trained_run: 
     ("words", "parts"),
     [
         ([], ["--model: is missing; pass a run folder"]),
-        (["model"], ["--data_files, --dataset, --prompts, --completions: are missing"]),
+        (["model"], ["--data_files, --dataset, --tasks, --prompts, --completions: are missing"]),
         (["model", "--data_files", "a", "--dataset", "b"], ["--data_files, --dataset: exclude each other; use one"]),
         (["model", "--data_files", "a", "--window_tokens", "1"], ["--window_tokens 1: must be in [2, 16777216]"]),
         (["model", "--data_files", "a", "--batch_tokens", "0"], ["--batch_tokens 0: must be in [1, 1073741824]"]),

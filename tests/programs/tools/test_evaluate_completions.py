@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 from generate import main as generate
 from pretraining.errors import UserError
 from pretraining.generation import load_model
-from pretraining.generation.source import ModelSource
+from pretraining.runs.model_source import ModelSource
 from tests.conftest import PROJECT_DIR, run_fine
 from tests.rounding import loss_rounding
 from tools.evaluate import main

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import PROJECT_DIR, run_fine
 from tests.rounding import loss_rounding
+from tools.evaluate import main as evaluate
 
 TASK = """
 task: held_out
@@ -28,11 +29,77 @@ metric_list:
 """
 
 
-@pytest.mark.launch
-@pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None,
-    reason="lm_eval is not installed (pip install -c requirements.lock -c requirements-extras.txt lm_eval)",
-)
+KIND = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {path}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{context}}}}"
+"""
+CHOICE = 'doc_to_choice: "{{choices}}"\ndoc_to_target: answer\nmetric_list:\n  - metric: acc\n  - metric: acc_norm\n'
+CLOZE = "doc_to_target: \"{{' ' + completion}}\"\nmetric_list:\n  - metric: acc\n  - metric: perplexity\n"
+
+pytestmark = [
+    pytest.mark.launch,
+    pytest.mark.skipif(
+        importlib.util.find_spec("lm_eval") is None,
+        reason="lm_eval is not installed (pip install -c requirements.lock -c requirements-extras.txt lm_eval)",
+    ),
+]
+
+
+def results_of_harness(run_dir: Path, tasks: list[str], folder: Path, *, eos: int) -> dict[str, dict[str, float]]:
+    """The results of tasks in `folder`/tasks. By default the harness begins with BOS, which this model never saw."""
+    words = ["run", "--model", "hf", "--model_args", f"pretrained={run_dir}/model,prefix_token_id={eos}"]
+    words += ["--tasks", ",".join(tasks), "--include_path", str(folder / "tasks"), "--device", "cpu"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
+    run_fine(sys.executable, "-m", "lm_eval", *words, "--output_path", folder / "found", env=offline, cwd=folder)
+    (path,) = (folder / "found").rglob("results_*.json")
+    return json.loads(path.read_text())["results"]
+
+
+@pytest.mark.guarantee("Tasks have the scores of lm-evaluation-harness (where it is installed).")
+def test_tasks_have_the_scores_of_the_harness(trained_run: Path, tmp_path: Path) -> None:
+    """Also of texts that are longer than the model's positions, which lose the beginning of their context."""
+    stories = [
+        json.loads(line)["text"].split()
+        for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text("utf-8").splitlines()[:12]
+    ]
+    choices = [
+        {
+            "context": " ".join(words[: 5 + number]),
+            "choices": [" ".join(words[8:12]), "on the moon", "é"],
+            "answer": number % 3,
+        }
+        for number, words in enumerate(stories)
+    ]
+    cloze = [
+        {"context": " ".join(words[: 10 * number + 1]), "completion": words[10 * number + 1]}
+        for number, words in enumerate(stories)
+    ]
+    (tmp_path / "tasks").mkdir()
+    for name, kind, examples, rest in (
+        ("choices", "multiple_choice", choices, CHOICE),
+        ("words", "loglikelihood", cloze, CLOZE),
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(example) + "\n" for example in examples), "utf-8")
+        (tmp_path / f"tasks/{name}.yaml").write_text(KIND.format(name=name, path=path, kind=kind) + rest)
+    theirs = results_of_harness(trained_run, ["choices", "words"], tmp_path, eos=2)
+    files = [f"{tmp_path}/{name}.jsonl" for name in ("choices", "words")]
+    evaluate([str(trained_run), "--tasks", *files, "--output", f"{tmp_path}/ours.json"])
+    ours = json.loads((tmp_path / "ours.json").read_text())["tasks"]
+    for name, metrics in {"choices": ("acc", "acc_norm"), "words": ("acc", "perplexity")}.items():
+        for metric in metrics:
+            # A perplexity is exp of a mean of up to 150 nats.
+            rounding = 150 * loss_rounding(128) if metric == "perplexity" else 1e-12
+            assert ours[name][metric] == pytest.approx(theirs[name][f"{metric},none"], rel=rounding)
+        assert ours[name]["acc_stderr"] == pytest.approx(theirs[name]["acc_stderr,none"])
+
+
 @pytest.mark.guarantee("lm-evaluation-harness gives the bits per byte of transformers (where it is installed).")
 def test_it_has_the_bits_per_byte_of_the_exported_model(trained_run: Path, tmp_path: Path) -> None:
     lines = (PROJECT_DIR / "data/sample/news.jsonl").read_text("utf-8").splitlines()[:8]
@@ -43,12 +110,8 @@ def test_it_has_the_bits_per_byte_of_the_exported_model(trained_run: Path, tmp_p
     (tmp_path / "tasks/held_out.yaml").write_text(TASK.format(path=documents))
     model = AutoModelForCausalLM.from_pretrained(trained_run / "model").eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(trained_run / "model")
-    eos = tokenizer.eos_token_id  # otherwise it begins with BOS, which this model has never seen
-    model_args = f"pretrained={trained_run}/model,prefix_token_id={eos}"
-    words = ["run", "--model", "hf", "--model_args", model_args, "--tasks", "held_out"]
-    words += ["--include_path", tmp_path / "tasks", "--device", "cpu", "--output_path", tmp_path / "found"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    run_fine(sys.executable, "-m", "lm_eval", *words, env=offline, cwd=tmp_path)
+    eos = tokenizer.eos_token_id
+    results = results_of_harness(trained_run, ["held_out"], tmp_path, eos=eos)
 
     loss, num_bytes = 0.0, 0
     with torch.no_grad():
@@ -56,6 +119,5 @@ def test_it_has_the_bits_per_byte_of_the_exported_model(trained_run: Path, tmp_p
             ids = torch.tensor([[eos, *tokenizer(text)["input_ids"]]])
             loss += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
             num_bytes += len(text.encode())
-    (path,) = (tmp_path / "found").rglob("results_*.json")
-    found = json.loads(path.read_text())["results"]["held_out"]["bits_per_byte,none"]
+    found = results["held_out"]["bits_per_byte,none"]
     assert found == pytest.approx(loss / math.log(2) / num_bytes, rel=loss_rounding(128))

@@ -97,7 +97,7 @@ def next_text(folder: Path, split: str) -> str:
     from pretraining.data.mixture import load_mixture
     from pretraining.evaluation.known_limit import document_texts
     from pretraining.generation.load_model import load_model
-    from pretraining.generation.source import find_model
+    from pretraining.runs.model_source import find_model
 
     _, tokenizer = load_model(find_model(str(folder / "model")))
     return document_texts(load_mixture([str(folder / "blocks")], revision=None), split, tokenizer)[0]

@@ -123,6 +123,21 @@ def test_what_agrees_with_the_flags_or_asks_for_nothing_passes(tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize(
+    ("config", "flags"),
+    [
+        ({"fp16": {"enabled": True}}, ["--fp16"]),
+        ({"gradient_clipping": 1.0}, []),
+        ({"gradient_clipping": 1}, ["--max_grad_norm", "1.0"]),
+        ({"bf16": {"enabled": False}}, ["--bf16", "false"]),
+        ({"bf16": {"enabled": False}, "fp16": {"enabled": True}}, ["--fp16"]),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": False}}, ["--bf16"]),
+    ],
+)
+def test_one_value_that_agrees_with_its_flag_is_accepted(config: Any, flags: list[str], tmp_path: Path) -> None:
+    assert problems_of({"zero_optimization": ZERO, **config}, tmp_path, *flags) == []
+
+
 def test_the_timer_of_deepspeed_is_off_unless_it_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     for timers, expected in (({}, False), ({"throughput": {}}, False), ({"throughput": {"enabled": True}}, True)):

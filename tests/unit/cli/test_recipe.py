@@ -199,6 +199,25 @@ def test_recipes_of_published_models_have_the_published_settings(name: str) -> N
     assert trainer.get("adam_epsilon", 1e-8) == (1e-5 if name.startswith("llama2") else 1e-8)
 
 
+def test_a_flag_of_the_command_line_replaces_the_one_of_the_recipe_that_excludes_it(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "global_batch_tokens: 8192\nmax_tokens: 65536\n")
+    flags = ["--recipe", path, "--deepspeed", str(PROJECT_DIR / "ds_config.json")]
+    found = parse_pretrain_arguments("", [*flags, "--global_batch_blocks", "64", "--max_steps", "7"])
+    assert (found.data.global_batch_tokens, found.data.global_batch_blocks) == (None, 64)
+    assert (found.data.max_tokens, found.trainer["max_steps"]) == (None, 7)
+    unset = parse_pretrain_arguments("", [*flags, "--global_batch_blocks", "none", "--max_steps", "-1"])
+    assert (unset.data.global_batch_tokens, unset.data.max_tokens) == (8192, 65536), "these leave the recipe as it is"
+    epochs = parse_pretrain_arguments("", [*flags, "--num_train_epochs", "3"])
+    assert (epochs.data.max_tokens, epochs.trainer["num_train_epochs"]) == (None, 3)
+    with pytest.raises(UserError, match="--num_train_epochs --max_steps: exclude each other; keep one"):
+        parse_pretrain_arguments("", [*flags, "--num_train_epochs", "3", "--max_steps", "7"])
+    words = ["--max_steps", "7", "--max_steps", "-1", "--num_train_epochs", "3"]
+    assert parse_pretrain_arguments("", [*flags, *words]).trainer["num_train_epochs"] == 3
+    both = recipe(tmp_path, "global_batch_tokens: 8192\nglobal_batch_blocks: 64\n")
+    with pytest.raises(UserError, match="--global_batch_blocks 64 --global_batch_tokens 8192: exclude each other"):
+        parse_pretrain_arguments("", ["--recipe", both])
+
+
 def test_dictionaries_are_read_as_json(tmp_path: Path) -> None:
     text = "activation_checkpointing: true\nactivation_checkpointing_kwargs: {every_n_layers: 2, offload: true}\n"
     (flags,) = parse_recipe("", [trainer_group()], ["--recipe", recipe(tmp_path, text)])
@@ -212,8 +231,10 @@ def test_dictionaries_are_read_as_json(tmp_path: Path) -> None:
         ("lr", "unknown flag (did you mean learning_rate?)"),
         ("gradient-clipping", "unknown flag (did you mean max_grad_norm?)"),
         ("plan_only", "unknown flag (did you mean dry_run?)"),
+        ("global-batch-size", "unknown flag (did you mean global_batch_blocks?)"),
+        ("eval-iters", "unknown flag; use --eval_blocks N, in blocks (batches x blocks per batch)"),
         ("micro_batch", "unknown flag (did you mean per_device_train_batch_size?)"),
-        ("restarts", "start the command by `python3 -m tools.supervise --restarts N -- COMMAND`"),
+        ("restarts", "unknown flag; start the command by `python3 -m tools.supervise --restarts N -- COMMAND`"),
         ("fsdp", "DeepSpeed shards the training, see --deepspeed"),
         (
             "tf32",

@@ -1,6 +1,7 @@
 """Blocks of conversations: which tokens are learned, whatever shares their block, by whoever applies the template."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ def conversations() -> list[Messages]:
 
 
 def store_of(model: Path, folder: Path, *flags: object) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / "chat.jsonl"
     path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations()))
     words = ["--model", model, "--data_files", path, "--output_dir", folder / "run", "--split", "1,0,0"]
@@ -112,10 +114,34 @@ def test_a_block_says_what_is_learned(model: Path, tmp_path: Path) -> None:
     assert tokenizer.decode(item["input_ids"][:8]).startswith("<s><|user|>\n")
 
 
+def test_an_eos_that_only_the_model_names_ends_answers(model: Path, tmp_path: Path) -> None:
+    unnamed = shutil.copytree(model, tmp_path / "unnamed")
+    config = json.loads((unnamed / "tokenizer_config.json").read_text())
+    (unnamed / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+    blocks = [blocks_of(store_of(folder, tmp_path / folder.name)) for folder in (model, unnamed)]
+    assert len(blocks[0]) == len(blocks[1])
+    for number in range(len(blocks[0])):
+        for name, values in blocks[0][number].items():
+            assert torch.equal(values, blocks[1][number][name])
+
+
 def test_a_template_that_marks_no_answers_is_refused(sample_store: Path, tmp_path: Path) -> None:
     folder = export_random_model(tmp_path / "model", sample_store, chat_template="{{ messages[0]['content'] }}")
     with pytest.raises(UserError, match=r"its chat template has no .* around the assistant's answers"):
         store_of(folder, tmp_path)
+
+
+def test_a_mark_that_removes_space_is_a_mark(model: Path, tmp_path: Path) -> None:
+    marked = shutil.copytree(model, tmp_path / "marked")
+    template = chat_template(add_bos=True)
+    trimming = template.replace("{% generation %}", "{%- generation -%}").replace(
+        "endgeneration %}", "endgeneration -%}"
+    )
+    assert trimming != template
+    (marked / "chat_template.jinja").write_text(trimming)
+    blocks = [blocks_of(store_of(folder, tmp_path / folder.name)) for folder in (model, marked)]
+    assert len(blocks[0]) == len(blocks[1])
+    assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(*blocks, strict=True))
 
 
 def test_a_store_of_other_conversations_or_flags_is_not_trained_on(model: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_one_run_at_a_time_writes_a_folder(tmp_path: Path) -> None:
     lock_run_folder(tmp_path, wait_seconds=0.1)
 
 
-def test_another_run_is_not_written_over(tmp_path: Path) -> None:
+def test_another_run_is_not_written_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = make_checkpoint(tmp_path / "mine", 10)
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -62,5 +62,7 @@ def test_another_run_is_not_written_over(tmp_path: Path) -> None:
         claim_run_folder(theirs, checkpoint, resume=str(checkpoint))
     with pytest.raises(UserError, match="already contains a run"):
         claim_run_folder(theirs, None, resume="never")
-    claim_run_folder(theirs, None, resume="auto")  # it has no checkpoint, and begins again
+    with caplog.at_level("INFO", logger="pretraining"):
+        claim_run_folder(theirs, None, resume="auto")  # it has no checkpoint, and begins again
+    assert caplog.messages == [f"no complete checkpoint in {theirs} yet: starts from the beginning"]
     claim_run_folder(tmp_path / "mine", checkpoint, resume="auto")

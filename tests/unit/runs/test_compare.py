@@ -22,12 +22,16 @@ def write_run(run_dir: Path, records: list[dict], weights: bytes = b"weights") -
 
 def make_records() -> list[dict]:
     records: list[dict] = [{"step": step, "loss": 9.0 - step, "grad_norm": 0.5, "mfu": 0.4} for step in (1, 2, 3)]
-    return [*records, {"step": 3, "eval_loss": 6.5, "eval_runtime": 1.5}, {"step": 3, "test_loss": 6.6}]
+    return [
+        *records,
+        {"step": 3, "eval_loss": 6.5, "eval_runtime": 1.5, "task/t/acc": 0.5},
+        {"step": 3, "test_loss": 6.6},
+    ]
 
 
 def other_timings(records: list[dict]) -> None:
     records[0]["mfu"] = 0.1
-    records[3]["eval_runtime"] = 9.0
+    records[3] |= {"eval_runtime": 9.0, "task_seconds": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,7 @@ def test_with_a_tolerance_exports_have_the_same_tensors(tmp_path: Path) -> None:
         (lambda records: records.pop(1), "step 2 is 0 times in "),
         (lambda records: records.append({"step": 4, "loss": 1.0}), "step 4 is not in "),
         (lambda records: records[3].update(eval_loss=6.4), "validation at step 3: eval_loss 6.5 and 6.4"),
+        (lambda records: records[3].update({"task/t/acc": 0.6}), "validation at step 3: task/t/acc 0.5 and 0.6"),
         (lambda records: records.append({**records[4], "test_loss": 6.7}), "test at step 3: test_loss 6.6 and 6.7"),
         (lambda records: records.pop(), "test at step 3 is 0 times in "),
     ],
@@ -84,6 +89,16 @@ def test_each_difference_is_told_by_its_place(tmp_path: Path, change: Change, sa
     found = first_difference(write_run(tmp_path / "a", make_records()), write_run(tmp_path / "b", records))
     assert found is not None
     assert found.startswith(said)
+
+
+def test_a_part_of_validation_is_not_compared_with_all_of_it(tmp_path: Path) -> None:
+    """Both are of the last step, and each has one counterpart."""
+    evaluations = [{"step": 2, "eval_loss": 2.5, "eval_blocks": 50}, {"step": 2, "eval_loss": 2.7}]
+    records = [*make_records(), *evaluations]
+    runs = [write_run(tmp_path / name, records) for name in ("a", "b")]
+    assert first_difference(*runs) is None
+    other = write_run(tmp_path / "c", [*make_records(), {**evaluations[0], "eval_loss": 2.6}, evaluations[1]])
+    assert "validation at step 2, 50 blocks: eval_loss 2.5 and 2.6" in (first_difference(runs[0], other) or "")
 
 
 def test_weights_are_compared_byte_for_byte(tmp_path: Path) -> None:

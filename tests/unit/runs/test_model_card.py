@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pretraining.runs.history import read_history
-from pretraining.runs.model_card import CardData, CardFacts, write_card
+from pretraining.runs.model_card import CardData, CardFacts, CardParent, ParentCard, read_parent_card, write_card
 
 RUN_RECORD: dict[str, Any] = {
     "command": "python3 pretrain.py --hub_token ***",
@@ -47,6 +47,7 @@ RUN_RECORD: dict[str, Any] = {
     "earlier_starts": [{}],
 }
 DATA = CardData("alice/blocks", "c0ffee", "5ha", 120, 40_000, 1.0, ["news: `news.jsonl` (5 bytes, sha256 `ab...`)"])
+PARENT = CardParent("runs/first/model", {"model.safetensors": "0abc"}, "llama2", is_tuned=True)
 FACTS = CardFacts("model", 40, 20_480, 1.25, [DATA], 64, "`llama2`, 32,000 tokens", None)
 
 
@@ -103,6 +104,9 @@ def test_what_was_not_measured_is_not_told(run_dir: Path) -> None:
     card = card_of(run_dir, replace(FACTS, step=1))
     assert "The model has not been evaluated yet." in card.text
     assert "This is step 1 of 40: training is not finished." in card.text
+    with jsonlines.open(run_dir / "metrics.jsonl", "w") as writer:
+        writer.write_all([*bare, {"step": 1, "event": "target reached", "target_loss": 9.5, "mean_loss": 9.0}])
+    assert "Training is finished, after 1 steps." in card_of(run_dir, replace(FACTS, step=1)).text
     assert card.data.eval_results is None
     assert not any(word in card.text for word in ("hours", "kWh", "Anomalies", "curves.png"))
 
@@ -157,13 +161,42 @@ def test_a_card_on_the_way_knows_nothing_of_later_steps(run_dir: Path) -> None:
 
 
 def test_a_fine_tuned_model_says_what_it_began_with(run_dir: Path) -> None:
-    card = card_of(run_dir, replace(FACTS, base="runs/first/model"))
+    data = replace(DATA, conversations={"alpaca": 100, "messages": 26})
+    card = card_of(run_dir, replace(FACTS, parent=PARENT, data=[data]))
     assert "fine-tuned from `runs/first/model` on 20,480 tokens" in card.text
     assert '("text-generation", model="alice/model")([{"role": "user", "content":' in card.text
     assert not any(
         words in card.text for words in ("random weights", "weights of another model", "was not trained to follow")
     )
     assert card.data.tags == ["llama", "fine-tuned", "deepspeed"]
+    assert "`python3 generate.py --model alice/model --chat`" in card.text
+    assert "Its license is not set yet: `finetune.py --license`." in card.text
+    assert "120 conversations and 40,000 tokens to train on" in card.text
+    assert "  - formats of the conversations, all splits: alpaca 100, messages 26.\n" in card.text
+
+
+def test_a_model_that_was_trained_on_names_its_parent_with_hash_and_license(run_dir: Path) -> None:
+    card = card_of(run_dir, replace(FACTS, parent=replace(PARENT, is_tuned=False)))
+    assert "trained on from `runs/first/model` on 20,480 tokens" in card.text
+    assert (
+        "- Started from the weights of `runs/first/model`; xxh3 of its files: `model.safetensors` `0abc`." in card.text
+    )
+    assert "- The license of `runs/first/model` is `llama2`, by its own card" in card.text
+    assert '("text-generation", model="alice/model")("I wanna go"' in card.text
+    assert not any(
+        words in card.text for words in ("random weights", "weights of another model", "tokens per parameter")
+    )
+    assert card.data.tags == ["llama", "pretraining", "continued-pretraining", "deepspeed"]
+
+
+def test_the_card_of_a_parent_is_read_as_it_is_written(run_dir: Path, tmp_path: Path) -> None:
+    card_of(run_dir, replace(FACTS, license_name="apache-2.0"))
+    found = read_parent_card(run_dir)
+    assert found == ParentCard("apache-2.0", read_history(run_dir).evaluations["eval"]["eval_loss"])
+    assert read_parent_card(tmp_path / "nothing/model") == ParentCard()
+    for text in ("no metadata", "---\n[1\n---\n", "---\n- 1\n---\n", "---\nlicense: [a]\nmodel-index: 7\n---\n"):
+        (tmp_path / "README.md").write_text(text)
+        assert read_parent_card(tmp_path) == ParentCard()
 
 
 def test_names_of_others_are_no_markdown_and_no_path_is_published(
@@ -179,7 +212,12 @@ def test_names_of_others_are_no_markdown_and_no_path_is_published(
         writer.write({"step": 40, "eval_loss": 5.5, f"eval_loss/{evil}": 5.0})
         writer.write({"step": 40, "loss": 5.0, "tokens": 512, f"tokens/{evil}": 7})
     data = replace(DATA, name=evil, commit=None, files=[])
-    facts = replace(FACTS, name=evil, data=[data, replace(data, commit="c0ffee")], base=evil)
+    facts = replace(
+        FACTS,
+        name=evil,
+        data=[data, replace(data, commit="c0ffee")],
+        parent=replace(PARENT, name=evil, hashes={evil: "0"}),
+    )
     write_card(run_dir, read_history(run_dir), facts, location=f"runs/{evil}")
     card = ModelCard.load(run_dir / "README.md")
     assert card.data.model_name == evil
@@ -200,3 +238,33 @@ def test_names_of_others_are_no_markdown_and_no_path_is_published(
     (code, launch) = [token for token in tokens if token.type == "fence"]
     compile(code.content, "usage", "exec")
     assert launch.info == "bash"
+
+
+def test_the_last_scores_of_tasks_are_on_the_card(run_dir: Path) -> None:
+    assert "no benchmark" in card_of(run_dir).text
+    scores = {
+        "task/arc/acc": 0.625,
+        "task/arc/acc_stderr": 0.0151,
+        "task/arc/chance": 0.25,
+        "task/arc/num_examples": 1024,
+    }
+    scores |= {"task/lam/acc": "nan", "task_seconds": 3.5}
+    changed = [{**record, **scores} if record.get("eval_loss") == 5.5 else record for record in RECORDS]
+    with jsonlines.open(run_dir / "metrics.jsonl", "w") as writer:
+        writer.write_all(changed)
+    text = card_of(run_dir).text
+    assert "| arc | acc 62.5% ± 1.5%, chance 25.0%, 1,024 examples |\n| lam | acc nan |\n" in text
+    assert "the tasks below: no test of bias or privacy" in text
+
+
+def test_the_card_of_phases_claims_no_learning_rate_of_the_whole_run(run_dir: Path) -> None:
+    """The first schedule ends at step 40, and another one follows."""
+    assert "- Learning rate: 3.00e-04 after 2 steps, cosine to 3.00e-05 at step 40." in card_of(run_dir).text
+    schedule = RUN_RECORD["schedule"]
+    later = {**schedule, "shape": "linear", "minimum": 0.0, "num_steps": 60, "first_step": 40, "initial": 3e-5}
+    record = {**RUN_RECORD, "schedule": {**schedule, "later": [later]}}
+    (run_dir / "run.json").write_text(json.dumps(record))
+    phase = "phase b: steps 41 to 60, 10 tokens, learning rate 3.00e-05 to 0.00e+00 (linear)"
+    text = card_of(run_dir, replace(FACTS, num_steps=60, phases=[phase])).text
+    assert "- Learning rate:" not in text
+    assert f"- {phase}" in text

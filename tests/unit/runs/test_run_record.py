@@ -2,11 +2,13 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pretraining.cli.arguments.run import CHANGEABLE
 from pretraining.errors import UserError
+from pretraining.runs.record_file import recorded_data
 from pretraining.runs.run_record import UNCHANGEABLE, RunIdentity, RunRecord, check_same_run
 
 
@@ -83,6 +85,16 @@ def test_another_run_is_not_gone_on_with_unless_that_is_allowed(
     assert "--allow_changed data: data.0.manifest_sha256 was a, now it is b" in caplog.text
 
 
+def test_weights_that_are_not_read_any_more_do_not_count(tmp_path: Path) -> None:
+    """Earlier versions recorded all files of the folder, also those that its index does not name."""
+    identity = dataclasses.replace(make_identity(), initial_weights={"a": "1", "b": "2", "consolidated": "3"})
+    make_record(identity).write(tmp_path)
+    check_same_run(tmp_path, dataclasses.replace(identity, initial_weights={"a": "1", "b": "2"}), allowed=[])
+    for other in ({"a": "1", "b": "0"}, {"a": "1", "c": "2"}, None):
+        with pytest.raises(UserError, match="the flag names another model now, or its files have changed"):
+            check_same_run(tmp_path, dataclasses.replace(identity, initial_weights=other), allowed=[])
+
+
 def test_what_may_be_allowed_to_change_is_what_makes_a_run() -> None:
     fields = {field.name for field in dataclasses.fields(RunIdentity)}
     assert set(CHANGEABLE) == (fields - set(UNCHANGEABLE)) | {"schedule"}
@@ -96,3 +108,20 @@ def test_a_record_with_the_earlier_names_of_fields_is_read_with_todays(tmp_path:
     check_same_run(tmp_path, make_identity(), allowed=())
     with pytest.raises(UserError, match="document_masking"):
         check_same_run(tmp_path, dataclasses.replace(make_identity(), document_masking=True), allowed=())
+
+
+def test_the_data_of_a_checkpoint_are_those_it_was_saved_with(tmp_path: Path) -> None:
+    """A start with other data that was killed before its first save leaves its own data in run.json."""
+
+    def write(folder: Path, manifest: str) -> list[dict[str, Any]]:
+        data = [{"manifest_sha256": manifest, "blocks_per_1000": 1000}]
+        folder.mkdir(exist_ok=True)
+        (folder / "run.json").write_text(json.dumps({"identity": {"data": data}}))
+        return data
+
+    checkpoint = tmp_path / "checkpoint-5"
+    saved, started = write(checkpoint, "saved"), write(tmp_path, "started")
+    assert recorded_data(checkpoint) == saved
+    (checkpoint / "run.json").unlink()
+    assert recorded_data(checkpoint) == started, "a checkpoint of an earlier version has no copy"
+    assert recorded_data(None) is None

@@ -24,6 +24,9 @@ from pretraining.system.supervision import (
         ({0: 75, 1: 2}, 2),
         ({1: 2}, 2),
         ({0: 130, 1: 75}, 130),
+        ({0: 3, 1: 3}, 3),
+        ({0: 3}, None),
+        ({0: 3, 1: 1}, 1),
     ],
 )
 def test_a_stop_counts_when_every_rank_stopped(

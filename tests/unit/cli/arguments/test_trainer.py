@@ -11,6 +11,7 @@ from pretraining.errors import UserError
 from tests.conftest import run
 
 OURS = ("use_cpu", "output_dir", "deepspeed", "per_device_train_batch_size", "bf16", "gradient_accumulation_steps")
+OURS += ("push_to_hub",)
 # What differs from the Trainer's own defaults on purpose.
 CHANGED = {
     "num_train_epochs",
@@ -63,6 +64,14 @@ def test_every_flag_is_a_field_with_the_same_default_unless_it_is_changed_on_pur
         and str(getattr(fields[name].default, "value", fields[name].default)) != str(default)
     }
     assert found == CHANGED
+
+
+def test_a_repository_alone_is_pushed_to() -> None:
+    assert parsed()["push_to_hub"] is False
+    assert parsed("--hub_model_id", "alice/x")["push_to_hub"] is True
+    assert parsed("--push_to_hub")["push_to_hub"] is True
+    (problem,) = problems("--hub_model_id", "alice/x", "--push_to_hub", "false")
+    assert problem == "--hub_model_id alice/x --push_to_hub false: contradict each other; remove one of them"
 
 
 def test_our_defaults_have_the_types_of_their_flags() -> None:

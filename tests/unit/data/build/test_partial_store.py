@@ -85,6 +85,7 @@ def test_train_validation_and_test_are_all_documents_each_once(sample_store: Pat
 
 def test_the_manifest_has_size_and_hash_of_every_shard(sample_store: Path) -> None:
     manifest = read_manifest(sample_store, flag="")
+    assert "conversations" not in json.loads((sample_store / "manifest.json").read_text()), "only in finetune.py's"
     shards = [shard for split in manifest.splits.values() for shard in split.shards] + manifest.documents
     assert {shard.path for shard in shards} == {
         str(path.relative_to(sample_store)) for path in sample_store.rglob("*.parquet")
@@ -141,7 +142,7 @@ def test_skipped_lines_are_counted_and_listed(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         (b"{not json\n", "not json"),
-        (b'{"body": "x"}\n', "no text field"),
+        (b'{"body": "x"}\n', "no field text; the fields are: body;"),
         (b'{"text": 7}\n', "text not a string"),
         (b'{"text": "\xff"}\n', "invalid utf8"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from pretraining.data.encode.encoding import ordered_parallel_map
 from pretraining.data.input.documents import RawLine
-from pretraining.data.input.find import input_file
+from pretraining.data.input.files import input_file
 from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch
 
 FILE = input_file("a.jsonl", None, num_bytes=1, location="a.jsonl")

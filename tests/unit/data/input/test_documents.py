@@ -86,6 +86,8 @@ def test_a_source_that_is_no_text_is_none() -> None:
 def test_rows_of_a_parquet_file() -> None:
     document = parse_row(RawLine(3, 2, 3, 3, 1, {"text": "a", "source": "wire"}), OPTIONS)
     assert document == Document("a", "wire", 3, 2)
-    skipped = parse_row(RawLine(3, 2, 3, 3, 1, {"text": b"a"}), OPTIONS)
-    assert isinstance(skipped, SkippedLine)
-    assert skipped.reason == "text_not_a_string"
+    assert parse_row(RawLine(3, 2, 3, 3, 1, {"text": b"a", "source": b"wire"}), OPTIONS) == document
+    for value, reason in ((["a"], "text_not_a_string"), (b"\xff", "invalid_utf8")):
+        skipped = parse_row(RawLine(3, 2, 3, 3, 1, {"text": value}), OPTIONS)
+        assert isinstance(skipped, SkippedLine)
+        assert skipped.reason == reason

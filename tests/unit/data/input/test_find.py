@@ -36,7 +36,7 @@ def test_all_unusable_words_are_named_at_once(tmp_path: Path) -> None:
     assert [problem.split(": ")[1].split(";")[0].split(" (")[0] for problem in caught.value.problems] == [
         "file not found",
         "is empty",
-        "the folder has no .jsonl, .ndjson, .json, .parquet, .txt file",
+        "the folder has no .jsonl, .ndjson, .json, .parquet, .txt, .bin, .zip file",
         "no file matches",
         "is named twice",
     ]
@@ -60,7 +60,7 @@ def test_a_folder_named_like_a_source_is_a_folder(tmp_path: Path, monkeypatch: p
 
 
 def test_files_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    make(tmp_path, "a.jsonl", "b.jsonl.bz2", "c")
+    make(tmp_path, "a.jsonl", "b.jsonl.7z", "c")
     assert len(find_inputs([str(tmp_path)])) == 1
     assert "2 files of other formats in it are not read" in caplog.text
 

@@ -1,5 +1,6 @@
 """Lines of every format, with the places they stand, from any of them on."""
 
+import bz2
 import gzip
 import json
 import lzma
@@ -29,6 +30,7 @@ def zstd(content: bytes) -> bytes:
 
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd, ".xz": lzma.compress}
+COMPRESS[".bz2"] = bz2.compress
 
 
 def documents_of(path: Path, options: ReadingOptions = OPTIONS) -> list[Document | SkippedLine]:
@@ -57,7 +59,7 @@ def test_every_line_comes_out_once_with_the_place_it_stands(tmp_path: Path, suff
         assert json.loads(line)["text"] == document.text == stories(200)[number]["text"]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz", ".bz2"])
 def test_files_of_several_compressed_members_are_read_to_the_end(tmp_path: Path, suffix: str) -> None:
     parts = [COMPRESS[suffix](jsonl(stories(50))) for _ in range(3)]
     path = tmp_path / f"news.jsonl{suffix}"
@@ -65,7 +67,7 @@ def test_files_of_several_compressed_members_are_read_to_the_end(tmp_path: Path,
     assert len(documents_of(path)) == 150
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz", ".bz2"])
 @pytest.mark.parametrize("damage", ["cut", "overwritten"])
 def test_a_damaged_compressed_file_says_where(tmp_path: Path, suffix: str, damage: str) -> None:
     whole = bytearray(COMPRESS[suffix](jsonl(stories(5000)) + bytes(range(256)) * 40))
@@ -79,7 +81,7 @@ def test_a_damaged_compressed_file_says_where(tmp_path: Path, suffix: str, damag
         documents_of(path)
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz", ".bz2"])
 def test_a_damaged_second_member_is_not_taken_for_the_end(tmp_path: Path, suffix: str) -> None:
     member = COMPRESS[suffix](jsonl(stories(50)))
     path = tmp_path / f"news.jsonl{suffix}"
@@ -162,6 +164,28 @@ def test_a_parquet_file_without_the_column_and_one_with_a_nested_one(tmp_path: P
     assert [d.text for d in documents_of(path, nested) if isinstance(d, Document)] == ["a", "b"]
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_binary_columns_of_parquet_are_text(tmp_path: Path, kind: pa.DataType) -> None:
+    """fastparquet writes text so unless it is told otherwise."""
+    texts = ["one é".encode(), b"\xff\xfe", None, b"x" * 3000, b"last"]
+    columns = {"text": pa.array(texts, kind), "source": pa.array([b"wire"] * 5, kind)}
+    pq.write_table(pa.table(columns), tmp_path / "news.parquet")
+    one, bad, null, large, last = documents_of(tmp_path / "news.parquet", ReadingOptions(1000))
+    assert one == Document("one é", "wire", 1, 0)
+    assert [line.reason for line in (bad, null, large) if isinstance(line, SkippedLine)] == [
+        "invalid_utf8", "text_is_null", "too_large",
+    ]  # fmt: skip
+    assert isinstance(large, SkippedLine)
+    assert large.first_bytes.startswith("xxx") or "xxx" in large.first_bytes
+    assert isinstance(last, Document)
+
+
+def test_columns_are_named_where_that_of_the_text_is_missing(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"content": ["a"], "id": [1]}), tmp_path / "news.parquet")
+    (line,) = documents_of(tmp_path / "news.parquet")
+    assert line == SkippedLine(1, "no_text_field", "the columns are content, id")
+
+
 def test_a_text_file_is_one_document_or_its_paragraphs(tmp_path: Path) -> None:
     path = tmp_path / "book.v1.txt"
     path.write_bytes("\ufeffone\r\nstill one\n\n \n\ntwo é\n".encode())
@@ -196,7 +220,9 @@ def test_a_line_that_is_too_large_is_skipped_and_those_after_it_are_read(tmp_pat
     assert (first.text.strip(), last.text.strip()) == ("first", "last")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz", "a.txt", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz", "a.jsonl.bz2", "a.txt", "a.parquet"]
+)
 def test_reading_goes_on_after_any_batch_with_the_same_batches(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Every token of every block leads back to its line in the input."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from pretraining.data.encode.splits import SPLITS
-from pretraining.data.inspect.provenance import BlockProvenance, has_ids, read_source_text
+from pretraining.data.inspect.provenance import BlockProvenance, has_ids, read_source
 from pretraining.data.tokenize.token_bytes import TokenBytes, text_of
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
@@ -64,12 +65,12 @@ def test_the_source_has_the_text_of_the_ids(traced: Traced) -> None:
     tokenizer = load_document_tokenizer(str(tracer.folder / "tokenizer"), add_bos=add_bos)
     for piece in traced.pieces[::3]:
         document = tracer.document(piece.document_id)
-        text = read_source_text(document, origin)
-        assert text == traced.texts[document.file, document.line]
+        source = read_source(document, origin)
+        assert source.text == traced.texts[document.file, document.line]
         ids = tracer.token_ids(piece.split, piece.block)
         place = {"piece": piece, "block_ids": ids, "num_document_tokens": document.num_tokens}
-        assert has_ids(text, tokenizer, **place)
-        assert not has_ids(text + " and more", tokenizer, **place)
+        assert has_ids(source, tokenizer, **place)
+        assert not has_ids(dataclasses.replace(source, text=source.text + " and more"), tokenizer, **place)
 
 
 @pytest.mark.parametrize("name", ["sample", "llama2"])
@@ -103,16 +104,18 @@ def test_a_source_that_is_gone_or_changed(sample_store: Path, tmp_path: Path, mo
     document = tracer.document(7)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"news\.jsonl: not found"):
-        read_source_text(document, tracer.manifest.origin)
+        read_source(document, tracer.manifest.origin)
     copy = tmp_path / document.file
     copy.parent.mkdir(parents=True)
     content = SAMPLE.read_bytes()
     copy.write_bytes(content + b"\n")
     with pytest.raises(UserError, match="has changed, from"):
-        read_source_text(document, tracer.manifest.origin)
+        read_source(document, tracer.manifest.origin)
     copy.write_bytes(content[: document.byte_offset] + b"?" * (len(content) - document.byte_offset))
     with pytest.raises(UserError, match=r"news\.jsonl:8: has changed, the line is not a document now"):
-        read_source_text(document, tracer.manifest.origin)
+        read_source(document, tracer.manifest.origin)
+    with pytest.raises(UserError, match=r"news\.jsonl:8: is a conversation; the chat template made its tokens"):
+        read_source(document, dataclasses.replace(tracer.manifest.origin, chat_template="{{ messages }}"))
 
 
 def test_a_shard_that_is_missing_is_named(sample_store: Path, tmp_path: Path) -> None:

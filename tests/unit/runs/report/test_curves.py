@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from pretraining.runs.report import curves
+from pretraining.runs.report.charts import charts_of
 from pretraining.runs.report.curves import DownsampledRecords, Point, read_curves
-from tests.fakes.drawn_run import write_drawn_run
+from pretraining.runs.report.facts import report_tables
+from tests.fakes.drawn_run import evaluation_record, write_drawn_run
 
 
 def thinned(records: Iterator[dict] | list[dict]) -> DownsampledRecords:
@@ -90,6 +92,35 @@ def test_tokens_lie_between_those_of_the_records_and_go_on_after_them(tmp_path: 
     run = read_curves(tmp_path / "run", {**record, "identity": {"global_batch_tokens": 200}})
     assert [run.tokens_at(step) for step in (0, 5, 10, 15, 20, 23)] == [0, 500, 1000, 2000, 3000, 3600]
     assert read_curves(write_drawn_run(tmp_path / "empty", []), record).tokens_at(5) is None
+
+
+def test_a_part_of_validation_and_all_of_it_are_two_curves(tmp_path: Path) -> None:
+    """Their losses are of other blocks, so a line from one to the other would show a step that no model has made."""
+    part = [evaluation_record(step) | {"eval_blocks": 50, "eval_blocks_per_second": 3.0} for step in (100, 200, 300)]
+    whole = evaluation_record(300) | {"eval_loss": 2.7}
+    records = [{"step": 300, "loss": 2.0}, *part, whole, evaluation_record(300, "test")]
+    run = read_curves(write_drawn_run(tmp_path / "run", records), {})
+    assert run.curve("part_loss") == [Point(record["step"], record["eval_loss"]) for record in part]
+    assert run.curve("eval_loss") == [Point(300, 2.7)]
+    names = {line.metric: line.name for chart in charts_of([run]) for line in chart.lines if chart.title == "Loss"}
+    assert names["part_loss"] == "validation, part of it"
+    assert names["eval_loss"] == "validation"
+    by_source = {chart.title: len(chart.lines) for chart in charts_of([run]) if "by source" in chart.title}
+    assert by_source == {"Validation loss by source": 2, "Validation loss by source, part of it": 2}
+    results = report_tables(run)["Results"]
+    assert results["validation loss"] == "2.7000"
+    assert results["best loss of a part of validation"] == f"{part[-1]['eval_loss']:.4f} at step 300"
+    unfinished = read_curves(write_drawn_run(tmp_path / "unfinished", records[:-2]), {})
+    assert report_tables(unfinished)["Results"]["validation, 50 blocks loss"] == f"{part[-1]['eval_loss']:.4f}"
+
+
+def test_lines_of_evaluations_are_marked(tmp_path: Path) -> None:
+    """Up to 60 of their points are dots; those of training are not."""
+    training = [{"step": 1, "loss": 2.0, "loss/news": 2.0, "grad_norm": 1.0, "grad_norm/mlp": 0.5}]
+    run = read_curves(write_drawn_run(tmp_path / "run", [*training, evaluation_record(1)]), {})
+    marked = {line.metric: line.is_evaluation for chart in charts_of([run]) for line in chart.lines}
+    assert {name: marked[name] for name in training[0] if name != "step"} == dict.fromkeys(list(training[0])[1:], False)
+    assert all(is_marked for name, is_marked in marked.items() if name.startswith("eval_"))
 
 
 def test_energy_is_that_of_all_starts(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vl_convert
 
 from pretraining.errors import UserError
 from pretraining.runs.claim import lock_run_folder
@@ -18,7 +19,8 @@ from tests.fakes.browser import DARK, Seen, look_at, look_at_all
 from tests.fakes.drawn_run import PARTS, SCRIPT, event, run_records, training_record, write_drawn_run
 
 CHARTS = ["Loss", "Perplexity", "Accuracy", "Bits per byte", "Training loss by source", "Validation loss by source"]
-CHARTS += ["Learning rate", "Gradient norm", "Throughput", "Model FLOPs utilization", "FLOPs", "Memory"]
+CHARTS += ["Accuracy on downstream tasks", "Learning rate", "Gradient norm", "Throughput", "Model FLOPs utilization"]
+CHARTS += ["FLOPs", "Memory"]
 CHARTS += ["GPU utilization", "Power", "Time"]
 
 
@@ -131,6 +133,16 @@ def test_the_picture_names_no_two_lines_of_one_colour(run_dir: Path) -> None:
         assert len(named) == len(set(named)) == 3
 
 
+@pytest.mark.parametrize("highest", [0.0008, 0.003, 0.2, 1.0])
+def test_the_shares_on_an_axis_differ(highest: float, tmp_path: Path) -> None:
+    """Those of a young run, too, whose accuracy is far below 1 %."""
+    records = [{"step": step, "loss": 9.0, "accuracy": highest * step / 2} for step in (1, 2)]
+    run = read_curves(write_drawn_run(tmp_path / "run", records), {})
+    (chart,) = [chart for chart in charts_of([run]) if chart.title == "Accuracy"]
+    labels = re.findall(r">([\d.]+%)<", vl_convert.vegalite_to_svg(static_spec([(chart, rows_of(chart, run))])))
+    assert len(labels) == len(set(labels)) >= 3
+
+
 def test_a_summary_among_the_events_is_told_as_at_the_end_of_the_run() -> None:
     parts = {f"{part}_seconds": 1.0 for part in PARTS}
     summary = event(4, "summary", num_steps=4, total_seconds=6.0, peak_host_memory_bytes=2_301_546_496, **parts)
@@ -158,6 +170,9 @@ def test_the_state_of_a_run(tmp_path: Path) -> None:
     assert state("and more", [*half, event(200, "stop", reason="x"), event(200, "warning")]) == "stopped (x)"
     assert state("again", [*half, event(200, "stop", reason="x"), event(200, "start")]) == "interrupted"
     assert state("gone on", [*half[:100], event(100, "stop", reason="SIGTERM"), *half[100:]]) == "interrupted"
+    reached = [*half, event(200, "target reached")]
+    assert state("target", reached) == "finished"
+    assert state("beyond the target", [*reached, event(200, "start"), training_record(201)]) == "interrupted"
     assert state("running", half) == "running"
     assert state("begun", []) == "interrupted"
     ended = event(400, "summary", total_seconds=7200.0)
@@ -176,6 +191,10 @@ def test_facts_are_told_as_the_run_tells_them(run_dir: Path) -> None:
     assert facts["Speed"]["energy of the GPUs"] == f"{5200 * 400 / 3.6e6:,.3g} kWh"
     assert facts["Software"]["commit"] == "0123456789ab (with changes)"
     assert facts["Run"]["tokens"] == f"{400 * 4096:,}"
+    assert facts["Downstream tasks, last evaluation"] == {
+        "arc": "acc 69.5% ± 1.3%, chance 25.0%, 1,172 examples",
+        "lambada": "acc 49.4%, perplexity 12.00, 5,153 examples",
+    }
 
 
 def test_every_setting_that_changes_the_loss_is_a_fact(run_dir: Path) -> None:

@@ -106,6 +106,12 @@ def test_an_evaluation_has_its_sources_below_it() -> None:
     ]
 
 
+def test_an_evaluation_of_a_part_says_so() -> None:
+    figures = {"eval_loss": 2.0, "eval_perplexity": 7.389, "eval_accuracy": 0.25, "eval_blocks": 1200}
+    (line,) = log_lines({"step": 40, **figures}, max_steps=80, now=NOON)
+    assert line == "step 40/80  validation, 1,200 blocks loss 2.0000  perplexity 7.39  accuracy 25.0 %"
+
+
 def test_a_summary_says_speed_memory_and_where_the_time_went() -> None:
     speeds = {"overall_tokens_per_second_per_gpu": 8600.4, "blocks_per_second": 16.8, "peak_memory_bytes": 61.24e9}
     speeds |= {"tflops_per_second_per_gpu": 396.4, "mfu": 0.4006, "mfu_causal": 0.3701, "energy_joules": 7.2e6}
@@ -117,3 +123,14 @@ def test_a_summary_says_speed_memory_and_where_the_time_went() -> None:
         "energy of the GPUs: 2 kWh",
     ]
     assert next(iter(summary_lines(summary(num_steps=1)))).startswith("time: 1 step in ")
+
+
+def test_each_task_has_a_line_below_the_evaluation() -> None:
+    metrics = {"task/arc/acc": 0.625, "task/arc/acc_stderr": 0.0151, "task/arc/acc_norm": 0.5, "task/arc/chance": 0.25}
+    metrics |= {"task/lambada/acc": 0.1, "task/lambada/perplexity": 1234.5, "task/lambada/num_examples": 9}
+    evaluation = {"step": 40, "eval_loss": 5.5, "eval_perplexity": 244.7, "eval_accuracy": 0.3}
+    _, *lines = log_lines({**evaluation, **metrics, "task_seconds": 2.5}, max_steps=1000, now=NOON)
+    assert lines == [
+        "step   40/1000  task arc     acc 62.5 % ± 1.5 %  acc norm 50.0 %  chance 25.0 %",
+        "step   40/1000  task lambada acc 10.0 %  perplexity 1,234.50",
+    ]

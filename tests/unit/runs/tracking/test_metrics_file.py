@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pretraining.runs.history import read_history, read_records
-from pretraining.runs.tracking.metrics_file import describe_damage
+from pretraining.runs.tracking.metrics_file import describe_damage, describe_task, task_metrics
 from pretraining.runs.tracking.metrics_log import MetricsLog
 from pretraining.runs.tracking.reporters import last_reported_step
 
@@ -107,3 +107,11 @@ def test_a_hole_in_the_file_does_not_fill_the_memory(tmp_path: Path, monkeypatch
     monkeypatch.setattr("pretraining.runs.tracking.metrics_file.MAX_LINE_BYTES", 100)
     run_dir = write_log(tmp_path, 1, b"\x00" * 1050)
     assert list(read_records(run_dir)) == RECORDS
+
+
+def test_metrics_of_tasks_are_found_and_shown_whatever_they_are() -> None:
+    record = {"task/a/acc": 0.5, "task/a/num_examples": 7, "task/b-2/perplexity": "inf", "task_seconds": 1.0}
+    record |= {"task/": 1, "task/a/b/c": 1, "eval_loss": 2.0, "task/c/acc": None}
+    found = task_metrics(record)
+    assert found == {"a": {"acc": 0.5, "num_examples": 7}, "b-2": {"perplexity": "inf"}, "c": {"acc": None}}
+    assert [describe_task(one) for one in found.values()] == ["acc 50.0%, 7 examples", "perplexity inf", "acc None"]

@@ -103,3 +103,20 @@ def test_elsewhere_each_record_is_a_line(caplog: pytest.LogCaptureFixture, monke
     caplog.clear()
     show([RECORD], is_first=False)
     assert not [record for record in caplog.records if record.levelno == logging.INFO]
+
+
+def test_the_same_scores_of_tasks_are_shown_once_at_a_step(caplog: pytest.LogCaptureFixture) -> None:
+    """With --eval_blocks the evaluations of a part and of all validation after the last step both have them."""
+    whole = {"eval_loss": 2.5, "eval_perplexity": 12.2, "eval_accuracy": 0.5, "task/arc/acc": 0.625}
+    part, best = {**whole, "eval_blocks": 10}, {**whole, "task/arc/acc": 0.75}  # that of --load_best_model_at_end
+    display, state = RunDisplay(), TrainerState(global_step=10, max_steps=20, is_world_process_zero=True)
+    counts = []
+    for step, record in ((10, part), (20, part), (20, whole), (20, best)):
+        state.global_step = step
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="pretraining"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(logging.getLogger("pretraining"), "propagate", True)
+            display.on_log(None, state, TrainerControl(), logs=record)
+        counts.append(sum("task arc" in message for message in caplog.messages))
+        assert len(caplog.messages) == 1 + counts[-1]
+    assert counts == [1, 1, 0, 1]

@@ -35,6 +35,7 @@ class Told(TrainerCallback):
         if state.global_step == self.fails_at:
             raise ConnectionError("away")
         self.steps.append(state.global_step)
+        self.logs = logs
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.ends += 1
@@ -52,6 +53,16 @@ def test_a_tracker_is_not_told_again_what_the_killed_run_told() -> None:
     tell(told, 4, 5, name="eval_loss")
     tell(told, 6)
     assert told.steps == [5, 6], "the evaluation of the last step may be missing"
+
+
+def test_a_part_of_validation_has_its_own_curve() -> None:
+    told, state, task = Told(), SimpleNamespace(global_step=1), {"task/t/acc": 0.5}
+    Reporters([told], reported_until=0)
+    told.on_log(NOTHING, state, NOTHING, logs={"eval_loss": 2.0, "eval_loss/news": 3.0, "eval_blocks": 8, **task})
+    assert told.logs == {"eval_part_loss": 2.0, "eval_part_loss/news": 3.0, "eval_part_blocks": 8, **task}
+    for whole in ({"eval_loss": 2.0, **task}, {"loss": 2.0}, {"test_loss": 2.0}):
+        told.on_log(NOTHING, state, NOTHING, logs=whole)
+        assert told.logs == whole
 
 
 def test_a_reporter_ends_after_the_last_evaluation(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,9 +7,8 @@ import pytest
 
 from pretraining.training.callbacks.timing import StepTimer
 from pretraining.training.metrics.hardware_metrics import COMBINED, combine_ranks
-from pretraining.training.metrics.step_metrics import SmoothedLoss
-from pretraining.training.metrics.throughput import TimeBreakdown
-from tests.unit.training.metrics.test_throughput import Clock
+from pretraining.training.metrics.throughput import MovingAverage
+from tests.unit.training.metrics.test_throughput import Clock, meter
 
 
 class Engine:
@@ -39,7 +38,7 @@ def time_of_a_step(*, on_gpu: bool) -> dict[str, float]:
     """Data 2 s, a step of 10 s of the host's clock with the update in it, and 3 s of whatever."""
     clock = Clock()
     engine = Engine(clock)
-    trainer: Any = SimpleNamespace(meter=SimpleNamespace(times=TimeBreakdown(clock)), model_wrapped=engine)
+    trainer: Any = SimpleNamespace(meter=meter(clock), model_wrapped=engine)
     timing = StepTimer(trainer, make_event=(lambda: Event(engine)) if on_gpu else None)
     nothing: Any = None
     timing.train_begin(nothing, nothing)
@@ -78,7 +77,7 @@ def test_figures_of_the_processes_become_one() -> None:
 
 
 def test_the_first_smoothed_losses_are_not_drawn_to_zero() -> None:
-    smoothed = SmoothedLoss()
+    smoothed = MovingAverage()
     for _ in range(3):
         smoothed.add(9.0)
         assert smoothed.value == pytest.approx(9.0)

@@ -3,12 +3,13 @@
 import json
 import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pretraining.cli.arguments.phases import PhaseArguments
 from pretraining.cli.arguments.pretrain import (
     DataArguments,
     ModelArguments,
@@ -21,9 +22,11 @@ from pretraining.data.mixture import load_mixture
 from pretraining.errors import UserError
 from pretraining.planning.flops import num_parameters
 from pretraining.training.config.early_checks import check_inputs
-from pretraining.training.config.run_config import RunConfig, resolve_run_config
+from pretraining.training.config.resume import ResumePoint
+from pretraining.training.config.run_config import RunConfig, resolve_phase_ends, resolve_run_config
 from pretraining.training.config.run_identity import claim_output_dir, run_identity
 from pretraining.training.config.startup_log import log_run_config
+from pretraining.training.optim.schedule import Schedule
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 
 
@@ -77,7 +80,7 @@ def test_a_good_plan(sample_store: Path, tmp_path: Path) -> None:
 
 
 def test_the_order_has_a_seed_of_its_own_if_given(sample_store: Path, tmp_path: Path) -> None:
-    seeds = [plan(sample_store, tmp_path, flags={"data_seed": seed}).order.seed for seed in (None, 7, 0)]
+    seeds = [plan(sample_store, tmp_path, flags={"data_seed": seed}).planned[0].order.seed for seed in (None, 7, 0)]
     assert seeds == [42, 7, 0]
 
 
@@ -282,7 +285,29 @@ def test_each_step_is_announced_with_one_learning_rate(
             log_run_config(plan(sample_store, tmp_path, flags={"max_steps": 6, "warmup_steps": warmup_steps}))
         return "\n".join(record.getMessage() for record in caplog.records)
 
+    def announced_of(schedule: Schedule) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            log_run_config(replace(plan(sample_store, tmp_path, flags={"max_steps": 6}), schedule=schedule))
+        return "\n".join(record.getMessage() for record in caplog.records)
+
+    later = Schedule("linear", 1e-4, 0.0, warmup_steps=0, decay_steps=1, num_steps=6, first_step=3, initial=1e-4)
+    cut = Schedule("cosine", 3e-4, 3e-5, warmup_steps=5, decay_steps=1, num_steps=3, later=(later,))
+    assert "learning rate: 6.00e-05 at step 1, warmup, then linear to 0.00e+00" in announced_of(cut)
+    reached = replace(cut, warmup_steps=2)
+    assert "1.50e-04 at step 1, 3.00e-04 at step 2, cosine, then linear to 0.00e+00" in announced_of(reached)
     assert "learning rate: 2.82e-04 at step 1, cosine to 3.00e-05" in announced(0)
     assert "learning rate: 3.00e-04 at step 1, cosine to 3.00e-05" in announced(1)
     assert "learning rate: 1.50e-04 at step 1, 3.00e-04 at step 2, cosine to 3.00e-05" in announced(2)
     assert "the learning rate ends at 1.80e-06, on its way up to --learning_rate 3.00e-04" in announced(1000)
+
+
+def test_phases_need_steps_of_one_size(sample_store: Path, tmp_path: Path) -> None:
+    """Shares are of steps: after steps of another size, they would not be those of the tokens."""
+    found = plan(sample_store, tmp_path, flags={"max_steps": 20})
+    phases = [PhaseArguments("a", ["x"], 0.5), PhaseArguments("b", ["x"], 0.5)]
+    arguments = replace(found.arguments, data=replace(found.arguments.data, phases=phases))
+    assert resolve_phase_ends(arguments, 20, found.batch, ResumePoint(tmp_path, 10, 80)) == (10, 20)
+    assert resolve_phase_ends(found.arguments, 20, found.batch, ResumePoint(tmp_path, 10, 40)) == (20,)
+    with pytest.raises(UserError, match="has read 40 blocks in 10 steps, now a step has 8; the shares of phases need"):
+        resolve_phase_ends(arguments, 20, found.batch, ResumePoint(tmp_path, 10, 40))

@@ -14,12 +14,13 @@ from pretraining.training.data.batch import collate_targets
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.loader import BlockLoader, BlockStream
 from pretraining.training.data.order import make_order
+from pretraining.training.data.phases import RunOrder
 from pretraining.training.data.splits import open_training_data
 
 
 def main(arguments: list[str]) -> None:
     mixture = load_mixture(arguments[:1], revision=None)
-    data = open_training_data(mixture, BlockStream(make_order(mixture, seed=42)), BlockFields())
+    data = open_training_data(mixture, BlockStream(RunOrder.of(make_order(mixture, seed=42))), BlockFields())
     marks = [int(word) for word in arguments[1:]]
     loader = BlockLoader(
         data.train,

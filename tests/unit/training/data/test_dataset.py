@@ -89,6 +89,48 @@ def test_evaluation_counts_each_block_once_whatever_the_batches(
     assert figures["perplexity"] == pytest.approx(np.exp(figures["loss"]))
 
 
+@pytest.mark.parametrize("sizes", [(7,), (100, 3, 41), (1, 1, 1000)])
+@pytest.mark.guarantee("--eval_blocks reads evenly spread blocks, of each store its share, whatever the processes.")
+def test_chosen_blocks_are_evenly_spread_over_all_sources(sizes: tuple[int, ...]) -> None:
+    total = sum(sizes)
+    whole = MixedBlocks([_Numbers(size) for size in sizes])
+    everything = [whole.locate(index) for index in range(total)]
+    for count in range(1, total + 5):
+        chosen = whole.choose(count)
+        assert (len(chosen), chosen.is_partial) == (min(count, total), count < total)
+        places = [chosen.locate(index) for index in range(len(chosen))]
+        numbers = [everything.index(place) for place in places[:: max(1, count // 50)]] if count < 60 else []
+        assert numbers == [int((index + 0.5) * total / len(chosen)) for index in range(len(chosen))][: len(numbers)]
+        assert places == sorted(set(places)), "no block twice"
+        for part, size in enumerate(sizes):
+            found = sum(place[0] == part for place in places)
+            assert abs(found - size * len(chosen) / total) < 1, "its share to within one block"
+    assert [whole.choose(None).locate(index) for index in range(total)] == everything
+
+
+class _Numbers(BlockDataset):
+    """Blocks of which only the number is known."""
+
+    def __init__(self, size: int) -> None:
+        self._ends = np.array([size])
+
+
+def test_an_evaluation_of_a_part_says_so(blocks: BlockDataset, model: LlamaForCausalLM) -> None:
+    """Its loss is that of the chosen blocks alone, in batches of any size."""
+    chosen = MixedBlocks([blocks]).choose(4)
+    numbers = [int((index + 0.5) * len(blocks) / 4) for index in range(4)]
+    with torch.no_grad():
+        losses = [model(**inputs([blocks[number]])).loss.item() for number in numbers]
+    for size in (1, 3):
+        filled = EvaluationBlocks(chosen, text_bytes=None, multiple=size)
+        assert filled.mark == {"blocks": 4}
+        batches = DataLoader(filled, batch_size=size, collate_fn=collate_targets)
+        figures = evaluate_blocks(losses_by(model), batches, sources=["all"], device=torch.device("cpu"))
+        assert figures["num_tokens"] == 4 * 63
+        assert figures["loss"] == pytest.approx(float(np.mean(losses)), rel=MEAN_ROUNDING)
+    assert EvaluationBlocks(MixedBlocks([blocks]), text_bytes=None, multiple=1).mark == {}
+
+
 def test_a_missing_or_cut_shard_is_named(sample_store: Path, tmp_path: Path) -> None:
     manifest = read_manifest(sample_store, flag="")
     with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet is missing"):

@@ -15,6 +15,7 @@ from pretraining.training.data.batch import collate_targets
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.loader import BlockLoader, BlockStream
 from pretraining.training.data.order import make_order
+from pretraining.training.data.phases import RunOrder
 from pretraining.training.data.splits import TrainingData, open_training_data
 from tests.conftest import python, run_fine
 
@@ -29,7 +30,7 @@ def second_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(*datasets: str) -> TrainingData:
     mixture = load_mixture(datasets, revision=None)
-    return open_training_data(mixture, BlockStream(make_order(mixture, seed=42)), BlockFields())
+    return open_training_data(mixture, BlockStream(RunOrder.of(make_order(mixture, seed=42))), BlockFields())
 
 
 def test_shares_and_names_are_read(sample_store: Path, second_store: Path) -> None:

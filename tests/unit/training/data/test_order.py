@@ -8,6 +8,7 @@ import pytest
 
 from pretraining.training.data.loader import BlockStream
 from pretraining.training.data.order import WINDOW, BlockOrder, apportion, permute
+from pretraining.training.data.phases import RunOrder
 from tests.conftest import PROJECT_DIR
 
 PINNED = [439, 699, 134, 455, 208, 185, 671, 86]
@@ -80,7 +81,7 @@ def test_shares_of_a_window_add_up_and_are_within_one_block(weights: list[float]
 
 
 def test_skipped_blocks_are_left_out_and_all_others_stay_in_order() -> None:
-    stream = BlockStream(BlockOrder((100,), (WINDOW,), seed=1))
+    stream = BlockStream(RunOrder.of(BlockOrder((100,), (WINDOW,), seed=1)))
     before = stream.block_ids(0, 60).tolist()
     stream.skip(3, 2)
     assert stream.block_ids(0, 58).tolist() == before[:3] + before[5:]
@@ -88,7 +89,7 @@ def test_skipped_blocks_are_left_out_and_all_others_stay_in_order() -> None:
     assert stream.block_ids(0, 55).tolist() == before[:2] + before[7:]
     stream.skip(50, 1)
     assert stream.block_ids(0, 54).tolist() == before[:2] + before[7:55] + before[56:]
-    assert BlockStream(stream.order, stream.skipped).block_ids(0, 54).tolist() == stream.block_ids(0, 54).tolist()
+    assert BlockStream(stream.run, stream.skipped).block_ids(0, 54).tolist() == stream.block_ids(0, 54).tolist()
 
 
 HALF_A_BILLION = """

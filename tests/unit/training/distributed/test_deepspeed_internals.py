@@ -4,9 +4,11 @@ import inspect
 import sys
 from importlib.metadata import version
 from types import SimpleNamespace
+from typing import Any
 
 import deepspeed.ops
 import pytest
+import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero import partition_parameters
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
@@ -16,7 +18,13 @@ from pretraining.training.distributed import deepspeed_internals
 from tests.conftest import run_fine
 
 OF_STREAMS = ("reduce_and_partition_stream", "max_param_reduce_events", "parameter_offload", "offload_optimizer")
-OF_STREAMS += ("contiguous_gradients", "ipg_buckets", "micro_step_id", "__param_id_to_grad_partition")
+OF_STREAMS += (
+    "contiguous_gradients",
+    "ipg_buckets",
+    "micro_step_id",
+    "__param_id_to_grad_partition",
+    "norm_for_param_grads",
+)
 
 
 def test_the_review_was_of_the_installed_version() -> None:
@@ -28,7 +36,8 @@ def test_methods_of_the_engine(name: str) -> None:
     assert callable(getattr(DeepSpeedEngine, name))
 
 
-METHODS = ("checkpoint_event_prologue", "checkpoint_event_epilogue", "load_state_dict", "step")
+METHODS = ("checkpoint_event_prologue", "checkpoint_event_epilogue", "load_state_dict", "step", "get_param_id")
+METHODS += ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload")
 
 
 @pytest.mark.parametrize("name", [*METHODS, "reduce_independent_p_g_buckets_and_remove_grads"])
@@ -80,3 +89,46 @@ def test_streams_wait_for_each_other_where_the_host_would(monkeypatch: pytest.Mo
     deepspeed_internals._wait_on_device(reducing)
     reducing.synchronize()
     assert waits == [("computing", "reducing"), ("reducing", "computing")]
+
+
+def test_a_parameter_is_filled_through_its_partition_or_a_gather() -> None:
+    """In a separate process, which joins a process group; what is on disk is gathered, which here is pretended."""
+    code = """
+import os
+from types import SimpleNamespace
+import deepspeed, torch
+from pretraining.training.distributed import deepspeed_internals
+os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+deepspeed.init_distributed("gloo", verbose=False)
+plain = torch.nn.Linear(3, 5)
+with deepspeed.zero.Init(config_dict_or_path={"train_batch_size": 1, "zero_optimization": {"stage": 3}}):
+    whole = torch.nn.Linear(3, 5)
+for number, weight in enumerate((plain.weight, whole.weight, whole.weight)):
+    if number == 2:
+        deepspeed_internals.PartitionedParamStatus = SimpleNamespace(AVAILABLE=None)
+    values = torch.randn(5, 3)
+    deepspeed_internals.fill_parameter(weight, values)
+    with deepspeed.zero.GatheredParameters([weight], enabled=number > 0):
+        assert torch.equal(weight.detach(), values), number
+torch.distributed.destroy_process_group()  # its threads at exit would abort the process now and then
+"""
+    run_fine(sys.executable, "-c", code)
+
+
+def test_a_partition_of_padding_only_has_the_norm_zero() -> None:
+    """DeepSpeed keeps no norm of it when its optimizer is offloaded; each process must have the same groups."""
+    parameters = [torch.zeros(3), torch.zeros(1)]
+    found: list[tuple[int, float]] = []
+    zero = SimpleNamespace(
+        norm_for_param_grads={0: torch.tensor(2.0, dtype=torch.float64)},
+        get_param_id=lambda parameter: next(index for index, other in enumerate(parameters) if other is parameter),
+        get_grad_norm_direct=None,
+        complete_grad_norm_calculation_for_cpu_offload=lambda _parameters: "the total norm",
+    )
+    engine: Any = SimpleNamespace(optimizer=zero)
+    deepspeed_internals.watch_gradient_norms(engine, lambda one, norm: found.append((one.numel(), norm.item())))
+    for expected in (2.0, 0.0):
+        assert zero.complete_grad_norm_calculation_for_cpu_offload(parameters) == "the total norm"
+        assert found == [(3, expected), (1, 0.0)]
+        found.clear()
+        zero.norm_for_param_grads.clear()

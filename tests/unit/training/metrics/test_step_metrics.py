@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pretraining.training.data.batch import collate_targets
-from pretraining.training.metrics.step_metrics import StepMetrics
+from pretraining.training.metrics.step_metrics import TARGET_WINDOW_STEPS, StepMetrics
 from pretraining.training.model.loss import token_losses
 
 PREDICTED = 3  # of a block of 4 tokens
@@ -55,6 +55,25 @@ def test_between_one_source_and_several(way: tuple[str, str]) -> None:
     assert found == ({} if way[1] == "one" else {"tokens/a": PREDICTED} | {f"tokens/{name}": 0 for name in "bcde"})
     again = read(resumed(both, watch(*first)), 0).pop_metrics()
     assert again.get("tokens/a") == (None if way[0] == "one" else 2 * PREDICTED), "what was read before counts still"
+
+
+def test_the_window_of_the_target_is_kept_by_a_checkpoint_and_has_finite_losses_alone() -> None:
+    """50 losses of ln 8, one of NaN among them."""
+    before = watch("news")
+    for _ in range(TARGET_WINDOW_STEPS - 1):
+        read(before, 0)
+    before._step_sums.fill_(math.nan)
+    before.finish_step(was_skipped=True)
+    assert before.window_loss is None
+    after = resumed(before, watch("news"))
+    assert after.window_loss is None
+    for metrics in (before, after):
+        assert read(metrics, 0).window_loss == pytest.approx(math.log(8))
+    assert resumed(before, watch("news")).window_loss == before.window_loss
+    without = before.state()["attributes"]
+    del without["window_losses"]
+    after.restore(without)
+    assert after.window_loss is None, "a checkpoint of an earlier version"
 
 
 def test_sums_of_the_same_sources_are_restored_without_names(caplog: pytest.LogCaptureFixture) -> None:

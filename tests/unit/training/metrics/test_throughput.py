@@ -48,6 +48,36 @@ def test_speed_is_tokens_over_the_time_of_the_steps_alone() -> None:
     assert throughput.overall_metrics()["tokens_per_second_per_gpu"] == third["overall_tokens_per_second_per_gpu"]
 
 
+def test_the_speed_of_the_last_steps_and_smoothed() -> None:
+    """Steps of 1, 2, 3 ... seconds, with an evaluation of 100 s after every fifth; one GPU has 500 tokens of each.
+
+    The first step warms up: it is in no window.
+    """
+    clock = Clock()
+    throughput = meter(clock)
+    throughput.start(0)
+    for step in range(1, 61):
+        clock.now += step
+        throughput.end_step()
+        if step % 5 == 0:
+            with throughput.pause("evaluation"):
+                clock.now += 100
+        metrics = throughput.pop_metrics(step, max_steps=60)
+        for window in (10, 50):
+            last = range(step - window + 1, step + 1)
+            speed = metrics.get(f"last_{window}_steps_tokens_per_second_per_gpu")
+            assert speed == (None if last[0] < 2 else pytest.approx(window * 500 / sum(last)))
+        weights = {earlier: 0.98 ** (step - earlier) for earlier in range(2, step + 1)}
+        seconds = sum(weight * earlier for earlier, weight in weights.items()) / (sum(weights.values()) or 1)
+        speed = metrics.get("smoothed_tokens_per_second_per_gpu")
+        assert speed == (None if step == 1 else pytest.approx(500 / seconds))
+    with throughput.pause():
+        throughput.go_back(55)
+    clock.now += 7
+    throughput.end_step()
+    assert not [name for name in throughput.pop_metrics(56, max_steps=60) if "steps" in name or "smoothed" in name]
+
+
 def test_an_unknown_gpu_has_no_mfu() -> None:
     clock = Clock()
     throughput = meter(clock, peak=None)

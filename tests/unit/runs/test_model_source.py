@@ -1,11 +1,12 @@
 """Which folders hold a model, and which models a run has saved."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pretraining.errors import UserError
-from pretraining.generation.source import find_model, saved_models
+from pretraining.runs.model_source import find_model, saved_models
 
 
 def test_all_saved_models_of_a_run_by_step(tmp_path: Path) -> None:
@@ -26,6 +27,18 @@ def test_all_saved_models_of_a_run_by_step(tmp_path: Path) -> None:
     (tmp_path / "empty/run.json").write_text('{"arguments": {"max_steps": 9}}')
     with pytest.raises(UserError, match="neither an exported model nor a complete checkpoint"):
         saved_models(tmp_path / "empty")
+
+
+def test_the_model_of_a_run_that_reached_its_target_is_of_that_step(tmp_path: Path) -> None:
+    (tmp_path / "exports/step-8").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "run.json").write_text('{"arguments": {"max_steps": 12, "target_loss": 2.0}}')
+    events = [(5, "target reached"), (8, "target reached"), (8, "summary")]
+    lines = [json.dumps({"step": step, "event": event}) for step, event in events]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert saved_models(tmp_path) == [tmp_path / "exports/step-8"]
+    (tmp_path / "metrics.jsonl").write_text(lines[0] + "\n")
+    assert saved_models(tmp_path) == [tmp_path / "exports/step-8", tmp_path / "model"]
 
 
 def test_what_is_not_a_model_is_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""No process holds a whole parent model while it is loaded."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pretraining.system.launchers import free_port
+from tests.conftest import run_fine
+
+SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
+LINE = re.compile(r"rank \d of 2, a model of 277 MB: (.*)")
+
+
+@pytest.mark.launch
+@pytest.mark.guarantee("No process ever holds the whole model of --weights in memory, mapped pages included.")
+def test_a_process_holds_its_partition_and_a_tensor(tmp_path: Path) -> None:
+    """Two processes: a half of the model each, a tensor of 9 % at most, and what libraries allocate for themselves."""
+    LlamaForCausalLM(LlamaConfig(vocab_size=8192, **SHAPE)).save_pretrained(tmp_path / "model")
+    words = ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}", "-m", "benchmarks.weights_memory"]
+    done = run_fine(*words, tmp_path / "model")
+    shares = [
+        {name: int(text.partition(", ")[2].rstrip("%")) for name, text in json.loads(found).items()}
+        for found in LINE.findall(done.stdout)
+    ]
+    assert len(shares) == 2
+    for share in shares:
+        assert 50 <= share["anonymous"] <= share["with mapped files"] < 100
