@@ -1,6 +1,7 @@
 """All uses of DeepSpeed's private parts, each with its reason, so that an upgrade is one review (deepspeed 0.19.8).
 
-The unit test of this module looks for each of them in the installed version.
+Those of checkpoints are in deepspeed_checkpoints.py. The unit test of each module looks for them in the installed
+version.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,8 +19,6 @@ from deepspeed.runtime.zero.utils import get_norm_dtype
 from torch import Tensor
 
 from pretraining.planning.layout import MAX_MESSAGES_IN_FLIGHT
-
-COUNTS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def disable_shm_op() -> None:
@@ -41,18 +40,17 @@ def import_muon_without_compiler() -> None:
 
 
 def parameter_shapes(engine: DeepSpeedEngine) -> list[Mapping[str, torch.Size]]:
-    """Shapes of the parameters of each sub-group by name, as each checkpoint has them (runtime/engine.py)."""
+    """Shapes of the parameters of each flat buffer by name, as each checkpoint has them (runtime/engine.py)."""
     return engine._get_zero_param_shapes()
 
 
-def group_of_sub_group(zero: Any) -> Mapping[int, int]:
-    """The number of the optimizer's parameter group by number of the sub-group (runtime/zero/stage3.py)."""
-    return zero.sub_group_to_group_id
-
-
 def master_weights(zero: Any) -> Sequence[Tensor]:
-    """The flat fp32 weights of this process by sub-group, keys of the optimizer's state (runtime/zero/stage3.py)."""
-    return zero.fp32_partitioned_groups_flat
+    """The flat fp32 weights of this process, keys of the optimizer's state.
+
+    By sub-group in stage 3, by parameter group below it (runtime/zero/stage3.py, stage_1_and_2.py, bf16_optimizer.py).
+    """
+    names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+    return next(getattr(zero, name) for name in names if hasattr(zero, name))
 
 
 def own_partition(parameter: Tensor) -> Tensor:
@@ -78,31 +76,6 @@ def fill_parameter(parameter: Tensor, values: Tensor) -> None:
     own = values.reshape(-1)[start : start + partition.numel()]
     partition[: len(own)].copy_(own)
     partition[len(own) :].zero_()
-
-
-def set_checkpoint_engine(engine: DeepSpeedEngine, checkpoint_engine: Any) -> None:
-    """Replace what reads and writes the files of a checkpoint; no setting selects a class (runtime/engine.py).
-
-    Nor are scripts copied into each checkpoint; `tools.checkpoints export` does what they do.
-    """
-    engine.checkpoint_engine = checkpoint_engine
-    engine._copy_recovery_script = _copy_nothing
-
-
-def _copy_nothing(_folder: str) -> None:
-    """In place of `_copy_recovery_script`."""
-
-
-def load_zero_state(engine: DeepSpeedEngine, rank: int, state: dict[str, Any], counts: Mapping[str, Any]) -> None:
-    """Load the state of a rank's ZeRO optimizer that no file has (runtime/zero/stage3.py, `load_state_dict`).
-
-    The event methods partition the parameters that stay whole between steps, and gather them again.
-    """
-    engine.optimizer.checkpoint_event_prologue()
-    engine.optimizer.load_state_dict({rank: state})
-    engine.optimizer.checkpoint_event_epilogue()
-    for name in COUNTS:
-        setattr(engine, name, counts[name])
 
 
 def avoid_host_waits(engine: DeepSpeedEngine) -> None:
