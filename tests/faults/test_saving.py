@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.runs.checksums import read_complete
 from pretraining.runs.run_folder import complete_checkpoints
 from tests.conftest import assert_one_error, mounted_disk
 from tests.programs.launching import events, figures, records, train, try_to_train
@@ -113,6 +114,16 @@ def test_without_room_for_a_copy_the_same_is_saved_at_once(
         ours, theirs = tmp_path / "run" / name, undisturbed / name
         assert_equal_to_the_bit(ours, theirs)
         assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+
+
+def test_a_listing_without_the_files_of_others_leaves_none_out(
+    undisturbed: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    flags = [*FLAGS, "--max_steps", 2]
+    train("2 ranks", sample_store, tmp_path / "run", *flags, script="tests/faults/drivers/stale_listing.py")
+    ours, theirs = (read_complete(folder / "checkpoint-2")["files"] for folder in (tmp_path / "run", undisturbed))
+    assert [file["path"] for file in ours] == [file["path"] for file in theirs]
+    assert "rng_state_1.pth" in {file["path"] for file in theirs}
 
 
 def flip_a_bit(path: Path) -> None:
