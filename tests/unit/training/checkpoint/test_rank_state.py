@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
 from pretraining.runs.export.zero_shards import ZeroShards, layout_of
 from pretraining.training.checkpoint import rank_state
@@ -36,7 +37,7 @@ class Optimizer:
     def __init__(self, groups: dict[int, int]) -> None:
         self.optimizer = SimpleNamespace(param_groups=[{**group, "params": []} for group in HYPERPARAMETERS])
         self.sub_group_to_group_id = groups
-        self.loss_scaler, self.dynamic_loss_scale, self.overflow = "scaler", False, False
+        self.loss_scaler, self.dynamic_loss_scale, self.overflow = LossScaler(1.0), False, False
 
 
 def write_checkpoint(folder: Path, states: list[State], shapes: Shapes, *, is_stage_3: bool) -> ZeroShards:
@@ -49,16 +50,19 @@ def write_checkpoint(folder: Path, states: list[State], shapes: Shapes, *, is_st
     return ZeroShards(shards.parent)
 
 
+def engine_with(optimizer: Optimizer, shapes: Shapes) -> Any:
+    return SimpleNamespace(
+        optimizer=optimizer,
+        zero_optimization_partition_weights=lambda: optimizer.sub_group_to_group_id is GROUPS_OF_STAGE_3,
+        _get_zero_param_shapes=lambda: shapes,
+    )
+
+
 def assembled(
     shards: ZeroShards, shapes: Shapes, groups: dict[int, int], monkeypatch: pytest.MonkeyPatch, *, ranks: int
 ) -> list[State]:
     """The states of as many processes, whose scaler no shard may have."""
-    engine: Any = SimpleNamespace(
-        optimizer=Optimizer(groups),
-        zero_optimization_partition_weights=lambda: groups is GROUPS_OF_STAGE_3,
-        _get_zero_param_shapes=lambda: shapes,
-    )
-    states = []
+    engine, states = engine_with(Optimizer(groups), shapes), []
     monkeypatch.setattr(rank_state.dist, "get_world_size", lambda: ranks)
     for rank in range(ranks):
         monkeypatch.setattr(rank_state.dist, "get_rank", lambda rank=rank: rank)
@@ -126,3 +130,17 @@ def test_padding_that_is_not_saved_is_not_missed(tmp_path: Path, monkeypatch: py
     assert indivisible_state(middle) is None
     back = assembled(middle, OF_STAGE_3, GROUPS_OF_STAGE_3, monkeypatch, ranks=2)
     assert repr(back) == repr(saved_by_stage_3(2))
+
+
+@pytest.mark.parametrize(
+    ("searched", "searches", "expected"), [(True, True, 8.0), (True, False, 1.0), (False, True, 1.0)]
+)
+def test_the_loss_scale_is_that_of_the_checkpoint_where_both_search_one(
+    searched: bool, searches: bool, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_state.dist, "get_world_size", lambda: 1)
+    saved = {**saved_by_stage_3(1)[0], "loss_scaler": LossScaler(8.0), "dynamic_loss_scale": searched}
+    shards = write_checkpoint(tmp_path, [saved], OF_STAGE_3, is_stage_3=True)
+    zero: Any = Optimizer(GROUPS_BELOW)
+    zero.dynamic_loss_scale = searches
+    assert RankState(shards, engine_with(zero, BELOW))._scaling()["loss_scaler"].cur_scale == expected

@@ -1,7 +1,11 @@
 """The installed DeepSpeed still has every private part that checkpoints use, in each of its optimizers."""
 
 import inspect
+import sys
 from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from deepspeed import DeepSpeedEngine
@@ -42,3 +46,16 @@ def test_attributes_that_are_set_while_it_runs() -> None:
         assert "self.clip_grad" in inspect.getsource(owner)
     assert "lp_param._hp_mapping = " in inspect.getsource(link_hp_params)
     assert "optim_fragment" in tensor_fragment.__dataclass_fields__
+
+
+def test_deepspeed_loads_in_silence_and_leaves_the_clipping(capsys: pytest.CaptureFixture[str]) -> None:
+    zero = SimpleNamespace(clip_grad=1.0)
+
+    def load(folder: str, tag: str) -> None:
+        sys.stdout.write(f"_load_legacy_checkpoint {folder} {tag}")
+        zero.clip_grad = 9.0  # that of the save
+
+    engine: Any = SimpleNamespace(optimizer=zero, load_checkpoint=load, gradient_clipping=lambda: 1.0)
+    deepspeed_checkpoints.load_own_shard(engine, Path("checkpoint-1"), tag="global_step1")
+    assert zero.clip_grad == 1.0
+    assert capsys.readouterr().out == ""
