@@ -16,7 +16,7 @@ from pretraining.runs.run_folder import optimizer_shards
 from pretraining.runs.untrusted import load_pickle
 
 SHARD_NAME = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states")
-# Files of rank 0's engine: of stage 3, and below it, where no other rank has one and this has all weights.
+# Files of rank 0's engine: of stage 3, and below it, where no other rank has one.
 ENGINE_OF_STAGE_3, ENGINE = "zero_pp_rank_0_mp_rank_00_model_states.pt", "mp_rank_00_model_states.pt"
 
 
@@ -122,7 +122,7 @@ def open_shards(checkpoint: Path) -> tuple[LlamaConfig, dict[str, ShardedWeight]
 
 
 def has_sharded_weights(checkpoint: Path) -> bool:
-    """Whether stage 3 saved a checkpoint; below it, its only engine has all weights."""
+    """Whether stage 3 saved a checkpoint, which shards the weights too."""
     return any(checkpoint.glob(f"global_step*/{ENGINE_OF_STAGE_3}"))
 
 

@@ -90,8 +90,8 @@ def describe_checkpoint(checkpoint: Path, *, num_processes: int, stage: int) -> 
 def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path) -> None:
     """Load weights, optimizer, loss scale and counts.
 
-    DeepSpeed loads where processes and layout are the same: in stage 3, and below it what cannot be divided. There it
-    would read all weights in every process, and this reads the shard of each.
+    DeepSpeed loads where processes and layout are the same: in stage 3, and below it only what cannot be divided, since
+    it takes over settings of the saved run there.
 
     The optimizer state of a run that rolls back is freed first: torch would hold it until the saved one is on the GPU,
     which for 7B on one GPU is 54 GB twice.

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from pretraining.generation.load_model import load_model
 from pretraining.runs.export.from_checkpoint import export_checkpoint
 from pretraining.runs.model_source import find_model
+from pretraining.runs.untrusted import load_pickle
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 from tests.programs.launching import GROUPS, figures, group_norms, records, train
 from tests.programs.shards import assert_equal_to_the_bit
@@ -165,6 +166,8 @@ def test_a_resume_in_the_same_stage_changes_nothing(
     go_on("2 ranks", sample_store, resumed, whole / "checkpoint-3", *flags, **env)
     assert figures(resumed) == figures(whole)
     assert_equal_to_the_bit(resumed / "checkpoint-6", whole / "checkpoint-6")
+    (engine,) = (resumed / "checkpoint-6").rglob("mp_rank_00_model_states.pt")
+    assert load_pickle(engine, mmap=True)["module"] == {}, "the weights are saved twice"
     ours, theirs = (folder / "model/model.safetensors" for folder in (resumed, whole))
     assert ours.read_bytes() == theirs.read_bytes()
 
