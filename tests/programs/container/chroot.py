@@ -3,8 +3,8 @@
     python3 -m tests.programs.container.chroot FOLDER       # as root, on Linux with mmdebstrap; 6 GB, about ten minutes
 
 In place of the base image it takes a minimal Debian of the same release, with Debian's Python. Each RUN is executed by
-chroot in a mount and process namespace of its own. Commands in the image start as in a container: its entrypoint is
-process 1, and the user is the one that USER names.
+chroot in a mount and process namespace of its own. Commands in the image start as in a container without a network: its
+entrypoint is process 1, and the user is the one that USER names.
 """
 
 import re
@@ -12,10 +12,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+
+import psutil
 
 from tests.conftest import PROJECT_DIR
 from tests.programs.container.dockerfile import Instruction, Stage, filled_in, stages_of
@@ -25,7 +28,7 @@ RELEASE = "bookworm"
 PACKAGES = "python3,python3-dev,python3-venv,ca-certificates"
 FIRST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What a machine needs to reach the network, a container engine lends to a build as well.
-LENT_FILES = ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt")
+LENT_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs/ca-certificates.crt")
 
 
 @dataclass
@@ -39,26 +42,32 @@ class Image:
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
 
-    def words(self, *command: str) -> list[str]:
-        """The command line of this machine by which a command is process 1 of a container."""
-        inside = ["env", "-i", *(f"{name}={value}" for name, value in self._variables().items()), *command]
-        home = shlex.quote(self.folder)
-        script = " && ".join(
-            [
-                "set -e; mount --make-rprivate /",
-                *(self._mounts()),
-                f"exec chroot --userspec={self.user} {shlex.quote(str(self.root))} "
-                f'/bin/sh -c \'cd "$0" && exec "$@"\' {home} {shlex.join(inside)}',
-            ]
-        )
-        return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]
+    def words(self, *command: str, has_network: bool) -> list[str]:
+        """The command line of this machine by which a command is process 1 of a container.
 
-    def start(self, *command: str) -> "subprocess.Popen[str]":
-        """Start a command by the entrypoint; without any, the default command."""
-        words = self.words(*self.entrypoint, *(command or self.command))
-        return subprocess.Popen(
+        Without this machine's network it has ports of its own, and reaches nothing but itself.
+        """
+        variables = [f"{name}={value}" for name, value in self._variables().items()]
+        root, folder = shlex.quote(str(self.root)), shlex.quote(self.folder)
+        inside = f'/bin/sh -c \'cd "$0" && exec "$@"\' {folder} {shlex.join(["env", "-i", *variables, *command])}'
+        lines = ["mount --make-rprivate /", *self._mounts(), *([] if has_network else ["ip link set lo up"])]
+        script = "\n".join(["set -e", *lines, f"exec chroot --userspec={self.user} {root} {inside}"])
+        spaces = ["--mount", "--pid", *([] if has_network else ["--net"])]
+        return ["unshare", *spaces, "--fork", "sh", "-c", script]
+
+    @contextmanager
+    def running(self, *command: str) -> Iterator["subprocess.Popen[str]"]:
+        """A command, started by the entrypoint; without any, the default command. Its container ends with the block."""
+        words = self.words(*self.entrypoint, *(command or self.command), has_network=False)
+        started = subprocess.Popen(
             words, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+        try:
+            yield started
+        finally:
+            if started.poll() is None:
+                process_1(started).kill()  # unshare's --kill-child does not, as process 1 has changed its user
+                started.wait()
 
     def set(self, one: Instruction) -> None:
         """Keep what an instruction says about commands that start later."""
@@ -74,7 +83,7 @@ class Image:
 
     def run(self, text: str) -> None:
         """Execute a RUN."""
-        subprocess.run(self.words("sh", "-c", text), check=True)
+        subprocess.run(self.words("sh", "-c", text, has_network=True), check=True)
 
     def _variables(self) -> dict[str, str]:
         home = "/root" if self.user == "root" else f"/home/{self.user}"
@@ -91,6 +100,12 @@ class Image:
                 place.touch()
         binds = [f"mount --rbind {path} {shlex.quote(f'{self.root}{path}')}" for path in ("/dev", *lent)]
         return [*binds, f"mount -t proc proc {shlex.quote(f'{self.root}/proc')}"]
+
+
+def process_1(started: "subprocess.Popen[str]") -> psutil.Process:
+    """Process 1 of a container, with which all others of it end."""
+    (found,) = psutil.Process(started.pid).children()
+    return found
 
 
 def pip_settings() -> dict[str, str]:
@@ -181,8 +196,8 @@ def say(text: str) -> None:
 def main() -> None:
     """Build into the folder that is given, and start the default command."""
     image = Build(Path(sys.argv[1]).absolute(), {}).build()
-    started = image.start()
-    say(started.communicate()[0])
+    with image.running() as started:
+        say(started.communicate()[0])
     sys.exit(started.returncode)
 
 

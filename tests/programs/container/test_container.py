@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jsonlines
-import psutil
 import pytest
 
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import METRICS_NAME
 from tests.conftest import HANG_SECONDS, TINY_RUN
-from tests.programs.container.chroot import Build, Image
+from tests.programs.container.chroot import Build, Image, process_1
 
 pytestmark = [pytest.mark.long, pytest.mark.launch, pytest.mark.timeout(3600)]
 
@@ -63,8 +62,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
 
 def run_in(image: Image, *command: str) -> str:
     """Run a command to its end; returns what it said."""
-    started = image.start("env", "DS_ACCELERATOR=cpu", *command)
-    output = started.communicate(timeout=HANG_SECONDS)[0]
+    with image.running("env", "DS_ACCELERATOR=cpu", *command) as started:
+        output = started.communicate(timeout=HANG_SECONDS)[0]
     assert started.returncode == 0, output[-6000:]
     return output
 
@@ -78,8 +77,8 @@ def steps_of(run_dir: Path) -> list[int]:
 
 
 def test_the_default_command_is_the_doctor(image: Image) -> None:
-    started = image.start()
-    output = started.communicate(timeout=HANG_SECONDS)[0]
+    with image.running() as started:
+        output = started.communicate(timeout=HANG_SECONDS)[0]
     assert started.returncode in (0, 1), output  # 1: a finding about this machine
     software, _, others = output.partition("\nhost\n")
     assert "packages in the versions tested" in software
@@ -109,21 +108,20 @@ def test_a_stop_of_the_container_saves(image: Image) -> None:
     words = ["env", "DS_ACCELERATOR=cpu", *LAUNCHERS["deepspeed"], "pretrain.py", *RUN]
     words += ["--max_steps", "5000", "--save_steps", "5000", "--eval_strategy", "no", "--output_dir", "runs/stopped"]
     run_dir = image.root / "suite/runs/stopped"
-    started = image.start(*words)
-    (process_1,) = psutil.Process(started.pid).children()
-    assert process_1.name() == "tini"
-    deadline = time.monotonic() + HANG_SECONDS
-    while len(steps_of(run_dir)) < 3:
-        assert started.poll() is None, started.communicate()[0][-6000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    process_1.send_signal(signal.SIGTERM)
-    output = started.communicate(timeout=HANG_SECONDS)[0]
+    with image.running(*words) as started:
+        deadline = time.monotonic() + HANG_SECONDS
+        while len(steps_of(run_dir)) < 3:
+            assert started.poll() is None, started.communicate()[0][-6000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert process_1(started).name() == "tini"
+        process_1(started).send_signal(signal.SIGTERM)
+        output = started.communicate(timeout=HANG_SECONDS)[0]
     assert started.returncode != 0
     assert "Traceback" not in output
     (checkpoint,) = run_dir.glob("checkpoint-*")
     assert (checkpoint / "complete.json").exists(), output[-6000:]
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    assert f"stopped at step {step} (SIGTERM)" in output.replace("\n    ", " ")
+    assert f"stopped at step {step} (SIGTERM)" in output.replace("\n    ", " "), output[-6000:]
     resumed = run_in(image, *words[2:], "--max_steps", f"{step + 1}", "--schedule_steps", "5000")
     assert f"resuming from runs/stopped/{checkpoint.name}" in resumed
