@@ -8,6 +8,7 @@ from pretraining.planning.flops import LlamaShape, layer_parameters
 from pretraining.system.gpus import GpuType
 
 FP32_BYTES = 4
+GRADIENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # by the type in which micro steps are accumulated
 HALF_TYPES = ("bf16", "fp16")
 MAX_GPUS_PER_MACHINE = 8
 # Of the memory that a GPU reports. Its driver keeps 0.4 %; and where less than 2 % stays free, the allocator gives its
@@ -25,8 +26,9 @@ DEFAULT_SIZES = {
     "reduce_bucket_size": 5e8,
     "stage3_param_persistence_threshold": 1e5,
     "stage3_max_live_parameters": 1e9,
+    "stage3_max_reuse_distance": 1e9,  # the weights that are kept between forward and backward
 }
-DEFAULT_REUSE_DISTANCE = 1e9  # stage3_max_reuse_distance, the weights that are kept between forward and backward
+HPZ_KEY = "zero_hpz_partition_size"
 
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "documents"]
 DOCUMENTS: Literal["documents"] = "documents"  # its name in transformers, which then makes no mask
@@ -40,11 +42,15 @@ class ZeroSettings:
     reduce_bucket_size: int
     param_persistence_threshold: int
     max_live_parameters: int
+    max_reuse_distance: int = 10**9
+    stage: int = 3
+    hpz_partition_size: int = 1  # processes that share a second copy of all weights (hpZ); 1: there is none
 
     @classmethod
     def of(cls, zero: Mapping[str, Any]) -> "ZeroSettings":
         """Read zero_optimization without "auto", with DeepSpeed's defaults where it has no value."""
-        return cls(*(int(zero.get(name, default)) for name, default in DEFAULT_SIZES.items()))
+        sizes = (int(zero.get(name, default)) for name, default in DEFAULT_SIZES.items())
+        return cls(*sizes, int(zero.get("stage", 3)), int(zero.get(HPZ_KEY, 1)))
 
 
 def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
         "reduce_bucket_size": max(MIN_REDUCE_BUCKET, layer),
         "stage3_prefetch_bucket_size": max(MIN_PREFETCH, layer),
         "stage3_param_persistence_threshold": 10 * shape.hidden_size,  # norms, as in transformers
-        "stage3_max_live_parameters": int(zero.get("stage3_max_reuse_distance", DEFAULT_REUSE_DISTANCE)) + 2 * layer,
+        "stage3_max_live_parameters": int(zero.get("stage3_max_reuse_distance", 1e9)) + 2 * layer,
     }
     return {name: sizes[name] if value == "auto" else value for name, value in zero.items()}
 
@@ -93,6 +99,12 @@ class TrainingLayout:
     compiles_layers: bool = False
     computes_in_fp8: bool = False  # the matrix multiplications of compiled layers
     keeps_fp32_sums: bool = False  # --grad_accum_dtype fp32 was given, so offloading does not change it
+    frees_gradients_at_once: bool = True  # of ZeRO-1 in bf16: immediate_grad_update, else they stay until the step
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        return self.zero.stage
 
     @property
     def weight_bytes(self) -> int:
@@ -102,7 +114,13 @@ class TrainingLayout:
     @property
     def adds_gradients_in_place(self) -> bool:
         """Whether gradients are added to their sums at once: a single process has nobody to exchange them with."""
-        return self.num_processes == 1 and not self.offload_optimizer
+        return self.stage == 3 and self.num_processes == 1 and not self.offload_optimizer
+
+    @property
+    def is_bf16_optimizer(self) -> bool:
+        """Whether DeepSpeed takes its BF16_Optimizer, which sums all gradients in fp32 (engine.py)."""
+        in_fp32 = self.precision == "bf16" and self.grad_accum_dtype == "fp32"
+        return self.stage == 1 and in_fp32 and not self.offload_optimizer
 
     @property
     def takes_mask(self) -> bool:

@@ -150,10 +150,14 @@ class PlanArguments:
 
     dry_run: bool = flag(False, "print memory, time and cost estimates, then exit; works on any machine")
     profile_plan: bool = flag(False, "run a few steps, print predicted vs measured, then exit")
-    num_gpus: int | None = flag(None, "GPUs to plan for; none: those of this machine")
+    num_gpus: int | None = flag(
+        None, "GPUs to plan for, with --num_nodes those of each machine; none: those of this machine"
+    )
+    num_nodes: int | None = flag(None, "machines to plan for, each with --num_gpus")
     gpu_type: str | None = flag(None, "GPU to plan for, e.g. h200, h100, a100_40gb or rtx_4090")
     host_memory: str | None = flag(None, "host memory to plan for, e.g. 512GB or 1TB")
     assumed_hfu: float = flag(0.4, "share of its peak at which a GPU computes (hardware FLOPs utilization)")
+    assumed_network_gbits: float = flag(400.0, "network of each of several machines in Gbit/s, of which all is used")
     price_per_gpu_hour: float | None = flag(None, "price of a GPU per hour, in any currency")
     force: bool = flag(False, "start even if the run is predicted not to fit, or --weights predict the blocks badly")
 
@@ -166,7 +170,7 @@ class PlanArguments:
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         host_memory = shortened(self.host_memory or "")
-        of_another_machine = ("num_gpus", "gpu_type", "host_memory")
+        of_another_machine = ("num_gpus", "num_nodes", "gpu_type", "host_memory")
         other_machine = next((name for name in of_another_machine if getattr(self, name) is not None), "")
         check_all(
             {

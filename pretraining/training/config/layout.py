@@ -37,7 +37,7 @@ def this_machine() -> MachineSpec:
 
 
 def planned_machine(flags: PlanArguments) -> MachineSpec:
-    """The machine that --num_gpus, --gpu_type and --host_memory describe; this one where they are not given.
+    """The machine that --num_gpus, --num_nodes, --gpu_type and --host_memory describe; this one without them.
 
     Raises:
         UserError: when they do not describe a machine.
@@ -50,6 +50,8 @@ def planned_machine(flags: PlanArguments) -> MachineSpec:
     else:
         num_gpus = flags.num_gpus or here.num_processes
     local = min(num_gpus, max(MAX_GPUS_PER_MACHINE, here.num_local_processes))
+    if flags.num_nodes is not None:
+        local, num_gpus = num_gpus, num_gpus * flags.num_nodes
     machine = replace(here, num_processes=num_gpus, num_local_processes=local)
     if flags.gpu_type is None:
         return replace(machine, host_bytes=flags.host_bytes or here.host_bytes)
@@ -157,6 +159,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         compiles_layers=bool(flags.compile_layers),
         computes_in_fp8=flags.fp8,
         keeps_fp32_sums=arguments.optimization.grad_accum_dtype == "fp32",
+        frees_gradients_at_once=bool(ds_config["bf16"].get("immediate_grad_update")),
     )
 
 

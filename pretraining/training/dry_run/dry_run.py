@@ -16,6 +16,7 @@ from pretraining.planning.cost import disk_usage, plan_costs
 from pretraining.planning.fit import certainly_fails, problems
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import MachineSpec
+from pretraining.planning.speed import Speeds
 from pretraining.planning.suggestions import find_suggestions, offload_advice
 from pretraining.planning.table import PlannedRun, plan_table
 from pretraining.system.gpus import full_gpu_name
@@ -92,6 +93,7 @@ def make_plan(arguments: PretrainArguments, machine: MachineSpec, mixture: Mixtu
         num_steps=num_steps,
         costs=plan_costs(arguments.plan, resolved.layout, setup.batch, machine.gpu_type, num_tokens=num_tokens),
         disk=disk_usage(arguments, resolved.layout, num_tokens=num_tokens),
+        speeds=Speeds.of(arguments.plan),
         phases=tuple(_phase_lines(arguments, setup.batch, num_steps, mixture)),
         evaluation=None if advice is None else advice.evaluation,
         obstacle=None if obstacle is None else f"{obstacle}; to plan without these blocks, use {WITHOUT_BLOCKS}",
