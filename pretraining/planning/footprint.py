@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pretraining.planning.activations import activations, evaluation_bytes
 from pretraining.planning.flops import layer_parameters, num_parameters
 from pretraining.planning.layout import FP32_BYTES, HALF_TYPES, MAX_MESSAGES_IN_FLIGHT, TrainingLayout
-from pretraining.planning.model_states import ModelStates, largest_parameter, model_states, sub_groups
+from pretraining.planning.model_states import largest_parameter, model_states, sub_groups
 from pretraining.planning.zero.flat_groups import has_flat_sums, keeps_sums_on_gpu, message_bytes, reduced_bytes
 
 PHASES = ("loss", "layer backward", "optimizer step", "evaluation")
