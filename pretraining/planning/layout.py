@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pretraining.errors import UserError
 from pretraining.planning.flops import LlamaShape, layer_parameters
 from pretraining.system.gpus import GpuType
 
@@ -50,7 +51,7 @@ class ZeroSettings:
     def of(cls, zero: Mapping[str, Any]) -> "ZeroSettings":
         """Read zero_optimization without "auto", with DeepSpeed's defaults where it has no value."""
         sizes = (int(zero.get(name, default)) for name, default in DEFAULT_SIZES.items())
-        return cls(*sizes, int(zero.get("stage", 3)), int(zero.get(HPZ_KEY, 1)))
+        return cls(*sizes, stage=int(zero.get("stage", 3)), hpz_partition_size=max(1, int(zero.get(HPZ_KEY, 1))))
 
 
 def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
@@ -69,6 +70,35 @@ def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
         "stage3_max_live_parameters": int(zero.get("stage3_max_reuse_distance", 1e9)) + 2 * layer,
     }
     return {name: sizes[name] if value == "auto" else value for name, value in zero.items()}
+
+
+def resolve_hpz(zero: Mapping[str, Any], machine: "MachineSpec", *, place: str) -> dict[str, Any]:
+    """Return zero_optimization with the processes of a machine in place of "auto" of zero_hpz_partition_size.
+
+    With hpZ the processes of each machine share a second copy of all weights, which they gather within the machine.
+
+    Raises:
+        UserError: where it is of no use, or DeepSpeed is wrong with it; `place` begins the message.
+    """
+    size, local = zero.get(HPZ_KEY, 1), machine.num_local_processes
+    if size in (0, 1):
+        return dict(zero)
+    offloaded = [name for name in ("offload_optimizer", "offload_param") if _is_on(zero.get(name))]
+    if offloaded:  # DeepSpeed issue 6926: the loss does not move
+        problem = f"is not accepted with {offloaded[0]} (DeepSpeed trains wrongly with both); remove one of them"
+    elif machine.num_processes == local:
+        problem = "needs several machines, on one it only costs memory; use ds_config.json"
+    elif size not in ("auto", local):
+        problem = f"is not the {local} processes of a machine; set it to {local} or auto"
+    elif machine.num_processes % local:
+        problem = f"{local} does not divide the {machine.num_processes} processes; start as many on each machine"
+    else:
+        return {**zero, HPZ_KEY: local}
+    raise UserError(f"{place}: zero_optimization.{HPZ_KEY} {size}: {problem}")
+
+
+def _is_on(offload: Mapping[str, Any] | None) -> bool:
+    return bool(offload) and dict(offload or {}).get("device", "none") != "none"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class SubGroup:
 
 
 def model_states(layout: TrainingLayout) -> ModelStates:
-    """Count what a process keeps from one step to the next, with the gradients before the step."""
+    """Count what a process keeps from one micro step to the next."""
     groups = sub_groups(layout)
     size = sum(group.size for group in groups)
     if layout.stage < 3:

@@ -42,10 +42,6 @@ class FlatGroup:
         bounds = zip(accumulate(self.sizes, initial=0), accumulate(self.sizes), strict=False)
         return [last - first for first, last in bounds if first < end and last > start]
 
-    def padding(self, rank: int) -> int:
-        """Weights of the partition of a process that belong to no parameter."""
-        return min(self.partition, max(0, (rank + 1) * self.partition - sum(self.sizes)))
-
 
 def flat_groups(layout: TrainingLayout) -> list[FlatGroup]:
     """Matrices and embeddings, then vectors, in the order of the model."""
@@ -68,7 +64,7 @@ def keeps_sums_on_gpu(layout: TrainingLayout) -> bool:
 
 
 def gradient_bytes(layout: TrainingLayout) -> int:
-    """Bytes of the sums that a process has at the end of the last backward before a step, of the process with most."""
+    """Bytes of the sums that a process has after a micro step, of the process with most."""
     groups, each = flat_groups(layout), GRADIENT_BYTES[layout.grad_accum_dtype]
     if layout.is_bf16_optimizer:
         return FP32_BYTES * sum(group.padded for group in groups)
@@ -76,7 +72,7 @@ def gradient_bytes(layout: TrainingLayout) -> int:
         return each * sum(sum(group.sizes) for group in groups)
     if has_flat_sums(layout):
         return FP32_BYTES * sum(group.partition for group in groups)
-    return each * max(_whole_gradients(layout, groups, with_padding=not layout.offload_optimizer))
+    return each * max(_whole_gradients(layout, groups))
 
 
 def reduced_bytes(layout: TrainingLayout) -> int:
@@ -88,7 +84,7 @@ def reduced_bytes(layout: TrainingLayout) -> int:
         return FP32_BYTES * sum(group.partition for group in groups)
     if layout.offload_optimizer:
         return 0
-    return GRADIENT_BYTES[layout.grad_accum_dtype] * max(_whole_gradients(layout, groups, with_padding=True))
+    return GRADIENT_BYTES[layout.grad_accum_dtype] * max(_whole_gradients(layout, groups))
 
 
 def message_bytes(layout: TrainingLayout) -> int:
@@ -103,7 +99,7 @@ def message_bytes(layout: TrainingLayout) -> int:
     return (FP32_BYTES + layout.weight_bytes) * sum(sizes)
 
 
-def _whole_gradients(layout: TrainingLayout, groups: list[FlatGroup], *, with_padding: bool) -> Iterator[int]:
-    """Weights whose gradients each process keeps whole, though it may update a part of them, and padding."""
+def _whole_gradients(layout: TrainingLayout, groups: list[FlatGroup]) -> Iterator[int]:
+    """Weights whose gradients each process keeps whole, though it may update a part of them."""
     for rank in range(layout.num_processes):
-        yield sum(sum(group.overlapping(rank)) + with_padding * group.padding(rank) for group in groups)
+        yield sum(sum(group.overlapping(rank)) for group in groups)

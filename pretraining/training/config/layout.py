@@ -13,7 +13,14 @@ from pretraining.errors import UserError
 from pretraining.planning.fit import GradientType, choose_gradient_type, resolved_settings
 from pretraining.planning.flops import flops_per_token
 from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
-from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout, ZeroSettings, resolve_auto
+from pretraining.planning.layout import (
+    MAX_GPUS_PER_MACHINE,
+    MachineSpec,
+    TrainingLayout,
+    ZeroSettings,
+    resolve_auto,
+    resolve_hpz,
+)
 from pretraining.system.gpus import find_gpu_type, full_gpu_name, gpu_type_of
 from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
@@ -79,7 +86,9 @@ def resolve_setup(
         UserError: when the config is wrong, or something does not divide exactly.
     """
     ds_config = load_ds_config(arguments.trainer["deepspeed"])
-    ds_config["zero_optimization"] = resolve_auto(ds_config["zero_optimization"], config)
+    place = f"--deepspeed {arguments.trainer['deepspeed']}"
+    zero = resolve_hpz(ds_config["zero_optimization"], machine, place=place)
+    ds_config["zero_optimization"] = resolve_auto(zero, config)
     heads = (config.num_attention_heads, config.num_key_value_heads)
     batch = resolve_global_batch(arguments, heads, block_length, machine.num_processes)
     return Setup(config, ds_config, machine, batch)

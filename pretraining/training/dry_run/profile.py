@@ -37,10 +37,12 @@ MAX_MICRO_STEPS = 8  # of a measured step; a real one may have hundreds
 NAMES = {
     "weights": "weights",
     "whole_weights": "small weights, kept whole",
+    "second_copy": "second copy (hpZ)",
     "gradients": "gradients",
     "gradient_copies": "copy of the gradients",
     "master_weights": "master weights",
     "moments": "optimizer moments",
+    "updated_weights": "offloaded weights of a step",
 }
 NOT_KNOWN = "not known"
 # Nothing but steps takes time or memory.
