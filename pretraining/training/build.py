@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from pretraining.planning.flops import flops_per_token, num_parameters
 from pretraining.planning.layout import DOCUMENTS
@@ -95,7 +95,7 @@ def make_trainer(run: RunConfig, request: StopRequest) -> PretrainingTrainer:
     trainer = PretrainingTrainer(
         run,
         data,
-        model=make_model(run, seed=training_arguments.seed),
+        model=make_model(run, training_arguments),
         args=training_arguments,
         processing_class=tokenizer,
         meter=ThroughputMeter(step_work(run)),
@@ -146,13 +146,15 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
     return made
 
 
-def make_model(run: RunConfig, *, seed: int) -> PreTrainedModel:
+def make_model(run: RunConfig, training_arguments: TrainingArguments) -> PreTrainedModel:
     """The initial weights, with tiles, sequence parallelism, fp8 and compiled layers as the flags ask for."""
     flags, share = run.arguments.model, run.batch.sequence_parallel_size
     model = build_model(
         run.config,
         attention_implementation=flags.attention_implementation,
-        seed=seed,
+        seed=training_arguments.seed,
+        dtype=training_arguments.hf_deepspeed_config.dtype(),
+        device=training_arguments.device,
         parent=_parent_weights(run),
     )
     set_zero_leaf_layers(model)
