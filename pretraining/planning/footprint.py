@@ -83,7 +83,7 @@ def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
         context = CONTEXT_BYTES + (NCCL_BYTES if layout.num_processes > 1 else 0)
         on_gpu.append(Part("CUDA context, NCCL (assumed)", context, is_assumed=True))
         on_gpu.append(Part("fragmentation (assumed)", int(FRAGMENTATION * counted.gpu_bytes), is_assumed=True))
-        on_host.append(Part("weights, at start and export", _whole_models(layout)))
+        on_host.append(Part("weights, at start and export", num_parameters(layout.shape) * layout.weight_bytes))
         return Footprint(tuple(part for part in on_gpu if part.num_bytes), tuple(on_host))
     at_peak = [part for part in on_gpu if counted.peak_phase in part.phases]
     shared = [Part(part.name, part.num_bytes * layout.num_local_processes) for part in at_peak]
@@ -145,12 +145,6 @@ def _message_parts_of_flat_groups(layout: TrainingLayout) -> Iterator[Part]:
             yield Part("gradient to copy", largest_parameter(layout) * layout.weight_bytes)
     yield Part("message of gradients", message_bytes(layout), reduced_in)
     yield Part("reduced gradients", reduced_bytes(layout), reduced_in)
-
-
-def _whole_models(layout: TrainingLayout) -> int:
-    """Bytes of the model in host memory: of one process, and below stage 3 of each, until it is on its GPU."""
-    num_models = 1 if layout.stage == 3 else layout.num_local_processes
-    return num_parameters(layout.shape) * layout.weight_bytes * num_models
 
 
 def _processes(layout: TrainingLayout, *, has_gpu: bool) -> Part:

@@ -18,7 +18,7 @@ from benchmarks.started_run import started_trainer
 from pretraining.planning.footprint import footprint
 from pretraining.planning.model_states import model_states
 from pretraining.planning.zero.traffic import sent_per_step
-from pretraining.training.distributed.deepspeed_internals import allocated_states
+from pretraining.training.distributed.deepspeed_states import allocated_states
 from pretraining.training.distributed.process_group import shutdown_process_group
 
 SMALL = 64  # numbers in a message of norms, losses and flags

@@ -87,3 +87,28 @@ def test_the_second_copy_of_hpz_is_allocated_and_used(sample_store: Path, tmp_pa
         assert found["allocated"] == found["planned"]
         assert found["planned_sent"]["to_local"] > found["planned_sent"]["to_all"] / 4
         check_sent(found)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "ds_config", "flags"),
+    [
+        (3, "ds_config_zero1.json", ["--bf16", "true"]),
+        (2, "ds_config_zero1.json", ["--bf16", "false", "--optim", "adamw_bf16"]),
+        (3, "ds_config_zero2.json", ["--bf16", "true"]),
+        (3, "ds_config_zero2.json", ["--bf16", "false"]),
+        (3, "ds_config_zero2_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "fp32"]),
+        (2, "ds_config_zero1_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "fp32"]),
+        (2, "ds_config_zero2_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "bf16"]),
+    ],
+)
+@pytest.mark.guarantee(
+    "Planned bytes of ZeRO-1 and ZeRO-2 are what DeepSpeed allocates, to the byte, and sends in a step."
+)
+def test_the_planned_bytes_of_stages_1_and_2_are_allocated_and_sent(
+    num_ranks: int, ds_config: str, flags: list[str], sample_store: Path, tmp_path: Path
+) -> None:
+    ranks = run_states(num_ranks, sample_store, tmp_path / "run", "--deepspeed", PROJECT_DIR / ds_config, *flags)
+    most = {name: max(found["allocated"][name] for found in ranks) for name in ranks[0]["allocated"]}
+    assert most == ranks[0]["planned"]  # only gradients that are kept whole differ between ranks
+    for found in ranks:
+        check_sent(found)
