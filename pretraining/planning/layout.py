@@ -8,6 +8,7 @@ from pretraining.errors import UserError
 from pretraining.planning.flops import LlamaShape, layer_parameters
 from pretraining.system.gpus import GpuType
 
+AUTO = "auto"
 FP32_BYTES = 4
 GRADIENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # by the type in which micro steps are accumulated
 HALF_TYPES = ("bf16", "fp16")
@@ -21,13 +22,14 @@ MIN_REDUCE_BUCKET = 50_000_000
 MIN_PREFETCH = 200_000_000
 SUB_GROUP_SIZE = 200_000_000  # the step casts the gradients of a sub-group to fp32: 1.3 GB; 6 GB with DeepSpeed's 1e9
 MAX_MESSAGES_IN_FLIGHT = 4  # of gradients, one layer each; at the next one the host waits for the first of them
+REUSE_KEY = "stage3_max_reuse_distance"
 # Of DeepSpeed (zero/config.py), where zero_optimization has no value.
 DEFAULT_SIZES = {
     "sub_group_size": 1e9,
     "reduce_bucket_size": 5e8,
     "stage3_param_persistence_threshold": 1e5,
     "stage3_max_live_parameters": 1e9,
-    "stage3_max_reuse_distance": 1e9,  # the weights that are kept between forward and backward
+    REUSE_KEY: 1e9,  # the weights that are kept between forward and backward
 }
 HPZ_KEY = "zero_hpz_partition_size"
 
@@ -50,8 +52,21 @@ class ZeroSettings:
     @classmethod
     def of(cls, zero: Mapping[str, Any]) -> "ZeroSettings":
         """Read zero_optimization without "auto", with DeepSpeed's defaults where it has no value."""
-        sizes = (int(zero.get(name, default)) for name, default in DEFAULT_SIZES.items())
-        return cls(*sizes, stage=int(zero.get("stage", 3)), hpz_partition_size=max(1, int(zero.get(HPZ_KEY, 1))))
+        sizes = {name: int(zero.get(name, default)) for name, default in DEFAULT_SIZES.items()}
+        return cls(
+            sub_group_size=sizes["sub_group_size"],
+            reduce_bucket_size=sizes["reduce_bucket_size"],
+            param_persistence_threshold=sizes["stage3_param_persistence_threshold"],
+            max_live_parameters=sizes["stage3_max_live_parameters"],
+            max_reuse_distance=sizes["stage3_max_reuse_distance"],
+            stage=int(zero.get("stage", 3)),
+            hpz_partition_size=max(1, int(zero.get(HPZ_KEY, 1))),
+        )
+
+    @classmethod
+    def of_project(cls, shape: LlamaShape, *, stage: int) -> "ZeroSettings":
+        """The settings of this project's configs of a stage."""
+        return cls.of(resolve_auto(dict.fromkeys(DEFAULT_SIZES, AUTO) | {REUSE_KEY: 1e9, "stage": stage}, shape))
 
 
 def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
@@ -67,9 +82,9 @@ def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
         "reduce_bucket_size": max(MIN_REDUCE_BUCKET, layer),
         "stage3_prefetch_bucket_size": max(MIN_PREFETCH, layer),
         "stage3_param_persistence_threshold": 10 * shape.hidden_size,  # norms, as in transformers
-        "stage3_max_live_parameters": int(zero.get("stage3_max_reuse_distance", 1e9)) + 2 * layer,
+        "stage3_max_live_parameters": int(zero.get(REUSE_KEY, DEFAULT_SIZES[REUSE_KEY])) + 2 * layer,
     }
-    return {name: sizes[name] if value == "auto" else value for name, value in zero.items()}
+    return {name: sizes[name] if value == AUTO else value for name, value in zero.items()}
 
 
 def resolve_hpz(zero: Mapping[str, Any], machine: "MachineSpec", *, place: str) -> dict[str, Any]:
@@ -88,7 +103,7 @@ def resolve_hpz(zero: Mapping[str, Any], machine: "MachineSpec", *, place: str) 
         problem = f"is not accepted with {offloaded[0]} (DeepSpeed trains wrongly with both); remove one of them"
     elif machine.num_processes == local:
         problem = "needs several machines, on one it only costs memory; use ds_config.json"
-    elif size not in ("auto", local):
+    elif size not in (AUTO, local):
         problem = f"is not the {local} processes of a machine; set it to {local} or auto"
     elif machine.num_processes % local:
         problem = f"{local} does not divide the {machine.num_processes} processes; start as many on each machine"

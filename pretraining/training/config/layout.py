@@ -21,6 +21,7 @@ from pretraining.planning.layout import (
     resolve_auto,
     resolve_hpz,
 )
+from pretraining.system.formatting import format_bytes
 from pretraining.system.gpus import find_gpu_type, full_gpu_name, gpu_type_of
 from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
@@ -67,6 +68,17 @@ def planned_machine(flags: PlanArguments) -> MachineSpec:
     return replace(machine, name=name, gpu_bytes=gpu_type.memory_bytes, gpu_type=gpu_type, host_bytes=flags.host_bytes)
 
 
+def limited(machine: MachineSpec, limit: int | None) -> MachineSpec:
+    """The machine with at most `limit` bytes of each GPU; without GPUs, of host memory for each process."""
+    if limit is None:
+        return machine
+    name = f"{machine.name}, {format_bytes(limit)} of each"
+    if machine.gpu_bytes is not None:
+        return replace(machine, name=name, gpu_bytes=min(machine.gpu_bytes, limit))
+    of_processes = limit * machine.num_local_processes
+    return replace(machine, host_bytes=min(machine.host_bytes or of_processes, of_processes))
+
+
 @dataclass(frozen=True)
 class Setup:
     """The model, DeepSpeed's config and the global batch on a machine."""
@@ -85,6 +97,7 @@ def resolve_setup(
     Raises:
         UserError: when the config is wrong, or something does not divide exactly.
     """
+    machine = limited(machine, arguments.plan.gpu_limit_bytes)
     ds_config = load_ds_config(arguments.trainer["deepspeed"])
     place = f"--deepspeed {arguments.trainer['deepspeed']}"
     zero = resolve_hpz(ds_config["zero_optimization"], machine, place=place)

@@ -1,6 +1,7 @@
 """All uses of DeepSpeed's private parts, each with its reason, so that an upgrade is one review (deepspeed 0.19.8).
 
-Gradient norms are in deepspeed_gradients.py, storages in deepspeed_states.py. The unit test of each module looks for each part in the installed version.
+Gradient norms are in deepspeed_gradients.py, storages in deepspeed_states.py. Unit tests look for each part in the
+installed version.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -29,7 +29,7 @@ from pretraining.system.processes import ProcessHandle
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
 from pretraining.training.distributed.deepspeed_states import allocated_states
-from pretraining.training.dry_run.dry_run import make_plan
+from pretraining.training.dry_run.plan import make_plan
 from pretraining.training.dry_run.temporary_run import FOLDER_MARK
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
