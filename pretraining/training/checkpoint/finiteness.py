@@ -28,6 +28,20 @@ def non_finite_state(engine: DeepSpeedEngine) -> str | None:
 
 
 def _named_state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
+    return _partitioned_state(engine) if engine.zero_optimization_stage() == 3 else _flat_state(engine)
+
+
+def _flat_state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
+    """The state of this process below stage 3: whole weights, and its part of each parameter group's flat state."""
+    yield from engine.module.named_parameters()
+    for number, weights in enumerate(master_weights(engine.optimizer)):
+        yield f"fp32 master weight of parameter group {number}", weights
+        for kind, values in engine.optimizer.optimizer.state.get(weights, {}).items():
+            if isinstance(values, Tensor):
+                yield f"{kind} of parameter group {number}", values
+
+
+def _partitioned_state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     """The state of this process without the padding after a parameter, which is uninitialized memory."""
     sizes = [{name: shape.numel() for name, shape in group.items()} for group in parameter_shapes(engine)]
     parameters, zero = dict(engine.module.named_parameters()), engine.optimizer

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 
+from pretraining.cli.deepspeed_config import zero_stage
 from pretraining.cli.logs import IN_ONE_LINE, counted
 from pretraining.planning.cost import disk_usage
 from pretraining.planning.flops import num_parameters
@@ -37,9 +38,10 @@ def log_run_config(run_config: RunConfig) -> None:
     for line in unused_weights(arguments):
         logger.warning(line)
     _log_precision(run_config)
+    zero = f"ZeRO-{zero_stage(run_config.ds_config)}"
     logger.info(
         f"step: {batch.tokens:,} tokens = {counted(batch.micro_batch_blocks, 'block')} x "
-        f"{counted(batch.gradient_accumulation_steps, 'micro step')} x {_describe_processes(batch)}, ZeRO-3"
+        f"{counted(batch.gradient_accumulation_steps, 'micro step')} x {_describe_processes(batch)}, {zero}"
     )
     logger.info("gradients: accumulated in %s (%s)", run_config.gradient_type.name, run_config.gradient_type.reason)
     _log_compilation(run_config)

@@ -136,7 +136,6 @@ TYPED = {
         --initial_checkpoint_dir      weights
         --precision                   --bf16 or --fp16
         --devices                     deepspeed --num_gpus
-        --num_nodes                   the launcher takes it
         --training.local_batch_size   per_device_train_batch_size
         --training.seq_len            preprocess.py --block_length
         --training.steps              max_steps

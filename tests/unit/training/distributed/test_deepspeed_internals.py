@@ -4,11 +4,9 @@ import inspect
 import sys
 from importlib.metadata import version
 from types import SimpleNamespace
-from typing import Any
 
 import deepspeed.ops
 import pytest
-import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero import partition_parameters
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
@@ -23,7 +21,6 @@ OF_STREAMS += (
     "ipg_buckets",
     "micro_step_id",
     "__param_id_to_grad_partition",
-    "norm_for_param_grads",
 )
 
 
@@ -36,8 +33,7 @@ def test_methods_of_the_engine(name: str) -> None:
     assert callable(getattr(DeepSpeedEngine, name))
 
 
-METHODS = ("checkpoint_event_prologue", "checkpoint_event_epilogue", "load_state_dict", "step", "get_param_id")
-METHODS += ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload")
+METHODS = ("checkpoint_event_prologue", "checkpoint_event_epilogue", "load_state_dict", "step")
 
 
 @pytest.mark.parametrize("name", [*METHODS, "reduce_independent_p_g_buckets_and_remove_grads"])
@@ -113,22 +109,3 @@ for number, weight in enumerate((plain.weight, whole.weight, whole.weight)):
 torch.distributed.destroy_process_group()  # its threads at exit would abort the process now and then
 """
     run_fine(sys.executable, "-c", code)
-
-
-def test_a_partition_of_padding_only_has_the_norm_zero() -> None:
-    """DeepSpeed keeps no norm of it when its optimizer is offloaded; each process must have the same groups."""
-    parameters = [torch.zeros(3), torch.zeros(1)]
-    found: list[tuple[int, float]] = []
-    zero = SimpleNamespace(
-        norm_for_param_grads={0: torch.tensor(2.0, dtype=torch.float64)},
-        get_param_id=lambda parameter: next(index for index, other in enumerate(parameters) if other is parameter),
-        get_grad_norm_direct=None,
-        complete_grad_norm_calculation_for_cpu_offload=lambda _parameters: "the total norm",
-    )
-    engine: Any = SimpleNamespace(optimizer=zero)
-    deepspeed_internals.watch_gradient_norms(engine, lambda one, norm: found.append((one.numel(), norm.item())))
-    for expected in (2.0, 0.0):
-        assert zero.complete_grad_norm_calculation_for_cpu_offload(parameters) == "the total norm"
-        assert found == [(3, expected), (1, 0.0)]
-        found.clear()
-        zero.norm_for_param_grads.clear()
