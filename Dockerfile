@@ -14,7 +14,7 @@ FROM ${BASE}
 # The commit of the code, as .git is not copied; and the user's number, to whom the folders of blocks and runs belong.
 ARG COMMIT=
 ARG UID=1000
-# tini passes signals on and waits for orphans; g++ is what torch.compile and Triton compile with.
+# tini is process 1 and passes signals on; g++ is what torch.compile and Triton compile with.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends tini g++ \
     && rm -rf /var/lib/apt/lists/*
@@ -25,5 +25,5 @@ WORKDIR /suite
 RUN install -d -o trainer blocks runs tokenizer build
 ENV PATH=/opt/venv/bin:${PATH} PRETRAINING_COMMIT=${COMMIT}
 USER trainer
-ENTRYPOINT ["tini", "-g", "--"]
+ENTRYPOINT ["tini", "-g", "--", "sh", "/suite/entrypoint.sh"]
 CMD ["python3", "-m", "tools.doctor", "--run_folder_or_disk", "runs", "blocks"]

@@ -96,7 +96,7 @@ def _version(name: str) -> str | None:
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of this code, and whether tracked files differ from it; None where neither git nor an image tells."""
+    """The commit of this code, and whether tracked files differ from it; None where neither git nor an image has it."""
     commit = _git("rev-parse", "HEAD")
     if commit is not None:
         return {"commit": commit, "is_dirty": bool(_git("status", "--porcelain", "-uno"))}

@@ -3,7 +3,7 @@
     python3 -m tests.programs.container.chroot FOLDER       # as root, on Linux with mmdebstrap; 6 GB, about ten minutes
 
 In place of the base image it takes a minimal Debian of the same release, with Debian's Python. Each RUN is executed by
-chroot in a mount and process namespace of its own. Commands in the image start as in a container without a network: its
+chroot in a separate mount and process namespace. Commands in the image start as in a container without a network: its
 entrypoint is process 1, and the user is the one that USER names.
 """
 
@@ -45,7 +45,7 @@ class Image:
     def words(self, *command: str, has_network: bool) -> list[str]:
         """The command line of this machine by which a command is process 1 of a container.
 
-        Without this machine's network it has ports of its own, and reaches nothing but itself.
+        Without this machine's network it has separate ports, and reaches nothing but itself.
         """
         variables = [f"{name}={value}" for name, value in self._variables().items()]
         root, folder = shlex.quote(str(self.root)), shlex.quote(self.folder)

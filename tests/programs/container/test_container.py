@@ -27,9 +27,9 @@ DEBIAN = ("deb.debian.org", 80)
 RUN = [*TINY_RUN, "--dataset", "synthetic", "--block_length", "64", "--global_batch_blocks", "8", "--report", "false"]
 RUN += ["--per_device_train_batch_size", "2", "--use_cpu"]
 LAUNCHERS = {
-    "deepspeed": ["deepspeed", "--log_level=warning", "--num_gpus=2"],
-    "torchrun": ["torchrun", "--nproc_per_node=2"],
-    "mpirun": ["mpirun", "-n", "2", "python3"],
+    "deepspeed": "deepspeed --log_level=warning --num_gpus=2".split(),  # as users of the image type it
+    "torchrun": "torchrun --nproc_per_node=2".split(),
+    "mpirun": "mpirun -n 2 python3".split(),
 }
 
 

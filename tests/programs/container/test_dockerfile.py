@@ -62,7 +62,9 @@ def test_the_image_runs_as_a_user_of_its_own_through_tini() -> None:
     assert any(re.search(rf"useradd .*\b{user}\b", line) for line in run_lines())
     after = stage.instructions[[one.name for one in stage.instructions].index("USER") :]
     assert {one.name for one in after} <= {"USER", "ENTRYPOINT", "CMD"}
-    assert stage.last("ENTRYPOINT") == ["tini", "-g", "--"]
+    *init, script = stage.last("ENTRYPOINT")
+    assert init == ["tini", "-g", "--", "sh"]
+    assert (PROJECT_DIR / script.removeprefix("/suite/")).is_file()
     assert stage.last("CMD")[:3] == ["python3", "-m", "tools.doctor"]
 
 

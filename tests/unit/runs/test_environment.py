@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         (None, None),
     ],
 )
-def test_an_image_tells_the_commit_it_was_built_from(
+def test_an_image_has_the_commit_it_was_built_from(
     built_from: str | None, state: dict[str, object] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment, "PROJECT_DIR", tmp_path)
