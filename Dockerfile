@@ -22,7 +22,8 @@ RUN useradd --create-home --uid ${UID} trainer
 COPY --from=packages /opt/venv /opt/venv
 COPY . /suite
 WORKDIR /suite
-RUN install -d -o trainer blocks runs tokenizer build
+# What is mounted or written: an engine would create missing folders as root.
+RUN install -d -o trainer blocks runs tokenizer build /home/trainer/.cache /home/trainer/.cache/huggingface
 ENV PATH=/opt/venv/bin:${PATH} PRETRAINING_COMMIT=${COMMIT}
 USER trainer
 ENTRYPOINT ["tini", "-g", "--", "sh", "/suite/entrypoint.sh"]
