@@ -2,12 +2,13 @@
 
 import re
 import subprocess
+import sys
 from fnmatch import fnmatch
 
 import pytest
 
 from pretraining.runs.environment import COMMIT_VARIABLE
-from tests.conftest import PROJECT_DIR
+from tests.conftest import PROJECT_DIR, run
 from tests.programs.container.chroot import ignored
 from tests.programs.container.dockerfile import DOCKERFILE, filled_in, instructions_of, stages_of
 
@@ -66,6 +67,12 @@ def test_the_image_runs_as_a_user_of_its_own_through_tini() -> None:
     assert init == ["tini", "-g", "--", "sh"]
     assert (PROJECT_DIR / script.removeprefix("/suite/")).is_file()
     assert stage.last("CMD")[:3] == ["python3", "-m", "tools.doctor"]
+
+
+def test_the_entrypoint_passes_on_words_and_the_exit_code() -> None:
+    program = [sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(75)"]
+    done = run("sh", PROJECT_DIR / "entrypoint.sh", *program, "a b", "")
+    assert (done.stdout, done.returncode) == ("['a b', '']\n", 75)
 
 
 def test_the_base_is_a_slim_image_of_a_supported_python() -> None:
