@@ -103,6 +103,7 @@ def test_what_is_compiled_finds_its_compiler(image: Image) -> None:
     assert steps_of(image.root / "suite/runs/compiled") == [1]
 
 
+@pytest.mark.guarantee("Stopping a container saves a checkpoint, from which the same command resumes.")
 def test_a_stop_of_the_container_saves(image: Image) -> None:
     """SIGTERM to process 1: each rank has it from tini and from the launcher, which counts as one request."""
     words = ["env", "DS_ACCELERATOR=cpu", *LAUNCHERS["deepspeed"], "pretrain.py", *RUN]
