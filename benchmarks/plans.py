@@ -21,7 +21,7 @@ from pretraining.planning.flops import num_parameters
 from pretraining.planning.suggestions import find_suggestions
 from pretraining.planning.table import PlannedRun
 from pretraining.training.config.layout import planned_machine
-from pretraining.training.dry_run.dry_run import make_plan
+from pretraining.training.dry_run.plan import make_plan
 
 RESULTS_PATH = PROJECT_DIR / "docs/benchmarks/plans.md"
 HARDWARE_PATH = PROJECT_DIR / "docs/getting-started/hardware.md"

@@ -25,6 +25,7 @@ from torch.distributed import HashStore, Store, TCPStore
 
 from pretraining.cli.program import exit_process
 from pretraining.errors import UserError
+from pretraining.planning.footprint import CONTEXT_BYTES, NCCL_BYTES
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import (
     LOOPBACK,
@@ -159,6 +160,18 @@ def _loopback_rendezvous(_: str, *, timeout: timedelta, **_options: Any) -> Iter
 
 
 torch.distributed.register_rendezvous_handler(LOOPBACK_SCHEME, _loopback_rendezvous)
+
+
+def limit_gpu_memory(limit: int | None) -> None:
+    """Let torch allocate at most what --gpu_memory_limit leaves beside CUDA's context and NCCL; nothing on a CPU."""
+    if limit is None:
+        return
+    if not has_gpu():
+        logger.warning("--gpu_memory_limit: no GPU is here, so the memory of each process is planned, but not limited")
+        return
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    beside = CONTEXT_BYTES + (NCCL_BYTES if num_processes() > 1 else 0)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (limit - beside) / total))
 
 
 def local_peers() -> dict[int, ProcessHandle]:
