@@ -55,7 +55,8 @@ def log_run_config(run_config: RunConfig) -> None:
     for warning in advice.warnings():
         logger.warning(warning)
     if run_config.start.checkpoint is not None:
-        checkpoint = describe_checkpoint(run_config.start.checkpoint, num_processes=batch.num_processes)
+        stage = run_config.ds_config["zero_optimization"]["stage"]
+        checkpoint = describe_checkpoint(run_config.start.checkpoint, num_processes=batch.num_processes, stage=stage)
         logger.info("resuming from %s", checkpoint)
     if is_fp8 and not run_config.machine.has_gpu:
         logger.warning("--fp8: no GPU is here, so fp8 is emulated: the same casts, but slower than without them")
