@@ -11,7 +11,7 @@ from pretraining.planning.fit import fits
 from pretraining.planning.footprint import footprint
 from pretraining.planning.layout import MachineSpec
 from pretraining.system.launchers import launcher_identity
-from pretraining.training.dry_run.micro_batch import OUT_OF_MEMORY, _failure, from_first_rank, candidates
+from pretraining.training.dry_run.micro_batch import OUT_OF_MEMORY, _failure, candidates, from_first_rank
 from tests.unit.planning.layouts import layout_of
 
 LAYOUT = replace(layout_of("llama2_7b", num_gpus=8), checkpoint_every=1)
