@@ -28,6 +28,7 @@ from pretraining.training.config.startup_log import log_run_config
 from pretraining.training.data.dataset import UnusableBlockError
 from pretraining.training.data.loader import SharedMemoryError
 from pretraining.training.distributed.collectives import run_on_main
+from pretraining.training.distributed.machines import agree_on_blocks
 from pretraining.training.distributed.process_group import (
     init_process_group,
     limit_gpu_memory,
@@ -90,8 +91,10 @@ def _with_found_flags(arguments: PretrainArguments, mixture: Mixture) -> Pretrai
 def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> PretrainingTrainer:
     """Claim the run folder, join the other processes, build the model, and train it."""
     claim_output_dir(run)
+    timeout_seconds, stores = run.arguments.trainer["ddp_timeout"], [part.store for part in run.mixture.parts]
+    agree_on_blocks([store.name for store in stores], run.manifests, seconds=timeout_seconds)
     log_run_config(run)
-    init_process_group(timeout_seconds=run.arguments.trainer["ddp_timeout"])
+    init_process_group(timeout_seconds=timeout_seconds)
     orphan_guard.watch(local_peers())
     check_same_choice(run.arguments)
     limit_gpu_memory(run.arguments.plan.gpu_limit_bytes)
