@@ -1,7 +1,7 @@
-"""Measured all-reduce: NCCL over all GPUs, or gloo between two processes on the CPU.
+"""Measured all-reduce: NCCL over all GPUs, or gloo between processes on CPUs.
 
 The ranks are separate programs, as in a run: `python3 -m pretraining.doctor.all_reduce` with torchrun's variables.
-Ranks that the doctor starts meet in a file instead of a port.
+Ranks that the doctor starts on one machine meet in a file instead of a port.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from pretraining.system.formatting import format_bytes
 GPU_BYTES, CPU_BYTES = 2**28, 2**24
 NUM_CPU_PROCESSES = 2
 NUM_WARMUP_ROUNDS, NUM_ROUNDS = 3, 10
+SLOW_SECONDS = 0.5  # of the first round; then a single one is measured, or a slow network would take minutes
 # From the moment that every rank has imported torch, however long a cold disk takes for that. What is left is to open
 # the GPUs and to start NCCL: from a disk at 100 MB/s its library of 0.3 GB comes in 3 s; 6 times that counts as a hang.
 LIMIT_SECONDS = 18
@@ -96,15 +97,24 @@ def measure() -> dict:
     store = os.environ.get(STORE_VARIABLE)
     init_method = None if store is None else f"file://{store}"
     dist.init_process_group(backend, init_method=init_method, rank=int(os.environ["RANK"]), world_size=size)
-    tensor = torch.zeros(num_bytes // 4, device=device)
-    for num_rounds in (NUM_WARMUP_ROUNDS, NUM_ROUNDS):
+    tensor, slowest = torch.zeros(num_bytes // 4, device=device), torch.zeros(1, device=device)
+
+    def seconds_per_round(num_rounds: int) -> float:
         started_at = time.perf_counter()
         for _ in range(num_rounds):
             dist.all_reduce(tensor)
         dist.barrier()
         if on_gpu:
             torch.cuda.synchronize()
-    rate = num_bytes * NUM_ROUNDS / (time.perf_counter() - started_at)
+        return (time.perf_counter() - started_at) / num_rounds
+
+    slowest += seconds_per_round(1)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)  # all ranks have to take the same number of rounds
+    if slowest.item() > SLOW_SECONDS:
+        rate = num_bytes / seconds_per_round(1)
+    else:
+        seconds_per_round(NUM_WARMUP_ROUNDS)
+        rate = num_bytes / seconds_per_round(NUM_ROUNDS)
     dist.destroy_process_group()
     rates = {"bytes_per_second": rate, "bus_bytes_per_second": rate * 2 * (size - 1) / size}
     return {"backend": backend, "size": size, "num_bytes": num_bytes, **rates}
