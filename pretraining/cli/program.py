@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from pretraining.cli.logs import setup_logging
-from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
+from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, UserError
 from pretraining.system.files import cache_dir
-from pretraining.system.launchers import check_launch_variables, process_rank
+from pretraining.system.launchers import check_launch_variables, local_rank
+from pretraining.system.machines.meeting import share_crash, shared
+from pretraining.system.machines.slurm import adopt_slurm_task
 from pretraining.system.supervision import forget_exit_codes, record_exit_code
 from pretraining.system.torch_environment import share_cores, use_expandable_segments, use_reproducible_kernels
 
@@ -59,6 +61,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
 
     A crash ends the process at once, too: Python would wait for workers of a DataLoader, which ignore SIGTERM.
     """
+    adopt_slurm_task()
     setup_logging()
     forget_exit_codes()
     use_reproducible_kernels()
@@ -74,9 +77,11 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
             os._exit(READER_GONE_EXIT_CODE)  # the buffer of stdout cannot be flushed
         user_error = _as_user_error(error)
         if user_error is not None and "--debug" not in sys.argv:
+            user_error = shared(user_error)
             _report(user_error)
-            exit_process(USER_ERROR_EXIT_CODE)
+            exit_process(user_error.exit_code)
         sys.excepthook(type(error), error, error.__traceback__)
+        share_crash(error)
         exit_process(CRASH_EXIT_CODE)
 
 
@@ -117,8 +122,8 @@ def _remedy(path: str | None, kind: str) -> str:
 
 
 def _report(error: UserError) -> None:
-    # Most errors are found by every rank; the exit of rank 0 makes the launcher end the others meanwhile.
-    if process_rank() > 0:
+    # Most errors are found by every rank; the exit of a machine's first makes the launcher end the others meanwhile.
+    if local_rank() > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK0_GRACE_SECONDS)
     for problem in error.problems:

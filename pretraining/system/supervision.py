@@ -21,6 +21,7 @@ from pretraining.system.launchers import (
 )
 
 RESTART_NAME = "restart.json"
+TORCHRUN_VARIABLE = "TORCHELASTIC_RESTART_COUNT"
 EXIT_SUFFIX = ".exit"
 # After these no restart is of use, if all ranks of an attempt ended with them.
 FINAL_CODES = (TARGET_MISSED_EXIT_CODE, STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE)
@@ -52,12 +53,21 @@ def write_restart(folder: Path, restart: Restart) -> None:
 
 
 def this_restart() -> Restart | None:
-    """The restart that this process belongs to, None in the first attempt and without a supervisor."""
+    """The restart that this process belongs to, by its supervisor or torchrun; None in the first attempt."""
     if SUPERVISOR_VARIABLE not in os.environ:
-        return None
+        return _restart_by_torchrun()
     with suppress(FileNotFoundError):
         return Restart(**json.loads((Path(os.environ[SUPERVISOR_VARIABLE]) / RESTART_NAME).read_text(encoding="utf-8")))
     return None
+
+
+def _restart_by_torchrun() -> Restart | None:
+    """What `torchrun --max_restarts` makes; its own process is as old as the run."""
+    number = int(os.environ.get(TORCHRUN_VARIABLE) or 0)
+    if number == 0:
+        return None
+    started_at = boot_seconds() - process_age_seconds(os.getppid())
+    return Restart(number, "torchrun started the processes again", started_at)
 
 
 def run_age_seconds() -> float:

@@ -28,6 +28,7 @@ from pretraining.training.config.startup_log import log_run_config
 from pretraining.training.data.dataset import UnusableBlockError
 from pretraining.training.data.loader import SharedMemoryError
 from pretraining.training.distributed.collectives import run_on_main
+from pretraining.training.distributed.machines import agree_on_blocks
 from pretraining.training.distributed.process_group import init_process_group, local_peers, shutdown_process_group
 from pretraining.training.dry_run.micro_batch import with_largest_micro_batch
 from pretraining.training.dry_run.profile import print_profile, profile_arguments
@@ -78,8 +79,10 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
 def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> PretrainingTrainer:
     """Claim the run folder, join the other processes, build the model, and train it."""
     claim_output_dir(run)
+    timeout_seconds, stores = run.arguments.trainer["ddp_timeout"], [part.store for part in run.mixture.parts]
+    agree_on_blocks([store.name for store in stores], run.manifests, seconds=timeout_seconds)
     log_run_config(run)
-    init_process_group(timeout_seconds=run.arguments.trainer["ddp_timeout"])
+    init_process_group(timeout_seconds=timeout_seconds)
     orphan_guard.watch(local_peers())
     start = lock_and_verify(run.start, run.run_dir, run.resume)
     run = replace(run, start=start, initial_weights=agreed_hashes(run.arguments.parent, run.initial_weights))

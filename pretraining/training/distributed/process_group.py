@@ -71,8 +71,8 @@ def check_num_processes() -> None:
             logger.warning(
                 "%d processes take turns on %d cores; --num_gpus=%d is faster", num_processes, num_cores, num_cores
             )
-    if not has_launcher() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        raise UserError("srun: each task would train alone; start one task that runs deepspeed or torchrun")
+    if not has_launcher() and (number := os.environ.get("SLURM_NTASKS", "1")) != "1":
+        logger.warning("SLURM_NTASKS=%s: this process trains alone; `srun python3 pretrain.py` trains with all", number)
     if not has_gpu():
         _warn_of_missing_gpus()
 

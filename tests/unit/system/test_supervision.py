@@ -1,12 +1,15 @@
+import os
 from pathlib import Path
 
 import pytest
 
+from pretraining.system.launchers import process_age_seconds
 from pretraining.system.supervision import (
     Restart,
     forget_exit_codes,
     record_exit_code,
     recorded_exit_code,
+    run_age_seconds,
     this_restart,
     write_restart,
 )
@@ -69,3 +72,15 @@ def test_a_restart_is_known_to_its_processes_alone(tmp_path: Path, monkeypatch: 
     assert this_restart() is None
     record_exit_code(2)
     assert [path.name for path in tmp_path.iterdir()] == ["restart.json"]
+
+
+def test_processes_that_torchrun_started_again_are_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PRETRAINING_SUPERVISOR", raising=False)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert this_restart() is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    restart = this_restart()
+    assert restart is not None
+    assert restart.number == 2
+    age = process_age_seconds(os.getppid())
+    assert run_age_seconds() == pytest.approx(age, abs=5), "as old as torchrun"
