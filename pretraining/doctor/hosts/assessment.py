@@ -171,11 +171,6 @@ def assess_address(facts: Facts, reached: Mapping[str, Sequence[str]]) -> Iterat
         yield failure("address", figure, f"ssh {missing[0]} ping -c 3 {address}  # a firewall between them?", host=host)
     else:
         yield ok("address", f"{host} is reached at {address}", host=host, address=address)
-    for name, one in facts.items():
-        if one["own_address"].startswith("127."):
-            figure = f"{name}: its own name is {one['own_address']} in /etc/hosts, where gloo would listen"
-            fix = "echo GLOO_SOCKET_IFNAME=eth0 >> .deepspeed_env  # or correct /etc/hosts there"
-            yield (warning if one["gpus"] else failure)("address", figure, fix, host=name)
 
 
 def address_for_all(facts: Facts, reached: Mapping[str, Sequence[str]]) -> str | None:

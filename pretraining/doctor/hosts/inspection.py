@@ -63,7 +63,6 @@ def facts(datasets: Sequence[str]) -> dict[str, Any]:
         "available_bytes": available_host_bytes(),
         "datasets": {name: describe_store(Path(name)) for name in datasets},
         "addresses": addresses(),
-        "own_address": own_address(),
         "variables": sorted(os.environ),
     }
 
@@ -133,13 +132,6 @@ def addresses() -> list[str]:
         done = subprocess.run(["hostname", "-I"], capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
         return done.stdout.split()
     return []
-
-
-def own_address() -> str:
-    """What this host's own name resolves to; gloo listens there. Empty where it resolves to nothing."""
-    with suppress(OSError):
-        return socket.gethostbyname(socket.gethostname())
-    return ""
 
 
 @contextmanager
