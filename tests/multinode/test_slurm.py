@@ -23,7 +23,7 @@ with open(sys.argv[1], "a") as file:
     print(attempt, os.uname().nodename, os.environ["SLURM_PROCID"], file=file)
 sys.exit(int(sys.argv[2].split(",")[attempt]))
 """
-NUM_STEPS = 200
+NUM_STEPS = 60
 
 
 @pytest.fixture
@@ -78,6 +78,12 @@ def stop_and_finish(cluster: Cluster, options: list[object], script: Path, store
     assert steps == list(range(1, NUM_STEPS + 1)), "each step once, whichever attempt took it"
     assert "resuming from " in cluster.log(number)
     assert (run_dir / "model/model.safetensors").exists()
+
+
+@pytest.mark.guarantee("Under Slurm a run saves before the limit of its job, is requeued, and resumes.")
+def test_several_machines_save_before_the_limit_and_resume(cluster: Cluster, sample_store: Path) -> None:
+    options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
+    stop_and_finish(cluster, options, SEVERAL, sample_store, ["--signal=USR1"])  # to the tasks, as `--signal=USR1@N`
 
 
 @pytest.mark.long  # test_several_machines_save_before_the_limit_and_resume
