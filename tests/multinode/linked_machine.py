@@ -33,27 +33,35 @@ class Guard(OrphanGuard):
 
 
 def main(line: str, phase: str, message: str) -> None:
-    machine_links.COMMON_GRACE_SECONDS = 0.5
-    request = StopRequest()
-    request.phase = Phase[phase]
-    links, ends = {}, {}
-    for rank in (2, 4) if process_rank() == 0 else (0,):
-        links[rank], ends[rank] = socket.socketpair()
-    thread = MachineLinks(links, HOSTS, request, Guard(request))
-    thread.start()
-    EXIT_LISTENERS.append(thread.announce_exit)
-    speaker = ends.pop(max(ends))
-    if os.fork() == 0:  # hears what this process says, also at its end
-        thread.close()
-        speaker.close()
-        for rank, end in ends.items():
-            say("sent", rank, end.makefile().read())
-        os._exit(0)
-    for end in ends.values():
-        end.close()
+    ranks = (2, 4) if process_rank() == 0 else (0,)
+    pairs = {rank: socket.socketpair() for rank in ranks}
+    speaker = pairs[max(pairs)][1]
+    if pid := os.fork():
+        listen_to(pairs, speaker, line)
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    for _, other_end in pairs.values():
+        other_end.close()
+    run_rank({rank: link for rank, (link, _) in pairs.items()}, phase, message)
+
+
+def listen_to(pairs: dict[int, tuple[socket.socket, socket.socket]], speaker: socket.socket, line: str) -> None:
+    for link, _ in pairs.values():
+        link.close()
     if line:
         speaker.sendall(line.encode() + b"\n")
     speaker.close()
+    for rank, (_, other_end) in pairs.items():
+        if other_end is not speaker:
+            say("sent", rank, other_end.makefile().read())
+
+
+def run_rank(links: dict[int, socket.socket], phase: str, message: str) -> None:
+    machine_links.COMMON_GRACE_SECONDS = 0.5
+    request = StopRequest()
+    request.phase = Phase[phase]
+    thread = MachineLinks(links, HOSTS, request, Guard(request))
+    EXIT_LISTENERS.append(thread.announce_exit)
+    thread.start()
     time.sleep(2)
     say("alive")
     hard_exit(message, 9)
