@@ -90,7 +90,9 @@ def assert_gone(run: Run, record_property: Callable[[str, object], None], *lines
 @pytest.mark.guarantee("When a machine of several dies, all processes on all machines end within a minute.")
 def test_a_host_dies(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.hosts.kill(NODE_B)
-    output = assert_gone(run, record_property, "node-b of this run is gone (it died), stopping; rerun to resume")
+    output = assert_gone(
+        run, record_property, "node-b of this run is gone (connection closed), stopping; rerun to resume"
+    )
     assert "Traceback" not in output
 
 
@@ -115,7 +117,9 @@ def test_the_command_is_killed(run: Run, record_property: Callable[[str, object]
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_rank_is_killed(run: Run, number: int, record_property: Callable[[str, object], None]) -> None:
     os.kill(run.rank(number), signal.SIGKILL)
-    assert_gone(run, record_property, f"{NAMES[number]} of this run is gone (it died), stopping; rerun to resume")
+    assert_gone(
+        run, record_property, f"{NAMES[number]} of this run is gone (connection closed), stopping; rerun to resume"
+    )
 
 
 def test_the_command_is_asked_to_stop(run: Run, record_property: Callable[[str, object], None]) -> None:

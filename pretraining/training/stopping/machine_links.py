@@ -126,9 +126,13 @@ def receive(link: socket.socket, rank: int, host: str) -> MachineEnd:
     """What it means that a connection can be read, or is broken."""
     try:
         line = link.makefile("rb").readline(MAX_LINE_BYTES)
-        return MachineEnd(**json.loads(line)) if line else MachineEnd(rank, CRASH_EXIT_CODE, _gone(host, "it died"))
+        return (
+            MachineEnd(**json.loads(line))
+            if line
+            else MachineEnd(rank, CRASH_EXIT_CODE, _gone(host, "connection closed"))
+        )
     except ConnectionResetError:
-        return MachineEnd(rank, CRASH_EXIT_CODE, _gone(host, "it died"))
+        return MachineEnd(rank, CRASH_EXIT_CODE, _gone(host, "connection closed"))
     except (OSError, ValueError, TypeError):
         return MachineEnd(rank, CRASH_EXIT_CODE, _gone(host, f"no answer for {ANSWER_SECONDS} s"), answers=False)
 

@@ -25,7 +25,7 @@ def told(rank: int, end: MachineEnd | None, phase: str = "TRAINING", message: st
 
 def test_a_connection_that_breaks_ends_all_machines_with_one_line() -> None:
     done = told(0, None)
-    message = "node-c of this run is gone (it died), stopping; rerun to resume"
+    message = "node-c of this run is gone (connection closed), stopping; rerun to resume"
     assert done.returncode == 1
     assert done.stderr == f"error: {message}\n"
     assert "peers 1" in done.stdout
@@ -72,7 +72,7 @@ class Broken:
 @pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ECONNRESET])
 def test_what_broke_a_connection_is_said(number: int) -> None:
     end = receive(Broken(OSError(number, os.strerror(number))), 2, "node-b")  # type: ignore[arg-type]
-    reason = "it died" if number == errno.ECONNRESET else "no answer for 30 s"
+    reason = "connection closed" if number == errno.ECONNRESET else "no answer for 30 s"
     assert end.message == f"node-b of this run is gone ({reason}), stopping; rerun to resume"
     assert end.answers == (number == errno.ECONNRESET)
 
