@@ -84,7 +84,7 @@ TYPED = {
         --tensor-model-parallel-size  ZeRO-3 shards the model
         --pipeline-model-parallel-size ZeRO-3 shards the model
         --context-parallel-size       sequence_parallel_size
-        --use-distributed-optimizer   ZeRO-3 is always on
+        --use-distributed-optimizer   --deepspeed ds_config.json
         --reset-position-ids          document_masking
         --eod-mask-loss               ignore_first_token
         --mock-data                   --dataset synthetic
@@ -152,8 +152,8 @@ TYPED = {
         # ColossalAI, with its short forms, and InternEvo
         -c                            model
         --config                      model
-        -p                            ZeRO-3 is always on
-        --plugin                      ZeRO-3 is always on
+        -p                            --deepspeed ds_config.json
+        --plugin                      --deepspeed ds_config.json
         -d                            dataset
         -e                            num_train_epochs
         --num_epochs                  num_train_epochs
@@ -184,10 +184,10 @@ TYPED = {
         --model.num_kv_attention_heads --model_overrides num_key_value_heads=N
         --hybrid_zero_optimizer.clip_grad_norm max_grad_norm
         --ckpt.save_ckpt_folder       output_dir
-        --parallel.zero1              ZeRO-3 is always on
+        --parallel.zero1              --deepspeed ds_config.json
         # DeepSpeed
         --deepspeed_config            deepspeed
-        --zero_stage                  ZeRO-3 is always on
+        --zero_stage                  --deepspeed ds_config.json
         --offload_optimizer           --deepspeed ds_config_offload_optimizer.json
         --master_port                 deepspeed --master_port
         --gradient_clipping           max_grad_norm
