@@ -58,6 +58,8 @@ def load_ds_config(path_text: str | None) -> dict[str, Any]:
 def ds_config_problems(arguments: "PretrainArguments") -> Iterator[str]:
     """What is wrong with the config, as far as the flags determine it; the rest depends on machine, model and data."""
     path_text = arguments.trainer["deepspeed"]
+    if arguments.chooses_deepspeed:
+        return
     try:
         config, _ = _read(path_text)
         agree_with_flags(config, _decided(arguments), path_text)

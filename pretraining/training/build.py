@@ -29,6 +29,7 @@ from pretraining.training.config.trainer_arguments import make_training_argument
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.splits import open_training_data
 from pretraining.training.distributed.process_group import has_gpu
+from pretraining.training.dry_run.profile import AllocatedStates
 from pretraining.training.metrics.throughput import StepWork, ThroughputMeter
 from pretraining.training.model.build import build_model
 from pretraining.training.model.compile import compile_layers, set_zero_leaf_layers
@@ -65,6 +66,7 @@ ORDER: tuple[type[TrainerCallback], ...] = (
     RunSummary,
     HangWatchdog,
     ReportCallback,
+    AllocatedStates,  # of --profile_plan; nothing depends on it
 )
 
 
@@ -139,6 +141,8 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
         made.append(Profiler(trainer, profiled))
     if (target := run.arguments.durability.target_loss) is not None and not run.arguments.plan.profile_plan:
         made.append(TargetLoss(trainer, metrics_log, target))
+    if run.arguments.plan.profile_plan:
+        made.append(AllocatedStates(trainer))
     if pushes is not None:
         made.append(pushes)
     if minutes:

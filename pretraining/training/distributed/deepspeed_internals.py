@@ -1,10 +1,10 @@
 """All uses of DeepSpeed's private parts, each with its reason, so that an upgrade is one review (deepspeed 0.19.8).
 
-Gradient norms are in deepspeed_gradients.py, checkpoints in deepspeed_checkpoints.py. The unit test of each module
-looks for each part in the installed version.
+Gradient norms are in deepspeed_gradients.py, checkpoints in deepspeed_checkpoints.py, storages in deepspeed_states.py.
+The unit test of each module looks for each part in the installed version.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -75,6 +75,7 @@ def fill_parameter(parameter: Tensor, values: Tensor) -> None:
     own = values.reshape(-1)[start : start + partition.numel()]
     partition[: len(own)].copy_(own)
     partition[len(own) :].zero_()
+    parameter.ds_secondary_tensor = None  # hpZ's copy of the values before, from which the weights would be gathered
 
 
 def avoid_host_waits(engine: DeepSpeedEngine) -> None:
@@ -143,30 +144,3 @@ def _add_gradient(zero: Any, parameter: Tensor) -> None:
     else:
         total.add_(gradient)
     parameter.grad = None
-
-
-def allocated_states(engine: DeepSpeedEngine) -> dict[str, int]:
-    """Measure the bytes of the storages that ZeRO-3 holds between two steps, by the names of `ModelStates`."""
-    zero, parameters = engine.optimizer, list(engine.module.parameters())
-    weights = _storages(map(own_partition, parameters))
-    master = _storages(master_weights(zero))
-    whole = _storages(parameter.data for parameter in parameters if parameter.data.numel())
-    copies = _storages(flat.grad for flat in master_weights(zero) if flat.grad is not None)
-    return {
-        "weights": sum(weights.values()),
-        "whole_weights": sum(dict(whole.items() - weights.items()).values()),
-        "gradients": sum(_storages([zero.grad_partitions_flat_buffer]).values()),
-        "gradient_copies": sum(copies.values()),
-        "master_weights": sum(dict(master.items() - weights.items()).values()),
-        "moments": sum(_storages(_moments(zero)).values()),
-    }
-
-
-def _moments(zero: Any) -> Iterator[Tensor]:
-    for state in zero.optimizer.state.values():
-        yield from (value for value in state.values() if torch.is_tensor(value))
-
-
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Storages by address, with their bytes."""
-    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
