@@ -70,3 +70,21 @@ def assert_same_training(
     losses, norms = (np.array(ours) / np.array(theirs)).T
     np.testing.assert_allclose(losses, 1, rtol=loss_rounding(block_length))
     np.testing.assert_allclose(norms, 1, rtol=norm_rounding(block_length, step_tokens=step_tokens))
+
+
+# Of losses and gradient norms over 20 steps at a learning rate of 1e-3. The forward and backward of a micro step are
+# the same operations in each ZeRO stage; what differs is the order in which the gradients of at most 4 micro steps and
+# 2 processes are added, 8 terms of either sign: 2 * 8 u = 1e-6 of a norm in fp32. AdamW turns the sign of a gradient
+# below that, sqrt(8) u = 1.7e-7 of 290,000 weights, one in 20 steps, which is 1e-6 of a norm. In bf16 each term is
+# rounded by u at most, and so is a norm, by one stage before the sum and by another after it: 2 u. A loss moves with
+# the weights alone, whose gradient goes into the step by its direction: 1e-3 is 20 steps of 1e-3 in 290,000 weights,
+# two in a hundred of which turn (statistical).
+STAGE_ROUNDING = {"fp32": (1e-5, 1e-5), "bf16": (1e-3, 2 * BF16_ROUNDOFF)}
+
+
+def assert_same_stages(ours: Sequence[Any], theirs: Sequence[Any], precision: str) -> None:
+    """Losses and gradient norms of each step are equal in two ZeRO stages, but for the order of sums."""
+    of_losses, of_norms = STAGE_ROUNDING[precision]
+    losses, norms = (np.array(ours) / np.array(theirs)).T
+    np.testing.assert_allclose(losses, 1, rtol=of_losses)
+    np.testing.assert_allclose(norms, 1, rtol=of_norms)

@@ -206,6 +206,9 @@ def _lower_stage_problems(config: dict[str, Any], zero: dict[str, Any]) -> Itera
         section = config.get(path.partition(".")[0])
         if isinstance(section, dict) and section.get(path.partition(".")[2]) is True:
             yield f"{path} is true with stage {stage} ({reason}); set it to false"
+    size = zero.get("allgather_bucket_size", 2)
+    if isinstance(size, int | float) and size % 2:
+        yield f"zero_optimization.allgather_bucket_size is {size}; use an even number for stage {stage}"
     offload = zero.get("offload_optimizer")
     if isinstance(offload, dict) and offload.get("device") == "nvme":
         yield f"zero_optimization.offload_optimizer.device is nvme, which needs stage 3, not {stage}; set it to cpu"

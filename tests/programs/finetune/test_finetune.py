@@ -159,8 +159,15 @@ def test_packed_conversations_train_like_padded_ones(
     assert_same_training(figures(tmp_path / "run"), figures(tuned_run), **SIZES)
 
 
-def test_tiles_change_nothing(base_model: Path, chat_file: Path, tuned_run: Path, tmp_path: Path) -> None:
-    flags = ["--mlp_tiles", 2, "--loss_tiles", 3, "--save_strategy", "no", "--export", "false"]
+@pytest.mark.parametrize(
+    "flags",
+    [["--mlp_tiles", 2, "--loss_tiles", 3], *(["--deepspeed", f"ds_config_zero{stage}.json"] for stage in (1, 2))],
+    ids=["tiles", "ZeRO-1", "ZeRO-2"],
+)
+def test_tiles_and_stages_change_nothing(
+    flags: list[object], base_model: Path, chat_file: Path, tuned_run: Path, tmp_path: Path
+) -> None:
+    flags = [*flags, "--save_strategy", "no", "--export", "false"]
     finetune(base_model, chat_file, tmp_path / "run", "--gradient_accumulation_steps", 2, *flags)
     assert_same_training(figures(tmp_path / "run"), figures(tuned_run), **SIZES)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.cli.deepspeed_keys import ACCEPTED
+from pretraining.cli.deepspeed_keys import ACCEPTED, STAGE_3_KEYS
 from tests.conftest import PROJECT_DIR
 from tests.programs.launching import figures, records, train
 from tests.rounding import assert_same_training
@@ -59,6 +59,21 @@ def test_every_accepted_key_trains_the_same(
     assert_same_training(figures(tmp_path / "run"), reference)
     used = json.loads((tmp_path / "run/run.json").read_text())["ds_config_resolved"]["zero_optimization"]
     assert (used["sub_group_size"], used["reduce_scatter"], used["overlap_comm"]) == (3000, False, False)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_every_accepted_key_of_a_lower_stage_trains_the_same(
+    stage: int, reference: list[tuple[float, float]], sample_store: Path, tmp_path: Path
+) -> None:
+    config = json.loads((PROJECT_DIR / f"ds_config_zero{stage}.json").read_text())
+    ways = {name: value for name, value in OTHER_WAYS.items() if not name.startswith((*STAGE_3_KEYS, *OFFLOADED))}
+    config["zero_optimization"] |= {**ways, "round_robin_gradients": False}
+    config["bf16"]["immediate_grad_update"] = False
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    train("2 ranks", sample_store, tmp_path / "run", *FLAGS, "--deepspeed", tmp_path / "ds.json")
+    assert_same_training(figures(tmp_path / "run"), reference)
+    used = json.loads((tmp_path / "run/run.json").read_text())["ds_config_resolved"]["zero_optimization"]
+    assert (used["stage"], used["reduce_scatter"], used["contiguous_gradients"]) == (stage, False, False)
 
 
 def test_a_config_of_megatron_trains_as_it_is(sample_store: Path, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def problems_of(config: Any, tmp_path: Path, *flags: str) -> list[str]:
         ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage is 0; set it to 1 or 2 or 3, stage 0 shards no"),
         ({"zero_optimization": {"stage": "2"}}, 'zero_optimization.stage is "2"; expects a whole number'),
         ({"zero_optimization": {**LOWER, "overlap_comm": True}}, "overlap_comm is true with stage 2 (below stage 3"),
+        ({"zero_optimization": {**LOWER, "allgather_bucket_size": 5}}, "is 5; use an even number for stage 2"),
         ({"zero_optimization": {**LOWER, "round_robin_gradients": True}}, "round_robin_gradients is true with stage 2"),
         ({"zero_optimization": LOWER, "compile": {"deepcompile": True}}, "deepcompile is true with stage 2 (it is not"),
         (

@@ -94,7 +94,7 @@ TYPED = {
         --pipe-parallel-size          docs/explanation/parallelism.md
         --nnodes                      the launcher takes it
         --context-parallel-size       sequence_parallel_size
-        --use-distributed-optimizer   ZeRO-3 is always on
+        --use-distributed-optimizer   --deepspeed ds_config.json
         --reset-position-ids          document_masking
         --eod-mask-loss               ignore_first_token
         --mock-data                   --dataset synthetic
@@ -161,8 +161,8 @@ TYPED = {
         # ColossalAI, with its short forms, and InternEvo
         -c                            model
         --config                      model
-        -p                            ZeRO-3 is always on
-        --plugin                      ZeRO-3 is always on
+        -p                            --deepspeed ds_config.json
+        --plugin                      --deepspeed ds_config.json
         -d                            dataset
         -e                            num_train_epochs
         --num_epochs                  num_train_epochs
@@ -197,10 +197,10 @@ TYPED = {
         --parallel.pipeline.size      docs/explanation/parallelism.md
         --parallel.weight.size        zero_hpz_partition_size in the file of --deepspeed
         --data_parallel_size          the number of processes decides it
-        --parallel.zero1              ZeRO-3 is always on
+        --parallel.zero1              --deepspeed ds_config.json
         # DeepSpeed
         --deepspeed_config            deepspeed
-        --zero_stage                  ZeRO-3 is always on
+        --zero_stage                  --deepspeed ds_config.json
         --offload_optimizer           --deepspeed ds_config_offload_optimizer.json
         --master_port                 deepspeed --master_port
         --gradient_clipping           max_grad_norm
