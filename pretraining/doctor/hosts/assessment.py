@@ -45,7 +45,7 @@ def assess_software(facts: Facts) -> Iterator[Finding]:
 
 
 def _describe_code(found: dict[str, Any]) -> str:
-    return f"commit {found['commit'][:8] or 'unknown'}, hash {found['code'][:8]}"
+    return f"commit {found['commit'][:12] or 'unknown'}, files {found['code'][:12]}"
 
 
 def _count(facts: Facts) -> str:

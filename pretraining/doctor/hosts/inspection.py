@@ -24,6 +24,7 @@ from typing import Any
 from pretraining import PROJECT_DIR
 from pretraining.doctor.disk import existing
 from pretraining.doctor.hosts.ssh import MARK
+from pretraining.system.files import code_hash
 from pretraining.system.host import available_host_bytes, machine_inventory
 
 LIMIT_SECONDS = 60
@@ -84,15 +85,6 @@ def commit() -> str:
         done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=GIT_SECONDS)
         return done.stdout.strip()
     return ""
-
-
-def code_hash() -> str:
-    """SHA-256 of the code that a run executes: names and contents of the package's modules and of the programs."""
-    digest = hashlib.sha256()
-    for path in sorted([*PROJECT_DIR.glob("*.py"), *(PROJECT_DIR / "pretraining").rglob("*.py")]):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(PROJECT_DIR)} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
 
 
 def inventory() -> dict[str, Any]:

@@ -1,17 +1,16 @@
 """The machines of a run: their processes meet first, with the same code, packages and blocks on each machine."""
 
-import hashlib
 import logging
 import platform
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pretraining import PROJECT_DIR
 from pretraining.cli.logs import counted
 from pretraining.cli.program import importing_libraries
 from pretraining.runs.environment import git_state, package_versions
 from pretraining.runs.run_record import VERSIONS_THAT_MATTER
+from pretraining.system.files import code_hash
 from pretraining.system.formatting import format_bytes
 from pretraining.system.host import machine_inventory
 from pretraining.system.launchers import spans_machines
@@ -59,14 +58,6 @@ def software() -> dict[str, str]:
     versions = package_versions()
     packages = {name: str(versions.get(name)) for name in PACKAGES}
     return {CODE: code_hash()[:SHOWN_DIGITS], "Python": platform.python_version(), **packages}
-
-
-def code_hash() -> str:
-    """The SHA-256 over the modules of this project, in hex: a checkout can have changes, and an image has no commit."""
-    digest = hashlib.sha256()
-    for path in sorted([*PROJECT_DIR.glob("*.py"), *PROJECT_DIR.glob("pretraining/**/*.py")]):
-        digest.update(f"{path.relative_to(PROJECT_DIR)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def other_software(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:

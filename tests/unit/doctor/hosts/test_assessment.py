@@ -39,7 +39,7 @@ def shown(findings: list[Finding]) -> list[tuple[str, str]]:
 def test_equal_software_is_one_line() -> None:
     ((status, figure),) = shown(list(assessment.assess_software(facts())))
     assert status == "ok"
-    assert figure == "Python 3.11.7, torch 2.13.0, deepspeed 0.19.8, commit 01234567, hash fedcba98 on 2 hosts"
+    assert figure == "Python 3.11.7, torch 2.13.0, deepspeed 0.19.8, commit 0123456789ab, files fedcba987654 on 2 hosts"
 
 
 def test_other_versions_and_other_code_are_named_by_host() -> None:
@@ -47,7 +47,9 @@ def test_other_versions_and_other_code_are_named_by_host() -> None:
     versions, code = shown(list(assessment.assess_software(other)))
     assert versions == ("failure", "node-b: torch 2.12.1 (node-a: 2.13.0), deepspeed none (node-a: 0.19.8)")
     assert code[0] == "failure"
-    assert code[1].startswith("node-b: other code, commit 01234567, hash 00000000 (node-a: commit 01234567, hash fed")
+    assert code[1].startswith(
+        "node-b: other code, commit 0123456789ab, files 000000000000 (node-a: commit 0123456789ab, files fed"
+    )
 
 
 @pytest.mark.parametrize(

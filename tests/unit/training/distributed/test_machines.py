@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from pretraining.errors import UserError
+from pretraining.system.files import code_hash
 from pretraining.training.distributed import machines
 from pretraining.training.distributed.machines import (
     agree_on_blocks,
-    code_hash,
     describe_machine,
     distinct,
     other_gpus,
