@@ -94,6 +94,13 @@ def test_accumulation_leads_to_zero_1_whose_checkpoint_takes_what_was_planned(
     assert planned == pytest.approx(sum(path.stat().st_size for path in files), rel=0.01)
 
 
+def test_processes_of_several_machines_agree_in_their_meeting(sample_store: Path, tmp_path: Path) -> None:
+    flags = auto_flags("--max_steps", 1, "--export", "false", "--eval_strategy", "no", "--save_strategy", "no")
+    done = train("4 ranks", sample_store, tmp_path / "run", *flags, env={"LOCAL_SIZE": "2"})
+    assert done.stderr.count("--deepspeed auto: --deepspeed ds_config") == 1
+    assert record(tmp_path / "run")["deepspeed_choice"]["asked"]["num_local_processes"] == 2
+
+
 def test_a_plan_names_what_auto_would_choose() -> None:
     words = ["--dry_run", "--gpu_type", "h100", "--num_gpus", 8, "--model", "llama_345m", "--deepspeed", "auto"]
     done = run_forked("python3", PROJECT_DIR / "pretrain.py", *words)
