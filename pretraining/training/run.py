@@ -41,6 +41,7 @@ from pretraining.training.dry_run.profile import print_profile, profile_argument
 from pretraining.training.dry_run.temporary_run import ProfileMemoryError, temporary_folder
 from pretraining.training.finish import exit_stopped, finish
 from pretraining.training.model.weights import agreed_hashes
+from pretraining.training.stopping.machine_links import link_machines, naming_lost_peers
 from pretraining.training.stopping.orphan_guard import OrphanGuard, end_workers
 from pretraining.training.stopping.request import Phase, StopRequest
 from pretraining.training.stopping.target_loss import TargetLoss, check_target_loss
@@ -96,6 +97,7 @@ def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> Pr
     log_run_config(run)
     init_process_group(timeout_seconds=timeout_seconds)
     orphan_guard.watch(local_peers())
+    link_machines(request, orphan_guard)
     check_same_choice(run.arguments)
     limit_gpu_memory(run.arguments.plan.gpu_limit_bytes)
     start = lock_and_verify(run.start, run.run_dir, run.resume)
@@ -103,7 +105,8 @@ def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> Pr
     with memory_snapshot(run):
         trainer = make_trainer(run, request)
         run_on_main(lambda: start_run_folder(run, trainer))
-        trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+        with naming_lost_peers():
+            trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     return trainer
 
 

@@ -53,11 +53,13 @@ class ZeroLayout:
         for name, pieces in self.pieces.items():
             yield from ((name, piece) for piece in pieces if piece.rank == rank)
 
-    def used_lengths(self, rank: int) -> list[int]:
-        """The lengths of the buffers of a rank, without the padding at their ends."""
-        ends = [0] * len(self.buffer_lengths)
-        for _, piece in self.own_pieces(rank):
-            ends[piece.buffer] = max(ends[piece.buffer], piece.offset + piece.length)
+    def used_lengths(self, num_processes: int) -> list[list[int]]:
+        """The lengths of the buffers of each rank, without the padding at their ends."""
+        ends = [[0] * len(self.buffer_lengths) for _ in range(num_processes)]
+        for pieces in self.pieces.values():
+            for piece in pieces:
+                own = ends[piece.rank]
+                own[piece.buffer] = max(own[piece.buffer], piece.offset + piece.length)
         return ends
 
 

@@ -76,13 +76,13 @@ class ZeroShards:
     def _check_lengths(self, paths: Sequence[Path]) -> None:
         if (self.folder / "offloaded_tensors").exists():
             return
-        for rank, path in enumerate(paths):
+        for rank, used_lengths in enumerate(self.layout.used_lengths(self.num_processes)):
             found = [weights.numel() for weights in self._weights(rank)]
-            limits = self.layout.used_lengths(rank), found, self.layout.buffer_lengths
+            limits = used_lengths, found, self.layout.buffer_lengths
             has_all = len({len(lengths) for lengths in limits}) == 1
             if not has_all or not all(used <= length <= most for used, length, most in zip(*limits, strict=True)):
                 expected = sum(self.layout.buffer_lengths)
-                raise UserError(f"{path}: has {sum(found):,} weights of {expected:,}; use another checkpoint")
+                raise UserError(f"{paths[rank]}: has {sum(found):,} weights of {expected:,}; use another checkpoint")
 
 
 def layout_of(shapes: Sequence[Mapping[str, torch.Size]], *, num_processes: int, is_stage_3: bool) -> ZeroLayout:

@@ -23,7 +23,7 @@ class Heartbeat(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Count until there is no need, or no store."""
+        """Count until it is stopped or the store has ended."""
         with suppress(RuntimeError):  # of torch: the store is gone, which the main thread finds too
             while not self._stopped.is_set():
                 self._store.add(self._key, 1)

@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -35,7 +34,7 @@ from pretraining.system.launchers import (
     num_local_processes,
     num_processes,
 )
-from pretraining.system.processes import ProcessHandle
+from pretraining.system.processes import ProcessHandle, machine_identity
 from pretraining.training.distributed.collectives import all_gather_objects
 from pretraining.training.distributed.deepspeed_internals import disable_shm_op, import_muon_without_compiler
 
@@ -176,10 +175,9 @@ def limit_gpu_memory(limit: int | None) -> None:
 
 def local_peers() -> dict[int, ProcessHandle]:
     """Return the other processes of this run in the same machine and PID namespace, by rank. Collective."""
-    namespace = (Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink()))
-    own = ProcessHandle.of(os.getpid())
-    found = enumerate(all_gather_objects((namespace, own)))
-    return {rank: other for rank, (others, other) in found if others == namespace and other != own}
+    machine, own = machine_identity(), ProcessHandle.of(os.getpid())
+    found = enumerate(all_gather_objects((machine, own)))
+    return {rank: other for rank, (others, other) in found if others == machine and other != own}
 
 
 def shutdown_process_group(exit_code: int = 0) -> NoReturn:

@@ -87,6 +87,7 @@ def test_weights_of_some_processes_reach_any_others(saved_by: int, saved_in: int
                 assert torch.equal(tensor, parameters[name])
             num_numbers = sum(int((flat >= 0).sum()) for of_one in flats for flat in of_one)
             assert num_numbers == sum(tensor.numel() for tensor in parameters.values()), "padding was copied"
-            for process, of_one in enumerate(flats):
-                ends = [max((flat >= 0).nonzero().flatten().tolist(), default=-1) + 1 for flat in of_one]
-                assert ends == targets.used_lengths(process)
+            ends = [
+                [max((flat >= 0).nonzero().flatten().tolist(), default=-1) + 1 for flat in of_one] for of_one in flats
+            ]
+            assert ends == targets.used_lengths(processes)

@@ -121,7 +121,7 @@ def test_padding_that_is_not_saved_is_not_missed(tmp_path: Path, monkeypatch: py
     cut = [
         {**state, "single_partition_of_fp32_groups": [
             flat[:length].clone()
-            for flat, length in zip(state["single_partition_of_fp32_groups"], layout.used_lengths(rank), strict=True)
+            for flat, length in zip(state["single_partition_of_fp32_groups"], layout.used_lengths(6)[rank], strict=True)
         ]}
         for rank, state in enumerate(below)
     ]  # fmt: skip
