@@ -64,7 +64,9 @@ def test_a_resumed_run_keeps_its_choice_unless_the_flags_change(
     done = train("2 ranks", sample_store, run_dir, *auto_flags())
     assert "--deepspeed auto: what another version chose (as the run was started)" in done.stderr
     assert record(run_dir)["arguments"]["activation_checkpointing"] is True
-    done = train("2 ranks", sample_store, run_dir, *auto_flags("--max_steps", 7, "--loss_tiles", 2))
+    done = train(
+        "2 ranks", sample_store, run_dir, *auto_flags("--max_steps", 7, "--schedule_steps", 6, "--loss_tiles", 2)
+    )
     assert "--deepspeed auto: --deepspeed ds_config" in done.stderr, "with other flags it is ranked again"
 
 
