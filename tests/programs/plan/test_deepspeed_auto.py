@@ -96,6 +96,7 @@ def test_accumulation_leads_to_zero_1_whose_checkpoint_takes_what_was_planned(
     assert planned == pytest.approx(sum(path.stat().st_size for path in files), rel=0.01)
 
 
+@pytest.mark.long
 def test_processes_of_several_machines_agree_in_their_meeting(sample_store: Path, tmp_path: Path) -> None:
     flags = auto_flags("--max_steps", 1, "--export", "false", "--eval_strategy", "no", "--save_strategy", "no")
     done = train("4 ranks", sample_store, tmp_path / "run", *flags, env={"LOCAL_SIZE": "2"})
