@@ -84,7 +84,7 @@ def gradient_bytes(layout: TrainingLayout) -> int:
 
 
 def reduced_bytes(layout: TrainingLayout) -> int:
-    """Bytes of gradients that stage 1 reduces into a tensor of their own, and stage 2 in each further micro step."""
+    """Bytes of gradients that stage 1 reduces into another tensor, and stage 2 in each further micro step."""
     if layout.is_bf16_optimizer or (layout.stage == 2 and has_flat_sums(layout)):
         return 0
     groups = flat_groups(layout)

@@ -16,7 +16,7 @@ from pretraining.planning.zero.flat_groups import flat_groups
 
 @dataclass(frozen=True)
 class Sent:
-    """Bytes that each GPU sends: to GPUs of all machines, and with hpZ to those of its own machine alone."""
+    """Bytes that each GPU sends: to GPUs of all machines, and with hpZ to those of the same machine alone."""
 
     to_all: float = 0.0
     to_local: float = 0.0

@@ -49,7 +49,7 @@ def this_machine() -> MachineSpec:
 def smallest_machine(*, seconds: float, topic: str = "memory") -> MachineSpec:
     """This machine, with the least memory of any machine of the run and the most processes: what fits there fits.
 
-    Each call of a run needs a topic of its own.
+    Each call of a run needs another topic.
 
     Raises:
         UserError: when only some machines have GPUs, or not all of them answer in time.

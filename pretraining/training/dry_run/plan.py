@@ -1,4 +1,4 @@
-"""The plan of a run: what it is on a machine, what it needs there, and what its start would say."""
+"""The plan of a run: what it is on a machine, what it needs there, and what its start would warn of."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

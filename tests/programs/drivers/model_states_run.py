@@ -21,7 +21,7 @@ from pretraining.planning.zero.traffic import sent_per_step
 from pretraining.training.distributed.deepspeed_states import allocated_states
 from pretraining.training.distributed.process_group import shutdown_process_group
 
-SMALL = 64  # numbers in a message of norms, losses and flags
+SMALL = 64  # numbers in an all-reduce of norms, losses and flags
 
 
 class States(TrainerCallback):
@@ -57,7 +57,7 @@ def counted(call: Any, factor: int) -> Any:
     def count(*args: Any, **options: Any) -> Any:
         whole = max((value for value in (*args, *options.values()) if torch.is_tensor(value)), key=torch.numel)
         size = dist.get_world_size(options.get("group"))
-        if whole.numel() > SMALL:
+        if call.__name__ != "all_reduce" or whole.numel() > SMALL:
             SENT[size] += factor * whole.nbytes * (size - 1) / size
         return call(*args, **options)
 

@@ -1,13 +1,18 @@
 """--deepspeed auto trains as the config and flags that it chose, on every process, and keeps its choice."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
+from pretraining.training.config.layout import this_machine
+from pretraining.training.dry_run.dry_run import local_mixture
+from pretraining.training.dry_run.plan import make_plan
 from tests.conftest import PROJECT_DIR
-from tests.programs.launching import figures, run_forked, train, try_to_train
+from tests.programs.launching import figures, run_forked, train, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
 FLAGS = ["--eval_steps", 3, "--save_steps", 3]
@@ -59,7 +64,9 @@ def test_a_resumed_run_keeps_its_choice_unless_the_flags_change(
     done = train("2 ranks", sample_store, run_dir, *auto_flags())
     assert "--deepspeed auto: what another version chose (as the run was started)" in done.stderr
     assert record(run_dir)["arguments"]["activation_checkpointing"] is True
-    done = train("2 ranks", sample_store, run_dir, *auto_flags("--max_steps", 7, "--loss_tiles", 2))
+    done = train(
+        "2 ranks", sample_store, run_dir, *auto_flags("--max_steps", 7, "--schedule_steps", 6, "--loss_tiles", 2)
+    )
     assert "--deepspeed auto: --deepspeed ds_config" in done.stderr, "with other flags it is ranked again"
 
 
@@ -71,11 +78,30 @@ def test_another_choice_on_one_process_ends_all(sample_store: Path, tmp_path: Pa
     assert "Traceback" not in done.output
 
 
-def test_a_limit_without_a_gpu_is_planned_only(sample_store: Path, tmp_path: Path) -> None:
-    flags = auto_flags("--max_steps", 1, "--gpu_memory_limit", "3.1GB", "--export", "false")
-    done = train("2 ranks", sample_store, tmp_path / "run", *flags)
+def test_accumulation_leads_to_zero_1_whose_checkpoint_takes_what_was_planned(
+    sample_store: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    flags = [*FLAGS, "--deepspeed", "auto", "--per_device_train_batch_size", 1, "--max_steps", 3, "--export", "false"]
+    done = train("2 ranks", sample_store, run_dir, *flags, "--gpu_memory_limit", "3.1GB")
+    assert "--deepspeed auto: --deepspeed ds_config_zero1.json --per_device_train_batch_size 1 " in done.stderr
     assert "--gpu_memory_limit: no GPU is here" in done.stderr
-    assert record(tmp_path / "run")["deepspeed_choice"]["asked"]["gpu_memory_limit"] == "3.1GB"
+    assert record(run_dir)["deepspeed_choice"]["asked"]["gpu_memory_limit"] == "3.1GB"
+    words = [*flags, "--deepspeed", PROJECT_DIR / "ds_config_zero1.json", "--activation_checkpointing", "false"]
+    arguments = parse_pretrain_arguments("", [str(word) for word in training_flags(sample_store, run_dir, *words)])
+    machine = replace(this_machine(), num_processes=2, num_local_processes=2)
+    planned = make_plan(arguments, machine, local_mixture(arguments)).disk.checkpoint_bytes
+    folder = run_dir / "checkpoint-3"
+    files = [*folder.glob("*.safetensors"), *folder.rglob("*optim_states.pt")]
+    assert planned == pytest.approx(sum(path.stat().st_size for path in files), rel=0.01)
+
+
+@pytest.mark.long
+def test_processes_of_several_machines_agree_in_their_meeting(sample_store: Path, tmp_path: Path) -> None:
+    flags = auto_flags("--max_steps", 1, "--export", "false", "--eval_strategy", "no", "--save_strategy", "no")
+    done = train("4 ranks", sample_store, tmp_path / "run", *flags, env={"LOCAL_SIZE": "2"})
+    assert done.stderr.count("--deepspeed auto: --deepspeed ds_config") == 1
+    assert record(tmp_path / "run")["deepspeed_choice"]["asked"]["num_local_processes"] == 2
 
 
 def test_a_plan_names_what_auto_would_choose() -> None:

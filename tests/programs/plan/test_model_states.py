@@ -93,12 +93,20 @@ def test_the_second_copy_of_hpz_is_allocated_and_used(sample_store: Path, tmp_pa
     ("num_ranks", "ds_config", "flags"),
     [
         (3, "ds_config_zero1.json", ["--bf16", "true"]),
-        (2, "ds_config_zero1.json", ["--bf16", "false", "--optim", "adamw_bf16"]),
+        pytest.param(
+            *(2, "ds_config_zero1.json", ["--bf16", "false", "--optim", "adamw_bf16"]), marks=pytest.mark.long
+        ),
         (3, "ds_config_zero2.json", ["--bf16", "true"]),
         (3, "ds_config_zero2.json", ["--bf16", "false"]),
         (3, "ds_config_zero2_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "fp32"]),
-        (2, "ds_config_zero1_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "fp32"]),
-        (2, "ds_config_zero2_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "bf16"]),
+        pytest.param(
+            *(2, "ds_config_zero1_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "fp32"]),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            *(2, "ds_config_zero2_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "bf16"]),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 @pytest.mark.guarantee(
