@@ -20,9 +20,10 @@ MAX_REASON_CHARACTERS = 300
 class UserError(ValueError):
     """A mistake the user can correct: each problem names the flag or file, the value found and the remedy."""
 
-    def __init__(self, *problems: str) -> None:
+    def __init__(self, *problems: str, exit_code: int = USER_ERROR_EXIT_CODE) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.exit_code = exit_code  # another one where a process of another machine crashed
 
 
 def raise_problems(problems: Iterable[str]) -> None:

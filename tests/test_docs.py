@@ -26,6 +26,8 @@ FOREIGN_FLAGS = {
     "--trainer_arguments", "--check",
     "--append-eod", "--use_deepspeed", "--zero_stage", "--num_processes", "--cpu", "--use_fsdp", "--use_megatron_lm",
     "--ipc", "--build-arg", "--privileged", "--device", "--pid",
+     "--nodes", "--no_ssh", "--max-restarts", "--gpus-per-node", "--gpus-per-task", "--ntasks-per-node",
+    "--requeue", "--label",
 }  # fmt: skip
 
 

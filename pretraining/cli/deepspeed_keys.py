@@ -157,7 +157,7 @@ REJECTED_BY_REASON = {
     ),
 }
 # Of stage 3 alone, by their first letters; the lower stages ignore them.
-STAGE_3_KEYS = ("stage3_", "offload_param", "sub_group_size")
+STAGE_3_KEYS = ("stage3_", "offload_param", "sub_group_size", "zero_hpz_")
 # What is rejected below stage 3, by its place, with the reason.
 REJECTED_BELOW_STAGE_3 = {
     # DeepSpeed issues 5294, 4298, 7804, 8061: two streams share a buffer. No test on CPUs shows it.

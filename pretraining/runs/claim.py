@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from pretraining.system.files import TEMPORARY_SUFFIX
 from pretraining.system.locks import is_locked, lock_file
 
 LOCK_NAME = "run.lock"
+MAX_OWNER_BYTES = 128  # a process number and a host, of 64 characters at most
 LOCK_SECONDS = 60.0  # processes of a killed launcher may still be saving
 # What a run folder can contain before run.json.
 STARTUP_FILES = (
@@ -112,7 +114,7 @@ def lock_run_folder(run_dir: Path, *, wait_seconds: float = LOCK_SECONDS) -> Non
     descriptor = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     deadline, is_waiting = time.monotonic() + wait_seconds, False
     while not lock_file(descriptor, run_dir / LOCK_NAME):
-        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        owner = os.pread(descriptor, MAX_OWNER_BYTES, 0).decode(errors="replace").strip() or "unknown"
         if time.monotonic() > deadline:
             raise UserError(
                 f"--output_dir {run_dir}: another run (process {owner}) is writing there; wait, stop it, or choose "
@@ -123,7 +125,7 @@ def lock_run_folder(run_dir: Path, *, wait_seconds: float = LOCK_SECONDS) -> Non
         is_waiting = True
         time.sleep(0.5)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 def is_being_written(run_dir: Path) -> bool:

@@ -15,6 +15,7 @@ import psutil
 
 from pretraining import PROJECT_DIR
 from pretraining.system.launchers import num_local_processes, num_processes
+from pretraining.system.machines.slurm import is_slurm_task
 from pretraining.system.privacy import mask_words
 
 REQUIREMENTS = PROJECT_DIR / "requirements.txt"
@@ -49,7 +50,7 @@ def command() -> str:
 
 def _launcher(program: str) -> list[str]:
     """The words before the program's name."""
-    name = _launcher_name(program)
+    name = _launcher_name(program) or ("srun" if is_slurm_task() else None)
     if name is None:
         size = [f"WORLD_SIZE={num_processes()}"] if num_processes() > 1 else []
         return [*size, "python3"]

@@ -15,7 +15,9 @@ from pretraining.system.processes import ProcessHandle, stat_words
 # of the environment contains a space.
 DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner")
 LOOPBACK = "127.0.0.1"
-RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+# `machines.slurm` translates what srun sets. PMIX_RANK comes without a size: with no other variable it is an error.
+RANK_VARIABLES = ("RANK", *MPI_RANK_VARIABLES, "PMIX_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 # What `accelerate launch` sets for the flags that train without DeepSpeed, or hide its config from the Trainer.
@@ -25,7 +27,10 @@ ACCELERATE_FLAGS = {
     "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
 }
 LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # of the parent, in children that take part in its run
-SUPERVISOR_VARIABLE = "PRETRAINING_SUPERVISOR"  # the folder of tools.supervise, see `supervision`
+# The folder of tools.supervise, and the restart; see `supervision`. To other machines deepspeed passes on what begins
+# with PYTHON.
+SUPERVISOR_VARIABLE = "PYTHON_PRETRAINING_SUPERVISOR"
+RESTART_VARIABLE = "PYTHON_PRETRAINING_RESTART"
 # deepspeed's first: accelerate sets the other to 1 under it.
 LOCAL_SIZE_VARIABLES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
@@ -113,9 +118,9 @@ def meeting_dir() -> Path:
     return private_dir(f"run-{launcher_identity()}")
 
 
-def process_age_seconds() -> float:
-    """How long ago this process began."""
-    started = int(stat_words(os.getpid())[19])
+def process_age_seconds(pid: int | None = None) -> float:
+    """How long ago a process began, this one if no other is named."""
+    started = int(stat_words(pid or os.getpid())[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
@@ -127,6 +132,11 @@ def num_processes() -> int:
 def num_local_processes() -> int:
     """Processes of this run on this machine; 1 without a launcher."""
     return _first_number(LOCAL_SIZE_VARIABLES, 1)
+
+
+def spans_machines() -> bool:
+    """Whether processes of this run are on other machines."""
+    return num_processes() != num_local_processes()
 
 
 def check_cores() -> int:

@@ -28,6 +28,7 @@ from pretraining.training.config.startup_log import log_run_config
 from pretraining.training.data.dataset import UnusableBlockError
 from pretraining.training.data.loader import SharedMemoryError
 from pretraining.training.distributed.collectives import run_on_main
+from pretraining.training.distributed.machines import agree_on_blocks
 from pretraining.training.distributed.process_group import (
     init_process_group,
     limit_gpu_memory,
@@ -40,6 +41,7 @@ from pretraining.training.dry_run.profile import print_profile, profile_argument
 from pretraining.training.dry_run.temporary_run import ProfileMemoryError, temporary_folder
 from pretraining.training.finish import exit_stopped, finish
 from pretraining.training.model.weights import agreed_hashes
+from pretraining.training.stopping.machine_links import link_machines, naming_lost_peers
 from pretraining.training.stopping.orphan_guard import OrphanGuard, end_workers
 from pretraining.training.stopping.request import Phase, StopRequest
 from pretraining.training.stopping.target_loss import TargetLoss, check_target_loss
@@ -90,9 +92,12 @@ def _with_found_flags(arguments: PretrainArguments, mixture: Mixture) -> Pretrai
 def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> PretrainingTrainer:
     """Claim the run folder, join the other processes, build the model, and train it."""
     claim_output_dir(run)
+    timeout_seconds, stores = run.arguments.trainer["ddp_timeout"], [part.store for part in run.mixture.parts]
+    agree_on_blocks([store.name for store in stores], run.manifests, seconds=timeout_seconds)
     log_run_config(run)
-    init_process_group(timeout_seconds=run.arguments.trainer["ddp_timeout"])
+    init_process_group(timeout_seconds=timeout_seconds)
     orphan_guard.watch(local_peers())
+    link_machines(request, orphan_guard)
     check_same_choice(run.arguments)
     limit_gpu_memory(run.arguments.plan.gpu_limit_bytes)
     start = lock_and_verify(run.start, run.run_dir, run.resume)
@@ -100,7 +105,8 @@ def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> Pr
     with memory_snapshot(run):
         trainer = make_trainer(run, request)
         run_on_main(lambda: start_run_folder(run, trainer))
-        trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+        with naming_lost_peers():
+            trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     return trainer
 
 

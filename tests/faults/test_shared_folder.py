@@ -30,7 +30,8 @@ def test_a_run_folder_that_is_another_for_each_process_is_an_error_at_the_start(
     assert done.returncode == 2
     host = socket.gethostname()
     places = f"({folders}/1/run on {host}, not {folders}/0/run on {host})"
-    assert_one_error(done, "--output_dir run: process 1 does not see what process 0 writes there ", places)
+    problem = f"--output_dir run: is not the same folder on {host}: process 1 does not see what process 0 writes there "
+    assert_one_error(done, problem, places)
     assert not (folders / "0/run/run.json").exists()
     assert not (folders / "0/run/run.token").exists()
 

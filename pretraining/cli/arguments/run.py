@@ -197,13 +197,13 @@ class PlanArguments:
 
 
 def _leave_open(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """With --deepspeed auto, a micro batch that was not given is None: the plan chooses it.
+    """With --deepspeed auto, a micro batch that was not given, or as none, is None: the plan chooses it.
 
     Raises:
         UserError: when trials are to find it, of a config that is not chosen yet.
     """
     if values["deepspeed"] != AUTO:
-        return values
+        return {**values, "per_device_train_batch_size": values["per_device_train_batch_size"] or 1}
     if given.get("per_device_train_batch_size") == AUTO:
         raise UserError("--deepspeed auto --per_device_train_batch_size auto: the former plans both; remove the latter")
     return {**values, "per_device_train_batch_size": given.get("per_device_train_batch_size")}

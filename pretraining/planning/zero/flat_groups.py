@@ -9,6 +9,7 @@ test compares this with the storages of real runs.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 from pretraining.planning.flops import parameter_shapes
@@ -25,7 +26,7 @@ class FlatGroup:
     sizes: tuple[int, ...]
     num_processes: int
 
-    @property
+    @cached_property
     def padded(self) -> int:
         """Weights in the flat tensor."""
         multiple = ALIGNMENT * self.num_processes
@@ -45,9 +46,16 @@ class FlatGroup:
 
 def flat_groups(layout: TrainingLayout) -> list[FlatGroup]:
     """Matrices and embeddings, then vectors, in the order of the model."""
-    found = [(len(dimensions), math.prod(dimensions)) for _, dimensions in parameter_shapes(layout.shape)]
-    groups = (tuple(size for rank, size in found if (rank == 1) is is_vector) for is_vector in (False, True))
-    return [FlatGroup(sizes, layout.num_processes) for sizes in groups if sizes]
+    return _flat_groups(tuple(dimensions for _, dimensions in parameter_shapes(layout.shape)), layout.num_processes)
+
+
+@lru_cache(maxsize=8)
+def _flat_groups(shapes: tuple[tuple[int, ...], ...], num_processes: int) -> list[FlatGroup]:
+    groups = (
+        tuple(math.prod(dimensions) for dimensions in shapes if (len(dimensions) == 1) is is_vector)
+        for is_vector in (False, True)
+    )
+    return [FlatGroup(sizes, num_processes) for sizes in groups if sizes]
 
 
 def has_flat_sums(layout: TrainingLayout) -> bool:

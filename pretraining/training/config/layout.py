@@ -1,5 +1,6 @@
 """The machine of a run, and the memory layout that follows from its flags on that machine."""
 
+import socket
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from pretraining.system.formatting import format_bytes
 from pretraining.system.gpus import find_gpu_type, full_gpu_name, gpu_type_of
 from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
+from pretraining.system.machines.meeting import gather, leave
 from pretraining.training.config.trainer_arguments import Precision
 from pretraining.training.distributed.process_group import has_gpu, smallest_gpu_bytes
 from pretraining.training.model.compile import Compilation, choose_compilation
@@ -41,6 +43,28 @@ def this_machine() -> MachineSpec:
         gpu_bytes=smallest_gpu_bytes(),
         gpu_type=None if driver_name is None else gpu_type_of(driver_name),
         host_bytes=available_host_bytes(),
+    )
+
+
+def smallest_machine(*, seconds: float, topic: str = "memory") -> MachineSpec:
+    """This machine, with the least memory of any machine of the run and the most processes: what fits there fits.
+
+    Each call of a run needs a topic of its own.
+
+    Raises:
+        UserError: when only some machines have GPUs, or not all of them answer in time.
+    """
+    here = this_machine()
+    sizes = {"gpu": here.gpu_bytes, "host": here.host_bytes, "processes": here.num_local_processes}
+    found = gather(topic, {"name": socket.gethostname(), **sizes}, seconds=seconds)
+    without = [each["name"] for each in found if each["gpu"] is None]
+    if 0 < len(without) < len(found):
+        leave([f"{without[0]}: torch finds no GPU there, as on other machines; python3 -m tools.doctor has the reason"])
+    return replace(
+        here,
+        gpu_bytes=None if without else min(each["gpu"] for each in found),
+        host_bytes=min(each["host"] for each in found),
+        num_local_processes=max(each["processes"] for each in found),
     )
 
 

@@ -17,10 +17,12 @@ from pretraining.planning.flops import num_parameters
 from pretraining.runs.run_record import RunRecord
 from pretraining.system.checked_json import NUMBER, parse_json, type_problem
 from pretraining.system.host import machine_inventory
+from pretraining.system.launchers import spans_machines
 from pretraining.system.privacy import mask_all
 from pretraining.system.torch_environment import kernels
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.run_identity import run_identity
+from pretraining.training.distributed.machines import machines
 from pretraining.training.distributed.process_group import has_gpu
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ def record_start(run_config: RunConfig, arguments: TrainingArguments) -> None:
             "kernels": kernels(),
             "threads": torch.get_num_threads(),  # per process; they decide how sums are divided
             **machine_inventory(),
+            **({"machines": machines()} if spans_machines() else {}),
         },
         resumed_from=None if run_config.start.checkpoint is None else str(run_config.start.checkpoint),
         known_limit=known_limit_of(run_config.mixture),

@@ -21,7 +21,7 @@ from pretraining.training.data.phases import RecordedOrder
 from pretraining.training.distributed.collectives import all_gather_objects, run_on_main
 from pretraining.training.metrics.step_metrics import callback_state
 
-VISIBLE_WITHIN_SECONDS = 30.0  # NFS caches the entries of a folder for 30 s at first (acdirmin), a file for 3 s
+VISIBLE_WITHIN_SECONDS = 60.0  # NFS caches the entries of a folder for 30 to 60 s (acdirmin, acdirmax)
 POLL_SECONDS = 0.2
 MIN_LOGGED_BYTES = 1e9  # smaller checkpoints are read in no time
 
@@ -109,14 +109,15 @@ def check_shared(run_dir: Path) -> None:
     """
     token_path = run_dir / TOKEN_NAME
     token = run_on_main(partial(_write_token, token_path))
-    folders = all_gather_objects(f"{run_dir.resolve()} on {socket.gethostname()}")
+    folders, hosts = all_gather_objects(str(run_dir.resolve())), all_gather_objects(socket.gethostname())
     seen = all_gather_objects(_sees(token_path, token))
     run_on_main(partial(token_path.unlink, missing_ok=True))
     if not all(seen):
         rank = seen.index(False)
         raise UserError(
-            f"--output_dir {run_dir}: process {rank} does not see what process 0 writes there ({folders[rank]}, not "
-            f"{folders[0]}); use a folder that all processes share, with its absolute path"
+            f"--output_dir {run_dir}: is not the same folder on {hosts[rank]}: process {rank} does not see what "
+            f"process 0 writes there ({folders[rank]} on {hosts[rank]}, not {folders[0]} on {hosts[0]}); use a folder "
+            "that all processes share, with its absolute path"
         )
 
 

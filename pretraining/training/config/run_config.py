@@ -22,7 +22,7 @@ from pretraining.runs.record_file import read_run_record, recorded_data
 from pretraining.runs.run_folder import is_run_folder
 from pretraining.system.files import sha256_of
 from pretraining.training.config.early_checks import check_blocks, effective_resume_mode, run_folder
-from pretraining.training.config.layout import resolve_layout, resolve_setup, this_machine
+from pretraining.training.config.layout import resolve_layout, resolve_setup, smallest_machine
 from pretraining.training.config.resume import ResumePoint, find_resume_point
 from pretraining.training.config.trainer_arguments import Precision, choose_precision
 from pretraining.training.data.loader import BlockStream
@@ -154,7 +154,8 @@ def resolve_run_config(arguments: PretrainArguments, mixture: Mixture) -> RunCon
 
     # 2. The machine and the batch
     config = load_model_config(arguments.model, mixture.origin)
-    setup = resolve_setup(arguments, config, this_machine(), block_length=mixture.origin.block_length)
+    machine = smallest_machine(seconds=trainer["ddp_timeout"])
+    setup = resolve_setup(arguments, config, machine, block_length=mixture.origin.block_length)
 
     # 3. The start, and what a run that is resumed keeps
     resume = effective_resume_mode(run_dir, arguments.durability.resume)

@@ -20,6 +20,7 @@ from pretraining.training.config.phase_lines import PhasePlan
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.trainer_arguments import bf16_product_time
 from pretraining.training.data.order import WINDOW
+from pretraining.training.distributed.machines import describe_machine, machines
 from pretraining.training.model.compile import ASKED, TOO_SHORT
 from pretraining.training.model.parent import unused_weights
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 def log_run_config(run_config: RunConfig) -> None:
     """Log what is about to run, and warn of what is likely a mistake."""
     batch, arguments = run_config.batch, run_config.arguments
+    for line in map(describe_machine, machines()):
+        logger.info("machine: %s", line)
     is_fp8 = run_config.layout.computes_in_fp8
     origin = "" if arguments.parent is None else " (config and weights)"
     logger.info(
@@ -43,6 +46,7 @@ def log_run_config(run_config: RunConfig) -> None:
         f"step: {batch.tokens:,} tokens = {counted(batch.micro_batch_blocks, 'block')} x "
         f"{counted(batch.gradient_accumulation_steps, 'micro step')} x {_describe_processes(batch)}, {zero}"
     )
+    _warn_of_groups(batch, num_local=run_config.machine.num_local_processes)
     logger.info("gradients: accumulated in %s (%s)", run_config.gradient_type.name, run_config.gradient_type.reason)
     _log_compilation(run_config)
     _log_memory(run_config)
@@ -55,7 +59,8 @@ def log_run_config(run_config: RunConfig) -> None:
     for warning in advice.warnings():
         logger.warning(warning)
     if run_config.start.checkpoint is not None:
-        checkpoint = describe_checkpoint(run_config.start.checkpoint, num_processes=batch.num_processes)
+        stage = run_config.ds_config["zero_optimization"]["stage"]
+        checkpoint = describe_checkpoint(run_config.start.checkpoint, num_processes=batch.num_processes, stage=stage)
         logger.info("resuming from %s", checkpoint)
     if is_fp8 and not run_config.machine.has_gpu:
         logger.warning("--fp8: no GPU is here, so fp8 is emulated: the same casts, but slower than without them")
@@ -83,6 +88,18 @@ def _describe_processes(batch: GlobalBatch) -> str:
     if batch.sequence_parallel_size == 1:
         return f"{batch.num_processes} process" + "es" * (batch.num_processes != 1)
     return f"{counted(batch.num_groups, 'group')} of {batch.sequence_parallel_size} processes that share each block"
+
+
+def _warn_of_groups(batch: GlobalBatch, *, num_local: int) -> None:
+    size = batch.sequence_parallel_size
+    if num_local < batch.num_processes and num_local % size:
+        logger.warning(
+            "--sequence_parallel_size %d: groups span machines of %d processes, and each layer sends its activations "
+            "between them; use a size that divides %d",
+            size,
+            num_local,
+            num_local,
+        )
 
 
 def _log_compilation(run_config: RunConfig) -> None:

@@ -1,7 +1,7 @@
 """All uses of DeepSpeed's private parts, each with its reason, so that an upgrade is one review (deepspeed 0.19.8).
 
-Gradient norms are in deepspeed_gradients.py, storages in deepspeed_states.py. Unit tests look for each part in the
-installed version.
+Gradient norms are in deepspeed_gradients.py, checkpoints in deepspeed_checkpoints.py, storages in deepspeed_states.py.
+The unit test of each module looks for each part in the installed version.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,6 @@ from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, 
 from torch import Tensor
 
 from pretraining.planning.layout import MAX_MESSAGES_IN_FLIGHT
-
-COUNTS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def disable_shm_op() -> None:
@@ -41,13 +39,8 @@ def import_muon_without_compiler() -> None:
 
 
 def parameter_shapes(engine: DeepSpeedEngine) -> list[Mapping[str, torch.Size]]:
-    """Shapes of the parameters of each sub-group by name, as each checkpoint has them (runtime/engine.py)."""
+    """Shapes of the parameters of each flat buffer by name, as each checkpoint has them (runtime/engine.py)."""
     return engine._get_zero_param_shapes()
-
-
-def group_of_sub_group(zero: Any) -> Mapping[int, int]:
-    """The number of the optimizer's parameter group by number of the sub-group (runtime/zero/stage3.py)."""
-    return zero.sub_group_to_group_id
 
 
 def master_weights(zero: Any) -> Sequence[Tensor]:
@@ -83,31 +76,6 @@ def fill_parameter(parameter: Tensor, values: Tensor) -> None:
     partition[: len(own)].copy_(own)
     partition[len(own) :].zero_()
     parameter.ds_secondary_tensor = None  # hpZ's copy of the values before, from which the weights would be gathered
-
-
-def set_checkpoint_engine(engine: DeepSpeedEngine, checkpoint_engine: Any) -> None:
-    """Replace what reads and writes the files of a checkpoint; no setting selects a class (runtime/engine.py).
-
-    Nor are scripts copied into each checkpoint; `tools.checkpoints export` does what they do.
-    """
-    engine.checkpoint_engine = checkpoint_engine
-    engine._copy_recovery_script = _copy_nothing
-
-
-def _copy_nothing(_folder: str) -> None:
-    """In place of `_copy_recovery_script`."""
-
-
-def load_zero_state(engine: DeepSpeedEngine, rank: int, state: dict[str, Any], counts: Mapping[str, Any]) -> None:
-    """Load the state of a rank's ZeRO optimizer that no file has (runtime/zero/stage3.py, `load_state_dict`).
-
-    The event methods partition the parameters that stay whole between steps, and gather them again.
-    """
-    engine.optimizer.checkpoint_event_prologue()
-    engine.optimizer.load_state_dict({rank: state})
-    engine.optimizer.checkpoint_event_epilogue()
-    for name in COUNTS:
-        setattr(engine, name, counts[name])
 
 
 def avoid_host_waits(engine: DeepSpeedEngine) -> None:

@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -35,7 +34,7 @@ from pretraining.system.launchers import (
     num_local_processes,
     num_processes,
 )
-from pretraining.system.processes import ProcessHandle
+from pretraining.system.processes import ProcessHandle, machine_identity
 from pretraining.training.distributed.collectives import all_gather_objects
 from pretraining.training.distributed.deepspeed_internals import disable_shm_op, import_muon_without_compiler
 
@@ -72,8 +71,8 @@ def check_num_processes() -> None:
             logger.warning(
                 "%d processes take turns on %d cores; --num_gpus=%d is faster", num_processes, num_cores, num_cores
             )
-    if not has_launcher() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        raise UserError("srun: each task would train alone; start one task that runs deepspeed or torchrun")
+    if not has_launcher() and (number := os.environ.get("SLURM_NTASKS", "1")) != "1":
+        logger.warning("SLURM_NTASKS=%s: this process trains alone; `srun python3 pretrain.py` trains with all", number)
     if not has_gpu():
         _warn_of_missing_gpus()
 
@@ -176,10 +175,9 @@ def limit_gpu_memory(limit: int | None) -> None:
 
 def local_peers() -> dict[int, ProcessHandle]:
     """Return the other processes of this run in the same machine and PID namespace, by rank. Collective."""
-    namespace = (Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink()))
-    own = ProcessHandle.of(os.getpid())
-    found = enumerate(all_gather_objects((namespace, own)))
-    return {rank: other for rank, (others, other) in found if others == namespace and other != own}
+    machine, own = machine_identity(), ProcessHandle.of(os.getpid())
+    found = enumerate(all_gather_objects((machine, own)))
+    return {rank: other for rank, (others, other) in found if others == machine and other != own}
 
 
 def shutdown_process_group(exit_code: int = 0) -> NoReturn:

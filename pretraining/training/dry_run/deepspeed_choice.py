@@ -19,8 +19,10 @@ from pretraining.planning.speed import Speeds
 from pretraining.planning.zero.choice import CONFIGS, Choice, possible_micro_batches, rank, runner_up, variants
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import is_run_folder
+from pretraining.system.launchers import spans_machines
+from pretraining.system.machines.meeting import gather
 from pretraining.training.config.early_checks import run_folder
-from pretraining.training.config.layout import this_machine
+from pretraining.training.config.layout import smallest_machine
 from pretraining.training.distributed.collectives import all_gather_objects
 from pretraining.training.dry_run.micro_batch import from_first_rank, with_micro_batch
 from pretraining.training.dry_run.plan import make_plan
@@ -38,13 +40,18 @@ logger = logging.getLogger(__name__)
 def with_deepspeed_choice(arguments: PretrainArguments, mixture: Mixture | None) -> PretrainArguments:
     """Set what was chosen, by this start or by the run that is resumed; all processes get the choice of rank 0.
 
+    It is made for the machine with the least memory.
+
     Raises:
         UserError: when no config can be planned.
     """
-    machine = this_machine()
+    seconds = arguments.trainer["ddp_timeout"]
+    machine = smallest_machine(seconds=seconds, topic="memory of a choice")
     asked = asked_flags(arguments, machine)
     found = _recorded(run_folder(arguments), asked)
     is_kept = found is not None
+    if found is None and spans_machines():
+        found = gather("choice", record_of(choose(arguments, machine, mixture)), seconds=seconds)[0]
     found = found or from_first_rank(lambda: record_of(choose(arguments, machine, mixture)))
     logger.info("%s: %s%s", FLAG, found["chosen"], " (as the run was started)" if is_kept else "")
     if found["runner_up"] and not is_kept:

@@ -1,7 +1,7 @@
 """Starts pretrain.py in a working folder of each rank, FOLDERS/RANK, as machines with disks of their own have it.
 
 With LATE, the run folder of rank 1 becomes that of rank 0 half a second after it was first looked for, as in the cache
-of a network file system; without, a process looks for one second only.
+of a network file system; without, a process looks for one second only. Without FOLDERS, the working folder stays.
 """
 
 import os
@@ -13,7 +13,7 @@ from pretraining.cli.program import run_program
 from pretraining.system.launchers import process_rank
 from pretraining.training.config import resume as resuming
 
-FOLDERS = Path(os.environ["FOLDERS"])
+FOLDERS = Path(os.environ.get("FOLDERS", ""))
 
 
 def see_late() -> None:
@@ -33,7 +33,8 @@ def see_late() -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(FOLDERS / str(process_rank()))
+    if "FOLDERS" in os.environ:
+        os.chdir(FOLDERS / str(process_rank()))
     if "LATE" not in os.environ:
         resuming.VISIBLE_WITHIN_SECONDS = 1.0
     elif process_rank() == 1:

@@ -33,6 +33,9 @@ class States(TrainerCallback):
     def on_substep_end(self, *_: Any, **__: Any) -> None:
         self.found = allocated_states(self._engine_of())
 
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        watch_buckets(self._engine_of().optimizer)
+
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         SENT.clear()
 
@@ -41,6 +44,7 @@ class States(TrainerCallback):
 
 
 SENT: Counter[int] = Counter()  # bytes by the number of processes
+BUCKETS: list[int] = []
 
 
 def count_messages() -> None:
@@ -72,7 +76,7 @@ def main() -> None:
         "allocated": states.found,
         "planned": dataclasses.asdict(model_states(layout)),
         "planned_bucket": next((part.num_bytes for part in parts if part.name == "reduce bucket"), 0),
-        "bucket": bucket_bytes(trainer.model_wrapped.optimizer) if layout.stage == 3 else None,
+        "bucket": BUCKETS or bucket_bytes(trainer.model_wrapped.optimizer),
         "sent": dict(states.sent),
         "planned_sent": dataclasses.asdict(sent_per_step(layout, batch.gradient_accumulation_steps)),
     }
@@ -81,7 +85,23 @@ def main() -> None:
 
 
 def bucket_bytes(zero: Any) -> list[int]:
-    return [0 if bucket.buffer is None else bucket.buffer.nbytes for bucket in zero.ipg_buckets.values()]
+    """Bytes of the buckets of stage 3; BF16_Optimizer has none."""
+    buckets = getattr(zero, "ipg_buckets", {}).values()
+    return [0 if bucket.buffer is None else bucket.buffer.nbytes for bucket in buckets] or [0]
+
+
+def watch_buckets(zero: Any) -> None:
+    """Take the size of the buckets of stages 1 and 2 before they are released, after each backward."""
+    if not hasattr(zero, "_release_ipg_buffers"):
+        return
+    release = zero._release_ipg_buffers
+
+    def measured() -> None:
+        found = [sum(tensor.nbytes for tensor in bucket.buffer) for bucket in zero.ipg_buckets.values()]
+        BUCKETS[:] = found if any(found) else BUCKETS
+        release()
+
+    zero._release_ipg_buffers = measured
 
 
 if __name__ == "__main__":

@@ -111,4 +111,5 @@ def test_the_planned_bytes_of_stages_1_and_2_are_allocated_and_sent(
     most = {name: max(found["allocated"][name] for found in ranks) for name in ranks[0]["allocated"]}
     assert most == ranks[0]["planned"]  # only gradients that are kept whole differ between ranks
     for found in ranks:
+        assert found["bucket"] == [found["planned_bucket"]]
         check_sent(found)

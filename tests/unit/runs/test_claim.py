@@ -1,6 +1,7 @@
 """Which run may write a folder, and from which checkpoint it resumes."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,9 @@ def test_one_run_at_a_time_writes_a_folder(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", words, tmp_path], stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"mine\n"
-        with pytest.raises(UserError, match=rf"another run \(process {other.pid}\) is writing there"):
+        with pytest.raises(
+            UserError, match=rf"another run \(process {other.pid} on {socket.gethostname()}\) is writing there"
+        ):
             lock_run_folder(tmp_path, wait_seconds=0.1)
         other.kill()
     lock_run_folder(tmp_path, wait_seconds=0.1)

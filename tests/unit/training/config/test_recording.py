@@ -86,3 +86,6 @@ def test_the_command_is_that_of_the_launcher_without_its_other_words(tmp_path: P
     assert done.stdout == f"mpirun -n 2 program.py {flags}\n"
     alone = [sys.executable, program, "--seed", "7"]
     assert subprocess.check_output(list(map(str, alone)), text=True) == "python3 program.py --seed 7\n"
+    task = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "RANK": "1", "WORLD_SIZE": "2"}
+    started = subprocess.check_output(list(map(str, alone)), text=True, env={**os.environ, **task})
+    assert started == "srun --ntasks=2 program.py --seed 7\n", "whose own process is not above its tasks"

@@ -28,27 +28,22 @@ def test_the_review_was_of_the_installed_version() -> None:
     assert f"deepspeed {version('deepspeed')})" in (deepspeed_internals.__doc__ or ""), "review each function first"
 
 
-@pytest.mark.parametrize("name", ["_get_zero_param_shapes", "_copy_recovery_script", "load_checkpoint"])
+@pytest.mark.parametrize("name", ["_get_zero_param_shapes"])
 def test_methods_of_the_engine(name: str) -> None:
     assert callable(getattr(DeepSpeedEngine, name))
 
 
-METHODS = ("checkpoint_event_prologue", "checkpoint_event_epilogue", "load_state_dict", "step")
-
-
-@pytest.mark.parametrize("name", [*METHODS, "reduce_independent_p_g_buckets_and_remove_grads"])
+@pytest.mark.parametrize("name", ["step", "reduce_independent_p_g_buckets_and_remove_grads"])
 def test_methods_of_the_optimizer(name: str) -> None:
     assert callable(getattr(DeepSpeedZeroOptimizer_Stage3, name))
 
 
 def test_attributes_that_are_set_while_it_runs() -> None:
-    engine, zero = inspect.getsource(DeepSpeedEngine), inspect.getsource(DeepSpeedZeroOptimizer_Stage3)
-    for name in ("fp32_partitioned_groups_flat", "sub_group_to_group_id", "grad_partitions_flat_buffer", *OF_STREAMS):
+    zero = inspect.getsource(DeepSpeedZeroOptimizer_Stage3)
+    for name in ("fp32_partitioned_groups_flat", "grad_partitions_flat_buffer", *OF_STREAMS):
         assert f"self.{name}" in zero
     assert "self.__allgather_stream = " in inspect.getsource(DeepSpeedZeRoOffload)
     assert "bucket.buffer = " in zero
-    for name in ("checkpoint_engine", *deepspeed_internals.COUNTS):
-        assert f"self.{name}" in engine
     assert ".ds_tensor = " in inspect.getsource(partition_parameters)
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
 

@@ -1,0 +1,144 @@
+"""The machines of a run: their processes meet first, with the same code, packages and blocks on each machine."""
+
+import hashlib
+import logging
+import platform
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pretraining import PROJECT_DIR
+from pretraining.cli.logs import counted
+from pretraining.cli.program import importing_libraries
+from pretraining.runs.environment import git_state, package_versions
+from pretraining.runs.run_record import VERSIONS_THAT_MATTER
+from pretraining.system.formatting import format_bytes
+from pretraining.system.host import machine_inventory
+from pretraining.system.launchers import spans_machines
+from pretraining.system.machines.meeting import MEETING_SECONDS, close_meeting, gather, leave, open_meeting
+
+PACKAGES = (*VERSIONS_THAT_MATTER, "accelerate", "triton")
+CODE = "this project"
+SHOWN_DIGITS = 12  # of hashes
+
+logger = logging.getLogger(__name__)
+
+_machines: list[dict[str, Any]] = []
+
+
+def meet_machines() -> None:
+    """Meet the processes of all machines before anything else, and compare what each machine has.
+
+    From here on a mistake that one process finds ends all of them. On one machine nothing happens.
+
+    Raises:
+        UserError: when not all processes come, or a machine has other code or versions than that of rank 0.
+    """
+    if not spans_machines():
+        return
+    with importing_libraries():  # torch, for the store
+        open_meeting()
+    state = git_state()
+    commit = None if state is None else state["commit"]
+    own = {"host": socket.gethostname(), **machine_inventory(), "commit": commit, "software": software()}
+    found = gather("machine", own, seconds=MEETING_SECONDS)
+    if problems := list(dict.fromkeys(other_software(found))):
+        leave(problems)
+    _machines[:] = distinct(found)
+    for warning in other_gpus(_machines):
+        logger.warning(warning)
+
+
+def machines() -> list[dict[str, Any]]:
+    """The machines of a run on several, as run.json has them; none on one machine."""
+    return [{name: value for name, value in machine.items() if name != "software"} for machine in _machines]
+
+
+def software() -> dict[str, str]:
+    """What must be the same on every machine, by name."""
+    versions = package_versions()
+    packages = {name: str(versions.get(name)) for name in PACKAGES}
+    return {CODE: code_hash()[:SHOWN_DIGITS], "Python": platform.python_version(), **packages}
+
+
+def code_hash() -> str:
+    """The SHA-256 over the modules of this project, in hex: a checkout can have changes, and an image has no commit."""
+    digest = hashlib.sha256()
+    for path in sorted([*PROJECT_DIR.glob("*.py"), *PROJECT_DIR.glob("pretraining/**/*.py")]):
+        digest.update(f"{path.relative_to(PROJECT_DIR)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def other_software(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Describe where a machine has another version than the first one."""
+    first = found[0]
+    for machine in found:
+        for name in first["software"]:
+            if machine["software"][name] != first["software"][name]:
+                yield (
+                    f"{machine['host']}: has another version of {name} ({_version(machine, name)}; {first['host']} has "
+                    f"{_version(first, name)}); use the same checkout and environment on all machines"
+                )
+
+
+def _version(machine: Mapping[str, Any], name: str) -> str:
+    version, commit = machine["software"][name], machine["commit"]
+    return f"files {version} of commit {str(commit)[:SHOWN_DIGITS]}" if name == CODE else version
+
+
+def other_gpus(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Describe where a machine has GPUs of another kind, or another driver, than the first one."""
+    first = found[0]
+    for machine in found[1:]:
+        if gpu_names(machine) != gpu_names(first):
+            yield (
+                f"{machine['host']}: has other GPUs ({', '.join(gpu_names(machine)) or 'none'}) than {first['host']} "
+                f"({', '.join(gpu_names(first)) or 'none'}); each step takes as long as on the slowest"
+            )
+        elif machine["driver"] != first["driver"]:
+            yield f"{machine['host']}: has driver {machine['driver']}, {first['host']} has {first['driver']}"
+
+
+def gpu_names(machine: Mapping[str, Any]) -> list[str]:
+    """The kinds of GPUs of a machine."""
+    return sorted({gpu["name"] for gpu in machine["gpus"]})
+
+
+def distinct(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The machines of processes in the order of their ranks, each with its number of processes."""
+    machines: dict[str, dict[str, Any]] = {}
+    for machine in found:
+        machines.setdefault(machine["host"], {**machine, "num_processes": 0})["num_processes"] += 1
+    return list(machines.values())
+
+
+def describe_machine(machine: Mapping[str, Any]) -> str:
+    """A machine of a run in the log.
+
+    >>> describe_machine({"host": "a", "num_processes": 1, "gpus": [], "num_cpu_cores": 2, "memory_bytes": 8e9})
+    'a (1 process, 2 cores, 8.0 GB)'
+    """
+    number = machine["num_processes"]
+    gpus = [f"{len(machine['gpus'])} x {', '.join(gpu_names(machine))}"] if machine["gpus"] else []
+    size = [counted(machine["num_cpu_cores"], "core"), format_bytes(machine["memory_bytes"])]
+    return f"{machine['host']} ({', '.join([f'{number} process' + 'es' * (number != 1), *gpus, *size])})"
+
+
+def agree_on_blocks(names: Sequence[str], manifests: Sequence[str], *, seconds: float) -> None:
+    """Compare the blocks of all machines, once each process has checked its own, and close the meeting.
+
+    Raises:
+        UserError: when a process has found a problem, or its blocks are not those of rank 0.
+    """
+    found = gather("blocks", {"host": socket.gethostname(), "manifests": list(manifests)}, seconds=seconds)
+    first = found[0]
+    problems = [
+        f"{each['host']}: --dataset {name}: has other blocks (SHA-256 of manifest.json {own[:SHOWN_DIGITS]}; "
+        f"{first['host']} has {wanted[:SHOWN_DIGITS]}); copy the folder again, or use one that all machines share"
+        for each in found
+        for name, own, wanted in zip(names, each["manifests"], first["manifests"], strict=True)
+        if own != wanted
+    ]
+    if problems:
+        leave(dict.fromkeys(problems))
+    close_meeting()
