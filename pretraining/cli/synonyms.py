@@ -13,7 +13,7 @@ PREPROCESS = "num_slices"
 GENERATE = "prompt"
 DATA = "data_files"
 # What is not here, and what does its work.
-ZERO = "ZeRO-3 is always on; choose its memory by --deepspeed, e.g. ds_config_offload_optimizer.json"
+ZERO = "the file of --deepspeed chooses the stage, e.g. ds_config_zero1.json; the default, ds_config.json, is ZeRO-3"
 ADAPTERS = "not available: all weights are trained; remove it"
 ALWAYS_MASKED = "only answers are learned, always; remove it"
 FLASH = "--attention_implementation sdpa, the default, is flash attention where torch has it"

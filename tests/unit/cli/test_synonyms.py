@@ -94,7 +94,7 @@ TYPED = {
         --pipe-parallel-size          docs/explanation/parallelism.md
         --nnodes                      the launcher takes it
         --context-parallel-size       sequence_parallel_size
-        --use-distributed-optimizer   ZeRO-3 is always on
+        --use-distributed-optimizer   the file of --deepspeed chooses the stage
         --reset-position-ids          document_masking
         --eod-mask-loss               ignore_first_token
         --mock-data                   --dataset synthetic
@@ -161,8 +161,8 @@ TYPED = {
         # ColossalAI, with its short forms, and InternEvo
         -c                            model
         --config                      model
-        -p                            ZeRO-3 is always on
-        --plugin                      ZeRO-3 is always on
+        -p                            the file of --deepspeed chooses the stage
+        --plugin                      the file of --deepspeed chooses the stage
         -d                            dataset
         -e                            num_train_epochs
         --num_epochs                  num_train_epochs
@@ -197,10 +197,10 @@ TYPED = {
         --parallel.pipeline.size      docs/explanation/parallelism.md
         --parallel.weight.size        zero_hpz_partition_size in the file of --deepspeed
         --data_parallel_size          the number of processes decides it
-        --parallel.zero1              ZeRO-3 is always on
+        --parallel.zero1              the file of --deepspeed chooses the stage
         # DeepSpeed
         --deepspeed_config            deepspeed
-        --zero_stage                  ZeRO-3 is always on
+        --zero_stage                  the file of --deepspeed chooses the stage
         --offload_optimizer           --deepspeed ds_config_offload_optimizer.json
         --master_port                 deepspeed --master_port
         --gradient_clipping           max_grad_norm
