@@ -1,6 +1,6 @@
 """Build the Dockerfile's image as a folder, without a container engine, and run commands in it.
 
-    python3 -m tests.programs.container.chroot FOLDER       # as root, on Linux with mmdebstrap; 6 GB, about ten minutes
+    python3 -m tests.programs.container.chroot FOLDER       # as root, on Linux with mmdebstrap; 3 GB, about ten minutes
 
 In place of the base image it takes a minimal Debian of the same release, with Debian's Python. Each RUN is executed by
 chroot in a separate mount and process namespace. Commands in the image start as in a container without a network: its
