@@ -1,7 +1,8 @@
 """Memory and time of Llama-2 on 1 to 8 GPUs, planned by pretrain.py: python3 -m benchmarks.plans
 
-Writes docs/benchmarks/plans.md, the section of docs/getting-started/hardware.md on recipes, and the line "Planned for"
-of the recipes. Nothing is measured: it is what `--dry_run` prints for many machines.
+Writes docs/benchmarks/plans.md, with the stages of ZeRO on several machines, the section of
+docs/getting-started/hardware.md on recipes, and the line "Planned for" of the recipes. Nothing is measured: it is what
+`--dry_run` prints for many machines.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from pretraining.planning.fit import fits
 from pretraining.planning.flops import num_parameters
 from pretraining.planning.suggestions import find_suggestions
 from pretraining.planning.table import PlannedRun
+from pretraining.planning.zero.traffic import sent_per_step
 from pretraining.training.config.layout import planned_machine
-from pretraining.training.dry_run.dry_run import make_plan
+from pretraining.training.dry_run.plan import make_plan
 
 RESULTS_PATH = PROJECT_DIR / "docs/benchmarks/plans.md"
 HARDWARE_PATH = PROJECT_DIR / "docs/getting-started/hardware.md"
@@ -42,6 +44,21 @@ change if there is one: GPUs compute at 40 % of their peak, recomputation includ
 published bandwidth, and a network between machines is not counted.
 
 """
+STAGES_TITLE = "Stages and machines"
+STAGES_HEAD = """\
+**Planned, not measured**: machines of eight H100 with NVLink, recipes as above, 4,194,304 tokens per step. "Sent" is
+what each GPU sends per optimizer step. "Network" is what enters, and what leaves, each machine: NCCL's rings pass every
+byte over each machine once. Seconds are those of a network of 400 or 100 Gbit/s per machine
+(`--assumed_network_gbits`). ZeRO-3 and hpZ hide them behind the computation where they can, ZeRO-1 and ZeRO-2 do not.
+
+"""
+STAGE_COLUMNS = (
+    *("recipe", "machines x GPUs", "micro steps", "config", "GB per GPU", "GB sent", "GB network"),
+    *("s at 400 Gbit/s", "s at 100 Gbit/s"),
+)
+STAGE_CONFIGS = ("ds_config_zero1.json", "ds_config_zero2.json", "ds_config.json", "ds_config_hpz.json")
+STAGE_RECIPES = ("tinyllama_1b", "llama2_7b", "llama2_70b")
+NUM_NODES = (1, 2, 4)
 COLUMNS = ("recipe", "GPUs", "GB per GPU", "fits", "hours for 10^9 tokens")
 RECIPES_TITLE = "Recipes for your machine"
 RECIPES_HEAD = """\
@@ -57,11 +74,37 @@ logger = logging.getLogger("pretraining.plans")
 def main(_: Sequence[str]) -> None:
     """Plan all runs, and write the tables and the lines of the recipes."""
     rows = [_cells(recipe, kind, number) for recipe in RECIPES for kind in GPU_TYPES for number in NUM_GPUS]
-    RESULTS_PATH.write_text(HEAD + table(COLUMNS, rows) + "\n", encoding="utf-8")
+    stages = f"\n## {STAGES_TITLE}\n\n{STAGES_HEAD}{table(STAGE_COLUMNS, stage_rows())}\n"
+    RESULTS_PATH.write_text(HEAD + table(COLUMNS, rows) + "\n" + stages, encoding="utf-8")
     for path in planned_recipes():
         path.write_text(PLANNED.sub(planned_line(path), path.read_text(encoding="utf-8")), encoding="utf-8")
     write_section(HARDWARE_PATH, RECIPES_TITLE, recipes_section())
     logger.info("wrote %s, %s and the recipes", RESULTS_PATH, HARDWARE_PATH)
+
+
+def stage_rows() -> list[list[str]]:
+    """Each recipe on one, two and four machines with each stage; hpZ is for several."""
+    return [
+        _stage_cells(recipe, config, nodes)
+        for recipe in STAGE_RECIPES
+        for nodes in NUM_NODES
+        for config in STAGE_CONFIGS
+        if nodes > 1 or "hpz" not in config
+    ]
+
+
+def _stage_cells(recipe: str, config: str, nodes: int) -> list[str]:
+    words = f"--recipe {PROJECT_DIR / f'recipes/{recipe}.yaml'} --dry_run --gpu_type h100 --num_gpus 8 "
+    words += f"--num_nodes {nodes} --deepspeed {PROJECT_DIR / config} --host_memory {HOST_MEMORY}"
+    arguments = parse_pretrain_arguments("", words.split())
+    run = make_plan(arguments, planned_machine(arguments.plan), None)
+    num_micro_steps = run.batch.gradient_accumulation_steps
+    sent = sent_per_step(run.layout, num_micro_steps)
+    network = sent.to_all if nodes > 1 else 0.0
+    fitting = "" if fits(run.layout, run.machine) else " (does not fit)"
+    seconds = [f"{8 * network / gbits / 1e9:.1f}" if nodes > 1 else "" for gbits in (400, 100)]
+    sizes = [f"{run.footprint.gpu_bytes / 1e9:.1f}{fitting}", f"{sent.total / 1e9:,.1f}", f"{network / 1e9:,.1f}"]
+    return [recipe, f"{nodes} x 8", f"{num_micro_steps:,}", f"`{config}`", *sizes, *seconds]
 
 
 def planned_recipes() -> list[Path]:

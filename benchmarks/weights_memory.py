@@ -3,10 +3,11 @@
 
     torchrun --nproc_per_node=2 -m benchmarks.weights_memory MODEL
     torchrun --nproc_per_node=2 -m benchmarks.weights_memory MODEL --by_transformers true
+    torchrun --nproc_per_node=2 -m benchmarks.weights_memory MODEL --stage 1
 
-The processes divide the model by ZeRO-3, in fp32 on the CPU. Peaks are above what the process had before: anonymous
-memory, which is its own, and with the pages of mapped files, which the kernel takes back when it needs memory. A thread
-reads both every millisecond. Prints them in MB and as a share of the model.
+The processes divide the model by ZeRO-3, or hold all of it below stage 3, in fp32 on the CPU. Peaks are above what
+the process had before: anonymous memory, which is its own, and with the pages of mapped files, which the kernel takes
+back when it needs memory. A thread reads both every millisecond. Prints them in MB and as a share of the model.
 """
 
 import json
@@ -23,7 +24,6 @@ from pretraining.training.model.parent import find_parent, weight_files
 
 POLL_SECONDS = 0.001
 FIELDS = {"anonymous": ("RssAnon",), "with mapped files": ("RssAnon", "RssFile", "RssShmem")}
-DS_CONFIG = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class MemoryArguments:
     """Flags of this benchmark."""
 
     model: str | None = flag(None, "folder of an exported model; comes first, without --model")
+    stage: int = flag(3, "ZeRO stage: 3, or below it with the whole model on every process")
     by_transformers: bool = flag(False, "load it by AutoModelForCausalLM.from_pretrained instead")
 
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
     num_bytes = sum(path.stat().st_size for path in weight_files(Path(parent.folder)))
 
     import deepspeed
+    import torch
     import torch.distributed as dist
     from transformers import AutoModelForCausalLM, LlamaConfig
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
@@ -51,12 +53,14 @@ def main(argv: Sequence[str]) -> None:
 
     disable_shm_op()
     deepspeed.init_distributed("gloo", verbose=False)
-    kept = HfDeepSpeedConfig({**DS_CONFIG, "train_batch_size": dist.get_world_size()})
+    sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": dist.get_world_size()}
+    kept = HfDeepSpeedConfig({**sizes, "zero_optimization": {"stage": arguments.stage}})
     config = LlamaConfig.from_pretrained(parent.folder)
     if arguments.by_transformers:
         load: Callable[[], object] = lambda: AutoModelForCausalLM.from_pretrained(parent.folder)  # noqa: E731
     else:
-        load = lambda: load_parent(ParentWeights(parent, config, grows=False), "sdpa")  # noqa: E731
+        kind = {"dtype": torch.float32, "device": torch.device("cpu")}
+        load = lambda: load_parent(ParentWeights(parent, config, grows=False), "sdpa", **kind)  # noqa: E731
     peaks = peaks_of(load)
     for rank in range(dist.get_world_size()):
         dist.barrier()

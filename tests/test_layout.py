@@ -161,10 +161,14 @@ def test_the_offload_configs_are_the_base_plus_the_offload_sections() -> None:
         json.loads((PROJECT_DIR / f"ds_config{ending}.json").read_text())
         for ending in ("", "_offload_optimizer", "_offload")
     )
+    assert len(list(PROJECT_DIR.glob("ds_config*.json"))) == 8, "four of stage 3, two of each lower stage"
     for config in (optimizer, both):
         assert config["zero_optimization"].pop("offload_optimizer")["device"] == "cpu"
     assert both["zero_optimization"].pop("offload_param")["device"] == "cpu"
     assert both == optimizer == base
+    hpz = json.loads((PROJECT_DIR / "ds_config_hpz.json").read_text())
+    assert hpz["zero_optimization"].pop("zero_hpz_partition_size") == "auto"
+    assert hpz == base
     assert not {"optimizer", "scheduler"} & set(base)
     shared = ("gradient_clipping", "gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu")
     assert {base[key] for key in shared} == {"auto"}

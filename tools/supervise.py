@@ -6,8 +6,10 @@
 
 The command resumes by itself. It is not restarted after success, a user error (exit code 2), a missed --target_loss
 (3) or a requested stop (75, 130). SIGINT, SIGTERM, SIGUSR1 and SIGHUP are passed on to all of its processes. The pause
-before a restart doubles up to 10 minutes; after an attempt of 10 minutes it is the first one again. On several
-machines, start it on each of them or around the one launcher.
+before a restart doubles up to 10 minutes; after an attempt of 10 minutes it is the first one again.
+
+On several machines, start it around `deepspeed --hostfile` on the first machine of the hostfile, or around `torchrun`
+on each machine. Slurm restarts jobs by itself (`sbatch --requeue`), but only after the failure of a node.
 """
 
 import ctypes
@@ -28,15 +30,23 @@ from pretraining.cli.program import exit_process, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from pretraining.system.formatting import format_duration
-from pretraining.system.launchers import SUPERVISOR_VARIABLE
 from pretraining.system.processes import STOP_SIGNALS, descendants
-from pretraining.system.supervision import FINAL_CODES, Restart, boot_seconds, recorded_exit_code, write_restart
+from pretraining.system.supervision import (
+    FINAL_CODES,
+    Restart,
+    attempt_environment,
+    boot_seconds,
+    recorded_exit_code,
+    registered_processes,
+)
 
 MAX_PAUSE_SECONDS = 600.0
 LONG_ATTEMPT_SECONDS = 600.0  # after which a crash is not the same one again
 CLEANUP_SECONDS = 60.0  # in which the processes of a crashed launcher end by themselves: they notice within seconds
 POLL_SECONDS = 1.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+# An ssh of pdsh would wait for hours for a machine that does not answer.
+PDSH_VARIABLE, SSH_ARGUMENTS = "PDSH_SSH_ARGS_APPEND", "-oServerAliveInterval=10 -oServerAliveCountMax=3"
 SIGNAL_EXIT_CODE = 128  # plus the number of the signal, as shells report it
 
 # Read at import: run_program later changes the threads and kernels of this process, not those of the command.
@@ -75,6 +85,7 @@ class Supervisor:
     def __init__(self, command: Sequence[str], folder: Path) -> None:
         self._command = command
         self._folder = folder
+        self._environment: dict[str, str] = {}
         self._pid = os.getpid()
         self._stop_signal: int | None = None
         is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # under nohup a terminal may be closed
@@ -86,6 +97,7 @@ class Supervisor:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         signal.pthread_sigmask(signal.SIG_BLOCK, {*self._signals, signal.SIGCHLD})  # for sigtimedwait
         started_at, pause = boot_seconds(), first_pause
+        self._prepare_attempt(None)
         for number in range(1, num_restarts + 2):
             attempt_started_at = time.monotonic()
             exit_code = self._attempt()
@@ -102,7 +114,7 @@ class Supervisor:
             if self._stop_signal is not None:
                 exit_code = STOPPED_EXIT_CODE
                 break
-            write_restart(self._folder, Restart(number, f"{reason}, at {time.strftime('%F %T')}", started_at))
+            self._prepare_attempt(Restart(number, f"{reason}, at {time.strftime('%F %T')}", started_at))
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
         return exit_code if exit_code >= 0 else SIGNAL_EXIT_CODE - exit_code
 
@@ -111,7 +123,7 @@ class Supervisor:
         try:
             process = subprocess.Popen(
                 self._command,
-                env={**ENVIRONMENT, SUPERVISOR_VARIABLE: str(self._folder)},
+                env={**ENVIRONMENT, **self._environment},
                 process_group=0,  # the Ctrl-C of a terminal is for this process, which passes it on
                 preexec_fn=self._prepare_child,
             )
@@ -124,14 +136,19 @@ class Supervisor:
                 exit_code = process.returncode = ended[process.pid]
                 if self._stop_signal is None:
                     kills_at = time.monotonic() + CLEANUP_SECONDS
-            if is_over:
+            if is_over and not registered_processes(self._folder):
                 break
             if time.monotonic() > kills_at:
                 self._pass_on(signal.SIGKILL)
             self._wait_for_signal(POLL_SECONDS, {*self._signals, signal.SIGCHLD})
         assert exit_code is not None
         recorded = recorded_exit_code(self._folder)
-        return exit_code if recorded is None or (recorded == 0 and exit_code != 0) else recorded
+        is_killed = exit_code < 0 and self._stop_signal is None  # by the kernel, out of memory: nobody asked to stop
+        return exit_code if recorded is None or (recorded == 0 and exit_code != 0) or is_killed else recorded
+
+    def _prepare_attempt(self, restart: Restart | None) -> None:
+        ssh_arguments = f"{ENVIRONMENT.get(PDSH_VARIABLE, '')} {SSH_ARGUMENTS}".strip()
+        self._environment = {**attempt_environment(self._folder, restart), PDSH_VARIABLE: ssh_arguments}
 
     def _prepare_child(self) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # when this process is killed, the command stops
@@ -146,8 +163,13 @@ class Supervisor:
             self._pass_on(received.si_signo)
 
     def _pass_on(self, number: int) -> None:
-        """Send a signal to all processes of the command, the ranks before their launcher: some end it without them."""
-        for process in reversed(descendants(os.getpid())):
+        """Send a signal to all processes of the command, the ranks before their launcher: some end it without them.
+
+        Ranks that sshd has started have the others on all machines stop with them; the launcher would cut them off.
+        """
+        own = descendants(os.getpid())
+        remote = [process for process in registered_processes(self._folder) if process not in own]
+        for process in remote if remote and number != signal.SIGKILL else [*remote, *reversed(own)]:
             if process.is_alive():
                 with suppress(OSError):  # it has ended, or is another user's, as of sudo
                     os.kill(process.pid, number)

@@ -10,7 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretraining.cli.deepspeed_keys import ACCEPTED, AUTO, BATCH_KEYS, OFF, REJECTED, Value
+from pretraining.cli.deepspeed_keys import (
+    ACCEPTED,
+    AUTO,
+    BATCH_KEYS,
+    OFF,
+    REJECTED,
+    REJECTED_BELOW_STAGE_3,
+    STAGE_3_KEYS,
+    Value,
+)
 from pretraining.errors import UserError, nearest, raise_problems
 
 if TYPE_CHECKING:
@@ -49,12 +58,19 @@ def load_ds_config(path_text: str | None) -> dict[str, Any]:
 def ds_config_problems(arguments: "PretrainArguments") -> Iterator[str]:
     """What is wrong with the config, as far as the flags determine it; the rest depends on machine, model and data."""
     path_text = arguments.trainer["deepspeed"]
+    if arguments.chooses_deepspeed:
+        return
     try:
         config, _ = _read(path_text)
         agree_with_flags(config, _decided(arguments), path_text)
     except UserError as error:
         yield from error.problems
         return
+    if arguments.optimization.optim == "muon" and zero_stage(config) < 3:
+        yield (
+            f"--optim muon --deepspeed {path_text}: its ZeRO stage is {zero_stage(config)}, whose partitions cut "
+            "matrices anywhere, and muon needs whole ones; use ds_config.json (stage 3), or --optim adamw"
+        )
     trials = "--per_device_train_batch_size auto" if arguments.finds_micro_batch else "--profile_plan"
     if arguments.finds_micro_batch or arguments.plan.profile_plan:  # which try other sizes than those of the run
         for path in BATCH_KEYS:
@@ -81,7 +97,8 @@ def _read(path_text: str | None) -> tuple[dict[str, Any], list[tuple[str, str]]]
     config = _read_json(path_text, place)
     old_spellings = list(_update_old_spellings(config))
     raise_problems(f"{place}: {problem}" for problem in _problems_of(config))
-    config["zero_optimization"].setdefault(GATHER_KEY, True)
+    if zero_stage(config) == 3:
+        config["zero_optimization"].setdefault(GATHER_KEY, True)
     # DeepSpeed's default is true, and then it waits for the GPU in each micro step; this suite measures speed itself.
     config.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
     for path in DECIDED_BY_FLAGS:
@@ -106,6 +123,11 @@ def agree_with_flags(config: dict[str, Any], resolved: Mapping[str, Any], path_t
             )
         section[key] = AUTO
     raise_problems(problems)
+
+
+def zero_stage(config: Mapping[str, Any]) -> int:
+    """The ZeRO stage of a checked config: 1, 2 or 3."""
+    return int(config["zero_optimization"]["stage"])
 
 
 def offloads(config: dict[str, Any], what: str, *, to: str | None = None) -> bool:
@@ -164,12 +186,29 @@ def _problems_of(config: dict[str, Any]) -> Iterator[str]:
     """What is wrong with keys and values; what is rejected and switched off is dropped."""
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict) or "stage" not in zero:
-        yield "zero_optimization.stage is missing; set it to 3, this suite trains with ZeRO-3"
+        yield "zero_optimization.stage is missing; set it to 3, which shards the weights too, or to 1 or 2"
     yield from _section_problems(config, ACCEPTED, "")
     for name in OLD_OFFLOAD_KEYS.values():
         section = zero.get(name) if isinstance(zero, dict) else None
         if isinstance(section, dict) and section.get("device") == "nvme" and not section.get("nvme_path"):
             yield f"zero_optimization.{name}.nvme_path is missing; set it to a folder on the disk to offload to"
+    if isinstance(zero, dict) and zero.get("stage") in (1, 2):
+        yield from _lower_stage_problems(config, zero)
+
+
+def _lower_stage_problems(config: dict[str, Any], zero: dict[str, Any]) -> Iterator[str]:
+    """What only stage 3 has, or only there is safe."""
+    stage = zero["stage"]
+    if names := [name for name in zero if name.startswith(STAGE_3_KEYS)]:
+        verb, them = ("belongs", "it") if len(names) == 1 else ("belong", "them")
+        yield f"zero_optimization: {', '.join(names)} {verb} to stage 3, and the stage is {stage}; remove {them}"
+    for path, reason in REJECTED_BELOW_STAGE_3.items():
+        section = config.get(path.partition(".")[0])
+        if isinstance(section, dict) and section.get(path.partition(".")[2]) is True:
+            yield f"{path} is true with stage {stage} ({reason}); set it to false"
+    offload = zero.get("offload_optimizer")
+    if isinstance(offload, dict) and offload.get("device") == "nvme":
+        yield f"zero_optimization.offload_optimizer.device is nvme, which needs stage 3, not {stage}; set it to cpu"
 
 
 def _section_problems(section: dict[str, Any], accepted: dict[str, Any], prefix: str) -> Iterator[str]:

@@ -17,10 +17,10 @@ from typing import NoReturn
 from pretraining.cli.logs import setup_logging
 from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, UserError
 from pretraining.system.files import cache_dir
-from pretraining.system.launchers import check_launch_variables, local_rank
+from pretraining.system.launchers import check_launch_variables, local_rank, process_rank
 from pretraining.system.machines.meeting import share_crash, shared
 from pretraining.system.machines.slurm import adopt_slurm_task
-from pretraining.system.supervision import forget_exit_codes, record_exit_code
+from pretraining.system.supervision import final_exit_code, forget_exit_codes, record_exit_code, register_process
 from pretraining.system.torch_environment import share_cores, use_expandable_segments, use_reproducible_kernels
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 RANK0_GRACE_SECONDS = 5.0  # launchers poll their processes once a second
 READER_GONE_EXIT_CODE = 141  # 128 + SIGPIPE, as of any command before `| head`
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# Called with the exit code and the message when this process ends by itself; must not block.
+EXIT_LISTENERS: list[Callable[[int, str], None]] = []
 # Of reading as well as of writing.
 PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
@@ -64,6 +66,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
     adopt_slurm_task()
     setup_logging()
     forget_exit_codes()
+    register_process()
     use_reproducible_kernels()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: any text can be printed in any locale
@@ -88,12 +91,25 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
 def _run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         check_launch_variables()
+        _leave_again()
         share_cores()  # before anything imports torch
         use_expandable_segments()
         main(sys.argv[1:])
     finally:
         if sys.stdout is not None:
             sys.stdout.flush()  # a closed pipe is noticed here, not during Python's shutdown
+
+
+def _leave_again() -> None:
+    """Exit if torchrun has started a program again that was stopped on request or has found a user error."""
+    if (exit_code := final_exit_code()) is not None:
+        if process_rank() == 0:
+            logger.warning(
+                "torchrun --max_restarts starts a run again that has ended with exit code %d: ending; tools.supervise "
+                "restarts only after crashes",
+                exit_code,
+            )
+        exit_process(exit_code)
 
 
 def _reader_is_gone(descriptor: int) -> bool:
@@ -139,8 +155,7 @@ def exit_process(exit_code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     logging.shutdown()
-    record_exit_code(exit_code)
-    os._exit(exit_code)
+    _leave(exit_code, "")
 
 
 def hard_exit(message: str, exit_code: int) -> NoReturn:
@@ -148,5 +163,11 @@ def hard_exit(message: str, exit_code: int) -> NoReturn:
     if message:
         with contextlib.suppress(OSError):  # mpirun holds the other end of stderr, and may be what died
             os.write(2, f"error: {message}\n".encode())  # the log's lock may be held forever
+    _leave(exit_code, message)
+
+
+def _leave(exit_code: int, message: str) -> NoReturn:
+    for listener in EXIT_LISTENERS:
+        listener(exit_code, message)
     record_exit_code(exit_code)
     os._exit(exit_code)

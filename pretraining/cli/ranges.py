@@ -117,7 +117,9 @@ RANGES: dict[str, Range] = {
     "local_rank": Range(-1, 1 << 16),
     # plan
     "num_gpus": Range(1, 1 << 16),
+    "num_nodes": Range(1, 4096),
     "assumed_hfu": Range(0.0001, 1),
+    "assumed_network_gbits": Range(0.001, 10**6),
     "price_per_gpu_hour": Range(0, 10**9),
     # preprocess.py and train_tokenizer.py
     "max_document_bytes": Range(1, (1 << 31) - 1),  # the largest text that a column of Arrow takes

@@ -6,20 +6,17 @@ llama.cpp, in lowercase, with `_` for `-` and for the dot of `train.lr_warmup_st
 
 from collections.abc import Collection
 
-# Flags that only some programs have: a remedy counts in those that have its flag.
-PRETRAIN = "dataset_revision"
-TRAINS = "deepspeed"  # pretrain.py and finetune.py
+from pretraining.cli.parallelism import PARALLELISM, PRETRAIN, TRAINS
+
+# Flags that only some other programs have.
 PREPROCESS = "num_slices"
 GENERATE = "prompt"
 DATA = "data_files"
 # What is not here, and what does its work.
-SHARDING = "not available: ZeRO-3 shards the model over all GPUs, see --deepspeed; remove it"
 ZERO = "ZeRO-3 is always on; choose its memory by --deepspeed, e.g. ds_config_offload_optimizer.json"
 ADAPTERS = "not available: all weights are trained; remove it"
 ALWAYS_MASKED = "only answers are learned, always; remove it"
 FLASH = "--attention_implementation sdpa, the default, is flash attention where torch has it"
-LAUNCHER = "the launcher starts the processes, e.g. deepspeed --num_gpus=8 pretrain.py; remove it"
-MACHINES = "not available: a run is on one machine; remove it"
 OVERWRITE = "not available: the same command resumes; for a new run choose another --output_dir"
 CONTINUE = "--resume CHECKPOINT (continue that run) or --weights MODEL (start a new run from its weights)"
 BLOCK_LENGTH = "preprocess.py --block_length N makes the blocks, and pretrain.py takes their length"
@@ -111,17 +108,7 @@ SYNONYMS: list[tuple[str, dict[str, str]]] = [
         "p plugin zero zero1 zero_stage use_distributed_optimizer data_parallel_shard_degree sharding_strategy",
         {TRAINS: ZERO},
     ),
-    (
-        "tp tp_size tensor_parallel tensor_parallel_size tensor_parallel_degree tensor_model_parallel_size "
-        "pp pp_size pipeline_parallel_size pipeline_parallel_degree pipeline_model_parallel_size",
-        {TRAINS: SHARDING},
-    ),
-    (
-        "sp sp_size cp sequence_parallel context_parallel_size context_parallel_degree",
-        {PRETRAIN: "--sequence_parallel_size"},
-    ),
-    ("nproc_per_node num_processes devices gpus ngpus launcher", {TRAINS: LAUNCHER}),
-    ("nnodes num_nodes node_rank hostfile", {TRAINS: MACHINES}),
+    *PARALLELISM,
     ("master_port port", {TRAINS: "deepspeed --master_port=N pretrain.py"}),
     ("device", {TRAINS: "--use_cpu, or nothing for all GPUs"}),
     # Model

@@ -1,28 +1,32 @@
-"""Measured all-reduce: NCCL over all GPUs, or gloo between two processes on the CPU.
+"""Measured all-reduce: NCCL over all GPUs, or gloo between processes on CPUs.
 
 The ranks are separate programs, as in a run: `python3 -m pretraining.doctor.all_reduce` with torchrun's variables.
-Ranks that the doctor starts meet in a file instead of a port.
+Ranks that the doctor starts on one machine meet in a file instead of a port.
 """
 
 import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pretraining import PROJECT_DIR
 from pretraining.doctor.devices import has_nvlink_everywhere
 from pretraining.doctor.finding import Finding, failure, ok, warning_if
 from pretraining.system.formatting import format_bytes
+from pretraining.system.machines.network import use_interface
 
 GPU_BYTES, CPU_BYTES = 2**28, 2**24
 NUM_CPU_PROCESSES = 2
 NUM_WARMUP_ROUNDS, NUM_ROUNDS = 3, 10
+SLOW_SECONDS = 0.5  # of the first round; then a single one is measured, or a slow network would take minutes
 # From the moment that every rank has imported torch, however long a cold disk takes for that. What is left is to open
 # the GPUs and to start NCCL: from a disk at 100 MB/s its library of 0.3 GB comes in 3 s; 6 times that counts as a hang.
 LIMIT_SECONDS = 18
@@ -94,20 +98,45 @@ def measure() -> dict:
         torch.set_num_threads(1)
     # torch's own store would listen on all network interfaces; torchrun has started one already.
     store = os.environ.get(STORE_VARIABLE)
+    if store is None:
+        use_interface(_own_end(os.environ["MASTER_ADDR"]))  # as in a run: gloo's choice may be the loopback interface
     init_method = None if store is None else f"file://{store}"
     dist.init_process_group(backend, init_method=init_method, rank=int(os.environ["RANK"]), world_size=size)
-    tensor = torch.zeros(num_bytes // 4, device=device)
-    for num_rounds in (NUM_WARMUP_ROUNDS, NUM_ROUNDS):
+    rate = _mean_rate(torch.zeros(num_bytes // 4, device=device))
+    dist.destroy_process_group()
+    rates = {"bytes_per_second": rate, "bus_bytes_per_second": rate * 2 * (size - 1) / size}
+    return {"backend": backend, "size": size, "num_bytes": num_bytes, **rates}
+
+
+def _mean_rate(tensor: Any) -> float:
+    """Bytes of `tensor` that are summed over all ranks per second."""
+    import torch
+    import torch.distributed as dist
+
+    def seconds_per_round(num_rounds: int) -> float:
         started_at = time.perf_counter()
         for _ in range(num_rounds):
             dist.all_reduce(tensor)
         dist.barrier()
-        if on_gpu:
+        if tensor.is_cuda:
             torch.cuda.synchronize()
-    rate = num_bytes * NUM_ROUNDS / (time.perf_counter() - started_at)
-    dist.destroy_process_group()
-    rates = {"bytes_per_second": rate, "bus_bytes_per_second": rate * 2 * (size - 1) / size}
-    return {"backend": backend, "size": size, "num_bytes": num_bytes, **rates}
+        return (time.perf_counter() - started_at) / num_rounds
+
+    dist.barrier()  # connects the ranks, which takes NCCL seconds
+    num_bytes, slowest = tensor.nbytes, torch.full((1,), seconds_per_round(1), device=tensor.device)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)  # all ranks have to take the same number of rounds
+    if slowest.item() > SLOW_SECONDS:
+        return num_bytes / seconds_per_round(1)
+    seconds_per_round(NUM_WARMUP_ROUNDS)
+    return num_bytes / seconds_per_round(NUM_ROUNDS)
+
+
+def _own_end(address: str) -> str | None:
+    """The address of this machine from which it reaches another one; nothing is sent."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 1))
+        return probe.getsockname()[0]
+    return None
 
 
 def _start(rank: int, size: int, store: Path) -> subprocess.Popen[str]:

@@ -8,7 +8,7 @@ from pretraining.planning.flops import flops_per_token, num_parameters
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import HALF_TYPES, TrainingLayout
 from pretraining.planning.model_states import model_states
-from pretraining.planning.speed import tokens_per_second_per_gpu
+from pretraining.planning.speed import Speeds, tokens_per_second_per_gpu
 from pretraining.system.gpus import GpuType
 
 BILLION = 10**9
@@ -121,7 +121,7 @@ def plan_costs(
     if gpu_type is None or layout.precision not in HALF_TYPES:
         return None
     return Costs(
-        tokens_per_second_per_gpu=tokens_per_second_per_gpu(layout, batch, gpu_type, hfu=flags.assumed_hfu),
+        tokens_per_second_per_gpu=tokens_per_second_per_gpu(layout, batch, gpu_type, Speeds.of(flags)),
         flops_per_token=flops_per_token(layout.shape, block_length=layout.block_length),
         peak_flops_per_second=gpu_type.peak_flops_per_second,
         num_tokens=BILLION if num_tokens is None else num_tokens,

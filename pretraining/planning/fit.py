@@ -59,7 +59,8 @@ def choose_gradient_type(asked: str, layout: TrainingLayout, machine: MachineSpe
         return GradientType("fp32", "as the weights")
     if asked != "auto":
         return GradientType(asked, "as asked for")
-    if machine.has_gpu and layout.offload_optimizer and layout.precision == "bf16":
+    copies_sums = layout.offload_optimizer and layout.stage == 3  # below it fp32 sums stay on the GPU
+    if machine.has_gpu and copies_sums and layout.precision == "bf16":
         return GradientType("bf16", "fp32 would double what offloading copies in every micro step")
     # By the GPU alone: free host memory differs between starts and ranks, and the sums must not.
     full, half = replace(layout, grad_accum_dtype="fp32"), replace(layout, grad_accum_dtype=layout.precision)

@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Protocol
+
+NamedShape = tuple[str, tuple[int, ...]]
 
 
 class LlamaShape(Protocol):
@@ -20,16 +23,20 @@ class LlamaShape(Protocol):
     mlp_bias: bool
 
 
-def parameter_shapes(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+def parameter_shapes(shape: LlamaShape) -> Iterator[NamedShape]:
     """Yield name and shape of each parameter, in the order of the model; tied embeddings once."""
-    yield "model.embed_tokens.weight", (shape.vocab_size, shape.hidden_size)
-    layer = list(_layer_shapes(shape))  # once: reading a field of a transformers config takes 10 us
-    for number in range(shape.num_hidden_layers):
-        for name, dimensions in layer:
-            yield f"model.layers.{number}.{name}", dimensions
-    yield "model.norm.weight", (shape.hidden_size,)
-    if not shape.tie_word_embeddings:
-        yield "lm_head.weight", (shape.vocab_size, shape.hidden_size)
+    embedding = (shape.vocab_size, shape.hidden_size)
+    layer = tuple(_layer_shapes(shape))  # once: reading a field of a transformers config takes 10 us
+    yield from _parameter_shapes(embedding, layer, shape.num_hidden_layers, has_head=not shape.tie_word_embeddings)
+
+
+@lru_cache(maxsize=8)  # --deepspeed auto asks for them a thousand times
+def _parameter_shapes(
+    embedding: tuple[int, int], layer: tuple[NamedShape, ...], num_layers: int, *, has_head: bool
+) -> tuple[NamedShape, ...]:
+    of_layers = ((f"model.layers.{number}.{name}", size) for number in range(num_layers) for name, size in layer)
+    head = (("lm_head.weight", embedding),) if has_head else ()
+    return ("model.embed_tokens.weight", embedding), *of_layers, ("model.norm.weight", embedding[1:]), *head
 
 
 def num_parameters(shape: LlamaShape) -> int:

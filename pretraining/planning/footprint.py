@@ -11,6 +11,7 @@ from pretraining.planning.activations import activations, evaluation_bytes
 from pretraining.planning.flops import layer_parameters, num_parameters
 from pretraining.planning.layout import FP32_BYTES, HALF_TYPES, MAX_MESSAGES_IN_FLIGHT, TrainingLayout
 from pretraining.planning.model_states import largest_parameter, model_states, sub_groups
+from pretraining.planning.zero.flat_groups import has_flat_sums, keeps_sums_on_gpu, message_bytes, reduced_bytes
 
 PHASES = ("loss", "layer backward", "optimizer step", "evaluation")
 FP64_BYTES = 8
@@ -96,15 +97,13 @@ def _gpu_parts(layout: TrainingLayout, *, has_gpu: bool) -> Iterator[Part]:
     if not layout.offload_parameters:
         yield Part("weights", states.weights)
     yield Part("small weights, kept whole", states.whole_weights)
+    yield Part("second copy (hpZ)", states.second_copy)
+    if keeps_sums_on_gpu(layout):
+        yield Part("gradients", states.gradients, _phases_of_sums(layout))
     if not layout.offload_optimizer:
-        yield Part("gradients", states.gradients)
         yield Part("master weights", states.master_weights)
         yield Part("optimizer moments", states.moments)
-    if not layout.adds_gradients_in_place:
-        yield Part("reduce bucket", layout.zero.reduce_bucket_size * layout.weight_bytes)
-    # One is being computed while another is flattened to be reduced.
-    yield Part("gradients in flight", 2 * largest_parameter(layout) * layout.weight_bytes, (loss, layer))
-    yield Part("gradients of whole layers", _layer_gradients(layout) * layout.weight_bytes, (layer,))
+    yield from _message_parts(layout) if layout.stage == 3 else _message_parts_of_flat_groups(layout)
     yield Part("gathered weights", _gathered_weights(layout) * layout.weight_bytes, (loss, layer, evaluation))
     active = activations(layout)
     yield Part("activations", active.kept, (loss, layer))
@@ -113,6 +112,39 @@ def _gpu_parts(layout: TrainingLayout, *, has_gpu: bool) -> Iterator[Part]:
     yield Part("recomputed layer" if is_recomputed else "gradients of a layer", active.in_layer, (layer,))
     yield Part("logits of an evaluation", evaluation_bytes(layout), (evaluation,))
     yield Part("casts of the step", _step_bytes(layout, has_gpu=has_gpu), (step,))
+
+
+def _phases_of_sums(layout: TrainingLayout) -> tuple[str, ...]:
+    """Stage 3 and BF16_Optimizer keep the memory of the sums; the others free it with the step."""
+    return PHASES if layout.stage == 3 or layout.is_bf16_optimizer else PHASES[:3]
+
+
+def _message_parts(layout: TrainingLayout) -> Iterator[Part]:
+    """Gradients on their way to their sums in stage 3."""
+    loss, layer = PHASES[:2]
+    if not layout.adds_gradients_in_place:
+        yield Part("reduce bucket", layout.zero.reduce_bucket_size * layout.weight_bytes)
+    # One is being computed while another is flattened to be reduced.
+    yield Part("gradients in flight", 2 * largest_parameter(layout) * layout.weight_bytes, (loss, layer))
+    yield Part("gradients of whole layers", _layer_gradients(layout) * layout.weight_bytes, (layer,))
+
+
+def _message_parts_of_flat_groups(layout: TrainingLayout) -> Iterator[Part]:
+    """The same in stages 1 and 2. Stage 1 reduces them once, before the step."""
+    loss, layer, step, _ = PHASES
+    reduced_in = (step,) if layout.stage == 1 else (loss, layer)
+    in_flight = 2 * largest_parameter(layout)
+    if layout.is_bf16_optimizer and not layout.frees_gradients_at_once:
+        yield Part("gradients of a micro step", num_parameters(layout.shape) * layout.weight_bytes, PHASES[:3])
+    else:
+        yield Part("gradients in flight", in_flight * layout.weight_bytes, (loss, layer))
+    if not layout.is_bf16_optimizer:
+        each = FP32_BYTES if layout.stage == 1 and has_flat_sums(layout) else layout.weight_bytes
+        yield Part("reduce bucket", layout.zero.reduce_bucket_size * each, PHASES[: 4 - layout.stage])
+        if layout.offload_optimizer:
+            yield Part("gradient to copy", largest_parameter(layout) * layout.weight_bytes)
+    yield Part("message of gradients", message_bytes(layout), reduced_in)
+    yield Part("reduced gradients", reduced_bytes(layout), reduced_in)
 
 
 def _processes(layout: TrainingLayout, *, has_gpu: bool) -> Part:
@@ -128,7 +160,10 @@ def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
         yield Part("pinned pool of the weights", 2 * states.weights * local)
     if layout.offload_optimizer:
         copies = [] if layout.optimizer_on_disk else [FP32_BYTES * group.size for group in sub_groups(layout)]
-        pinned = [states.gradients, *copies]
+        pinned = [*([] if keeps_sums_on_gpu(layout) else [states.gradients]), *copies]
+        if layout.stage < 3:
+            gradient = largest_parameter(layout) * layout.weight_bytes
+            pinned += [gradient, *(group.size * layout.weight_bytes for group in sub_groups(layout))]
         yield Part("gradients", sum(pinned) * local)
         yield Part("rounding of pinned memory", sum(map(_pinned_rounding, pinned)) * local)
     if layout.offload_optimizer and not layout.optimizer_on_disk:
@@ -148,7 +183,7 @@ def _gathered_weights(layout: TrainingLayout) -> int:
 
 
 def _gathers(layout: TrainingLayout) -> bool:
-    return layout.num_processes > 1 or layout.offload_parameters
+    return layout.stage == 3 and (layout.num_processes > 1 or layout.offload_parameters)
 
 
 def _layer_gradients(layout: TrainingLayout) -> int:
@@ -164,7 +199,7 @@ def _launched_ahead(layout: TrainingLayout) -> int:
 
     On one GPU they are freed in the order in which they are used, so that nothing accumulates.
     """
-    if layout.adds_gradients_in_place:
+    if layout.adds_gradients_in_place or layout.stage < 3:
         return 0
     each = layout.zero.reduce_bucket_size + (layer_parameters(layout.shape) if _gathers(layout) else 0)
     return min(MAX_MESSAGES_IN_FLIGHT * each, 2 * num_parameters(layout.shape))
@@ -173,12 +208,14 @@ def _launched_ahead(layout: TrainingLayout) -> int:
 def _step_bytes(layout: TrainingLayout, *, has_gpu: bool) -> int:
     """The larger of the norm's fp64 copy of a gradient, and the fp32 gradients of one sub-group with work space."""
     groups = sub_groups(layout)
-    largest = max(max(group.partitions) for group in groups)
+    largest = min(largest_parameter(layout), max(max(group.partitions) for group in groups))
     if layout.offload_optimizer:
         return FP64_BYTES * min(largest, NORM_CHUNK)
     size = max(group.size for group in groups)
     # They are flattened in their own type first, and both are there while they are cast.
     casts = size * (FP32_BYTES + (2 if layout.grad_accum_dtype in HALF_TYPES else 0))
+    if layout.stage < 3 and (layout.is_bf16_optimizer or has_flat_sums(layout)):
+        casts = 0  # the sums are fp32 and flat
     work = {
         "adamw_bf16": 2 * FP32_BYTES * min(size, FUSED_ADAMW_CHUNK if has_gpu else ADAMW_CHUNK),
         "muon": MUON_COPIES * 2 * layout.shape.hidden_size * layout.shape.intermediate_size,

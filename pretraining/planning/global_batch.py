@@ -1,6 +1,7 @@
 """The global batch: tokens per optimizer step, the same whatever the number of GPUs and the micro batch."""
 
 from dataclasses import dataclass, field, replace
+from math import isqrt
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.errors import UserError
@@ -111,3 +112,9 @@ def check_sequence_parallel(size: int, heads: Heads, *, block_length: int, num_p
     problems = [f"{count:,} {what}" for what, count in divided.items() if count % size]
     if problems:
         raise UserError(f"--sequence_parallel_size {size}: must divide the {' and the '.join(problems)}")
+
+
+def divisors(size: int) -> list[int]:
+    """Divisors of `size`, the largest first: `size` itself."""
+    small = [number for number in range(1, isqrt(size) + 1) if size % number == 0]
+    return sorted({*small, *(size // number for number in small)}, reverse=True)

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pretraining.errors import UserError
 from pretraining.planning.flops import LlamaShape, layer_parameters
 from pretraining.system.gpus import GpuType
 
+AUTO = "auto"
 FP32_BYTES = 4
+GRADIENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # by the type in which micro steps are accumulated
 HALF_TYPES = ("bf16", "fp16")
 MAX_GPUS_PER_MACHINE = 8
 # Of the memory that a GPU reports. Its driver keeps 0.4 %; and where less than 2 % stays free, the allocator gives its
@@ -19,14 +22,16 @@ MIN_REDUCE_BUCKET = 50_000_000
 MIN_PREFETCH = 200_000_000
 SUB_GROUP_SIZE = 200_000_000  # the step casts the gradients of a sub-group to fp32: 1.3 GB; 6 GB with DeepSpeed's 1e9
 MAX_MESSAGES_IN_FLIGHT = 4  # of gradients, one layer each; at the next one the host waits for the first of them
+REUSE_KEY = "stage3_max_reuse_distance"
 # Of DeepSpeed (zero/config.py), where zero_optimization has no value.
 DEFAULT_SIZES = {
     "sub_group_size": 1e9,
     "reduce_bucket_size": 5e8,
     "stage3_param_persistence_threshold": 1e5,
     "stage3_max_live_parameters": 1e9,
+    REUSE_KEY: 1e9,  # the weights that are kept between forward and backward
 }
-DEFAULT_REUSE_DISTANCE = 1e9  # stage3_max_reuse_distance, the weights that are kept between forward and backward
+HPZ_KEY = "zero_hpz_partition_size"
 
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "documents"]
 DOCUMENTS: Literal["documents"] = "documents"  # its name in transformers, which then makes no mask
@@ -40,11 +45,28 @@ class ZeroSettings:
     reduce_bucket_size: int
     param_persistence_threshold: int
     max_live_parameters: int
+    max_reuse_distance: int = 10**9
+    stage: int = 3
+    hpz_partition_size: int = 1  # processes that share a second copy of all weights (hpZ); 1: there is none
 
     @classmethod
     def of(cls, zero: Mapping[str, Any]) -> "ZeroSettings":
         """Read zero_optimization without "auto", with DeepSpeed's defaults where it has no value."""
-        return cls(*(int(zero.get(name, default)) for name, default in DEFAULT_SIZES.items()))
+        sizes = {name: int(zero.get(name, default)) for name, default in DEFAULT_SIZES.items()}
+        return cls(
+            sub_group_size=sizes["sub_group_size"],
+            reduce_bucket_size=sizes["reduce_bucket_size"],
+            param_persistence_threshold=sizes["stage3_param_persistence_threshold"],
+            max_live_parameters=sizes["stage3_max_live_parameters"],
+            max_reuse_distance=sizes["stage3_max_reuse_distance"],
+            stage=int(zero.get("stage", 3)),
+            hpz_partition_size=max(1, int(zero.get(HPZ_KEY, 1))),
+        )
+
+    @classmethod
+    def of_project(cls, shape: LlamaShape, *, stage: int) -> "ZeroSettings":
+        """The settings of this project's configs of a stage."""
+        return cls.of(resolve_auto(dict.fromkeys(DEFAULT_SIZES, AUTO) | {REUSE_KEY: 1e9, "stage": stage}, shape))
 
 
 def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
@@ -60,9 +82,38 @@ def resolve_auto(zero: Mapping[str, Any], shape: LlamaShape) -> dict[str, Any]:
         "reduce_bucket_size": max(MIN_REDUCE_BUCKET, layer),
         "stage3_prefetch_bucket_size": max(MIN_PREFETCH, layer),
         "stage3_param_persistence_threshold": 10 * shape.hidden_size,  # norms, as in transformers
-        "stage3_max_live_parameters": int(zero.get("stage3_max_reuse_distance", DEFAULT_REUSE_DISTANCE)) + 2 * layer,
+        "stage3_max_live_parameters": int(zero.get(REUSE_KEY, DEFAULT_SIZES[REUSE_KEY])) + 2 * layer,
     }
-    return {name: sizes[name] if value == "auto" else value for name, value in zero.items()}
+    return {name: sizes[name] if value == AUTO else value for name, value in zero.items()}
+
+
+def resolve_hpz(zero: Mapping[str, Any], machine: "MachineSpec", *, place: str) -> dict[str, Any]:
+    """Return zero_optimization with the processes of a machine in place of "auto" of zero_hpz_partition_size.
+
+    With hpZ the processes of each machine share a second copy of all weights, which they gather within the machine.
+
+    Raises:
+        UserError: where it is of no use, or DeepSpeed is wrong with it; `place` begins the message.
+    """
+    size, local = zero.get(HPZ_KEY, 1), machine.num_local_processes
+    if size in (0, 1):
+        return dict(zero)
+    offloaded = [name for name in ("offload_optimizer", "offload_param") if _is_on(zero.get(name))]
+    if offloaded:  # DeepSpeed issue 6926: the loss does not move
+        problem = f"is not accepted with {offloaded[0]} (DeepSpeed trains wrongly with both); remove one of them"
+    elif machine.num_processes == local:
+        problem = "needs several machines, on one it only costs memory; use ds_config.json"
+    elif size not in (AUTO, local):
+        problem = f"is not the {local} processes of a machine; set it to {local} or auto"
+    elif machine.num_processes % local:
+        problem = f"{local} does not divide the {machine.num_processes} processes; start as many on each machine"
+    else:
+        return {**zero, HPZ_KEY: local}
+    raise UserError(f"{place}: zero_optimization.{HPZ_KEY} {size}: {problem}")
+
+
+def _is_on(offload: Mapping[str, Any] | None) -> bool:
+    return bool(offload) and dict(offload or {}).get("device", "none") != "none"
 
 
 @dataclass(frozen=True)
@@ -93,6 +144,12 @@ class TrainingLayout:
     compiles_layers: bool = False
     computes_in_fp8: bool = False  # the matrix multiplications of compiled layers
     keeps_fp32_sums: bool = False  # --grad_accum_dtype fp32 was given, so offloading does not change it
+    frees_gradients_at_once: bool = True  # of ZeRO-1 in bf16: immediate_grad_update, else they stay until the step
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        return self.zero.stage
 
     @property
     def weight_bytes(self) -> int:
@@ -102,7 +159,13 @@ class TrainingLayout:
     @property
     def adds_gradients_in_place(self) -> bool:
         """Whether gradients are added to their sums at once: a single process has nobody to exchange them with."""
-        return self.num_processes == 1 and not self.offload_optimizer
+        return self.stage == 3 and self.num_processes == 1 and not self.offload_optimizer
+
+    @property
+    def is_bf16_optimizer(self) -> bool:
+        """Whether DeepSpeed takes its BF16_Optimizer, which sums all gradients in fp32 (engine.py)."""
+        in_fp32 = self.precision == "bf16" and self.grad_accum_dtype == "fp32"
+        return self.stage == 1 and in_fp32 and not self.offload_optimizer
 
     @property
     def takes_mask(self) -> bool:

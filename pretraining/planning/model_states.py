@@ -1,8 +1,8 @@
-"""Bytes of weights, gradients and optimizer under ZeRO-3, per process, exactly as DeepSpeed 0.19.8 allocates them.
+"""Bytes of weights, gradients and optimizer under ZeRO, per process, exactly as DeepSpeed 0.19.8 allocates them.
 
-Each parameter is cut into equal partitions, one per process, the last of them padded. Partitions are grouped into
-sub-groups, one flat tensor each. (runtime/zero/partition_parameters.py `_partition_param`, runtime/zero/stage3.py; a
-test compares this with the storages of real runs.)
+In stage 3 each parameter is cut into equal partitions, one per process, the last of them padded. Partitions are grouped
+into sub-groups, one flat tensor each. (runtime/zero/partition_parameters.py `_partition_param`, runtime/zero/stage3.py;
+a test compares this with the storages of real runs.) Stages 1 and 2 have the groups of zero/flat_groups.py.
 """
 
 import math
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pretraining.planning.flops import parameter_shapes
-from pretraining.planning.layout import FP32_BYTES, TrainingLayout
+from pretraining.planning.layout import FP32_BYTES, GRADIENT_BYTES, TrainingLayout
+from pretraining.planning.zero.flat_groups import flat_groups, gradient_bytes
 
-GRADIENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # by the type in which micro steps are accumulated
 STEP_BYTES = 4  # of the step count of each sub-group
 # bitsandbytes keeps two codes of 8 bits per weight, and two fp32 scales per 256 of them (arXiv 2110.02861).
 QUANTIZED_BLOCK = 256
@@ -24,14 +24,16 @@ class ModelStates:
 
     weights: int  # partitions in the precision of the forward
     whole_weights: int  # parameters too small to be gathered each time: norms and biases
+    second_copy: int  # hpZ's partitions of all weights among the processes of a machine
     gradients: int  # accumulated over micro steps
     gradient_copies: int  # of an offloaded optimizer, in fp32
     master_weights: int  # fp32, of fp32 weights too: DeepSpeed compares a device with its name, and so copies them
     moments: int  # of the optimizer
+    updated_weights: int = 0  # of an offloaded optimizer below stage 3, in the precision of the forward
 
     @property
     def optimizer(self) -> int:
-        """Bytes that are offloaded with the optimizer."""
+        """Bytes that are offloaded with the optimizer in stage 3."""
         return self.gradients + self.gradient_copies + self.master_weights + self.moments
 
 
@@ -49,12 +51,15 @@ class SubGroup:
 
 
 def model_states(layout: TrainingLayout) -> ModelStates:
-    """Count what a process keeps between two steps."""
+    """Count what a process keeps from one micro step to the next."""
     groups = sub_groups(layout)
     size = sum(group.size for group in groups)
+    if layout.stage < 3:
+        return _states_of_flat_groups(layout, size, groups)
     return ModelStates(
         weights=size * layout.weight_bytes,
         whole_weights=sum(whole_sizes(layout)) * layout.weight_bytes,
+        second_copy=_second_copy(layout),
         gradients=size * GRADIENT_BYTES[layout.grad_accum_dtype],
         gradient_copies=size * FP32_BYTES if layout.offload_optimizer else 0,
         master_weights=size * FP32_BYTES,
@@ -62,8 +67,37 @@ def model_states(layout: TrainingLayout) -> ModelStates:
     )
 
 
+def _states_of_flat_groups(layout: TrainingLayout, size: int, groups: list[SubGroup]) -> ModelStates:
+    offloaded = size if layout.offload_optimizer else 0
+    return ModelStates(
+        weights=sum(group.padded for group in flat_groups(layout)) * layout.weight_bytes,
+        whole_weights=0,
+        second_copy=0,
+        gradients=gradient_bytes(layout),
+        gradient_copies=offloaded * FP32_BYTES,
+        master_weights=size * FP32_BYTES,
+        moments=sum(_moment_bytes(layout.optimizer, group) for group in groups),
+        updated_weights=offloaded * layout.weight_bytes,
+    )
+
+
+def _second_copy(layout: TrainingLayout) -> int:
+    """Partitions of the parameters that are gathered each time; they are thrown away after a step and made again."""
+    if layout.zero.hpz_partition_size == 1:
+        return 0
+    num, threshold = layout.num_processes, layout.zero.param_persistence_threshold
+    sizes = (math.prod(dimensions) for _, dimensions in parameter_shapes(layout.shape))
+    padded = (-(-size // num) * num for size in sizes if size > threshold)
+    return sum(size // layout.zero.hpz_partition_size for size in padded) * layout.weight_bytes
+
+
 def sub_groups(layout: TrainingLayout) -> list[SubGroup]:
-    """List the sub-groups in order: matrices and embeddings first, then vectors, and Muon's matrices last."""
+    """List what the optimizer updates at once, in order: matrices and embeddings, then vectors, then Muon's matrices.
+
+    Below stage 3 these are the partitions of the flat groups.
+    """
+    if layout.stage < 3:
+        return [SubGroup((group.partition,)) for group in flat_groups(layout)]
     matrices: list[int] = []
     vectors: list[int] = []
     of_layers: list[int] = []

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pretraining.planning.flops import flops_per_token, num_parameters
+from pretraining.cli.arguments.run import PlanArguments
+from pretraining.planning.flops import flops_per_token
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import FP32_BYTES, TrainingLayout
 from pretraining.planning.model_states import model_states
+from pretraining.planning.zero.flat_groups import keeps_sums_on_gpu
+from pretraining.planning.zero.traffic import Sent, sent_per_step
 from pretraining.system.gpus import GpuType
 
 # Assumed shares of the bandwidth that a data sheet gives.
@@ -41,15 +44,12 @@ def host_traffic(layout: TrainingLayout) -> HostTraffic:
     if not layout.offload_optimizer:
         return HostTraffic(0, 0, 0)
     states = model_states(layout)
+    if layout.stage < 3:  # stage 2 copies sums in their own type in each micro step; else they stay on the GPU
+        sums = 0 if keeps_sums_on_gpu(layout) else 2 * states.gradients
+        return HostTraffic(sums, 0, states.gradient_copies + states.updated_weights)
     fetched = 2 * states.weights if layout.offload_parameters else 0
     updated = 0 if layout.offload_parameters else states.weights
     return HostTraffic(2 * states.gradients, fetched, states.gradient_copies + updated)
-
-
-def sent_bytes(layout: TrainingLayout) -> float:
-    """Bytes that each GPU sends per micro step: weights are gathered for forward and backward, gradients reduced."""
-    others = (layout.num_processes - 1) / layout.num_processes
-    return 3 * num_parameters(layout.shape) * layout.weight_bytes * others
 
 
 def recomputed_share(layout: TrainingLayout) -> float:
@@ -59,25 +59,49 @@ def recomputed_share(layout: TrainingLayout) -> float:
     return len(range(0, layout.shape.num_hidden_layers, layout.checkpoint_every)) / layout.shape.num_hidden_layers
 
 
-def tokens_per_second_per_gpu(layout: TrainingLayout, batch: GlobalBatch, gpu: GpuType, *, hfu: float) -> float:
-    """Estimate the speed where a GPU computes at a share `hfu` of its peak, recomputation included (PaLM, appendix B).
+@dataclass(frozen=True)
+class Speeds:
+    """What is assumed: the share `hfu` of its peak at which a GPU computes, and the network of a machine."""
 
-    What GPUs send each other hides behind the computation, or the other way round. What is copied from and to host
-    memory does not: the sums are copied in the stream that reduces the gradients. A network between machines is not
-    counted.
+    hfu: float
+    network_bytes_per_second: float
+
+    @classmethod
+    def of(cls, flags: PlanArguments) -> "Speeds":
+        """Read --assumed_hfu and --assumed_network_gbits."""
+        return cls(flags.assumed_hfu, flags.assumed_network_gbits * 1e9 / 8)
+
+
+def tokens_per_second_per_gpu(layout: TrainingLayout, batch: GlobalBatch, gpu: GpuType, speeds: Speeds) -> float:
+    """Estimate the speed where a GPU computes at a share of its peak, recomputation included (PaLM, appendix B).
+
+    What GPUs send each other hides behind the computation in stage 3, or the other way round; below it one follows the
+    other. What is copied from and to host memory hides nowhere: the sums are copied in the stream that reduces the
+    gradients.
     """
-    seconds = sum(_step_seconds(layout, batch, gpu, hfu=hfu))
-    return batch.tokens / layout.num_processes / seconds
+    return batch.tokens / layout.num_processes / sum(_step_seconds(layout, batch, gpu, speeds))
 
 
-def _step_seconds(layout: TrainingLayout, batch: GlobalBatch, gpu: GpuType, *, hfu: float) -> Iterator[float]:
+def sending_seconds(layout: TrainingLayout, sent: Sent, gpu: GpuType, speeds: Speeds) -> float:
+    """Seconds of what a GPU sends, over its links or, if that is slower, over the network of its machine."""
+    local = sent.total / link_bytes_per_second(gpu)
+    has_network = layout.num_processes > layout.num_local_processes
+    return max(local, sent.to_all / speeds.network_bytes_per_second) if has_network else local
+
+
+def link_bytes_per_second(gpu: GpuType) -> float:
+    """Bytes that a GPU sends to others of its machine: over NVLink, or else over PCI Express."""
+    return NVLINK_SHARE * gpu.nvlink_gb_per_second * 1e9 or PCIE_SHARE * gpu.pcie_bytes_per_second
+
+
+def _step_seconds(layout: TrainingLayout, batch: GlobalBatch, gpu: GpuType, speeds: Speeds) -> Iterator[float]:
     """Micro steps, copies over PCI Express, and the optimizer in host memory."""
+    num_micro_steps = batch.gradient_accumulation_steps
     flops = layout.num_tokens * flops_per_token(layout.shape, block_length=layout.block_length)
-    computing = flops * (1 + recomputed_share(layout) / 3) / (hfu * gpu.peak_flops_per_second)
-    pcie = PCIE_SHARE * gpu.pcie_bytes_per_second
-    link = NVLINK_SHARE * gpu.nvlink_gb_per_second * 1e9 or pcie
-    yield batch.gradient_accumulation_steps * max(computing, sent_bytes(layout) / link)
-    yield host_traffic(layout).per_step(batch.gradient_accumulation_steps) / pcie
+    computing = flops * (1 + recomputed_share(layout) / 3) / (speeds.hfu * gpu.peak_flops_per_second) * num_micro_steps
+    sending = sending_seconds(layout, sent_per_step(layout, num_micro_steps), gpu, speeds)
+    yield max(computing, sending) if layout.stage == 3 else computing + sending
+    yield host_traffic(layout).per_step(num_micro_steps) / (PCIE_SHARE * gpu.pcie_bytes_per_second)
     if layout.offload_optimizer:
         weights = model_states(layout).master_weights // FP32_BYTES * layout.num_local_processes
         yield HOST_STEP_BYTES * weights / HOST_BYTES_PER_SECOND

@@ -4,14 +4,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import isqrt
 from typing import Any
 
 from pretraining.errors import UserError
 from pretraining.planning.fit import certainly_fails, choose_gradient_type, fits, problems
 from pretraining.planning.footprint import footprint
-from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout
+from pretraining.planning.global_batch import GlobalBatch, divisors
+from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout, ZeroSettings
 from pretraining.planning.speed import host_traffic
 from pretraining.system.formatting import format_bytes
 
@@ -46,7 +45,7 @@ class Suggestion:
         shows_host = self.layout.offload_optimizer or not self.machine.has_gpu
         on_host = f"{format_bytes(needed.host_bytes)} of host memory" if shows_host else ""
         num_machines = -(-self.machine.num_processes // self.machine.num_local_processes)
-        machines = f"on {num_machines} machines (untested)" if num_machines > 1 else ""
+        machines = f"on {num_machines} machines" if num_machines > 1 else ""
         return ", ".join(filter(None, (on_gpu, on_host, machines)))
 
 
@@ -125,6 +124,25 @@ class _FlagChange:
             yield replace(before, flags=(*before.flags, self.flag), layout=layout)
 
 
+def _higher_stage(before: Suggestion, _: GlobalBatch) -> Iterator[Suggestion]:
+    """Yield the configs of higher stages, and plain ZeRO-3 for hpZ; with the optimizer offloaded if it is."""
+    layout, zero = before.layout, before.layout.zero
+    for stage, configs in STAGE_CONFIGS.items():
+        is_less = stage > zero.stage or (stage == 3 and zero.hpz_partition_size > 1)
+        if is_less and layout.num_processes > 1:
+            changed = _with_zero(layout, ZeroSettings.of_project(layout.shape, stage=stage), before.machine)
+            flags = (*before.flags, f"--deepspeed {configs[layout.offload_optimizer]}")
+            yield replace(before, flags=flags, layout=changed)
+
+
+def _with_zero(layout: TrainingLayout, zero: ZeroSettings, machine: MachineSpec) -> TrainingLayout:
+    """The layout with other settings of ZeRO, and the type of the sums that follows."""
+    layout = replace(layout, zero=zero, frees_gradients_at_once=True)
+    if layout.keeps_fp32_sums:
+        return layout
+    return replace(layout, grad_accum_dtype=choose_gradient_type("auto", layout, machine).name)
+
+
 @dataclass(frozen=True)
 class _Offload:
     """A DeepSpeed config that offloads, the fields of the layout that it sets, and as many blocks as fit with it."""
@@ -134,11 +152,11 @@ class _Offload:
 
     def __call__(self, before: Suggestion, batch: GlobalBatch) -> Iterator[Suggestion]:
         layout, machine = replace(before.layout, **self.fields), before.machine
-        if not machine.has_gpu or layout == before.layout:
+        if not machine.has_gpu or layout == before.layout or any("--deepspeed" in flag for flag in before.flags):
             return
-        if not layout.keeps_fp32_sums:
-            gradient_type = choose_gradient_type("auto", layout, machine)
-            layout = replace(layout, grad_accum_dtype=gradient_type.name)
+        is_plain = layout.stage == 3 and layout.zero.hpz_partition_size == 1
+        zero = layout.zero if is_plain else ZeroSettings.of_project(layout.shape, stage=3)
+        layout = _with_zero(layout, zero, machine)
         offloaded = replace(before, flags=(*before.flags, f"--deepspeed {self.config}"), layout=layout)
         yield from _more_blocks(offloaded, batch)
         yield offloaded
@@ -150,12 +168,6 @@ def _smaller_micro_batch(before: Suggestion, batch: GlobalBatch) -> Iterator[Sug
         layout = replace(before.layout, micro_batch_blocks=number)
         flags = (*before.flags, f"{BLOCKS_FLAG} {number}", *_micro_steps(layout, batch))
         yield replace(before, flags=flags, layout=layout)
-
-
-def divisors(size: int) -> list[int]:
-    """Divisors of `size`, the largest first: `size` itself."""
-    small = [number for number in range(1, isqrt(size) + 1) if size % number == 0]
-    return sorted({*small, *(size // number for number in small)}, reverse=True)
 
 
 def _more_blocks(before: Suggestion, batch: GlobalBatch) -> Iterator[Suggestion]:
@@ -201,13 +213,19 @@ def _more_gpus(before: Suggestion, batch: GlobalBatch) -> Iterator[Suggestion]:
             local = min(number, max(MAX_GPUS_PER_MACHINE, before.machine.num_local_processes))
             layout = replace(before.layout, num_processes=number, num_local_processes=local)
             machine = replace(before.machine, num_processes=number, num_local_processes=local)
-            flags = (*before.flags, f"--num_gpus={number}", *_micro_steps(layout, batch))
+            nodes = (f"--num_nodes={number // local}",) if number > local else ()
+            flags = (*before.flags, *nodes, f"--num_gpus={local}", *_micro_steps(layout, batch))
             yield Suggestion(flags, layout, machine)
         number *= 2
 
 
+STAGE_CONFIGS = {  # without and with the optimizer offloaded
+    2: ("ds_config_zero2.json", "ds_config_zero2_offload_optimizer.json"),
+    3: ("ds_config.json", "ds_config_offload_optimizer.json"),
+}
 # Within one machine's memory, at little or no cost.
 CHEAP_CHANGES: tuple[Change, ...] = (
+    _higher_stage,
     _smaller_micro_batch,
     _FlagChange(
         f"--loss_tiles {LOSS_TILES}",
@@ -223,7 +241,7 @@ CHEAP_CHANGES: tuple[Change, ...] = (
     ),
     _FlagChange("--optim adamw_bf16", {"optimizer": "adamw_bf16"}, lambda layout, _: layout.optimizer == "adamw"),
 )
-NUM_BESIDE_EXPENSIVE = 3  # of the cheap changes: not those that reduce precision
+NUM_BESIDE_EXPENSIVE = 4  # of the cheap changes: not those that reduce precision
 # These cost much time or money.
 EXPENSIVE_CHANGES: tuple[Change, ...] = (
     _Offload("ds_config_offload_optimizer.json", {"offload_optimizer": True}),

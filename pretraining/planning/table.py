@@ -10,8 +10,9 @@ from pretraining.planning.flops import num_parameters
 from pretraining.planning.footprint import PHASES, Footprint, Part, footprint
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import USABLE_SHARE, MachineSpec, TrainingLayout
-from pretraining.planning.speed import host_traffic
+from pretraining.planning.speed import Speeds, host_traffic, link_bytes_per_second
 from pretraining.planning.suggestions import Suggestion, nothing_fits
+from pretraining.planning.zero.traffic import sent_per_step
 
 NAME_WIDTH, VALUE_WIDTH, LINE_WIDTH = 30, 18, 79
 
@@ -28,6 +29,7 @@ class PlannedRun:
     num_steps: int | None  # None where it follows from blocks that are not here
     costs: Costs | None  # None for a GPU whose peak is unknown
     disk: DiskUsage
+    speeds: Speeds
     evaluation: EvaluationPlan | None = None  # None without blocks
     phases: tuple[str, ...] = ()
     obstacle: str | None = None  # with which the run would not start, other than memory
@@ -47,7 +49,7 @@ def plan_table(run: PlannedRun, suggestions: list[Suggestion], *, problems: list
     lines += ["", *(line for phase in run.phases for line in _wrapped(phase))] if run.phases else []
     if run.machine.has_gpu:
         lines += ["", *_gpu_lines(needed, run.machine)]
-    lines += ["", *_host_lines(needed, run.machine), *_offload_lines(run)]
+    lines += ["", *_host_lines(needed, run.machine), *_offload_lines(run), *_sent_lines(run)]
     lines += ["", "disk", *_disk_lines(run.disk)]
     lines += ["", *_cost_lines(run)]
     lines += ["", *_verdict_lines(run, problems, suggestions, is_certain=is_certain)]
@@ -92,6 +94,30 @@ def _offload_lines(run: PlannedRun) -> Iterator[str]:
         yield _line("weights", _gb(traffic.weights), "per micro step")
     yield _line("once per step", _gb(traffic.step), "gradients, weights")
     yield _line("sum per step", _gb(traffic.per_step(num_micro_steps)), f"{num_micro_steps:,} micro steps")
+
+
+def _sent_lines(run: PlannedRun) -> Iterator[str]:
+    """What one GPU sends to the others, and each machine to the others; nothing of a single process."""
+    layout, num_micro_steps = run.layout, run.batch.gradient_accumulation_steps
+    if layout.num_processes == 1:
+        return
+    sent, gpu = sent_per_step(layout, num_micro_steps), run.machine.gpu_type
+    yield ""
+    yield _heading("sent per step", "GB")
+    yield _line("by each GPU" if run.machine.has_gpu else "by each process", _gb(sent.total), zero_name(layout))
+    if gpu is not None:
+        link = link_bytes_per_second(gpu)
+        yield _line("  seconds", f"{sent.total / link:,.2f}", f"at {link / 1e9:,.0f} GB/s")
+    if layout.num_processes > layout.num_local_processes:
+        network = run.speeds.network_bytes_per_second
+        yield _line("into and out of each machine", _gb(sent.to_all), f"{num_micro_steps:,} micro steps")
+        yield _line("  seconds", f"{sent.to_all / network:,.2f}", f"at {8 * network / 1e9:,g} Gbit/s (assumed)")
+
+
+def zero_name(layout: TrainingLayout) -> str:
+    """The stage as people know it."""
+    hpz = layout.zero.hpz_partition_size
+    return f"ZeRO-{layout.stage}" + (f" with hpZ of {hpz}" if hpz > 1 else "")
 
 
 def _host_lines(needed: Footprint, machine: MachineSpec) -> Iterator[str]:
@@ -169,7 +195,7 @@ def _line(name: str, value: str, remark: str = "") -> str:
     return f"  {name:<{NAME_WIDTH}}{value:>{VALUE_WIDTH}}  {remark}".rstrip()
 
 
-def _gb(num_bytes: int) -> str:
+def _gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:,.2f}"
 
 

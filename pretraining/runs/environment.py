@@ -1,6 +1,7 @@
 """How a run was started: the command, package versions and the commit of the code."""
 
 import importlib.metadata
+import os
 import re
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ from pretraining.system.machines.slurm import is_slurm_task
 from pretraining.system.privacy import mask_words
 
 REQUIREMENTS = PROJECT_DIR / "requirements.txt"
+COMMIT_VARIABLE = "PRETRAINING_COMMIT"  # of the code in a container image, which has no repository: "0123abcd-dirty"
 EXTRA_PACKAGES = ("tokenizers", "safetensors", "triton")  # dependencies that determine ids, files and kernels
 # Flags for the number of processes per machine and of machines; mpirun and others have one for all processes.
 LAUNCHERS = {
@@ -95,9 +97,13 @@ def _version(name: str) -> str | None:
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of this checkout, and whether tracked files differ from it; None outside a repository."""
+    """The commit of this code, and whether tracked files differ from it; None where neither git nor an image has it."""
     commit = _git("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "is_dirty": bool(_git("status", "--porcelain", "-uno"))}
+    if commit is not None:
+        return {"commit": commit, "is_dirty": bool(_git("status", "--porcelain", "-uno"))}
+    built_from = os.environ.get(COMMIT_VARIABLE, "")
+    commit = built_from.removesuffix("-dirty")
+    return {"commit": commit, "is_dirty": commit != built_from} if commit else None
 
 
 def _git(*words: str) -> str | None:

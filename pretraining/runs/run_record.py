@@ -55,6 +55,7 @@ class RunRecord:
     hardware: Mapping[str, Any]
     resumed_from: str | None
     known_limit: Mapping[str, float] | None = None  # entropy in bits per byte by split, of synthetic data
+    deepspeed_choice: Mapping[str, Any] | None = None  # of --deepspeed auto: for which flags, what, and what was next
 
     def write(self, run_dir: Path) -> None:
         """Write run.json, with the command, versions and commit of this process, and the earlier starts if any."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from pretraining.errors import UserError, reading
 
-# All names in the pickles of DeepSpeed's shards: tensor constructors, number types and three classes. torch's own list
+# All names in the pickles of DeepSpeed's shards: tensor constructors, number types and four classes. torch's own list
 # has `_codecs.encode` and `bytearray`, with which a pickle of 100 bytes fills any memory.
 TENSOR_GLOBALS = frozenset({"collections.OrderedDict", "torch.Size", "torch._utils._rebuild_tensor_v2"})
 NUMBER_TYPES = re.compile(r"torch\.(?:[A-Z]\w+Storage|bool|b?float\d+|u?int\d+)")
@@ -27,6 +27,7 @@ SAFE_GLOBALS = frozenset(
         "deepspeed.runtime.zero.config.ZeroStageEnum",  # in checkpoints of earlier versions
         "deepspeed.runtime.fp16.loss_scaler.LossScaler",
         "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+        "deepspeed.utils.tensor_fragment.fragment_address",  # below stage 3: where weights are in the flat buffers
     }
 )
 MAX_PICKLE_BYTES = 16 << 20  # 200 bytes per tensor: those of Llama-2-7B take 60 KB
@@ -66,9 +67,10 @@ def reading_small(checkpoint: Path, pattern: str) -> Iterator[None]:
 def _safe_objects() -> list[Any]:
     # Imported here, because DeepSpeed takes a second to import and other sources of weights do not need it.
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.utils.tensor_fragment import fragment_address
 
     # A number stands in for ZeroStageEnum, which it equals: a pickle could change the enum's members for all.
-    return [(int, "deepspeed.runtime.zero.config.ZeroStageEnum"), LossScaler, DynamicLossScaler]
+    return [(int, "deepspeed.runtime.zero.config.ZeroStageEnum"), LossScaler, DynamicLossScaler, fragment_address]
 
 
 def _pickle_of(path: Path) -> bytes:

@@ -27,7 +27,10 @@ ACCELERATE_FLAGS = {
     "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
 }
 LAUNCHER_VARIABLE = "PRETRAINING_LAUNCHER"  # of the parent, in children that take part in its run
-SUPERVISOR_VARIABLE = "PRETRAINING_SUPERVISOR"  # the folder of tools.supervise, see `supervision`
+# The folder of tools.supervise, and the restart; see `supervision`. To other machines deepspeed passes on what begins
+# with PYTHON.
+SUPERVISOR_VARIABLE = "PYTHON_PRETRAINING_SUPERVISOR"
+RESTART_VARIABLE = "PYTHON_PRETRAINING_RESTART"
 # deepspeed's first: accelerate sets the other to 1 under it.
 LOCAL_SIZE_VARIABLES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 

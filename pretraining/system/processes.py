@@ -33,6 +33,16 @@ def command_words(pid: int) -> list[str]:
     return []
 
 
+def boot_id() -> str:
+    """The same for all processes of this machine until it is booted again; containers share it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def machine_identity() -> str:
+    """The same for processes of one machine that see each other; containers on one machine count as machines."""
+    return f"{boot_id()} {Path('/proc/self/ns/pid').readlink()}"
+
+
 @dataclass(frozen=True)
 class ProcessHandle:
     """A process of this machine, not to be confused with a later one of the same number."""

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from pretraining.planning.flops import flops_per_token, num_parameters
 from pretraining.planning.layout import DOCUMENTS
@@ -29,6 +29,7 @@ from pretraining.training.config.trainer_arguments import make_training_argument
 from pretraining.training.data.dataset import BlockFields
 from pretraining.training.data.splits import open_training_data
 from pretraining.training.distributed.process_group import has_gpu
+from pretraining.training.dry_run.profile import AllocatedStates
 from pretraining.training.metrics.throughput import StepWork, ThroughputMeter
 from pretraining.training.model.build import build_model
 from pretraining.training.model.compile import compile_layers, set_zero_leaf_layers
@@ -65,6 +66,7 @@ ORDER: tuple[type[TrainerCallback], ...] = (
     RunSummary,
     HangWatchdog,
     ReportCallback,
+    AllocatedStates,  # of --profile_plan; nothing depends on it
 )
 
 
@@ -95,7 +97,7 @@ def make_trainer(run: RunConfig, request: StopRequest) -> PretrainingTrainer:
     trainer = PretrainingTrainer(
         run,
         data,
-        model=make_model(run, seed=training_arguments.seed),
+        model=make_model(run, training_arguments),
         args=training_arguments,
         processing_class=tokenizer,
         meter=ThroughputMeter(step_work(run)),
@@ -139,6 +141,8 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
         made.append(Profiler(trainer, profiled))
     if (target := run.arguments.durability.target_loss) is not None and not run.arguments.plan.profile_plan:
         made.append(TargetLoss(trainer, metrics_log, target))
+    if run.arguments.plan.profile_plan:
+        made.append(AllocatedStates(trainer))
     if pushes is not None:
         made.append(pushes)
     if minutes:
@@ -146,13 +150,15 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
     return made
 
 
-def make_model(run: RunConfig, *, seed: int) -> PreTrainedModel:
+def make_model(run: RunConfig, training_arguments: TrainingArguments) -> PreTrainedModel:
     """The initial weights, with tiles, sequence parallelism, fp8 and compiled layers as the flags ask for."""
     flags, share = run.arguments.model, run.batch.sequence_parallel_size
     model = build_model(
         run.config,
         attention_implementation=flags.attention_implementation,
-        seed=seed,
+        seed=training_arguments.seed,
+        dtype=training_arguments.hf_deepspeed_config.dtype(),
+        device=training_arguments.device,
         parent=_parent_weights(run),
     )
     set_zero_leaf_layers(model)

@@ -29,12 +29,19 @@ from pretraining.training.data.dataset import UnusableBlockError
 from pretraining.training.data.loader import SharedMemoryError
 from pretraining.training.distributed.collectives import run_on_main
 from pretraining.training.distributed.machines import agree_on_blocks
-from pretraining.training.distributed.process_group import init_process_group, local_peers, shutdown_process_group
+from pretraining.training.distributed.process_group import (
+    init_process_group,
+    limit_gpu_memory,
+    local_peers,
+    shutdown_process_group,
+)
+from pretraining.training.dry_run.deepspeed_choice import check_same_choice, with_deepspeed_choice
 from pretraining.training.dry_run.micro_batch import with_largest_micro_batch
 from pretraining.training.dry_run.profile import print_profile, profile_arguments
 from pretraining.training.dry_run.temporary_run import ProfileMemoryError, temporary_folder
 from pretraining.training.finish import exit_stopped, finish
 from pretraining.training.model.weights import agreed_hashes
+from pretraining.training.stopping.machine_links import link_machines, naming_lost_peers
 from pretraining.training.stopping.orphan_guard import OrphanGuard, end_workers
 from pretraining.training.stopping.request import Phase, StopRequest
 from pretraining.training.stopping.target_loss import TargetLoss, check_target_loss
@@ -49,8 +56,7 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     request = StopRequest()
     orphan_guard = OrphanGuard(request)
     orphan_guard.start()
-    if arguments.finds_micro_batch:
-        arguments = with_largest_micro_batch(arguments, mixture)
+    arguments = _with_found_flags(arguments, mixture)
     run = resolve_run_config(profile_arguments(arguments, mixture), mixture)
     check_profiled_steps(run.arguments, run.num_steps)
     check_target_loss(run)
@@ -76,6 +82,13 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     shutdown_process_group(0 if target is None else target.exit_code())
 
 
+def _with_found_flags(arguments: PretrainArguments, mixture: Mixture) -> PretrainArguments:
+    """The flags with what "auto" stands for."""
+    if arguments.chooses_deepspeed:
+        return with_deepspeed_choice(arguments, mixture)
+    return with_largest_micro_batch(arguments, mixture) if arguments.finds_micro_batch else arguments
+
+
 def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> PretrainingTrainer:
     """Claim the run folder, join the other processes, build the model, and train it."""
     claim_output_dir(run)
@@ -84,12 +97,16 @@ def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> Pr
     log_run_config(run)
     init_process_group(timeout_seconds=timeout_seconds)
     orphan_guard.watch(local_peers())
+    link_machines(request, orphan_guard)
+    check_same_choice(run.arguments)
+    limit_gpu_memory(run.arguments.plan.gpu_limit_bytes)
     start = lock_and_verify(run.start, run.run_dir, run.resume)
     run = replace(run, start=start, initial_weights=agreed_hashes(run.arguments.parent, run.initial_weights))
     with memory_snapshot(run):
         trainer = make_trainer(run, request)
         run_on_main(lambda: start_run_folder(run, trainer))
-        trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+        with naming_lost_peers():
+            trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     return trainer
 
 

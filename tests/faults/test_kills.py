@@ -15,7 +15,7 @@ import pytest
 
 from pretraining.runs.history import read_records
 from pretraining.runs.run_folder import METRICS_NAME, checkpoint_step, complete_checkpoints
-from tests.conftest import TINY_MODEL, python, run_fine
+from tests.conftest import PROJECT_DIR, TINY_MODEL, python, run_fine
 from tests.programs.launching import figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
@@ -59,14 +59,22 @@ def kill_of(generator: random.Random) -> list[object]:
     return [[0], None, generator.randint(1, CHANGES)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("precision", "config"),
+    [
+        ("fp32", "ds_config.json"),
+        pytest.param("bf16", "ds_config.json", marks=pytest.mark.long),
+        pytest.param("bf16", "ds_config_zero1.json", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.guarantee(
     "A run killed at any instant, in a step or a save, by rank or all at once, equals an uninterrupted one, bit by bit."
 )
 def test_a_run_killed_at_any_instant_is_one_that_was_not(
-    precision: str, mixture: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
+    precision: str, config: str, mixture: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     flags = [*FLAGS, "--dataset", *mixture, "--bf16", str(precision == "bf16").lower()]
+    flags += ["--deepspeed", PROJECT_DIR / config]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train("2 ranks", "unused", whole, *flags)
     assert records(whole)[-1]["epoch/long"] > 1

@@ -9,7 +9,7 @@ import torch
 
 from pretraining.runs.checksums import COMPLETE_NAME, is_known_finite, read_complete, record_file, write_manifest
 from pretraining.runs.run_folder import complete_checkpoints, optimizer_shards
-from tests.conftest import Done, assert_one_error
+from tests.conftest import PROJECT_DIR, Done, assert_one_error
 from tests.programs.launching import events, figures, train, try_to_train
 
 pytestmark = pytest.mark.launch
@@ -53,6 +53,14 @@ def test_a_run_whose_state_is_not_finite_ends_unsaved_and_resumes(
     assert not (run_dir / "model").exists()
     train("2 ranks", sample_store, run_dir, *FLAGS)
     assert figures(run_dir) == figures(undisturbed), "nothing of it was saved"
+
+
+def test_below_zero_3_what_is_not_finite_is_named_by_its_parameter(sample_store: Path, tmp_path: Path) -> None:
+    """Process 1 has the second half of 160 numbers of norms: its fourth is in the third norm."""
+    flags = ["--deepspeed", PROJECT_DIR / "ds_config_zero1.json", "--bf16", "true"]
+    done = train_with_nan(sample_store, tmp_path / "run", *flags, nan=[(2, 1, "moment")])
+    assert_one_error(done, "at step 2, exp_avg of model.layers.1.input_layernorm.weight of process 1 is not finite")
+    assert saved(tmp_path / "run") == []
 
 
 def test_a_run_goes_back_in_place_to_its_last_finite_checkpoint(sample_store: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.runs.checksums import read_complete
 from pretraining.runs.run_folder import complete_checkpoints
 from tests.conftest import assert_one_error, mounted_disk
 from tests.programs.launching import events, figures, records, train, try_to_train
@@ -106,13 +107,19 @@ def test_a_run_folder_that_may_not_be_written_stops_no_training(
 def test_without_room_for_a_copy_the_same_is_saved_at_once(
     undisturbed: Path, sample_store: Path, tmp_path: Path
 ) -> None:
-    """To the bit, or what is saved would be weights of the next step; one process without room is enough for that."""
-    train("2 ranks", sample_store, tmp_path / "run", *FLAGS, script="tests/faults/drivers/without_copy.py")
+    """To the bit, or what is saved would be weights of the next step; one process without room is enough for that.
+
+    And whatever the first process sees of the others' files, none is left out.
+    """
+    train("2 ranks", sample_store, tmp_path / "run", *FLAGS, script="tests/faults/drivers/network_disk.py")
     assert steps_of(tmp_path / "run") == steps_of(undisturbed)
     for name in steps_of(undisturbed):
         ours, theirs = tmp_path / "run" / name, undisturbed / name
         assert_equal_to_the_bit(ours, theirs)
         assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+        listed = [[file["path"] for file in read_complete(folder)["files"]] for folder in (ours, theirs)]
+        assert listed[0] == listed[1]
+        assert "rng_state_1.pth" in listed[0]
 
 
 def flip_a_bit(path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.system.processes import ProcessHandle, descendants
-from pretraining.system.supervision import Restart, boot_seconds, write_restart
+from pretraining.system.supervision import Restart, attempt_environment, boot_seconds
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, run
 from tests.programs.launching import (
     SEARCH_PATH,
@@ -48,9 +48,7 @@ def undisturbed(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def supervised(folder: Path, restart: Restart | None = None) -> dict[str, str]:
     """The environment of a program under a supervisor that keeps its records in `folder`."""
     folder.mkdir(exist_ok=True)
-    if restart is not None:
-        write_restart(folder, restart)
-    return {"PRETRAINING_SUPERVISOR": str(folder)}
+    return attempt_environment(folder, restart)
 
 
 @pytest.mark.guarantee("A crashed run is restarted and equals an uninterrupted one.")
@@ -213,6 +211,17 @@ def test_a_signal_reaches_every_rank_and_nothing_is_left_running(
     assert all(received.split().count("SIGINT") <= 1 for received in ranks.signals()), "a second one ends it unsaved"
     assert len(ranks.signals()) == 2
     assert ranks.attempts() == {"0-0", "0-1"}
+
+
+@pytest.mark.parametrize(("does", "is_final"), [(75, True), (2, True), (7, False)])
+def test_torchrun_does_not_train_again_what_was_stopped(tmp_path: Path, does: int, is_final: bool) -> None:
+    """It starts its ranks again whatever they exit with, and exits with 1."""
+    command = [*launcher("torchrun"), "--max_restarts=1", RANKS, tmp_path]
+    env = {"PYTHONPATH": SEARCH_PATH, "DOES": json.dumps({f"{n}-{rank}": does for n in (0, 1) for rank in (0, 1)})}
+    done = run(*command, env=env)
+    assert done.returncode == 1, done.output
+    line = f"torchrun --max_restarts starts a run again that has ended with exit code {does}: ending"
+    assert done.output.count(line) == is_final, done.output
 
 
 @pytest.mark.parametrize("name", ["torchrun", "mpirun"])  # of deepspeed: test_orphans.py

@@ -182,7 +182,7 @@ class TwoHosts:
         return own
 
     def processes(self, name: str) -> list[ProcessHandle]:
-        """What runs on a host, beside its sshd; empty when it is down."""
+        """What runs on a host, beside sshd and its sessions; empty when it is down."""
         if self._hosts[name].poll() is not None:
             return []
         init, found = self._init(name), []
@@ -190,7 +190,7 @@ class TwoHosts:
             with suppress(OSError):  # of one that has just ended
                 if (path / "ns/pid").readlink() == Path(f"/proc/{init}/ns/pid").readlink():
                     found.append(ProcessHandle.of(int(path.name)))
-        return [process for process in found if process.pid != init and process.is_alive()]
+        return [each for each in found if each.is_alive() and not command_words(each.pid)[0].startswith("sshd: ")]
 
     def commands(self, name: str) -> list[str]:
         """The command lines of `processes`, for messages of tests."""

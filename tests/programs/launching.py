@@ -16,7 +16,7 @@ import jsonlines
 
 from pretraining.system.launchers import DEEPSPEED, free_port
 from pretraining.system.processes import descendants
-from tests.conftest import PROJECT_DIR, TINY_RUN, Done, run
+from tests.conftest import PROJECT_DIR, TINY_RUN, Done, python, run, run_fine
 
 NUM_STEPS = 6
 BLOCKS_PER_STEP = 8
@@ -35,6 +35,16 @@ def launcher(name: str) -> list[object]:
         "accelerate": ["accelerate", "launch", "--use_deepspeed", "--zero_stage=3", "--num_processes=2", *port],
         "python": [sys.executable],
     }[name]
+
+
+def small_store(folder: Path, *, num_texts: int) -> Path:
+    """Blocks of the first texts of the sample, as one source without a name."""
+    files = sorted((PROJECT_DIR / "data/sample").glob("*.jsonl"))
+    texts = [json.loads(line)["text"] for path in files for line in path.read_text().splitlines()]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:num_texts]))
+    words = ["--data_files", folder / "texts.jsonl", "--block_length", BLOCK_LENGTH, "--output_dir", folder / "blocks"]
+    run_fine(*python("preprocess.py", *words))
+    return folder / "blocks"
 
 
 def training_flags(store: Path | str | None, run_dir: Path, *flags: object) -> list[object]:

@@ -159,11 +159,17 @@ class PretrainArguments:
     plan: PlanArguments
     trainer: dict[str, Any]
     parent: ParentModel | None = None
+    choice: Mapping[str, Any] | None = None  # of --deepspeed auto, as run.json has it
 
     @property
     def model_name(self) -> str:
         """The model by the name that people know."""
         return self.model.model if self.parent is None else self.parent.name
+
+    @property
+    def chooses_deepspeed(self) -> bool:
+        """Whether the plan chooses the DeepSpeed config, and what else is left open."""
+        return self.trainer["deepspeed"] == AUTO
 
     @property
     def finds_micro_batch(self) -> bool:

@@ -1,14 +1,14 @@
 """The flags of every program that trains: optimizer, checkpoints and stops, monitoring, plan."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pretraining.cli.arguments.preprocess import LICENSE
-from pretraining.cli.arguments.trainer import trainer_group
+from pretraining.cli.arguments.trainer import AUTO, trainer_group
 from pretraining.cli.flags import check_all, flag
 from pretraining.cli.recipe import FlagGroup, dataclass_group
-from pretraining.errors import shortened
+from pretraining.errors import UserError, shortened
 
 OptimizerName = Literal["adamw", "adamw_bf16", "adamw_8bit", "muon"]
 # What may differ from the run that is resumed, on request.
@@ -29,6 +29,7 @@ CHANGEABLE = (
 )
 MEMORY_TEXT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT]I?B)", re.IGNORECASE)
 PROFILED_STEPS = re.compile(r"([1-9]\d{0,8})(?::([1-9]\d{0,5}))?")
+MIN_GPU_LIMIT = "3GB"  # of which CUDA's context and NCCL take most
 UNIT_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -150,28 +151,42 @@ class PlanArguments:
 
     dry_run: bool = flag(False, "print memory, time and cost estimates, then exit; works on any machine")
     profile_plan: bool = flag(False, "run a few steps, print predicted vs measured, then exit")
-    num_gpus: int | None = flag(None, "GPUs to plan for; none: those of this machine")
+    num_gpus: int | None = flag(
+        None, "GPUs to plan for, with --num_nodes those of each machine; none: those of this machine"
+    )
+    num_nodes: int | None = flag(None, "machines to plan for, each with --num_gpus")
     gpu_type: str | None = flag(None, "GPU to plan for, e.g. h200, h100, a100_40gb or rtx_4090")
+    gpu_memory_limit: str | None = flag(
+        None, "memory that a run may take of each GPU, planned and enforced, e.g. 20GB; without a GPU only planned"
+    )
     host_memory: str | None = flag(None, "host memory to plan for, e.g. 512GB or 1TB")
     assumed_hfu: float = flag(0.4, "share of its peak at which a GPU computes (hardware FLOPs utilization)")
+    assumed_network_gbits: float = flag(400.0, "network of each of several machines in Gbit/s, of which all is used")
     price_per_gpu_hour: float | None = flag(None, "price of a GPU per hour, in any currency")
     force: bool = flag(False, "start even if the run is predicted not to fit, or --weights predict the blocks badly")
 
     @property
     def host_bytes(self) -> int | None:
         """--host_memory in bytes."""
-        match = MEMORY_TEXT.fullmatch(self.host_memory or "")
-        return None if match is None else int(float(match[1]) * UNIT_BYTES[match[2].upper()])
+        return _bytes_of(self.host_memory)
+
+    @property
+    def gpu_limit_bytes(self) -> int | None:
+        """--gpu_memory_limit in bytes."""
+        return _bytes_of(self.gpu_memory_limit)
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        host_memory = shortened(self.host_memory or "")
-        of_another_machine = ("num_gpus", "gpu_type", "host_memory")
+        host_memory, limit = shortened(self.host_memory or ""), shortened(self.gpu_memory_limit or "")
+        of_another_machine = ("num_gpus", "num_nodes", "gpu_type", "host_memory")
         other_machine = next((name for name in of_another_machine if getattr(self, name) is not None), "")
         check_all(
             {
                 f"--host_memory {host_memory}: is not a size; use e.g. 512GB or 1TB": (
                     not host_memory or self.host_bytes is not None
+                ),
+                f"--gpu_memory_limit {limit}: is not a size above {MIN_GPU_LIMIT}; use e.g. 20GB": (
+                    not limit or (self.gpu_limit_bytes or 0) > UNIT_BYTES["GB"] * 3
                 ),
                 "--dry_run --profile_plan: exclude each other; keep one": not (self.dry_run and self.profile_plan),
                 f"--{other_machine}: describes another machine, for --dry_run; remove it": (
@@ -181,12 +196,32 @@ class PlanArguments:
         )
 
 
+def _leave_open(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """With --deepspeed auto, a micro batch that was not given, or as none, is None: the plan chooses it.
+
+    Raises:
+        UserError: when trials are to find it, of a config that is not chosen yet.
+    """
+    if values["deepspeed"] != AUTO:
+        return {**values, "per_device_train_batch_size": values["per_device_train_batch_size"] or 1}
+    if given.get("per_device_train_batch_size") == AUTO:
+        raise UserError("--deepspeed auto --per_device_train_batch_size auto: the former plans both; remove the latter")
+    return {**values, "per_device_train_batch_size": given.get("per_device_train_batch_size")}
+
+
+def _bytes_of(size: str | None) -> int | None:
+    """A size such as 20GB in bytes; None of another text."""
+    match = MEMORY_TEXT.fullmatch(size or "")
+    return None if match is None else int(float(match[1]) * UNIT_BYTES[match[2].upper()])
+
+
 def run_groups(trainer_defaults: dict[str, Any] | None = None) -> list[FlagGroup]:
     """The groups of these flags and the Trainer's, in the order of the fields of `PretrainArguments`."""
+    trainer = trainer_group(trainer_defaults)
     return [
         dataclass_group("Optimization", OptimizationArguments),
         dataclass_group("Checkpoints and stops", DurabilityArguments),
         dataclass_group("Monitoring", ObservabilityArguments),
         dataclass_group("Plan", PlanArguments),
-        trainer_group(trainer_defaults),
+        replace(trainer, build=lambda given: _leave_open(trainer.build(given), given)),
     ]

@@ -72,8 +72,8 @@ class TrainerArguments:
     """Flags that become fields of `transformers.TrainingArguments`."""
 
     output_dir: str | None = flag(None, "run folder; without it, runs/MODEL")
-    deepspeed: str | None = flag("ds_config.json", "DeepSpeed config file")
-    per_device_train_batch_size: int | Literal["auto"] = flag(
+    deepspeed: str | None = flag("ds_config.json", "DeepSpeed config file; auto: planned, with what else is not set")
+    per_device_train_batch_size: int | Literal["auto"] | None = flag(
         1, "blocks per GPU and micro step; auto: as many as fit, with the same global batch"
     )
     gradient_accumulation_steps: int | None = flag(None, "replaced by --global_batch_tokens")

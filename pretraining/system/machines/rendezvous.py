@@ -10,7 +10,7 @@ from typing import Any
 from pretraining.errors import UserError
 from pretraining.system.launchers import LOOPBACK, MPI_RANK_VARIABLES, free_port, process_rank
 from pretraining.system.machines.network import own_addresses, wait_until_listening
-from pretraining.system.supervision import TORCHRUN_VARIABLE
+from pretraining.system.supervision import TORCHRUN_ATTEMPT_VARIABLE
 
 DEFAULT_PORT = "29500"  # of all launchers
 
@@ -80,7 +80,7 @@ def _store(address: str, port: int, *, is_server: bool, seconds: float) -> Any:
     """
     from torch.distributed import DistError, PrefixStore, TCPStore
 
-    timeout, attempt = timedelta(seconds=seconds), os.environ.get(TORCHRUN_VARIABLE, "0")
+    timeout, attempt = timedelta(seconds=seconds), os.environ.get(TORCHRUN_ATTEMPT_VARIABLE, "0")
     try:
         store = TCPStore(
             address, port, is_master=is_server, timeout=timeout, wait_for_workers=False, multi_tenant=is_server

@@ -40,7 +40,7 @@ def export_model(trainer: PretrainingTrainer, model_dir: Path) -> str:
         UserError: on every process, when it cannot be written or differs from the model in training.
     """
     reference = reference_losses(trainer)
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = trainer.whole_weights()
     problem = broadcast_object(_export_problem(trainer, model_dir, weights, reference) if is_main_process() else None)
     if problem is not None:
         raise UserError(problem)

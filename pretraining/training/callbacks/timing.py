@@ -14,6 +14,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 from transformers import TrainerControl, TrainerState
 
+from pretraining.cli.deepspeed_config import zero_stage
 from pretraining.errors import UserError
 from pretraining.runs.run_record import add_to_run_record
 from pretraining.runs.tracking.console import summary_lines
@@ -37,14 +38,16 @@ class RunStart(RunCallback):
         """Check, start, record.
 
         Raises:
-            UserError: when ZeRO-3 is off, or run.json cannot be written; on every process.
+            UserError: when ZeRO is not on as the config asks for, or run.json cannot be written; on every process.
         """
         engine, run_dir = self._trainer.model_wrapped, self._trainer.run_config.run_dir
         stage = engine.zero_optimization_stage() if isinstance(engine, DeepSpeedEngine) else None
-        if stage != 3:  # some launchers silently drop the config
+        if stage != (
+            asked := zero_stage(self._trainer.run_config.ds_config)
+        ):  # some launchers silently drop the config
             raise UserError(
-                f"--deepspeed: ZeRO stage 3 is not on (found {stage}); start with `deepspeed pretrain.py`, torchrun, "
-                "mpirun, python3 or `accelerate launch --use_deepspeed --zero_stage 3`"
+                f"--deepspeed: ZeRO stage {asked} is not on (found {stage}); start with `deepspeed pretrain.py`, "
+                f"torchrun, mpirun, python3 or `accelerate launch --use_deepspeed --zero_stage {asked}`"
             )
         self._trainer.meter.start(state.global_step)
         config = engine._config  # DeepSpeed 0.19.8 has no public access to the config without "auto"

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 
 from pretraining.cli.logs import LOGGED_AS_EVENT
@@ -26,9 +27,12 @@ from pretraining.system.formatting import format_bytes
 from pretraining.system.host import available_host_bytes
 from pretraining.training.checkpoint.parts import CheckpointPart, DeferredCheckpointEngine, host_copy, num_tensor_bytes
 from pretraining.training.distributed.collectives import all_gather_objects, broadcast_object, is_main_process
-from pretraining.training.distributed.deepspeed_internals import set_checkpoint_engine
+from pretraining.training.distributed.deepspeed_checkpoints import set_checkpoint_engine
 
 MAX_COPY_FRACTION = 0.7  # of the available host memory; the rest is for data workers and the page cache
+# Of one process, beside its parts: random states, and what DeepSpeed copies from NVMe. Each process lists its own: in
+# a folder that machines share, the first can see an old listing without those of another machine.
+OWN_FILES = ("rng_state_{rank}.pth", "global_step*/offloaded_tensors/rank{rank:02d}/**/*")
 SPARE_DISK_BYTES = 64 << 20  # for small files: random states, the Trainer's state, the log
 
 logger = logging.getLogger(__name__)
@@ -131,7 +135,12 @@ class CheckpointSaver:
                 part = self._parts.pop()
                 self._files += [record_file(self._folder, path) for path in part.write(part.content)]
                 del part  # and with it the memory of its copy
+            self._files += [record_file(self._folder, path) for path in self._own_files()]
         self._parts.clear()
+
+    def _own_files(self) -> list[Path]:
+        found = (path for pattern in OWN_FILES for path in self._folder.glob(pattern.format(rank=dist.get_rank())))
+        return [path for path in found if path.is_file()]
 
     def _finish(self) -> None:
         self._thread = None
@@ -146,7 +155,7 @@ class CheckpointSaver:
             self._report_result(None)
 
     def _complete(self, files: list[FileRecord], *, num_processes: int) -> str | None:
-        """Record the small files too, and write complete.json; return a problem, if any."""
+        """Record the first process's small files too, and write complete.json; return a problem, if any."""
         try:
             recorded = {self._folder / file.path for file in files}
             small = [path for path in self._folder.rglob("*") if path.is_file() and path not in recorded]

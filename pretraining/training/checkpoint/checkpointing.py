@@ -20,9 +20,9 @@ from pretraining.runs.untrusted import reading_small
 from pretraining.system.launchers import num_local_processes
 from pretraining.training.checkpoint.async_saver import CheckpointSaver
 from pretraining.training.checkpoint.finiteness import non_finite_state
-from pretraining.training.checkpoint.parts import CheckpointPart
+from pretraining.training.checkpoint.parts import CheckpointPart, host_copy
 from pretraining.training.checkpoint.reshard import load_checkpoint, reseed_for_world_size
-from pretraining.training.distributed.collectives import broadcast_object
+from pretraining.training.distributed.collectives import broadcast_object, is_main_process
 from pretraining.training.metrics.throughput import ThroughputMeter
 
 WRITE_ERRORS = (OSError, RuntimeError)  # of a full disk; torch.save raises the latter
@@ -78,7 +78,7 @@ class CheckpointingTrainer(Trainer):
         if not _internal_call:
             super().save_model(output_dir)
             return
-        weights = self.accelerator.get_state_dict(self.deepspeed)
+        weights = self.whole_weights()
         if self.args.should_save:
             folder = Path(str(output_dir))
             self.saver.add(self._weights_part(weights, folder))
@@ -87,14 +87,29 @@ class CheckpointingTrainer(Trainer):
                 self.model.generation_config.save_pretrained(folder)
                 self.processing_class.save_pretrained(folder)
 
+    def whole_weights(self) -> dict[str, torch.Tensor]:
+        """The weights in host memory of the first process; empty on the others below stage 3. Called on every process.
+
+        There accelerate would copy them on every process, and as parts of one storage, which no file takes.
+        """
+        engine = self.model_wrapped
+        if engine.zero_optimization_stage() == 3:
+            return self.accelerator.get_state_dict(engine)
+        if not is_main_process():
+            return {}
+        weights = engine.module.state_dict()
+        copies = host_copy({weight.data_ptr(): weight for weight in weights.values()})  # of tied weights one
+        return {name: copies[weight.data_ptr()] for name, weight in weights.items()}
+
     def _weights_part(self, weights: dict[str, torch.Tensor], folder: Path) -> CheckpointPart:
         def write(content: dict[str, torch.Tensor]) -> list[Path]:
             save_torch_state_dict(content, folder, metadata={"format": "pt"})
             return list(folder.glob("model*.safetensors*"))
 
-        # Gathered weights are a copy, except small ones where the device is the host.
+        # Whole weights are a copy, except small ones that ZeRO-3 gathers where the device is the host.
         untied = {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
-        return CheckpointPart(untied, write, is_copy=self.args.device.type != "cpu")
+        is_copy = self.args.device.type != "cpu" or self.model_wrapped.zero_optimization_stage() < 3
+        return CheckpointPart(untied, write, is_copy=is_copy)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         self.saver.install(self.model_wrapped)

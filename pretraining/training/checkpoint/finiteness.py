@@ -13,7 +13,7 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
-from pretraining.training.checkpoint.partitions import partition_layouts
+from pretraining.runs.export.zero_shards import layout_of
 from pretraining.training.distributed.collectives import all_gather_objects
 from pretraining.training.distributed.deepspeed_internals import master_weights, own_partition, parameter_shapes
 
@@ -28,18 +28,20 @@ def non_finite_state(engine: DeepSpeedEngine) -> str | None:
 
 
 def _named_state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
-    """The state of this process without the padding after a parameter, which is uninitialized memory."""
-    sizes = [{name: shape.numel() for name, shape in group.items()} for group in parameter_shapes(engine)]
+    """The state of this process without padding, which can be uninitialized memory."""
     parameters, zero = dict(engine.module.named_parameters()), engine.optimizer
-    for name, layout in partition_layouts(sizes, num_processes=dist.get_world_size()).items():
-        num_own = min(max(layout.num_weights - dist.get_rank() * layout.length, 0), layout.length)
-        yield name, parameters[name].data  # small ones stay whole between the steps; the others are empty here
-        yield name, own_partition(parameters[name]).flatten()[:num_own]
-        weights = master_weights(zero)[layout.sub_group]
+    is_stage_3 = engine.zero_optimization_partition_weights()
+    # Below stage 3 all of them are whole here; in stage 3 small ones stay whole between the steps, others are empty.
+    yield from ((name, parameter.data) for name, parameter in parameters.items())
+    layout = layout_of(parameter_shapes(engine), num_processes=dist.get_world_size(), is_stage_3=is_stage_3)
+    for name, piece in layout.own_pieces(dist.get_rank()):
+        if is_stage_3:
+            yield name, own_partition(parameters[name]).flatten()[: piece.length]
+        weights = master_weights(zero)[piece.buffer]
         for kind, values in {"fp32 master weight": weights, **zero.optimizer.state.get(weights, {})}.items():
             if isinstance(values, Tensor):
                 is_flat = values.shape == weights.shape  # others are a step count, or scales of quantized moments
-                yield f"{kind} of {name}", values[layout.offset :][:num_own] if is_flat else values
+                yield f"{kind} of {name}", values[piece.offset :][: piece.length] if is_flat else values
 
 
 def _is_finite(tensor: Tensor) -> bool:

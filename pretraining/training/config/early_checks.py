@@ -60,7 +60,7 @@ def _problems(check: Callable[[], object]) -> tuple[str, ...]:
 
 def _check_batch(arguments: PretrainArguments, mixture: Mixture) -> None:
     fields = model_fields(arguments.model, mixture.origin)
-    if not arguments.finds_micro_batch:
+    if isinstance(arguments.trainer["per_device_train_batch_size"], int):  # neither found by trials nor planned
         batch = resolve_global_batch(arguments, heads_of(fields), mixture.origin.block_length, num_processes())
         num_blocks = sum(mixture.num_blocks("train"))
         warmup_steps, is_synthetic = arguments.trainer["warmup_steps"], arguments.data.is_synthetic

@@ -14,7 +14,15 @@ from pretraining.errors import UserError
 from pretraining.planning.fit import GradientType, choose_gradient_type, resolved_settings
 from pretraining.planning.flops import flops_per_token
 from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
-from pretraining.planning.layout import MAX_GPUS_PER_MACHINE, MachineSpec, TrainingLayout, ZeroSettings, resolve_auto
+from pretraining.planning.layout import (
+    MAX_GPUS_PER_MACHINE,
+    MachineSpec,
+    TrainingLayout,
+    ZeroSettings,
+    resolve_auto,
+    resolve_hpz,
+)
+from pretraining.system.formatting import format_bytes
 from pretraining.system.gpus import find_gpu_type, full_gpu_name, gpu_type_of
 from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
@@ -38,15 +46,17 @@ def this_machine() -> MachineSpec:
     )
 
 
-def smallest_machine(*, seconds: float) -> MachineSpec:
+def smallest_machine(*, seconds: float, topic: str = "memory") -> MachineSpec:
     """This machine, with the least memory of any machine of the run and the most processes: what fits there fits.
+
+    Each call of a run needs a topic of its own.
 
     Raises:
         UserError: when only some machines have GPUs, or not all of them answer in time.
     """
     here = this_machine()
     sizes = {"gpu": here.gpu_bytes, "host": here.host_bytes, "processes": here.num_local_processes}
-    found = gather("memory", {"name": socket.gethostname(), **sizes}, seconds=seconds)
+    found = gather(topic, {"name": socket.gethostname(), **sizes}, seconds=seconds)
     without = [each["name"] for each in found if each["gpu"] is None]
     if 0 < len(without) < len(found):
         leave([f"{without[0]}: torch finds no GPU there, as on other machines; python3 -m tools.doctor has the reason"])
@@ -59,7 +69,7 @@ def smallest_machine(*, seconds: float) -> MachineSpec:
 
 
 def planned_machine(flags: PlanArguments) -> MachineSpec:
-    """The machine that --num_gpus, --gpu_type and --host_memory describe; this one where they are not given.
+    """The machine that --num_gpus, --num_nodes, --gpu_type and --host_memory describe; this one without them.
 
     Raises:
         UserError: when they do not describe a machine.
@@ -72,12 +82,25 @@ def planned_machine(flags: PlanArguments) -> MachineSpec:
     else:
         num_gpus = flags.num_gpus or here.num_processes
     local = min(num_gpus, max(MAX_GPUS_PER_MACHINE, here.num_local_processes))
+    if flags.num_nodes is not None:
+        local, num_gpus = num_gpus, num_gpus * flags.num_nodes
     machine = replace(here, num_processes=num_gpus, num_local_processes=local)
     if flags.gpu_type is None:
         return replace(machine, host_bytes=flags.host_bytes or here.host_bytes)
     gpu_type = find_gpu_type(flags.gpu_type)
     name = f"{num_gpus} x {full_gpu_name(flags.gpu_type)}"
     return replace(machine, name=name, gpu_bytes=gpu_type.memory_bytes, gpu_type=gpu_type, host_bytes=flags.host_bytes)
+
+
+def limited(machine: MachineSpec, limit: int | None) -> MachineSpec:
+    """The machine with at most `limit` bytes of each GPU; without GPUs, of host memory for each process."""
+    if limit is None:
+        return machine
+    name = f"{machine.name}, {format_bytes(limit)} of each"
+    if machine.gpu_bytes is not None:
+        return replace(machine, name=name, gpu_bytes=min(machine.gpu_bytes, limit))
+    of_processes = limit * machine.num_local_processes
+    return replace(machine, host_bytes=min(machine.host_bytes or of_processes, of_processes))
 
 
 @dataclass(frozen=True)
@@ -98,8 +121,11 @@ def resolve_setup(
     Raises:
         UserError: when the config is wrong, or something does not divide exactly.
     """
+    machine = limited(machine, arguments.plan.gpu_limit_bytes)
     ds_config = load_ds_config(arguments.trainer["deepspeed"])
-    ds_config["zero_optimization"] = resolve_auto(ds_config["zero_optimization"], config)
+    place = f"--deepspeed {arguments.trainer['deepspeed']}"
+    zero = resolve_hpz(ds_config["zero_optimization"], machine, place=place)
+    ds_config["zero_optimization"] = resolve_auto(zero, config)
     heads = (config.num_attention_heads, config.num_key_value_heads)
     batch = resolve_global_batch(arguments, heads, block_length, machine.num_processes)
     return Setup(config, ds_config, machine, batch)
@@ -179,6 +205,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         compiles_layers=bool(flags.compile_layers),
         computes_in_fp8=flags.fp8,
         keeps_fp32_sums=arguments.optimization.grad_accum_dtype == "fp32",
+        frees_gradients_at_once=bool(ds_config["bf16"].get("immediate_grad_update")),
     )
 
 

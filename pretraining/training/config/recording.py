@@ -48,6 +48,7 @@ def record_start(run_config: RunConfig, arguments: TrainingArguments) -> None:
         },
         resumed_from=None if run_config.start.checkpoint is None else str(run_config.start.checkpoint),
         known_limit=known_limit_of(run_config.mixture),
+        deepspeed_choice=run_config.arguments.choice,
     ).write(run_config.run_dir)
 
 

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 
+from pretraining.cli.deepspeed_config import zero_stage
 from pretraining.cli.logs import IN_ONE_LINE, counted
 from pretraining.planning.cost import disk_usage
 from pretraining.planning.flops import num_parameters
@@ -40,9 +41,10 @@ def log_run_config(run_config: RunConfig) -> None:
     for line in unused_weights(arguments):
         logger.warning(line)
     _log_precision(run_config)
+    zero = f"ZeRO-{zero_stage(run_config.ds_config)}"
     logger.info(
         f"step: {batch.tokens:,} tokens = {counted(batch.micro_batch_blocks, 'block')} x "
-        f"{counted(batch.gradient_accumulation_steps, 'micro step')} x {_describe_processes(batch)}, ZeRO-3"
+        f"{counted(batch.gradient_accumulation_steps, 'micro step')} x {_describe_processes(batch)}, {zero}"
     )
     _warn_of_groups(batch, num_local=run_config.machine.num_local_processes)
     logger.info("gradients: accumulated in %s (%s)", run_config.gradient_type.name, run_config.gradient_type.reason)
@@ -57,7 +59,8 @@ def log_run_config(run_config: RunConfig) -> None:
     for warning in advice.warnings():
         logger.warning(warning)
     if run_config.start.checkpoint is not None:
-        checkpoint = describe_checkpoint(run_config.start.checkpoint, num_processes=batch.num_processes)
+        stage = run_config.ds_config["zero_optimization"]["stage"]
+        checkpoint = describe_checkpoint(run_config.start.checkpoint, num_processes=batch.num_processes, stage=stage)
         logger.info("resuming from %s", checkpoint)
     if is_fp8 and not run_config.machine.has_gpu:
         logger.warning("--fp8: no GPU is here, so fp8 is emulated: the same casts, but slower than without them")

@@ -1,9 +1,10 @@
 """All uses of DeepSpeed's private parts, each with its reason, so that an upgrade is one review (deepspeed 0.19.8).
 
-The unit test of this module looks for each of them in the installed version.
+Gradient norms are in deepspeed_gradients.py, checkpoints in deepspeed_checkpoints.py, storages in deepspeed_states.py.
+The unit test of each module looks for each part in the installed version.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,9 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import compiler
 from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, is_zero_param
-from deepspeed.runtime.zero.utils import get_norm_dtype
 from torch import Tensor
 
 from pretraining.planning.layout import MAX_MESSAGES_IN_FLIGHT
-
-COUNTS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def disable_shm_op() -> None:
@@ -41,18 +39,17 @@ def import_muon_without_compiler() -> None:
 
 
 def parameter_shapes(engine: DeepSpeedEngine) -> list[Mapping[str, torch.Size]]:
-    """Shapes of the parameters of each sub-group by name, as each checkpoint has them (runtime/engine.py)."""
+    """Shapes of the parameters of each flat buffer by name, as each checkpoint has them (runtime/engine.py)."""
     return engine._get_zero_param_shapes()
 
 
-def group_of_sub_group(zero: Any) -> Mapping[int, int]:
-    """The number of the optimizer's parameter group by number of the sub-group (runtime/zero/stage3.py)."""
-    return zero.sub_group_to_group_id
-
-
 def master_weights(zero: Any) -> Sequence[Tensor]:
-    """The flat fp32 weights of this process by sub-group, keys of the optimizer's state (runtime/zero/stage3.py)."""
-    return zero.fp32_partitioned_groups_flat
+    """The flat fp32 weights of this process, keys of the optimizer's state.
+
+    By sub-group in stage 3, by parameter group below it (runtime/zero/stage3.py, stage_1_and_2.py, bf16_optimizer.py).
+    """
+    names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+    return next(getattr(zero, name) for name in names if hasattr(zero, name))
 
 
 def own_partition(parameter: Tensor) -> Tensor:
@@ -78,41 +75,19 @@ def fill_parameter(parameter: Tensor, values: Tensor) -> None:
     own = values.reshape(-1)[start : start + partition.numel()]
     partition[: len(own)].copy_(own)
     partition[len(own) :].zero_()
-
-
-def set_checkpoint_engine(engine: DeepSpeedEngine, checkpoint_engine: Any) -> None:
-    """Replace what reads and writes the files of a checkpoint; no setting selects a class (runtime/engine.py).
-
-    Nor are scripts copied into each checkpoint; `tools.checkpoints export` does what they do.
-    """
-    engine.checkpoint_engine = checkpoint_engine
-    engine._copy_recovery_script = _copy_nothing
-
-
-def _copy_nothing(_folder: str) -> None:
-    """In place of `_copy_recovery_script`."""
-
-
-def load_zero_state(engine: DeepSpeedEngine, rank: int, state: dict[str, Any], counts: Mapping[str, Any]) -> None:
-    """Load the state of a rank's ZeRO optimizer that no file has (runtime/zero/stage3.py, `load_state_dict`).
-
-    The event methods partition the parameters that stay whole between steps, and gather them again.
-    """
-    engine.optimizer.checkpoint_event_prologue()
-    engine.optimizer.load_state_dict({rank: state})
-    engine.optimizer.checkpoint_event_epilogue()
-    for name in COUNTS:
-        setattr(engine, name, counts[name])
+    parameter.ds_secondary_tensor = None  # hpZ's copy of the values before, from which the weights would be gathered
 
 
 def avoid_host_waits(engine: DeepSpeedEngine) -> None:
     """Have the GPU order what DeepSpeed has the host wait for (runtime/zero/stage3.py, parameter_offload.py).
 
     After each backward the host waits until all gradients are reduced. Here the stream that uses them waits. An
-    offloaded optimizer reads them on the host, so there the host still waits.
+    offloaded optimizer reads them on the host, so there the host still waits. Below stage 3 nothing is overlapped.
     """
     if not isinstance(engine, DeepSpeedEngine):
         return  # a launcher has dropped the config, which is reported when training begins
+    if engine.zero_optimization_stage() < 3:
+        return
     zero = engine.optimizer
     has_streams = zero.reduce_and_partition_stream is not None  # None on a CPU
     if has_streams:
@@ -169,58 +144,3 @@ def _add_gradient(zero: Any, parameter: Tensor) -> None:
     else:
         total.add_(gradient)
     parameter.grad = None
-
-
-def watch_gradient_norms(engine: DeepSpeedEngine, watch: Callable[[Tensor, Tensor], None]) -> None:
-    """Pass `watch` each parameter and the norm of its partition's gradient in every step (runtime/zero/stage3.py).
-
-    ZeRO-3 sums their squares to the total norm: no gradient is read twice. An offloaded optimizer keeps them by
-    parameter, but not of those of which this process has padding only: theirs are zero, so that all processes have the
-    same groups. Otherwise they are taken here as ZeRO-3 does, which then takes the norm of each number: the number.
-    """
-    zero = engine.optimizer
-    total_norm, total_norm_of_offloaded = zero.get_grad_norm_direct, zero.complete_grad_norm_calculation_for_cpu_offload
-
-    def direct(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> Any:
-        norms = [gradient.to(get_norm_dtype()).norm(2) for gradient in gradients]
-        for parameter, norm in zip(parameters, norms, strict=True):
-            watch(parameter, norm)
-        return total_norm(norms, parameters)
-
-    def offloaded(parameters: Sequence[Tensor]) -> Any:
-        norms = zero.norm_for_param_grads
-        other = next(iter(norms.values()), torch.zeros(()))
-        no_norm = torch.zeros_like(torch.as_tensor(other))  # on the device of the others: they are stacked
-        for parameter in parameters:
-            watch(parameter, norms.get(zero.get_param_id(parameter), no_norm))
-        return total_norm_of_offloaded(parameters)
-
-    zero.get_grad_norm_direct = direct
-    zero.complete_grad_norm_calculation_for_cpu_offload = offloaded
-
-
-def allocated_states(engine: DeepSpeedEngine) -> dict[str, int]:
-    """Measure the bytes of the storages that ZeRO-3 holds between two steps, by the names of `ModelStates`."""
-    zero, parameters = engine.optimizer, list(engine.module.parameters())
-    weights = _storages(map(own_partition, parameters))
-    master = _storages(master_weights(zero))
-    whole = _storages(parameter.data for parameter in parameters if parameter.data.numel())
-    copies = _storages(flat.grad for flat in master_weights(zero) if flat.grad is not None)
-    return {
-        "weights": sum(weights.values()),
-        "whole_weights": sum(dict(whole.items() - weights.items()).values()),
-        "gradients": sum(_storages([zero.grad_partitions_flat_buffer]).values()),
-        "gradient_copies": sum(copies.values()),
-        "master_weights": sum(dict(master.items() - weights.items()).values()),
-        "moments": sum(_storages(_moments(zero)).values()),
-    }
-
-
-def _moments(zero: Any) -> Iterator[Tensor]:
-    for state in zero.optimizer.state.values():
-        yield from (value for value in state.values() if torch.is_tensor(value))
-
-
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Storages by address, with their bytes."""
-    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}

@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -25,6 +24,7 @@ from torch.distributed import HashStore, Store, TCPStore
 
 from pretraining.cli.program import exit_process
 from pretraining.errors import UserError
+from pretraining.planning.footprint import CONTEXT_BYTES, NCCL_BYTES
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import (
     LOOPBACK,
@@ -34,7 +34,7 @@ from pretraining.system.launchers import (
     num_local_processes,
     num_processes,
 )
-from pretraining.system.processes import ProcessHandle
+from pretraining.system.processes import ProcessHandle, machine_identity
 from pretraining.training.distributed.collectives import all_gather_objects
 from pretraining.training.distributed.deepspeed_internals import disable_shm_op, import_muon_without_compiler
 
@@ -161,12 +161,23 @@ def _loopback_rendezvous(_: str, *, timeout: timedelta, **_options: Any) -> Iter
 torch.distributed.register_rendezvous_handler(LOOPBACK_SCHEME, _loopback_rendezvous)
 
 
+def limit_gpu_memory(limit: int | None) -> None:
+    """Let torch allocate at most what --gpu_memory_limit leaves beside CUDA's context and NCCL; nothing on a CPU."""
+    if limit is None:
+        return
+    if not has_gpu():
+        logger.warning("--gpu_memory_limit: no GPU is here, so the memory of each process is planned, but not limited")
+        return
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    beside = CONTEXT_BYTES + (NCCL_BYTES if num_processes() > 1 else 0)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (limit - beside) / total))
+
+
 def local_peers() -> dict[int, ProcessHandle]:
     """Return the other processes of this run in the same machine and PID namespace, by rank. Collective."""
-    namespace = (Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink()))
-    own = ProcessHandle.of(os.getpid())
-    found = enumerate(all_gather_objects((namespace, own)))
-    return {rank: other for rank, (others, other) in found if others == namespace and other != own}
+    machine, own = machine_identity(), ProcessHandle.of(os.getpid())
+    found = enumerate(all_gather_objects((machine, own)))
+    return {rank: other for rank, (others, other) in found if others == machine and other != own}
 
 
 def shutdown_process_group(exit_code: int = 0) -> NoReturn:

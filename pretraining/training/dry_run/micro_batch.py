@@ -15,14 +15,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.mixture import Mixture
 from pretraining.errors import UserError
 from pretraining.planning.fit import certainly_fails, problems
 from pretraining.planning.footprint import footprint
+from pretraining.planning.global_batch import divisors
 from pretraining.planning.layout import MachineSpec, TrainingLayout
-from pretraining.planning.suggestions import divisors
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import is_run_folder
 from pretraining.system.files import private_dir, write_atomically
@@ -36,9 +37,10 @@ from pretraining.system.launchers import (
 )
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
-from pretraining.training.dry_run.dry_run import make_plan
+from pretraining.training.dry_run.plan import make_plan
 from pretraining.training.dry_run.temporary_run import is_out_of_memory
 
+Found = TypeVar("Found")
 FLAG = "--per_device_train_batch_size auto"
 TRIAL_STEPS = 2  # the second has the optimizer's moments as well
 TRIAL_MICRO_STEPS = 2  # the second adds to the gradients of the first
@@ -63,7 +65,7 @@ def with_largest_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> 
     if found is None or num_blocks % found:
         if machine.num_local_processes != machine.num_processes:
             raise UserError(f"{FLAG}: cannot try on several machines; use a number")
-        found = _from_first_rank(lambda: _largest(plan.layout, machine, num_blocks))
+        found = from_first_rank(lambda: _largest(plan.layout, machine, num_blocks))
     if found is None:
         raise UserError(f"{FLAG}: not even one block at a time fits; --dry_run shows what is needed and what would fit")
     logger.info("%s: %d blocks at a time, %d micro steps", FLAG, found, num_blocks // found)
@@ -113,8 +115,8 @@ def candidates(layout: TrainingLayout, machine: MachineSpec, num_blocks: int) ->
     return [size for size in sizes if not is_too_large(needed[size], machine)]
 
 
-def _from_first_rank(find: Callable[[], int | None]) -> int | None:
-    """Call `find` on the first rank and return its result on all: by a file, before the process group exists."""
+def from_first_rank(find: Callable[[], Found]) -> Found:
+    """Call `find` on the first rank and return its result, which JSON keeps, on all: by a file, before they join."""
     if not has_launcher():
         return find()
     folder = private_dir(f"trial-{launcher_identity()}")

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
+from transformers import TrainerCallback
+
 from pretraining.cli.arguments.phases import PhaseArguments
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.data.mixture import Mixture
@@ -26,8 +28,8 @@ from pretraining.system.launchers import (
 from pretraining.system.processes import ProcessHandle
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import this_machine
-from pretraining.training.distributed.deepspeed_internals import allocated_states
-from pretraining.training.dry_run.dry_run import make_plan
+from pretraining.training.distributed.deepspeed_states import allocated_states
+from pretraining.training.dry_run.plan import make_plan
 from pretraining.training.dry_run.temporary_run import FOLDER_MARK
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
@@ -37,10 +39,12 @@ MAX_MICRO_STEPS = 8  # of a measured step; a real one may have hundreds
 NAMES = {
     "weights": "weights",
     "whole_weights": "small weights, kept whole",
+    "second_copy": "second copy (hpZ)",
     "gradients": "gradients",
     "gradient_copies": "copy of the gradients",
     "master_weights": "master weights",
     "moments": "optimizer moments",
+    "updated_weights": "offloaded weights of a step",
 }
 NOT_KNOWN = "not known"
 # Nothing but steps takes time or memory.
@@ -90,6 +94,23 @@ def profile_arguments(arguments: PretrainArguments, mixture: Mixture) -> Pretrai
     )
 
 
+class AllocatedStates(TrainerCallback):
+    """Measures the states after a micro step, where gradients are summed; of steps of one micro step, after a step."""
+
+    def __init__(self, trainer: PretrainingTrainer) -> None:
+        self._trainer = trainer
+        self._measured: dict[str, int] | None = None
+
+    def on_substep_end(self, *_: Any, **_objects: Any) -> None:
+        """Measure; only the last time counts, when the moments are there."""
+        self._measured = allocated_states(self._trainer.model_wrapped)
+
+    @property
+    def measured(self) -> dict[str, int]:
+        """Bytes by the names of `ModelStates`."""
+        return self._measured or allocated_states(self._trainer.model_wrapped)
+
+
 def print_profile(trainer: PretrainingTrainer, arguments: PretrainArguments, mixture: Mixture) -> None:
     """Write planned and measured values to stdout; `arguments` are those of the planned run."""
     if not trainer.is_world_process_zero():
@@ -97,7 +118,8 @@ def print_profile(trainer: PretrainingTrainer, arguments: PretrainArguments, mix
     run_dir = Path(trainer.args.output_dir)
     records = [record for record in read_records(run_dir) if "loss" in record and "event" not in record]
     plan = make_plan(arguments, this_machine(), mixture)
-    sys.stdout.write(profile_table(plan, allocated_states(trainer.model_wrapped), records))
+    states = trainer.pop_callback(AllocatedStates)
+    sys.stdout.write(profile_table(plan, states.measured, records))
     sys.stdout.flush()
 
 

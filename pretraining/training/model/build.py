@@ -1,12 +1,15 @@
-"""The config and the weights of a model; weights are sharded as they are created."""
+"""The config and the weights of a model; under ZeRO-3 weights are sharded as they are created."""
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
 from transformers.activations import ACT2FN
+from transformers.initialization import no_init_weights
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -52,26 +55,43 @@ def initial_deviation(hidden_size: int) -> float:
 
 
 def build_model(
-    config: LlamaConfig, *, attention_implementation: str, seed: int, parent: ParentWeights | None = None
+    config: LlamaConfig,
+    *,
+    attention_implementation: str,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    parent: ParentWeights | None = None,
 ) -> PreTrainedModel:
-    """Fresh weights, or those of a parent model; each rank holds its partition only.
+    """Fresh weights, or those of a parent model, on the device and in the dtype of the engine.
 
-    TrainingArguments with a ZeRO-3 config must exist: `from_config` looks there and partitions each parameter as it is
-    created, where `LlamaForCausalLM(config)` would create the whole model on every rank.
+    TrainingArguments with a DeepSpeed config must exist. With ZeRO-3 each rank holds its partition only: `from_config`
+    looks there and partitions each parameter as it is created, where `LlamaForCausalLM(config)` would create the whole
+    model on every rank. Below stage 3 each rank holds the whole model, once, and none of it in host memory.
 
-    Rank 0 draws each fresh tensor on its device, in the dtype of the engine. So fresh weights do not depend on the
-    number of processes, but a CPU and GPUs with other numbers of multiprocessors draw other ones.
+    Rank 0 draws each fresh tensor on its device, in the dtype of the engine. So fresh weights depend neither on the
+    stage nor on the number of processes, but a CPU and GPUs with other numbers of multiprocessors draw other ones.
     """
     set_seed(seed)
     try:
         if parent is not None:
-            return load_parent(parent, attention_implementation)
-        return AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention_implementation, dtype=torch.float32
-        )
+            return load_parent(parent, attention_implementation, dtype=dtype, device=device)
+        return _fresh_model(config, attention_implementation, dtype=dtype, device=device)
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--attention_implementation {attention_implementation}: {reason}") from None
+
+
+def _fresh_model(
+    config: LlamaConfig, attention_implementation: str, *, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    create = partial(AutoModelForCausalLM.from_config, config, attn_implementation=attention_implementation)
+    if is_deepspeed_zero3_enabled():
+        return create(dtype=torch.float32)  # zero.Init has the engine's dtype
+    with device, no_init_weights():
+        model = create(dtype=dtype)
+    model.init_weights()  # now, as under ZeRO-3: torch's own initialization would draw numbers before
+    return model
 
 
 def _llama_config(place: str, fields: dict[str, Any]) -> LlamaConfig:

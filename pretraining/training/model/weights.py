@@ -1,6 +1,7 @@
-"""Read the weights of a parent model, one tensor at a time, into a model that ZeRO-3 has partitioned.
+"""Read the weights of a parent model, one tensor at a time, into a model that ZeRO-3 has partitioned, or a whole one.
 
 Each process copies its own partition out of the memory-mapped files, so all processes together read the weights once.
+Below stage 3 each process copies all of them, one tensor at a time, from the same pages of the machine.
 Only zero.Init sends something: it broadcasts each tensor, not yet initialized, from rank 0 when it is created. The
 alternative, one process that reads and broadcasts, needs a gather and a broadcast per tensor and works where only one
 machine has the files. But every machine has them: each reads a Hub model or shared folder for the config, and the
@@ -22,6 +23,7 @@ from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
     prevent_arange_dtype_change,
 )
+from transformers.modeling_utils import local_torch_dtype
 
 from pretraining.cli.arguments.pretrain import ParentModel, PretrainArguments
 from pretraining.errors import UserError
@@ -187,20 +189,25 @@ def agreed_hashes(parent: ParentModel | None, hashes: Mapping[str, str] | None) 
     return first
 
 
-def load_parent(weights: ParentWeights, attention_implementation: str) -> LlamaForCausalLM:
-    """A model with the parent's weights, partitioned as it is created; called on every process.
+def load_parent(
+    weights: ParentWeights, attention_implementation: str, *, dtype: torch.dtype, device: torch.device
+) -> LlamaForCausalLM:
+    """A model with the parent's weights, under ZeRO-3 partitioned as it is created; called on every process.
 
     Raises:
         UserError: when they cannot be read.
     """
     weights.check_tied()
     own = copy.deepcopy(weights.config)
-    own.dtype, own._attn_implementation = torch.float32, attention_implementation
+    own.dtype, own._attn_implementation = dtype, attention_implementation
     with ExitStack() as contexts:
         contexts.enter_context(no_init_weights())
-        if is_deepspeed_zero3_enabled():  # some launchers drop the config, which is reported when training begins
+        if is_deepspeed_zero3_enabled():
             contexts.enter_context(prevent_arange_dtype_change())
             contexts.enter_context(deepspeed.zero.Init(config_dict_or_path=deepspeed_config()))
+        else:
+            contexts.enter_context(device)
+            contexts.enter_context(local_torch_dtype(dtype))
         model = LlamaForCausalLM(own)
     model.tie_weights()
     for name, parameter in model.named_parameters():

@@ -24,7 +24,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def make_optimizer(
     name: OptimizerName, arguments: TrainingArguments, model: PreTrainedModel, *, weight_decay_on_norms: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer over all parameters of a model that ZeRO-3 has partitioned."""
+    """The optimizer over all parameters of a model, which ZeRO-3 has partitioned; muon needs ZeRO-3."""
     decay = {"weight_decay": arguments.weight_decay, "on_norms": weight_decay_on_norms}
     adam = {
         "lr": arguments.learning_rate,
@@ -69,10 +69,14 @@ def decay_groups(model: PreTrainedModel, *, weight_decay: float, on_norms: bool)
     """Two groups: matrices and embeddings; norms and biases, which have weight decay only if `on_norms`."""
     groups = []
     for is_vector in (False, True):
-        # ds_shape is the shape in the layer; the parameter that ZeRO-3 leaves there is empty.
-        params = [parameter for parameter in model.parameters() if (len(parameter.ds_shape) == 1) == is_vector]
+        params = [parameter for parameter in model.parameters() if (len(_shape(parameter)) == 1) == is_vector]
         groups.append({"params": params, "weight_decay": weight_decay if on_norms or not is_vector else 0.0})
     return groups
+
+
+def _shape(parameter: Tensor) -> torch.Size:
+    """The shape in the layer; the parameter that ZeRO-3 leaves there is empty."""
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def muon_groups(model: PreTrainedModel, *, weight_decay: float, on_norms: bool) -> list[dict[str, Any]]:

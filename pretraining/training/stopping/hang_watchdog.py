@@ -15,6 +15,7 @@ from pretraining.training.trainer.hf_internals import RunCallback
 
 STACKS_DIR_NAME = "stacks"
 OTHERS_DUMP_SECONDS = 5.0  # the others time out together with this process; when rank 0 exits, a launcher kills them
+FIRST_RANK_SECONDS = 1.0  # rank 0 logs the reason, and the end of another machine's process would end it before
 SPARE_SECONDS = 30.0
 SAVE_TIMEOUT_FACTOR = 10  # writing a checkpoint of 1 TB to a slow file system is not a hang
 
@@ -69,7 +70,7 @@ class HangWatchdog(RunCallback):
         self._stacks_dir.mkdir(exist_ok=True)
         with (self._stacks_dir / f"rank-{rank}.txt").open("w") as stacks:
             faulthandler.dump_traceback(stacks)
-        time.sleep(OTHERS_DUMP_SECONDS)
+        time.sleep(OTHERS_DUMP_SECONDS + (0 if rank == 0 else FIRST_RANK_SECONDS))
         message = (
             f"--hang_timeout_minutes {self._timeout_seconds / 60:g}: no progress for that long; stack traces of all "
             f"processes are in {self._stacks_dir}"

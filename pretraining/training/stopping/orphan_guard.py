@@ -20,7 +20,8 @@ from pretraining.cli.program import hard_exit
 from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from pretraining.system.launchers import has_launcher, launcher_identity, local_rank, process_rank
 from pretraining.system.processes import STOP_SIGNALS, ProcessHandle, command_words, stat_words
-from pretraining.training.stopping.request import END_SIGNAL, Phase, StopRequest
+from pretraining.training.stopping.remote_launch import is_below_sshd, pdsh_runner, stderr_is_closed
+from pretraining.training.stopping.request import CRASH_SIGNAL, END_CODES, END_SIGNAL, Phase, StopRequest
 
 POLL_SECONDS = 0.02  # the deepspeed command takes about 0.1 s to end, and must not report success before
 PEER_POLL_SECONDS = 1.0
@@ -38,6 +39,7 @@ class OrphanGuard(threading.Thread):
         self._request = request
         self._launcher = _launcher()
         self._runner = None if self._launcher is None else _deepspeed_runner(self._launcher.pid)
+        self._is_remote = self._launcher is not None and is_below_sshd(self._launcher.pid)
         self._peers: dict[int, ProcessHandle] = {}
         self._ends_at: float | None = None
         self._first_interrupt: float | None = None
@@ -47,12 +49,13 @@ class OrphanGuard(threading.Thread):
         """End when one of these ends: the other processes of this run on this machine, by rank."""
         self._peers = dict(peers)
 
-    def end_peers(self) -> None:
+    def end_peers(self, exit_code: int = USER_ERROR_EXIT_CODE) -> None:
         """End the other processes of this machine silently; this one has logged the error, and ends next."""
+        number = END_SIGNAL if exit_code == USER_ERROR_EXIT_CODE else CRASH_SIGNAL
         for peer in self._peers.values():
             if peer.is_alive():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(peer.pid, END_SIGNAL)
+                    os.kill(peer.pid, number)
 
     def run(self) -> None:
         """Poll signals, the launcher and the peers until the process ends."""
@@ -68,9 +71,10 @@ class OrphanGuard(threading.Thread):
                 self._exit_without_saving()
 
     def _read_signals(self, signals: bytes) -> None:
-        if END_SIGNAL in signals:
-            end_workers()
-            hard_exit("", USER_ERROR_EXIT_CODE)
+        for number, exit_code in END_CODES.items():
+            if number in signals:
+                end_workers()
+                hard_exit("", exit_code)
         for number in set(STOP_SIGNALS).intersection(signals):  # torch also handles the end of its workers
             self._request.request(signal.Signals(number).name)
             if number == signal.SIGINT:
@@ -94,6 +98,9 @@ class OrphanGuard(threading.Thread):
 
     def _check_peers(self) -> None:
         """Request a stop if the `deepspeed` command is gone; exit if another process of this run died."""
+        if self._is_remote and stderr_is_closed():
+            self._is_remote = False
+            self._request.request("the launcher is gone")
         if self._runner is not None and not self._runner.is_alive():
             self._runner = None
             self._request.request("the launcher is gone")
@@ -140,6 +147,8 @@ def _deepspeed_runner(launcher: int) -> ProcessHandle | None:
     """The `deepspeed` command on this machine that started the launcher; None for other launchers."""
     if "deepspeed.launcher.launch" not in command_words(launcher):
         return None
+    if is_below_sshd(launcher):
+        return pdsh_runner(launcher)
     runner = int(stat_words(launcher)[1])
     names = [Path(word).name for word in command_words(runner)]
     return ProcessHandle.of(runner) if {"deepspeed", "ds", "deepspeed.launcher.runner"} & set(names) else None

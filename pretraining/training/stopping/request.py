@@ -10,10 +10,13 @@ from datetime import datetime
 from enum import Enum
 from types import FrameType
 
+from pretraining.errors import CRASH_EXIT_CODE, USER_ERROR_EXIT_CODE
 from pretraining.system.processes import STOP_SIGNALS
 from pretraining.system.supervision import run_age_seconds
 
-END_SIGNAL = signal.SIGRTMIN + 1  # from a process of this run that has logged its error: the whole run ends
+# From a process of this run that has logged an error: the whole run ends, with the exit code of the user's or a crash.
+END_SIGNAL, CRASH_SIGNAL = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2
+END_CODES = {END_SIGNAL: USER_ERROR_EXIT_CODE, CRASH_SIGNAL: CRASH_EXIT_CODE}
 # In rising order: of several requests the last is reported. After Ctrl-C a launcher sends SIGTERM as well.
 REASONS = ("", "--max_hours", "the file STOP", "the launcher is gone", "SIGUSR1", "SIGHUP", "SIGTERM", "SIGINT")
 ASSUMED_SAVE_SECONDS = 120.0  # before any save was measured, but never more than a tenth of --max_hours
@@ -59,7 +62,8 @@ class StopRequest:
             # Under nohup a terminal may close. torchrun (2.13) ends even so, and its ranks have the default handler.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
-        signal.signal(END_SIGNAL, lambda *_: None)  # OrphanGuard's thread reads it from the pipe
+        for end in END_CODES:
+            signal.signal(end, lambda *_: None)  # OrphanGuard's thread reads it from the pipe
 
     def end_training(self) -> None:
         """From now on there is nothing to save."""

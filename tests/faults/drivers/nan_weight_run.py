@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 import pretrain
 from pretraining.cli.program import run_program
 from pretraining.training import run as program
+from pretraining.training.distributed.deepspeed_internals import master_weights
 
 
 class NanPlanter(TrainerCallback):
@@ -40,7 +41,7 @@ class NanPlanter(TrainerCallback):
         if what == "weight":
             target = list(self.trainer.model_wrapped.module.parameters())[-1].ds_tensor
         else:
-            target = zero.fp32_partitioned_groups_flat[-1]
+            target = master_weights(zero)[-1]
         if what == "moment":
             target = zero.optimizer.state[target]["exp_avg"]
         target.view(-1)[3] = torch.nan

@@ -2,8 +2,9 @@
 
 Writes into KEPT, for the first load and each one after: restored-N, a checkpoint saved before anything is trained, and
 seed-PROCESS, where random states were made anew. SPIKE_AT=n makes the n-th step of the run look like a spike, once, and
-lets a rollback leave out no blocks: then the run must be as if that had not been. A load fails where the moments of
-before are still in memory when torch takes over those of the checkpoint.
+lets a rollback leave out no blocks: then the run must be as if that had not been. With WHOLE the optimizer's state is
+taken for one that cannot be divided, as of adamw_8bit. A load fails where the moments of before are still in memory
+when torch takes over those of the checkpoint.
 """
 
 import os
@@ -19,7 +20,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 import pretrain
 from pretraining.cli.program import run_program
-from pretraining.training.checkpoint import checkpointing
+from pretraining.training.checkpoint import checkpointing, reshard
 from pretraining.training.data.loader import BlockStream
 from pretraining.training.metrics.spike_detector import Anomaly
 from pretraining.training.metrics.step_metrics import StepMetrics, StepResult
@@ -71,5 +72,7 @@ def plant_spike(at: int) -> None:
 
 if __name__ == "__main__":
     keep_what_is_restored(Path(os.environ["KEPT"]))
+    if "WHOLE" in os.environ:
+        reshard.indivisible_state = lambda _: "state1"
     plant_spike(int(os.environ.get("SPIKE_AT", "0")))
     run_program(pretrain.main)

@@ -2,6 +2,7 @@
 
 python plain_run.py FIRST_WEIGHTS MODEL_CONFIG BLOCK_STORE OUTPUT_DIR BLOCKS_PER_STEP NUM_STEPS [muon]. The blocks are
 read by `datasets`, the loss is the model's own, the optimizer and the constant learning rate are the Trainer's.
+OUTPUT_DIR gets each step's loss and gradient norm, records.json, and the last weights, model.safetensors.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from safetensors.torch import save_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 
 from pretraining.training.data.order import BlockOrder
@@ -97,6 +99,7 @@ def main() -> None:
     steps = zip(losses, trainer.norms, trainer.by_group, strict=True)
     records = [{"loss": loss, "grad_norm": norm, "by_group": by_group} for loss, norm, by_group in steps]
     (Path(output_dir) / "records.json").write_text(json.dumps(records))
+    save_model(model, str(Path(output_dir) / "model.safetensors"))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.conftest import PROJECT_DIR, assert_one_error
 from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, run_forked_fine, train, try_to_train
-from tests.rounding import BF16_ROUNDOFF, loss_rounding
+from tests.rounding import BF16_ROUNDOFF, loss_rounding, norm_rounding
 
 pytestmark = pytest.mark.launch
 OFFLOAD = ["--deepspeed", PROJECT_DIR / "ds_config_offload.json"]
@@ -42,9 +44,11 @@ def test_each_optimizer_learns_and_resumes_to_the_bit(name: str, sample_store: P
         assert_one_error(done, "its optimizer state", "cannot be divided among others; start with --num_gpus=2")
         go_on = []
     train("1 rank", sample_store, one, *flags, *go_on)
-    assert_same_training(figures(one), figures(whole))
     if name == "muon":
+        assert_same_movement(one / "model", whole / "model", whole)
         assert_equal_to_torch(whole, sample_store, tmp_path)
+    else:
+        assert_same_training(figures(one), figures(whole))
 
 
 def assert_equal_to_torch(whole: Path, store: Path, output_dir: Path) -> None:
@@ -53,12 +57,32 @@ def assert_equal_to_torch(whole: Path, store: Path, output_dir: Path) -> None:
     script = PROJECT_DIR / "tests/programs/drivers/plain_run.py"
     words = [whole / "first_weights.pt", config, store, output_dir, BLOCKS_PER_STEP, NUM_STEPS, "muon"]
     run_forked_fine(sys.executable, script, *words)
-    plain = [(record["loss"], record["grad_norm"]) for record in json.loads((output_dir / "records.json").read_text())]
-    assert_same_training(figures(whole), plain)
+    assert_same_movement(whole / "model", output_dir, whole)
+    record = json.loads((output_dir / "records.json").read_text())[0]
+    np.testing.assert_allclose(figures(whole)[0], (record["loss"], record["grad_norm"]), rtol=norm_rounding())
+
+
+def assert_same_movement(ours: Path, theirs: Path, whole: Path) -> None:
+    """Six updates lead Muon's matrices from the first weights of `whole` to the same ones, but for 2 % of the way.
+
+    Muon rounds to bf16 15 times, once per product of its five iterations. A number that is turned at the start, as one
+    in 780 of those that differ by 5e-6 is, turns others in each product after it. So two updates differ by the rounding
+    itself: 2^-8 / sqrt(12) = 1.1e-3 of a number in each, 1.1e-3 * sqrt(2 * 15) = 0.6 % together, and three times that
+    where singular values are small, which an iteration multiplies by 3.4. Those of six updates are independent, and so
+    are a smaller share of the way than of an update. A momentum of 0.9 instead of 0.95 leads 6 % elsewhere, no weight
+    decay 7 %, four iterations 19 %.
+    """
+    first = torch.load(whole / "first_weights.pt")
+    matrices = [name for name, weight in first.items() if ".layers." in name and weight.ndim == 2]
+    ways = []
+    for folder in (ours, theirs):
+        last = load_file(folder / "model.safetensors")
+        ways.append(torch.cat([(last[name] - first[name]).flatten().double() for name in matrices]))
+    assert (ways[0] - ways[1]).norm() <= 0.02 * ways[1].norm()
 
 
 def assert_same_training(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> None:
-    """Muon rounds what it starts from to bf16, adamw_bf16 its moments.
+    """adamw_bf16 rounds its moments to bf16.
 
     Of numbers that differ by 5e-6 (the square root of the terms in tests/rounding.py), one in 2^-8 / 5e-6 = 780 falls
     on the other side and moves by 2^-8: together 2^-8 / sqrt(780) = 1.4e-4 of an update, in each of six steps.

@@ -13,7 +13,8 @@ from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.runs.checksums import read_complete
 from pretraining.runs.compare import first_difference
 from pretraining.training.config.layout import this_machine
-from pretraining.training.dry_run.dry_run import local_mixture, make_plan
+from pretraining.training.dry_run.dry_run import local_mixture
+from pretraining.training.dry_run.plan import make_plan
 from pretraining.training.metrics.throughput import PARTS
 from tests.programs.launching import (
     BLOCK_LENGTH,

@@ -9,8 +9,8 @@ import pytest
 
 from pretraining.runs.checksums import record_file, write_manifest
 from pretraining.training.metrics.step_metrics import EARLIER_NAMES
-from tests.conftest import Done, python, run_fine
-from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, figures, records, train
+from tests.conftest import Done
+from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, figures, records, small_store, train
 
 pytestmark = pytest.mark.launch
 
@@ -22,13 +22,7 @@ FIVE = ("business", "local", "science", "sport", "world")
 @pytest.fixture(scope="module")
 def lone_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Blocks of one source, which has no name in the log."""
-    folder = tmp_path_factory.mktemp("lone")
-    texts = [line for path in sorted(Path("data/sample").glob("*.jsonl")) for line in path.read_text().splitlines()]
-    text = "".join(json.dumps({"text": json.loads(line)["text"]}) + "\n" for line in texts[:40])
-    (folder / "texts.jsonl").write_text(text)
-    words = ["--data_files", folder / "texts.jsonl", "--block_length", BLOCK_LENGTH, "--output_dir", folder / "blocks"]
-    run_fine(*python("preprocess.py", *words))
-    return folder / "blocks"
+    return small_store(tmp_path_factory.mktemp("lone"), num_texts=40)
 
 
 def start(run_dir: Path, num_steps: int, *datasets: object, **options: Any) -> Done:

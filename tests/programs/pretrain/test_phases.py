@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Done, assert_one_error, python, run_fine
-from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, events, figures, records, train, try_to_train
+from tests.conftest import Done, assert_one_error
+from tests.programs.launching import (
+    BLOCKS_PER_STEP,
+    events,
+    figures,
+    records,
+    small_store,
+    train,
+    try_to_train,
+)
 from tests.rounding import assert_same_training
 
 pytestmark = pytest.mark.launch
@@ -19,13 +27,7 @@ NOT_GIVEN = None  # --dataset, which excludes phases
 @pytest.fixture(scope="module")
 def stores(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two block stores of other texts, the second small enough to be read more than once."""
-    folder = tmp_path_factory.mktemp("better")
-    texts = [line for path in sorted(Path("data/sample").glob("*.jsonl")) for line in path.read_text().splitlines()]
-    text = "".join(json.dumps({"text": json.loads(line)["text"]}) + "\n" for line in texts[:30])
-    (folder / "texts.jsonl").write_text(text)
-    words = ["--data_files", folder / "texts.jsonl", "--block_length", BLOCK_LENGTH, "--output_dir", folder / "blocks"]
-    run_fine(*python("preprocess.py", *words))
-    return {"news": sample_store, "better": folder / "blocks"}
+    return {"news": sample_store, "better": small_store(tmp_path_factory.mktemp("better"), num_texts=30)}
 
 
 def mixture(stores: dict[str, Path], **shares: float) -> list[str]:

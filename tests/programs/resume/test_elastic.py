@@ -1,6 +1,7 @@
-"""A run goes on with another number of processes, with or without offload, in another precision: it is the same run."""
+"""A run goes on with other processes, with or without offload, in another precision or stage: it is the same run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pretraining.generation.load_model import load_model
 from pretraining.runs.export.from_checkpoint import export_checkpoint
+from pretraining.runs.model_source import find_model
+from pretraining.runs.untrusted import load_pickle
 from tests.conftest import PROJECT_DIR, TINY_MODEL
 from tests.programs.launching import GROUPS, figures, group_norms, records, train
 from tests.programs.shards import assert_equal_to_the_bit
 from tests.rounding import assert_same_training, norm_rounding
+from tools import verify
 
 pytestmark = pytest.mark.launch
 
@@ -31,6 +36,8 @@ FLAGS = [
     12 * 64,
 ]
 FLAGS += ["--model_overrides", *TINY_MODEL, "tie_word_embeddings=true"]
+MORE_STAGES = [("zero1", "bf16", False), ("zero1", "fp32", True), ("zero2", "bf16", True)]
+MORE_STAGES += [("zero1_offload_optimizer", "bf16", True), ("zero2_offload_optimizer", "fp32", True)]
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +104,94 @@ def test_a_run_goes_on_with_any_number_of_processes(
         assert_exports_its_weights(run_dir / f"checkpoint-{STEPS}")
 
 
+def of_stage(name: str) -> list[object]:
+    return ["--deepspeed", PROJECT_DIR / f"ds_config_{name}.json"]
+
+
+@pytest.mark.guarantee(
+    "A run resumes under ZeRO-1, 2 or 3, whichever saved it, in another number of processes, with or without offload: "
+    "all state bit by bit, losses to 1e-4."
+)
+def test_a_run_goes_on_in_any_stage(never_stopped: Path, sample_store: Path, tmp_path: Path) -> None:
+    """ZeRO-3 -> 1 -> 2 with offload -> 3 in 2, 3, 1 and 2 processes; what ZeRO-3 loads at the end is what it saved."""
+    first, second, third = (tmp_path / name / "run" for name in ("first", "second", "third"))
+    rollback = ["--on_spike", "rollback"]
+    start = never_stopped / "checkpoint-2"
+    said = go_on("3 ranks", sample_store, first, start, *of_stage("zero1"), *rollback, SPIKE_AT="2")
+    assert f"{start} (saved by 2 processes, now 3; saved with ZeRO-3, now ZeRO-1)" in said
+    assert f"step 4: rolled back to {start}" in said
+    assert (tmp_path / "first/restored-2").is_dir(), "it was not loaded again"
+    said = go_on("1 rank", sample_store, second, first / "checkpoint-4", *of_stage("zero2_offload_optimizer"))
+    assert f"{first / 'checkpoint-4'} (saved by 3 processes, now 1)" in said
+    said = go_on("2 ranks", sample_store, third, second / "checkpoint-6")
+    assert "(saved by 1 process, now 2; saved with ZeRO-1 or ZeRO-2, now ZeRO-3)" in said
+    for run_dir in (first, second, third):
+        assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
+        assert_same_training(figures(run_dir), figures(never_stopped), step_tokens=12 * 64)
+        assert records(run_dir)[-1]["tokens/world"] == records(never_stopped)[-1]["tokens/world"]
+    for run_dir in (first, second):
+        assert_exports_its_weights(run_dir / f"checkpoint-{STEPS}")
+        assert_generates_from_shards(run_dir / f"checkpoint-{STEPS}", tmp_path)
+    verify.main([str(first)])
+
+
+def assert_generates_from_shards(checkpoint: Path, folder: Path) -> None:
+    """What is left when the file of weights is gone: they are read from the shards."""
+    bare = folder / "bare"
+    shutil.copytree(checkpoint, bare, ignore=shutil.ignore_patterns("*.safetensors", "complete.json", "run.json"))
+    source = find_model(str(bare))
+    assert "(ZeRO shards)" in source.description
+    ours, theirs = load_model(source)[0].state_dict(), load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+    shutil.rmtree(bare)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "divides"),
+    [
+        ("zero1", "bf16", True),
+        ("zero2", "fp32", False),
+        *(pytest.param(*which, marks=pytest.mark.long) for which in MORE_STAGES),
+    ],
+)
+@pytest.mark.guarantee("A run under ZeRO-1 or 2 that was stopped and resumed equals one that was not, bit by bit.")
+def test_a_resume_in_the_same_stage_changes_nothing(
+    stage: str, precision: str, divides: bool, sample_store: Path, tmp_path: Path
+) -> None:
+    """Assembled here, or loaded by DeepSpeed where the optimizer's state cannot be divided."""
+    flags = [*of_stage(stage), "--bf16", str(precision == "bf16").lower(), "--max_steps", 6, "--save_steps", 3]
+    whole, resumed = tmp_path / "whole/run", tmp_path / "resumed/run"
+    train("2 ranks", sample_store, whole, *FLAGS, *flags)
+    env = {} if divides else {"WHOLE": "1"}
+    go_on("2 ranks", sample_store, resumed, whole / "checkpoint-3", *flags, **env)
+    assert figures(resumed) == figures(whole)
+    assert_equal_to_the_bit(resumed / "checkpoint-6", whole / "checkpoint-6")
+    (engine,) = (resumed / "checkpoint-6").rglob("mp_rank_00_model_states.pt")
+    assert load_pickle(engine, mmap=True)["module"] == {}, "the weights are saved twice"
+    ours, theirs = (folder / "model/model.safetensors" for folder in (resumed, whole))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("offload", ["", "_offload_optimizer"])
+@pytest.mark.parametrize("stage", ["zero1", "zero2"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_stage_there_and_back(
+    precision: str, stage: str, offload: str, sample_store: Path, tmp_path: Path
+) -> None:
+    """ZeRO-3 in two processes, another stage in four and in one, ZeRO-3 in three."""
+    start, four, one, three = (tmp_path / name / "run" for name in ("start", "four", "one", "three"))
+    flags = ["--bf16", str(precision == "bf16").lower(), "--max_steps", 8]
+    train("2 ranks", sample_store, start, *FLAGS, *flags)
+    go_on("4 ranks", sample_store, four, start / "checkpoint-2", *flags, *of_stage(stage + offload))
+    go_on("1 rank", sample_store, one, four / "checkpoint-4", *flags, *of_stage(stage))
+    go_on("3 ranks", sample_store, three, one / "checkpoint-6", *flags)
+
+
+@pytest.mark.parametrize("stage", [[], of_stage("zero1")])
 @pytest.mark.guarantee("A rollback and --load_best_model_at_end never hold two copies of the optimizer state.")
-def test_the_state_is_freed_before_another_is_loaded(sample_store: Path, tmp_path: Path) -> None:
-    flags = [*FLAGS, "--on_spike", "rollback", "--eval_strategy", "steps", "--eval_steps", 2]
+def test_the_state_is_freed_before_another_is_loaded(stage: list[object], sample_store: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, *stage, "--on_spike", "rollback", "--eval_strategy", "steps", "--eval_steps", 2]
     flags += ["--load_best_model_at_end", "--metric_for_best_model", "loss"]
     script, env = "tests/programs/drivers/elastic_run.py", {"KEPT": str(tmp_path), "SPIKE_AT": "5"}
     train("2 ranks", sample_store, tmp_path / "run", *flags, script=script, env=env)

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import PROJECT_DIR, run_fine
+from tests.fakes.harness_task import write_task
 from tests.rounding import loss_rounding
 from tools.evaluate import main as evaluate
 
@@ -28,19 +29,6 @@ metric_list:
   - metric: bits_per_byte
 """
 
-
-KIND = """
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {path}
-test_split: test
-output_type: {kind}
-doc_to_text: "{{{{context}}}}"
-"""
-CHOICE = 'doc_to_choice: "{{choices}}"\ndoc_to_target: answer\nmetric_list:\n  - metric: acc\n  - metric: acc_norm\n'
-CLOZE = "doc_to_target: \"{{' ' + completion}}\"\nmetric_list:\n  - metric: acc\n  - metric: perplexity\n"
 
 pytestmark = [
     pytest.mark.launch,
@@ -81,15 +69,10 @@ def test_tasks_have_the_scores_of_the_harness(trained_run: Path, tmp_path: Path)
         for number, words in enumerate(stories)
     ]
     (tmp_path / "tasks").mkdir()
-    for name, kind, examples, rest in (
-        ("choices", "multiple_choice", choices, CHOICE),
-        ("words", "loglikelihood", cloze, CLOZE),
-    ):
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(example) + "\n" for example in examples), "utf-8")
-        (tmp_path / f"tasks/{name}.yaml").write_text(KIND.format(name=name, path=path, kind=kind) + rest)
+    write_task(tmp_path / "tasks", "choices", "multiple_choice", choices)
+    write_task(tmp_path / "tasks", "words", "loglikelihood", cloze)
     theirs = results_of_harness(trained_run, ["choices", "words"], tmp_path, eos=2)
-    files = [f"{tmp_path}/{name}.jsonl" for name in ("choices", "words")]
+    files = [f"{tmp_path}/tasks/{name}.jsonl" for name in ("choices", "words")]
     evaluate([str(trained_run), "--tasks", *files, "--output", f"{tmp_path}/ours.json"])
     ours = json.loads((tmp_path / "ours.json").read_text())["tasks"]
     for name, metrics in {"choices": ("acc", "acc_norm"), "words": ("acc", "perplexity")}.items():

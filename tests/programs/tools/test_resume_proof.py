@@ -19,10 +19,12 @@ TRAINING += ["--max_steps", 10, "--save_steps", 2, "--eval_steps", 4, "--per_dev
 
 @pytest.mark.launch
 @pytest.mark.long
-def test_a_run_that_is_killed_is_the_run_that_is_not(sample_store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["ds_config.json", "ds_config_zero2.json"])
+def test_a_run_that_is_killed_is_the_run_that_is_not(config: str, sample_store: Path, tmp_path: Path) -> None:
     # This seed kills one of the ranks, at a save after the beginning.
     flags = ["--kills", 1, "--seed", 144, "--num_gpus", 2, "--output_dir", tmp_path / "proof"]
-    done = run_fine(*PROOF, *flags, "--", *TRAINING, "--dataset", sample_store)
+    training = [*TRAINING, "--deepspeed", PROJECT_DIR / config, "--dataset", sample_store]
+    done = run_fine(*PROOF, *flags, "--", *training)
     assert re.search(r"^undisturbed: 10 steps in \d+ s, the first one after \d+ s: ", done.stderr, re.M)
     assert re.search(r"^kill 1 of 1: a rank after step \d+.*; resuming from step \d+$", done.stderr, re.M)
     verdict = r"1 kills \(\d during a save\), 10 steps: losses, gradient norms, evaluations and weights bit-equal\n"

@@ -16,6 +16,7 @@ from pretraining.errors import UserError
 from tests.conftest import PROJECT_DIR, run
 
 ZERO = {"stage": 3}
+LOWER = {"stage": 2}
 # What people bring from Megatron-DeepSpeed's examples.
 MEGATRON = {
     "train_batch_size": 8,
@@ -57,8 +58,21 @@ def problems_of(config: Any, tmp_path: Path, *flags: str) -> list[str]:
     [
         ("{", "is not JSON"),
         ('{"fp16": {}, "fp16": {}}', "is not JSON (fp16 is there twice)"),
-        ("[]", "zero_optimization.stage is missing; set it to 3, this suite trains with ZeRO-3"),
-        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage is 2; set it to 3, this suite trains with Ze"),
+        ("[]", "zero_optimization.stage is missing; set it to 3, which shards the weights too, or to 1 or 2"),
+        ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage is 0; set it to 1 or 2 or 3, stage 0 shards no"),
+        ({"zero_optimization": {"stage": "2"}}, 'zero_optimization.stage is "2"; expects a whole number'),
+        ({"zero_optimization": {**LOWER, "overlap_comm": True}}, "overlap_comm is true with stage 2 (below stage 3"),
+        ({"zero_optimization": {**LOWER, "round_robin_gradients": True}}, "round_robin_gradients is true with stage 2"),
+        ({"zero_optimization": LOWER, "compile": {"deepcompile": True}}, "deepcompile is true with stage 2 (it is not"),
+        (
+            {"zero_optimization": {**LOWER, "stage3_max_live_parameters": 1, "offload_param": {"device": "cpu"}}},
+            "stage3_max_live_parameters, offload_param belong to stage 3, and the stage is 2; remove them",
+        ),
+        ({"zero_optimization": {**LOWER, "sub_group_size": 1e9}}, "sub_group_size belongs to stage 3, and the stage"),
+        (
+            {"zero_optimization": {**LOWER, "offload_optimizer": {"device": "nvme", "nvme_path": "/disk"}}},
+            "offload_optimizer.device is nvme, which needs stage 3, not 2; set it to cpu",
+        ),
         ({"optimizer": {"type": "Adam"}}, "optimizer is not accepted (--optim, --learning_rate, --weight_decay and"),
         ({"torch_autocast": {"enabled": True}}, "torch_autocast is not accepted (--bf16 and --fp16 decide it)"),
         ({"gradient_clipping": 2}, "gradient_clipping is 2, but --max_grad_norm makes it 1.0; set it to \"auto\""),
@@ -78,7 +92,8 @@ def problems_of(config: Any, tmp_path: Path, *flags: str) -> list[str]:
         ({"zero_optimization": {**ZERO, "zenflw": True}}, "DeepSpeed has no such key (did you mean zenflow?)"),
         ({"zero_optimization": {**ZERO, "stage3_gather_16bit_weights_on_model_save": False}}, "model needs it"),
         ({"zero_optimization": {**ZERO, "zero_quantized_gradients": True}}, "it sends rounded weights or gradients"),
-        ({"zero_optimization": {**ZERO, "zero_hpz_partition_size": 8}}, "on one machine it only costs memory"),
+        ({"zero_optimization": {**ZERO, "zero_hpz_partition_size": -1}}, "hpz_partition_size is -1; give 0 or more"),
+        ({"zero_optimization": {**LOWER, "zero_hpz_partition_size": 8}}, "zero_hpz_partition_size belongs to stage 3"),
         ({"checkpoint": {"use_node_local_storage": True}}, "checkpoint is not accepted"),
         ({"wandb": {"enabled": True}}, "wandb is not accepted (use --report_to"),
         ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel is not accepted"),
@@ -117,6 +132,10 @@ def test_what_agrees_with_the_flags_or_asks_for_nothing_passes(tmp_path: Path) -
     idle |= {"bf16": {"enabled": False}, "gradient_allreduce_op": "mean", "communication_data_type": None}
     assert problems_of({"zero_optimization": {**ZERO, "zenflow": None}, **idle}, tmp_path, "--bf16", "false") == []
     assert load_ds_config(str(tmp_path / "ds.json")).keys() & idle.keys() == {"bf16"}, "DeepSpeed refuses some by name"
+    lower = {"cpu_offload": True, "allgather_partitions": True, "allgather_bucket_size": 5e8, "reduce_scatter": True}
+    lower |= {"overlap_comm": False, "contiguous_gradients": True, "round_robin_gradients": False}
+    for stage in (1, 2):
+        assert problems_of({"zero_optimization": {"stage": stage, **lower}}, tmp_path) == []
     fixed = {"zero_optimization": ZERO, "train_batch_size": 8}
     assert problems_of(fixed, tmp_path, "--per_device_train_batch_size", "auto") == [
         'train_batch_size is 8; set it to "auto" for --per_device_train_batch_size auto'
@@ -152,13 +171,30 @@ def test_our_own_configs_are_taken_as_they_are(path: Path) -> None:
     assert load_ds_config(str(path)) == json.loads(path.read_text())
 
 
-def test_our_own_configs_differ_in_what_they_offload_alone() -> None:
-    plain, *others = (json.loads(path.read_text()) for path in sorted(PROJECT_DIR.glob("ds_config*.json")))
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_our_own_configs_differ_in_what_they_offload_alone(stage: int) -> None:
+    infix = "" if stage == 3 else f"_zero{stage}"
+    endings = ["", "_offload_optimizer", "_offload"] if stage == 3 else ["", "_offload_optimizer"]
+    plain, *others = (json.loads((PROJECT_DIR / f"ds_config{infix}{ending}.json").read_text()) for ending in endings)
+    assert plain["zero_optimization"]["stage"] == stage
     offloaded = [{name for name in other["zero_optimization"] if name.startswith("offload_")} for other in others]
-    assert offloaded == [{"offload_optimizer", "offload_param"}, {"offload_optimizer"}]
+    assert offloaded == [{"offload_optimizer"}, {"offload_optimizer", "offload_param"}][: len(others)]
     for other, names in zip(others, offloaded, strict=True):
         assert {name: other["zero_optimization"].pop(name)["device"] for name in names} == dict.fromkeys(names, "cpu")
         assert other == plain
+
+
+def test_our_own_configs_differ_in_zero_alone() -> None:
+    stages = [json.loads((PROJECT_DIR / f"ds_config{name}.json").read_text()) for name in ("", "_zero1", "_zero2")]
+    assert [config["bf16"].pop("immediate_grad_update", None) for config in stages] == [None, True, None]
+    assert [config.pop("zero_optimization")["overlap_comm"] for config in stages] == [True, False, False]
+    assert stages[0] == stages[1] == stages[2]
+
+
+def test_muon_needs_whole_matrices(tmp_path: Path) -> None:
+    (problem,) = problems_of({"zero_optimization": LOWER}, tmp_path, "--optim", "muon")
+    assert "its ZeRO stage is 2, whose partitions cut matrices anywhere, and muon needs whole ones; use" in problem
+    assert problems_of({"zero_optimization": ZERO}, tmp_path, "--optim", "muon") == []
 
 
 def test_old_spellings_are_brought_up_to_date(tmp_path: Path) -> None:

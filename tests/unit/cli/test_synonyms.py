@@ -81,8 +81,18 @@ TYPED = {
         --recompute-activations       activation_checkpointing
         --checkpoint-activations      activation_checkpointing
         --use-flash-attn              --attention_implementation sdpa
-        --tensor-model-parallel-size  ZeRO-3 shards the model
-        --pipeline-model-parallel-size ZeRO-3 shards the model
+        --tensor-model-parallel-size  --sequence_parallel_size N shares long blocks
+        --pipeline-model-parallel-size torchtitan and Megatron-LM have it
+        --num-layers-per-virtual-pipeline-stage each layer for itself
+        --expert-model-parallel-size  a Llama has no experts
+        --tensor_parallel_size        docs/explanation/parallelism.md
+        --pipeline_parallel_size      docs/explanation/parallelism.md
+        --tp                          docs/explanation/parallelism.md
+        --pp                          docs/explanation/parallelism.md
+        --expert_parallel_size        docs/explanation/parallelism.md
+        --model-parallel-size         docs/explanation/parallelism.md
+        --pipe-parallel-size          docs/explanation/parallelism.md
+        --nnodes                      the launcher takes it
         --context-parallel-size       sequence_parallel_size
         --use-distributed-optimizer   ZeRO-3 is always on
         --reset-position-ids          document_masking
@@ -126,7 +136,6 @@ TYPED = {
         --initial_checkpoint_dir      weights
         --precision                   --bf16 or --fp16
         --devices                     deepspeed --num_gpus
-        --num_nodes                   on one machine
         --training.local_batch_size   per_device_train_batch_size
         --training.seq_len            preprocess.py --block_length
         --training.steps              max_steps
@@ -139,7 +148,7 @@ TYPED = {
         --metrics.enable_wandb        --report_to wandb
         --model.flavor                model
         --activation_checkpoint.mode  activation_checkpointing
-        --parallelism.tensor_parallel_degree ZeRO-3 shards the model
+        --parallelism.tensor_parallel_degree ZeRO shards the model over all GPUs
         --global_train_batch_size     global_batch_blocks
         --device_train_microbatch_size per_device_train_batch_size
         --max_duration                --max_tokens N in tokens, --max_steps N in steps or --num_train_epochs N in epochs
@@ -176,7 +185,7 @@ TYPED = {
         --tensorboard_dir             TensorBoard files are in
         -a                            --attention_implementation sdpa
         --flash_attention             --attention_implementation sdpa
-        --hostfile                    on one machine
+        --hostfile                    the launcher takes it
         --data.micro_bsz              per_device_train_batch_size
         --data.micro_num              --global_batch_tokens N, in tokens of all GPUs (micro batches x their blocks
         --data.train_folder           dataset
@@ -184,6 +193,10 @@ TYPED = {
         --model.num_kv_attention_heads --model_overrides num_key_value_heads=N
         --hybrid_zero_optimizer.clip_grad_norm max_grad_norm
         --ckpt.save_ckpt_folder       output_dir
+        --parallel.tensor.size        docs/explanation/parallelism.md
+        --parallel.pipeline.size      docs/explanation/parallelism.md
+        --parallel.weight.size        zero_hpz_partition_size in the file of --deepspeed
+        --data_parallel_size          the number of processes decides it
         --parallel.zero1              ZeRO-3 is always on
         # DeepSpeed
         --deepspeed_config            deepspeed
@@ -284,6 +297,9 @@ def flags_of_programs() -> dict[str, set[str]]:
     }
 
 
+OF_LAUNCHERS = {"--num_gpus", "--master_port", "--restarts", "--hostfile", "--nnodes"}
+
+
 def test_every_remedy_names_flags_that_exist_in_its_program() -> None:
     flags = flags_of_programs()
     for names, remedies in SYNONYMS:
@@ -291,7 +307,7 @@ def test_every_remedy_names_flags_that_exist_in_its_program() -> None:
             named = re.search(r"(\w+)\.py", remedy)
             programs = [named[1]] if named and named[1] in flags else [p for p in flags if f"--{guard}" in flags[p]]
             assert programs, (names, guard)
-            for flag in set(re.findall(r"--\w+", remedy)) - {"--num_gpus", "--master_port", "--restarts"}:
+            for flag in set(re.findall(r"--\w+", remedy)) - OF_LAUNCHERS:
                 assert any(flag in flags[p] for p in flags), (names, remedy)
                 if not named:
                     assert all(flag in flags[p] for p in programs), (names, remedy)

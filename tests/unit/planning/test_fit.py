@@ -11,13 +11,13 @@ from pretraining.errors import UserError
 from pretraining.planning.evaluation import plan_evaluation
 from pretraining.planning.fit import GradientType, choose_gradient_type, fits
 from pretraining.planning.footprint import CONTEXT_BYTES, footprint
-from pretraining.planning.global_batch import GlobalBatch
+from pretraining.planning.global_batch import GlobalBatch, divisors
 from pretraining.planning.layout import MachineSpec
-from pretraining.planning.suggestions import ENOUGH_TOKENS, check_fits, divisors, find_suggestions, largest_micro_batch
+from pretraining.planning.suggestions import ENOUGH_TOKENS, check_fits, find_suggestions, largest_micro_batch
 from pretraining.planning.table import PlannedRun, plan_table
 from pretraining.system.gpus import find_gpu_type
 from pretraining.training.config.layout import planned_machine
-from pretraining.training.dry_run.dry_run import make_plan
+from pretraining.training.dry_run.plan import make_plan
 from tests.conftest import PROJECT_DIR
 from tests.unit.planning.layouts import layout_of
 
@@ -261,8 +261,32 @@ def test_the_table_of_an_offloaded_run_has_what_is_copied(monkeypatch: pytest.Mo
 def test_more_gpus_than_a_machine_has_are_said_to_be_on_several() -> None:
     layout = replace(layout_of("llama2_70b", num_gpus=4), checkpoint_every=1)
     suggestions = find_suggestions(layout, machine("h100", 4, host=512e9), batch(4))
-    assert suggestions[0].flags == ("--num_gpus=32",)
-    assert suggestions[0].needs.endswith(", on 4 machines (untested)")
+    assert suggestions[0].flags == ("--num_nodes=4", "--num_gpus=8")
+    assert suggestions[0].needs.endswith(", on 4 machines")
+
+
+@pytest.mark.parametrize(
+    ("stage", "num_gpus", "first"),
+    [
+        (1, 8, "--deepspeed ds_config_zero2.json"),  # 44 GB of sums and weights in each GPU, then 20
+        (2, 8, "--deepspeed ds_config.json"),
+    ],
+)
+def test_a_stage_that_does_not_fit_names_the_one_that_does(stage: int, num_gpus: int, first: str) -> None:
+    layout = replace(layout_of("llama2_7b", num_gpus=num_gpus), checkpoint_every=1)
+    layout = replace(layout, zero=replace(layout.zero, stage=stage))
+    spec = machine("h100", num_gpus, host=1e12, memory={1: 50e9, 2: 30e9}[stage])
+    assert not fits(layout, spec)
+    assert find_suggestions(layout, spec, batch(num_gpus))[0].flags == (first,)
+    with pytest.raises(UserError, match=f"what fits: {first}"):
+        check_fits(layout, spec, batch(num_gpus), model="7b", force=False)
+
+
+def test_offloading_from_a_lower_stage_is_planned_for_the_stage_of_that_config() -> None:
+    layout = replace(layout_of("llama2_7b", num_gpus=2), checkpoint_every=1)
+    layout = replace(layout, zero=replace(layout.zero, stage=1))
+    found = [one for one in find_suggestions(layout, machine("rtx_4090", 2, host=1e12), batch(2)) if one.flags]
+    assert all(one.layout.stage == 3 for one in found if "ds_config_offload" in " ".join(one.flags))
 
 
 @pytest.mark.parametrize(

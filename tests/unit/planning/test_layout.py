@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from pretraining.errors import UserError
 from pretraining.planning.flops import layer_parameters, parameter_shapes
-from pretraining.planning.layout import ZeroSettings, resolve_auto
+from pretraining.planning.layout import MachineSpec, ZeroSettings, resolve_auto, resolve_hpz
 from pretraining.planning.model_states import sub_groups
 from pretraining.training.model.fields import DEFAULTS, load_presets
 from tests.unit.planning.layouts import layout_of
@@ -62,3 +63,47 @@ def test_numbers_of_the_user_are_kept() -> None:
 
 def test_what_a_config_does_not_have_is_the_default_of_deepspeed() -> None:
     assert ZeroSettings.of({}) == ZeroSettings(10**9, 5 * 10**8, 10**5, 10**9)
+
+
+def cluster(num_processes: int, num_local_processes: int) -> MachineSpec:
+    return MachineSpec("cluster", num_processes, num_local_processes, None, None, None)
+
+
+def test_hpz_is_of_the_processes_of_a_machine() -> None:
+    for size in ("auto", 8):
+        resolved = resolve_hpz({"zero_hpz_partition_size": size}, cluster(16, 8), place="--deepspeed ds.json")
+        assert ZeroSettings.of(resolved).hpz_partition_size == 8
+    for size in (0, 1):
+        assert ZeroSettings.of({"zero_hpz_partition_size": size}).hpz_partition_size == 1
+        assert resolve_hpz({"zero_hpz_partition_size": size}, cluster(8, 8), place="") == {
+            "zero_hpz_partition_size": size
+        }
+
+
+@pytest.mark.parametrize(
+    ("zero", "machine", "message"),
+    [
+        (
+            {"zero_hpz_partition_size": 8},
+            cluster(8, 8),
+            "8: needs several machines, on one it only costs memory; use ds_",
+        ),
+        ({"zero_hpz_partition_size": 4}, cluster(16, 8), "4: is not the 8 processes of a machine; set it to 8 or auto"),
+        (
+            {"zero_hpz_partition_size": "auto"},
+            cluster(12, 8),
+            "auto: 8 does not divide the 12 processes; start as many",
+        ),
+        (
+            {"zero_hpz_partition_size": 8, "offload_optimizer": {"device": "cpu"}},
+            cluster(16, 8),
+            "is not accepted with offload_optimizer (DeepSpeed trains wrongly with both); remove one of them",
+        ),
+    ],
+)
+def test_hpz_is_refused_in_one_line(zero: dict[str, Any], machine: MachineSpec, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_hpz(zero, machine, place="--deepspeed ds.json")
+    (problem,) = caught.value.problems
+    assert problem.startswith("--deepspeed ds.json: zero_optimization.zero_hpz_partition_size ")
+    assert message in problem

@@ -1,17 +1,24 @@
 import os
+import shlex
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pretraining.system.launchers import process_age_seconds
+from pretraining.system import supervision
+from pretraining.system.launchers import SUPERVISOR_VARIABLE, process_age_seconds
+from pretraining.system.processes import ProcessHandle, boot_id
 from pretraining.system.supervision import (
     Restart,
+    attempt_environment,
     forget_exit_codes,
     record_exit_code,
     recorded_exit_code,
+    register_process,
+    registered_processes,
     run_age_seconds,
     this_restart,
-    write_restart,
 )
 
 
@@ -35,7 +42,7 @@ from pretraining.system.supervision import (
 def test_a_stop_counts_when_every_rank_stopped(
     codes: dict[int, int], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PRETRAINING_SUPERVISOR", str(tmp_path))
+    monkeypatch.setenv(SUPERVISOR_VARIABLE, str(tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     for rank, code in codes.items():
@@ -46,7 +53,7 @@ def test_a_stop_counts_when_every_rank_stopped(
 
 def test_codes_of_an_earlier_program_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four ranks of an earlier launcher, then two: rank 1 ends before rank 0 has started."""
-    monkeypatch.setenv("PRETRAINING_SUPERVISOR", str(tmp_path))
+    monkeypatch.setenv(SUPERVISOR_VARIABLE, str(tmp_path))
     for launcher, size in (("first", 4), ("second", 2)):
         monkeypatch.setenv("PRETRAINING_LAUNCHER", launcher)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(size))
@@ -61,17 +68,19 @@ def test_codes_of_an_earlier_program_are_forgotten(tmp_path: Path, monkeypatch: 
 
 
 def test_a_restart_is_known_to_its_processes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRETRAINING_SUPERVISOR", str(tmp_path))
+    monkeypatch.setenv(SUPERVISOR_VARIABLE, str(tmp_path))
     assert this_restart() is None
     record_exit_code(2)
     restart = Restart(1, "attempt 1 ended with exit code 1", 5.0)
-    write_restart(tmp_path, restart)
-    assert this_restart() == restart
+    for name, value in attempt_environment(tmp_path, restart).items():
+        monkeypatch.setenv(name, value)
+        assert shlex.quote(value) == value, "deepspeed does not quote it"
+    assert this_restart() == replace(restart, boot_id=boot_id())
     assert recorded_exit_code(tmp_path) is None
-    monkeypatch.delenv("PRETRAINING_SUPERVISOR")
+    monkeypatch.delenv(SUPERVISOR_VARIABLE)
     assert this_restart() is None
     record_exit_code(2)
-    assert [path.name for path in tmp_path.iterdir()] == ["restart.json"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_processes_that_torchrun_started_again_are_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +93,25 @@ def test_processes_that_torchrun_started_again_are_a_restart(monkeypatch: pytest
     assert restart.number == 2
     age = process_age_seconds(os.getppid())
     assert run_age_seconds() == pytest.approx(age, abs=5), "as old as torchrun"
+
+
+def test_another_machine_counts_from_the_same_wall_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was booted at another time: the supervisor's clock was at 5 s an hour ago."""
+    an_hour_ago = time.time() - 3600
+    monkeypatch.setattr(supervision, "boot_id", lambda: "the first machine")
+    environment = attempt_environment(tmp_path, Restart(1, "a crash", 5.0, an_hour_ago - 5.0))
+    monkeypatch.undo()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert 3599 < run_age_seconds() < 3700
+
+
+def test_a_rank_is_registered_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SUPERVISOR_VARIABLE, str(tmp_path))
+    register_process()
+    assert registered_processes(tmp_path) == [ProcessHandle.of(os.getpid())]
+    (tmp_path / "1.process").write_text("1-5 another machine")
+    (tmp_path / "2.process").write_text("")
+    assert registered_processes(tmp_path) == [ProcessHandle.of(os.getpid())]
+    attempt_environment(tmp_path, None)
+    assert registered_processes(tmp_path) == []

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from pretraining.errors import UserError
+from pretraining.runs.export.zero_shards import ZeroShards
 from pretraining.training.checkpoint.reshard import (
-    CheckpointShards,
     check_can_reshard,
+    check_divisible,
     describe_checkpoint,
     reseed_for_world_size,
 )
@@ -53,9 +54,12 @@ def test_codes_of_whole_blocks_are_not_divided(state: dict[str, Any], named: str
         f"--resume {checkpoint}: was saved by 2 processes, and its optimizer state ({named}) cannot be divided among "
         "others; start with --num_gpus=2"
     )
-    remedy = f"in another way; use precision, --optim and sub_group_size of {checkpoint}/run.json"
+    remedy = f"in another way; use precision, --optim, stage and sub_group_size of {checkpoint}/run.json"
     with pytest.raises(UserError, match=f"cannot be divided {re.escape(remedy)}"):
-        CheckpointShards(checkpoint).check_divisible(swaps=False, num_processes=2)
+        check_divisible(ZeroShards(checkpoint), swaps=False, num_processes=2)
+    for stage in (1, 2):
+        with pytest.raises(UserError, match=f"cannot be divided {re.escape(remedy)}"):
+            check_can_reshard(checkpoint, {"zero_optimization": {"stage": stage}}, num_processes=2)
 
 
 def offload_to(device: str) -> dict[str, Any]:
@@ -89,8 +93,15 @@ def test_what_is_on_nvme_is_not_divided(
 
 def test_the_start_says_whose_checkpoint_it_is(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path, ADAMW)
-    assert describe_checkpoint(checkpoint, num_processes=2) == str(checkpoint)
-    assert describe_checkpoint(checkpoint, num_processes=1) == f"{checkpoint} (saved by 2 processes, now 1)"
+    assert describe_checkpoint(checkpoint, num_processes=2, stage=3) == str(checkpoint)
+    assert describe_checkpoint(checkpoint, num_processes=1, stage=3) == f"{checkpoint} (saved by 2 processes, now 1)"
+    changes = "saved by 2 processes, now 1; saved with ZeRO-3, now ZeRO-2"
+    assert describe_checkpoint(checkpoint, num_processes=1, stage=2) == f"{checkpoint} ({changes})"
+    engine = checkpoint / "global_step3/zero_pp_rank_0_mp_rank_00_model_states.pt"
+    engine.rename(engine.with_name("mp_rank_00_model_states.pt"))
+    assert describe_checkpoint(checkpoint, num_processes=2, stage=1) == str(checkpoint)
+    now = f"{checkpoint} (saved with ZeRO-1 or ZeRO-2, now ZeRO-3)"
+    assert describe_checkpoint(checkpoint, num_processes=2, stage=3) == now
 
 
 def drawn() -> tuple[float, float, float]:

@@ -11,7 +11,7 @@ from pretraining.planning.fit import fits
 from pretraining.planning.footprint import footprint
 from pretraining.planning.layout import MachineSpec
 from pretraining.system.launchers import launcher_identity
-from pretraining.training.dry_run.micro_batch import OUT_OF_MEMORY, _failure, _from_first_rank, candidates
+from pretraining.training.dry_run.micro_batch import OUT_OF_MEMORY, _failure, candidates, from_first_rank
 from tests.unit.planning.layouts import layout_of
 
 LAYOUT = replace(layout_of("llama2_7b", num_gpus=8), checkpoint_every=1)
@@ -54,9 +54,9 @@ def test_all_ranks_have_what_the_first_has_found(tmp_path: Path, monkeypatch: py
     as_rank(monkeypatch, 1)
     monkeypatch.setenv("PRETRAINING_LAUNCHER", launcher_identity())  # of which the pool is a child
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        other = pool.apply_async(_from_first_rank, (fail,))
+        other = pool.apply_async(from_first_rank, (fail,))
         as_rank(monkeypatch, 0)
-        assert _from_first_rank(lambda: 7) == 7
+        assert from_first_rank(lambda: 7) == 7
         assert other.get(60) == 7
     assert list(tmp_path.iterdir()) == []
 
@@ -77,5 +77,5 @@ def test_a_folder_that_somebody_else_has_taken_is_one_line(
     if kind == "open folder":
         folder.chmod(0o777)
     with pytest.raises(UserError, match=f"{folder}: is not a folder that only this user can open"):
-        _from_first_rank(fail)
+        from_first_rank(fail)
     assert (theirs / "thesis.txt").read_text() == "years of work"

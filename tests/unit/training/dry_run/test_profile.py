@@ -8,7 +8,7 @@ from pretraining.cli.arguments.pretrain import PretrainArguments, parse_pretrain
 from pretraining.data.mixture import load_mixture
 from pretraining.planning.model_states import model_states
 from pretraining.training.config.layout import planned_machine
-from pretraining.training.dry_run.dry_run import make_plan
+from pretraining.training.dry_run.plan import make_plan
 from pretraining.training.dry_run.profile import profile_arguments, profile_table
 from tests.conftest import PROJECT_DIR, TINY_RUN
 

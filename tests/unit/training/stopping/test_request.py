@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pretraining.system.launchers import process_age_seconds
-from pretraining.system.supervision import Restart, boot_seconds, run_age_seconds, run_started_at, write_restart
+from pretraining.system.supervision import Restart, attempt_environment, boot_seconds, run_age_seconds, run_started_at
 from pretraining.training.stopping import request
 from pretraining.training.stopping.request import TimeLimit
 
@@ -46,8 +46,8 @@ def test_there_is_room_for_a_save_and_some_steps(clock: Any, hours: float, save:
 
 def restarted(folder: Path, started_at: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be the second restart of a run."""
-    write_restart(folder, Restart(2, "a crash", started_at))
-    monkeypatch.setenv("PRETRAINING_SUPERVISOR", str(folder))
+    for name, value in attempt_environment(folder, Restart(2, "a crash", started_at)).items():
+        monkeypatch.setenv(name, value)
 
 
 def test_a_restarted_run_has_no_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Tasks of lm-evaluation-harness by its own rules: from local files they have the metrics of the same examples here."""
 
 import importlib.util
-import json
 import random
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pretraining.errors import UserError
 from pretraining.training.tasks.files import HarnessTask, read_tasks
 from pretraining.training.tasks.metrics import encode_tasks
 from tests.conftest import PROJECT_DIR
+from tests.fakes.harness_task import write_task
 
 CHOICES = [
     {
@@ -23,21 +23,6 @@ CHOICES = [
     for number in range(11)
 ]
 CLOZE = [{"context": f"It is {number} o'", "completion": "clock"} for number in range(7)]
-YAML = """
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {path}
-test_split: test
-doc_to_text: "{{{{context}}}}"
-"""
-KINDS = {
-    "multiple_choice": 'doc_to_choice: "{{choices}}"\ndoc_to_target: answer\n'
-    "metric_list:\n  - metric: acc\n  - metric: acc_norm\n",
-    "loglikelihood": "doc_to_target: \"{{' ' + completion}}\"\nmetric_list:\n  - metric: acc\n  - metric: perplexity\n",
-    "generate_until": 'doc_to_target: "{{completion}}"\nmetric_list:\n  - metric: exact_match\n',
-}
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -48,14 +33,6 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(PROJECT_DIR / "data/sample/tokenizer")
-
-
-def write_task(folder: Path, name: str, kind: str, records: list[dict]) -> tuple[Path, Path]:
-    """The examples as JSON lines, and a task of the harness on them."""
-    lines, task = folder / f"{name}.jsonl", folder / f"{name}.yaml"
-    lines.write_text("".join(json.dumps(record) + "\n" for record in records))
-    task.write_text(YAML.format(name=name, path=lines) + f"output_type: {kind}\n" + KINDS[kind])
-    return lines, task
 
 
 @pytest.mark.parametrize(("kind", "records"), [("multiple_choice", CHOICES), ("loglikelihood", CLOZE)])

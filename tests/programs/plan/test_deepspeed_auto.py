@@ -1,0 +1,89 @@
+"""--deepspeed auto trains as the config and flags that it chose, on every process, and keeps its choice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import PROJECT_DIR
+from tests.programs.launching import figures, run_forked, train, try_to_train
+
+pytestmark = pytest.mark.launch
+FLAGS = ["--eval_steps", 3, "--save_steps", 3]
+NONE = "none"
+
+
+def record(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "run.json").read_text())
+
+
+def auto_flags(*flags: object) -> list[object]:
+    """Of a run whose micro batch is open: `training_flags` of the tests set one, which the last word beats."""
+    return [*FLAGS, "--deepspeed", "auto", "--per_device_train_batch_size", NONE, *flags]
+
+
+@pytest.fixture(scope="module")
+def auto_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("auto") / "run"
+    done = train("2 ranks", sample_store, run_dir, *auto_flags())
+    assert done.stderr.count("--deepspeed auto: --deepspeed ds_config") == 1, "one process speaks"
+    assert "--deepspeed auto: next would be --deepspeed ds_config" in done.stderr
+    return run_dir
+
+
+@pytest.mark.guarantee("--deepspeed auto trains to the bit as the run with the config and flags that it chose.")
+def test_a_chosen_run_is_the_named_one_to_the_bit(auto_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    choice = record(auto_run)["deepspeed_choice"]
+    flags = [word for name, value in choice["flags"].items() for word in (f"--{name}", str(value).lower())]
+    train("2 ranks", sample_store, tmp_path / "run", *FLAGS, *flags)
+    assert figures(tmp_path / "run") == figures(auto_run)
+    name = "model/model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (auto_run / name).read_bytes()
+    named = record(tmp_path / "run")
+    assert named["deepspeed_choice"] is None
+    assert record(auto_run)["ds_config"] == named["ds_config"] == json.loads(Path(flags[1]).read_text())
+    assert record(auto_run)["arguments"]["deepspeed"] == choice["flags"]["deepspeed"]
+
+
+def test_a_resumed_run_keeps_its_choice_unless_the_flags_change(
+    auto_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    choice = record(auto_run)["deepspeed_choice"]
+    run_dir = tmp_path / "run"
+    train("2 ranks", sample_store, run_dir, *auto_flags("--max_steps", 3, "--schedule_steps", 6))
+    changed = record(run_dir)
+    kept = choice["flags"] | {"activation_checkpointing": True}  # which no ranking would choose here
+    changed["deepspeed_choice"] |= {"flags": kept, "chosen": "what another version chose"}
+    (run_dir / "run.json").write_text(json.dumps(changed))
+    done = train("2 ranks", sample_store, run_dir, *auto_flags())
+    assert "--deepspeed auto: what another version chose (as the run was started)" in done.stderr
+    assert record(run_dir)["arguments"]["activation_checkpointing"] is True
+    done = train("2 ranks", sample_store, run_dir, *auto_flags("--max_steps", 7, "--loss_tiles", 2))
+    assert "--deepspeed auto: --deepspeed ds_config" in done.stderr, "with other flags it is ranked again"
+
+
+def test_another_choice_on_one_process_ends_all(sample_store: Path, tmp_path: Path) -> None:
+    script = "tests/programs/plan/other_choice_run.py"
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *auto_flags(), script=script)
+    assert done.returncode != 0
+    assert "--deepspeed auto: process 1 would train with {" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_a_limit_without_a_gpu_is_planned_only(sample_store: Path, tmp_path: Path) -> None:
+    flags = auto_flags("--max_steps", 1, "--gpu_memory_limit", "3.1GB", "--export", "false")
+    done = train("2 ranks", sample_store, tmp_path / "run", *flags)
+    assert "--gpu_memory_limit: no GPU is here" in done.stderr
+    assert record(tmp_path / "run")["deepspeed_choice"]["asked"]["gpu_memory_limit"] == "3.1GB"
+
+
+def test_a_plan_names_what_auto_would_choose() -> None:
+    words = ["--dry_run", "--gpu_type", "h100", "--num_gpus", 8, "--model", "llama_345m", "--deepspeed", "auto"]
+    done = run_forked("python3", PROJECT_DIR / "pretrain.py", *words)
+    assert done.returncode == 0, done.output
+    text = " ".join(done.stdout.split())
+    assert "--deepspeed auto: --deepspeed ds_config_zero1.json --per_device_train_batch_size 16" in text
+    assert "next would be --deepspeed ds_config.json" in text
+    done = run_forked("python3", PROJECT_DIR / "pretrain.py", *words, "--per_device_train_batch_size", "auto")
+    assert "--deepspeed auto --per_device_train_batch_size auto: the former plans both" in done.stderr

@@ -1,0 +1,21 @@
+"""What a measured rate between hosts means; tests/multinode/test_doctor.py measures one."""
+
+import pytest
+
+from pretraining.doctor.hosts.bandwidth import assess
+
+MEASURED = {"backend": "nccl", "size": 16, "num_bytes": 2**28, "bytes_per_second": 1e9, "bus_bytes_per_second": 2e9}
+
+
+@pytest.mark.parametrize(
+    ("rate", "on_gpus", "status", "seconds"),
+    [(2e9, True, "ok", "10.1 s"), (1e9, True, "warning", "20.2 s"), (1e9, False, "ok", "20.2 s")],
+)
+def test_the_rate_is_given_in_seconds_of_a_known_model(rate: float, on_gpus: bool, status: str, seconds: str) -> None:
+    """6 bytes for each of 6.74e9 parameters, of which a host of two has half already: 20.2 GB."""
+    found = assess({**MEASURED, "bus_bytes_per_second": rate}, num_hosts=2, on_gpus=on_gpus)
+    assert found.status == status
+    assert found.figure.startswith(
+        f"nccl, 16 processes on 2 hosts, 268 MB: {rate / 1e9:.2f} GB/s enter each host (bus)"
+    )
+    assert f"would wait for {seconds} per micro step" in found.figure

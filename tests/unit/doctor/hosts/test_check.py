@@ -1,0 +1,63 @@
+"""All hosts at once; a stand-in for ssh starts the real program here, tests/multinode/test_doctor.py the real ssh."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pretraining.doctor.finding import Finding
+from pretraining.doctor.hosts import check
+from pretraining.doctor.hosts.hostfile import Host
+
+# Of its arguments the name of the host follows `--`, and the command follows that.
+SSH = """#!/bin/sh
+while [ "$1" != -- ]; do shift; done
+case $2 in
+  hangs) exec sleep 600 ;;
+  chatty*) echo 'welcome to {"a": 1}'; exec sh -c "$3" ;;
+  refuses) echo "ssh: connect to host refuses port 22: Connection refused" >&2; exit 255 ;;
+  *) exec sh -c "$3" ;;
+esac
+"""
+
+
+@pytest.fixture
+def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bin/ssh"
+    path.parent.mkdir()
+    path.write_text(SSH)
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(check.bandwidth, "SSH", (str(path), "--"))
+
+
+def check_names(folder: Path, *names: str) -> dict[str, list[Finding]]:
+    request = check.HostsRequest(folder / "hosts", folder / "runs", [])
+    found: dict[str, list[Finding]] = {}
+    for finding in check.check_hosts([Host(name, 1) for name in names], request):
+        found.setdefault(finding.name, []).append(finding)
+    return found
+
+
+@pytest.mark.launch
+def test_a_host_that_hangs_is_one_line_and_the_others_are_checked(
+    ssh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "FACTS_SECONDS", 20.0)
+    started_at = time.monotonic()
+    found = check_names(tmp_path, "node-a", "hangs", "refuses", "chatty")
+    assert time.monotonic() - started_at >= check.FACTS_SECONDS
+    bad = {finding.figures["host"]: finding.figure for finding in found["ssh"] if finding.status == "failure"}
+    assert bad["hangs"] == "hangs: no answer within 20 s"
+    assert bad["refuses"].startswith("refuses: no ssh server answers")
+    (good,) = [finding for finding in found["ssh"] if finding.status == "ok"]
+    assert good.figures["hosts"] == ["node-a", "chatty"]
+    for name in ("versions", "run folder", "clocks"):
+        assert [finding.status for finding in found[name]] == ["ok"], name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]
+
+
+def test_no_host_is_a_list_of_failures(ssh: None, tmp_path: Path) -> None:
+    found = check_names(tmp_path, "refuses")
+    assert [finding.status for finding in found["ssh"]] == ["failure"]
+    assert "versions" not in found
