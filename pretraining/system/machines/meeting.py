@@ -47,6 +47,7 @@ class Meeting:
     rank: int
     size: int
     host: str
+    heartbeat: Heartbeat
 
     def gather(self, topic: str, value: Any, *, seconds: float) -> list[Any]:
         """The values of all processes by rank, as JSON keeps them.
@@ -54,22 +55,27 @@ class Meeting:
         Raises:
             SharedError: when a process has a problem instead, or does not come in time.
         """
-        keys = [f"{topic}/{rank}" for rank in range(self.size)]
+        keys, count = [f"{topic}/{rank}" for rank in range(self.size)], f"{topic}/count"
         with self._reaching_store():
             self.store.set(keys[self.rank], json.dumps(value))
+            self.store.add(count, 1)
             deadline, listener = time.monotonic() + seconds, Listener(self.store)
-            while not self.store.check(keys):
-                if self.store.check([PROBLEM]):
-                    self._leave()
-                missing = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
-                problem = self._describe_missing(missing, seconds) if time.monotonic() > deadline else None
-                if silent := listener.silent(missing):
-                    problem = f"{self._named(silent)}: no sign of life for {SILENT_SECONDS:.0f} s; {LOOK_THERE}"
+            while self.store.add(count, 0) < self.size:
+                problem = None
+                if time.monotonic() > deadline:
+                    problem = self._describe_missing(self._missing(keys), seconds)
+                elif self.rank == 0 and listener.is_due():  # one is enough, and asks for each of the others
+                    problem = self._describe_silent(listener.silent(self._missing(keys)))
                 if problem is not None:
                     self._post([f"{self.host}: {problem}"], USER_ERROR_EXIT_CODE)
+                if self.store.check([PROBLEM]):
                     self._leave()
                 time.sleep(POLL_SECONDS)
             return [json.loads(text) for text in self.store.multi_get(keys)]
+
+    def _missing(self, keys: Sequence[str]) -> list[int]:
+        """The ranks whose key is not there yet."""
+        return [rank for rank, key in enumerate(keys) if not self.store.check([key])]
 
     def leave_with(self, problems: Iterable[str], exit_code: int) -> NoReturn:
         """Have all processes leave with these problems, or with those of a process that was faster.
@@ -87,11 +93,14 @@ class Meeting:
     def _leave(self) -> NoReturn:
         """Raise the first problem when all have seen it: the store ends with the first process or its launcher."""
         first = json.loads(self.store.get(PROBLEM))
+        self.heartbeat.stop()
         deadline = time.monotonic() + LEAVE_SECONDS
         with suppress(RuntimeError):  # of torch: the first process saw that all had, and has ended
             self.store.add(LEFT, 1)
             while self.store.add(LEFT, 0) < self.size and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
+        if self.rank == 0:
+            time.sleep(5 * POLL_SECONDS)  # else torch writes stack traces in those that are still asking
         raise SharedError(*first["problems"], exit_code=first["exit_code"])
 
     def _describe_missing(self, missing: Sequence[int], seconds: float) -> str:
@@ -100,6 +109,9 @@ class Meeting:
             f"{len(missing)} of {self.size} processes did not come to {self.place} within {seconds:.0f} s "
             f"({self._named(missing)}; those of {', '.join(sorted(here))} did); {LOOK_THERE}"
         )
+
+    def _describe_silent(self, ranks: Sequence[int]) -> str | None:
+        return f"{self._named(ranks)}: no sign of life for {SILENT_SECONDS:.0f} s; {LOOK_THERE}" if ranks else None
 
     def _named(self, ranks: Sequence[int]) -> str:
         """Processes by rank, with their hosts as far as these are known."""
@@ -130,7 +142,6 @@ class Meeting:
 
 _meeting: Meeting | None = None  # its store must stay: the process group uses the same server
 _is_open = False
-_heartbeat: Heartbeat | None = None
 
 
 def open_meeting() -> list[str]:
@@ -139,18 +150,17 @@ def open_meeting() -> list[str]:
     Raises:
         UserError: when this process does not reach the others, or not all of them come within two minutes.
     """
-    global _meeting, _is_open, _heartbeat
+    global _meeting, _is_open
     if not spans_machines():
         return []
     place = find_store(seconds=MEETING_SECONDS)
-    host, size = socket.gethostname(), num_processes()
-    _meeting, _is_open = Meeting(place.store, str(place), process_rank(), size, host), True
+    host, size, heartbeat = socket.gethostname(), num_processes(), Heartbeat(place.store, process_rank())
+    _meeting, _is_open = Meeting(place.store, str(place), process_rank(), size, host, heartbeat), True
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # for DeepSpeed, which reads no others
     values = map(str, (process_rank(), local_rank(), size, place.address, place.port))
     os.environ.update(zip(names, values, strict=True))
 
-    _heartbeat = Heartbeat(place.store, process_rank())
-    _heartbeat.start()
+    heartbeat.start()
     found = gather(HOST, {"host": host, "first": place.other_end}, seconds=MEETING_SECONDS)
     # The first machine may reach itself by the loopback interface; the others know how they reach it.
     seen = next((each["first"] for each in found if not is_local(each["first"])), None)
@@ -183,9 +193,9 @@ def leave(problems: Iterable[str]) -> NoReturn:
 def close_meeting() -> None:
     """Let errors be those of this process again: from here on the process group is between the machines."""
     global _is_open
+    if _meeting is not None and _is_open:
+        _meeting.heartbeat.stop()
     _is_open = False
-    if _heartbeat is not None:
-        _heartbeat.stop()
 
 
 def shared(error: UserError) -> UserError:

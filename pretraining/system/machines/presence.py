@@ -5,7 +5,7 @@ Later, while the run trains, the connections between the machines show this at o
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,7 +32,8 @@ class Heartbeat(threading.Thread):
     def stop(self) -> None:
         """Count no more."""
         self._stopped.set()
-        self.join(BEAT_SECONDS)
+        if self.is_alive():
+            self.join(BEAT_SECONDS)
 
 
 class Listener:
@@ -43,14 +44,15 @@ class Listener:
         self._heard: dict[int, tuple[int, float]] = {}  # by rank: the last count, and when it changed
         self._listened_at = -BEAT_SECONDS
 
-    def silent(self, ranks: Iterable[int]) -> list[int]:
+    def is_due(self) -> bool:
+        """Whether the next beat of the others can be there."""
+        return time.monotonic() - self._listened_at > BEAT_SECONDS
+
+    def silent(self, ranks: Sequence[int]) -> list[int]:
         """Those of `ranks` that have been silent for too long."""
-        now = time.monotonic()
-        if now - self._listened_at < BEAT_SECONDS:
-            return []
-        self._listened_at = now
+        self._listened_at = now = time.monotonic()
         for rank in ranks:
             count = self._store.add(f"{BEATS}/{rank}", 0)
             if count != self._heard.get(rank, (0, now))[0]:
                 self._heard[rank] = (count, now)
-        return [rank for rank, (_, heard_at) in self._heard.items() if now - heard_at > SILENT_SECONDS]
+        return [rank for rank in ranks if now - self._heard.get(rank, (0, now))[1] > SILENT_SECONDS]

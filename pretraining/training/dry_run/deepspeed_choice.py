@@ -50,8 +50,8 @@ def with_deepspeed_choice(arguments: PretrainArguments, mixture: Mixture | None)
     asked = asked_flags(arguments, machine)
     found = _recorded(run_folder(arguments), asked)
     is_kept = found is not None
-    if found is None and spans_machines():
-        found = gather("choice", record_of(choose(arguments, machine, mixture)), seconds=seconds)[0]
+    if spans_machines():  # also where a machine does not see the run folder: all must ask
+        found = gather("choice", found or record_of(choose(arguments, machine, mixture)), seconds=seconds)[0]
     found = found or from_first_rank(lambda: record_of(choose(arguments, machine, mixture)))
     logger.info("%s: %s%s", FLAG, found["chosen"], " (as the run was started)" if is_kept else "")
     if found["runner_up"] and not is_kept:

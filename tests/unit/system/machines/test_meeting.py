@@ -10,8 +10,9 @@ from torch.distributed import PrefixStore, TCPStore
 
 from pretraining.errors import UserError
 from pretraining.system.launchers import free_port
-from pretraining.system.machines import meeting
+from pretraining.system.machines import meeting, presence
 from pretraining.system.machines.meeting import Meeting, SharedError, gather, leave, open_meeting, shared
+from pretraining.system.machines.presence import Heartbeat
 
 Work = Callable[[Meeting], Any]
 HOSTS = ("node-a", "node-b", "node-c")
@@ -30,11 +31,14 @@ def at_meeting(works: Sequence[Work]) -> list[Any]:
 
     def attend(rank: int) -> None:
         store = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timeout)
-        own = Meeting(PrefixStore("meeting", store), "MASTER_ADDR=here, port 1", rank, len(works), HOSTS[rank])
+        prefixed, place = PrefixStore("meeting", store), "MASTER_ADDR=here, port 1"
+        own = Meeting(prefixed, place, rank, len(works), HOSTS[rank], Heartbeat(prefixed, rank))
+        own.heartbeat.start()
         try:
             results[rank] = works[rank](own)
         except SharedError as error:
             results[rank] = error
+        own.heartbeat.stop()
 
     threads = [threading.Thread(target=attend, args=(rank,)) for rank in range(len(works))]
     for thread in threads:
@@ -79,6 +83,22 @@ def test_who_does_not_come_is_named() -> None:
     assert "1 of 2 processes did not come to MASTER_ADDR=here, port 1 within 0 s (process 1 on node-b; those" in str(
         found[0]
     )
+
+
+def test_who_dies_meanwhile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(presence, "SILENT_SECONDS", 3.0)
+
+    def come(own: Meeting) -> None:
+        own.gather("host", {"host": own.host}, seconds=30)
+        if own.rank == 1:
+            own.heartbeat.stop()  # as of a process that was killed
+        else:
+            own.gather("blocks", 1, seconds=30)
+
+    first, _, third = at_meeting([come, come, come])
+    assert "node-a: process 1 on node-b: no sign of life for " in str(first)
+    assert str(third) == str(first)
 
 
 def test_on_one_machine_there_is_no_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
