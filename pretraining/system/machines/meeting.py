@@ -25,6 +25,7 @@ from pretraining.system.launchers import (
 from pretraining.system.machines.network import is_local, use_interface
 from pretraining.system.machines.presence import SILENT_SECONDS, Heartbeat, Listener
 from pretraining.system.machines.rendezvous import find_store
+from pretraining.system.supervision import absence_exit_code
 
 MEETING_SECONDS = 120.0  # between the first process and the last; imports from a slow network disk take a minute
 LEAVE_SECONDS = 10.0  # for all to see a problem before the store is gone
@@ -63,10 +64,12 @@ class Meeting:
                     self._leave()
                 missing = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
                 problem = self._describe_missing(missing, seconds) if time.monotonic() > deadline else None
+                exit_code = absence_exit_code()
                 if silent := listener.silent(missing):
                     problem = f"{self._named(silent)}: no sign of life for {SILENT_SECONDS:.0f} s; {LOOK_THERE}"
+                    exit_code = CRASH_EXIT_CODE
                 if problem is not None:
-                    self._post([f"{self.host}: {problem}"], USER_ERROR_EXIT_CODE)
+                    self._post([f"{self.host}: {problem}"], exit_code)
                     self._leave()
                 time.sleep(POLL_SECONDS)
             return [json.loads(text) for text in self.store.multi_get(keys)]
