@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pretraining.errors import (
+    CRASH_EXIT_CODE,
     INTERRUPTED_EXIT_CODE,
     STOPPED_EXIT_CODE,
     TARGET_MISSED_EXIT_CODE,
@@ -82,6 +83,14 @@ def this_restart() -> Restart | None:
         return restart
     # The clock of another machine: the wall clock is the same, to seconds.
     return replace(restart, started_at=restart.started_at + restart.clock_offset - CLOCK_OFFSET)
+
+
+def absence_exit_code() -> int:
+    """The exit code when not all processes come: a user error at a first start, a crash to retry in a restart.
+
+    After a machine has died it may take minutes until it is back.
+    """
+    return USER_ERROR_EXIT_CODE if this_restart() is None else CRASH_EXIT_CODE
 
 
 def _restart_by_torchrun() -> Restart | None:

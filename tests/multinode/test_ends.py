@@ -114,7 +114,8 @@ def test_the_command_is_killed(run: Run, record_property: Callable[[str, object]
     assert event["reason"] == "the launcher is gone"
 
 
-@pytest.mark.parametrize("number", [0, 1])
+# test_a_host_dies takes rank 1 with it.
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_rank_is_killed(run: Run, number: int, record_property: Callable[[str, object], None]) -> None:
     os.kill(run.rank(number), signal.SIGKILL)
     assert_gone(

@@ -25,6 +25,7 @@ from pretraining.system.launchers import (
 from pretraining.system.machines.network import is_local, use_interface
 from pretraining.system.machines.presence import SILENT_SECONDS, Heartbeat, Listener
 from pretraining.system.machines.rendezvous import find_store
+from pretraining.system.supervision import absence_exit_code
 
 MEETING_SECONDS = 120.0  # between the first process and the last; imports from a slow network disk take a minute
 LEAVE_SECONDS = 10.0  # for all to see a problem before the store is gone
@@ -61,13 +62,13 @@ class Meeting:
             self.store.add(count, 1)
             deadline, listener = time.monotonic() + seconds, Listener(self.store)
             while self.store.add(count, 0) < self.size:
-                problem = None
+                problem, exit_code = None, CRASH_EXIT_CODE
                 if time.monotonic() > deadline:
-                    problem = self._describe_missing(self._missing(keys), seconds)
+                    problem, exit_code = self._describe_missing(self._missing(keys), seconds), absence_exit_code()
                 elif self.rank == 0 and listener.is_due():  # one is enough, and asks for each of the others
                     problem = self._describe_silent(listener.silent(self._missing(keys)))
                 if problem is not None:
-                    self._post([f"{self.host}: {problem}"], USER_ERROR_EXIT_CODE)
+                    self._post([f"{self.host}: {problem}"], exit_code)
                 if self.store.check([PROBLEM]):
                     self._leave()
                 time.sleep(POLL_SECONDS)

@@ -10,7 +10,7 @@ from typing import Any
 from pretraining.errors import UserError
 from pretraining.system.launchers import LOOPBACK, MPI_RANK_VARIABLES, free_port, process_rank
 from pretraining.system.machines.network import own_addresses, wait_until_listening
-from pretraining.system.supervision import TORCHRUN_ATTEMPT_VARIABLE
+from pretraining.system.supervision import TORCHRUN_ATTEMPT_VARIABLE, absence_exit_code
 
 DEFAULT_PORT = "29500"  # of all launchers
 
@@ -69,7 +69,8 @@ def _reach(addresses: Sequence[str], port: int, *, seconds: float) -> tuple[str,
         raise UserError(
             f"{socket.gethostname()}: MASTER_ADDR={', '.join(addresses)}, port {port}: process 0 does not answer "
             f"within {seconds:.0f} s ({error.strerror or error}); check that it is the host of process 0, that "
-            "process 0 runs, and that no firewall is between"
+            "process 0 runs, and that no firewall is between",
+            exit_code=absence_exit_code(),
         ) from None
 
 

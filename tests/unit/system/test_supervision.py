@@ -11,6 +11,7 @@ from pretraining.system.launchers import SUPERVISOR_VARIABLE, process_age_second
 from pretraining.system.processes import ProcessHandle, boot_id
 from pretraining.system.supervision import (
     Restart,
+    absence_exit_code,
     attempt_environment,
     forget_exit_codes,
     record_exit_code,
@@ -70,12 +71,14 @@ def test_codes_of_an_earlier_program_are_forgotten(tmp_path: Path, monkeypatch: 
 def test_a_restart_is_known_to_its_processes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SUPERVISOR_VARIABLE, str(tmp_path))
     assert this_restart() is None
+    assert absence_exit_code() == 2
     record_exit_code(2)
     restart = Restart(1, "attempt 1 ended with exit code 1", 5.0)
     for name, value in attempt_environment(tmp_path, restart).items():
         monkeypatch.setenv(name, value)
         assert shlex.quote(value) == value, "deepspeed does not quote it"
     assert this_restart() == replace(restart, boot_id=boot_id())
+    assert absence_exit_code() == 1, "a machine that has died may still be booting"
     assert recorded_exit_code(tmp_path) is None
     monkeypatch.delenv(SUPERVISOR_VARIABLE)
     assert this_restart() is None
