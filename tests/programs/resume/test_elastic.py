@@ -181,7 +181,7 @@ def test_every_stage_there_and_back(
 ) -> None:
     """ZeRO-3 in two processes, another stage in four and in one, ZeRO-3 in three."""
     start, four, one, three = (tmp_path / name / "run" for name in ("start", "four", "one", "three"))
-    flags = ["--bf16", str(precision == "bf16").lower(), "--max_steps", 8]
+    flags = ["--bf16", str(precision == "bf16").lower(), "--max_steps", 8, "--per_device_train_batch_size", 1]
     train("2 ranks", sample_store, start, *FLAGS, *flags)
     go_on("4 ranks", sample_store, four, start / "checkpoint-2", *flags, *of_stage(stage + offload))
     go_on("1 rank", sample_store, one, four / "checkpoint-4", *flags, *of_stage(stage))
