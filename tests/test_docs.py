@@ -25,7 +25,7 @@ FOREIGN_FLAGS = {
     "--hostfile", "--require-hashes", "--shm-size", "--signal", "--help", "--recipe", "--debug", "--block-length",
     "--trainer_arguments", "--check",
     "--append-eod", "--use_deepspeed", "--zero_stage", "--num_processes", "--cpu", "--use_fsdp", "--use_megatron_lm",
-    "--ipc", "--build-arg", "--privileged", "--device", "--pid",
+    "--ipc", "--build-arg", "--privileged", "--device", "--pid", "--network",
      "--nodes", "--no_ssh", "--max-restarts", "--gpus-per-node", "--gpus-per-task", "--ntasks-per-node",
     "--requeue", "--label",
 }  # fmt: skip

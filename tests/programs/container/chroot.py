@@ -30,6 +30,14 @@ FIRST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What a machine needs to reach the network, a container engine lends to a build as well.
 LENT_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs/ca-certificates.crt")
 
+# An address, as a container on a bridge has: without one DeepSpeed does not start under mpirun (`hostname -I`).
+NETWORK = (
+    "ip link set lo up",
+    "ip link add eth0 type veth peer name eth1",
+    "ip addr add 10.0.2.15/24 dev eth0",
+    "ip link set eth0 up",
+)
+
 
 @dataclass
 class Image:
@@ -50,7 +58,7 @@ class Image:
         variables = [f"{name}={value}" for name, value in self._variables().items()]
         root, folder = shlex.quote(str(self.root)), shlex.quote(self.folder)
         inside = f'/bin/sh -c \'cd "$0" && exec "$@"\' {folder} {shlex.join(["env", "-i", *variables, *command])}'
-        lines = ["mount --make-rprivate /", *self._mounts(), *([] if has_network else ["ip link set lo up"])]
+        lines = ["mount --make-rprivate /", *self._mounts(), *([] if has_network else NETWORK)]
         script = "\n".join(["set -e", *lines, f"exec chroot --userspec={self.user} {root} {inside}"])
         spaces = ["--mount", "--pid", *([] if has_network else ["--net"])]
         return ["unshare", *spaces, "--fork", "sh", "-c", script]
