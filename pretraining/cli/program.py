@@ -109,6 +109,9 @@ def _leave_again() -> None:
                 "restarts only after crashes",
                 exit_code,
             )
+        else:
+            record_exit_code(exit_code)  # now: the exit of rank 0 makes torchrun kill this process
+            time.sleep(RANK0_GRACE_SECONDS)
         exit_process(exit_code)
 
 
