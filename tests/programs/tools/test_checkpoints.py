@@ -119,7 +119,8 @@ def test_verify_says_which_checkpoints_are_whole(
     state = run_dir / "checkpoint-1/trainer_state.json"
     state.write_text(state.read_text().replace("1", "2", 1))
     done = run(*TOOL, "verify", run_dir)
-    assert (done.returncode, done.stderr) == (2, "")
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if " s left" not in line] == []  # progress on a busy machine
     assert "trainer_state.json is damaged: its XXH3 is" in done.stdout.splitlines()[1]
     assert [line.split()[1:] for line in done.stdout.splitlines()[2:]] == [line.split()[1:] for line in lines[1:]]
     shard = next((run_dir / "checkpoint-2").rglob("*_optim_states.pt"))
