@@ -114,6 +114,7 @@ class Setup:
     ds_config: dict[str, Any]
     machine: MachineSpec
     batch: GlobalBatch
+    device_bytes: int | None  # of a GPU, whatever --gpu_memory_limit
 
 
 def resolve_setup(
@@ -124,14 +125,14 @@ def resolve_setup(
     Raises:
         UserError: when the config is wrong, or something does not divide exactly.
     """
-    machine = limited(machine, arguments.plan.gpu_limit_bytes)
+    device_bytes, machine = machine.gpu_bytes, limited(machine, arguments.plan.gpu_limit_bytes)
     ds_config = load_ds_config(arguments.trainer["deepspeed"])
     place = f"--deepspeed {arguments.trainer['deepspeed']}"
     zero = resolve_hpz(ds_config["zero_optimization"], machine, place=place)
     ds_config["zero_optimization"] = resolve_auto(zero, config)
     heads = (config.num_attention_heads, config.num_key_value_heads)
     batch = resolve_global_batch(arguments, heads, block_length, machine.num_processes)
-    return Setup(config, ds_config, machine, batch)
+    return Setup(config, ds_config, machine, batch, device_bytes)
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         computes_in_fp8=flags.fp8,
         keeps_fp32_sums=arguments.optimization.grad_accum_dtype == "fp32",
         frees_gradients_at_once=bool(ds_config["bf16"].get("immediate_grad_update")),
+        device_bytes=setup.device_bytes,
     )
 
 
