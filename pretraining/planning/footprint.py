@@ -181,6 +181,7 @@ def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
             gradient = largest_parameter(layout) * layout.weight_bytes
             pinned += [gradient, *(group.size * layout.weight_bytes for group in sub_groups(layout))]
         yield Part("gradients", sum(pinned) * local)
+        pinned += copies if layout.stage < 3 else []  # as large as the master weights, which are pinned there
         yield Part("rounding of pinned memory", sum(map(_pinned_rounding, pinned)) * local)
     if layout.offload_optimizer and not layout.optimizer_on_disk:
         yield Part("master weights", states.master_weights * local)

@@ -100,6 +100,12 @@ def test_an_offloaded_optimizer_leaves_fp32_sums_on_the_gpu() -> None:
     parts = {part.name: part.num_bytes for part in footprint(layout).on_gpu}
     assert parts["gradients"] == pytest.approx(4 * P / 8, rel=1e-3)
     assert not parts.keys() & {"master weights", "optimizer moments"}
+    sizes = [group.partition for group in flat_groups(layout)]
+    # The copies of gradients, master weights, updated weights, and one gradient.
+    pinned = [*(4 * size for size in sizes * 2), *(2 * size for size in sizes), 2 * 32000 * 4096]
+    rounding = sum((1 << (size - 1).bit_length()) - size for size in pinned)
+    on_host = {part.name: part.num_bytes for part in footprint(layout).on_host}
+    assert on_host["rounding of pinned memory"] == 8 * rounding
     in_host = replace(layout, grad_accum_dtype="bf16")
     assert "gradients" not in {part.name for part in footprint(in_host).on_gpu}
 
