@@ -68,6 +68,7 @@ def smallest_machine(*, seconds: float, topic: str = "memory") -> MachineSpec:
         gpu_bytes=None if without else min(each["gpu"] for each in found),
         host_bytes=min(each["host"] for each in found),
         num_local_processes=max(each["processes"] for each in found),
+        is_uniform=len({each["processes"] for each in found}) == 1,
     )
 
 

@@ -5,12 +5,15 @@ import pytest
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.cli.arguments.run import PlanArguments
 from pretraining.errors import UserError
+from pretraining.planning.layout import MachineSpec
 from pretraining.system.gpus import find_gpu_type
+from pretraining.training.config import layout
 from pretraining.training.config.layout import (
     ResolvedLayout,
     planned_machine,
     resolve_layout,
     resolve_setup,
+    smallest_machine,
     this_machine,
 )
 from pretraining.training.model.build import load_model_config
@@ -32,6 +35,16 @@ def test_without_flags_it_is_this_machine() -> None:
     if not here.has_gpu:
         with pytest.raises(UserError, match=r"--num_gpus 2: this machine has no GPU; add --gpu_type, e\.g\. h200"):
             planned_machine(PlanArguments(dry_run=True, num_gpus=2))
+
+
+def test_machines_may_differ_in_their_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_machines(*numbers: int) -> MachineSpec:
+        found = [{"name": "host", "gpu": None, "host": 1, "processes": number} for number in numbers]
+        monkeypatch.setattr(layout, "gather", lambda *_, **__: found)
+        return smallest_machine(seconds=1)
+
+    assert (of_machines(8, 4, 4).num_local_processes, of_machines(8, 4, 4).is_uniform) == (8, False)
+    assert of_machines(8, 8).is_uniform
 
 
 def resolved(*flags: str, num_gpus: int = 8, was_compiled: bool | None = None) -> ResolvedLayout:
