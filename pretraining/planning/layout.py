@@ -191,6 +191,7 @@ class MachineSpec:
     gpu_type: GpuType | None  # None without GPUs, and for a type that is not listed
     host_bytes: int | None  # of one machine; None where it is unknown, and so not checked
     is_uniform: bool = True  # as many processes on each machine
+    device_bytes: int | None = None  # that a GPU reports, where `gpu_bytes` are those of --gpu_memory_limit
 
     @property
     def has_gpu(self) -> bool:

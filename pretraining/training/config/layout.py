@@ -102,7 +102,8 @@ def limited(machine: MachineSpec, limit: int | None) -> MachineSpec:
         return machine
     name = f"{machine.name}, {format_bytes(limit)} of each"
     if machine.gpu_bytes is not None:
-        return replace(machine, name=name, gpu_bytes=min(machine.gpu_bytes, limit))
+        device = machine.device_bytes or machine.gpu_bytes
+        return replace(machine, name=name, gpu_bytes=min(machine.gpu_bytes, limit), device_bytes=device)
     of_processes = limit * machine.num_local_processes
     return replace(machine, host_bytes=min(machine.host_bytes or of_processes, of_processes))
 
@@ -115,7 +116,6 @@ class Setup:
     ds_config: dict[str, Any]
     machine: MachineSpec
     batch: GlobalBatch
-    device_bytes: int | None  # of a GPU, whatever --gpu_memory_limit
 
 
 def resolve_setup(
@@ -126,14 +126,14 @@ def resolve_setup(
     Raises:
         UserError: when the config is wrong, or something does not divide exactly.
     """
-    device_bytes, machine = machine.gpu_bytes, limited(machine, arguments.plan.gpu_limit_bytes)
+    machine = limited(machine, arguments.plan.gpu_limit_bytes)
     ds_config = load_ds_config(arguments.trainer["deepspeed"])
     place = f"--deepspeed {arguments.trainer['deepspeed']}"
     zero = resolve_hpz(ds_config["zero_optimization"], machine, place=place)
     ds_config["zero_optimization"] = resolve_auto(zero, config)
     heads = (config.num_attention_heads, config.num_key_value_heads)
     batch = resolve_global_batch(arguments, heads, block_length, machine.num_processes)
-    return Setup(config, ds_config, machine, batch, device_bytes)
+    return Setup(config, ds_config, machine, batch)
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         computes_in_fp8=flags.fp8,
         keeps_fp32_sums=arguments.optimization.grad_accum_dtype == "fp32",
         frees_gradients_at_once=bool(ds_config["bf16"].get("immediate_grad_update")),
-        device_bytes=setup.device_bytes,
+        device_bytes=setup.machine.device_bytes or setup.machine.gpu_bytes,
     )
 
 
