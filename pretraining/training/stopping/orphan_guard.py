@@ -147,8 +147,8 @@ def _deepspeed_runner(launcher: int) -> ProcessHandle | None:
     """The `deepspeed` command on this machine that started the launcher; None for other launchers."""
     if "deepspeed.launcher.launch" not in command_words(launcher):
         return None
-    if is_below_sshd(launcher):
-        return pdsh_runner(launcher)
-    runner = int(stat_words(launcher)[1])
-    names = [Path(word).name for word in command_words(runner)]
-    return ProcessHandle.of(runner) if {"deepspeed", "ds", "deepspeed.launcher.runner"} & set(names) else None
+    if is_below_sshd(launcher) and (runner := pdsh_runner(launcher)) is not None:
+        return runner
+    parent = int(stat_words(launcher)[1])  # below sshd too, where the command was typed after `ssh HOST`
+    names = [Path(word).name for word in command_words(parent)]
+    return ProcessHandle.of(parent) if {"deepspeed", "ds", "deepspeed.launcher.runner"} & set(names) else None
