@@ -57,6 +57,11 @@ def test_a_job_comes_back_after_a_stop_or_a_crash_but_not_after_success_or_a_mis
     assert cluster.end_of(again) == ("COMPLETED", "0", 2), cluster.log(again)
     attempts = sorted((folder / "again").read_text().splitlines())
     assert attempts == [f"{attempt} {name} {rank}" for attempt in range(3) for rank, name in enumerate(NAMES)]
+    options = [
+        "--nodes=2",
+        "--ntasks-per-node=2",
+        "--cpus-per-task=1",
+    ]  # the first task of a node ends before the other
     mistake = cluster.submit(options, SEVERAL, folder / "mistake", "2,0", cwd=folder)
     assert cluster.end_of(mistake) == ("FAILED", "2", 0), cluster.log(mistake)
 
