@@ -137,7 +137,8 @@ class Meeting:
         except RuntimeError:  # of torch: the connection broke
             raise SharedError(
                 f"{self.host}: {self.place} does not answer any more, so process 0 or its launcher has ended; its "
-                "output has the reason"
+                "output has the reason",
+                exit_code=CRASH_EXIT_CODE,  # after an error that it reports, process 0 waits for the others
             ) from None
 
 
