@@ -22,6 +22,7 @@ from pretraining.planning.layout import (
     resolve_auto,
     resolve_hpz,
 )
+from pretraining.planning.model_states import sub_groups
 from pretraining.system.formatting import format_bytes
 from pretraining.system.gpus import find_gpu_type, full_gpu_name, gpu_type_of
 from pretraining.system.host import available_host_bytes
@@ -31,6 +32,8 @@ from pretraining.training.config.trainer_arguments import Precision
 from pretraining.training.distributed.process_group import has_gpu, smallest_gpu_bytes
 from pretraining.training.model.compile import Compilation, choose_compilation
 from pretraining.training.model.document_attention import choose_attention
+
+MAX_8BIT_SIZE = 2**31 - 1
 
 
 def this_machine() -> MachineSpec:
@@ -173,7 +176,22 @@ def resolve_layout(
     settings = resolved_settings(batch, precision, gradient_type)
     agree_with_flags(setup.ds_config, settings, arguments.trainer["deepspeed"])
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
+    _check_8bit(layout, arguments.trainer["deepspeed"])
     return ResolvedLayout(arguments, compilation, gradient_type, layout)
+
+
+def _check_8bit(layout: TrainingLayout, ds_config: str) -> None:
+    """Check that bitsandbytes can count the weights that it updates at once, as it does in 32 bits.
+
+    Raises:
+        UserError: where it cannot; below stage 3 they are a process's part of all matrices.
+    """
+    size = max(group.size for group in sub_groups(layout))
+    if layout.optimizer == "adamw_8bit" and size > MAX_8BIT_SIZE:
+        raise UserError(
+            f"--optim adamw_8bit --deepspeed {ds_config}: bitsandbytes updates at most {MAX_8BIT_SIZE:,} weights at "
+            f"once, and here each process would update {size:,}; use ds_config.json, or --optim adamw_bf16"
+        )
 
 
 def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) -> TrainingLayout:

@@ -101,6 +101,23 @@ def avoid_host_waits(engine: DeepSpeedEngine) -> None:
         _add_gradients_in_place(zero)
 
 
+def forget_gradients_after_step(engine: DeepSpeedEngine) -> None:
+    """Have stages 1 and 2 with an offloaded optimizer forget a step that they skip (runtime/zero/stage_1_and_2.py).
+
+    Its sums in fp32, with the NaN or Inf, would stay, and the gradients of all later steps be added to them.
+    """
+    if isinstance(engine, DeepSpeedEngine) and engine.zero_optimization_stage() in (1, 2):
+        zero = engine.optimizer
+        if getattr(zero, "cpu_offload", False):
+            zero.step = partial(_step_then_forget, zero, zero.step)
+
+
+def _step_then_forget(zero: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = step(*args, **kwargs)
+    zero.averaged_gradients.clear()
+    return result
+
+
 def _wait_on_device(stream: Any) -> None:
     """Let streams wait for each other where the host would wait: fp16 looks for overflows in this one."""
 

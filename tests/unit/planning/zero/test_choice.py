@@ -91,6 +91,10 @@ def test_muon_and_one_gpu_leave_configs_out() -> None:
     assert {choice.layout.stage for choice in ranked("tinyllama_1b", "1 h100")} == {3}
 
 
+def test_adamw_8bit_leaves_out_what_it_cannot_count() -> None:
+    assert {choice.layout.stage for choice in ranked("llama2_7b", "2 h200", "--optim", "adamw_8bit")} == {3}
+
+
 def test_where_nothing_fits_the_smallest_is_left() -> None:
     (only,) = ranked("llama2_70b", "1 rtx_4090")
     assert only.config == "ds_config_offload.json"

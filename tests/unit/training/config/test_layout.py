@@ -64,3 +64,11 @@ def test_gradient_type_and_compilation_are_in_the_layout() -> None:
     assert resolved().arguments.model.compile_layers is False, "not unasked on GPUs"
     with pytest.raises(UserError, match="is not a multiple of"):
         resolved("--global_batch_tokens", "4097")
+
+
+def test_adamw_8bit_cannot_count_a_large_partition() -> None:
+    flags = ["--optim", "adamw_8bit", "--deepspeed", str(PROJECT_DIR / "ds_config_zero2.json")]
+    with pytest.raises(UserError, match="here each process would update 3,369,074,688; use ds_config.json, or --optim"):
+        resolved(*flags, num_gpus=2)
+    assert resolved(*flags, num_gpus=4).layout.stage == 2, "1.7e9 each"
+    assert resolved("--optim", "adamw_8bit", num_gpus=2).layout.stage == 3

@@ -11,6 +11,7 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero import partition_parameters
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from pretraining.training.distributed import deepspeed_internals
 from tests.conftest import run_fine
@@ -42,6 +43,8 @@ def test_attributes_that_are_set_while_it_runs() -> None:
     zero = inspect.getsource(DeepSpeedZeroOptimizer_Stage3)
     for name in ("fp32_partitioned_groups_flat", "grad_partitions_flat_buffer", *OF_STREAMS):
         assert f"self.{name}" in zero
+    for name in ("cpu_offload", "averaged_gradients"):
+        assert f"self.{name} = " in inspect.getsource(DeepSpeedZeroOptimizer)
     assert "self.__allgather_stream = " in inspect.getsource(DeepSpeedZeRoOffload)
     assert "bucket.buffer = " in zero
     assert ".ds_tensor = " in inspect.getsource(partition_parameters)
