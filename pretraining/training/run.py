@@ -60,6 +60,7 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     """Train, evaluate and export the model."""
     quiet_libraries()
     request = StopRequest()
+    request.listen()
     orphan_guard = OrphanGuard(request)
     orphan_guard.start()
     arguments = _with_found_flags(arguments, mixture)

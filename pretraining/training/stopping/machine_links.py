@@ -92,7 +92,8 @@ class MachineLinks(threading.Thread):
 
     def _read(self, rank: int) -> None:
         end = receive(self._links[rank], rank, self._hosts[rank])
-        if end.code in (*AGREED_CODES, USER_ERROR_EXIT_CODE):
+        stops_at_once = end.code == STOPPED_EXIT_CODE and self._request.phase in (Phase.BEFORE, Phase.AFTER)
+        if end.code in (*AGREED_CODES, USER_ERROR_EXIT_CODE) and not stops_at_once:
             self._links.pop(rank)  # the connection closes next
             threading.Thread(target=self._leave_later, args=(end,), daemon=True).start()
         else:
