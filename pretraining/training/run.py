@@ -101,11 +101,11 @@ def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> Pr
     claim_output_dir(run)
     timeout_seconds, stores = run.arguments.trainer["ddp_timeout"], [part.store for part in run.mixture.parts]
     agree_on_run([store.name for store in stores], run.manifests, common_settings(run), seconds=timeout_seconds)
-    close_meeting()
     log_run_config(run)
+    link_machines(request, orphan_guard, seconds=timeout_seconds)
+    close_meeting()
     init_process_group(timeout_seconds=timeout_seconds)
     orphan_guard.watch(local_peers())
-    link_machines(request, orphan_guard)
     check_same_choice(run.arguments)
     limit_gpu_memory(run.arguments.plan.gpu_limit_bytes)
     start = lock_and_verify(run.start, run.run_dir, run.resume)
