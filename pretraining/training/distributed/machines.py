@@ -13,7 +13,6 @@ from pretraining.runs.run_record import VERSIONS_THAT_MATTER, differences
 from pretraining.system.files import code_hash
 from pretraining.system.formatting import format_bytes
 from pretraining.system.host import machine_inventory
-from pretraining.system.launchers import spans_machines
 from pretraining.system.machines.meeting import MEETING_SECONDS, gather, leave, open_meeting
 
 PACKAGES = (*VERSIONS_THAT_MATTER, "accelerate", "triton")
@@ -28,13 +27,11 @@ _machines: list[dict[str, Any]] = []
 def meet_machines() -> None:
     """Meet the processes of all machines before anything else, and compare what each machine has.
 
-    From here on a mistake that one process finds ends all of them. On one machine nothing happens.
+    From here on a mistake that one process finds ends all of them. Of no use on one machine.
 
     Raises:
         UserError: when not all processes come, or a machine has other code or versions than that of rank 0.
     """
-    if not spans_machines():
-        return
     with importing_libraries():  # torch, for the store
         open_meeting()
     state = git_state()
