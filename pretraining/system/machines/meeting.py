@@ -193,7 +193,7 @@ def leave(problems: Iterable[str]) -> NoReturn:
 
 
 def close_meeting() -> None:
-    """Let errors be those of this process again: from here on the process group is between the machines."""
+    """Let errors be those of this process again: from here on the machines are linked."""
     global _is_open
     if _meeting is not None and _is_open:
         _meeting.heartbeat.stop()
