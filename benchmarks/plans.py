@@ -41,7 +41,7 @@ for the recipes as they are (blocks of 4,096 tokens, one at a time, activation c
 summed in fp32 where that fits) on machines with {HOST_MEMORY} of host memory. Memory is in GB of 10^9 bytes; 96 % of
 what a GPU reports is usable: 80.8 GB of an H100, 142.4 GB of an H200. Hours are arithmetic for 10^9 tokens, with the
 change if there is one: GPUs compute at 40 % of their peak, recomputation included, links carry three quarters of their
-published bandwidth, and a network between machines is not counted.
+published bandwidth. They are of one machine; the network between several is in the second table.
 
 """
 STAGES_TITLE = "Stages and machines"

@@ -4,16 +4,26 @@ What DeepSpeed and torch allocate is counted from their code; what the driver, c
 assumed, in the constants below.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from pretraining.planning.activations import activations, evaluation_bytes
 from pretraining.planning.flops import layer_parameters, num_parameters
 from pretraining.planning.layout import FP32_BYTES, HALF_TYPES, MAX_MESSAGES_IN_FLIGHT, TrainingLayout
 from pretraining.planning.model_states import largest_parameter, model_states, sub_groups
-from pretraining.planning.zero.flat_groups import has_flat_sums, keeps_sums_on_gpu, message_bytes, reduced_bytes
+from pretraining.planning.zero.flat_groups import (
+    flattening_bytes,
+    flattens_on_host,
+    has_flat_sums,
+    keeps_sums_on_gpu,
+    message_bytes,
+    reduced_bytes,
+)
 
 PHASES = ("loss", "layer backward", "optimizer step", "evaluation")
+START = "start"  # before there are gradients and an optimizer
+ALWAYS = (*PHASES, START)
 FP64_BYTES = 8
 NORM_CHUNK = 250_000_000  # weights of an offloaded gradient whose norm is computed at a time (stage3.py)
 # Weights that --optim adamw_bf16 updates at a time, of which it has both moments in fp32.
@@ -32,7 +42,7 @@ CUDA_PROCESS_BYTES = 3_000_000_000  # the same with CUDA's libraries and pinned 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of one kind, allocated always or only in some phases of a step."""
+    """Bytes of one kind, allocated in all phases of a step or in some, or when the run starts."""
 
     name: str
     num_bytes: int
@@ -56,20 +66,17 @@ class Footprint:
     @property
     def peak_phase(self) -> str:
         """The phase in which a GPU holds most."""
-        return max(PHASES, key=self._bytes_in)
+        return max(ALWAYS, key=partial(_bytes_in, self.on_gpu))
 
     @property
     def gpu_bytes(self) -> int:
         """Peak bytes on a GPU."""
-        return self._bytes_in(self.peak_phase)
+        return _bytes_in(self.on_gpu, self.peak_phase)
 
     @property
     def host_bytes(self) -> int:
         """Peak bytes in host memory; some of it only while the run starts or is saved."""
-        return sum(part.num_bytes for part in self.on_host)
-
-    def _bytes_in(self, phase: str) -> int:
-        return sum(part.num_bytes for part in self.on_gpu if phase in part.phases)
+        return max(_bytes_in(self.on_host, phase) for phase in ALWAYS)
 
 
 def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
@@ -81,8 +88,9 @@ def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
         ahead = _launched_ahead(layout) * layout.weight_bytes
         on_gpu.append(Part("layers ahead of GPU (assumed)", ahead, PHASES[1:2], is_assumed=True))
         context = CONTEXT_BYTES + (NCCL_BYTES if layout.num_processes > 1 else 0)
-        on_gpu.append(Part("CUDA context, NCCL (assumed)", context, is_assumed=True))
-        on_gpu.append(Part("fragmentation (assumed)", int(FRAGMENTATION * counted.gpu_bytes), is_assumed=True))
+        on_gpu.append(Part("CUDA context, NCCL (assumed)", context, ALWAYS, is_assumed=True))
+        fragmentation = int(FRAGMENTATION * counted.gpu_bytes)
+        on_gpu.append(Part("fragmentation (assumed)", fragmentation, ALWAYS, is_assumed=True))
         on_host.append(Part("weights, at start and export", num_parameters(layout.shape) * layout.weight_bytes))
         return Footprint(tuple(part for part in on_gpu if part.num_bytes), tuple(on_host))
     at_peak = [part for part in on_gpu if counted.peak_phase in part.phases]
@@ -90,12 +98,18 @@ def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
     return Footprint((), tuple(shared + on_host))
 
 
+def _bytes_in(parts: Iterable[Part], phase: str) -> int:
+    return sum(part.num_bytes for part in parts if phase in part.phases)
+
+
 def _gpu_parts(layout: TrainingLayout, *, has_gpu: bool) -> Iterator[Part]:
     """Everything but what is assumed."""
     states = model_states(layout)
     loss, layer, step, evaluation = PHASES
     if not layout.offload_parameters:
-        yield Part("weights", states.weights)
+        yield Part("weights", states.weights, ALWAYS)
+    if layout.stage < 3 and not flattens_on_host(layout, context_bytes=CONTEXT_BYTES):
+        yield Part("weights, before they are flat", flattening_bytes(layout) - states.weights, (START,))
     yield Part("small weights, kept whole", states.whole_weights)
     yield Part("second copy (hpZ)", states.second_copy)
     if keeps_sums_on_gpu(layout):
@@ -149,11 +163,13 @@ def _message_parts_of_flat_groups(layout: TrainingLayout) -> Iterator[Part]:
 
 def _processes(layout: TrainingLayout, *, has_gpu: bool) -> Part:
     each = CUDA_PROCESS_BYTES if has_gpu else PROCESS_BYTES
-    return Part("processes (assumed)", each * layout.num_local_processes, is_assumed=True)
+    return Part("processes (assumed)", each * layout.num_local_processes, ALWAYS, is_assumed=True)
 
 
 def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
     states, local = model_states(layout), layout.num_local_processes
+    if flattens_on_host(layout, context_bytes=CONTEXT_BYTES):
+        yield Part("weights, as they are and flat", flattening_bytes(layout) * local, (START,))
     if layout.offload_parameters and not layout.parameters_on_disk:
         # Once a parameter at a time while the model is built, which torch's pinned pool keeps; and once flat.
         yield Part("weights", states.weights * local)
@@ -165,6 +181,7 @@ def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
             gradient = largest_parameter(layout) * layout.weight_bytes
             pinned += [gradient, *(group.size * layout.weight_bytes for group in sub_groups(layout))]
         yield Part("gradients", sum(pinned) * local)
+        pinned += copies if layout.stage < 3 else []  # as large as the master weights, which are pinned there
         yield Part("rounding of pinned memory", sum(map(_pinned_rounding, pinned)) * local)
     if layout.offload_optimizer and not layout.optimizer_on_disk:
         yield Part("master weights", states.master_weights * local)

@@ -105,8 +105,9 @@ def resolve_hpz(zero: Mapping[str, Any], machine: "MachineSpec", *, place: str) 
         problem = "needs several machines, on one it only costs memory; use ds_config.json"
     elif size not in (AUTO, local):
         problem = f"is not the {local} processes of a machine; set it to {local} or auto"
-    elif machine.num_processes % local:
-        problem = f"{local} does not divide the {machine.num_processes} processes; start as many on each machine"
+    elif not machine.is_uniform or machine.num_processes % local:
+        number = machine.num_processes
+        problem = f"not all machines have {local} of the {number} processes; start as many on each machine"
     else:
         return {**zero, HPZ_KEY: local}
     raise UserError(f"{place}: zero_optimization.{HPZ_KEY} {size}: {problem}")
@@ -145,6 +146,7 @@ class TrainingLayout:
     computes_in_fp8: bool = False  # the matrix multiplications of compiled layers
     keeps_fp32_sums: bool = False  # --grad_accum_dtype fp32 was given, so offloading does not change it
     frees_gradients_at_once: bool = True  # of ZeRO-1 in bf16: immediate_grad_update, else they stay until the step
+    device_bytes: int | None = None  # that the GPU reports, whatever --gpu_memory_limit; None: enough, or no GPU
 
     @property
     def stage(self) -> int:
@@ -188,6 +190,7 @@ class MachineSpec:
     gpu_bytes: int | None  # that a GPU reports; None without GPUs
     gpu_type: GpuType | None  # None without GPUs, and for a type that is not listed
     host_bytes: int | None  # of one machine; None where it is unknown, and so not checked
+    is_uniform: bool = True  # as many processes on each machine
 
     @property
     def has_gpu(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pretraining.planning.cost import Costs, DiskUsage
 from pretraining.planning.evaluation import EvaluationPlan
 from pretraining.planning.flops import num_parameters
-from pretraining.planning.footprint import PHASES, Footprint, Part, footprint
+from pretraining.planning.footprint import ALWAYS, PHASES, Footprint, Part, footprint
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import USABLE_SHARE, MachineSpec, TrainingLayout
 from pretraining.planning.speed import Speeds, host_traffic, link_bytes_per_second
@@ -131,7 +131,7 @@ def _host_lines(needed: Footprint, machine: MachineSpec) -> Iterator[str]:
 def _part_lines(parts: Iterable[Part]) -> Iterator[str]:
     for part in parts:
         phases = part.phases[0] if len(part.phases) == 1 else "forward and backward"
-        yield _line(part.name, _gb(part.num_bytes), "" if part.phases == PHASES else phases)
+        yield _line(part.name, _gb(part.num_bytes), "" if part.phases in (PHASES, ALWAYS) else phases)
 
 
 def _disk_lines(disk: DiskUsage) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Which stage, offload, micro batch and checkpointing suit a machine: what --deepspeed auto ranks, and why.
 
-Of what fits, the fastest by the arithmetic of speed.py; of what is as fast, what sends least. Only plans are compared,
-so the same machine has the same choice on every process.
+Of what fits, the fastest by the arithmetic of speed.py; of what is as fast, what offloads least and then what sends
+least. Only plans are compared, so the same machine has the same choice on every process.
 """
 
 from collections.abc import Iterator, Sequence
@@ -89,7 +89,8 @@ class Choice:
     def preference(self) -> tuple[float, ...]:
         """What decides between choices that are as fast: the smallest comes first."""
         num_tokens = min(self.layout.num_tokens, ENOUGH_TOKENS)
-        return (round(self.sent_bytes / 1e6), CONFIGS.index(self.config), -num_tokens, self.needed.gpu_bytes)
+        sent, place = round(self.sent_bytes / 1e6), CONFIGS.index(self.config)
+        return (_offloads(self), sent, place, -num_tokens, self.needed.gpu_bytes)
 
 
 def variants(choice: Choice, *, asked_sums: str, micro_batches: Sequence[int]) -> Iterator[Choice]:

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 
 from pretraining.planning.flops import parameter_shapes
-from pretraining.planning.layout import FP32_BYTES, GRADIENT_BYTES, HALF_TYPES, TrainingLayout
+from pretraining.planning.layout import FP32_BYTES, GRADIENT_BYTES, HALF_TYPES, USABLE_SHARE, TrainingLayout
 
 ALIGNMENT = 2  # weights per process, for NCCL
 REDUCED_AT_ONCE = 500_000_000  # gradients of BF16_Optimizer in a message, or a group (MEMORY_OPT_ALLREDUCE_SIZE)
@@ -56,6 +56,21 @@ def _flat_groups(shapes: tuple[tuple[int, ...], ...], num_processes: int) -> lis
         for is_vector in (False, True)
     )
     return [FlatGroup(sizes, num_processes) for sizes in groups if sizes]
+
+
+def flattening_bytes(layout: TrainingLayout) -> int:
+    """Bytes of the weights and of their flat copy, both of which a process has when it starts."""
+    return layout.weight_bytes * sum(sum(group.sizes) + group.padded for group in flat_groups(layout))
+
+
+def flattens_on_host(layout: TrainingLayout, *, context_bytes: int) -> bool:
+    """Whether each process flattens the weights in host memory, since its GPU has no room for both beside a context.
+
+    DeepSpeed asks the device, not --gpu_memory_limit. Its BF16_Optimizer does not ask.
+    """
+    if layout.stage == 3 or layout.is_bf16_optimizer or layout.device_bytes is None:
+        return False
+    return flattening_bytes(layout) + context_bytes > USABLE_SHARE * layout.device_bytes
 
 
 def has_flat_sums(layout: TrainingLayout) -> bool:

@@ -68,6 +68,7 @@ def smallest_machine(*, seconds: float, topic: str = "memory") -> MachineSpec:
         gpu_bytes=None if without else min(each["gpu"] for each in found),
         host_bytes=min(each["host"] for each in found),
         num_local_processes=max(each["processes"] for each in found),
+        is_uniform=len({each["processes"] for each in found}) == 1,
     )
 
 
@@ -114,6 +115,7 @@ class Setup:
     ds_config: dict[str, Any]
     machine: MachineSpec
     batch: GlobalBatch
+    device_bytes: int | None  # of a GPU, whatever --gpu_memory_limit
 
 
 def resolve_setup(
@@ -124,14 +126,14 @@ def resolve_setup(
     Raises:
         UserError: when the config is wrong, or something does not divide exactly.
     """
-    machine = limited(machine, arguments.plan.gpu_limit_bytes)
+    device_bytes, machine = machine.gpu_bytes, limited(machine, arguments.plan.gpu_limit_bytes)
     ds_config = load_ds_config(arguments.trainer["deepspeed"])
     place = f"--deepspeed {arguments.trainer['deepspeed']}"
     zero = resolve_hpz(ds_config["zero_optimization"], machine, place=place)
     ds_config["zero_optimization"] = resolve_auto(zero, config)
     heads = (config.num_attention_heads, config.num_key_value_heads)
     batch = resolve_global_batch(arguments, heads, block_length, machine.num_processes)
-    return Setup(config, ds_config, machine, batch)
+    return Setup(config, ds_config, machine, batch, device_bytes)
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         computes_in_fp8=flags.fp8,
         keeps_fp32_sums=arguments.optimization.grad_accum_dtype == "fp32",
         frees_gradients_at_once=bool(ds_config["bf16"].get("immediate_grad_update")),
+        device_bytes=setup.device_bytes,
     )
 
 

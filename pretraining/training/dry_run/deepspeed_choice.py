@@ -101,7 +101,7 @@ def _configs(arguments: PretrainArguments, machine: MachineSpec) -> Iterator[tup
 def _choices(
     arguments: PretrainArguments, machine: MachineSpec, mixture: Mixture | None, config: str, *, is_checkpointed: bool
 ) -> Iterator[Choice]:
-    flags = {"deepspeed": config_path(config), "activation_checkpointing": is_checkpointed}
+    flags = {"deepspeed": config, "activation_checkpointing": is_checkpointed}
     is_open = arguments.trainer["per_device_train_batch_size"] is None
     start = with_choice(arguments, flags | ({"per_device_train_batch_size": 1} if is_open else {}))
     if problems := list(ds_config_problems(start)):
@@ -113,17 +113,18 @@ def _choices(
 
 
 def config_path(name: str) -> str:
-    """A config of this project, by its name alone where the working folder has it."""
-    return name if Path(name).is_file() else str(PROJECT_DIR / name)
+    """A config of this project, by its name alone where the working folder is that of the project."""
+    path = PROJECT_DIR / name
+    return name if Path.cwd() == path.parent else str(path)
 
 
 def with_choice(arguments: PretrainArguments, flags: dict[str, Any]) -> PretrainArguments:
-    """Set chosen flags; a micro batch with as many micro steps as keep the global batch."""
+    """Set chosen flags, the config by its path; a micro batch with as many micro steps as keep the global batch."""
     number = flags.get("per_device_train_batch_size")
     if number is not None and arguments.trainer["per_device_train_batch_size"] is None:
         open_one = {**arguments.trainer, "per_device_train_batch_size": 1}
         arguments = with_micro_batch(replace(arguments, trainer=open_one), number)
-    trainer = {**arguments.trainer, "deepspeed": flags["deepspeed"]}
+    trainer = {**arguments.trainer, "deepspeed": config_path(flags["deepspeed"])}
     trainer |= {"activation_checkpointing": flags["activation_checkpointing"], "gradient_checkpointing": None}
     return replace(arguments, trainer=trainer)
 
@@ -133,7 +134,7 @@ def record_of(ranked: list[Choice]) -> dict[str, Any]:
     best, other = ranked[0], runner_up(ranked)
     return {
         "flags": {
-            "deepspeed": config_path(best.config),
+            "deepspeed": best.config,  # its name alone: the project may be in another folder when a run resumes
             "activation_checkpointing": best.is_checkpointed,
             "per_device_train_batch_size": best.layout.micro_batch_blocks,
         },

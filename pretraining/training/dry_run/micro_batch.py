@@ -65,7 +65,7 @@ def with_largest_micro_batch(arguments: PretrainArguments, mixture: Mixture) -> 
     if found is None or num_blocks % found:
         if machine.num_local_processes != machine.num_processes:
             raise UserError(f"{FLAG}: cannot try on several machines; use a number")
-        found = from_first_rank(lambda: _largest(plan.layout, machine, num_blocks))
+        found = from_first_rank(lambda: _largest(plan.layout, plan.machine, num_blocks))
     if found is None:
         raise UserError(f"{FLAG}: not even one block at a time fits; --dry_run shows what is needed and what would fit")
     logger.info("%s: %d blocks at a time, %d micro steps", FLAG, found, num_blocks // found)

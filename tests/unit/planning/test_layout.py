@@ -1,5 +1,6 @@
 """Sizes in place of "auto": one layer is one message, and is gathered in time; small models are trained as before."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,7 +93,12 @@ def test_hpz_is_of_the_processes_of_a_machine() -> None:
         (
             {"zero_hpz_partition_size": "auto"},
             cluster(12, 8),
-            "auto: 8 does not divide the 12 processes; start as many",
+            "auto: not all machines have 8 of the 12 processes; start as many",
+        ),
+        (
+            {"zero_hpz_partition_size": "auto"},
+            replace(cluster(16, 8), is_uniform=False),  # of 8, 4 and 4
+            "auto: not all machines have 8 of the 16 processes; start as many",
         ),
         (
             {"zero_hpz_partition_size": 8, "offload_optimizer": {"device": "cpu"}},

@@ -37,6 +37,7 @@ def ranked(model: str, machine: str, *flags: str) -> list[Choice]:
         ("tinyllama_1b", "4 rtx_4090", "ds_config_zero1.json", 2, False),
         ("llama2_7b", "1 rtx_4090", "ds_config_offload_optimizer.json", 2, True),
         ("llama2_7b", "8 a100_40gb", "ds_config.json", 4, True),
+        ("llama2_7b", "8 a100_80gb", "ds_config.json", 2, False),
         ("llama2_7b", "1 h200", "ds_config.json", 4, True),
         ("llama2_7b", "8 h100", "ds_config.json", 2, False),
         ("llama2_7b", "8 h200", "ds_config_zero1.json", 2, False),

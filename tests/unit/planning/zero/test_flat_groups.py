@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from pretraining.planning.footprint import PHASES, footprint
+from pretraining.planning.footprint import PHASES, START, footprint
 from pretraining.planning.layout import TrainingLayout, ZeroSettings
 from pretraining.planning.model_states import ModelStates, model_states
 from pretraining.planning.zero.flat_groups import FlatGroup, flat_groups, gradient_bytes, message_bytes, reduced_bytes
+from pretraining.system.gpus import find_gpu_type
 from tests.unit.planning.layouts import LLAMA2_7B, layout_of
 
 P = 6_738_415_616
@@ -99,5 +100,27 @@ def test_an_offloaded_optimizer_leaves_fp32_sums_on_the_gpu() -> None:
     parts = {part.name: part.num_bytes for part in footprint(layout).on_gpu}
     assert parts["gradients"] == pytest.approx(4 * P / 8, rel=1e-3)
     assert not parts.keys() & {"master weights", "optimizer moments"}
+    sizes = [group.partition for group in flat_groups(layout)]
+    # The copies of gradients, master weights, updated weights, and one gradient.
+    pinned = [*(4 * size for size in sizes * 2), *(2 * size for size in sizes), 2 * 32000 * 4096]
+    rounding = sum((1 << (size - 1).bit_length()) - size for size in pinned)
+    on_host = {part.name: part.num_bytes for part in footprint(layout).on_host}
+    assert on_host["rounding of pinned memory"] == 8 * rounding
     in_host = replace(layout, grad_accum_dtype="bf16")
     assert "gradients" not in {part.name for part in footprint(in_host).on_gpu}
+
+
+def test_weights_and_their_flat_copy_are_there_at_once_when_a_run_starts() -> None:
+    """The 7B on 8 x rtx_4090: both in bf16 are 27 GB, and a GPU has 25, so each process has them in host memory."""
+    layout = at_stage(2, offload_optimizer=True, device_bytes=find_gpu_type("rtx_4090").memory_bytes)
+    needed = footprint(layout)
+    (start,) = [part for part in needed.on_host if part.phases == (START,)]
+    assert start.num_bytes == pytest.approx(8 * 4 * P, rel=1e-3)
+    assert needed.host_bytes > 8 * 4 * P
+    assert needed.peak_phase != START
+    large = footprint(replace(layout, device_bytes=80 * 10**9, checkpoint_every=1))
+    assert large.peak_phase == START
+    assert large.gpu_bytes > 4 * P
+    assert not [part for part in large.on_host if part.phases == (START,)]
+    in_fp32 = replace(layout, offload_optimizer=False, zero=replace(layout.zero, stage=1))
+    assert START not in {part.phases[0] for part in footprint(in_fp32).on_host}, "BF16_Optimizer does not ask"

@@ -5,12 +5,15 @@ import pytest
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.cli.arguments.run import PlanArguments
 from pretraining.errors import UserError
+from pretraining.planning.layout import MachineSpec
 from pretraining.system.gpus import find_gpu_type
+from pretraining.training.config import layout
 from pretraining.training.config.layout import (
     ResolvedLayout,
     planned_machine,
     resolve_layout,
     resolve_setup,
+    smallest_machine,
     this_machine,
 )
 from pretraining.training.model.build import load_model_config
@@ -34,6 +37,16 @@ def test_without_flags_it_is_this_machine() -> None:
             planned_machine(PlanArguments(dry_run=True, num_gpus=2))
 
 
+def test_machines_may_differ_in_their_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_machines(*numbers: int) -> MachineSpec:
+        found = [{"name": "host", "gpu": None, "host": 1, "processes": number} for number in numbers]
+        monkeypatch.setattr(layout, "gather", lambda *_, **__: found)
+        return smallest_machine(seconds=1)
+
+    assert (of_machines(8, 4, 4).num_local_processes, of_machines(8, 4, 4).is_uniform) == (8, False)
+    assert of_machines(8, 8).is_uniform
+
+
 def resolved(*flags: str, num_gpus: int = 8, was_compiled: bool | None = None) -> ResolvedLayout:
     words = ["--dry_run", "--gpu_type", "h200", "--num_gpus", str(num_gpus), "--model", "llama2_7b"]
     arguments = parse_pretrain_arguments("", [*words, "--deepspeed", str(PROJECT_DIR / "ds_config.json"), *flags])
@@ -54,6 +67,7 @@ def test_the_layout_follows_from_the_flags() -> None:
     tiled = resolved("--loss_tiles", "4", "--activation_checkpointing", "--per_device_train_batch_size", "2").layout
     assert (tiled.checkpoint_every, tiled.loss_tiles, tiled.num_tokens) == (1, 4, 8192)
     assert resolved("--deepspeed", str(PROJECT_DIR / "ds_config_offload_optimizer.json")).layout.offload_optimizer
+    assert resolved("--gpu_memory_limit", "20GB").layout.device_bytes == find_gpu_type("h200").memory_bytes
 
 
 def test_gradient_type_and_compilation_are_in_the_layout() -> None:
@@ -68,7 +82,7 @@ def test_gradient_type_and_compilation_are_in_the_layout() -> None:
 
 def test_adamw_8bit_cannot_count_a_large_partition() -> None:
     flags = ["--optim", "adamw_8bit", "--deepspeed", str(PROJECT_DIR / "ds_config_zero2.json")]
-    with pytest.raises(UserError, match="here each process would update 3,369,074,688; use ds_config.json, or --optim"):
+    with pytest.raises(UserError, match="here each process would update 3,369,074,688; use ds_config"):
         resolved(*flags, num_gpus=2)
     assert resolved(*flags, num_gpus=4).layout.stage == 2, "1.7e9 each"
     assert resolved("--optim", "adamw_8bit", num_gpus=2).layout.stage == 3

@@ -60,7 +60,20 @@ def test_every_config_is_a_file_of_the_project(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(PROJECT_DIR)
     assert config_path("ds_config.json") == "ds_config.json"
     monkeypatch.chdir(tmp_path)
+    Path("ds_config.json").write_text("of somebody else")
     assert config_path("ds_config.json") == str(PROJECT_DIR / "ds_config.json")
+
+
+def test_a_recorded_config_is_found_wherever_the_project_is_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = arguments("--dry_run", "--gpu_type", "h100", "--num_gpus", "8")
+    machine = eight(plan)
+    monkeypatch.chdir(tmp_path)
+    flags = record_of(choose(plan, machine, None))["flags"]
+    assert flags["deepspeed"] == "ds_config_zero1.json"
+    monkeypatch.setattr(deepspeed_choice, "PROJECT_DIR", tmp_path / "moved")
+    assert with_choice(plan, flags).trainer["deepspeed"] == str(tmp_path / "moved/ds_config_zero1.json")
 
 
 def test_the_record_has_the_flags_to_type_and_the_next_choice(monkeypatch: pytest.MonkeyPatch) -> None:

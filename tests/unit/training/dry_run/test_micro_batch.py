@@ -6,12 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.errors import UserError
 from pretraining.planning.fit import fits
 from pretraining.planning.footprint import footprint
 from pretraining.planning.layout import MachineSpec
 from pretraining.system.launchers import launcher_identity
-from pretraining.training.dry_run.micro_batch import OUT_OF_MEMORY, _failure, candidates, from_first_rank
+from pretraining.training.dry_run import micro_batch
+from pretraining.training.dry_run.micro_batch import (
+    FITS,
+    OUT_OF_MEMORY,
+    _failure,
+    candidates,
+    from_first_rank,
+    with_largest_micro_batch,
+)
+from tests.conftest import PROJECT_DIR
 from tests.unit.planning.layouts import layout_of
 
 LAYOUT = replace(layout_of("llama2_7b", num_gpus=8), checkpoint_every=1)
@@ -30,6 +40,20 @@ def test_the_candidates_are_the_divisors_that_may_fit_the_largest_first() -> Non
     needed = footprint(replace(LAYOUT, micro_batch_blocks=2), has_gpu=False)
     assert candidates(LAYOUT, machine(None, needed.host_bytes), 12) == [2, 1]
     assert candidates(LAYOUT, machine(None, needed.counted.host_bytes), 12) == [1], "on a CPU what is assumed counts"
+
+
+def test_the_candidates_keep_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a planned GPU with 80 GB, where each trial fits."""
+    monkeypatch.setattr(micro_batch, "this_machine", lambda: MachineSpec("one", 1, 1, 80 * 10**9, None, None))
+    monkeypatch.setattr(micro_batch, "run_trial", lambda *_: FITS)
+    words = ["--model", "tinyllama_1b", "--per_device_train_batch_size", "auto", "--output_dir", str(tmp_path / "run")]
+    words += ["--deepspeed", str(PROJECT_DIR / "ds_config.json")]
+
+    def found(*limit: str) -> int:
+        arguments = with_largest_micro_batch(parse_pretrain_arguments("", [*words, *limit]), None)
+        return arguments.trainer["per_device_train_batch_size"]
+
+    assert found() > found("--gpu_memory_limit", "40GB") >= 1
 
 
 def test_only_what_ran_out_of_memory_does_not_fit() -> None:
