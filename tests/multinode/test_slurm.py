@@ -15,13 +15,19 @@ pytestmark = pytest.mark.launch
 
 SCRIPTS = PROJECT_DIR / "recipes/slurm"
 ONE, SEVERAL = SCRIPTS / "one_machine.sbatch", SCRIPTS / "several_machines.sbatch"
-# In place of pretrain.py: it notes where it runs, and ends each attempt with the next of the given codes.
+# In place of pretrain.py: it notes where it runs, and ends each attempt with the next of the given codes, the second
+# task later than the first, as a rank does whose neighbor has failed.
 STAND_IN = """
-import os, sys
+import os, sys, time
 attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0))
 with open(sys.argv[1], "a") as file:
     print(attempt, os.uname().nodename, os.environ["SLURM_PROCID"], file=file)
-sys.exit(int(sys.argv[2].split(",")[attempt]))
+while sum(line.startswith(f"{attempt} ") for line in open(sys.argv[1])) < int(os.environ["SLURM_NTASKS"]):
+    time.sleep(0.05)
+code = int(sys.argv[2].split(",")[attempt])
+if code and os.environ["SLURM_PROCID"] != "0":
+    time.sleep(3)
+sys.exit(code)
 """
 NUM_STEPS = 60
 
