@@ -15,7 +15,7 @@ from pretraining.doctor.hosts.ssh import HostError, Session, command_of
 
 INSPECTION = "pretraining.doctor.hosts.inspection"
 # In all less than what the doctor has: a connection may take 10 s, Python from a cold network disk as long again.
-FACTS_SECONDS, VIEW_SECONDS, BANDWIDTH_SECONDS, TOTAL_SECONDS = 20.0, 10.0, 24.0, 57.0
+FACTS_SECONDS, VIEW_SECONDS, BANDWIDTH_SECONDS, TOTAL_SECONDS = 20.0, 12.0, 24.0, 57.0
 SPARE_SECONDS = 1.0
 
 
