@@ -142,8 +142,9 @@ def _remedy(path: str | None, kind: str) -> str:
 
 def _report(error: UserError) -> None:
     # Most errors are found by every rank; the exit of a machine's first makes the launcher end the others meanwhile.
+    # They end with the code of the error: srun returns the highest of all.
     if local_rank() > 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: exit_process(error.exit_code))
         time.sleep(RANK0_GRACE_SECONDS)
     for problem in error.problems:
         logger.error(problem)

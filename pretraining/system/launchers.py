@@ -16,8 +16,8 @@ from pretraining.system.processes import ProcessHandle, stat_words
 DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner")
 LOOPBACK = "127.0.0.1"
 MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
-# `machines.slurm` translates what srun sets. PMIX_RANK comes without a size: with no other variable it is an error.
-RANK_VARIABLES = ("RANK", *MPI_RANK_VARIABLES, "PMIX_RANK")
+RANK_VARIABLES = ("RANK", *MPI_RANK_VARIABLES)  # `machines.slurm` translates what srun sets
+PMIX_VARIABLE = "PMIX_RANK"  # comes without a size; srun sets it for a single process too
 SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 # What `accelerate launch` sets for the flags that train without DeepSpeed, or hide its config from the Trainer.
@@ -56,7 +56,19 @@ def check_launch_variables() -> None:
             f"rank {process_rank()} of {num_processes()} processes: ranks count from 0; set {RANK_VARIABLES[0]} and "
             f"{SIZE_VARIABLES[0]} both, as launchers do, or unset them"
         )
-    raise_problems(problems)
+    raise_problems(problems or _pmix_problems())
+
+
+def _pmix_problems() -> list[str]:
+    """What is wrong if a launcher counts its processes by PMIx alone, which leaves each of several to train alone."""
+    rank = os.environ.get(PMIX_VARIABLE)
+    num_tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1")
+    if has_launcher() or not rank or (rank == "0" and num_tasks == "1"):
+        return []
+    return [
+        f"{PMIX_VARIABLE}={rank}: one of several processes, whose number is not known; set {RANK_VARIABLES[0]} and "
+        f"{SIZE_VARIABLES[0]} both, as launchers do, or unset it"
+    ]
 
 
 def accelerate_problem() -> str | None:

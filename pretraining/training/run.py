@@ -16,6 +16,7 @@ from pretraining.data.mixture import Mixture
 from pretraining.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from pretraining.runs.run_folder import TOKENIZER_DIR_NAME, quarantine_unusable
 from pretraining.system.launchers import process_rank
+from pretraining.system.machines.meeting import close_meeting
 from pretraining.training.build import make_trainer
 from pretraining.training.callbacks.export import quarantine_exports, quarantine_model
 from pretraining.training.callbacks.profiler import memory_snapshot
@@ -23,12 +24,17 @@ from pretraining.training.config.early_checks import check_profiled_steps
 from pretraining.training.config.recording import record_start
 from pretraining.training.config.resume import lock_and_verify
 from pretraining.training.config.run_config import RunConfig, resolve_run_config
-from pretraining.training.config.run_identity import claim_output_dir, has_recorded_end, matches_recorded_run
+from pretraining.training.config.run_identity import (
+    claim_output_dir,
+    common_settings,
+    has_recorded_end,
+    matches_recorded_run,
+)
 from pretraining.training.config.startup_log import log_run_config
 from pretraining.training.data.dataset import UnusableBlockError
 from pretraining.training.data.loader import SharedMemoryError
 from pretraining.training.distributed.collectives import run_on_main
-from pretraining.training.distributed.machines import agree_on_blocks
+from pretraining.training.distributed.machines import agree_on_run
 from pretraining.training.distributed.process_group import (
     init_process_group,
     limit_gpu_memory,
@@ -54,6 +60,7 @@ def pretrain(arguments: PretrainArguments, mixture: Mixture) -> None:
     """Train, evaluate and export the model."""
     quiet_libraries()
     request = StopRequest()
+    request.listen()
     orphan_guard = OrphanGuard(request)
     orphan_guard.start()
     arguments = _with_found_flags(arguments, mixture)
@@ -93,11 +100,12 @@ def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> Pr
     """Claim the run folder, join the other processes, build the model, and train it."""
     claim_output_dir(run)
     timeout_seconds, stores = run.arguments.trainer["ddp_timeout"], [part.store for part in run.mixture.parts]
-    agree_on_blocks([store.name for store in stores], run.manifests, seconds=timeout_seconds)
+    agree_on_run([store.name for store in stores], run.manifests, common_settings(run), seconds=timeout_seconds)
     log_run_config(run)
+    link_machines(request, orphan_guard, seconds=timeout_seconds)
+    close_meeting()
     init_process_group(timeout_seconds=timeout_seconds)
     orphan_guard.watch(local_peers())
-    link_machines(request, orphan_guard)
     check_same_choice(run.arguments)
     limit_gpu_memory(run.arguments.plan.gpu_limit_bytes)
     start = lock_and_verify(run.start, run.run_dir, run.resume)

@@ -120,6 +120,7 @@ def test_without_room_for_a_copy_the_same_is_saved_at_once(
         listed = [[file["path"] for file in read_complete(folder)["files"]] for folder in (ours, theirs)]
         assert listed[0] == listed[1]
         assert "rng_state_1.pth" in listed[0]
+        assert len(listed[0]) == len(set(listed[0])), "a file is recorded twice"
 
 
 def flip_a_bit(path: Path) -> None:

@@ -42,14 +42,26 @@ def on_one_host(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return run_dir
 
 
-def start(name: str, hosts: TwoHosts, words: Sequence[object], envs: Sequence[dict[str, str]]) -> list[HostProcess]:
-    """What a user types for a launcher, on the first host or on both."""
+def start(
+    name: str,
+    hosts: TwoHosts,
+    words: Sequence[object],
+    envs: Sequence[dict[str, str]],
+    flags_of_b: Sequence[object] = (),
+) -> list[HostProcess]:
+    """What a user types for a launcher, on the first host or on both; more flags on the second with torchrun."""
     hostfile, program = f"--hostfile={hosts.hostfile()}", [sys.executable, *words]
     static = [f"--master_addr={ADDRESS}", "--master_port=29511"]
     torchrun = [BIN / "torchrun", "--nnodes=2", "--nproc_per_node=1"]
     on_both: dict[str, Callable[[int], list[object]]] = {
         "no_ssh": lambda rank: [*DEEPSPEED, hostfile, "--no_ssh", f"--node_rank={rank}", *static, *words],
-        "torchrun": lambda rank: [*torchrun, f"--node_rank={rank}", *static, *words],
+        "torchrun": lambda rank: [
+            *torchrun,
+            f"--node_rank={rank}",
+            *static,
+            *words,
+            *flags_of_b[: rank * len(flags_of_b)],
+        ],
         "c10d": lambda _: [*torchrun, "--rdzv_backend=c10d", f"--rdzv_endpoint={NODE_A}:29512", *words],
         "srun": lambda _: program,
     }
@@ -82,11 +94,12 @@ def launch(
     *flags: object,
     script: str = "pretrain.py",
     env_of_b: dict[str, str] | None = None,
+    flags_of_b: Sequence[object] = (),
 ) -> list[Done]:
     """The ends of what was typed; nothing of the run may be left on a host."""
     words = [PROJECT_DIR / script, *training_flags(store, run_dir, *STEPS, *flags)]
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_DIR), "DS_ACCELERATOR": "cpu"}
-    started = start(name, hosts, words, [env, {**env, **(env_of_b or {})}])
+    started = start(name, hosts, words, [env, {**env, **(env_of_b or {})}], flags_of_b)
     done = [process.done(END_SECONDS) for process in started]
     left = [line for host in NAMES for line in hosts.commands(host) if "_run.py" in line or "pretrain.py" in line]
     assert left == [], "\n".join(each.output[-3000:] for each in done)
@@ -184,3 +197,12 @@ def test_what_one_host_lacks_ends_both(lacks: str, two_hosts: TwoHosts, sample_s
         line = f"node-b: --dataset {store}: has other blocks (SHA-256 of manifest.json "
     done = launch("torchrun" if lacks == "blocks" else "srun", two_hosts, store, tmp_path / "run", env_of_b=env)
     assert_both_left(done, line)
+
+
+@pytest.mark.guarantee("Another flag on one machine ends the processes of all before the first step, in one line.")
+def test_another_flag_on_one_host_ends_both(two_hosts: TwoHosts, sample_store: Path, tmp_path: Path) -> None:
+    """Paths and the number of workers may differ."""
+    (tmp_path / "mount").symlink_to(tmp_path)
+    of_b = ["--output_dir", tmp_path / "mount/run", "--dataloader_num_workers", 1, "--learning_rate", 0.001]
+    done = launch("torchrun", two_hosts, sample_store, tmp_path / "run", "--learning_rate", 0.002, flags_of_b=of_b)
+    assert_both_left(done, "node-b: --learning_rate: is 0.001; node-a has 0.002; type the same flags on all machines")

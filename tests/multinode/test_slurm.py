@@ -15,13 +15,25 @@ pytestmark = pytest.mark.launch
 
 SCRIPTS = PROJECT_DIR / "recipes/slurm"
 ONE, SEVERAL = SCRIPTS / "one_machine.sbatch", SCRIPTS / "several_machines.sbatch"
-# In place of pretrain.py: it notes where it runs, and ends each attempt with the next of the given codes.
+# In place of pretrain.py: it notes where it runs, and ends each attempt with the next of the given codes, the second
+# task later than the first, as a rank does whose neighbor has failed.
 STAND_IN = """
-import os, sys
+import os, sys, time
 attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0))
 with open(sys.argv[1], "a") as file:
     print(attempt, os.uname().nodename, os.environ["SLURM_PROCID"], file=file)
-sys.exit(int(sys.argv[2].split(",")[attempt]))
+while sum(line.startswith(f"{attempt} ") for line in open(sys.argv[1])) < int(os.environ["SLURM_NTASKS"]):
+    time.sleep(0.05)
+code = int(sys.argv[2].split(",")[attempt])
+if code and os.environ["SLURM_PROCID"] != "0":
+    time.sleep(3)
+sys.exit(code)
+"""
+SAVES_WHEN_IT_IS_ENDED = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(600)
 """
 NUM_STEPS = 60
 
@@ -51,8 +63,27 @@ def test_a_job_comes_back_after_a_stop_or_a_crash_but_not_after_success_or_a_mis
     assert cluster.end_of(again) == ("COMPLETED", "0", 2), cluster.log(again)
     attempts = sorted((folder / "again").read_text().splitlines())
     assert attempts == [f"{attempt} {name} {rank}" for attempt in range(3) for rank, name in enumerate(NAMES)]
+    options = [
+        "--nodes=2",
+        "--ntasks-per-node=2",
+        "--cpus-per-task=1",
+    ]  # the first task of a node ends before the other
     mistake = cluster.submit(options, SEVERAL, folder / "mistake", "2,0", cwd=folder)
     assert cluster.end_of(mistake) == ("FAILED", "2", 0), cluster.log(mistake)
+
+
+def test_a_canceled_job_does_not_come_back(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "pretrain.py").write_text(SAVES_WHEN_IT_IS_ENDED)
+    number = cluster.submit(["--nodes=2", "--ntasks-per-node=1"], SEVERAL, tmp_path / "started", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < deadline, cluster.log(number)
+        time.sleep(0.1)
+    assert cluster.call("scancel", number).returncode == 0
+    while cluster.call("squeue", "-h", "-o", "%T").stdout:  # while it is completing, too
+        assert time.monotonic() < deadline, cluster.log(number)
+        time.sleep(0.3)
+    assert cluster.end_of(number)[::2] == ("CANCELLED", 0), cluster.log(number)
 
 
 def stop_and_finish(cluster: Cluster, options: list[object], script: Path, store: Path, how: list[str]) -> None:

@@ -11,7 +11,7 @@ from pretraining.doctor.hosts.ssh import SSH, command_of
 from pretraining.system.formatting import format_bytes
 
 MODULE = "pretraining.doctor.all_reduce"
-# 10 Gbit/s Ethernet carries 1.25e9: there Llama-2-7B under ZeRO-3 waits for 16 s in each micro step of two hosts.
+# 10 Gbit/s Ethernet carries 1.25e9: there Llama-2-7B under ZeRO-3 waits for 30 s in each micro step of 16 GPUs.
 MIN_BYTES_PER_SECOND = 1.3e9
 NUM_PARAMETERS = 6_738_415_616  # of Llama-2-7B
 BYTES_PER_PARAMETER = 6  # that ZeRO-3 sends per micro step in bf16: weights twice, gradients once
@@ -63,9 +63,9 @@ def assess(measured: dict[str, Any], *, num_hosts: int, on_gpus: bool) -> Findin
     `bus` is what enters each process per second. The ring of all processes enters each host once, so it is also what
     enters a host.
     """
-    rate = measured["bus_bytes_per_second"]
-    seconds = BYTES_PER_PARAMETER * NUM_PARAMETERS * (num_hosts - 1) / num_hosts / rate
-    figure = f"{measured['backend']}, {measured['size']} processes on {num_hosts} hosts, "
+    rate, size = measured["bus_bytes_per_second"], measured["size"]
+    seconds = BYTES_PER_PARAMETER * NUM_PARAMETERS * (size - 1) / size / rate
+    figure = f"{measured['backend']}, {size} processes on {num_hosts} hosts, "
     figure += f"{format_bytes(measured['num_bytes'])}: {rate / 1e9:.2f} GB/s enter each host (bus); "
     figure += f"Llama-2-7B under ZeRO-3 would wait for {seconds:.1f} s per micro step"
     if on_gpus and rate < MIN_BYTES_PER_SECOND:

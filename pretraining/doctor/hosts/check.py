@@ -15,7 +15,7 @@ from pretraining.doctor.hosts.ssh import HostError, Session, command_of
 
 INSPECTION = "pretraining.doctor.hosts.inspection"
 # In all less than what the doctor has: a connection may take 10 s, Python from a cold network disk as long again.
-FACTS_SECONDS, VIEW_SECONDS, BANDWIDTH_SECONDS, TOTAL_SECONDS = 20.0, 10.0, 24.0, 57.0
+FACTS_SECONDS, VIEW_SECONDS, BANDWIDTH_SECONDS, TOTAL_SECONDS = 20.0, 12.0, 24.0, 57.0
 SPARE_SECONDS = 1.0
 
 
@@ -64,24 +64,23 @@ def check_hosts(hosts: Sequence[Host], request: HostsRequest) -> Iterator[Findin
     if not facts:
         return
     yield ok("ssh", f"{len(facts)} of {len(hosts)} hosts answered", hosts=list(facts))
-    software = list(assessment.assess_software(facts))
-    yield from software
-    yield from assessment.assess_hardware(hosts, facts)
+    machines = [*assessment.assess_software(facts), *assessment.assess_hardware(hosts, facts)]
+    yield from machines
     yield from assessment.assess_run_folder(request.run_folder, facts, answers.seen)
     yield from assessment.assess_blocks(facts)
     yield assessment.assess_clocks(answers.skews)
     yield from assessment.assess_address(facts, answers.reached)
-    yield from _bandwidth([host for host in hosts if host.name in facts], answers, software, deadline)
+    yield from _bandwidth([host for host in hosts if host.name in facts], answers, machines, deadline)
 
 
 def _bandwidth(
-    hosts: Sequence[Host], answers: Answers, software: Sequence[Finding], deadline: float
+    hosts: Sequence[Host], answers: Answers, machines: Sequence[Finding], deadline: float
 ) -> Iterator[Finding]:
     """The measured network; not measured where a process would crash, or wait for an address without an answer."""
     address = assessment.address_for_all(answers.facts, answers.reached)
     kinds = {bool(found["gpus"]) for found in answers.facts.values()}
-    if len(hosts) < 2 or address is None or len(kinds) > 1 or any(found.status == "failure" for found in software):
-        reason = "it takes two hosts with the same software that reach each other"
+    if len(hosts) < 2 or address is None or len(kinds) > 1 or any(found.status == "failure" for found in machines):
+        reason = "it takes two hosts with the same software and enough GPUs or cores that reach each other"
         yield warning("bandwidth", f"not measured: {reason}", "python3 -m tools.doctor --hostfile FILE  # once more")
         return
     seconds = min(BANDWIDTH_SECONDS, deadline - time.monotonic())

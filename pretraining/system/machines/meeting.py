@@ -137,7 +137,8 @@ class Meeting:
         except RuntimeError:  # of torch: the connection broke
             raise SharedError(
                 f"{self.host}: {self.place} does not answer any more, so process 0 or its launcher has ended; its "
-                "output has the reason"
+                "output has the reason",
+                exit_code=CRASH_EXIT_CODE,  # after an error that it reports, process 0 waits for the others
             ) from None
 
 
@@ -192,7 +193,7 @@ def leave(problems: Iterable[str]) -> NoReturn:
 
 
 def close_meeting() -> None:
-    """Let errors be those of this process again: from here on the process group is between the machines."""
+    """Let errors be those of this process again: from here on the machines are linked."""
     global _is_open
     if _meeting is not None and _is_open:
         _meeting.heartbeat.stop()

@@ -126,10 +126,6 @@ class CheckpointingTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         with self.saver.collecting_errors(*WRITE_ERRORS):
             super()._save_rng_state(output_dir)
-        # Recorded by the process that wrote it: on a network disk the first one may not see it yet.
-        ending = "" if self.args.world_size == 1 else f"_{self.args.process_index}"
-        path = Path(output_dir, f"rng_state{ending}.pth")
-        self.saver.add(CheckpointPart(None, lambda _: [path], is_copy=True))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Create the repository of --push_to_hub before training.

@@ -2,8 +2,9 @@
 
 import json
 import logging
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +31,16 @@ from pretraining.training.optim.schedule import Schedule, check_same_until
 IGNORED_CONFIG_FIELDS = ("bos_token_id", "dtype", "architectures", "use_cache", "transformers_version")
 
 SCHEDULE_FIELDS = tuple(f"schedule.{field.name}" for field in fields(Schedule) if field.default is MISSING)
+
+# What all processes do together, beside what the flags are resolved to. Paths and numbers of workers may differ.
+COMMON_FLAGS = (
+    *("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("global_batch_tokens", "global_batch_blocks", "attention_implementation", "loss_tiles", "mlp_tiles"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs", "eval_strategy", "eval_steps", "eval_delay"),
+    *("eval_on_start", "per_device_eval_batch_size", "eval_blocks", "sample_steps", "sample_tokens"),
+    *("save_strategy", "save_steps", "load_best_model_at_end", "export", "export_every_tokens", "logging_strategy"),
+    *("logging_steps", "target_loss", "on_spike", "spike_threshold", "max_rollbacks"),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +71,24 @@ def run_identity(run_config: RunConfig) -> RunIdentity:
         initial_weights=run_config.initial_weights,
         product_precision="fp8" if arguments.model.fp8 else None,
     )
+
+
+def common_settings(run_config: RunConfig) -> dict[str, dict[str, Any]]:
+    """What must be the same in all processes, as JSON: flags, and what these, the files and the machine resolve to."""
+    arguments, identity = run_config.arguments, asdict(run_identity(run_config))
+    del identity["initial_weights"]  # read by one process of each machine; `agreed_hashes` compares them
+    groups = (arguments.model, arguments.optimization, arguments.data, arguments.durability, arguments.observability)
+    flags = {**arguments.trainer, **{name: value for group in groups for name, value in vars(group).items()}}
+    batch = {name: value for name, value in vars(run_config.batch).items() if name != "flag"}
+    resolved = {
+        **identity,
+        "schedule": run_config.schedule.record(),
+        "num_steps": run_config.num_steps,
+        "batch": batch,
+        "ds_config": run_config.ds_config,
+    }
+    settings = {"flags": {f"--{name}": flags.get(name) for name in COMMON_FLAGS}, "resolved": resolved}
+    return json.loads(json.dumps(settings, default=str))
 
 
 def claim_output_dir(run_config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""The machines of a run: their processes meet first, with the same code, packages and blocks on each machine."""
+"""The machines of a run: their processes meet first, with the same code, packages, blocks and flags on each."""
 
 import logging
 import platform
@@ -9,12 +9,11 @@ from typing import Any
 from pretraining.cli.logs import counted
 from pretraining.cli.program import importing_libraries
 from pretraining.runs.environment import git_state, package_versions
-from pretraining.runs.run_record import VERSIONS_THAT_MATTER
+from pretraining.runs.run_record import VERSIONS_THAT_MATTER, differences
 from pretraining.system.files import code_hash
 from pretraining.system.formatting import format_bytes
 from pretraining.system.host import machine_inventory
-from pretraining.system.launchers import spans_machines
-from pretraining.system.machines.meeting import MEETING_SECONDS, close_meeting, gather, leave, open_meeting
+from pretraining.system.machines.meeting import MEETING_SECONDS, gather, leave, open_meeting
 
 PACKAGES = (*VERSIONS_THAT_MATTER, "accelerate", "triton")
 CODE = "this project"
@@ -28,13 +27,11 @@ _machines: list[dict[str, Any]] = []
 def meet_machines() -> None:
     """Meet the processes of all machines before anything else, and compare what each machine has.
 
-    From here on a mistake that one process finds ends all of them. On one machine nothing happens.
+    From here on a mistake that one process finds ends all of them. Of no use on one machine.
 
     Raises:
         UserError: when not all processes come, or a machine has other code or versions than that of rank 0.
     """
-    if not spans_machines():
-        return
     with importing_libraries():  # torch, for the store
         open_meeting()
     state = git_state()
@@ -115,21 +112,47 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
     return f"{machine['host']} ({', '.join([f'{number} process' + 'es' * (number != 1), *gpus, *size])})"
 
 
-def agree_on_blocks(names: Sequence[str], manifests: Sequence[str], *, seconds: float) -> None:
-    """Compare the blocks of all machines, once each process has checked its own, and close the meeting.
+def agree_on_run(
+    names: Sequence[str], manifests: Sequence[str], settings: Mapping[str, Mapping[str, Any]], *, seconds: float
+) -> None:
+    """Compare the data sets of all machines and the `settings` of all processes, once each has checked its own.
+
+    Names may differ, as where a machine has its own copy of the blocks.
 
     Raises:
-        UserError: when a process has found a problem, or its blocks are not those of rank 0.
+        UserError: when a process has found a problem, or has other blocks, flags or settings than rank 0.
     """
-    found = gather("blocks", {"host": socket.gethostname(), "manifests": list(manifests)}, seconds=seconds)
-    first = found[0]
-    problems = [
-        f"{each['host']}: --dataset {name}: has other blocks (SHA-256 of manifest.json {own[:SHOWN_DIGITS]}; "
+    own = {"host": socket.gethostname(), "names": list(names), "manifests": list(manifests), **settings}
+    found = gather("run", own, seconds=seconds)
+    if problems := list(dict.fromkeys(problem for each in found for problem in other_run(each, found[0]))):
+        leave(problems)
+
+
+def other_run(machine: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
+    """Describe what a process would train otherwise than the first one; not what only follows from something else."""
+    flags = _other_settings(machine, first, "flags", "type the same flags on all machines")
+    return [*_other_blocks(machine, first), *flags] or _other_settings(
+        machine, first, "resolved", "use the same flags, recipe and config files on all machines"
+    )
+
+
+def _other_blocks(machine: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
+    if len(machine["names"]) != len(first["names"]):
+        return [
+            f"{machine['host']}: --dataset: is {' '.join(machine['names'])}; {first['host']} has "
+            f"{' '.join(first['names'])}; name the same data sets on all machines"
+        ]
+    return [
+        f"{machine['host']}: --dataset {name}: has other blocks (SHA-256 of manifest.json {own[:SHOWN_DIGITS]}; "
         f"{first['host']} has {wanted[:SHOWN_DIGITS]}); copy the folder again, or use one that all machines share"
-        for each in found
-        for name, own, wanted in zip(names, each["manifests"], first["manifests"], strict=True)
+        for name, own, wanted in zip(machine["names"], machine["manifests"], first["manifests"], strict=True)
         if own != wanted
     ]
-    if problems:
-        leave(dict.fromkeys(problems))
-    close_meeting()
+
+
+def _other_settings(machine: Mapping[str, Any], first: Mapping[str, Any], kind: str, remedy: str) -> list[str]:
+    return [
+        f"{machine['host']}: {name}: is {own}; {first['host']} has {wanted}; {remedy}"
+        for name, wanted, own in differences(first[kind], machine[kind])
+        if not name.endswith("nvme_path")  # of a machine's own disk
+    ]

@@ -34,6 +34,7 @@ from pretraining.system.launchers import (
     num_local_processes,
     num_processes,
 )
+from pretraining.system.machines.slurm import is_slurm_task
 from pretraining.system.processes import ProcessHandle, machine_identity
 from pretraining.training.distributed.collectives import all_gather_objects
 from pretraining.training.distributed.deepspeed_internals import disable_shm_op, import_muon_without_compiler
@@ -63,6 +64,12 @@ def check_num_processes() -> None:
     """
     num_processes = num_local_processes()
     num_gpus = torch.cuda.device_count()
+    if has_gpu() and num_processes > num_gpus and is_slurm_task():
+        raise UserError(
+            f"srun: {num_processes} tasks on this machine, and each sees {num_gpus} of its GPUs; start with "
+            f"--gpu-bind=none --gpus-per-node={num_processes} in place of --gpus-per-task, or with "
+            f"--ntasks-per-node={num_gpus}"
+        )
     if has_gpu() and num_processes > num_gpus:
         raise UserError(f"--num_gpus={num_processes}: this machine has {num_gpus}; start with --num_gpus={num_gpus}")
     if not has_gpu():

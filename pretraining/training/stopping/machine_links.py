@@ -25,11 +25,10 @@ from pretraining.errors import (
     STOPPED_EXIT_CODE,
     TARGET_MISSED_EXIT_CODE,
     USER_ERROR_EXIT_CODE,
-    raise_problems,
 )
 from pretraining.system.launchers import process_rank, spans_machines
-from pretraining.system.processes import machine_identity
-from pretraining.training.distributed.collectives import all_gather_objects
+from pretraining.system.machines.meeting import gather, leave
+from pretraining.system.processes import ProcessHandle, machine_identity
 from pretraining.training.stopping.link_sockets import ANSWER_SECONDS, TOKEN_BYTES, accept, connect, listen
 from pretraining.training.stopping.orphan_guard import OrphanGuard
 from pretraining.training.stopping.remote_launch import end_connections_to
@@ -92,7 +91,8 @@ class MachineLinks(threading.Thread):
 
     def _read(self, rank: int) -> None:
         end = receive(self._links[rank], rank, self._hosts[rank])
-        if end.code in (*AGREED_CODES, USER_ERROR_EXIT_CODE):
+        stops_at_once = end.code == STOPPED_EXIT_CODE and self._request.phase in (Phase.BEFORE, Phase.AFTER)
+        if end.code in (*AGREED_CODES, USER_ERROR_EXIT_CODE) and not stops_at_once:
             self._links.pop(rank)  # the connection closes next
             threading.Thread(target=self._leave_later, args=(end,), daemon=True).start()
         else:
@@ -141,23 +141,34 @@ def _gone(host: str, reason: str) -> str:
     return f"{host} of this run is gone ({reason}), stopping; rerun to resume"
 
 
-def link_machines(request: StopRequest, guard: OrphanGuard) -> None:
-    """Connect the machines of this run, so that all end when one is gone. Collective; nothing on one machine.
+def link_machines(request: StopRequest, guard: OrphanGuard, *, seconds: float) -> None:
+    """Connect the machines of this run, so that all end when one is gone. On all processes; nothing on one machine.
+
+    Before the process group is there, which takes as long as --ddp_timeout when a machine dies meanwhile: the meeting
+    exchanges the places.
 
     Raises:
-        UserError: when a machine cannot connect to that of rank 0.
+        UserError: when a machine cannot connect to that of rank 0, or a process does not come within `seconds`.
     """
     if not spans_machines():
         return
-    rank, listener, token = process_rank(), None, os.urandom(TOKEN_BYTES)
+    rank, listener, problem = process_rank(), None, None
     if rank == 0:
         listener = listen()
-    port = 0 if listener is None else listener.getsockname()[1]
-    found = all_gather_objects((machine_identity(), socket.gethostname(), port, token))
-    identities = [identity for identity, *_ in found]
-    hosts = {identities.index(identity): host for identity, host, *_ in found}
-    _, host, port, token = found[0]
-    links, problem = {}, None
+    own = {
+        "machine": machine_identity(),
+        "host": socket.gethostname(),
+        "process": asdict(ProcessHandle.of(os.getpid())),
+        "port": 0 if listener is None else listener.getsockname()[1],
+        "token": os.urandom(TOKEN_BYTES).hex(),
+    }
+    found = gather("links", own, seconds=seconds)
+    machines = [each["machine"] for each in found]
+    peers = {number: ProcessHandle(**each["process"]) for number, each in enumerate(found) if number != rank}
+    guard.watch({number: peer for number, peer in peers.items() if machines[number] == own["machine"]})
+    hosts = {machines.index(each["machine"]): each["host"] for each in found}
+    port, token = found[0]["port"], bytes.fromhex(found[0]["token"])
+    links = {}
     if listener is not None:
         links = accept(listener, token, hosts.keys() - {0}, seconds=CONNECT_SECONDS)
     elif rank in hosts:
@@ -165,13 +176,17 @@ def link_machines(request: StopRequest, guard: OrphanGuard) -> None:
             links = {0: connect(os.environ["MASTER_ADDR"], port, token, rank, seconds=CONNECT_SECONDS)}
         except OSError as error:
             reason = error.strerror or error
-            problem = f"{hosts[rank]}: cannot connect to port {port} of {host} ({reason}); allow all ports between them"
-    raise_problems([each for each in all_gather_objects(problem) if each is not None])
+            problem = f"{hosts[rank]}: cannot connect to port {port} of {hosts[0]} ({reason}); allow all ports between"
+    if problems := [each for each in gather("linked", problem, seconds=seconds) if each is not None]:
+        leave(problems)
     if links:
-        thread = MachineLinks(links, hosts, request, guard)
-        EXIT_LISTENERS.append(thread.announce_exit)
-        os.register_at_fork(after_in_child=thread.close)
-        thread.start()
+        _keep(MachineLinks(links, hosts, request, guard))
+
+
+def _keep(thread: MachineLinks) -> None:
+    EXIT_LISTENERS.append(thread.announce_exit)
+    os.register_at_fork(after_in_child=thread.close)
+    thread.start()
 
 
 @contextmanager

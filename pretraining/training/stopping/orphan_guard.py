@@ -21,7 +21,7 @@ from pretraining.errors import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, STOPPED_E
 from pretraining.system.launchers import has_launcher, launcher_identity, local_rank, process_rank
 from pretraining.system.processes import STOP_SIGNALS, ProcessHandle, command_words, stat_words
 from pretraining.training.stopping.remote_launch import is_below_sshd, pdsh_runner, stderr_is_closed
-from pretraining.training.stopping.request import CRASH_SIGNAL, END_CODES, END_SIGNAL, Phase, StopRequest
+from pretraining.training.stopping.request import CRASH_SIGNAL, END_CODES, Phase, StopRequest
 
 POLL_SECONDS = 0.02  # the deepspeed command takes about 0.1 s to end, and must not report success before
 PEER_POLL_SECONDS = 1.0
@@ -51,7 +51,7 @@ class OrphanGuard(threading.Thread):
 
     def end_peers(self, exit_code: int = USER_ERROR_EXIT_CODE) -> None:
         """End the other processes of this machine silently; this one has logged the error, and ends next."""
-        number = END_SIGNAL if exit_code == USER_ERROR_EXIT_CODE else CRASH_SIGNAL
+        number = next((signal for signal, code in END_CODES.items() if code == exit_code), CRASH_SIGNAL)
         for peer in self._peers.values():
             if peer.is_alive():
                 with contextlib.suppress(ProcessLookupError):
@@ -75,6 +75,8 @@ class OrphanGuard(threading.Thread):
             if number in signals:
                 end_workers()
                 hard_exit("", exit_code)
+        if self._request.phase is Phase.BEFORE:  # Python has raised KeyboardInterrupt
+            return
         for number in set(STOP_SIGNALS).intersection(signals):  # torch also handles the end of its workers
             self._request.request(signal.Signals(number).name)
             if number == signal.SIGINT:
@@ -147,8 +149,8 @@ def _deepspeed_runner(launcher: int) -> ProcessHandle | None:
     """The `deepspeed` command on this machine that started the launcher; None for other launchers."""
     if "deepspeed.launcher.launch" not in command_words(launcher):
         return None
-    if is_below_sshd(launcher):
-        return pdsh_runner(launcher)
-    runner = int(stat_words(launcher)[1])
-    names = [Path(word).name for word in command_words(runner)]
-    return ProcessHandle.of(runner) if {"deepspeed", "ds", "deepspeed.launcher.runner"} & set(names) else None
+    if is_below_sshd(launcher) and (runner := pdsh_runner(launcher)) is not None:
+        return runner
+    parent = int(stat_words(launcher)[1])  # below sshd too, where the command was typed after `ssh HOST`
+    names = [Path(word).name for word in command_words(parent)]
+    return ProcessHandle.of(parent) if {"deepspeed", "ds", "deepspeed.launcher.runner"} & set(names) else None

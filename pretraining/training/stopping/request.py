@@ -10,13 +10,13 @@ from datetime import datetime
 from enum import Enum
 from types import FrameType
 
-from pretraining.errors import CRASH_EXIT_CODE, USER_ERROR_EXIT_CODE
+from pretraining.errors import CRASH_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from pretraining.system.processes import STOP_SIGNALS
 from pretraining.system.supervision import run_age_seconds
 
-# From a process of this run that has logged an error: the whole run ends, with the exit code of the user's or a crash.
-END_SIGNAL, CRASH_SIGNAL = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2
-END_CODES = {END_SIGNAL: USER_ERROR_EXIT_CODE, CRASH_SIGNAL: CRASH_EXIT_CODE}
+# From a process of this run that has logged why the whole run ends: after a user error, a crash, or a stop.
+END_SIGNAL, CRASH_SIGNAL, STOPPED_SIGNAL = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2, signal.SIGRTMIN + 3
+END_CODES = {END_SIGNAL: USER_ERROR_EXIT_CODE, CRASH_SIGNAL: CRASH_EXIT_CODE, STOPPED_SIGNAL: STOPPED_EXIT_CODE}
 # In rising order: of several requests the last is reported. After Ctrl-C a launcher sends SIGTERM as well.
 REASONS = ("", "--max_hours", "the file STOP", "the launcher is gone", "SIGUSR1", "SIGHUP", "SIGTERM", "SIGINT")
 ASSUMED_SAVE_SECONDS = 120.0  # before any save was measured, but never more than a tenth of --max_hours
@@ -54,16 +54,19 @@ class StopRequest:
         """Ask to stop, for one of `REASONS`."""
         self.code = max(self.code, REASONS.index(reason))
 
+    def listen(self) -> None:
+        """From now on another process of this run can end this one, with its exit code."""
+        signal.set_wakeup_fd(self._signaled, warn_on_full_buffer=False)
+        for end in END_CODES:
+            signal.signal(end, lambda *_: None)  # OrphanGuard's thread reads it from the pipe
+
     def begin_training(self) -> None:
         """From now on signals are requests to stop."""
         self.phase = Phase.TRAINING
-        signal.set_wakeup_fd(self._signaled, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             # Under nohup a terminal may close. torchrun (2.13) ends even so, and its ranks have the default handler.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
-        for end in END_CODES:
-            signal.signal(end, lambda *_: None)  # OrphanGuard's thread reads it from the pipe
 
     def end_training(self) -> None:
         """From now on there is nothing to save."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT_DIR, Done, needs_compiler, run
+from tests.conftest import PROJECT_DIR, Done, needs_compiler, run, run_fine
 
 SLOW = {"torch", "transformers", "datasets", "deepspeed", "accelerate", "pandas", "scipy"}
 IMPORTED = re.compile(r"^import time:.*\| +(\S+)$", re.MULTILINE)
@@ -162,3 +162,8 @@ def test_problems_of_different_files_are_reported_together(places: dict[str, str
     done = run(sys.executable, "-X", "importtime", "pretrain.py", "--dataset", places["STORE"], *flags)
     assert [error.split(":")[1].split()[0] for error in done.errors] == ["--global_batch_tokens", "--output_dir"]
     assert slow_imports(done) == set()
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_what_several_machines_need_is_not_imported_on_one(name: str) -> None:
+    run_fine(sys.executable, "-c", f"import sys, {name}; assert 'pretraining.training' not in sys.modules")

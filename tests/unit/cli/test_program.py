@@ -100,6 +100,22 @@ def test_ctrl_c_during_the_imports_shows_no_traceback(tmp_path: Path) -> None:
     assert "RuntimeError: is shown" in run(*python("preprocess.py"), env={"PYTHONPATH": str(tmp_path)}).stderr
 
 
+ENDED_WHILE_IT_WAITS = """
+import os, signal, time, pretraining.cli.program as program
+from pretraining.errors import UserError
+def fail(_): raise UserError("--x: is wrong", exit_code=3)
+time.sleep = lambda _: os.kill(os.getpid(), signal.SIGTERM)
+program.run_program(fail)
+"""
+
+
+def test_a_rank_that_its_launcher_ends_before_it_reports_has_the_exit_code_of_the_error() -> None:
+    """srun returns the highest code of all tasks: with that of a signal, a mistake would count as a crash."""
+    env = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    done = run(sys.executable, "-c", ENDED_WHILE_IT_WAITS, env=env)
+    assert (done.returncode, done.output) == (3, "")
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_a_run_folder_that_may_not_be_read_is_not_called_empty(tmp_path: Path) -> None:
     """Whoever reads is nobody; the folder is root's."""

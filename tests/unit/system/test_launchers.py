@@ -3,7 +3,13 @@
 import pytest
 
 from pretraining.errors import UserError
-from pretraining.system.launchers import accelerate_problem, check_launch_variables, free_port, num_processes
+from pretraining.system.launchers import (
+    accelerate_problem,
+    check_launch_variables,
+    free_port,
+    has_launcher,
+    num_processes,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,21 @@ def test_numbers_of_launchers_are_checked(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UserError, match="WORLD_SIZE=two: is not a whole number of 1 or more"):
         check_launch_variables()
+
+
+def test_one_task_of_slurm_with_pmix_trains_alone_and_several_need_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PMIX_RANK": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    check_launch_variables()
+    assert not has_launcher()
+    for rank, name in (("0", "SLURM_STEP_NUM_TASKS"), ("1", "SLURM_NTASKS")):
+        monkeypatch.setenv("PMIX_RANK", rank)
+        monkeypatch.delenv(name)
+        with pytest.raises(UserError, match=f"PMIX_RANK={rank}: one of several processes, whose number is not known"):
+            check_launch_variables()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_launch_variables()
 
 
 def test_a_free_port_is_one_of_users() -> None:

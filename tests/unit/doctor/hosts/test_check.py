@@ -31,10 +31,10 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check.bandwidth, "SSH", (str(path), "--"))
 
 
-def check_names(folder: Path, *names: str) -> dict[str, list[Finding]]:
+def check_names(folder: Path, *names: str, slots: int = 1) -> dict[str, list[Finding]]:
     request = check.HostsRequest(folder / "hosts", folder / "runs", [])
     found: dict[str, list[Finding]] = {}
-    for finding in check.check_hosts([Host(name, 1) for name in names], request):
+    for finding in check.check_hosts([Host(name, slots) for name in names], request):
         found.setdefault(finding.name, []).append(finding)
     return found
 
@@ -55,6 +55,14 @@ def test_a_host_that_hangs_is_one_line_and_the_others_are_checked(
     for name in ("versions", "run folder", "clocks"):
         assert [finding.status for finding in found[name]] == ["ok"], name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]
+
+
+@pytest.mark.launch
+def test_hosts_with_fewer_cores_than_their_slots_need_are_not_measured(ssh: None, tmp_path: Path) -> None:
+    found = check_names(tmp_path, "node-a", "chatty", slots=100_000)
+    assert [finding.status for finding in found["slots"]] == ["failure"] * 2
+    (network,) = found["bandwidth"]
+    assert network.figure.startswith("not measured: it takes two hosts with the same software and enough GPUs or cores")
 
 
 def test_no_host_is_a_list_of_failures(ssh: None, tmp_path: Path) -> None:

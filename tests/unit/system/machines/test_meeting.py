@@ -101,6 +101,18 @@ def test_who_dies_meanwhile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(third) == str(first)
 
 
+def test_a_process_0_that_was_killed_is_a_crash() -> None:
+    """Which supervisors retry, and not a mistake of the user."""
+    port, timeout = free_port(), timedelta(seconds=30)
+    server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timeout)
+    store = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timeout)
+    own = Meeting(store, "MASTER_ADDR=here, port 1", 1, 2, "node-b", Heartbeat(store, 1))
+    del server
+    with pytest.raises(SharedError, match="port 1 does not answer any more, so process 0 or its") as raised:
+        own.gather("blocks", 1, seconds=30)
+    assert raised.value.exit_code == 1
+
+
 def test_on_one_machine_there_is_no_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert open_meeting() == []

@@ -21,10 +21,11 @@ from pretraining.cli.arguments.trainer import TRAINER_DEFAULTS
 from pretraining.data.mixture import load_mixture
 from pretraining.errors import UserError
 from pretraining.planning.flops import num_parameters
+from pretraining.runs.run_record import differences
 from pretraining.training.config.early_checks import check_inputs
 from pretraining.training.config.resume import ResumePoint
 from pretraining.training.config.run_config import RunConfig, resolve_phase_ends, resolve_run_config
-from pretraining.training.config.run_identity import claim_output_dir, run_identity
+from pretraining.training.config.run_identity import claim_output_dir, common_settings, run_identity
 from pretraining.training.config.startup_log import log_run_config
 from pretraining.training.optim.schedule import Schedule
 from tests.conftest import PROJECT_DIR, TINY_MODEL
@@ -311,3 +312,19 @@ def test_phases_need_steps_of_one_size(sample_store: Path, tmp_path: Path) -> No
     assert resolve_phase_ends(found.arguments, 20, found.batch, ResumePoint(tmp_path, 10, 40)) == (20,)
     with pytest.raises(UserError, match="has read 40 blocks in 10 steps, now a step has 8; the shares of phases need"):
         resolve_phase_ends(arguments, 20, found.batch, ResumePoint(tmp_path, 10, 40))
+
+
+def test_what_processes_have_in_common_leaves_out_paths_and_workers(sample_store: Path, tmp_path: Path) -> None:
+    def settings(name: str, **flags: Any) -> dict[str, dict[str, Any]]:
+        store = shutil.copytree(sample_store, tmp_path / name / "blocks")
+        return common_settings(plan(store, tmp_path / name, flags={"max_steps": 7, **flags}))
+
+    common = settings("a")
+    assert settings("b", dataloader_num_workers=2) == common
+    other = settings("c", learning_rate=1e-4, per_device_train_batch_size=2)
+    assert [(path, now) for path, _, now in differences(common["flags"], other["flags"])] == [
+        ("--learning_rate", 1e-4),
+        ("--per_device_train_batch_size", 2),
+    ]
+    paths = [path for path, *_ in differences(common["resolved"], other["resolved"])]
+    assert {"schedule.peak", "batch.micro_batch_blocks", "batch.gradient_accumulation_steps"} <= set(paths)

@@ -1,5 +1,6 @@
 """What the machines of a run must have in common, and what of them is logged."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,10 +9,11 @@ from pretraining.errors import UserError
 from pretraining.system.files import code_hash
 from pretraining.training.distributed import machines
 from pretraining.training.distributed.machines import (
-    agree_on_blocks,
+    agree_on_run,
     describe_machine,
     distinct,
     other_gpus,
+    other_run,
     other_software,
     software,
 )
@@ -61,9 +63,47 @@ def test_the_software_of_this_machine() -> None:
     assert {"Python", "torch", "deepspeed", "transformers"} <= software().keys()
 
 
+SETTINGS = {
+    "flags": {"--learning_rate": 3e-4, "--save_steps": 500},
+    "resolved": {"schedule": {"peak": 3e-4}, "ds_config": {"offload_param": {"nvme_path": "/a", "buffer_count": 5}}},
+}
+
+
+def process(host: str, manifests: Sequence[str] = ("a" * 64,), **settings: Any) -> dict[str, Any]:
+    names = [f"/disk of {host}/blocks-{number}" for number in range(len(manifests))]
+    return {"host": host, "names": names, "manifests": list(manifests), **SETTINGS, **settings}
+
+
 def test_other_blocks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    agree_on_blocks(["news"], ["a" * 64], seconds=1)  # on one machine
-    found = [{"host": host, "manifests": [digit * 64, "c" * 64]} for host, digit in (("node-a", "a"), ("node-b", "b"))]
+    agree_on_run(["news"], ["a" * 64], SETTINGS, seconds=1)  # on one machine
+    first, copied = process("node-a", ["a" * 64, "c" * 64]), process("node-b", ["a" * 64, "c" * 64])
+    assert other_run(copied, first) == []
+    found = [first, copied, *2 * [process("node-c", ["b" * 64, "c" * 64])]]
     monkeypatch.setattr(machines, "gather", lambda *_, **_options: found)
-    with pytest.raises(UserError, match=r"^node-b: --dataset news: has other blocks .* b{12}; node-a has a{12}\)"):
-        agree_on_blocks(["news", "code"], ["a" * 64, "c" * 64], seconds=1)
+    with pytest.raises(
+        UserError, match=r"^node-c: --dataset /disk of node-c/blocks-0: has other blocks .* b{12}; node-a has a{12}\)"
+    ) as raised:
+        agree_on_run(["news", "code"], ["a" * 64, "c" * 64], SETTINGS, seconds=1)
+    assert len(raised.value.problems) == 1, "one line for two processes of a machine"
+
+
+def test_another_number_of_data_sets_is_named() -> None:
+    (line,) = other_run(process("node-b", ["a" * 64, "c" * 64]), process("node-a"))
+    assert line.startswith(
+        "node-b: --dataset: is /disk of node-b/blocks-0 /disk of node-b/blocks-1; node-a has /disk of node-a/blocks-0; "
+    )
+
+
+def test_other_flags_are_named_and_not_what_follows_from_them() -> None:
+    flags, resolved = {"--learning_rate": 1e-4, "--save_steps": 500}, {"schedule": {"peak": 1e-4}}
+    resolved = {**SETTINGS["resolved"], **resolved}
+    found = other_run(process("node-b", flags=flags, resolved=resolved), process("node-a"))
+    assert found == ["node-b: --learning_rate: is 0.0001; node-a has 0.0003; type the same flags on all machines"]
+    (line,) = other_run(process("node-b", resolved=resolved), process("node-a"))
+    assert line.startswith("node-b: schedule.peak: is 0.0001; node-a has 0.0003; use the same flags, recipe and ")
+
+
+def test_a_path_on_the_disk_of_a_machine_may_differ() -> None:
+    resolved: dict[str, Any] = {"schedule": {"peak": 3e-4}, "ds_config": {"offload_param": {"nvme_path": "/b"}}}
+    resolved["ds_config"]["offload_param"]["buffer_count"] = 5
+    assert other_run(process("node-b", resolved=resolved), process("node-a")) == []

@@ -1,8 +1,9 @@
-"""What a run on the CPU warns of: GPUs that torch cannot use, and a build for GPUs without their driver."""
+"""What a run on the CPU warns of, GPUs that torch cannot use or a build for GPUs without their driver; too few GPUs."""
 
 import pytest
 import torch
 
+from pretraining.errors import UserError
 from pretraining.training.distributed import process_group
 from pretraining.training.distributed.process_group import check_num_processes
 
@@ -40,3 +41,20 @@ def test_missing_gpus_are_one_warning(
     if expected is not None:
         assert expected in warnings[0]
         assert "python3 -m tools.doctor" in warnings[0]
+
+
+def test_tasks_of_srun_that_see_one_gpu_each_are_told_the_flags_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_group, "has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(UserError, match="--num_gpus=8: this machine has 1; start with --num_gpus=1"):
+        check_num_processes()
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.setenv(name, "16")
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.setenv(name, "3")
+    expected = (
+        "srun: 8 tasks on this machine, and each sees 1 of its GPUs; start with --gpu-bind=none --gpus-per-node=8"
+    )
+    with pytest.raises(UserError, match=expected):
+        check_num_processes()

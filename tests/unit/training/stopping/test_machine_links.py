@@ -3,24 +3,59 @@
 import errno
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from pretraining.system.launchers import free_port
 from pretraining.training.stopping.machine_links import MachineEnd, receive
-from tests.conftest import PROJECT_DIR, Done
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done
 from tests.programs.launching import run_forked
 
 DRIVER = PROJECT_DIR / "tests/multinode/linked_machine.py"
+
+
+# Of one of two processes, each as if it were alone on a machine.
+LINKED = """
+import os, signal, time
+from pretraining.system.launchers import process_rank
+from pretraining.system.machines.meeting import close_meeting, open_meeting
+from pretraining.training.stopping import machine_links
+from pretraining.training.stopping.orphan_guard import OrphanGuard
+from pretraining.training.stopping.request import StopRequest
+machine_links.machine_identity = lambda: f"machine {process_rank()}"
+open_meeting()
+request = StopRequest()
+machine_links.link_machines(request, OrphanGuard(request), seconds=60)
+close_meeting()
+if process_rank() == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(600)
+"""
 
 
 def told(rank: int, end: MachineEnd | None, phase: str = "TRAINING", message: str = "") -> Done:
     line = "" if end is None else json.dumps(asdict(end))
     environment = {"RANK": str(rank), "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}
     return run_forked(sys.executable, DRIVER, line, phase, message, env=environment)
+
+
+def test_machines_are_linked_before_there_is_a_process_group() -> None:
+    run = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", LINKED], env={**os.environ, **run, "RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    )
+    errors = first.communicate(timeout=HANG_SECONDS)[1]
+    assert (first.returncode, second.wait()) == (1, -signal.SIGKILL), errors
+    assert "of this run is gone (connection closed), stopping; rerun to resume" in errors
 
 
 def test_a_connection_that_breaks_ends_all_machines_with_one_line() -> None:
