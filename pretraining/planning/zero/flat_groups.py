@@ -64,7 +64,7 @@ def flattening_bytes(layout: TrainingLayout) -> int:
 
 
 def flattens_on_host(layout: TrainingLayout, *, context_bytes: int) -> bool:
-    """Whether each process flattens the weights in host memory, since its GPU has no room for both beside a context.
+    """Whether each process flattens the weights in host memory, since its GPU cannot hold both beside a context.
 
     DeepSpeed asks the device, not --gpu_memory_limit. Its BF16_Optimizer does not ask.
     """
