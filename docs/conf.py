@@ -43,14 +43,16 @@ GUIDES = {
     "preprocess": "Preprocess",
     "train": "Train",
     "continue-pretraining": "Continue from weights",
+    "phases": "Phases",
     "resume-and-stop": "Resume and stop",
     "monitor": "Monitor",
 }
 GUIDES |= {"generate": "Generate", "evaluate": "Evaluate", "finetune": "Finetune", "serve": "Serve", "hub": "Hub"}
 GUIDES |= {"performance": "Performance", "multi-gpu": "From one GPU to eight", "long-context": "Long context"}
+GUIDES |= {"several-machines": "Several machines", "container": "Containers"}
 GUIDES |= {"profile": "Profile a step", "provenance": "Provenance"}
 WALKS = ("life-of-a-token", "life-of-a-step", "life-of-a-checkpoint")
-EXPLANATION = ("architecture", *WALKS, "gpu-readiness", "decisions", "acceptance")
+EXPLANATION = ("architecture", *WALKS, "gpu-readiness", "parallelism", "decisions", "acceptance")
 NAVIGATION = {
     "Getting started": [f"docs/getting-started/{name}" for name in ("quickstart", "install", "first-run", "hardware")],
     "Guides": [f"{title} <docs/guides/{name}>" for name, title in GUIDES.items()],

@@ -126,3 +126,9 @@ def test_walks_are_counted() -> None:
     save, resume = parts.pop().split("## A resume")
     walks = [set(re.findall(r"^\| \d+ \| `(.+?)`", text, re.MULTILINE)) for text in (*parts, save, resume)]
     assert counts == [len(walk) for walk in walks]
+
+
+def test_the_navigation_of_the_site_has_every_guide_and_explanation() -> None:
+    listed = (PROJECT_DIR / "docs/conf.py").read_text()
+    pages = [page for part in ("guides", "explanation") for page in (PROJECT_DIR / "docs" / part).glob("*.md")]
+    assert [page.name for page in pages if f'"{page.stem}"' not in listed] == []
