@@ -197,7 +197,7 @@ def test_a_dead_rank_loses_only_its_unfinished_shards(
     store, partial = tmp_path / "blocks", tmp_path / "blocks.partial"
     command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
     ranks = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", 2]
-    done = run(*ranks, sys.executable, KILLED_AT_STEP, 12, *command[1:], env={"KILLED_RANK": "1"})
+    done = run(*ranks, sys.executable, KILLED_AT_STEP, 20, *command[1:], env={"KILLED_RANK": "1"})
     assert done.returncode != 0
     assert not store.exists()
     finished = [path.parent.name for path in partial.glob("slices/*/progress.json")]
