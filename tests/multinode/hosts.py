@@ -23,7 +23,7 @@ from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done
 
 NODE_A, NODE_B = "node-a", "node-b"
 NAMES = (NODE_A, NODE_B)
-# The same for all pairs: each has a network of its own, which nothing else is connected to.
+# The same for all pairs: each has its own network, which nothing else is connected to.
 ADDRESSES = {NODE_A: "10.77.0.1", NODE_B: "10.77.0.2"}
 NOWHERE = "02:00:00:00:00:99"  # a hardware address that no network card has
 TOOLS = ("ip", "unshare", "nsenter", "setpriv", "ssh", "ssh-keygen", "sshd", "pdsh")
@@ -48,7 +48,7 @@ Host *
   UserKnownHostsFile /dev/null
   LogLevel ERROR
 """
-# Arguments: hostname, folder with the files, what of /tmp stays visible. A host has a /tmp of its own.
+# Arguments: hostname, folder with the files, what of /tmp stays visible. A host has its own /tmp.
 BOOT = """\
 set -e
 name=$1 folder=$2; shift 2

@@ -1,4 +1,4 @@
-"""A run goes on with other processes, with or without offload, in another precision or stage: it is the same run."""
+"""A run resumes with other processes, with or without offload, in another precision or stage: it is the same run."""
 
 import json
 import shutil
