@@ -66,10 +66,18 @@ def _problem(exit_codes: Sequence[int], errors: Sequence[str]) -> str | None:
     """The error of a rank, or that the ranks hang; None when all are done."""
     failed = [text for code, text in zip(exit_codes, errors, strict=True) if code not in (0, -signal.SIGKILL)]
     if failed:
-        lines = failed[0].splitlines()
-        shown = [line for line in lines if "Error" in line] or lines or ["without a message"]
-        return f"one failed, {shown[-1][:200]}"
+        return f"one failed, {last_error(failed[0], 'without a message')}"
     return f"no answer within {LIMIT_SECONDS} s" if any(exit_codes) else None
+
+
+def last_error(text: str, default: str) -> str:
+    r"""The last line that names an error, or else the last one; `default` where there is none.
+
+    >>> last_error("Traceback\nImportError: no NCCL\nbye", "nothing")
+    'ImportError: no NCCL'
+    """
+    lines = [line for line in text.splitlines() if line.strip()] or [default]
+    return ([line for line in lines if "Error" in line] or lines)[-1][:200]
 
 
 def assess(measured: dict, *, has_nvlink: bool) -> Finding:

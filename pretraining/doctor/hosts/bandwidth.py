@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from pretraining.doctor.all_reduce import last_error
 from pretraining.doctor.finding import Finding, failure, ok, warning
 from pretraining.doctor.hosts.hostfile import Host
 from pretraining.doctor.hosts.ssh import SSH, command_of
@@ -14,6 +16,7 @@ MODULE = "pretraining.doctor.all_reduce"
 # 10 Gbit/s Ethernet carries 1.25e9: there Llama-2-7B under ZeRO-3 waits for 30 s in each micro step of 16 GPUs.
 MIN_BYTES_PER_SECOND = 1.3e9
 NUM_PARAMETERS = 6_738_415_616  # of Llama-2-7B
+LATE = "no answer to the others within"  # of a rank that may only wait for one that failed
 BYTES_PER_PARAMETER = 6  # that ZeRO-3 sends per micro step in bf16: weights twice, gradients once
 DEBUG = "NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME go into .deepspeed_env; ip -br addr"
 
@@ -28,18 +31,18 @@ async def measure_between(hosts: Sequence[Host], address: tuple[str, int], *, on
             variables = {**shared, "RANK": str(len(ranks)), "LOCAL_RANK": str(local_rank)}
             ranks.append(asyncio.create_task(_run_rank(host, variables, seconds)))
     results = await asyncio.gather(*ranks)
-    failed = next((error for _, error in results if error), None)
-    if failed is not None:
-        names = [host.name for host, size in zip(hosts, sizes, strict=True) for _ in range(size)]
-        host_name = next(name for name, (_, error) in zip(names, results, strict=True) if error == failed)
-        return failure("bandwidth", f"{host_name}: {failed}", f"env | grep -E 'NCCL|GLOO'  # {DEBUG}", host=host_name)
+    names = [host.name for host, size in zip(hosts, sizes, strict=True) for _ in range(size)]
+    failed = [(name, error) for name, (_, error) in zip(names, results, strict=True) if error]
+    if failed:
+        name, error = min(failed, key=lambda each: each[1].startswith(LATE))  # the first by rank that is not late
+        return failure("bandwidth", f"{name}: {error}", f"env | grep -E 'NCCL|GLOO'  # {DEBUG}", host=name)
     return assess(json.loads(results[0][0]), num_hosts=len(hosts), on_gpus=on_gpus)
 
 
 async def _run_rank(host: Host, variables: dict[str, str], seconds: float) -> tuple[str, str]:
     """The last line that a rank wrote, and its error; the other is empty."""
     # The rank itself ends when this process is killed: nothing would end it on the other side of ssh.
-    command = command_of(MODULE, "timeout", f"{seconds:.0f}", variables=variables)
+    command = command_of(MODULE, "timeout", str(math.ceil(seconds)), variables=variables)
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *SSH, host.name, command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
@@ -49,11 +52,9 @@ async def _run_rank(host: Host, variables: dict[str, str], seconds: float) -> tu
     except TimeoutError:
         process.kill()
         await process.wait()
-        return "", f"no answer to the others within {seconds:.0f} s"
-    lines = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
+        return "", f"{LATE} {seconds:.0f} s"
     if process.returncode:
-        shown = [line for line in lines if "Error" in line] or lines or [f"exit code {process.returncode}"]
-        return "", shown[-1][:200]
+        return "", last_error(errors.decode(errors="replace"), f"exit code {process.returncode}")
     return output.decode().splitlines()[-1], ""
 
 
