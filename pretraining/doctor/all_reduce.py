@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pretraining import PROJECT_DIR
 from pretraining.doctor.devices import has_nvlink_everywhere
 from pretraining.doctor.finding import Finding, failure, ok, warning_if
 from pretraining.system.formatting import format_bytes
-from pretraining.system.machines.network import use_interface
+from pretraining.system.machines.network import own_end, use_interface
 
 GPU_BYTES, CPU_BYTES = 2**28, 2**24
 NUM_CPU_PROCESSES = 2
@@ -107,7 +106,7 @@ def measure() -> dict:
     # torch's own store would listen on all network interfaces; torchrun has started one already.
     store = os.environ.get(STORE_VARIABLE)
     if store is None:
-        use_interface(_own_end(os.environ["MASTER_ADDR"]))  # as in a run: gloo's choice may be the loopback interface
+        use_interface(own_end(os.environ["MASTER_ADDR"]))  # as in a run: gloo's choice may be the loopback interface
     init_method = None if store is None else f"file://{store}"
     dist.init_process_group(backend, init_method=init_method, rank=int(os.environ["RANK"]), world_size=size)
     rate = _mean_rate(torch.zeros(num_bytes // 4, device=device))
@@ -137,14 +136,6 @@ def _mean_rate(tensor: Any) -> float:
         return num_bytes / seconds_per_round(1)
     seconds_per_round(NUM_WARMUP_ROUNDS)
     return num_bytes / seconds_per_round(NUM_ROUNDS)
-
-
-def _own_end(address: str) -> str | None:
-    """The address of this machine from which it reaches another one; nothing is sent."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 1))
-        return probe.getsockname()[0]
-    return None
 
 
 def _start(rank: int, size: int, store: Path) -> subprocess.Popen[str]:

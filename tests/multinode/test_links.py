@@ -13,13 +13,14 @@ from tests.programs.launching import figures, train, training_flags
 ANSWER_SECONDS = 3  # instead of 30
 BEGIN = """\
 import select, socket, sys, time
+from pretraining.system.machines.network import listen
 from pretraining.training.stopping import link_sockets, machine_links
 link_sockets.TCP_OPTIONS |= {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_USER_TIMEOUT: 3000}
 def say(*words):
     print(*words, flush=True)
 """
 LISTEN = """\
-listener = link_sockets.listen()
+listener = listen()
 say("port", listener.getsockname()[1])
 link = link_sockets.accept(listener, b"t" * 32, [1], seconds=60)[1]
 say("linked")

@@ -13,6 +13,7 @@ from pretraining.doctor.hosts.hostfile import Host
 from pretraining.doctor.software import INSTALL
 from pretraining.system.formatting import format_bytes
 from pretraining.system.launchers import MAX_PROCESSES_PER_CORE
+from pretraining.system.machines.software import NONE
 
 Facts = Mapping[str, dict[str, Any]]  # by host, in the order of the hostfile
 MAX_CLOCK_SECONDS = 5.0  # an answer that took this long to arrive is measured as a difference of the clocks, too
@@ -27,12 +28,8 @@ def assess_software(facts: Facts) -> Iterator[Finding]:
     install = INSTALL.replace("python3", python, 1)
     findings = []
     for host, found in facts.items():
-        names = {**expected["versions"], **found["versions"]}
-        other = {
-            name: (found["versions"].get(name, "none"), expected["versions"].get(name, "none"))
-            for name in names
-            if found["versions"].get(name) != expected["versions"].get(name)
-        }
+        pairs = {name: (found["versions"].get(name, NONE), theirs) for name, theirs in expected["versions"].items()}
+        other = {name: (own, theirs) for name, (own, theirs) in pairs.items() if own != theirs}
         if other:
             shown = ", ".join(f"{name} {own} ({first}: {theirs})" for name, (own, theirs) in other.items())
             fix = f"ssh {host} {shlex.quote(f'cd {folder} && {install}')}"
@@ -41,12 +38,12 @@ def assess_software(facts: Facts) -> Iterator[Finding]:
             shown = f"{_describe_code(found)} ({first}: {_describe_code(expected)})"
             fix = f"rsync -a --exclude .venv --exclude runs {folder}/ {host}:{folder}/"
             findings.append(failure("project", f"{host}: other code, {shown}", fix, host=host))
-    shown = ", ".join(f"{name} {expected['versions'].get(name)}" for name in ("Python", "torch", "deepspeed"))
+    shown = ", ".join(f"{name} {expected['versions'][name]}" for name in ("Python", "torch", "deepspeed"))
     yield from findings or [ok("versions", f"{shown}, {_describe_code(expected)} on {_count(facts)}")]
 
 
 def _describe_code(found: dict[str, Any]) -> str:
-    return f"commit {found['commit'][:12] or 'unknown'}, files {found['code'][:12]}"
+    return f"commit {(found['commit'] or 'unknown')[:12]}, files {found['code'][:12]}"
 
 
 def _count(facts: Facts) -> str:
