@@ -16,7 +16,6 @@ MODULE = "pretraining.doctor.all_reduce"
 # 10 Gbit/s Ethernet carries 1.25e9: there Llama-2-7B under ZeRO-3 waits for 30 s in each micro step of 16 GPUs.
 MIN_BYTES_PER_SECOND = 1.3e9
 NUM_PARAMETERS = 6_738_415_616  # of Llama-2-7B
-LATE = "no answer to the others within"  # of a rank that may only wait for one that failed
 BYTES_PER_PARAMETER = 6  # that ZeRO-3 sends per micro step in bf16: weights twice, gradients once
 DEBUG = "NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME go into .deepspeed_env; ip -br addr"
 
@@ -25,22 +24,21 @@ async def measure_between(hosts: Sequence[Host], address: tuple[str, int], *, on
     """Start the ranks on all hosts and read what the first one measured; they meet at an address of the first host."""
     sizes = [host.slots if on_gpus else 1 for host in hosts]
     shared = {"WORLD_SIZE": str(sum(sizes)), "MASTER_ADDR": address[0], "MASTER_PORT": str(address[1])}
-    ranks: list[asyncio.Task[tuple[str, str]]] = []
+    ranks: list[asyncio.Task[str]] = []
+    failed: list[tuple[str, str]] = []  # by host, in the order of their ends: the others fail or wait for the first one
     for host, size in zip(hosts, sizes, strict=True):
         for local_rank in range(size):
             variables = {**shared, "RANK": str(len(ranks)), "LOCAL_RANK": str(local_rank)}
-            ranks.append(asyncio.create_task(_run_rank(host, variables, seconds)))
-    results = await asyncio.gather(*ranks)
-    names = [host.name for host, size in zip(hosts, sizes, strict=True) for _ in range(size)]
-    failed = [(name, error) for name, (_, error) in zip(names, results, strict=True) if error]
+            ranks.append(asyncio.create_task(_run_rank(host, variables, seconds, failed)))
+    outputs = await asyncio.gather(*ranks)
     if failed:
-        name, error = min(failed, key=lambda each: each[1].startswith(LATE))  # the first by rank that is not late
+        name, error = failed[0]
         return failure("bandwidth", f"{name}: {error}", f"env | grep -E 'NCCL|GLOO'  # {DEBUG}", host=name)
-    return assess(json.loads(results[0][0]), num_hosts=len(hosts), on_gpus=on_gpus)
+    return assess(json.loads(outputs[0]), num_hosts=len(hosts), on_gpus=on_gpus)
 
 
-async def _run_rank(host: Host, variables: dict[str, str], seconds: float) -> tuple[str, str]:
-    """The last line that a rank wrote, and its error; the other is empty."""
+async def _run_rank(host: Host, variables: dict[str, str], seconds: float, failed: list[tuple[str, str]]) -> str:
+    """The last line that a rank wrote; after an error none, and `failed` has the error."""
     # The rank itself ends when this process is killed: nothing would end it on the other side of ssh.
     command = command_of(MODULE, "timeout", str(math.ceil(seconds)), variables=variables)
     pipe = asyncio.subprocess.PIPE
@@ -50,12 +48,14 @@ async def _run_rank(host: Host, variables: dict[str, str], seconds: float) -> tu
     try:
         output, errors = await asyncio.wait_for(process.communicate(), seconds)
     except TimeoutError:
+        failed.append((host.name, f"no answer to the others within {seconds:.0f} s"))
         process.kill()
         await process.wait()
-        return "", f"{LATE} {seconds:.0f} s"
+        return ""
     if process.returncode:
-        return "", last_error(errors.decode(errors="replace"), f"exit code {process.returncode}")
-    return output.decode().splitlines()[-1], ""
+        failed.append((host.name, last_error(errors.decode(errors="replace"), f"exit code {process.returncode}")))
+        return ""
+    return output.decode().splitlines()[-1]
 
 
 def assess(measured: dict[str, Any], *, num_hosts: int, on_gpus: bool) -> Finding:

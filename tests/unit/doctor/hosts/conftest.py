@@ -9,7 +9,8 @@ SSH = """#!/bin/sh
 while [ "$1" != -- ]; do shift; done
 case $2 in
   hangs*) exec sleep 600 ;;
-  breaks) echo 'ImportError: libnccl.so.2' >&2; echo bye >&2; exit 1 ;;
+  breaks) touch "$0-broke"; echo 'ImportError: libnccl.so.2' >&2; echo bye >&2; exit 1 ;;
+  notices) until [ -e "$0-broke" ]; do sleep 0.1; done; sleep 0.5; echo 'RuntimeError: Connection closed' >&2; exit 1 ;;
   chatty*) echo 'welcome to {"a": 1}'; exec sh -c "$3" ;;
   refuses) echo "ssh: connect to host refuses port 22: Connection refused" >&2; exit 255 ;;
   *) exec sh -c "$3" ;;

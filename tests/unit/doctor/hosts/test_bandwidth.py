@@ -29,10 +29,11 @@ def test_the_rate_is_given_in_seconds_of_a_known_model(rate: float, on_gpus: boo
     [
         (("hangs", "breaks"), "breaks: ImportError: libnccl.so.2"),
         (("breaks", "hangs"), "breaks: ImportError: libnccl.so.2"),
+        (("notices", "breaks"), "breaks: ImportError: libnccl.so.2"),
         (("hangs", "hangs-too"), "hangs: no answer to the others within 2 s"),
     ],
 )
-def test_a_rank_that_fails_is_named_and_not_those_that_wait_for_it(
+def test_the_rank_that_fails_first_is_named_and_not_those_that_it_takes_along(
     ssh: None, names: tuple[str, str], figure: str
 ) -> None:
     hosts = [Host(name, 1) for name in names]
