@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from pretraining.system.launchers import DEEPSPEED, free_port
-from tests.conftest import HANG_SECONDS, PROJECT_DIR
+from tests.conftest import PROJECT_DIR
 from tests.multinode.hosts import ADDRESSES, NODE_A, NODE_B, HostProcess, TwoHosts
 from tests.programs.launching import figures, train, training_flags
 
@@ -33,11 +33,7 @@ CONNECT = "link = link_sockets.connect(sys.argv[1], int(sys.argv[2]), b't' * 32,
 
 
 def wait_for(process: HostProcess, text: str) -> str:
-    hangs_at = time.monotonic() + HANG_SECONDS
-    while text not in process.output():
-        assert time.monotonic() < hangs_at, process.output()
-        assert process.poll() is None, process.output()
-        time.sleep(0.05)
+    process.wait_until(lambda: text in process.output())
     return process.output().split(text)[1]
 
 
