@@ -63,7 +63,7 @@ def commit() -> str | None:
 
 
 def _git(*words: str) -> str | None:
-    """What git says of the checkout, which may be another user's, as on a shared disk; None if it fails."""
+    """What git reports of the checkout, which may be another user's, as on a shared disk; None if it fails."""
     git = ["git", "-c", "safe.directory=*", "-C", str(PROJECT_DIR)]
     try:
         done = subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=GIT_SECONDS)
