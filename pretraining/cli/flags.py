@@ -29,7 +29,7 @@ CHOICE_HINTS = {
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
 
 
-# Of flags that exclude each other, one on the command line replaces the others of a recipe.
+# Flags that exclude each other: one on the command line replaces the others of a recipe.
 EXCLUSIVE = (
     ("global_batch_tokens", "global_batch_blocks"),
     ("max_tokens", "max_steps", "num_train_epochs"),
@@ -39,13 +39,13 @@ EXCLUDED_BY = {name: tuple(other for other in names if other != name) for names 
 
 
 def exclusion_problems(given: Collection[str]) -> list[str]:
-    """What is wrong with the flags of a command line that exclude --num_train_epochs, whose default does not show it.
+    """What is wrong with flags that were given together.
 
-    >>> exclusion_problems(["max_steps", "num_train_epochs"])
-    ['--num_train_epochs --max_steps: exclude each other; keep one']
+    >>> exclusion_problems(["num_train_epochs", "max_steps", "seed"])
+    ['--max_steps --num_train_epochs: exclude each other; keep one']
     """
-    others = EXCLUDED_BY["num_train_epochs"] if "num_train_epochs" in given else ()
-    return [f"--num_train_epochs --{other}: exclude each other; keep one" for other in others if other in given]
+    found = ([name for name in names if name in given] for names in EXCLUSIVE)
+    return [f"{' '.join(f'--{name}' for name in some)}: exclude each other; keep one" for some in found if some[1:]]
 
 
 def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -> str:
