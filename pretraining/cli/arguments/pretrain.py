@@ -17,7 +17,7 @@ from pretraining.cli.arguments.run import (
 from pretraining.cli.arguments.trainer import AUTO
 from pretraining.cli.flags import check_all, flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.errors import UserError, raise_problems
+from pretraining.errors import raise_problems
 
 DEFAULT_MODEL = "llama2_7b"
 DEFAULT_DATASET = ["blocks"]
