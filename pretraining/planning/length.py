@@ -13,7 +13,6 @@ GOOD_STEPS = 1000  # that a suggested batch makes, if there are as many micro st
 # Up to 4 epochs of the same text are about as good as new text; later ones add less and less (arXiv 2305.16264).
 MAX_EPOCHS = 10
 MIN_STEP_BLOCKS = 8  # that are suggested: the gradient of fewer is mostly noise
-SYNTHETIC = "synthetic"  # the name of a block store of random ids, of which there is no more text
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,10 @@ class RunLength:
 
 
 def length_advice(arguments: PretrainArguments, run: RunLength) -> Iterator[str]:
-    """Yield a warning with the flags that fit for all that is likely a mistake; nothing for most runs."""
-    is_synthetic = any(source.store == SYNTHETIC for source in run.sources)
-    too_large = oversized_step(run.batch, run.num_blocks, warmup_steps=run.warmup_steps, is_synthetic=is_synthetic)
-    if too_large is not None:
-        yield too_large
-        return
+    """Yield a warning with the flags that fit for all that is likely a mistake; nothing for most runs.
+
+    Its step is not an `oversized_step`.
+    """
     smaller = _smaller_batch(arguments, run)
     if run.num_steps <= run.warmup_steps:
         yield _long_warmup(arguments, run, smaller)
@@ -55,7 +52,7 @@ def length_advice(arguments: PretrainArguments, run: RunLength) -> Iterator[str]
             f"{_more_steps(arguments, run.num_steps * run.batch.blocks // smaller)}"
         )
     for source in run.sources:
-        if source.epochs > MAX_EPOCHS and not is_synthetic:
+        if source.epochs > MAX_EPOCHS and not arguments.data.is_synthetic:
             yield _repeated(arguments, run, source)
 
 
