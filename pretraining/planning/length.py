@@ -161,7 +161,7 @@ def _repeated(arguments: PretrainArguments, run: RunLength, source: Source) -> s
     steps = math.floor(run.num_steps * MAX_EPOCHS / source.epochs)
     epochs = float(MAX_EPOCHS)
     if len(run.sources) > 1 and _follows_data(arguments):  # an epoch is one over all blocks, not over this source
-        epochs = _round_down(arguments.trainer["num_train_epochs"] * MAX_EPOCHS / source.epochs)
+        epochs = two_digits(arguments.trainer["num_train_epochs"] * MAX_EPOCHS / source.epochs)
     shorter = f"{_length_flag(arguments, run, max(1, steps), epochs)} for {MAX_EPOCHS} times"
     fitting = f"{shorter}, or preprocess more text"
     if arguments.data.phases:
@@ -179,10 +179,14 @@ def _weight_for(run: RunLength, source: Source) -> float:
     """The weight with which a source is read MAX_EPOCHS times, rounded down to two digits."""
     total = sum(other.weight for other in run.sources)
     share = source.weight / total * MAX_EPOCHS / source.epochs
-    return _round_down(share / (1 - share) * (total - source.weight))
+    return two_digits(share / (1 - share) * (total - source.weight))
 
 
-def _round_down(value: float) -> float:
-    """Round a positive number down to two digits."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.floor(value / unit) * unit
+def two_digits(number: float, *, up: bool = False, min_unit: float = 0.0) -> float:
+    """A positive number rounded down, or up, to two digits, and to a multiple of `min_unit` if it is a power of ten.
+
+    >>> two_digits(1234), two_digits(1234, up=True), two_digits(1.5, min_unit=1.0)
+    (1200.0, 1300.0, 1.0)
+    """
+    unit = max(min_unit, 10.0 ** (math.floor(math.log10(number)) - 1))
+    return (math.ceil if up else math.floor)(number / unit) * unit
