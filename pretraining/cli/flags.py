@@ -8,7 +8,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,15 @@ EXCLUSIVE = (
 EXCLUDED_BY = {name: tuple(other for other in names if other != name) for names in EXCLUSIVE for name in names}
 
 
-def exclusion_problems(given: Collection[str]) -> list[str]:
-    """What is wrong with flags that were given together.
+def exclusion_problems(given: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is wrong with flags that were given together, by their words.
 
-    >>> exclusion_problems(["num_train_epochs", "max_steps", "seed"])
-    ['--max_steps --num_train_epochs: exclude each other; keep one']
+    >>> exclusion_problems({"num_train_epochs": ["3"], "max_steps": ["10"], "seed": ["1"]})
+    ['--max_steps 10 --num_train_epochs 3: exclude each other; keep one']
     """
-    found = ([name for name in names if name in given] for names in EXCLUSIVE)
-    return [f"{' '.join(f'--{name}' for name in some)}: exclude each other; keep one" for some in found if some[1:]]
+    words = {name: shortened(" ".join(" ".join(texts).split())) for name, texts in given.items()}
+    found = ([f"--{name} {words[name]}" for name in names if name in words] for names in EXCLUSIVE)
+    return [f"{' '.join(some)}: exclude each other; keep one" for some in found if some[1:]]
 
 
 def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -> str:

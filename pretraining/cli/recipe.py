@@ -68,10 +68,10 @@ def parse_recipe(
     return built
 
 
-def _given(settings: Iterable[Setting]) -> list[str]:
-    """The flags that are set, with values that do not leave their place to another one."""
+def _given(settings: Iterable[Setting]) -> dict[str, list[str]]:
+    """The words of the flags that are set, without those that leave their place to another one."""
     last = {setting.name: setting.texts for setting in settings}
-    return [name for name, texts in last.items() if texts not in UNSET]
+    return {name: texts for name, texts in last.items() if texts not in UNSET}
 
 
 def _with_names(names: Sequence[str], argv: Sequence[str]) -> list[str]:

@@ -104,7 +104,7 @@ def test_flags_are_steps_or_shares_of_the_run() -> None:
             "'cosin' is not one of cosine, wsd, linear, constant (did you mean cosine?)",
         ),
         (["--min_learning_rate", "1", "--learning_rate", "0.1"], "--min_learning_rate 1: is above --learning_rate 0.1"),
-        (["--max_steps", "3", "--max_tokens", "9"], "--max_tokens --max_steps: exclude each other; keep one"),
+        (["--max_steps", "3", "--max_tokens", "9"], "--max_tokens 9 --max_steps 3: exclude each other; keep one"),
         (["--max_tokens", "0"], "--max_tokens 0: must be in [1, 1e18]"),
         (["--eval_strategy", "epoch"], "--eval_strategy: 'epoch' is not one of no, steps; epochs follow each other"),
         (["--learning_rate", "0"], "--learning_rate 0: must be in (0, 1]"),
