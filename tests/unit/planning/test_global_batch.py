@@ -37,7 +37,7 @@ def test_blocks_that_do_not_divide_are_rejected_with_those_that_do() -> None:
 
 
 def test_both_are_rejected_and_none_leaves_the_other() -> None:
-    with pytest.raises(UserError, match="--global_batch_blocks 16 --global_batch_tokens 8192: exclude each other"):
+    with pytest.raises(UserError, match="--global_batch_tokens 8192 --global_batch_blocks 16: exclude each other"):
         batch_of("--global_batch_blocks", "16", "--global_batch_tokens", "8192")
     assert batch_of("--global_batch_blocks", "none").tokens == 4_194_304
     accumulated = batch_of("--global_batch_tokens", "none", "--gradient_accumulation_steps", "3")
