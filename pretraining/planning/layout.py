@@ -144,7 +144,7 @@ class TrainingLayout:
     mlp_tiles: int | None = None
     compiles_layers: bool = False
     computes_in_fp8: bool = False  # the matrix multiplications of compiled layers
-    keeps_fp32_sums: bool = False  # --grad_accum_dtype fp32 was given, so offloading does not change it
+    asked_sums: str = AUTO  # --grad_accum_dtype, from which `grad_accum_dtype` follows
     frees_gradients_at_once: bool = True  # of ZeRO-1 in bf16: immediate_grad_update, else they stay until the step
     device_bytes: int | None = None  # that the GPU reports, whatever --gpu_memory_limit; None: enough, or no GPU
 

@@ -138,9 +138,7 @@ def _higher_stage(before: Suggestion, _: GlobalBatch) -> Iterator[Suggestion]:
 def _with_zero(layout: TrainingLayout, zero: ZeroSettings, machine: MachineSpec) -> TrainingLayout:
     """The layout with other settings of ZeRO, and the type of the sums that follows."""
     layout = replace(layout, zero=zero, frees_gradients_at_once=True)
-    if layout.keeps_fp32_sums:
-        return layout
-    return replace(layout, grad_accum_dtype=choose_gradient_type("auto", layout, machine).name)
+    return replace(layout, grad_accum_dtype=choose_gradient_type(layout.asked_sums, layout, machine).name)
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ CHEAP_CHANGES: tuple[Change, ...] = (
     _FlagChange("--activation_checkpointing", {"checkpoint_every": 1}, lambda layout, _: layout.checkpoint_every != 1),
     _FlagChange(
         "--grad_accum_dtype bf16",
-        {"grad_accum_dtype": "bf16"},
+        {"grad_accum_dtype": "bf16", "asked_sums": "bf16"},
         lambda layout, _: layout.precision == "bf16" and layout.grad_accum_dtype == "fp32",
     ),
     _FlagChange("--optim adamw_bf16", {"optimizer": "adamw_bf16"}, lambda layout, _: layout.optimizer == "adamw"),

@@ -93,12 +93,12 @@ class Choice:
         return (_offloads(self), sent, place, -num_tokens, self.needed.gpu_bytes)
 
 
-def variants(choice: Choice, *, asked_sums: str, micro_batches: Sequence[int]) -> Iterator[Choice]:
+def variants(choice: Choice, micro_batches: Sequence[int]) -> Iterator[Choice]:
     """Yield the choice with each of the micro batches, in as many micro steps as keep the global batch."""
     blocks = choice.batch.blocks // choice.batch.num_groups
     for number in micro_batches:
         layout = replace(choice.layout, micro_batch_blocks=number)
-        sums = choose_gradient_type(asked_sums, layout, choice.machine)
+        sums = choose_gradient_type(layout.asked_sums, layout, choice.machine)
         layout = replace(layout, grad_accum_dtype=sums.name)
         steps = blocks // number
         batch = replace(choice.batch, micro_batch_blocks=number, gradient_accumulation_steps=steps)

@@ -174,7 +174,7 @@ def resolve_layout(
     )
     arguments = replace(arguments, model=replace(flags, compile_layers=compilation.is_on))
     layout = _layout(arguments, setup, precision)
-    gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, setup.machine)
+    gradient_type = choose_gradient_type(layout.asked_sums, layout, setup.machine)
     settings = resolved_settings(batch, precision, gradient_type)
     agree_with_flags(setup.ds_config, settings, arguments.trainer["deepspeed"])
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
@@ -224,7 +224,7 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         mlp_tiles=flags.mlp_tiles,
         compiles_layers=bool(flags.compile_layers),
         computes_in_fp8=flags.fp8,
-        keeps_fp32_sums=arguments.optimization.grad_accum_dtype == "fp32",
+        asked_sums=arguments.optimization.grad_accum_dtype,
         frees_gradients_at_once=bool(ds_config["bf16"].get("immediate_grad_update")),
         device_bytes=setup.machine.device_bytes or setup.machine.gpu_bytes,
     )

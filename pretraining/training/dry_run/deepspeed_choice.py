@@ -32,7 +32,15 @@ SWITCHES = ("activation_checkpointing", "gradient_checkpointing")
 # The flags of each group on which the choice depends; with others a resumed run is ranked again.
 MODEL_FLAGS = ("loss_tiles", "mlp_tiles", "compile_layers", "sequence_parallel_size", "fp8", "attention_implementation")
 DATA_FLAGS = ("global_batch_tokens", "global_batch_blocks")
-TRAINER_FLAGS = (*SWITCHES, "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
+TRAINER_FLAGS = (
+    *SWITCHES,
+    *(f"{name}_kwargs" for name in SWITCHES),
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "bf16",
+    "fp16",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +117,7 @@ def _choices(
     plan = make_plan(start, machine, mixture)
     choice = Choice(config, is_checkpointed, plan.layout, plan.batch, plan.machine, Speeds.of(arguments.plan))
     numbers = possible_micro_batches(plan.batch) if is_open else [plan.batch.micro_batch_blocks]
-    yield from variants(choice, asked_sums=arguments.optimization.grad_accum_dtype, micro_batches=numbers)
+    yield from variants(choice, numbers)
 
 
 def config_path(name: str) -> str:
