@@ -10,9 +10,9 @@ from pretraining.cli.arguments.run import PlanArguments
 from pretraining.errors import UserError
 from pretraining.planning.evaluation import plan_evaluation
 from pretraining.planning.fit import GradientType, choose_gradient_type, fits
-from pretraining.planning.footprint import CONTEXT_BYTES, footprint
+from pretraining.planning.footprint import footprint
 from pretraining.planning.global_batch import GlobalBatch, divisors
-from pretraining.planning.layout import MachineSpec
+from pretraining.planning.layout import CONTEXT_BYTES, MachineSpec
 from pretraining.planning.suggestions import ENOUGH_TOKENS, check_fits, find_suggestions, largest_micro_batch
 from pretraining.planning.table import PlannedRun, plan_table
 from pretraining.system.gpus import find_gpu_type
