@@ -175,6 +175,11 @@ class TrainingLayout:
         return self.attention in ("eager", "sdpa")
 
     @property
+    def num_groups(self) -> int:
+        """Processes, or groups of them, that work on different blocks."""
+        return self.num_processes // self.sequence_parallel_size
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of a micro step on one GPU."""
         return self.micro_batch_blocks * self.block_length // self.sequence_parallel_size
