@@ -116,7 +116,7 @@ def plan_costs(
 ) -> Costs | None:
     """Estimate the costs at --assumed_hfu, of a billion tokens if their number is unknown.
 
-    None where there is no speed.
+    None where the speed is unknown.
     """
     speed = tokens_per_second_per_gpu(layout, batch, gpu_type, Speeds.of(flags))
     if gpu_type is None or speed is None:
