@@ -28,7 +28,7 @@ from pretraining.system.gpus import find_gpu_type, full_gpu_name, gpu_type_of
 from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
 from pretraining.system.machines.meeting import gather, leave
-from pretraining.training.config.trainer_arguments import Precision
+from pretraining.training.config.trainer_arguments import Precision, with_new_names
 from pretraining.training.distributed.process_group import has_gpu, smallest_gpu_bytes
 from pretraining.training.model.compile import Compilation, choose_compilation
 from pretraining.training.model.document_attention import choose_attention
@@ -231,8 +231,6 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
 
 
 def _checkpointing_options(trainer: dict[str, Any]) -> dict[str, Any] | None:
-    """The Trainer's options of activation checkpointing, by its new name or its old one; None when it is off."""
-    for name in ("activation_checkpointing", "gradient_checkpointing"):
-        if trainer.get(name):
-            return trainer.get(f"{name}_kwargs") or {}
-    return None
+    """The Trainer's options of activation checkpointing, under either of their names; None when it is off."""
+    flags = with_new_names(trainer)
+    return (flags["activation_checkpointing_kwargs"] or {}) if flags["activation_checkpointing"] else None
