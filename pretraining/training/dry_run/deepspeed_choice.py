@@ -29,6 +29,7 @@ from pretraining.training.dry_run.plan import make_plan
 FLAG = "--deepspeed auto"
 SWITCHES = ("activation_checkpointing", "gradient_checkpointing")
 # The flags of each group on which the choice depends; with others a resumed run is ranked again.
+PLAN_FLAGS = ("gpu_memory_limit", "assumed_hfu", "assumed_network_gbits")
 MODEL_FLAGS = ("loss_tiles", "mlp_tiles", "compile_layers", "sequence_parallel_size", "fp8", "attention_implementation")
 DATA_FLAGS = ("global_batch_tokens", "global_batch_blocks")
 TRAINER_FLAGS = (
@@ -159,9 +160,9 @@ def asked_flags(arguments: PretrainArguments, machine: MachineSpec) -> dict[str,
     return {
         "num_processes": machine.num_processes,
         "num_local_processes": machine.num_local_processes,
-        "gpu_memory_limit": arguments.plan.gpu_memory_limit,
         "optim": arguments.optimization.optim,
         "grad_accum_dtype": arguments.optimization.grad_accum_dtype,
+        **{name: getattr(arguments.plan, name) for name in PLAN_FLAGS},
         **{name: getattr(arguments.model, name) for name in MODEL_FLAGS},
         **{name: getattr(arguments.data, name) for name in DATA_FLAGS},
         **{name: arguments.trainer.get(name) for name in TRAINER_FLAGS},
