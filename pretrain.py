@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Train a Llama on token blocks, from random weights or those of a model, with DeepSpeed ZeRO-3.
+"""Train a Llama on token blocks, from random weights or those of a model, with DeepSpeed ZeRO.
 
     deepspeed --num_gpus=8 pretrain.py                           # Llama-2-7B on blocks/, settings of Llama 2
     deepspeed pretrain.py --model llama2_13b --deepspeed ds_config_offload.json
     deepspeed --num_gpus=2 pretrain.py --recipe recipes/quickstart/pretrain.yaml
     deepspeed --num_gpus=8 pretrain.py --weights meta-llama/Llama-2-7b-hf --learning_rate 3e-5
+    deepspeed --hostfile=hosts pretrain.py --output_dir /shared/runs/7b      # several machines, one run folder
     python3 pretrain.py --recipe recipes/llama2_7b.yaml --dry_run --num_gpus 8 --gpu_type h200   # starts nothing
 
-torchrun, mpirun and python3 (one process) start it as well. The run folder receives metrics.jsonl, checkpoints and, at
-the end, the exported model. preprocess.py writes the blocks.
+torchrun, mpirun, srun and python3 (one process) start it as well. The run folder receives metrics.jsonl, checkpoints
+and, at the end, the exported model. preprocess.py writes the blocks.
 """
 
 from __future__ import annotations
