@@ -24,7 +24,8 @@ from torch.distributed import HashStore, Store, TCPStore
 
 from pretraining.cli.program import exit_process
 from pretraining.errors import UserError
-from pretraining.planning.footprint import CONTEXT_BYTES, NCCL_BYTES
+from pretraining.planning.footprint import NCCL_BYTES
+from pretraining.planning.layout import CONTEXT_BYTES
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import (
     LOOPBACK,
