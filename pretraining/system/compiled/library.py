@@ -39,8 +39,9 @@ def unpack(content: bytes) -> tuple[dict[str, str], bytes]:
 class CompiledFunction:
     """A function as machine code; several threads may call it at once, each with its own arrays."""
 
-    def __init__(self, function: Callable[..., int], address: int) -> None:
+    def __init__(self, function: Callable[..., int], address: int, engine: Any) -> None:
         self.name = function.__name__
+        self._engine = engine  # which would take the machine code with it
         self._dtypes = [element_dtype(annotation) for annotation in flattened(parameters(function))]
         self._types = list(flattened(parameters(function)))
         self._call = ctypes.CFUNCTYPE(ctypes.c_int32)(address)
@@ -100,9 +101,10 @@ class CompiledLibrary:
             self._engine.finalize_object()
         except RuntimeError as error:
             raise CompiledError(f"LLVM cannot load them ({error})") from None
+        addresses = [self._engine.get_function_address(symbols[function.__name__]) for function in functions]
         self._functions = {
-            function.__name__: CompiledFunction(function, self._engine.get_function_address(symbols[function.__name__]))
-            for function in functions
+            function.__name__: CompiledFunction(function, address, self._engine)
+            for function, address in zip(functions, addresses, strict=True)
         }
 
     def __getitem__(self, name: str) -> CompiledFunction:

@@ -1,5 +1,6 @@
 """Calls of machine code: what is refused before, and that other threads run meanwhile."""
 
+import gc
 import threading
 import time
 from pathlib import Path
@@ -30,6 +31,13 @@ def test_wrong_arguments_are_refused_before_the_call(made: Path) -> None:
             swap(sums.Uniform(right, wrong))
     with pytest.raises(TypeError, match="takes 2 numbers and arrays, not 1"):
         swap(right)
+
+
+def test_a_function_outlives_its_library(made: Path) -> None:
+    swap = load_compiled(UNIT)["swap"]
+    gc.collect()
+    load_compiled(UNIT)  # which may take the memory of the machine code
+    assert swap(sums.Uniform(np.arange(4), np.arange(4))) == 4
 
 
 def test_a_call_releases_the_lock_of_python(made: Path) -> None:
