@@ -3,6 +3,7 @@
 Both give the same keys, so a run may change from one to the other between two batches.
 """
 
+import contextlib
 import logging
 import threading
 import unicodedata
@@ -15,14 +16,14 @@ from pretraining.data.encode.normalize_bytes import character_tables
 from pretraining.data.encode.text_keys import Keys, Tables, Texts, minhash_tables, scratch_for
 from pretraining.system.compiled.cache import BackgroundLibrary, is_cached
 from pretraining.system.compiled.library import CompiledLibrary
-from pretraining.system.compiled.unit import CompiledUnit
+from pretraining.system.compiled.unit import CompiledError, CompiledUnit
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = "pretraining.data.encode"
 UNIT = CompiledUnit((f"{PACKAGE}.blake2b", f"{PACKAGE}.normalize_bytes", f"{PACKAGE}.text_keys"), ("text_keys",))
-# Input from which on the loops are loaded, and compiled. Loading takes 0.5 s in another thread, and compiling 10 s in
-# another process; meanwhile Python computes near-duplicate keys at 3 MB/s, and fingerprints alone at 60 MB/s.
+# Input from which on the loops are loaded, which takes 0.5 s, and compiled, which takes 10 s in another process;
+# meanwhile Python computes near-duplicate keys at 3 MB/s, and fingerprints alone at 60 MB/s.
 LOAD_BYTES = {True: 2 << 20, False: 64 << 20}
 COMPILE_BYTES = {True: 32 << 20, False: 1 << 30}
 # Every way through the loops: no word, few words, long words, whitespace, case, NFC, scripts without spaces.
@@ -45,10 +46,14 @@ class KeyFunction:
     def __init__(self, near: MinHashBands | None, num_bytes: int) -> None:
         self._near = near
         finds_near = near is not None
-        has_use = num_bytes >= COMPILE_BYTES[finds_near] or (num_bytes >= LOAD_BYTES[finds_near] and is_cached(UNIT))
+        can_load = num_bytes >= LOAD_BYTES[finds_near] and is_cached(UNIT)
+        has_use = can_load or num_bytes >= COMPILE_BYTES[finds_near]
         self._background = BackgroundLibrary(UNIT) if has_use else None
         self._compiled: CompiledKeys | None = None
         self._lock = threading.Lock()
+        if self._background is not None and can_load:
+            with contextlib.suppress(CompiledError):
+                self._background.wait()
 
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Fingerprints [n, 2] and band hashes [n, num_bands] of texts, uint64."""

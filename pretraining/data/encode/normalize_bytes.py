@@ -43,9 +43,7 @@ def character_tables() -> CharacterTables:
             folds.append(tuple(map(ord, folded.ljust(3, "\0"))))
         if unicodedata.decomposition(character)[:1] not in ("", "<"):
             _note_composition(character, entries)
-    entries[0x1161:0x1176] |= (
-        MAY_COMPOSE  # Korean vowels and final consonants, which decompose by rule
-    )
+    entries[0x1161:0x1176] |= MAY_COMPOSE  # Korean vowels and final consonants, which decompose by rule
     entries[0x11A8:0x11C3] |= MAY_COMPOSE
     for first, last in UNSPACED_RANGES:
         chosen = slice(ord(first), ord(last) + 1)

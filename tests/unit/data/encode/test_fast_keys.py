@@ -85,6 +85,7 @@ def test_real_news(library: CompiledLibrary) -> None:
 
 
 def test_python_computes_until_the_loops_are_there(library: CompiledLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_keys, "is_cached", lambda _: False)
     keys = KeyFunction(MINHASH, LARGE)
     background = keys._background
     assert background is not None
