@@ -117,9 +117,10 @@ def find_duplicates(work: Work, ranks: Ranks) -> Duplicates:
     """Find duplicates in a first pass over the input."""
     paths = [work.folder / KEYS_DIR / f"{number:05d}.npz" for number in range(len(work.slices))]
     missing = ranks.from_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
-    maker = KeyExtractor(work.reader, work.origin.cleaning)
     mine = missing[ranks.rank :: ranks.size]
-    with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
+    num_bytes = sum(num_bytes_of(work.files, work.slices[number]) for number in mine)
+    extractor = contextlib.closing(KeyExtractor(work.reader, work.origin.cleaning, num_bytes))
+    with Progress(num_bytes) as progress, extractor as maker:
         for number in mine:
             batches = read_batches(work.files, work.slices[number], None, work.origin.reading_options)
             for num_bytes in write_keys(paths[number], maker, batches, num_workers=work.num_workers):

@@ -11,7 +11,8 @@ import numpy as np
 
 from pretraining.data.build.working_files import read_arrays, write_arrays
 from pretraining.data.encode.encoding import DocumentReader, ordered_parallel_map
-from pretraining.data.encode.minhash import MinHashBands, cluster_duplicates, first_equal_rows, text_fingerprints
+from pretraining.data.encode.fast_keys import KeyFunction
+from pretraining.data.encode.minhash import MinHashBands, cluster_duplicates, first_equal_rows
 from pretraining.data.input.documents import CleaningReason, Document
 from pretraining.data.input.filters import CleaningRules
 from pretraining.data.input.reading import RawBatch
@@ -23,11 +24,12 @@ REMEDY = "delete it and run the same command again"
 
 
 class KeyExtractor:
-    """Computes the keys of the documents of a batch."""
+    """Computes the keys of the documents of a batch; `num_bytes` is the size of the input."""
 
-    def __init__(self, reader: DocumentReader, rules: CleaningRules) -> None:
+    def __init__(self, reader: DocumentReader, rules: CleaningRules, num_bytes: int) -> None:
         self._reader = reader
-        self._min_hash = None if rules.near_duplicates is None else MinHashBands(rules.near_duplicates)
+        near = None if rules.near_duplicates is None else MinHashBands(rules.near_duplicates)
+        self._keys_of_texts = KeyFunction(near, num_bytes)
 
     def keys(self, batch: RawBatch) -> tuple[DuplicateKeys, int]:
         """The keys, and the bytes of the batch in its file."""
@@ -36,10 +38,13 @@ class KeyExtractor:
 
     def keys_of(self, file_number: int, documents: Sequence[Document]) -> DuplicateKeys:
         """The keys of documents of one file."""
-        texts = [document.text for document in documents]
-        bands = np.empty((len(texts), 0), np.uint64) if self._min_hash is None else self._min_hash.bands(texts)
+        fingerprints, bands = self._keys_of_texts([document.text for document in documents])
         places = np.array([[file_number, document.line] for document in documents], np.int64).reshape(-1, 2)
-        return {"places": places, "fingerprints": text_fingerprints(texts), "bands": bands}
+        return {"places": places, "fingerprints": fingerprints, "bands": bands}
+
+    def close(self) -> None:
+        """End what still works for this in the background."""
+        self._keys_of_texts.close()
 
 
 def write_keys(path: Path, maker: KeyExtractor, batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[int]:

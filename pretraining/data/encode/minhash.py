@@ -16,11 +16,11 @@ import zlib
 
 import numpy as np
 
-FINGERPRINT_BYTES = 16
-SHINGLE_WORDS = 5  # as for RefinedWeb and FineWeb
+from pretraining.data.encode.normalize_bytes import UNSPACED_RANGES
+from pretraining.data.encode.text_keys import FINGERPRINT_BYTES, SHINGLE_WORDS
+
 NUM_HASHES = 256  # per text, at most; with 512 the error is an eighth smaller, and keys are 65 % larger
-# Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese put no spaces between words: there each character is a word.
-UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED = "".join(f"{first}-{last}" for first, last in UNSPACED_RANGES)
 WORD = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")
 
 
@@ -50,10 +50,12 @@ class MinHashBands:
     """
 
     def __init__(self, threshold: float) -> None:
-        from datasketch import MinHashLSH
+        from datasketch import MinHash, MinHashLSH
 
         best = MinHashLSH(threshold=threshold, num_perm=NUM_HASHES)
         self.num_bands, self.num_rows = best.b, best.r
+        # The hash functions h -> factor * h + addend of the bands; datasketch has a few more.
+        self.factors, self.addends = MinHash(NUM_HASHES, seed=1, scheme="affine32").permutations[:, : best.b * best.r]
 
     def bands(self, texts: list[str]) -> np.ndarray:
         """Band hashes of each text, shape [n, num_bands], uint64; 6 MB/s."""
