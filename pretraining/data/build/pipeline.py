@@ -29,6 +29,7 @@ from pretraining.data.build.partial_store import (
     partial_dir,
     slice_dir,
 )
+from pretraining.data.build.prepared_batch import PreparedBatch, prepare
 from pretraining.data.build.progress import SliceProgress, read_progress
 from pretraining.data.build.ranks import Ranks
 from pretraining.data.build.slice_writer import SliceWriter
@@ -37,7 +38,7 @@ from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, no_or
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.filters import TextFilter
-from pretraining.data.input.reading import read_batches
+from pretraining.data.input.reading import RawBatch, read_batches
 from pretraining.data.input.slices import FileRange, num_bytes_of
 from pretraining.data.store.integrity import check_hashes
 from pretraining.data.store.manifest import Manifest, StoreSpec, read_manifest
@@ -162,12 +163,16 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progres
     batches = read_batches(work.files, work.slices[number], made.position, work.origin.reading_options)
     num_tokens_before = made.num_tokens
     early_check = EarlyCheck(work.origin, work.max_skipped_fraction)
+
+    def encode(batch: RawBatch) -> PreparedBatch:
+        return prepare(encoder.encode(batch))
+
     try:
-        for batch in ordered_parallel_map(encoder.encode, batches, num_workers=work.num_workers):
-            writer.add(batch)
-            early_check.see(batch, made)
+        for prepared in ordered_parallel_map(encode, batches, num_workers=work.num_workers):
+            writer.add(prepared)
+            early_check.see(prepared.batch, made)
             speed = (made.num_tokens - num_tokens_before) / progress.elapsed_seconds
-            progress.advance(batch.num_file_bytes, f"{made.num_documents:,} documents, {speed:,.0f} tokens/s")
+            progress.advance(prepared.batch.num_file_bytes, f"{made.num_documents:,} documents, {speed:,.0f} tokens/s")
     except BackendDiffersError as error:
         (work.folder / REFERENCE_ONLY_NAME).write_text(str(error), encoding="utf-8")
     else:
