@@ -4,6 +4,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
@@ -16,7 +17,7 @@ from pretraining.data.build.checks import (
     flat_file_lines,
     with_resume_hint,
 )
-from pretraining.data.build.origin import build_store_spec, source_files
+from pretraining.data.build.origin import Hashes, build_store_spec, source_files
 from pretraining.data.build.partial_store import (
     DUPLICATES_NAME,
     INPUT_HASHES_NAME,
@@ -45,9 +46,15 @@ logger = logging.getLogger(__name__)
 
 
 def make_block_store(
-    arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer, ranks: Ranks
+    arguments: PreprocessArguments,
+    files: Sequence[InputFile],
+    tokenizer: DocumentTokenizer,
+    ranks: Ranks,
+    hashes: "Future[Hashes]",
 ) -> Manifest:
     """Read, filter, encode, split, pack and write every document; resume an interrupted run.
+
+    `hashes`: of the input, in the first process.
 
     Raises:
         UserError: when the folder is in use or belongs to other input or flags, an input file is damaged, too many
@@ -56,7 +63,7 @@ def make_block_store(
     with contextlib.ExitStack() as stack:
         stack.enter_context(with_resume_hint(arguments.output_dir))
         store = stack.enter_context(PartialStore(arguments.output_dir)) if ranks.is_first else None
-        origin, manifest = ranks.from_first(lambda: _begin(store, arguments, files, tokenizer))
+        origin, manifest = ranks.from_first(lambda: _begin(store, arguments, files, tokenizer, hashes))
         if manifest is not None:
             return manifest
         work = Work(
@@ -120,11 +127,15 @@ def share_slices(
 
 
 def _begin(
-    store: PartialStore | None, arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer
+    store: PartialStore | None,
+    arguments: PreprocessArguments,
+    files: Sequence[InputFile],
+    tokenizer: DocumentTokenizer,
+    hashes: "Future[Hashes]",
 ) -> tuple[StoreSpec, Manifest | None]:
     """Open the store for this origin; its manifest as well, if only publishing is left."""
     store = _opened(store)
-    origin = build_store_spec(arguments, files, tokenizer, hashes_in=store.folder / INPUT_HASHES_NAME)
+    origin = build_store_spec(arguments, files, tokenizer, hashes, hashes_in=store.folder / INPUT_HASHES_NAME)
     if store.claim(origin):
         logger.info("resuming from %s", store.folder)
     for line in flat_file_lines(files, origin):
