@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pretraining.data.encode.encoding import DocumentMetadata
 from pretraining.data.encode.splits import SPLITS
-from pretraining.data.store.packing import Blocks
+from pretraining.data.store.packing import Blocks, join_blocks
 from pretraining.system.files import fsync, sha256_of
 
 ID_COLUMN = "input_ids.list.element"
@@ -115,10 +115,7 @@ def block_schema(block_length: int, dtype: str, *, has_answers: bool = False) ->
 
 def block_table(batches: Sequence[Blocks], schema: pa.Schema) -> pa.Table:
     """One table of all blocks of `batches`."""
-    return pa.concat_tables([_table_of(blocks, schema) for blocks in batches]).combine_chunks()
-
-
-def _table_of(blocks: Blocks, schema: pa.Schema) -> pa.Table:
+    blocks = join_blocks(batches)
     block_length = blocks.input_ids.shape[1]
     bounds = pa.array(blocks.piece_bounds, pa.int32())
     lists = {
