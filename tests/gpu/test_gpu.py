@@ -97,7 +97,7 @@ def test_the_exported_model_continues_a_text(sample_store: Path, tmp_path: Path)
     assert run_fine(*python("generate.py", *words), env=env).stdout.startswith("The council")
 
 
-@pytest.mark.guarantee("On a GPU (not yet run on one): masked documents train the same with and without a mask.")
+@pytest.mark.guarantee("On a GPU (not yet run to its end): masked documents train the same with and without a mask.")
 def test_masked_documents_train_the_same_with_and_without_a_mask(sample_store: Path, tmp_path: Path) -> None:
     """sdpa takes the kernel of documents there, eager attention the mask."""
     words = ["--dataset", sample_store, "--block_length", 64, "--global_batch_tokens", 512, "--document_masking"]
