@@ -5,6 +5,7 @@ keys take 16 bytes per document, 152 with near duplicates.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,17 @@ class KeyExtractor:
 
     def __init__(self, reader: DocumentReader, rules: CleaningRules, num_bytes: int) -> None:
         self._reader = reader
-        near = None if rules.near_duplicates is None else MinHashBands(rules.near_duplicates)
-        self._keys_of_texts = KeyFunction(near, num_bytes)
+        self._rules = rules
+        self._num_bytes = num_bytes
+
+    def __reduce__(self) -> tuple[type["KeyExtractor"], tuple[DocumentReader, CleaningRules, int]]:
+        """Pickle the rules: another process loads the compiled loops itself."""
+        return KeyExtractor, (self._reader, self._rules, self._num_bytes)
+
+    @cached_property
+    def _keys_of_texts(self) -> KeyFunction:
+        threshold = self._rules.near_duplicates
+        return KeyFunction(None if threshold is None else MinHashBands(threshold), self._num_bytes)
 
     def keys(self, batch: RawBatch) -> tuple[DuplicateKeys, int]:
         """The keys, and the bytes of the batch in its file."""
@@ -44,7 +54,8 @@ class KeyExtractor:
 
     def close(self) -> None:
         """End what still works for this in the background."""
-        self._keys_of_texts.close()
+        if "_keys_of_texts" in vars(self):
+            self._keys_of_texts.close()
 
 
 def write_keys(path: Path, maker: KeyExtractor, batches: Iterator[RawBatch], *, num_workers: int) -> Iterator[int]:
