@@ -31,7 +31,7 @@ from pretraining.data.build.origin import build_store_spec
 from pretraining.data.build.partial_store import finished_store, is_occupied
 from pretraining.data.build.pipeline import make_block_store
 from pretraining.data.build.ranks import Ranks
-from pretraining.data.input.files import InputFile
+from pretraining.data.input.files import InputFile, text_bytes
 from pretraining.data.input.find import find_inputs
 from pretraining.data.store.manifest import Manifest
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
@@ -47,7 +47,10 @@ def main(argv: Sequence[str]) -> None:
     )
     check_token_inputs(arguments, files)
     tokenizer = load_document_tokenizer(
-        arguments.tokenizer, add_bos=arguments.add_bos, backend=arguments.tokenizer_backend
+        arguments.tokenizer,
+        add_bos=arguments.add_bos,
+        backend=arguments.tokenizer_backend,
+        num_bytes=text_bytes(files),
     )
     ranks = Ranks(num_slices=arguments.num_slices)
     if ranks.is_first and arguments.push_to_hub is not None:
