@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pretraining.data.tokenize import bpe_merges, bpe_words
 from pretraining.data.tokenize.backends import Backend, BackendDiffersError, FlatIds
@@ -24,8 +25,6 @@ from pretraining.system.compiled.unit import CompiledUnit
 UNIT = CompiledUnit((bpe_merges.__name__, bpe_words.__name__), ("encode_batch", "fill_merges"))
 CACHE_ENTRIES = 1 << 17  # words per thread, 32 bytes each
 PADDING_BYTES = 16  # the loops load 16 bytes from any place of a text
-MIN_BYTES = 8 << 20  # of input; less is encoded before the machine code is loaded
-MIN_BYTES_TO_COMPILE = 128 << 20  # which fastokens encodes in 5 to 15 s, as long as a compilation takes
 
 logger = logging.getLogger(__name__)
 
@@ -91,15 +90,14 @@ class CompiledBackend:
 
 
 class SwitchingBackend:
-    """Another backend until the compiled one is ready and has passed `check`, and for good if it never is."""
+    """Another backend until the compiled one is ready, and for good if it never is."""
 
     name = CompiledBackend.name
 
-    def __init__(self, tokenizer_json: str, first: Backend, check: Callable[[Backend], Backend]) -> None:
+    def __init__(self, first: Backend, load: Callable[[], Backend]) -> None:
         self._first = first
         self._current = first
-        self._check = check
-        self._json = tokenizer_json
+        self._load = load
         self._thread = threading.Thread(target=self._prepare, name="prepare compiled backend", daemon=True)
         self._thread.start()
 
@@ -114,7 +112,7 @@ class SwitchingBackend:
 
     def _prepare(self) -> None:
         try:
-            self._current = self._check(load_backend(self._json))
+            self._current = self._load()
         except UnsupportedError:
             return
         except Exception as error:  # whatever it is, the other backend gives the same ids
@@ -122,16 +120,29 @@ class SwitchingBackend:
             logger.warning("encoding with %s, several times slower: no compiled encoder (%s)", self._first.name, reason)
 
 
-def load_backend(tokenizer_json: str) -> CompiledBackend:
-    """The compiled backend of a tokenizer.json; takes seconds where nothing is cached.
+def check_kind(tokenizer: Tokenizer) -> None:
+    """Check what can be seen without reading the vocabulary, which takes 0.1 s.
+
+    Raises:
+        UnsupportedError: when the compiled backend cannot encode by this tokenizer.
+    """
+    if not isinstance(tokenizer.model, models.BPE):
+        raise UnsupportedError(f"the model {type(tokenizer.model).__name__}")
+    if not isinstance(tokenizer.pre_tokenizer, pre_tokenizers.Metaspace | None):
+        raise UnsupportedError(f"the pre-tokenizer {type(tokenizer.pre_tokenizer).__name__}")
+
+
+def load_backend(tokenizer: Tokenizer) -> CompiledBackend:
+    """The compiled backend of a tokenizer; takes 0.2 s, and seconds where nothing is cached.
 
     Raises:
         UnsupportedError: when it cannot encode by this tokenizer.
         CompiledError: when the loops cannot be compiled or loaded.
     """
-    pipeline = json.loads(tokenizer_json)
+    check_kind(tokenizer)
+    pipeline = json.loads(tokenizer.to_str())
     check_model(pipeline)
-    read_rules(pipeline)  # before seconds of compilation
+    read_rules(pipeline)
     background = BackgroundLibrary(UNIT)
     atexit.register(background.close)
     try:
@@ -141,8 +152,6 @@ def load_backend(tokenizer_json: str) -> CompiledBackend:
     return CompiledBackend(pipeline, Functions(library["encode_batch"], library["fill_merges"]))
 
 
-def is_worthwhile(num_bytes: int | None) -> bool:
-    """Whether an input is large enough to load the compiled loops, or to compile them; None: of unknown size."""
-    if num_bytes is None or num_bytes >= MIN_BYTES_TO_COMPILE:
-        return True
-    return num_bytes >= MIN_BYTES and is_cached(UNIT)
+def is_ready() -> bool:
+    """Whether the loops are compiled already, and only have to be loaded."""
+    return is_cached(UNIT)

@@ -1,14 +1,13 @@
 """The backend that is chosen by the flag, the tokenizer and the size of the input."""
 
-from pathlib import Path
-
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from pretraining.data.tokenize import choice
 from pretraining.data.tokenize.backends import ReferenceBackend
-from pretraining.data.tokenize.choice import choose_backend
-from pretraining.data.tokenize.compiled_backend import MIN_BYTES, Functions, SwitchingBackend
+from pretraining.data.tokenize.choice import MIN_BYTES, MIN_BYTES_TO_COMPILE, choose_backend
+from pretraining.data.tokenize.compiled_backend import Functions, SwitchingBackend, load_backend
 from pretraining.errors import UserError
 from tests.unit.data.tokenize import vocabularies
 from tests.unit.data.tokenize.test_backends import SAMPLE, WrongFor, odd_texts, reference_tokenizer
@@ -21,7 +20,7 @@ def test_a_backend_that_fails_the_probe_is_not_used(
     wrong = WrongFor(ReferenceBackend(tokenizer), "CamelCase")
     monkeypatch.setattr(choice, "FastTokensBackend", lambda _: wrong)
     assert choose_backend("auto", tokenizer, []).name == "reference"
-    assert "encoding with the reference, several times slower" in caplog.text
+    assert "encoding several times slower: fastokens cannot be used" in caplog.text
     assert "CamelCase" in caplog.text
     with pytest.raises(UserError, match="--tokenizer_backend fastokens: cannot use this tokenizer"):
         choose_backend("fastokens", tokenizer, [])
@@ -45,14 +44,45 @@ def test_a_lowercasing_tokenizer_with_word_pieces_is_exact_by_whichever_backend(
     assert flat.ids.tolist() == [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False).ids]
 
 
-def test_a_large_input_gets_the_compiled_backend(compiled: Functions, real_data: Path) -> None:
-    tokenizer = reference_tokenizer(real_data / "llama2/tokenizer.json")
-    small, large = (choose_backend("auto", tokenizer, ["<s>"], num_bytes=size) for size in (MIN_BYTES - 1, 1 << 30))
-    assert small.name == "fastokens"
-    assert isinstance(large, SwitchingBackend)
-    assert large.wait().name == large.name == "compiled"
-    texts = odd_texts(50)
-    assert large.encode(texts).ids.tolist() == small.encode(texts).ids.tolist()
+def test_the_size_of_the_input_decides(
+    compiled: Functions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without machine code only a large input is worth a compilation, during which fastokens encodes."""
+    tokenizer = vocabularies.small()
+    found = {}
+    for is_there in (True, False):
+        monkeypatch.setattr(choice, "is_ready", lambda answer=is_there: answer)
+        for size in (0, MIN_BYTES - 1, MIN_BYTES, MIN_BYTES_TO_COMPILE, None):
+            backend = choose_backend("auto", tokenizer, [], num_bytes=size)
+            found[is_there, size] = "both" if isinstance(backend, SwitchingBackend) else backend.name
+            assert backend.encode(["ab a"]).ids.tolist() == tokenizer.encode("ab a").ids
+    small, compiled_one, both = "fastokens", "compiled", "both"
+    assert list(found.values()) == [small, small, *[compiled_one] * 3, small, small, small, both, both]
+    assert caplog.messages == []
+
+
+def test_a_tokenizer_of_another_kind_has_fastokens_at_any_size(caplog: pytest.LogCaptureFixture) -> None:
+    assert choose_backend("auto", reference_tokenizer(SAMPLE), [], num_bytes=None).name == "fastokens"
+    dropout = vocabularies.small(pre_tokenizer=None, ignore_merges=True)
+    backend = choose_backend("auto", dropout, [], num_bytes=None)
+    assert backend.encode(["ab abc"]).ids.tolist() == dropout.encode("ab abc").ids
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("fault", ["merges", "character_ids"])
+def test_a_wrong_table_fails_the_probe(
+    fault: str, compiled: Functions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = vocabularies.small()
+    backend = load_backend(tokenizer)
+    table = getattr(backend._tables, fault)
+    key = tokenizer.token_to_id("a") << 32 | tokenizer.token_to_id("b")
+    table[ord("a") if fault == "character_ids" else np.flatnonzero(table == key)[0] + 1] += 1
+    monkeypatch.setattr(choice, "load_backend", lambda _: backend)
+    chosen = choose_backend("auto", tokenizer, [], num_bytes=MIN_BYTES)
+    assert chosen.name == "fastokens"
+    (line,) = caplog.messages
+    assert "encoding several times slower: compiled cannot be used (compiled gives other ids" in line
 
 
 def test_the_compiled_backend_by_name() -> None:

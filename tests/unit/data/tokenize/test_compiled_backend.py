@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from pretraining.data.tokenize import compiled_backend
 from pretraining.data.tokenize.backends import (
     Backend,
     BackendDiffersError,
@@ -15,18 +14,17 @@ from pretraining.data.tokenize.backends import (
     FlatIds,
     ReferenceBackend,
 )
+from pretraining.data.tokenize.bpe_tables import UnsupportedError
 from pretraining.data.tokenize.compiled_backend import (
-    MIN_BYTES,
-    MIN_BYTES_TO_COMPILE,
     CompiledBackend,
     Functions,
     SwitchingBackend,
-    is_worthwhile,
+    check_kind,
 )
 from pretraining.system.compiled.unit import CompiledError
 from tests.unit.data.tokenize.test_backends import odd_texts
 from tests.unit.data.tokenize.test_bpe_words import all_texts
-from tests.unit.data.tokenize.vocabularies import everything_joins, small
+from tests.unit.data.tokenize.vocabularies import METASPACE, everything_joins, small
 
 
 def backend_of(compiled: Functions) -> tuple[CompiledBackend, ReferenceBackend]:
@@ -86,7 +84,7 @@ def test_a_wrong_entry_for_a_rare_word_is_found_while_running(compiled: Function
         checked.encode([f"story {number} of 東京" for number in range(20_000)])
 
 
-def test_a_text_that_no_window_divides_ends_the_backend(compiled: Functions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_no_window_divides_ends_the_backend(compiled: Functions) -> None:
     functions = Functions(lambda *_: -1, compiled.fill_merges)
     backend = CompiledBackend(json.loads(everything_joins().to_str()), functions)
     with pytest.raises(BackendDiffersError, match="compiled cannot divide a text"):
@@ -107,57 +105,48 @@ class Counted:
         return self._backend.encode(texts)
 
 
-def test_another_backend_encodes_until_the_compiled_one_is_ready(
-    compiled: Functions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_backend_encodes_until_the_compiled_one_is_ready(compiled: Functions) -> None:
     backend, reference = backend_of(compiled)
     is_ready = threading.Event()
-    monkeypatch.setattr(compiled_backend, "load_backend", lambda _: is_ready.wait() and backend)
     first, texts = Counted(reference), ["ab abc", "", "東京"]
-    checks: list[Backend] = []
-
-    def check(fast: Backend) -> Backend:
-        checks.append(fast)
-        return fast
-
-    switching = SwitchingBackend("{}", first, check)
+    switching = SwitchingBackend(first, lambda: is_ready.wait() and backend)
     before = switching.encode(texts)
     assert first.num_calls == 1
     is_ready.set()
     assert switching.wait() is backend
     after = switching.encode(texts)
     assert first.num_calls == 1
-    assert checks == [backend]
     assert np.array_equal(before.ids, after.ids)
 
 
-@pytest.mark.parametrize("problem", ["compiler", "probe"])
-def test_another_backend_keeps_encoding_with_one_line(
-    problem: str, compiled: Functions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("problem", "lines"),
+    [
+        (
+            CompiledError("numba is not installed"),
+            ["encoding with first, several times slower: no compiled encoder (numba is not installed)"],
+        ),
+        (
+            BackendDiffersError("other ids"),
+            ["encoding with first, several times slower: no compiled encoder (other ids)"],
+        ),
+        (UnsupportedError("the normalizer NFC"), []),
+    ],
+    ids=["compiler", "probe", "another kind of tokenizer"],
+)
+def test_another_backend_keeps_encoding_if_there_is_no_compiled_one(
+    problem: Exception, lines: list[str], compiled: Functions, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend, reference = backend_of(compiled)
+    def fail() -> Backend:
+        raise problem
 
-    def fail(_: object) -> Backend:
-        raise CompiledError("numba is not installed") if problem == "compiler" else BackendDiffersError("other ids")
-
-    monkeypatch.setattr(compiled_backend, "load_backend", fail if problem == "compiler" else lambda _: backend)
-    switching = SwitchingBackend("{}", first := Counted(reference), fail)
+    switching = SwitchingBackend(first := Counted(backend_of(compiled)[1]), fail)
     assert switching.wait() is first
-    reason = "numba is not installed" if problem == "compiler" else "other ids"
-    assert caplog.messages == [f"encoding with first, several times slower: no compiled encoder ({reason})"]
+    assert caplog.messages == lines
 
 
-def test_a_tokenizer_of_another_kind_is_not_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer = small(pre_tokenizer={"type": "Whitespace"})
-    first = ReferenceBackend(tokenizer)
-    assert SwitchingBackend(tokenizer.to_str(), first, lambda fast: fast).wait() is first
-    assert caplog.messages == []
-
-
-def test_the_size_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    for is_there in (True, False):
-        monkeypatch.setattr(compiled_backend, "is_cached", lambda _, answer=is_there: answer)
-        assert is_worthwhile(None)
-        assert is_worthwhile(MIN_BYTES_TO_COMPILE)
-        assert is_worthwhile(MIN_BYTES) == is_there
-        assert not is_worthwhile(MIN_BYTES - 1)
+def test_the_kind_of_a_tokenizer_is_checked_first() -> None:
+    check_kind(small())
+    check_kind(small(normalizer=None, pre_tokenizer=METASPACE))
+    with pytest.raises(UnsupportedError, match="Whitespace"):
+        check_kind(small(pre_tokenizer={"type": "Whitespace"}))
