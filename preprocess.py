@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
@@ -27,7 +28,7 @@ from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.build.card import write_card
 from pretraining.data.build.checks import check_token_inputs
-from pretraining.data.build.origin import build_store_spec
+from pretraining.data.build.origin import Hashes, build_store_spec, start_hashing
 from pretraining.data.build.partial_store import finished_store, is_occupied
 from pretraining.data.build.pipeline import make_block_store
 from pretraining.data.build.ranks import Ranks
@@ -46,34 +47,35 @@ def main(argv: Sequence[str]) -> None:
         arguments.data_files, streaming=arguments.streaming, output_dir=arguments.output_dir, takes_tokens=True
     )
     check_token_inputs(arguments, files)
+    ranks = Ranks(num_slices=arguments.num_slices)
+    hashes = start_hashing(files if ranks.is_first else [], arguments.output_dir)
     tokenizer = load_document_tokenizer(
         arguments.tokenizer,
         add_bos=arguments.add_bos,
         backend=arguments.tokenizer_backend,
         num_bytes=text_bytes(files),
     )
-    ranks = Ranks(num_slices=arguments.num_slices)
     if ranks.is_first and arguments.push_to_hub is not None:
         from pretraining.data.hub.upload import check_token  # the Hub's client takes 0.2 s, half of a start
 
         check_token(arguments.push_to_hub)
-    manifest = ranks.from_first(lambda: earlier_store(arguments, files, tokenizer))
+    manifest = ranks.from_first(lambda: earlier_store(arguments, files, tokenizer, hashes))
     if manifest is not None:
         logger.info("%s holds this block store already; nothing to do", arguments.output_dir)
     else:
-        manifest = make_block_store(arguments, files, tokenizer, ranks)
+        manifest = make_block_store(arguments, files, tokenizer, ranks, hashes)
     report(arguments.output_dir, manifest)
     if ranks.is_first:
         publish(arguments, manifest)
 
 
 def earlier_store(
-    arguments: PreprocessArguments, files: list[InputFile], tokenizer: DocumentTokenizer
+    arguments: PreprocessArguments, files: list[InputFile], tokenizer: DocumentTokenizer, hashes: Future[Hashes]
 ) -> Manifest | None:
     """The manifest of the store that an earlier run has finished in the output folder."""
     if not is_occupied(arguments.output_dir):
         return None
-    return finished_store(arguments.output_dir, build_store_spec(arguments, files, tokenizer, hashes_in=None))
+    return finished_store(arguments.output_dir, build_store_spec(arguments, files, tokenizer, hashes, hashes_in=None))
 
 
 def publish(arguments: PreprocessArguments, manifest: Manifest) -> None:

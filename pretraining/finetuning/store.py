@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jsonlines
@@ -109,7 +110,7 @@ class _StoreWriter:
         if kept:
             numbers = self._num_documents + np.arange(len(kept))
             lengths = np.array([len(tokens.ids) for _, tokens in kept])
-            self._documents.write(document_table(rows, batch[0].file, numbers, lengths))
+            self._documents.write(partial(document_table, rows, batch[0].file, numbers, lengths))
             self._num_documents += len(kept)
 
     def _kept(self, batch: Sequence[Conversation]) -> list[tuple[Conversation, EncodedConversation]]:

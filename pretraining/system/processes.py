@@ -1,11 +1,13 @@
 """Processes of this machine, as /proc shows them, and the signals that ask a run to stop."""
 
+import ctypes
 import os
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -13,6 +15,13 @@ def ignore_stop_signals(_worker: int) -> None:
     """Ignore them in a worker of a DataLoader, which gets the signals of its group: its death would end the run."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the thread of its parent that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that
+        os._exit(1)
 
 
 def stat_words(pid: int) -> list[str]:

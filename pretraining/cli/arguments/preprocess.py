@@ -64,10 +64,13 @@ class PreprocessArguments:
     output_dir: Path = flag(Path("blocks"), "block store to write")
     tokens_per_shard: int = flag(1 << 27, "tokens per shard; also the resume granularity")
     num_slices: int = flag(
-        1, "slices of the input that the processes of mpirun share; the bytes depend on it, not on the processes"
+        1,
+        "slices of the input, for as many processes or more than 4 cores; the bytes depend on it, not on the processes",
     )
     # Two more than cores: some parse and hash while others encode. 31 MB/s on two cores, where two workers make 28.
-    num_workers: int = flag(usable_cores() + 2, "encoder threads per process")
+    num_workers: int = flag(
+        usable_cores() + 2, "threads that encode; large slices share them in processes of two or more"
+    )
     push_to_hub: str | None = flag(None, "push the block store to this dataset of the Hub (USER/NAME)")
     hub_private: bool = flag(True, "create that dataset as private; false publishes it")
     license: str | None = flag(None, "license of the sources for the dataset card, e.g. cc-by-4.0")

@@ -1,12 +1,15 @@
 """The specification of a block store, from the flags and files of a command, with the hashes of the files."""
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.cli.progress import map_with_progress
+from pretraining.data.build.partial_store import INPUT_HASHES_NAME, partial_dir
 from pretraining.data.build.working_files import read_record, write_record
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.filters import CleaningRules
@@ -19,12 +22,35 @@ from pretraining.system.files import sha256_of
 logger = logging.getLogger(__name__)
 
 
+Hashes = Mapping[str, str]  # the SHA-256 of a file by its path, size and modification time
+
+
+def start_hashing(files: Sequence[InputFile], output_dir: Path) -> "Future[Hashes]":
+    """Hash the input in another thread, while the tokenizer is loaded."""
+    known = partial_dir(output_dir) / INPUT_HASHES_NAME
+    found: Future[Hashes] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(_hashes_of(_with_indexes(files), _read_hashes(known)))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=work, name="hash", daemon=True).start()  # an error elsewhere does not wait for it
+    return found
+
+
 def build_store_spec(
-    arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer, *, hashes_in: Path | None
+    arguments: PreprocessArguments,
+    files: Sequence[InputFile],
+    tokenizer: DocumentTokenizer,
+    hashes: "Future[Hashes]",
+    *,
+    hashes_in: Path | None,
 ) -> StoreSpec:
     """Everything that determines the bytes of the store, with the hash of each input file."""
     return StoreSpec(
-        sources=source_files(files, hashes_in=hashes_in),
+        sources=source_files(files, hashes.result(), hashes_in=hashes_in),
         text_field=arguments.text_field,
         source_field=arguments.source_field,
         split_text_files=arguments.split_text_files,
@@ -48,22 +74,31 @@ def build_store_spec(
     )
 
 
-def source_files(files: Sequence[InputFile], *, hashes_in: Path | None) -> list[SourceFile]:
+def source_files(
+    files: Sequence[InputFile], hashes: Hashes | None = None, *, hashes_in: Path | None
+) -> list[SourceFile]:
     """The input files with their SHA-256, computed by 2 GB/s per core; the index of token ids is a separate one.
 
-    Every member of a zip archive has the archive's hash. A resumed run takes the hashes of files with the same size and
-    modification time from `hashes_in`.
+    Every member of a zip archive has the archive's hash. The hashes of files with the same size and modification time
+    are taken from `hashes`, or from the file `hashes_in`, where they are then recorded.
     """
-    files = [part for file in files for part in (file, *_index_of(file))]
-    known = _read_hashes(hashes_in) | {file.path: file.known_hash for file in files if file.known_hash}
-    keys = [file.path if file.known_hash else _hash_key(Path(file.location)) for file in files]
-    paths = {Path(file.location) for file, key in zip(files, keys, strict=True) if key not in known}
-    missing = [(path, path.stat().st_size) for path in sorted(paths)]
-    found = dict(map_with_progress(sha256_of, missing, "hashing the input"))
-    hashes = [known[key] if key in known else found[Path(file.location)] for file, key in zip(files, keys, strict=True)]
+    files = _with_indexes(files)
+    found = _hashes_of(files, _read_hashes(hashes_in) if hashes is None else hashes)
     if hashes_in is not None:
-        write_record(hashes_in, dict(zip(keys, hashes, strict=True)))
-    return [SourceFile(f.path, f.source, f.num_bytes, sha256) for f, sha256 in zip(files, hashes, strict=True)]
+        write_record(hashes_in, dict(found))
+    return [SourceFile(f.path, f.source, f.num_bytes, f.known_hash or found[_hash_key(f)]) for f in files]
+
+
+def _hashes_of(files: Sequence[InputFile], known: Hashes) -> Hashes:
+    """The hash of each file whose hash is not known otherwise."""
+    keys = {_hash_key(file): Path(file.location) for file in files if not file.known_hash}
+    sized = [(key, keys[key].stat().st_size) for key in sorted(keys.keys() - known.keys())]
+    found = dict(map_with_progress(lambda key: sha256_of(keys[key]), sized, "hashing the input"))
+    return {key: known.get(key) or found[key] for key in keys}
+
+
+def _with_indexes(files: Sequence[InputFile]) -> list[InputFile]:
+    return [part for file in files for part in (file, *_index_of(file))]
 
 
 def _index_of(file: InputFile) -> list[InputFile]:
@@ -86,6 +121,6 @@ def _read_hashes(path: Path | None) -> dict[str, str]:
         return {}
 
 
-def _hash_key(path: Path) -> str:
-    status = path.stat()
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
+def _hash_key(file: InputFile) -> str:
+    status = Path(file.location).stat()
+    return f"{file.location} {status.st_size} {status.st_mtime_ns}"

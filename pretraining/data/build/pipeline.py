@@ -3,22 +3,21 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.cli.progress import Progress
 from pretraining.data.build.assemble import assemble, forget_damaged_slices, publish
 from pretraining.data.build.checks import (
-    EarlyCheck,
     NoDocumentError,
     check_skipped,
     empty_store_reason,
     flat_file_lines,
     with_resume_hint,
 )
-from pretraining.data.build.origin import build_store_spec, source_files
+from pretraining.data.build.origin import Hashes, build_store_spec, source_files
 from pretraining.data.build.partial_store import (
     DUPLICATES_NAME,
     INPUT_HASHES_NAME,
@@ -29,56 +28,33 @@ from pretraining.data.build.partial_store import (
     partial_dir,
     slice_dir,
 )
-from pretraining.data.build.progress import SliceProgress, read_progress
+from pretraining.data.build.processes import Task, make_each, num_worker_processes
 from pretraining.data.build.ranks import Ranks
-from pretraining.data.build.slice_writer import SliceWriter
-from pretraining.data.encode.deduplicate import Duplicates, KeyExtractor, write_duplicates, write_keys
-from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, no_original, ordered_parallel_map
+from pretraining.data.build.work import SliceMeter, Work, make_keys, make_slice
+from pretraining.data.encode.deduplicate import Duplicates, KeyExtractor, write_duplicates
+from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, no_original
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.filters import TextFilter
-from pretraining.data.input.reading import read_batches
-from pretraining.data.input.slices import FileRange, num_bytes_of
+from pretraining.data.input.slices import num_bytes_of
 from pretraining.data.store.integrity import check_hashes
 from pretraining.data.store.manifest import Manifest, StoreSpec, read_manifest
-from pretraining.data.tokenize.backends import BackendDiffersError
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from pretraining.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Work:
-    """Everything needed to write any slice of the partial store in `folder`."""
-
-    folder: Path
-    files: Sequence[InputFile]
-    slices: Sequence[Sequence[FileRange]]
-    origin: StoreSpec
-    tokenizer: DocumentTokenizer
-    reader: DocumentReader
-    num_workers: int
-    max_skipped_fraction: float
-
-    @property
-    def fast_backend_was_wrong(self) -> bool:
-        """Whether any process, also of an earlier run, found a document that the fast backend encodes wrong."""
-        return (self.folder / REFERENCE_ONLY_NAME).exists()
-
-    def progress_of(self, number: int) -> SliceProgress | None:
-        """The progress of slice `number`."""
-        return read_progress(slice_dir(self.folder, number))
-
-    def started_slices(self) -> list[SliceProgress]:
-        """The progress of the slices that have any."""
-        return [made for number in range(len(self.slices)) if (made := self.progress_of(number)) is not None]
-
-
 def make_block_store(
-    arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer, ranks: Ranks
+    arguments: PreprocessArguments,
+    files: Sequence[InputFile],
+    tokenizer: DocumentTokenizer,
+    ranks: Ranks,
+    hashes: "Future[Hashes]",
 ) -> Manifest:
     """Read, filter, encode, split, pack and write every document; resume an interrupted run.
+
+    `hashes`: of the input, in the first process.
 
     Raises:
         UserError: when the folder is in use or belongs to other input or flags, an input file is damaged, too many
@@ -87,7 +63,7 @@ def make_block_store(
     with contextlib.ExitStack() as stack:
         stack.enter_context(with_resume_hint(arguments.output_dir))
         store = stack.enter_context(PartialStore(arguments.output_dir)) if ranks.is_first else None
-        origin, manifest = ranks.from_first(lambda: _begin(store, arguments, files, tokenizer))
+        origin, manifest = ranks.from_first(lambda: _begin(store, arguments, files, tokenizer, hashes))
         if manifest is not None:
             return manifest
         work = Work(
@@ -118,12 +94,7 @@ def find_duplicates(work: Work, ranks: Ranks) -> Duplicates:
     paths = [work.folder / KEYS_DIR / f"{number:05d}.npz" for number in range(len(work.slices))]
     missing = ranks.from_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
     maker = KeyExtractor(work.reader, work.origin.cleaning)
-    mine = missing[ranks.rank :: ranks.size]
-    with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
-        for number in mine:
-            batches = read_batches(work.files, work.slices[number], None, work.origin.reading_options)
-            for num_bytes in write_keys(paths[number], maker, batches, num_workers=work.num_workers):
-                progress.advance(num_bytes, "finding duplicates")
+    share_slices(work, missing, ranks, lambda part: partial(make_keys, part, maker, paths), "finding duplicates")
     ranks.wait()
     path = work.folder / DUPLICATES_NAME
     if ranks.is_first and not path.exists():
@@ -140,46 +111,31 @@ def make_slices(work: Work, duplicates: Duplicates | None, ranks: Ranks) -> None
     while numbers := ranks.from_first(lambda: _unfinished_slices(work)):
         if work.fast_backend_was_wrong:
             work.tokenizer.use_reference()
-        mine = numbers[ranks.rank :: ranks.size]
-        with Progress(sum(num_bytes_of(work.files, work.slices[number]) for number in mine)) as progress:
-            for number in mine:
-                make_slice(work, encoder, number, progress)
+        share_slices(work, numbers, ranks, lambda part: partial(make_slice, part, encoder))
         ranks.wait()
 
 
-def make_slice(work: Work, encoder: BatchEncoder, number: int, progress: Progress) -> None:
-    """Write one slice from its last finished section on."""
-    if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
-        return  # the reference writes it, in the next round
-    writer = SliceWriter(
-        slice_dir(work.folder, number),
-        work.origin,
-        slice_number=number,
-        only_reference=work.tokenizer.backend_name == "reference",
-    )
-    made = writer.progress
-    progress.skip(made.num_file_bytes)
-    batches = read_batches(work.files, work.slices[number], made.position, work.origin.reading_options)
-    num_tokens_before = made.num_tokens
-    early_check = EarlyCheck(work.origin, work.max_skipped_fraction)
-    try:
-        for batch in ordered_parallel_map(encoder.encode, batches, num_workers=work.num_workers):
-            writer.add(batch)
-            early_check.see(batch, made)
-            speed = (made.num_tokens - num_tokens_before) / progress.elapsed_seconds
-            progress.advance(batch.num_file_bytes, f"{made.num_documents:,} documents, {speed:,.0f} tokens/s")
-    except BackendDiffersError as error:
-        (work.folder / REFERENCE_ONLY_NAME).write_text(str(error), encoding="utf-8")
-    else:
-        writer.finish()
+def share_slices(
+    work: Work, numbers: Sequence[int], ranks: Ranks, task_of: Callable[[Work], Task], activity: str | None = None
+) -> None:
+    """Do the task on this rank's part of the slices, in several processes if it is the only rank."""
+    mine = numbers[ranks.rank :: ranks.size]
+    num_bytes = sum(num_bytes_of(work.files, work.slices[number]) for number in mine)
+    num_own = num_worker_processes(len(mine), num_bytes, work.num_workers) if ranks.size == 1 else 1
+    with Progress(num_bytes) as progress:
+        make_each(task_of(work.shared_by(num_own)), mine, SliceMeter(progress, activity), num_own)
 
 
 def _begin(
-    store: PartialStore | None, arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer
+    store: PartialStore | None,
+    arguments: PreprocessArguments,
+    files: Sequence[InputFile],
+    tokenizer: DocumentTokenizer,
+    hashes: "Future[Hashes]",
 ) -> tuple[StoreSpec, Manifest | None]:
     """Open the store for this origin; its manifest as well, if only publishing is left."""
     store = _opened(store)
-    origin = build_store_spec(arguments, files, tokenizer, hashes_in=store.folder / INPUT_HASHES_NAME)
+    origin = build_store_spec(arguments, files, tokenizer, hashes, hashes_in=store.folder / INPUT_HASHES_NAME)
     if store.claim(origin):
         logger.info("resuming from %s", store.folder)
     for line in flat_file_lines(files, origin):

@@ -6,13 +6,15 @@ no block yet. Files that it does not name are unfinished and are removed.
 """
 
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jsonlines
-import numpy as np
 import pyarrow as pa
 
+from pretraining.data.build.prepared_batch import PreparedBatch, document_rows
 from pretraining.data.build.progress import (
     PROGRESS_NAME,
     FileSkips,
@@ -28,7 +30,7 @@ from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.input.documents import CLEANED
 from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.store.packing import SEGMENT_COLUMNS, Blocks, DocumentSegments, Packer, make_packer
-from pretraining.data.store.shards import DOCUMENT_SCHEMA, ShardWriter, block_schema, block_table, document_table
+from pretraining.data.store.shards import DOCUMENT_SCHEMA, ShardWriter, block_schema, block_table
 from pretraining.system.files import fsync, sha256_of
 
 TOKENS_PER_ROW_GROUP = 1 << 22
@@ -71,7 +73,7 @@ class SplitWriter:
         progress.shards += self._shard.close()
 
     def _write_row_group(self) -> None:
-        self._shard.write(block_table(self._pending, self._schema))
+        self._shard.write(partial(block_table, self._pending, self._schema))
         self._pending, self._num_pending_tokens = [], 0
 
 
@@ -106,28 +108,23 @@ class SliceWriter:
             for split in SPLITS
         }
         self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", DOCUMENT_SCHEMA, self._executor)
-        self._document_tables: list[pa.Table] = []
+        self._batches: list[tuple[int, EncodedBatch]] = []  # and the id of the first document
+        self._num_document_rows = 0
         self._skipped_path = self._folder / f"skipped-{section:05d}.jsonl"
         self._skipped_file: jsonlines.Writer | None = None
         self._num_tokens_before = self.progress.num_tokens
 
-    def add(self, batch: EncodedBatch) -> None:
+    def add(self, prepared: PreparedBatch) -> None:
         """Append a batch, and end the section if it is full."""
-        progress = self.progress
-        num_documents = len(batch.lengths)
-        document_ids = self._first_id + progress.num_documents + np.arange(num_documents)
-        split_numbers = np.array(batch.rows.splits, dtype=np.int8)
-        for number, split in enumerate(SPLITS):
-            chosen = split_numbers == number
-            if chosen.any():
-                ids = batch.ids[np.repeat(chosen, batch.lengths)]
-                lengths = batch.lengths[chosen]
-                pieces = DocumentSegments(document_ids[chosen], np.zeros(len(lengths), np.int64), lengths, ids)
-                self._splits[split].add(pieces, progress.splits[split])
-        progress.num_documents += num_documents
+        progress, batch = self.progress, prepared.batch
+        first_id = self._first_id + progress.num_documents
+        for split, pieces in prepared.pieces.items():
+            numbered = replace(pieces, document_ids=first_id + pieces.document_ids)
+            self._splits[split].add(numbered, progress.splits[split])
+        progress.num_documents += len(batch.lengths)
         progress.num_file_bytes += batch.num_file_bytes
         progress.position = batch.end
-        self._add_document_rows(document_table(batch.rows, batch.path, document_ids, batch.lengths))
+        self._add_document_rows(batch, first_id)
         self._add_skipped(batch)
         if progress.num_tokens - self._num_tokens_before >= self._origin.tokens_per_shard:
             self._end_section()
@@ -140,16 +137,17 @@ class SliceWriter:
         self._executor.shutdown()
         return self.progress
 
-    def _add_document_rows(self, table: pa.Table) -> None:
-        self._document_tables.append(table)
-        if sum(table.num_rows for table in self._document_tables) >= DOCUMENTS_PER_ROW_GROUP:
+    def _add_document_rows(self, batch: EncodedBatch, first_id: int) -> None:
+        if len(batch.lengths):
+            self._batches.append((first_id, batch))
+            self._num_document_rows += len(batch.lengths)
+        if self._num_document_rows >= DOCUMENTS_PER_ROW_GROUP:
             self._write_document_rows()
 
     def _write_document_rows(self) -> None:
-        table = pa.concat_tables([DOCUMENT_SCHEMA.empty_table(), *self._document_tables])
-        if table.num_rows:
-            self._documents.write(table.combine_chunks())
-        self._document_tables = []
+        if self._batches:
+            self._documents.write(partial(document_rows, self._batches))
+        self._batches, self._num_document_rows = [], 0
 
     def _add_skipped(self, batch: EncodedBatch) -> None:
         progress = self.progress

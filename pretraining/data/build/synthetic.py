@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
+from pretraining.data.build.origin import start_hashing
 from pretraining.data.build.partial_store import is_occupied
 from pretraining.data.build.pipeline import make_block_store
 from pretraining.data.build.ranks import Ranks
@@ -61,7 +62,8 @@ def _make(folder: Path, *, block_length: int, vocab_size: int) -> None:
     )
     files = find_inputs(arguments.data_files, streaming=False, output_dir=folder)
     tokenizer = load_document_tokenizer(arguments.tokenizer, add_bos=False)
-    make_block_store(arguments, files, tokenizer, Ranks(num_slices=1, alone=True))
+    hashes = start_hashing(files, folder)
+    make_block_store(arguments, files, tokenizer, Ranks(num_slices=1, alone=True), hashes)
     data_file.unlink()
 
 

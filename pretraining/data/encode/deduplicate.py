@@ -70,6 +70,7 @@ class Duplicates:
     """Duplicates and their originals; 17 bytes of memory per duplicate."""
 
     def __init__(self, path: Path, file_names: Sequence[str]) -> None:
+        self._path = path
         arrays = read_arrays(path, remedy=REMEDY)
         places = _as_numbers(arrays["places"])
         order = np.argsort(places, kind="stable")
@@ -77,6 +78,10 @@ class Duplicates:
         self._originals = _as_numbers(arrays["originals"])[order]
         self._is_near = arrays["is_near"][order]
         self._file_names = file_names
+
+    def __reduce__(self) -> tuple[type["Duplicates"], tuple[Path, Sequence[str]]]:
+        """Pickle the path: another process reads the file itself."""
+        return Duplicates, (self._path, self._file_names)
 
     def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
         """Why the document at this place is removed, and the place of its original; None if it is kept."""

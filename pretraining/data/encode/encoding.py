@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pretraining.data.encode.splits import SPLITS, SplitAssigner
+from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.encode.token_documents import IdDecoder, join_ids
 from pretraining.data.input.documents import CleaningReason, Document, RawLine, ReadingOptions, SkippedLine, skipped
 from pretraining.data.input.filters import TextFilter
@@ -82,7 +82,6 @@ class BatchEncoder:
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Parse, filter, split and encode the lines of `batch`."""
-        rows = DocumentMetadata()
         documents: list[Document] = []
         skipped_lines: list[SkippedLine] = []
         for raw, parsed in self.reader.lines(batch):
@@ -97,13 +96,18 @@ class BatchEncoder:
             plain = join_ids(documents, bos_token_id=self.tokenizer.rules.bos_token_id)
             texts, flat = self._decoder.texts(plain), self.tokenizer.surround(plain)
         else:
-            texts = [document.text.encode("utf-8") for document in documents]
+            texts = [document.utf8 for document in documents]
             flat = self.tokenizer.encode([document.text for document in documents])
-        for document, text in zip(documents, texts, strict=True):
-            self._add_row(rows, document, text, batch.file.source or document.source or batch.file.default_source)
+        own, default = batch.file.source, batch.file.default_source
         return EncodedBatch(
             path=batch.file.path,
-            rows=rows,
+            rows=DocumentMetadata(
+                sources=[own or document.source or default for document in documents],
+                lines=[document.line for document in documents],
+                byte_offsets=[document.byte_offset for document in documents],
+                num_text_bytes=list(map(len, texts)),
+                splits=list(map(self.splits.number_of, texts)),
+            ),
             ids=flat.ids.astype(id_dtype(self.tokenizer.vocab_size)),
             lengths=flat.lengths,
             skipped=skipped_lines,
@@ -115,13 +119,6 @@ class BatchEncoder:
     @cached_property
     def _decoder(self) -> IdDecoder:
         return IdDecoder(self.tokenizer)
-
-    def _add_row(self, rows: DocumentMetadata, document: Document, text: bytes, source: str) -> None:
-        rows.sources.append(source)
-        rows.lines.append(document.line)
-        rows.byte_offsets.append(document.byte_offset)
-        rows.num_text_bytes.append(len(text))
-        rows.splits.append(SPLITS.index(self.splits.split_of(text)))
 
 
 def bounded_parallel_map(
@@ -163,6 +160,6 @@ def ordered_parallel_map(
         work,
         batches,
         num_workers=num_workers,
-        cost=lambda batch: sum(line.memory_bytes for line in batch.lines),
+        cost=lambda batch: batch.memory_bytes,
         max_cost=max_cost,
     )

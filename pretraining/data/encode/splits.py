@@ -4,6 +4,7 @@ The split depends neither on the order of the input nor on the number of workers
 splits. Separate because most importers need only the names of the splits.
 """
 
+import bisect
 import hashlib
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -28,6 +29,9 @@ class SplitAssigner:
 
     def split_of(self, text: bytes) -> Split:
         """The split of a document with this text, in UTF-8."""
+        return SPLITS[self.number_of(text)]
+
+    def number_of(self, text: bytes) -> int:
+        """The number of that split in `SPLITS`; hashes 0.6 to 1 GB/s, of texts above 2 kB without Python's lock."""
         digest = hashlib.blake2b(text, digest_size=HASH_BYTES, key=self._key).digest()
-        position = int.from_bytes(digest, "little")
-        return next(split for split, bound in zip(SPLITS, self._upper_bounds, strict=True) if position < bound)
+        return bisect.bisect_right(self._upper_bounds, int.from_bytes(digest, "little"))

@@ -32,6 +32,10 @@ class TextFilter:
         self._rules = rules
         self._language_of = None if rules.language_hook is None else load_hook(rules.language_hook)
 
+    def __reduce__(self) -> tuple[type["TextFilter"], tuple[CleaningRules]]:
+        """Pickle the rules: another process imports the hook itself."""
+        return TextFilter, (self._rules,)
+
     def problem(self, text: str) -> CleaningReason | None:
         """Why this text is removed; None if it is kept."""
         rules = self._rules

@@ -48,13 +48,14 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """Lines of one file, the position after them, and their bytes in the file (compressed)."""
+    """Lines of one file, the position after them, and their bytes: in the file (compressed), and in memory."""
 
     file: InputFile
     file_number: int
     lines: list[RawLine]
     end: Position
     num_file_bytes: int
+    memory_bytes: int
 
 
 def read_batches(
@@ -107,9 +108,9 @@ def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Itera
 
 def _read_range(file: InputFile, file_range: FileRange, begin: Position, options: ReadingOptions) -> Iterator[RawBatch]:
     batch: list[RawLine] = []
-    num_bytes = 0
-    position = begin
+    memory_bytes = 0
     file_bytes = 0
+    line = None
     try:
         with open_file(file) as raw:
             lines, bytes_read = open_lines(
@@ -122,19 +123,26 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
             )
             for line in lines:
                 batch.append(line)
-                num_bytes += line.memory_bytes
-                position = Position(begin.range_number, line.end_offset, line.end_line)
-                if num_bytes >= BATCH_BYTES:
+                memory_bytes += line.memory_bytes
+                if memory_bytes >= BATCH_BYTES:
                     before, file_bytes = file_bytes, bytes_read(line)
-                    yield RawBatch(file, file_range.file_number, batch, position, file_bytes - before)
-                    batch, num_bytes = [], 0
+                    end = _position_after(line, begin)
+                    yield RawBatch(file, file_range.file_number, batch, end, file_bytes - before, memory_bytes)
+                    batch, memory_bytes = [], 0
             if batch:
-                yield RawBatch(file, file_range.file_number, batch, position, bytes_read(batch[-1]) - file_bytes)
+                num_file_bytes = bytes_read(batch[-1]) - file_bytes
+                end = _position_after(line, begin)
+                yield RawBatch(file, file_range.file_number, batch, end, num_file_bytes, memory_bytes)
     except Exception as error:
-        problem = _problem(file, position, error)
+        problem = _problem(file, _position_after(line, begin), error)
         if problem is None:
             raise
         raise UserError(f"--data_files {file.path}: {problem}") from None
+
+
+def _position_after(line: RawLine | None, begin: Position) -> Position:
+    """The position after `line` of the range that begins at `begin`."""
+    return begin if line is None else Position(begin.range_number, line.end_offset, line.end_line)
 
 
 def _problem(file: InputFile, position: Position, error: Exception) -> str | None:

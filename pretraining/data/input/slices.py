@@ -5,14 +5,20 @@ Where a slice begins depends only on the files and the number of slices, not on 
 
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.token_files import cut_token_file
+from pretraining.system.cores import usable_cores
 
 SCAN_BYTES = 4 << 20
+COUNT_BYTES = 1 << 20  # stays in the cache of a core
+NEWLINE = ord("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +67,16 @@ def _cut_tokens(number: int, file: InputFile, cuts: Sequence[int]) -> Iterator[F
 
 
 def _cut_file(number: int, file: InputFile, cuts: Sequence[int]) -> Iterator[FileRange]:
-    start, first_line = 0, 1
+    path, starts = Path(file.location), [0]
     if cuts:
-        with Path(file.location).open("rb") as stream:
+        with path.open("rb") as stream:
             for cut in cuts:
-                end = max(start, _next_line_start(stream, cut))
-                yield FileRange(number, start, end, first_line)
-                first_line += _count_lines(stream, start, end)
-                start = end
-    yield FileRange(number, start, None, first_line)
+                starts.append(max(starts[-1], _next_line_start(stream, cut)))
+    parts = list(itertools.pairwise(starts))
+    with ThreadPoolExecutor(usable_cores()) as executor:
+        counts = list(executor.map(lambda part: _count_lines(path, *part), parts))
+    for start, end, num_before in zip(starts, [*starts[1:], None], itertools.accumulate([0, *counts]), strict=True):
+        yield FileRange(number, start, end, 1 + num_before)
 
 
 def _next_line_start(stream: BinaryIO, offset: int) -> int:
@@ -81,11 +88,13 @@ def _next_line_start(stream: BinaryIO, offset: int) -> int:
     return stream.tell()
 
 
-def _count_lines(stream: BinaryIO, start: int, end: int) -> int:
-    stream.seek(start)
+def _count_lines(path: Path, start: int, end: int) -> int:
+    """Lines that end in a part of a file: by 2 GB/s per core, without Python's lock."""
+    buffer = np.empty(min(COUNT_BYTES, end - start), np.uint8)
     num_lines = 0
-    while start < end:
-        content = stream.read(min(SCAN_BYTES, end - start))
-        num_lines += content.count(b"\n")
-        start += len(content)
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(start)
+        while start < end and (size := stream.readinto(buffer[: end - start].data)):
+            num_lines += int(np.count_nonzero(buffer[:size] == NEWLINE))
+            start += size
     return num_lines

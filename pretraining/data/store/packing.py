@@ -78,6 +78,15 @@ class Blocks:
     num_padding_tokens: np.ndarray
 
 
+def join_blocks(parts: Sequence[Blocks]) -> Blocks:
+    """Concatenate blocks."""
+    num_pieces = np.cumsum([0, *(part.piece_bounds[-1] for part in parts)])
+    bounds = [part.piece_bounds[1:] + before for part, before in zip(parts, num_pieces, strict=False)]
+    names = ("input_ids", "document_starts", "document_ids", "document_offsets", "num_padding_tokens")
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Blocks(piece_bounds=np.concatenate([[0], *bounds]), **columns)
+
+
 class ConcatPacker:
     """Concatenates and cuts; `pending` is in no block yet.
 

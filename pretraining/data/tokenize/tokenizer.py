@@ -7,8 +7,9 @@ which readers of the store check.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ class DocumentTokenizer:
         self, folder: Path, *, name: str, add_bos: bool, backend: str, flag: str, num_bytes: int | None = 0
     ) -> None:
         self.name = name
+        self._flag = flag
         self._place = f"{flag} {name}"
         self.folder = folder
         content = (folder / "tokenizer.json").read_bytes()
@@ -74,6 +76,14 @@ class DocumentTokenizer:
     def backend_name(self) -> str:
         """Name of the library that encodes."""
         return self._backend.name
+
+    def __reduce__(self) -> tuple[Callable[..., "DocumentTokenizer"], tuple[()]]:
+        """Pickle the folder and the flags: another process opens it itself."""
+        add_bos = self.rules.bos_token_id is not None
+        opened = partial(
+            DocumentTokenizer, self.folder, name=self.name, add_bos=add_bos, backend=self.backend_name, flag=self._flag
+        )
+        return opened, ()
 
     def use_reference(self) -> None:
         """Encode with the reference from now on."""

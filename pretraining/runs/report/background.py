@@ -6,21 +6,19 @@ It needs no torch, so it starts fast, and the kernel kills it when its parent en
 """
 
 import contextlib
-import ctypes
 import os
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from pretraining import PROJECT_DIR
 from pretraining.system.launchers import LOCAL_RANK_VARIABLES, LOCAL_SIZE_VARIABLES, RANK_VARIABLES, SIZE_VARIABLES
+from pretraining.system.processes import end_with_parent
 
 MODULE = "pretraining.runs.report.background"
 NICENESS = 19  # the lowest priority: about 1.5 % of a core that a training wants too
 MAX_CPU_SECONDS = 600  # 500,000 records took 7
-PR_SET_PDEATHSIG = 1
 # Variables by which launchers number their processes; the report is not one of them. MPI has many more.
 LAUNCHER_VARIABLES = (*RANK_VARIABLES, *SIZE_VARIABLES, *LOCAL_RANK_VARIABLES, *LOCAL_SIZE_VARIABLES, "MASTER_ADDR")
 MPI_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_")
@@ -76,16 +74,9 @@ class ReportProcess:
         return None if process.returncode == 0 else (lines or [f"exit code {process.returncode}"])[-1]
 
 
-def end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that
-        os._exit(1)
-
-
 def main(parent: int, run_dir: Path) -> None:
     """Write the report."""
-    end_with(parent)
+    end_with_parent(parent)
     os.nice(NICENESS)
     with contextlib.suppress(ValueError, OSError):  # where the limit is lower already
         resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))

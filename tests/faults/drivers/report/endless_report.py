@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from pretraining.runs.report.background import end_with
+from pretraining.system.processes import end_with_parent
 
 if __name__ == "__main__":
-    end_with(int(sys.argv[1]))
+    end_with_parent(int(sys.argv[1]))
     Path(sys.argv[2], "report.pid").write_text(str(os.getpid()))
     time.sleep(600)

@@ -15,7 +15,7 @@ FILE = input_file("a.jsonl", None, num_bytes=1, location="a.jsonl")
 
 def batch(number: int, num_bytes: int) -> RawBatch:
     line = RawLine(number, 0, number, num_bytes, num_bytes, b"")
-    return RawBatch(FILE, 0, [line], Position(0, 0, number), num_bytes)
+    return RawBatch(FILE, 0, [line], Position(0, 0, number), num_bytes, line.memory_bytes)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4, 16])
