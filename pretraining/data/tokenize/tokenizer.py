@@ -68,9 +68,9 @@ class DocumentTokenizer:
             eos_token_id=self._special_id(special_tokens, "eos_token"),
         )
         self._check_text_is_text(special_tokens)
-        self._backend = choose_backend(
-            backend, self._tokenizer, sorted(set(special_tokens.values())), num_bytes=num_bytes
-        )
+        special_texts = sorted(set(special_tokens.values()))
+        self._choice = (backend, num_bytes)
+        self._backend = choose_backend(backend, self._tokenizer, special_texts, num_bytes=num_bytes)
 
     @property
     def backend_name(self) -> str:
@@ -79,14 +79,21 @@ class DocumentTokenizer:
 
     def __reduce__(self) -> tuple[Callable[..., "DocumentTokenizer"], tuple[()]]:
         """Pickle the folder and the flags: another process opens it itself."""
-        add_bos = self.rules.bos_token_id is not None
+        backend, num_bytes = self._choice
         opened = partial(
-            DocumentTokenizer, self.folder, name=self.name, add_bos=add_bos, backend=self.backend_name, flag=self._flag
+            DocumentTokenizer,
+            self.folder,
+            name=self.name,
+            add_bos=self.rules.bos_token_id is not None,
+            flag=self._flag,
+            backend=backend,
+            num_bytes=num_bytes,
         )
         return opened, ()
 
     def use_reference(self) -> None:
         """Encode with the reference from now on."""
+        self._choice = ("reference", 0)
         self._backend = ReferenceBackend(self._tokenizer)
 
     def _special_id(self, special_tokens: dict[str, str], role: str) -> int:
