@@ -17,14 +17,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pretraining.data.tokenize import bpe_merges, bpe_words
 from pretraining.data.tokenize.backends import Backend, BackendDiffersError, FlatIds
-from pretraining.data.tokenize.bpe_merges import BpeTables, EncoderState
+from pretraining.data.tokenize.bpe_merges import BpeTables, EncoderState, Window
 from pretraining.data.tokenize.bpe_tables import TextRules, UnsupportedError, build_tables, check_model, read_rules
 from pretraining.system.compiled.cache import BackgroundLibrary, is_cached
 from pretraining.system.compiled.unit import CompiledUnit
 
 UNIT = CompiledUnit((bpe_merges.__name__, bpe_words.__name__), ("encode_batch", "fill_merges"))
-CACHE_ENTRIES = 1 << 17  # words per thread, 32 bytes each
-PADDING_BYTES = 16  # the loops load 16 bytes from any place of a text
+CACHE_ENTRIES = 1 << 17  # short words per thread, 32 bytes each; a quarter of it for long words, 64 bytes each
+PADDING_BYTES = 32  # the loops load 32 bytes from any place of a text
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class CompiledBackend:
         """
         parts, bounds = self._join([text.encode("utf-8") for text in texts])
         joined = np.frombuffer(b"".join(parts), np.uint8)
-        ids = np.empty(len(joined) + bpe_words.MAX_CACHED_IDS, np.uint32)
+        ids = np.empty(len(joined) + bpe_words.LONG_IDS, np.uint32)
         lengths = np.empty(len(texts), np.int64)
         state = self._idle_states.pop() if self._idle_states else self._new_state()
         total = self._encode_batch(bounds, lengths, self._tables, state._replace(text=joined, ids=ids))
@@ -77,16 +77,22 @@ class CompiledBackend:
         return [*parts, bytes(PADDING_BYTES)], np.cumsum(np.array(sizes, np.uint64))
 
     def _new_state(self) -> EncoderState:
-        window = bpe_merges.LAST_WINDOW + 8
+        short, long = self._cache_entries, max(1, self._cache_entries // 4)
         return EncoderState(
             text=np.empty(0, np.uint8),
             ids=np.empty(0, np.uint32),
-            cache=np.zeros((self._cache_entries + bpe_words.NUM_PROBES) * bpe_words.WORDS_PER_ENTRY, np.uint64),
+            cache=np.zeros((short + bpe_words.NUM_PROBES) * bpe_words.SHORT_ENTRY, np.uint64),
+            long_cache=np.zeros((long + bpe_words.NUM_PROBES) * bpe_words.LONG_ENTRY, np.uint64),
+            key=np.empty(bpe_words.LONG_KEY, np.uint64),
             starts=np.empty(bpe_words.BLOCK_WORDS + 2, np.uint64),
-            symbols=np.empty(window, np.int64),
-            offsets=np.empty(window + 1, np.uint64),
-            pairs=np.empty(window, np.int64),
+            tokens=_new_window(),
+            pair=_new_window(),
         )
+
+
+def _new_window() -> Window:
+    size = bpe_merges.LAST_WINDOW + 16
+    return Window(np.empty(size, np.int64), np.empty(size, np.uint64), np.empty(size, np.int64))
 
 
 class SwitchingBackend:
