@@ -1,0 +1,85 @@
+"""Compiled functions give the results of the Python they are made of, or a reason in one line why they cannot."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretraining.system.compiled.cache import BackgroundLibrary, is_cached, load_compiled
+from pretraining.system.compiled.unit import CompiledError
+from tests.unit.system.compiled.conftest import UNIT, assert_works, cached_files
+
+
+def test_a_second_start_compiles_nothing_and_imports_no_numba(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.Popen", None)
+    assert_works()
+    assert "numba" not in sys.modules
+
+
+@pytest.mark.parametrize("damage", ["a byte of the machine code", "its end is missing", "it is empty"])
+def test_a_damaged_file_is_made_again_with_a_warning(
+    damage: str, made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = made.read_bytes()
+    middle = len(content) // 2
+    changed = bytes([content[middle] ^ 1])
+    damaged = {"a": content[:middle] + changed + content[middle + 1 :], "its": content[:-1], "it": b""}
+    made.write_bytes(damaged[damage.split()[0]])
+    assert not is_cached(UNIT)
+    caplog.clear()
+    monkeypatch.setattr(BackgroundLibrary, "_compile", lambda _: content)
+    assert_works()
+    assert set(caplog.messages) == {f"{made}: compiling again (the file is damaged)"}
+    assert made.read_bytes() == content
+
+
+def test_another_cpu_has_a_file_of_its_own(made: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "")
+    assert not is_cached(UNIT)
+    assert_works()
+    assert len(cached_files(cache)) == 2
+
+
+def test_a_cpu_that_the_compiler_does_not_know_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CPU_NAME", "no-such-cpu")
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "")
+    with pytest.raises(CompiledError, match=r"the compiler ended with status .*LLVM ERROR"):
+        load_compiled(UNIT)
+
+
+def test_a_cache_that_cannot_be_written_costs_a_compilation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/self")  # nobody can create a folder there, not even root
+    assert_works()
+    (line,) = set(caplog.messages)
+    assert "compiled functions cannot be kept there" in line
+    assert "set XDG_CACHE_HOME" in line
+
+
+def test_a_folder_of_others_is_not_trusted(made: Path) -> None:
+    made.parent.chmod(0o770)
+    assert not is_cached(UNIT)
+    with pytest.raises(CompiledError, match="other users can open it"):
+        load_compiled(UNIT)
+
+
+def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import PackageNotFoundError
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("pretraining.system.compiled.unit.version", missing)
+    assert not is_cached(UNIT)
+    with pytest.raises(CompiledError, match=r"numba is not installed; pip install"):
+        load_compiled(UNIT)
+
+
+def test_a_compiler_at_work_ends_with_the_program(cache: Path) -> None:
+    library = BackgroundLibrary(UNIT)
+    library.close()
+    assert library.library is None
+    assert library.problem is not None
+    assert "compiler ended with status" in library.problem
