@@ -9,7 +9,6 @@ from pretraining.system.compiled.unit import CompiledError
 from tests.conftest import run_fine
 from tests.unit.system.compiled.conftest import UNIT, assert_works, cached_files
 
-
 SECOND_START = """
 import subprocess, sys
 from tests.unit.system.compiled.conftest import assert_works
