@@ -108,7 +108,7 @@ class BatchEncoder:
                 num_text_bytes=list(map(len, texts)),
                 splits=list(map(self.splits.number_of, texts)),
             ),
-            ids=flat.ids.astype(id_dtype(self.tokenizer.vocab_size)),
+            ids=flat.ids.astype(id_dtype(self.tokenizer.vocab_size), copy=False),
             lengths=flat.lengths,
             skipped=skipped_lines,
             end=batch.end,
