@@ -18,15 +18,13 @@ from collections.abc import Sequence
 
 from pretraining.cli.arguments.finetune import parse_finetune_arguments
 from pretraining.cli.program import importing_libraries, run_program
-from pretraining.system.launchers import spans_machines
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and find model and files, then train; torch is imported after that, so a mistake costs no time."""
-    if spans_machines():
-        from pretraining.training.distributed.machines import meet_machines
+    from pretraining.training.distributed.machines import meet_machines
 
-        meet_machines()
+    meet_machines()
     arguments = parse_finetune_arguments(__doc__ or "", argv)
     run = arguments.run
     if run.trainer.get("use_cpu"):

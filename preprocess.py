@@ -32,7 +32,7 @@ from pretraining.data.build.origin import Hashes, build_store_spec, start_hashin
 from pretraining.data.build.partial_store import finished_store, is_occupied
 from pretraining.data.build.pipeline import make_block_store
 from pretraining.data.build.ranks import Ranks
-from pretraining.data.input.files import InputFile
+from pretraining.data.input.files import InputFile, text_bytes
 from pretraining.data.input.find import find_inputs
 from pretraining.data.store.manifest import Manifest
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
@@ -50,7 +50,10 @@ def main(argv: Sequence[str]) -> None:
     ranks = Ranks(num_slices=arguments.num_slices)
     hashes = start_hashing(files if ranks.is_first else [], arguments.output_dir)
     tokenizer = load_document_tokenizer(
-        arguments.tokenizer, add_bos=arguments.add_bos, backend=arguments.tokenizer_backend
+        arguments.tokenizer,
+        add_bos=arguments.add_bos,
+        backend=arguments.tokenizer_backend,
+        num_bytes=text_bytes(files),
     )
     if ranks.is_first and arguments.push_to_hub is not None:
         from pretraining.data.hub.upload import check_token  # the Hub's client takes 0.2 s, half of a start

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from pretraining.cli.arguments.pretrain import DataArguments, PretrainArguments, parse_pretrain_arguments
 from pretraining.cli.program import importing_libraries, run_program
-from pretraining.system.launchers import spans_machines
 
 if TYPE_CHECKING:
     from pretraining.data.mixture import Mixture
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     """Read the flags and check model and data, then train; torch is imported after that, so a mistake costs no time."""
-    if spans_machines():
-        from pretraining.training.distributed.machines import meet_machines
+    from pretraining.training.distributed.machines import meet_machines
 
-        meet_machines()
+    meet_machines()
     arguments = parse_pretrain_arguments(__doc__ or "", argv)
     if arguments.trainer.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -136,7 +136,7 @@ def _continue(
 def _generate(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], flags: GenerateArguments
 ) -> int:
-    eos = eos_ids(model)
+    eos = eos_ids(model.config)
     tokenizer.pad_token_id, tokenizer.padding_side = min(eos), "left"
     sampling = {"temperature": flags.temperature, "top_k": flags.top_k, "top_p": flags.top_p}
     config = GenerationConfig(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.results import PROJECT_DIR, table, write_section
@@ -172,14 +171,7 @@ def _verdict(arguments: PretrainArguments, run: PlannedRun) -> tuple[str, str]:
     if not suggestions:
         return "no", ""
     first = suggestions[0]
-    num_groups = first.layout.num_processes // first.layout.sequence_parallel_size
-    num_micro_steps = run.batch.blocks // (first.layout.micro_batch_blocks * num_groups)
-    batch = replace(
-        run.batch,
-        micro_batch_blocks=first.layout.micro_batch_blocks,
-        gradient_accumulation_steps=num_micro_steps,
-        num_processes=first.layout.num_processes,
-    )
+    batch = run.batch.divided_for(first.layout)
     costs = plan_costs(arguments.plan, first.layout, batch, run.machine.gpu_type, num_tokens=None)
     assert costs is not None, "the kinds are listed"
     return f"with `{' '.join(first.flags)}`: {first.needs}", f"{costs.hours:.1f}"

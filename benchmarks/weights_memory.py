@@ -37,8 +37,7 @@ class MemoryArguments:
 
 def main(argv: Sequence[str]) -> None:
     """Load the model in a process group, and print the peaks of each process in turn."""
-    words = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
-    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Memory", MemoryArguments)], words)
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Memory", MemoryArguments)], argv, first=["model"])
     parent = find_parent(arguments.model or "", flag="--model", needs_tokenizer=False)
     num_bytes = sum(path.stat().st_size for path in weight_files(Path(parent.folder)))
 

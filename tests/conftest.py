@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,14 @@ def run(
         **source,
     )
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def wait_until(is_so: Callable[[], object], output: Callable[[], str] = str) -> None:
+    """Wait for what comes however slow the machine is; `output` tells more if it does not."""
+    hangs_at = time.monotonic() + HANG_SECONDS
+    while not is_so():
+        assert time.monotonic() < hangs_at, output()[-6000:]
+        time.sleep(0.05)
 
 
 def run_fine(*words: object, **options: object) -> Done:

@@ -48,8 +48,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     """Evaluate, show and write what the flags select."""
-    words = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
-    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Evaluation", EvaluationArguments)], words)
+    (arguments,) = parse_recipe(
+        __doc__ or "", [dataclass_group("Evaluation", EvaluationArguments)], argv, first=["model"]
+    )
 
     from pretraining.system.files import check_new_file
 

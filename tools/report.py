@@ -41,8 +41,7 @@ class ReportArguments:
 
 def main(argv: Sequence[str]) -> None:
     """Write the page."""
-    words = ["--runs", *argv] if argv and not argv[0].startswith("-") else argv
-    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Report", ReportArguments)], words)
+    (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Report", ReportArguments)], argv, first=["runs"])
     from pretraining.runs.report.report import write_comparison, write_report
 
     if arguments.output is None:

@@ -66,13 +66,13 @@ def num_steps(row: Row, *, is_slot: bool) -> int:
 
 ROWS = (
     Row("7B: layers compiled, nothing computed again"),
-    Row("compiled and computed again", flags=("--activation_checkpointing", "true")),
     Row("7B, plain: layers computed again, not compiled", flags=RECOMPUTED),
     Row(
         "flash attention of torch in place of cuDNN's",
         # torch reads the second; the first is its name before 2.10.
         environment={"TORCH_CUDNN_SDPA_PREFERRED": "0", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"},
     ),
+    Row("compiled and computed again", flags=("--activation_checkpointing", "true")),
     Row("liger-kernel in place of torch.compile", flags=(*PLAIN, "--use_liger_kernel", "true"), package="liger_kernel"),
     Row("FlashAttention-3", flags=("--attention_implementation", "flash_attention_3"), package="flash_attn_interface"),
     Row("FlashAttention-2", flags=("--attention_implementation", "flash_attention_2"), package="flash_attn"),

@@ -130,7 +130,7 @@ def zero_stage(config: Mapping[str, Any]) -> int:
     return int(config["zero_optimization"]["stage"])
 
 
-def offloads(config: dict[str, Any], what: str, *, to: str | None = None) -> bool:
+def offloads(config: Mapping[str, Any], what: str, *, to: str | None = None) -> bool:
     """Whether `what` ("optimizer" or "param") is kept in host memory or on disk; or in one of them, "cpu" or "nvme"."""
     section = config["zero_optimization"].get(f"offload_{what}") or {}
     device = section.get("device", "none")

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ CHOICE_HINTS = {
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON object"}
 
 
-# Of flags that exclude each other, one on the command line replaces the others of a recipe.
+# Flags that exclude each other: one on the command line replaces the others of a recipe.
 EXCLUSIVE = (
     ("global_batch_tokens", "global_batch_blocks"),
     ("max_tokens", "max_steps", "num_train_epochs"),
@@ -38,14 +38,15 @@ EXCLUSIVE = (
 EXCLUDED_BY = {name: tuple(other for other in names if other != name) for names in EXCLUSIVE for name in names}
 
 
-def exclusion_problems(given: Collection[str]) -> list[str]:
-    """What is wrong with the flags of a command line that exclude --num_train_epochs, whose default does not show it.
+def exclusion_problems(given: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is wrong with flags that were given together, by their words.
 
-    >>> exclusion_problems(["max_steps", "num_train_epochs"])
-    ['--num_train_epochs --max_steps: exclude each other; keep one']
+    >>> exclusion_problems({"num_train_epochs": ["3"], "max_steps": ["10"], "seed": ["1"]})
+    ['--max_steps 10 --num_train_epochs 3: exclude each other; keep one']
     """
-    others = EXCLUDED_BY["num_train_epochs"] if "num_train_epochs" in given else ()
-    return [f"--num_train_epochs --{other}: exclude each other; keep one" for other in others if other in given]
+    words = {name: shortened(" ".join(" ".join(texts).split())) for name, texts in given.items()}
+    found = ([f"--{name} {words[name]}" for name in names if name in words] for names in EXCLUSIVE)
+    return [f"{' '.join(some)}: exclude each other; keep one" for some in found if some[1:]]
 
 
 def flag_problem(name: str, names: Iterable[str], rejected: Mapping[str, str]) -> str:

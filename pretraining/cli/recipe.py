@@ -55,20 +55,23 @@ def parse_recipe(
     problems: list[str] = []
     parser, words = _help_parser(description, groups, first), _with_names(first, argv)
     command_line, recipe_path = _command_line_settings(parser, words, flags, rejected, problems)
-    last = {setting.name: setting.texts for setting in command_line}
-    given = [name for name, texts in last.items() if texts not in UNSET]
-    replaced = {other for name in given for other in EXCLUDED_BY.get(name, ())}
-    problems += exclusion_problems(given)
+    replaced = {other for name in _given(command_line) for other in EXCLUDED_BY.get(name, ())}
     recipe = [] if recipe_path is None else recipe_settings(recipe_path, flags, problems)
     settings = [setting for setting in recipe if setting.name not in replaced] + command_line
     values, out_of_range = _checked_values(settings, flags, rejected, problems)
     built = [] if problems else _built(groups, values, out_of_range)
-    problems += out_of_range
+    problems += out_of_range + exclusion_problems(_given(settings))
     raise_problems(problems)
     for name in {setting.name for setting in settings} - {setting.name for setting in command_line}:
         if name.endswith(HOOK_ENDING) and values[name] is not None:
             logger.warning("recipe %s runs code: --%s %s", recipe_path, name, values[name])
     return built
+
+
+def _given(settings: Iterable[Setting]) -> dict[str, list[str]]:
+    """The words of the flags that are set, without those that leave their place to another one."""
+    last = {setting.name: setting.texts for setting in settings}
+    return {name: texts for name, texts in last.items() if texts not in UNSET}
 
 
 def _with_names(names: Sequence[str], argv: Sequence[str]) -> list[str]:

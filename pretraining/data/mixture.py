@@ -74,20 +74,29 @@ class Mixture:
         return [part.store.manifest.splits[split].num_blocks for part in self.parts]
 
 
-def load_mixture(datasets: Sequence[str], *, revision: str | None) -> Mixture:
+def load_mixture(
+    datasets: Sequence[str], *, revision: str | None, opened: dict[str, BlockStore] | None = None
+) -> Mixture:
     """Open the block stores of --dataset and --dataset_revision; those of the Hub are downloaded.
+
+    `opened` has those that the run has opened already, by folder or Hub id; the others are added.
 
     Raises:
         UserError: when one is missing, the weights are invalid, or the stores are not compatible.
     """
     named = read_dataset_texts(datasets)
-    if revision is not None and len(datasets) > 1:
+    stores = {} if opened is None else opened
+    places = [str(Path(store).resolve()) if Path(store).exists() else store for _, store, _ in named]
+    if revision is not None and len(named) + len(stores.keys() - set(places)) > 1:
         raise UserError(
             f"--dataset_revision {revision}: works with one --dataset only; remove it, or download the data sets first"
         )
-    parts = [WeightedStore(name, weight, find_store(store, revision=revision)) for name, store, weight in named]
-    for part in parts[1:]:
-        check_compatible(parts[0].store, part.store)
+    for place, (_, store, _) in zip(places, named, strict=True):
+        if place not in stores:
+            stores[place] = find_store(store, revision=revision)
+    parts = [WeightedStore(name, weight, stores[at]) for at, (name, _, weight) in zip(places, named, strict=True)]
+    for part in parts:
+        check_compatible(next(iter(stores.values())), part.store)
     return Mixture(tuple(parts))
 
 

@@ -4,19 +4,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from pretraining.cli.arguments.phases import PhaseArguments
 from pretraining.cli.arguments.pretrain import DataArguments
-from pretraining.data.mixture import (
-    BlockStore,
-    Mixture,
-    WeightedStore,
-    check_compatible,
-    find_store,
-    load_mixture,
-    read_dataset_texts,
-)
+from pretraining.data.mixture import BlockStore, Mixture, WeightedStore, load_mixture
 from pretraining.errors import UserError, raise_problems
 
 DATASET_FLAG = re.compile(r"^--dataset\b(?!_)")
@@ -37,18 +28,11 @@ def load_data(flags: DataArguments) -> Mixture:
 
 
 def _load_phase(phase: PhaseArguments, revision: str | None, stores: dict[str, BlockStore]) -> Mixture:
-    """The mixture of one phase; `stores` has those that are open, by folder or Hub id."""
-    parts = []
+    """The mixture of one phase; `stores` has those that are open."""
     with naming_phase(phase):
         if DataArguments(phase.dataset).is_synthetic:
             raise UserError("--dataset synthetic: random ids cannot be read in a phase; use a block store")
-        for name, store, weight in read_dataset_texts(phase.dataset):
-            place = str(Path(store).resolve()) if Path(store).exists() else store
-            if place not in stores:
-                stores[place] = find_store(store, revision=revision)
-                check_compatible(next(iter(stores.values())), stores[place])
-            parts.append(WeightedStore(name, weight, stores[place]))
-    return Mixture(tuple(parts))
+        return load_mixture(phase.dataset, revision=revision, opened=stores)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pretraining import PROJECT_DIR
 from pretraining.doctor.devices import has_nvlink_everywhere
 from pretraining.doctor.finding import Finding, failure, ok, warning_if
 from pretraining.system.formatting import format_bytes
-from pretraining.system.machines.network import use_interface
+from pretraining.system.machines.network import own_end, use_interface
 
 GPU_BYTES, CPU_BYTES = 2**28, 2**24
 NUM_CPU_PROCESSES = 2
@@ -66,10 +65,18 @@ def _problem(exit_codes: Sequence[int], errors: Sequence[str]) -> str | None:
     """The error of a rank, or that the ranks hang; None when all are done."""
     failed = [text for code, text in zip(exit_codes, errors, strict=True) if code not in (0, -signal.SIGKILL)]
     if failed:
-        lines = failed[0].splitlines()
-        shown = [line for line in lines if "Error" in line] or lines or ["without a message"]
-        return f"one failed, {shown[-1][:200]}"
+        return f"one failed, {last_error(failed[0], 'without a message')}"
     return f"no answer within {LIMIT_SECONDS} s" if any(exit_codes) else None
+
+
+def last_error(text: str, default: str) -> str:
+    r"""The last line that names an error, or else the last one; `default` where there is none.
+
+    >>> last_error("Traceback\nImportError: no NCCL\nbye", "nothing")
+    'ImportError: no NCCL'
+    """
+    lines = [line for line in text.splitlines() if line.strip()] or [default]
+    return ([line for line in lines if "Error" in line] or lines)[-1][:200]
 
 
 def assess(measured: dict, *, has_nvlink: bool) -> Finding:
@@ -99,7 +106,7 @@ def measure() -> dict:
     # torch's own store would listen on all network interfaces; torchrun has started one already.
     store = os.environ.get(STORE_VARIABLE)
     if store is None:
-        use_interface(_own_end(os.environ["MASTER_ADDR"]))  # as in a run: gloo's choice may be the loopback interface
+        use_interface(own_end(os.environ["MASTER_ADDR"]))  # as in a run: gloo's choice may be the loopback interface
     init_method = None if store is None else f"file://{store}"
     dist.init_process_group(backend, init_method=init_method, rank=int(os.environ["RANK"]), world_size=size)
     rate = _mean_rate(torch.zeros(num_bytes // 4, device=device))
@@ -129,14 +136,6 @@ def _mean_rate(tensor: Any) -> float:
         return num_bytes / seconds_per_round(1)
     seconds_per_round(NUM_WARMUP_ROUNDS)
     return num_bytes / seconds_per_round(NUM_ROUNDS)
-
-
-def _own_end(address: str) -> str | None:
-    """The address of this machine from which it reaches another one; nothing is sent."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 1))
-        return probe.getsockname()[0]
-    return None
 
 
 def _start(rank: int, size: int, store: Path) -> subprocess.Popen[str]:

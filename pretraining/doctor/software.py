@@ -9,13 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from pretraining import PROJECT_DIR
 from pretraining.doctor.devices import NO_DRIVER, ask, num_nvidia_devices, open_gpus
 from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
 from pretraining.system.gpus import driver_gpu_names
+from pretraining.system.machines.software import installed_version
 from pretraining.system.torch_environment import INSTALL_COMPILERS, compiler_problem
 
 MIN_PYTHON = (3, 11)
@@ -54,7 +54,7 @@ def requirements(_: Sequence[Path]) -> Iterator[Finding]:
     lines = (PROJECT_DIR / "requirements.txt").read_text(encoding="utf-8").splitlines()
     plain = [line.partition("#")[0].strip() for line in lines]
     wanted = {re.split(r"[<>=!~\[; ]", line)[0]: line for line in plain if line}
-    missing = [name for name in wanted if _version(name) is None]
+    missing = [name for name in wanted if installed_version(name) is None]
     if missing:
         figure = f"{len(missing)} of {len(wanted)} are missing: {', '.join(missing)}"
         fix = INSTALL_TORCH + INSTALL if "torch" in missing else INSTALL
@@ -92,7 +92,7 @@ def lock(_: Sequence[Path]) -> Iterator[Finding]:
     """Whether the installed versions are those that the suite was tested with; others of the lock are not needed."""
     lines = (PROJECT_DIR / "requirements.lock").read_text(encoding="utf-8").splitlines()
     locked = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    installed = {name: found.partition("+")[0] for name in locked if (found := _version(name))}
+    installed = {name: found.partition("+")[0] for name in locked if (found := installed_version(name))}
     other = {name: found for name, found in installed.items() if found != locked[name]}
     named = ", ".join(f"{name} {found} (tested with {locked[name]})" for name, found in other.items())
     figure = named or f"{len(installed)} packages in the versions tested"
@@ -101,36 +101,29 @@ def lock(_: Sequence[Path]) -> Iterator[Finding]:
 
 def pynvml_owner(_: Sequence[Path]) -> Iterator[Finding]:
     """Whether NVIDIA's own package is the only one that installs the module `pynvml`."""
-    found = {name: version for name in NVML_RIVALS if (version := _version(name))}
+    found = {name: version for name in NVML_RIVALS if (version := installed_version(name))}
     fighting = {name: version for name, version in found.items() if int(version.split(".")[0]) < NVML_RIVALS[name]}
     remedy = f"python3 -m pip uninstall -y {' '.join(found)} && python3 -m pip install --force-reinstall nvidia-ml-py"
     named = ", ".join(f"{name} {version}" for name, version in found.items())
     if fighting:
-        figure = f"{named} shares the module pynvml with nvidia-ml-py {_version('nvidia-ml-py')}"
+        figure = f"{named} shares the module pynvml with nvidia-ml-py {installed_version('nvidia-ml-py')}"
         yield failure("pynvml", figure, remedy, found=found)
     elif found:
         yield warning("pynvml", f"{named} is installed, a deprecated name of nvidia-ml-py", remedy, found=found)
-    elif _version("nvidia-ml-py") is None:
+    elif installed_version("nvidia-ml-py") is None:
         yield warning("pynvml", "nvidia-ml-py is missing: GPUs cannot be queried", INSTALL)
     else:
-        yield ok("pynvml", f"nvidia-ml-py {_version('nvidia-ml-py')} alone")
+        yield ok("pynvml", f"nvidia-ml-py {installed_version('nvidia-ml-py')} alone")
 
 
 def _other_version(name: str, line: str) -> str | None:
     """The installed version, if `line` does not allow it."""
-    found = _version(name)
+    found = installed_version(name)
     if found is None:
         return None
     from packaging.requirements import Requirement
 
     return None if Requirement(line).specifier.contains(found, prereleases=True) else found
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ def score_model(
     from pretraining.training.data.batch import Batch
     from pretraining.training.metrics.evaluation import losses_by
     from pretraining.training.model.loss import TokenLosses
-    from pretraining.training.tasks.metrics import encode_tasks
+    from pretraining.training.tasks.encoding import encode_tasks
     from pretraining.training.tasks.requests import BatchShapes
-    from pretraining.training.tasks.scoring import length_multiple, score_tasks
+    from pretraining.training.tasks.scoring import RequestScorer, length_multiple
 
     def losses_of(batch: Batch) -> TokenLosses:
         return losses_by(model)({name: values.to(model.device) for name, values in batch.items()})
@@ -41,7 +41,7 @@ def score_model(
     positions = model.config.max_position_embeddings
     requests = encode_tasks(tasks, tokenizer, num_positions=positions, flag="--tasks")
     shapes = BatchShapes(batch_tokens, positions, multiple=length_multiple(model.device))
-    return task_metrics(score_tasks(losses_of, requests, shapes=shapes, device=model.device))
+    return task_metrics(RequestScorer(losses_of, shapes, model.device).tasks(requests))
 
 
 def task_lines(scores: Mapping[str, TaskScores]) -> Iterator[str]:

@@ -139,9 +139,7 @@ def encode_messages(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str,
 
 def answer_ends(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """Ids that end an answer: EOS of model, generation config and tokenizer, and what the template puts after it."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = eos_ids(model) | set(configured if isinstance(configured, list) else [configured])
-    ends.add(tokenizer.eos_token_id)
+    ends = eos_ids(model.config) | eos_ids(model.generation_config) | {tokenizer.eos_token_id}
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": SAMPLE_ANSWER}]
     with rendering_limits(num_bytes_of(messages)):
         text, _ = render_messages(tokenizer, messages, "")

@@ -80,7 +80,7 @@ def complete_requests(
     if not requests:
         return
     if arguments.num_beams > 1:
-        sequences = beam_search(model, requests, eos_ids(model), arguments)
+        sequences = beam_search(model, requests, eos_ids(model.config), arguments)
     else:
         num_positions = max(len(request.ids) for request in requests) + arguments.max_new_tokens
         num_rows = min(arguments.batch_size, len(requests), max_rows(model, num_positions))
@@ -100,7 +100,7 @@ class _StoppingCriteria:
         arguments: GenerateArguments,
         on_token: OnToken | None,
     ) -> None:
-        self._eos = eos_ids(model)
+        self._eos = eos_ids(model.config)
         self._tokenizer = tokenizer
         self._arguments = arguments
         self._on_token = on_token
@@ -229,7 +229,7 @@ def _check_ids(prompts: Sequence[str], all_ids: Sequence[Sequence[int]], config:
             )
 
 
-def eos_ids(model: LlamaForCausalLM) -> set[int]:
-    """Ids that end a completion; some models have several."""
-    ids = model.config.eos_token_id
+def eos_ids(config: LlamaConfig | GenerationConfig | None) -> set[int]:
+    """Ids that end a completion; some models have several, or others in their generation config."""
+    ids = None if config is None else config.eos_token_id
     return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}

@@ -6,7 +6,7 @@ from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.cli.arguments.run import PlanArguments
 from pretraining.planning.flops import flops_per_token, num_parameters
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.layout import HALF_TYPES, TrainingLayout
+from pretraining.planning.layout import TrainingLayout
 from pretraining.planning.model_states import model_states
 from pretraining.planning.speed import Speeds, tokens_per_second_per_gpu
 from pretraining.system.gpus import GpuType
@@ -116,12 +116,13 @@ def plan_costs(
 ) -> Costs | None:
     """Estimate the costs at --assumed_hfu, of a billion tokens if their number is unknown.
 
-    None for unlisted GPUs, and in fp32, which the peaks of the list are not of.
+    None where the speed is unknown.
     """
-    if gpu_type is None or layout.precision not in HALF_TYPES:
+    speed = tokens_per_second_per_gpu(layout, batch, gpu_type, Speeds.of(flags))
+    if gpu_type is None or speed is None:
         return None
     return Costs(
-        tokens_per_second_per_gpu=tokens_per_second_per_gpu(layout, batch, gpu_type, Speeds.of(flags)),
+        tokens_per_second_per_gpu=speed,
         flops_per_token=flops_per_token(layout.shape, block_length=layout.block_length),
         peak_flops_per_second=gpu_type.peak_flops_per_second,
         num_tokens=BILLION if num_tokens is None else num_tokens,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import TrainingLayout
+from pretraining.planning.length import two_digits
 from pretraining.planning.speed import recomputed_share
 
 MAX_SHARE = 0.1  # of the time, above which evaluation deserves a warning
@@ -92,20 +93,16 @@ class EvaluationPlan:
     def _fitting_flags(self) -> Iterator[str]:
         spare = self._training * MAX_SHARE / (1 - MAX_SHARE)  # forward passes
         partial = replace(self, num_blocks=1) if self.num_validation_blocks > 1 else self
-        num_blocks = _two_digits(spare / partial.num_evaluations, up=False)
+        num_blocks = int(two_digits(spare / partial.num_evaluations, min_unit=1))
         num_blocks -= num_blocks % self.batch.num_groups
         if partial.is_partial and num_blocks >= MIN_BLOCKS:
             yield f"--eval_blocks {num_blocks}"
         num_allowed = int(spare // self._padded(self.num_blocks)) - self.on_start
         num_allowed += not self.is_partial  # the final one is not counted
-        if num_allowed > 0 and (every := _two_digits(self.num_steps / num_allowed, up=True)) <= self.num_steps:
-            yield f"--eval_steps {every}"
-
-
-def _two_digits(number: float, *, up: bool) -> int:
-    """A number rounded up or down to two significant digits, and at least to a whole number."""
-    unit = 10 ** max(0, len(str(int(number))) - 2)
-    return (math.ceil if up else math.floor)(number / unit) * unit
+        if num_allowed > 0:
+            every = int(two_digits(self.num_steps / num_allowed, up=True, min_unit=1))
+            if every <= self.num_steps:
+                yield f"--eval_steps {every}"
 
 
 def plan_evaluation(

@@ -10,7 +10,7 @@ from functools import partial
 
 from pretraining.planning.activations import activations, evaluation_bytes
 from pretraining.planning.flops import layer_parameters, num_parameters
-from pretraining.planning.layout import FP32_BYTES, HALF_TYPES, MAX_MESSAGES_IN_FLIGHT, TrainingLayout
+from pretraining.planning.layout import CONTEXT_BYTES, FP32_BYTES, HALF_TYPES, MAX_MESSAGES_IN_FLIGHT, TrainingLayout
 from pretraining.planning.model_states import largest_parameter, model_states, sub_groups
 from pretraining.planning.zero.flat_groups import (
     flattening_bytes,
@@ -30,8 +30,6 @@ NORM_CHUNK = 250_000_000  # weights of an offloaded gradient whose norm is compu
 ADAMW_CHUNK = 1 << 25  # on a CPU: 256 MB whatever the size of a partition
 FUSED_ADAMW_CHUNK = 1 << 23  # on a GPU: 64 MB, of which its cache (50 MB on H100) holds most; 800 chunks for 7B
 MUON_COPIES = 6  # of the largest matrix in bf16: whole, sent, received, and three of Newton-Schulz iteration
-# Assumed: a CUDA context with the loaded kernels takes 0.5 to 0.8 GB, workspaces of cuBLAS and cuDNN the rest.
-CONTEXT_BYTES = 1_500_000_000
 # Assumed, of several GPUs: DeepSpeed clones the group of all processes (utils/groups.py), so NCCL has two communicators
 # of up to 32 channels, each with buffers of 4 MiB and those of two small protocols for either neighbor.
 NCCL_BYTES = 1_000_000_000
@@ -108,7 +106,7 @@ def _gpu_parts(layout: TrainingLayout, *, has_gpu: bool) -> Iterator[Part]:
     loss, layer, step, evaluation = PHASES
     if not layout.offload_parameters:
         yield Part("weights", states.weights, ALWAYS)
-    if layout.stage < 3 and not flattens_on_host(layout, context_bytes=CONTEXT_BYTES):
+    if layout.stage < 3 and not flattens_on_host(layout):
         yield Part("weights, before they are flat", flattening_bytes(layout) - states.weights, (START,))
     yield Part("small weights, kept whole", states.whole_weights)
     yield Part("second copy (hpZ)", states.second_copy)
@@ -168,7 +166,7 @@ def _processes(layout: TrainingLayout, *, has_gpu: bool) -> Part:
 
 def _host_parts(layout: TrainingLayout) -> Iterator[Part]:
     states, local = model_states(layout), layout.num_local_processes
-    if flattens_on_host(layout, context_bytes=CONTEXT_BYTES):
+    if flattens_on_host(layout):
         yield Part("weights, as they are and flat", flattening_bytes(layout) * local, (START,))
     if layout.offload_parameters and not layout.parameters_on_disk:
         # Once a parameter at a time while the model is built, which torch's pinned pool keeps; and once flat.

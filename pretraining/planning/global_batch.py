@@ -5,6 +5,7 @@ from math import isqrt
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.errors import UserError
+from pretraining.planning.layout import TrainingLayout
 
 Heads = tuple[int, int]  # attention heads, and heads of keys and values
 
@@ -40,6 +41,16 @@ class GlobalBatch:
     def micro_step_blocks(self) -> int:
         """Token blocks per micro step over all processes, of which the blocks per step are a multiple."""
         return self.micro_batch_blocks * self.num_groups
+
+    def divided_for(self, layout: TrainingLayout) -> "GlobalBatch":
+        """The same blocks per step, by the processes and the micro batch of a layout."""
+        steps = self.blocks // layout.num_groups // layout.micro_batch_blocks
+        return replace(
+            self,
+            micro_batch_blocks=layout.micro_batch_blocks,
+            gradient_accumulation_steps=steps,
+            num_processes=layout.num_processes,
+        )
 
     def flag_for(self, num_blocks: int) -> str:
         """The flag that makes steps of `num_blocks`."""

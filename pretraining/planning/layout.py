@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pretraining.cli.deepspeed_config import offloads
 from pretraining.errors import UserError
 from pretraining.planning.flops import LlamaShape, layer_parameters
 from pretraining.system.gpus import GpuType
@@ -17,6 +18,8 @@ MAX_GPUS_PER_MACHINE = 8
 # cache back and starts again in every step, which takes 1 to 2 s: gradients of a Llama-2-7B summed in fp32 would take
 # 146.5 of the 150.1 GB of an H200, by what is counted.
 USABLE_SHARE = 0.96
+# Assumed: a CUDA context with the loaded kernels takes 0.5 to 0.8 GB, workspaces of cuBLAS and cuDNN the rest.
+CONTEXT_BYTES = 1_500_000_000
 # Sizes for a model with small layers, in numbers of weights; 2e8 is a layer of Llama-2-7B.
 MIN_REDUCE_BUCKET = 50_000_000
 MIN_PREFETCH = 200_000_000
@@ -98,7 +101,8 @@ def resolve_hpz(zero: Mapping[str, Any], machine: "MachineSpec", *, place: str) 
     size, local = zero.get(HPZ_KEY, 1), machine.num_local_processes
     if size in (0, 1):
         return dict(zero)
-    offloaded = [name for name in ("offload_optimizer", "offload_param") if _is_on(zero.get(name))]
+    config = {"zero_optimization": zero}
+    offloaded = [f"offload_{what}" for what in ("optimizer", "param") if offloads(config, what)]
     if offloaded:  # DeepSpeed issue 6926: the loss does not move
         problem = f"is not accepted with {offloaded[0]} (DeepSpeed trains wrongly with both); remove one of them"
     elif machine.num_processes == local:
@@ -111,10 +115,6 @@ def resolve_hpz(zero: Mapping[str, Any], machine: "MachineSpec", *, place: str) 
     else:
         return {**zero, HPZ_KEY: local}
     raise UserError(f"{place}: zero_optimization.{HPZ_KEY} {size}: {problem}")
-
-
-def _is_on(offload: Mapping[str, Any] | None) -> bool:
-    return bool(offload) and dict(offload or {}).get("device", "none") != "none"
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class TrainingLayout:
     mlp_tiles: int | None = None
     compiles_layers: bool = False
     computes_in_fp8: bool = False  # the matrix multiplications of compiled layers
-    keeps_fp32_sums: bool = False  # --grad_accum_dtype fp32 was given, so offloading does not change it
+    asked_sums: str = AUTO  # --grad_accum_dtype, from which `grad_accum_dtype` follows
     frees_gradients_at_once: bool = True  # of ZeRO-1 in bf16: immediate_grad_update, else they stay until the step
     device_bytes: int | None = None  # that the GPU reports, whatever --gpu_memory_limit; None: enough, or no GPU
 
@@ -173,6 +173,11 @@ class TrainingLayout:
     def takes_mask(self) -> bool:
         """Whether this attention separates masked documents by a mask; the others take the bounds of documents."""
         return self.attention in ("eager", "sdpa")
+
+    @property
+    def num_groups(self) -> int:
+        """Processes, or groups of them, that work on different blocks."""
+        return self.num_processes // self.sequence_parallel_size
 
     @property
     def num_tokens(self) -> int:

@@ -13,7 +13,6 @@ GOOD_STEPS = 1000  # that a suggested batch makes, if there are as many micro st
 # Up to 4 epochs of the same text are about as good as new text; later ones add less and less (arXiv 2305.16264).
 MAX_EPOCHS = 10
 MIN_STEP_BLOCKS = 8  # that are suggested: the gradient of fewer is mostly noise
-SYNTHETIC = "synthetic"  # the name of a block store of random ids, of which there is no more text
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,10 @@ class RunLength:
 
 
 def length_advice(arguments: PretrainArguments, run: RunLength) -> Iterator[str]:
-    """Yield a warning with the flags that fit for all that is likely a mistake; nothing for most runs."""
-    is_synthetic = any(source.store == SYNTHETIC for source in run.sources)
-    too_large = oversized_step(run.batch, run.num_blocks, warmup_steps=run.warmup_steps, is_synthetic=is_synthetic)
-    if too_large is not None:
-        yield too_large
-        return
+    """Yield a warning with the flags that fit for all that is likely a mistake; nothing for most runs.
+
+    Its step is not an `oversized_step`.
+    """
     smaller = _smaller_batch(arguments, run)
     if run.num_steps <= run.warmup_steps:
         yield _long_warmup(arguments, run, smaller)
@@ -55,7 +52,7 @@ def length_advice(arguments: PretrainArguments, run: RunLength) -> Iterator[str]
             f"{_more_steps(arguments, run.num_steps * run.batch.blocks // smaller)}"
         )
     for source in run.sources:
-        if source.epochs > MAX_EPOCHS and not is_synthetic:
+        if source.epochs > MAX_EPOCHS and not arguments.data.is_synthetic:
             yield _repeated(arguments, run, source)
 
 
@@ -164,7 +161,7 @@ def _repeated(arguments: PretrainArguments, run: RunLength, source: Source) -> s
     steps = math.floor(run.num_steps * MAX_EPOCHS / source.epochs)
     epochs = float(MAX_EPOCHS)
     if len(run.sources) > 1 and _follows_data(arguments):  # an epoch is one over all blocks, not over this source
-        epochs = _round_down(arguments.trainer["num_train_epochs"] * MAX_EPOCHS / source.epochs)
+        epochs = two_digits(arguments.trainer["num_train_epochs"] * MAX_EPOCHS / source.epochs)
     shorter = f"{_length_flag(arguments, run, max(1, steps), epochs)} for {MAX_EPOCHS} times"
     fitting = f"{shorter}, or preprocess more text"
     if arguments.data.phases:
@@ -182,10 +179,14 @@ def _weight_for(run: RunLength, source: Source) -> float:
     """The weight with which a source is read MAX_EPOCHS times, rounded down to two digits."""
     total = sum(other.weight for other in run.sources)
     share = source.weight / total * MAX_EPOCHS / source.epochs
-    return _round_down(share / (1 - share) * (total - source.weight))
+    return two_digits(share / (1 - share) * (total - source.weight))
 
 
-def _round_down(value: float) -> float:
-    """Round a positive number down to two digits."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.floor(value / unit) * unit
+def two_digits(number: float, *, up: bool = False, min_unit: float = 0.0) -> float:
+    """A positive number rounded down, or up, to two digits, and to a multiple of `min_unit` if it is a power of ten.
+
+    >>> two_digits(1234), two_digits(1234, up=True), two_digits(1.5, min_unit=1.0)
+    (1200.0, 1300.0, 1.0)
+    """
+    unit = max(min_unit, 10.0 ** (math.floor(math.log10(number)) - 1))
+    return (math.ceil if up else math.floor)(number / unit) * unit

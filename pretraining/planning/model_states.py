@@ -31,11 +31,6 @@ class ModelStates:
     moments: int  # of the optimizer
     updated_weights: int = 0  # of an offloaded optimizer below stage 3, in the precision of the forward
 
-    @property
-    def optimizer(self) -> int:
-        """Bytes that are offloaded with the optimizer in stage 3."""
-        return self.gradients + self.gradient_copies + self.master_weights + self.moments
-
 
 @dataclass(frozen=True)
 class SubGroup:
@@ -58,7 +53,7 @@ def model_states(layout: TrainingLayout) -> ModelStates:
         return _states_of_flat_groups(layout, size, groups)
     return ModelStates(
         weights=size * layout.weight_bytes,
-        whole_weights=sum(whole_sizes(layout)) * layout.weight_bytes,
+        whole_weights=_whole_weights(layout) * layout.weight_bytes,
         second_copy=_second_copy(layout),
         gradients=size * GRADIENT_BYTES[layout.grad_accum_dtype],
         gradient_copies=size * FP32_BYTES if layout.offload_optimizer else 0,
@@ -85,10 +80,8 @@ def _second_copy(layout: TrainingLayout) -> int:
     """Partitions of the parameters that are gathered each time; they are thrown away after a step and made again."""
     if layout.zero.hpz_partition_size == 1:
         return 0
-    num, threshold = layout.num_processes, layout.zero.param_persistence_threshold
-    sizes = (math.prod(dimensions) for _, dimensions in parameter_shapes(layout.shape))
-    padded = (-(-size // num) * num for size in sizes if size > threshold)
-    return sum(size // layout.zero.hpz_partition_size for size in padded) * layout.weight_bytes
+    gathered, _ = gathered_sizes(layout)
+    return sum(size // layout.zero.hpz_partition_size for size in gathered) * layout.weight_bytes
 
 
 def sub_groups(layout: TrainingLayout) -> list[SubGroup]:
@@ -110,13 +103,19 @@ def sub_groups(layout: TrainingLayout) -> list[SubGroup]:
     return [SubGroup(tuple(part), is_muon) for partitions, is_muon in kinds for part in _cut(partitions, size)]
 
 
-def whole_sizes(layout: TrainingLayout) -> list[int]:
-    """Weights, padding included, of each parameter that every process keeps as a whole beside its partition."""
-    if layout.num_processes == 1 and not layout.offload_parameters:
-        return []  # the partition is the whole
+def gathered_sizes(layout: TrainingLayout) -> tuple[list[int], list[int]]:
+    """Weights, padding included, of the parameters that stage 3 gathers each time, and of those that stay whole."""
+    num, threshold = layout.num_processes, layout.zero.param_persistence_threshold
     sizes = [math.prod(dimensions) for _, dimensions in parameter_shapes(layout.shape)]
-    num = layout.num_processes
-    return [-(-size // num) * num for size in sizes if size <= layout.zero.param_persistence_threshold]
+    gathered = [-(-size // num) * num for size in sizes if size > threshold]
+    return gathered, [-(-size // num) * num for size in sizes if size <= threshold]
+
+
+def _whole_weights(layout: TrainingLayout) -> int:
+    """Weights, padding included, that every process keeps as a whole beside its partition."""
+    if layout.num_processes == 1 and not layout.offload_parameters:
+        return 0  # the partition is the whole
+    return sum(gathered_sizes(layout)[1])
 
 
 def largest_parameter(layout: TrainingLayout) -> int:

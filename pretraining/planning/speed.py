@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pretraining.cli.arguments.run import PlanArguments
 from pretraining.planning.flops import flops_per_token
 from pretraining.planning.global_batch import GlobalBatch
-from pretraining.planning.layout import FP32_BYTES, TrainingLayout
+from pretraining.planning.layout import FP32_BYTES, HALF_TYPES, TrainingLayout
 from pretraining.planning.model_states import model_states
 from pretraining.planning.zero.flat_groups import keeps_sums_on_gpu
 from pretraining.planning.zero.traffic import Sent, sent_per_step
@@ -72,13 +72,17 @@ class Speeds:
         return cls(flags.assumed_hfu, flags.assumed_network_gbits * 1e9 / 8)
 
 
-def tokens_per_second_per_gpu(layout: TrainingLayout, batch: GlobalBatch, gpu: GpuType, speeds: Speeds) -> float:
+def tokens_per_second_per_gpu(
+    layout: TrainingLayout, batch: GlobalBatch, gpu: GpuType | None, speeds: Speeds
+) -> float | None:
     """Estimate the speed where a GPU computes at a share of its peak, recomputation included (PaLM, appendix B).
 
     What GPUs send each other hides behind the computation in stage 3, or the other way round; below it one follows the
     other. What is copied from and to host memory hides nowhere: the sums are copied in the stream that reduces the
-    gradients.
+    gradients. None for unlisted GPUs, and in fp32, which the peaks of the list are not of.
     """
+    if gpu is None or layout.precision not in HALF_TYPES:
+        return None
     return batch.tokens / layout.num_processes / sum(_step_seconds(layout, batch, gpu, speeds))
 
 

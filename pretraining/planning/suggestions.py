@@ -138,9 +138,7 @@ def _higher_stage(before: Suggestion, _: GlobalBatch) -> Iterator[Suggestion]:
 def _with_zero(layout: TrainingLayout, zero: ZeroSettings, machine: MachineSpec) -> TrainingLayout:
     """The layout with other settings of ZeRO, and the type of the sums that follows."""
     layout = replace(layout, zero=zero, frees_gradients_at_once=True)
-    if layout.keeps_fp32_sums:
-        return layout
-    return replace(layout, grad_accum_dtype=choose_gradient_type("auto", layout, machine).name)
+    return replace(layout, grad_accum_dtype=choose_gradient_type(layout.asked_sums, layout, machine).name)
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ def _more_blocks(before: Suggestion, batch: GlobalBatch) -> Iterator[Suggestion]
     """Yield larger micro batches, the largest first: what offloading copies per micro step stays the same."""
     if any(BLOCKS_FLAG in flag for flag in before.flags):
         return
-    blocks = batch.blocks // (before.layout.num_processes // before.layout.sequence_parallel_size)
+    blocks = batch.blocks // before.layout.num_groups
     for number in divisors(blocks):
         if before.layout.micro_batch_blocks < number <= ENOUGH_TOKENS // before.layout.block_length:
             layout = replace(before.layout, micro_batch_blocks=number)
@@ -200,18 +198,16 @@ def _micro_steps(layout: TrainingLayout, batch: GlobalBatch) -> tuple[str, ...]:
     """The flag that keeps the global batch where --global_batch_tokens does not."""
     if batch.follows_tokens:
         return ()
-    groups = layout.num_processes // layout.sequence_parallel_size
-    return (f"--gradient_accumulation_steps {batch.blocks // groups // layout.micro_batch_blocks}",)
+    return (f"--gradient_accumulation_steps {batch.divided_for(layout).gradient_accumulation_steps}",)
 
 
 def _more_gpus(before: Suggestion, batch: GlobalBatch) -> Iterator[Suggestion]:
     """Double the GPUs, repeatedly, as long as they divide the global batch."""
     number = before.layout.num_processes * 2
     while before.machine.has_gpu and number <= MAX_GPUS:
-        groups = number // before.layout.sequence_parallel_size
-        if batch.blocks % (groups * before.layout.micro_batch_blocks) == 0:
-            local = min(number, max(MAX_GPUS_PER_MACHINE, before.machine.num_local_processes))
-            layout = replace(before.layout, num_processes=number, num_local_processes=local)
+        local = min(number, max(MAX_GPUS_PER_MACHINE, before.machine.num_local_processes))
+        layout = replace(before.layout, num_processes=number, num_local_processes=local)
+        if batch.blocks % (layout.num_groups * layout.micro_batch_blocks) == 0:
             machine = replace(before.machine, num_processes=number, num_local_processes=local)
             nodes = (f"--num_nodes={number // local}",) if number > local else ()
             flags = (*before.flags, *nodes, f"--num_gpus={local}", *_micro_steps(layout, batch))
@@ -236,7 +232,7 @@ CHEAP_CHANGES: tuple[Change, ...] = (
     _FlagChange("--activation_checkpointing", {"checkpoint_every": 1}, lambda layout, _: layout.checkpoint_every != 1),
     _FlagChange(
         "--grad_accum_dtype bf16",
-        {"grad_accum_dtype": "bf16"},
+        {"grad_accum_dtype": "bf16", "asked_sums": "bf16"},
         lambda layout, _: layout.precision == "bf16" and layout.grad_accum_dtype == "fp32",
     ),
     _FlagChange("--optim adamw_bf16", {"optimizer": "adamw_bf16"}, lambda layout, _: layout.optimizer == "adamw"),

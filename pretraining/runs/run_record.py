@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.errors import UserError, raise_problems
-from pretraining.runs.environment import command, git_state, package_versions
+from pretraining.runs.command import command
 from pretraining.runs.record_file import DAMAGED_SUFFIX, newest_copy, read_record_file, read_run_record
 from pretraining.runs.run_folder import RUN_RECORD_NAME
 from pretraining.system.files import write_atomically
+from pretraining.system.machines.software import VERSIONS_THAT_MATTER, git_state, package_versions
 
-# With other versions of these a resumed run may compute other bits, or fail.
-VERSIONS_THAT_MATTER = ("torch", "transformers", "deepspeed", "tokenizers")
 UNCHANGEABLE = ("optimizer",)  # a checkpoint has the state of one optimizer
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pretraining.errors import (
@@ -56,7 +56,7 @@ class Restart:
     reason: str
     started_at: float  # seconds since boot
     clock_offset: float = CLOCK_OFFSET  # of the wall clock at that time
-    boot_id: str = ""  # of the machine whose clock this is
+    boot_id: str = field(default_factory=boot_id)  # of the machine whose clock this is
 
 
 def attempt_environment(folder: Path, restart: Restart | None) -> dict[str, str]:
@@ -65,7 +65,7 @@ def attempt_environment(folder: Path, restart: Restart | None) -> dict[str, str]
         path.unlink()
     if restart is None:
         return {SUPERVISOR_VARIABLE: str(folder)}
-    described = json.dumps(asdict(replace(restart, boot_id=boot_id())))
+    described = json.dumps(asdict(restart))
     # No shell on the way to another machine finds a special character in it.
     encoded = base64.urlsafe_b64encode(described.encode()).decode().rstrip("=")
     return {SUPERVISOR_VARIABLE: str(folder), RESTART_VARIABLE: encoded}

@@ -43,8 +43,8 @@ from pretraining.training.stopping.callback import StopCallback
 from pretraining.training.stopping.hang_watchdog import HangWatchdog
 from pretraining.training.stopping.request import StopRequest
 from pretraining.training.stopping.target_loss import TargetLoss
+from pretraining.training.tasks.encoding import encode_tasks
 from pretraining.training.tasks.files import read_tasks
-from pretraining.training.tasks.metrics import encode_tasks
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 # The order in which callbacks are called at each event, after the Trainer's own and StepMetrics; with the reasons.

@@ -41,7 +41,7 @@ from pretraining.training.distributed.process_group import (
     local_peers,
     shutdown_process_group,
 )
-from pretraining.training.dry_run.deepspeed_choice import check_same_choice, with_deepspeed_choice
+from pretraining.training.dry_run.deepspeed_choice import with_deepspeed_choice
 from pretraining.training.dry_run.micro_batch import with_largest_micro_batch
 from pretraining.training.dry_run.profile import print_profile, profile_arguments
 from pretraining.training.dry_run.temporary_run import ProfileMemoryError, temporary_folder
@@ -106,7 +106,6 @@ def train(run: RunConfig, request: StopRequest, orphan_guard: OrphanGuard) -> Pr
     close_meeting()
     init_process_group(timeout_seconds=timeout_seconds)
     orphan_guard.watch(local_peers())
-    check_same_choice(run.arguments)
     limit_gpu_memory(run.arguments.plan.gpu_limit_bytes)
     start = lock_and_verify(run.start, run.run_dir, run.resume)
     run = replace(run, start=start, initial_weights=agreed_hashes(run.arguments.parent, run.initial_weights))

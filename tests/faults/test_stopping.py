@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 
 from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.runs.run_folder import complete_checkpoints
-from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, wait_until
 from tests.programs.launching import events, figures, launcher, records, train, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
@@ -171,13 +170,6 @@ def processes_of(run_dir: Path) -> list[str]:
         with suppress(OSError):
             lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
     return [line for line in lines if str(run_dir) in line]
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + HANG_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.guarantee("A closed terminal loses no step.")

@@ -7,17 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.system.processes import ProcessHandle, descendants
 from pretraining.system.supervision import Restart, attempt_environment, boot_seconds
-from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, run
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, run, wait_until
 from tests.programs.launching import (
     SEARCH_PATH,
     events,
@@ -135,13 +133,6 @@ class Supervised:
 
     def signals(self) -> list[str]:
         return [path.read_text() for path in sorted(self.folder.glob("*.signals"))]
-
-
-def wait_until(is_so: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + HANG_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from types import TracebackType
 import pytest
 
 from pretraining.system.processes import ProcessHandle, command_words, descendants
-from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, wait_until
 
 NODE_A, NODE_B = "node-a", "node-b"
 NAMES = (NODE_A, NODE_B)
@@ -81,6 +81,11 @@ class HostProcess(subprocess.Popen[bytes]):
     def output(self) -> str:
         """What it wrote until now, to stdout and stderr."""
         return self.log.read_text(errors="replace")
+
+    def wait_until(self, is_so: Callable[[], object]) -> None:
+        """Wait for what the command does, as long as it runs."""
+        wait_until(lambda: is_so() or self.poll() is not None, self.output)
+        assert is_so(), self.output()[-6000:]
 
     def done(self, timeout: float = HANG_SECONDS) -> Done:
         """Wait for its end; the exit code is negative after a signal."""
@@ -180,6 +185,13 @@ class TwoHosts:
         mount = ["nsenter", "-t", str(self._init(name)), "--mount", "mount", "--bind", own, folder]
         subprocess.run(mount, check=True)
         return own
+
+    def name_as_debian(self) -> None:
+        """Have each host find itself at 127.0.1.1, which no other one reaches, as Debian installs a machine."""
+        for name, other in (NAMES, NAMES[::-1]):
+            path = self.folder / f"hosts-of-{name}"
+            path.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n{ADDRESSES[other]} {other}\n")
+            assert self.run(name, ["mount", "--bind", path, "/etc/hosts"]).done().returncode == 0
 
     def processes(self, name: str) -> list[ProcessHandle]:
         """What runs on a host, beside sshd and its sessions; empty when it is down."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT_DIR
-from tests.multinode.hosts import ADDRESSES, NAMES, NODE_A, NODE_B, TwoHosts
+from tests.multinode.hosts import ADDRESSES, NODE_A, NODE_B, TwoHosts
 
 pytestmark = pytest.mark.launch
 
@@ -34,13 +34,7 @@ def only(found: dict[str, list[dict]], name: str) -> tuple[str, str]:
 
 @pytest.mark.guarantee("The doctor checks all hosts of a hostfile within a minute and names the host of each fault.")
 def test_two_sound_hosts(hosts: TwoHosts, tmp_path: Path, sample_store: Path) -> None:
-    for name, other in (
-        NAMES,
-        NAMES[::-1],
-    ):  # as Debian installs a machine: no other one reaches its own name's address
-        text = f"127.0.0.1 localhost\n127.0.1.1 {name}\n{ADDRESSES[other]} {other}\n"
-        (tmp_path / name).write_text(text)
-        assert hosts.run(name, ["mount", "--bind", tmp_path / name, "/etc/hosts"]).done().returncode == 0
+    hosts.name_as_debian()
     run_folder = tmp_path / "runs/news"
     code, found = diagnose(
         hosts,

@@ -7,14 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jsonlines
 import pytest
 
 from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.system.launchers import DEEPSPEED, free_port
-from tests.conftest import HANG_SECONDS
 from tests.multinode.hosts import NAMES, NODE_A, NODE_B, HostProcess, TwoHosts
 from tests.programs.launching import events, records, training_flags
 
@@ -34,7 +32,7 @@ class Run:
 
     def wait_for_step(self, step: int = 2) -> None:
         """Wait until the log has a step."""
-        wait_until(lambda: self._has_step(step), self.runner)
+        self.runner.wait_until(lambda: self._has_step(step))
 
     def _has_step(self, step: int) -> bool:
         path = self.run_dir / "metrics.jsonl"
@@ -57,15 +55,6 @@ class Run:
             assert time.monotonic() < started_at + END_SECONDS, (left, self.runner.output()[-6000:])
             time.sleep(0.1)
         return time.monotonic() - started_at
-
-
-def wait_until(is_so: Callable[[], Any], runner: HostProcess) -> None:
-    """Wait while the command runs."""
-    hangs_at = time.monotonic() + HANG_SECONDS
-    while not is_so():
-        assert time.monotonic() < hangs_at, runner.output()[-6000:]
-        assert runner.poll() is None, runner.output()[-6000:]
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -145,7 +134,7 @@ def test_a_supervised_run_starts_again_and_stops_on_request(
     run.wait_for_step()
     hosts.kill(NODE_B)
     hosts.start(NODE_B)
-    wait_until(lambda: trains_again(run.run_dir), run.runner)
+    run.runner.wait_until(lambda: trains_again(run.run_dir))
     run.runner.terminate()
     done = run.runner.done()
     assert done.returncode == STOPPED_EXIT_CODE, done.output[-6000:]

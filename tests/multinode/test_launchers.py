@@ -24,13 +24,8 @@ STEPS = ("--max_steps", 3, "--save_steps", 2, "--eval_strategy", "no")
 @pytest.fixture(scope="module")
 def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
     """Hosts as Debian installs them: to itself each is 127.0.1.1, which the other cannot reach."""
-    folder = tmp_path_factory.mktemp("machines")
-    with TwoHosts(folder / "hosts") as hosts:
-        for name in NAMES:
-            others = [f"{ADDRESSES[other]} {other}" for other in NAMES if other != name]
-            path = folder / f"hosts-of-{name}"
-            path.write_text("\n".join(["127.0.0.1 localhost", f"127.0.1.1 {name}", *others]) + "\n")
-            assert hosts.run(name, ["mount", "--bind", path, "/etc/hosts"]).done().returncode == 0
+    with TwoHosts(tmp_path_factory.mktemp("machines") / "hosts") as hosts:
+        hosts.name_as_debian()
         yield hosts
 
 

@@ -6,20 +6,21 @@ import time
 from pathlib import Path
 
 from pretraining.system.launchers import DEEPSPEED, free_port
-from tests.conftest import HANG_SECONDS, PROJECT_DIR
+from tests.conftest import PROJECT_DIR
 from tests.multinode.hosts import ADDRESSES, NODE_A, NODE_B, HostProcess, TwoHosts
 from tests.programs.launching import figures, train, training_flags
 
 ANSWER_SECONDS = 3  # instead of 30
 BEGIN = """\
 import select, socket, sys, time
+from pretraining.system.machines.network import listen
 from pretraining.training.stopping import link_sockets, machine_links
 link_sockets.TCP_OPTIONS |= {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_USER_TIMEOUT: 3000}
 def say(*words):
     print(*words, flush=True)
 """
 LISTEN = """\
-listener = link_sockets.listen()
+listener = listen()
 say("port", listener.getsockname()[1])
 link = link_sockets.accept(listener, b"t" * 32, [1], seconds=60)[1]
 say("linked")
@@ -32,11 +33,7 @@ CONNECT = "link = link_sockets.connect(sys.argv[1], int(sys.argv[2]), b't' * 32,
 
 
 def wait_for(process: HostProcess, text: str) -> str:
-    hangs_at = time.monotonic() + HANG_SECONDS
-    while text not in process.output():
-        assert time.monotonic() < hangs_at, process.output()
-        assert process.poll() is None, process.output()
-        time.sleep(0.05)
+    process.wait_until(lambda: text in process.output())
     return process.output().split(text)[1]
 
 

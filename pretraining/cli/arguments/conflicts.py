@@ -47,8 +47,6 @@ def _environment_problems() -> Iterator[str]:
 
 def _run_conflicts(arguments: PretrainArguments) -> Iterator[str]:
     max_tokens, max_steps = arguments.data.max_tokens, arguments.trainer.get("max_steps", -1)
-    if max_tokens is not None and max_steps > 0:
-        yield f"--max_tokens {max_tokens} --max_steps {max_steps}: exclude each other; keep one"
     if arguments.data.phases and max_tokens is None and max_steps <= 0:
         yield "--phases: the length of the run is missing, of which each has a share; add --max_tokens or --max_steps"
     name = arguments.trainer.get("hub_model_id")

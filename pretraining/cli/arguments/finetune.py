@@ -12,7 +12,6 @@ from pretraining.cli.arguments.pretrain import (
     KernelArguments,
     ModelArguments,
     PretrainArguments,
-    check_global_batch,
     run_groups,
 )
 from pretraining.cli.flags import check_all, flag
@@ -64,7 +63,6 @@ class ConversationArguments(KernelArguments):
 
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
-        check_global_batch(vars(self))
         has_prompt = self.prompt_field is not None
         check_all(
             {

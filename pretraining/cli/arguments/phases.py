@@ -92,7 +92,6 @@ def phase_ends(phases: Sequence[PhaseArguments], num_steps: int) -> list[int]:
     """
     shares = [phase.share for phase in phases]
     ends = [round(num_steps * sum(shares[: number + 1]) / sum(shares)) for number in range(len(shares))]
-    ends = [*ends[:-1], num_steps][: len(shares)]
     raise_problems(
         f"--phases: {phase.name}: its share of {phase.share:g} of {num_steps:,} steps is less than one step; use a "
         "larger share, or a longer run"

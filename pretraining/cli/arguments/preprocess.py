@@ -50,8 +50,8 @@ class PreprocessArguments:
         SAMPLE_TOKENIZER,
         "tokenizer folder or Hub id; tokenizer.json is used unchanged, vocab.json and tokenizer.model are converted",
     )
-    tokenizer_backend: Literal["auto", "reference", "fastokens"] = flag(
-        "auto", "library that encodes; auto: the fastest with the same ids as the reference, tokenizers"
+    tokenizer_backend: Literal["auto", "reference", "fastokens", "compiled"] = flag(
+        "auto", "what encodes; auto: the fastest for this input with the same ids as the reference, tokenizers"
     )
     add_bos: bool = flag(False, "put BOS before each document; EOS always follows")
     block_length: int = flag(4096, "tokens per block")

@@ -17,7 +17,7 @@ from pretraining.cli.arguments.run import (
 from pretraining.cli.arguments.trainer import AUTO
 from pretraining.cli.flags import check_all, flag
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.errors import UserError, raise_problems
+from pretraining.errors import raise_problems
 
 DEFAULT_MODEL = "llama2_7b"
 DEFAULT_DATASET = ["blocks"]
@@ -191,20 +191,6 @@ def parse_pretrain_arguments(description: str, argv: Sequence[str]) -> PretrainA
 
 
 def _data_arguments(values: dict[str, Any]) -> DataArguments:
-    check_global_batch(values)
-    if values.get("phases") and "dataset" in values:
-        raise UserError("--dataset --phases: exclude each other; each phase has its own data sets")
     if values.get("global_batch_blocks") is not None:  # instead of the default
         values = {**values, "global_batch_tokens": None}
     return DataArguments(**values)
-
-
-def check_global_batch(values: Mapping[str, Any]) -> None:
-    """Check that at most one of the two flags of the global batch was given.
-
-    Raises:
-        UserError: otherwise.
-    """
-    blocks, tokens = values.get("global_batch_blocks"), values.get("global_batch_tokens")
-    if blocks is not None and tokens is not None:
-        raise UserError(f"--global_batch_blocks {blocks} --global_batch_tokens {tokens}: exclude each other; keep one")

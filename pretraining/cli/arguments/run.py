@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pretraining.cli.arguments.preprocess import LICENSE
 from pretraining.cli.arguments.trainer import AUTO, trainer_group
 from pretraining.cli.flags import check_all, flag
+from pretraining.cli.parallelism import MACHINES
 from pretraining.cli.recipe import FlagGroup, dataclass_group
 from pretraining.errors import UserError, shortened
 
@@ -29,7 +30,14 @@ CHANGEABLE = (
 )
 MEMORY_TEXT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT]I?B)", re.IGNORECASE)
 PROFILED_STEPS = re.compile(r"([1-9]\d{0,8})(?::([1-9]\d{0,5}))?")
-MIN_GPU_LIMIT = "3GB"  # of which CUDA's context and NCCL take most
+MIN_GPU_LIMIT_GB = 3  # of which CUDA's context and NCCL take most
+# Flags that describe the machine of a plan, and what to do where there is none.
+OF_ANOTHER_MACHINE = {
+    "num_gpus": "remove it",
+    "num_nodes": MACHINES,
+    "gpu_type": "remove it",
+    "host_memory": "remove it",
+}
 UNIT_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -178,20 +186,21 @@ class PlanArguments:
     def __post_init__(self) -> None:
         """Check what needs no file, all at once."""
         host_memory, limit = shortened(self.host_memory or ""), shortened(self.gpu_memory_limit or "")
-        of_another_machine = ("num_gpus", "num_nodes", "gpu_type", "host_memory")
-        other_machine = next((name for name in of_another_machine if getattr(self, name) is not None), "")
         check_all(
             {
                 f"--host_memory {host_memory}: is not a size; use e.g. 512GB or 1TB": (
                     not host_memory or self.host_bytes is not None
                 ),
-                f"--gpu_memory_limit {limit}: is not a size above {MIN_GPU_LIMIT}; use e.g. 20GB": (
-                    not limit or (self.gpu_limit_bytes or 0) > UNIT_BYTES["GB"] * 3
+                f"--gpu_memory_limit {limit}: is not a size above {MIN_GPU_LIMIT_GB}GB; use e.g. 20GB": (
+                    not limit or (self.gpu_limit_bytes or 0) > MIN_GPU_LIMIT_GB * UNIT_BYTES["GB"]
                 ),
                 "--dry_run --profile_plan: exclude each other; keep one": not (self.dry_run and self.profile_plan),
-                f"--{other_machine}: describes another machine, for --dry_run; remove it": (
-                    self.dry_run or not other_machine
-                ),
+            }
+            | {
+                f"--{name}: describes another machine, for --dry_run; {remedy}": (
+                    self.dry_run or getattr(self, name) is None
+                )
+                for name, remedy in OF_ANOTHER_MACHINE.items()
             }
         )
 

@@ -1,6 +1,7 @@
 """One input file: its format and compression, the members of a zip archive, and what is wrong with a path."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,6 +77,11 @@ def input_file(
     """A file with the format and compression of its name; JSON lines if the name has neither."""
     suffix, compression = suffixes_of(Path(path))
     return InputFile(path, source, FORMATS.get(suffix, "jsonl"), compression, num_bytes, location, known_hash, member)
+
+
+def text_bytes(files: Sequence[InputFile]) -> int:
+    """About how many bytes of text the files have; compressed ones have three times their size, as Parquet."""
+    return sum(file.num_bytes * (3 if file.compression or file.format == "parquet" else 1) for file in files)
 
 
 def files_at(path: Path, source: str | None, *, may_be_empty: bool) -> list[InputFile]:

@@ -15,13 +15,15 @@ from huggingface_hub import HfApi, HfFileSystem, RepoFile, hf_hub_download
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
 from pretraining.cli.arguments.preprocess import HUB_ID
-from pretraining.data.input.files import ARCHIVE, HUB_SCHEME, InputFile, input_file
+from pretraining.data.input.files import ARCHIVE, FORMATS, HUB_SCHEME, InputFile, input_file, suffixes_of
 from pretraining.errors import UserError, raise_problems
 from pretraining.hub.retry import HUB_ERRORS, read_problem
 
 # hf://USER/NAME, then /CONFIG, @REVISION and :SPLIT where they are not the default
 HUB_WORD = re.compile(rf"{HUB_SCHEME}({HUB_ID.pattern})(?:/([\w.-]+))?(?:@([\w./-]+))?(?::([\w.-]+))?")
 
+# Of archives, and of token files, which need their index.
+DISK_SUFFIXES = (ARCHIVE, *(suffix for suffix, kind in FORMATS.items() if kind == "tokens"))
 EXPORT_REVISION = "refs/convert/parquet"
 EXPORTED_FILE = re.compile(r"(?P<config>[^/]+)/(?P<split>[^/]+)/\d+\.parquet")
 
@@ -40,17 +42,17 @@ def hub_files(word: str, source: str | None, *, streaming: bool) -> list[InputFi
         splits = _splits_of(repo_id, config, revision)
         if (split or "train") not in splits:
             raise UserError(f"--data_files {word}: has no split {split or 'train'}; use one of {', '.join(splits)}")
-        files = [_hub_file(url, source, streaming) for url in splits[split or "train"]]
+        urls = splits[split or "train"]
+        raise_problems(  # before the first is downloaded
+            f"--data_files {url}: is read only from a disk; download it, and pass its path"
+            for url in urls
+            if suffixes_of(Path(url))[0] in DISK_SUFFIXES
+        )
+        return [_hub_file(url, source, streaming) for url in urls]
     except UserError:
         raise
     except HUB_ERRORS as error:
         raise UserError(f"--data_files {word}: {read_problem(error)}") from None
-    raise_problems(
-        f"--data_files {file.path}: is read only from a disk; download it, and pass its path"
-        for file in files
-        if file.format == "tokens" or file.path.endswith(ARCHIVE)
-    )
-    return files
 
 
 def _splits_of(repo_id: str, config: str | None, revision: str | None) -> dict[str, list[str]]:

@@ -91,7 +91,7 @@ def read_token_documents(
 
 
 def _indexed(index: DocumentIndex, stream: BinaryIO, number: int, end: int | None, max_bytes: int) -> Iterator[RawLine]:
-    start = index.start_of(number) if number < index.num_documents else index.num_bytes
+    start = index.start_of(number)
     stream.seek(start)
     for document in range(number, index.num_documents):
         if end is not None and start >= end:

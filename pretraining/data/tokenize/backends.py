@@ -4,7 +4,6 @@ The reference is the `tokenizers` library. A fast backend must give its ids for 
 for one document in a thousand while it runs.
 """
 
-import logging
 import threading
 import zlib
 from collections.abc import Sequence
@@ -13,10 +12,6 @@ from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
-
-from pretraining.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 PROBE_TEXTS = [
     "",
@@ -131,25 +126,3 @@ def check_same_ids(fast: Backend, reference: Backend, texts: Sequence[str]) -> N
                 f"{fast.name} gives other ids than the reference from token {place} on "
                 f"({theirs[place : place + 5]}, not {ours[place : place + 5]}) for {text[:200]!r}"
             )
-
-
-def choose_backend(name: str, tokenizer: Tokenizer, special_texts: Sequence[str]) -> Backend:
-    """The backend of --tokenizer_backend; `auto` is the fast one if it loads and passes the probe.
-
-    Raises:
-        UserError: when a fast backend was requested by name and cannot be used.
-    """
-    reference = ReferenceBackend(tokenizer)
-    if name == "reference":
-        return reference
-    probe = PROBE_TEXTS + [text for token in special_texts for text in (token, f"a {token} b{token}")]
-    try:
-        fast = FastTokensBackend(tokenizer.to_str())
-        check_same_ids(fast, reference, probe)
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if name != "auto":
-            raise UserError(f"--tokenizer_backend {name}: cannot use this tokenizer ({reason}); use auto") from None
-        logger.warning("encoding with the reference, several times slower: fastokens cannot be used (%s)", reason)
-        return reference
-    return CheckedBackend(fast, reference)

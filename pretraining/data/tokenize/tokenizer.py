@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from pretraining.data.tokenize.backends import FlatIds, ReferenceBackend, choose_backend
+from pretraining.data.tokenize.backends import FlatIds, ReferenceBackend
+from pretraining.data.tokenize.choice import choose_backend
 from pretraining.data.tokenize.convert import OTHER_TOOLS_FILES, converted_folder, with_default_eos
 from pretraining.errors import UserError, reading
 
@@ -50,7 +51,9 @@ def id_dtype(vocab_size: int) -> str:
 class DocumentTokenizer:
     """A tokenizer.json, the special tokens of its folder, and the rules for BOS and EOS."""
 
-    def __init__(self, folder: Path, *, name: str, add_bos: bool, backend: str, flag: str) -> None:
+    def __init__(
+        self, folder: Path, *, name: str, add_bos: bool, backend: str, flag: str, num_bytes: int | None = 0
+    ) -> None:
         self.name = name
         self._flag = flag
         self._place = f"{flag} {name}"
@@ -65,7 +68,9 @@ class DocumentTokenizer:
             eos_token_id=self._special_id(special_tokens, "eos_token"),
         )
         self._check_text_is_text(special_tokens)
-        self._backend = choose_backend(backend, self._tokenizer, sorted(set(special_tokens.values())))
+        special_texts = sorted(set(special_tokens.values()))
+        self._choice = (backend, num_bytes)
+        self._backend = choose_backend(backend, self._tokenizer, special_texts, num_bytes=num_bytes)
 
     @property
     def backend_name(self) -> str:
@@ -74,14 +79,21 @@ class DocumentTokenizer:
 
     def __reduce__(self) -> tuple[Callable[..., "DocumentTokenizer"], tuple[()]]:
         """Pickle the folder and the flags: another process opens it itself."""
-        add_bos = self.rules.bos_token_id is not None
+        backend, num_bytes = self._choice
         opened = partial(
-            DocumentTokenizer, self.folder, name=self.name, add_bos=add_bos, backend=self.backend_name, flag=self._flag
+            DocumentTokenizer,
+            self.folder,
+            name=self.name,
+            add_bos=self.rules.bos_token_id is not None,
+            flag=self._flag,
+            backend=backend,
+            num_bytes=num_bytes,
         )
         return opened, ()
 
     def use_reference(self) -> None:
         """Encode with the reference from now on."""
+        self._choice = ("reference", 0)
         self._backend = ReferenceBackend(self._tokenizer)
 
     def _special_id(self, special_tokens: dict[str, str], role: str) -> int:
@@ -164,9 +176,9 @@ def _reference_tokenizer(content: bytes, special_tokens: dict[str, str]) -> Toke
 
 
 def load_document_tokenizer(
-    name: str, *, add_bos: bool, backend: str = "reference", flag: str = "--tokenizer"
+    name: str, *, add_bos: bool, backend: str = "reference", flag: str = "--tokenizer", num_bytes: int | None = 0
 ) -> DocumentTokenizer:
-    """Open a tokenizer folder or Hub id.
+    """Open a tokenizer folder or Hub id; `num_bytes` of text will be encoded (None: unknown).
 
     Raises:
         UserError: when folder or Hub repository do not exist, or have no readable tokenizer.
@@ -182,7 +194,7 @@ def load_document_tokenizer(
         specials = read_special_tokens(folder)
         if not has_tokenizer or "eos_token" not in specials:
             folder = _completed(folder, specials, name, flag)
-        return DocumentTokenizer(folder, name=name, add_bos=add_bos, backend=backend, flag=flag)
+        return DocumentTokenizer(folder, name=name, add_bos=add_bos, backend=backend, flag=flag, num_bytes=num_bytes)
 
 
 def _completed(folder: Path, special_tokens: dict[str, str], name: str, flag: str) -> Path:

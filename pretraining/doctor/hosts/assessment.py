@@ -1,6 +1,7 @@
 """What the answers of all hosts mean together: the same software, hardware and blocks, one run folder, one time."""
 
 import shlex
+import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pretraining.doctor.hosts.hostfile import Host
 from pretraining.doctor.software import INSTALL
 from pretraining.system.formatting import format_bytes
 from pretraining.system.launchers import MAX_PROCESSES_PER_CORE
+from pretraining.system.machines.software import NONE
 
 Facts = Mapping[str, dict[str, Any]]  # by host, in the order of the hostfile
 MAX_CLOCK_SECONDS = 5.0  # an answer that took this long to arrive is measured as a difference of the clocks, too
@@ -26,12 +28,8 @@ def assess_software(facts: Facts) -> Iterator[Finding]:
     install = INSTALL.replace("python3", python, 1)
     findings = []
     for host, found in facts.items():
-        names = {**expected["versions"], **found["versions"]}
-        other = {
-            name: (found["versions"].get(name, "none"), expected["versions"].get(name, "none"))
-            for name in names
-            if found["versions"].get(name) != expected["versions"].get(name)
-        }
+        pairs = {name: (found["versions"].get(name, NONE), theirs) for name, theirs in expected["versions"].items()}
+        other = {name: (own, theirs) for name, (own, theirs) in pairs.items() if own != theirs}
         if other:
             shown = ", ".join(f"{name} {own} ({first}: {theirs})" for name, (own, theirs) in other.items())
             fix = f"ssh {host} {shlex.quote(f'cd {folder} && {install}')}"
@@ -40,12 +38,12 @@ def assess_software(facts: Facts) -> Iterator[Finding]:
             shown = f"{_describe_code(found)} ({first}: {_describe_code(expected)})"
             fix = f"rsync -a --exclude .venv --exclude runs {folder}/ {host}:{folder}/"
             findings.append(failure("project", f"{host}: other code, {shown}", fix, host=host))
-    shown = ", ".join(f"{name} {expected['versions'].get(name)}" for name in ("Python", "torch", "deepspeed"))
+    shown = ", ".join(f"{name} {expected['versions'][name]}" for name in ("Python", "torch", "deepspeed"))
     yield from findings or [ok("versions", f"{shown}, {_describe_code(expected)} on {_count(facts)}")]
 
 
 def _describe_code(found: dict[str, Any]) -> str:
-    return f"commit {found['commit'][:12] or 'unknown'}, files {found['code'][:12]}"
+    return f"commit {(found['commit'] or 'unknown')[:12]}, files {found['code'][:12]}"
 
 
 def _count(facts: Facts) -> str:
@@ -129,13 +127,14 @@ def assess_blocks(facts: Facts) -> Iterator[Finding]:
         findings = []
         for host, store in stores.items():
             path = shlex.quote(str(Path(name).absolute()))
-            fix = f"rsync -a {path}/ {host}:{path}/" if source else f"ls -l {path}"
+            copy = shlex.quote(f"rsync -a {path}/ {host}:{path}/")
+            fix = f"ssh {source} {copy}" if source else f"ssh {host} ls -l {path}"
             if "problem" in store:
                 findings.append(failure("blocks", f"{host}: {name}: {store['problem']}", fix, host=host))
             elif store["sha256"] != expected["sha256"]:
                 figure = f"{host}: {name}: its manifest has the hash {store['sha256'][:8]}, "
                 figure += f"that of {source} {expected['sha256'][:8]}"
-                findings.append(failure("blocks", figure, f"ssh {source} {shlex.quote(fix)}", host=host))
+                findings.append(failure("blocks", figure, fix, host=host))
         shown = f"{name}: {expected.get('num_files')} files on {_count(facts)}"
         yield from findings or [ok("blocks", shown, sha256=expected["sha256"])]
 
@@ -145,9 +144,11 @@ def assess_clocks(skews: Mapping[str, float]) -> Finding:
     spread = max(skews.values()) - min(skews.values())
     if spread <= MAX_CLOCK_SECONDS:
         return ok("clocks", f"differ by {spread:.1f} s at most", **skews)
-    median = sorted(skews.values())[len(skews) // 2]
+    middle = (statistics.median_low(skews.values()), statistics.median_high(skews.values()))
+    median = min(middle, key=abs)  # of two hosts that with the time of this machine
     worst = max(skews, key=lambda host: abs(skews[host] - median))
-    figure = f"{worst}: {abs(skews[worst]):.0f} s {'ahead of' if skews[worst] > 0 else 'behind'} this machine"
+    ahead = skews[worst] - median
+    figure = f"{worst}: {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the others"
     fix = f"ssh {worst} sudo timedatectl set-ntp true"
     return warning("clocks", f"{figure}: times in logs do not compare", fix, host=worst, **skews)
 
@@ -159,11 +160,11 @@ def assess_address(facts: Facts, reached: Mapping[str, Sequence[str]]) -> Iterat
     """
     host, found = next(iter(facts.items()))
     address = (found["addresses"] or ["none"])[0]
-    common = [one for one in found["addresses"] if all(one in others for others in reached.values())]
+    common = address_for_all(facts, reached)
     missing = [other for other, others in reached.items() if address not in others]
-    if missing and common:
+    if missing and common is not None:
         figure = f"{host}: `hostname -I` begins with {address}, which {', '.join(missing[:NUM_SHOWN])} cannot reach"
-        yield failure("address", figure, f"deepspeed --master_addr={common[0]} ...  # which all reach", host=host)
+        yield failure("address", figure, f"deepspeed --master_addr={common} ...  # which all reach", host=host)
     elif missing:
         figure = (
             f"{', '.join(missing[:NUM_SHOWN])}: cannot reach {host} at {' '.join(found['addresses']) or 'any address'}"

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from pretraining.doctor.all_reduce import last_error
 from pretraining.doctor.finding import Finding, failure, ok, warning
 from pretraining.doctor.hosts.hostfile import Host
 from pretraining.doctor.hosts.ssh import SSH, command_of
@@ -22,24 +24,23 @@ async def measure_between(hosts: Sequence[Host], address: tuple[str, int], *, on
     """Start the ranks on all hosts and read what the first one measured; they meet at an address of the first host."""
     sizes = [host.slots if on_gpus else 1 for host in hosts]
     shared = {"WORLD_SIZE": str(sum(sizes)), "MASTER_ADDR": address[0], "MASTER_PORT": str(address[1])}
-    ranks: list[asyncio.Task[tuple[str, str]]] = []
+    ranks: list[asyncio.Task[str]] = []
+    failed: list[tuple[str, str]] = []  # by host, in the order of their ends: the others fail or wait for the first one
     for host, size in zip(hosts, sizes, strict=True):
         for local_rank in range(size):
             variables = {**shared, "RANK": str(len(ranks)), "LOCAL_RANK": str(local_rank)}
-            ranks.append(asyncio.create_task(_run_rank(host, variables, seconds)))
-    results = await asyncio.gather(*ranks)
-    failed = next((error for _, error in results if error), None)
-    if failed is not None:
-        names = [host.name for host, size in zip(hosts, sizes, strict=True) for _ in range(size)]
-        host_name = next(name for name, (_, error) in zip(names, results, strict=True) if error == failed)
-        return failure("bandwidth", f"{host_name}: {failed}", f"env | grep -E 'NCCL|GLOO'  # {DEBUG}", host=host_name)
-    return assess(json.loads(results[0][0]), num_hosts=len(hosts), on_gpus=on_gpus)
+            ranks.append(asyncio.create_task(_run_rank(host, variables, seconds, failed)))
+    outputs = await asyncio.gather(*ranks)
+    if failed:
+        name, error = failed[0]
+        return failure("bandwidth", f"{name}: {error}", f"env | grep -E 'NCCL|GLOO'  # {DEBUG}", host=name)
+    return assess(json.loads(outputs[0]), num_hosts=len(hosts), on_gpus=on_gpus)
 
 
-async def _run_rank(host: Host, variables: dict[str, str], seconds: float) -> tuple[str, str]:
-    """The last line that a rank wrote, and its error; the other is empty."""
+async def _run_rank(host: Host, variables: dict[str, str], seconds: float, failed: list[tuple[str, str]]) -> str:
+    """The last line that a rank wrote; after an error none, and `failed` has the error."""
     # The rank itself ends when this process is killed: nothing would end it on the other side of ssh.
-    command = command_of(MODULE, "timeout", f"{seconds:.0f}", variables=variables)
+    command = command_of(MODULE, "timeout", str(math.ceil(seconds)), variables=variables)
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *SSH, host.name, command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
@@ -47,14 +48,14 @@ async def _run_rank(host: Host, variables: dict[str, str], seconds: float) -> tu
     try:
         output, errors = await asyncio.wait_for(process.communicate(), seconds)
     except TimeoutError:
+        failed.append((host.name, f"no answer to the others within {seconds:.0f} s"))
         process.kill()
         await process.wait()
-        return "", f"no answer to the others within {seconds:.0f} s"
-    lines = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
+        return ""
     if process.returncode:
-        shown = [line for line in lines if "Error" in line] or lines or [f"exit code {process.returncode}"]
-        return "", shown[-1][:200]
-    return output.decode().splitlines()[-1], ""
+        failed.append((host.name, last_error(errors.decode(errors="replace"), f"exit code {process.returncode}")))
+        return ""
+    return output.decode().splitlines()[-1]
 
 
 def assess(measured: dict[str, Any], *, num_hosts: int, on_gpus: bool) -> Finding:

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,7 @@ async def ask_hosts(hosts: Sequence[Host], request: HostsRequest) -> Answers:
     try:
         await asyncio.gather(*(_ask_facts(session, request, tokens, answers) for session in sessions))
         ordered = {host.name: answers.facts[host.name] for host in hosts if host.name in answers.facts}
-        answers.facts.clear()
-        answers.facts.update(ordered)
+        answers = replace(answers, facts=ordered)
         await asyncio.gather(*(_ask_view(one, tokens, answers) for one in sessions if one.host.name in ordered))
     finally:
         await asyncio.gather(*(session.close() for session in sessions))

@@ -6,8 +6,6 @@ It ends when its input does, and after LIMIT_SECONDS at the latest. Standard lib
 import hashlib
 import json
 import os
-import platform
-import re
 import signal
 import socket
 import subprocess
@@ -17,21 +15,21 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pretraining import PROJECT_DIR
 from pretraining.doctor.disk import existing
 from pretraining.doctor.hosts.ssh import MARK
 from pretraining.system.files import code_hash
-from pretraining.system.host import available_host_bytes, machine_inventory
+from pretraining.system.host import machine_inventory
+from pretraining.system.machines.network import listen
+from pretraining.system.machines.software import commit, versions_to_compare
 
 LIMIT_SECONDS = 60
 # A network disk may show a new file late: an NFS client looks again for a name after 3 s, its default (acregmin).
 TOKEN_SECONDS = 4.0
 CONNECT_SECONDS = 3.0
-GIT_SECONDS = 3.0
+NAME_SECONDS = 3.0
 
 
 def main() -> None:
@@ -57,34 +55,14 @@ def answer(found: dict[str, Any]) -> None:
 def facts(datasets: Sequence[str]) -> dict[str, Any]:
     """Software, hardware, names and addresses, and the block stores of `datasets`."""
     return {
-        "versions": versions(),
+        "versions": versions_to_compare(),
         "commit": commit(),
         "code": code_hash(),
         **inventory(),
-        "available_bytes": available_host_bytes(),
         "datasets": {name: describe_store(Path(name)) for name in datasets},
         "addresses": addresses(),
         "variables": sorted(os.environ),
     }
-
-
-def versions() -> dict[str, str]:
-    """Python, and the packages of requirements.txt that are installed."""
-    lines = (PROJECT_DIR / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    found = {"Python": platform.python_version()}
-    for name in (re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if line[:1].isalpha()):
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def commit() -> str:
-    """The commit of the checkout; empty where there is none."""
-    with suppress(OSError, subprocess.SubprocessError):
-        words = ["git", "-c", "safe.directory=*", "-C", str(PROJECT_DIR), "rev-parse", "HEAD"]
-        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=GIT_SECONDS)
-        return done.stdout.strip()
-    return ""
 
 
 def inventory() -> dict[str, Any]:
@@ -121,7 +99,7 @@ def _size(path: Path) -> int | None:
 def addresses() -> list[str]:
     """As `hostname -I` prints them, whose first word DeepSpeed takes for the address of the first host."""
     with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["hostname", "-I"], capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
+        done = subprocess.run(["hostname", "-I"], capture_output=True, text=True, timeout=NAME_SECONDS, check=True)
         return done.stdout.split()
     return []
 
@@ -153,7 +131,7 @@ def tokens_seen(paths: Sequence[str]) -> list[str]:
 @contextmanager
 def listener(token: str) -> Iterator[int]:
     """A port at which this host answers with its token, so that nobody takes another machine for it."""
-    server = socket.create_server(("", 0))
+    server = listen()
 
     def serve() -> None:
         with suppress(OSError):  # closed

@@ -1,7 +1,7 @@
 """Which stage, offload, micro batch and checkpointing suit a machine: what --deepspeed auto ranks, and why.
 
-Of what fits, the fastest by the arithmetic of speed.py; of what is as fast, what offloads least and then what sends
-least. Only plans are compared, so the same machine has the same choice on every process.
+Of what fits, fp32 sums first, then the fastest by the arithmetic of speed.py; of what is as fast, what offloads least
+and then what sends least. Only plans are compared, so the same machine has the same choice on every process.
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,10 +64,7 @@ class Choice:
     @cached_property
     def tokens_per_second(self) -> float | None:
         """Tokens per second and GPU by arithmetic; None for a GPU that is not listed, in fp32, and without one."""
-        gpu = self.machine.gpu_type
-        if gpu is None or self.layout.precision not in HALF_TYPES:
-            return None
-        return tokens_per_second_per_gpu(self.layout, self.batch, gpu, self.speeds)
+        return tokens_per_second_per_gpu(self.layout, self.batch, self.machine.gpu_type, self.speeds)
 
     def describe(self) -> str:
         """The choice with its memory, what it sends, and its speed."""
@@ -82,27 +79,25 @@ class Choice:
 
     @property
     def has_rounded_sums(self) -> bool:
-        """Whether gradients are summed in half precision though nobody asked for it."""
+        """Whether gradients are summed in half precision."""
         return self.layout.grad_accum_dtype in HALF_TYPES
 
     @cached_property
     def preference(self) -> tuple[float, ...]:
         """What decides between choices that are as fast: the smallest comes first."""
-        num_tokens = min(self.layout.num_tokens, ENOUGH_TOKENS)
+        offloads = self.layout.offload_optimizer + self.layout.offload_parameters
+        recomputes = self.tokens_per_second is None and self.is_checkpointed  # else it is in the speed
         sent, place = round(self.sent_bytes / 1e6), CONFIGS.index(self.config)
-        return (_offloads(self), sent, place, -num_tokens, self.needed.gpu_bytes)
+        return (offloads, recomputes, sent, place, -self.layout.num_tokens, self.needed.gpu_bytes)
 
 
-def variants(choice: Choice, *, asked_sums: str, micro_batches: Sequence[int]) -> Iterator[Choice]:
+def variants(choice: Choice, micro_batches: Sequence[int]) -> Iterator[Choice]:
     """Yield the choice with each of the micro batches, in as many micro steps as keep the global batch."""
-    blocks = choice.batch.blocks // choice.batch.num_groups
     for number in micro_batches:
         layout = replace(choice.layout, micro_batch_blocks=number)
-        sums = choose_gradient_type(asked_sums, layout, choice.machine)
+        sums = choose_gradient_type(layout.asked_sums, layout, choice.machine)
         layout = replace(layout, grad_accum_dtype=sums.name)
-        steps = blocks // number
-        batch = replace(choice.batch, micro_batch_blocks=number, gradient_accumulation_steps=steps)
-        yield replace(choice, layout=layout, batch=batch)
+        yield replace(choice, layout=layout, batch=choice.batch.divided_for(layout))
 
 
 def possible_micro_batches(batch: GlobalBatch) -> list[int]:
@@ -128,15 +123,12 @@ def runner_up(ranked: Sequence[Choice]) -> Choice | None:
 
 
 def _by_speed(choices: Sequence[Choice]) -> list[Choice]:
-    speeds = {id(choice): choice.tokens_per_second for choice in choices}
-    if None in speeds.values():  # by what is known to cost time
-        return sorted(choices, key=lambda one: (_offloads(one), one.is_checkpointed, *one.preference))
-    fastest = max((speed for speed in speeds.values() if speed), default=0.0)
-    as_fast = [choice for choice in choices if (speeds[id(choice)] or 0.0) * AS_FAST >= fastest]
-    slower = [choice for choice in choices if (speeds[id(choice)] or 0.0) * AS_FAST < fastest]
-    by_preference = sorted(as_fast, key=lambda choice: choice.preference)
-    return by_preference + sorted(slower, key=lambda choice: (-(speeds[id(choice)] or 0.0), *choice.preference))
+    """Those that are as fast as the fastest by preference, then the others by speed; all by preference without one."""
+    fastest = max((one.tokens_per_second or 0.0 for one in choices), default=0.0)
 
+    def order(one: Choice) -> tuple[float, ...]:
+        speed = one.tokens_per_second or 0.0
+        is_slower = speed * AS_FAST < fastest
+        return (is_slower, -speed * is_slower, *one.preference)
 
-def _offloads(choice: Choice) -> int:
-    return choice.layout.offload_optimizer + choice.layout.offload_parameters
+    return sorted(choices, key=order)

@@ -13,7 +13,14 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 
 from pretraining.planning.flops import parameter_shapes
-from pretraining.planning.layout import FP32_BYTES, GRADIENT_BYTES, HALF_TYPES, USABLE_SHARE, TrainingLayout
+from pretraining.planning.layout import (
+    CONTEXT_BYTES,
+    FP32_BYTES,
+    GRADIENT_BYTES,
+    HALF_TYPES,
+    USABLE_SHARE,
+    TrainingLayout,
+)
 
 ALIGNMENT = 2  # weights per process, for NCCL
 REDUCED_AT_ONCE = 500_000_000  # gradients of BF16_Optimizer in a message, or a group (MEMORY_OPT_ALLREDUCE_SIZE)
@@ -63,14 +70,14 @@ def flattening_bytes(layout: TrainingLayout) -> int:
     return layout.weight_bytes * sum(sum(group.sizes) + group.padded for group in flat_groups(layout))
 
 
-def flattens_on_host(layout: TrainingLayout, *, context_bytes: int) -> bool:
-    """Whether each process flattens the weights in host memory, since its GPU cannot hold both beside a context.
+def flattens_on_host(layout: TrainingLayout) -> bool:
+    """Whether each process flattens the weights in host memory, since its GPU cannot hold both beside its context.
 
     DeepSpeed asks the device, not --gpu_memory_limit. Its BF16_Optimizer does not ask.
     """
     if layout.stage == 3 or layout.is_bf16_optimizer or layout.device_bytes is None:
         return False
-    return flattening_bytes(layout) + context_bytes > USABLE_SHARE * layout.device_bytes
+    return flattening_bytes(layout) + CONTEXT_BYTES > USABLE_SHARE * layout.device_bytes
 
 
 def has_flat_sums(layout: TrainingLayout) -> bool:

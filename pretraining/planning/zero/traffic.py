@@ -5,12 +5,11 @@ reduced to partitions, and twice that of what is reduced for all. A ring enters 
 GPU sends to all others is also what enters and what leaves each machine. A test counts the messages of real runs.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pretraining.planning.flops import parameter_shapes
 from pretraining.planning.layout import FP32_BYTES, TrainingLayout
+from pretraining.planning.model_states import gathered_sizes
 from pretraining.planning.zero.flat_groups import flat_groups
 
 
@@ -42,7 +41,7 @@ def _sharded(layout: TrainingLayout, num_micro_steps: int) -> Iterator[Sent]:
 
     Small weights are gathered once, after the step. With hpZ only the first gather of a step is among all.
     """
-    large, small = _gathered_sizes(layout)
+    large, small = gathered_sizes(layout)
     share, each = _others(layout.num_processes), layout.weight_bytes
     num_gathered = num_micro_steps * (sum(large) + _gathered_again(layout, large))
     yield Sent(num_micro_steps * share * each * (sum(large) + sum(small)))  # gradients
@@ -52,14 +51,6 @@ def _sharded(layout: TrainingLayout, num_micro_steps: int) -> Iterator[Sent]:
     else:
         yield Sent(share * each * sum(large))
         yield Sent(to_local=_others(layout.zero.hpz_partition_size) * each * (num_gathered - sum(large)))
-
-
-def _gathered_sizes(layout: TrainingLayout) -> tuple[list[int], list[int]]:
-    """Weights, padding included, of the parameters that are gathered each time, and of those that stay whole."""
-    num, threshold = layout.num_processes, layout.zero.param_persistence_threshold
-    sizes = [math.prod(dimensions) for _, dimensions in parameter_shapes(layout.shape)]
-    padded = [(size, -(-size // num) * num) for size in sizes]
-    return [whole for size, whole in padded if size > threshold], [w for size, w in padded if size <= threshold]
 
 
 def _gathered_again(layout: TrainingLayout, sizes: list[int]) -> int:

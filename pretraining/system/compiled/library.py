@@ -39,12 +39,12 @@ def unpack(content: bytes) -> tuple[dict[str, str], bytes]:
 class CompiledFunction:
     """A function as machine code; several threads may call it at once, each with its own arrays."""
 
-    def __init__(self, function: Callable[..., int], address: int, engine: Any) -> None:
+    def __init__(self, function: Callable[..., int], engine: Any, symbol: str) -> None:
         self.name = function.__name__
-        self._engine = engine  # which would take the machine code with it
+        self._engine = engine  # the machine code is freed with it
         self._dtypes = [element_dtype(annotation) for annotation in flattened(parameters(function))]
         self._types = list(flattened(parameters(function)))
-        self._call = ctypes.CFUNCTYPE(ctypes.c_int32)(address)
+        self._call = ctypes.CFUNCTYPE(ctypes.c_int32)(engine.get_function_address(symbol))
 
     def __call__(self, *arguments: Any) -> int:
         """The result of the Python function of the same name.
@@ -96,15 +96,13 @@ class CompiledLibrary:
             binding.initialize_native_target()
             binding.initialize_native_asmprinter()
             machine = binding.Target.from_default_triple().create_target_machine()
-            self._engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-            self._engine.add_object_file(binding.object_file.ObjectFileRef.from_data(machine_code))
-            self._engine.finalize_object()
+            engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+            engine.add_object_file(binding.object_file.ObjectFileRef.from_data(machine_code))
+            engine.finalize_object()
         except RuntimeError as error:
             raise CompiledError(f"LLVM cannot load them ({error})") from None
-        addresses = [self._engine.get_function_address(symbols[function.__name__]) for function in functions]
         self._functions = {
-            function.__name__: CompiledFunction(function, address, self._engine)
-            for function, address in zip(functions, addresses, strict=True)
+            function.__name__: CompiledFunction(function, engine, symbols[function.__name__]) for function in functions
         }
 
     def __getitem__(self, name: str) -> CompiledFunction:

@@ -21,6 +21,7 @@ import numpy as np
 from pretraining.system.files import cache_dir
 
 CPU_VARIABLES = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # Numba's own; another CPU than this one, e.g. generic
+COMPILER_PACKAGES = ("numba", "llvmlite")
 # What distinguishes CPUs in /proc/cpuinfo, on x86 and on ARM.
 CPU_FIELDS = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "Features")
 
@@ -52,7 +53,7 @@ class CompiledUnit:
             UserError: when this user has no home folder.
         """
         try:
-            versions = [version("numba"), version("llvmlite"), platform.python_version(), np.__version__]
+            versions = [*map(version, COMPILER_PACKAGES), platform.python_version(), np.__version__]
         except PackageNotFoundError as error:
             raise CompiledError(f"{error.name} is not installed; pip install -r requirements.txt") from None
         digest = hashlib.sha256(json.dumps([versions, self.entries, describe_cpu()]).encode())

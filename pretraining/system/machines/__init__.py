@@ -1,1 +1,1 @@
-"""A run on several machines: what srun sets, the network between them, and where their processes meet."""
+"""A run on several machines: their software, what srun sets, the network between, and where their processes meet."""

@@ -20,7 +20,6 @@ from pretraining.system.launchers import (
     num_local_processes,
     num_processes,
     process_rank,
-    spans_machines,
 )
 from pretraining.system.machines.network import is_local, use_interface
 from pretraining.system.machines.presence import SILENT_SECONDS, Heartbeat, Listener
@@ -142,22 +141,20 @@ class Meeting:
             ) from None
 
 
-_meeting: Meeting | None = None  # its store must stay: the process group uses the same server
-_is_open = False
+_meeting: Meeting | None = None  # while it is open
+_kept_store: Any = None  # of a meeting that was closed: the process group uses the same server
 
 
-def open_meeting() -> list[str]:
-    """Meet the processes of all machines, and return their hosts by rank; nothing on one machine.
+def open_meeting() -> None:
+    """Meet the processes of all machines.
 
     Raises:
         UserError: when this process does not reach the others, or not all of them come within two minutes.
     """
-    global _meeting, _is_open
-    if not spans_machines():
-        return []
+    global _meeting
     place = find_store(seconds=MEETING_SECONDS)
     host, size, heartbeat = socket.gethostname(), num_processes(), Heartbeat(place.store, process_rank())
-    _meeting, _is_open = Meeting(place.store, str(place), process_rank(), size, host, heartbeat), True
+    _meeting = Meeting(place.store, str(place), process_rank(), size, host, heartbeat)
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # for DeepSpeed, which reads no others
     values = map(str, (process_rank(), local_rank(), size, place.address, place.port))
     os.environ.update(zip(names, values, strict=True))
@@ -167,7 +164,6 @@ def open_meeting() -> list[str]:
     # The first machine may reach itself by the loopback interface; the others know how they reach it.
     seen = next((each["first"] for each in found if not is_local(each["first"])), None)
     use_interface(seen if is_local(place.own_end) else place.own_end)
-    return [each["host"] for each in found]
 
 
 def gather(topic: str, value: Any, *, seconds: float) -> list[Any]:
@@ -176,7 +172,7 @@ def gather(topic: str, value: Any, *, seconds: float) -> list[Any]:
     Raises:
         SharedError: when a process has a problem instead, or does not come in time.
     """
-    if _meeting is None or not _is_open:
+    if _meeting is None:
         return [value]
     return _meeting.gather(topic, value, seconds=seconds)
 
@@ -187,22 +183,22 @@ def leave(problems: Iterable[str]) -> NoReturn:
     Raises:
         UserError: always.
     """
-    if _meeting is None or not _is_open:
+    if _meeting is None:
         raise UserError(*problems)
     _meeting.leave_with(problems, USER_ERROR_EXIT_CODE)
 
 
 def close_meeting() -> None:
     """Let errors be those of this process again: from here on the machines are linked."""
-    global _is_open
-    if _meeting is not None and _is_open:
+    global _meeting, _kept_store
+    if _meeting is not None:
         _meeting.heartbeat.stop()
-    _is_open = False
+        _kept_store, _meeting = _meeting.store, None
 
 
 def shared(error: UserError) -> UserError:
     """Have the processes of all machines leave with an error of this one; what each of them reports."""
-    if _meeting is not None and _is_open and not isinstance(error, SharedError):
+    if _meeting is not None and not isinstance(error, SharedError):
         try:
             _meeting.leave_with([f"{_meeting.host}: {problem}" for problem in error.problems], error.exit_code)
         except SharedError as first:

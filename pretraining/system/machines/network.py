@@ -1,4 +1,4 @@
-"""Addresses of this machine, and the interface by which it reaches another one.
+"""Addresses and ports of this machine, and the interface by which it reaches another one.
 
 Gloo takes the interface of the machine's own name. On Debian that is often 127.0.1.1, which no other machine reaches.
 """
@@ -8,9 +8,11 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 GLOO_VARIABLE = "GLOO_SOCKET_IFNAME"
 POLL_SECONDS = 0.2
+BACKLOG = 1024  # machines that connect at once
 CONNECT_SECONDS = 5.0  # of one attempt; a firewall may drop the packets without an answer
 
 
@@ -36,6 +38,23 @@ def use_interface(address: str | None) -> None:
     interface = None if address is None or is_local(address) else interface_of(address)
     if interface is not None:
         os.environ.setdefault(GLOO_VARIABLE, interface)
+
+
+def own_end(address: str) -> str | None:
+    """The address of this machine from which it reaches another one, by address or name; nothing is sent."""
+    with suppress(OSError):  # of a name that is not known
+        for family, kind, _, _, place in socket.getaddrinfo(address, 1, type=socket.SOCK_DGRAM):
+            with suppress(OSError), socket.socket(family, kind) as probe:
+                probe.connect(place)
+                return str(probe.getsockname()[0])
+    return None
+
+
+def listen() -> socket.socket:
+    """Listen on a free port of all interfaces, at addresses of IPv4 and IPv6."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
+    return socket.create_server(("", 0), backlog=BACKLOG)
 
 
 def wait_until_listening(addresses: Sequence[str], port: int, *, seconds: float) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaConfig
 
 from pretraining.errors import UserError
+from pretraining.runs.export.from_checkpoint import DTYPES
 from pretraining.runs.model_card import read_parent_card
 from pretraining.training.callbacks.export_check import (
     ReferenceLosses,
@@ -44,7 +45,6 @@ MAX_LOSS_DEVIATION = 0.5  # nats, above the held-out loss of the parent's card
 MIN_CHECKED_TOKENS = 16_384  # of a batch: the entropy of fewer tokens is too low by much
 MAX_BASE_BLOCKS = 8  # on which another rotary base must be better
 MAX_ENTROPY_BLOCKS = 256  # a million tokens of 4,096 per block: reading them takes 25 ms
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_parent(trainer: PretrainingTrainer) -> None:

@@ -17,7 +17,7 @@ from pretraining.training.metrics.evaluation import EvaluationAbandoned
 from pretraining.training.model.loss import TokenLosses
 from pretraining.training.model.sequence_parallel import part_of_batch
 from pretraining.training.tasks.requests import BatchShapes, TaskRequests
-from pretraining.training.tasks.scoring import length_multiple, score_tasks
+from pretraining.training.tasks.scoring import RequestScorer, length_multiple
 from pretraining.training.trainer.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
@@ -74,14 +74,14 @@ class TaskScorer:
         started_at, step = time.monotonic(), self._trainer.state.global_step
         try:
             with self._trainer.eager_evaluation() as engine:
-                metrics = score_tasks(
+                scorer = RequestScorer(
                     partial(self._losses_of, engine),
-                    self._tasks,
-                    shapes=self._shapes,
-                    device=self._trainer.args.device,
+                    self._shapes,
+                    self._trainer.args.device,
                     group=self._trainer.args.process_index // self._num_parts,
                     num_groups=self._trainer.run_config.batch.num_groups,
                 )
+                metrics = scorer.tasks(self._tasks)
         except EvaluationAbandoned:
             raise
         except Exception as error:  # whatever it is, on one process or on all of them

@@ -22,6 +22,7 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from transformers import set_seed
 
+from pretraining.cli.deepspeed_config import offloads, zero_stage
 from pretraining.errors import UserError, reading
 from pretraining.runs.export.zero_shards import ZeroShards, has_sharded_weights
 from pretraining.runs.run_folder import optimizer_shards, read_trainer_state
@@ -50,13 +51,12 @@ def check_can_reshard(checkpoint: Path, ds_config: Mapping[str, Any], *, num_pro
     Raises:
         UserError: with the number of processes, or the stage.
     """
-    zero = ds_config["zero_optimization"]
-    has_other_stage = has_sharded_weights(checkpoint) != (zero["stage"] == 3)
+    has_other_stage = has_sharded_weights(checkpoint) != (zero_stage(ds_config) == 3)
     if len(optimizer_shards(checkpoint)) != num_processes or has_other_stage:
         with reading(f"--resume {checkpoint}: its shards", remedy="use another checkpoint"):
             check_divisible(
                 ZeroShards(checkpoint),
-                swaps=(zero.get("offload_optimizer") or {}).get("device") == "nvme",
+                swaps=offloads(ds_config, "optimizer", to="nvme"),
                 num_processes=num_processes,
             )
 

@@ -12,7 +12,7 @@ from pretraining.data.mixture import Mixture
 from pretraining.planning.evaluation import EvaluationPlan, plan_evaluation
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.planning.layout import TrainingLayout
-from pretraining.planning.length import SYNTHETIC, RunLength, Source, describe_unread, length_advice, oversized_step
+from pretraining.planning.length import RunLength, Source, describe_unread, length_advice, oversized_step
 
 if TYPE_CHECKING:  # it imports torch, and early_checks.py imports this
     from pretraining.training.optim.schedule import Schedule
@@ -56,13 +56,13 @@ class RunAdvice:
     @property
     def obstacle(self) -> str | None:
         """With what the start would be rejected: a step larger than an epoch; None otherwise."""
-        run = self.length
-        is_synthetic = self.mixture.names == SYNTHETIC
+        run, is_synthetic = self.length, self.arguments.data.is_synthetic
         return oversized_step(run.batch, run.num_blocks, warmup_steps=run.warmup_steps, is_synthetic=is_synthetic)
 
     def warnings(self) -> Iterator[str]:
         """Yield what is likely a mistake; nothing for most runs."""
-        yield from length_advice(self.arguments, self.length)
+        if self.obstacle is None:
+            yield from length_advice(self.arguments, self.length)
         yield from self._long_warmups()
         if (advice := self.evaluation.advice()) is not None:
             yield advice
@@ -80,16 +80,14 @@ class RunAdvice:
 
     def unread(self) -> str | None:
         """How much of the data is read, with the flag to read all; None where all is read, or is without sense."""
-        return None if self.mixture.names == SYNTHETIC else describe_unread(self.arguments, self.length)
+        return None if self.arguments.data.is_synthetic else describe_unread(self.arguments, self.length)
 
 
 def empty_split_warnings(mixture: Mixture, *, evaluates: bool, resumes: bool = False) -> Iterator[str]:
-    """Yield a warning for a validation or test without a block, unless that was wanted: synthetic data have neither.
+    """Yield a warning for a validation or test without a block, unless that was wanted.
 
     preprocess.py has reported what to change. A resumed run does not repeat that of the test.
     """
-    if mixture.names == SYNTHETIC:
-        return
     weights = [part.store.manifest.origin.split_weights for part in mixture.parts]
     if evaluates and any(part[1] for part in weights) and not sum(mixture.num_blocks("validation")):
         yield (

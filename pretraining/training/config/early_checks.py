@@ -14,7 +14,7 @@ from pretraining.data.store.manifest import Manifest
 from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES, load_document_tokenizer
 from pretraining.errors import UserError, raise_problems
 from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
-from pretraining.planning.length import SYNTHETIC, oversized_step
+from pretraining.planning.length import oversized_step
 from pretraining.runs.claim import checkpoint_to_resume, is_effectively_empty
 from pretraining.runs.run_folder import checkpoint_step, complete_checkpoints, is_run_folder
 from pretraining.system.files import sha256_of
@@ -84,7 +84,7 @@ def _check_parent(arguments: PretrainArguments, mixture: Mixture) -> None:
 
 def _check_tasks(arguments: PretrainArguments, mixture: Mixture) -> None:
     tasks = read_tasks(arguments.observability.eval_tasks, flag="--eval_tasks")
-    if tasks and mixture.names == SYNTHETIC:
+    if tasks and arguments.data.is_synthetic:
         raise UserError(
             "--eval_tasks --dataset synthetic: random ids have no text, in which tasks are; remove the flag, or use a "
             "block store of preprocess.py"
@@ -117,7 +117,9 @@ def check_tokenizer(store: Path, manifest: Manifest) -> None:
         )
 
 
-def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool, resumes: bool = False) -> None:
+def check_blocks(
+    mixture: Mixture, batch: GlobalBatch, *, is_synthetic: bool, evaluates: bool, resumes: bool = False
+) -> None:
     """Reject stores without a training block, and steps larger than an epoch; warn of an empty validation or test.
 
     Raises:
@@ -130,7 +132,7 @@ def check_blocks(mixture: Mixture, batch: GlobalBatch, *, evaluates: bool, resum
                 f"--dataset {part.store.name}: train has no block of {batch.block_length:,} tokens; preprocess more "
                 "text, or with a smaller --block_length"
             )
-    if (too_large := oversized_step(batch, sum(counts), is_synthetic=mixture.names == SYNTHETIC)) is not None:
+    if (too_large := oversized_step(batch, sum(counts), is_synthetic=is_synthetic)) is not None:
         raise UserError(too_large)
     for warning in empty_split_warnings(mixture, evaluates=evaluates, resumes=resumes):
         logger.warning(warning)

@@ -28,7 +28,7 @@ from pretraining.system.gpus import find_gpu_type, full_gpu_name, gpu_type_of
 from pretraining.system.host import available_host_bytes
 from pretraining.system.launchers import num_local_processes, num_processes
 from pretraining.system.machines.meeting import gather, leave
-from pretraining.training.config.trainer_arguments import Precision
+from pretraining.training.config.trainer_arguments import Precision, with_new_names
 from pretraining.training.distributed.process_group import has_gpu, smallest_gpu_bytes
 from pretraining.training.model.compile import Compilation, choose_compilation
 from pretraining.training.model.document_attention import choose_attention
@@ -174,7 +174,7 @@ def resolve_layout(
     )
     arguments = replace(arguments, model=replace(flags, compile_layers=compilation.is_on))
     layout = _layout(arguments, setup, precision)
-    gradient_type = choose_gradient_type(arguments.optimization.grad_accum_dtype, layout, setup.machine)
+    gradient_type = choose_gradient_type(layout.asked_sums, layout, setup.machine)
     settings = resolved_settings(batch, precision, gradient_type)
     agree_with_flags(setup.ds_config, settings, arguments.trainer["deepspeed"])
     layout = replace(layout, grad_accum_dtype=gradient_type.name)
@@ -224,15 +224,13 @@ def _layout(arguments: PretrainArguments, setup: Setup, precision: Precision) ->
         mlp_tiles=flags.mlp_tiles,
         compiles_layers=bool(flags.compile_layers),
         computes_in_fp8=flags.fp8,
-        keeps_fp32_sums=arguments.optimization.grad_accum_dtype == "fp32",
+        asked_sums=arguments.optimization.grad_accum_dtype,
         frees_gradients_at_once=bool(ds_config["bf16"].get("immediate_grad_update")),
         device_bytes=setup.machine.device_bytes or setup.machine.gpu_bytes,
     )
 
 
 def _checkpointing_options(trainer: dict[str, Any]) -> dict[str, Any] | None:
-    """The Trainer's options of activation checkpointing, by its new name or its old one; None when it is off."""
-    for name in ("activation_checkpointing", "gradient_checkpointing"):
-        if trainer.get(name):
-            return trainer.get(f"{name}_kwargs") or {}
-    return None
+    """The Trainer's options of activation checkpointing, under either of their names; None when it is off."""
+    flags = with_new_names(trainer)
+    return (flags["activation_checkpointing_kwargs"] or {}) if flags["activation_checkpointing"] else None

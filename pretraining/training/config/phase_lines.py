@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pretraining.cli.arguments.phases import PhaseArguments
 from pretraining.cli.logs import counted
@@ -45,18 +46,25 @@ class PhasePlan:
                 yield from self._source_lines(self.mixture, number, start * self.batch.blocks, end * self.batch.blocks)
             start = end
 
-    def _source_lines(self, mixture: Mixture, number: int, start: int, end: int) -> Iterator[str]:
-        parts = mixture.phases[number].parts
-        names = [part.store.name for part in mixture.parts]
-        hashes = dict(zip(names, self.manifests or names, strict=True))  # in a plan, names are in their place
+    @cached_property
+    def _sources(self) -> tuple[dict[str, str], RunOrder]:
+        """The hash of each store by its name, or its name in a plan, and the order by which blocks are counted."""
+        assert self.mixture is not None
+        names = [part.store.name for part in self.mixture.parts]
+        hashes = dict(zip(names, self.manifests or names, strict=True))
         firsts = [0, *(last * self.batch.blocks for last in self.ends[:-1])]
-        order = chain_orders(plan_orders(mixture, list(hashes.values()), seed=0), firsts, start=0, read={}, saved=None)
+        planned = plan_orders(self.mixture, list(hashes.values()), seed=0)
+        order = chain_orders(planned, firsts, start=0, read={}, saved=None)
         if self.order is not None and order.blocks_by_store(self.order.start) != Counter(self.order.read):
             order = self.order
+        return hashes, order
+
+    def _source_lines(self, mixture: Mixture, number: int, start: int, end: int) -> Iterator[str]:
+        hashes, order = self._sources
         if end <= order.start:
             return
         before, after = order.blocks_by_store(start), order.blocks_by_store(end)
-        for part in parts:
+        for part in mixture.phases[number].parts:
             name, size = hashes[part.store.name], part.store.manifest.splits["train"].num_blocks
             epochs = f"{before[name] / size:.2f} to {after[name] / size:.2f}" if size else "none"
             blocks = counted(after[name] - before[name], "block") + " left" * (start < order.start)

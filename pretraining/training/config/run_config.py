@@ -160,7 +160,8 @@ def resolve_run_config(arguments: PretrainArguments, mixture: Mixture) -> RunCon
     # 3. The start, and what a run that is resumed keeps
     resume = effective_resume_mode(run_dir, arguments.durability.resume)
     start, evaluates = find_resume_point(run_dir, resume), trainer["eval_strategy"] != "no"
-    check_blocks(mixture, setup.batch, evaluates=evaluates, resumes=start.checkpoint is not None)
+    is_synthetic, resumes = arguments.data.is_synthetic, start.checkpoint is not None
+    check_blocks(mixture, setup.batch, is_synthetic=is_synthetic, evaluates=evaluates, resumes=resumes)
     recorded = {} if start.checkpoint is None else read_run_record(start.checkpoint.parent)
     identity, flags = recorded.get("identity", {}), recorded.get("arguments", {})
     has_same_data = recorded_data(start.checkpoint) in (None, data_identity(planned, arguments))

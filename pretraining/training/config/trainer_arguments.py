@@ -50,12 +50,13 @@ def make_training_arguments(
         "logging_nan_inf_filter": False,  # true hides NaN from the log, and synchronizes once per micro step
     }
     try:
-        return TrainingArguments(**{**_with_new_names(flags), **derived})
+        return TrainingArguments(**{**with_new_names(flags), **derived})
     except ValueError as error:
         raise UserError(f"Trainer flags: {' '.join(str(error).split())}") from None
 
 
-def _with_new_names(flags: dict[str, Any]) -> dict[str, Any]:
+def with_new_names(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags without the earlier names, whose values count where the new ones have none."""
     renamed = dict(flags)
     for earlier, name in EARLIER_NAMES.items():
         value = renamed.pop(earlier, None)

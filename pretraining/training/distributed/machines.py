@@ -1,21 +1,20 @@
 """The machines of a run: their processes meet first, with the same code, packages, blocks and flags on each."""
 
 import logging
-import platform
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pretraining.cli.logs import counted
 from pretraining.cli.program import importing_libraries
-from pretraining.runs.environment import git_state, package_versions
-from pretraining.runs.run_record import VERSIONS_THAT_MATTER, differences
+from pretraining.runs.run_record import differences
 from pretraining.system.files import code_hash
 from pretraining.system.formatting import format_bytes
 from pretraining.system.host import machine_inventory
+from pretraining.system.launchers import spans_machines
 from pretraining.system.machines.meeting import MEETING_SECONDS, gather, leave, open_meeting
+from pretraining.system.machines.software import commit, versions_to_compare
 
-PACKAGES = (*VERSIONS_THAT_MATTER, "accelerate", "triton")
 CODE = "this project"
 SHOWN_DIGITS = 12  # of hashes
 
@@ -27,16 +26,16 @@ _machines: list[dict[str, Any]] = []
 def meet_machines() -> None:
     """Meet the processes of all machines before anything else, and compare what each machine has.
 
-    From here on a mistake that one process finds ends all of them. Of no use on one machine.
+    From here on a mistake that one process finds ends all of them. On one machine there is nothing to do.
 
     Raises:
         UserError: when not all processes come, or a machine has other code or versions than that of rank 0.
     """
+    if not spans_machines():
+        return
     with importing_libraries():  # torch, for the store
         open_meeting()
-    state = git_state()
-    commit = None if state is None else state["commit"]
-    own = {"host": socket.gethostname(), **machine_inventory(), "commit": commit, "software": software()}
+    own = {"host": socket.gethostname(), **machine_inventory(), "commit": commit(), "software": software()}
     found = gather("machine", own, seconds=MEETING_SECONDS)
     if problems := list(dict.fromkeys(other_software(found))):
         leave(problems)
@@ -52,9 +51,7 @@ def machines() -> list[dict[str, Any]]:
 
 def software() -> dict[str, str]:
     """What must be the same on every machine, by name."""
-    versions = package_versions()
-    packages = {name: str(versions.get(name)) for name in PACKAGES}
-    return {CODE: code_hash()[:SHOWN_DIGITS], "Python": platform.python_version(), **packages}
+    return {CODE: code_hash()[:SHOWN_DIGITS], **versions_to_compare()}
 
 
 def other_software(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -70,8 +67,8 @@ def other_software(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _version(machine: Mapping[str, Any], name: str) -> str:
-    version, commit = machine["software"][name], machine["commit"]
-    return f"files {version} of commit {str(commit)[:SHOWN_DIGITS]}" if name == CODE else version
+    version, of_code = machine["software"][name], machine["commit"] or "unknown"
+    return f"files {version} of commit {of_code[:SHOWN_DIGITS]}" if name == CODE else version
 
 
 def other_gpus(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -24,7 +24,8 @@ from torch.distributed import HashStore, Store, TCPStore
 
 from pretraining.cli.program import exit_process
 from pretraining.errors import UserError
-from pretraining.planning.footprint import CONTEXT_BYTES, NCCL_BYTES
+from pretraining.planning.footprint import NCCL_BYTES
+from pretraining.planning.layout import CONTEXT_BYTES
 from pretraining.system.gpus import driver_gpu_names
 from pretraining.system.launchers import (
     LOOPBACK,
@@ -33,6 +34,7 @@ from pretraining.system.launchers import (
     has_launcher,
     num_local_processes,
     num_processes,
+    spans_machines,
 )
 from pretraining.system.machines.slurm import is_slurm_task
 from pretraining.system.processes import ProcessHandle, machine_identity
@@ -130,7 +132,7 @@ def _init_method() -> str | None:
 
     torch's store accepts connections from the network without authentication, and unpickles what it receives.
     """
-    if num_processes() != num_local_processes():
+    if spans_machines():
         return None
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else that of the host name, maybe the network's
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -140,8 +142,8 @@ def _init_method() -> str | None:
 
 def _mpi_port() -> int:
     """The port at which ranks started by MPI meet: a free one of this machine, so that two runs can train at once."""
-    if "RANK" in os.environ or num_processes() != num_local_processes():
-        return TORCH_DISTRIBUTED_DEFAULT_PORT  # the launcher sets the port, or rank 0 is on another machine
+    if "RANK" in os.environ:
+        return TORCH_DISTRIBUTED_DEFAULT_PORT  # the launcher has set the port, or the meeting of several machines
     os.environ.setdefault("OMPI_MCA_btl", "^tcp")  # else Open MPI accepts connections from the network too
     from mpi4py import MPI  # as DeepSpeed does, which asks it for the ranks
 

@@ -19,26 +19,34 @@ from pretraining.planning.speed import Speeds
 from pretraining.planning.zero.choice import CONFIGS, Choice, possible_micro_batches, rank, runner_up, variants
 from pretraining.runs.record_file import read_run_record
 from pretraining.runs.run_folder import is_run_folder
-from pretraining.system.launchers import spans_machines
+from pretraining.system.launchers import process_rank, spans_machines
 from pretraining.system.machines.meeting import gather
 from pretraining.training.config.early_checks import run_folder
 from pretraining.training.config.layout import smallest_machine
-from pretraining.training.distributed.collectives import all_gather_objects
 from pretraining.training.dry_run.micro_batch import from_first_rank, with_micro_batch
 from pretraining.training.dry_run.plan import make_plan
 
 FLAG = "--deepspeed auto"
 SWITCHES = ("activation_checkpointing", "gradient_checkpointing")
 # The flags of each group on which the choice depends; with others a resumed run is ranked again.
+PLAN_FLAGS = ("gpu_memory_limit", "assumed_hfu", "assumed_network_gbits")
 MODEL_FLAGS = ("loss_tiles", "mlp_tiles", "compile_layers", "sequence_parallel_size", "fp8", "attention_implementation")
 DATA_FLAGS = ("global_batch_tokens", "global_batch_blocks")
-TRAINER_FLAGS = (*SWITCHES, "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
+TRAINER_FLAGS = (
+    *SWITCHES,
+    *(f"{name}_kwargs" for name in SWITCHES),
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "bf16",
+    "fp16",
+)
 
 logger = logging.getLogger(__name__)
 
 
 def with_deepspeed_choice(arguments: PretrainArguments, mixture: Mixture | None) -> PretrainArguments:
-    """Set what was chosen, by this start or by the run that is resumed; all processes get the choice of rank 0.
+    """Set what was chosen, by this start or by the run that is resumed; rank 0 decides, and all processes get that.
 
     It is made for the machine with the least memory.
 
@@ -48,11 +56,15 @@ def with_deepspeed_choice(arguments: PretrainArguments, mixture: Mixture | None)
     seconds = arguments.trainer["ddp_timeout"]
     machine = smallest_machine(seconds=seconds, topic="memory of a choice")
     asked = asked_flags(arguments, machine)
-    found = _recorded(run_folder(arguments), asked)
-    is_kept = found is not None
-    if spans_machines():  # also where a machine does not see the run folder: all must ask
-        found = gather("choice", found or record_of(choose(arguments, machine, mixture)), seconds=seconds)[0]
-    found = found or from_first_rank(lambda: record_of(choose(arguments, machine, mixture)))
+
+    def decide() -> tuple[dict[str, Any], bool]:
+        kept = _recorded(run_folder(arguments), asked)
+        return kept or record_of(choose(arguments, machine, mixture)), kept is not None
+
+    if spans_machines():  # which may share no files
+        found, is_kept = gather("choice", decide() if process_rank() == 0 else None, seconds=seconds)[0]
+    else:
+        found, is_kept = from_first_rank(decide)
     logger.info("%s: %s%s", FLAG, found["chosen"], " (as the run was started)" if is_kept else "")
     if found["runner_up"] and not is_kept:
         logger.info("%s: next would be %s", FLAG, found["runner_up"])
@@ -109,7 +121,7 @@ def _choices(
     plan = make_plan(start, machine, mixture)
     choice = Choice(config, is_checkpointed, plan.layout, plan.batch, plan.machine, Speeds.of(arguments.plan))
     numbers = possible_micro_batches(plan.batch) if is_open else [plan.batch.micro_batch_blocks]
-    yield from variants(choice, asked_sums=arguments.optimization.grad_accum_dtype, micro_batches=numbers)
+    yield from variants(choice, numbers)
 
 
 def config_path(name: str) -> str:
@@ -148,9 +160,9 @@ def asked_flags(arguments: PretrainArguments, machine: MachineSpec) -> dict[str,
     return {
         "num_processes": machine.num_processes,
         "num_local_processes": machine.num_local_processes,
-        "gpu_memory_limit": arguments.plan.gpu_memory_limit,
         "optim": arguments.optimization.optim,
         "grad_accum_dtype": arguments.optimization.grad_accum_dtype,
+        **{name: getattr(arguments.plan, name) for name in PLAN_FLAGS},
         **{name: getattr(arguments.model, name) for name in MODEL_FLAGS},
         **{name: getattr(arguments.data, name) for name in DATA_FLAGS},
         **{name: arguments.trainer.get(name) for name in TRAINER_FLAGS},
@@ -163,20 +175,3 @@ def _recorded(run_dir: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         return None
     choice = read_run_record(run_dir).get("deepspeed_choice") or {}
     return {name: choice[name] for name in ("flags", "chosen", "runner_up")} if choice.get("asked") == asked else None
-
-
-def check_same_choice(arguments: PretrainArguments) -> None:
-    """Check that all processes train with the same choice. Collective, with --deepspeed auto.
-
-    Raises:
-        UserError: where a process has another one, e.g. from another run folder; on every process.
-    """
-    if arguments.choice is None:
-        return
-    flags = all_gather_objects(arguments.choice["flags"])
-    other = next((rank for rank, own in enumerate(flags) if own != flags[0]), None)
-    if other is not None:
-        raise UserError(
-            f"{FLAG}: process {other} would train with {flags[other]}, and process 0 with {flags[0]}; pass the config "
-            "and flags of one of them"
-        )

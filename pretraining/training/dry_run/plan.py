@@ -63,7 +63,7 @@ def make_plan(arguments: PretrainArguments, machine: MachineSpec, mixture: Mixtu
     obstacle = None if advice is None else advice.obstacle
     return PlannedRun(
         model=arguments.model_name,
-        notes=(*unused_weights(arguments), *notes, *(note for note in _data_notes(advice) if note != obstacle)),
+        notes=(*unused_weights(arguments), *notes, *_data_notes(advice)),
         layout=resolved.layout,
         machine=machine,
         batch=setup.batch,

@@ -22,8 +22,9 @@ from pretraining.planning.layout import DOCUMENTS, Attention, MachineSpec, Train
 MIN_CAPABILITY = (8, 0)
 MAX_HEAD_DIM = 256
 MAX_CHOICE_LENGTH = 4096  # tokens; longer blocks have the same kernel
-# Of torch 2.13; earlier versions have a function of this name with other parameters.
-HAS_FUNCTION = {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+# torch 2.11 has no heads of keys that several heads of queries share; versions before have other parameters.
+HAS_FUNCTION = "window_size" in inspect.signature(varlen_attn).parameters
+HAS_SHARED_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def choose_attention(
@@ -87,6 +88,10 @@ def attend_within_documents(
     if not _uses_kernel(query, dropout):
         output = _attend_one_by_one((query, key, value), cu_seq_lens_q, scaling=scaling, dropout=dropout)
         return output.view(shape), None
+    repeats = query.shape[1] // key.shape[1]
+    shared: dict[str, Any] = {"enable_gqa": True} if repeats > 1 else {}
+    if shared and not HAS_SHARED_HEADS:
+        key, value, shared = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), {}
     output = varlen_attn(
         *(states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)),
         cu_seq_lens_q,
@@ -95,7 +100,7 @@ def attend_within_documents(
         max_length_q,
         scale=scaling,
         window_size=(-1, 0),  # causal
-        enable_gqa=query.shape[1] != key.shape[1],
+        **shared,
     )
     return output.view(shape), None
 

@@ -173,10 +173,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors")) or optimizer_shards(folder)
 
 
-def weight_hashes(parent: ParentModel | None) -> dict[str, str] | None:
-    """The xxh3 of each file of weights, by its path in the folder; None without a parent."""
-    if parent is None:
-        return None
+def weight_hashes(parent: ParentModel) -> dict[str, str]:
+    """The xxh3 of each file of weights, by its path in the folder."""
     folder = Path(parent.folder)
     with reading(f"{parent.place}: its weights", remedy="copy or download the model again"):
         files = weight_files(folder)

@@ -15,14 +15,6 @@ TCP_OPTIONS = {
 HANDSHAKE_SECONDS = 5.0
 TOKEN_BYTES = 32
 RANK_BYTES = 4
-BACKLOG = 1024  # machines that connect at once
-
-
-def listen() -> socket.socket:
-    """Listen on a free port of all interfaces, which `accept` closes."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
-    return socket.create_server(("", 0), backlog=BACKLOG)
 
 
 def accept(

@@ -28,8 +28,9 @@ from pretraining.errors import (
 )
 from pretraining.system.launchers import process_rank, spans_machines
 from pretraining.system.machines.meeting import gather, leave
+from pretraining.system.machines.network import listen
 from pretraining.system.processes import ProcessHandle, machine_identity
-from pretraining.training.stopping.link_sockets import ANSWER_SECONDS, TOKEN_BYTES, accept, connect, listen
+from pretraining.training.stopping.link_sockets import ANSWER_SECONDS, TOKEN_BYTES, accept, connect
 from pretraining.training.stopping.orphan_guard import OrphanGuard
 from pretraining.training.stopping.remote_launch import end_connections_to
 from pretraining.training.stopping.request import Phase, StopRequest

@@ -5,6 +5,7 @@ batch does not depend on the number of processes, and neither do the results, bu
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,66 +15,54 @@ from pretraining.training.data.dataset import IGNORED_LABEL
 from pretraining.training.model.loss import TokenLosses
 from pretraining.training.tasks.requests import BatchShapes, Request, TaskRequests
 
-LossesOf = Callable[[Batch], TokenLosses]
 GPU_LENGTH_MULTIPLE = 64  # few shapes, so that few plans of attention kernels are made; on a CPU padding costs time
 
 
-def score_tasks(
-    losses_of: LossesOf,
-    tasks: Sequence[TaskRequests],
-    *,
-    shapes: BatchShapes,
-    device: torch.device,
-    group: int = 0,
-    num_groups: int = 1,
-) -> dict[str, float]:
-    """The metrics of all tasks as `task/NAME/METRIC`; every process must call this, and gets the same.
+@dataclass(frozen=True)
+class RequestScorer:
+    """Computes the token losses of batches, with shifted labels, on `device`; every process must use it alike.
 
-    `losses_of` computes the token losses of a batch, with shifted labels, on `device`. Processes of the same `group`
-    (of sequence parallelism) share each batch.
+    Processes of the same `group` (of sequence parallelism) share each batch.
     """
-    requests = [request for task in tasks for request in task.requests]
-    log_likelihoods, are_greedy = score_requests(
-        losses_of, requests, shapes=shapes, device=device, group=group, num_groups=num_groups
-    )
-    metrics: dict[str, float] = {}
-    start = 0
-    for task in tasks:
-        part = slice(start, start := start + len(task.requests))
-        found = task.metrics(log_likelihoods[part], are_greedy[part])
-        metrics |= {f"task/{task.name}/{name}": value for name, value in found.items()}
-    return metrics
 
+    losses_of: Callable[[Batch], TokenLosses]
+    shapes: BatchShapes
+    device: torch.device
+    group: int = 0
+    num_groups: int = 1
 
-@torch.no_grad()
-def score_requests(
-    losses_of: LossesOf,
-    requests: Sequence[Request],
-    *,
-    shapes: BatchShapes,
-    device: torch.device,
-    group: int = 0,
-    num_groups: int = 1,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-likelihoods in nats, fp64 [requests], and whether greedy decoding gives each continuation, bool [requests].
+    def tasks(self, tasks: Sequence[TaskRequests]) -> dict[str, float]:
+        """The metrics of all tasks as `task/NAME/METRIC`, the same on every process."""
+        log_likelihoods, are_greedy = self.requests([request for task in tasks for request in task.requests])
+        metrics: dict[str, float] = {}
+        start = 0
+        for task in tasks:
+            part = slice(start, start := start + len(task.requests))
+            found = task.metrics(log_likelihoods[part], are_greedy[part])
+            metrics |= {f"task/{task.name}/{name}": value for name, value in found.items()}
+        return metrics
 
-    A token counts as greedy where no other has a higher logit, as in the accuracy of an evaluation.
-    """
-    batches = list(shapes.batches(requests))
-    sums = torch.zeros(len(requests), 2, dtype=torch.float64, device=device)  # loss, tokens that are not greedy
-    for start in range(0, len(batches), num_groups):
-        number = start + group
-        numbers = batches[min(number, len(batches) - 1)]  # a group without a batch repeats the last one
-        width = shapes.width(requests[numbers[0]])
-        tokens = losses_of(_batch([requests[one] for one in numbers], width))
-        if number < len(batches):
-            is_wrong = tokens.is_predicted & ~tokens.is_correct
-            rows = torch.tensor(numbers, device=device)
-            sums[rows] = torch.stack([values.double().sum(dim=1) for values in (tokens.losses, is_wrong)], dim=1)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(sums)
-    losses, num_wrong = sums.cpu().numpy().T
-    return -losses, num_wrong == 0
+    @torch.no_grad()
+    def requests(self, requests: Sequence[Request]) -> tuple[np.ndarray, np.ndarray]:
+        """Log-likelihoods in nats, fp64 [requests], and whether each continuation is greedy, bool [requests].
+
+        A token counts as greedy where no other has a higher logit, as in the accuracy of an evaluation.
+        """
+        batches = list(self.shapes.batches(requests))
+        sums = torch.zeros(len(requests), 2, dtype=torch.float64, device=self.device)  # loss, tokens not greedy
+        for start in range(0, len(batches), self.num_groups):
+            number = start + self.group
+            numbers = batches[min(number, len(batches) - 1)]  # a group without a batch repeats the last one
+            width = self.shapes.width(requests[numbers[0]])
+            tokens = self.losses_of(_batch([requests[one] for one in numbers], width))
+            if number < len(batches):
+                is_wrong = tokens.is_predicted & ~tokens.is_correct
+                rows = torch.tensor(numbers, device=self.device)
+                sums[rows] = torch.stack([values.double().sum(dim=1) for values in (tokens.losses, is_wrong)], dim=1)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        losses, num_wrong = sums.cpu().numpy().T
+        return -losses, num_wrong == 0
 
 
 def _batch(requests: Sequence[Request], width: int) -> Batch:

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 
 import pytest
 
-from pretraining.runs.environment import COMMIT_VARIABLE
+from pretraining.system.machines.software import COMMIT_VARIABLE
 from tests.conftest import PROJECT_DIR, run
 from tests.programs.container.chroot import ignored
 from tests.programs.container.dockerfile import DOCKERFILE, filled_in, instructions_of, stages_of

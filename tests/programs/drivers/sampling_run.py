@@ -14,11 +14,11 @@ from transformers import LlamaForCausalLM
 
 import pretrain
 from pretraining.cli.program import run_program
-from pretraining.training.callbacks import task_scores
 from pretraining.training.distributed import collectives as agreement
+from pretraining.training.tasks.scoring import RequestScorer
 
 agreement.FAILURE_WINDOW_SECONDS = 2.0
-generate, score_tasks = LlamaForCausalLM.generate, task_scores.score_tasks
+generate, score_tasks = LlamaForCausalLM.generate, RequestScorer.tasks
 
 
 def fail(*_: Any) -> None:
@@ -52,12 +52,12 @@ def failing(model: LlamaForCausalLM) -> Iterator[None]:
             hook.remove()
 
 
-def score_otherwise(losses_of: Any, *args: Any, **options: Any) -> Any:
-    (engine,) = losses_of.args
+def score_otherwise(scorer: Any, tasks: Any) -> Any:
+    (engine,) = scorer.losses_of.args
     with failing(engine.module):
-        return score_tasks(losses_of, *args, **options)
+        return score_tasks(scorer, tasks)
 
 
 if __name__ == "__main__":
-    LlamaForCausalLM.generate, task_scores.score_tasks = generate_otherwise, score_otherwise
+    LlamaForCausalLM.generate, RequestScorer.tasks = generate_otherwise, score_otherwise
     run_program(pretrain.main)

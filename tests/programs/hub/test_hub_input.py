@@ -134,15 +134,24 @@ def test_a_tokenizer_of_the_hub_without_eos_or_tokenizer_json(hub: LocalHub, fil
     assert "nothing to do" in run_fine(*python("preprocess.py", *flags), env=env).stderr
 
 
-def test_a_zip_archive_of_the_hub_is_one_line(hub: LocalHub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train.zip", "train.jsonl.ZIP"])
+def test_a_zip_archive_of_the_hub_is_refused_before_anything_is_downloaded(
+    hub: LocalHub, name: str, tmp_path: Path
+) -> None:
     """`datasets` finds it; its members are read only from a disk."""
     (tmp_path / "zipped").mkdir()
-    with zipfile.ZipFile(tmp_path / "zipped/train.zip", "w") as archive:
+    (tmp_path / "zipped/README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: '*.*[pPlL]'\n---\n"
+    )
+    (tmp_path / "zipped/a.jsonl").write_text('{"text": "a"}\n')  # downloaded first otherwise
+    with zipfile.ZipFile(tmp_path / "zipped" / name, "w") as archive:
         archive.writestr("a.jsonl", '{"text": "a"}')
     hub.storage.serve_folder("dataset", "alice/zipped", tmp_path / "zipped", private=True)
     flags = ["--data_files", "hf://alice/zipped", "--block_length", 4, "--output_dir", tmp_path / "blocks"]
     done = run(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE))
-    assert_one_error(done, "/train.zip: is read only from a disk; download it, and pass its path")
+    assert_one_error(done, f"/{name}: is read only from a disk; download it, and pass its path")
+    downloaded = {path.suffix.lower() for path in (tmp_path / "home").rglob("*") if path.is_file()}
+    assert not {".zip", ".jsonl"} & downloaded
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tests.programs.launching import figures, run_forked, train, training_flags,
 pytestmark = pytest.mark.launch
 FLAGS = ["--eval_steps", 3, "--save_steps", 3]
 NONE = "none"
+LONE_CHOICE = "tests/programs/plan/lone_choice_run.py"
 
 
 def record(run_dir: Path) -> dict[str, Any]:
@@ -70,14 +71,6 @@ def test_a_resumed_run_keeps_its_choice_unless_the_flags_change(
     assert "--deepspeed auto: --deepspeed ds_config" in done.stderr, "with other flags it is ranked again"
 
 
-def test_another_choice_on_one_process_ends_all(sample_store: Path, tmp_path: Path) -> None:
-    script = "tests/programs/plan/other_choice_run.py"
-    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *auto_flags(), script=script)
-    assert done.returncode != 0
-    assert "--deepspeed auto: process 1 would train with {" in done.stderr
-    assert "Traceback" not in done.output
-
-
 def test_accumulation_leads_to_zero_1_whose_checkpoint_takes_what_was_planned(
     sample_store: Path, tmp_path: Path
 ) -> None:
@@ -97,11 +90,21 @@ def test_accumulation_leads_to_zero_1_whose_checkpoint_takes_what_was_planned(
 
 
 @pytest.mark.long
-def test_processes_of_several_machines_agree_in_their_meeting(sample_store: Path, tmp_path: Path) -> None:
+def test_processes_of_several_machines_get_the_choice_of_rank_0_in_their_meeting(
+    sample_store: Path, tmp_path: Path
+) -> None:
     flags = auto_flags("--max_steps", 1, "--export", "false", "--eval_strategy", "no", "--save_strategy", "no")
-    done = train("4 ranks", sample_store, tmp_path / "run", *flags, env={"LOCAL_SIZE": "2"})
+    done = train("4 ranks", sample_store, tmp_path / "run", *flags, script=LONE_CHOICE, env={"LOCAL_SIZE": "2"})
     assert done.stderr.count("--deepspeed auto: --deepspeed ds_config") == 1
     assert record(tmp_path / "run")["deepspeed_choice"]["asked"]["num_local_processes"] == 2
+
+
+def test_where_rank_0_finds_no_choice_all_machines_end(sample_store: Path, tmp_path: Path) -> None:
+    env = {"LOCAL_SIZE": "2", "FAILS": "1"}
+    done = try_to_train("4 ranks", sample_store, tmp_path / "run", *auto_flags(), script=LONE_CHOICE, env=env)
+    assert done.returncode == 2
+    assert "nothing can be planned; try another model" in done.stderr
+    assert "Traceback" not in done.output
 
 
 def test_a_plan_names_what_auto_would_choose() -> None:

@@ -34,6 +34,7 @@ def test_each_is_answered_in_one_line_that_says_what_to_do(words: list[str]) -> 
         assert WHERE in problem
 
 
-def test_no_name_has_two_answers() -> None:
+def test_a_name_has_one_answer_in_all_programs() -> None:
+    """`test_synonyms` allows one in each."""
     names = [name for some, _ in PARALLELISM for name in some.split()]
     assert len(names) == len(set(names))

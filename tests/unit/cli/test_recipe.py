@@ -209,13 +209,29 @@ def test_a_flag_of_the_command_line_replaces_the_one_of_the_recipe_that_excludes
     assert (unset.data.global_batch_tokens, unset.data.max_tokens) == (8192, 65536), "these leave the recipe as it is"
     epochs = parse_pretrain_arguments("", [*flags, "--num_train_epochs", "3"])
     assert (epochs.data.max_tokens, epochs.trainer["num_train_epochs"]) == (None, 3)
-    with pytest.raises(UserError, match="--num_train_epochs --max_steps: exclude each other; keep one"):
+    with pytest.raises(UserError, match="--max_steps 7 --num_train_epochs 3: exclude each other; keep one"):
         parse_pretrain_arguments("", [*flags, "--num_train_epochs", "3", "--max_steps", "7"])
     words = ["--max_steps", "7", "--max_steps", "-1", "--num_train_epochs", "3"]
     assert parse_pretrain_arguments("", [*flags, *words]).trainer["num_train_epochs"] == 3
-    both = recipe(tmp_path, "global_batch_tokens: 8192\nglobal_batch_blocks: 64\n")
-    with pytest.raises(UserError, match="--global_batch_blocks 64 --global_batch_tokens 8192: exclude each other"):
-        parse_pretrain_arguments("", ["--recipe", both])
+
+
+@pytest.mark.parametrize(
+    ("lines", "flags"),
+    [
+        ("global_batch_tokens: 8192\nglobal_batch_blocks: 64\n", "--global_batch_tokens 8192 --global_batch_blocks 64"),
+        ("max_steps: 10\nnum_train_epochs: 3\n", "--max_steps 10 --num_train_epochs 3"),
+        ("num_train_epochs: 3\nmax_tokens: 65536\n", "--max_tokens 65536 --num_train_epochs 3"),
+        ("max_steps: 10\nnum_train_epochs: 3\nmax_tokens: 9\n", "--max_tokens 9 --max_steps 10 --num_train_epochs 3"),
+    ],
+)
+def test_flags_of_a_recipe_that_exclude_each_other_are_refused(lines: str, flags: str, tmp_path: Path) -> None:
+    path = recipe(tmp_path, lines)
+    for words in ([], ["--max_steps", "-1"] if "max_steps" not in lines else []):
+        with pytest.raises(UserError) as caught:
+            parse_pretrain_arguments("", ["--recipe", path, *words])
+        assert caught.value.problems == (f"{flags}: exclude each other; keep one",)
+    one_flag, value = ("--global_batch_blocks", "2") if "batch" in lines else ("--max_steps", "7")
+    parse_pretrain_arguments("", ["--recipe", path, one_flag, value])
 
 
 def test_dictionaries_are_read_as_json(tmp_path: Path) -> None:

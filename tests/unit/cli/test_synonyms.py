@@ -136,6 +136,8 @@ TYPED = {
         --initial_checkpoint_dir      weights
         --precision                   --bf16 or --fp16
         --devices                     deepspeed --num_gpus
+        --trainer.num_nodes           the launcher takes it
+        --trainer.resume_from_checkpoint resume
         --training.local_batch_size   per_device_train_batch_size
         --training.seq_len            preprocess.py --block_length
         --training.steps              max_steps

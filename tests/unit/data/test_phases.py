@@ -8,6 +8,7 @@ import pytest
 
 from pretraining.cli.arguments.phases import PhaseArguments
 from pretraining.cli.arguments.pretrain import DataArguments
+from pretraining.data.mixture import BlockStore, load_mixture
 from pretraining.data.phases import load_data
 from pretraining.errors import UserError
 
@@ -19,11 +20,11 @@ def other_store(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return store
 
 
-def phases(*datasets: list[str]) -> DataArguments:
+def phases(*datasets: list[str], revision: str | None = None) -> DataArguments:
     shares = [0.75, 0.25] if len(datasets) == 2 else [1.0]
     named = enumerate(zip(datasets, shares, strict=True))
     made = [PhaseArguments(f"phase{number}", words, share) for number, (words, share) in named]
-    return DataArguments(phases=made)
+    return DataArguments(phases=made, dataset_revision=revision)
 
 
 def problems(flags: DataArguments) -> list[str]:
@@ -68,6 +69,17 @@ def test_a_folder_is_one_store_however_it_is_written(sample_store: Path, monkeyp
     monkeypatch.chdir(sample_store.parent)
     found = load_data(phases([sample_store.name], [f"./{sample_store.name}"]))
     assert len(found.parts) == 1
+
+
+def test_a_revision_is_that_of_one_data_set(sample_store: Path, other_store: Path) -> None:
+    message = "--dataset_revision v1: works with one --dataset only; remove it, or download the data sets first"
+    news, wiki = f"news={sample_store}", f"wiki={other_store}"
+    assert problems(phases([f"{news}:1", f"{wiki}:1"], [wiki], revision="v1")) == [message]
+    opened: dict[str, BlockStore] = {}
+    load_mixture([news], revision=None, opened=opened)
+    with pytest.raises(UserError, match=f"^{message}$"):  # not that of each phase
+        load_mixture([wiki], revision="v1", opened=opened)
+    assert load_mixture([news], revision="v1", opened=opened).first is opened[str(sample_store)]
 
 
 def test_a_source_has_one_name(sample_store: Path, other_store: Path) -> None:

@@ -10,9 +10,9 @@ from pretraining.cli.arguments.run import PlanArguments
 from pretraining.errors import UserError
 from pretraining.planning.evaluation import plan_evaluation
 from pretraining.planning.fit import GradientType, choose_gradient_type, fits
-from pretraining.planning.footprint import CONTEXT_BYTES, footprint
+from pretraining.planning.footprint import footprint
 from pretraining.planning.global_batch import GlobalBatch, divisors
-from pretraining.planning.layout import MachineSpec
+from pretraining.planning.layout import CONTEXT_BYTES, MachineSpec
 from pretraining.planning.suggestions import ENOUGH_TOKENS, check_fits, find_suggestions, largest_micro_batch
 from pretraining.planning.table import PlannedRun, plan_table
 from pretraining.system.gpus import find_gpu_type
@@ -91,12 +91,24 @@ def test_offloading_is_suggested_with_several_blocks_and_its_own_sums() -> None:
     assert first.flags == ("--deepspeed ds_config_offload_optimizer.json", "--per_device_train_batch_size 8")
     assert first.layout.grad_accum_dtype == "bf16"
     assert first.layout.num_tokens == ENOUGH_TOKENS
-    (first, *_) = find_suggestions(replace(layout, keeps_fp32_sums=True), spec, batch())
+    (first, *_) = find_suggestions(replace(layout, asked_sums="fp32"), spec, batch())
     assert first.layout.grad_accum_dtype == "fp32"
     given = GlobalBatch(4096, 1, 16, 1, follows_tokens=False)
     (first, *_) = find_suggestions(layout, spec, given)
     assert first.flags[1:] == ("--per_device_train_batch_size 8", "--gradient_accumulation_steps 2")
     assert largest_micro_batch(first.layout, spec, replace(given, micro_batch_blocks=8)) is None
+
+
+def test_sums_that_were_asked_for_stay_in_other_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT_DIR)
+    words = ["--dry_run", "--model", "llama2_7b", "--gpu_type", "a100_80gb", "--num_gpus", "4"]
+    words += ["--activation_checkpointing", "true", "--grad_accum_dtype", "bf16", "--deepspeed"]
+    run = planned([*words, "ds_config_zero1.json"])
+    (first, *_) = find_suggestions(run.layout, run.machine, run.batch)
+    assert first.flags == ("--deepspeed ds_config_zero2.json",)
+    named = planned([*words, "ds_config_zero2.json"]).layout
+    assert first.layout.grad_accum_dtype == named.grad_accum_dtype == "bf16"
+    assert choose_gradient_type("auto", first.layout, run.machine).name == "fp32", "nothing but the flag decides"
 
 
 @pytest.mark.parametrize(

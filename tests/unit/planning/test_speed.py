@@ -17,7 +17,15 @@ def speed(layout: TrainingLayout, *, micro: int = 1, kind: str = "h100", gbits: 
     number = layout.num_processes
     batch = GlobalBatch(4096, micro, 1024 // micro // number, number)
     layout = replace(layout, micro_batch_blocks=micro)
-    return tokens_per_second_per_gpu(layout, batch, find_gpu_type(kind), Speeds(0.4, gbits * 1e9 / 8))
+    found = tokens_per_second_per_gpu(layout, batch, find_gpu_type(kind), Speeds(0.4, gbits * 1e9 / 8))
+    assert found is not None
+    return found
+
+
+def test_no_speed_is_known_of_unlisted_gpus_and_of_fp32() -> None:
+    layout, batch, speeds = layout_of("llama2_7b"), GlobalBatch(4096, 1, 1024, 1), Speeds(0.4, 5e10)
+    assert tokens_per_second_per_gpu(layout, batch, None, speeds) is None
+    assert tokens_per_second_per_gpu(replace(layout, precision="fp32"), batch, find_gpu_type("h100"), speeds) is None
 
 
 def test_offloaded_sums_cross_twice_per_micro_step() -> None:

@@ -1,14 +1,12 @@
 import os
 import shlex
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pretraining.system import supervision
 from pretraining.system.launchers import SUPERVISOR_VARIABLE, process_age_seconds
-from pretraining.system.processes import ProcessHandle, boot_id
+from pretraining.system.processes import ProcessHandle
 from pretraining.system.supervision import (
     Restart,
     absence_exit_code,
@@ -77,7 +75,7 @@ def test_a_restart_is_known_to_its_processes_alone(tmp_path: Path, monkeypatch: 
     for name, value in attempt_environment(tmp_path, restart).items():
         monkeypatch.setenv(name, value)
         assert shlex.quote(value) == value, "deepspeed does not quote it"
-    assert this_restart() == replace(restart, boot_id=boot_id())
+    assert this_restart() == restart
     assert absence_exit_code() == 1, "a machine that has died may still be booting"
     assert recorded_exit_code(tmp_path) is None
     monkeypatch.delenv(SUPERVISOR_VARIABLE)
@@ -87,7 +85,7 @@ def test_a_restart_is_known_to_its_processes_alone(tmp_path: Path, monkeypatch: 
 
 
 def test_processes_that_torchrun_started_again_are_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PRETRAINING_SUPERVISOR", raising=False)
+    monkeypatch.delenv(SUPERVISOR_VARIABLE, raising=False)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert this_restart() is None
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
@@ -101,10 +99,8 @@ def test_processes_that_torchrun_started_again_are_a_restart(monkeypatch: pytest
 def test_another_machine_counts_from_the_same_wall_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was booted at another time: the supervisor's clock was at 5 s an hour ago."""
     an_hour_ago = time.time() - 3600
-    monkeypatch.setattr(supervision, "boot_id", lambda: "the first machine")
-    environment = attempt_environment(tmp_path, Restart(1, "a crash", 5.0, an_hour_ago - 5.0))
-    monkeypatch.undo()
-    for name, value in environment.items():
+    restart = Restart(1, "a crash", 5.0, an_hour_ago - 5.0, boot_id="the first machine")
+    for name, value in attempt_environment(tmp_path, restart).items():
         monkeypatch.setenv(name, value)
     assert 3599 < run_age_seconds() < 3700
 

@@ -25,6 +25,14 @@ def test_host_memory_is_read_in_its_unit(text: str, num_bytes: int) -> None:
         (PlanArguments, {"host_memory": "much", "dry_run": True}, ["--host_memory much: is not a size"]),
         (PlanArguments, {"dry_run": True, "profile_plan": True}, ["--dry_run --profile_plan: exclude each other"]),
         (PlanArguments, {"gpu_type": "h200"}, ["--gpu_type: describes another machine, for --dry_run"]),
+        (
+            PlanArguments,
+            {"num_gpus": 8, "num_nodes": 2},
+            [
+                "--num_gpus: describes another machine, for --dry_run; remove it",
+                "--num_nodes: describes another machine, for --dry_run; the launcher takes it, e.g. deepspeed",
+            ],
+        ),
     ],
 )
 def test_mistakes_that_need_no_file_are_reported_at_once(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from pretraining.data.tokenize import backends
 from pretraining.data.tokenize.backends import (
@@ -17,9 +17,7 @@ from pretraining.data.tokenize.backends import (
     FastTokensBackend,
     FlatIds,
     ReferenceBackend,
-    choose_backend,
 )
-from pretraining.errors import UserError
 from tests.conftest import PROJECT_DIR
 
 SAMPLE = PROJECT_DIR / "data/sample/tokenizer/tokenizer.json"
@@ -113,34 +111,3 @@ def test_about_one_document_in_a_thousand_is_checked(monkeypatch: pytest.MonkeyP
     reference = ReferenceBackend(reference_tokenizer(SAMPLE))
     CheckedBackend(reference, reference).encode([f"{n} story" * (n % 9 + 1) for n in range(50_000)])
     assert 25 <= len(checked) <= 100
-
-
-def test_a_backend_that_fails_the_probe_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    tokenizer = reference_tokenizer(SAMPLE)
-    wrong = WrongFor(ReferenceBackend(tokenizer), "CamelCase")
-    monkeypatch.setattr(backends, "FastTokensBackend", lambda _: wrong)
-    assert choose_backend("auto", tokenizer, []).name == "reference"
-    assert "encoding with the reference, several times slower" in caplog.text
-    assert "CamelCase" in caplog.text
-    with pytest.raises(UserError, match="--tokenizer_backend fastokens: cannot use this tokenizer"):
-        choose_backend("fastokens", tokenizer, [])
-
-
-def test_a_tokenizer_that_the_fast_backend_refuses_is_encoded_by_the_reference() -> None:
-    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁", -1.0), ("a", -2.0), ("b", -3.0)], unk_id=0))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend = choose_backend("auto", tokenizer, [])
-    assert backend.encode(["a b"]).ids.tolist() == tokenizer.encode("a b").ids
-
-
-def test_a_lowercasing_tokenizer_with_word_pieces_is_exact_by_whichever_backend() -> None:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    texts = odd_texts(200)
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]"]))
-    tokenizer.encode_special_tokens = True
-    flat = choose_backend("auto", tokenizer, ["[UNK]"]).encode(texts)
-    assert flat.ids.tolist() == [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False).ids]

@@ -62,6 +62,16 @@ def test_gpt2_files_give_the_ids_of_transformers(tmp_path: Path, prefix: str) ->
     assert opened.decode([*expected[-1], theirs.eos_token_id], skip_special_tokens=True) == TEXTS[-1]
 
 
+def test_gpt2_files_whose_settings_put_a_space_before_a_text(tmp_path: Path) -> None:
+    save_gpt2(tmp_path)
+    without = ids_of(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true}')
+    theirs = GPT2Tokenizer.from_pretrained(tmp_path)
+    found = ids_of(tmp_path)
+    assert found == [theirs(text, split_special_tokens=True)["input_ids"] for text in TEXTS]
+    assert found != without
+
+
 def test_eos_of_the_folder_has_priority_over_that_of_gpt2(tmp_path: Path) -> None:
     save_gpt2(tmp_path / "other", end="</s>")
     with pytest.raises(UserError, match=r"has no eos_token .*; set eos_token in its tokenizer_config\.json$"):

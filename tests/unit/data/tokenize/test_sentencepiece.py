@@ -12,7 +12,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from pretraining.data.tokenize.sentencepiece import sentencepiece_tokenizer
+from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
+from tests.unit.data.tokenize.test_backends import per_text
 
 FIXTURE = json.loads((Path(__file__).parent / "sentencepiece_ids.json").read_text())
 KINDS = sorted(FIXTURE["models"])
@@ -39,6 +41,22 @@ def test_ids_are_those_that_the_library_gave(kind: str) -> None:
     tokenizer = converted(base64.b64decode(model["model"]))
     for text, ids in zip(FIXTURE["texts"], model["ids"], strict=True):
         assert tokenizer.encode(text, add_special_tokens=False).ids == ids, text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_with_a_model_is_a_tokenizer(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, folder = FIXTURE["models"][kind], tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(base64.b64decode(model["model"]))
+    tokenizer = load_document_tokenizer(str(folder), add_bos=True)
+    spec = model_proto(kind).trainer_spec
+    assert (tokenizer.rules.bos_token_id, tokenizer.rules.eos_token_id) == (spec.bos_id, spec.eos_id)
+    documents = per_text(tokenizer.encode(FIXTURE["texts"]))
+    assert [ids.tolist() for ids in documents] == [[spec.bos_id, *ids, spec.eos_id] for ids in model["ids"]]
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    with pytest.raises(UserError, match="names T5Tokenizer, and only LlamaTokenizer is converted; save tokenizer"):
+        load_document_tokenizer(str(folder), add_bos=True)
 
 
 def test_the_models_differ_in_what_matters() -> None:

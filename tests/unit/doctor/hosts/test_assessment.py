@@ -119,10 +119,39 @@ def test_blocks_are_compared() -> None:
     assert [status for status, _ in found(missing, missing)] == ["failure", "failure"]
 
 
-def test_clocks_that_differ_are_a_warning_about_the_one_that_does() -> None:
+def test_missing_blocks_are_copied_from_a_host_that_has_them() -> None:
+    whole, missing = {"sha256": "a" * 64, "num_files": 5}, {"problem": "manifest.json is missing"}
+
+    def fixes(first: dict, second: dict) -> list[str]:
+        stores = {"node-a": {**HOST, "datasets": {"/x": first}}, "node-b": {**HOST, "datasets": {"/x": second}}}
+        return [finding.fix for finding in assessment.assess_blocks(stores)]
+
+    assert fixes(missing, whole) == ["ssh node-b 'rsync -a /x/ node-a:/x/'"]
+    assert fixes(whole, missing) == ["ssh node-a 'rsync -a /x/ node-b:/x/'"]
+    assert fixes(whole, {**whole, "sha256": "b" * 64}) == ["ssh node-a 'rsync -a /x/ node-b:/x/'"]
+    assert fixes(missing, missing) == ["ssh node-a ls -l /x", "ssh node-b ls -l /x"]
+
+
+def test_clocks_that_agree() -> None:
     assert assessment.assess_clocks({"node-a": 0.2, "node-b": -0.3}).figure == "differ by 0.5 s at most"
-    found = assessment.assess_clocks({"node-a": 0.1, "node-b": -90.0, "node-c": 0.2})
-    assert (found.status, found.figure) == ("warning", "node-b: 90 s behind this machine: times in logs do not compare")
+
+
+@pytest.mark.parametrize(
+    ("skews", "words"),
+    [
+        ((0.1, -90.0, 0.2), "node-b: 90 s behind the others"),
+        ((0, 90), "node-b: 90 s ahead of the others"),
+        ((90, 0), "node-a: 90 s ahead of the others"),
+        ((0, -90), "node-b: 90 s behind the others"),
+        ((60, 60.2, 0), "node-c: 60 s behind the others"),  # this machine is wrong as well
+        ((60, 61, 59, 0, 60), "node-d: 60 s behind the others"),
+        ((0, 0, 90, 0), "node-c: 90 s ahead of the others"),
+    ],
+)
+def test_the_clock_that_differs_from_most_is_named(skews: tuple[float, ...], words: str) -> None:
+    found = assessment.assess_clocks({f"node-{letter}": skew for letter, skew in zip("abcde", skews, strict=False)})
+    assert (found.status, found.figure) == ("warning", f"{words}: times in logs do not compare")
+    assert found.fix.startswith(f"ssh {words[:6]} ")
 
 
 def test_the_address_that_deepspeed_takes_has_to_reach() -> None:

@@ -1,8 +1,11 @@
 """What a measured rate between hosts means; tests/multinode/test_doctor.py measures one."""
 
+import asyncio
+
 import pytest
 
-from pretraining.doctor.hosts.bandwidth import assess
+from pretraining.doctor.hosts.bandwidth import assess, measure_between
+from pretraining.doctor.hosts.hostfile import Host
 
 MEASURED = {"backend": "nccl", "size": 16, "num_bytes": 2**28, "bytes_per_second": 1e9, "bus_bytes_per_second": 2e9}
 
@@ -19,3 +22,21 @@ def test_the_rate_is_given_in_seconds_of_a_known_model(rate: float, on_gpus: boo
         f"nccl, 16 processes on 2 hosts, 268 MB: {rate / 1e9:.2f} GB/s enter each host (bus)"
     )
     assert f"would wait for {seconds} per micro step" in found.figure
+
+
+@pytest.mark.parametrize(
+    ("names", "figure"),
+    [
+        (("hangs", "breaks"), "breaks: ImportError: libnccl.so.2"),
+        (("breaks", "hangs"), "breaks: ImportError: libnccl.so.2"),
+        (("notices", "breaks"), "breaks: ImportError: libnccl.so.2"),
+        (("hangs", "hangs-too"), "hangs: no answer to the others within 2 s"),
+    ],
+)
+def test_the_rank_that_fails_first_is_named_and_not_those_that_it_takes_along(
+    ssh: None, names: tuple[str, str], figure: str
+) -> None:
+    hosts = [Host(name, 1) for name in names]
+    found = asyncio.run(measure_between(hosts, ("127.0.0.1", 1), on_gpus=False, seconds=2.0))
+    assert (found.status, found.figure) == ("failure", figure)
+    assert found.figures["host"] == figure.split(":")[0]

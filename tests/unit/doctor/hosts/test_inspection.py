@@ -1,17 +1,17 @@
 """What a host reports of itself: the real program, with its questions from a pipe."""
 
 import json
+import socket
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from pretraining.doctor.hosts import inspection
 from pretraining.doctor.hosts.ssh import MARK
-from pretraining.runs.environment import git_state
 from pretraining.system.files import sha256_of
+from pretraining.system.machines.software import commit, versions_to_compare
 from tests.conftest import PROJECT_DIR
 
 TOKEN = "5eed" * 8
@@ -37,8 +37,8 @@ def ask(program: subprocess.Popen, question: dict) -> dict:
 def test_it_reports_itself_shows_a_token_and_removes_it(program, tmp_path: Path, sample_store: Path) -> None:
     question = {"token": TOKEN, "run_folder": str(tmp_path / "runs/new"), "datasets": [str(sample_store), "/nowhere"]}
     found = ask(program, question)
-    assert found["versions"]["torch"] == metadata.version("torch")
-    assert found["commit"] == (git_state() or {"commit": ""})["commit"]
+    assert found["versions"] == versions_to_compare(), "as a run compares them"
+    assert found["commit"] == commit()
     assert found["num_cpu_cores"] >= 1
     assert found["datasets"][str(sample_store)]["sha256"] == sha256_of(sample_store / "manifest.json")
     assert "problem" not in found["datasets"][str(sample_store)]
@@ -60,6 +60,12 @@ def test_it_ends_and_leaves_nothing_when_the_doctor_is_gone(program, tmp_path: P
     program.stdin.close()
     assert program.wait(60) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_a_host_answers_at_addresses_of_both_kinds() -> None:
+    with inspection.listener(TOKEN) as port:
+        assert inspection.addresses_reached(["127.0.0.1", "::1"], port, TOKEN) == ["127.0.0.1", "::1"]
 
 
 def test_another_machine_at_the_address_is_not_taken_for_the_host() -> None:

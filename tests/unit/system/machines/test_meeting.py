@@ -10,8 +10,8 @@ from torch.distributed import PrefixStore, TCPStore
 
 from pretraining.errors import UserError
 from pretraining.system.launchers import free_port
-from pretraining.system.machines import meeting, presence
-from pretraining.system.machines.meeting import Meeting, SharedError, gather, leave, open_meeting, shared
+from pretraining.system.machines import presence
+from pretraining.system.machines.meeting import Meeting, SharedError, gather, leave, shared
 from pretraining.system.machines.presence import Heartbeat
 
 Work = Callable[[Meeting], Any]
@@ -19,7 +19,7 @@ HOSTS = ("node-a", "node-b", "node-c")
 
 
 @pytest.fixture(autouse=True)
-def two_per_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_per_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
 
 
@@ -85,6 +85,16 @@ def test_who_does_not_come_is_named() -> None:
     )
 
 
+def test_the_host_of_who_never_came_is_that_of_the_process_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+
+    def come(own: Meeting) -> Any:
+        return own.gather("host", {"host": own.host}, seconds=0.5)
+
+    found = at_meeting([come, lambda own: own.gather("later", 1, seconds=30)])
+    assert "(process 1 on node-a; those of node-a did)" in str(found[0])
+
+
 def test_who_dies_meanwhile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(presence, "SILENT_SECONDS", 3.0)
@@ -113,10 +123,7 @@ def test_a_process_0_that_was_killed_is_a_crash() -> None:
     assert raised.value.exit_code == 1
 
 
-def test_on_one_machine_there_is_no_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert open_meeting() == []
-    assert meeting._meeting is None
+def test_without_a_meeting_each_process_is_alone() -> None:
     assert gather("machine", {"a": 1}, seconds=1) == [{"a": 1}]
     error = UserError("--flag: wrong")
     assert shared(error) is error

@@ -11,7 +11,9 @@ from pretraining.system.machines import network
 from pretraining.system.machines.network import (
     interface_of,
     is_local,
+    listen,
     own_addresses,
+    own_end,
     use_interface,
     wait_until_listening,
 )
@@ -53,3 +55,17 @@ def test_nobody_listens() -> None:
     with pytest.raises(OSError, match="refused"):
         wait_until_listening(["127.0.0.1"], 1, seconds=0.3)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_a_port_is_reached_by_ipv4_and_ipv6() -> None:
+    with listen() as listener:
+        port = listener.getsockname()[1]
+        for address in ("127.0.0.1", "::1"):
+            assert wait_until_listening([address], port, seconds=30)[0] == address
+            assert own_end(address) == address
+
+
+def test_this_end_of_a_connection() -> None:
+    assert own_end("localhost") in ("127.0.0.1", "::1")
+    assert own_end("no such name") is None

@@ -7,7 +7,7 @@ import pytest
 
 from pretraining.cli.arguments.phases import PhaseArguments
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
-from pretraining.data.mixture import BlockStore, Mixture, WeightedStore, load_mixture
+from pretraining.data.mixture import Mixture, load_mixture
 from pretraining.planning.global_batch import GlobalBatch
 from pretraining.training.config.advice import RunAdvice, empty_split_warnings
 from pretraining.training.optim.schedule import make_schedule
@@ -94,10 +94,6 @@ def test_an_empty_split_is_said_unless_it_was_wanted(sample_store: Path) -> None
     assert list(empty_split_warnings(without_both, evaluates=True)) == [], "--split 1,0,0"
     (line,) = empty_split_warnings(without_blocks(mixture, "validation", weights=[90, 5, 5]), evaluates=True)
     assert "validation has no block" in line
-    store = BlockStore(
-        "synthetic", sample_store, without_blocks(mixture, "validation", weights=[1, 0, 0]).first.manifest
-    )
-    assert list(empty_split_warnings(Mixture((WeightedStore(None, 1.0, store),)), evaluates=True)) == []
 
 
 @pytest.mark.parametrize(("num_steps", "expected"), [(10, "reads all"), (10**6, None)])

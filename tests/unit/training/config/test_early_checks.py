@@ -1,13 +1,12 @@
 """Checks before torch is imported that need neither blocks nor a run folder."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
-from pretraining.data.mixture import Mixture, load_mixture
+from pretraining.data.mixture import load_mixture
 from pretraining.errors import UserError
 from pretraining.training.config.early_checks import check_inputs, check_profiled_steps
 from pretraining.training.dry_run.dry_run import print_plan
@@ -43,18 +42,17 @@ def test_a_plan_says_that_a_step_larger_than_an_epoch_will_not_start(
     with pytest.raises(UserError, match=message):
         check_inputs(parsed, load_mixture([str(sample_store)], revision=None))
     print_plan(parsed)  # no error: the plan is of another machine, maybe with other blocks
-    *_, verdict, reason = capsys.readouterr().out.rstrip().splitlines()
+    *before, verdict, reason = capsys.readouterr().out.rstrip().splitlines()
+    assert not any("more than" in line for line in before), "said once"
     assert verdict == "it fits, but will not start on these blocks:"
     assert re.match(message, reason)
 
 
 def test_tasks_of_random_ids_are_rejected(sample_store: Path, tmp_path: Path) -> None:
     """They have no text, so that no other --block_length would help."""
-    mixture = load_mixture([str(sample_store)], revision=None)
-    synthetic = Mixture((replace(mixture.parts[0], store=replace(mixture.first, name="synthetic")),))
     (tmp_path / "tasks.jsonl").write_text('{"context": "The sky is", "completion": " blue"}\n')
     words = ["--model", "quickstart", "--dataset", "synthetic", "--global_batch_tokens", "512", "--output_dir"]
     words += [str(tmp_path / "run"), "--eval_tasks", str(tmp_path / "tasks.jsonl"), "--warmup_steps", "2"]
     with pytest.raises(UserError, match="--eval_tasks --dataset synthetic: random ids have no text") as caught:
-        check_inputs(parse_pretrain_arguments("", words), synthetic)
+        check_inputs(parse_pretrain_arguments("", words), load_mixture([str(sample_store)], revision=None))
     assert "block_length" not in str(caught.value)

@@ -70,6 +70,14 @@ def test_the_layout_follows_from_the_flags() -> None:
     assert resolved("--gpu_memory_limit", "20GB").layout.device_bytes == find_gpu_type("h200").memory_bytes
 
 
+def test_earlier_names_of_checkpointing_are_planned_as_they_are_trained() -> None:
+    earlier = ("--gradient_checkpointing_kwargs", '{"every_n_layers": 4}')
+    assert resolved("--gradient_checkpointing", "true", *earlier).layout.checkpoint_every == 4
+    assert resolved("--activation_checkpointing", "true", *earlier).layout.checkpoint_every == 4
+    both = ("--activation_checkpointing", "false", "--gradient_checkpointing", "true")
+    assert resolved(*both, *earlier).layout.checkpoint_every is None
+
+
 def test_gradient_type_and_compilation_are_in_the_layout() -> None:
     tight = resolved("--activation_checkpointing", num_gpus=1)
     assert tight.gradient_type.name == tight.layout.grad_accum_dtype

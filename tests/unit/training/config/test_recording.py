@@ -73,7 +73,7 @@ def test_the_command_is_that_of_the_launcher_without_its_other_words(tmp_path: P
     """Whatever a shell, mpirun or a script was told besides is not ours to show."""
     program = tmp_path / "program.py"
     lines = ["import subprocess, sys", f"sys.path.insert(0, {str(PROJECT_DIR)!r})"]
-    lines += ["from pretraining.runs.environment import command", "print(command())"]
+    lines += ["from pretraining.runs.command import command", "print(command())"]
     program.write_text("\n".join(lines))
     launcher = tmp_path / "mpirun"
     launcher.write_text("import subprocess, sys; subprocess.run([sys.executable, *sys.argv[3:]])")

@@ -7,11 +7,13 @@ import pytest
 
 from pretraining.errors import UserError
 from pretraining.system.files import code_hash
+from pretraining.system.machines import meeting
 from pretraining.training.distributed import machines
 from pretraining.training.distributed.machines import (
     agree_on_run,
     describe_machine,
     distinct,
+    meet_machines,
     other_gpus,
     other_run,
     other_software,
@@ -29,6 +31,14 @@ def machine(host: str, *, gpus: tuple[str, ...] = (), driver: str | None = None,
         "commit": "0123456789abcdef",
         "software": {"this project": "aaa", "torch": "2.13.0", **versions},
     }
+
+
+def test_on_one_machine_there_is_no_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    meet_machines()
+    assert meeting._meeting is None
+    assert machines.machines() == []
 
 
 def test_other_versions_are_named_with_host_and_both_values() -> None:

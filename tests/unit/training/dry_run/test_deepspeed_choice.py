@@ -99,7 +99,10 @@ def test_a_recorded_choice_is_kept_for_the_same_flags_and_processes(tmp_path: Pa
     for other in (
         asked_flags(arguments("--loss_tiles", "8"), machine),
         asked_flags(arguments("--gpu_memory_limit", "20GB"), machine),
+        asked_flags(arguments("--assumed_network_gbits", "100"), machine),
         asked_flags(arguments("--per_device_train_batch_size", "2"), machine),
+        asked_flags(arguments("--per_device_eval_batch_size", "2"), machine),
+        asked_flags(arguments("--activation_checkpointing_kwargs", '{"every_n_layers": 2}'), machine),
         asked_flags(arguments(), replace(machine, num_processes=4)),
     ):
         assert deepspeed_choice._recorded(tmp_path, other) is None

@@ -8,8 +8,9 @@ from collections.abc import Collection
 import pytest
 
 from pretraining.system.launchers import LOOPBACK
+from pretraining.system.machines.network import listen
 from pretraining.training.stopping import link_sockets
-from pretraining.training.stopping.link_sockets import ANSWER_SECONDS, TOKEN_BYTES, accept, connect, listen
+from pretraining.training.stopping.link_sockets import ANSWER_SECONDS, TOKEN_BYTES, accept, connect
 
 TOKEN = b"t" * TOKEN_BYTES
 

@@ -9,8 +9,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from pretraining.errors import UserError
+from pretraining.training.tasks.encoding import encode_tasks
 from pretraining.training.tasks.files import HarnessTask, read_tasks
-from pretraining.training.tasks.metrics import encode_tasks
 from tests.conftest import PROJECT_DIR
 from tests.fakes.harness_task import write_task
 

@@ -12,11 +12,12 @@ from pretraining.training.data.batch import Batch
 from pretraining.training.metrics.evaluation import losses_by
 from pretraining.training.model.loss import TokenLosses, token_losses
 from pretraining.training.tasks.requests import BatchShapes, Request, TaskRequests
-from pretraining.training.tasks.scoring import length_multiple, score_requests, score_tasks
+from pretraining.training.tasks.scoring import RequestScorer, length_multiple
 from tests.rounding import FP32_ROUNDOFF, path_length
 
 POSITIONS = 100
 SHAPES = BatchShapes(256, POSITIONS)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,7 @@ def requests() -> list[Request]:
 def scored(
     model: LlamaForCausalLM, requests: Sequence[Request], shapes: BatchShapes = SHAPES
 ) -> tuple[np.ndarray, np.ndarray]:
-    losses_of = losses_by(model)
-    return score_requests(losses_of, requests, shapes=shapes, device=torch.device("cpu"))
+    return RequestScorer(losses_by(model), shapes, CPU).requests(requests)
 
 
 def test_each_log_likelihood_is_that_of_the_text_alone(model: LlamaForCausalLM, requests: list[Request]) -> None:
@@ -78,15 +78,14 @@ def test_every_process_runs_as_many_forwards(monkeypatch: pytest.MonkeyPatch, re
         logits = torch.nn.functional.one_hot(batch["input_ids"] * 7 % 300, 300).float()
         return token_losses(SimpleNamespace(logits=logits), batch["labels"])
 
-    device = torch.device("cpu")
-    whole = score_requests(losses_of, requests, shapes=SHAPES, device=device)
+    whole = RequestScorer(losses_of, SHAPES, CPU).requests(requests)
     assert len(calls) == num_batches
     kept: list[torch.Tensor] = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: kept.append(sums.clone()))
     for group in range(3):
         calls.clear()
-        score_requests(losses_of, requests, shapes=SHAPES, device=device, group=group, num_groups=3)
+        RequestScorer(losses_of, SHAPES, CPU, group=group, num_groups=3).requests(requests)
         assert len(calls) == -(-num_batches // 3)
     losses, num_wrong = sum(kept).numpy().T  # type: ignore[union-attr]
     assert (-losses).tolist() == whole[0].tolist()
@@ -97,9 +96,8 @@ def test_each_task_gets_its_own_results(model: LlamaForCausalLM, requests: list[
     def metrics(log_likelihoods: np.ndarray, are_greedy: np.ndarray) -> dict[str, float]:
         return {"sum": float(log_likelihoods.sum()), "num": len(are_greedy)}
 
-    losses_of = losses_by(model)
     tasks = [TaskRequests("a", requests[:7], metrics), TaskRequests("b", requests[7:], metrics)]
-    found = score_tasks(losses_of, tasks, shapes=SHAPES, device=torch.device("cpu"))
+    found = RequestScorer(losses_by(model), SHAPES, CPU).tasks(tasks)
     whole, _ = scored(model, requests)
     assert list(found) == ["task/a/sum", "task/a/num", "task/b/sum", "task/b/num"]
     assert found["task/a/sum"] == float(whole[:7].sum())
@@ -107,4 +105,4 @@ def test_each_task_gets_its_own_results(model: LlamaForCausalLM, requests: list[
 
 
 def test_only_a_gpu_pads() -> None:
-    assert (length_multiple(torch.device("cpu")), length_multiple(torch.device("cuda"))) == (1, 64)
+    assert (length_multiple(CPU), length_multiple(torch.device("cuda"))) == (1, 64)

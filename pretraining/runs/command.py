@@ -1,26 +1,17 @@
-"""How a run was started: the command, package versions and the commit of the code."""
+"""How a run was started: launcher, number of processes, program and flags."""
 
-import importlib.metadata
-import os
-import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from pretraining import PROJECT_DIR
 from pretraining.system.launchers import num_local_processes, num_processes
 from pretraining.system.machines.slurm import is_slurm_task
 from pretraining.system.privacy import mask_words
 
-REQUIREMENTS = PROJECT_DIR / "requirements.txt"
-COMMIT_VARIABLE = "PRETRAINING_COMMIT"  # of the code in a container image, which has no repository: "0123abcd-dirty"
-EXTRA_PACKAGES = ("tokenizers", "safetensors", "triton")  # dependencies that determine ids, files and kernels
 # Flags for the number of processes per machine and of machines; mpirun and others have one for all processes.
 LAUNCHERS = {
     "deepspeed": ("--num_gpus={}", "--num_nodes={}"),
@@ -80,35 +71,3 @@ def _commands_above() -> Iterator[list[str]]:
     with suppress(psutil.Error):
         for parent in (process, *process.parents()):
             yield parent.cmdline()
-
-
-def package_versions() -> dict[str, str | None]:
-    """Versions of the packages of requirements.txt and EXTRA_PACKAGES; None for one that is not installed."""
-    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
-    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if line[:1].isalpha()]
-    return {name: _version(name) for name in (*names, *EXTRA_PACKAGES)}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def git_state() -> dict[str, Any] | None:
-    """The commit of this code, and whether tracked files differ from it; None where neither git nor an image has it."""
-    commit = _git("rev-parse", "HEAD")
-    if commit is not None:
-        return {"commit": commit, "is_dirty": bool(_git("status", "--porcelain", "-uno"))}
-    built_from = os.environ.get(COMMIT_VARIABLE, "")
-    commit = built_from.removesuffix("-dirty")
-    return {"commit": commit, "is_dirty": commit != built_from} if commit else None
-
-
-def _git(*words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(PROJECT_DIR), *words], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

@@ -1,0 +1,108 @@
+"""Choose the library that encodes, by the tokenizer, the flag and the size of the input."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from tokenizers import Tokenizer
+
+from pretraining.data.tokenize.backends import (
+    PROBE_TEXTS,
+    Backend,
+    CheckedBackend,
+    FastTokensBackend,
+    ReferenceBackend,
+    check_same_ids,
+)
+from pretraining.data.tokenize.bpe_tables import UnsupportedError
+from pretraining.data.tokenize.compiled_backend import SwitchingBackend, check_kind, is_ready, load_backend
+from pretraining.errors import UserError
+
+MIN_BYTES = 1 << 20  # of input; less takes less time than loading anything
+MIN_BYTES_TO_COMPILE = 128 << 20  # which fastokens encodes in 5 to 15 s, as long as a compilation takes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The backends of a tokenizer. A fast one is checked by the probe, and while it runs."""
+
+    tokenizer: Tokenizer
+    special_texts: Sequence[str]
+
+    @cached_property
+    def reference(self) -> ReferenceBackend:
+        """`tokenizers`."""
+        return ReferenceBackend(self.tokenizer)
+
+    def compiled(self) -> Backend:
+        """The compiled loops."""
+        return self._checked(load_backend(self.tokenizer))
+
+    def fastokens(self) -> Backend:
+        """The library of this name."""
+        return self._checked(FastTokensBackend(self.tokenizer.to_str()))
+
+    def _checked(self, fast: Backend) -> Backend:
+        specials = [text for token in self.special_texts for text in (token, f"a {token} b{token}")]
+        check_same_ids(fast, self.reference, PROBE_TEXTS + specials)
+        return CheckedBackend(fast, self.reference)
+
+
+def choose_backend(
+    name: str, tokenizer: Tokenizer, special_texts: Sequence[str], *, num_bytes: int | None = 0
+) -> Backend:
+    """The backend of --tokenizer_backend for an input of `num_bytes` (None: unknown).
+
+    `auto` is the compiled one if it is there and the input has a megabyte, otherwise `fastokens` or, if that fails the
+    probe, the reference. For large inputs the loops are compiled meanwhile, and take over.
+
+    Raises:
+        UserError: when a fast backend was requested by name and cannot be used.
+    """
+    candidates = Candidates(tokenizer, special_texts)
+    if name == "reference":
+        return candidates.reference
+    if name != "auto":
+        return _requested(name, getattr(candidates, name))
+    num_bytes = MIN_BYTES_TO_COMPILE if num_bytes is None else num_bytes
+    is_compilable = num_bytes >= MIN_BYTES and _is_supported(tokenizer)
+    if is_compilable and is_ready():
+        return _first_of([candidates.compiled, candidates.fastokens], candidates.reference)
+    first = _first_of([candidates.fastokens], candidates.reference)
+    return (
+        SwitchingBackend(first, candidates.compiled) if is_compilable and num_bytes >= MIN_BYTES_TO_COMPILE else first
+    )
+
+
+def _is_supported(tokenizer: Tokenizer) -> bool:
+    try:
+        check_kind(tokenizer)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _first_of(loaders: Sequence[Callable[[], Backend]], reference: Backend) -> Backend:
+    """The backend that can be loaded and passes the probe; one line for each that does not."""
+    for load in loaders:
+        try:
+            return load()
+        except UnsupportedError:
+            continue
+        except Exception as error:
+            logger.warning("encoding several times slower: %s cannot be used (%s)", load.__name__, _line(error))
+    return reference
+
+
+def _requested(name: str, load: Callable[[], Backend]) -> Backend:
+    try:
+        return load()
+    except Exception as error:
+        raise UserError(f"--tokenizer_backend {name}: cannot use this tokenizer ({_line(error)}); use auto") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,38 @@
+"""Words of any length have the reference's ids."""
+
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+from tokenizers import Tokenizer
+
+from pretraining.data.tokenize import bpe_merges
+from pretraining.data.tokenize.compiled_backend import CompiledBackend, Functions
+from tests.unit.data.tokenize.test_bpe_words import assert_same, theirs_of
+from tests.unit.data.tokenize.vocabularies import everything_joins, small
+
+
+@pytest.mark.parametrize("make", [small, everything_joins], ids=lambda make: make.__name__)
+def test_words_longer_than_a_window(make: Callable[[], Tokenizer], compiled: Functions) -> None:
+    chance = random.Random(2)
+    lengths = [15, 16, 63, 64, 65, 66, 127, 1000, 20_000]
+    texts = [letters * length for letters in ("a", "b", "ab", "abc", "aab", "▁", "é", "東", "x") for length in lengths]
+    texts += ["".join(chance.choices("abc", k=length)) for length in lengths for _ in range(20)]
+    texts += ["".join(chance.choices("abcdeé▁ ", [9, 9, 9, 9, 9, 1, 1, 1], k=5000)) for _ in range(20)]
+    assert_same(make(), compiled, texts)
+
+
+def test_a_document_of_ten_million_characters_without_a_cut(compiled: Functions) -> None:
+    tokenizer = small()
+    backend = CompiledBackend(json.loads(tokenizer.to_str()), compiled)
+    unit = theirs_of(tokenizer, "a" * 4000)
+    flat = backend.encode(["a" * 10_000_000])
+    assert flat.ids[: len(unit) - 4].tolist() == unit[:-4]
+    assert flat.lengths.tolist() == [len(flat.ids)]
+    assert sum(len(tokenizer.id_to_token(number)) for number in flat.ids.tolist()) == 10_000_001
+
+
+def test_hashes_spread() -> None:
+    slots = {bpe_merges.hashed(left << 32 | right) & 0xFFFF for left in range(100) for right in range(100)}
+    assert len(slots) > 8000

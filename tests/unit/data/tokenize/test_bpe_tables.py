@@ -1,0 +1,118 @@
+"""What of a tokenizer.json is supported, and what is refused so that another backend takes over."""
+
+import json
+from typing import Any
+
+import pytest
+
+from pretraining.data.tokenize.bpe_tables import TextRules, UnsupportedError, build_tables, check_model, read_rules
+from pretraining.data.tokenize.compiled_backend import Functions
+from tests.unit.data.tokenize.vocabularies import METASPACE, SPACE, byte_level_merges, make_tokenizer, small
+
+PREPEND, REPLACE = {"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}}
+WRITE = REPLACE | {"content": SPACE}
+
+
+def pipeline_of(**options: Any) -> dict[str, Any]:
+    return json.loads(small(**options).to_str())
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "rules"),
+    [
+        (None, TextRules()),
+        (PREPEND, TextRules(prefix=SPACE)),
+        (WRITE, TextRules(space=SPACE)),
+        ({"type": "Sequence", "normalizers": [PREPEND, WRITE]}, TextRules(space=SPACE, prefix=SPACE)),
+    ],
+)
+def test_normalizers_that_are_supported(normalizer: dict[str, Any] | None, rules: TextRules) -> None:
+    assert read_rules(pipeline_of(normalizer=normalizer)) == rules
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "reason"),
+    [
+        ({"type": "NFC"}, "NFC"),
+        ({"type": "Sequence", "normalizers": [WRITE, PREPEND]}, "Prepend"),
+        ({"type": "Sequence", "normalizers": [PREPEND, PREPEND, WRITE]}, "Prepend"),
+        ({"type": "Sequence", "normalizers": [PREPEND, WRITE, {"type": "Lowercase"}]}, "Lowercase"),
+        (REPLACE | {"pattern": {"String": "a"}, "content": "b"}, "Replace"),
+        (REPLACE | {"pattern": {"Regex": " "}, "content": SPACE}, "Replace"),
+        (REPLACE | {"content": ""}, "more than one character"),
+        (REPLACE | {"content": SPACE * 2}, "more than one character"),
+        ({"type": "Prepend", "prepend": "ab"}, "more than one character"),
+    ],
+)
+def test_normalizers_that_are_refused(normalizer: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        read_rules(pipeline_of(normalizer=normalizer))
+
+
+def test_pre_tokenizers() -> None:
+    assert read_rules(pipeline_of(normalizer=None, pre_tokenizer=METASPACE)) == TextRules(SPACE, SPACE, False, True)
+    never = METASPACE | {"prepend_scheme": "never", "split": False}
+    assert read_rules(pipeline_of(normalizer=None, pre_tokenizer=never)) == TextRules(SPACE, "", False, False)
+    for refused in ({"type": "Whitespace"}, {"type": "Sequence", "pretokenizers": [METASPACE]}):
+        with pytest.raises(UnsupportedError, match="pre-tokenizer"):
+            read_rules(pipeline_of(normalizer=None, pre_tokenizer=refused))
+    with pytest.raises(UnsupportedError, match="pre-tokenizer Metaspace"):
+        read_rules(pipeline_of(pre_tokenizer=METASPACE))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"dropout": 0.1}, "dropout"),
+        ({"ignore_merges": True}, "ignore_merges"),
+        ({"end_of_word_suffix": "</w>"}, "end_of_word_suffix"),
+        ({"added_tokens": [added := {"id": 300, "content": "<x>", "special": False} | dict.fromkeys(
+            ["single_word", "lstrip", "rstrip", "normalized"], False)]}, "added tokens"),
+    ],
+)  # fmt: skip
+def test_models_that_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        check_model(pipeline_of(**options))
+
+
+def test_other_models_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="the model WordLevel"):
+        check_model({"model": {"type": "WordLevel"}})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda vocab: vocab.pop("<0x41>"), "byte_fallback without all bytes"),
+        (lambda vocab: vocab.pop(SPACE), "a space that is not a token"),
+    ],
+)
+def test_vocabularies_that_are_refused(interpreted: Functions, change: Any, reason: str) -> None:
+    pipeline = json.loads(make_tokenizer([("a", "b")], "ab").to_str())
+    change(pipeline["model"]["vocab"])
+    with pytest.raises(UnsupportedError, match=reason):
+        build_tables(pipeline, read_rules(pipeline), interpreted.fill_merges)
+
+
+def test_merges_of_the_tokens_of_bytes_are_refused(interpreted: Functions) -> None:
+    pipeline = json.loads(make_tokenizer([("a", "<0x41>")], "a").to_str())
+    with pytest.raises(UnsupportedError, match="merges of unknown characters"):
+        build_tables(pipeline, read_rules(pipeline), interpreted.fill_merges)
+
+
+def test_a_merge_that_stands_twice_has_its_later_rank(interpreted: Functions) -> None:
+    pipeline = json.loads(small().to_str())
+    pipeline["model"]["merges"].append(["a", "b"])
+    tables = build_tables(pipeline, read_rules(pipeline), interpreted.fill_merges)
+    ranks = [value >> 32 for key, value in tables.merges.reshape(-1, 2).tolist() if key >= 0]
+    assert sorted(ranks) == [*range(1, len(pipeline["model"]["merges"]))]
+
+
+def test_joined_characters_are_those_at_which_a_merge_happens(interpreted: Functions) -> None:
+    pipeline = json.loads(byte_level_merges().to_str())
+    tables = build_tables(pipeline, read_rules(pipeline), interpreted.fill_merges)
+    ascii_joined = tables.ascii_joined.reshape(128, 128)
+    assert ascii_joined[ord("t"), ord("h")] == 1
+    assert ascii_joined[ord(" ")].all(), "a space is no token of this vocabulary, and what is dropped joins"
+    joined = {(left[-1], right[0]) for left, right in pipeline["model"]["merges"]}
+    assert not ascii_joined[ord("q"), ord("q")] or ("q", "q") in joined

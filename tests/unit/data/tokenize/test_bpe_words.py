@@ -1,0 +1,91 @@
+"""The loops give the reference's ids: for all short texts and for pieces joined at random."""
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from pretraining.data.tokenize.backends import ReferenceBackend
+from pretraining.data.tokenize.compiled_backend import CompiledBackend, Functions
+from tests.unit.data.tokenize.test_backends import CHARACTERS, odd_texts, reference_tokenizer
+from tests.unit.data.tokenize.vocabularies import VOCABULARIES, everything_joins, small
+
+
+def assert_same(tokenizer: Tokenizer, functions: Functions, texts: Iterable[str], **options: int) -> CompiledBackend:
+    """The backend, after it has given the reference's ids for `texts`."""
+    backend = CompiledBackend(json.loads(tokenizer.to_str()), functions, **options)
+    texts = list(texts)
+    ours, theirs = backend.encode(texts), ReferenceBackend(tokenizer).encode(texts)
+    if not np.array_equal(ours.lengths, theirs.lengths) or not np.array_equal(ours.ids, theirs.ids):
+        for text in texts:
+            assert backend.encode([text]).ids.tolist() == theirs_of(tokenizer, text), text[:300]
+        raise AssertionError("only together")
+    return backend
+
+
+def theirs_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def all_texts(alphabet: str, length: int) -> list[str]:
+    return ["".join(letters) for size in range(length + 1) for letters in itertools.product(alphabet, repeat=size)]
+
+
+@pytest.mark.guarantee("The compiled encoder gives the reference's ids for every short text of a small vocabulary.")
+@pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
+def test_all_pairs_of_characters_at_all_cuts(make: Callable[[], Tokenizer], compiled: Functions) -> None:
+    """Each character of the vocabulary and two unknown ones stand on both sides of each place of a short text."""
+    assert_same(make(), compiled, all_texts(" ▁abé東x🚆", 5))
+    assert_same(make(), compiled, all_texts("abc ", 7))
+
+
+@pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
+def test_the_same_loops_in_python(make: Callable[[], Tokenizer], interpreted: Functions) -> None:
+    """Arrays check their bounds there, which machine code does not."""
+    assert_same(make(), interpreted, [*all_texts(" aé東x", 3), "ab" * 60 + "🚆", "a" * 15, "b" * 16, "x" * 20, "\0a\0"])
+
+
+@pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
+def test_odd_texts(make: Callable[[], Tokenizer], compiled: Functions) -> None:
+    assert_same(make(), compiled, odd_texts(500))
+
+
+def joined_pieces(pieces: list[str], num_cuts: int) -> list[str]:
+    chance = random.Random(1)
+    return ["".join(chance.choices(pieces, k=1000)) for _ in range(num_cuts // 1000)]
+
+
+@pytest.mark.guarantee("The compiled encoder gives the reference's ids where any two tokens of Llama 2 meet at random.")
+def test_a_million_cuts_between_pieces_of_llama2(compiled: Functions, real_data: Path) -> None:
+    tokenizer = reference_tokenizer(real_data / "llama2/tokenizer.json")
+    pieces = [piece.replace("▁", " ") for piece, number in tokenizer.get_vocab().items() if number > 258]
+    assert_same(tokenizer, compiled, joined_pieces(pieces, 1_000_000))
+
+
+@pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
+def test_cuts_between_pieces(make: Callable[[], Tokenizer], compiled: Functions) -> None:
+    tokenizer = make()
+    pieces = [*tokenizer.get_vocab(), *"x🚆 \n", " a", "\0"]
+    assert_same(tokenizer, compiled, joined_pieces(pieces, 50_000))
+
+
+def test_llama2_of_odd_texts_and_real_news(compiled: Functions, real_data: Path) -> None:
+    tokenizer = reference_tokenizer(real_data / "llama2/tokenizer.json")
+    lines = (real_data / "news.jsonl").read_text(encoding="utf-8").splitlines()
+    news = [json.loads(line)["text"] for line in lines]
+    assert_same(tokenizer, compiled, odd_texts(3000))
+    assert_same(tokenizer, compiled, news)
+    assert_same(tokenizer, compiled, news[:50], cache_entries=16)
+
+
+def test_a_tiny_cache_that_is_always_full(compiled: Functions) -> None:
+    chance = random.Random(3)
+    texts = ["".join(chance.choices(CHARACTERS, k=200)) for _ in range(200)]
+    backend = assert_same(everything_joins(), compiled, texts, cache_entries=4)
+    assert_same(small(), compiled, texts, cache_entries=1)
+    assert len(backend._idle_states) == 1
