@@ -4,6 +4,7 @@ Of documents with equal keys the first in the input is kept, so the result does 
 keys take 16 bytes per document, 152 with near duplicates.
 """
 
+import bisect
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -90,7 +91,7 @@ class Duplicates:
         arrays = read_arrays(path, remedy=REMEDY)
         places = _as_numbers(arrays["places"])
         order = np.argsort(places, kind="stable")
-        self._places = places[order]
+        self._places = places[order].data  # bisected in 1 us, where a call of NumPy takes 2.4
         self._originals = _as_numbers(arrays["originals"])[order]
         self._is_near = arrays["is_near"][order]
         self._file_names = file_names
@@ -102,7 +103,7 @@ class Duplicates:
     def original_of(self, file_number: int, line: int) -> tuple[CleaningReason, str] | None:
         """Why the document at this place is removed, and the place of its original; None if it is kept."""
         place = (file_number << LINE_BITS) + line
-        found = int(np.searchsorted(self._places, place))
+        found = bisect.bisect_left(self._places, place)
         if found == len(self._places) or self._places[found] != place:
             return None
         file, line = divmod(int(self._originals[found]), 1 << LINE_BITS)

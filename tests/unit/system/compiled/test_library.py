@@ -33,13 +33,6 @@ def test_wrong_arguments_are_refused_before_the_call(made: Path) -> None:
         swap(right)
 
 
-def test_a_function_outlives_its_library(made: Path) -> None:
-    swap = load_compiled(UNIT)["swap"]
-    gc.collect()
-    load_compiled(UNIT)  # which may take the memory of the machine code
-    assert swap(sums.Uniform(np.arange(4), np.arange(4))) == 4
-
-
 def test_a_call_releases_the_lock_of_python(made: Path) -> None:
     library = load_compiled(UNIT)
     done = threading.Event()
