@@ -57,6 +57,7 @@ class CompiledBackend:
         """
         parts, bounds = self._join([text.encode("utf-8") for text in texts])
         joined = np.frombuffer(b"".join(parts), np.uint8)
+        del parts  # 200 MB of a text of that size
         ids = np.empty(len(joined) + bpe_words.MAX_CACHED_IDS, np.uint32)
         lengths = np.empty(len(texts), np.int64)
         state = self._idle_states.pop() if self._idle_states else self._new_state()

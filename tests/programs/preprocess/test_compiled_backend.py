@@ -74,9 +74,7 @@ def test_a_wrong_table_is_found_and_the_store_made_again(
     assert digests(tmp_path / "blocks") == expected
 
 
-@pytest.mark.guarantee(
-    "Without a compiler, or with one that fails, a block store has the same bytes."
-)
+@pytest.mark.guarantee("Without a compiler, or with one that fails, a block store has the same bytes.")
 @pytest.mark.parametrize("problem", ["numba is missing", "an unknown CPU", "no folder for the cache"])
 def test_whatever_is_wrong_with_the_compiler_the_bytes_are_the_same(
     problem: str, corpus: Path, llama_like: Path, expected: dict[str, str], tmp_path: Path
