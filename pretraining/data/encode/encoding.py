@@ -90,7 +90,7 @@ class BatchEncoder:
         return EncodedBatch(
             path=batch.file.path,
             rows=rows,
-            ids=flat.ids.astype(id_dtype(self.tokenizer.vocab_size)),
+            ids=flat.ids.astype(id_dtype(self.tokenizer.vocab_size), copy=False),
             lengths=flat.lengths,
             skipped=skipped_lines,
             end=batch.end,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 PAIR_MULTIPLIERS = (0x2545F491, 0x1B873593)
 EMPTY = -1
 NO_MERGE = 1 << 62
-FIRST_WINDOW = 64  # symbols; a word that fits is encoded at once
+FIRST_WINDOW = 64  # symbols; a word that fits is encoded at once, the next size is 4 times this one
 LAST_WINDOW = 4096
 DROP_UNKNOWN, FUSE_UNKNOWN, KEEP_UNKNOWN, BYTES_OF_UNKNOWN = 0, 1, 2, 3
 CANNOT_ENCODE = -1
@@ -33,70 +33,90 @@ class BpeTables(NamedTuple):
     key_masks: NDArray[np.uint64]  # [32] bytes of the two halves of a key that belong to a word of n bytes
 
 
+class Window(NamedTuple):
+    """Symbols that are merged, at most LAST_WINDOW and 3 more; each array has 8 more elements than that."""
+
+    symbols: NDArray[np.int64]
+    offsets: NDArray[np.uint64]  # their first bytes, and the end of the last
+    pairs: NDArray[np.int64]  # rank << 32 | id of the merge of each with the next one, NO_MERGE without one
+
+
 class EncoderState(NamedTuple):
-    """What one thread reads and writes: its texts and their ids, its cache, and space for one window."""
+    """What one thread reads and writes: its texts and their ids, its caches, and space for windows."""
 
     text: NDArray[np.uint8]
     ids: NDArray[np.uint32]
-    cache: NDArray[np.uint64]
+    cache: NDArray[np.uint64]  # of short words
+    long_cache: NDArray[np.uint64]
+    key: NDArray[np.uint64]  # of a long word
     starts: NDArray[np.uint64]  # first bytes of words, and the end of the last one
-    symbols: NDArray[np.int64]  # [LAST_WINDOW + 8] ids of a window
-    offsets: NDArray[np.uint64]  # [LAST_WINDOW + 9] their first bytes, and the end
-    pairs: NDArray[np.int64]  # [LAST_WINDOW + 8] rank << 32 | id of the merge of each symbol with the next
+    tokens: Window
+    pair: Window
 
 
 def encode_word(begin: np.uint64, end: np.uint64, tables: BpeTables, state: EncoderState, total: int) -> int:
     """Append the ids of a word of any length; gives the new total, CANNOT_ENCODE if no window can be cut."""
-    window = FIRST_WINDOW
-    while window <= LAST_WINDOW:
-        new_total = encode_in_windows(begin, end, window, tables, state, total)
+    limit = FIRST_WINDOW
+    while limit <= LAST_WINDOW:
+        new_total = encode_in_windows(begin, end, limit, tables, state, total)
         if new_total >= 0:
             return new_total
-        window *= 4
+        limit *= 4
     return CANNOT_ENCODE
 
 
 def encode_in_windows(
-    begin: np.uint64, end: np.uint64, window: int, tables: BpeTables, state: EncoderState, total: int
+    begin: np.uint64, end: np.uint64, limit: int, tables: BpeTables, state: EncoderState, total: int
 ) -> int:
-    """Append the ids of a word, `window` symbols at a time; gives the new total, CANNOT_ENCODE at the first failure."""
-    while True:
-        count = encode_window(begin, end, window, tables, state)
-        is_last = state.offsets[count] == end
-        accepted = count if is_last else count - count // 4
+    """Append the ids of a word, `limit` symbols at a time; gives the new total, CANNOT_ENCODE at the first failure."""
+    tokens = state.tokens
+    count = encode_window(state.text, begin, end, limit, tables, tokens)
+    while tokens.offsets[count] != end:
+        accepted = count - 1 - count // 8
         while True:
-            for number in range(accepted):
-                state.ids[total + number] = np.uint32(state.symbols[number])
-            if is_last:
-                return total + accepted
-            following = state.offsets[accepted]
-            if can_cut(accepted, end, window, tables, state):
-                break
-            encode_window(begin, end, window, tables, state)
-            accepted -= 1
             if accepted <= count // 2:
                 return CANNOT_ENCODE
+            append(tokens, accepted, state.ids, total)
+            num_following = cut_after(accepted, end, limit, tables, state)
+            if num_following > 0:
+                break
+            encode_window(state.text, begin, end, limit, tables, tokens)
+            accepted -= 1
         total += accepted
-        begin = following
+        begin = tokens.offsets[0]
+        count = num_following
+    append(tokens, count, state.ids, total)
+    return total + count
 
 
-def can_cut(accepted: int, end: np.uint64, window: int, tables: BpeTables, state: EncoderState) -> bool:
-    """Whether the last accepted token of a window and the first one after it are the encoding of their text."""
-    before, cut = state.offsets[accepted - 1], state.offsets[accepted]
+def append(tokens: Window, count: int, ids: NDArray[np.uint32], total: int) -> None:
+    """Append the first tokens of a window."""
+    for number in range(count):
+        ids[total + number] = np.uint32(tokens.symbols[number])
+
+
+def cut_after(accepted: int, end: np.uint64, limit: int, tables: BpeTables, state: EncoderState) -> int:
+    """Encode the window after the accepted tokens of this one; gives the number of its tokens.
+
+    CANNOT_ENCODE if the last accepted token and the first one after it are not the encoding of their text.
+    """
+    tokens, pair = state.tokens, state.pair
+    left, before, cut = tokens.symbols[accepted - 1], tokens.offsets[accepted - 1], tokens.offsets[accepted]
     if before == cut:  # bytes of one character
-        return False
-    left = state.symbols[accepted - 1]
-    encode_window(cut, end, window, tables, state)
-    right, after = state.symbols[0], state.offsets[1]
-    count = encode_window(before, after, LAST_WINDOW, tables, state)
-    is_same = state.symbols[0] == left and state.symbols[1] == right
-    return count == 2 and is_same and state.offsets[1] == cut and state.offsets[2] == after
+        return CANNOT_ENCODE
+    count = encode_window(state.text, cut, end, limit, tables, tokens)
+    right, after = tokens.symbols[0], tokens.offsets[1]
+    num_tokens = encode_window(state.text, before, after, LAST_WINDOW, tables, pair)
+    is_same = num_tokens == 2 and pair.symbols[0] == left and pair.symbols[1] == right
+    return count if is_same and pair.offsets[1] == cut and pair.offsets[2] == after else CANNOT_ENCODE
 
 
-def encode_window(begin: np.uint64, end: np.uint64, window: int, tables: BpeTables, state: EncoderState) -> int:
-    """Encode at most `window` symbols; gives the number of tokens in `state.symbols`, from `state.offsets` on."""
-    count = read_symbols(begin, end, window, tables, state)
-    symbols, pairs = state.symbols, state.pairs
+def encode_window(
+    text: NDArray[np.uint8], begin: np.uint64, end: np.uint64, limit: int, tables: BpeTables, tokens: Window
+) -> int:
+    """Encode about `limit` symbols into `tokens`; gives the number of tokens."""
+    count = read_symbols(text, begin, end, limit, tables, tokens)
+    symbols, pairs = tokens.symbols, tokens.pairs
     for number in range(count - 1):
         pairs[number] = find_merge(symbols[number], symbols[number + 1], tables.merges)
     while count > 1:
@@ -107,13 +127,13 @@ def encode_window(begin: np.uint64, end: np.uint64, window: int, tables: BpeTabl
         if pairs[place] == NO_MERGE:
             break
         count -= 1
-        merge_at(place, count, tables, state)
+        merge_at(place, count, tables, tokens)
     return count
 
 
-def merge_at(place: int, count: int, tables: BpeTables, state: EncoderState) -> None:
+def merge_at(place: int, count: int, tables: BpeTables, tokens: Window) -> None:
     """Merge a symbol with the next one, after which there are `count`."""
-    symbols, offsets, pairs = state.symbols, state.offsets, state.pairs
+    symbols, offsets, pairs = tokens.symbols, tokens.offsets, tokens.pairs
     symbols[place] = pairs[place] & 0xFFFFFFFF
     for number in range(place + 1, count):
         symbols[number] = symbols[number + 1]
@@ -126,33 +146,35 @@ def merge_at(place: int, count: int, tables: BpeTables, state: EncoderState) -> 
         pairs[place] = find_merge(symbols[place], symbols[place + 1], tables.merges)
 
 
-def read_symbols(begin: np.uint64, end: np.uint64, window: int, tables: BpeTables, state: EncoderState) -> int:
-    """Put the tokens of characters into `state.symbols`, `window` of them, or up to 3 more where a character ends."""
-    text, kind = state.text, int(tables.unknown[0])
+def read_symbols(
+    text: NDArray[np.uint8], begin: np.uint64, end: np.uint64, limit: int, tables: BpeTables, tokens: Window
+) -> int:
+    """Put the tokens of characters into `tokens`, `limit` of them, or up to 3 more where a character ends."""
+    kind = int(tables.unknown[0])
     count = 0
     in_unknown = False
     position = begin
     while position < end:
         character, size = character_at(text, position)
         token = np.int64(tables.character_ids[character])
-        if count >= window and not (in_unknown and token < 0):
+        if count >= limit and not (in_unknown and token < 0):
             break
         if token >= 0:
-            state.symbols[count] = token
-            state.offsets[count] = position
+            tokens.symbols[count] = token
+            tokens.offsets[count] = position
             count += 1
         elif kind == BYTES_OF_UNKNOWN:
             for number in range(size):
-                state.symbols[count] = tables.byte_ids[text[position + np.uint64(number)]]
-                state.offsets[count] = position
+                tokens.symbols[count] = tables.byte_ids[text[position + np.uint64(number)]]
+                tokens.offsets[count] = position
                 count += 1
         elif kind == KEEP_UNKNOWN or (kind == FUSE_UNKNOWN and not in_unknown):
-            state.symbols[count] = tables.unknown[1]
-            state.offsets[count] = position
+            tokens.symbols[count] = tables.unknown[1]
+            tokens.offsets[count] = position
             count += 1
         in_unknown = bool(token < 0) and kind <= FUSE_UNKNOWN
         position += size
-    state.offsets[count] = position
+    tokens.offsets[count] = position
     return count
 
 

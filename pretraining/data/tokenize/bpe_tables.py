@@ -41,12 +41,11 @@ class TextRules:
     doubles_prefix: bool = True
     splits: bool = False
 
-    def prefix_of(self, text: bytes) -> bytes:
-        """What is put before a text in UTF-8, with spaces that are not replaced yet."""
+    def prefix_of(self, text: str) -> bytes:
+        """What is put before a text, with spaces that are not replaced yet; its first character decides."""
         if not text or not self.prefix:
             return b""
-        space = self.space.encode()
-        if not self.doubles_prefix and text.startswith((space, b" ")):
+        if not self.doubles_prefix and text[0] in (self.space, SPACE):
             return b""
         return b" " if self.prefix == self.space else self.prefix.encode()
 

@@ -18,9 +18,14 @@ from pretraining.data.tokenize.bpe_merges import (
     hashed,
 )
 
-MAX_KEY_BYTES = 15  # of a cached word; the 16th byte is its length
-WORDS_PER_ENTRY = 4  # uint64: two of key, two of up to six ids
-MAX_CACHED_IDS = 6
+SHORT_BYTES = 15  # of a word in the first cache; the 16th byte of its key is its length
+SHORT_ENTRY = 4  # uint64: two of key, two of three ids each
+SHORT_IDS = 6
+LONG_BYTES = 31
+LONG_KEY = 4
+LONG_ENTRY = 8
+LONG_IDS = 12
+IDS_PER_VALUE = 3
 NUM_PROBES = 4
 ID_BITS = np.uint64(20)
 ID_MASK = np.uint64((1 << 20) - 1)
@@ -34,7 +39,7 @@ CHARACTER_BITS = 21
 def encode_batch(bounds: NDArray[np.uint64], lengths: NDArray[np.int64], tables: BpeTables, state: EncoderState) -> int:
     """Encode the documents `state.text[bounds[n] : bounds[n + 1]]`; gives the number of ids, or CANNOT_ENCODE.
 
-    16 bytes must follow the last text; `ids` has space for one id per byte and 6 more.
+    32 bytes must follow the last text; `ids` has space for one id per byte and 12 more.
     """
     total = 0
     for document in range(len(lengths)):
@@ -80,7 +85,7 @@ def find_words(position: np.uint64, end: np.uint64, tables: BpeTables, state: En
 def is_joined(first: np.int64, second: np.int64, tables: BpeTables) -> bool:
     """Whether a merge can join two characters, or an unknown one makes that possible."""
     if tables.unknown[0] <= FUSE_UNKNOWN:
-        unknown = (tables.character_ids[first] < 0) + (tables.character_ids[second] < 0)
+        unknown = int(tables.character_ids[first] < 0) + int(tables.character_ids[second] < 0)
         if unknown > tables.unknown[0]:
             return True
     mask = len(tables.joined) - 1
@@ -98,8 +103,8 @@ def encode_words(num_words: int, tables: BpeTables, state: EncoderState, total: 
     text = state.text
     for number in range(num_words):
         begin, end = state.starts[number], state.starts[number + 1]
-        if end - begin > np.uint64(MAX_KEY_BYTES):
-            total = encode_word(begin, end, tables, state, total)
+        if end - begin > np.uint64(SHORT_BYTES):
+            total = encode_long_word(begin, end, tables, state, total)
             if total < 0:
                 return CANNOT_ENCODE
             continue
@@ -113,8 +118,10 @@ def encode_words(num_words: int, tables: BpeTables, state: EncoderState, total: 
             total = encode_word(begin, end, tables, state, total)
             if total < 0:
                 return CANNOT_ENCODE
-            if total - before <= MAX_CACHED_IDS:
-                store(state, (first, low, high), before, total)
+            if total - before <= SHORT_IDS:
+                entry = free_entry(state.cache, first, SHORT_ENTRY, total)
+                state.cache[entry], state.cache[entry + 1] = low, high
+                store_ids(state.cache, entry + 2, state.ids, before, total)
             continue
         total += emit(state.cache, entry, state.ids, total)
     return total
@@ -151,33 +158,82 @@ def load_word(text: NDArray[np.uint8], position: np.uint64) -> np.uint64:
 
 def find_entry(cache: NDArray[np.uint64], low: np.uint64, high: np.uint64) -> tuple[int, int]:
     """The first entry that a key may have in the cache, and the one that it has; EMPTY if it has none."""
-    num_entries = len(cache) // WORDS_PER_ENTRY - NUM_PROBES
+    num_entries = len(cache) // SHORT_ENTRY - NUM_PROBES
     mixed = (low ^ (high * KEY_MULTIPLIERS[1])) * KEY_MULTIPLIERS[0]
-    first = int((np.int64(mixed >> np.uint64(33)) & (num_entries - 1)) * WORDS_PER_ENTRY)
-    for entry in range(first, first + NUM_PROBES * WORDS_PER_ENTRY, WORDS_PER_ENTRY):
+    first = int((np.int64(mixed >> np.uint64(33)) & (num_entries - 1)) * SHORT_ENTRY)
+    for entry in range(first, first + NUM_PROBES * SHORT_ENTRY, SHORT_ENTRY):
         if cache[entry] == low and cache[entry + 1] == high:
             return first, entry
     return first, EMPTY
 
 
-def store(state: EncoderState, key: tuple[int, np.uint64, np.uint64], begin: int, end: int) -> None:
-    """Put a word into the cache, in the first free entry or, if all are taken, in the place of another word."""
-    cache, ids = state.cache, state.ids
-    first, low, high = key
-    entry = first + (end - begin) % NUM_PROBES * WORDS_PER_ENTRY
-    for each in range(first, first + NUM_PROBES * WORDS_PER_ENTRY, WORDS_PER_ENTRY):
-        if cache[each + 1] == np.uint64(0):
-            entry = each
-            break
-    packed = (np.uint64(0), np.uint64(0))
-    for half in range(2):
+def free_entry(cache: NDArray[np.uint64], first: int, entry_size: int, number: int) -> int:
+    """The first free entry of those that a key may have, or one that is taken, by `number`."""
+    for entry in range(first, first + NUM_PROBES * entry_size, entry_size):
+        if cache[entry + entry_size // 2 - 1] == np.uint64(0):
+            return entry
+    return first + number % NUM_PROBES * entry_size
+
+
+def store_ids(cache: NDArray[np.uint64], place: int, ids: NDArray[np.uint32], begin: int, end: int) -> None:
+    """Put their number and ids into an entry of a cache, three per value."""
+    count = end - begin
+    for start in range(0, max(count, 1), IDS_PER_VALUE):
         value = np.uint64(0)
-        for place in range(3):
-            number = begin + 3 * half + place
-            if number < end:
-                value |= np.uint64(ids[number]) << (np.uint64(place) * ID_BITS)
-        packed = (value, packed[0])
-    cache[entry] = low
-    cache[entry + 1] = high
-    cache[entry + 2] = packed[1] << COUNT_BITS | np.uint64(end - begin)
-    cache[entry + 3] = packed[0]
+        for number in range(min(IDS_PER_VALUE, count - start) - 1, -1, -1):
+            value = value << ID_BITS | np.uint64(ids[begin + start + number])
+        if start == 0:
+            value = value << COUNT_BITS | np.uint64(count)
+        cache[place + start // IDS_PER_VALUE] = value
+
+
+def encode_long_word(begin: np.uint64, end: np.uint64, tables: BpeTables, state: EncoderState, total: int) -> int:
+    """Append the ids of a word that is too long for the first cache; gives the new total, or CANNOT_ENCODE."""
+    if end - begin > np.uint64(LONG_BYTES):
+        return encode_word(begin, end, tables, state, total)
+    cache = state.long_cache
+    first = make_long_key(begin, end - begin, state)
+    for entry in range(first, first + NUM_PROBES * LONG_ENTRY, LONG_ENTRY):
+        if has_key(cache, entry, state.key):
+            count = int(np.int64(cache[entry + LONG_KEY] & COUNT_MASK))
+            for number in range(count):
+                value = cache[entry + LONG_KEY + number // IDS_PER_VALUE]
+                shift = np.uint64(number % IDS_PER_VALUE) * ID_BITS
+                if number < IDS_PER_VALUE:
+                    shift += COUNT_BITS
+                state.ids[total + number] = np.uint32((value >> shift) & ID_MASK)
+            return total + count
+    new_total = encode_word(begin, end, tables, state, total)
+    if 0 <= new_total <= total + LONG_IDS:
+        entry = free_entry(cache, first, LONG_ENTRY, total)
+        for place in range(LONG_KEY):
+            cache[entry + place] = state.key[place]
+        store_ids(cache, entry + LONG_KEY, state.ids, total, new_total)
+    return new_total
+
+
+def make_long_key(begin: np.uint64, size: np.uint64, state: EncoderState) -> int:
+    """Put the bytes of a word into `state.key`, its size in the last byte; gives its first entry in the cache."""
+    mixed = np.uint64(0)
+    for place in range(LONG_KEY):
+        start = np.uint64(8 * place)
+        value = np.uint64(0)
+        if size > start:
+            value = load_word(state.text, begin + start)
+            if size - start < np.uint64(8):
+                value &= (np.uint64(1) << (np.uint64(8) * (size - start))) - np.uint64(1)
+        if place == LONG_KEY - 1:
+            value |= size << np.uint64(56)
+        state.key[place] = value
+        mixed = (mixed ^ value) * KEY_MULTIPLIERS[0]
+        mixed ^= mixed >> np.uint64(32)
+    num_entries = len(state.long_cache) // LONG_ENTRY - NUM_PROBES
+    return int((np.int64(mixed >> np.uint64(20)) & (num_entries - 1)) * LONG_ENTRY)
+
+
+def has_key(cache: NDArray[np.uint64], entry: int, key: NDArray[np.uint64]) -> bool:
+    """Whether an entry of the cache of long words has a key."""
+    difference = np.uint64(0)
+    for place in range(LONG_KEY):
+        difference |= cache[entry + place] ^ key[place]
+    return bool(difference == np.uint64(0))

@@ -5,10 +5,11 @@ loaded, and wherever this backend does not support a tokenizer.
 """
 
 import atexit
+import itertools
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pretraining.data.tokenize import bpe_merges, bpe_words
 from pretraining.data.tokenize.backends import Backend, BackendDiffersError, FlatIds
-from pretraining.data.tokenize.bpe_merges import BpeTables, EncoderState
+from pretraining.data.tokenize.bpe_merges import BpeTables, EncoderState, Window
 from pretraining.data.tokenize.bpe_tables import TextRules, UnsupportedError, build_tables, check_model, read_rules
 from pretraining.system.compiled.cache import BackgroundLibrary, is_cached
 from pretraining.system.compiled.unit import CompiledUnit
 
 UNIT = CompiledUnit((bpe_merges.__name__, bpe_words.__name__), ("encode_batch", "fill_merges"))
-CACHE_ENTRIES = 1 << 17  # words per thread, 32 bytes each
-PADDING_BYTES = 16  # the loops load 16 bytes from any place of a text
+CACHE_ENTRIES = 1 << 17  # short words per thread, 32 bytes each; a quarter of it for long words, 64 bytes each
+MAX_PIECE_CHARACTERS = 1 << 22  # of a text that is encoded at once, which takes 6 bytes of memory per byte
+PADDING_BYTES = 32  # the loops load 32 bytes from any place of a text
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class CompiledBackend:
     def __init__(self, pipeline: dict[str, Any], functions: Functions, *, cache_entries: int = CACHE_ENTRIES) -> None:
         self._rules: TextRules = read_rules(pipeline)
         self._tables: BpeTables = build_tables(pipeline, self._rules, functions.fill_merges)
+        self._dtype = np.uint16 if max(pipeline["model"]["vocab"].values()) < 1 << 16 else np.uint32
         self._encode_batch = functions.encode_batch
         self._cache_entries = cache_entries
         self._idle_states: list[EncoderState] = []  # append and pop are atomic
@@ -55,39 +58,64 @@ class CompiledBackend:
         Raises:
             BackendDiffersError: when a text has a run of thousands of characters that cannot be divided.
         """
-        parts, bounds = self._join([text.encode("utf-8") for text in texts])
-        joined = np.frombuffer(b"".join(parts), np.uint8)
-        del parts  # 200 MB of a text of that size
-        ids = np.empty(len(joined) + bpe_words.MAX_CACHED_IDS, np.uint32)
+        if all(len(text) <= MAX_PIECE_CHARACTERS for text in texts):
+            return self._encode_at_once([(self._rules.prefix_of(text), text) for text in texts])
+        parts = [self._encode_in_pieces(text) for text in texts]
+        lengths = np.array([len(part) for part in parts], np.int64)
+        return FlatIds(np.concatenate(parts), lengths)
+
+    def _encode_in_pieces(self, text: str) -> np.ndarray:
+        """The ids of a text; takes 2 bytes of memory per byte of text."""
+        prefixes = itertools.chain([self._rules.prefix_of(text[:1])], itertools.repeat(b""))
+        pieces = zip(prefixes, self._pieces(text), strict=False)
+        return np.concatenate([self._encode_at_once([piece]).ids for piece in pieces])
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Parts of a text between which nothing is merged."""
+        begin = 0
+        while len(text) - begin > MAX_PIECE_CHARACTERS:
+            last = begin + MAX_PIECE_CHARACTERS
+            places = range(last, last - MAX_PIECE_CHARACTERS // 100, -1)
+            cut = next((place for place in places if not self._is_joined(text[place - 1 : place + 1])), len(text))
+            yield text[begin:cut]
+            begin = cut
+        yield text[begin:]
+
+    def _is_joined(self, pair: str) -> bool:
+        return bpe_words.is_joined(np.int64(ord(pair[0])), np.int64(ord(pair[1])), self._tables)
+
+    def _encode_at_once(self, texts: list[tuple[bytes, str]]) -> FlatIds:
+        """Ids of texts, each with its prefix."""
+        parts = [prefix + text.encode("utf-8") for prefix, text in texts]
+        bounds = np.cumsum(np.array([0, *map(len, parts)], np.uint64))
+        joined = np.frombuffer(b"".join([*parts, bytes(PADDING_BYTES)]), np.uint8)
+        del parts
+        ids = np.empty(len(joined) + bpe_words.LONG_IDS, np.uint32)
         lengths = np.empty(len(texts), np.int64)
         state = self._idle_states.pop() if self._idle_states else self._new_state()
         total = self._encode_batch(bounds, lengths, self._tables, state._replace(text=joined, ids=ids))
         self._idle_states.append(state)
         if total < 0:
-            raise BackendDiffersError(
-                f"{self.name} cannot divide a text of {max(map(len, texts)):,} characters or less"
-            )
-        return FlatIds(ids[:total], lengths)
-
-    def _join(self, texts: list[bytes]) -> tuple[list[bytes], np.ndarray]:
-        parts, sizes = [], [0]
-        for text in texts:
-            prefix = self._rules.prefix_of(text)
-            parts += [prefix, text]
-            sizes.append(len(prefix) + len(text))
-        return [*parts, bytes(PADDING_BYTES)], np.cumsum(np.array(sizes, np.uint64))
+            raise BackendDiffersError(f"{self.name} cannot divide a text of {len(joined):,} bytes or less")
+        return FlatIds(ids[:total].astype(self._dtype), lengths)
 
     def _new_state(self) -> EncoderState:
-        window = bpe_merges.LAST_WINDOW + 8
+        short, long = self._cache_entries, max(1, self._cache_entries // 4)
         return EncoderState(
             text=np.empty(0, np.uint8),
             ids=np.empty(0, np.uint32),
-            cache=np.zeros((self._cache_entries + bpe_words.NUM_PROBES) * bpe_words.WORDS_PER_ENTRY, np.uint64),
+            cache=np.zeros((short + bpe_words.NUM_PROBES) * bpe_words.SHORT_ENTRY, np.uint64),
+            long_cache=np.zeros((long + bpe_words.NUM_PROBES) * bpe_words.LONG_ENTRY, np.uint64),
+            key=np.empty(bpe_words.LONG_KEY, np.uint64),
             starts=np.empty(bpe_words.BLOCK_WORDS + 2, np.uint64),
-            symbols=np.empty(window, np.int64),
-            offsets=np.empty(window + 1, np.uint64),
-            pairs=np.empty(window, np.int64),
+            tokens=_new_window(),
+            pair=_new_window(),
         )
+
+
+def _new_window() -> Window:
+    size = bpe_merges.LAST_WINDOW + 16
+    return Window(np.empty(size, np.int64), np.empty(size, np.uint64), np.empty(size, np.int64))
 
 
 class SwitchingBackend:

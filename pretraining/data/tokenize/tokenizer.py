@@ -130,7 +130,7 @@ class DocumentTokenizer:
         bos_token_id = self.rules.bos_token_id
         lengths = plain.lengths + (1 if bos_token_id is None else 2)
         ends = np.cumsum(lengths)
-        ids = np.empty(int(lengths.sum()), dtype=np.uint32)
+        ids = np.empty(int(lengths.sum()), dtype=np.promote_types(plain.ids.dtype, id_dtype(self.vocab_size)))
         is_text = np.ones(len(ids), dtype=bool)
         is_text[ends - 1] = False
         ids[ends - 1] = self.rules.eos_token_id
