@@ -1,11 +1,12 @@
 """Compiled functions give the results of the Python they are made of, or a reason in one line why they cannot."""
 
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from pretraining.system.compiled.cache import BackgroundLibrary, is_cached, load_compiled
+from pretraining.system.compiled.cache import BackgroundLibrary, StoppedError, is_cached, load_compiled
 from pretraining.system.compiled.unit import CompiledError
 from tests.unit.system.compiled.conftest import UNIT, assert_works, cached_files
 
@@ -80,6 +81,8 @@ def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_compiler_at_work_ends_with_the_program(cache: Path) -> None:
     library = BackgroundLibrary(UNIT)
     library.close()
+    with pytest.raises(StoppedError):
+        library.wait()
     assert library.library is None
-    assert library.problem is not None
-    assert "compiler ended with status" in library.problem
+    assert cached_files(cache) == []
+    assert library._compiler is None or library._compiler.returncode == -signal.SIGKILL
