@@ -4,13 +4,14 @@
     python3 train_tokenizer.py --data_files news.jsonl --vocab_size 32000 --output_dir tokenizer
 
 BOS, EOS and UNK are <s>, </s> and <unk> with the ids 1, 2 and 0, as in Llama. Every twentieth document is held out, and
-the bytes that one token stands for on average are measured on those.
+the bytes that one token stands for on average are measured on up to 8 MB of those. Of more than 1 GB of text an even
+sample is used.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
@@ -19,52 +20,40 @@ from pretraining.cli.logs import IN_ONE_LINE
 from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.input.documents import Document, ReadingOptions
-from pretraining.data.input.files import InputFile
 from pretraining.data.input.find import find_inputs
 from pretraining.data.input.reading import read_documents
-from pretraining.data.tokenize.train import save_tokenizer, train_byte_level_bpe
+from pretraining.data.tokenize.train import count_tokens, save_tokenizer, train_byte_level_bpe
+from pretraining.data.tokenize.training_texts import TrainingTexts
 from pretraining.errors import UserError
 
 logger = logging.getLogger("pretraining.train_tokenizer")
 
-HELD_OUT_EVERY = 20
-
 
 def main(argv: Sequence[str]) -> None:
-    """Train on nineteen of twenty documents, measure on the twentieth, save."""
+    """Train on nineteen of twenty documents, save, measure on the twentieth."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Tokenizer", TokenizerArguments)], argv)
     files = find_inputs(arguments.data_files)
     if arguments.output_dir.exists():
         raise UserError(f"--output_dir {arguments.output_dir}: exists already; choose another folder")
-    if next(texts(files, arguments, held_out=False), None) is None:
+    options = ReadingOptions(arguments.max_document_bytes, arguments.text_field)
+    if not any(isinstance(line, Document) for line in read_documents(files, options)):
         raise UserError(
             f"--data_files: no line of them is a document with the field --text_field {arguments.text_field}"
         )
-    tokenizer = train_byte_level_bpe(texts(files, arguments, held_out=False), vocab_size=arguments.vocab_size)
+    texts = TrainingTexts(files, options)
+    tokenizer = train_byte_level_bpe(iter(texts), vocab_size=arguments.vocab_size)
     save_tokenizer(tokenizer, arguments.output_dir)
-    report(tokenizer, files, arguments)
+    report(tokenizer, texts.held_out, arguments)
 
 
-def texts(files: list[InputFile], arguments: TokenizerArguments, *, held_out: bool) -> Iterator[str]:
-    """Texts of the documents to train on, or of those held out."""
-    options = ReadingOptions(arguments.max_document_bytes, arguments.text_field)
-    lines = read_documents(files, options)
-    documents = (line for line in lines if isinstance(line, Document))
-    for number, document in enumerate(documents, start=1):
-        if (number % HELD_OUT_EVERY == 0) == held_out:
-            yield document.text
-
-
-def report(tokenizer: Tokenizer, files: list[InputFile], arguments: TokenizerArguments) -> None:
+def report(tokenizer: Tokenizer, held_out: Sequence[str], arguments: TokenizerArguments) -> None:
     """Log the vocabulary, the compression on held-out text, and the next command."""
-    num_tokens = num_bytes = 0
-    for text in texts(files, arguments, held_out=True):
-        num_tokens += len(tokenizer.encode(text, add_special_tokens=False).ids)
-        num_bytes += len(text.encode("utf-8"))
     size = tokenizer.get_vocab_size()
     if size < arguments.vocab_size:
         logger.warning("the text gives only %s tokens, not --vocab_size %s", f"{size:,}", f"{arguments.vocab_size:,}")
+    num_tokens = count_tokens(tokenizer, held_out)
     if num_tokens:
+        num_bytes = sum(len(text.encode("utf-8")) for text in held_out)
         logger.info("%.2f bytes per token on %s held-out tokens", num_bytes / num_tokens, f"{num_tokens:,}")
     logger.info("tokenizer of %s tokens: %s", f"{size:,}", arguments.output_dir)
     names = " ".join(arguments.data_files)

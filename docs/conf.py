@@ -38,7 +38,8 @@ RESULTS = {
     "host_waits": "Host waits",
 }
 RESULTS |= {"faults": "Faults", "generate": "Generate", "plans": "Plans", "gpu": "GPUs", "data_path": "Data path"}
-RESULTS |= {"preprocess": "Preprocess", "performance-log": "Performance log"}
+RESULTS |= {"preprocess": "Preprocess", "duplicates": "Duplicates", "tokenizer_training": "Tokenizer training"}
+RESULTS |= {"performance-log": "Performance log"}
 GUIDES = {
     "preprocess": "Preprocess",
     "train": "Train",

@@ -93,8 +93,9 @@ def find_duplicates(work: Work, ranks: Ranks) -> Duplicates:
     """Find duplicates in a first pass over the input."""
     paths = [work.folder / KEYS_DIR / f"{number:05d}.npz" for number in range(len(work.slices))]
     missing = ranks.from_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
-    maker = KeyExtractor(work.reader, work.origin.cleaning)
-    share_slices(work, missing, ranks, lambda part: partial(make_keys, part, maker, paths), "finding duplicates")
+    num_bytes = sum(num_bytes_of(work.files, part) for part in work.slices)
+    with contextlib.closing(KeyExtractor(work.reader, work.origin.cleaning, num_bytes)) as maker:
+        share_slices(work, missing, ranks, lambda part: partial(make_keys, part, maker, paths), "finding duplicates")
     ranks.wait()
     path = work.folder / DUPLICATES_NAME
     if ranks.is_first and not path.exists():

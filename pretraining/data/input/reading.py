@@ -8,7 +8,7 @@ import gzip
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -87,8 +87,10 @@ def parse_lines(batch: RawBatch, options: ReadingOptions) -> Iterator[tuple[RawL
         raise UserError(f"--data_files {batch.file.path}: {error}") from None
 
 
-def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Iterator[Document | SkippedLine]:
-    """Read every line of `files`, in order.
+def read_documents(
+    files: Sequence[InputFile], options: ReadingOptions, advance: Callable[[int], None] = lambda _: None
+) -> Iterator[Document | SkippedLine]:
+    """Read every line of `files`, in order; `advance` is called with the bytes in the file of each batch.
 
     Raises:
         UserError: also when too many consecutive lines are not documents.
@@ -96,6 +98,7 @@ def read_documents(files: Sequence[InputFile], options: ReadingOptions) -> Itera
     (ranges,) = cut_slices(files, 1)
     num_skipped = 0  # since the last document
     for batch in read_batches(files, ranges, None, options):
+        advance(batch.num_file_bytes)
         for _, parsed in parse_lines(batch, options):
             num_skipped = 0 if isinstance(parsed, Document) else num_skipped + parsed.num_lines
             yield parsed

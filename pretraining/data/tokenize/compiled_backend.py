@@ -6,7 +6,6 @@ loaded, and wherever this backend does not support a tokenizer.
 
 import atexit
 import itertools
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pretraining.data.tokenize import bpe_merges, bpe_words
@@ -62,7 +62,7 @@ class CompiledBackend:
             return self._encode_at_once([(self._rules.prefix_of(text), text) for text in texts])
         parts = [self._encode_in_pieces(text) for text in texts]
         lengths = np.array([len(part) for part in parts], np.int64)
-        return FlatIds(np.concatenate(parts), lengths)
+        return FlatIds(np.concatenate(parts) if len(parts) > 1 else parts[0], lengths)
 
     def _encode_in_pieces(self, text: str) -> np.ndarray:
         """The ids of a text; takes 2 bytes of memory per byte of text."""
@@ -86,18 +86,27 @@ class CompiledBackend:
 
     def _encode_at_once(self, texts: list[tuple[bytes, str]]) -> FlatIds:
         """Ids of texts, each with its prefix."""
-        parts = [prefix + text.encode("utf-8") for prefix, text in texts]
-        bounds = np.cumsum(np.array([0, *map(len, parts)], np.uint64))
+        parts = [part for prefix, text in texts for part in (prefix, text.encode("utf-8"))]
+        ends = np.cumsum(np.array([0, *map(len, parts)], np.uint64))
+        bounds = np.ascontiguousarray(ends[::2])
         joined = np.frombuffer(b"".join([*parts, bytes(PADDING_BYTES)]), np.uint8)
         del parts
-        ids = np.empty(len(joined) + bpe_words.LONG_IDS, np.uint32)
         lengths = np.empty(len(texts), np.int64)
-        state = self._idle_states.pop() if self._idle_states else self._new_state()
-        total = self._encode_batch(bounds, lengths, self._tables, state._replace(text=joined, ids=ids))
+        state = self._take_state(len(joined) + bpe_words.LONG_IDS)
+        total = self._encode_batch(bounds, lengths, self._tables, state._replace(text=joined))
+        ids = state.ids[: max(total, 0)].astype(self._dtype)  # a copy: the next call may have the state at once
         self._idle_states.append(state)
         if total < 0:
             raise BackendDiffersError(f"{self.name} cannot divide a text of {len(joined):,} bytes or less")
-        return FlatIds(ids[:total].astype(self._dtype), lengths)
+        return FlatIds(ids, lengths)
+
+    def _take_state(self, num_ids: int) -> EncoderState:
+        """A state with space for `num_ids`, which no other call uses until it is put back."""
+        try:
+            state = self._idle_states.pop()
+        except IndexError:
+            state = self._new_state()
+        return state if len(state.ids) >= num_ids else state._replace(ids=np.empty(num_ids, np.uint32))
 
     def _new_state(self) -> EncoderState:
         short, long = self._cache_entries, max(1, self._cache_entries // 4)
@@ -169,7 +178,7 @@ def load_backend(tokenizer: Tokenizer) -> CompiledBackend:
         CompiledError: when the loops cannot be compiled or loaded.
     """
     check_kind(tokenizer)
-    pipeline = json.loads(tokenizer.to_str())
+    pipeline = orjson.loads(tokenizer.to_str())
     check_model(pipeline)
     read_rules(pipeline)
     background = BackgroundLibrary(UNIT)

@@ -1,7 +1,7 @@
 """Train a byte-level BPE tokenizer and save it so that `AutoTokenizer` opens it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pretraining.errors import UserError
 
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # ids 0, 1, 2 as in Llama
+ENCODED_TOGETHER = 64  # texts; a token takes 100 bytes until it is counted
 
 
 def train_byte_level_bpe(texts: Iterator[str], *, vocab_size: int) -> Tokenizer:
@@ -27,6 +28,13 @@ def train_byte_level_bpe(texts: Iterator[str], *, vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> int:
+    """How many tokens the texts have together; encodes them on all cores, a few at a time."""
+    batches = [texts[start : start + ENCODED_TOGETHER] for start in range(0, len(texts), ENCODED_TOGETHER)]
+    encoded = (tokenizer.encode_batch_fast(list(batch), add_special_tokens=False) for batch in batches)
+    return sum(len(encoding) for batch in encoded for encoding in batch)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

@@ -223,3 +223,13 @@ def test_a_copy_takes_17_bytes_and_is_found_by_its_place(tmp_path: Path) -> None
     assert copies.original_of(0, 4) is None
     assert copies.original_of(0, number + 1) is None
     assert copies.original_of(2, 1) is None
+
+
+def test_first_rows_are_those_of_a_plain_search() -> None:
+    generator = np.random.default_rng(0)
+    for num_rows, num_keys in ((0, 1), (1, 2), (50, 6), (500, 3), (500, 400)):
+        rows = generator.integers(0, num_keys, (num_rows, 2), dtype=np.uint64)
+        expected: dict[tuple[int, ...], int] = {}
+        for number, row in enumerate(rows.tolist()):
+            expected.setdefault(tuple(row), number)
+        assert first_equal_rows(rows).tolist() == [expected[tuple(row)] for row in rows.tolist()]
