@@ -43,7 +43,8 @@ Tokens per second and their ratio: median, minimum and maximum of the rounds. tr
 `from_pretrained`. It completes the prompts, padded on the left, by `generate` with the same flags and its default cache
 and attention. Neither compiles anything; both use torch's default number of threads. "By default" is the dtype that
 each chooses for this model on this machine: generate.py {own}, transformers {peer}. cuDNN's attention is off for
-generate.py, which turns it off, and on for transformers, as by default. On a GPU: not yet measured.
+generate.py, which turns it off, and on for transformers, as by default. On a GPU only
+the decoder is measured ([GPU results](gpu.md)), transformers is not.
 """
 
 

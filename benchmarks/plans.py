@@ -62,7 +62,9 @@ COLUMNS = ("recipe", "GPUs", "GB per GPU", "fits", "hours for 10^9 tokens")
 RECIPES_TITLE = "Recipes for your machine"
 RECIPES_HEAD = """\
 **Planned, not measured**, and the speed is arithmetic: GPUs compute at 40 % of their peak, recomputation included, and
-links carry three quarters of their published bandwidth. `python3 -m benchmarks.plans` writes this table.
+links carry three quarters of their published bandwidth. `python3 -m benchmarks.plans` writes this table. Only
+`recipes/llama2_7b/1x141gb.yaml` is measured, by its benchmark recipe on one H200: 10,595 tokens/s
+([GPU results](../benchmarks/gpu.md)).
 
 """
 RECIPE_COLUMNS = ("recipe", "planned for", "GB per GPU", "usable", "GB of host memory", "tokens/s/GPU")

@@ -156,7 +156,8 @@ def host_table(found: dict[str, dict[str, Any]]) -> str:
     words = (
         "Milliseconds per layer, median; embedding, head and loss are in them, a thirty-second each. An H200 at 720 "
         "TFLOP/s would take 2.4 forward and 4.8 backward for a layer of Llama-2-7B over 4,096 tokens (arithmetic: "
-        "2 x 202 M weights x 4,096, and attention)."
+        "2 x 202 M weights x 4,096, and attention). Measured on one: 2.6 and 5.6 "
+        "([performance log](performance-log.md), entry 18)."
     )
     return f"{table(['one process, 32 tiny layers', 'forward', 'backward'], rows)}\n\n{words}"
 

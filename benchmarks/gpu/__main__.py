@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.gpu.measure import LEAVING_SECONDS, count_gpus, is_wanted, machine, measure, seconds_until
+from benchmarks.gpu.measure import LEAVING_SECONDS, find_gpus, is_wanted, machine, measure, seconds_until
 from benchmarks.gpu.page import page
 from benchmarks.gpu.rows import NUM_SLOT_ROWS, ROWS, SMALL_ROWS, GpuArguments, Row
 from benchmarks.gpu.stages import STAGES, Stage, is_done, run_stage
@@ -60,11 +60,11 @@ def main(argv: Sequence[str]) -> None:
     ends_at = time.monotonic() + 60 * arguments.minutes - LEAVING_SECONDS
     end_like_ctrl_c()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    found, num_gpus = earlier_results(arguments), count_gpus()
-    if num_gpus or arguments.small:
-        found["machine"] = machine(num_gpus, ends_at=ends_at)
+    found, gpus = earlier_results(arguments), find_gpus()
+    if gpus or arguments.small:
+        found["machine"] = machine(gpus, ends_at=ends_at)
         num_left = 0
-        for task in tasks(arguments, found, num_gpus=num_gpus):
+        for task in tasks(arguments, found, num_gpus=len(gpus)):
             if seconds_until(ends_at) < 60 * task.minutes:
                 num_left += 1  # a shorter one may still fit
                 continue
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
             logger.info("no time for %d of them; rerun the same command to resume with what remains", num_left)
     else:
         logger.warning("no GPU here: nothing is run, and what is not measured stays so")
-    write(found, arguments, has_results=bool(num_gpus or arguments.small))
+    write(found, arguments, has_results=bool(gpus or arguments.small))
     logger.info("result: %s", arguments.output)
 
 

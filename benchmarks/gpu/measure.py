@@ -24,18 +24,19 @@ from pretraining.system.launchers import DEEPSPEED
 logger = logging.getLogger("pretraining.benchmarks")
 
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "liger-kernel", "flash-attn", "torchao")
+GPU_NAMES = "import torch\nfor n in range(torch.cuda.device_count()): print(torch.cuda.get_device_name(n))"
 SPEEDS = "from pretraining.doctor.speed import speed\nfor it in speed([]): print(f'{it.name}: {it.figure}')"
 LEAVING_SECONDS = 15.0  # in which killed processes end, and free the GPUs
 SPEED_SECONDS = 120.0  # the imports of a machine whose disk is cold included
 
 
-def count_gpus() -> int:
-    """GPUs that torch sees, queried in a separate process, which frees the memory of CUDA."""
-    words = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+def find_gpus() -> list[str]:
+    """Names of the GPUs that torch sees, queried in a separate process, which frees the memory of CUDA."""
+    words = [sys.executable, "-c", GPU_NAMES]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def machine(num_gpus: int, *, ends_at: float) -> dict[str, Any]:
+def machine(gpus: Sequence[str], *, ends_at: float) -> dict[str, Any]:
     """Hardware and versions, and the speed of a plain matrix multiplication if that is known in time."""
     words, seconds = [sys.executable, "-c", SPEEDS], min(SPEED_SECONDS, seconds_until(ends_at))
     try:
@@ -44,7 +45,7 @@ def machine(num_gpus: int, *, ends_at: float) -> dict[str, Any]:
         speeds = done.stdout.splitlines() if done.returncode == 0 else [f"Speed not measured: {done.stderr[-200:]}"]
     except subprocess.TimeoutExpired:
         speeds = [f"Speed not measured: not through after {seconds:.0f} s"]
-    return {"hardware": hardware(), "num_gpus": num_gpus, "versions": versions(PACKAGES), "speeds": speeds}
+    return {"hardware": hardware(), "gpus": list(gpus), "versions": versions(PACKAGES), "speeds": speeds}
 
 
 def seconds_until(ends_at: float) -> float:

@@ -1,5 +1,6 @@
 """The page of benchmarks.gpu: measured rows, and rows that are not measured yet."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,8 @@ def _rates(figures: dict[str, Any]) -> list[str]:
 def _machine(machine: dict[str, Any] | None) -> list[str]:
     if machine is None:
         return ["No GPU was available, so no row is measured yet. On a machine with GPUs:"]
-    figures = [f"{machine['hardware']}; {machine['num_gpus']} GPUs; {machine['versions']}."]
+    gpus = " and ".join(f"{count} x {name}" for name, count in Counter(machine["gpus"]).items()) or "no GPU"
+    figures = [f"{machine['hardware']}; {gpus}; {machine['versions']}."]
     return [*figures, *(f"{line}." for line in machine["speeds"])]
 
 

@@ -5,10 +5,10 @@
 #
 # WHEELS is a folder of wheels of what this Python lacks, for a machine without a network; the tests need pytest and
 # pytest-timeout. A call takes 12 minutes at most, WHEELS included: what runs then is killed, and counts as failed. A
-# part starts only if what is left is enough for it, so call this twice: parts 1 to 3 run in the first call, 4 in the
-# second.
+# part starts only if what is left is enough for it, so call this twice: parts 1 and 2 run in the first call, 3 and 4 in
+# the second.
 #   1  a small model: save, resume, export, generate (2 minutes)
-#   2  Llama-2-7B, and the same with each of its three largest levers off (7)
+#   2  Llama-2-7B, the same with each of its three largest levers off, and ZeRO-1 (8)
 #   3  a profiled micro step, and the decoder with and without its levers (2)
 #   4  pytest -m gpu (5)
 # Results: RESULTS/gpu.md, gpu.json and gpu-trace.json.gz, by default in docs/benchmarks. The same command resumes from

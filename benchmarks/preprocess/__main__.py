@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from benchmarks.preprocess.arms import OURS, ArmResult, BenchmarkArguments, arms
+from benchmarks.preprocess.arms import OURS, ArmResult, BenchmarkArguments, arms, checkout
 from benchmarks.preprocess.peers.job import Job
 from benchmarks.preprocess.report import report
 from benchmarks.preprocess.runs import add_run, prepare_job
@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> None:
     write_parts(job)
     logger.info("counting the tokens of %s", job.data_file)
     counts = count_input(job.data_file, job.tokenizer)
-    results = [ArmResult(arm) for arm in arms(arguments.megatron_dir)]
+    before_dir = None if arguments.before is None else checkout(arguments.before, job.output_dir.parent)
+    results = [ArmResult(arm) for arm in arms(arguments.megatron_dir, before_dir)]
     run_trials(results, job)
     check_ours(results[0])
     for number in range(1, arguments.repetitions + 1):

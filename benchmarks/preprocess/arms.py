@@ -1,6 +1,9 @@
 """The programs of the comparison: preprocess.py, and the peers of benchmarks/preprocess/peers/."""
 
+import io
+import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,8 +12,10 @@ from pathlib import Path
 from benchmarks.preprocess.peers.job import Job
 from benchmarks.preprocess.runs import Series
 from benchmarks.preprocess.token_counts import OutputCounts
+from benchmarks.results import PROJECT_DIR
 from pretraining.cli.arguments.preprocess import SAMPLE_CORPUS, SAMPLE_TOKENIZER
 from pretraining.cli.flags import flag
+from pretraining.errors import UserError
 
 OURS = "preprocess.py"
 HUGGING_FACE_FLAGS = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-hf-no-include-special-tokens"]
@@ -43,13 +48,14 @@ class BenchmarkArguments:
     tokenizer: Path = flag(Path(SAMPLE_TOKENIZER), "tokenizer folder")
     block_length: int = flag(4096, "tokens in a token block")
     repetitions: int = flag(5, "runs of each arm")
+    before: str | None = flag(None, "commit of this project, e.g. of its last version, as one more arm")
     megatron_dir: Path | None = flag(None, "checkout of NVIDIA/Megatron-LM; without it, its two arms are left out")
     work_dir: Path = flag(Path("build/benchmark"), "folder for what the arms write")
     results_dir: Path = flag(Path("docs/benchmarks"), "folder of preprocess.md and preprocess.svg")
 
 
-def arms(megatron_dir: Path | None) -> list[Arm]:
-    """All programs; those of Megatron-LM only with a checkout of it."""
+def arms(megatron_dir: Path | None, before_dir: Path | None) -> list[Arm]:
+    """All programs; those of Megatron-LM, and the version of this project before, only with a folder of them."""
     found = [
         Arm(
             OURS, "this project, as a user starts it: blocks in three splits, a table of documents, hashes", our_command
@@ -70,6 +76,9 @@ def arms(megatron_dir: Path | None) -> list[Arm]:
             partial(peer_command, "datatrove"),
         ),
     ]
+    if before_dir is not None:
+        description = f"{OURS} of commit {before_dir.name}"
+        found.insert(1, Arm("before", description, lambda job: our_command(job, before_dir / OURS)))
     if megatron_dir is not None:
         stream = "a stream, not yet blocks"
         found += [
@@ -79,7 +88,18 @@ def arms(megatron_dir: Path | None) -> list[Arm]:
     return found
 
 
-def our_command(job: Job) -> list[str]:
+def checkout(commit: str, folder: Path) -> Path:
+    """The files of a commit of this project, in a folder of its name in `folder`."""
+    target = folder / commit
+    packed = subprocess.run(["git", "archive", commit], cwd=PROJECT_DIR, capture_output=True, check=False)
+    if packed.returncode:
+        raise UserError(f"--before {commit}: {packed.stderr.decode().strip()}; use a commit of this checkout")
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+        archive.extractall(target, filter="data")
+    return target
+
+
+def our_command(job: Job, program: Path = Path(OURS)) -> list[str]:
     """preprocess.py with only the settings of the job."""
     flags = {
         "data_files": job.data_file,
@@ -87,7 +107,7 @@ def our_command(job: Job) -> list[str]:
         "block_length": job.block_length,
         "output_dir": job.output_dir,
     }
-    return [sys.executable, "preprocess.py", *(word for name in flags for word in (f"--{name}", str(flags[name])))]
+    return [sys.executable, str(program), *(word for name in flags for word in (f"--{name}", str(flags[name])))]
 
 
 def peer_command(name: str, job: Job) -> list[str]:

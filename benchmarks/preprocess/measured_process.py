@@ -21,17 +21,18 @@ LIMIT_SECONDS = 3600.0  # a program whose worker died can wait for it forever
 
 @dataclass(frozen=True)
 class Usage:
-    """Time and memory of a command."""
+    """Time, peak memory and CPU time of a command, with all its processes."""
 
     seconds: float
     peak_bytes: int
     exit_code: int
+    cpu_seconds: float = 0.0
 
 
 def run_measured(command: Sequence[str], *, cwd: Path, environment: dict[str, str], log_path: Path) -> Usage:
     """Run `command` with its output in `log_path`; after an hour, kill all its processes."""
     with log_path.open("wb") as log:
-        started_at = time.perf_counter()
+        started_at, cpu_before = time.perf_counter(), _cpu_of_children()
         process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -40,7 +41,13 @@ def run_measured(command: Sequence[str], *, cwd: Path, environment: dict[str, st
         exit_code = _wait(process)
         seconds = time.perf_counter() - started_at
         sampler.stop()
-    return Usage(seconds, sampler.peak_bytes, exit_code)
+    return Usage(seconds, sampler.peak_bytes, exit_code, _cpu_of_children() - cpu_before)
+
+
+def _cpu_of_children() -> float:
+    """User and system seconds of processes that ended, if each was waited for."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _wait(process: subprocess.Popen) -> int:

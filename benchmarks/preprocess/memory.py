@@ -3,7 +3,7 @@
 
     .venv-bench/bin/python -m benchmarks.preprocess.memory --data_files news.jsonl --tokenizer llama2
 
-The results go into two sections of docs/benchmarks/preprocess.md.
+The results go into sections of docs/benchmarks/preprocess.md.
 """
 
 import logging
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from benchmarks.preprocess.arms import our_command
 from benchmarks.preprocess.peers.job import Job
@@ -41,19 +42,20 @@ class MemoryArguments:
     input_megabytes: list[int] = flag([30, 100, 300, 1000], "sizes of the inputs")
     line_megabytes: int = flag(200, "size of the huge line")
     worker_counts: list[int] = flag([1, 2, 4], f"values of {WORKERS_FLAG}, over the file as it is")
+    process_counts: list[int] = flag([1, 2, 4], "processes that share eight slices of the file")
     repetitions: int = flag(3, "runs of each")
     work_dir: Path = flag(Path("build/benchmark"), "folder for inputs and outputs")
     results_dir: Path = flag(Path("docs/benchmarks"), "folder of preprocess.md")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure and write both sections."""
+    """Measure and write the sections."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Measurement", MemoryArguments)], argv)
     arguments.results_dir.mkdir(parents=True, exist_ok=True)
     job = prepare_job(arguments.data_files, arguments.tokenizer, arguments.block_length, arguments.work_dir)
     place = f"{hardware()}; {versions(PACKAGES)}.\n\n{command_line('preprocess.memory')}"
     note = f"Median of {arguments.repetitions} runs (the least and the most), measured as above."
-    for title, section in (("As the input grows", input_sizes), ("Workers", workers)):
+    for title, section in (("As the input grows", input_sizes), ("Workers", workers), ("Processes", processes)):
         text = f"{place}\n\n{section(arguments, job)}\n\n{note}"
         write_section(arguments.results_dir / "preprocess.md", title, text)
 
@@ -83,6 +85,19 @@ def workers(arguments: MemoryArguments, job: Job) -> str:
     runs = take_turns(job, [[WORKERS_FLAG, number] for number in numbers], arguments.repetitions)
     rows = [[number, *figures(series, text_bytes)] for number, series in zip(numbers, runs, strict=True)]
     return f"Input: `{job.data_file.name}`, {text_bytes:,} bytes of text.\n\n" + table(["workers", *TITLES], rows)
+
+
+def processes(arguments: MemoryArguments, job: Job) -> str:
+    """Table over the number of processes, two workers each."""
+    text_bytes = sum(len(text.encode()) for text in texts_of(job.data_file))
+    flags = [["--num_slices", "8", WORKERS_FLAG, str(2 * number)] for number in arguments.process_counts]
+    runs = take_turns(job, flags, arguments.repetitions)
+    rows = [
+        [str(number), *figures(series, text_bytes), f"{median(usage.cpu_seconds for usage in series.usages):.1f}"]
+        for number, series in zip(arguments.process_counts, runs, strict=True)
+    ]
+    title = f"Input: `{job.data_file.name}`, {text_bytes:,} bytes of text in 8 slices, two workers per process.\n\n"
+    return title + table(["processes", *TITLES, "CPU seconds"], rows)
 
 
 def our_flags() -> set[str]:

@@ -4,9 +4,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers import AutoTokenizer
 
@@ -60,8 +61,10 @@ def prepare_job(data_file: Path, tokenizer: Path, block_length: int, work_dir: P
     )
 
 
-def add_run(series: Series, command: Sequence[str], job: Job) -> None:
-    """Run `command` once more, unless it has failed before."""
+def add_run(
+    series: Series, command: Sequence[str], job: Job, variables: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Run `command` once more with these environment variables, unless it has failed before."""
     if series.failure is not None:
         return
     work_dir = job.output_dir.parent
@@ -70,7 +73,7 @@ def add_run(series: Series, command: Sequence[str], job: Job) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     os.sync()  # what the run before wrote does not slow down this one
     read_into_page_cache([job.data_file, *job.parts_dir.glob("*.jsonl")])
-    environment = {**os.environ, "HF_HOME": str(caches), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HOME": str(caches), "HF_HUB_OFFLINE": "1", **variables}
     usage = run_measured(command, cwd=PROJECT_DIR, environment=environment, log_path=log_path)
     if usage.exit_code == 0:
         series.usages.append(usage)

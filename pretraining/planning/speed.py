@@ -1,4 +1,4 @@
-"""Seconds of a step: arithmetic on published bandwidths and assumed shares of them, none of it measured."""
+"""Seconds of a step: arithmetic on published bandwidths and assumed shares of them, not fitted to what was measured."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -43,7 +43,7 @@ def generated(decoder: LlamaDecoder) -> dict[tuple[int, int], list[int]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.guarantee("On a GPU (not yet run on one): graphs of decode steps give the same tokens.")
+@pytest.mark.guarantee("On a GPU: graphs of decode steps give the same tokens.")
 def test_graphs_of_decode_steps_give_the_same_tokens(dtype: torch.dtype) -> None:
     model = small_model(max_position_embeddings=256, num_key_value_heads=2).to("cuda", dtype)
     decoder = LlamaDecoder(model, num_rows=3, num_positions=240)
@@ -60,7 +60,7 @@ def test_graphs_of_decode_steps_give_the_same_tokens(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("num_key_value_heads", [4, 2])
-@pytest.mark.guarantee("On a GPU (not yet run on one): the kernel of masked documents computes what the mask does.")
+@pytest.mark.guarantee("On a GPU: the kernel of masked documents computes what the mask does.")
 def test_the_kernel_of_documents_computes_what_the_mask_does(
     num_key_value_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

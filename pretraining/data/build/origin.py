@@ -27,12 +27,12 @@ Hashes = Mapping[str, str]  # the SHA-256 of a file by its path, size and modifi
 
 def start_hashing(files: Sequence[InputFile], output_dir: Path) -> "Future[Hashes]":
     """Hash the input in another thread, while the tokenizer is loaded."""
-    known = partial_dir(output_dir) / INPUT_HASHES_NAME
     found: Future[Hashes] = Future()
 
     def work() -> None:
         try:
-            found.set_result(_hashes_of(_with_indexes(files), _read_hashes(known)))
+            known = _read_hashes(partial_dir(output_dir) / INPUT_HASHES_NAME)
+            found.set_result(_hashes_of(_with_indexes(files), known))
         except BaseException as error:
             found.set_exception(error)
 

@@ -18,6 +18,7 @@ from pretraining.data.encode.token_documents import IdDecoder, join_ids
 from pretraining.data.input.documents import CleaningReason, Document, RawLine, ReadingOptions, SkippedLine, skipped
 from pretraining.data.input.filters import TextFilter
 from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch, parse_lines
+from pretraining.data.tokenize.backends import FlatIds
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, id_dtype
 
 Item = TypeVar("Item")
@@ -69,7 +70,7 @@ def no_original(_file_number: int, _line: int) -> None:
 
 @dataclass(frozen=True)
 class BatchEncoder:
-    """Encodes raw batches; several threads may use it.
+    """Encodes raw batches, and empties their lists of lines; several threads may use it.
 
     `original_of` gives why the document of a file number and line is removed as a duplicate, and the place of its
     original; None if it is kept.
@@ -82,6 +83,22 @@ class BatchEncoder:
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Parse, filter, split and encode the lines of `batch`."""
+        num_bytes = sum(line.num_bytes for line in batch.lines)
+        documents, skipped_lines = self._divide(batch)
+        batch.lines.clear()  # one of 200 MB is not needed while its text is encoded
+        rows, flat = self._encode(documents, batch)
+        return EncodedBatch(
+            path=batch.file.path,
+            rows=rows,
+            ids=flat.ids.astype(id_dtype(self.tokenizer.vocab_size), copy=False),
+            lengths=flat.lengths,
+            skipped=skipped_lines,
+            end=batch.end,
+            num_file_bytes=batch.num_file_bytes,
+            num_bytes=num_bytes,
+        )
+
+    def _divide(self, batch: RawBatch) -> tuple[list[Document], list[SkippedLine]]:
         documents: list[Document] = []
         skipped_lines: list[SkippedLine] = []
         for raw, parsed in self.reader.lines(batch):
@@ -92,29 +109,28 @@ class BatchEncoder:
                 skipped_lines.append(skipped(raw, copy[0], copy_of=copy[1]))
             else:
                 documents.append(parsed)
+        return documents, skipped_lines
+
+    def _encode(self, documents: list[Document], batch: RawBatch) -> tuple[DocumentMetadata, FlatIds]:
+        """The columns and the ids of documents, which are gone afterwards."""
+        own, default = batch.file.source, batch.file.default_source
+        rows = DocumentMetadata(
+            sources=[own or document.source or default for document in documents],
+            lines=[document.line for document in documents],
+            byte_offsets=[document.byte_offset for document in documents],
+        )
         if batch.file.format == "tokens":
             plain = join_ids(documents, bos_token_id=self.tokenizer.rules.bos_token_id)
-            texts, flat = self._decoder.texts(plain), self.tokenizer.surround(plain)
-        else:
-            texts = [document.utf8 for document in documents]
-            flat = self.tokenizer.encode([document.text for document in documents])
-        own, default = batch.file.source, batch.file.default_source
-        return EncodedBatch(
-            path=batch.file.path,
-            rows=DocumentMetadata(
-                sources=[own or document.source or default for document in documents],
-                lines=[document.line for document in documents],
-                byte_offsets=[document.byte_offset for document in documents],
-                num_text_bytes=list(map(len, texts)),
-                splits=list(map(self.splits.number_of, texts)),
-            ),
-            ids=flat.ids.astype(id_dtype(self.tokenizer.vocab_size)),
-            lengths=flat.lengths,
-            skipped=skipped_lines,
-            end=batch.end,
-            num_file_bytes=batch.num_file_bytes,
-            num_bytes=sum(line.num_bytes for line in batch.lines),
-        )
+            self._add_texts(rows, self._decoder.texts(plain))
+            return rows, self.tokenizer.surround(plain)
+        self._add_texts(rows, [document.utf8 for document in documents])
+        texts = [document.text for document in documents]
+        documents.clear()
+        return rows, self.tokenizer.encode(texts)
+
+    def _add_texts(self, rows: DocumentMetadata, texts: list[bytes]) -> None:
+        rows.num_text_bytes.extend(map(len, texts))
+        rows.splits.extend(map(self.splits.number_of, texts))
 
     @cached_property
     def _decoder(self) -> IdDecoder:

@@ -86,8 +86,10 @@ def _lines(stream: BinaryIO, offset: int, number: int, end: int | None, max_byte
             return
         following, num_lines, num_bytes, is_too_large = None, 1, len(content), False
         if num_bytes <= max_bytes and not content.isspace():  # nearly all are so
-            yield RawLine(number + 1, offset, number + 1, offset + num_bytes, num_bytes, content)
             number, offset = number + 1, offset + num_bytes
+            line = [RawLine(number, offset - num_bytes, number, offset, num_bytes, content)]
+            content = b""  # so that whoever takes the line can free it
+            yield line.pop()
             continue
         if _is_blank(content, max_bytes):
             most = min(BLANK_BYTES, max_bytes, BLANK_BYTES if end is None else end - offset)

@@ -111,9 +111,8 @@ def read_documents(
 
 def _read_range(file: InputFile, file_range: FileRange, begin: Position, options: ReadingOptions) -> Iterator[RawBatch]:
     batch: list[RawLine] = []
-    memory_bytes = 0
-    file_bytes = 0
-    line = None
+    memory_bytes = file_bytes = 0
+    position, line = begin, None
     try:
         with open_file(file) as raw:
             lines, bytes_read = open_lines(
@@ -129,23 +128,23 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
                 memory_bytes += line.memory_bytes
                 if memory_bytes >= BATCH_BYTES:
                     before, file_bytes = file_bytes, bytes_read(line)
-                    end = _position_after(line, begin)
-                    yield RawBatch(file, file_range.file_number, batch, end, file_bytes - before, memory_bytes)
+                    position, line = _position_after(line, position), None  # it can be freed while this waits
+                    yield RawBatch(file, file_range.file_number, batch, position, file_bytes - before, memory_bytes)
                     batch, memory_bytes = [], 0
             if batch:
                 num_file_bytes = bytes_read(batch[-1]) - file_bytes
-                end = _position_after(line, begin)
-                yield RawBatch(file, file_range.file_number, batch, end, num_file_bytes, memory_bytes)
+                position, line = _position_after(line, position), None
+                yield RawBatch(file, file_range.file_number, batch, position, num_file_bytes, memory_bytes)
     except Exception as error:
-        problem = _problem(file, _position_after(line, begin), error)
+        problem = _problem(file, _position_after(line, position), error)
         if problem is None:
             raise
         raise UserError(f"--data_files {file.path}: {problem}") from None
 
 
-def _position_after(line: RawLine | None, begin: Position) -> Position:
-    """The position after `line` of the range that begins at `begin`."""
-    return begin if line is None else Position(begin.range_number, line.end_offset, line.end_line)
+def _position_after(line: RawLine | None, position: Position) -> Position:
+    """The position after `line`, which is behind `position` in the same range."""
+    return position if line is None else Position(position.range_number, line.end_offset, line.end_line)
 
 
 def _problem(file: InputFile, position: Position, error: Exception) -> str | None:

@@ -36,7 +36,7 @@ MAX_CHECKED_CHARACTERS = 100_000  # the reference takes 1 us per character; a do
 
 @dataclass(frozen=True, slots=True)
 class FlatIds:
-    """Concatenated ids of several texts, uint32, and the length of each."""
+    """Concatenated ids of several texts, uint32 or, if the vocabulary fits, uint16, and the length of each."""
 
     ids: np.ndarray
     lengths: np.ndarray

@@ -41,12 +41,11 @@ class TextRules:
     doubles_prefix: bool = True
     splits: bool = False
 
-    def prefix_of(self, text: bytes) -> bytes:
-        """What is put before a text in UTF-8, with spaces that are not replaced yet."""
+    def prefix_of(self, text: str) -> bytes:
+        """What is put before a text, with spaces that are not replaced yet; its first character decides."""
         if not text or not self.prefix:
             return b""
-        space = self.space.encode()
-        if not self.doubles_prefix and text.startswith((space, b" ")):
+        if not self.doubles_prefix and text[0] in (self.space, SPACE):
             return b""
         return b" " if self.prefix == self.space else self.prefix.encode()
 
@@ -109,9 +108,9 @@ def build_tables(pipeline: dict[str, Any], rules: TextRules, fill_merges: Any) -
     Raises:
         UnsupportedError: when unknown characters or spaces take part in merges in a way that is not supported.
     """
-    vocab, pairs = pipeline["model"]["vocab"], [tuple(pair) for pair in pipeline["model"]["merges"]]
+    vocab, pairs = pipeline["model"]["vocab"], pipeline["model"]["merges"]
     unknown, byte_ids = _unknown_rules(pipeline["model"])
-    merges = np.array([(vocab[a], vocab[b], vocab[a + b]) for a, b in pairs], np.int64).reshape(-1, 3)
+    merges = np.array([vocab[piece] for a, b in pairs for piece in (a, b, a + b)], np.int64).reshape(-1, 3)
     if np.isin(merges[:, :2], [unknown[1], *byte_ids]).any():
         raise UnsupportedError("merges of unknown characters")
     table = np.full(4 << max(1, len(pairs)).bit_length(), EMPTY, np.int64)
@@ -154,9 +153,9 @@ def _unknown_rules(model: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([kind, unknown_id]), np.full(256, EMPTY, np.int32)
 
 
-def _joined_pairs(merges: list[tuple[str, ...]], rules: TextRules) -> set[tuple[int, int]]:
+def _joined_pairs(merges: list[list[str]], rules: TextRules) -> set[tuple[int, int]]:
     """The pairs of characters between which a merge can happen, spaces as they are in a text."""
-    pairs = {(ord(left[-1]), ord(right[0])) for left, right in merges}
+    pairs = {(ord(pair[0]), ord(pair[1])) for pair in {left[-1] + right[0] for left, right in merges}}
     space = ord(rules.space)
     if rules.splits:
         pairs = {(left, right) for left, right in pairs if right != space}

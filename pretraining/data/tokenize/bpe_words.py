@@ -85,7 +85,7 @@ def find_words(position: np.uint64, end: np.uint64, tables: BpeTables, state: En
 def is_joined(first: np.int64, second: np.int64, tables: BpeTables) -> bool:
     """Whether a merge can join two characters, or an unknown one makes that possible."""
     if tables.unknown[0] <= FUSE_UNKNOWN:
-        unknown = (tables.character_ids[first] < 0) + (tables.character_ids[second] < 0)
+        unknown = int(tables.character_ids[first] < 0) + int(tables.character_ids[second] < 0)
         if unknown > tables.unknown[0]:
             return True
     mask = len(tables.joined) - 1

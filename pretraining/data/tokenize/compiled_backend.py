@@ -5,14 +5,15 @@ loaded, and wherever this backend does not support a tokenizer.
 """
 
 import atexit
-import json
+import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pretraining.data.tokenize import bpe_merges, bpe_words
@@ -24,6 +25,7 @@ from pretraining.system.compiled.unit import CompiledUnit
 
 UNIT = CompiledUnit((bpe_merges.__name__, bpe_words.__name__), ("encode_batch", "fill_merges"))
 CACHE_ENTRIES = 1 << 17  # short words per thread, 32 bytes each; a quarter of it for long words, 64 bytes each
+MAX_PIECE_CHARACTERS = 1 << 22  # of a text that is encoded at once, which takes 6 bytes of memory per byte
 PADDING_BYTES = 32  # the loops load 32 bytes from any place of a text
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class CompiledBackend:
     def __init__(self, pipeline: dict[str, Any], functions: Functions, *, cache_entries: int = CACHE_ENTRIES) -> None:
         self._rules: TextRules = read_rules(pipeline)
         self._tables: BpeTables = build_tables(pipeline, self._rules, functions.fill_merges)
+        self._dtype = np.uint16 if max(pipeline["model"]["vocab"].values()) < 1 << 16 else np.uint32
         self._encode_batch = functions.encode_batch
         self._cache_entries = cache_entries
         self._idle_states: list[EncoderState] = []  # append and pop are atomic
@@ -55,26 +58,55 @@ class CompiledBackend:
         Raises:
             BackendDiffersError: when a text has a run of thousands of characters that cannot be divided.
         """
-        parts, bounds = self._join([text.encode("utf-8") for text in texts])
-        joined = np.frombuffer(b"".join(parts), np.uint8)
-        ids = np.empty(len(joined) + bpe_words.LONG_IDS, np.uint32)
+        if all(len(text) <= MAX_PIECE_CHARACTERS for text in texts):
+            return self._encode_at_once([(self._rules.prefix_of(text), text) for text in texts])
+        parts = [self._encode_in_pieces(text) for text in texts]
+        lengths = np.array([len(part) for part in parts], np.int64)
+        return FlatIds(np.concatenate(parts) if len(parts) > 1 else parts[0], lengths)
+
+    def _encode_in_pieces(self, text: str) -> np.ndarray:
+        """The ids of a text; takes 2 bytes of memory per byte of text."""
+        prefixes = itertools.chain([self._rules.prefix_of(text[:1])], itertools.repeat(b""))
+        pieces = zip(prefixes, self._pieces(text), strict=False)
+        return np.concatenate([self._encode_at_once([piece]).ids for piece in pieces])
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Parts of a text between which nothing is merged."""
+        begin = 0
+        while len(text) - begin > MAX_PIECE_CHARACTERS:
+            last = begin + MAX_PIECE_CHARACTERS
+            places = range(last, last - MAX_PIECE_CHARACTERS // 100, -1)
+            cut = next((place for place in places if not self._is_joined(text[place - 1 : place + 1])), len(text))
+            yield text[begin:cut]
+            begin = cut
+        yield text[begin:]
+
+    def _is_joined(self, pair: str) -> bool:
+        return bpe_words.is_joined(np.int64(ord(pair[0])), np.int64(ord(pair[1])), self._tables)
+
+    def _encode_at_once(self, texts: list[tuple[bytes, str]]) -> FlatIds:
+        """Ids of texts, each with its prefix."""
+        parts = [part for prefix, text in texts for part in (prefix, text.encode("utf-8"))]
+        ends = np.cumsum(np.array([0, *map(len, parts)], np.uint64))
+        bounds = np.ascontiguousarray(ends[::2])
+        joined = np.frombuffer(b"".join([*parts, bytes(PADDING_BYTES)]), np.uint8)
+        del parts
         lengths = np.empty(len(texts), np.int64)
-        state = self._idle_states.pop() if self._idle_states else self._new_state()
-        total = self._encode_batch(bounds, lengths, self._tables, state._replace(text=joined, ids=ids))
+        state = self._take_state(len(joined) + bpe_words.LONG_IDS)
+        total = self._encode_batch(bounds, lengths, self._tables, state._replace(text=joined))
+        ids = state.ids[: max(total, 0)].astype(self._dtype)  # a copy: the next call may have the state at once
         self._idle_states.append(state)
         if total < 0:
-            raise BackendDiffersError(
-                f"{self.name} cannot divide a text of {max(map(len, texts)):,} characters or less"
-            )
-        return FlatIds(ids[:total], lengths)
+            raise BackendDiffersError(f"{self.name} cannot divide a text of {len(joined):,} bytes or less")
+        return FlatIds(ids, lengths)
 
-    def _join(self, texts: list[bytes]) -> tuple[list[bytes], np.ndarray]:
-        parts, sizes = [], [0]
-        for text in texts:
-            prefix = self._rules.prefix_of(text)
-            parts += [prefix, text]
-            sizes.append(len(prefix) + len(text))
-        return [*parts, bytes(PADDING_BYTES)], np.cumsum(np.array(sizes, np.uint64))
+    def _take_state(self, num_ids: int) -> EncoderState:
+        """A state with space for `num_ids`, which no other call uses until it is put back."""
+        try:
+            state = self._idle_states.pop()
+        except IndexError:
+            state = self._new_state()
+        return state if len(state.ids) >= num_ids else state._replace(ids=np.empty(num_ids, np.uint32))
 
     def _new_state(self) -> EncoderState:
         short, long = self._cache_entries, max(1, self._cache_entries // 4)
@@ -146,7 +178,7 @@ def load_backend(tokenizer: Tokenizer) -> CompiledBackend:
         CompiledError: when the loops cannot be compiled or loaded.
     """
     check_kind(tokenizer)
-    pipeline = json.loads(tokenizer.to_str())
+    pipeline = orjson.loads(tokenizer.to_str())
     check_model(pipeline)
     read_rules(pipeline)
     background = BackgroundLibrary(UNIT)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import orjson
 from tokenizers import Tokenizer
 
 from pretraining.data.tokenize.backends import FlatIds, ReferenceBackend
@@ -130,7 +131,7 @@ class DocumentTokenizer:
         bos_token_id = self.rules.bos_token_id
         lengths = plain.lengths + (1 if bos_token_id is None else 2)
         ends = np.cumsum(lengths)
-        ids = np.empty(int(lengths.sum()), dtype=np.uint32)
+        ids = np.empty(int(lengths.sum()), dtype=np.promote_types(plain.ids.dtype, id_dtype(self.vocab_size)))
         is_text = np.ones(len(ids), dtype=bool)
         is_text[ends - 1] = False
         ids[ends - 1] = self.rules.eos_token_id
@@ -163,12 +164,12 @@ def _ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _reference_tokenizer(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
     """The tokenizer of a tokenizer.json, for which the name of a control token is text."""
-    pipeline = json.loads(content)
+    pipeline = orjson.loads(content)  # twice as fast as json, of which a start notices 0.1 s
     pipeline["model"]["dropout"] = None  # some are saved with it: ids would be random
     for token in pipeline.get("added_tokens", []):
         if token["content"] in special_tokens.values():
             token["special"] = True  # some files have EOS as an ordinary added token, which text would become
-    tokenizer = Tokenizer.from_str(json.dumps(pipeline, ensure_ascii=False))
+    tokenizer = Tokenizer.from_str(orjson.dumps(pipeline).decode("utf-8"))
     tokenizer.no_truncation()  # transformers saves truncation and padding with the file
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # a text that contains "</s>" is text, it cannot end a document

@@ -50,8 +50,8 @@ def choose_compilation(
     """Compile layers as asked, else as the resumed run did (`recorded`), else on a CPU if it saves time.
 
     Compilation changes rounding, so all processes must decide alike: on several machines the default is off, as one may
-    lack a compiler; on GPUs too, as the gain is not measured. `flops` are those of the run, `num_cores` all cores of
-    this machine.
+    lack a compiler; on GPUs too, as the gain is measured for one model alone. `flops` are those of the run, `num_cores`
+    all cores of this machine.
 
     Raises:
         UserError: when the layers of the resumed run were compiled and this machine cannot compile.
@@ -61,7 +61,7 @@ def choose_compilation(
     reasons = {
         ASKED: asked is not None,
         "as the run was started": recorded is not None,
-        "its gain on GPUs is not measured": machine.has_gpu,
+        "on GPUs only if set": machine.has_gpu,
         "the run is on several machines": machine.num_processes != machine.num_local_processes,
         TOO_SHORT: minutes < MIN_RUN_MINUTES,
         "not with tiles, eager attention or --document_masking": not is_possible,

@@ -47,7 +47,21 @@ def test_all_pairs_of_characters_at_all_cuts(make: Callable[[], Tokenizer], comp
 @pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
 def test_the_same_loops_in_python(make: Callable[[], Tokenizer], interpreted: Functions) -> None:
     """Arrays check their bounds there, which machine code does not."""
-    assert_same(make(), interpreted, [*all_texts(" aé東x", 3), "ab" * 60 + "🚆", "a" * 15, "b" * 16, "x" * 20, "\0a\0"])
+    assert_same(
+        make(),
+        interpreted,
+        [
+            *all_texts(" aé東x", 3),
+            "ab" * 60 + "🚆🚆x",
+            "a" * 15,
+            "b" * 16,
+            "b" * 31,
+            "b" * 32,
+            "aab" * 6 + "é" * 3,
+            "x" * 20,
+            "\0a\0",
+        ],
+    )
 
 
 @pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)

@@ -1,12 +1,16 @@
 """The compiled backend in threads and while it is not ready, and its faults, which are found."""
 
 import json
+import random
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
+from pretraining.data.tokenize import compiled_backend
 from pretraining.data.tokenize.backends import (
     Backend,
     BackendDiffersError,
@@ -24,7 +28,7 @@ from pretraining.data.tokenize.compiled_backend import (
 from pretraining.system.compiled.unit import CompiledError
 from tests.unit.data.tokenize.test_backends import odd_texts
 from tests.unit.data.tokenize.test_bpe_words import all_texts
-from tests.unit.data.tokenize.vocabularies import METASPACE, everything_joins, small
+from tests.unit.data.tokenize.vocabularies import METASPACE, VOCABULARIES, everything_joins, small
 
 
 def backend_of(compiled: Functions) -> tuple[CompiledBackend, ReferenceBackend]:
@@ -40,7 +44,7 @@ def test_no_text_is_an_empty_result(compiled: Functions) -> None:
 
 def test_threads_share_tables_and_not_caches(compiled: Functions) -> None:
     backend, reference = backend_of(compiled)
-    batches = [[f"{text} {number}" for text in odd_texts(60)] for number in range(40)]
+    batches = [[f"{text} {number}" for text in odd_texts(10 + number % 50)] for number in range(200)]
     with ThreadPoolExecutor(8) as executor:
         found = list(executor.map(backend.encode, batches))
     for batch, flat in zip(batches, found, strict=True):
@@ -89,6 +93,24 @@ def test_a_text_that_no_window_divides_ends_the_backend(compiled: Functions) -> 
     backend = CompiledBackend(json.loads(everything_joins().to_str()), functions)
     with pytest.raises(BackendDiffersError, match="compiled cannot divide a text"):
         backend.encode(["abc"])
+
+
+@pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
+def test_a_long_text_is_encoded_in_pieces(
+    make: Callable[[], Tokenizer], compiled: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pieces are cut where nothing is merged, here a character at a time, from the 100th on."""
+    tokenizer = make()
+    backend = CompiledBackend(json.loads(tokenizer.to_str()), compiled)
+    chance = random.Random(4)
+    texts = [*odd_texts(100), "", " a" * 300, "x" * 500, "a" * 500]
+    texts += ["".join(chance.choices("abcé東x ▁\n", k=1000)) for _ in range(50)]
+    expected = backend.encode(texts)
+    monkeypatch.setattr(compiled_backend, "MAX_PIECE_CHARACTERS", 100)
+    found = backend.encode(texts)
+    assert np.array_equal(found.lengths, expected.lengths)
+    assert np.array_equal(found.ids, expected.ids)
+    assert expected.ids.tolist() == ReferenceBackend(tokenizer).encode(texts).ids.tolist()
 
 
 class Counted:

@@ -1,0 +1,107 @@
+"""A run of preprocess.py that adds up the CPU time of each stage, in whatever thread it is done.
+
+python -m benchmarks.preprocess.stages_run RESULT --flags of preprocess.py. A stage is a function of the project,
+without the other stages that it calls.
+"""
+
+import importlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import preprocess
+from pretraining.cli.program import run_program
+
+IMPORTS, REST = "Python and imports", "rest"
+# Each stage, and the function that does it as its caller finds it.
+STAGES = {
+    "load the tokenizer": ("preprocess", "load_document_tokenizer"),
+    "hash the input": ("pretraining.data.build.origin", "sha256_of"),
+    "read lines": ("pretraining.data.build.work", "read_batches"),
+    "parse JSON": ("pretraining.data.encode.encoding", "parse_lines"),
+    "assign splits": ("pretraining.data.encode.encoding", "BatchEncoder.encode"),
+    "encode": ("pretraining.data.tokenize.tokenizer", "DocumentTokenizer.encode"),
+    "add EOS": ("pretraining.data.tokenize.tokenizer", "DocumentTokenizer.surround"),
+    "divide by split": ("pretraining.data.build.work", "prepare"),
+    "pack": ("pretraining.data.store.packing", "ConcatPacker.add"),
+    "make tables of blocks": ("pretraining.data.build.slice_writer", "block_table"),
+    "make tables of documents": ("pretraining.data.build.slice_writer", "document_rows"),
+    "write Parquet": ("pretraining.data.store.shards", "ShardWriter._write"),
+    "flush shards to the disk": ("pretraining.data.store.shards", "fsync"),
+    "hash shards": ("pretraining.data.store.shards", "sha256_of"),
+    "assemble": ("pretraining.data.build.pipeline", "assemble"),
+}
+GENERATORS = ("read lines", "parse JSON")
+
+
+class StageTimes:
+    """CPU seconds by stage, of all threads."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._lock = threading.Lock()
+        self._thread = threading.local()
+
+    def call(self, stage: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call the function, and add its time without that of the stages it calls."""
+        outer = getattr(self._thread, "inner_seconds", 0.0)
+        self._thread.inner_seconds = 0.0
+        started = time.thread_time()
+        try:
+            return function(*arguments, **named)
+        finally:
+            passed = time.thread_time() - started
+            with self._lock:
+                self.seconds[stage] += passed - self._thread.inner_seconds
+            self._thread.inner_seconds = outer + passed
+
+    def steps(self, stage: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Iterator[Any]:
+        """Iterate over what a generator gives, and add the time of each step."""
+        iterator = iter(function(*arguments, **named))
+        while (item := self.call(stage, partial(next, iterator, None))) is not None:
+            yield item
+
+    def measure(self, stage: str, module: str, name: str) -> None:
+        """Put a timer around the function of a stage."""
+        owner: Any = importlib.import_module(module)
+        *classes, attribute = name.split(".")
+        for each in classes:
+            owner = getattr(owner, each)
+        function = getattr(owner, attribute)
+        timer = self.all_at_once if stage == "parse JSON" else self.steps if stage in GENERATORS else self.call
+        setattr(owner, attribute, wraps(function)(partial_method(timer, stage, function)))
+
+    def all_at_once(self, stage: str, function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+        """The items of a generator, made in one go: a timer for each line would take as long as the line."""
+        return iter(self.call(stage, lambda: list(function(*arguments))))
+
+
+def partial_method(timer: Callable[..., Any], stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, which unlike `partial` becomes a method in a class."""
+
+    def timed(*arguments: Any, **named: Any) -> Any:
+        return timer(stage, function, *arguments, **named)
+
+    return timed
+
+
+def main(argv: list[str]) -> None:
+    """Run preprocess.py and write the seconds of its stages."""
+    result, *flags = argv
+    times = StageTimes()
+    started = time.process_time()
+    for stage, (module, name) in STAGES.items():
+        times.measure(stage, module, name)
+    preprocess.main(flags)
+    total = time.process_time()
+    rest = total - started - sum(times.seconds.values())
+    Path(result).write_text(json.dumps({IMPORTS: started, **times.seconds, REST: rest}))
+
+
+if __name__ == "__main__":
+    run_program(lambda _: main(sys.argv[1:]))
