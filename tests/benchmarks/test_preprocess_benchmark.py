@@ -5,17 +5,22 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.preprocess import measured_process
+from benchmarks.preprocess.arms import checkout, our_command
 from benchmarks.preprocess.peers.job import Job
 from benchmarks.preprocess.runs import Series, add_run
 from benchmarks.preprocess.sized_inputs import huge_line, sized_inputs, texts_of
+from benchmarks.preprocess.stages import arithmetic, stage_rows
+from benchmarks.preprocess.stages_run import IMPORTS, REST, STAGES, StageTimes
 from benchmarks.preprocess.token_counts import compare, count_input
 from benchmarks.results import spread, table, write_section
+from pretraining.errors import UserError
 from tests.conftest import PROJECT_DIR
 
 SAMPLE_TOKENIZER = PROJECT_DIR / "data/sample/tokenizer"
@@ -133,3 +138,46 @@ def test_the_arms_that_need_no_peer_keep_every_token(tmp_path: Path) -> None:
         found = compare(tmp_path / "output", counts)
         assert found.num_missing - found.num_foreign <= most_missing
         assert found.num_tokens % 128 == 0
+
+
+def test_the_time_of_a_stage_is_without_that_of_the_stages_it_calls(tmp_path: Path) -> None:
+    times = StageTimes()
+
+    def busy(seconds: float) -> None:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+
+    def outer() -> None:
+        busy(0.1)
+        times.call("pack", busy, 0.3)
+
+    times.call("encode", outer)
+    assert 0.1 <= times.seconds["encode"] < 0.2
+    assert 0.3 <= times.seconds["pack"] < 0.4
+
+
+def test_every_stage_of_a_run_is_found_and_the_arithmetic_adds_up(tmp_path: Path) -> None:
+    result = tmp_path / "stages.json"
+    module = [sys.executable, "-m", "benchmarks.preprocess.stages_run", str(result)]
+    done = measured_process.run_measured(
+        [*module, *our_command(a_job(tmp_path))[2:]],
+        cwd=PROJECT_DIR,
+        environment=dict(os.environ),
+        log_path=tmp_path / "log.txt",
+    )
+    assert done.exit_code == 0, (tmp_path / "log.txt").read_text()
+    found = json.loads(result.read_text())
+    assert set(found) == {*STAGES, IMPORTS, REST}
+    assert all(seconds > 0 for seconds in found.values())
+    figures = arithmetic([found], 10**6)
+    assert figures["total"] == pytest.approx(sum(found.values()))
+    assert figures["divided"] * 1e-3 + figures["start"] + found["hash the input"] == pytest.approx(figures["total"])
+    assert len(stage_rows([found], 10**6)) == len(found) + 1
+
+
+def test_the_version_before_is_a_folder_of_its_files(tmp_path: Path) -> None:
+    folder = checkout("HEAD", tmp_path)
+    assert (folder / "preprocess.py").is_file()
+    with pytest.raises(UserError, match="--before no-such-commit"):
+        checkout("no-such-commit", tmp_path)
