@@ -106,7 +106,7 @@ def test_every_number_of_ids_comes_back_from_the_caches(how: str, request: pytes
     assert_same(tokenizer, functions, words * 2)
     found = [(len(word) <= 15, len(theirs_of(tokenizer, word))) for word in words]
     twos = make_tokenizer([("a", "b"), ("b", "a")], "ab", normalizer=None)
-    assert_same(twos, functions, [("ab" * 17)[:length] for length in range(35)] * 2)
+    assert_same(twos, functions, [("ab" * 17)[:length] for length in range(35)] * 2, cache_entries=8)
     assert {(True, count) for count in range(7)} | {(False, count) for count in range(7, 13)} <= set(found)
 
 
