@@ -98,12 +98,11 @@ def append(tokens: Window, count: int, ids: NDArray[np.uint32], total: int) -> N
 def cut_after(accepted: int, end: np.uint64, limit: int, tables: BpeTables, state: EncoderState) -> int:
     """Encode the window after the accepted tokens of this one; gives the number of its tokens.
 
-    CANNOT_ENCODE if the last accepted token and the first one after it are not the encoding of their text.
+    CANNOT_ENCODE if the last accepted token and the first one after it are not the encoding of their text, which they
+    never are within the bytes of one character.
     """
     tokens, pair = state.tokens, state.pair
     left, before, cut = tokens.symbols[accepted - 1], tokens.offsets[accepted - 1], tokens.offsets[accepted]
-    if before == cut:  # bytes of one character
-        return CANNOT_ENCODE
     count = encode_window(state.text, cut, end, limit, tables, tokens)
     right, after = tokens.symbols[0], tokens.offsets[1]
     num_tokens = encode_window(state.text, before, after, LAST_WINDOW, tables, pair)

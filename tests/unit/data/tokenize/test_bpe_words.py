@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from pretraining.data.tokenize.backends import ReferenceBackend
 from pretraining.data.tokenize.compiled_backend import CompiledBackend, Functions
 from tests.unit.data.tokenize.test_backends import CHARACTERS, odd_texts, reference_tokenizer
-from tests.unit.data.tokenize.vocabularies import VOCABULARIES, everything_joins, small
+from tests.unit.data.tokenize.vocabularies import VOCABULARIES, everything_joins, make_tokenizer, small
 
 
 def assert_same(tokenizer: Tokenizer, functions: Functions, texts: Iterable[str], **options: int) -> CompiledBackend:
@@ -95,6 +95,26 @@ def test_llama2_of_odd_texts_and_real_news(compiled: Functions, real_data: Path)
     assert_same(tokenizer, compiled, odd_texts(3000))
     assert_same(tokenizer, compiled, news)
     assert_same(tokenizer, compiled, news[:50], cache_entries=16)
+
+
+@pytest.mark.parametrize("how", ["compiled", "interpreted"])
+def test_every_number_of_ids_comes_back_from_the_caches(how: str, request: pytest.FixtureRequest) -> None:
+    """Words of up to 33 bytes, each twice."""
+    functions, chance = request.getfixturevalue(how), random.Random(5)
+    words = ["".join(chance.choices("abcde", k=length)) for length in range(34) for _ in range(8)]
+    tokenizer = everything_joins(normalizer=None)
+    assert_same(tokenizer, functions, words * 2)
+    found = [(len(word) <= 15, len(theirs_of(tokenizer, word))) for word in words]
+    twos = make_tokenizer([("a", "b"), ("b", "a")], "ab", normalizer=None)
+    assert_same(twos, functions, [("ab" * 17)[:length] for length in range(35)] * 2, cache_entries=8)
+    assert {(True, count) for count in range(7)} | {(False, count) for count in range(7, 13)} <= set(found)
+
+
+@pytest.mark.parametrize("how", ["compiled", "interpreted"])
+def test_words_that_differ_in_zeros_at_their_end_only(how: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = make_tokenizer([("a", "a"), ("\0", "\0"), ("a", "\0")], "a\0", normalizer=None)
+    texts = ["a" * before + "\0" * after for before in range(1, 34) for after in range(4)]
+    assert_same(tokenizer, request.getfixturevalue(how), texts)
 
 
 def test_a_tiny_cache_that_is_always_full(compiled: Functions) -> None:
