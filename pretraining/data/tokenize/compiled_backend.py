@@ -22,6 +22,7 @@ from pretraining.data.tokenize.bpe_merges import BpeTables, EncoderState, Window
 from pretraining.data.tokenize.bpe_tables import TextRules, UnsupportedError, build_tables, check_model, read_rules
 from pretraining.system.compiled.cache import BackgroundLibrary, StoppedError, is_cached
 from pretraining.system.compiled.unit import CompiledUnit
+from pretraining.system.cores import usable_cores
 
 UNIT = CompiledUnit((bpe_merges.__name__, bpe_words.__name__), ("encode_batch", "fill_merges"))
 CACHE_ENTRIES = 1 << 17  # short words per thread, 32 bytes each; a quarter of it for long words, 64 bytes each
@@ -50,6 +51,7 @@ class CompiledBackend:
         self._dtype = np.uint16 if max(pipeline["model"]["vocab"].values()) < 1 << 16 else np.uint32
         self._encode_batch = functions.encode_batch
         self._cache_entries = cache_entries
+        self._cores = threading.Semaphore(usable_cores())
         self._idle_states: list[EncoderState] = []  # append and pop are atomic
 
     def encode(self, texts: list[str]) -> FlatIds:
@@ -92,10 +94,11 @@ class CompiledBackend:
         joined = np.frombuffer(b"".join([*parts, bytes(PADDING_BYTES)]), np.uint8)
         del parts
         lengths = np.empty(len(texts), np.int64)
-        state = self._take_state(len(joined) + bpe_words.LONG_IDS)
-        total = self._encode_batch(bounds, lengths, self._tables, state._replace(text=joined))
-        ids = state.ids[: max(total, 0)].astype(self._dtype)  # a copy: the next call may have the state at once
-        self._idle_states.append(state)
+        with self._cores:
+            state = self._take_state(len(joined) + bpe_words.LONG_IDS)
+            total = self._encode_batch(bounds, lengths, self._tables, state._replace(text=joined))
+            ids = state.ids[: max(total, 0)].astype(self._dtype)  # a copy: the next call may have the state at once
+            self._idle_states.append(state)
         if total < 0:
             raise BackendDiffersError(f"{self.name} cannot divide a text of {len(joined):,} bytes or less")
         return FlatIds(ids, lengths)
