@@ -1,20 +1,26 @@
 """Compiled functions give the results of the Python they are made of, or a reason in one line why they cannot."""
 
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 from pretraining.system.compiled.cache import BackgroundLibrary, StoppedError, is_cached, load_compiled
 from pretraining.system.compiled.unit import CompiledError
+from tests.conftest import run_fine
 from tests.unit.system.compiled.conftest import UNIT, assert_works, cached_files
 
+SECOND_START = """
+import subprocess, sys
+from tests.unit.system.compiled.conftest import assert_works
+subprocess.Popen = None
+assert_works()
+assert "numba" not in sys.modules"""
 
-def test_a_second_start_compiles_nothing_and_imports_no_numba(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("subprocess.Popen", None)
-    assert_works()
-    assert "numba" not in sys.modules
+
+def test_a_second_start_compiles_nothing_and_imports_no_numba(made: Path) -> None:
+    assert made.is_file()
+    run_fine("python", "-c", SECOND_START)
 
 
 @pytest.mark.parametrize("damage", ["a byte of the machine code", "its end is missing", "it is empty"])
