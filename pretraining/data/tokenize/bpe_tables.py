@@ -80,6 +80,8 @@ def _metaspace(normalizer: dict[str, Any] | None, pre_tokenizer: dict[str, Any])
     if normalizer is not None or pre_tokenizer["type"] != "Metaspace":
         raise UnsupportedError(f"the pre-tokenizer {pre_tokenizer['type']}")
     space = pre_tokenizer["replacement"]
+    if space == SPACE:
+        raise UnsupportedError("a replacement of spaces that is a space")
     prefix = "" if pre_tokenizer["prepend_scheme"] == "never" else space
     return TextRules(space, prefix, doubles_prefix=False, splits=pre_tokenizer.get("split", True))
 
@@ -98,7 +100,10 @@ def check_model(pipeline: dict[str, Any]) -> None:
             raise UnsupportedError(f"{name} {model[name]}")
     if any(not token["special"] for token in pipeline.get("added_tokens", [])):
         raise UnsupportedError("added tokens that are not special")
-    if max(model["vocab"].values(), default=0) >= 1 << int(ID_BITS):
+    vocab = model["vocab"]
+    if "" in vocab or len(set(vocab.values())) < max(1, len(vocab)):
+        raise UnsupportedError("a vocabulary that is empty, or has an empty token or two of one id")
+    if max(vocab.values()) >= 1 << int(ID_BITS):
         raise UnsupportedError("more than a million tokens")
 
 
@@ -120,6 +125,8 @@ def build_tables(pipeline: dict[str, Any], rules: TextRules, fill_merges: Any) -
     for token, number in vocab.items():
         if len(token) == 1:
             character_ids[ord(token)] = number
+    if rules.splits and unknown[0] == DROP_UNKNOWN and any(right[0] == rules.space for _, right in pairs):
+        raise UnsupportedError("merges across the start of a word, which an unknown character lets happen")
     if rules.space != SPACE:
         character_ids[ord(SPACE)] = character_ids[ord(rules.space)]
         if character_ids[ord(SPACE)] < 0:

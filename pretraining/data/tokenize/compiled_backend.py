@@ -180,6 +180,8 @@ def load_backend(tokenizer: Tokenizer) -> CompiledBackend:
     check_kind(tokenizer)
     pipeline = orjson.loads(tokenizer.to_str())
     check_model(pipeline)
+    if tokenizer.get_vocab_size(with_added_tokens=False) != len(pipeline["model"]["vocab"]):
+        raise UnsupportedError("two tokens of one id")  # of which the text of a tokenizer has one
     read_rules(pipeline)
     background = BackgroundLibrary(UNIT)
     atexit.register(background.close)

@@ -8,21 +8,23 @@ or one line of warning: callers have another way to the same result.
 import importlib
 import logging
 import os
+import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pretraining.errors import UserError
 from pretraining.system.compiled.library import CompiledLibrary, unpack
-from pretraining.system.compiled.unit import CompiledError, CompiledUnit
-from pretraining.system.files import OTHERS, write_atomically
+from pretraining.system.compiled.unit import CPU_VARIABLES, CompiledError, CompiledUnit
+from pretraining.system.files import write_atomically
 from pretraining.system.locks import wait_for_lock
 
 COMPILER = "pretraining.system.compiled.compiler"
 MAX_COMPILE_SECONDS = 180  # it takes 5 to 15 seconds of one core
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ class BackgroundLibrary:
     def _load(self) -> None:
         try:
             self._library = CompiledLibrary(self._content(), self._functions())
-        except (CompiledError, UserError, OSError, ImportError) as error:
+        except Exception as error:  # e.g. whatever a broken llvmlite raises; callers have another way
             self.problem = _one_line(error)
 
     def _functions(self) -> list[Callable[..., int]]:
@@ -111,16 +113,19 @@ class BackgroundLibrary:
                 return content
         except OSError as error:
             logger.warning(
-                "%s: compiled functions cannot be kept there (%s), so each start compiles them again; fix its "
-                "permissions, or set XDG_CACHE_HOME to another folder",
+                "%s: compiled functions cannot be kept there (%s), so each start compiles them again; mend the folder, "
+                "or set XDG_CACHE_HOME to another one",
                 path.parent,
                 error.strerror,
             )
         return content or self._compile()
 
     def _compile(self) -> bytes:
-        words = [sys.executable, "-m", COMPILER, ",".join(self._unit.modules), ",".join(self._unit.entries)]
-        environment: dict[str, Any] = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        names = [",".join(self._unit.modules), ",".join(self._unit.entries)]
+        words = [sys.executable, "-P", "-m", COMPILER, *names, str(os.getpid())]  # -P: nothing of the caller's folder
+        # Numba's other variables change the code, and let it write to standard output.
+        kept = {name: value for name, value in os.environ.items() if name in CPU_VARIABLES or name[:6] != "NUMBA_"}
+        environment = {**kept, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
         self._compiler = subprocess.Popen(
             words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -140,14 +145,27 @@ class BackgroundLibrary:
 
 
 def _trusted_content(path: Path) -> bytes | None:
-    """The content of a cache file; None if there is none that can be used."""
+    """The content of a cache file; None if there is none that can be used.
+
+    The folder stays open from its check to the reading, so that nobody can put another one in its place.
+
+    Raises:
+        CompiledError: when others could have written it.
+    """
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
         return None
-    found = path.parent.stat()
-    if found.st_uid != os.getuid() or found.st_mode & OTHERS:
-        raise CompiledError(f"{path.parent}: other users can open it; remove it, or set XDG_CACHE_HOME")
+    try:
+        found = os.fstat(folder)
+        if found.st_uid != os.getuid() or found.st_mode & WRITABLE_BY_OTHERS:
+            raise CompiledError(f"{path.parent}: other users can write to it; remove it, or set XDG_CACHE_HOME")
+        with open(path.name, "rb", opener=partial(os.open, dir_fd=folder)) as file:
+            content = file.read()
+    except OSError:
+        return None
+    finally:
+        os.close(folder)
     try:
         unpack(content)
     except CompiledError as error:

@@ -1,6 +1,6 @@
 """Compile a unit in a separate process, and write machine code and names to standard output.
 
-    python3 -m pretraining.system.compiled.compiler MODULES ENTRIES       both separated by commas
+    python3 -m pretraining.system.compiled.compiler MODULES ENTRIES PARENT     names separated by commas, a process
 
 In a separate process because Numba takes Python's lock for seconds, and because LLVM ends the process at an error.
 Numba translates the functions to LLVM's language; all that is taken from it is one function per entry, which calls
@@ -16,6 +16,7 @@ from typing import Any
 
 from pretraining.system.compiled.library import pack
 from pretraining.system.compiled.unit import CPU_VARIABLES, CompiledError, element_dtype, fields, parameters
+from pretraining.system.processes import end_with_parent
 
 # Without reference counts: arrays are only borrowed. A wrong index is found by tests that run the same code in Python.
 OPTIONS: dict[str, Any] = {
@@ -121,7 +122,8 @@ def target_machine() -> Any:
 
 
 def main(write: Callable[[bytes], Any]) -> None:
-    """Compile what the command line names."""
+    """Compile what the command line names, and end with the process that waits for it."""
+    end_with_parent(int(sys.argv[3]))
     modules, entries = (argument.split(",") for argument in sys.argv[1:3])
     try:
         write(compile_unit(modules, entries))

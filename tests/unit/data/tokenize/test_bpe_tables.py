@@ -6,8 +6,15 @@ from typing import Any
 import pytest
 
 from pretraining.data.tokenize.bpe_tables import TextRules, UnsupportedError, build_tables, check_model, read_rules
-from pretraining.data.tokenize.compiled_backend import Functions
-from tests.unit.data.tokenize.vocabularies import METASPACE, SPACE, byte_level_merges, make_tokenizer, small
+from pretraining.data.tokenize.compiled_backend import Functions, load_backend
+from tests.unit.data.tokenize.vocabularies import (
+    METASPACE,
+    SPACE,
+    byte_level_merges,
+    from_pipeline,
+    make_tokenizer,
+    small,
+)
 
 PREPEND, REPLACE = {"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}}
 WRITE = REPLACE | {"content": SPACE}
@@ -58,6 +65,8 @@ def test_pre_tokenizers() -> None:
             read_rules(pipeline_of(normalizer=None, pre_tokenizer=refused))
     with pytest.raises(UnsupportedError, match="pre-tokenizer Metaspace"):
         read_rules(pipeline_of(pre_tokenizer=METASPACE))
+    with pytest.raises(UnsupportedError, match="a replacement of spaces that is a space"):
+        read_rules(pipeline_of(normalizer=None, pre_tokenizer=METASPACE | {"replacement": " "}))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +100,25 @@ def test_vocabularies_that_are_refused(interpreted: Functions, change: Any, reas
     pipeline = json.loads(make_tokenizer([("a", "b")], "ab").to_str())
     change(pipeline["model"]["vocab"])
     with pytest.raises(UnsupportedError, match=reason):
+        build_tables(pipeline, read_rules(pipeline), interpreted.fill_merges)
+
+
+@pytest.mark.parametrize("vocab", [{}, {"": 0, "a": 1}, {"a": 0, "b": 1, "c": 1}])
+def test_empty_tokens_and_two_of_one_id_are_refused(vocab: dict[str, int]) -> None:
+    with pytest.raises(UnsupportedError, match="empty, or has an empty token or two of one id"):
+        check_model({"model": {"type": "BPE", "vocab": vocab, "merges": []}})
+
+
+def test_a_token_that_the_text_of_a_tokenizer_lacks_is_refused() -> None:
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 1}, "merges": []}
+    with pytest.raises(UnsupportedError, match="two tokens of one id"):
+        load_backend(from_pipeline({"version": "1.0", "model": model}))
+
+
+def test_a_dropped_character_before_a_word_that_merges_can_reach_is_refused(interpreted: Functions) -> None:
+    options = {"normalizer": None, "pre_tokenizer": METASPACE, "unk_token": None, "byte_fallback": False}
+    pipeline = json.loads(make_tokenizer([("a", SPACE)], "a", **options).to_str())
+    with pytest.raises(UnsupportedError, match="merges across the start of a word"):
         build_tables(pipeline, read_rules(pipeline), interpreted.fill_merges)
 
 

@@ -68,7 +68,32 @@ def test_a_cache_that_cannot_be_written_costs_a_compilation(
 def test_a_folder_of_others_is_not_trusted(made: Path) -> None:
     made.parent.chmod(0o770)
     assert not is_cached(UNIT)
-    with pytest.raises(CompiledError, match="other users can open it"):
+    with pytest.raises(CompiledError, match="other users can write to it"):
+        load_compiled(UNIT)
+    made.parent.chmod(0o755)
+    assert is_cached(UNIT)
+
+
+def test_the_compiler_takes_nothing_from_the_working_directory_or_the_variables_of_numba(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "json.py").write_text("raise SystemExit('not the library')")
+    (folder / "pretraining").mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("NUMBA_DISABLE_JIT", "NUMBA_DUMP_IR", "NUMBA_BOUNDSCHECK"):
+        monkeypatch.setenv(name, "1")
+    assert_works()
+
+
+def test_whatever_a_broken_library_raises_is_a_reason(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken\non two lines")
+
+    monkeypatch.setattr("pretraining.system.compiled.cache.CompiledLibrary", broken)
+    assert made.is_file()
+    with pytest.raises(CompiledError, match="broken on two lines"):
         load_compiled(UNIT)
 
 
