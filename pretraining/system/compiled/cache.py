@@ -113,7 +113,7 @@ class BackgroundLibrary:
                 return content
         except OSError as error:
             logger.warning(
-                "%s: compiled functions cannot be kept there (%s), so each start compiles them again; mend the folder, "
+                "%s: compiled functions cannot be kept there (%s), so each start compiles them again; fix the folder, "
                 "or set XDG_CACHE_HOME to another one",
                 path.parent,
                 error.strerror,
