@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(arm: Arm, path: Path) -> dict[str, float]:
-    """Seconds of one run by part, in a process of its own."""
+    """Seconds of one run by part, in a new process."""
     words = [sys.executable, "-m", "benchmarks.duplicates_run", arm.way, str(arm.num_threads), str(path)]
     done = subprocess.run(words, cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout)

@@ -10,6 +10,7 @@ Results: docs/benchmarks/tokenizer_training.md.
 
 import logging
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -51,7 +52,7 @@ class TrainingArguments:
 def main(argv: Sequence[str]) -> None:
     """Alternate the two, and write the page."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Measurement", TrainingArguments)], argv)
-    found: dict[str, list[Usage]] = {"train_tokenizer.py": [], "`tokenizers` alone": []}
+    found: dict[str, list[tuple[Usage, float]]] = {"train_tokenizer.py": [], "`tokenizers` alone": []}
     with tempfile.TemporaryDirectory() as folder:
         path, output = Path(folder) / "data.jsonl", Path(folder) / "tokenizer"
         made = next(sized_inputs(arguments.data_files, [arguments.megabytes], path))
@@ -59,36 +60,39 @@ def main(argv: Sequence[str]) -> None:
         words = ["train_tokenizer.py", "--data_files", str(path), "--output_dir", str(output), *size]
         commands = [words, ["-c", ALONE, str(path), str(arguments.vocab_size), str(output)]]
         for number in range(1, arguments.repetitions + 1):
-            for (title, usages), command in zip(found.items(), commands, strict=True):
+            for (title, runs), command in zip(found.items(), commands, strict=True):
                 logger.info("run %d/%d: %s", number, arguments.repetitions, title)
-                usages.append(measured([sys.executable, *command], Path(folder) / "log.txt"))
+                runs.append(measured([sys.executable, *command], Path(folder) / "log.txt"))
                 shutil.rmtree(output) if output.is_dir() else output.unlink()
     rows = [
         [
             title,
-            spread([usage.seconds for usage in usages]),
-            spread([made.text_bytes / MEGABYTE / usage.seconds for usage in usages]),
-            spread([usage.peak_bytes / MEGABYTE for usage in usages], 0),
+            spread([usage.seconds for usage, _ in runs]),
+            spread([cpu_seconds for _, cpu_seconds in runs]),
+            spread([made.text_bytes / MEGABYTE / usage.seconds for usage, _ in runs]),
+            spread([usage.peak_bytes / MEGABYTE for usage, _ in runs], 0),
         ]
-        for title, usages in found.items()
+        for title, runs in found.items()
     ]
     about = (
         f"{hardware()}. {versions(['tokenizers'])}.\n\n{arguments.vocab_size:,} tokens from "
         f"{made.text_bytes / MEGABYTE:,.0f} MB of text in {made.num_documents:,} documents."
     )
-    text = table(["program", "time, s", "MB/s of text", "memory, MB"], rows)
+    text = table(["program", "time, s", "processor time, s", "MB/s of text", "memory, MB"], rows)
     write_section(
         arguments.output, "Training a tokenizer", f"{about}\n\n{command_line('tokenizer_training')}\n\n{text}"
     )
     logger.info("result: %s", arguments.output)
 
 
-def measured(command: Sequence[str], log_path: Path) -> Usage:
-    """Run a command that has to succeed."""
+def measured(command: Sequence[str], log_path: Path) -> tuple[Usage, float]:
+    """Run a command that has to succeed; its usage, and its seconds on all cores together."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     usage = run_measured(command, cwd=PROJECT_DIR, environment=dict(os.environ), log_path=log_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if usage.exit_code:
         raise UserError(f"{command[1]} failed: {log_path.read_text(errors='replace').strip().splitlines()[-1]}")
-    return usage
+    return usage, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class KeyFunction:
 
     def __init__(self, near: MinHashBands | None, num_bytes: int) -> None:
         self._near = near
+        self._num_bytes = num_bytes
         finds_near = near is not None
         can_load = num_bytes >= LOAD_BYTES[finds_near] and is_cached(UNIT)
         has_use = can_load or num_bytes >= COMPILE_BYTES[finds_near]
@@ -54,6 +55,9 @@ class KeyFunction:
         if self._background is not None and can_load:
             with contextlib.suppress(CompiledError):
                 self._background.wait()
+
+    def __reduce__(self) -> tuple[type["KeyFunction"], tuple[MinHashBands | None, int]]:
+        return type(self), (self._near, self._num_bytes)  # another process loads the loops itself
 
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Fingerprints [n, 2] and band hashes [n, num_bands] of texts, uint64."""

@@ -20,7 +20,7 @@ from pretraining.data.tokenize.compiled_backend import SwitchingBackend, check_k
 from pretraining.errors import UserError
 
 MIN_BYTES = 1 << 20  # of input; less takes less time than loading anything
-MIN_BYTES_TO_COMPILE = 128 << 20  # which fastokens encodes in 5 to 15 s, as long as a compilation takes
+MIN_BYTES_TO_COMPILE = 256_000_000  # which fastokens encodes in 8 to 20 s on two cores; a compilation takes 5 to 15
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from pretraining.data.tokenize import bpe_merges, bpe_words
 from pretraining.data.tokenize.backends import Backend, BackendDiffersError, FlatIds
 from pretraining.data.tokenize.bpe_merges import BpeTables, EncoderState, Window
 from pretraining.data.tokenize.bpe_tables import TextRules, UnsupportedError, build_tables, check_model, read_rules
-from pretraining.system.compiled.cache import BackgroundLibrary, is_cached
+from pretraining.system.compiled.cache import BackgroundLibrary, StoppedError, is_cached
 from pretraining.system.compiled.unit import CompiledUnit
 
 UNIT = CompiledUnit((bpe_merges.__name__, bpe_words.__name__), ("encode_batch", "fill_merges"))
@@ -151,7 +151,7 @@ class SwitchingBackend:
     def _prepare(self) -> None:
         try:
             self._current = self._load()
-        except UnsupportedError:
+        except (UnsupportedError, StoppedError):
             return
         except Exception as error:  # whatever it is, the other backend gives the same ids
             reason = " ".join(str(error).split()) or type(error).__name__

@@ -44,6 +44,10 @@ def is_cached(unit: CompiledUnit) -> bool:
         return False
 
 
+class StoppedError(CompiledError):
+    """The program ends before its functions are compiled."""
+
+
 class BackgroundLibrary:
     """The functions of a unit, loaded or compiled by a separate thread."""
 
@@ -65,19 +69,20 @@ class BackgroundLibrary:
         """The functions, after a compilation if necessary.
 
         Raises:
-            CompiledError: when they cannot be had.
+            CompiledError: when they cannot be had; StoppedError when the program ends.
         """
         self._thread.join()
+        if self._is_closed:
+            raise StoppedError("the program ends")
         if self._library is None:
-            raise CompiledError(self.problem or "stopped")
+            raise CompiledError(self.problem or "for an unknown reason")
         return self._library
 
     def close(self) -> None:
-        """End the compiler if it is still at work."""
+        """End the compiler if it is still at work; waits for nothing, as another process may hold the lock."""
         self._is_closed = True
         if self._compiler is not None:
             self._compiler.kill()
-        self._thread.join()
 
     def _load(self) -> None:
         try:

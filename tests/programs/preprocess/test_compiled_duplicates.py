@@ -2,6 +2,7 @@
 
 import json
 import random
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pretraining.data.encode.fast_keys import LOAD_BYTES, UNIT
 from pretraining.system.compiled.cache import load_compiled
 from tests.conftest import PROJECT_DIR, python, run_fine
 
-pytest.importorskip("numba")
+pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="needs Numba")
 TEXTS = [json.loads(line)["text"] for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text().splitlines()]
 
 

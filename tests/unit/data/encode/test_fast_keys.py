@@ -3,6 +3,7 @@
 import json
 import random
 import unicodedata
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from pretraining.system.compiled.cache import BackgroundLibrary, load_compiled
 from pretraining.system.compiled.library import CompiledLibrary
 from tests.conftest import PROJECT_DIR, REAL_DATA_DIR
 
-pytest.importorskip("numba")
+pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="needs Numba")
 
 STORIES = [json.loads(line)["text"] for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text().splitlines()]
 MINHASH = MinHashBands(0.8)

@@ -8,9 +8,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from pretraining.data.tokenize import bpe_merges
+from pretraining.data.tokenize.backends import BackendDiffersError
 from pretraining.data.tokenize.compiled_backend import CompiledBackend, Functions
 from tests.unit.data.tokenize.test_bpe_words import assert_same, theirs_of
-from tests.unit.data.tokenize.vocabularies import everything_joins, small
+from tests.unit.data.tokenize.vocabularies import chain, everything_joins, small
 
 
 @pytest.mark.parametrize("make", [small, everything_joins], ids=lambda make: make.__name__)
@@ -31,6 +32,24 @@ def test_a_document_of_ten_million_characters_without_a_cut(compiled: Functions)
     assert flat.ids[: len(unit) - 4].tolist() == unit[:-4]
     assert flat.lengths.tolist() == [len(flat.ids)]
     assert sum(len(tokenizer.id_to_token(number)) for number in flat.ids.tolist()) == 10_000_001
+
+
+@pytest.mark.parametrize("how", ["compiled", "interpreted"])
+def test_a_window_is_cut_only_where_its_end_decides_nothing(how: str, request: pytest.FixtureRequest) -> None:
+    """Every pair of a window is wrong here if an odd number of characters follows; the window then grows."""
+    functions, tokenizer = request.getfixturevalue(how), chain(400)
+    letters = "".join(chr(0x4E00 + number) for number in range(400))
+    lengths = [*range(60, 70), *range(120, 140), *range(250, 262), 400] if how == "compiled" else [64, 65, 66, 67, 270]
+    assert_same(tokenizer, functions, [letters[begin : begin + length] for begin in (0, 1) for length in lengths])
+
+
+def test_a_word_that_no_window_divides_is_refused(compiled: Functions) -> None:
+    tokenizer = chain(5000)
+    letters = "".join(chr(0x4E00 + number) for number in range(4999))
+    backend = assert_same(tokenizer, compiled, [letters[:4000], letters[:4001], "a " + letters[:3999] + " b"])
+    with pytest.raises(BackendDiffersError, match="compiled cannot divide a text of 15,"):
+        backend.encode([letters])
+    assert backend.encode([letters[:100]]).ids.tolist() == theirs_of(tokenizer, letters[:100]), "and it still works"
 
 
 def test_hashes_spread() -> None:

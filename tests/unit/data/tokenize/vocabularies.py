@@ -63,6 +63,12 @@ def byte_level_merges() -> Tokenizer:
     return from_pipeline(pipeline | {"pre_tokenizer": None, "normalizer": None, "post_processor": None})
 
 
+def chain(length: int) -> Tokenizer:
+    """Characters that join the next one only, the last ones first: the end of a word decides how it begins."""
+    alphabet = "".join(chr(0x4E00 + number) for number in range(length))
+    return make_tokenizer(list(zip(alphabet[-2::-1], alphabet[:0:-1], strict=True)), alphabet)
+
+
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": True}
 VOCABULARIES = {
     "small": small,

@@ -1,19 +1,26 @@
 """Compiled functions give the results of the Python they are made of, or a reason in one line why they cannot."""
 
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 
-from pretraining.system.compiled.cache import BackgroundLibrary, is_cached, load_compiled
+from pretraining.system.compiled.cache import BackgroundLibrary, StoppedError, is_cached, load_compiled
 from pretraining.system.compiled.unit import CompiledError
+from tests.conftest import run_fine
 from tests.unit.system.compiled.conftest import UNIT, assert_works, cached_files
 
+SECOND_START = """
+import subprocess, sys
+from tests.unit.system.compiled.conftest import assert_works
+subprocess.Popen = None
+assert_works()
+assert "numba" not in sys.modules"""
 
-def test_a_second_start_compiles_nothing_and_imports_no_numba(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("subprocess.Popen", None)
-    assert_works()
-    assert "numba" not in sys.modules
+
+def test_a_second_start_compiles_nothing_and_imports_no_numba(made: Path) -> None:
+    assert made.is_file()
+    run_fine("python", "-c", SECOND_START)
 
 
 @pytest.mark.parametrize("damage", ["a byte of the machine code", "its end is missing", "it is empty"])
@@ -80,6 +87,8 @@ def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_compiler_at_work_ends_with_the_program(cache: Path) -> None:
     library = BackgroundLibrary(UNIT)
     library.close()
+    with pytest.raises(StoppedError):
+        library.wait()
     assert library.library is None
-    assert library.problem is not None
-    assert "compiler ended with status" in library.problem
+    assert cached_files(cache) == []
+    assert library._compiler is None or library._compiler.returncode == -signal.SIGKILL
