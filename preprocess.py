@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     report(arguments.output_dir, manifest)
     if ranks.is_first:
         publish(arguments, manifest)
+    tokenizer.wait_until_compiled()
 
 
 def earlier_store(

@@ -147,7 +147,9 @@ class SwitchingBackend:
         return self._current.encode(texts)
 
     def wait(self) -> Backend:
-        """The backend that encodes from now on."""
+        """The backend that encodes from now on, after a compilation that takes some seconds, once per machine."""
+        if self._thread.is_alive():
+            logger.info("compiling the encoder of later runs, once on this machine; Ctrl-C skips it")
         self._thread.join()
         return self._current
 

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from pretraining.data.tokenize.backends import FlatIds, ReferenceBackend
 from pretraining.data.tokenize.choice import choose_backend
+from pretraining.data.tokenize.compiled_backend import SwitchingBackend
 from pretraining.data.tokenize.convert import OTHER_TOOLS_FILES, converted_folder, with_default_eos
 from pretraining.errors import UserError, reading
 
@@ -96,6 +97,11 @@ class DocumentTokenizer:
         """Encode with the reference from now on."""
         self._choice = ("reference", 0)
         self._backend = ReferenceBackend(self._tokenizer)
+
+    def wait_until_compiled(self) -> None:
+        """Wait for a compilation that is still at work: ended with the program, it would never help a later one."""
+        if isinstance(self._backend, SwitchingBackend):
+            self._backend.wait()
 
     def _special_id(self, special_tokens: dict[str, str], role: str) -> int:
         token = special_tokens.get(role)

@@ -106,3 +106,23 @@ def test_whatever_is_wrong_with_the_compiler_the_bytes_are_the_same(
     assert len(lines) == 1, done.stderr
     assert reasons[problem] in lines[0]
     assert digests(tmp_path / "blocks") == expected
+
+
+def test_a_run_that_ends_before_its_compiler_waits_for_it_once(
+    corpus: Path, llama_like: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    code = (
+        "import runpy, sys; sys.argv[0] = 'preprocess.py'; sys.path.insert(0, '.');"
+        "from pretraining.data.tokenize import choice; choice.MIN_BYTES_TO_COMPILE = 0;"
+        "runpy.run_path('preprocess.py', run_name='__main__')"
+    )
+    cache = tmp_path / "cache"
+    flags = ["--data_files", corpus, *SMALL, "--tokenizer", llama_like]
+    waited = []
+    for name in ("first", "second"):
+        words = [*flags, "--output_dir", tmp_path / name]
+        done = run_fine(sys.executable, "-c", code, *words, env={**os.environ, "XDG_CACHE_HOME": str(cache)})
+        assert digests(tmp_path / name) == expected
+        waited.append("compiling the encoder of later runs, once on this machine" in done.stderr)
+        assert len([path for path in (cache / "pretraining/compiled").iterdir() if path.suffix != ".lock"]) == 1
+    assert waited == [True, False]
