@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from benchmarks.preprocess.arms import OURS, ArmResult, BenchmarkArguments, arms, checkout
+from benchmarks.preprocess.arms import OURS, ArmResult, BenchmarkArguments, arms, checkout, chosen
 from benchmarks.preprocess.peers.job import Job
 from benchmarks.preprocess.report import report
 from benchmarks.preprocess.runs import add_run, prepare_job
@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> None:
     logger.info("counting the tokens of %s", job.data_file)
     counts = count_input(job.data_file, job.tokenizer)
     before_dir = None if arguments.before is None else checkout(arguments.before, job.output_dir.parent)
-    results = [ArmResult(arm) for arm in arms(arguments.megatron_dir, before_dir)]
+    found = chosen(arms(arguments.megatron_dir, before_dir), arguments.arms)
+    results = [ArmResult(arm) for arm in found]
     run_trials(results, job)
     check_ours(results[0])
     for number in range(1, arguments.repetitions + 1):

@@ -4,7 +4,7 @@ import io
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ class BenchmarkArguments:
     tokenizer: Path = flag(Path(SAMPLE_TOKENIZER), "tokenizer folder")
     block_length: int = flag(4096, "tokens in a token block")
     repetitions: int = flag(5, "runs of each arm")
+    arms: list[str] | None = flag(None, f"arms beside {OURS}; all by default")
     before: str | None = flag(None, "commit of this project, e.g. of its last version, as one more arm")
     megatron_dir: Path | None = flag(None, "checkout of NVIDIA/Megatron-LM; without it, its two arms are left out")
     work_dir: Path = flag(Path("build/benchmark"), "folder for what the arms write")
@@ -86,6 +87,20 @@ def arms(megatron_dir: Path | None, before_dir: Path | None) -> list[Arm]:
             Arm("megatron", f"preprocess_data.py, a worker a core; {stream}", partial(megatron_command, megatron_dir)),
         ]
     return found
+
+
+def chosen(found: list[Arm], names: Sequence[str] | None) -> list[Arm]:
+    """The arms of these names, and the first one.
+
+    Raises:
+        UserError: when there is none of a name.
+    """
+    if names is None:
+        return found
+    known = [arm.name for arm in found]
+    if missing := [name for name in names if name not in known]:
+        raise UserError(f"--arms {' '.join(missing)}: not an arm of this run; use some of {', '.join(known)}")
+    return [arm for arm in found if arm.name in (OURS, *names)]
 
 
 def checkout(commit: str, folder: Path) -> Path:

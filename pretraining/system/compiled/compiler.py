@@ -14,8 +14,8 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
-from pretraining.system.compiled.library import pack
-from pretraining.system.compiled.unit import CPU_VARIABLES, CompiledError, element_dtype, fields, parameters
+from pretraining.system.compiled.library import Symbols, pack
+from pretraining.system.compiled.unit import CPU_VARIABLES, CompiledError, element_dtype, fields, layout, parameters
 from pretraining.system.processes import end_with_parent
 
 # Without reference counts: arrays are only borrowed. A wrong index is found by tests that run the same code in Python.
@@ -41,12 +41,13 @@ def compile_unit(modules: list[str], entries: list[str]) -> bytes:
     imported = [importlib.import_module(name) for name in modules]
     functions = translate(imported)
     unit = binding.parse_assembly("")
-    symbols = {}
+    symbols: Symbols = {}
     for entry in entries:
-        symbols[entry], text = assembly(functions[entry])
+        symbol, text = assembly(functions[entry])
+        symbols[entry] = (symbol, layout(functions[entry].py_func))
         part = binding.parse_assembly(text)
         unit.link_in(part)
-    keep_only(unit, set(symbols.values()))
+    keep_only(unit, {symbol for symbol, _ in symbols.values()})
     needed = {each.name for each in unit.functions if each.is_declaration and not each.name.startswith("llvm.")}
     if needed - FROM_C:
         raise CompiledError(f"these functions need Python: {', '.join(sorted(needed - FROM_C))}")

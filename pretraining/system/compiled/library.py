@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from pretraining.system.compiled.unit import CompiledError, element_dtype, flattened, parameters
+from pretraining.system.compiled.unit import CompiledError, element_dtype, flattened, layout, parameters
 
 DIGEST_BYTES = 64  # of SHA-256, in hex
+Symbols = dict[str, tuple[str, str]]  # for each entry its name in the machine code, and the layout of its arguments
 
 
-def pack(symbols: dict[str, str], machine_code: bytes) -> bytes:
-    """The content of a cache file: a checksum, the name of each entry in the machine code, and the machine code."""
+def pack(symbols: Symbols, machine_code: bytes) -> bytes:
+    """The content of a cache file: a checksum, the entries, and the machine code."""
     content = json.dumps(symbols).encode() + b"\n" + machine_code
     return hashlib.sha256(content).hexdigest().encode() + content
 
 
-def unpack(content: bytes) -> tuple[dict[str, str], bytes]:
-    """Names and machine code of a cache file.
+def unpack(content: bytes) -> tuple[Symbols, bytes]:
+    """Entries and machine code of a cache file.
 
     Raises:
         CompiledError: when it is damaged.
@@ -33,7 +34,7 @@ def unpack(content: bytes) -> tuple[dict[str, str], bytes]:
     if hashlib.sha256(rest).hexdigest().encode() != digest:
         raise CompiledError("the file is damaged")
     header, _, machine_code = rest.partition(b"\n")
-    return json.loads(header), machine_code
+    return {entry: (symbol, arguments) for entry, (symbol, arguments) in json.loads(header).items()}, machine_code
 
 
 class CompiledFunction:
@@ -92,6 +93,8 @@ class CompiledLibrary:
         except (ImportError, OSError) as error:
             raise CompiledError(f"llvmlite cannot be used ({error})") from None
         symbols, machine_code = unpack(content)
+        if any(symbols[function.__name__][1] != layout(function) for function in functions):
+            raise CompiledError("the files of this program changed while it ran; start it again")
         try:
             binding.initialize_native_target()
             binding.initialize_native_asmprinter()
@@ -102,7 +105,8 @@ class CompiledLibrary:
         except RuntimeError as error:
             raise CompiledError(f"LLVM cannot load them ({error})") from None
         self._functions = {
-            function.__name__: CompiledFunction(function, engine, symbols[function.__name__]) for function in functions
+            function.__name__: CompiledFunction(function, engine, symbols[function.__name__][0])
+            for function in functions
         }
 
     def __getitem__(self, name: str) -> CompiledFunction:

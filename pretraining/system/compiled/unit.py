@@ -85,6 +85,23 @@ def fields(annotation: Any) -> list[Any] | None:
     return list(get_type_hints(annotation).values()) if is_tuple else None
 
 
+def layout(function: Callable[..., Any]) -> str:
+    """The arguments of a function with their fields and types, on which it and its callers must agree.
+
+    >>> def add(first: int, second: NDArray[np.uint8]) -> int: ...
+    >>> layout(add)
+    'first:int second:uint8'
+    """
+    hints = get_type_hints(function)
+    return " ".join(_described(name, hint) for name, hint in hints.items() if name != "return")
+
+
+def _described(name: str, annotation: Any) -> str:
+    if fields(annotation) is None:
+        return f"{name}:{element_dtype(annotation) or annotation.__name__}"
+    return f"{name}({' '.join(_described(*field) for field in get_type_hints(annotation).items())})"
+
+
 def element_dtype(annotation: Any) -> np.dtype | None:
     """The type of the elements of an array by its annotation; None for anything else."""
     if get_origin(annotation) is not np.ndarray:

@@ -4,23 +4,42 @@ import gc
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple, get_type_hints
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pretraining.system.compiled.cache import load_compiled
-from pretraining.system.compiled.library import pack, unpack
+from pretraining.system.compiled.library import CompiledLibrary, pack, unpack
 from pretraining.system.compiled.unit import CompiledError
 from tests.unit.system.compiled import sums
 from tests.unit.system.compiled.conftest import UNIT
 
 
 def test_a_cache_file_holds_what_was_put_there() -> None:
-    content = pack({"a": "symbol"}, b"code\n\0")
-    assert unpack(content) == ({"a": "symbol"}, b"code\n\0")
+    content = pack({"a": ("symbol", "x:int")}, b"code\n\0")
+    assert unpack(content) == ({"a": ("symbol", "x:int")}, b"code\n\0")
     for wrong in (content[:-1], content + b" ", b"", content.replace(b"symbol", b"simbol")):
         with pytest.raises(CompiledError, match="damaged"):
             unpack(wrong)
+
+
+def test_machine_code_of_another_version_of_a_function_is_refused(made: Path) -> None:
+    """The files are read again for the name of the cache file, after `git pull` other ones than were imported."""
+
+    class Exchanged(NamedTuple):
+        second: NDArray[np.int64]
+        first: NDArray[np.int64]
+
+    def swap(pair: Exchanged) -> int:
+        return len(pair.first)
+
+    hints = get_type_hints(sums.swap)
+    assert [*get_type_hints(hints["pair"])] == ["first", "second"]
+    swap.__annotations__["pair"] = Exchanged
+    with pytest.raises(CompiledError, match="changed while it ran"):
+        CompiledLibrary(made.read_bytes(), [swap])
 
 
 def test_wrong_arguments_are_refused_before_the_call(made: Path) -> None:
