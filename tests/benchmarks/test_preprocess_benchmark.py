@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.preprocess import measured_process
-from benchmarks.preprocess.arms import checkout, our_command
+from benchmarks.preprocess.arms import OURS, arms, checkout, chosen, our_command
 from benchmarks.preprocess.peers.job import Job
 from benchmarks.preprocess.runs import Series, add_run
 from benchmarks.preprocess.sized_inputs import huge_line, sized_inputs, texts_of
@@ -181,3 +181,11 @@ def test_the_version_before_is_a_folder_of_its_files(tmp_path: Path) -> None:
     assert (folder / "preprocess.py").is_file()
     with pytest.raises(UserError, match="--before no-such-commit"):
         checkout("no-such-commit", tmp_path)
+
+
+def test_arms_are_chosen_by_their_names() -> None:
+    found = arms(None, None)
+    assert chosen(found, None) == found
+    assert [arm.name for arm in chosen(found, ["naive"])] == [OURS, "naive"]
+    with pytest.raises(UserError, match=r"--arms megatron: not an arm of this run; use some of preprocess.py, naive"):
+        chosen(found, ["megatron"])
