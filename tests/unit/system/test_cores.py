@@ -98,7 +98,7 @@ def test_a_cpu_set_is_kept_to() -> None:
     done = run_fine("taskset", "-c", OWN[-1], sys.executable, "-c", COUNTS)
     assert done.stdout.split()[:2] == ["1", "1"]
     help_text = run_fine("taskset", "-c", OWN[-1], *python("preprocess.py", "--help")).stdout
-    assert "encoder threads per process. [3]" in help_text, "one core, and two more"
+    assert "processes of two or more. [3]" in " ".join(help_text.split()), "one core, and two more"
 
 
 @pytest.fixture
@@ -118,4 +118,5 @@ def half_a_core() -> Iterator[list[object]]:
 
 def test_a_real_quota_is_kept_to(half_a_core: list[object], sample_store: Path, tmp_path: Path) -> None:
     assert run_fine(*half_a_core, sys.executable, "-c", COUNTS).stdout.split() == ["1", "1", "0.5"]
-    assert "per process. [3]" in run_fine(*half_a_core, *python("preprocess.py", "--help")).stdout
+    help_text = run_fine(*half_a_core, *python("preprocess.py", "--help")).stdout
+    assert "processes of two or more. [3]" in " ".join(help_text.split())
