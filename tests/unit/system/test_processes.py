@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from pretraining.system.processes import ProcessHandle, command_words, descendants
+from tests.conftest import wait_until
 
 
 def test_a_process_may_be_called_anything(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_descendants_are_found_with_parents_first() -> None:
         assert found == [parent.pid, child]
         assert str(handle) == f"{child}-{handle.started}"
         assert handle.parent() == parent.pid
-        assert command_words(child)[:2] == ["sleep", "60"]
+        wait_until(lambda: command_words(child)[:2] == ["sleep", "60"])  # it may just be starting its program
         assert handle.is_alive()
         os.kill(child, 9)
         parent.wait()
