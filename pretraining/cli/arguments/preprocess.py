@@ -67,7 +67,7 @@ class PreprocessArguments:
         1,
         "slices of the input, for as many processes or more than 4 cores; the bytes depend on it, not on the processes",
     )
-    # Two more than cores: some parse and hash while others encode. 31 MB/s on two cores, where two workers make 28.
+    # Two more than cores: some parse and hash while others encode. With the compiled encoder two cores need no more.
     num_workers: int = flag(
         usable_cores() + 2, "threads that encode; large slices share them in processes of two or more"
     )
