@@ -65,7 +65,8 @@ class PreprocessArguments:
     tokens_per_shard: int = flag(1 << 27, "tokens per shard; also the resume granularity")
     num_slices: int = flag(
         1,
-        "slices of the input, for as many processes or more than 4 cores; the bytes depend on it, not on the processes",
+        "parts of the input, which several processes write at once; above 4 cores use one per core; the bytes depend "
+        "on it, not on the processes",
     )
     # Two more than cores: some parse and hash while others encode. With the compiled encoder two cores need no more.
     num_workers: int = flag(

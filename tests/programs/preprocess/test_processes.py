@@ -1,4 +1,4 @@
-"""preprocess.py that makes slices in processes of its own: the same bytes, also after any of them was killed."""
+"""preprocess.py that makes slices in separate processes: the same bytes, also after any of them was killed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs preprocess.py, which makes slices in processes of its own however small they are."""
+"""Runs preprocess.py, which makes slices in separate processes however small they are."""
 
 import runpy
 import sys
