@@ -202,7 +202,7 @@ class TwoHosts:
             with suppress(OSError):  # of one that has just ended
                 if (path / "ns/pid").readlink() == Path(f"/proc/{init}/ns/pid").readlink():
                     found.append(ProcessHandle.of(int(path.name)))
-        return [each for each in found if each.is_alive() and not command_words(each.pid)[0].startswith("sshd: ")]
+        return [each for each in found if each.is_alive() and not _is_session(each.pid)]
 
     def commands(self, name: str) -> list[str]:
         """The command lines of `processes`, for messages of tests."""
@@ -252,6 +252,11 @@ class TwoHosts:
     def _init(self, name: str) -> int:
         """The first process of a host, which is its sshd."""
         return descendants(self._hosts[name].pid)[0].pid
+
+
+def _is_session(pid: int) -> bool:
+    """Whether a process is sshd's; one that is just ending has no command line."""
+    return " ".join(command_words(pid)).startswith("sshd: ")
 
 
 def _missing() -> str | None:
