@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -141,20 +141,32 @@ def make_blocks(folder: Path) -> None:
     _run(["preprocess.py", *data, "--tokenizer", str(folder / "tokenizer"), *blocks])
 
 
-def train(model: str, num_processes: int, ds_config: str, folder: Path) -> Run:
+def launch(num_processes: int, words: Sequence[str]) -> None:
+    """Run a module in one process, or in several under torchrun."""
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", f"--master_port={free_port()}"]
+    _run([*(torchrun if num_processes > 1 else []), *words])
+
+
+def train(
+    model: str,
+    num_processes: int,
+    ds_config: str,
+    folder: Path,
+    *,
+    start: Callable[[int, Sequence[str]], None] = launch,
+) -> Run:
     """Run benchmarks.host_waits_run, and read what it counted."""
     name = f"{model}-{num_processes}"
     result, config_path = folder / f"{name}.json", folder / f"{name}-ds.json"
     config_path.write_text(json.dumps(scaled_config(ds_config, model)))
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", f"--master_port={free_port()}"]
     overrides = [f"{name}={value}" for name, value in small_fields(model).items()]
-    words: list[Any] = [*(launcher if num_processes > 1 else []), "-m", "benchmarks.host_waits_run", result]
+    words: list[Any] = ["-m", "benchmarks.host_waits_run", result]
     words += ["--model", "quickstart", "--model_overrides", *overrides]
     words += ["--dataset", folder / "blocks", "--output_dir", folder / name, "--deepspeed", config_path]
     words += ["--bf16", "true", "--grad_accum_dtype", "bf16", "--per_device_train_batch_size", "1"]
     words += ["--global_batch_tokens", BLOCK_LENGTH * NUM_MICRO_STEPS * num_processes, "--max_steps", "4"]
     words += ["--eval_strategy", "no", "--save_strategy", "no", "--export", "false", "--report", "false"]
-    _run([str(word) for word in words])
+    start(num_processes, [str(word) for word in words])
     return Run(model, num_processes, json.loads(result.read_text()))
 
 

@@ -1,20 +1,33 @@
 """Within a micro step the host waits for nothing that the GPU has not done long ago; the benchmark would notice."""
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks.host_waits import MODELS, full_fields, make_blocks, scaled_config, small_fields, train
+from benchmarks.host_waits import MODELS, full_fields, make_blocks, scaled_config, small_fields
+from benchmarks.host_waits import train as train_in
 from pretraining.planning.flops import layer_parameters
 from pretraining.training.model.fields import DEFAULTS
 from tests.conftest import PROJECT_DIR
+from tests.programs.launching import SEARCH_PATH, run_preloaded
 
 pytestmark = pytest.mark.launch
 # As DeepSpeed and the Trainer would have it: small messages, little ahead, and a timer.
 OLD_SIZES = {"reduce_bucket_size": 5e7, "stage3_prefetch_bucket_size": 2e8, "stage3_max_live_parameters": 1e9}
+
+
+def start_forked(num_processes: int, words: Sequence[str]) -> None:
+    """Without a launcher, which takes most of the time."""
+    done = run_preloaded(num_processes if num_processes > 1 else 0, words, {"PYTHONPATH": SEARCH_PATH})
+    assert done.returncode == 0, done.output[-6000:]
+
+
+train = partial(train_in, start=start_forked)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pretraining.system.launchers import free_port
-from tests.conftest import run_fine
+from tests.programs.launching import SEARCH_PATH, run_preloaded
 
 SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
 LINE = re.compile(r"rank \d of 2, a model of 277 MB: (.*)")
@@ -19,8 +18,9 @@ LINE = re.compile(r"rank \d of 2, a model of 277 MB: (.*)")
 def test_a_process_holds_its_partition_and_a_tensor(tmp_path: Path) -> None:
     """Two processes: a half of the model each, a tensor of 9 % at most, and what libraries allocate for themselves."""
     LlamaForCausalLM(LlamaConfig(vocab_size=8192, **SHAPE)).save_pretrained(tmp_path / "model")
-    words = ["torchrun", "--nproc_per_node=2", f"--master_port={free_port()}", "-m", "benchmarks.weights_memory"]
-    done = run_fine(*words, tmp_path / "model")
+    words = ["-m", "benchmarks.weights_memory", tmp_path / "model"]
+    done = run_preloaded(2, words, {"PYTHONPATH": SEARCH_PATH})
+    assert done.returncode == 0, done.output[-6000:]
     shares = [
         {name: int(text.partition(", ")[2].rstrip("%")) for name, text in json.loads(found).items()}
         for found in LINE.findall(done.stdout)

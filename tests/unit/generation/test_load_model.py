@@ -1,7 +1,6 @@
 """Weights are in memory once, whatever they come from."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.errors import UserError
 from pretraining.generation import load_model
-from tests.conftest import PROJECT_DIR
+from tests.programs.launching import run_forked_fine
 
 SIZES = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 12, "vocab_size": 2048}
 LOAD = """
@@ -54,8 +53,9 @@ print(json.dumps([model.get_memory_footprint(), most - begin]))
 
 @pytest.fixture(scope="module")
 def model_dirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 33 million parameters in bf16, and in fp16."""
+    """A model of 33 million parameters in bf16, and in fp16; beside them the program that loads one of them."""
     folder = tmp_path_factory.mktemp("weights")
+    (folder / "load.py").write_text(LOAD)
     for dtype in ("bfloat16", "float16"):
         LlamaForCausalLM(LlamaConfig(**SIZES)).to(getattr(torch, dtype)).save_pretrained(folder / dtype)
     return folder
@@ -76,8 +76,7 @@ def test_weights_take_their_own_bytes_and_no_more(
     model_dirs: Path, stored: str, source: str, dtype: str, most: float
 ) -> None:
     """Mapped files that are not packed take nothing; 1.15 leaves room for one weight on its way, and threads."""
-    command = [sys.executable, "-c", LOAD, str(model_dirs / stored), source, dtype]
-    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
+    done = run_forked_fine(sys.executable, model_dirs / "load.py", model_dirs / stored, source, dtype)
     num_bytes, taken = json.loads(done.stdout.splitlines()[-1])
     assert num_bytes > 60e6
     assert taken < most * num_bytes

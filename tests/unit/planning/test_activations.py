@@ -98,10 +98,17 @@ def assert_compiled_layers_keep_what_is_planned(layout: TrainingLayout) -> None:
     assert planned == pytest.approx(sum(storage.nbytes() for storage in found.values()), rel=0.05)
 
 
-@needs_compiler
+PARTITIONED = "aot_eager_decomp_partition"  # of the compiler only what decides what is kept
+
+
 @pytest.mark.parametrize("fields", [{"precision": "bf16"}, {"precision": "fp32", "checkpoint_every": 2}], ids=str)
+@pytest.mark.parametrize(
+    "backend",  # that of runs is long: the other one keeps the same
+    [PARTITIONED, pytest.param("inductor", marks=[needs_compiler, pytest.mark.long])],
+)
 @pytest.mark.guarantee("With compiled layers, planned activations are within 5 % of what autograd keeps.")
-def test_what_autograd_saves_with_compiled_layers(fields: dict) -> None:
+def test_what_autograd_saves_with_compiled_layers(backend: str, fields: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     layout = prepared(MIDDLE, compiles_layers=True, **fields)
     assert_compiled_layers_keep_what_is_planned(layout)
 
@@ -112,7 +119,7 @@ def test_what_autograd_saves_with_compiled_layers(fields: dict) -> None:
 def test_what_autograd_saves_with_layers_in_fp8(fields: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the compiler's partitioner alone, which decides what is kept: emulated kernels take minutes to compile."""
     pytest.importorskip("torchao", reason="torchao is not installed (pip install -c requirements-extras.txt torchao)")
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=PARTITIONED))
     size = {**MIDDLE, **({"head_dim": 64} if fields.pop("wide", False) else {})}
     layout = prepared(size, compiles_layers=True, computes_in_fp8=True, **fields)
     assert_compiled_layers_keep_what_is_planned(layout)

@@ -26,14 +26,16 @@ def test_descendants_are_found_with_parents_first() -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        found = [process.pid for process in descendants(os.getpid()) if process.pid in (parent.pid, child)]
-        handle = ProcessHandle.of(child)
-        assert found == [parent.pid, child]
-        assert str(handle) == f"{child}-{handle.started}"
-        assert handle.parent() == parent.pid
-        wait_until(lambda: command_words(child)[:2] == ["sleep", "60"])  # it may just be starting its program
-        assert handle.is_alive()
-        os.kill(child, 9)
+        try:
+            found = [process.pid for process in descendants(os.getpid()) if process.pid in (parent.pid, child)]
+            handle = ProcessHandle.of(child)
+            assert found == [parent.pid, child]
+            assert str(handle) == f"{child}-{handle.started}"
+            assert handle.parent() == parent.pid
+            wait_until(lambda: command_words(child)[:2] == ["sleep", "60"])  # it may just be starting its program
+            assert handle.is_alive()
+        finally:
+            os.kill(child, 9)  # which the parent waits for
         parent.wait()
     assert not handle.is_alive()
     assert handle.parent() == 0

@@ -63,18 +63,34 @@ def test_all_that_is_missing_is_found_one_after_the_other(machine: Path, monkeyp
     assert "contains spaces" in str(compiler_problem())
 
 
-@pytest.mark.parametrize("name", ["c++", "clang++", "g++"])
-def test_torch_starts_the_compiler_that_is_looked_for(
-    machine: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+# Prints what torch would start for each PATH.
+COMPILERS = """
+import os, sys
+from torch._inductor.cpp_builder import cpp_compiler_search, get_cpp_compiler
+for os.environ["PATH"] in sys.argv[1:]:
+    cpp_compiler_search.cache_clear()
+    try:
+        print(get_cpp_compiler())
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+def test_torch_starts_the_compiler_that_is_looked_for(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program of that name that answers is all it takes; torch reads CXX when it is imported."""
     (machine / "Python.h").touch()
-    (machine / name).write_text("#!/bin/sh\nexit 0\n")
-    (machine / name).chmod(0o755)
-    script = "from torch._inductor.cpp_builder import get_cpp_compiler; print(get_cpp_compiler())"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (found.returncode == 0) == (compiler_problem() is None) == (name == "g++")
-    assert found.returncode == 0 or "InvalidCxxCompiler" in found.stderr
+    folders = [machine / f"only-{name}" for name in ("c++", "clang++", "g++")]
+    has_problem = []
+    for folder in folders:
+        folder.mkdir()
+        program = folder / folder.name.removeprefix("only-")
+        program.write_text("#!/bin/sh\nexit 0\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder))
+        has_problem.append(compiler_problem() is not None)
+    found = run_fine(sys.executable, "-c", COMPILERS, *folders).stdout.split()
+    assert found == ["InvalidCxxCompiler", "InvalidCxxCompiler", "g++"]
+    assert has_problem == [True, True, False]
 
 
 @pytest.mark.parametrize(("flags", "num_problems"), [([], 1), (["--use_cpu"], 0)])

@@ -79,13 +79,13 @@ def mixed_input(folder: Path) -> dict[tuple[str, int], str]:
         texts.update({(str(folder / name), first_line + n): text for n, text in enumerate(documents)})
         return [json.dumps({"text": text}) + "\n" for text in documents]
 
-    plain = lines("a.jsonl", [*ODD_TEXTS, *STORIES[:50]])
+    plain = lines("a.jsonl", [*ODD_TEXTS, *STORIES[:24]])
     (folder / "a.jsonl").write_text("".join(plain))
-    zipped = ["\n", *lines("b.jsonl.gz", STORIES[50:90], first_line=2)]
+    zipped = ["\n", *lines("b.jsonl.gz", STORIES[24:42], first_line=2)]
     (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(zipped).encode()))
-    lines("c.parquet", STORIES[90:120])
-    pq.write_table(pa.table({"text": STORIES[90:120]}), folder / "c.parquet", row_group_size=7)
-    paragraphs = [story.replace("\n", " ") for story in STORIES[120:]]
+    lines("c.parquet", STORIES[42:60])
+    pq.write_table(pa.table({"text": STORIES[42:60]}), folder / "c.parquet", row_group_size=7)
+    paragraphs = [story.replace("\n", " ") for story in STORIES[60:75]]
     (folder / "d.txt").write_text("\n\n\n".join(paragraphs) + "\n")
     texts.update({(str(folder / "d.txt"), 1 + 3 * n): text + "\n" for n, text in enumerate(paragraphs)})
     return texts

@@ -43,13 +43,20 @@ def test_a_window_is_cut_only_where_its_end_decides_nothing(how: str, request: p
     assert_same(tokenizer, functions, [letters[begin : begin + length] for begin in (0, 1) for length in lengths])
 
 
-def test_a_word_that_no_window_divides_is_refused(compiled: Functions) -> None:
-    tokenizer = chain(5000)
-    letters = "".join(chr(0x4E00 + number) for number in range(4999))
-    backend = assert_same(tokenizer, compiled, [letters[:4000], letters[:4001], "a " + letters[:3999] + " b"])
-    with pytest.raises(BackendDiffersError, match="compiled cannot divide a text of 15,"):
+# With the window of machine code it takes 10 s and is long: that is another number in the same loops.
+@pytest.mark.parametrize(
+    ("how", "window"), [("interpreted", 64), pytest.param("compiled", bpe_merges.LAST_WINDOW, marks=pytest.mark.long)]
+)
+def test_a_word_that_no_window_divides_is_refused(
+    how: str, window: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functions, tokenizer = request.getfixturevalue(how), chain(window + 1)
+    monkeypatch.setattr(bpe_merges, "LAST_WINDOW", window)
+    letters = "".join(chr(0x4E00 + number) for number in range(window + 1))
+    backend = assert_same(tokenizer, functions, [letters[:-4], letters[:-3], "a " + letters[:-6] + " b"])
+    with pytest.raises(BackendDiffersError, match=f"compiled cannot divide a text of {3 * window:,}"[:-1]):
         backend.encode([letters])
-    assert backend.encode([letters[:100]]).ids.tolist() == theirs_of(tokenizer, letters[:100]), "and it still works"
+    assert backend.encode([letters[:50]]).ids.tolist() == theirs_of(tokenizer, letters[:50]), "and it still works"
 
 
 def test_hashes_spread() -> None:

@@ -10,7 +10,7 @@ from torch.distributed import PrefixStore, TCPStore
 
 from pretraining.errors import UserError
 from pretraining.system.launchers import free_port
-from pretraining.system.machines import presence
+from pretraining.system.machines import meeting, presence
 from pretraining.system.machines.meeting import Meeting, SharedError, gather, leave, shared
 from pretraining.system.machines.presence import Heartbeat
 
@@ -20,7 +20,9 @@ HOSTS = ("node-a", "node-b", "node-c")
 
 @pytest.fixture(autouse=True)
 def one_per_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is missing never sees the problem, and the others wait this long for that; here the store outlives them."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setattr(meeting, "LEAVE_SECONDS", 0.5)
 
 
 def at_meeting(works: Sequence[Work]) -> list[Any]:

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import deepspeed.ops
@@ -15,6 +16,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from pretraining.training.distributed import deepspeed_internals
 from tests.conftest import run_fine
+from tests.programs.launching import run_forked_fine
 
 OF_STREAMS = ("reduce_and_partition_stream", "max_param_reduce_events", "parameter_offload", "offload_optimizer")
 OF_STREAMS += (
@@ -85,13 +87,12 @@ def test_streams_wait_for_each_other_where_the_host_would(monkeypatch: pytest.Mo
     assert waits == [("computing", "reducing"), ("reducing", "computing")]
 
 
-def test_a_parameter_is_filled_through_its_partition_or_a_gather() -> None:
-    """In a separate process, which joins a process group; what is on disk is gathered, which here is pretended."""
-    code = """
+FILL = """
 import os
 from types import SimpleNamespace
 import deepspeed, torch
 from pretraining.training.distributed import deepspeed_internals
+deepspeed_internals.disable_shm_op()
 os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 deepspeed.init_distributed("gloo", verbose=False)
 plain = torch.nn.Linear(3, 5)
@@ -104,6 +105,12 @@ for number, weight in enumerate((plain.weight, whole.weight, whole.weight)):
     deepspeed_internals.fill_parameter(weight, values)
     with deepspeed.zero.GatheredParameters([weight], enabled=number > 0):
         assert torch.equal(weight.detach(), values), number
+print("filled")
 torch.distributed.destroy_process_group()  # its threads at exit would abort the process now and then
 """
-    run_fine(sys.executable, "-c", code)
+
+
+def test_a_parameter_is_filled_through_its_partition_or_a_gather(tmp_path: Path) -> None:
+    """In a separate process, which joins a process group; what is on disk is gathered, which here is pretended."""
+    (tmp_path / "fill.py").write_text(FILL)
+    assert "filled" in run_forked_fine(sys.executable, tmp_path / "fill.py").stdout

@@ -47,6 +47,7 @@ def test_a_model_with_another_tokenizer_is_not_sampled_from(sample_store: Path, 
         check_canary(PreTrainedTokenizerFast.from_pretrained(tmp_path), "model")
 
 
-@pytest.mark.parametrize("add_bos", [False, True])
+# Without BOS it is long: the test of the sample's tokenizer above holds that rule, and the other case these files.
+@pytest.mark.parametrize("add_bos", [pytest.param(False, marks=pytest.mark.long), True])
 def test_so_it_does_for_llama2_which_transformers_would_rebuild(add_bos: bool, real_data: Path, tmp_path: Path) -> None:
     check_auto_tokenizer(real_data / "llama2", tmp_path, add_bos=add_bos)

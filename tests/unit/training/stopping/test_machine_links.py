@@ -74,7 +74,8 @@ def test_a_reported_crash_ends_this_machine_with_its_message(rank: int) -> None:
     assert (done.returncode, done.stderr) == (1, "error: node-c: process 5 of this run died\n")
 
 
-@pytest.mark.parametrize("code", [0, 3, 75])
+# Others are long: each is none of a crash, as 75 is.
+@pytest.mark.parametrize("code", [*(pytest.param(code, marks=pytest.mark.long) for code in (0, 3)), 75])
 def test_an_agreed_end_is_no_death(code: int) -> None:
     done = told(0, MachineEnd(4, code, "node-c: the end"), "LEAVING", "own end")
     assert (done.returncode, done.stderr) == (9, "error: own end\n")
