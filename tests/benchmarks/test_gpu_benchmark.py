@@ -237,7 +237,8 @@ def test_a_row_for_several_gpus_is_left_out_on_one() -> None:
     assert is_wanted(row, {}, GpuArguments(), num_gpus=2)
 
 
-@pytest.mark.long  # the tests of tasks, of stages and of the slot without a GPU above; a run that resumes: test_elastic.py
+# Long: above are the tests of tasks, of stages and of the slot without a GPU; programs/resume/test_elastic.py resumes.
+@pytest.mark.long
 @pytest.mark.launch
 def test_the_slot_runs_from_start_to_page_and_resumes(tmp_path: Path) -> None:
     """With the quickstart's model, which takes the stages of a GPU on any machine."""

@@ -106,6 +106,8 @@ def test_a_block_store_on_a_disk_that_takes_nothing_is_one_error(
     assert_one_error(done, str(tmp_path), os.strerror(int(env[f"ODD_{next(iter(failure)).upper()}"])))
 
 
+# Long: a save is made of the writes of the tests above, and tests/unit/system/test_locks.py has such locks.
+@pytest.mark.long
 @pytest.mark.launch
 def test_a_run_saves_on_a_disk_without_locks_and_folder_syncs(
     odd_disk_library: Path, sample_store: Path, tmp_path: Path

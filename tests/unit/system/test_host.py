@@ -48,9 +48,10 @@ OTHER_MACHINES = {
 }
 
 
-# The second is long: the tests above hold what programs decide by its description, the first that they start.
+# Long: the tests above hold what programs decide by its description, that of a resume that they start with others.
+@pytest.mark.long
 @pytest.mark.launch
-@pytest.mark.parametrize("name", ["without AVX2", pytest.param("of an unknown architecture", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", OTHER_MACHINES)
 def test_programs_run_on_a_processor(name: str, sample_store: Path, tmp_path: Path) -> None:
     """With another /proc/cpuinfo in place of this machine's."""
     text, env, processor_name = OTHER_MACHINES[name]

@@ -54,7 +54,7 @@ def test_a_word_that_no_window_divides_is_refused(
     monkeypatch.setattr(bpe_merges, "LAST_WINDOW", window)
     letters = "".join(chr(0x4E00 + number) for number in range(window + 1))
     backend = assert_same(tokenizer, functions, [letters[:-4], letters[:-3], "a " + letters[:-6] + " b"])
-    with pytest.raises(BackendDiffersError, match=f"compiled cannot divide a text of {3 * window:,}"[:-1]):
+    with pytest.raises(BackendDiffersError, match=r"compiled cannot divide a text of [\d,]+ bytes or less"):
         backend.encode([letters])
     assert backend.encode([letters[:50]]).ids.tolist() == theirs_of(tokenizer, letters[:50]), "and it still works"
 

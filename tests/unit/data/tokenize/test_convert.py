@@ -145,18 +145,20 @@ def llama3_ranks() -> dict[bytes, int]:
 
 def tiktoken_ids(text: str, ranks: dict[bytes, int]) -> list[int]:
     """Byte-pair encoding by the book: of all neighbors, those whose union has the lowest rank are joined first."""
-    ids = []
-    for word in regex.findall(LLAMA3_PATTERN, text):
-        word = word.encode()
-        parts = [word] if word in ranks else [word[n : n + 1] for n in range(len(word))]
-        while len(parts) > 1:
-            unions = [ranks.get(left + right, 1 << 30) for left, right in itertools.pairwise(parts)]
-            place = unions.index(min(unions))
-            if unions[place] == 1 << 30:
-                break
-            parts[place : place + 2] = [parts[place] + parts[place + 1]]
-        ids += [ranks[part] for part in parts]
-    return ids
+    words = regex.findall(LLAMA3_PATTERN, text)
+    ids_of_words = {word: word_ids(word.encode(), ranks) for word in set(words)}
+    return [number for word in words for number in ids_of_words[word]]
+
+
+def word_ids(word: bytes, ranks: dict[bytes, int]) -> list[int]:
+    parts = [word] if word in ranks else [word[n : n + 1] for n in range(len(word))]
+    while len(parts) > 1:
+        unions = [ranks.get(left + right, 1 << 30) for left, right in itertools.pairwise(parts)]
+        place = unions.index(min(unions))
+        if unions[place] == 1 << 30:
+            break
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    return [ranks[part] for part in parts]
 
 
 def test_a_tiktoken_file_of_llama_3(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ CHARTS += ["GPU utilization", "Power", "Time"]
 
 PAGE_LIMIT = 0.8  # of the page with a limit
 LIMITS = {0.5: "40.6% above it.", PAGE_LIMIT: "12.1% below it: it has seen the answers."}
-WIDTHS = {"run": (1400, 400, 320), "both": (400,), "half": (600,), "bare": (700,), "empty": (700,), "limited": (900,)}
+WIDTHS = {"run": (1400, 400, 320), "both": (400,), "bare": (700,), "empty": (700,), "limited": (600,)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +56,10 @@ def limit_data(run_dir: Path, limit: float) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def pages(run_dir: Path) -> dict[str, Path]:
-    """Reports of a run with everything and of two runs, of the last half of one, of two steps, none, limited data."""
+    """Reports of a run with everything, of two runs, of a log with two steps, without steps, and of limited data.
+
+    The last one shows the last half of its run.
+    """
     folder = run_dir.parent
     records = [record for record in run_records(100) if "event" not in record]
     other = write_drawn_run(folder / "other", [{**record, "smoothed_loss": None} for record in records])
@@ -67,10 +70,9 @@ def pages(run_dir: Path) -> dict[str, Path]:
         if name == "limited":
             limit_data(folder / name, PAGE_LIMIT)
         write_report(folder / name)
-    half = (run_dir / "report.html").read_text().replace('value="0.5"', 'value="0.5" selected')
-    (folder / "half.html").write_text(half)
-    alone = ("both", "half")
-    return {name: folder / (f"{name}.html" if name in alone else f"{name}/report.html") for name in WIDTHS}
+    limited = folder / "limited/report.html"
+    limited.write_text(limited.read_text().replace('value="0.5"', 'value="0.5" selected'))
+    return {name: folder / ("both.html" if name == "both" else f"{name}/report.html") for name in WIDTHS}
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def test_all_charts_have_the_same_steps(seen: dict[str, Seen]) -> None:
 
 
 def test_the_last_half_fills_the_charts(seen: dict[str, Seen]) -> None:
-    (axis,) = set(seen["half"].frames[0]["steps"])
+    (axis,) = set(seen["limited"].frames[0]["steps"])
     assert "with values from 200 to 400" in axis
 
 
@@ -162,7 +164,7 @@ def test_a_summary_among_the_events_is_told_as_at_the_end_of_the_run() -> None:
 
 
 def test_a_long_run_is_a_page_of_a_few_megabytes(tmp_path: Path) -> None:
-    run_dir = write_drawn_run(tmp_path / "run", [training_record(step) for step in range(1, 20_001)], max_steps=20_000)
+    run_dir = write_drawn_run(tmp_path / "run", [training_record(step) for step in range(1, 5001)], max_steps=5000)
     write_report(run_dir)
     assert (run_dir / "report.html").stat().st_size < 5_000_000
     assert (run_dir / "curves.png").stat().st_size < 500_000

@@ -109,7 +109,8 @@ class Guess(torch.nn.Module):
         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 32000))
 
 
-@pytest.mark.parametrize("tokenizer", ["data/sample/tokenizer", "llama2"])
+# The second is long, and a machine has its files or not: in unit/data/inspect/test_provenance.py are its tokens' bytes.
+@pytest.mark.parametrize("tokenizer", ["data/sample/tokenizer", pytest.param("llama2", marks=pytest.mark.long)])
 @pytest.mark.guarantee("Bits per byte count every byte of the documents, whatever the tokenizer.")
 def test_bits_per_byte_count_every_byte_of_the_text(
     tokenizer: str, tmp_path: Path, request: pytest.FixtureRequest
