@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks.host_waits import MODELS, full_fields, make_blocks, scaled_config, small_fields
-from benchmarks.host_waits import train as train_in
+from benchmarks.host_waits import MODELS, full_fields, launch, make_blocks, scaled_config, small_fields, train
 from pretraining.planning.flops import layer_parameters
 from pretraining.training.model.fields import DEFAULTS
 from tests.conftest import PROJECT_DIR
@@ -22,12 +20,9 @@ OLD_SIZES = {"reduce_bucket_size": 5e7, "stage3_prefetch_bucket_size": 2e8, "sta
 
 
 def start_forked(num_processes: int, words: Sequence[str]) -> None:
-    """Without a launcher, which takes most of the time."""
+    """In forks, without a launcher, which takes most of the time."""
     done = run_preloaded(num_processes if num_processes > 1 else 0, words, {"PYTHONPATH": SEARCH_PATH})
     assert done.returncode == 0, done.output[-6000:]
-
-
-train = partial(train_in, start=start_forked)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +41,7 @@ def changed_config(folder: Path, *, zero: dict[str, Any], is_timed: bool) -> str
     return str(path)
 
 
-# Other models are long: in make test the cases of llama2_7b of test_the_host_waits_for_nothing hold the same promise.
+# Other models are long, and start as in the benchmark; in make test the cases of llama2_7b hold the same promise.
 @pytest.mark.parametrize(
     ("model", "num_processes"),
     [
@@ -59,7 +54,8 @@ def changed_config(folder: Path, *, zero: dict[str, Any], is_timed: bool) -> str
     "With the optimizer on the GPU, the host waits for nothing nearer than two layers back within a micro step."
 )
 def test_the_host_waits_for_nothing(model: str, num_processes: int, folder: Path) -> None:
-    run = train(model, num_processes, str(PROJECT_DIR / "ds_config.json"), folder)
+    start = start_forked if model == "llama2_7b" else launch
+    run = train(model, num_processes, str(PROJECT_DIR / "ds_config.json"), folder, start=start)
     assert list(run.problems()) == []
     if num_processes == 1:
         assert run.found["counts"] == {}
@@ -72,7 +68,7 @@ def test_the_host_waits_for_nothing(model: str, num_processes: int, folder: Path
 
 def test_small_messages_and_a_timer_are_noticed(folder: Path, tmp_path: Path) -> None:
     path = changed_config(tmp_path, zero=OLD_SIZES, is_timed=True)
-    run = train("llama2_7b", 2, path, folder)
+    run = train("llama2_7b", 2, path, folder, start=start_forked)
     problems = "\n".join(run.problems())
     assert "device synchronization in start" in problems
     assert "event waits 0 layers back; raise reduce_bucket_size to one layer" in problems
@@ -82,7 +78,8 @@ def test_small_messages_and_a_timer_are_noticed(folder: Path, tmp_path: Path) ->
 def test_with_an_offloaded_optimizer_no_wait_for_gradients_is_nearer(folder: Path, tmp_path: Path) -> None:
     """It reads all gradients of a micro step on the host, which waits for them at the end of each: a stream's wait."""
     (tmp_path / "blocks").symlink_to(folder / "blocks")
-    run = train("llama2_7b", 1, str(PROJECT_DIR / "ds_config_offload_optimizer.json"), tmp_path)
+    config = str(PROJECT_DIR / "ds_config_offload_optimizer.json")
+    run = train("llama2_7b", 1, config, tmp_path, start=start_forked)
     assert not any("event waits" in problem for problem in run.problems())
     assert run.found["counts"]["stream synchronization"] == 1
 
