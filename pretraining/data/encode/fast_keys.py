@@ -10,10 +10,9 @@ import unicodedata
 
 import numpy as np
 
-from pretraining.data.encode.blake2b import blake_tables
 from pretraining.data.encode.minhash import MinHashBands, text_fingerprints
 from pretraining.data.encode.normalize_bytes import character_tables
-from pretraining.data.encode.text_keys import Keys, Tables, Texts, minhash_tables, scratch_for
+from pretraining.data.encode.text_keys import Keys, Tables, Texts, blake_states, minhash_tables, scratch_for
 from pretraining.system.compiled.cache import BackgroundLibrary, is_cached
 from pretraining.system.compiled.library import CompiledLibrary
 from pretraining.system.compiled.unit import CompiledError, CompiledUnit
@@ -121,7 +120,7 @@ class CompiledKeys:
             Texts(np.frombuffer(b"".join(encoded) or b"\0", np.uint8), np.cumsum(lengths)),
             int(is_nfc),
             self._num_bands,
-            Tables(self._characters, self._minhash, blake_tables()),
+            Tables(self._characters, self._minhash, blake_states()),
             scratch_for(int(lengths.max(initial=0)), len(self._minhash.factors)),
             keys,
         )
