@@ -70,7 +70,7 @@ def no_original(_file_number: int, _line: int) -> None:
 
 @dataclass(frozen=True)
 class BatchEncoder:
-    """Encodes raw batches, and empties their lists of lines; several threads may use it.
+    """Encodes raw batches, and empties their lists of parts; several threads may use it.
 
     `original_of` gives why the document of a file number and line is removed as a duplicate, and the place of its
     original; None if it is kept.
@@ -83,9 +83,9 @@ class BatchEncoder:
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Parse, filter, split and encode the lines of `batch`."""
-        num_bytes = sum(line.num_bytes for line in batch.lines)
+        num_bytes = sum(part.num_bytes for part in batch.parts)
         documents, skipped_lines = self._divide(batch)
-        batch.lines.clear()  # one of 200 MB is not needed while its text is encoded
+        batch.parts.clear()  # one of 200 MB is not needed while its text is encoded
         rows, flat = self._encode(documents, batch)
         return EncodedBatch(
             path=batch.file.path,

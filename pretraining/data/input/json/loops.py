@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pretraining.data.input.json_strings import FAILED, QUOTE, copy_string
+from pretraining.data.input.json.strings import FAILED, QUOTE, copy_string
 from pretraining.system.compiled.words import load_word
 
 TAB, NEWLINE, RETURN, SPACE, COMMA, MINUS, POINT, ZERO, NINE, COLON = np.frombuffer(b"\t\n\r ,-.09:", np.uint8).tolist()
@@ -87,7 +87,9 @@ def _read_member(lines: Lines, place: int, end: int, number: int, texts: Texts, 
         begin = free + texts.gap
         place, free = _copy_only(data, place, texts.data, begin, texts.ends[number])
         texts.begins[number], texts.ends[number] = begin, free
-    elif _is_name(texts.data, free, key_end, lines.source_field) and data[place] == QUOTE:
+    elif _is_name(texts.data, free, key_end, lines.source_field) and (
+        data[place] == QUOTE or texts.source_ends[number] != FAILED
+    ):
         begin = free
         place, free = _copy_only(data, place, texts.data, begin, texts.source_ends[number])
         texts.source_begins[number], texts.source_ends[number] = begin, free
@@ -216,9 +218,15 @@ def _has_content(text: NDArray[np.uint8], place: int, end: int) -> bool:
         place += 1
     if place >= end:
         return False
-    byte = text[place]
-    if byte < 0x80:
-        return byte > SPACE
-    if byte == 0xE3:
-        return text[place + 1] != 0x80
-    return byte != 0xC2 and byte != 0xE1 and byte != 0xE2
+    if text[place] < 0x80:
+        return text[place] > SPACE
+    return _is_visible(text[place], text[place + 1], text[place + 2])
+
+
+def _is_visible(lead: np.uint8, second: np.uint8, third: np.uint8) -> bool:
+    """Whether these bytes of a character beyond ASCII are surely of no whitespace."""
+    if lead == 0xC2:
+        return second != 0x85 and second != 0xA0
+    if lead == 0xE2:
+        return second > 0x81 or 0x8A < third < 0x9F or third == 0xA6  # with quotes, dashes and the ellipsis
+    return (lead != 0xE1 or second != 0x9A) and (lead != 0xE3 or second != 0x80 or third != 0x80)
