@@ -7,6 +7,8 @@ every index is written out: an order of words that is looked up in a table, as R
 import numpy as np
 from numpy.typing import NDArray
 
+from pretraining.system.compiled.words import load_word
+
 BLOCK_BYTES = 128
 STATE_WORDS = 9  # the last one counts the bytes so far
 # Fractional parts of the square roots of the first primes; typed, as Numba would sign the small ones.
@@ -121,18 +123,8 @@ def _words(data: NDArray[np.uint8], start: int, size: int) -> Sixteen:
 
 
 def _word(data: NDArray[np.uint8], start: int, size: int, offset: int) -> np.uint64:
-    """Eight bytes of a block, the first one lowest, of which LLVM makes one load; zeros after its `size`."""
-    place = np.uint64(start + offset)
-    value = (
-        np.uint64(data[place])
-        | np.uint64(data[place + np.uint64(1)]) << np.uint64(8)
-        | np.uint64(data[place + np.uint64(2)]) << np.uint64(16)
-        | np.uint64(data[place + np.uint64(3)]) << np.uint64(24)
-        | np.uint64(data[place + np.uint64(4)]) << np.uint64(32)
-        | np.uint64(data[place + np.uint64(5)]) << np.uint64(40)
-        | np.uint64(data[place + np.uint64(6)]) << np.uint64(48)
-        | np.uint64(data[place + np.uint64(7)]) << np.uint64(56)
-    )
+    """Eight bytes of a block, zeros after its `size`."""
+    value = load_word(data, np.uint64(start + offset))
     if size >= offset + 8:
         return value
     if size <= offset:

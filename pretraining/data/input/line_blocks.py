@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pretraining.data.input.documents import LINE_MEMORY_BYTES, RawLine
+from pretraining.data.input.json.strings import PADDING_BYTES
 
 NEWLINE = 0x0A
 # Bytes by which a line of whitespace can begin; a line that begins so is read alone.
@@ -18,7 +19,7 @@ ReadLines = Callable[[int, int], Iterator[RawLine]]
 class LineBlock:
     """Consecutive lines, none of them blank or too large: line n is `data[bounds[n] : bounds[n + 1]]`.
 
-    `number` lines and `byte_offset` bytes precede the first one in the file.
+    PADDING_BYTES follow the last line. `number` lines and `byte_offset` bytes precede the first one in the file.
     """
 
     data: bytes
@@ -78,7 +79,8 @@ def read_line_blocks(
     while end is None or offset < end:
         bounds, is_usual = _lines_in_buffer(stream, None if end is None else end - offset, max_bytes)
         if is_usual:
-            block = LineBlock(stream.read(int(bounds[-1])), bounds, number, offset)
+            data = b"".join([stream.read(int(bounds[-1])), bytes(PADDING_BYTES)])
+            block = LineBlock(data, bounds, number, offset)
             offset, number = block.end_offset, block.end_line
             yield block
             continue

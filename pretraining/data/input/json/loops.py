@@ -229,4 +229,6 @@ def _is_visible(lead: np.uint8, second: np.uint8, third: np.uint8) -> bool:
         return second != 0x85 and second != 0xA0
     if lead == 0xE2:
         return second > 0x81 or 0x8A < third < 0x9F or third == 0xA6  # with quotes, dashes and the ellipsis
-    return (lead != 0xE1 or second != 0x9A) and (lead != 0xE3 or second != 0x80 or third != 0x80)
+    if lead == 0xE1:
+        return bool(second != 0x9A)
+    return bool(lead != 0xE3 or second != 0x80 or third != 0x80)

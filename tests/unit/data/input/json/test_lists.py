@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pretraining.data.input.json import lists
 from pretraining.data.input.documents import RawLine, ReadingOptions
 from pretraining.data.input.find import find_inputs
+from pretraining.data.input.json import lists
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import cut_slices
 
