@@ -74,12 +74,8 @@ class StageTimes:
         for each in classes:
             owner = getattr(owner, each)
         function = getattr(owner, attribute)
-        timer = self.all_at_once if stage == "parse JSON" else self.steps if stage in GENERATORS else self.call
+        timer = self.steps if stage in GENERATORS else self.call
         setattr(owner, attribute, wraps(function)(partial_method(timer, stage, function)))
-
-    def all_at_once(self, stage: str, function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
-        """The items of a generator, made in one go: a timer for each line would take as long as the line."""
-        return iter(self.call(stage, lambda: list(function(*arguments))))
 
 
 def partial_method(timer: Callable[..., Any], stage: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -226,9 +226,9 @@ def _has_content(text: NDArray[np.uint8], place: int, end: int) -> bool:
 def _is_visible(lead: np.uint8, second: np.uint8, third: np.uint8) -> bool:
     """Whether these bytes of a character beyond ASCII are surely of no whitespace."""
     if lead == 0xC2:
-        return second != 0x85 and second != 0xA0
+        return bool(second != 0x85 and second != 0xA0)
     if lead == 0xE2:
-        return second > 0x81 or 0x8A < third < 0x9F or third == 0xA6  # with quotes, dashes and the ellipsis
+        return bool(second > 0x81 or 0x8A < third < 0x9F or third == 0xA6)  # with quotes, dashes and the ellipsis
     if lead == 0xE1:
         return bool(second != 0x9A)
     return bool(lead != 0xE3 or second != 0x80 or third != 0x80)
