@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pretraining.data.encode.blake2b import BlakeTables, blake2b
+from pretraining.data.encode.blake2b import BLOCK_BYTES, STATE_WORDS, blake2b, initial_state
 from pretraining.data.encode.normalize_bytes import UNSPACED, WORD, CharacterTables, decode, normalize
 
 SHINGLE_WORDS = 5  # as for RefinedWeb and FineWeb
@@ -54,12 +54,20 @@ class Texts(NamedTuple):
     ends: NDArray[np.int64]
 
 
+class BlakeStates(NamedTuple):
+    """BLAKE2b of one thread: its states before a fingerprint and before the key of a band, and the one at work."""
+
+    fingerprint: NDArray[np.uint64]
+    band: NDArray[np.uint64]
+    current: NDArray[np.uint64]
+
+
 class Tables(NamedTuple):
     """What is looked up; `blake` is of one thread."""
 
     characters: CharacterTables
     minhash: MinHashTables
-    blake: BlakeTables
+    blake: BlakeStates
 
 
 class Keys(NamedTuple):
@@ -83,16 +91,26 @@ def minhash_tables(factors: np.ndarray, addends: np.ndarray) -> MinHashTables:
     return MinHashTables(np.ascontiguousarray(factors), np.ascontiguousarray(addends), crc, np.concatenate(shifts))
 
 
+def blake_states() -> BlakeStates:
+    """States for one thread."""
+    return BlakeStates(
+        initial_state(FINGERPRINT_BYTES), initial_state(BAND_KEY_BYTES), np.empty(STATE_WORDS, np.uint64)
+    )
+
+
 def scratch_for(longest: int, num_hashes: int) -> Scratch:
-    """Memory for texts of up to `longest` bytes: three times as much, as far as a text needs it."""
-    minima = np.empty(num_hashes, np.uint32)
+    """Memory for texts of up to `longest` bytes: three times as much, as far as a text needs it.
+
+    A block of BLAKE2b follows the bytes that are hashed.
+    """
+    minima = np.empty(num_hashes + BLOCK_BYTES // 4, np.uint32)
     return Scratch(
-        text=np.empty(3 * longest + 1, np.uint8),
+        text=np.empty(3 * longest + 1 + BLOCK_BYTES, np.uint8),
         places=np.empty(MAX_WORDS + 1, np.int64),
         before=np.empty(MAX_WORDS + 1, np.uint32),
         after=np.empty(MAX_WORDS + 1, np.uint32),
         hashes=np.empty(MAX_WORDS + 1, np.uint32),
-        minima=minima,
+        minima=minima[:num_hashes],
         minima_bytes=minima.view(np.uint8),
     )
 
@@ -102,7 +120,7 @@ def text_keys(texts: Texts, is_nfc: int, num_bands: int, tables: Tables, scratch
 
     Without bands only fingerprints are computed.
     """
-    band_bytes = len(scratch.minima_bytes) // max(num_bands, 1)
+    band_bytes = 4 * len(scratch.minima) // max(num_bands, 1)
     blake = tables.blake
     start = num_left = 0
     for number in range(len(texts.ends)):
@@ -112,14 +130,14 @@ def text_keys(texts: Texts, is_nfc: int, num_bands: int, tables: Tables, scratch
         num_left += length < 0
         if length < 0:
             continue
-        blake2b(scratch.text, 0, length, FINGERPRINT_BYTES, blake)
-        keys.fingerprints[2 * number] = blake.state[0]
-        keys.fingerprints[2 * number + 1] = blake.state[1]
+        blake2b(scratch.text, 0, length, blake.fingerprint, blake.current)
+        keys.fingerprints[2 * number] = blake.current[0]
+        keys.fingerprints[2 * number + 1] = blake.current[1]
         if num_bands:
             minhash(length, tables.characters, tables.minhash, scratch)
         for band in range(num_bands):
-            blake2b(scratch.minima_bytes, band_bytes * band, band_bytes * (band + 1), BAND_KEY_BYTES, blake)
-            keys.bands[num_bands * number + band] = blake.state[0]
+            blake2b(scratch.minima_bytes, band_bytes * band, band_bytes * (band + 1), blake.band, blake.current)
+            keys.bands[num_bands * number + band] = blake.current[0]
     return num_left
 
 

@@ -16,9 +16,15 @@ import numpy as np
 import orjson
 from tokenizers import Tokenizer
 
-from pretraining.data.tokenize.backends import FlatIds, ReferenceBackend
+from pretraining.data.tokenize.backends import (
+    MAX_CHECKED_CHARACTERS,
+    CheckedBackend,
+    FlatIds,
+    ReferenceBackend,
+    check_same_ids,
+)
 from pretraining.data.tokenize.choice import choose_backend
-from pretraining.data.tokenize.compiled_backend import SwitchingBackend
+from pretraining.data.tokenize.compiled_backend import CompiledBackend, SwitchingBackend
 from pretraining.data.tokenize.convert import OTHER_TOOLS_FILES, converted_folder, with_default_eos
 from pretraining.errors import UserError, reading
 
@@ -92,6 +98,24 @@ class DocumentTokenizer:
             num_bytes=num_bytes,
         )
         return opened, ()
+
+    @property
+    def compiled(self) -> CompiledBackend | None:
+        """The compiled backend, while it is the one that encodes."""
+        backend = self._backend
+        if isinstance(backend, SwitchingBackend):
+            backend = backend.current
+        fast = backend.fast if isinstance(backend, CheckedBackend) else None
+        return fast if isinstance(fast, CompiledBackend) else None
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Compare the ids of the backend that encodes with the reference.
+
+        Raises:
+            BackendDiffersError: when a text has other ids.
+        """
+        texts = [text[:MAX_CHECKED_CHARACTERS] for text in texts]
+        check_same_ids(self._backend, ReferenceBackend(self._tokenizer), texts)
 
     def use_reference(self) -> None:
         """Encode with the reference from now on."""

@@ -1,8 +1,12 @@
 """The compiled loops, for all tests of this folder; the cache of this user has them after the first run."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from pretraining.data.encode import blake2b
+from pretraining.data.input.json import loops
 from pretraining.data.tokenize import bpe_merges, bpe_words
 from pretraining.data.tokenize.compiled_backend import UNIT, Functions
 from pretraining.system.compiled.cache import load_compiled
@@ -11,15 +15,22 @@ from pretraining.system.compiled.cache import load_compiled
 @pytest.fixture(scope="session")
 def compiled() -> Functions:
     library = load_compiled(UNIT)
-    return Functions(library["encode_batch"], library["fill_merges"])
+    return Functions(*(library[entry] for entry in UNIT.entries))
 
 
 @pytest.fixture(scope="session")
 def interpreted() -> Functions:
     """The same functions as Python runs them, with arrays that check their bounds."""
+    return Functions(
+        *map(_wrapping, (bpe_words.encode_batch, bpe_merges.fill_merges, loops.read_json_lines, blake2b.hash_texts))
+    )
 
-    def encode_batch(*arguments: object) -> int:
+
+def _wrapping(function: Callable[..., int]) -> Callable[..., int]:
+    """The function with numbers that wrap without a warning, as compiled ones do."""
+
+    def call(*arguments: object) -> int:
         with np.errstate(over="ignore"):
-            return bpe_words.encode_batch(*arguments)
+            return function(*arguments)
 
-    return Functions(encode_batch, bpe_merges.fill_merges)
+    return call
