@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pretraining.doctor.finding import Finding
-from pretraining.doctor.hosts import check
+from pretraining.doctor.finding import Finding, ok
+from pretraining.doctor.hosts import bandwidth, check
 from pretraining.doctor.hosts.hostfile import Host
 from pretraining.doctor.hosts.ssh import Session
 
@@ -33,8 +33,11 @@ def test_a_host_that_hangs_is_one_line_and_the_others_are_checked(
         limits.add(seconds)
         return await ask(session, question, seconds=1.0 if session.host.name == "hangs" else seconds)
 
+    async def not_measured(*_: Any, **__: Any) -> Finding:
+        return ok("bandwidth", "")
+
     monkeypatch.setattr(Session, "ask", ask_briefly)
-    monkeypatch.setattr(check, "BANDWIDTH_SECONDS", 0.0)
+    monkeypatch.setattr(bandwidth, "measure_between", not_measured)
     found = check_names(tmp_path, "node-a", "hangs", "refuses", "chatty")
     assert limits == {check.FACTS_SECONDS, check.VIEW_SECONDS}
     bad = {finding.figures["host"]: finding.figure for finding in found["ssh"] if finding.status == "failure"}
