@@ -37,7 +37,8 @@ class Lines(NamedTuple):
 class Texts(NamedTuple):
     """Where the strings of each line go, and where they are; the places of a missing one are FAILED.
 
-    `spaces[n]` is the first of as many bytes as line n has, and `gap` more: so many are free before each text.
+    `spaces[n]` is where the space of line n begins, which has its size and `gap` more; a text leaves `gap` bytes free
+    before itself.
     """
 
     data: NDArray[np.uint8]
@@ -123,7 +124,7 @@ def _is_name(text: NDArray[np.uint8], begin: int, end: int, name: NDArray[np.uin
 
 
 def _after(data: NDArray[np.uint8], place: int, end: int, wanted: int) -> int:
-    """The next place that is no space after the byte that is wanted, which spaces may precede; or FAILED."""
+    """The next place that is not a space after the byte that is wanted, which spaces may precede; or FAILED."""
     place = _skip_space(data, place, end)
     return _skip_space(data, place + 1, end) if place < end and data[place] == wanted else FAILED
 
