@@ -1,10 +1,11 @@
-"""A batch of documents as ids, with what the table of documents says of each."""
+"""A batch of documents as ids, with the columns of the table of documents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pretraining.data.input.documents import SkippedLine
+from pretraining.data.input.documents import Document, SkippedLine
 from pretraining.data.input.reading import Position
 
 
@@ -31,3 +32,16 @@ class EncodedBatch:
     end: Position
     num_file_bytes: int
     num_bytes: int  # of its lines, decompressed
+
+
+def document_metadata(
+    documents: Sequence[Document], sources: list[str], texts: Sequence[bytes], splits: np.ndarray
+) -> DocumentMetadata:
+    """The columns of documents with these texts, in UTF-8, and splits."""
+    return DocumentMetadata(
+        sources=sources,
+        lines=np.array([document.line for document in documents], np.int64),
+        byte_offsets=np.array([document.byte_offset for document in documents], np.int64),
+        num_text_bytes=np.array(list(map(len, texts)), np.int64),
+        splits=splits,
+    )

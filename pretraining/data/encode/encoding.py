@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-import numpy as np
-
-from pretraining.data.encode.encoded import DocumentMetadata, EncodedBatch
+from pretraining.data.encode.encoded import DocumentMetadata, EncodedBatch, document_metadata
 from pretraining.data.encode.line_encoder import LineEncoder
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.encode.token_documents import IdDecoder, join_ids
@@ -99,13 +97,8 @@ class BatchEncoder:
         if batch.file.format == "tokens":
             plain = join_ids(documents, bos_token_id=self.tokenizer.rules.bos_token_id)
             utf8 = self._decoder.texts(plain)
-        rows = DocumentMetadata(
-            sources=[own or document.source or default for document in documents],
-            lines=np.array([document.line for document in documents], np.int64),
-            byte_offsets=np.array([document.byte_offset for document in documents], np.int64),
-            num_text_bytes=np.array(list(map(len, utf8)), np.int64),
-            splits=self.splits.numbers_of(self.splits.digests(utf8)),
-        )
+        sources = [own or document.source or default for document in documents]
+        rows = document_metadata(documents, sources, utf8, self.splits.numbers_of(self.splits.digests(utf8)))
         del utf8
         texts = [document.text for document in documents]
         documents.clear()

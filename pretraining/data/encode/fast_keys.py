@@ -10,9 +10,9 @@ import unicodedata
 
 import numpy as np
 
+from pretraining.data.encode.key_tables import Keys, Tables, Texts, blake_states, minhash_tables, scratch_for
 from pretraining.data.encode.minhash import MinHashBands, text_fingerprints
 from pretraining.data.encode.normalize_bytes import character_tables
-from pretraining.data.encode.text_keys import Keys, Tables, Texts, blake_states, minhash_tables, scratch_for
 from pretraining.system.compiled import words
 from pretraining.system.compiled.cache import BackgroundLibrary, is_cached
 from pretraining.system.compiled.library import CompiledLibrary

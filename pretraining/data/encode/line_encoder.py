@@ -13,14 +13,12 @@ from pretraining.data.encode.encoded import DocumentMetadata, EncodedBatch
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.documents import Document, RawLine, ReadingOptions, SkippedLine, parse_json_line, skipped
 from pretraining.data.input.json.loops import Lines, Texts
-from pretraining.data.input.json.strings import FAILED
+from pretraining.data.input.json.strings import FAILED, PADDING_BYTES
 from pretraining.data.input.line_blocks import LineBlock
-from pretraining.data.input.reading import BATCH_BYTES, RawBatch
+from pretraining.data.input.reading import RawBatch
 from pretraining.data.tokenize.backends import CHECKED_PER_MILLE, BackendDiffersError
 from pretraining.data.tokenize.compiled_backend import CompiledBackend
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, id_dtype
-
-MAX_BATCH_BYTES = 2 * BATCH_BYTES  # in memory; what is larger has one huge line, which is encoded in pieces
 
 
 @dataclass(frozen=True)
@@ -33,15 +31,15 @@ class LineEncoder:
 
     def supports(self, batch: RawBatch) -> bool:
         """Whether a batch can be encoded so."""
-        names = self.options.text_field + self.options.source_field
-        return batch.file.format == "jsonl" and "." not in names and batch.memory_bytes <= MAX_BATCH_BYTES
+        return batch.file.format == "jsonl" and "." not in self.options.text_field + self.options.source_field
 
     def encode(self, batch: RawBatch, compiled: CompiledBackend) -> EncodedBatch:
-        """Parse, split and encode the lines of a batch.
+        """Parse, split and encode the lines of a batch, whose list of parts is empty afterwards.
 
         Raises:
             BackendDiffersError: when a line that is checked has another text or other ids.
         """
+        num_bytes = sum(part.num_bytes for part in batch.parts)
         lines = BatchLines(batch.parts)
         gap = len(compiled.rules.prefix_bytes)
         texts = empty_texts(lines.sizes, gap)
@@ -50,6 +48,7 @@ class LineEncoder:
         begins, ends = texts.begins[kept], texts.ends[kept]
         digests = self._digests(texts.data, begins, ends, compiled)
         self._check(lines, texts, kept[digests % np.uint64(1000) < CHECKED_PER_MILLE])
+        lines.clear()
         rows = DocumentMetadata(
             sources=self._sources(batch, texts, kept),
             lines=lines.numbers[kept],
@@ -73,7 +72,7 @@ class LineEncoder:
             skipped=skipped_lines,
             end=batch.end,
             num_file_bytes=batch.num_file_bytes,
-            num_bytes=sum(part.num_bytes for part in batch.parts),
+            num_bytes=num_bytes,
         )
 
     def _read(self, lines: "BatchLines", texts: Texts, compiled: CompiledBackend) -> list[SkippedLine]:
@@ -120,19 +119,25 @@ class LineEncoder:
 
 
 class BatchLines:
-    """The lines of a batch, numbered from 0 on: their sizes, and their numbers and byte offsets in the file."""
+    """The lines of a batch, numbered from 0 on: their sizes, and their numbers and byte offsets in the file.
+
+    It takes the lines out of `parts`, so that a line of 200 MB is not there twice.
+    """
 
     def __init__(self, parts: list[RawLine | LineBlock]) -> None:
-        self._parts = parts
-        self._firsts = np.cumsum([0, *(len(part.bounds) - 1 if isinstance(part, LineBlock) else 1 for part in parts)])
-        columns = [_places(part) for part in parts]
+        self._parts: list[RawLine | LineBlock] = []
+        while parts:
+            self._parts.append(_as_block(parts.pop(0)))
+        sizes = [len(part.bounds) - 1 if isinstance(part, LineBlock) else 1 for part in self._parts]
+        self._firsts = np.cumsum([0, *sizes])
+        columns = [_places(part) for part in self._parts]
         none = np.empty(0, np.int64)
         self.sizes, self.numbers, self.byte_offsets = (
             np.concatenate([none, *(column[place] for column in columns)]) for place in range(3)
         )
 
     def blocks(self) -> Iterator[tuple[int, LineBlock]]:
-        """The parts of many lines, each with the number of the first one."""
+        """Lines together, with the number of the first one; not those that are blank or too large."""
         for first, part in zip(self._firsts.tolist(), self._parts, strict=False):
             if isinstance(part, LineBlock):
                 yield first, part
@@ -142,6 +147,18 @@ class BatchLines:
         place = int(np.searchsorted(self._firsts, number, side="right")) - 1
         part = self._parts[place]
         return part.line(number - int(self._firsts[place])) if isinstance(part, LineBlock) else part
+
+    def clear(self) -> None:
+        """Forget the content of the lines."""
+        self._parts.clear()
+
+
+def _as_block(part: RawLine | LineBlock) -> RawLine | LineBlock:
+    """A line as a block, unless it is blank, too large, or an item of a list."""
+    if isinstance(part, LineBlock) or not isinstance(part.content, bytes) or part.is_item or part.content.isspace():
+        return part
+    data = b"".join([part.content, bytes(PADDING_BYTES)])
+    return LineBlock(data, np.array([0, len(part.content)]), part.number - 1, part.byte_offset)
 
 
 def _places(part: RawLine | LineBlock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

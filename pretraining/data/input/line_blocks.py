@@ -58,7 +58,7 @@ class LineBlock:
         return map(self.line, range(len(self.bounds) - 1))
 
     def divided(self, memory_bytes: int) -> "tuple[LineBlock, LineBlock | None]":
-        """The lines up to the one with which there are so many bytes in memory, and the rest."""
+        """The lines up to the one that reaches this size in memory, and the rest."""
         memory = self.bounds[1:] - self.bounds[0] + LINE_MEMORY_BYTES * np.arange(1, len(self.bounds))
         last = int(np.searchsorted(memory, memory_bytes)) + 1
         if last >= len(self.bounds) - 1:

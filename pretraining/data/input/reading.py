@@ -159,7 +159,7 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
 
 
 def _divided(part: RawLine | LineBlock, memory_bytes: int) -> tuple[RawLine | LineBlock, LineBlock | None]:
-    """The lines of a part up to the one with which there are so many bytes in memory, and the rest."""
+    """The lines of a part up to the one that reaches this size in memory, and the rest."""
     return part.divided(memory_bytes) if isinstance(part, LineBlock) else (part, None)
 
 

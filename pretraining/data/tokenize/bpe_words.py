@@ -1,7 +1,6 @@
 """Divide texts into words and look them up in a cache, as loops that `system.compiled` compiles.
 
-A text is cut between two characters that no merge can join. So words, 5 bytes on average for Llama 2, are encoded
-independently, and nearly all are found in the cache.
+A text is cut where no merge can join two characters. So words are encoded independently, and nearly all are cached.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Eight bytes at once, for loops that Numba compiles; shared by all of them, so this module is short.
+"""Eight bytes at once, for loops that Numba compiles. Separate because all of them compile it into their own unit.
 
 Places are unsigned, which saves Numba a comparison per access; together with signed numbers they would become a float.
 """

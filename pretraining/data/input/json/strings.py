@@ -51,7 +51,7 @@ def _copy_plain(data: NDArray[np.uint8], place: int, out: NDArray[np.uint8], tar
             break
         source += EIGHT
         goal += EIGHT
-    # All bits below the lowest one; of each byte before it, and of its own, one remains.
+    # All bits below the lowest one; one remains of each byte before it, and one of its byte.
     below = (special & (~special + ONE)) - ONE
     num_plain = (((below & LOW_BITS) * LOW_BITS) >> np.uint64(56)) - ONE
     return int(np.int64(source + num_plain)), int(np.int64(goal + num_plain))

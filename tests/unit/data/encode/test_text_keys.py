@@ -8,21 +8,19 @@ import numpy as np
 import pytest
 
 from pretraining.data.encode.fast_keys import PROBES, keys_in_python
-from pretraining.data.encode.minhash import MinHashBands
-from pretraining.data.encode.normalize_bytes import character_tables
-from pretraining.data.encode.text_keys import (
+from pretraining.data.encode.key_tables import (
     MAX_SHIFT,
     MAX_WORDS,
     Keys,
     Tables,
     Texts,
-    _add_bytes,
-    _shift,
     blake_states,
     minhash_tables,
     scratch_for,
-    text_keys,
 )
+from pretraining.data.encode.minhash import MinHashBands
+from pretraining.data.encode.normalize_bytes import character_tables
+from pretraining.data.encode.text_keys import _add_bytes, _shift, text_keys
 
 CHARACTERS = character_tables()
 MINHASH = MinHashBands(0.8)

@@ -108,7 +108,7 @@ def test_a_long_text_is_encoded_in_pieces(
     texts = [*odd_texts(100), "", " a" * 300, "x" * 500, "a" * 500]
     texts += ["".join(chance.choices("abcé東x ▁\n", k=1000)) for _ in range(50)]
     expected = backend.encode(texts)
-    monkeypatch.setattr(compiled_backend, "MAX_PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(compiled_backend, "MAX_PIECE_BYTES", 100)
     found = backend.encode(texts)
     assert np.array_equal(found.lengths, expected.lengths)
     assert np.array_equal(found.ids, expected.ids)

@@ -1,4 +1,4 @@
-"""The compiled loops, for all tests of this folder; the cache of this user has them after the first run."""
+"""The compiled loops, for all tests of data; the cache of this user has them after the first run."""
 
 from collections.abc import Callable
 
