@@ -193,6 +193,8 @@ def test_the_decoder_is_timed_without_its_first_steps(monkeypatch: pytest.Monkey
     assert steps_at_clock == [3, 3 + count]
 
 
+# Long: test_without_a_gpu_nothing_is_run_and_nothing_invented starts the same benchmark without wheels.
+@pytest.mark.long
 def test_the_slot_takes_wheels_and_flags_from_the_folder_of_its_caller(tmp_path: Path) -> None:
     """Another list of wheels is another installation; results go where --output says, seen from the caller."""
     (tmp_path / "wheels").mkdir()

@@ -17,7 +17,6 @@ from pretraining.cli import packages
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.errors import UserError
 from pretraining.system import torch_environment
-from pretraining.system.cores import compute_cores
 from pretraining.system.launchers import free_port
 from pretraining.system.torch_environment import (
     ALLOCATOR_VARIABLE,
@@ -149,6 +148,8 @@ def test_a_product_depends_on_its_values_alone(num_threads: str) -> None:
     run_fine(sys.executable, "-c", PRODUCTS, env={"OMP_NUM_THREADS": num_threads})
 
 
+# Long: test_a_product_depends_on_its_values_alone holds the same of each product.
+@pytest.mark.long
 @pytest.mark.launch
 def test_a_run_is_the_same_wherever_its_memory_lies(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, sample_store: Path
@@ -162,9 +163,12 @@ def test_a_run_is_the_same_wherever_its_memory_lies(
     assert runs[0] == runs[1] == runs[2]
 
 
+# As if there were six cores.
 THREADS = """
 import os, sys
 from pretraining.cli.program import run_program
+from pretraining.system import torch_environment
+torch_environment.compute_cores = lambda: 6
 run_program(lambda _: print(os.environ["OMP_NUM_THREADS"], "torch" in sys.modules))
 """
 
@@ -181,6 +185,8 @@ run_program(main)
 """
 
 
+# Long: test_the_one_thread_of_a_launcher_is_replaced holds it without torch.
+@pytest.mark.long
 def test_the_one_thread_of_torchrun_is_replaced_and_that_of_the_user_is_kept(tmp_path: Path) -> None:
     """As if there were six cores for two processes; the threads are those of a process that was told so by hand."""
     script = tmp_path / "threads.py"
@@ -199,11 +205,21 @@ def test_the_one_thread_of_torchrun_is_replaced_and_that_of_the_user_is_kept(tmp
     assert threads(*torchrun, OMP_NUM_THREADS="1") == {"threads 1 1"}
 
 
+@pytest.mark.parametrize(("chosen", "expected"), [({}, "6"), ({"OMP_NUM_THREADS": "1"}, "1")])
+def test_the_one_thread_of_a_launcher_is_replaced(chosen: dict[str, str], expected: str) -> None:
+    """A shell in place of torchrun: a 1 that its own environment has is the user's."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"TORCHELASTIC_RUN_ID": "run", **chosen}
+    command = ["sh", "-c", 'OMP_NUM_THREADS=1 "$@"; exit $?', "sh", sys.executable, "-c", THREADS]
+    done = subprocess.run(command, cwd=PROJECT_DIR, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{expected} False\n"
+
+
 def test_every_program_computes_on_its_share() -> None:
     command = [sys.executable, "-c", THREADS]
     env = {"LOCAL_SIZE": "2", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    for extra, expected in (({}, compute_cores()), (env, max(1, compute_cores() // 2)), ({"OMP_NUM_THREADS": "7"}, 7)):
+    for extra, expected in (({}, 6), (env, 3), ({"OMP_NUM_THREADS": "7"}, 7)):
         told = subprocess.run(
             command, cwd=PROJECT_DIR, env={**environment, **extra}, capture_output=True, text=True, check=True
         ).stdout

@@ -111,7 +111,11 @@ def llama_like_tokenizer(folder: Path, *, bos_token: str = "<s>") -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=["sample", "best_fit", "concat", "llama_like", "bos_is_eos"])
+# Two are long: each has its packing, its tokenizer and its BOS in another one.
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("sample", "llama_like")]
+
+
+@pytest.fixture(scope="session", params=[*LONG, "best_fit", "concat", "bos_is_eos"])
 def traced(request: pytest.FixtureRequest, sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     if request.param == "sample":
         texts = {("data/sample/news.jsonl", 1 + n): story for n, story in enumerate(STORIES)}
