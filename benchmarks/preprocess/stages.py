@@ -39,7 +39,7 @@ MAX_SHARE = 0.05
 EXPLANATION = """\
 Median of {repetitions} runs of {text_bytes:,} bytes of text (the least and the most). CPU time of all threads of a
 stage, system calls included, without that of other stages it calls; `rest` has threads of libraries. Together
-{total:.2f} s of CPU: at most {bound:,.0f} MB/s on {cores} cores. `encode` includes the check by the reference.
+{total:.2f} s of CPU: at most {bound:,.0f} MB/s on {cores} cores.
 
 On {many} cores with as many slices, by arithmetic: {divided:.1f} s of CPU per GB of text divide into {each:.2f} s.
 One thread does the start, {start:.2f} s, which is {share:.0%} of the time from {enough:,.0f} GB on, and the SHA-256
