@@ -22,7 +22,7 @@ from preprocess import main as preprocess
 from pretraining.errors import UserError
 from pretraining.evaluation.text_statistics import text_statistics
 from pretraining.generation.generate import Completion
-from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run_fine
+from tests.conftest import PROJECT_DIR, Done, assert_one_error, python
 from tests.programs.launching import run_forked_fine, train
 from tests.rounding import loss_rounding
 from tools.evaluate import main as evaluate
@@ -145,7 +145,8 @@ def test_without_flags_the_newest_run_in_runs_continues_the_default_prompt_or_wh
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = finished_run.parents[1]
-    done = run_fine(*python("generate.py", "--max_new_tokens", 5), cwd=folder, stdin="The council\n\nWho?\n")
+    words = python("generate.py", "--max_new_tokens", 5)
+    done = run_forked_fine(*words, cwd=folder, stdin="The council\n\nWho?\n")
     first, second, _ = done.stdout.split("\n\n")
     assert first.startswith("The council")
     assert second.startswith("Who?")

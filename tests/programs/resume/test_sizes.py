@@ -22,14 +22,15 @@ def earlier_config(folder: Path) -> list[object]:
     return ["--deepspeed", folder / "earlier.json"]
 
 
-@pytest.mark.parametrize("name", ["1 rank", "2 ranks"])
+# Two processes have all that one has, and messages.
+@pytest.mark.parametrize("name", [pytest.param("1 rank", marks=pytest.mark.long), "2 ranks"])
 @pytest.mark.guarantee("A checkpoint that was saved with other sub-groups and messages is resumed.")
 def test_a_checkpoint_with_other_sub_groups_is_resumed(name: str, sample_store: Path, tmp_path: Path) -> None:
     earlier, resumed, whole = (tmp_path / run / "run" for run in ("earlier", "resumed", "whole"))
     for run_dir in (earlier, resumed, whole):
         run_dir.parent.mkdir()
     train(name, sample_store, earlier, *FLAGS, *earlier_config(tmp_path))
-    train(name, sample_store, whole, *FLAGS)
+    train(name, sample_store, whole, *FLAGS, "--save_strategy", "no")
     train(name, sample_store, resumed, *FLAGS, "--resume", earlier / "checkpoint-2")
     assert_same_training(figures(resumed), figures(whole))
     assert_same_training(figures(earlier), figures(whole))
@@ -37,8 +38,14 @@ def test_a_checkpoint_with_other_sub_groups_is_resumed(name: str, sample_store: 
     assert used["sub_group_size"] == 200_000_000
 
 
+# Sums of the type of the gradients, and of another one; sums in bf16 are again of one type.
 @pytest.mark.parametrize(
-    "precision", [["--bf16", "false"], ["--bf16", "true"], ["--bf16", "true", "--grad_accum_dtype", "bf16"]]
+    "precision",
+    [
+        ["--bf16", "false"],
+        ["--bf16", "true"],
+        pytest.param(["--bf16", "true", "--grad_accum_dtype", "bf16"], marks=pytest.mark.long),
+    ],
 )
 @pytest.mark.guarantee("One process adds its gradients in place, with the losses of DeepSpeed's own way to the bit.")
 def test_one_process_adds_gradients_as_deepspeed_does(precision: list[str], sample_store: Path, tmp_path: Path) -> None:
