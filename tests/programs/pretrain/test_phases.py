@@ -145,6 +145,8 @@ def test_another_number_of_processes_reads_the_same_blocks(recipe: Path, whole: 
     assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
 
 
+# A rollback without phases is held by tests/faults/test_spikes.py, the blocks of phases by the tests above.
+@pytest.mark.long
 def test_a_rollback_after_a_border_skips_what_a_run_by_hand_skips(
     by_hand: Path, stores: dict[str, Path], recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +166,7 @@ def test_a_rollback_after_a_border_skips_what_a_run_by_hand_skips(
 
 def test_a_schedule_longer_than_the_run_is_the_same_for_a_longer_run(stores: dict[str, Path], tmp_path: Path) -> None:
     flags = [*FLAGS, "--export", "false", "--schedule_steps", 8, "--warmup_steps", 0.25]
+    flags += ["--per_device_train_batch_size", BLOCKS_PER_STEP]
     short, longer, at_once = (tmp_path / name for name in ("short", "longer", "at_once"))
     train("1 rank", stores["news"], short, *flags, "--max_steps", 6)
     done = train("1 rank", stores["news"], longer, *flags, "--resume", short / "checkpoint-6", "--max_steps", STEPS)

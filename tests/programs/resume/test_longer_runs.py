@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import assert_one_error
-from tests.programs.launching import figures, records, train, try_to_train
+from tests.programs.launching import BLOCKS_PER_STEP, figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
 WSD = ["--lr_scheduler_type", "wsd", "--decay_steps", 2, "--eval_strategy", "no", "--save_total_limit", 1]
-WSD += ["--export", "false"]
+WSD += ["--export", "false", "--per_device_train_batch_size", BLOCKS_PER_STEP]
 
 
 @pytest.mark.guarantee("A wsd run that is extended equals one that was planned longer, bit by bit.")
