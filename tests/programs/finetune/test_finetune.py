@@ -163,9 +163,9 @@ def test_packed_conversations_train_like_padded_ones(
     "flags",
     [
         ["--mlp_tiles", 2, "--loss_tiles", 3],
-        # ZeRO-2 has the code of ZeRO-1 in fp32; that both train like ZeRO-3 is held by tests/programs/stages.
+        # That both train like ZeRO-3 is held by test_the_lower_stages_train_what_stage_3_trains.
         pytest.param(["--deepspeed", "ds_config_zero1.json"], marks=pytest.mark.long),
-        ["--deepspeed", "ds_config_zero2.json"],
+        pytest.param(["--deepspeed", "ds_config_zero2.json"], marks=pytest.mark.long),
     ],
     ids=["tiles", "ZeRO-1", "ZeRO-2"],
 )

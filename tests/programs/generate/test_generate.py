@@ -307,7 +307,7 @@ def test_a_text_ends_at_eos_or_before_a_stop_text(finished_run: Path, prompt_fil
 def test_a_killed_output_is_resumed_to_the_same_completions(
     finished_run: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
-    flags: list[object] = ["--model", finished_run, "--prompt_file", prompt_file, "--num_samples", 60]
+    flags: list[object] = ["--model", finished_run, "--prompt_file", prompt_file, "--num_samples", 30]
     flags += ["--max_new_tokens", 12]
     whole = written(tmp_path / "whole.jsonl", *flags)
     output, partial = tmp_path / "killed.jsonl", tmp_path / "killed.jsonl.partial"

@@ -29,7 +29,7 @@ def padded_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_process(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Accumulation 4, nothing shared, nothing tiled."""
     run_dir = tmp_path_factory.mktemp("one") / "run"
-    train("1 rank", padded_store, run_dir, "--save_strategy", "no", "--eval_steps", 3, "--export", "false")
+    train("1 rank", padded_store, run_dir, "--save_strategy", "no", "--eval_steps", 6, "--export", "false")
     return run_dir
 
 
@@ -37,7 +37,7 @@ def one_process(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def shared_run(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes share each block, in tiles, accumulation 4, a checkpoint in the middle."""
     run_dir = tmp_path_factory.mktemp("shared") / "run"
-    train("2 ranks", padded_store, run_dir, *SHARED, "--save_steps", 3, "--eval_steps", 3)
+    train("2 ranks", padded_store, run_dir, *SHARED, "--save_steps", 3, "--eval_steps", 6)
     return run_dir
 
 
@@ -86,13 +86,13 @@ def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(
     shutil.copytree(shared_run, run_dir)
     shutil.rmtree(run_dir / "checkpoint-6")
     shutil.rmtree(run_dir / "model")
-    flags = [*SHARED, "--eval_steps", 3, "--export", "false"]
+    flags = [*SHARED, "--eval_steps", 6, "--export", "false"]
     train("2 ranks", padded_store, run_dir, *flags)
     assert figures(run_dir) == figures(shared_run)
 
 
 def test_a_run_of_shared_blocks_goes_on_with_whole_ones(shared_run: Path, padded_store: Path, tmp_path: Path) -> None:
-    flags = ["--resume", shared_run / "checkpoint-3", "--save_strategy", "no", "--eval_steps", 3, "--export", "false"]
+    flags = ["--resume", shared_run / "checkpoint-3", "--save_strategy", "no", "--eval_steps", 6, "--export", "false"]
     train("1 rank", padded_store, tmp_path / "run", *flags)
     assert_same_run(tmp_path / "run", shared_run)
 
@@ -101,7 +101,7 @@ def test_a_run_of_shared_blocks_goes_on_with_whole_ones(shared_run: Path, padded
 def test_tiles_train_like_whole_blocks(one_process: Path, padded_store: Path, tmp_path: Path) -> None:
     """In data parallel processes, all in host memory, activation checkpointing around the tiles."""
     flags = [*TILED, "--activation_checkpointing", "--deepspeed", PROJECT_DIR / "ds_config_offload.json"]
-    flags += ["--save_strategy", "no", "--eval_steps", 3, "--export", "false"]
+    flags += ["--save_strategy", "no", "--eval_steps", 6, "--export", "false"]
     train("2 ranks", padded_store, tmp_path / "run", *flags)
     assert_same_run(tmp_path / "run", one_process)
 

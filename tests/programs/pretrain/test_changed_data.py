@@ -15,6 +15,7 @@ from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, figures, rec
 pytestmark = pytest.mark.launch
 
 FLAGS = ["--lr_scheduler_type", "constant", "--eval_strategy", "no", "--export", "false", "--logging_steps", 1]
+FLAGS += ["--per_device_train_batch_size", BLOCKS_PER_STEP]
 TOKENS_PER_STEP = BLOCKS_PER_STEP * (BLOCK_LENGTH - 1)
 FIVE = ("business", "local", "science", "sport", "world")
 

@@ -253,9 +253,29 @@ def compiler_env(run_dir: Path) -> dict[str, str]:
     return {"TORCH_LOGS": "graph_breaks,recompiles", "TORCHINDUCTOR_CACHE_DIR": str(run_dir.parent / "compiler")}
 
 
+# The least that is compiled: no held-out blocks, whose graph is another one, and no texts.
+SMALLEST = [*STEPS_ALONE, "--block_length", 64, "--vocab_size", 512, "--per_device_train_batch_size", 4]
+SMALLEST += ["--max_steps", 2]
+
+
 @needs_compiler
 @pytest.mark.guarantee("Compiled layers train the same, in one graph under ZeRO-3.")
-def test_compiled_layers_train_the_same_in_one_graph(compiled_run: tuple[Path, Done], reference_run: Path) -> None:
+def test_compiled_layers_train_the_same_in_one_graph(tmp_path: Path) -> None:
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    train("2 ranks", "synthetic", plain, *SMALLEST)
+    done = train("2 ranks", "synthetic", compiled, *SMALLEST, "--compile_layers", env=compiler_env(compiled))
+    assert len(figures(compiled)) == 2
+    assert_same_training(figures(compiled), figures(plain))
+    np.testing.assert_allclose(group_norms(compiled), group_norms(plain), rtol=norm_rounding())
+    assert list((tmp_path / "compiler").rglob("*.so")), "nothing was compiled"
+    assert "raph break" not in done.output
+
+
+# In two runs that compile more; that a resumed run is compiled as it was started is held by
+# tests/unit/training/model/test_compile.py.
+@pytest.mark.long
+@needs_compiler
+def test_compiled_layers_write_texts_of_all_lengths(compiled_run: tuple[Path, Done], reference_run: Path) -> None:
     run_dir, done = compiled_run
     assert_same_run(run_dir, reference_run)
     assert list((run_dir.parent / "compiler").rglob("*.so")), "nothing was compiled"
@@ -263,6 +283,7 @@ def test_compiled_layers_train_the_same_in_one_graph(compiled_run: tuple[Path, D
     assert "size mismatch" not in done.output, "recompiled for a text"
 
 
+@pytest.mark.long
 @needs_compiler
 def test_a_resumed_run_keeps_its_compiled_layers_to_the_bit(
     compiled_run: tuple[Path, Done], sample_store: Path, tmp_path: Path

@@ -36,7 +36,8 @@ FLAGS = [
     12 * 64,
 ]
 FLAGS += ["--model_overrides", *TINY_MODEL, "tie_word_embeddings=true"]
-MORE_STAGES = [("zero1", "bf16", False), ("zero1", "fp32", True), ("zero2", "bf16", True)]
+# What assembles the state is that of the quick one. DeepSpeed itself loads below stage 3 what cannot be divided alone.
+MORE_STAGES = [("zero1", "bf16", False), ("zero1", "fp32", True), ("zero2", "bf16", True), ("zero2", "fp32", False)]
 MORE_STAGES += [("zero1_offload_optimizer", "bf16", True), ("zero2_offload_optimizer", "fp32", True)]
 
 
@@ -75,11 +76,11 @@ def go_on(ranks: str, store: Path, run_dir: Path, checkpoint: Path, *flags: obje
 def test_a_run_goes_on_with_any_number_of_processes(
     never_stopped: Path, offload: list[object], sample_store: Path, tmp_path: Path
 ) -> None:
-    """2 -> 1 -> 3 -> 2 processes, there and back between offload and none; the first goes back to its start, too.
+    """2 -> 1 -> 3 processes, there and back between offload and none; the first goes back to its start, too.
 
     Losses are those of a run that never stopped, but for the order of the sums of a step.
     """
-    one, three, last = (tmp_path / name / "run" for name in ("one", "three", "last"))
+    one, three = (tmp_path / name / "run" for name in ("one", "three"))
     rollback = ["--on_spike", "rollback"]
     said = go_on("1 rank", sample_store, one, never_stopped / "checkpoint-2", *offload, *rollback, SPIKE_AT="2")
     assert f"resuming from {never_stopped / 'checkpoint-2'} (saved by 2 processes, now 1)" in said
@@ -87,8 +88,7 @@ def test_a_run_goes_on_with_any_number_of_processes(
     assert (tmp_path / "one/restored-2").is_dir(), "it was not loaded again"
     said = go_on("3 ranks", sample_store, three, one / "checkpoint-4")
     assert f"resuming from {one / 'checkpoint-4'} (saved by 1 process, now 3)" in said
-    go_on("2 ranks", sample_store, last, three / "checkpoint-6", *offload)
-    for run_dir in (one, three, last):
+    for run_dir in (one, three):
         assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
         assert_same_training(figures(run_dir), figures(never_stopped), step_tokens=12 * 64)
         # The head is tied to the embeddings.
@@ -98,7 +98,7 @@ def test_a_run_goes_on_with_any_number_of_processes(
         np.testing.assert_allclose(np.linalg.norm(ours, axis=1), [norm for _, norm in figures(run_dir)], rtol=1e-6)
         assert records(run_dir)[-1]["tokens/world"] == records(never_stopped)[-1]["tokens/world"]
     seeds = [path.read_text() for path in tmp_path.glob("*/seed-*")]
-    assert len(set(seeds)) == len(seeds) == 1 + 3 + 2, "a process draws the numbers of another"
+    assert len(set(seeds)) == len(seeds) == 1 + 3, "a process draws the numbers of another"
     for run_dir in (one, three):
         assert_exports_its_weights(run_dir / f"checkpoint-{STEPS}")
 
@@ -149,7 +149,6 @@ def assert_generates_from_shards(checkpoint: Path, folder: Path) -> None:
     ("stage", "precision", "divides"),
     [
         ("zero1", "bf16", True),
-        ("zero2", "fp32", False),
         *(pytest.param(*which, marks=pytest.mark.long) for which in MORE_STAGES),
     ],
 )
@@ -187,7 +186,8 @@ def test_every_stage_there_and_back(
     go_on("3 ranks", sample_store, three, one / "checkpoint-6", *flags)
 
 
-@pytest.mark.parametrize("stage", [[], of_stage("zero1")])
+# What frees it is called before either way to load.
+@pytest.mark.parametrize("stage", [[], pytest.param(of_stage("zero1"), marks=pytest.mark.long)])
 @pytest.mark.guarantee("A rollback and --load_best_model_at_end never hold two copies of the optimizer state.")
 def test_the_state_is_freed_before_another_is_loaded(stage: list[object], sample_store: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, *stage, "--on_spike", "rollback", "--eval_strategy", "steps", "--eval_steps", 2]

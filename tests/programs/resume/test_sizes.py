@@ -26,23 +26,19 @@ def earlier_config(folder: Path) -> list[object]:
 @pytest.mark.parametrize("name", [pytest.param("1 rank", marks=pytest.mark.long), "2 ranks"])
 @pytest.mark.guarantee("A checkpoint that was saved with other sub-groups and messages is resumed.")
 def test_a_checkpoint_with_other_sub_groups_is_resumed(name: str, sample_store: Path, tmp_path: Path) -> None:
-    earlier, resumed, whole = (tmp_path / run / "run" for run in ("earlier", "resumed", "whole"))
-    for run_dir in (earlier, resumed, whole):
-        run_dir.parent.mkdir()
+    earlier, resumed = (tmp_path / run for run in ("earlier", "resumed"))
     train(name, sample_store, earlier, *FLAGS, *earlier_config(tmp_path))
-    train(name, sample_store, whole, *FLAGS, "--save_strategy", "no")
     train(name, sample_store, resumed, *FLAGS, "--resume", earlier / "checkpoint-2")
-    assert_same_training(figures(resumed), figures(whole))
-    assert_same_training(figures(earlier), figures(whole))
+    assert_same_training(figures(resumed), figures(earlier))
     used = json.loads((resumed / "run.json").read_text())["ds_config_resolved"]["zero_optimization"]
     assert used["sub_group_size"] == 200_000_000
 
 
-# Sums of the type of the gradients, and of another one; sums in bf16 are again of one type.
+# Sums of another type than the gradients; the long ones are of the same type.
 @pytest.mark.parametrize(
     "precision",
     [
-        ["--bf16", "false"],
+        pytest.param(["--bf16", "false"], marks=pytest.mark.long),
         ["--bf16", "true"],
         pytest.param(["--bf16", "true", "--grad_accum_dtype", "bf16"], marks=pytest.mark.long),
     ],

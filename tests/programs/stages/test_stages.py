@@ -137,7 +137,7 @@ def test_a_step_with_a_nan_is_skipped_in_every_stage(
     precision: str, others: list[str], sample_store: Path, tmp_path: Path
 ) -> None:
     """The next step has the same weights and none of its gradients, also where their buffers stay."""
-    flags = [*FLAGS, *of_micro_steps(3), "--max_steps", 4, "--export", "false"]
+    flags = [*FLAGS, *of_micro_steps(2), "--max_steps", 3, "--export", "false"]
     flags += ["--bf16", str(precision == "bf16").lower()]
     found = {}
     for config in (CONFIGS[3], *others):
@@ -146,7 +146,7 @@ def test_a_step_with_a_nan_is_skipped_in_every_stage(
         done = train("2 ranks", sample_store, run_dir, *flags, "--deepspeed", config, **more)
         assert "warning: step 2: gradient is NaN or Inf; step skipped" in done.stderr
         logged = records(run_dir)
-        assert [record["non_finite_steps"] for record in logged] == [0, 1, 1, 1]
+        assert [record["non_finite_steps"] for record in logged] == [0, 1, 1]
         assert (logged[1]["grad_norm"], "grad_norm/norms" in logged[1]) == ("inf", config == CONFIGS[3])
         found[config] = [(record["loss"], float(record["grad_norm"])) for record in logged if record["step"] != 2]
         assert_same_stages(found[config], found[CONFIGS[3]], precision)
@@ -208,7 +208,7 @@ OTHER_STEPS = ["--document_masking", "--activation_checkpointing", "--optim", "a
 def test_flags_that_change_the_model_or_the_step(
     stage: int, flags: list[object], sample_store: Path, tmp_path: Path
 ) -> None:
-    common = [*FLAGS, *of_micro_steps(3), "--max_steps", 4, "--export", "false", *flags]
+    common = [*FLAGS, *of_micro_steps(2), "--max_steps", 3, "--export", "false", *flags]
     for number in (stage, 3):
         train("2 ranks", sample_store, tmp_path / f"{number}", *common, "--deepspeed", CONFIGS[number])
     assert_same_run(tmp_path / f"{stage}", tmp_path / "3")
