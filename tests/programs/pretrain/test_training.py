@@ -11,7 +11,7 @@ import pytest
 
 from pretraining.data.store.manifest import read_manifest
 from pretraining.training.build import ORDER
-from tests.conftest import PROJECT_DIR, Done, needs_compiler, python, run_fine
+from tests.conftest import PROJECT_DIR, python, run_fine
 from tests.programs.launching import BLOCKS_PER_STEP, NUM_STEPS, figures, group_norms, records, run_forked_fine, train
 from tests.rounding import assert_same_training, loss_rounding, norm_rounding
 
@@ -232,70 +232,6 @@ def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_st
     assert record["arguments"]["activation_checkpointing"] is True
     assert record["arguments"]["attention_implementation"] == "eager"
     assert_same_run(tmp_path / "run", reference_run)
-
-
-@pytest.fixture(scope="module")
-def compiled_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """Two processes with compiled layers, and what they logged.
-
-    Their compiler's cache, a new one, lies beside the run: what one of them has compiled the other takes from there.
-    """
-    run_dir = tmp_path_factory.mktemp("compiled") / "run"
-    return run_dir, train("2 ranks", sample_store, run_dir, "--compile_layers", *COMPILED, env=compiler_env(run_dir))
-
-
-# Texts of all lengths.
-COMPILED = ["--activation_checkpointing", "--sample_steps", 3, "--sample_tokens", 5]
-COMPILED += ["--save_steps", 3, "--eval_strategy", "no", "--export", "false"]
-
-
-def compiler_env(run_dir: Path) -> dict[str, str]:
-    return {"TORCH_LOGS": "graph_breaks,recompiles", "TORCHINDUCTOR_CACHE_DIR": str(run_dir.parent / "compiler")}
-
-
-# The least that is compiled: no held-out blocks, whose graph is another one, and no texts.
-SMALLEST = [*STEPS_ALONE, "--block_length", 64, "--vocab_size", 512, "--per_device_train_batch_size", 4]
-SMALLEST += ["--max_steps", 2]
-
-
-@needs_compiler
-@pytest.mark.guarantee("Compiled layers train the same, in one graph under ZeRO-3.")
-def test_compiled_layers_train_the_same_in_one_graph(tmp_path: Path) -> None:
-    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
-    train("2 ranks", "synthetic", plain, *SMALLEST)
-    done = train("2 ranks", "synthetic", compiled, *SMALLEST, "--compile_layers", env=compiler_env(compiled))
-    assert len(figures(compiled)) == 2
-    assert_same_training(figures(compiled), figures(plain))
-    np.testing.assert_allclose(group_norms(compiled), group_norms(plain), rtol=norm_rounding())
-    assert list((tmp_path / "compiler").rglob("*.so")), "nothing was compiled"
-    assert "raph break" not in done.output
-
-
-# In two runs that compile more; that a resumed run is compiled as it was started is held by
-# tests/unit/training/model/test_compile.py.
-@pytest.mark.long
-@needs_compiler
-def test_compiled_layers_write_texts_of_all_lengths(compiled_run: tuple[Path, Done], reference_run: Path) -> None:
-    run_dir, done = compiled_run
-    assert_same_run(run_dir, reference_run)
-    assert list((run_dir.parent / "compiler").rglob("*.so")), "nothing was compiled"
-    assert "raph break" not in done.output
-    assert "size mismatch" not in done.output, "recompiled for a text"
-
-
-@pytest.mark.long
-@needs_compiler
-def test_a_resumed_run_keeps_its_compiled_layers_to_the_bit(
-    compiled_run: tuple[Path, Done], sample_store: Path, tmp_path: Path
-) -> None:
-    """Without the flag: a run this short is not compiled by default, and what is not compiled rounds in another way."""
-    run_dir, _ = compiled_run
-    resumed = shutil.copytree(run_dir, tmp_path / "resumed")
-    words = [*COMPILED, "--resume", resumed / "checkpoint-3"]
-    done = train("2 ranks", sample_store, resumed, *words, env=compiler_env(run_dir))
-    assert "layers: compiled (as the run was started)" in done.output
-    assert figures(resumed) == figures(run_dir)
-    assert json.loads((resumed / "run.json").read_text())["arguments"]["compile_layers"] is True
 
 
 # How far the loss falls in as many steps. The hundred of the promise are long; the bounds of the twenty are the same.
