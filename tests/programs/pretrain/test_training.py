@@ -105,11 +105,11 @@ def test_the_figures_of_the_sources_add_up(reference_run: Path) -> None:
         assert min(record[f"loss/{source}"] for source in sources if f"loss/{source}" in record) < record["loss"]
 
 
-# The reference is a run of deepspeed. torchrun and accelerate give the ranks the variables of "2 ranks", whose runs are
-# equal to it to the bit in test_a_resumed_run_equals_one_never_stopped.
+# The reference is a run of deepspeed; "2 ranks" have the variables that torchrun and accelerate set.
+# Runs under torchrun and mpirun are started by tests/faults/test_orphans.py and test_supervise.py as well.
 @pytest.mark.parametrize(
     "name",
-    ["mpirun", pytest.param("torchrun", marks=pytest.mark.long), pytest.param("accelerate", marks=pytest.mark.long)],
+    ["2 ranks", *(pytest.param(name, marks=pytest.mark.long) for name in ("torchrun", "mpirun", "accelerate"))],
 )
 @pytest.mark.guarantee("Every launcher gives the same run.")
 def test_every_launcher_gives_the_same_run(name: str, reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
