@@ -76,11 +76,11 @@ def go_on(ranks: str, store: Path, run_dir: Path, checkpoint: Path, *flags: obje
 def test_a_run_goes_on_with_any_number_of_processes(
     never_stopped: Path, offload: list[object], sample_store: Path, tmp_path: Path
 ) -> None:
-    """2 -> 1 -> 3 processes, there and back between offload and none; the first goes back to its start, too.
+    """2 -> 1 -> 3 -> 2 processes, there and back between offload and none; the first goes back to its start, too.
 
     Losses are those of a run that never stopped, but for the order of the sums of a step.
     """
-    one, three = (tmp_path / name / "run" for name in ("one", "three"))
+    one, three, last = (tmp_path / name / "run" for name in ("one", "three", "last"))
     rollback = ["--on_spike", "rollback"]
     said = go_on("1 rank", sample_store, one, never_stopped / "checkpoint-2", *offload, *rollback, SPIKE_AT="2")
     assert f"resuming from {never_stopped / 'checkpoint-2'} (saved by 2 processes, now 1)" in said
@@ -88,7 +88,8 @@ def test_a_run_goes_on_with_any_number_of_processes(
     assert (tmp_path / "one/restored-2").is_dir(), "it was not loaded again"
     said = go_on("3 ranks", sample_store, three, one / "checkpoint-4")
     assert f"resuming from {one / 'checkpoint-4'} (saved by 1 process, now 3)" in said
-    for run_dir in (one, three):
+    go_on("2 ranks", sample_store, last, three / "checkpoint-6", *offload)
+    for run_dir in (one, three, last):
         assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
         assert_same_training(figures(run_dir), figures(never_stopped), step_tokens=12 * 64)
         # The head is tied to the embeddings.
@@ -98,7 +99,7 @@ def test_a_run_goes_on_with_any_number_of_processes(
         np.testing.assert_allclose(np.linalg.norm(ours, axis=1), [norm for _, norm in figures(run_dir)], rtol=1e-6)
         assert records(run_dir)[-1]["tokens/world"] == records(never_stopped)[-1]["tokens/world"]
     seeds = [path.read_text() for path in tmp_path.glob("*/seed-*")]
-    assert len(set(seeds)) == len(seeds) == 1 + 3, "a process draws the numbers of another"
+    assert len(set(seeds)) == len(seeds) == 1 + 3 + 2, "a process draws the numbers of another"
     for run_dir in (one, three):
         assert_exports_its_weights(run_dir / f"checkpoint-{STEPS}")
 
