@@ -102,9 +102,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Their programs take longest to start. What they do is held by test_evaluate.py, test_evaluate_completions.py,
-# test_checkpoints.py and test_finetune.py in tests/programs and by tests/faults/test_stopping.py; that their flags
-# exist, by test_all_flags_of_commands_exist.
-LONG_PAGES = ["docs/guides/evaluate.md", "docs/guides/finetune.md", "docs/guides/resume-and-stop.md"]
+# test_checkpoints.py, test_finetune.py, test_generate.py, test_report.py and test_planning.py in tests/programs, by
+# test_the_exported_model_is_everybodys_and_has_the_trainers_logits and by tests/faults/test_stopping.py; that their
+# flags exist, by test_all_flags_of_commands_exist.
+LONG_PAGES = [f"docs/guides/{name}.md" for name in ("evaluate", "finetune", "generate", "monitor", "resume-and-stop")]
+LONG_PAGES += [f"docs/guides/{name}.md" for name in ("long-context", "multi-gpu", "serve")]
+LONG_PAGES += ["docs/explanation/parallelism.md", "docs/getting-started/hardware.md"]
+LONG_PAGES += ["docs/reference/deepspeed-config.md"]
 
 
 @pytest.mark.launch

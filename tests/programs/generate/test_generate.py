@@ -22,7 +22,7 @@ from preprocess import main as preprocess
 from pretraining.errors import UserError
 from pretraining.evaluation.text_statistics import text_statistics
 from pretraining.generation.generate import Completion
-from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run_fine
+from tests.conftest import PROJECT_DIR, Done, assert_one_error, python
 from tests.programs.launching import run_forked_fine, train
 from tests.rounding import loss_rounding
 from tools.evaluate import main as evaluate
@@ -145,7 +145,8 @@ def test_without_flags_the_newest_run_in_runs_continues_the_default_prompt_or_wh
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = finished_run.parents[1]
-    done = run_fine(*python("generate.py", "--max_new_tokens", 5), cwd=folder, stdin="The council\n\nWho?\n")
+    words = python("generate.py", "--max_new_tokens", 5)
+    done = run_forked_fine(*words, cwd=folder, stdin="The council\n\nWho?\n")
     first, second, _ = done.stdout.split("\n\n")
     assert first.startswith("The council")
     assert second.startswith("Who?")
@@ -306,7 +307,7 @@ def test_a_text_ends_at_eos_or_before_a_stop_text(finished_run: Path, prompt_fil
 def test_a_killed_output_is_resumed_to_the_same_completions(
     finished_run: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
-    flags: list[object] = ["--model", finished_run, "--prompt_file", prompt_file, "--num_samples", 60]
+    flags: list[object] = ["--model", finished_run, "--prompt_file", prompt_file, "--num_samples", 30]
     flags += ["--max_new_tokens", 12]
     whole = written(tmp_path / "whole.jsonl", *flags)
     output, partial = tmp_path / "killed.jsonl", tmp_path / "killed.jsonl.partial"

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import assert_nowhere, assert_one_error, python, run, run_fine
 from tests.fakes.hub import LocalHub
 from tests.fakes.hub.server import ALICE, BOB
-from tests.programs.launching import train
+from tests.programs.launching import run_forked_fine, train
 
 pytestmark = pytest.mark.launch
 SAMPLED = python("generate.py", "--max_new_tokens", 10, "--prompt", "The council")
@@ -29,7 +29,7 @@ def test_a_private_model_of_a_revision_and_a_tokenizer_for_blocks(
     commit = hub.storage.repositories["model", "alice/tiny"].head
     machine = hub.env(tmp_path / "machine", ALICE)
     done = run_fine(*SAMPLED, "--model", "alice/tiny", "--revision", commit, env=machine)
-    assert done.stdout == run_fine(*SAMPLED, "--model", model_dir).stdout
+    assert done.stdout == run_forked_fine(*SAMPLED, "--model", model_dir).stdout
     assert f"model: alice/tiny at {commit[:12]}" in done.stderr
     assert_nowhere(ALICE, done, tmp_path / "machine")
     store = tmp_path / "blocks"

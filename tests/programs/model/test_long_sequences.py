@@ -20,7 +20,7 @@ SHARED = ["--sequence_parallel_size", 2, *TILED, "--per_device_eval_batch_size",
 def padded_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Blocks of 64 tokens with more or less padding, so that no two parts weigh the same."""
     store = tmp_path_factory.mktemp("padded") / "blocks"
-    packing = ["--packing", "best_fit", "--exact_duplicates", "--max_characters", 1800, "--split", "80,20,0"]
+    packing = ["--packing", "best_fit", "--exact_duplicates", "--max_characters", 1800, "--split", "95,5,0"]
     run_fine(*python("preprocess.py", *packing, "--block_length", 64, "--output_dir", store))
     return store
 
@@ -29,7 +29,7 @@ def padded_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_process(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Accumulation 4, nothing shared, nothing tiled."""
     run_dir = tmp_path_factory.mktemp("one") / "run"
-    train("1 rank", padded_store, run_dir, "--save_strategy", "no", "--eval_steps", 3)
+    train("1 rank", padded_store, run_dir, "--save_strategy", "no", "--eval_steps", 6, "--export", "false")
     return run_dir
 
 
@@ -37,7 +37,7 @@ def one_process(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def shared_run(padded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes share each block, in tiles, accumulation 4, a checkpoint in the middle."""
     run_dir = tmp_path_factory.mktemp("shared") / "run"
-    train("2 ranks", padded_store, run_dir, *SHARED, "--save_steps", 3, "--eval_steps", 3)
+    train("2 ranks", padded_store, run_dir, *SHARED, "--save_steps", 3, "--eval_steps", 6)
     return run_dir
 
 
@@ -73,7 +73,7 @@ def test_processes_that_share_blocks_train_like_one(shared_run: Path, one_proces
 
 def test_masked_documents_of_shared_blocks_train_like_those_of_one(padded_store: Path, tmp_path: Path) -> None:
     """One process makes a mask; two attend document by document, to whole ones of which each has a part."""
-    flags = ["--document_masking", "--save_strategy", "no", "--eval_steps", 3]
+    flags = ["--document_masking", "--save_strategy", "no", "--eval_steps", 6, "--export", "false"]
     train("1 rank", padded_store, tmp_path / "one", *flags)
     train("2 ranks", padded_store, tmp_path / "two", *SHARED, *flags)
     assert_same_run(tmp_path / "two", tmp_path / "one")
@@ -86,13 +86,13 @@ def test_a_resumed_run_of_shared_blocks_equals_one_never_stopped(
     shutil.copytree(shared_run, run_dir)
     shutil.rmtree(run_dir / "checkpoint-6")
     shutil.rmtree(run_dir / "model")
-    flags = [*SHARED, "--eval_steps", 3]
+    flags = [*SHARED, "--eval_steps", 6, "--export", "false"]
     train("2 ranks", padded_store, run_dir, *flags)
     assert figures(run_dir) == figures(shared_run)
 
 
 def test_a_run_of_shared_blocks_goes_on_with_whole_ones(shared_run: Path, padded_store: Path, tmp_path: Path) -> None:
-    flags = ["--resume", shared_run / "checkpoint-3", "--save_strategy", "no", "--eval_steps", 3]
+    flags = ["--resume", shared_run / "checkpoint-3", "--save_strategy", "no", "--eval_steps", 6, "--export", "false"]
     train("1 rank", padded_store, tmp_path / "run", *flags)
     assert_same_run(tmp_path / "run", shared_run)
 
@@ -101,7 +101,8 @@ def test_a_run_of_shared_blocks_goes_on_with_whole_ones(shared_run: Path, padded
 def test_tiles_train_like_whole_blocks(one_process: Path, padded_store: Path, tmp_path: Path) -> None:
     """In data parallel processes, all in host memory, activation checkpointing around the tiles."""
     flags = [*TILED, "--activation_checkpointing", "--deepspeed", PROJECT_DIR / "ds_config_offload.json"]
-    train("2 ranks", padded_store, tmp_path / "run", *flags, "--save_strategy", "no", "--eval_steps", 3)
+    flags += ["--save_strategy", "no", "--eval_steps", 6, "--export", "false"]
+    train("2 ranks", padded_store, tmp_path / "run", *flags)
     assert_same_run(tmp_path / "run", one_process)
 
 

@@ -27,6 +27,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 def test_each_optimizer_learns_and_resumes_to_the_bit(name: str, sample_store: Path, tmp_path: Path) -> None:
     whole, resumed, one = (tmp_path / folder for folder in ("whole", "resumed", "one"))
     optim = ["--optim", name, "--eval_strategy", "no", "--lr_scheduler_type", "constant", "--warmup_steps", 0]
+    optim += ["--export", str(name == "muon").lower(), "--per_device_train_batch_size", 4]
     script = "tests/programs/drivers/instrumented_run.py" if name == "muon" else "pretrain.py"
     train("2 ranks", sample_store, whole, *optim, "--save_steps", 3, script=script)
     losses = [loss for loss, _ in figures(whole)]

@@ -15,6 +15,7 @@ from tests.programs.launching import BLOCK_LENGTH, BLOCKS_PER_STEP, figures, rec
 pytestmark = pytest.mark.launch
 
 FLAGS = ["--lr_scheduler_type", "constant", "--eval_strategy", "no", "--export", "false", "--logging_steps", 1]
+FLAGS += ["--per_device_train_batch_size", BLOCKS_PER_STEP]
 TOKENS_PER_STEP = BLOCKS_PER_STEP * (BLOCK_LENGTH - 1)
 FIVE = ("business", "local", "science", "sport", "world")
 
@@ -101,6 +102,13 @@ def test_checkpoints_that_saved_no_names(sample_store: Path, lone_store: Path, t
     assert tokens(run_dir) == {"news": 3 * TOKENS_PER_STEP, "wiki": TOKENS_PER_STEP}
     assert records(run_dir)[-1]["epoch/wiki"] == pytest.approx(BLOCKS_PER_STEP / num_blocks(lone_store))
 
+
+@pytest.mark.long  # held by the test above and, with names, by test_tokens_and_epochs_are_those_of_each_source
+def test_other_data_after_a_checkpoint_that_saved_no_names(
+    sample_store: Path, lone_store: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    start(run_dir, 4, f"news={sample_store}:0.75", f"wiki={lone_store}:0.25", allowed=[])
     without_names(run_dir / "checkpoint-4")
     killed = shutil.copytree(run_dir, tmp_path / "killed", symlinks=True)
     done = start(run_dir, 6, f"books={sample_store}:0.5", f"code={lone_store}:0.5")

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.launch
 
 STEPS, BORDER = 10, 6
 FLAGS = ["--eval_strategy", "no", "--logging_steps", 1, "--save_steps", STEPS]
+FLAGS += ["--per_device_train_batch_size", BLOCKS_PER_STEP]
 NOT_GIVEN = None  # --dataset, which excludes phases
 
 
@@ -64,7 +65,7 @@ def phased(ranks: str, recipe: Path, run_dir: Path, *flags: object, **env: str) 
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of both phases that nothing interrupted."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    done = phased("2 ranks", recipe, run_dir)
+    done = phased("1 rank", recipe, run_dir)
     assert done.returncode == 0, done.output
     return run_dir
 
@@ -74,7 +75,7 @@ def by_hand(stores: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     """The first phase as a separate run."""
     run_dir = tmp_path_factory.mktemp("first") / "run"
     data = ["--dataset", *mixture(stores, news=0.7, better=0.3)]
-    train("2 ranks", NOT_GIVEN, run_dir, *FLAGS, *data, "--max_steps", BORDER)
+    train("1 rank", NOT_GIVEN, run_dir, *FLAGS, *data, "--max_steps", BORDER)
     return run_dir
 
 
@@ -84,7 +85,7 @@ def second_phase(by_hand: Path, stores: dict[str, Path], run_dir: Path, *flags: 
     rate = records(by_hand)[-1]["learning_rate"]
     words += ["--lr_scheduler_type", "linear", "--learning_rate", repr(rate), "--min_learning_rate", 0]
     words += ["--warmup_steps", BORDER, "--max_steps", STEPS, "--resume", by_hand / f"checkpoint-{BORDER}"]
-    train("2 ranks", NOT_GIVEN, run_dir, *FLAGS, *words, *flags, script=DRIVER, env=env)
+    train("1 rank", NOT_GIVEN, run_dir, *FLAGS, *words, *flags, script=DRIVER, env=env)
 
 
 def weights(run_dir: Path) -> bytes:
@@ -123,10 +124,10 @@ def num_blocks(store: Path) -> int:
 @pytest.mark.guarantee("A run that is killed in any of its phases equals an uninterrupted one, bit by bit.")
 def test_a_run_killed_in_each_phase_is_one_that_was_not(recipe: Path, whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    for step in (5, BORDER, 9):
-        assert phased("2 ranks", recipe, run_dir, "--save_steps", 2, KILL_AT=str(step)).returncode != 0
+    for step in (BORDER, 9):
+        assert phased("1 rank", recipe, run_dir, "--save_steps", 2, KILL_AT=str(step)).returncode != 0
         assert len(records(run_dir)) >= step - 1
-    done = phased("2 ranks", recipe, run_dir, "--save_steps", 2)
+    done = phased("1 rank", recipe, run_dir, "--save_steps", 2)
     assert done.returncode == 0, done.output
     assert figures(run_dir) == figures(whole)
     assert weights(run_dir) == weights(whole)
@@ -136,7 +137,8 @@ def test_a_run_killed_in_each_phase_is_one_that_was_not(recipe: Path, whole: Pat
 
 def test_another_number_of_processes_reads_the_same_blocks(recipe: Path, whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = phased("1 rank", recipe, run_dir, "--resume", whole / f"checkpoint-{BORDER}")
+    words = ["--resume", whole / f"checkpoint-{BORDER}", "--per_device_train_batch_size", 2]
+    done = phased("2 ranks", recipe, run_dir, *words)
     assert done.returncode == 0, done.output
     assert_same_training(figures(run_dir), figures(whole))
     ours, theirs = records(run_dir)[-1], records(whole)[-1]
@@ -145,11 +147,13 @@ def test_another_number_of_processes_reads_the_same_blocks(recipe: Path, whole: 
     assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
 
 
+# A rollback without phases is held by tests/faults/test_spikes.py, the blocks of phases by the tests above.
+@pytest.mark.long
 def test_a_rollback_after_a_border_skips_what_a_run_by_hand_skips(
     by_hand: Path, stores: dict[str, Path], recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
     rollback = ["--on_spike", "rollback", "--save_steps", 1]
-    done = phased("2 ranks", recipe, tmp_path / "phases", *rollback, SPIKE_AT="8")
+    done = phased("1 rank", recipe, tmp_path / "phases", *rollback, SPIKE_AT="8")
     assert done.returncode == 0, done.output
     assert "rolled back" in done.stderr
     second_phase(by_hand, stores, tmp_path / "second", *rollback, SPIKE_AT="2")
@@ -157,13 +161,13 @@ def test_a_rollback_after_a_border_skips_what_a_run_by_hand_skips(
     assert weights(tmp_path / "phases") == weights(tmp_path / "second") != weights(whole)
 
     resumed = tmp_path / "resumed"
-    done = phased("2 ranks", recipe, resumed, "--resume", tmp_path / "phases/checkpoint-9")
+    done = phased("1 rank", recipe, resumed, "--resume", tmp_path / "phases/checkpoint-9")
     assert done.returncode == 0, done.output
     assert weights(resumed) == weights(tmp_path / "phases"), "skipped blocks are read after all"
 
 
 def test_a_schedule_longer_than_the_run_is_the_same_for_a_longer_run(stores: dict[str, Path], tmp_path: Path) -> None:
-    flags = [*FLAGS, "--schedule_steps", 8, "--warmup_steps", 0.25]
+    flags = [*FLAGS, "--export", "false", "--schedule_steps", 8, "--warmup_steps", 0.25]
     short, longer, at_once = (tmp_path / name for name in ("short", "longer", "at_once"))
     train("1 rank", stores["news"], short, *flags, "--max_steps", 6)
     done = train("1 rank", stores["news"], longer, *flags, "--resume", short / "checkpoint-6", "--max_steps", STEPS)

@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from pretraining.system.launchers import DEEPSPEED
-from tests.conftest import PROJECT_DIR, assert_nowhere, run_fine
-from tests.programs.launching import SEARCH_PATH, free_port, launcher, training_flags
+from tests.conftest import PROJECT_DIR, Done, assert_nowhere, run_fine
+from tests.programs.launching import (
+    SEARCH_PATH,
+    free_port,
+    launcher,
+    run_forked_fine,
+    run_preloaded,
+    training_flags,
+)
 
 pytestmark = pytest.mark.launch
 SCRIPT = PROJECT_DIR / "tests/programs/drivers/listening_run.py"
@@ -31,7 +38,23 @@ def of_launcher(name: str) -> list[object]:
     return words
 
 
-@pytest.mark.parametrize("name", ["python", "deepspeed", "mpirun"])
+def start(name: str, words: list[object], env: dict[str, str]) -> Done:
+    if name in ("python", "torchrun"):
+        return run_preloaded(2 if name == "torchrun" else 0, words, env)
+    return run_fine(*of_launcher(name), *words, env=env)
+
+
+# One process and two, as torchrun starts them. What other words of a launcher's command hide is held by
+# tests/unit/runs/test_command.py, that mpirun gives the same run by test_every_launcher_gives_the_same_run.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "python",
+        "torchrun",
+        pytest.param("deepspeed", marks=pytest.mark.long),
+        pytest.param("mpirun", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.guarantee("No secret and no absolute path is published.")
 def test_a_run_keeps_to_itself(name: str, sample_store: Path, tmp_path: Path) -> None:
     """Every file of the run folder is searched for the secret, and every socket is on the loopback interface."""
@@ -49,10 +72,11 @@ def test_a_run_keeps_to_itself(name: str, sample_store: Path, tmp_path: Path) ->
         "wandb_api_key": SECRET,
         "SECRET_TEXT": f"http://me:{SECRET}@proxy and {SECRET}",
     }
-    done = run_fine(*of_launcher(name), SCRIPT, *training_flags(sample_store, run_dir, *flags), env=env)
+    done = start(name, [SCRIPT, *training_flags(sample_store, run_dir, *flags)], env)
+    assert done.returncode == 0, done.output[-6000:]
     record = json.loads((run_dir / "run.json").read_text())
-    known = {"python": "python3", "deepspeed": "deepspeed --num_gpus=2", "mpirun": "mpirun -n 2"}[name]
-    assert record["command"].startswith(f"{known} listening_run.py --model quickstart")
+    known = {"deepspeed": "deepspeed --num_gpus=2", "mpirun": "mpirun -n 2", "torchrun": "WORLD_SIZE=2 python3"}
+    assert record["command"].startswith(f"{known.get(name, 'python3')} listening_run.py --model quickstart")
     assert record["ds_config"]["comet"]["api_key"] == "***"
     assert "cannot reach http://***@proxy and ***" in done.output
     assert '"cannot reach http://***@proxy and ***"' in (run_dir / "metrics.jsonl").read_text()
@@ -69,6 +93,7 @@ def test_a_run_keeps_to_itself(name: str, sample_store: Path, tmp_path: Path) ->
 
 
 def test_the_doctors_processes_meet_in_a_file(tmp_path: Path) -> None:
+    script = tmp_path / "measure.py"
     code = "import json, os, sys; from torch import distributed; from pretraining.doctor import all_reduce\n"
     code += "from tests.programs.drivers.listening_run import *\n"
     code += "end = distributed.destroy_process_group\n"
@@ -76,5 +101,6 @@ def test_the_doctors_processes_meet_in_a_file(tmp_path: Path) -> None:
     code += "print(json.dumps(all_reduce.measure()))"
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
     store = {"PRETRAINING_DOCTOR_STORE": str(tmp_path / "store"), "PYTHONPATH": os.pathsep.join([SEARCH_PATH])}
-    done = run_fine(sys.executable, "-c", code, env={**ranks, **store})
+    script.write_text(code)
+    done = run_forked_fine(sys.executable, script, env={**ranks, **store})
     assert set(json.loads(done.stderr.splitlines()[-1])) <= LOOPBACK

@@ -14,6 +14,7 @@ from tests.programs.launching import events, figures, records, train, try_to_tra
 pytestmark = pytest.mark.launch
 WINDOW, NUM_STEPS = 50, 60
 FLAGS = ["--max_steps", NUM_STEPS, "--save_steps", 40, "--eval_steps", 1000, "--global_batch_tokens", 256]
+FLAGS += ["--per_device_train_batch_size", 4]
 # The mean loss falls from 7.27 after step 52 to 7.23 after step 53. Rounding moves it by 0.0007.
 TARGET = ["--target_loss", 7.25]
 CRASHING = "tests/faults/drivers/crashing_run.py"
@@ -28,7 +29,7 @@ def mean_losses(run_dir: Path) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def reached(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     run_dir = tmp_path_factory.mktemp("target") / "reached"
-    return run_dir, train("2 ranks", sample_store, run_dir, *FLAGS, *TARGET)
+    return run_dir, train("1 rank", sample_store, run_dir, *FLAGS, *TARGET)
 
 
 @pytest.mark.guarantee("--target_loss ends a run at the first step where the mean loss of 50 steps is below it.")
@@ -61,10 +62,10 @@ def test_a_killed_run_reaches_its_target_at_the_same_step(
     reached: tuple[Path, Done], sample_store: Path, tmp_path: Path
 ) -> None:
     """Most of the 50 losses are from before the kill."""
-    run_dir, env = tmp_path / "run", {"CRASHES": json.dumps([[1, 42, "SIGKILL"]])}
-    killed = try_to_train("2 ranks", sample_store, run_dir, *FLAGS, *TARGET, script=CRASHING, env=env)
+    run_dir, env = tmp_path / "run", {"CRASHES": json.dumps([[0, 42, "SIGKILL"]])}
+    killed = try_to_train("1 rank", sample_store, run_dir, *FLAGS, *TARGET, script=CRASHING, env=env)
     assert killed.returncode != 0
-    done = train("2 ranks", sample_store, run_dir, *FLAGS, *TARGET)
+    done = train("1 rank", sample_store, run_dir, *FLAGS, *TARGET)
     assert f"resuming from {run_dir}/checkpoint-40" in done.stderr
     assert figures(run_dir) == figures(reached[0])
     assert_ended(run_dir, done)
@@ -76,7 +77,7 @@ def test_a_run_that_has_reached_its_target_only_finishes_when_it_is_started_agai
     """As after a disk that was full at the export."""
     run_dir = shutil.copytree(reached[0], tmp_path / "run")
     shutil.rmtree(run_dir / "model")
-    done = train("2 ranks", sample_store, run_dir, *FLAGS, *TARGET)
+    done = train("1 rank", sample_store, run_dir, *FLAGS, *TARGET)
     assert figures(run_dir) == figures(reached[0])
     assert_ended(run_dir, done)
 
@@ -88,7 +89,7 @@ def test_a_run_that_misses_its_target_is_complete_and_fails(
     """One that has reached another target continues to its end; meanwhile nothing takes its model for the newest."""
     run_dir = shutil.copytree(reached[0], tmp_path / "run")
     earlier = (run_dir / "model/model.safetensors").read_bytes()
-    done = try_to_train("2 ranks", sample_store, run_dir, *FLAGS, "--target_loss", 0.5)
+    done = try_to_train("1 rank", sample_store, run_dir, *FLAGS, "--target_loss", 0.5)
     assert done.returncode == TARGET_MISSED_EXIT_CODE, done.output[-4000:]
     mean = mean_losses(run_dir)[NUM_STEPS]
     assert_one_error(done, f"--target_loss 0.5: not reached (the mean loss of the last 50 steps is {mean:.4f}); ")

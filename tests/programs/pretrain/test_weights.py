@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run_fine
 from tests.fakes.exported import export_random_model
-from tests.programs.launching import SEARCH_PATH, figures, records, run_preloaded, train
+from tests.programs.launching import SEARCH_PATH, figures, records, run_forked_fine, run_preloaded, train
 from tests.rounding import loss_rounding
 from tools.evaluate import main as evaluate
 
@@ -90,7 +90,7 @@ def test_a_parent_in_bf16_keeps_its_bytes_in_bf16(sample_store: Path, tmp_path: 
     """Its config is taken, tied embeddings included; a loss on 512 tokens refuses no weights, not even random ones."""
     model = export_random_model(tmp_path / "model", sample_store, dtype=torch.bfloat16, tie_word_embeddings=True)
     flags = [*NO_CHANGE, "--save_strategy", "no", "--bf16", "true"]
-    continue_from(model, sample_store, tmp_path / "run", *flags)
+    continue_from(model, sample_store, tmp_path / "run", *flags, "--eval_strategy", "no")
     found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run/model", model))
     assert found.keys() == expected.keys()
     assert HEAD not in found
@@ -132,7 +132,7 @@ def test_a_grown_vocabulary_keeps_its_rows_and_resumes(parent: Path, longer_stor
     assert_one_error(refused, "has 3 tokens more than that of --weights", "pass --grow_vocabulary")
 
     grow = ["--grow_vocabulary", "--save_strategy", "no"]
-    continue_from(parent, longer_store, tmp_path / "kept", *NO_CHANGE, *grow)
+    continue_from(parent, longer_store, tmp_path / "kept", *NO_CHANGE, *grow, "--eval_strategy", "no")
     old, new = (load_file(folder / "model/model.safetensors") for folder in (parent, tmp_path / "kept"))
     size = len(old[EMBEDDING])
     for name in (EMBEDDING, HEAD):
@@ -146,7 +146,7 @@ def test_a_grown_vocabulary_keeps_its_rows_and_resumes(parent: Path, longer_stor
         "--learning_rate",
         "1e-2",
         "--max_steps",
-        4,
+        3,
         "--save_steps",
         2,
         "--eval_strategy",
@@ -155,13 +155,15 @@ def test_a_grown_vocabulary_keeps_its_rows_and_resumes(parent: Path, longer_stor
     through = tmp_path / "through"
     continue_from(parent, longer_store, through, *flags)
     stopped = shutil.copytree(through, tmp_path / "stopped")
-    for name in ("checkpoint-4", "model"):
+    for name in ("checkpoint-3", "model"):
         shutil.rmtree(stopped / name)
     done = continue_from(parent, longer_store, stopped, *flags)
     assert f"resuming from {stopped}/checkpoint-2" in done.stderr
     assert figures(stopped) == figures(through)
     assert (stopped / "model/model.safetensors").read_bytes() == (through / "model/model.safetensors").read_bytes()
-    text = run_fine(*python("generate.py", "--model", through, "--prompt", "The government", "--max_new_tokens", 4))
+    text = run_forked_fine(
+        *python("generate.py", "--model", through, "--prompt", "The government", "--max_new_tokens", 4)
+    )
     assert "The government" in text.stdout
 
 
@@ -170,17 +172,17 @@ def test_a_run_keeps_its_parent_while_the_run_of_that_goes_on(parent: Path, samp
     source, run_dir = shutil.copytree(parent, tmp_path / "source"), tmp_path / "run"
     exported = (source / "model").rename(tmp_path / "model")
     flags = ["--learning_rate", "1e-3", "--max_steps", 2, "--save_steps", 1, "--eval_strategy", "no"]
-    continue_from(source, sample_store, run_dir, *flags)
+    flags += ["--export", "false"]
+    continue_from(source, sample_store, run_dir, *flags, ranks=1)
     weights = load_file(exported / "model.safetensors")
     save_file({name: tensor * 2 for name, tensor in weights.items()}, exported / "model.safetensors")
     exported.rename(source / "model")
-    for name in ("checkpoint-2", "model"):
-        shutil.rmtree(run_dir / name)
-    done = continue_from(source, sample_store, run_dir, *flags)
+    shutil.rmtree(run_dir / "checkpoint-2")
+    done = continue_from(source, sample_store, run_dir, *flags, ranks=1)
     assert f"--weights {source}: is {source}/model now; {run_dir} began from {source}/checkpoint-6" in done.stderr
     assert f"resuming from {run_dir}/checkpoint-1" in done.stderr
     shutil.rmtree(source / "checkpoint-6")
-    refused = try_to_continue(source, sample_store, run_dir, *flags)
+    refused = try_to_continue(source, sample_store, run_dir, *flags, ranks=1)
     assert_one_error(refused, "--resume: initial_weights.model.safetensors differs", "the flag names another model now")
 
 
@@ -211,7 +213,9 @@ def test_bad_parents_are_one_line_before_anything_is_read(parent: Path, sample_s
 def test_a_plan_needs_the_config_alone_and_model_says_that_its_weights_are_not_used(
     parent: Path, sample_store: Path, tmp_path: Path
 ) -> None:
-    planned = run_fine(*python("pretrain.py", "--weights", parent, "--dataset", sample_store, *FLAGS, "--dry_run"))
+    planned = run_forked_fine(
+        *python("pretrain.py", "--weights", parent, "--dataset", sample_store, *FLAGS, "--dry_run")
+    )
     assert str(parent / "model") in planned.stdout
     model = parent / "model"
     words = [PROJECT_DIR / "pretrain.py", "--model", model, "--dataset", sample_store, "--output_dir", tmp_path / "run"]

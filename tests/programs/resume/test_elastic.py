@@ -21,7 +21,7 @@ from tools import verify
 
 pytestmark = pytest.mark.launch
 
-STEPS = 10
+STEPS = 8
 # 12 blocks a step, for 1, 2 and 3 processes. Three of them divide few of the shapes: there is padding everywhere.
 FLAGS = [
     "--max_steps",
@@ -36,7 +36,8 @@ FLAGS = [
     12 * 64,
 ]
 FLAGS += ["--model_overrides", *TINY_MODEL, "tie_word_embeddings=true"]
-MORE_STAGES = [("zero1", "bf16", False), ("zero1", "fp32", True), ("zero2", "bf16", True)]
+# What assembles the state is that of the quick one. DeepSpeed itself loads below stage 3 what cannot be divided alone.
+MORE_STAGES = [("zero1", "bf16", False), ("zero1", "fp32", True), ("zero2", "bf16", True), ("zero2", "fp32", False)]
 MORE_STAGES += [("zero1_offload_optimizer", "bf16", True), ("zero2_offload_optimizer", "fp32", True)]
 
 
@@ -75,21 +76,20 @@ def go_on(ranks: str, store: Path, run_dir: Path, checkpoint: Path, *flags: obje
 def test_a_run_goes_on_with_any_number_of_processes(
     never_stopped: Path, offload: list[object], sample_store: Path, tmp_path: Path
 ) -> None:
-    """2 -> 1 -> 2 -> 3 -> 2 processes, there and back between offload and none; the first goes back to its start, too.
+    """2 -> 1 -> 3 -> 2 processes, there and back between offload and none; the first goes back to its start, too.
 
     Losses are those of a run that never stopped, but for the order of the sums of a step.
     """
-    one, two, three, last = (tmp_path / name / "run" for name in ("one", "two", "three", "last"))
+    one, three, last = (tmp_path / name / "run" for name in ("one", "three", "last"))
     rollback = ["--on_spike", "rollback"]
     said = go_on("1 rank", sample_store, one, never_stopped / "checkpoint-2", *offload, *rollback, SPIKE_AT="2")
     assert f"resuming from {never_stopped / 'checkpoint-2'} (saved by 2 processes, now 1)" in said
     assert f"step 4: rolled back to {never_stopped / 'checkpoint-2'}" in said
     assert (tmp_path / "one/restored-2").is_dir(), "it was not loaded again"
-    said = go_on("2 ranks", sample_store, two, one / "checkpoint-4")
-    assert f"resuming from {one / 'checkpoint-4'} (saved by 1 process, now 2)" in said
-    go_on("3 ranks", sample_store, three, two / "checkpoint-6", *offload)
-    go_on("2 ranks", sample_store, last, three / "checkpoint-8")
-    for run_dir in (one, two, three, last):
+    said = go_on("3 ranks", sample_store, three, one / "checkpoint-4")
+    assert f"resuming from {one / 'checkpoint-4'} (saved by 1 process, now 3)" in said
+    go_on("2 ranks", sample_store, last, three / "checkpoint-6", *offload)
+    for run_dir in (one, three, last):
         assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
         assert_same_training(figures(run_dir), figures(never_stopped), step_tokens=12 * 64)
         # The head is tied to the embeddings.
@@ -99,7 +99,7 @@ def test_a_run_goes_on_with_any_number_of_processes(
         np.testing.assert_allclose(np.linalg.norm(ours, axis=1), [norm for _, norm in figures(run_dir)], rtol=1e-6)
         assert records(run_dir)[-1]["tokens/world"] == records(never_stopped)[-1]["tokens/world"]
     seeds = [path.read_text() for path in tmp_path.glob("*/seed-*")]
-    assert len(set(seeds)) == len(seeds) == 1 + 2 + 3 + 2, "a process draws the numbers of another"
+    assert len(set(seeds)) == len(seeds) == 1 + 3 + 2, "a process draws the numbers of another"
     for run_dir in (one, three):
         assert_exports_its_weights(run_dir / f"checkpoint-{STEPS}")
 
@@ -150,7 +150,6 @@ def assert_generates_from_shards(checkpoint: Path, folder: Path) -> None:
     ("stage", "precision", "divides"),
     [
         ("zero1", "bf16", True),
-        ("zero2", "fp32", False),
         *(pytest.param(*which, marks=pytest.mark.long) for which in MORE_STAGES),
     ],
 )
@@ -159,16 +158,16 @@ def test_a_resume_in_the_same_stage_changes_nothing(
     stage: str, precision: str, divides: bool, sample_store: Path, tmp_path: Path
 ) -> None:
     """Assembled here, or loaded by DeepSpeed where the optimizer's state cannot be divided."""
-    flags = [*of_stage(stage), "--bf16", str(precision == "bf16").lower(), "--max_steps", 6, "--save_steps", 3]
+    flags = [*of_stage(stage), "--bf16", str(precision == "bf16").lower(), "--max_steps", 4, "--export", "false"]
     whole, resumed = tmp_path / "whole/run", tmp_path / "resumed/run"
     train("2 ranks", sample_store, whole, *FLAGS, *flags)
     env = {} if divides else {"WHOLE": "1"}
-    go_on("2 ranks", sample_store, resumed, whole / "checkpoint-3", *flags, **env)
+    go_on("2 ranks", sample_store, resumed, whole / "checkpoint-2", *flags, **env)
     assert figures(resumed) == figures(whole)
-    assert_equal_to_the_bit(resumed / "checkpoint-6", whole / "checkpoint-6")
-    (engine,) = (resumed / "checkpoint-6").rglob("mp_rank_00_model_states.pt")
+    assert_equal_to_the_bit(resumed / "checkpoint-4", whole / "checkpoint-4")
+    (engine,) = (resumed / "checkpoint-4").rglob("mp_rank_00_model_states.pt")
     assert load_pickle(engine, mmap=True)["module"] == {}, "the weights are saved twice"
-    ours, theirs = (folder / "model/model.safetensors" for folder in (resumed, whole))
+    ours, theirs = (folder / "checkpoint-4/model.safetensors" for folder in (resumed, whole))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
@@ -188,13 +187,14 @@ def test_every_stage_there_and_back(
     go_on("3 ranks", sample_store, three, one / "checkpoint-6", *flags)
 
 
-@pytest.mark.parametrize("stage", [[], of_stage("zero1")])
+# What frees it is called before either way to load.
+@pytest.mark.parametrize("stage", [[], pytest.param(of_stage("zero1"), marks=pytest.mark.long)])
 @pytest.mark.guarantee("A rollback and --load_best_model_at_end never hold two copies of the optimizer state.")
 def test_the_state_is_freed_before_another_is_loaded(stage: list[object], sample_store: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, *stage, "--on_spike", "rollback", "--eval_strategy", "steps", "--eval_steps", 2]
-    flags += ["--load_best_model_at_end", "--metric_for_best_model", "loss"]
+    flags += ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--max_steps", 6, "--export", "false"]
     script, env = "tests/programs/drivers/elastic_run.py", {"KEPT": str(tmp_path), "SPIKE_AT": "5"}
-    train("2 ranks", sample_store, tmp_path / "run", *flags, script=script, env=env)
+    train("1 rank", sample_store, tmp_path / "run", *flags, script=script, env=env)
     assert {folder.name for folder in tmp_path.glob("restored-*")} == {"restored-1", "restored-2"}
 
 
@@ -212,6 +212,6 @@ def test_the_master_weights_are_kept_when_the_precision_changes(
 ) -> None:
     """fp32 to bf16 in as many processes, bf16 in two to bf16 in one."""
     two, one = (tmp_path / name / "run" for name in ("two", "one"))
-    flags = ["--bf16", "true", "--max_steps", 4]
+    flags = ["--bf16", "true", "--max_steps", 4, "--export", "false"]
     go_on("2 ranks", sample_store, two, never_stopped / "checkpoint-2", *flags, "--allow_changed", "precision")
     go_on("1 rank", sample_store, one, two / "checkpoint-4", *flags)
