@@ -83,7 +83,7 @@ def test_a_start_and_a_plan_say_that_evaluations_would_take_most_of_the_time(
 
 
 def test_a_run_that_fits_its_data_says_nothing(sample_store: Path, tmp_path: Path) -> None:
-    flags = ["--max_steps", 60, "--eval_steps", 50, "--eval_blocks", NUM_CHOSEN, "--save_strategy", "no"]
+    flags = ["--max_steps", 12, "--eval_steps", 10, "--eval_blocks", NUM_CHOSEN, "--save_strategy", "no"]
     done = train("1 rank", sample_store, tmp_path / "run", "--export", "false", *flags)
     assert [line for line in done.stderr.splitlines() if "warning" in line] == []
 

@@ -86,6 +86,8 @@ def test_samples_change_nothing_and_are_there_once(sample_store: Path, plain_run
     assert weights(run_dir) == weights(plain_run)
 
 
+# Long: of processes that do not share blocks test_samples_change_nothing_and_are_there_once holds the same.
+@pytest.mark.long
 def test_processes_that_share_blocks_and_tiles_sample_too(sample_store: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 2, "--document_masking"]
     flags += ["--gradient_checkpointing"]

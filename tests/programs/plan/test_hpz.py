@@ -1,11 +1,13 @@
 """hpZ trains as plain ZeRO-3 to the bit: the same weights, gathered from a second copy on each machine."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT_DIR
+from tests.fakes.exported import export_random_model
 from tests.programs.launching import SEARCH_PATH, figures, records, run_preloaded, train, try_to_train
 
 pytestmark = pytest.mark.launch
@@ -31,11 +33,19 @@ def losses(run_dir: Path) -> list[object]:
     return [figures(run_dir), {step: loss for step, loss in evaluated.items() if step % 2 == 0}]
 
 
+@pytest.mark.parametrize(  # with and without hpZ, until which step; that one resumes the other is long
+    "starts",
+    [((True, 2), (True, 4)), pytest.param(((True, 2), (True, 3), (False, 4)), marks=pytest.mark.long)],
+    ids=len,
+)
 @pytest.mark.guarantee("hpZ trains to the bit as plain ZeRO-3: losses, evaluations, exported weights, and resumed.")
-def test_hpz_trains_and_resumes_as_zero_3(sample_store: Path, tmp_path: Path) -> None:
+def test_hpz_trains_and_resumes_as_zero_3(
+    starts: Sequence[tuple[bool, int]], sample_store: Path, tmp_path: Path
+) -> None:
     plain, hpz = config(tmp_path, "ds_config.json"), config(tmp_path, "ds_config_hpz.json")
     train("4 ranks", sample_store, tmp_path / "plain", *FLAGS, "--deepspeed", plain)
-    for ds_config, num_steps in ((hpz, 2), (hpz, 3), (plain, 4)):  # two resumes, the last one without hpZ
+    for has_hpz, num_steps in starts:
+        ds_config = hpz if has_hpz else plain
         flags = [*FLAGS, "--deepspeed", ds_config, "--max_steps", num_steps, "--schedule_steps", 4]
         train("4 ranks", sample_store, tmp_path / "hpz", *flags, env=TWO_MACHINES)
     assert losses(tmp_path / "hpz") == losses(tmp_path / "plain")
@@ -45,7 +55,8 @@ def test_hpz_trains_and_resumes_as_zero_3(sample_store: Path, tmp_path: Path) ->
 
 @pytest.mark.guarantee("With hpZ, training starts from the values of --weights, not from the copy before they came.")
 def test_hpz_starts_from_the_weights_of_a_model(sample_store: Path, tmp_path: Path) -> None:
-    train("2 ranks", sample_store, tmp_path / "parent", "--max_steps", 2, "--deepspeed", PROJECT_DIR / "ds_config.json")
+    shape = {"hidden_size": 32, "intermediate_size": 64}
+    parent = export_random_model(tmp_path / "parent", sample_store, **shape)  # type: ignore[arg-type]
     for name in ("ds_config.json", "ds_config_hpz.json"):
         words: list[object] = [
             PROJECT_DIR / "pretrain.py",
@@ -57,7 +68,7 @@ def test_hpz_starts_from_the_weights_of_a_model(sample_store: Path, tmp_path: Pa
         ]
         words += [
             "--weights",
-            tmp_path / "parent/model",
+            parent,
             "--dataset",
             sample_store,
             "--output_dir",

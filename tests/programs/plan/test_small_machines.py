@@ -28,6 +28,7 @@ def little_shared_memory() -> list[str]:
     return within_mount("mount -t tmpfs -o size=1m none /dev/shm")
 
 
+@pytest.mark.long  # where it is not enough: test_batches_without_shared_memory_are_one_error
 def test_little_shared_memory_is_enough(
     little_shared_memory: list[str], sample_store: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_checkout_that_cannot_be_written_is_one_error_with_the_flag(
         assert all(part in done.errors[0] for part in parts), done.errors
 
 
+@pytest.mark.long  # what is written there: test_a_checkout_that_cannot_be_written_is_one_error_with_the_flag
 def test_what_writes_elsewhere_works_in_such_a_checkout(
     checkout: Path, sample_store: Path, model: Path, tmp_path: Path
 ) -> None:

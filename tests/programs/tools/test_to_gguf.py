@@ -58,12 +58,12 @@ def check_ids(model: Path) -> None:
     del kept
 
 
-@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("add_bos", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_ids_are_those_of_the_sample_tokenizer(add_bos: bool, sample_store: Path, tmp_path: Path) -> None:
     check_ids(export_random_model(tmp_path / "model", sample_store, add_bos=add_bos))
 
 
-@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("add_bos", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_ids_are_those_of_the_llama2_tokenizer(
     add_bos: bool, sample_store: Path, tmp_path: Path, real_data: Path
 ) -> None:
@@ -72,7 +72,9 @@ def test_the_ids_are_those_of_the_llama2_tokenizer(
     )
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 0.02), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 0.02), pytest.param(torch.bfloat16, 0.2, marks=pytest.mark.long)]
+)
 @pytest.mark.guarantee("llama.cpp gives the ids and probabilities of transformers.")
 def test_the_probabilities_are_those_of_transformers(
     dtype: torch.dtype, most: float, sample_store: Path, tmp_path: Path
