@@ -253,7 +253,7 @@ def test_tasks_that_fail_end_no_run(
     assert_same_run(tmp_path / "all", plain_run)
 
 
-@pytest.mark.long  # of samples: test_samples_that_fail_end_no_run
+@pytest.mark.long  # of samples: test_a_run_whose_samples_fail_on_one_process_ends
 def test_a_run_whose_tasks_fail_on_one_process_ends(sample_store: Path, tasks: dict[str, Path], tmp_path: Path) -> None:
     """It does not hang."""
     flags, env = [*FLAGS, *task_flags(tasks)], {"BROKEN_RANKS": "1"}

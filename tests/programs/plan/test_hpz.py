@@ -1,14 +1,13 @@
 """hpZ trains as plain ZeRO-3 to the bit: the same weights, gathered from a second copy on each machine."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT_DIR
 from tests.fakes.exported import export_random_model
-from tests.programs.launching import SEARCH_PATH, figures, records, run_preloaded, train, try_to_train
+from tests.programs.launching import SEARCH_PATH, events, figures, records, run_preloaded, train, try_to_train
 
 pytestmark = pytest.mark.launch
 # Four processes of two machines, as deepspeed tells them; two micro steps each, and an evaluation between steps.
@@ -33,52 +32,36 @@ def losses(run_dir: Path) -> list[object]:
     return [figures(run_dir), {step: loss for step, loss in evaluated.items() if step % 2 == 0}]
 
 
-@pytest.mark.parametrize(  # with and without hpZ, until which step; that one resumes the other is long
-    "starts",
-    [((True, 2), (True, 4)), pytest.param(((True, 2), (True, 3), (False, 4)), marks=pytest.mark.long)],
-    ids=len,
-)
 @pytest.mark.guarantee("hpZ trains to the bit as plain ZeRO-3: losses, evaluations, exported weights, and resumed.")
-def test_hpz_trains_and_resumes_as_zero_3(
-    starts: Sequence[tuple[bool, int]], sample_store: Path, tmp_path: Path
-) -> None:
-    plain, hpz = config(tmp_path, "ds_config.json"), config(tmp_path, "ds_config_hpz.json")
-    train("4 ranks", sample_store, tmp_path / "plain", *FLAGS, "--deepspeed", plain)
-    for has_hpz, num_steps in starts:
-        ds_config = hpz if has_hpz else plain
-        flags = [*FLAGS, "--deepspeed", ds_config, "--max_steps", num_steps, "--schedule_steps", 4]
-        train("4 ranks", sample_store, tmp_path / "hpz", *flags, env=TWO_MACHINES)
-    assert losses(tmp_path / "hpz") == losses(tmp_path / "plain")
-    exported = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("hpz", "plain")]
-    assert exported[0] == exported[1]
-
-
 @pytest.mark.guarantee("With hpZ, training starts from the values of --weights, not from the copy before they came.")
-def test_hpz_starts_from_the_weights_of_a_model(sample_store: Path, tmp_path: Path) -> None:
+def test_hpz_starts_from_weights_trains_and_resumes_as_zero_3(sample_store: Path, tmp_path: Path) -> None:
     shape = {"hidden_size": 32, "intermediate_size": 64}
     parent = export_random_model(tmp_path / "parent", sample_store, **shape)  # type: ignore[arg-type]
-    for name in ("ds_config.json", "ds_config_hpz.json"):
-        words: list[object] = [
-            PROJECT_DIR / "pretrain.py",
-            *FLAGS,
-            "--max_steps",
-            2,
-            "--deepspeed",
-            config(tmp_path, name),
-        ]
-        words += [
-            "--weights",
-            parent,
-            "--dataset",
-            sample_store,
-            "--output_dir",
-            tmp_path / name[:-5],
-        ]
-        words += ["--global_batch_tokens", 512, "--report", "false", "--warmup_steps", 0]
+    flags = [*FLAGS, "--weights", parent, "--dataset", sample_store, "--global_batch_tokens", 512, "--report", "false"]
+    flags += ["--warmup_steps", 0, "--schedule_steps", 3]
+    for name, num_steps in (("ds_config.json", 3), ("ds_config_hpz.json", 2), ("ds_config_hpz.json", 3)):
+        words = [PROJECT_DIR / "pretrain.py", *flags, "--deepspeed", config(tmp_path, name), "--max_steps", num_steps]
+        words += ["--output_dir", tmp_path / name[:-5]]
         done = run_preloaded(4, words, {"PYTHONPATH": SEARCH_PATH, **TWO_MACHINES})
         assert done.returncode == 0, done.output[-4000:]
-        assert "equal to that of its files" in done.stderr
-    assert losses(tmp_path / "ds_config_hpz") == losses(tmp_path / "ds_config")
+        assert ("equal to that of its files" in done.stderr) == (events(tmp_path / name[:-5], "start")[-1]["step"] == 0)
+    assert_same_runs(tmp_path / "ds_config_hpz", tmp_path / "ds_config")
+
+
+@pytest.mark.long  # of a run from the weights of a model, that one resumes the other aside: the test above
+def test_hpz_trains_as_zero_3_which_resumes_it(sample_store: Path, tmp_path: Path) -> None:
+    plain, hpz = config(tmp_path, "ds_config.json"), config(tmp_path, "ds_config_hpz.json")
+    train("4 ranks", sample_store, tmp_path / "plain", *FLAGS, "--deepspeed", plain)
+    for ds_config, num_steps in ((hpz, 2), (hpz, 3), (plain, 4)):  # two resumes, the last one without hpZ
+        flags = [*FLAGS, "--deepspeed", ds_config, "--max_steps", num_steps, "--schedule_steps", 4]
+        train("4 ranks", sample_store, tmp_path / "hpz", *flags, env=TWO_MACHINES)
+    assert_same_runs(tmp_path / "hpz", tmp_path / "plain")
+
+
+def assert_same_runs(ours: Path, theirs: Path) -> None:
+    assert losses(ours) == losses(theirs)
+    exported = [(run_dir / "model/model.safetensors").read_bytes() for run_dir in (ours, theirs)]
+    assert exported[0] == exported[1]
 
 
 def test_hpz_is_refused_where_it_is_of_no_use(sample_store: Path, tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def check_sent(found: dict) -> None:
         ),
         (3, "ds_config.json", ["--bf16", "false", "--optim", "muon"]),
         pytest.param(*(2, "ds_config_offload_optimizer.json", ["--bf16", "false"]), marks=pytest.mark.long),
-        (3, "ds_config_offload.json", ["--bf16", "true", "--optim", "adamw_bf16"]),
+        pytest.param(
+            *(3, "ds_config_offload.json", ["--bf16", "true", "--optim", "adamw_bf16"]), marks=pytest.mark.long
+        ),
         pytest.param(*(1, "ds_config_offload.json", ["--bf16", "true", "--optim", "muon"]), marks=pytest.mark.long),
     ],
 )
@@ -95,7 +97,7 @@ def test_the_second_copy_of_hpz_is_allocated_and_used(sample_store: Path, tmp_pa
 @pytest.mark.parametrize(
     ("num_ranks", "ds_config", "flags"),
     [
-        (3, "ds_config_zero1.json", ["--bf16", "true"]),
+        pytest.param(*(3, "ds_config_zero1.json", ["--bf16", "true"]), marks=pytest.mark.long),
         pytest.param(
             *(2, "ds_config_zero1.json", ["--bf16", "false", "--optim", "adamw_bf16"]), marks=pytest.mark.long
         ),
