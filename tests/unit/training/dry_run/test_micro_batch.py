@@ -63,7 +63,7 @@ def test_after_a_trial_out_of_memory_fewer_blocks_are_tried(tmp_path: Path, monk
         tried.append(number)
         return FITS if number <= 2 else OUT_OF_MEMORY
 
-    monkeypatch.setattr(micro_batch, "this_machine", lambda: MachineSpec("one", 1, 1, 80 * 10**9, None, None))
+    monkeypatch.setattr(micro_batch, "this_machine", lambda: MachineSpec("one", 1, 1, 10**12, None, None))
     monkeypatch.setattr(micro_batch, "run_trial", run_trial)
     words = ["--model", "tinyllama_1b", "--per_device_train_batch_size", "auto", "--output_dir", str(tmp_path / "run")]
     words += ["--deepspeed", str(PROJECT_DIR / "ds_config.json"), "--global_batch_blocks", "8"]
