@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, assert_nowhere, assert_one_error, python, run, run_fine
@@ -44,12 +45,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def local_rows(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A digest per split of what `datasets` reads of the store on this machine."""
-    env = {"HF_HOME": str(tmp_path_factory.mktemp("reader"))}
-    digests = run_fine(sys.executable, "-c", LOAD, sample_store, env=env).stdout
-    assert len(digests.split()) == 3
-    return digests
+def local_rows(sample_store: Path) -> str:
+    """A digest per split of the rows of the store on this machine."""
+    shards = [sample_store / f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")]
+    rows = [str(pq.read_table(shard).to_pylist()) for shard in shards]
+    return "".join(f"{hashlib.sha256(text.encode()).hexdigest()}\n" for text in rows)
 
 
 def push_command(store: Path, *flags: object) -> list[object]:
@@ -218,7 +218,11 @@ def test_a_data_set_with_a_manifest_is_whole_at_every_commit(hub: LocalHub, samp
 
 @pytest.mark.parametrize(
     ("route", "fault"),
-    [("put", FLIP), pytest.param("put", CUT, marks=pytest.mark.long), ("commit", FLIP)],
+    [
+        ("put", FLIP),
+        pytest.param("put", CUT, marks=pytest.mark.long),
+        pytest.param("commit", FLIP, marks=pytest.mark.long),
+    ],
     ids=["flipped", "cut", "small-files"],
 )
 def test_other_bytes_than_were_sent_are_found_and_mended(

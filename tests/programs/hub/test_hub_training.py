@@ -155,7 +155,11 @@ def test_a_download_is_checked_once_and_a_wrong_file_is_named(
     )
 
 
-@pytest.mark.parametrize("ranks", [{}, {"RANK": "0", "WORLD_SIZE": "1"}], ids=["alone", "launcher"])
+@pytest.mark.parametrize(
+    "ranks",
+    [{}, pytest.param({"RANK": "0", "WORLD_SIZE": "1"}, marks=pytest.mark.long)],
+    ids=["alone", "launcher"],
+)
 @pytest.mark.guarantee("A supervised run trains on one commit of a branch that moves.")
 def test_attempts_of_a_supervised_run_use_one_commit(
     ranks: dict[str, str], hub: LocalHub, sample_store: Path, tmp_path: Path

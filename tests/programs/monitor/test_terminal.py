@@ -8,12 +8,13 @@ import struct
 import subprocess
 import sys
 import termios
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT_DIR, python, run
-from tests.programs.launching import launcher, run_preloaded, training_flags
+from tests.programs.launching import SEARCH_PATH, launcher, run_forked, run_preloaded, training_flags
 
 pytestmark = pytest.mark.launch
 
@@ -26,10 +27,28 @@ END = ["report: run/report.html (", "exported model: run/model (", "checkpoints:
 END += ["run folder: run (", "next: python3 generate.py --model run --prompt "]
 
 
-def in_terminal(columns: int, *words: object, cwd: Path) -> str:
-    """All that a program writes onto a terminal of so many columns; it must succeed."""
+def terminal(columns: int) -> tuple[int, int]:
+    """Both ends of a terminal of so many columns, ours and that of a program."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    return ours, theirs
+
+
+def forked_in_terminal(columns: int, *words: object, cwd: Path) -> str:
+    """Like `in_terminal`, for pretrain.py in a fork of the preloaded process."""
+    ours, theirs = terminal(columns)
+    env = {"TERMINAL": os.ttyname(theirs), "PYTHONPATH": SEARCH_PATH}
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(run_forked, *python("tests/programs/monitor/terminal_run.py", *words), cwd=cwd, env=env)
+        running.add_done_callback(lambda _: os.close(theirs))  # after which reading ends
+        shown = all_of(ours)
+    assert running.result().returncode == 0, shown[-6000:]
+    return shown
+
+
+def in_terminal(columns: int, *words: object, cwd: Path) -> str:
+    """All that a program writes onto a terminal of so many columns; it must succeed."""
+    ours, theirs = terminal(columns)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     child = subprocess.Popen(
         [str(word) for word in words],
@@ -40,13 +59,18 @@ def in_terminal(columns: int, *words: object, cwd: Path) -> str:
         stderr=theirs,
     )
     os.close(theirs)
-    pieces = []
-    while piece := _read(ours):
-        pieces.append(piece)
-    os.close(ours)
-    shown = b"".join(pieces).decode()
+    shown = all_of(ours)
     assert child.wait() == 0, shown[-6000:]
     return shown
+
+
+def all_of(terminal_end: int) -> str:
+    """What is written until nobody holds the other end any more."""
+    pieces = []
+    while piece := _read(terminal_end):
+        pieces.append(piece)
+    os.close(terminal_end)
+    return b"".join(pieces).decode()
 
 
 def _read(terminal_end: int) -> bytes:
@@ -79,14 +103,18 @@ def assert_ends_in_order(lines: list[str], end: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "columns"),
     [
-        ("python", 80),
+        ("fork", 80),
         pytest.param("deepspeed", 80, marks=pytest.mark.long),
         pytest.param("python", 200, marks=pytest.mark.long),
     ],
 )
 def test_no_line_is_wider_than_the_terminal(name: str, columns: int, sample_store: Path, tmp_path: Path) -> None:
-    words = [*launcher(name), *([QUIET] if name == "deepspeed" else []), PROJECT_DIR / "pretrain.py"]
-    shown = in_terminal(columns, *words, *training_flags(sample_store, Path("run"), *FLAGS), cwd=tmp_path)
+    flags = training_flags(sample_store, Path("run"), *FLAGS)
+    if name == "fork":
+        shown = forked_in_terminal(columns, *flags, cwd=tmp_path)
+    else:
+        words = [*launcher(name), *([QUIET] if name == "deepspeed" else []), PROJECT_DIR / "pretrain.py"]
+        shown = in_terminal(columns, *words, *flags, cwd=tmp_path)
     lines = lines_of(shown)
     assert max(map(len, without_warnings(lines))) <= columns
     bars = [line for line in lines if line.startswith("step ") and "|" in line]

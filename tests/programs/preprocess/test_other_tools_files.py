@@ -90,6 +90,7 @@ def test_the_bytes_depend_neither_on_workers_nor_on_processes(tmp_path: Path) ->
     assert digests(tmp_path / "one") == digests(tmp_path / "three")
 
 
+@pytest.mark.long  # of text: tests/programs/tools/test_trace.py
 def test_a_token_is_traced_to_the_document_of_its_file(tmp_path: Path) -> None:
     documents = token_ids(stories())
     file = write_megatron(tmp_path / "news_text_document.bin", documents)

@@ -27,6 +27,7 @@ def test_one_run_has_its_report_in_its_folder_and_several_where_it_is_said(repor
     first, second = reported, write_drawn_run(tmp_path / "b/run")
     assert (first / "report.html").exists()
     assert (first / "curves.png").exists()
+    shutil.copy(first / "report.html", tmp_path / "both.html")  # which is overwritten
     done = run_fine(*REPORT, first, second, "--output", tmp_path / "both.html")
     assert done.stderr == f"report: {tmp_path}/both.html\n"
     page = (tmp_path / "both.html").read_text()
@@ -58,9 +59,7 @@ def test_a_page_overwrites_nothing_but_a_report(reported: Path, tmp_path: Path) 
     page, thesis = tmp_path / "page.html", tmp_path / "thesis.html"
     shutil.copy(reported / "report.html", page)
     thesis.write_text("<html>years of work</html>")
-    run_fine(*REPORT, run_dir, "--output", page)
     before = page.read_bytes()
-    assert str(run_dir) in page.read_text()
     for path, message in {
         thesis: "exists already; choose another file",
         tmp_path: "exists already; choose another file",

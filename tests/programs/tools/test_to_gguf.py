@@ -13,9 +13,10 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pretraining.finetuning.chat_template import chat_template
-from tests.conftest import assert_one_error, run, run_fine
+from tests.conftest import assert_one_error, run
 from tests.fakes.exported import export_random_model
 from tests.unit.data.tokenize.test_tokenizer import ODD_TEXTS
+from tools.to_gguf import main
 
 TOOL = [sys.executable, "-m", "tools.to_gguf"]
 MESSAGES = [{"role": "user", "content": " Who? "}, {"role": "assistant", "content": "They."}]
@@ -43,7 +44,7 @@ def llama_cpp(gguf_file: Path) -> tuple[object, Ask]:
 def written(model: Path) -> Path:
     pytest.importorskip("gguf", reason="pip install gguf, which tools.to_gguf needs")
     output = model.with_suffix(".gguf")
-    run_fine(*TOOL, model, output)
+    main([str(model), str(output)])
     return output
 
 
