@@ -82,6 +82,7 @@ def try_to_train(
 
 # What is read while libraries are loaded: a process that has loaded them cannot take it over.
 READ_AT_IMPORT = ("LD_PRELOAD", "OMP_NUM_THREADS", "TORCH_LOGS")
+READ_FOR_A_HUB = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "HF_XET_CACHE", "HF_TOKEN")
 # Tensors of a few megabytes are freed and allocated again at each step: without these glibc returns them to the kernel,
 # whose clearing of fresh pages takes a fifth of the CPU time of a short run.
 KEPT_BYTES = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
@@ -104,6 +105,12 @@ def preloaded(variables: frozenset[tuple[str, str]]) -> subprocess.Popen:
     )
 
 
+def preloaded_for(env: dict[str, str]) -> subprocess.Popen:
+    """The process whose forks can have these variables."""
+    names = (*READ_AT_IMPORT, *(READ_FOR_A_HUB if "HF_ENDPOINT" in env else ()))
+    return preloaded(frozenset((name, env[name]) for name in names if name in env))
+
+
 def end_preloaded(server: subprocess.Popen) -> None:
     """Kill the process and its ranks; the next job starts another."""
     for process in descendants(server.pid):
@@ -119,7 +126,7 @@ def run_forked(
 ) -> Done:
     """Like `run`, in a fork of the preloaded process: for programs that import torch, whose start proves nothing more.
 
-    What libraries read when they are imported, such as the address of the Hub, cannot be set in `env`.
+    For what libraries read when they are imported, such as the address of a Hub, another process imports everything.
     """
     return run_preloaded(0, words[1:], env or {}, cwd=cwd, stdin=stdin)
 
@@ -140,7 +147,7 @@ def run_preloaded(
     stdin: str | None = None,
 ) -> Done:
     """A program and its arguments in ranks as torchrun starts them, or in a process without a launcher, of 0 ranks."""
-    server = preloaded(frozenset((name, env[name]) for name in READ_AT_IMPORT if name in env))
+    server = preloaded_for(env)
     assert server.stdin is not None
     assert server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:

@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, assert_nowhere, assert_one_error, python, run, run_fine
@@ -43,12 +45,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def local_rows(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A digest per split of what `datasets` reads of the store on this machine."""
-    env = {"HF_HOME": str(tmp_path_factory.mktemp("reader"))}
-    digests = run_fine(sys.executable, "-c", LOAD, sample_store, env=env).stdout
-    assert len(digests.split()) == 3
-    return digests
+def local_rows(sample_store: Path) -> str:
+    """A digest per split of the rows of the store on this machine."""
+    shards = [sample_store / f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")]
+    rows = [str(pq.read_table(shard).to_pylist()) for shard in shards]
+    return "".join(f"{hashlib.sha256(text.encode()).hexdigest()}\n" for text in rows)
 
 
 def push_command(store: Path, *flags: object) -> list[object]:
@@ -77,7 +78,8 @@ def assert_arrived(hub: LocalHub, store: Path) -> None:
         assert bool(entry.sha256) == path.endswith(".parquet")
 
 
-@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+# Xet is long: what it stores arrives in test_after_a_kill_chunks_are_not_stored_twice as well.
+@pytest.mark.parametrize("xet", [False, pytest.param(True, marks=pytest.mark.long)], ids=["lfs", "xet"])
 @pytest.mark.guarantee("A block store on the Hub is private, complete and loads without code of this suite.")
 def test_a_pushed_store_is_private_whole_and_loads_without_our_code(
     xet: bool, hub: LocalHub, sample_store: Path, local_rows: str, tmp_path: Path
@@ -107,21 +109,32 @@ def test_a_pushed_store_is_private_whole_and_loads_without_our_code(
     assert run_fine(sys.executable, "-c", LOAD, NAME, env=reader).stdout == local_rows
 
 
-@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+@pytest.mark.parametrize(
+    ("xet", "rounds"),
+    [
+        (False, [(429, 503, 500, DROP)]),
+        pytest.param(False, [(429,), (503,), (500,), (DROP,)], marks=pytest.mark.long),
+        pytest.param(True, [(503,), (DROP,)], marks=pytest.mark.long),
+    ],
+    ids=["lfs", "lfs-each-everywhere", "xet"],
+)
 @pytest.mark.guarantee("An upload to the Hub arrives with the same bytes after any error.")
-def test_an_upload_survives_what_passes(xet: bool, sample_store: Path, tmp_path: Path) -> None:
+def test_an_upload_survives_what_passes(
+    xet: bool, rounds: list[tuple[int | str, ...]], sample_store: Path, tmp_path: Path
+) -> None:
+    """In each push every route fails once; long is that it does so in each way."""
     routes = ["create", "info", "tree", "preupload", "commit", *(["xet_token"] if xet else ["batch", "put", "verify"])]
 
-    def push_through(fault: int | str) -> None:
+    def push_through(faults: tuple[int | str, ...]) -> None:
         with running_hub() as hub:
-            hub.faults = {route: [fault] for route in routes}
-            done = run_fine(*push_command(sample_store), env=hub.env(tmp_path / str(fault), ALICE, xet=xet))
+            hub.faults = {route: [fault] for route, fault in zip(routes, cycle(faults), strict=False)}
+            done = run_fine(*push_command(sample_store), env=hub.env(tmp_path / str(faults), ALICE, xet=xet))
             assert "checked: the Hub has all" in done.stderr
             assert hub.faults == {route: [] for route in routes}
             assert_arrived(hub, sample_store)
 
     with ThreadPoolExecutor() as threads:
-        list(threads.map(push_through, [429, 503, 500, DROP] if not xet else [503, DROP]))
+        list(threads.map(push_through, rounds))
 
 
 def test_a_commit_whose_answer_is_lost_is_found_done(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
@@ -204,7 +217,13 @@ def test_a_data_set_with_a_manifest_is_whole_at_every_commit(hub: LocalHub, samp
 
 
 @pytest.mark.parametrize(
-    ("route", "fault"), [("put", FLIP), ("put", CUT), ("commit", FLIP)], ids=["flipped", "cut", "small-files"]
+    ("route", "fault"),
+    [
+        ("put", FLIP),
+        pytest.param("put", CUT, marks=pytest.mark.long),
+        pytest.param("commit", FLIP, marks=pytest.mark.long),
+    ],
+    ids=["flipped", "cut", "small-files"],
 )
 def test_other_bytes_than_were_sent_are_found_and_mended(
     route: str, fault: str, hub: LocalHub, sample_store: Path, tmp_path: Path
@@ -245,6 +264,7 @@ def test_a_push_that_the_hub_refuses_is_one_line(hub: LocalHub, sample_store: Pa
     assert ("dataset", NAME) not in hub.storage.repositories
 
 
+@pytest.mark.long  # other refusals: test_a_push_that_the_hub_refuses_is_one_line
 def test_no_network_no_quota_and_no_licence(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
     store = tmp_path / "blocks"
     shutil.copytree(sample_store, store)

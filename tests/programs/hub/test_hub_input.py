@@ -47,7 +47,7 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
         yield hub
 
 
-@pytest.mark.parametrize("streaming", ["true", "false"])
+@pytest.mark.parametrize("streaming", [pytest.param("true", marks=pytest.mark.long), "false"])
 def test_splits_are_read_with_every_line_accounted_for(hub: LocalHub, streaming: str, tmp_path: Path) -> None:
     flags = ["--data_files", "hf://alice/news", "held=hf://alice/news:test", "wiki=hf://alice/wiki@main"]
     flags += ["--streaming", streaming, "--block_length", 64, "--split", "1,0,0", "--output_dir", tmp_path / "blocks"]
@@ -110,7 +110,9 @@ def test_a_hub_that_goes_away_while_it_is_read_is_one_line(hub: LocalHub, tmp_pa
     assert_one_error(done, "--data_files hf://", "cannot be read from the Hub", "run the same command again")
 
 
-@pytest.mark.parametrize("files", ["tokenizer.json without eos", "vocab.json and merges.txt"])
+@pytest.mark.parametrize(
+    "files", ["tokenizer.json without eos", pytest.param("vocab.json and merges.txt", marks=pytest.mark.long)]
+)
 def test_a_tokenizer_of_the_hub_without_eos_or_tokenizer_json(hub: LocalHub, files: str, tmp_path: Path) -> None:
     """As openai-community/gpt2 is, and as older repositories are."""
     folder = tmp_path / "gpt2"
@@ -134,7 +136,7 @@ def test_a_tokenizer_of_the_hub_without_eos_or_tokenizer_json(hub: LocalHub, fil
     assert "nothing to do" in run_fine(*python("preprocess.py", *flags), env=env).stderr
 
 
-@pytest.mark.parametrize("name", ["train.zip", "train.jsonl.ZIP"])
+@pytest.mark.parametrize("name", [pytest.param("train.zip", marks=pytest.mark.long), "train.jsonl.ZIP"])
 def test_a_zip_archive_of_the_hub_is_refused_before_anything_is_downloaded(
     hub: LocalHub, name: str, tmp_path: Path
 ) -> None:
@@ -158,9 +160,14 @@ def test_a_zip_archive_of_the_hub_is_refused_before_anything_is_downloaded(
     ("token", "fault", "message"),
     [
         (ALICE, 503, "the Hub failed (503 ordered 503); run the same command again later"),
-        (ALICE, 403, "no access on the Hub (403 ordered 403); log in with `hf auth login`"),
-        ("hf_revoked_secret", 0, "no access on the Hub (401 Invalid credentials in Authorization header); log in"),
-        (ALICE, DROP, "the Hub cannot be reached ("),
+        pytest.param(
+            *(ALICE, 403, "no access on the Hub (403 ordered 403); log in with `hf auth login`"), marks=pytest.mark.long
+        ),
+        pytest.param(
+            *("hf_revoked_secret", 0, "no access on the Hub (401 Invalid credentials in Authorization header); log in"),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(ALICE, DROP, "the Hub cannot be reached (", marks=pytest.mark.long),
     ],
 )
 def test_an_input_of_the_hub_that_cannot_be_read_says_why(
@@ -195,7 +202,7 @@ def known_hashes(hub: LocalHub) -> set[str]:
     [
         ("hf://alice/news:tset", ALICE, "has no split tset; use one of train, test"),
         ("hf://alice/news", BOB, "not found on the Hub"),
-        ("hf://alice/nothing", ALICE, "not found on the Hub"),
+        pytest.param("hf://alice/nothing", ALICE, "not found on the Hub", marks=pytest.mark.long),
         ("hf://alice/news@no-such-branch", ALICE, "not found on the Hub"),
         ("hf://alice/scripted@main", ALICE, "the data set is a script, of which the Hub keeps only the newest result"),
         ("hf://alice", ALICE, "not of the form hf://USER/NAME"),

@@ -4,9 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +17,12 @@ from safetensors.torch import load_file
 
 from pretraining.data.hub import download as hub_download
 from pretraining.errors import UserError
+from pretraining.runs.record_file import read_run_record
 from pretraining.system.files import sha256_of
 from pretraining.system.launchers import SUPERVISOR_VARIABLE, meeting_dir
+from pretraining.system.processes import descendants
 from pretraining.training.callbacks.hub_push import REPORT_NAMES
 from tests.conftest import (
-    HANG_SECONDS,
     PROJECT_DIR,
     TINY_RUN,
     Done,
@@ -31,10 +31,11 @@ from tests.conftest import (
     python,
     run,
     run_fine,
+    wait_until,
 )
 from tests.fakes.hub import LocalHub
 from tests.fakes.hub.server import ALICE, BOB, DROP, HOLD
-from tests.programs.launching import figures, launcher, records, training_flags, try_to_train
+from tests.programs.launching import figures, launcher, preloaded_for, records, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -51,12 +52,13 @@ run_program(lambda words: print(find_store(words[0], revision=None).folder, len(
 NUM_STEPS = 8
 
 
+# Long: of one process test_pushes_fail_and_end_no_training_and_are_not_lost trains on a revision as well, and two
+# processes share a download in test_a_download_is_checked_once_and_a_wrong_file_is_named.
+@pytest.mark.long
 def test_training_takes_a_revision_from_the_hub_once_for_all_processes(
     hub: LocalHub, sample_store: Path, tmp_path: Path
 ) -> None:
-    repository = hub.storage.serve_folder("dataset", NAME, sample_store, private=True)
-    commit = repository.head
-    repository.commit({}, "everything deleted")
+    commit = served_commit(hub, sample_store)
     flags = [*TINY_RUN, "--global_batch_tokens", 512, "--max_steps", 2, "--per_device_train_batch_size", 2]
     command = [*launcher("deepspeed"), PROJECT_DIR / "pretrain.py", *flags, "--output_dir", tmp_path / "run"]
     command += ["--dataset", NAME, "--dataset_revision", commit, "--license", "cc-by-4.0", "--save_steps", 1]
@@ -153,7 +155,11 @@ def test_a_download_is_checked_once_and_a_wrong_file_is_named(
     )
 
 
-@pytest.mark.parametrize("ranks", [{}, {"RANK": "0", "WORLD_SIZE": "1"}], ids=["alone", "launcher"])
+@pytest.mark.parametrize(
+    "ranks",
+    [{}, pytest.param({"RANK": "0", "WORLD_SIZE": "1"}, marks=pytest.mark.long)],
+    ids=["alone", "launcher"],
+)
 @pytest.mark.guarantee("A supervised run trains on one commit of a branch that moves.")
 def test_attempts_of_a_supervised_run_use_one_commit(
     ranks: dict[str, str], hub: LocalHub, sample_store: Path, tmp_path: Path
@@ -204,17 +210,17 @@ def test_pushes_fail_and_end_no_training_and_are_not_lost(
 ) -> None:
     """Killed while one hangs; forbidden at the end; the same command pushes, without training again."""
     record_property("killed", 1)
-    run_dir = tmp_path / "run"
+    commit, run_dir = served_commit(hub, sample_store), tmp_path / "run"
     flags = ["--hub_model_id", "alice/model", "--hub_strategy", "every_save", "--save_steps", 1]  # pushes by itself
-    flags += ["--max_steps", NUM_STEPS]
+    flags += ["--max_steps", NUM_STEPS, "--dataset_revision", commit]
     env = hub.env(tmp_path / "machine", ALICE, xet=True)
     hub.faults = {"commit": [HOLD] * 100}
-    kill_when_trained(hub, sample_store, run_dir, *flags, env=env)
+    kill_when_trained(hub, NAME, run_dir, *flags, env=env)
     before = figures(run_dir)
 
     hub.stop_holding()
     hub.faults = {"commit": [503, DROP] + [403] * 100}
-    done = try_to_train("python", sample_store, run_dir, *flags, env=env)
+    done = try_to_train("fork", NAME, run_dir, *flags, env=env)
     assert_one_error(done, "--push_to_hub", "could not be pushed (403", "rerun the command to push again")
     assert (run_dir / "model/model.safetensors").is_file()
     assert pushes(run_dir)[-1]["problem"].startswith("403")
@@ -222,16 +228,25 @@ def test_pushes_fail_and_end_no_training_and_are_not_lost(
     assert len(repository.trees) == 1
 
     hub.faults = {}
-    done = try_to_train("python", sample_store, run_dir, *flags, env=env)
+    done = try_to_train("fork", NAME, run_dir, *flags, env=env)
     assert done.returncode == 0, done.output[-3000:]
     assert figures(run_dir) == before
     assert (len(before), len(records(run_dir, "test_loss"))) == (NUM_STEPS, 1)
     assert f"pushing to the private model {hub.url}/alice/model" in done.stderr
     assert_holds_run(hub, run_dir)
+    assert read_run_record(run_dir)["arguments"]["dataset_commits"] == [commit]
     assert f"pushed: {hub.url}/alice/model at commit {repository.head}: model of step {NUM_STEPS}" in done.stderr
     assert (pushes(run_dir)[-1]["step"], pushes(run_dir)[-1]["problem"]) == (NUM_STEPS, None)
     assert not (run_dir / "push").exists()
     assert_nowhere(ALICE, done, tmp_path)
+
+
+def served_commit(hub: LocalHub, store: Path) -> str:
+    """The commit of a block store on the Hub, after which everything was deleted."""
+    repository = hub.storage.serve_folder("dataset", NAME, store, private=True)
+    commit = repository.head
+    repository.commit({}, "everything deleted")
+    return commit
 
 
 def pushes(run_dir: Path) -> list[dict]:
@@ -241,18 +256,16 @@ def pushes(run_dir: Path) -> list[dict]:
 def kill_when_trained(hub: LocalHub, *arguments: Any, env: dict[str, str]) -> None:
     """A run in one process that is killed when it is trained, while its first push hangs."""
     run_dir = arguments[1]
-    words = [*launcher("python"), PROJECT_DIR / "pretrain.py", *training_flags(*arguments)]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", **env}
-    process = subprocess.Popen([str(word) for word in words], env=environment, cwd=PROJECT_DIR, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + HANG_SECONDS
     last = run_dir / f"checkpoint-{NUM_STEPS}/complete.json"
-    while not (last.exists() and hub.asked("commit") and not (run_dir / "checkpoint-1").exists()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    weights = run_dir / "push/step-1/model.safetensors"  # which rotation did not delete
-    assert load_file(weights).keys() == load_file(last.with_name("model.safetensors")).keys()
-    process.kill()
-    process.wait()
+    server = preloaded_for(env)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(try_to_train, "fork", *arguments, env=env)
+        wait_until(lambda: last.exists() and hub.asked("commit") and not (run_dir / "checkpoint-1").exists())
+        weights = run_dir / "push/step-1/model.safetensors"  # which rotation did not delete
+        assert load_file(weights).keys() == load_file(last.with_name("model.safetensors")).keys()
+        for process in descendants(server.pid):
+            os.kill(process.pid, signal.SIGKILL)
+        assert running.result().returncode == -signal.SIGKILL
 
 
 def assert_holds_run(hub: LocalHub, run_dir: Path) -> None:

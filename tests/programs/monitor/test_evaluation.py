@@ -1,6 +1,7 @@
 """--eval_blocks bounds the evaluations during a training and changes nothing else."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def runs(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     train("2 ranks", sample_store, folder / "whole", *FLAGS)
     done = train("2 ranks", sample_store, folder / "part", *FLAGS, *part)
     (folder / "stderr").write_text(done.stderr)
-    train("1 rank", sample_store, folder / "alone", *FLAGS, *part, "--per_device_eval_batch_size", 3)
+    saved = ["--per_device_eval_batch_size", 3, "--save_strategy", "steps", "--save_steps", 3]
+    train("1 rank", sample_store, folder / "alone", *FLAGS, *part, *saved)
     return {name: folder / name for name in ("whole", "part", "alone")}
 
 
@@ -68,11 +70,11 @@ def test_a_part_is_marked_and_the_same_for_any_number_of_processes(runs: dict[st
 def test_a_start_and_a_plan_say_that_evaluations_would_take_most_of_the_time(
     sample_store: Path, tmp_path: Path
 ) -> None:
-    """Each of eleven reads all of validation, for 8 blocks that are trained on; in the warning and in metrics.jsonl."""
-    often = ["--eval_steps", 1, "--max_steps", 12, "--eval_blocks", 30]
+    """Each reads most of validation, for 8 blocks that are trained on; in the warning and in metrics.jsonl."""
+    often = ["--eval_steps", 1, "--max_steps", 4, "--eval_blocks", 30]
     done = train("1 rank", sample_store, tmp_path / "run", "--save_strategy", "no", "--export", "false", *often)
     (line,) = [line for line in done.stderr.splitlines() if "evaluation will take about" in line]
-    assert re.search(r"warning: --eval_steps 1: evaluation will take about \d\d % of the time \(12 x 30 blocks", line)
+    assert re.search(r"warning: --eval_steps 1: evaluation will take about \d\d % of the time \(4 x 30 blocks", line)
     words = [*TINY_RUN, "--dataset", sample_store, "--global_batch_blocks", 8, *often, "--dry_run"]
     plan = run_forked(*python("pretrain.py", *words))
     assert plan.returncode == 0, plan.output
@@ -83,16 +85,19 @@ def test_a_start_and_a_plan_say_that_evaluations_would_take_most_of_the_time(
 
 
 def test_a_run_that_fits_its_data_says_nothing(sample_store: Path, tmp_path: Path) -> None:
-    flags = ["--max_steps", 60, "--eval_steps", 50, "--eval_blocks", NUM_CHOSEN, "--save_strategy", "no"]
+    flags = ["--max_steps", 12, "--eval_steps", 10, "--eval_blocks", NUM_CHOSEN, "--save_strategy", "no"]
     done = train("1 rank", sample_store, tmp_path / "run", "--export", "false", *flags)
     assert [line for line in done.stderr.splitlines() if "warning" in line] == []
 
 
-def test_a_resumed_run_repeats_the_whole_validation_only(sample_store: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_repeats_the_whole_validation_only(
+    runs: dict[str, Path], sample_store: Path, tmp_path: Path
+) -> None:
     """A run that had ended is started again: the part was evaluated before its last checkpoint."""
+    run_dir = shutil.copytree(runs["alone"], tmp_path / "run")
     flags = ["--eval_steps", 3, "--eval_blocks", NUM_CHOSEN, "--save_steps", 3, "--export", "false"]
-    for _ in range(2):
-        train("1 rank", sample_store, tmp_path / "run", *flags)
-    found = [(record["step"], record.get("eval_blocks")) for record in evaluations(tmp_path / "run")]
+    train("1 rank", sample_store, run_dir, *flags, "--per_device_eval_batch_size", 3)
+    assert [event["step"] for event in events(run_dir, "start")] == [0, NUM_STEPS]
+    found = [(record["step"], record.get("eval_blocks")) for record in evaluations(run_dir)]
     assert found == [(3, NUM_CHOSEN), (NUM_STEPS, NUM_CHOSEN), (NUM_STEPS, None)]
-    assert len(records(tmp_path / "run", "test_loss")) == 1
+    assert len(records(run_dir, "test_loss")) == 1

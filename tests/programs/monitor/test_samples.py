@@ -20,6 +20,7 @@ pytestmark = pytest.mark.launch
 
 FLAGS = ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1", "--save_steps", 2, "--eval_steps", 3]
 PROMPTS = ["The", "I wanna go to the council"]
+BROKEN = "tests/programs/drivers/sampling_run.py"
 SAMPLES = ["--sample_steps", 4, "--sample_tokens", 12, "--sample_prompts", *PROMPTS]
 
 
@@ -86,6 +87,8 @@ def test_samples_change_nothing_and_are_there_once(sample_store: Path, plain_run
     assert weights(run_dir) == weights(plain_run)
 
 
+# Long: of processes that do not share blocks test_samples_change_nothing_and_are_there_once holds the same.
+@pytest.mark.long
 def test_processes_that_share_blocks_and_tiles_sample_too(sample_store: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 2, "--document_masking"]
     flags += ["--gradient_checkpointing"]
@@ -99,21 +102,24 @@ def test_processes_that_share_blocks_and_tiles_sample_too(sample_store: Path, tm
     assert weights(tmp_path / "run") == weights(tmp_path / "plain")
 
 
+@pytest.mark.long  # of tasks: test_tasks_that_fail_end_no_run
 def test_samples_that_fail_end_no_run(sample_store: Path, plain_run: Path, tmp_path: Path) -> None:
-    """Where all processes fail alike, in the midst of a forward; where one does, the run ends, and does not hang."""
-    options = {"script": "tests/programs/drivers/sampling_run.py"}
+    """Where all processes fail alike, in the midst of a forward."""
     env = {"BROKEN_RANKS": "0 1"}
-    done = train("2 ranks", sample_store, tmp_path / "all", *FLAGS, *SAMPLES, env=env, **options)
+    done = train("2 ranks", sample_store, tmp_path / "all", *FLAGS, *SAMPLES, env=env, script=BROKEN)
     assert "step 4: sampling failed (no memory left) and is disabled; training continues" in done.stderr
     assert samples(tmp_path / "all") == {}
     assert figures(tmp_path / "all") == figures(plain_run)
     assert weights(tmp_path / "all") == weights(plain_run)
 
-    env = {"BROKEN_RANKS": "1"}
-    done = try_to_train("2 ranks", sample_store, tmp_path / "one", *FLAGS, *SAMPLES, env=env, **options)
+
+def test_a_run_whose_samples_fail_on_one_process_ends(sample_store: Path, tmp_path: Path) -> None:
+    """It does not hang."""
+    flags, env = [*FLAGS, *SAMPLES, "--save_strategy", "no", "--eval_strategy", "no"], {"BROKEN_RANKS": "1"}
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *flags, env=env, script=BROKEN)
     assert done.returncode != 0
     assert "RuntimeError: no memory left" in done.stderr
-    assert len(figures(tmp_path / "one")) == 3
+    assert len(figures(tmp_path / "run")) == 3
 
 
 def test_prompts_that_cannot_be_continued_are_refused(sample_store: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ FLAGS += ["--save_steps", 3, "--eval_steps", 3, "--eval_on_start", "true", "--sa
 STORIES = [
     json.loads(line)["text"] for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text("utf-8").splitlines()
 ]
+BROKEN = "tests/programs/drivers/sampling_run.py"
 ROUNDING = loss_rounding(128)
 
 
@@ -188,9 +189,11 @@ def test_the_exported_model_has_the_scores_of_the_run(
     ("launcher", "flags"),
     [
         ("1 rank", []),
-        ("2 ranks", ["--document_masking", "--gradient_checkpointing"]),
-        ("2 ranks", ["--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 2]),
-        ("2 ranks", ["--sequence_parallel_size", 2, "--document_masking"]),
+        pytest.param("2 ranks", ["--document_masking", "--gradient_checkpointing"], marks=pytest.mark.long),
+        pytest.param(
+            *("2 ranks", ["--sequence_parallel_size", 2, "--loss_tiles", 3, "--mlp_tiles", 2]), marks=pytest.mark.long
+        ),
+        pytest.param("2 ranks", ["--sequence_parallel_size", 2, "--document_masking"], marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -226,24 +229,35 @@ def test_tasks_of_a_stopped_run_are_scored_once(
     assert scores_by_step(run_dir) == expected
     assert figures(run_dir) == figures(scored_run[0])
 
+
+@pytest.mark.long  # of a run that was stopped: the test above
+def test_tasks_of_a_run_that_repeats_steps_are_scored_once(
+    scored_run: tuple[Path, str], sample_store: Path, tasks: dict[str, Path], tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(scored_run[0], tmp_path / "run")
     for name in ("checkpoint-6", "model"):
         shutil.rmtree(run_dir / name)
-    train("2 ranks", sample_store, run_dir, *flags)
-    assert scores_by_step(run_dir) == expected
+    train("2 ranks", sample_store, run_dir, *FLAGS, *task_flags(tasks))
+    assert scores_by_step(run_dir) == scores_by_step(scored_run[0])
+    assert_same_run(run_dir, scored_run[0])
 
 
 def test_tasks_that_fail_end_no_run(
     sample_store: Path, plain_run: Path, tasks: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Where all processes fail alike, in the midst of a forward; where one does, the run ends, and does not hang."""
-    options: dict[str, Any] = {"script": "tests/programs/drivers/sampling_run.py"}
-    flags = [*FLAGS, *task_flags(tasks)]
-    done = train("2 ranks", sample_store, tmp_path / "all", *flags, env={"BROKEN_RANKS": "0 1"}, **options)
+    """Where all processes fail alike, in the midst of a forward."""
+    flags, env = [*FLAGS, *task_flags(tasks)], {"BROKEN_RANKS": "0 1"}
+    done = train("2 ranks", sample_store, tmp_path / "all", *flags, env=env, script=BROKEN)
     assert "step 0: --eval_tasks failed (no memory left) and is disabled; training continues" in done.stderr
     assert scores_by_step(tmp_path / "all") == {0: {}, 3: {}, 6: {}}
     assert_same_run(tmp_path / "all", plain_run)
 
-    done = try_to_train("2 ranks", sample_store, tmp_path / "one", *flags, env={"BROKEN_RANKS": "1"}, **options)
+
+@pytest.mark.long  # of samples: test_a_run_whose_samples_fail_on_one_process_ends
+def test_a_run_whose_tasks_fail_on_one_process_ends(sample_store: Path, tasks: dict[str, Path], tmp_path: Path) -> None:
+    """It does not hang."""
+    flags, env = [*FLAGS, *task_flags(tasks)], {"BROKEN_RANKS": "1"}
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *flags, env=env, script=BROKEN)
     assert done.returncode != 0
     assert "RuntimeError: no memory left" in done.stderr
 

@@ -8,12 +8,13 @@ import struct
 import subprocess
 import sys
 import termios
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT_DIR, python, run
-from tests.programs.launching import launcher, run_preloaded, training_flags
+from tests.programs.launching import SEARCH_PATH, launcher, run_forked, run_preloaded, training_flags
 
 pytestmark = pytest.mark.launch
 
@@ -26,10 +27,28 @@ END = ["report: run/report.html (", "exported model: run/model (", "checkpoints:
 END += ["run folder: run (", "next: python3 generate.py --model run --prompt "]
 
 
-def in_terminal(columns: int, *words: object, cwd: Path) -> str:
-    """All that a program writes onto a terminal of so many columns; it must succeed."""
+def terminal(columns: int) -> tuple[int, int]:
+    """Both ends of a terminal of so many columns, ours and that of a program."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    return ours, theirs
+
+
+def forked_in_terminal(columns: int, *words: object, cwd: Path) -> str:
+    """Like `in_terminal`, for pretrain.py in a fork of the preloaded process."""
+    ours, theirs = terminal(columns)
+    env = {"TERMINAL": os.ttyname(theirs), "PYTHONPATH": SEARCH_PATH}
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(run_forked, *python("tests/programs/monitor/terminal_run.py", *words), cwd=cwd, env=env)
+        running.add_done_callback(lambda _: os.close(theirs))  # after which reading ends
+        shown = all_of(ours)
+    assert running.result().returncode == 0, shown[-6000:]
+    return shown
+
+
+def in_terminal(columns: int, *words: object, cwd: Path) -> str:
+    """All that a program writes onto a terminal of so many columns; it must succeed."""
+    ours, theirs = terminal(columns)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     child = subprocess.Popen(
         [str(word) for word in words],
@@ -40,13 +59,18 @@ def in_terminal(columns: int, *words: object, cwd: Path) -> str:
         stderr=theirs,
     )
     os.close(theirs)
-    pieces = []
-    while piece := _read(ours):
-        pieces.append(piece)
-    os.close(ours)
-    shown = b"".join(pieces).decode()
+    shown = all_of(ours)
     assert child.wait() == 0, shown[-6000:]
     return shown
+
+
+def all_of(terminal_end: int) -> str:
+    """What is written until nobody holds the other end any more."""
+    pieces = []
+    while piece := _read(terminal_end):
+        pieces.append(piece)
+    os.close(terminal_end)
+    return b"".join(pieces).decode()
 
 
 def _read(terminal_end: int) -> bytes:
@@ -67,18 +91,30 @@ def without_warnings(lines: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith("warning: ")]
 
 
-def assert_ends_in_order(lines: list[str]) -> None:
-    places = [next(place for place, line in enumerate(lines) if line.startswith(begin)) for begin in END]
+def assert_ends_in_order(lines: list[str], end: list[str]) -> None:
+    places = [next(place for place, line in enumerate(lines) if line.startswith(begin)) for begin in end]
     assert places == sorted(places)
-    assert not [line for line in lines[places[0] :] if not line.startswith((*END, "    ")) and line], "and nothing else"
+    assert not [line for line in lines[places[0] :] if not line.startswith((*end, "    ")) and line], "and nothing else"
 
 
-# 200 columns are long: 80, which more lines exceed, and 120 in a file hold the same of lines, and of the bar at other
-# widths test_on_a_terminal_a_bar_has_the_figures_that_fit.
-@pytest.mark.parametrize(("name", "columns"), [("deepspeed", 80), pytest.param("python", 200, marks=pytest.mark.long)])
+# deepspeed is long, whose own lines test_a_launcher_reports_what_fails_and_logs_as_much_as_requested reads. And 200
+# columns are: 80, which more lines exceed, and 120 in a file hold the same of lines, and of the bar at other widths
+# test_on_a_terminal_a_bar_has_the_figures_that_fit.
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("fork", 80),
+        pytest.param("deepspeed", 80, marks=pytest.mark.long),
+        pytest.param("python", 200, marks=pytest.mark.long),
+    ],
+)
 def test_no_line_is_wider_than_the_terminal(name: str, columns: int, sample_store: Path, tmp_path: Path) -> None:
-    words = [*launcher(name), *([QUIET] if name == "deepspeed" else []), PROJECT_DIR / "pretrain.py"]
-    shown = in_terminal(columns, *words, *training_flags(sample_store, Path("run"), *FLAGS), cwd=tmp_path)
+    flags = training_flags(sample_store, Path("run"), *FLAGS)
+    if name == "fork":
+        shown = forked_in_terminal(columns, *flags, cwd=tmp_path)
+    else:
+        words = [*launcher(name), *([QUIET] if name == "deepspeed" else []), PROJECT_DIR / "pretrain.py"]
+        shown = in_terminal(columns, *words, *flags, cwd=tmp_path)
     lines = lines_of(shown)
     assert max(map(len, without_warnings(lines))) <= columns
     bars = [line for line in lines if line.startswith("step ") and "|" in line]
@@ -88,11 +124,11 @@ def test_no_line_is_wider_than_the_terminal(name: str, columns: int, sample_stor
     assert "tokens/s per process" in shown
     num_processes = "2 processes" if name == "deepspeed" else "1 process"
     assert [line for line in lines if line.startswith("step: ") and f" x {num_processes}, ZeRO-3" in line]
-    assert_ends_in_order(lines)
+    assert_ends_in_order(lines, END)
 
 
 def test_in_a_file_lines_have_120_columns(sample_store: Path, tmp_path: Path) -> None:
-    words = [PROJECT_DIR / "pretrain.py", *training_flags(sample_store, Path("run"), *FLAGS)]
+    words = [PROJECT_DIR / "pretrain.py", *training_flags(sample_store, Path("run"), *FLAGS, "--report", "false")]
     done = run_preloaded(2, words, {}, cwd=tmp_path)
     assert done.returncode == 0, done.output[-6000:]
     lines = lines_of(done.log)
@@ -100,10 +136,10 @@ def test_in_a_file_lines_have_120_columns(sample_store: Path, tmp_path: Path) ->
     assert [line[:9] for line in lines if "  loss " in line and " left" in line] == [
         f"step {n}/4 " for n in range(1, 5)
     ]
-    assert_ends_in_order(lines)
+    assert_ends_in_order(lines, END[1:])
 
 
-@pytest.mark.parametrize("is_quiet", [True, False])
+@pytest.mark.parametrize("is_quiet", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_launcher_reports_what_fails_and_logs_as_much_as_requested(is_quiet: bool) -> None:
     words = [*launcher("deepspeed"), *([QUIET] if is_quiet else [])]
     done = run(*words, *python("pretrain.py", "--dataset", "nowhere")[1:])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT_DIR
-from tests.programs.launching import SEARCH_PATH, figures, records, run_preloaded, train, try_to_train
+from tests.fakes.exported import export_random_model
+from tests.programs.launching import SEARCH_PATH, events, figures, records, run_preloaded, train, try_to_train
 
 pytestmark = pytest.mark.launch
 # Four processes of two machines, as deepspeed tells them; two micro steps each, and an evaluation between steps.
@@ -32,42 +33,36 @@ def losses(run_dir: Path) -> list[object]:
 
 
 @pytest.mark.guarantee("hpZ trains to the bit as plain ZeRO-3: losses, evaluations, exported weights, and resumed.")
-def test_hpz_trains_and_resumes_as_zero_3(sample_store: Path, tmp_path: Path) -> None:
+@pytest.mark.guarantee("With hpZ, training starts from the values of --weights, not from the copy before they came.")
+def test_hpz_starts_from_weights_trains_and_resumes_as_zero_3(sample_store: Path, tmp_path: Path) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 64}
+    parent = export_random_model(tmp_path / "parent", sample_store, **shape)  # type: ignore[arg-type]
+    flags = [*FLAGS, "--weights", parent, "--dataset", sample_store, "--global_batch_tokens", 512, "--report", "false"]
+    flags += ["--warmup_steps", 0, "--schedule_steps", 2, "--save_steps", 1, "--eval_steps", 1]
+    flags += ["--per_device_eval_batch_size", 16]  # evaluations, which gather each weight for every batch, take half
+    for name, num_steps in (("ds_config.json", 2), ("ds_config_hpz.json", 1), ("ds_config_hpz.json", 2)):
+        words = [PROJECT_DIR / "pretrain.py", *flags, "--deepspeed", config(tmp_path, name), "--max_steps", num_steps]
+        words += ["--output_dir", tmp_path / name[:-5]]
+        done = run_preloaded(4, words, {"PYTHONPATH": SEARCH_PATH, **TWO_MACHINES})
+        assert done.returncode == 0, done.output[-4000:]
+        assert ("equal to that of its files" in done.stderr) == (events(tmp_path / name[:-5], "start")[-1]["step"] == 0)
+    assert_same_runs(tmp_path / "ds_config_hpz", tmp_path / "ds_config")
+
+
+@pytest.mark.long  # of a run from the weights of a model, that one resumes the other aside: the test above
+def test_hpz_trains_as_zero_3_which_resumes_it(sample_store: Path, tmp_path: Path) -> None:
     plain, hpz = config(tmp_path, "ds_config.json"), config(tmp_path, "ds_config_hpz.json")
     train("4 ranks", sample_store, tmp_path / "plain", *FLAGS, "--deepspeed", plain)
     for ds_config, num_steps in ((hpz, 2), (hpz, 3), (plain, 4)):  # two resumes, the last one without hpZ
         flags = [*FLAGS, "--deepspeed", ds_config, "--max_steps", num_steps, "--schedule_steps", 4]
         train("4 ranks", sample_store, tmp_path / "hpz", *flags, env=TWO_MACHINES)
-    assert losses(tmp_path / "hpz") == losses(tmp_path / "plain")
-    exported = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("hpz", "plain")]
+    assert_same_runs(tmp_path / "hpz", tmp_path / "plain")
+
+
+def assert_same_runs(ours: Path, theirs: Path) -> None:
+    assert losses(ours) == losses(theirs)
+    exported = [(run_dir / "model/model.safetensors").read_bytes() for run_dir in (ours, theirs)]
     assert exported[0] == exported[1]
-
-
-@pytest.mark.guarantee("With hpZ, training starts from the values of --weights, not from the copy before they came.")
-def test_hpz_starts_from_the_weights_of_a_model(sample_store: Path, tmp_path: Path) -> None:
-    train("2 ranks", sample_store, tmp_path / "parent", "--max_steps", 2, "--deepspeed", PROJECT_DIR / "ds_config.json")
-    for name in ("ds_config.json", "ds_config_hpz.json"):
-        words: list[object] = [
-            PROJECT_DIR / "pretrain.py",
-            *FLAGS,
-            "--max_steps",
-            2,
-            "--deepspeed",
-            config(tmp_path, name),
-        ]
-        words += [
-            "--weights",
-            tmp_path / "parent/model",
-            "--dataset",
-            sample_store,
-            "--output_dir",
-            tmp_path / name[:-5],
-        ]
-        words += ["--global_batch_tokens", 512, "--report", "false", "--warmup_steps", 0]
-        done = run_preloaded(4, words, {"PYTHONPATH": SEARCH_PATH, **TWO_MACHINES})
-        assert done.returncode == 0, done.output[-4000:]
-        assert "equal to that of its files" in done.stderr
-    assert losses(tmp_path / "ds_config_hpz") == losses(tmp_path / "ds_config")
 
 
 def test_hpz_is_refused_where_it_is_of_no_use(sample_store: Path, tmp_path: Path) -> None:

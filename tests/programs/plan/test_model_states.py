@@ -46,11 +46,16 @@ def check_sent(found: dict) -> None:
     ("num_ranks", "ds_config", "flags"),
     [
         (1, "ds_config.json", ["--bf16", "true"]),
-        (2, "ds_config.json", ["--bf16", "true", "--grad_accum_dtype", "bf16", "--optim", "adamw_bf16"]),
+        pytest.param(
+            *(2, "ds_config.json", ["--bf16", "true", "--grad_accum_dtype", "bf16", "--optim", "adamw_bf16"]),
+            marks=pytest.mark.long,
+        ),
         (3, "ds_config.json", ["--bf16", "false", "--optim", "muon"]),
-        (2, "ds_config_offload_optimizer.json", ["--bf16", "false"]),
-        (3, "ds_config_offload.json", ["--bf16", "true", "--optim", "adamw_bf16"]),
-        (1, "ds_config_offload.json", ["--bf16", "true", "--optim", "muon"]),
+        pytest.param(*(2, "ds_config_offload_optimizer.json", ["--bf16", "false"]), marks=pytest.mark.long),
+        pytest.param(
+            *(3, "ds_config_offload.json", ["--bf16", "true", "--optim", "adamw_bf16"]), marks=pytest.mark.long
+        ),
+        pytest.param(*(1, "ds_config_offload.json", ["--bf16", "true", "--optim", "muon"]), marks=pytest.mark.long),
     ],
 )
 @pytest.mark.guarantee(
@@ -92,13 +97,16 @@ def test_the_second_copy_of_hpz_is_allocated_and_used(sample_store: Path, tmp_pa
 @pytest.mark.parametrize(
     ("num_ranks", "ds_config", "flags"),
     [
-        (3, "ds_config_zero1.json", ["--bf16", "true"]),
+        pytest.param(*(3, "ds_config_zero1.json", ["--bf16", "true"]), marks=pytest.mark.long),
         pytest.param(
             *(2, "ds_config_zero1.json", ["--bf16", "false", "--optim", "adamw_bf16"]), marks=pytest.mark.long
         ),
         (3, "ds_config_zero2.json", ["--bf16", "true"]),
-        (3, "ds_config_zero2.json", ["--bf16", "false"]),
-        (3, "ds_config_zero2_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "fp32"]),
+        pytest.param(*(3, "ds_config_zero2.json", ["--bf16", "false"]), marks=pytest.mark.long),
+        pytest.param(
+            *(3, "ds_config_zero2_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "fp32"]),
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             *(2, "ds_config_zero1_offload_optimizer.json", ["--bf16", "true", "--grad_accum_dtype", "fp32"]),
             marks=pytest.mark.long,

@@ -7,8 +7,8 @@ import pytest
 
 from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.system.host import available_host_bytes
-from tests.conftest import PROJECT_DIR, TINY_RUN, assert_one_error, python, run
-from tests.programs.launching import figures, run_forked, train, training_flags, try_to_train
+from tests.conftest import PROJECT_DIR, TINY_RUN, assert_one_error, python
+from tests.programs.launching import BLOCK_LENGTH, figures, run_forked, train, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.launch
 def test_a_plan_needs_neither_gpu_nor_data_nor_launcher_and_leaves_nothing(tmp_path: Path) -> None:
     recipe = ["--recipe", PROJECT_DIR / "recipes/llama2_7b.yaml", "--deepspeed", PROJECT_DIR / "ds_config.json"]
     words = [*recipe, "--dry_run", "--num_gpus", 8, "--gpu_type", "h200", "--host_memory", "1TB"]
-    done = run(*python("pretrain.py", *words), cwd=tmp_path)
+    done = run_forked(*python("pretrain.py", *words), cwd=tmp_path)
     assert done.returncode == 0, done.output
     for part in ("plan: llama2_7b on 8 x h200", "no blocks are here", "6,738,415,616", "96% of 148.4", "it fits"):
         assert part in done.stdout
@@ -73,19 +73,23 @@ def test_a_start_that_does_not_fit_is_refused_and_forced(sample_store: Path, tmp
     run_dir = tmp_path / "run"
     small = {"script": "tests/programs/drivers/small_machine_run.py", "env": {"AVAILABLE_MEMORY": "1000000"}}
     flags = ["--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no"]
-    refused = try_to_train("2 ranks", sample_store, run_dir, *flags, **small)
+    refused = try_to_train("1 rank", sample_store, run_dir, *flags, **small)
     assert refused.returncode == 2
     assert "of memory; no GPU is here and 999 kB available; no change of flags fits" in refused.errors[0]
     assert not run_dir.exists()
-    forced = try_to_train("2 ranks", sample_store, run_dir, *flags, "--force", **small)
+    forced = try_to_train("1 rank", sample_store, run_dir, *flags, "--force", **small)
     assert forced.returncode == 0, forced.output
     assert "started all the same (--force)" in forced.output
     assert "planned: " in forced.output
 
 
+# Each trial is a start of every process. Two ranks with a trial out of memory are long: how such a trial ends is in
+# test_a_measurement_out_of_memory_is_one_error_and_leaves_nothing, what follows in
+# test_after_a_trial_out_of_memory_fewer_blocks_are_tried.
+@pytest.mark.parametrize(("ranks", "num_blocks"), [("1 rank", 2), pytest.param("2 ranks", 4, marks=pytest.mark.long)])
 @pytest.mark.guarantee("The largest micro batch is found, and trains like one that was given.")
 def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_number_given(
-    sample_store: Path, tmp_path: Path
+    ranks: str, num_blocks: int, sample_store: Path, tmp_path: Path
 ) -> None:
     if available_host_bytes() < 4e9:
         pytest.skip("two ranks of a trial need 4 GB of free memory")
@@ -94,21 +98,22 @@ def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_numb
         "env": {"MAX_BLOCKS": "2", "TMPDIR": str(tmp_path)},
     }
     flags = ["--lr_scheduler_type", "constant", "--save_steps", 6, "--eval_strategy", "no"]
-    found = train(
-        "2 ranks", sample_store, tmp_path / "found", *flags, "--per_device_train_batch_size", "auto", **limited
-    )
-    for line in ("4 blocks at a time: out of memory", "2 blocks at a time: fits", "2 blocks at a time, 2 micro steps"):
+    flags += ["--global_batch_tokens", num_blocks * BLOCK_LENGTH * int(ranks[0])]
+    found = train(ranks, sample_store, tmp_path / "found", *flags, "--per_device_train_batch_size", "auto", **limited)
+    lines = ["2 blocks at a time: fits", f"2 blocks at a time, {num_blocks // 2} micro steps"]
+    for line in (["4 blocks at a time: out of memory"] if num_blocks == 4 else []) + lines:
         assert f"--per_device_train_batch_size auto: {line}" in found.output
-    train("2 ranks", sample_store, tmp_path / "given", *flags, "--per_device_train_batch_size", 2)
+    train(ranks, sample_store, tmp_path / "given", *flags, "--per_device_train_batch_size", 2)
     assert figures(tmp_path / "found") == figures(tmp_path / "given")
     assert {path.name for path in tmp_path.iterdir()} == {"found", "given"}
     # A run that goes on keeps its number, without trying again.
     flags += ["--max_steps", 8, "--per_device_train_batch_size", "auto"]
-    resumed = train("2 ranks", sample_store, tmp_path / "found", *flags, **limited)
+    resumed = train(ranks, sample_store, tmp_path / "found", *flags, **limited)
     assert "blocks at a time: " not in resumed.output
     assert len(figures(tmp_path / "found")) == 8
 
 
+@pytest.mark.long  # which line is told: test_only_what_ran_out_of_memory_does_not_fit
 def test_a_trial_that_fails_otherwise_is_told_in_one_line(sample_store: Path, tmp_path: Path) -> None:
     limited = {"script": "tests/programs/drivers/out_of_memory_run.py", "env": {"MAX_BLOCKS": "many"}}
     done = try_to_train("1 rank", sample_store, tmp_path / "run", "--per_device_train_batch_size", "auto", **limited)
@@ -132,7 +137,7 @@ PROFILE = ["--profile_plan", "--save_steps", 2]
 
 def test_a_measurement_out_of_memory_is_one_error_and_leaves_nothing(sample_store: Path, tmp_path: Path) -> None:
     limited = {"script": "tests/programs/drivers/out_of_memory_run.py", "env": {"MAX_BLOCKS": "1"}}
-    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *PROFILE, **limited)
+    done = try_to_train("1 rank", sample_store, tmp_path / "run", *PROFILE, **limited)
     assert_one_error(done, "--profile_plan: out of memory; use a smaller --per_device_train_batch_size")
     assert list(tmp_path.iterdir()) == []
 
@@ -150,7 +155,7 @@ def test_a_measurement_that_is_stopped_saves_nothing(sample_store: Path, tmp_pat
 def test_a_measurement_of_the_current_folder_writes_beside_it(sample_store: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     flags = [*training_flags(sample_store, Path(), *PROFILE), "--deepspeed", PROJECT_DIR / "ds_config.json"]
-    done = run(*python("pretrain.py", *flags), cwd=tmp_path / "run")
+    done = run_forked(*python("pretrain.py", *flags), cwd=tmp_path / "run")
     assert done.returncode == 0, done.output
     assert done.stdout.startswith("measured: ")
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*")] == [Path("run")]

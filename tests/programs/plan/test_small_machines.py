@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import PROJECT_DIR, TINY_RUN, Done, python, run, run_fine, within_mount
 from tests.fakes.exported import export_random_model
-from tests.programs.launching import training_flags
+from tests.programs.launching import SEARCH_PATH, run_forked, training_flags
 
 pytestmark = pytest.mark.launch
 
@@ -28,6 +28,7 @@ def little_shared_memory() -> list[str]:
     return within_mount("mount -t tmpfs -o size=1m none /dev/shm")
 
 
+@pytest.mark.long  # where it is not enough: test_batches_without_shared_memory_are_one_error
 def test_little_shared_memory_is_enough(
     little_shared_memory: list[str], sample_store: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -38,14 +39,17 @@ def test_little_shared_memory_is_enough(
     run_fine(*little_shared_memory, *python("generate.py", "--model", model, "--max_new_tokens", 2))
 
 
-def test_batches_without_shared_memory_are_one_error(little_shared_memory: list[str], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("little_shared_memory")  # skips where nothing can be mounted
+def test_batches_without_shared_memory_are_one_error(tmp_path: Path) -> None:
     """A batch has 64 blocks of 2,048 ids of 8 bytes: 1 MB for the ids alone."""
     shape = ["--model_overrides", "hidden_size=16", "intermediate_size=16", "num_hidden_layers=1"]
     shape += ["num_attention_heads=2", "num_key_value_heads=2", "max_position_embeddings=2048"]
     data = ["--dataset", "synthetic", "--block_length", 2048, "--vocab_size", 512, "--global_batch_tokens", "none"]
     flags = ["--per_device_train_batch_size", 64, "--dataloader_num_workers", 2, "--output_dir", tmp_path / "run"]
-    command = python("pretrain.py", *TINY_RUN, *shape, *data, *flags, "--max_steps", 2)
-    done = run(*little_shared_memory, *command, env={"XDG_CACHE_HOME": str(tmp_path)})
+    command = python(
+        "tests/programs/plan/little_shared_memory_run.py", *TINY_RUN, *shape, *data, *flags, "--max_steps", 2
+    )
+    done = run_forked(*command, env={"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": SEARCH_PATH})
     assert done.returncode == 2
     assert "Traceback" not in done.output
     assert len(done.errors) == 1
@@ -96,6 +100,7 @@ def test_a_checkout_that_cannot_be_written_is_one_error_with_the_flag(
         assert all(part in done.errors[0] for part in parts), done.errors
 
 
+@pytest.mark.long  # what is written there: test_a_checkout_that_cannot_be_written_is_one_error_with_the_flag
 def test_what_writes_elsewhere_works_in_such_a_checkout(
     checkout: Path, sample_store: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -81,7 +81,9 @@ def test_what_is_wrong_is_found_and_the_store_made_again(
 
 
 @pytest.mark.guarantee("Without a compiler, or with one that fails, a block store has the same bytes.")
-@pytest.mark.parametrize("problem", ["numba is missing", "an unknown CPU", "no folder for the cache"])
+@pytest.mark.parametrize(  # the last one compiles
+    "problem", ["numba is missing", "an unknown CPU", pytest.param("no folder for the cache", marks=pytest.mark.long)]
+)
 def test_whatever_is_wrong_with_the_compiler_the_bytes_are_the_same(
     problem: str, corpus: Path, llama_like: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_whatever_is_wrong_with_the_compiler_the_bytes_are_the_same(
     assert digests(tmp_path / "blocks") == expected
 
 
+@pytest.mark.long  # it compiles; what is kept in a cache: tests/unit/system/compiled
 def test_a_run_that_ends_before_its_compiler_waits_for_it_once(
     corpus: Path, llama_like: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:

@@ -11,7 +11,8 @@ from pretraining.data.encode.fast_keys import LOAD_BYTES, UNIT
 from pretraining.system.compiled.cache import load_compiled
 from tests.conftest import PROJECT_DIR, python, run_fine
 
-pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="needs Numba")
+# Long: that both ways compute the same is in tests/unit/data/encode/test_fast_keys.py.
+pytestmark = [pytest.mark.long, pytest.mark.skipif(find_spec("numba") is None, reason="needs Numba")]
 TEXTS = [json.loads(line)["text"] for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text().splitlines()]
 
 

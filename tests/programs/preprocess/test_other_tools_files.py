@@ -77,6 +77,7 @@ def test_ids_of_other_tools_give_the_blocks_of_their_text(text_store: Path, tmp_
         assert sources == [file.name, f"{file.stem}.idx"][: 1 + file.with_suffix(".idx").exists()]
 
 
+@pytest.mark.long  # of text: the test of the same name in test_preprocess.py
 def test_the_bytes_depend_neither_on_workers_nor_on_processes(tmp_path: Path) -> None:
     documents = token_ids(stories()) * 20
     write_megatron(tmp_path / "a.bin", documents[:2000])
@@ -89,6 +90,7 @@ def test_the_bytes_depend_neither_on_workers_nor_on_processes(tmp_path: Path) ->
     assert digests(tmp_path / "one") == digests(tmp_path / "three")
 
 
+@pytest.mark.long  # of text: tests/programs/tools/test_trace.py
 def test_a_token_is_traced_to_the_document_of_its_file(tmp_path: Path) -> None:
     documents = token_ids(stories())
     file = write_megatron(tmp_path / "news_text_document.bin", documents)

@@ -18,18 +18,18 @@ from tests.unit.data.build.test_partial_store import digests, rebuilt_documents,
 
 pytestmark = pytest.mark.launch
 WRONG_BACKEND = PROJECT_DIR / "tests/faults/drivers/preprocess/wrong_backend.py"
-SMALL = ["--block_length", 64, "--split", "80,15,5", "--tokens_per_shard", 200_000]
+SMALL = ["--block_length", 64, "--split", "80,15,5", "--tokens_per_shard", 120_000]
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three sources, 9 MB: enough for several batches."""
+    """A folder of three sources, 5 MB: enough for several batches."""
     folder = tmp_path_factory.mktemp("corpus")
-    texts = [f"{copy} {story}" for copy in range(40) for story in stories()]
+    texts = [f"{copy} {story}" for copy in range(24) for story in stories()]
     lines = [(json.dumps({"text": text, "source": f"s{n % 3}"}) + "\n").encode() for n, text in enumerate(texts)]
-    (folder / "a.jsonl").write_bytes(b"".join(lines[:3000]))
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[3000:4000]), 1))
-    pq.write_table(pa.table({"text": texts[4000:]}), folder / "c.parquet")
+    (folder / "a.jsonl").write_bytes(b"".join(lines[:1800]))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[1800:2400]), 1))
+    pq.write_table(pa.table({"text": texts[2400:]}), folder / "c.parquet")
     return folder
 
 
@@ -38,7 +38,10 @@ def preprocess(output_dir: Path, *flags: object, launcher: tuple[object, ...] = 
     return read_manifest(output_dir, flag="")
 
 
-@pytest.mark.parametrize(("packing", "num_ranks"), [("concat", 3), ("best_fit", 2)])  # for five slices
+# best_fit is long: its blocks are those of test_best_fit_cuts_no_document_that_fits_and_pads_the_rest.
+@pytest.mark.parametrize(
+    ("packing", "num_ranks"), [("concat", 3), pytest.param("best_fit", 2, marks=pytest.mark.long)]
+)  # for five slices
 @pytest.mark.guarantee(
     "The bytes of a block store depend on input and flags alone: not on workers, processes or backend."
 )
@@ -75,6 +78,7 @@ def test_more_processes_than_slices_are_refused(corpus: Path, tmp_path: Path) ->
     assert not (tmp_path / "blocks.partial").exists()
 
 
+@pytest.mark.long  # one process: test_a_wrong_text_field_does_not_block_the_right_one
 def test_the_right_text_field_is_accepted_after_the_wrong_one_in_several_processes(tmp_path: Path) -> None:
     """The second process ends the run; the first has finished its slice, which has no document."""
     not_json = "".join(hashlib.sha256(b"%d" % number).hexdigest() * 10 + "\n" for number in range(400))

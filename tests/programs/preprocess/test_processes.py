@@ -36,12 +36,13 @@ def undisturbed(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -
     return digests(store)
 
 
+@pytest.mark.long  # after a kill: the test below
 def test_the_bytes_are_those_of_one_process(flags: list[object], undisturbed: dict[str, str], tmp_path: Path) -> None:
     run_fine(*python(DRIVER, *flags, "--output_dir", tmp_path / "blocks"))
     assert digests(tmp_path / "blocks") == undisturbed
 
 
-@pytest.mark.parametrize("victim", ["first", "worker"])
+@pytest.mark.parametrize("victim", [pytest.param("first", marks=pytest.mark.long), "worker"])
 def test_a_killed_process_takes_the_others_with_it_and_nothing_finished_is_lost(
     flags: list[object], undisturbed: dict[str, str], victim: str, tmp_path: Path
 ) -> None:

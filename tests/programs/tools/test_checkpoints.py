@@ -84,13 +84,12 @@ def test_the_record_of_the_run_is_config_enough(finished_run: Path, exported: Pa
     assert any(not torch.equal(weight.bfloat16().float(), weight) for weight in master.values())
 
 
-def test_a_run_in_fp32_is_exported_in_fp32(sample_store: Path, tmp_path: Path) -> None:
+def test_a_run_in_fp32_is_exported_in_fp32(trained_run: Path, tmp_path: Path) -> None:
     """Without --dtype: the weights of the run's own exported model, to the bit."""
-    run_dir, model_dir = tmp_path / "run", tmp_path / "model"
-    train("1 rank", sample_store, run_dir, "--max_steps", 1, "--save_steps", 1, "--eval_strategy", "no")
-    main(["export", str(run_dir / "checkpoint-1"), str(model_dir)])
+    model_dir = tmp_path / "model"
+    main(["export", str(trained_run / "checkpoint-6"), str(model_dir)])
     assert json.loads((model_dir / "config.json").read_text())["dtype"] == "float32"
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (model_dir, run_dir / "model"))
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (model_dir, trained_run / "model"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
 

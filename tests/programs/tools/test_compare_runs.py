@@ -19,7 +19,8 @@ PARTS = ["arguments", "data", "model", "deepspeed", "versions", "machine", "figu
 def runs(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("compared")
     for name, seed in (("a", 1), ("again", 1), ("other", 2)):
-        train("1 rank", sample_store, folder / name, "--max_steps", 3, "--seed", seed)
+        flags = ["--max_steps", 3, "--seed", seed, "--eval_strategy", "no", "--save_strategy", "no"]
+        train("1 rank", sample_store, folder / name, *flags)
     return {name: folder / name for name in ("a", "again", "other")}
 
 

@@ -22,6 +22,7 @@ from tools.evaluate import main
 EVALUATE = [sys.executable, "-m", "tools.evaluate"]
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
 STORIES = [json.loads(line)["text"] for line in SAMPLE.read_text("utf-8").splitlines()]
+NUM_HELD_OUT = 12
 LINE = 7
 SENTENCE = " " + STORIES[LINE - 1].split(". ")[2] + "."
 OWN = " A purple xylophone quietly audits seventeen lighthouses, Zebulon objected, unless Wednesdays hum."
@@ -30,6 +31,15 @@ OWN = " A purple xylophone quietly audits seventeen lighthouses, Zebulon objecte
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(PROJECT_DIR / "data/sample/tokenizer")
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of the sample's stories, whose evaluation takes no time."""
+    lines = SAMPLE.read_text("utf-8").splitlines(keepends=True)[:NUM_HELD_OUT]
+    path = tmp_path_factory.mktemp("held_out") / "news.jsonl"
+    path.write_text("".join(lines), "utf-8")
+    return path
 
 
 def line_of(tokenizer: PreTrainedTokenizerFast, text: str, *, finish_reason: str = "length") -> dict:
@@ -70,11 +80,23 @@ def test_a_sentence_of_the_training_data_is_found_with_its_line(
 
 @pytest.mark.launch
 def test_perplexity_is_that_of_the_tokens_given_their_prompts(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, trained_run: Path, capsys: pytest.CaptureFixture
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    trained_run: Path,
+    held_out: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     lines = [line_of(tokenizer, SENTENCE), line_of(tokenizer, OWN), line_of(tokenizer, "")]
     samples, output = write_samples(tmp_path / "samples.jsonl", *lines), tmp_path / "figures.json"
-    words = [str(trained_run), "--completions", str(samples), "--reference_files", str(SAMPLE), "--output", str(output)]
+    words = [
+        str(trained_run),
+        "--completions",
+        str(samples),
+        "--reference_files",
+        str(held_out),
+        "--output",
+        str(output),
+    ]
     main(words)
     model = AutoModelForCausalLM.from_pretrained(trained_run / "model").eval()
     losses = []
@@ -113,10 +135,10 @@ def test_a_mistake_is_one_line(tokenizer: PreTrainedTokenizerFast, tmp_path: Pat
 
 @pytest.mark.launch
 def test_each_checkpoint_writes_what_generate_writes(
-    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    trained_run: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     output = tmp_path / "found.json"
-    words = [trained_run, "--all_checkpoints", "--data_files", SAMPLE, "--prompts", "The council", "Scientists have"]
+    words = [trained_run, "--all_checkpoints", "--data_files", held_out, "--prompts", "The council", "Scientists have"]
     main([str(word) for word in (*words, "--max_new_tokens", 8, "--seed", 3, "--output", output)])
     heading, first, second, *rest = capsys.readouterr().out.splitlines()
     assert heading.split() == ["model", "documents", "tokens", "loss", "perplexity", "accuracy", "bits/byte"]
@@ -132,7 +154,7 @@ def test_each_checkpoint_writes_what_generate_writes(
     written = capsys.readouterr().out.split("\n\n")
     found = json.loads(output.read_text())["models"]
     assert [one["model"] for one in found] == [str(trained_run / f"checkpoint-{step}") for step in (3, 6)]
-    assert found[0]["total"]["num_documents"] == len(STORIES)
+    assert found[0]["total"]["num_documents"] == NUM_HELD_OUT
     assert [one["prompt"] + one["text"] for one in found[0]["completions"]] == written[:2]
     expected = " ".join(written[0].removeprefix("The council").split())
     assert f"checkpoint-3 {expected}" in rest
@@ -144,7 +166,7 @@ def test_a_model_is_passed_once(trained_run: Path) -> None:
 
 
 @pytest.mark.launch
-def test_one_model_at_a_time_is_in_memory(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_model_at_a_time_is_in_memory(trained_run: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On devices of accelerate too, whose hooks refer to the layers that refer to them."""
     loaded: list[weakref.ReferenceType[torch.Tensor]] = []
     load = load_model.load_model
@@ -157,7 +179,6 @@ def test_one_model_at_a_time_is_in_memory(trained_run: Path, monkeypatch: pytest
         return model, tokenizer
 
     monkeypatch.setattr(load_model, "load_model", load_alone)
-    main(
-        [str(trained_run), "--all_checkpoints", "--data_files", str(SAMPLE), "--prompts", "x", "--max_new_tokens", "2"]
-    )
+    words = [str(trained_run), "--all_checkpoints", "--data_files", str(held_out), "--prompts", "x"]
+    main([*words, "--max_new_tokens", "2"])
     assert len(loaded) == 2

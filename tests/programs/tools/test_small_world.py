@@ -16,9 +16,9 @@ from pretraining.evaluation.known_limit import Gap
 from pretraining.training.config.recording import known_limit_of
 from small_world import WORLD
 from small_world.reading import story_readings
-from tests.conftest import PROJECT_DIR, assert_one_error, run_fine
+from tests.conftest import PROJECT_DIR, assert_one_error
 from tests.fakes.exported import export_random_model
-from tests.programs.launching import run_forked
+from tests.programs.launching import run_forked, run_forked_fine
 from tools.small_world import lines
 from tools.small_world import main as make_world
 from tools.small_world_check import CheckArguments, check_not_below, main, true_bits
@@ -69,7 +69,9 @@ def test_a_model_is_compared_with_the_limit_and_the_grammar(folder: Path, tmp_pa
         row["text"] = text
     samples.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
-    done = run_fine(*CHECK, folder / "model", "--dataset", folder / "blocks", "--samples", samples, "--output", figures)
+    done = run_forked_fine(
+        *CHECK, folder / "model", "--dataset", folder / "blocks", "--samples", samples, "--output", figures
+    )
     found = json.loads(figures.read_text())
     total, sources = found["limits"]["total"], [found["limits"][source] for source in WORLD.sources]
     assert total["num_documents"] == sum(source["num_documents"] for source in sources) > 40

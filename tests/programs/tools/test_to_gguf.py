@@ -13,9 +13,10 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pretraining.finetuning.chat_template import chat_template
-from tests.conftest import assert_one_error, run, run_fine
+from tests.conftest import assert_one_error, run
 from tests.fakes.exported import export_random_model
 from tests.unit.data.tokenize.test_tokenizer import ODD_TEXTS
+from tools.to_gguf import main
 
 TOOL = [sys.executable, "-m", "tools.to_gguf"]
 MESSAGES = [{"role": "user", "content": " Who? "}, {"role": "assistant", "content": "They."}]
@@ -43,7 +44,7 @@ def llama_cpp(gguf_file: Path) -> tuple[object, Ask]:
 def written(model: Path) -> Path:
     pytest.importorskip("gguf", reason="pip install gguf, which tools.to_gguf needs")
     output = model.with_suffix(".gguf")
-    run_fine(*TOOL, model, output)
+    main([str(model), str(output)])
     return output
 
 
@@ -58,12 +59,12 @@ def check_ids(model: Path) -> None:
     del kept
 
 
-@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("add_bos", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_ids_are_those_of_the_sample_tokenizer(add_bos: bool, sample_store: Path, tmp_path: Path) -> None:
     check_ids(export_random_model(tmp_path / "model", sample_store, add_bos=add_bos))
 
 
-@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("add_bos", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_ids_are_those_of_the_llama2_tokenizer(
     add_bos: bool, sample_store: Path, tmp_path: Path, real_data: Path
 ) -> None:
@@ -72,7 +73,9 @@ def test_the_ids_are_those_of_the_llama2_tokenizer(
     )
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 0.02), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 0.02), pytest.param(torch.bfloat16, 0.2, marks=pytest.mark.long)]
+)
 @pytest.mark.guarantee("llama.cpp gives the ids and probabilities of transformers.")
 def test_the_probabilities_are_those_of_transformers(
     dtype: torch.dtype, most: float, sample_store: Path, tmp_path: Path

@@ -56,6 +56,22 @@ def test_the_candidates_keep_to_the_limit(tmp_path: Path, monkeypatch: pytest.Mo
     assert found() > found("--gpu_memory_limit", "40GB") >= 1
 
 
+def test_after_a_trial_out_of_memory_fewer_blocks_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def run_trial(number: int, _: int) -> str:
+        tried.append(number)
+        return FITS if number <= 2 else OUT_OF_MEMORY
+
+    monkeypatch.setattr(micro_batch, "this_machine", lambda: MachineSpec("one", 1, 1, 10**12, None, None))
+    monkeypatch.setattr(micro_batch, "run_trial", run_trial)
+    words = ["--model", "tinyllama_1b", "--per_device_train_batch_size", "auto", "--output_dir", str(tmp_path / "run")]
+    words += ["--deepspeed", str(PROJECT_DIR / "ds_config.json"), "--global_batch_blocks", "8"]
+    words += ["--global_batch_tokens", "none"]
+    arguments = with_largest_micro_batch(parse_pretrain_arguments("", words), None)
+    assert (tried, arguments.trainer["per_device_train_batch_size"]) == ([8, 4, 2], 2)
+
+
 def test_only_what_ran_out_of_memory_does_not_fit() -> None:
     assert _failure(-9, "") == OUT_OF_MEMORY
     assert _failure(1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate") == OUT_OF_MEMORY
