@@ -21,7 +21,7 @@ from tests.unit.data.input.test_token_files import some_documents, write_flat, w
 
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
 KILLED_AT_STEP = PROJECT_DIR / "tests/faults/drivers/preprocess/killed_at_step.py"
-NUM_KILLS = max(20, num_mutations(50))  # of which half for each packing
+NUM_KILLS = max(8, num_mutations(50))  # of which half for each packing
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,11 @@ def digests(store: Path) -> dict[str, str]:
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-@pytest.fixture(scope="module", params=["concat", "best_fit"])
+# Both are killed at any instant; what else may happen goes the same way for both.
+BOTH = pytest.mark.parametrize("packing", ["concat", "best_fit"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", params=["concat", pytest.param("best_fit", marks=pytest.mark.long)])
 def packing(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -76,6 +80,7 @@ def killed_at_a_time(command: list[object], chance: random.Random, partial: Path
         return process.wait() == -signal.SIGKILL
 
 
+@BOTH
 @pytest.mark.guarantee("preprocess.py, killed at any instant, resumes to the same bytes.")
 def test_killed_at_any_instant_the_same_command_goes_on_to_the_same_bytes(
     corpus: Path,
