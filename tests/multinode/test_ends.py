@@ -13,22 +13,36 @@ import pytest
 
 from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.system.launchers import DEEPSPEED, free_port
+from tests.conftest import PROJECT_DIR
 from tests.multinode.hosts import NAMES, NODE_A, NODE_B, HostProcess, TwoHosts
+from tests.multinode.test_launchers import start
 from tests.programs.launching import events, records, training_flags
 
 pytestmark = pytest.mark.launch
 
 END_SECONDS = 60.0
+NO_ANSWER = "node-b of this run is gone (no answer for 30 s), stopping; rerun to resume"
 FLAGS = ["--max_steps", 100_000, "--save_steps", 100_000, "--eval_strategy", "no", "--logging_steps", 1]
 
 
 class Run:
-    """A run of one process on each of two hosts, started by `deepspeed --hostfile` on the first one."""
+    """A run of one process on each of two hosts, and what was typed for it on the first one."""
 
-    def __init__(self, hosts: TwoHosts, store: Path, run_dir: Path, *before: object) -> None:
-        self.hosts, self.run_dir = hosts, run_dir
+    def __init__(self, hosts: TwoHosts, run_dir: Path, runner: HostProcess) -> None:
+        self.hosts, self.run_dir, self.runner = hosts, run_dir, runner
+
+    @classmethod
+    def of_deepspeed(cls, hosts: TwoHosts, store: Path, run_dir: Path, *before: object) -> "Run":
+        """By `deepspeed --hostfile` on the first host."""
         words = [*before, *DEEPSPEED, f"--hostfile={hosts.hostfile()}", f"--master_port={free_port()}", "pretrain.py"]
-        self.runner: HostProcess = hosts.run(NODE_A, [*words, *training_flags(store, run_dir, *FLAGS)])
+        return cls(hosts, run_dir, hosts.run(NODE_A, [*words, *training_flags(store, run_dir, *FLAGS)]))
+
+    @classmethod
+    def of_tasks(cls, script: str, hosts: TwoHosts, store: Path, run_dir: Path) -> "Run":
+        """As tasks of `srun`, in half the time."""
+        env = {"PYTHONPATH": str(PROJECT_DIR)}
+        words = [PROJECT_DIR / script, *training_flags(store, run_dir, *FLAGS)]
+        return cls(hosts, run_dir, start("srun", hosts, words, [env, env])[0])
 
     def wait_for_step(self, step: int = 2) -> None:
         """Wait until the log has a step."""
@@ -59,7 +73,7 @@ class Run:
 
 @pytest.fixture
 def run(hosts: TwoHosts, sample_store: Path, tmp_path: Path) -> Run:
-    run = Run(hosts, sample_store, tmp_path / "run")
+    run = Run.of_deepspeed(hosts, sample_store, tmp_path / "run")
     run.wait_for_step()
     return run
 
@@ -85,17 +99,32 @@ def test_a_host_dies(run: Run, record_property: Callable[[str, object], None]) -
     assert "Traceback" not in output
 
 
+# Of all that are long, test_a_host_dies shows that a machine ends when it loses the other, test_machine_links.py by what
+# it does, and tests/faults/test_orphans.py and test_supervise.py what deepspeed leaves and passes on.
+@pytest.mark.long
 def test_the_first_host_dies(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.hosts.kill(NODE_A)
     assert_gone(run, record_property)
 
 
 @pytest.mark.guarantee("When the link between machines is cut, all processes end within a minute.")
-def test_a_link_is_cut(run: Run, record_property: Callable[[str, object], None]) -> None:
+def test_a_link_is_cut(
+    hosts: TwoHosts, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """One that breaks 3 s later."""
+    run = Run.of_tasks("tests/multinode/quick_answer_run.py", hosts, sample_store, tmp_path / "run")
+    run.wait_for_step()
+    hosts.cut_link()
+    assert_gone(run, record_property, NO_ANSWER)
+
+
+@pytest.mark.long  # test_a_link_is_cut
+def test_a_link_is_cut_below_deepspeed(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.hosts.cut_link()
-    assert_gone(run, record_property, "node-b of this run is gone (no answer for 30 s), stopping; rerun to resume")
+    assert_gone(run, record_property, NO_ANSWER)
 
 
+@pytest.mark.long
 def test_the_command_is_killed(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.runner.kill()
     assert_gone(run, record_property)
@@ -103,8 +132,8 @@ def test_the_command_is_killed(run: Run, record_property: Callable[[str, object]
     assert event["reason"] == "the launcher is gone"
 
 
-# test_a_host_dies takes rank 1 with it.
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [0, 1])
 def test_a_rank_is_killed(run: Run, number: int, record_property: Callable[[str, object], None]) -> None:
     os.kill(run.rank(number), signal.SIGKILL)
     assert_gone(
@@ -112,6 +141,7 @@ def test_a_rank_is_killed(run: Run, number: int, record_property: Callable[[str,
     )
 
 
+@pytest.mark.long  # test_slurm.py, test_several_machines_save_before_the_limit_and_resume
 def test_the_command_is_asked_to_stop(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.runner.terminate()
     assert_gone(run, record_property)
@@ -125,12 +155,13 @@ def trains_again(run_dir: Path) -> bool:
         return any("loss" in record for record in since)
 
 
+@pytest.mark.long
 def test_a_supervised_run_starts_again_and_stops_on_request(
     hosts: TwoHosts, sample_store: Path, tmp_path: Path
 ) -> None:
     """The command ends when a host dies; later a signal to the supervisor reaches the ranks, which save."""
     supervise = [sys.executable, "-m", "tools.supervise", "--restarts", 1, "--pause_seconds", 1, "--"]
-    run = Run(hosts, sample_store, tmp_path / "run", *supervise)
+    run = Run.of_deepspeed(hosts, sample_store, tmp_path / "run", *supervise)
     run.wait_for_step()
     hosts.kill(NODE_B)
     hosts.start(NODE_B)

@@ -44,7 +44,7 @@ def start(
     envs: Sequence[dict[str, str]],
     flags_of_b: Sequence[object] = (),
 ) -> list[HostProcess]:
-    """What a user types for a launcher, on the first host or on both; more flags on the second with torchrun."""
+    """What a user types for a launcher, on the first host or on both; more flags on the second as a task of srun."""
     hostfile, program = f"--hostfile={hosts.hostfile()}", [sys.executable, *words]
     static = [f"--master_addr={ADDRESS}", "--master_port=29511"]
     torchrun = [BIN / "torchrun", "--nnodes=2", "--nproc_per_node=1"]
@@ -55,10 +55,9 @@ def start(
             f"--node_rank={rank}",
             *static,
             *words,
-            *flags_of_b[: rank * len(flags_of_b)],
         ],
         "c10d": lambda _: [*torchrun, "--rdzv_backend=c10d", f"--rdzv_endpoint={NODE_A}:29512", *words],
-        "srun": lambda _: program,
+        "srun": lambda rank: [*program, *flags_of_b[: rank * len(flags_of_b)]],
     }
     if name in on_both:
         tasks = [slurm_task(rank) if name == "srun" else {} for rank in range(2)]
@@ -121,9 +120,9 @@ def weights(run_dir: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def on_two_hosts(two_hosts: TwoHosts, sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of `deepspeed --hostfile`."""
+    """The run folder of a task of `srun` on each host."""
     run_dir = tmp_path_factory.mktemp("two") / "run"
-    assert_trained(launch("deepspeed", two_hosts, sample_store, run_dir))
+    assert_trained(launch("srun", two_hosts, sample_store, run_dir))
     return run_dir
 
 
@@ -140,7 +139,10 @@ def test_two_hosts_are_as_one_host_with_two_ranks(on_two_hosts: Path, on_one_hos
     assert all(machine["memory_bytes"] > 1e9 and machine["gpus"] == [] for machine in machines)
 
 
-@pytest.mark.parametrize("name", ["no_ssh", "c10d", "mpirun", "srun"])
+# srun trains in test_two_hosts_are_as_one_host_with_two_ranks, `deepspeed --hostfile` in test_ends.py until a host dies.
+# All that launchers do is to set the variables of a rank.
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["deepspeed", "no_ssh", "torchrun", "c10d", "mpirun"])
 def test_a_launcher_on_two_hosts(
     name: str, two_hosts: TwoHosts, sample_store: Path, on_one_host: Path, tmp_path: Path
 ) -> None:
@@ -157,7 +159,7 @@ def test_checkpoints_move_between_one_host_and_two(
     one, two = tmp_path / "one", tmp_path / "two"
     resumed = ("--resume", on_two_hosts / "checkpoint-2")
     train("2 ranks", sample_store, one, *STEPS, *resumed, env={"OMP_NUM_THREADS": "1"})
-    assert_trained(launch("torchrun", two_hosts, sample_store, two, "--resume", on_one_host / "checkpoint-2"))
+    assert_trained(launch("srun", two_hosts, sample_store, two, "--resume", on_one_host / "checkpoint-2"))
     for run_dir in (one, two):
         assert_same_run(run_dir, on_one_host)
 
@@ -174,7 +176,9 @@ def test_a_run_folder_that_is_not_shared(two_hosts: TwoHosts, sample_store: Path
 
 
 @pytest.mark.guarantee("What only one machine lacks ends the processes of all machines, with its host in one line.")
-@pytest.mark.parametrize("lacks", ["blocks", "same blocks", "same version"])
+@pytest.mark.parametrize(
+    "lacks", [*(pytest.param(what, marks=pytest.mark.long) for what in ("blocks", "same blocks")), "same version"]
+)
 def test_what_one_host_lacks_ends_both(lacks: str, two_hosts: TwoHosts, sample_store: Path, tmp_path: Path) -> None:
     store, env = shutil.copytree(sample_store, tmp_path / "blocks"), {}
     if lacks == "same version":
@@ -199,5 +203,5 @@ def test_another_flag_on_one_host_ends_both(two_hosts: TwoHosts, sample_store: P
     """Paths and the number of workers may differ."""
     (tmp_path / "mount").symlink_to(tmp_path)
     of_b = ["--output_dir", tmp_path / "mount/run", "--dataloader_num_workers", 1, "--learning_rate", 0.001]
-    done = launch("torchrun", two_hosts, sample_store, tmp_path / "run", "--learning_rate", 0.002, flags_of_b=of_b)
+    done = launch("srun", two_hosts, sample_store, tmp_path / "run", "--learning_rate", 0.002, flags_of_b=of_b)
     assert_both_left(done, "node-b: --learning_rate: is 0.001; node-a has 0.002; type the same flags on all machines")
