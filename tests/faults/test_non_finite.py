@@ -98,7 +98,9 @@ def test_rollbacks_from_what_is_not_finite_are_limited(sample_store: Path, tmp_p
     assert saved(run_dir) == ["checkpoint-2"]
 
 
-@pytest.mark.parametrize("flags", [["--export_every_tokens", 3 * 512], ["--sample_steps", 3]])
+@pytest.mark.parametrize(
+    "flags", [["--export_every_tokens", 3 * 512], pytest.param(["--sample_steps", 3], marks=pytest.mark.long)]
+)
 def test_what_is_not_finite_is_found_before_it_is_used(flags: list[object], sample_store: Path, tmp_path: Path) -> None:
     done = train_with_nan(sample_store, tmp_path / "run", *flags, nan=[(3, 0, "master")])
     assert done.returncode == 2

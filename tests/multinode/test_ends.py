@@ -99,8 +99,8 @@ def test_a_host_dies(run: Run, record_property: Callable[[str, object], None]) -
     assert "Traceback" not in output
 
 
-# Of all that are long, test_a_host_dies shows that a machine ends when it loses the other, test_machine_links.py by what
-# it does, and tests/faults/test_orphans.py and test_supervise.py what deepspeed leaves and passes on.
+# Of all that are long, test_a_host_dies shows that a machine ends when it loses the other, test_machine_links.py by
+# what, and tests/faults/test_orphans.py and test_supervise.py what deepspeed leaves and passes on.
 @pytest.mark.long
 def test_the_first_host_dies(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.hosts.kill(NODE_A)

@@ -139,8 +139,8 @@ def test_two_hosts_are_as_one_host_with_two_ranks(on_two_hosts: Path, on_one_hos
     assert all(machine["memory_bytes"] > 1e9 and machine["gpus"] == [] for machine in machines)
 
 
-# srun trains in test_two_hosts_are_as_one_host_with_two_ranks, `deepspeed --hostfile` in test_ends.py until a host dies.
-# All that launchers do is to set the variables of a rank.
+# Tasks of srun train in test_two_hosts_are_as_one_host_with_two_ranks, `deepspeed --hostfile` in test_ends.py until a
+# host dies. All that launchers do is to set the variables of a rank.
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["deepspeed", "no_ssh", "torchrun", "c10d", "mpirun"])
 def test_a_launcher_on_two_hosts(
