@@ -74,8 +74,10 @@ def start(name: str, folder: Path, *, watches_others: bool = False, nohup: bool 
     return Waiting(command, [json.loads(path.read_text()) for path in paths], folder)
 
 
-# The ranks of torchrun hold a pipe of it as those of deepspeed do.
-@pytest.mark.parametrize("name", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.long), "mpirun"])
+# Below, a deepspeed command is killed, with which its launcher ends. The ranks of torchrun notice it in the same way.
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("deepspeed", "torchrun")), "mpirun"]
+)
 @pytest.mark.guarantee("No process outlives its launcher.")
 def test_nothing_outlives_its_killed_launcher(
     name: str, tmp_path: Path, record_property: Callable[[str, object], None]
@@ -129,7 +131,7 @@ def test_a_signal_to_the_whole_job_lets_the_ranks_save(how: str, tmp_path: Path)
     assert waiting.asked() == [how] * 2
 
 
-# In short: test_supervise.py, test_a_signal_reaches_every_rank_and_nothing_is_left_running, of torchrun and SIGHUP.
+# deepspeed under nohup: test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save
 @pytest.mark.long
 def test_torchrun_ends_with_its_terminal_under_nohup_too_and_its_ranks_save(tmp_path: Path) -> None:
     """It catches SIGHUP, whether that is ignored or not, and kills 30 s later: what a rank writes last is there."""

@@ -39,7 +39,8 @@ def poisoned_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FAULTS = ("spike", "non-finite", "rollback", "warning")
 FLAGS = ["--max_steps", STEPS, "--save_steps", SAVED_STEP, "--eval_strategy", "no", "--data_seed", SEED]
-FLAGS += ["--global_batch_tokens", 512, "--learning_rate", "1e-2", "--min_learning_rate", "5e-3"]
+FLAGS += ["--global_batch_tokens", 512, "--per_device_train_batch_size", 4]
+FLAGS += ["--learning_rate", "1e-2", "--min_learning_rate", "5e-3"]
 # So early the losses still vary: the score of the step is 6.9, and that of no other step is above 1.4.
 FLAGS += ["--spike_threshold", 5]
 FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]  # random states must go back too

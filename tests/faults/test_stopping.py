@@ -81,7 +81,6 @@ def test_a_run_that_was_stopped_again_and_again_equals_an_uninterrupted_run(
     assert_stopped(done, run_dir, 1, "--max_hours")
     assert len(events(run_dir, "stop")) == 1
     assert "--max_hours 0.0005: saves and stops 3 steps before " in done.stderr
-    (run_dir / "STOP").touch()  # late, so it must not stop the next start
     stops = [
         ("micro step:2", "kill(me, SIGTERM)", 2, "SIGTERM"),
         ("batch:2", f"Path('{run_dir}/STOP').touch()", 3, "the file STOP"),  # within the evaluation after step 3
@@ -89,6 +88,7 @@ def test_a_run_that_was_stopped_again_and_again_equals_an_uninterrupted_run(
     ]
     stopped_at = [1]
     for place, what, step, reason in stops:
+        (run_dir / "STOP").touch()  # late, so it must not stop the next start
         done = interrupt("2 ranks", sample_store, run_dir, AT=place, DO=what, BY_RANK="1")
         assert_stopped(done, run_dir, step, reason)
         stopped_at.append(step)

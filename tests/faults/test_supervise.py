@@ -162,7 +162,7 @@ ENDS: dict[str, tuple[dict[str, int | str], int, int]] = {
     "crash": ({"0-0": 1, "1-0": 0, "1-1": 0}, 0, 2),
 }
 # mpirun starts fastest, and what ranks note of their end does not depend on who has started them. torchrun, which exits
-# with 1 in any case, is here for that; deepspeed and torchrun pass a signal on in
+# with 1 in any case, is here for that; deepspeed passes a signal on in
 # test_a_signal_reaches_every_rank_and_nothing_is_left_running.
 LONG = [("deepspeed", end) for end in ENDS] + [("torchrun", end) for end in ("mistake", "kill", "crash")]
 
@@ -195,7 +195,7 @@ def test_what_ended_the_ranks_is_known_whatever_their_launcher_exits_with(
         ("deepspeed", "SIGINT"),
         pytest.param("deepspeed", "SIGUSR1", marks=pytest.mark.long),
         pytest.param("torchrun", "SIGUSR1", marks=pytest.mark.long),
-        ("torchrun", "SIGHUP"),
+        pytest.param("torchrun", "SIGHUP", marks=pytest.mark.long),
         ("mpirun", "SIGUSR1"),
     ],
 )

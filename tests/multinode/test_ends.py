@@ -13,36 +13,22 @@ import pytest
 
 from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.system.launchers import DEEPSPEED, free_port
-from tests.conftest import PROJECT_DIR
 from tests.multinode.hosts import NAMES, NODE_A, NODE_B, HostProcess, TwoHosts
-from tests.multinode.test_launchers import start
 from tests.programs.launching import events, records, training_flags
 
 pytestmark = pytest.mark.launch
 
 END_SECONDS = 60.0
-NO_ANSWER = "node-b of this run is gone (no answer for 30 s), stopping; rerun to resume"
 FLAGS = ["--max_steps", 100_000, "--save_steps", 100_000, "--eval_strategy", "no", "--logging_steps", 1]
 
 
 class Run:
-    """A run of one process on each of two hosts, and what was typed for it on the first one."""
+    """A run of one process on each of two hosts, started by `deepspeed --hostfile` on the first one."""
 
-    def __init__(self, hosts: TwoHosts, run_dir: Path, runner: HostProcess) -> None:
-        self.hosts, self.run_dir, self.runner = hosts, run_dir, runner
-
-    @classmethod
-    def of_deepspeed(cls, hosts: TwoHosts, store: Path, run_dir: Path, *before: object) -> "Run":
-        """By `deepspeed --hostfile` on the first host."""
+    def __init__(self, hosts: TwoHosts, store: Path, run_dir: Path, *before: object) -> None:
+        self.hosts, self.run_dir = hosts, run_dir
         words = [*before, *DEEPSPEED, f"--hostfile={hosts.hostfile()}", f"--master_port={free_port()}", "pretrain.py"]
-        return cls(hosts, run_dir, hosts.run(NODE_A, [*words, *training_flags(store, run_dir, *FLAGS)]))
-
-    @classmethod
-    def of_tasks(cls, script: str, hosts: TwoHosts, store: Path, run_dir: Path) -> "Run":
-        """As tasks of `srun`, in half the time."""
-        env = {"PYTHONPATH": str(PROJECT_DIR)}
-        words = [PROJECT_DIR / script, *training_flags(store, run_dir, *FLAGS)]
-        return cls(hosts, run_dir, start("srun", hosts, words, [env, env])[0])
+        self.runner: HostProcess = hosts.run(NODE_A, [*words, *training_flags(store, run_dir, *FLAGS)])
 
     def wait_for_step(self, step: int = 2) -> None:
         """Wait until the log has a step."""
@@ -73,7 +59,7 @@ class Run:
 
 @pytest.fixture
 def run(hosts: TwoHosts, sample_store: Path, tmp_path: Path) -> Run:
-    run = Run.of_deepspeed(hosts, sample_store, tmp_path / "run")
+    run = Run(hosts, sample_store, tmp_path / "run")
     run.wait_for_step()
     return run
 
@@ -107,21 +93,10 @@ def test_the_first_host_dies(run: Run, record_property: Callable[[str, object], 
     assert_gone(run, record_property)
 
 
-@pytest.mark.guarantee("When the link between machines is cut, all processes end within a minute.")
-def test_a_link_is_cut(
-    hosts: TwoHosts, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    """One that breaks 3 s later."""
-    run = Run.of_tasks("tests/multinode/quick_answer_run.py", hosts, sample_store, tmp_path / "run")
-    run.wait_for_step()
-    hosts.cut_link()
-    assert_gone(run, record_property, NO_ANSWER)
-
-
-@pytest.mark.long  # test_a_link_is_cut
-def test_a_link_is_cut_below_deepspeed(run: Run, record_property: Callable[[str, object], None]) -> None:
+@pytest.mark.long  # test_launchers.py, test_a_link_is_cut
+def test_a_link_is_cut(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.hosts.cut_link()
-    assert_gone(run, record_property, NO_ANSWER)
+    assert_gone(run, record_property, "node-b of this run is gone (no answer for 30 s), stopping; rerun to resume")
 
 
 @pytest.mark.long
@@ -161,7 +136,7 @@ def test_a_supervised_run_starts_again_and_stops_on_request(
 ) -> None:
     """The command ends when a host dies; later a signal to the supervisor reaches the ranks, which save."""
     supervise = [sys.executable, "-m", "tools.supervise", "--restarts", 1, "--pause_seconds", 1, "--"]
-    run = Run.of_deepspeed(hosts, sample_store, tmp_path / "run", *supervise)
+    run = Run(hosts, sample_store, tmp_path / "run", *supervise)
     run.wait_for_step()
     hosts.kill(NODE_B)
     hosts.start(NODE_B)
