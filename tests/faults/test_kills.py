@@ -20,7 +20,7 @@ from tests.programs.launching import figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
-NUM_KILLS = int(os.environ.get("NUM_KILLS", "6"))
+NUM_KILLS = int(os.environ.get("NUM_KILLS", "4"))
 STEPS = 24
 FLAGS = ["--max_steps", STEPS, "--save_steps", 4, "--eval_steps", 8, "--dataloader_num_workers", 1]
 FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]
@@ -79,7 +79,7 @@ def test_a_run_killed_at_any_instant_is_one_that_was_not(
     train("2 ranks", "unused", whole, *flags)
     assert records(whole)[-1]["epoch/long"] > 1
     assert records(whole)[-1]["epoch/short"] > 1
-    generator = random.Random(f"{precision} 15")  # of one rank, of both, and in a save, before there are two of a kind
+    generator = random.Random(f"{precision} 73")  # of fp32: first of one rank in a save, then of both
     kills, ends = [], []
     for _ in range(NUM_KILLS // 2):
         kills.append(kill_of(generator))
