@@ -39,7 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flags(corpus: Path, packing: str, *more: object) -> list[object]:
     words = ["--data_files", corpus, "--packing", packing, "--block_length", 128, "--split", "80,15,5"]
-    return [*words, "--tokens_per_shard", 150_000, "--num_slices", 2, "--exact_duplicates", *more]
+    return [*words, "--tokens_per_shard", 120_000, "--num_slices", 2, "--exact_duplicates", *more]
 
 
 def digests(store: Path) -> dict[str, str]:
