@@ -23,10 +23,11 @@ STAGES = {
     "load the tokenizer": ("preprocess", "load_document_tokenizer"),
     "hash the input": ("pretraining.data.build.origin", "sha256_of"),
     "read lines": ("pretraining.data.build.work", "read_batches"),
-    "parse JSON": ("pretraining.data.encode.encoding", "parse_lines"),
-    "assign splits": ("pretraining.data.encode.encoding", "BatchEncoder.encode"),
-    "encode": ("pretraining.data.tokenize.tokenizer", "DocumentTokenizer.encode"),
-    "add EOS": ("pretraining.data.tokenize.tokenizer", "DocumentTokenizer.surround"),
+    "parse JSON": ("pretraining.data.encode.line_encoder", "LineEncoder._read"),
+    "hash texts": ("pretraining.data.encode.line_encoder", "LineEncoder._digests"),
+    "check by the reference": ("pretraining.data.encode.line_encoder", "LineEncoder._check"),
+    "encode": ("pretraining.data.tokenize.compiled_backend", "CompiledBackend.encode_utf8"),
+    "tables of the batch": ("pretraining.data.encode.line_encoder", "LineEncoder.encode"),
     "divide by split": ("pretraining.data.build.work", "prepare"),
     "pack": ("pretraining.data.store.packing", "ConcatPacker.add"),
     "make tables of blocks": ("pretraining.data.build.slice_writer", "block_table"),
@@ -36,7 +37,7 @@ STAGES = {
     "hash shards": ("pretraining.data.store.shards", "sha256_of"),
     "assemble": ("pretraining.data.build.pipeline", "assemble"),
 }
-GENERATORS = ("read lines", "parse JSON")
+GENERATORS = ("read lines",)
 
 
 class StageTimes:
@@ -73,12 +74,8 @@ class StageTimes:
         for each in classes:
             owner = getattr(owner, each)
         function = getattr(owner, attribute)
-        timer = self.all_at_once if stage == "parse JSON" else self.steps if stage in GENERATORS else self.call
+        timer = self.steps if stage in GENERATORS else self.call
         setattr(owner, attribute, wraps(function)(partial_method(timer, stage, function)))
-
-    def all_at_once(self, stage: str, function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
-        """The items of a generator, made in one go: a timer for each line would take as long as the line."""
-        return iter(self.call(stage, lambda: list(function(*arguments))))
 
 
 def partial_method(timer: Callable[..., Any], stage: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, EncodedBatch, ordered_parallel_map
+from pretraining.data.encode.encoded import EncodedBatch
+from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, ordered_parallel_map
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.documents import ReadingOptions
 from pretraining.data.input.files import InputFile
@@ -78,7 +79,7 @@ class HeldOutDocuments:
     def _count(self, batch: EncodedBatch) -> None:
         self.skipped_lines.update(line.reason for line in batch.skipped)
         self.num_documents.update(batch.rows.sources)
-        for source, num_bytes in zip(batch.rows.sources, batch.rows.num_text_bytes, strict=True):
+        for source, num_bytes in zip(batch.rows.sources, batch.rows.num_text_bytes.tolist(), strict=True):
             self.num_text_bytes[source] += num_bytes
 
 

@@ -10,7 +10,8 @@ from pretraining.cli.arguments.pretrain import ParentModel, PretrainArguments
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.find import find_inputs
 from pretraining.data.store.manifest import MANIFEST_NAME
-from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer, read_special_tokens
+from pretraining.data.tokenize.reference import read_special_tokens
+from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
 from pretraining.errors import UserError, reading
 from pretraining.finetuning.conversations import check_conversations
 from pretraining.finetuning.mappings import mappings_for

@@ -23,7 +23,7 @@ from pretraining.data.build.assemble import SKIPPED_NAME, build_manifest, copy_t
 from pretraining.data.build.partial_store import finished_store
 from pretraining.data.build.progress import SplitProgress
 from pretraining.data.build.slice_writer import SplitWriter
-from pretraining.data.encode.encoding import DocumentMetadata
+from pretraining.data.encode.encoded import DocumentMetadata
 from pretraining.data.encode.splits import SPLITS, Split, SplitAssigner
 from pretraining.data.input.documents import SHOWN_BYTES
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
@@ -98,20 +98,24 @@ class _StoreWriter:
     def add(self, batch: Sequence[Conversation]) -> None:
         """Append conversations of one file."""
         kept = self._kept(batch)
-        rows = DocumentMetadata()
-        for conversation, tokens in kept:
-            split = self._assigner.split_of(conversation.text)
-            rows.sources.append(conversation.source)
-            rows.lines.append(conversation.line)
-            rows.byte_offsets.append(conversation.byte_offset)
-            rows.num_text_bytes.append(sum(len(message["content"].encode()) for message in conversation.messages))
-            rows.splits.append(SPLITS.index(split))
-            self._add_tokens(tokens, split, self._num_documents + len(rows.lines) - 1)
+        rows = self._rows([conversation for conversation, _ in kept])
+        for number, ((_, tokens), split) in enumerate(zip(kept, rows.splits, strict=True), self._num_documents):
+            self._add_tokens(tokens, SPLITS[split], number)
         if kept:
             numbers = self._num_documents + np.arange(len(kept))
             lengths = np.array([len(tokens.ids) for _, tokens in kept])
             self._documents.write(partial(document_table, rows, batch[0].file, numbers, lengths))
             self._num_documents += len(kept)
+
+    def _rows(self, batch: Sequence[Conversation]) -> DocumentMetadata:
+        num_text_bytes = [sum(len(message["content"].encode()) for message in one.messages) for one in batch]
+        return DocumentMetadata(
+            sources=[one.source for one in batch],
+            lines=np.array([one.line for one in batch], np.int64),
+            byte_offsets=np.array([one.byte_offset for one in batch], np.int64),
+            num_text_bytes=np.array(num_text_bytes, np.int64),
+            splits=self._assigner.numbers_of(self._assigner.digests([one.text for one in batch])),
+        )
 
     def _kept(self, batch: Sequence[Conversation]) -> list[tuple[Conversation, EncodedConversation]]:
         """The conversations that are trained on, encoded; the others are listed."""

@@ -26,7 +26,7 @@ from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.store.integrity import wrong_hashes
 from pretraining.data.store.manifest import Manifest, SplitContents, StoreSpec, read_manifest
 from pretraining.data.store.shards import DOCUMENTS_PREFIX, Shard, block_schema, shard_path
-from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
+from pretraining.data.tokenize.reference import TOKENIZER_FILES
 from pretraining.system.files import TEMPORARY_SUFFIX, fsync
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.data.build.partial_store import partial_dir
 from pretraining.data.build.progress import SliceProgress
-from pretraining.data.encode.encoding import EncodedBatch
+from pretraining.data.encode.encoded import EncodedBatch
 from pretraining.data.encode.splits import SPLITS
 from pretraining.data.input.documents import CLEANED, REMOVED
 from pretraining.data.input.files import InputFile

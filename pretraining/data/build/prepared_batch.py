@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from pretraining.data.encode.encoding import EncodedBatch
+from pretraining.data.encode.encoded import EncodedBatch
 from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.store.packing import DocumentSegments
 from pretraining.data.store.shards import document_table
@@ -22,11 +22,10 @@ class PreparedBatch:
 
 def prepare(batch: EncodedBatch) -> PreparedBatch:
     """Divide a batch by split."""
-    splits = np.array(batch.rows.splits, np.int8)
     bounds = np.concatenate([[0], np.cumsum(batch.lengths)])
     pieces = {}
     for number, split in enumerate(SPLITS):
-        chosen = np.flatnonzero(splits == number)
+        chosen = np.flatnonzero(batch.rows.splits == number)
         if len(chosen):
             lengths = batch.lengths[chosen]
             ids = _join_runs(batch.ids, bounds, chosen)

@@ -25,7 +25,7 @@ from pretraining.data.build.progress import (
     skip_record,
 )
 from pretraining.data.build.working_files import read_arrays, write_arrays
-from pretraining.data.encode.encoding import EncodedBatch
+from pretraining.data.encode.encoded import EncodedBatch
 from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.input.documents import CLEANED
 from pretraining.data.store.manifest import StoreSpec

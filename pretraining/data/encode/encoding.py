@@ -7,47 +7,22 @@ is copied between processes.
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-import numpy as np
-
+from pretraining.data.encode.encoded import DocumentMetadata, EncodedBatch, document_metadata
+from pretraining.data.encode.line_encoder import LineEncoder
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.encode.token_documents import IdDecoder, join_ids
 from pretraining.data.input.documents import CleaningReason, Document, RawLine, ReadingOptions, SkippedLine, skipped
 from pretraining.data.input.filters import TextFilter
-from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch, parse_lines
+from pretraining.data.input.reading import BATCH_BYTES, RawBatch, parse_lines
 from pretraining.data.tokenize.backends import FlatIds
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, id_dtype
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(slots=True)
-class DocumentMetadata:
-    """Columns of the table of documents."""
-
-    sources: list[str] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    byte_offsets: list[int] = field(default_factory=list)
-    num_text_bytes: list[int] = field(default_factory=list)
-    splits: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedBatch:
-    """The documents of a batch with their ids (control tokens included), and its skipped lines."""
-
-    path: str
-    rows: DocumentMetadata
-    ids: np.ndarray
-    lengths: np.ndarray
-    skipped: list[SkippedLine]
-    end: Position
-    num_file_bytes: int
-    num_bytes: int  # of its lines, decompressed
 
 
 @dataclass(frozen=True)
@@ -70,7 +45,7 @@ def no_original(_file_number: int, _line: int) -> None:
 
 @dataclass(frozen=True)
 class BatchEncoder:
-    """Encodes raw batches, and empties their lists of lines; several threads may use it.
+    """Encodes raw batches, and empties their lists of parts; several threads may use it.
 
     `original_of` gives why the document of a file number and line is removed as a duplicate, and the place of its
     original; None if it is kept.
@@ -83,9 +58,12 @@ class BatchEncoder:
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Parse, filter, split and encode the lines of `batch`."""
-        num_bytes = sum(line.num_bytes for line in batch.lines)
+        compiled = self.tokenizer.compiled
+        if compiled is not None and self._keeps_all and self._lines.supports(batch):
+            return self._lines.encode(batch, compiled)
+        num_bytes = sum(part.num_bytes for part in batch.parts)
         documents, skipped_lines = self._divide(batch)
-        batch.lines.clear()  # one of 200 MB is not needed while its text is encoded
+        batch.parts.clear()  # one of 200 MB is not needed while its text is encoded
         rows, flat = self._encode(documents, batch)
         return EncodedBatch(
             path=batch.file.path,
@@ -114,23 +92,25 @@ class BatchEncoder:
     def _encode(self, documents: list[Document], batch: RawBatch) -> tuple[DocumentMetadata, FlatIds]:
         """The columns and the ids of documents, which are gone afterwards."""
         own, default = batch.file.source, batch.file.default_source
-        rows = DocumentMetadata(
-            sources=[own or document.source or default for document in documents],
-            lines=[document.line for document in documents],
-            byte_offsets=[document.byte_offset for document in documents],
-        )
+        plain = None
+        utf8 = [document.utf8 for document in documents]
         if batch.file.format == "tokens":
             plain = join_ids(documents, bos_token_id=self.tokenizer.rules.bos_token_id)
-            self._add_texts(rows, self._decoder.texts(plain))
-            return rows, self.tokenizer.surround(plain)
-        self._add_texts(rows, [document.utf8 for document in documents])
+            utf8 = self._decoder.texts(plain)
+        sources = [own or document.source or default for document in documents]
+        rows = document_metadata(documents, sources, utf8, self.splits.numbers_of(self.splits.digests(utf8)))
+        del utf8
         texts = [document.text for document in documents]
         documents.clear()
-        return rows, self.tokenizer.encode(texts)
+        return rows, self.tokenizer.encode(texts) if plain is None else self.tokenizer.surround(plain)
 
-    def _add_texts(self, rows: DocumentMetadata, texts: list[bytes]) -> None:
-        rows.num_text_bytes.extend(map(len, texts))
-        rows.splits.extend(map(self.splits.number_of, texts))
+    @cached_property
+    def _lines(self) -> LineEncoder:
+        return LineEncoder(self.reader.options, self.splits, self.tokenizer)
+
+    @property
+    def _keeps_all(self) -> bool:
+        return self.original_of is no_original and self.reader.text_filter.keeps_all
 
     @cached_property
     def _decoder(self) -> IdDecoder:

@@ -10,10 +10,10 @@ import unicodedata
 
 import numpy as np
 
-from pretraining.data.encode.blake2b import blake_tables
+from pretraining.data.encode.key_tables import Keys, Tables, Texts, blake_states, minhash_tables, scratch_for
 from pretraining.data.encode.minhash import MinHashBands, text_fingerprints
 from pretraining.data.encode.normalize_bytes import character_tables
-from pretraining.data.encode.text_keys import Keys, Tables, Texts, minhash_tables, scratch_for
+from pretraining.system.compiled import words
 from pretraining.system.compiled.cache import BackgroundLibrary, is_cached
 from pretraining.system.compiled.library import CompiledLibrary
 from pretraining.system.compiled.unit import CompiledError, CompiledUnit
@@ -21,7 +21,8 @@ from pretraining.system.compiled.unit import CompiledError, CompiledUnit
 logger = logging.getLogger(__name__)
 
 PACKAGE = "pretraining.data.encode"
-UNIT = CompiledUnit((f"{PACKAGE}.blake2b", f"{PACKAGE}.normalize_bytes", f"{PACKAGE}.text_keys"), ("text_keys",))
+MODULES = (words.__name__, f"{PACKAGE}.blake2b", f"{PACKAGE}.normalize_bytes", f"{PACKAGE}.text_keys")
+UNIT = CompiledUnit(MODULES, ("text_keys",))
 # Input from which on the loops are loaded, which takes 0.5 s, and compiled, which takes 10 s in another process;
 # meanwhile Python computes near-duplicate keys at 3 MB/s, and fingerprints alone at 60 MB/s.
 LOAD_BYTES = {True: 2 << 20, False: 64 << 20}
@@ -121,7 +122,7 @@ class CompiledKeys:
             Texts(np.frombuffer(b"".join(encoded) or b"\0", np.uint8), np.cumsum(lengths)),
             int(is_nfc),
             self._num_bands,
-            Tables(self._characters, self._minhash, blake_tables()),
+            Tables(self._characters, self._minhash, blake_states()),
             scratch_for(int(lengths.max(initial=0)), len(self._minhash.factors)),
             keys,
         )

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from pretraining.data.encode.key_tables import FINGERPRINT_BYTES
 from pretraining.data.encode.normalize_bytes import UNSPACED_RANGES
-from pretraining.data.encode.text_keys import FINGERPRINT_BYTES, SHINGLE_WORDS
+from pretraining.data.encode.text_keys import SHINGLE_WORDS
 from pretraining.system.cores import usable_cores
 
 NUM_HASHES = 256  # per text, at most; with 512 the error is an eighth smaller, and keys are 65 % larger

@@ -4,97 +4,16 @@ A shingle's CRC-32 comes from the CRCs of the whole text up to its start and up 
 each byte is read once, not once per shingle that it is in.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-from pretraining.data.encode.blake2b import BlakeTables, blake2b
+from pretraining.data.encode.blake2b import blake2b
+from pretraining.data.encode.key_tables import MAX_SHIFT, MAX_WORDS, Keys, MinHashTables, Scratch, Tables, Texts
 from pretraining.data.encode.normalize_bytes import UNSPACED, WORD, CharacterTables, decode, normalize
 
 SHINGLE_WORDS = 5  # as for RefinedWeb and FineWeb
-MAX_WORDS = 2048  # in memory at once
-MAX_SHIFT = 128  # bytes; most shingles have 20 to 50
-CRC_POLYNOMIAL = 0xEDB88320
 ALL_BITS = 0xFFFFFFFF
 NEWLINE = 0x0A  # between the words of a shingle
-FINGERPRINT_BYTES = 16
-BAND_KEY_BYTES = 8
-
-
-class MinHashTables(NamedTuple):
-    """The hash functions h -> factor * h + addend, and CRC-32.
-
-    `crc[byte]` is the step of one byte. A CRC moves over n zero bytes when its four bytes are looked up in
-    `shifts[1024 * n]` and on.
-    """
-
-    factors: NDArray[np.uint32]
-    addends: NDArray[np.uint32]
-    crc: NDArray[np.uint32]
-    shifts: NDArray[np.uint32]
-
-
-class Scratch(NamedTuple):
-    """Memory of one thread: the normalized text; of up to 2,048 words the place and the CRC before and after it."""
-
-    text: NDArray[np.uint8]
-    places: NDArray[np.int64]
-    before: NDArray[np.uint32]
-    after: NDArray[np.uint32]
-    hashes: NDArray[np.uint32]
-    minima: NDArray[np.uint32]
-    minima_bytes: NDArray[np.uint8]
-
-
-class Texts(NamedTuple):
-    """Texts in UTF-8, one behind the other, and where each ends."""
-
-    data: NDArray[np.uint8]
-    ends: NDArray[np.int64]
-
-
-class Tables(NamedTuple):
-    """What is looked up; `blake` is of one thread."""
-
-    characters: CharacterTables
-    minhash: MinHashTables
-    blake: BlakeTables
-
-
-class Keys(NamedTuple):
-    """Output of n texts: fingerprints [2 * n], band hashes [num_bands * n], and whether a text has them, [n]."""
-
-    fingerprints: NDArray[np.uint64]
-    bands: NDArray[np.uint64]
-    is_done: NDArray[np.uint8]
-
-
-def minhash_tables(factors: np.ndarray, addends: np.ndarray) -> MinHashTables:
-    """Tables for these hash functions, which all threads share: 0.5 MB."""
-    crc = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        crc = (crc >> np.uint32(1)) ^ (crc & np.uint32(1)) * np.uint32(CRC_POLYNOMIAL)
-    shift = (np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)).reshape(-1)
-    shifts = [shift]
-    for _ in range(MAX_SHIFT):
-        shift = crc[shift & 0xFF] ^ (shift >> 8)
-        shifts.append(shift)
-    return MinHashTables(np.ascontiguousarray(factors), np.ascontiguousarray(addends), crc, np.concatenate(shifts))
-
-
-def scratch_for(longest: int, num_hashes: int) -> Scratch:
-    """Memory for texts of up to `longest` bytes: three times as much, as far as a text needs it."""
-    minima = np.empty(num_hashes, np.uint32)
-    return Scratch(
-        text=np.empty(3 * longest + 1, np.uint8),
-        places=np.empty(MAX_WORDS + 1, np.int64),
-        before=np.empty(MAX_WORDS + 1, np.uint32),
-        after=np.empty(MAX_WORDS + 1, np.uint32),
-        hashes=np.empty(MAX_WORDS + 1, np.uint32),
-        minima=minima,
-        minima_bytes=minima.view(np.uint8),
-    )
 
 
 def text_keys(texts: Texts, is_nfc: int, num_bands: int, tables: Tables, scratch: Scratch, keys: Keys) -> int:
@@ -102,7 +21,7 @@ def text_keys(texts: Texts, is_nfc: int, num_bands: int, tables: Tables, scratch
 
     Without bands only fingerprints are computed.
     """
-    band_bytes = len(scratch.minima_bytes) // max(num_bands, 1)
+    band_bytes = 4 * len(scratch.minima) // max(num_bands, 1)
     blake = tables.blake
     start = num_left = 0
     for number in range(len(texts.ends)):
@@ -112,14 +31,14 @@ def text_keys(texts: Texts, is_nfc: int, num_bands: int, tables: Tables, scratch
         num_left += length < 0
         if length < 0:
             continue
-        blake2b(scratch.text, 0, length, FINGERPRINT_BYTES, blake)
-        keys.fingerprints[2 * number] = blake.state[0]
-        keys.fingerprints[2 * number + 1] = blake.state[1]
+        blake2b(scratch.text, 0, length, blake.fingerprint, blake.current)
+        keys.fingerprints[2 * number] = blake.current[0]
+        keys.fingerprints[2 * number + 1] = blake.current[1]
         if num_bands:
             minhash(length, tables.characters, tables.minhash, scratch)
         for band in range(num_bands):
-            blake2b(scratch.minima_bytes, band_bytes * band, band_bytes * (band + 1), BAND_KEY_BYTES, blake)
-            keys.bands[num_bands * number + band] = blake.state[0]
+            blake2b(scratch.minima_bytes, band_bytes * band, band_bytes * (band + 1), blake.band, blake.current)
+            keys.bands[num_bands * number + band] = blake.current[0]
     return num_left
 
 

@@ -19,7 +19,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from pretraining.data.store.integrity import file_in_store, wrong_hashes
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, read_manifest
-from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
+from pretraining.data.tokenize.reference import TOKENIZER_FILES
 from pretraining.errors import UserError
 from pretraining.hub.retry import HUB_ERRORS, error_message, read_problem, status_of
 from pretraining.system.files import write_atomically

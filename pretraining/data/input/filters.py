@@ -36,6 +36,12 @@ class TextFilter:
         """Pickle the rules: another process imports the hook itself."""
         return TextFilter, (self._rules,)
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no text is removed."""
+        rules = self._rules
+        return rules.min_characters is None and rules.max_characters is None and self._language_of is None
+
     def problem(self, text: str) -> CleaningReason | None:
         """Why this text is removed; None if it is kept."""
         rules = self._rules

@@ -27,6 +27,7 @@ from pretraining.data.input.documents import (
 )
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.formats import open_file, open_lines
+from pretraining.data.input.line_blocks import LineBlock
 from pretraining.data.input.slices import FileRange, cut_slices
 from pretraining.errors import UserError
 
@@ -48,14 +49,26 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """Lines of one file, the position after them, and their bytes: in the file (compressed), and in memory."""
+    """Lines of one file, the position after them, and their bytes: in the file (compressed), and in memory.
+
+    Lines are in `parts`, one by one or many together.
+    """
 
     file: InputFile
     file_number: int
-    lines: list[RawLine]
+    parts: list[RawLine | LineBlock]
     end: Position
     num_file_bytes: int
     memory_bytes: int
+
+    @property
+    def lines(self) -> Iterator[RawLine]:
+        """All lines, one by one."""
+        for part in self.parts:
+            if isinstance(part, LineBlock):
+                yield from part.lines()
+            else:
+                yield part
 
 
 def read_batches(
@@ -110,12 +123,12 @@ def read_documents(
 
 
 def _read_range(file: InputFile, file_range: FileRange, begin: Position, options: ReadingOptions) -> Iterator[RawBatch]:
-    batch: list[RawLine] = []
+    batch: list[RawLine | LineBlock] = []
     memory_bytes = file_bytes = 0
-    position, line = begin, None
+    position, part = begin, None
     try:
         with open_file(file) as raw:
-            lines, bytes_read = open_lines(
+            parts, bytes_read = open_lines(
                 file,
                 raw,
                 offset=begin.byte_offset,
@@ -123,28 +136,36 @@ def _read_range(file: InputFile, file_range: FileRange, begin: Position, options
                 end=file_range.end,
                 options=options,
             )
-            for line in lines:
-                batch.append(line)
-                memory_bytes += line.memory_bytes
-                if memory_bytes >= BATCH_BYTES:
-                    before, file_bytes = file_bytes, bytes_read(line)
-                    position, line = _position_after(line, position), None  # it can be freed while this waits
-                    yield RawBatch(file, file_range.file_number, batch, position, file_bytes - before, memory_bytes)
-                    batch, memory_bytes = [], 0
+            for part in parts:
+                rest: RawLine | LineBlock | None = part
+                while rest is not None:
+                    part, rest = _divided(rest, BATCH_BYTES - memory_bytes)
+                    batch.append(part)
+                    memory_bytes += part.memory_bytes
+                    if memory_bytes >= BATCH_BYTES:
+                        before, file_bytes = file_bytes, bytes_read(part)
+                        position, part = _position_after(part, position), None  # it can be freed while this waits
+                        yield RawBatch(file, file_range.file_number, batch, position, file_bytes - before, memory_bytes)
+                        batch, memory_bytes = [], 0
             if batch:
                 num_file_bytes = bytes_read(batch[-1]) - file_bytes
-                position, line = _position_after(line, position), None
+                position, part = _position_after(part, position), None
                 yield RawBatch(file, file_range.file_number, batch, position, num_file_bytes, memory_bytes)
     except Exception as error:
-        problem = _problem(file, _position_after(line, position), error)
+        problem = _problem(file, _position_after(part, position), error)
         if problem is None:
             raise
         raise UserError(f"--data_files {file.path}: {problem}") from None
 
 
-def _position_after(line: RawLine | None, position: Position) -> Position:
-    """The position after `line`, which is behind `position` in the same range."""
-    return position if line is None else Position(position.range_number, line.end_offset, line.end_line)
+def _divided(part: RawLine | LineBlock, memory_bytes: int) -> tuple[RawLine | LineBlock, LineBlock | None]:
+    """The lines of a part up to the one that reaches this size in memory, and the rest."""
+    return part.divided(memory_bytes) if isinstance(part, LineBlock) else (part, None)
+
+
+def _position_after(part: RawLine | LineBlock | None, position: Position) -> Position:
+    """The position after `part`, which is behind `position` in the same range."""
+    return position if part is None else Position(position.range_number, part.end_offset, part.end_line)
 
 
 def _problem(file: InputFile, position: Position, error: Exception) -> str | None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pretraining.cli.progress import map_with_progress
 from pretraining.data.store.manifest import Manifest
 from pretraining.data.store.shards import DOCUMENT_SCHEMA, Shard, block_schema
-from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES
+from pretraining.data.tokenize.reference import TOKENIZER_FILES
 from pretraining.errors import UserError
 from pretraining.system.files import sha256_of
 

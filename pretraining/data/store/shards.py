@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretraining.data.encode.encoding import DocumentMetadata
+from pretraining.data.encode.encoded import DocumentMetadata
 from pretraining.data.encode.splits import SPLITS
 from pretraining.data.store.packing import Blocks, join_blocks
 from pretraining.system.files import fsync, sha256_of
@@ -145,8 +145,8 @@ def as_arrow(values: np.ndarray, number_type: pa.DataType) -> pa.Array:
 def document_table(rows: DocumentMetadata, path: str, document_ids: np.ndarray, lengths: np.ndarray) -> pa.Table:
     """One row per document of a batch."""
     numbers = [document_ids, rows.lines, rows.byte_offsets, rows.num_text_bytes, lengths]
-    ids, *others = (as_arrow(np.array(column), pa.int64()) for column in numbers)
-    splits = [SPLITS[number] for number in rows.splits]
+    ids, *others = (as_arrow(column, pa.int64()) for column in numbers)
+    splits = [SPLITS[number] for number in rows.splits.tolist()]
     texts = [_strings(splits), _strings(rows.sources), _strings([path] * len(splits))]
     return pa.table([ids, *texts, *others], schema=DOCUMENT_SCHEMA)
 

@@ -97,7 +97,7 @@ class CheckedBackend:
 
     def __init__(self, fast: Backend, reference: Backend) -> None:
         self.name = fast.name
-        self._fast = fast
+        self.fast = fast
         self._reference = reference
 
     def encode(self, texts: list[str]) -> FlatIds:
@@ -106,8 +106,16 @@ class CheckedBackend:
         Raises:
             BackendDiffersError: when a checked text has other ids.
         """
-        check_same_ids(self._fast, self._reference, [t[:MAX_CHECKED_CHARACTERS] for t in texts if _is_checked(t)])
-        return self._fast.encode(texts)
+        self.check([text for text in texts if _is_checked(text)])
+        return self.fast.encode(texts)
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Encode these texts by both.
+
+        Raises:
+            BackendDiffersError: when one has other ids.
+        """
+        check_same_ids(self.fast, self._reference, [text[:MAX_CHECKED_CHARACTERS] for text in texts])
 
 
 def _is_checked(text: str) -> bool:

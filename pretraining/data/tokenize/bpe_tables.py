@@ -47,7 +47,29 @@ class TextRules:
             return b""
         if not self.doubles_prefix and text[0] in (self.space, SPACE):
             return b""
+        return self.prefix_bytes
+
+    @property
+    def prefix_bytes(self) -> bytes:
+        """The prefix of a text that gets one, with spaces that are not replaced yet."""
         return b" " if self.prefix == self.space else self.prefix.encode()
+
+    def add_prefixes(self, data: np.ndarray, begins: np.ndarray) -> np.ndarray:
+        """Put the prefix of each text into the bytes before it in `data`; gives where the texts begin now."""
+        prefix = np.frombuffer(self.prefix_bytes, np.uint8)
+        chosen = np.ones(len(begins), bool)
+        if not self.doubles_prefix:
+            for space in (SPACE, self.space):
+                chosen &= ~begins_with(data, begins, space.encode())
+        begins = begins - len(prefix) * chosen
+        for place, byte in enumerate(prefix):
+            data[begins[chosen] + place] = byte
+        return begins
+
+
+def begins_with(data: np.ndarray, begins: np.ndarray, prefix: bytes) -> np.ndarray:
+    """Whether each text, after which more bytes follow than the prefix has, begins with it."""
+    return np.all([data[begins + place] == byte for place, byte in enumerate(prefix)], axis=0)
 
 
 def read_rules(pipeline: dict[str, Any]) -> TextRules:

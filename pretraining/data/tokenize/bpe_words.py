@@ -1,8 +1,9 @@
 """Divide texts into words and look them up in a cache, as loops that `system.compiled` compiles.
 
-A text is cut between two characters that no merge can join. So words, 5 bytes on average for Llama 2, are encoded
-independently, and nearly all are found in the cache.
+A text is cut where no merge can join two characters. So words are encoded independently, and nearly all are cached.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from pretraining.data.tokenize.bpe_merges import (
     encode_word,
     hashed,
 )
+from pretraining.system.compiled.words import load_word
 
 SHORT_BYTES = 15  # of a word in the first cache; the 16th byte of its key is its length
 SHORT_ENTRY = 4  # uint64: two of key, two of three ids each
@@ -34,25 +36,48 @@ COUNT_MASK = np.uint64(15)
 KEY_MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 BLOCK_WORDS = 1024  # which are found before the first one is looked up
 CHARACTER_BITS = 21
+NO_CONTROL = -1
 
 
-def encode_batch(bounds: NDArray[np.uint64], lengths: NDArray[np.int64], tables: BpeTables, state: EncoderState) -> int:
-    """Encode the documents `state.text[bounds[n] : bounds[n + 1]]`; gives the number of ids, or CANNOT_ENCODE.
+class Documents(NamedTuple):
+    """Where in the text documents begin and end, how many ids each has, and the ids before and after it.
 
-    32 bytes must follow the last text; `ids` has space for one id per byte and 12 more.
+    `lengths` is output. `control` [2] has BOS and EOS, NO_CONTROL without one.
+    """
+
+    begins: NDArray[np.uint64]
+    ends: NDArray[np.uint64]
+    lengths: NDArray[np.int64]
+    control: NDArray[np.int64]
+
+
+def encode_batch(documents: Documents, tables: BpeTables, state: EncoderState) -> int:
+    """Encode the documents; gives the number of ids, or CANNOT_ENCODE.
+
+    32 bytes must follow the last text; `state.ids` has space for one id per byte, two per document, and 12 more.
     """
     total = 0
-    for document in range(len(lengths)):
+    for document in range(len(documents.lengths)):
         before = total
-        position, end = bounds[document], bounds[document + 1]
+        total = append(documents.control[0], state.ids, total)
+        position, end = documents.begins[document], documents.ends[document]
         while position < end:
             num_words = find_words(position, end, tables, state)
             total = encode_words(num_words, tables, state, total)
             if total < 0:
                 return CANNOT_ENCODE
             position = state.starts[num_words]
-        lengths[document] = total - before
+        total = append(documents.control[1], state.ids, total)
+        documents.lengths[document] = total - before
     return total
+
+
+def append(control: np.int64, ids: NDArray[np.uint32], total: int) -> int:
+    """Append a control token, if it is one; gives the new total."""
+    if control == NO_CONTROL:
+        return total
+    ids[total] = np.uint32(control)
+    return total + 1
 
 
 def find_words(position: np.uint64, end: np.uint64, tables: BpeTables, state: EncoderState) -> int:
@@ -140,20 +165,6 @@ def emit(cache: NDArray[np.uint64], entry: int, ids: NDArray[np.uint32], total: 
         ids[total + 4] = np.uint32((values >> ID_BITS) & ID_MASK)
         ids[total + 5] = np.uint32(values >> (ID_BITS + ID_BITS))
     return count
-
-
-def load_word(text: NDArray[np.uint8], position: np.uint64) -> np.uint64:
-    """Eight bytes, the first one lowest; LLVM makes one load of them."""
-    return (
-        np.uint64(text[position])
-        | np.uint64(text[position + np.uint64(1)]) << np.uint64(8)
-        | np.uint64(text[position + np.uint64(2)]) << np.uint64(16)
-        | np.uint64(text[position + np.uint64(3)]) << np.uint64(24)
-        | np.uint64(text[position + np.uint64(4)]) << np.uint64(32)
-        | np.uint64(text[position + np.uint64(5)]) << np.uint64(40)
-        | np.uint64(text[position + np.uint64(6)]) << np.uint64(48)
-        | np.uint64(text[position + np.uint64(7)]) << np.uint64(56)
-    )
 
 
 def find_entry(cache: NDArray[np.uint64], low: np.uint64, high: np.uint64) -> tuple[int, int]:

@@ -5,7 +5,6 @@ loaded, and wherever this backend does not support a tokenizer.
 """
 
 import atexit
-import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -16,17 +15,23 @@ import numpy as np
 import orjson
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from pretraining.data.encode import blake2b
+from pretraining.data.input.json import loops, strings
 from pretraining.data.tokenize import bpe_merges, bpe_words
 from pretraining.data.tokenize.backends import Backend, BackendDiffersError, FlatIds
 from pretraining.data.tokenize.bpe_merges import BpeTables, EncoderState, Window
 from pretraining.data.tokenize.bpe_tables import TextRules, UnsupportedError, build_tables, check_model, read_rules
+from pretraining.system.compiled import words
 from pretraining.system.compiled.cache import BackgroundLibrary, StoppedError, is_cached
 from pretraining.system.compiled.unit import CompiledUnit
 from pretraining.system.cores import usable_cores
 
-UNIT = CompiledUnit((bpe_merges.__name__, bpe_words.__name__), ("encode_batch", "fill_merges"))
-CACHE_ENTRIES = 1 << 17  # short words per thread, 32 bytes each; a quarter of it for long words, 64 bytes each
-MAX_PIECE_CHARACTERS = 1 << 22  # of a text that is encoded at once, which takes 6 bytes of memory per byte
+MODULES = tuple(module.__name__ for module in (words, bpe_merges, bpe_words, blake2b, strings, loops))
+UNIT = CompiledUnit(MODULES, ("encode_batch", "fill_merges", "read_json_lines", "hash_texts"))
+CACHE_ENTRIES = 1 << 18  # short words per thread, 32 bytes each; a quarter of it for long words, 64 bytes each
+MAX_PIECE_BYTES = 1 << 23  # of what is encoded at once
+NO_CONTROL = bpe_words.NO_CONTROL
+Control = tuple[int, int]  # ids before and after a text
 PADDING_BYTES = 32  # the loops load 32 bytes from any place of a text
 
 logger = logging.getLogger(__name__)
@@ -34,10 +39,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Functions:
-    """The loops, compiled or as Python runs them."""
+    """The loops, compiled or as Python runs them, in the order of UNIT."""
 
     encode_batch: Callable[..., int]
     fill_merges: Callable[..., int]
+    read_json_lines: Callable[..., int]
+    hash_texts: Callable[..., int]
 
 
 class CompiledBackend:
@@ -46,10 +53,10 @@ class CompiledBackend:
     name = "compiled"
 
     def __init__(self, pipeline: dict[str, Any], functions: Functions, *, cache_entries: int = CACHE_ENTRIES) -> None:
-        self._rules: TextRules = read_rules(pipeline)
-        self._tables: BpeTables = build_tables(pipeline, self._rules, functions.fill_merges)
+        self.rules: TextRules = read_rules(pipeline)
+        self.functions = functions
+        self._tables: BpeTables = build_tables(pipeline, self.rules, functions.fill_merges)
         self._dtype = np.uint16 if max(pipeline["model"]["vocab"].values()) < 1 << 16 else np.uint32
-        self._encode_batch = functions.encode_batch
         self._cache_entries = cache_entries
         self._cores = threading.Semaphore(usable_cores())
         self._idle_states: list[EncoderState] = []  # append and pop are atomic
@@ -60,47 +67,77 @@ class CompiledBackend:
         Raises:
             BackendDiffersError: when a text has a run of thousands of characters that cannot be divided.
         """
-        if all(len(text) <= MAX_PIECE_CHARACTERS for text in texts):
-            return self._encode_at_once([(self._rules.prefix_of(text), text) for text in texts])
-        parts = [self._encode_in_pieces(text) for text in texts]
-        lengths = np.array([len(part) for part in parts], np.int64)
-        return FlatIds(np.concatenate(parts) if len(parts) > 1 else parts[0], lengths)
-
-    def _encode_in_pieces(self, text: str) -> np.ndarray:
-        """The ids of a text; takes 2 bytes of memory per byte of text."""
-        prefixes = itertools.chain([self._rules.prefix_of(text[:1])], itertools.repeat(b""))
-        pieces = zip(prefixes, self._pieces(text), strict=False)
-        return np.concatenate([self._encode_at_once([piece]).ids for piece in pieces])
-
-    def _pieces(self, text: str) -> Iterator[str]:
-        """Parts of a text between which nothing is merged."""
-        begin = 0
-        while len(text) - begin > MAX_PIECE_CHARACTERS:
-            last = begin + MAX_PIECE_CHARACTERS
-            places = range(last, last - MAX_PIECE_CHARACTERS // 100, -1)
-            cut = next((place for place in places if not self._is_joined(text[place - 1 : place + 1])), len(text))
-            yield text[begin:cut]
-            begin = cut
-        yield text[begin:]
-
-    def _is_joined(self, pair: str) -> bool:
-        return bpe_words.is_joined(np.int64(ord(pair[0])), np.int64(ord(pair[1])), self._tables)
-
-    def _encode_at_once(self, texts: list[tuple[bytes, str]]) -> FlatIds:
-        """Ids of texts, each with its prefix."""
-        parts = [part for prefix, text in texts for part in (prefix, text.encode("utf-8"))]
-        ends = np.cumsum(np.array([0, *map(len, parts)], np.uint64))
-        bounds = np.ascontiguousarray(ends[::2])
+        parts = [part for text in texts for part in (self.rules.prefix_of(text[:1]), text.encode("utf-8"))]
+        bounds = np.cumsum(np.array([0, *map(len, parts)], np.uint64))[::2].copy()
         joined = np.frombuffer(b"".join([*parts, bytes(PADDING_BYTES)]), np.uint8)
         del parts
-        lengths = np.empty(len(texts), np.int64)
+        return self.encode_utf8(joined, bounds[:-1], bounds[1:], self._dtype)
+
+    def encode_utf8(
+        self,
+        data: np.ndarray,
+        begins: np.ndarray,
+        ends: np.ndarray,
+        dtype: Any,
+        *,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+    ) -> FlatIds:
+        """Ids of the texts `data[begins[n] : ends[n]]`, of this type, with these control tokens.
+
+        Each text has its prefix, and PADDING_BYTES follow the last one.
+
+        Raises:
+            BackendDiffersError: when a text has a run of thousands of characters that cannot be divided.
+        """
+        before, after = (NO_CONTROL if token_id is None else token_id for token_id in (bos_token_id, eos_token_id))
+        control = (before, after)
+        if len(data) <= MAX_PIECE_BYTES:
+            return self._encode(data, begins, ends, control, dtype)
+        parts = [self._encode_long(data, *place, control, dtype) for place in zip(begins, ends, strict=True)]
+        lengths = np.array([len(part) for part in parts], np.int64)
+        return FlatIds(np.concatenate(parts) if len(parts) != 1 else parts[0], lengths)
+
+    def _encode_long(self, data: np.ndarray, begin: int, end: int, control: Control, dtype: Any) -> np.ndarray:
+        """The ids of a text, encoded in pieces: takes 4 bytes of memory per byte of a piece, not of the text."""
+        cuts = [int(begin), *self._cuts(data, int(begin), int(end)), int(end)]
+        controls = [control] if len(cuts) == 2 else [(control[0], NO_CONTROL), (NO_CONTROL, control[1])]
+        controls[1:1] = [(NO_CONTROL, NO_CONTROL)] * (len(cuts) - 3)
+        bounds = np.array(cuts, np.uint64)
+        parts = [
+            self._encode(data, bounds[place : place + 1], bounds[place + 1 : place + 2], own, dtype).ids
+            for place, own in enumerate(controls)
+        ]
+        return np.concatenate(parts)
+
+    def _cuts(self, data: np.ndarray, begin: int, end: int) -> Iterator[int]:
+        """Places of a text before and after which nothing is merged."""
+        while end - begin > MAX_PIECE_BYTES:
+            places = range(begin + MAX_PIECE_BYTES, begin + MAX_PIECE_BYTES - MAX_PIECE_BYTES // 100, -1)
+            begin = next((place for place in places if self._is_cut(data, place)), end)
+            if begin < end:
+                yield begin
+
+    def _is_cut(self, data: np.ndarray, place: int) -> bool:
+        """Whether a character begins at a place, and nothing joins it with the one before."""
+        before = place - 1
+        while not _begins_character(data[before]):
+            before -= 1
+        first, second = (bpe_merges.character_at(data, np.uint64(start))[0] for start in (before, place))
+        return _begins_character(data[place]) and not bpe_words.is_joined(first, second, self._tables)
+
+    def _encode(self, data: np.ndarray, begins: np.ndarray, ends: np.ndarray, control: Control, dtype: Any) -> FlatIds:
+        """The ids of texts by one call of the loops."""
+        lengths = np.empty(len(begins), np.int64)
+        documents = bpe_words.Documents(begins, ends, lengths, np.array(control, np.int64))
+        num_bytes = int((ends - begins).sum())
         with self._cores:
-            state = self._take_state(len(joined) + bpe_words.LONG_IDS)
-            total = self._encode_batch(bounds, lengths, self._tables, state._replace(text=joined))
-            ids = state.ids[: max(total, 0)].astype(self._dtype)  # a copy: the next call may have the state at once
+            state = self._take_state(num_bytes + bpe_words.LONG_IDS + len(control) * len(begins))
+            total = self.functions.encode_batch(documents, self._tables, state._replace(text=data))
+            ids = state.ids[: max(total, 0)].astype(dtype)  # a copy: the next call may have the state at once
             self._idle_states.append(state)
         if total < 0:
-            raise BackendDiffersError(f"{self.name} cannot divide a text of {len(joined):,} bytes or less")
+            raise BackendDiffersError(f"{self.name} cannot divide a text of {num_bytes:,} bytes or less")
         return FlatIds(ids, lengths)
 
     def _take_state(self, num_ids: int) -> EncoderState:
@@ -125,6 +162,11 @@ class CompiledBackend:
         )
 
 
+def _begins_character(byte: int) -> bool:
+    """Whether a byte of UTF-8 is the first one of a character."""
+    return byte & 0xC0 != 0x80
+
+
 def _new_window() -> Window:
     size = bpe_merges.LAST_WINDOW + 16
     return Window(np.empty(size, np.int64), np.empty(size, np.uint64), np.empty(size, np.int64))
@@ -137,25 +179,25 @@ class SwitchingBackend:
 
     def __init__(self, first: Backend, load: Callable[[], Backend]) -> None:
         self._first = first
-        self._current = first
+        self.current = first
         self._load = load
         self._thread = threading.Thread(target=self._prepare, name="prepare compiled backend", daemon=True)
         self._thread.start()
 
     def encode(self, texts: list[str]) -> FlatIds:
         """Ids of `texts`, without any control token."""
-        return self._current.encode(texts)
+        return self.current.encode(texts)
 
     def wait(self) -> Backend:
         """The backend that encodes from now on, after a compilation that takes some seconds, once per machine."""
         if self._thread.is_alive():
             logger.info("compiling the encoder of later runs, once on this machine; Ctrl-C skips it")
         self._thread.join()
-        return self._current
+        return self.current
 
     def _prepare(self) -> None:
         try:
-            self._current = self._load()
+            self.current = self._load()
         except (UnsupportedError, StoppedError):
             return
         except Exception as error:  # whatever it is, the other backend gives the same ids
@@ -194,7 +236,7 @@ def load_backend(tokenizer: Tokenizer) -> CompiledBackend:
         library = background.wait()
     finally:
         atexit.unregister(background.close)
-    return CompiledBackend(pipeline, Functions(library["encode_batch"], library["fill_merges"]))
+    return CompiledBackend(pipeline, Functions(*(library[entry] for entry in UNIT.entries)))
 
 
 def is_ready() -> bool:

@@ -16,7 +16,7 @@ import orjson
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from pretraining.data.tokenize.tokenizer import read_special_tokens
+from pretraining.data.tokenize.reference import read_special_tokens
 from pretraining.errors import UserError
 
 NO_TEXT = b"\xff"  # bytes of a control token; UTF-8 has no such byte

@@ -6,23 +6,26 @@ which readers of the store check.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import orjson
-from tokenizers import Tokenizer
 
-from pretraining.data.tokenize.backends import FlatIds, ReferenceBackend
+from pretraining.data.tokenize.backends import (
+    MAX_CHECKED_CHARACTERS,
+    CheckedBackend,
+    FlatIds,
+    ReferenceBackend,
+    check_same_ids,
+)
 from pretraining.data.tokenize.choice import choose_backend
-from pretraining.data.tokenize.compiled_backend import SwitchingBackend
+from pretraining.data.tokenize.compiled_backend import CompiledBackend, SwitchingBackend
 from pretraining.data.tokenize.convert import OTHER_TOOLS_FILES, converted_folder, with_default_eos
+from pretraining.data.tokenize.reference import TOKENIZER_FILES, ids_of, open_reference, read_special_tokens
 from pretraining.errors import UserError, reading
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CANARY_TEXT = "  Ünïcode \u2019quotes\u2019, 1,234.5 €\n\n\tI wanna go </s> 東京 🚆 end "
 
 
@@ -63,7 +66,7 @@ class DocumentTokenizer:
         content = (folder / "tokenizer.json").read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         special_tokens = read_special_tokens(folder)
-        self._tokenizer = _reference_tokenizer(content, special_tokens)
+        self._tokenizer = open_reference(content, special_tokens)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.rules = TokenRules(
             bos_token_id=self._special_id(special_tokens, "bos_token") if add_bos else None,
@@ -92,6 +95,24 @@ class DocumentTokenizer:
             num_bytes=num_bytes,
         )
         return opened, ()
+
+    @property
+    def compiled(self) -> CompiledBackend | None:
+        """The compiled backend, while it is the one that encodes."""
+        backend = self._backend
+        if isinstance(backend, SwitchingBackend):
+            backend = backend.current
+        fast = backend.fast if isinstance(backend, CheckedBackend) else None
+        return fast if isinstance(fast, CompiledBackend) else None
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Compare the ids of the backend that encodes with the reference.
+
+        Raises:
+            BackendDiffersError: when a text has other ids.
+        """
+        texts = [text[:MAX_CHECKED_CHARACTERS] for text in texts]
+        check_same_ids(self._backend, ReferenceBackend(self._tokenizer), texts)
 
     def use_reference(self) -> None:
         """Encode with the reference from now on."""
@@ -149,7 +170,7 @@ class DocumentTokenizer:
 
     def identity(self) -> TokenizerIdentity:
         """What readers of the blocks check their tokenizer by."""
-        ids = _ids_of(self._tokenizer, CANARY_TEXT)
+        ids = ids_of(self._tokenizer, CANARY_TEXT)
         return TokenizerIdentity(self.name, self.sha256, self.vocab_size, CANARY_TEXT, ids)
 
 
@@ -161,25 +182,7 @@ def encode_canary(folder: Path, text: str) -> list[int]:
     """
     with reading(f"{folder}: its tokenizer", remedy="copy it there again"):
         content = (folder / "tokenizer.json").read_bytes()
-        return _ids_of(_reference_tokenizer(content, read_special_tokens(folder)), text)
-
-
-def _ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def _reference_tokenizer(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, for which the name of a control token is text."""
-    pipeline = orjson.loads(content)  # twice as fast as json, of which a start notices 0.1 s
-    pipeline["model"]["dropout"] = None  # some are saved with it: ids would be random
-    for token in pipeline.get("added_tokens", []):
-        if token["content"] in special_tokens.values():
-            token["special"] = True  # some files have EOS as an ordinary added token, which text would become
-    tokenizer = Tokenizer.from_str(orjson.dumps(pipeline).decode("utf-8"))
-    tokenizer.no_truncation()  # transformers saves truncation and padding with the file
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # a text that contains "</s>" is text, it cannot end a document
-    return tokenizer
+        return ids_of(open_reference(content, read_special_tokens(folder)), text)
 
 
 def load_document_tokenizer(
@@ -223,16 +226,3 @@ def _download(name: str, files: Sequence[str], flag: str) -> Path:
     from pretraining.hub.repository import download_files  # the Hub's client takes 0.2 s to import
 
     return download_files(name, files, flag=flag)
-
-
-def read_special_tokens(folder: Path) -> dict[str, str]:
-    """Text of bos_token, eos_token etc. from the folder's JSON files."""
-    special_tokens: dict[str, str] = {}
-    for file_name in reversed(TOKENIZER_FILES[1:]):  # tokenizer_config.json has priority
-        path = folder / file_name
-        for role, token in (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}).items():
-            if role.endswith("_token"):
-                text = token.get("content") if isinstance(token, dict) else token
-                if isinstance(text, str):
-                    special_tokens[role] = text
-    return special_tokens

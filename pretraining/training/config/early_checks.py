@@ -11,7 +11,8 @@ from pretraining.data.mixture import Mixture
 from pretraining.data.phases import naming_phase
 from pretraining.data.store.integrity import file_in_store
 from pretraining.data.store.manifest import Manifest
-from pretraining.data.tokenize.tokenizer import TOKENIZER_FILES, load_document_tokenizer
+from pretraining.data.tokenize.reference import TOKENIZER_FILES
+from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError, raise_problems
 from pretraining.planning.global_batch import GlobalBatch, resolve_global_batch
 from pretraining.planning.length import oversized_step

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from pretraining.data.store.manifest import StoreSpec
-from pretraining.data.tokenize.tokenizer import read_special_tokens
+from pretraining.data.tokenize.reference import read_special_tokens
 from pretraining.errors import reading
 
 

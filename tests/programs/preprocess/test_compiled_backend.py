@@ -12,7 +12,7 @@ from tests.conftest import PROJECT_DIR, python, run_fine
 from tests.unit.data.build.test_partial_store import digests, stories
 
 pytestmark = pytest.mark.launch
-WRONG_TABLE = PROJECT_DIR / "tests/faults/drivers/preprocess/wrong_table.py"
+DRIVERS = PROJECT_DIR / "tests/faults/drivers/preprocess"
 SMALL = ["--block_length", 64, "--split", "80,15,5", "--num_slices", 2]
 
 
@@ -62,14 +62,20 @@ def test_the_bytes_are_those_of_the_reference(
     assert digests(tmp_path / "blocks") == expected
 
 
-@pytest.mark.guarantee("A wrong table of the compiled encoder is found while it runs, and the store is made again.")
-def test_a_wrong_table_is_found_and_the_store_made_again(
-    corpus: Path, llama_like: Path, expected: dict[str, str], tmp_path: Path
+WRONG = {
+    "table": ["compiled gives other ids than the reference from token", "¤ in the stack"],
+    "text": ["the compiled loops read another text than the reference"],
+}
+
+
+@pytest.mark.guarantee("A wrong table or text of the compiled loops is found as they run, and the store is made again.")
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_found_and_the_store_made_again(
+    what: str, corpus: Path, llama_like: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     flags = ["--data_files", corpus, *SMALL, "--tokenizer", llama_like, "--tokenizer_backend", "compiled"]
-    done = run_fine(sys.executable, WRONG_TABLE, *flags, "--output_dir", tmp_path / "blocks")
-    assert "compiled gives other ids than the reference from token" in done.stderr
-    assert "¤ in the stack" in done.stderr
+    done = run_fine(sys.executable, DRIVERS / f"wrong_{what}.py", *flags, "--output_dir", tmp_path / "blocks")
+    assert all(words in done.stderr for words in WRONG[what])
     assert "encoding everything again with the reference" in done.stderr
     assert digests(tmp_path / "blocks") == expected
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pretraining.data.build.prepared_batch import document_rows, prepare
-from pretraining.data.encode.encoding import DocumentMetadata, EncodedBatch
+from pretraining.data.encode.encoded import DocumentMetadata, EncodedBatch
 from pretraining.data.encode.splits import SPLITS
 from pretraining.data.input.reading import Position
 
@@ -12,7 +12,9 @@ from pretraining.data.input.reading import Position
 def batch_of(splits: list[int], chance: random.Random) -> EncodedBatch:
     lengths = np.array([chance.randrange(5) for _ in splits], np.int64)
     num = len(splits)
-    rows = DocumentMetadata([chance.choice("ab") for _ in splits], list(range(num)), [0] * num, [1] * num, splits)
+    zeros = np.zeros(num, np.int64)
+    sources = [chance.choice("ab") for _ in splits]
+    rows = DocumentMetadata(sources, np.arange(num), zeros, zeros + 1, np.array(splits, np.int64))
     ids = np.arange(lengths.sum(), dtype=np.uint16)
     return EncodedBatch("a.jsonl", rows, ids, lengths, [], Position(0, 0, num), 0, 0)
 

@@ -7,22 +7,20 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pretraining.data.encode.blake2b import blake_tables
 from pretraining.data.encode.fast_keys import PROBES, keys_in_python
-from pretraining.data.encode.minhash import MinHashBands
-from pretraining.data.encode.normalize_bytes import character_tables
-from pretraining.data.encode.text_keys import (
+from pretraining.data.encode.key_tables import (
     MAX_SHIFT,
     MAX_WORDS,
     Keys,
     Tables,
     Texts,
-    _add_bytes,
-    _shift,
+    blake_states,
     minhash_tables,
     scratch_for,
-    text_keys,
 )
+from pretraining.data.encode.minhash import MinHashBands
+from pretraining.data.encode.normalize_bytes import character_tables
+from pretraining.data.encode.text_keys import _add_bytes, _shift, text_keys
 
 CHARACTERS = character_tables()
 MINHASH = MinHashBands(0.8)
@@ -42,7 +40,7 @@ def keys_of(texts: list[str], num_bands: int) -> Keys:
     )
     scratch = scratch_for(max(map(len, encoded)), len(TABLES.factors))
     together = Texts(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(text) for text in encoded]))
-    tables = Tables(CHARACTERS, TABLES, blake_tables())
+    tables = Tables(CHARACTERS, TABLES, blake_states())
     assert text_keys(together, 1, num_bands, tables, scratch, keys) == 0
     assert keys.is_done.all()
     return keys

@@ -124,7 +124,7 @@ def test_millions_of_blank_lines_come_in_batches(tmp_path: Path) -> None:
     path.write_bytes(b"\n" * 100_000)
     files = find_inputs([str(path)])
     (ranges,) = cut_slices(files, 1)
-    assert max(len(batch.lines) for batch in read_batches(files, ranges, None, OPTIONS)) < 5000
+    assert max(len(list(batch.lines)) for batch in read_batches(files, ranges, None, OPTIONS)) < 5000
 
 
 @pytest.mark.parametrize("num_slices", [1, 2, 5])
@@ -133,7 +133,7 @@ def test_an_empty_file_at_the_end_of_a_folder(tmp_path: Path, num_slices: int) -
     (tmp_path / "z.jsonl").touch()
     files = find_inputs([str(tmp_path)])
     batches = [b for ranges in cut_slices(files, num_slices) for b in read_batches(files, ranges, None, OPTIONS)]
-    assert sum(len(batch.lines) for batch in batches) == 5
+    assert sum(len(list(batch.lines)) for batch in batches) == 5
 
 
 def test_a_damaged_parquet_file_says_where(tmp_path: Path) -> None:

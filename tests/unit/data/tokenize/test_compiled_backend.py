@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_a_wrong_entry_for_a_rare_word_is_found_while_running(compiled: Function
 
 
 def test_a_text_that_no_window_divides_ends_the_backend(compiled: Functions) -> None:
-    functions = Functions(lambda *_: -1, compiled.fill_merges)
+    functions = replace(compiled, encode_batch=lambda *_: -1)
     backend = CompiledBackend(json.loads(everything_joins().to_str()), functions)
     with pytest.raises(BackendDiffersError, match="compiled cannot divide a text"):
         backend.encode(["abc"])
@@ -107,7 +108,7 @@ def test_a_long_text_is_encoded_in_pieces(
     texts = [*odd_texts(100), "", " a" * 300, "x" * 500, "a" * 500]
     texts += ["".join(chance.choices("abcé東x ▁\n", k=1000)) for _ in range(50)]
     expected = backend.encode(texts)
-    monkeypatch.setattr(compiled_backend, "MAX_PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(compiled_backend, "MAX_PIECE_BYTES", 100)
     found = backend.encode(texts)
     assert np.array_equal(found.lengths, expected.lengths)
     assert np.array_equal(found.ids, expected.ids)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pretraining.data.input import json_list
 from pretraining.data.input.documents import RawLine, ReadingOptions
 from pretraining.data.input.find import find_inputs
+from pretraining.data.input.json import lists
 from pretraining.data.input.reading import read_batches
 from pretraining.data.input.slices import cut_slices
 
@@ -40,7 +40,7 @@ def written(path: Path, content: str | bytes) -> Path:
 def test_items_are_those_of_the_list_at_their_bytes(
     indent: int | None, read_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_list, "READ_BYTES", read_bytes)
+    monkeypatch.setattr(lists, "READ_BYTES", read_bytes)
     content = json.dumps(RECORDS, indent=indent, ensure_ascii=indent is None).encode()
     lines = items_of(written(tmp_path / "a.json", content))
     assert [line.content for line in lines] == RECORDS
