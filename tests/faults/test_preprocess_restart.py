@@ -26,11 +26,11 @@ NUM_KILLS = max(8, num_mutations(50))  # of which half for each packing
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """6 MB of text that differs from story to story, some of it twice, and lines that are no documents."""
+    """8 MB of text that differs from story to story, some of it twice, and lines that are no documents."""
     path = tmp_path_factory.mktemp("corpus") / "news.jsonl"
     stories = [json.loads(line)["text"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
     with path.open("w", encoding="utf-8") as file:
-        for copy in range(30):
+        for copy in range(38):
             for number, story in enumerate(stories):
                 file.write(json.dumps({"text": f"{copy if number % 50 else 0} {story}"}) + "\n")
             file.write("no JSON\n\n")
@@ -39,7 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flags(corpus: Path, packing: str, *more: object) -> list[object]:
     words = ["--data_files", corpus, "--packing", packing, "--block_length", 128, "--split", "80,15,5"]
-    return [*words, "--tokens_per_shard", 120_000, "--num_slices", 2, "--exact_duplicates", *more]
+    return [*words, "--tokens_per_shard", 300_000, "--num_slices", 2, "--exact_duplicates", *more]
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -307,7 +307,7 @@ def test_a_full_disk_ends_cleanly_and_the_run_goes_on_when_there_is_room(
 ) -> None:
     store = small_disk / "blocks"
     command = python("preprocess.py", *flags(corpus, packing), "--output_dir", store)
-    (small_disk / "other").write_bytes(bytes(1_500_000))
+    (small_disk / "other").write_bytes(bytes(2_000_000))
     done = run(*command)
     place = f"--output_dir {store}: cannot be written (No space left"
     assert_one_error(done, place, "run the same command again to resume")
