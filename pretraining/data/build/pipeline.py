@@ -105,7 +105,9 @@ def find_duplicates(work: Work, ranks: Ranks) -> Duplicates:
 
 
 def make_slices(work: Work, duplicates: Duplicates | None, ranks: Ranks) -> None:
-    """Write every slice that is not finished; the processes share them."""
+    """Write every slice that is not finished, or has a damaged file; the processes share them."""
+    earlier = [work.progress_of(number) for number in range(len(work.slices))]
+    ranks.from_first(lambda: forget_damaged_slices(work.folder, earlier))  # at the start: what is written now is hashed
     splits = SplitAssigner(work.origin.split_weights, seed=work.origin.seed)
     original_of = no_original if duplicates is None else duplicates.original_of
     encoder = BatchEncoder(work.reader, splits, work.tokenizer, original_of)
@@ -153,8 +155,7 @@ def _opened(store: PartialStore | None) -> PartialStore:
 
 
 def _unfinished_slices(work: Work) -> list[int]:
-    """Slices to write; those that a wrong fast backend wrote, or that have a damaged file, are written again."""
-    forget_damaged_slices(work.folder, [work.progress_of(number) for number in range(len(work.slices))])
+    """Slices to write; those that a wrong fast backend wrote are written again."""
     if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
         difference = (work.folder / REFERENCE_ONLY_NAME).read_text(encoding="utf-8", errors="backslashreplace")
         logger.warning("%s; encoding everything again with the reference", difference)

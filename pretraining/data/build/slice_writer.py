@@ -28,8 +28,9 @@ from pretraining.data.build.working_files import read_arrays, write_arrays
 from pretraining.data.encode.encoded import EncodedBatch
 from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.input.documents import CLEANED
+from pretraining.data.store.blocks import Blocks, divide_blocks
 from pretraining.data.store.manifest import StoreSpec
-from pretraining.data.store.packing import SEGMENT_COLUMNS, Blocks, DocumentSegments, Packer, make_packer
+from pretraining.data.store.packing import SEGMENT_COLUMNS, DocumentSegments, Packer, make_packer
 from pretraining.data.store.shards import DOCUMENT_SCHEMA, ShardWriter, block_schema, block_table
 from pretraining.system.files import fsync, sha256_of
 
@@ -58,11 +59,11 @@ class SplitWriter:
 
     def add_blocks(self, blocks: Blocks, progress: SplitProgress) -> None:
         """Append finished blocks."""
-        if len(blocks.input_ids):
-            progress.num_blocks += len(blocks.input_ids)
-            progress.num_padding_tokens += int(blocks.num_padding_tokens.sum())
-            self._pending.append(blocks)
-            self._num_pending_tokens += blocks.input_ids.size
+        progress.num_blocks += len(blocks.input_ids)
+        progress.num_padding_tokens += int(blocks.num_padding_tokens.sum())
+        for part in divide_blocks(blocks, TOKENS_PER_ROW_GROUP):
+            self._pending.append(part)
+            self._num_pending_tokens += part.input_ids.size
             if self._num_pending_tokens >= TOKENS_PER_ROW_GROUP:
                 self._write_row_group()
 

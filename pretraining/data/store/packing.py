@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from pretraining.data.store.blocks import Blocks
+
 Packing = Literal["concat", "best_fit", "alone"]  # the last one in finetune.py: a block for each conversation
 # The window of best_fit: 1,024 blocks, fewer if they are longer than 4,096 tokens.
 WINDOW_BLOCKS = 1024
@@ -60,31 +62,6 @@ def empty_segments(dtype: str) -> DocumentSegments:
     """No pieces, with ids of type `dtype`."""
     none = np.empty(0, np.int64)
     return DocumentSegments(none, none, none, np.empty(0, dtype))
-
-
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """Token blocks: `input_ids` of shape [blocks, block_length], and the pieces in each.
-
-    Piece i begins in its block at `document_starts[i]`; block b has the pieces from `piece_bounds[b]` to
-    `piece_bounds[b + 1]`. The last `num_padding_tokens[b]` tokens of block b are padding.
-    """
-
-    input_ids: np.ndarray
-    piece_bounds: np.ndarray
-    document_starts: np.ndarray
-    document_ids: np.ndarray
-    document_offsets: np.ndarray
-    num_padding_tokens: np.ndarray
-
-
-def join_blocks(parts: Sequence[Blocks]) -> Blocks:
-    """Concatenate blocks."""
-    num_pieces = np.cumsum([0, *(part.piece_bounds[-1] for part in parts)])
-    bounds = [part.piece_bounds[1:] + before for part, before in zip(parts, num_pieces, strict=False)]
-    names = ("input_ids", "document_starts", "document_ids", "document_offsets", "num_padding_tokens")
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Blocks(piece_bounds=np.concatenate([[0], *bounds]), **columns)
 
 
 class ConcatPacker:

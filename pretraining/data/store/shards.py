@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pretraining.data.encode.encoded import DocumentMetadata
 from pretraining.data.encode.splits import SPLITS
-from pretraining.data.store.packing import Blocks, join_blocks
+from pretraining.data.store.blocks import Blocks, join_blocks
 from pretraining.system.files import fsync, sha256_of
 
 ID_COLUMN = "input_ids.list.element"

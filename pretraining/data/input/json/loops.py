@@ -1,7 +1,7 @@
 """Take the texts out of JSON lines, as loops that Numba compiles: without Python's lock.
 
 What is taken is what `parse_json_line` takes: of an object, the text, if it is a string with something to read in it.
-What is wrong, or rare, is left to `parse_json_line`: half a surrogate pair, a field twice, exponents, deep nesting.
+What is wrong, or rare, is left to `parse_json_line`: half a surrogate pair, a field twice, deep nesting.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,8 @@ TAB, NEWLINE, RETURN, SPACE, COMMA, MINUS, POINT, ZERO, NINE, COLON = np.frombuf
 OPEN_BRACKET, CLOSE_BRACKET, OPEN_BRACE, CLOSE_BRACE = np.frombuffer(b"[]{}", np.uint8).tolist()
 TRUE, FALSE, NULL = (np.uint64(int.from_bytes(literal, "little")) for literal in (b"true", b"false", b"null"))
 FOUR_BYTES, FIVE_BYTES = np.uint64((1 << 32) - 1), np.uint64((1 << 40) - 1)
-MAX_NUMBER_BYTES = 16  # longer ones may be too large
+LETTER_E, PLUS, LOWER_CASE = 0x65, 0x2B, 0x20
+MAX_NUMBER_BYTES, MAX_EXPONENT_DIGITS = 64, 2  # so all are below 10^163, and a double is not infinite
 MAX_LEVELS = np.uint64(1 << 60)  # a bit each
 VALUE, FIRST_VALUE, KEY, FIRST_KEY, NEXT = 0, 1, 2, 3, 4  # what is expected within a value; the first ones or its end
 ONE = np.uint64(1)
@@ -185,7 +186,7 @@ def _begin_value(
 
 
 def _skip_number(data: NDArray[np.uint8], place: int) -> int:
-    """The place after a number without exponent, or FAILED."""
+    """The place after a number (RFC 8259, section 6), or FAILED; also if it might be too large."""
     begin = place
     place += int(data[place] == MINUS)
     after = place + 1 if data[place] == ZERO else _skip_digits(data, place)
@@ -195,6 +196,11 @@ def _skip_number(data: NDArray[np.uint8], place: int) -> int:
         place = after + 1
         after = _skip_digits(data, place)
         if after == place:
+            return FAILED
+    if data[after] | LOWER_CASE == LETTER_E:
+        place = after + 1 + int(data[after + 1] == MINUS or data[after + 1] == PLUS)
+        after = _skip_digits(data, place)
+        if not 1 <= after - place <= MAX_EXPONENT_DIGITS:
             return FAILED
     return after if after - begin <= MAX_NUMBER_BYTES else FAILED
 

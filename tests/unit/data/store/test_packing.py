@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from pretraining.data.store import packing as packing_room
+from pretraining.data.store.blocks import Blocks
 from pretraining.data.store.packing import (
     BLOCKS_PER_PENDING,
-    Blocks,
     DocumentSegments,
     Packer,
     Packing,

@@ -114,6 +114,12 @@ def test_the_same_loops_in_python(interpreted: Functions) -> None:
         (b'{"text": "one", "source": "a", "source": 3}\n', None),
         (b'{"text": "one", "n": 01}\n', None),
         (b'{"text": "one", "n": 1.}\n', None),
+        (
+            b'{"text": "one", "a": 0.9717118740081787, "b": -1e-05, "c": [0, 2E+9, 12345678901234567890]}\n',
+            (b"one", None),
+        ),
+        (b'{"text": "one", "n": 1e400}\n', None),
+        (b'{"text": "one", "n": 1e}\n', None),
         (b'{"text": "one", "n": [1,]}\n', None),
         (b'{"text": "one", "n": {"a": 1]}\n', None),
         (b'{"text": "one",}\n', None),
@@ -132,6 +138,16 @@ def test_lines_that_are_taken_and_left(line: bytes, found: tuple[bytes, object] 
     if found is not None and found[0] == b"web":
         found = ("aé🚆\n".encode(), b"web")
     assert taken(compiled.read_json_lines, [line]) == [found]
+
+
+def test_numbers_are_those_of_orjson(compiled: Functions) -> None:
+    chosen = random.Random(0)
+    numbers = {
+        "".join(chosen.choices("0123456789.-+eE", [9] + [3] * 9 + [9] * 5, k=chosen.randrange(1, 9)))
+        for _ in range(20_000)
+    }
+    lines = [b'{"text":"a","n":%s}\n' % number.encode() for number in sorted(numbers)]
+    assert check(compiled.read_json_lines, lines) > 0.9, "all but exponents of three digits"
 
 
 def test_a_line_never_takes_from_the_next_one(compiled: Functions) -> None:
