@@ -39,7 +39,7 @@ bench: $(BENCH_VENV)/.installed  ## compare preprocess.py with its peers; BENCH_
 
 faults: $(VENV)/.installed-dev blocks/quickstart  ## kill runs and break what they write, more than 100 times and in every way; an hour or more
 	$(BIN)/python -m benchmarks.faults
-	$(BIN)/python -m pytest -n auto --dist loadfile -m long tests/programs tests/unit tests/multinode tests/benchmarks
+	$(BIN)/python -m pytest -n auto --dist loadfile -m long tests --ignore=tests/faults --ignore=tests/adversarial
 
 blocks/quickstart: $(VENV)/.installed
 	PYTHON=$(BIN)/python sh recipes/quickstart/data.sh

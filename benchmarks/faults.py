@@ -155,10 +155,9 @@ def _tests(arguments: FaultsArguments, *, num_kills: int) -> tuple[int, str]:
     `num_kills` are those made elsewhere, for the sum.
     """
     result = arguments.work_dir / "tests.xml"
-    words = [sys.executable, "-m", "pytest", "-q", "--timeout", "3000", *PLACES, f"--junitxml={result}"]
     started_at = time.monotonic()
     environment = {**os.environ, "NUM_KILLS": str(arguments.kills), "NUM_MUTATIONS": "all"}
-    subprocess.run(words, check=False, env=environment)
+    subprocess.run(pytest_command(result), check=False, env=environment)
     minutes = (time.monotonic() - started_at) / 60
     cases: dict[str, list[Case]] = defaultdict(list)
     for element in ElementTree.parse(result).iter("testcase"):
@@ -173,6 +172,11 @@ def _tests(arguments: FaultsArguments, *, num_kills: int) -> tuple[int, str]:
         "A wrong result is a case that failed.\n\n"
         + table(["fault", "shown by", "times tried", "of these kill -9", LOST, "wrong results"], rows)
     )
+
+
+def pytest_command(result: Path) -> list[str]:
+    """Run all tests in `PLACES`, those marked long among them."""
+    return [sys.executable, "-m", "pytest", "-q", "--timeout", "3000", *PLACES, f"--junitxml={result}"]
 
 
 class Case(NamedTuple):

@@ -150,6 +150,24 @@ def test_unit_tests_mirror_the_modules() -> None:
     assert listed - untested == set(), "take these off tests/without_unit_test.txt: it may only shrink"
 
 
+def test_make_faults_runs_every_long_test() -> None:
+    """Of all folders but those that benchmarks.faults runs as a whole, whatever their marks."""
+    from benchmarks.faults import PLACES, pytest_command
+
+    recipe = (PROJECT_DIR / "Makefile").read_text().partition("\nfaults:")[2].partition("\n\n")[0]
+    assert "-m benchmarks.faults\n" in recipe
+    (words,) = [line.split() for line in recipe.splitlines() if "-m long" in line]
+    left_out = {word.removeprefix("--ignore=") for word in words if word.startswith("--ignore=")}
+    assert words[words.index("long") + 1] == "tests"
+    assert left_out <= set(PLACES)
+    others = {word for word in words if word.startswith("-") and "ignore" not in word}
+    assert others == {"-m", "-n", "--dist"}, "neither -k nor --deselect"
+    command = pytest_command(Path("tests.xml"))
+    assert set(PLACES) <= set(command)
+    assert {word.split("=")[0] for word in command if word.startswith("-")} == {"-m", "-q", "--timeout", "--junitxml"}
+    assert command.count("-m") == 1, "python -m pytest, and no choice of marks"
+
+
 def test_the_readme_names_every_package_and_program() -> None:
     readme = (PROJECT_DIR / "README.md").read_text()
     packages = {f"{name}/" for layer in LAYERS for name in layer if (PACKAGE / name).is_dir()}

@@ -83,7 +83,9 @@ def endless_gzip(path: Path, piece: bytes, megabytes: int) -> None:
             file.write(piece * ((1 << 20) // len(piece)))
 
 
-@pytest.mark.parametrize("suffix", ["gz", "xz", "zst", "bz2"])
+@pytest.mark.parametrize(
+    "suffix", ["gz", pytest.param("xz", marks=pytest.mark.long), "zst", pytest.param("bz2", marks=pytest.mark.long)]
+)
 @pytest.mark.guarantee("Compressed bombs stay within memory, disk and time.")
 def test_blank_lines_take_neither_disk_nor_time(tmp_path: Path, suffix: str) -> None:
     """256 million of them, in 250 KB or less; the one document at the end is found."""
@@ -100,6 +102,7 @@ def test_blank_lines_take_neither_disk_nor_time(tmp_path: Path, suffix: str) -> 
     assert listed_bytes(tmp_path) < 1 << 20
 
 
+@pytest.mark.long  # test_blank_lines_take_neither_disk_nor_time
 def test_a_zip_archive_of_blank_lines_takes_neither_disk_nor_time(tmp_path: Path) -> None:
     """256 million of them in each of two files."""
     path = tmp_path / "blank.zip"
@@ -128,7 +131,10 @@ def test_nothing_but_blank_lines_is_enough_to_judge(tmp_path: Path) -> None:
     assert num_lines < 24 << 20, "it did not read them all"
 
 
-@pytest.mark.parametrize("content", [b"x\n", b'{"text": ""}\n'], ids=["garbage", "empty"])
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param(b"x\n", marks=pytest.mark.long, id="garbage"), pytest.param(b'{"text": ""}\n', id="empty")],
+)
 def test_bad_lines_are_listed_up_to_a_limit_and_then_counted(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD + content * 60_000 + GOOD))
@@ -157,7 +163,10 @@ def test_bad_lines_without_end_after_a_document_are_judged(tmp_path: Path, monke
         list(read_documents(find_inputs([str(path)]), OPTIONS))
 
 
-@pytest.mark.parametrize("name", ["one_line.jsonl", "one_text.txt", "paragraphs.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["one_line.jsonl", *(pytest.param(name, marks=pytest.mark.long) for name in ("one_text.txt", "paragraphs.txt"))],
+)
 def test_an_endless_line_or_text_is_read_in_bounded_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"{name}.gz"
     endless_gzip(path, b" \n" if name == "one_text.txt" else b"x", 256)
@@ -190,7 +199,7 @@ def read_one(tmp_path: Path, name: str, content: bytes) -> Document | SkippedLin
     return found
 
 
-@pytest.mark.parametrize("megabytes", [30, 64])
+@pytest.mark.parametrize("megabytes", [pytest.param(30, marks=pytest.mark.long), 64])
 def test_rows_of_one_large_dictionary_entry_are_measured_before_they_are_made(tmp_path: Path, megabytes: int) -> None:
     path = tmp_path / "dictionary.parquet"
     parquet_of_one_text(path, megabytes, num_rows=16)

@@ -46,36 +46,52 @@ FEW_BYTES = 100 << 20  # of memory, for an archive that claims gigabytes
 
 @pytest.fixture(scope="module")
 def checkpoints(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One of each optimizer, precision and offload, of one process and two, in as few runs as that takes."""
+    """One of stage 3 and one of stage 1."""
     folder = tmp_path_factory.mktemp("checkpoints")
+    runs: dict[str, tuple[str, list[object]]] = {
+        "adamw": ("2 ranks", []),
+        "zero1": ("2 ranks", ["--bf16", "true", "--deepspeed", PROJECT_DIR / "ds_config_zero1.json"]),
+    }
+    return {name: trained(name, *how, sample_store, folder) for name, how in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def more_checkpoints(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One of each optimizer, precision and offload, of one process and two, in as few runs as that takes."""
+    folder = tmp_path_factory.mktemp("more-checkpoints")
     offload, offload_optimizer = (
         ["--deepspeed", PROJECT_DIR / f"ds_config_offload{name}.json"] for name in ("", "_optimizer")
     )
     runs: dict[str, tuple[str, list[object]]] = {
-        "adamw": ("2 ranks", []),
         "adamw_bf16": ("2 ranks", ["--optim", "adamw_bf16", "--bf16", "true", *offload_optimizer]),
         "muon": ("1 rank", ["--optim", "muon", "--bf16", "true", *offload]),
         "fp16": ("1 rank", ["--fp16"]),
-        "zero1": ("2 ranks", ["--bf16", "true", "--deepspeed", PROJECT_DIR / "ds_config_zero1.json"]),
         "zero2": ("1 rank", ["--deepspeed", PROJECT_DIR / "ds_config_zero2_offload_optimizer.json"]),
     }
     if HAS_BITSANDBYTES:
         runs["adamw_8bit"] = ("1 rank", ["--optim", "adamw_8bit"])
-    found = {}
-    for name, (ranks, flags) in runs.items():
-        script = "tests/faults/drivers/fp16_run.py" if name == "fp16" else "pretrain.py"
-        small = ["--eval_strategy", "no", "--max_steps", 2, "--global_batch_tokens", 256]
-        train(ranks, sample_store, folder / name, *flags, *small, script=script)
-        found[name] = folder / name / "checkpoint-2"
-    return found
+    return {name: trained(name, *how, sample_store, folder) for name, how in runs.items()}
+
+
+def trained(name: str, ranks: str, flags: list[object], store: Path, folder: Path) -> Path:
+    script = "tests/faults/drivers/fp16_run.py" if name == "fp16" else "pretrain.py"
+    small = ["--eval_strategy", "no", "--max_steps", 2, "--global_batch_tokens", 256]
+    train(ranks, store, folder / name, *flags, *small, script=script)
+    return folder / name / "checkpoint-2"
 
 
 def shards_of(checkpoint: Path) -> list[Path]:
     return sorted(checkpoint.glob("global_step*/*.pt"))
 
 
-def test_checkpoints_name_what_is_allowed_and_nothing_else_is(checkpoints: dict[str, Path]) -> None:
-    shards = [path for checkpoint in checkpoints.values() for path in shards_of(checkpoint)]
+# That what is named is allowed: each save and each resume of any other test, which refuse it otherwise.
+@pytest.mark.long
+def test_checkpoints_name_what_is_allowed_and_nothing_else_is(
+    checkpoints: dict[str, Path], more_checkpoints: dict[str, Path]
+) -> None:
+    shards = [
+        path for found in (checkpoints, more_checkpoints) for folder in found.values() for path in shards_of(folder)
+    ]
     unsafe = {name for path in shards for name in get_unsafe_globals_in_checkpoint(str(path))}
     named_now = SAFE_GLOBALS - {f"{STAGE}.ZeroStageEnum"}
     assert unsafe == named_now
@@ -382,7 +398,7 @@ def test_deepspeed_and_the_trainer_unpickle_nothing(
     (checkpoint / "latest").write_text("../../elsewhere")
     complete(checkpoint)
     flags = ["--resume", checkpoint, "--global_batch_tokens", 256, "--max_steps", 4]
-    flags += ["--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 1, "--save_steps", 1]
+    flags += ["--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 2, "--save_steps", 2]
     train("2 ranks", sample_store, tmp_path / "new", *flags, script="tests/adversarial/drivers/strict_run.py")
 
 

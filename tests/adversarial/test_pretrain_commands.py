@@ -4,8 +4,6 @@ Numeric flags come from the flags themselves, so that a new one, or one without 
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from pretraining.cli.arguments.trainer import TrainerArguments
 from pretraining.cli.flags import flags_of
 from tests.adversarial.drivers.command_lines import DATACLASSES
 from tests.conftest import PROJECT_DIR, TINY_MODEL
+from tests.programs.launching import run_forked
 
 # With what a program needs besides, so that the odd value is all that is wrong.
 DS_CONFIG = ["--deepspeed", str(PROJECT_DIR / "ds_config.json")]
@@ -361,11 +360,8 @@ def outcomes(rows: list[Row], folder: Path, store: Path) -> list[dict[str, Any]]
         for name, place in places.items():
             words = [word.replace(name, place) for word in words]
         lines.append(json.dumps([row.program, words]) + "\n")
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(PROJECT_DIR)}
     command = [sys.executable, "-m", "tests.adversarial.drivers.command_lines"]
-    done = subprocess.run(
-        command, input="".join(lines), capture_output=True, text=True, cwd=folder, env=environment, check=False
-    )
+    done = run_forked(*command, cwd=folder, env={"XDG_CACHE_HOME": str(folder / "cache")}, stdin="".join(lines))
     found = [json.loads(line) for line in done.stdout.splitlines()]
     last = rows[len(found) - 1 : len(found) + 1]
     assert len(found) == len(rows), f"ended at {last}: {done.stderr[-3000:]}"

@@ -20,19 +20,19 @@ from tests.programs.launching import figures, records, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
-NUM_KILLS = int(os.environ.get("NUM_KILLS", "8"))
-STEPS = 30
-FLAGS = ["--max_steps", STEPS, "--save_steps", 4, "--eval_steps", 10, "--dataloader_num_workers", 1]
+NUM_KILLS = int(os.environ.get("NUM_KILLS", "4"))
+STEPS = 16
+FLAGS = ["--max_steps", STEPS, "--save_steps", 4, "--eval_steps", 6, "--dataloader_num_workers", 1]
 FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]
-TRAINING_SECONDS = 3.0  # from the first step to the end, or more
-CHANGES = 60  # of the disk, in a save and a half
+TRAINING_SECONDS = 1.6  # from the first step to the end, or more
+CHANGES = 50  # of the disk, in a save and a half
 
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two small stores: 240 blocks are more than each of them has."""
+    """Two small stores: 128 blocks are more than each of them has."""
     folder = tmp_path_factory.mktemp("stores")
-    for name, most in (("long", 1350), ("short", 1200)):
+    for name, most in (("long", 1320), ("short", 1200)):
         words = ["--block_length", 64, "--split", "60,20,20", "--max_characters", most, "--output_dir", folder / name]
         run_fine(*python("preprocess.py", *words))
     return [f"long={folder}/long:0.7", f"short={folder}/short:0.3"]
@@ -79,7 +79,7 @@ def test_a_run_killed_at_any_instant_is_one_that_was_not(
     train("2 ranks", "unused", whole, *flags)
     assert records(whole)[-1]["epoch/long"] > 1
     assert records(whole)[-1]["epoch/short"] > 1
-    generator = random.Random(precision)
+    generator = random.Random(f"{precision} 73")  # of fp32: first of one rank in a save, then of both
     kills, ends = [], []
     for _ in range(NUM_KILLS // 2):
         kills.append(kill_of(generator))

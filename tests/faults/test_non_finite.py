@@ -20,9 +20,11 @@ ROLLBACK = ["--on_spike", "rollback"]
 NORM = "model.layers.0.input_layernorm.weight"  # the first of its sub-group
 
 
-def train_with_nan(store: Path, run_dir: Path, *flags: object, nan: list[tuple[int, int, str]]) -> Done:
+def train_with_nan(
+    store: Path, run_dir: Path, *flags: object, nan: list[tuple[int, int, str]], ranks: str = "2 ranks"
+) -> Done:
     env = {"NAN": json.dumps(nan)}
-    return try_to_train("2 ranks", store, run_dir, *FLAGS, *flags, script=SCRIPT, env=env)
+    return try_to_train(ranks, store, run_dir, *FLAGS, *flags, script=SCRIPT, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +92,18 @@ def test_a_run_goes_back_in_place_to_its_last_finite_checkpoint(sample_store: Pa
 
 def test_rollbacks_from_what_is_not_finite_are_limited(sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = train_with_nan(
-        sample_store, run_dir, *ROLLBACK, "--max_rollbacks", 1, nan=[(4, 0, "moment"), (4, 1, "master")]
-    )
+    nan, flags = [(4, 0, "moment"), (4, 0, "master")], [*ROLLBACK, "--max_rollbacks", 1]
+    done = train_with_nan(sample_store, run_dir, *flags, nan=nan, ranks="1 rank")
     assert done.returncode == 2
     assert_one_error(done, "--max_rollbacks 1: at step 4, ", f"the last good checkpoint is {run_dir}/checkpoint-2; ")
     assert saved(run_dir) == ["checkpoint-2"]
 
 
-@pytest.mark.parametrize("flags", [["--export_every_tokens", 3 * 512], ["--sample_steps", 3]])
+@pytest.mark.parametrize(
+    "flags", [["--export_every_tokens", 3 * 512], pytest.param(["--sample_steps", 3], marks=pytest.mark.long)]
+)
 def test_what_is_not_finite_is_found_before_it_is_used(flags: list[object], sample_store: Path, tmp_path: Path) -> None:
-    done = train_with_nan(sample_store, tmp_path / "run", *flags, nan=[(3, 0, "master")])
+    done = train_with_nan(sample_store, tmp_path / "run", *flags, nan=[(3, 0, "master")], ranks="1 rank")
     assert done.returncode == 2
     assert_one_error(
         done,
@@ -112,7 +115,8 @@ def test_what_is_not_finite_is_found_before_it_is_used(flags: list[object], samp
 
 def test_a_model_that_is_not_finite_is_not_exported(sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = train_with_nan(sample_store, run_dir, "--save_strategy", "no", *ROLLBACK, nan=[(8, 1, "weight")])
+    flags = ["--save_strategy", "no", *ROLLBACK]
+    done = train_with_nan(sample_store, run_dir, *flags, nan=[(8, 0, "weight")], ranks="1 rank")
     assert done.returncode == 2
     assert_one_error(
         done,

@@ -74,7 +74,10 @@ def start(name: str, folder: Path, *, watches_others: bool = False, nohup: bool 
     return Waiting(command, [json.loads(path.read_text()) for path in paths], folder)
 
 
-@pytest.mark.parametrize("name", ["deepspeed", "torchrun", "mpirun"])
+# Below, a deepspeed command is killed, with which its launcher ends. The ranks of torchrun notice it in the same way.
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("deepspeed", "torchrun")), "mpirun"]
+)
 @pytest.mark.guarantee("No process outlives its launcher.")
 def test_nothing_outlives_its_killed_launcher(
     name: str, tmp_path: Path, record_property: Callable[[str, object], None]
@@ -93,8 +96,10 @@ def test_nothing_outlives_its_killed_launcher(
 def test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save(
     how: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
+    """Under nohup, where the end of the terminal changes nothing: they would name SIGHUP, which outranks the other."""
     record_property("killed", int(how == "SIGKILL"))
-    waiting = start("deepspeed", tmp_path)
+    waiting = start("deepspeed", tmp_path, nohup=True)
+    os.killpg(waiting.command.pid, signal.SIGHUP)
     code, _ = waiting.end("command", how)
     assert code == -DEATHS[how]
     asked = waiting.asked()  # each looks once a second; the end of one may reach the other before that
@@ -102,6 +107,7 @@ def test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save(
     assert {"the launcher is gone"} <= set(asked) <= {"the launcher is gone", "SIGTERM"}
 
 
+@pytest.mark.guarantee("No process outlives a dead rank, and no success is reported.")
 def test_a_rank_that_waits_for_a_killed_one_ends_before_deepspeed_kills_it(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -113,8 +119,10 @@ def test_a_rank_that_waits_for_a_killed_one_ends_before_deepspeed_kills_it(
     assert stderr.count("error: process 1 of this run died, stopping; rerun to resume") == 1
 
 
-# SIGTERM of all ranks: test_supervise.py, test_a_signal_reaches_every_rank_and_nothing_is_left_running.
-@pytest.mark.parametrize("how", ["SIGUSR1", pytest.param("SIGTERM", marks=pytest.mark.long)])
+# Signals to all ranks: test_supervise.py, test_a_signal_reaches_every_rank_and_nothing_is_left_running; a deepspeed
+# command that is gone: test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save.
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["SIGUSR1", "SIGTERM"])
 def test_a_signal_to_the_whole_job_lets_the_ranks_save(how: str, tmp_path: Path) -> None:
     """As of sbatch --signal=USR1@600, or of scancel; it kills the deepspeed command."""
     waiting = start("deepspeed", tmp_path)
@@ -123,15 +131,8 @@ def test_a_signal_to_the_whole_job_lets_the_ranks_save(how: str, tmp_path: Path)
     assert waiting.asked() == [how] * 2
 
 
-def test_the_end_of_the_terminal_changes_nothing_under_nohup(tmp_path: Path) -> None:
-    waiting = start("deepspeed", tmp_path, nohup=True)
-    os.killpg(waiting.command.pid, signal.SIGHUP)
-    time.sleep(2.5)  # in which a rank that stops would have said so
-    assert waiting.asked() == []
-    waiting.end("all", "SIGTERM")
-    assert waiting.asked() == ["SIGTERM"] * 2
-
-
+# deepspeed under nohup: test_the_ranks_of_a_deepspeed_command_that_was_ended_stop_and_save
+@pytest.mark.long
 def test_torchrun_ends_with_its_terminal_under_nohup_too_and_its_ranks_save(tmp_path: Path) -> None:
     """It catches SIGHUP, whether that is ignored or not, and kills 30 s later: what a rank writes last is there."""
     waiting = start("torchrun", tmp_path, nohup=True)

@@ -29,7 +29,7 @@ from tests.conftest import PROJECT_DIR
 from tests.unit.data.input.test_reading import zstd
 from tests.unit.data.input.test_token_files import some_documents, write_flat, write_megatron
 
-NUM_JSONL, NUM_COMPRESSED, NUM_PARQUET, NUM_TOKENS = num_mutations(1600), 500, 200, 300
+NUM_JSONL, NUM_COMPRESSED, NUM_PARQUET, NUM_TOKENS = map(num_mutations, (1600, 500, 200, 300))
 ODD_BYTES = [b"\n", b"\r", b"\r\n", b'"', b"\\", b"\\ud800", b"\x00", b"\xff", b"\xef\xbb\xbf", b"{", b"}", b"null"]
 ODD_BYTES += ["é".encode("latin-1"), "東京".encode("utf-16"), "🚆".encode(), b"\\u0000", b"NaN", b"[" * 2000, b"1e999"]
 ODD_BYTES += [

@@ -45,8 +45,8 @@ def test_a_run_with_a_report_is_the_run_without(unreported: Path, sample_store: 
     ("how", "said"),
     [
         ("fails", "No module named tests.faults.no_such_module"),
-        ("hangs", "it took longer than 1 s"),
-        ("cannot start", "[Errno 2] No such file or directory: '/nowhere/python3'"),
+        pytest.param("hangs", "it took longer than 1 s", marks=pytest.mark.long),
+        pytest.param("cannot start", "[Errno 2] No such file or directory: '/nowhere/python3'", marks=pytest.mark.long),
     ],
 )
 @pytest.mark.guarantee("A report that fails is a warning.")
@@ -63,6 +63,7 @@ def test_a_report_that_fails_is_one_warning(
         assert not Path("/proc", (tmp_path / "run/report.pid").read_text()).exists()
 
 
+@pytest.mark.long  # of one that ends: test_a_run_with_a_report_is_the_run_without
 @pytest.mark.launch
 def test_a_run_that_stops_has_its_report(sample_store: Path, tmp_path: Path) -> None:
     script, env = "tests/faults/drivers/interrupted_run.py", {"AT": "step:5", "DO": "kill(me, SIGTERM)"}

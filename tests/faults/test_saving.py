@@ -43,7 +43,7 @@ def steps_of(run_dir: Path) -> list[str]:
     return [folder.name for folder in complete_checkpoints(run_dir)]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 @pytest.mark.guarantee("A failed save does not end the run.")
 def test_a_save_that_fails_on_one_process_leaves_the_run_going(
     rank: int, undisturbed: Path, sample_store: Path, tmp_path: Path
@@ -89,6 +89,8 @@ def test_a_disk_that_takes_no_byte_for_a_while_stops_no_training(
     assert_same_run(run_dir, undisturbed)
 
 
+# test_a_disk_that_takes_no_byte_for_a_while_stops_no_training
+@pytest.mark.long
 def test_a_run_folder_that_may_not_be_written_stops_no_training(
     undisturbed: Path, sample_store: Path, tmp_path: Path
 ) -> None:

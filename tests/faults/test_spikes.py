@@ -39,24 +39,26 @@ def poisoned_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FAULTS = ("spike", "non-finite", "rollback", "warning")
 FLAGS = ["--max_steps", STEPS, "--save_steps", SAVED_STEP, "--eval_strategy", "no", "--data_seed", SEED]
-FLAGS += ["--global_batch_tokens", 512, "--learning_rate", "1e-2", "--min_learning_rate", "5e-3"]
+FLAGS += ["--global_batch_tokens", 512, "--per_device_train_batch_size", 4]
+FLAGS += ["--learning_rate", "1e-2", "--min_learning_rate", "5e-3"]
 # So early the losses still vary: the score of the step is 6.9, and that of no other step is above 1.4.
 FLAGS += ["--spike_threshold", 5]
 FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]  # random states must go back too
 
 
-def train_with_faults(store: Path, run_dir: Path, *more: object, **env: str) -> Done:
+def train_with_faults(store: Path, run_dir: Path, *more: object, ranks: str = "2 ranks", **env: str) -> Done:
     """Starts poisoned_run.py, which plants what the environment says."""
-    return try_to_train(
-        "2 ranks", store, run_dir, *FLAGS, *more, script="tests/faults/drivers/poisoned_run.py", env=env
-    )
+    return try_to_train(ranks, store, run_dir, *FLAGS, *more, script="tests/faults/drivers/poisoned_run.py", env=env)
 
 
+# In two ranks a run goes back in test_non_finite.py, test_a_run_goes_back_in_place_to_its_last_finite_checkpoint.
+@pytest.mark.parametrize("ranks", ["1 rank", pytest.param("2 ranks", marks=pytest.mark.long)])
 @pytest.mark.guarantee("A run after a rollback equals, bit by bit, one that never read the blocks of the spike.")
-def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tmp_path: Path) -> None:
+def test_a_rollback_is_a_run_that_never_read_the_blocks(ranks: str, poisoned_store: Path, tmp_path: Path) -> None:
     # An export of the step before the spike has a block that is skipped in the end.
-    flags = [*FLAGS, "--export_every_tokens", (POISONED_STEP - 1) * 512]
-    done = train("2 ranks", poisoned_store, tmp_path / "run", *flags, "--on_spike", "rollback")
+    exports = ["--export_every_tokens", (POISONED_STEP - 1) * 512]
+    batch = ["--per_device_train_batch_size", 8 if ranks == "1 rank" else 4]
+    done = train(ranks, poisoned_store, tmp_path / "run", *FLAGS, *batch, *exports, "--on_spike", "rollback")
     faults = events(tmp_path / "run", *FAULTS)
     assert [(event["event"], event["step"]) for event in faults] == [
         ("spike", POISONED_STEP),
@@ -65,13 +67,13 @@ def test_a_rollback_is_a_run_that_never_read_the_blocks(poisoned_store: Path, tm
     assert f"news.jsonl:{POISON_LINE} (poison)" in done.stderr
     assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, STEPS + 1))
     skipped = json.dumps([[(POISONED_STEP - 2) * 8, POISONED_STEP * 8]])
-    train_with_faults(poisoned_store, tmp_path / "other", *flags[len(FLAGS) :], SKIPPED=skipped)
+    train_with_faults(poisoned_store, tmp_path / "other", *batch, *exports, ranks=ranks, SKIPPED=skipped)
     assert figures(tmp_path / "run") == figures(tmp_path / "other")
     resume = ["--resume", tmp_path / f"run/checkpoint-{SAVED_STEP}"]
     assert (tmp_path / f"run/checkpoint-{STEPS}").is_dir(), "later than the spike, and not what it goes back to"
     exports = [tmp_path / name / f"exports/step-{POISONED_STEP - 1}/model.safetensors" for name in ("run", "other")]
     assert exports[0].read_bytes() == exports[1].read_bytes()
-    train("2 ranks", poisoned_store, tmp_path / "run", *FLAGS, "--on_spike", "rollback", *resume)
+    train(ranks, poisoned_store, tmp_path / "run", *FLAGS, *batch, "--on_spike", "rollback", *resume)
     assert figures(tmp_path / "run") == figures(tmp_path / "other")
     assert events(tmp_path / "run", *FAULTS) == faults
     assert records(tmp_path / "run")[-1]["spikes"] == 1

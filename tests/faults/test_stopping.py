@@ -73,46 +73,41 @@ def weights(run_dir: Path) -> str:
 
 
 @pytest.mark.guarantee("A stopped run equals an uninterrupted one, including the pending evaluation.")
-def test_a_run_that_was_stopped_three_times_equals_an_uninterrupted_run(
+def test_a_run_that_was_stopped_again_and_again_equals_an_uninterrupted_run(
     whole_run: Path, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     run_dir = tmp_path / "run"
+    done = try_to_train("2 ranks", sample_store, run_dir, *FLAGS, "--max_hours", 0.0005)
+    assert_stopped(done, run_dir, 1, "--max_hours")
+    assert len(events(run_dir, "stop")) == 1
+    assert "--max_hours 0.0005: saves and stops 3 steps before " in done.stderr
     stops = [
         ("micro step:2", "kill(me, SIGTERM)", 2, "SIGTERM"),
         ("batch:2", f"Path('{run_dir}/STOP').touch()", 3, "the file STOP"),  # within the evaluation after step 3
         ("step:6", "kill(me, SIGUSR1)", 6, "SIGUSR1"),  # after which an evaluation is due
     ]
-    stopped_at: list[int] = []
+    stopped_at = [1]
     for place, what, step, reason in stops:
+        (run_dir / "STOP").touch()  # late, so it must not stop the next start
         done = interrupt("2 ranks", sample_store, run_dir, AT=place, DO=what, BY_RANK="1")
         assert_stopped(done, run_dir, step, reason)
         stopped_at.append(step)
         assert [event["step"] for event in events(run_dir, "stop")] == stopped_at
         names = {path.name for path in run_dir.glob("checkpoint-*")}
         assert names == {f"checkpoint-{kept}" for kept in stopped_at[-2:]}, "each stop saves one; two are kept"
-        assert len(records(run_dir, "eval_loss")) == (step == 6), "the third start makes the pending evaluation first"
+        assert len(records(run_dir, "eval_loss")) == (step == 6), "the next start makes the pending evaluation first"
         assert len(records(run_dir)) == step
+    leave_when_it_is_trained(sample_store, run_dir)
     assert_resumes(sample_store, run_dir, whole_run)
     record_property("lost_steps", 0)
 
 
-def test_a_run_stops_in_time(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *FLAGS, "--max_hours", 0.0005)
-    assert_stopped(done, tmp_path / "run", 1, "--max_hours")
-    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
-    assert len(events(tmp_path / "run", "stop")) == 1
-    assert "--max_hours 0.0005: saves and stops 3 steps before " in done.stderr
-    (tmp_path / "run/STOP").touch()  # late, so it must not stop the next start
-    assert_resumes(sample_store, tmp_path / "run", whole_run)
-
-
-def test_a_run_that_is_trained_leaves_at_once(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+def leave_when_it_is_trained(store: Path, run_dir: Path) -> None:
+    """Stop it while it waits, after the last step, for what never comes: there is nothing left to save."""
     what = "Timer(1, kill, (me, SIGTERM)).start(); wait_in_a_collective()"
-    done = interrupt("2 ranks", sample_store, run_dir, AT="end", DO=what)
+    done = interrupt("2 ranks", store, run_dir, AT="end", DO=what)
     assert done.returncode == STOPPED_EXIT_CODE
     assert "error: stopped (SIGTERM); rerun to evaluate and export" in done.stderr
-    assert_resumes(sample_store, run_dir, whole_run)
 
 
 def test_who_interrupts_twice_does_not_want_to_wait(sample_store: Path, tmp_path: Path) -> None:
@@ -141,13 +136,15 @@ def interrupt_deepspeed(store: Path, run_dir: Path, **env: str) -> tuple[int, st
     return command.returncode, output
 
 
+# What a run makes of a signal: test_a_run_that_was_stopped_again_and_again_equals_an_uninterrupted_run; that deepspeed
+# passes it on: test_supervise.py, test_a_signal_reaches_every_rank_and_nothing_is_left_running.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
         ("group(us, SIGINT)", "SIGINT"),  # Ctrl-C
-        pytest.param("kill(launcher, SIGTERM)", "SIGTERM", marks=pytest.mark.long),
-        # sbatch --signal=USR1@600: it kills the launcher
-        pytest.param("group(us, SIGUSR1)", "SIGUSR1", marks=pytest.mark.long),
+        ("kill(launcher, SIGTERM)", "SIGTERM"),
+        ("group(us, SIGUSR1)", "SIGUSR1"),  # sbatch --signal=USR1@600: it kills the launcher
     ],
 )
 def test_what_deepspeed_passes_on_is_one_stop(
@@ -172,12 +169,14 @@ def processes_of(run_dir: Path) -> list[str]:
     return [line for line in lines if str(run_dir) in line]
 
 
+# That ranks stop and save when the deepspeed command is gone: test_orphans.py.
+@pytest.mark.parametrize("name", ["python", pytest.param("deepspeed", marks=pytest.mark.long)])
 @pytest.mark.guarantee("A closed terminal loses no step.")
-def test_a_run_saves_and_stops_when_its_terminal_is_closed(sample_store: Path, tmp_path: Path) -> None:
+def test_a_run_saves_and_stops_when_its_terminal_is_closed(name: str, sample_store: Path, tmp_path: Path) -> None:
     """Of a shell in a terminal; the hangup kills shell, deepspeed command and launcher, and nothing can be written."""
     run_dir = tmp_path / "run"
     flags = training_flags(sample_store, run_dir, *FLAGS, "--max_steps", 100_000, "--save_steps", 100_000)
-    words = [*launcher("deepspeed"), "pretrain.py", *flags, "--eval_strategy", "no"]
+    words = [*launcher(name), "pretrain.py", *flags, "--eval_strategy", "no"]
     command = shlex.join(str(word) for word in words if word != "--load_best_model_at_end")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
     ours, theirs = os.openpty()
@@ -209,8 +208,8 @@ def test_a_run_saves_and_stops_when_its_terminal_is_closed(sample_store: Path, t
     assert complete_checkpoints(run_dir) == [run_dir / f"checkpoint-{stop['step']}"]
 
 
+# test_orphans.py, test_a_rank_that_waits_for_a_killed_one_ends_before_deepspeed_kills_it
 @pytest.mark.long
-@pytest.mark.guarantee("No process outlives a dead rank, and no success is reported.")
 def test_when_a_rank_is_killed_all_end(
     sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_host_without_the_interpreter_or_the_folder(hosts: TwoHosts, tmp_path:
     assert list(python.iterdir()) == []
 
 
+@pytest.mark.long  # test_what_differs_is_named_with_its_host, of an address without a host
 def test_a_cut_link_is_one_line_within_its_bound(hosts: TwoHosts, tmp_path: Path) -> None:
     hosts.cut_link()
     code, found = diagnose(hosts, hosts.hostfile(), "--output_dir", tmp_path)

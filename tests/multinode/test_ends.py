@@ -85,17 +85,21 @@ def test_a_host_dies(run: Run, record_property: Callable[[str, object], None]) -
     assert "Traceback" not in output
 
 
+# Of all that are long, test_a_host_dies shows that a machine ends when it loses the other, test_machine_links.py by
+# what, and tests/faults/test_orphans.py and test_supervise.py what deepspeed leaves and passes on.
+@pytest.mark.long
 def test_the_first_host_dies(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.hosts.kill(NODE_A)
     assert_gone(run, record_property)
 
 
-@pytest.mark.guarantee("When the link between machines is cut, all processes end within a minute.")
+@pytest.mark.long  # test_launchers.py, test_a_link_is_cut
 def test_a_link_is_cut(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.hosts.cut_link()
     assert_gone(run, record_property, "node-b of this run is gone (no answer for 30 s), stopping; rerun to resume")
 
 
+@pytest.mark.long
 def test_the_command_is_killed(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.runner.kill()
     assert_gone(run, record_property)
@@ -103,8 +107,8 @@ def test_the_command_is_killed(run: Run, record_property: Callable[[str, object]
     assert event["reason"] == "the launcher is gone"
 
 
-# test_a_host_dies takes rank 1 with it.
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [0, 1])
 def test_a_rank_is_killed(run: Run, number: int, record_property: Callable[[str, object], None]) -> None:
     os.kill(run.rank(number), signal.SIGKILL)
     assert_gone(
@@ -112,6 +116,7 @@ def test_a_rank_is_killed(run: Run, number: int, record_property: Callable[[str,
     )
 
 
+@pytest.mark.long  # test_slurm.py, test_several_machines_save_before_the_limit_and_resume
 def test_the_command_is_asked_to_stop(run: Run, record_property: Callable[[str, object], None]) -> None:
     run.runner.terminate()
     assert_gone(run, record_property)
@@ -125,6 +130,7 @@ def trains_again(run_dir: Path) -> bool:
         return any("loss" in record for record in since)
 
 
+@pytest.mark.long
 def test_a_supervised_run_starts_again_and_stops_on_request(
     hosts: TwoHosts, sample_store: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.multinode.hosts import ADDRESSES, NAMES, NODE_A, NODE_B, TwoHosts
 
-PING = ("bash", "-c", f"timeout 3 bash -c '</dev/tcp/{ADDRESSES[NODE_B]}/22'")
+PING = ("bash", "-c", f"timeout 1 bash -c '</dev/tcp/{ADDRESSES[NODE_B]}/22'")
 
 
 def said(hosts: TwoHosts, name: str, *words: object) -> str:
@@ -43,7 +43,7 @@ def test_a_private_folder_is_not_shared(hosts: TwoHosts, tmp_path: Path) -> None
 def test_a_cut_link_drops_without_an_error(hosts: TwoHosts) -> None:
     assert hosts.run(NODE_A, PING).done().returncode == 0
     hosts.cut_link()
-    assert hosts.run(NODE_A, PING).done().returncode == 124  # timeout's own: no error within 3 s
+    assert hosts.run(NODE_A, PING).done().returncode == 124  # timeout's own: no error within 1 s
     hosts.restore_link()
     assert hosts.run(NODE_A, PING).done().returncode == 0
 

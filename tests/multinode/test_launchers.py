@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from pretraining.system.launchers import DEEPSPEED
-from tests.conftest import PROJECT_DIR, Done
+from tests.conftest import PROJECT_DIR, Done, wait_until
 from tests.multinode.hosts import ADDRESSES, NAMES, NODE_A, NODE_B, HostProcess, TwoHosts
-from tests.programs.launching import figures, train, training_flags
+from tests.multinode.preloaded_tasks import PreloadedTasks, slurm_task
+from tests.programs.launching import figures, records, train, training_flags
 
 pytestmark = pytest.mark.launch
 
@@ -30,6 +32,11 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
 
 
 @pytest.fixture(scope="module")
+def tasks(two_hosts: TwoHosts, tmp_path_factory: pytest.TempPathFactory) -> PreloadedTasks:
+    return PreloadedTasks(two_hosts, tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
 def on_one_host(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of two ranks on one machine."""
     run_dir = tmp_path_factory.mktemp("one") / "run"
@@ -37,14 +44,8 @@ def on_one_host(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return run_dir
 
 
-def start(
-    name: str,
-    hosts: TwoHosts,
-    words: Sequence[object],
-    envs: Sequence[dict[str, str]],
-    flags_of_b: Sequence[object] = (),
-) -> list[HostProcess]:
-    """What a user types for a launcher, on the first host or on both; more flags on the second with torchrun."""
+def start(name: str, hosts: TwoHosts, words: Sequence[object], envs: Sequence[dict[str, str]]) -> list[HostProcess]:
+    """What a user types for a launcher, on the first host or on both."""
     hostfile, program = f"--hostfile={hosts.hostfile()}", [sys.executable, *words]
     static = [f"--master_addr={ADDRESS}", "--master_port=29511"]
     torchrun = [BIN / "torchrun", "--nnodes=2", "--nproc_per_node=1"]
@@ -55,7 +56,6 @@ def start(
             f"--node_rank={rank}",
             *static,
             *words,
-            *flags_of_b[: rank * len(flags_of_b)],
         ],
         "c10d": lambda _: [*torchrun, "--rdzv_backend=c10d", f"--rdzv_endpoint={NODE_A}:29512", *words],
         "srun": lambda _: program,
@@ -73,12 +73,8 @@ def start(
     return [hosts.run(NODE_A, on_first[name], env=envs[0])]
 
 
-def slurm_task(rank: int) -> dict[str, str]:
-    """What `srun --nodes=2 --ntasks-per-node=1` sets in a task."""
-    job = {"JOB_ID": "4711", "NTASKS": "2", "LAUNCH_NODE_IPADDR": "10.99.0.1", "STEP_TASKS_PER_NODE": "1(x2)"}
-    step = {"STEP_ID": "0", "STEP_NUM_TASKS": "2", "STEP_NODELIST": "node-a,node-b"}
-    task = {"PROCID": str(rank), "LOCALID": "0", "NODEID": str(rank)}
-    return {f"SLURM_{key}": value for key, value in {**job, **step, **task}.items()}
+def command(store: Path, run_dir: Path, *flags: object, script: str = "pretrain.py") -> list[object]:
+    return [PROJECT_DIR / script, *training_flags(store, run_dir, *STEPS, *flags)]
 
 
 def launch(
@@ -87,16 +83,14 @@ def launch(
     store: Path,
     run_dir: Path,
     *flags: object,
-    script: str = "pretrain.py",
     env_of_b: dict[str, str] | None = None,
-    flags_of_b: Sequence[object] = (),
 ) -> list[Done]:
     """The ends of what was typed; nothing of the run may be left on a host."""
-    words = [PROJECT_DIR / script, *training_flags(store, run_dir, *STEPS, *flags)]
+    words = command(store, run_dir, *flags)
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_DIR), "DS_ACCELERATOR": "cpu"}
-    started = start(name, hosts, words, [env, {**env, **(env_of_b or {})}], flags_of_b)
+    started = start(name, hosts, words, [env, {**env, **(env_of_b or {})}])
     done = [process.done(END_SECONDS) for process in started]
-    left = [line for host in NAMES for line in hosts.commands(host) if "_run.py" in line or "pretrain.py" in line]
+    left = [line for host in NAMES for line in hosts.commands(host) if "pretrain.py" in line]
     assert left == [], "\n".join(each.output[-3000:] for each in done)
     return done
 
@@ -120,10 +114,10 @@ def weights(run_dir: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def on_two_hosts(two_hosts: TwoHosts, sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of `deepspeed --hostfile`."""
+def on_two_hosts(tasks: PreloadedTasks, sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a task of `srun` on each host."""
     run_dir = tmp_path_factory.mktemp("two") / "run"
-    assert_trained(launch("deepspeed", two_hosts, sample_store, run_dir))
+    assert_trained(tasks.run(command(sample_store, run_dir)))
     return run_dir
 
 
@@ -140,7 +134,10 @@ def test_two_hosts_are_as_one_host_with_two_ranks(on_two_hosts: Path, on_one_hos
     assert all(machine["memory_bytes"] > 1e9 and machine["gpus"] == [] for machine in machines)
 
 
-@pytest.mark.parametrize("name", ["no_ssh", "c10d", "mpirun", "srun"])
+# Tasks of srun train in test_two_hosts_are_as_one_host_with_two_ranks, `deepspeed --hostfile` in test_ends.py until a
+# host dies. All that launchers do is to set the variables of a rank.
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["deepspeed", "no_ssh", "torchrun", "c10d", "mpirun", "srun"])
 def test_a_launcher_on_two_hosts(
     name: str, two_hosts: TwoHosts, sample_store: Path, on_one_host: Path, tmp_path: Path
 ) -> None:
@@ -152,29 +149,32 @@ def test_a_launcher_on_two_hosts(
 
 @pytest.mark.guarantee("A checkpoint of two machines is resumed on one, and one of one machine on two, to the bit.")
 def test_checkpoints_move_between_one_host_and_two(
-    two_hosts: TwoHosts, sample_store: Path, on_one_host: Path, on_two_hosts: Path, tmp_path: Path
+    tasks: PreloadedTasks, sample_store: Path, on_one_host: Path, on_two_hosts: Path, tmp_path: Path
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     resumed = ("--resume", on_two_hosts / "checkpoint-2")
     train("2 ranks", sample_store, one, *STEPS, *resumed, env={"OMP_NUM_THREADS": "1"})
-    assert_trained(launch("torchrun", two_hosts, sample_store, two, "--resume", on_one_host / "checkpoint-2"))
+    assert_trained(tasks.run(command(sample_store, two, "--resume", on_one_host / "checkpoint-2")))
     for run_dir in (one, two):
         assert_same_run(run_dir, on_one_host)
 
 
 @pytest.mark.guarantee("A run folder that machines do not share is an error at the start, on each of them.")
-def test_a_run_folder_that_is_not_shared(two_hosts: TwoHosts, sample_store: Path, tmp_path: Path) -> None:
+def test_a_run_folder_that_is_not_shared(
+    two_hosts: TwoHosts, tasks: PreloadedTasks, sample_store: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     own = two_hosts.private(NODE_B, run_dir)
-    script = "tests/faults/drivers/split_folder_run.py"
-    done = launch("srun", two_hosts, sample_store, run_dir, script=script)
+    done = tasks.run(command(sample_store, run_dir, script="tests/faults/drivers/split_folder_run.py"))
     assert_both_left(done, f"--output_dir {run_dir}: is not the same folder on node-b: process 1 does not see what ")
     assert not (run_dir / "run.json").exists()
     assert not (own / "run.json").exists()
 
 
 @pytest.mark.guarantee("What only one machine lacks ends the processes of all machines, with its host in one line.")
-@pytest.mark.parametrize("lacks", ["blocks", "same blocks", "same version"])
+@pytest.mark.parametrize(
+    "lacks", [*(pytest.param(what, marks=pytest.mark.long) for what in ("blocks", "same blocks")), "same version"]
+)
 def test_what_one_host_lacks_ends_both(lacks: str, two_hosts: TwoHosts, sample_store: Path, tmp_path: Path) -> None:
     store, env = shutil.copytree(sample_store, tmp_path / "blocks"), {}
     if lacks == "same version":
@@ -195,9 +195,27 @@ def test_what_one_host_lacks_ends_both(lacks: str, two_hosts: TwoHosts, sample_s
 
 
 @pytest.mark.guarantee("Another flag on one machine ends the processes of all before the first step, in one line.")
-def test_another_flag_on_one_host_ends_both(two_hosts: TwoHosts, sample_store: Path, tmp_path: Path) -> None:
+def test_another_flag_on_one_host_ends_both(tasks: PreloadedTasks, sample_store: Path, tmp_path: Path) -> None:
     """Paths and the number of workers may differ."""
     (tmp_path / "mount").symlink_to(tmp_path)
     of_b = ["--output_dir", tmp_path / "mount/run", "--dataloader_num_workers", 1, "--learning_rate", 0.001]
-    done = launch("torchrun", two_hosts, sample_store, tmp_path / "run", "--learning_rate", 0.002, flags_of_b=of_b)
+    done = tasks.run(command(sample_store, tmp_path / "run", "--learning_rate", 0.002), of_b)
     assert_both_left(done, "node-b: --learning_rate: is 0.001; node-a has 0.002; type the same flags on all machines")
+
+
+@pytest.mark.guarantee("When the link between machines is cut, all processes end within a minute.")
+def test_a_link_is_cut(two_hosts: TwoHosts, tasks: PreloadedTasks, sample_store: Path, tmp_path: Path) -> None:
+    """One that breaks 3 s later."""
+    flags = ["--max_steps", 100_000, "--save_steps", 100_000]
+    tasks.start(command(sample_store, tmp_path / "run", *flags, script="tests/multinode/quick_answer_run.py"))
+    log = tmp_path / "run/metrics.jsonl"
+    wait_until(lambda: log.exists() and len(records(log.parent)) >= 2)
+    two_hosts.cut_link()
+    cut_at = time.monotonic()
+    try:
+        done = tasks.ends()
+    finally:
+        two_hosts.restore_link()
+    assert time.monotonic() < cut_at + 60
+    assert all(each.returncode for each in done)
+    assert done[0].output.count("node-b of this run is gone (no answer for 30 s), stopping; rerun to resume") == 1

@@ -35,7 +35,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 pathlib.Path(sys.argv[1]).touch()
 time.sleep(600)
 """
-NUM_STEPS = 60
+NUM_STEPS = 40
 
 
 @pytest.fixture
@@ -52,22 +52,26 @@ def test_the_scripts_are_sound(script: Path) -> None:
     assert "--signal=" in text
 
 
-def test_a_job_comes_back_after_a_stop_or_a_crash_but_not_after_success_or_a_mistake(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A project with the stand-in."""
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "pretrain.py").write_text(STAND_IN)
+    return folder
+
+
+@pytest.mark.long  # after a stop, and not after success: test_several_machines_save_before_the_limit_and_resume
+def test_a_job_comes_back_after_a_stop_or_a_crash_but_not_after_success(cluster: Cluster, folder: Path) -> None:
     options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
     again = cluster.submit(options, SEVERAL, folder / "again", "75,1,0,0", cwd=folder)
     assert cluster.end_of(again) == ("COMPLETED", "0", 2), cluster.log(again)
     attempts = sorted((folder / "again").read_text().splitlines())
     assert attempts == [f"{attempt} {name} {rank}" for attempt in range(3) for rank, name in enumerate(NAMES)]
-    options = [
-        "--nodes=2",
-        "--ntasks-per-node=2",
-        "--cpus-per-task=1",
-    ]  # the first task of a node ends before the other
+
+
+def test_a_job_does_not_come_back_after_a_mistake(cluster: Cluster, folder: Path) -> None:
+    options = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1"]  # the first one of a node ends before the other
     mistake = cluster.submit(options, SEVERAL, folder / "mistake", "2,0", cwd=folder)
     assert cluster.end_of(mistake) == ("FAILED", "2", 0), cluster.log(mistake)
 
@@ -89,15 +93,7 @@ def test_a_canceled_job_does_not_come_back(cluster: Cluster, tmp_path: Path) -> 
 def stop_and_finish(cluster: Cluster, options: list[object], script: Path, store: Path, how: list[str]) -> None:
     """Train, ask for a stop as Slurm does before the limit, and see the job come back and finish."""
     run_dir = store.parent / f"{script.stem}-run"
-    flags = [
-        *training_flags(store, run_dir),
-        "--max_steps",
-        NUM_STEPS,
-        "--save_steps",
-        NUM_STEPS,
-        "--eval_strategy",
-        "no",
-    ]
+    flags = training_flags(store, run_dir, "--max_steps", NUM_STEPS, "--save_steps", NUM_STEPS, "--eval_strategy", "no")
     number = cluster.submit(options, script, *flags)
     deadline = time.monotonic() + 300
     while not (run_dir / "metrics.jsonl").exists() or not records(run_dir):

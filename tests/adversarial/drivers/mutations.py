@@ -3,8 +3,8 @@
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 # In place of any value: each type of JSON, and numbers at the edges of what arithmetic takes.
 WRONG_VALUES = (None, True, False, "", "x", "nan", "../../x", 0, -1, 1.5, 2**53 + 1, 2**63, 10**400, -(10**400))
@@ -33,14 +33,24 @@ GARBAGE = (
     b"9" * 5000,
 )
 
-CI_SHARE = 5  # one mutation in so many is tried by `make test`, all by `make faults`
+T = TypeVar("T")
+CI_SHARE = 10  # one mutation in so many is tried by `make test`, all by `make faults`
 
 Place = tuple[Any, Any]  # a container, and the key or index of a value in it
 
 
 def num_mutations(total: int) -> int:
     """How many of `total` mutations are tried now: all of them where NUM_MUTATIONS is "all"."""
-    return total if os.environ.get("NUM_MUTATIONS") == "all" else total // CI_SHARE
+    return total // _share()
+
+
+def tried_now(cases: Iterable[T]) -> list[T]:
+    """The same one in so many of the cases every time, from the first to the last of them; or all of them."""
+    return list(cases)[:: _share()]
+
+
+def _share() -> int:
+    return 1 if os.environ.get("NUM_MUTATIONS") == "all" else CI_SHARE
 
 
 def mutations(content: bytes, seed: int) -> Iterator[bytes]:
