@@ -28,7 +28,7 @@ from pretraining.cli.program import run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
 from pretraining.data.build.card import write_card
 from pretraining.data.build.checks import check_token_inputs
-from pretraining.data.build.origin import Hashes, build_store_spec, start_hashing
+from pretraining.data.build.origin import Hashes, build_store_spec, source_files, start_hashing
 from pretraining.data.build.partial_store import finished_store, is_occupied
 from pretraining.data.build.pipeline import make_block_store
 from pretraining.data.build.ranks import Ranks
@@ -76,7 +76,8 @@ def earlier_store(
     """The manifest of the store that an earlier run has finished in the output folder."""
     if not is_occupied(arguments.output_dir):
         return None
-    return finished_store(arguments.output_dir, build_store_spec(arguments, files, tokenizer, hashes, hashes_in=None))
+    sources = source_files(files, hashes.result(), hashes_in=None)
+    return finished_store(arguments.output_dir, build_store_spec(arguments, tokenizer, sources))
 
 
 def publish(arguments: PreprocessArguments, manifest: Manifest) -> None:

@@ -62,8 +62,8 @@ def train(arguments: PretrainArguments) -> None:
 
 def find_data(flags: DataArguments) -> Mixture:
     """The blocks to train on, brought or made here if need be."""
-    from pretraining.data.build.synthetic import synthetic_mixture
     from pretraining.data.phases import load_data
+    from pretraining.data.synthetic import synthetic_mixture
 
     if flags.is_synthetic:
         return synthetic_mixture(block_length=flags.block_length or 4096, vocab_size=flags.vocab_size)

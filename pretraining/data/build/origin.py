@@ -41,16 +41,11 @@ def start_hashing(files: Sequence[InputFile], output_dir: Path) -> "Future[Hashe
 
 
 def build_store_spec(
-    arguments: PreprocessArguments,
-    files: Sequence[InputFile],
-    tokenizer: DocumentTokenizer,
-    hashes: "Future[Hashes]",
-    *,
-    hashes_in: Path | None,
+    arguments: PreprocessArguments, tokenizer: DocumentTokenizer, sources: list[SourceFile]
 ) -> StoreSpec:
-    """Everything that determines the bytes of the store, with the hash of each input file."""
+    """Everything that determines the bytes of the store."""
     return StoreSpec(
-        sources=source_files(files, hashes.result(), hashes_in=hashes_in),
+        sources=sources,
         text_field=arguments.text_field,
         source_field=arguments.source_field,
         split_text_files=arguments.split_text_files,
@@ -89,11 +84,23 @@ def source_files(
     return [SourceFile(f.path, f.source, f.num_bytes, f.known_hash or found[_hash_key(f)]) for f in files]
 
 
+def sources_before_hashing(files: Sequence[InputFile]) -> list[SourceFile]:
+    """The input files; the hash of one that has none yet is empty."""
+    return [SourceFile(f.path, f.source, f.num_bytes, f.known_hash or "") for f in _with_indexes(files)]
+
+
 def _hashes_of(files: Sequence[InputFile], known: Hashes) -> Hashes:
-    """The hash of each file whose hash is not known otherwise."""
-    keys = {_hash_key(file): Path(file.location) for file in files if not file.known_hash}
-    sized = [(key, keys[key].stat().st_size) for key in sorted(keys.keys() - known.keys())]
-    found = dict(map_with_progress(lambda key: sha256_of(keys[key]), sized, "hashing the input"))
+    """The hash of each file whose hash is not known otherwise.
+
+    Raises:
+        UserError: when a file changes meanwhile, so that nobody knows what of it was hashed and what was read.
+    """
+    keys = {_hash_key(file): file for file in files if not file.known_hash}
+    sized = [(key, Path(keys[key].location).stat().st_size) for key in sorted(keys.keys() - known.keys())]
+    found = dict(map_with_progress(lambda key: sha256_of(Path(keys[key].location)), sized, "hashing the input"))
+    for key in found:
+        if _hash_key(keys[key]) != key:
+            raise UserError(f"--data_files {keys[key].path}: changed during reading; run the same command again")
     return {key: known.get(key) or found[key] for key in keys}
 
 

@@ -124,6 +124,12 @@ class PartialStore:
         made = map(read_progress, self.folder.glob(f"{SLICES_DIR}/*"))
         return (self.folder / NO_DOCUMENT_NAME).exists() and not any(one and one.num_documents for one in made)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no run has recorded what it is made of."""
+        has_origin = (self.folder / ORIGIN_NAME).exists() and not self._has_no_document()
+        return not has_origin and not self.is_assembled and not is_occupied(self.output_dir)
+
     def claim(self, origin: StoreSpec) -> bool:
         """Record `origin`; whether an earlier run started this store.
 

@@ -1,6 +1,6 @@
 """Write any slice of a partial store, in any process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -67,10 +67,14 @@ class Meter(Protocol):
 
 
 class SliceMeter:
-    """Shows the counts of all slices as progress, or the name of an `activity` that gives no tokens."""
+    """Shows the counts of all slices as progress, or the name of an `activity` that gives no tokens.
 
-    def __init__(self, progress: Progress, activity: str | None) -> None:
+    `advance` is called each time.
+    """
+
+    def __init__(self, progress: Progress, *, advance: Callable[[], None], activity: str | None = None) -> None:
         self._progress = progress
+        self._advance = advance
         self._activity = activity
         self._num_documents = 0
         self._num_tokens = 0
@@ -87,6 +91,7 @@ class SliceMeter:
         speed = self._num_tokens / self._progress.elapsed_seconds
         figures = self._activity or f"{self._num_documents:,} documents, {speed:,.0f} tokens/s"
         self._progress.advance(num_bytes, figures)
+        self._advance()
 
 
 def make_slice(work: Work, encoder: BatchEncoder, number: int, meter: Meter) -> None:

@@ -1,5 +1,6 @@
 """Parquet shards: their columns and tables, written a row group at a time, then fsynced and hashed."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pretraining.data.store.blocks import Blocks, join_blocks
 from pretraining.system.files import fsync, sha256_of
 
 ID_COLUMN = "input_ids.list.element"
+MAX_WAITING = 3  # row groups of 8 to 16 MB, so that packing does not wait for compression
 DOCUMENTS_PREFIX = "documents/documents"
 ANSWER_COLUMN = "is_answer"
 ANSWER_BIT = 1 << 31  # set in the uint32 ids of answers during packing
@@ -52,7 +54,7 @@ class ShardWriter:
 
     def __init__(self, root: Path, path: str, schema: pa.Schema, executor: Executor) -> None:
         self._executor = executor
-        self._writing: Future[None] | None = None
+        self._writing: deque[Future[None]] = deque()
         self._root = root
         self._path = path
         self._schema = schema
@@ -60,17 +62,18 @@ class ShardWriter:
         self._num_rows = 0
 
     def write(self, make_table: Callable[[], pa.Table]) -> None:
-        """Append the table that `make_table` returns in that thread as one row group, after the previous one.
+        """Append the table that `make_table` returns in that thread as one row group, after the previous ones.
 
         Raises:
-            OSError: also when the previous one could not be written.
+            OSError: also when a previous one could not be written.
         """
-        self._wait()
-        self._writing = self._executor.submit(self._write, make_table)
+        self._wait(MAX_WAITING - 1)
+        self._writing.append(self._executor.submit(self._write, make_table))
 
-    def _wait(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
+    def _wait(self, max_waiting: int) -> None:
+        """Wait until at most this number of row groups is not written yet."""
+        while len(self._writing) > max_waiting or (self._writing and self._writing[0].done()):
+            self._writing.popleft().result()
 
     def _write(self, make_table: Callable[[], pa.Table]) -> None:
         table = make_table()
@@ -89,7 +92,7 @@ class ShardWriter:
 
     def close(self) -> list[Shard]:
         """Finish the file; the shard, if anything was written."""
-        self._wait()
+        self._wait(0)
         if self._writer is None:
             return []
         self._writer.close()

@@ -34,7 +34,7 @@ def import_everything() -> None:
         from transformers import LlamaForCausalLM, Trainer  # noqa: F401
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-        import pretraining.data.build.synthetic
+        import pretraining.data.synthetic
         import pretraining.generation.generate
         import pretraining.training.run  # noqa: F401
         from pretraining.training.distributed.deepspeed_internals import disable_shm_op, import_muon_without_compiler

@@ -57,7 +57,7 @@ def test_a_lock_is_seen_and_ends_with_its_process(tmp_path: Path) -> None:
 @pytest.mark.launch
 def test_two_processes_without_locks_make_synthetic_blocks_once(odd_disk_library: Path, tmp_path: Path) -> None:
     script = (
-        "import json; from pretraining.data.build.synthetic import synthetic_mixture\n"
+        "import json; from pretraining.data.synthetic import synthetic_mixture\n"
         "store = synthetic_mixture(block_length=64, vocab_size=500).first\n"
         "print(json.dumps([str(store.folder), store.manifest.splits['train'].num_blocks]))"
     )

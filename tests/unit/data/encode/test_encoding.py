@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pretraining.data.encode.encoding import ordered_parallel_map
+from pretraining.data.encode.encoding import AHEAD, ordered_parallel_map
 from pretraining.data.input.documents import RawLine
 from pretraining.data.input.files import input_file
 from pretraining.data.input.reading import BATCH_BYTES, Position, RawBatch
@@ -49,7 +49,7 @@ def test_batches_come_out_in_order_and_few_are_under_way(num_workers: int) -> No
     assert done == list(range(200))
     assert most_at_work <= num_workers
     # One that is read already waits for those before it.
-    assert most_under_way <= (num_workers + 2) * BATCH_BYTES + 2 * 50 * BATCH_BYTES
+    assert most_under_way <= (num_workers + AHEAD) * BATCH_BYTES + 2 * 50 * BATCH_BYTES
 
 
 def test_what_a_worker_raises_comes_out() -> None:

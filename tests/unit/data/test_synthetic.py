@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pretraining.data.build.synthetic import synthetic_mixture
+from pretraining.data.synthetic import synthetic_mixture
 from tests.conftest import PROJECT_DIR
 
-MAKE = "from pretraining.data.build.synthetic import *; print(synthetic_mixture(block_length=64, vocab_size=512).names)"
+MAKE = "from pretraining.data.synthetic import *; print(synthetic_mixture(block_length=64, vocab_size=512).names)"
 
 
 @pytest.fixture
