@@ -32,7 +32,7 @@ logger = logging.getLogger("pretraining.benchmarks")
 MODULE = "benchmarks.preprocess.stages_run"
 TITLES = ("stage", "CPU seconds", "MB/s per core", "% of the time")
 MANY_CORES = 32
-# What one thread does, whatever the size of the input, and for each of its files; slices divide everything else.
+# What one thread does, whatever the size of the input, and for each file meanwhile; slices divide everything else.
 START = ("Python and imports", "load the tokenizer", "assemble")
 PER_FILE = "hash the input"
 MAX_SHARE = 0.05
@@ -42,8 +42,8 @@ stage, system calls included, without that of other stages it calls; `rest` has 
 {total:.2f} s of CPU: at most {bound:,.0f} MB/s on {cores} cores.
 
 On {many} cores with as many slices, by arithmetic: {divided:.1f} s of CPU per GB of text divide into {each:.2f} s.
-One thread does the start, {start:.2f} s, which is {share:.0%} of the time from {enough:,.0f} GB on, and the SHA-256
-of each input file, {hash_seconds:.2f} s per GB, as the others wait: below {share:.0%} from {num_files} files on."""
+One thread does the start, {start:.2f} s, which is {share:.0%} of the time from {enough:,.0f} GB on. One thread
+computes the SHA-256 of each input file meanwhile, {hash_seconds:.2f} s per GB; {num_files} files do not wait for it."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def arithmetic(runs: Sequence[dict[str, float]], text_bytes: int) -> dict[str, f
         "share": MAX_SHARE,
         "enough": start * (1 - MAX_SHARE) / MAX_SHARE / each,
         "hash_seconds": hash_seconds,
-        "num_files": math.ceil(hash_seconds * (1 - MAX_SHARE) / MAX_SHARE / each),
+        "num_files": math.ceil(hash_seconds / each),
     }
 
 
