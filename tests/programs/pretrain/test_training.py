@@ -264,7 +264,9 @@ def instrumented_run(
     return run_dir
 
 
-@pytest.mark.guarantee("ZeRO-3 in two processes trains like the plain Trainer in one: losses to 1e-4 over 100 steps.")
+@pytest.mark.guarantee(
+    "ZeRO-3 in two processes trains like the plain Trainer in one: losses to 1e-4 over 20 steps, and 100 in make faults."
+)
 def test_zero3_equals_the_plain_trainer_over_a_hundred_steps(
     instrumented_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
