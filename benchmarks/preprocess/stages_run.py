@@ -48,8 +48,7 @@ STAGES = {
     "make tables of blocks": ["pretraining.data.build.slice_writer:block_table"],
     "make tables of documents": ["pretraining.data.build.slice_writer:document_rows"],
     "write Parquet": ["pretraining.data.store.shards:ShardWriter._write"],
-    "flush shards to the disk": ["pretraining.data.store.shards:fsync"],
-    "hash shards": ["pretraining.data.store.shards:sha256_of"],
+    "flush and hash shards": ["pretraining.data.store.shards:GrowingFile.flush"],
     "assemble": ["pretraining.data.build.pipeline:assemble"],
 }
 GENERATORS = ("read lines",)

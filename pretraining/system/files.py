@@ -96,6 +96,33 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class GrowingFile:
+    """A file that is only appended to: puts on the disk and hashes what has come since the last time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def flush(self) -> None:
+        """Wait until all of it is on the disk, and hash it.
+
+        Raises:
+            OSError: when the disk failed to take it.
+        """
+        fsync(self._path)
+        with self._path.open("rb") as file:
+            file.seek(self.num_bytes)
+            while content := file.read(1 << 20):
+                self._digest.update(content)
+                self.num_bytes += len(content)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what was flushed, in hex."""
+        return self._digest.hexdigest()
+
+
 def code_hash() -> str:
     """The SHA-256 over the modules of this project, in hex: a checkout can have changes, and an image has no commit."""
     digest = hashlib.sha256()

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from pretraining.data.encode.encoded import DocumentMetadata
 from pretraining.data.encode.splits import SPLITS
 from pretraining.data.store.blocks import Blocks, join_blocks
-from pretraining.system.files import fsync, sha256_of
+from pretraining.system.files import GrowingFile
 
 ID_COLUMN = "input_ids.list.element"
+ROW_GROUPS_PER_FLUSH = 8  # 50 MB, in the thread that compresses: so the end of a shard waits for the last ones only
 MAX_WAITING = 3  # row groups of 8 to 16 MB, so that packing does not wait for compression
 DOCUMENTS_PREFIX = "documents/documents"
 ANSWER_COLUMN = "is_answer"
@@ -57,9 +58,10 @@ class ShardWriter:
         self._writing: deque[Future[None]] = deque()
         self._root = root
         self._path = path
+        self._file = GrowingFile(root / path)
         self._schema = schema
         self._writer: pq.ParquetWriter | None = None
-        self._num_rows = 0
+        self._num_rows = self._num_row_groups = 0
 
     def write(self, make_table: Callable[[], pa.Table]) -> None:
         """Append the table that `make_table` returns in that thread as one row group, after the previous ones.
@@ -89,6 +91,9 @@ class ShardWriter:
                 column_encoding={ID_COLUMN: "BYTE_STREAM_SPLIT"} if has_ids else None,
             )
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        self._num_row_groups += 1
+        if self._num_row_groups % ROW_GROUPS_PER_FLUSH == 0:
+            self._file.flush()
 
     def close(self) -> list[Shard]:
         """Finish the file; the shard, if anything was written."""
@@ -96,9 +101,8 @@ class ShardWriter:
         if self._writer is None:
             return []
         self._writer.close()
-        path = self._root / self._path
-        fsync(path)
-        return [Shard(self._path, self._num_rows, path.stat().st_size, sha256_of(path))]
+        self._file.flush()
+        return [Shard(self._path, self._num_rows, self._file.num_bytes, self._file.sha256)]
 
 
 def block_schema(block_length: int, dtype: str, *, has_answers: bool = False) -> pa.Schema:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UserError
-from pretraining.system.files import private_dir
+from pretraining.system.files import GrowingFile, private_dir, sha256_of
 from tests.conftest import PROJECT_DIR, assert_one_error, run, run_fine
 from tests.fakes.odd_disk import odd_disk
 from tests.programs.launching import NUM_STEPS, train
@@ -169,3 +169,13 @@ def test_a_temporary_folder_that_takes_nothing_is_one_error(tmp_path: Path, monk
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(UserError, match=r"cannot be created.*TMPDIR"):
         private_dir("run-7")
+
+
+def test_a_growing_file_is_hashed_piece_by_piece(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    growing = GrowingFile(path)
+    with path.open("wb", buffering=0) as file:
+        for number in (1, 0, 30_000, 7):
+            file.write(bytes(range(256)) * number)
+            growing.flush()
+            assert (growing.num_bytes, growing.sha256) == (path.stat().st_size, sha256_of(path))
