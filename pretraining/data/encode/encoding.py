@@ -4,6 +4,7 @@ Parsing and hashing hold Python's lock for a small part of the time, and the tok
 is copied between processes.
 """
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -153,7 +154,8 @@ def bounded_parallel_map(
 
 def _yield_to_others() -> None:
     """Give this thread less of a busy core than those that take what it makes: nothing is left over at the end."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def ordered_parallel_map(
