@@ -138,16 +138,16 @@ def test_our_arm_keeps_every_token(tmp_path: Path, counts: InputCounts) -> None:
 # The second is long: the first holds that what an arm writes is counted.
 @pytest.mark.launch
 @pytest.mark.parametrize(
-    ("peer", "most_missing"), [("naive", 127), pytest.param("map_group", 2 * 127, marks=pytest.mark.long)]
+    ("peer", "max_missing"), [("naive", 127), pytest.param("map_group", 2 * 127, marks=pytest.mark.long)]
 )
 def test_an_arm_that_needs_no_peer_keeps_every_token(
-    peer: str, most_missing: int, tmp_path: Path, counts: InputCounts
+    peer: str, max_missing: int, tmp_path: Path, counts: InputCounts
 ) -> None:
     command = [sys.executable, "-m", f"benchmarks.preprocess.peers.{peer}", *a_job(tmp_path).words()]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf_home")}
     subprocess.run(command, cwd=PROJECT_DIR, env=environment, check=True)
     found = compare(tmp_path / "output", counts)
-    assert found.num_missing - found.num_foreign <= most_missing
+    assert found.num_missing - found.num_foreign <= max_missing
     assert found.num_tokens % 128 == 0
 
 

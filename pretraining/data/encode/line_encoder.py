@@ -47,7 +47,8 @@ class LineEncoder:
         kept = np.flatnonzero(texts.ends != FAILED)
         begins, ends = texts.begins[kept], texts.ends[kept]
         digests = self._digests(texts.data, begins, ends, compiled)
-        self._check(lines, texts, kept[digests % np.uint64(1000) < CHECKED_PER_MILLE])
+        checked = np.flatnonzero(digests % np.uint64(1000) < CHECKED_PER_MILLE)
+        self._check(lines, texts, kept[checked], digests[checked])
         lines.clear()
         rows = DocumentMetadata(
             sources=self._sources(batch, texts, kept),
@@ -98,14 +99,18 @@ class LineEncoder:
         compiled.functions.hash_texts(data, begins, ends, self.splits.initial_state, digests)
         return digests[: len(begins)]
 
-    def _check(self, lines: "BatchLines", texts: Texts, numbers: np.ndarray) -> None:
-        """Compare lines with what Python reads of them, and their ids with the reference."""
+    def _check(self, lines: "BatchLines", texts: Texts, numbers: np.ndarray, digests: np.ndarray) -> None:
+        """Compare lines and hashes with what Python makes of them, and their ids with the reference."""
         found = [texts.data[texts.begins[number] : texts.ends[number]].tobytes() for number in numbers]
         for number, text in zip(numbers.tolist(), found, strict=True):
             raw = lines.line(number)
             parsed = parse_json_line(raw, self.options)
             if not isinstance(parsed, Document) or parsed.utf8 != text:
-                raise BackendDiffersError(f"the compiled loops read another text than the reference: {raw.content!r}")
+                raise BackendDiffersError(
+                    f"the compiled loops read another text than the reference in line {raw.number:,}"
+                )
+        if not np.array_equal(digests, self.splits.digests(found)):
+            raise BackendDiffersError("the compiled loops hash a text otherwise than the reference, for another split")
         self.tokenizer.check([text.decode("utf-8") for text in found])
 
     @staticmethod

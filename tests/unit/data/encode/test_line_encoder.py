@@ -126,7 +126,10 @@ def test_a_batch_without_documents(
     assert [line.reason for line in encoded.skipped] == ["too_large"]
 
 
-def test_a_wrong_text_is_found(make_encoder: Callable[..., BatchEncoder], compiled: Functions, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["text", "hash"])
+def test_what_is_wrong_is_found(
+    what: str, make_encoder: Callable[..., BatchEncoder], compiled: Functions, tmp_path: Path
+) -> None:
     """Of 30,000, of which one in a thousand is checked."""
 
     def read_json_lines(lines: object, first: int, texts: object) -> int:
@@ -134,12 +137,20 @@ def test_a_wrong_text_is_found(make_encoder: Callable[..., BatchEncoder], compil
         texts.data[texts.ends[texts.ends > 0] - 1] ^= 1
         return left
 
+    def hash_texts(*arguments: object) -> int:
+        done = compiled.hash_texts(*arguments)
+        arguments[-1][:done] ^= np.uint64(1 << 63)
+        return done
+
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b"".join(b'{"text": "story %d"}\n' % number for number in range(30_000)))
     file = InputFile("lines.jsonl", None, "jsonl", None, path.stat().st_size, str(path))
-    encoder = make_encoder(small(), False, replace(compiled, read_json_lines=read_json_lines))
+    wrong = {"text": {"read_json_lines": read_json_lines}, "hash": {"hash_texts": hash_texts}}[what]
+    encoder = make_encoder(small(), False, replace(compiled, **wrong))
     batches = read_batches([file], [FileRange(0, 0, None, 1)], None, OPTIONS)
-    with pytest.raises(BackendDiffersError, match="read another text than the reference"):
+    with pytest.raises(
+        BackendDiffersError, match="read another text than" if what == "text" else "hash a text otherwise than"
+    ):
         [encoder.encode(batch) for batch in batches]
 
 
