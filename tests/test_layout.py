@@ -119,8 +119,9 @@ def test_packages_below_training_import_no_torch() -> None:
 def test_no_program_looks_for_the_launcher_by_its_name() -> None:
     """`DEEPSPEED` starts it; the doctor alone looks whether a user's shell finds it."""
     by_name = re.compile(r"""(which|with_name)\(["']deepspeed["']\)|\[["']deepspeed["'], f?["']-""")
-    sources = [path for path in PROJECT_DIR.rglob("*.py") if not path.relative_to(PROJECT_DIR).parts[0].startswith(".")]
-    found = {str(path.relative_to(PROJECT_DIR)) for path in sources if by_name.search(path.read_text())}
+    sources = {path.relative_to(PROJECT_DIR): path for path in PROJECT_DIR.rglob("*.py")}
+    own = {str(name): path for name, path in sources.items() if not name.parts[0].startswith((".", "build"))}
+    found = {name for name, path in own.items() if by_name.search(path.read_text())}
     assert found == {"pretraining/doctor/software.py"}
 
 
