@@ -18,13 +18,14 @@ from pretraining.training.data.order import make_order
 from pretraining.training.data.phases import RunOrder
 from pretraining.training.data.splits import TrainingData, open_training_data
 from tests.conftest import python, run_fine
+from tests.programs.launching import run_forked_fine
 
 
 @pytest.fixture(scope="module")
 def second_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("second") / "blocks"
     words = ["--block_length", 64, "--split", "90,5,5", "--max_characters", 1200, "--output_dir", store]
-    run_fine(*python("preprocess.py", *words))
+    run_forked_fine(*python("preprocess.py", *words))
     return store
 
 
