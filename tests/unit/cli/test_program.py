@@ -40,13 +40,16 @@ def test_pretrain_offers_every_flag_of_the_trainer() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_an_unknown_flag_is_one_line_and_a_traceback_only_with_debug(program: str) -> None:
+def test_an_unknown_flag_is_one_line(program: str) -> None:
     done = run(*python(program, "--modle", "x"))
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: --modle: unknown flag")
-    assert "Traceback" in run(*python(program, "--modle", "x", "--debug")).stderr
+
+
+def test_an_unknown_flag_is_a_traceback_only_with_debug() -> None:
+    assert "Traceback" in run(*python("preprocess.py", "--modle", "x", "--debug")).stderr
 
 
 def test_programs_start_from_another_folder(tmp_path) -> None:

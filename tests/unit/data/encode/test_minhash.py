@@ -127,7 +127,9 @@ def test_what_is_15_hundredths_less_similar_stays(threshold: float) -> None:
     assert np.mean(taken) <= probability(bands_for(threshold), threshold - 0.15) + 0.04
 
 
-@pytest.mark.parametrize("similarity", [0.6, 0.7, 0.8, 0.85, 0.9])
+@pytest.mark.parametrize(
+    "similarity", [0.6, 0.8, 0.9, *(pytest.param(between, marks=pytest.mark.long) for between in (0.7, 0.85))]
+)
 def test_the_share_of_copies_found_is_the_published_probability(similarity: float) -> None:
     generator = random.Random(0)
     num_shared = round(400 * 2 * similarity / (1 + similarity))
