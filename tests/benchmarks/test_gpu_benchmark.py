@@ -23,7 +23,7 @@ from benchmarks.gpu.stages import STAGES, Stage, run_stage
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.cli.deepspeed_config import load_ds_config
 from pretraining.generation.decoder import LlamaDecoder
-from tests.conftest import HANG_SECONDS, PROJECT_DIR
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, run_fine
 from tests.programs.launching import run_forked_fine
 from tests.unit.generation.test_decoder import small_model
 
