@@ -124,8 +124,8 @@ def traced(request: pytest.FixtureRequest, sample_store: Path, tmp_path_factory:
     folder = tmp_path_factory.mktemp(request.param)
     texts = mixed_input(folder)
     more = {
-        "best_fit": ["--packing", "best_fit", "--num_slices", 3, "--tokens_per_shard", 3000],
-        "concat": ["--add_bos", "--num_slices", 3, "--tokens_per_shard", 3000],
+        "best_fit": ["--packing", "best_fit", "--num_slices", 3, "--tokens_per_shard", 5000],
+        "concat": ["--add_bos", "--num_slices", 3, "--tokens_per_shard", 5000],
     }.get(request.param, [])
     if not more:
         bos_token = "</s>" if request.param == "bos_is_eos" else "<s>"

@@ -90,7 +90,7 @@ def test_evaluation_counts_each_block_once_whatever_the_batches(
     assert figures["perplexity"] == pytest.approx(np.exp(figures["loss"]))
 
 
-@pytest.mark.parametrize("sizes", [(7,), (100, 3, 41), (1, 1, 1000)])
+@pytest.mark.parametrize("sizes", [(7,), (100, 3, 41), (1, 1, 400)])
 @pytest.mark.guarantee("--eval_blocks reads evenly spread blocks, of each store its share, whatever the processes.")
 def test_chosen_blocks_are_evenly_spread_over_all_sources(sizes: tuple[int, ...]) -> None:
     total = sum(sizes)
