@@ -127,6 +127,7 @@ def test_what_is_15_hundredths_less_similar_stays(threshold: float) -> None:
     assert np.mean(taken) <= probability(bands_for(threshold), threshold - 0.15) + 0.04
 
 
+# Two are long: they lie between the others.
 @pytest.mark.parametrize(
     "similarity", [0.6, 0.8, 0.9, *(pytest.param(between, marks=pytest.mark.long) for between in (0.7, 0.85))]
 )

@@ -69,6 +69,7 @@ def test_llama2_of_odd_texts(real_data: Path) -> None:
 
 
 @pytest.mark.guarantee("Every backend gives the ids of the reference for real news.")
+# All news are long: a quarter holds the same.
 @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_llama2_of_real_news(step: int, real_data: Path) -> None:
     """Every fourth text, or all."""

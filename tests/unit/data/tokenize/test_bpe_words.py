@@ -37,6 +37,7 @@ def all_texts(alphabet: str, length: int) -> list[str]:
 
 
 @pytest.mark.guarantee("The compiled encoder gives the reference's ids for every short text of a small vocabulary.")
+# Longer texts are long: a short one has every character on both sides of a place.
 @pytest.mark.parametrize(("length", "length_of_few"), [(4, 6), pytest.param(5, 7, marks=pytest.mark.long)])
 @pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
 def test_all_pairs_of_characters_at_all_cuts(
@@ -78,6 +79,7 @@ def joined_pieces(pieces: list[str], num_cuts: int) -> list[str]:
 
 
 @pytest.mark.guarantee("The compiled encoder gives the reference's ids where any two tokens of Llama 2 meet at random.")
+# More cuts are long: they are of the same kind.
 @pytest.mark.parametrize("num_cuts", [200_000, pytest.param(1_000_000, marks=pytest.mark.long)])
 def test_cuts_between_pieces_of_llama2(num_cuts: int, compiled: Functions, real_data: Path) -> None:
     tokenizer = reference_tokenizer(real_data / "llama2/tokenizer.json")
@@ -92,6 +94,7 @@ def test_cuts_between_pieces(make: Callable[[], Tokenizer], compiled: Functions)
     assert_same(tokenizer, compiled, joined_pieces(pieces, 20_000))
 
 
+# All news are long: a quarter holds the same.
 @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_llama2_of_odd_texts_and_real_news(step: int, compiled: Functions, real_data: Path) -> None:
     """Of the news every fourth text, or all."""
