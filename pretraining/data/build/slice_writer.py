@@ -31,7 +31,7 @@ from pretraining.data.input.documents import CLEANED
 from pretraining.data.store.blocks import Blocks, divide_blocks
 from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.store.packing import SEGMENT_COLUMNS, DocumentSegments, Packer, make_packer
-from pretraining.data.store.shards import DOCUMENT_SCHEMA, ShardWriter, block_schema, block_table
+from pretraining.data.store.shards import ShardWriter, block_schema, block_table
 from pretraining.system.files import fsync, sha256_of
 
 TOKENS_PER_ROW_GROUP = 1 << 22
@@ -47,7 +47,7 @@ class SplitWriter:
     ) -> None:
         self._packer = packer
         self._schema = schema
-        self._shard = ShardWriter(folder, f"{split}-{section:05d}.parquet", schema, executor)
+        self._shard = ShardWriter(folder, f"{split}-{section:05d}.parquet", executor)
         self._pending: list[Blocks] = []
         self._num_pending_tokens = 0
 
@@ -108,7 +108,7 @@ class SliceWriter:
             split: SplitWriter(self._folder, split, section, self._packers[split], self._schema, self._executor)
             for split in SPLITS
         }
-        self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", DOCUMENT_SCHEMA, self._executor)
+        self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", self._executor)
         self._batches: list[tuple[int, EncodedBatch]] = []  # and the id of the first document
         self._num_document_rows = 0
         self._skipped_path = self._folder / f"skipped-{section:05d}.jsonl"
