@@ -9,9 +9,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonlines
 import pyarrow as pa
 
 from pretraining.data.build.prepared_batch import PreparedBatch, document_rows
@@ -33,6 +32,9 @@ from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.store.packing import SEGMENT_COLUMNS, DocumentSegments, Packer, make_packer
 from pretraining.data.store.shards import ShardWriter, block_schema, block_table
 from pretraining.system.files import fsync, sha256_of
+
+if TYPE_CHECKING:
+    import jsonlines
 
 TOKENS_PER_ROW_GROUP = 1 << 22
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
@@ -171,6 +173,8 @@ class SliceWriter:
 
     def _write_skipped(self, record: dict[str, Any]) -> None:
         if self._skipped_file is None:
+            import jsonlines  # 20 ms, for the runs that skip a line
+
             self._skipped_file = jsonlines.open(self._skipped_path, "w")
         self._skipped_file.write(record)
 
