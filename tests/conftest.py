@@ -42,12 +42,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-# Where bytecode is not to be written, as in many containers, each of the programs that tests start would compile all of
-# its modules again: half of the time of a start.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
-
 def _can_be_written(folder: Path) -> bool:
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     return os.access(existing, os.W_OK | os.X_OK)
