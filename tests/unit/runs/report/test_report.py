@@ -19,7 +19,7 @@ from pretraining.runs.report.facts import describe_event, report_tables, run_sta
 from pretraining.runs.report.report import PICTURED, write_comparison, write_report
 from pretraining.runs.report.vega_lite import static_spec
 from tests.fakes.browser import DARK, Seen, look_at, look_at_all
-from tests.fakes.drawn_run import PARTS, SCRIPT, event, run_records, training_record, write_drawn_run
+from tests.fakes.drawn_run import PARTS, SCRIPT, evaluation_record, event, run_records, training_record, write_drawn_run
 
 CHARTS = ["Loss", "Perplexity", "Accuracy", "Bits per byte", "Training loss by source", "Validation loss by source"]
 CHARTS += ["Accuracy on downstream tasks", "Learning rate", "Gradient norm", "Throughput", "Model FLOPs utilization"]
@@ -78,7 +78,8 @@ def pages(run_dir: Path) -> dict[str, Path]:
     losses = [
         {name: record[name] for name in ("step", "tokens", "loss")} for record in run_records() if "loss" in record
     ]
-    losses += [{"step": 400, "eval_loss": 2.3, "eval_bits_per_byte": 0.7}]
+    last = evaluation_record(400)
+    losses.append({name: last[name] for name in ("step", "eval_loss", "eval_bits_per_byte")})
     for name, records_of_run in {"bare": bare, "empty": [], "limited": losses}.items():
         write_drawn_run(folder / name, records_of_run)
         if name == "limited":
