@@ -37,11 +37,15 @@ def import_everything() -> None:
         import pretraining.data.synthetic
         import pretraining.generation.generate
         import pretraining.training.run  # noqa: F401
+        from pretraining.runs.model_card import template
         from pretraining.training.distributed.deepspeed_internals import disable_shm_op, import_muon_without_compiler
+        from pretraining.training.model.fields import load_presets
 
         disable_shm_op()
         import_muon_without_compiler()
         get_checkpoint_conversion_mapping("llama")  # compiles the patterns of all models
+        template()
+        load_presets()
 
 
 def run_job(job: dict[str, Any]) -> int:
