@@ -9,11 +9,23 @@ import os
 import runpy
 import signal
 import sys
+import weakref
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from pretraining.cli.program import importing_libraries
 from pretraining.system.torch_environment import use_reproducible_kernels
+
+# By the functions of libraries that a run calls.
+IMPORTED_LATER = (
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "encodings.idna",
+    "scipy.io",
+    "torch.utils.serialization",
+)
 
 
 def main() -> None:
@@ -37,11 +49,27 @@ def import_everything() -> None:
         import pretraining.data.synthetic
         import pretraining.generation.generate
         import pretraining.training.run  # noqa: F401
+        from pretraining.runs.model_card import template
         from pretraining.training.distributed.deepspeed_internals import disable_shm_op, import_muon_without_compiler
+        from pretraining.training.model.fields import load_presets
 
         disable_shm_op()
         import_muon_without_compiler()
         get_checkpoint_conversion_mapping("llama")  # compiles the patterns of all models
+        template()
+        load_presets()
+        for name in IMPORTED_LATER:
+            import_module(name)
+    keep_operators()
+
+
+def keep_operators() -> None:
+    """Have no rank take back torch's operators as it exits, one by one for 30 ms."""
+    import torch.library
+
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        if finalizer.peek()[1] is torch.library._del_library:
+            finalizer.atexit = False
 
 
 def run_job(job: dict[str, Any]) -> int:
