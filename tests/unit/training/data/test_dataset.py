@@ -22,7 +22,8 @@ from pretraining.training.config.early_checks import check_tokenizer
 from pretraining.training.data.batch import collate_targets
 from pretraining.training.data.dataset import BlockDataset, Item, MixedBlocks
 from pretraining.training.metrics.evaluation import EvaluationBlocks, evaluate_blocks, losses_by
-from tests.conftest import python, run_fine
+from tests.conftest import python
+from tests.programs.launching import run_forked_fine
 from tests.rounding import MEAN_ROUNDING, assert_same_sums, sum_rounding
 
 EOS = 2
@@ -90,7 +91,7 @@ def test_evaluation_counts_each_block_once_whatever_the_batches(
     assert figures["perplexity"] == pytest.approx(np.exp(figures["loss"]))
 
 
-@pytest.mark.parametrize("sizes", [(7,), (100, 3, 41), (1, 1, 1000)])
+@pytest.mark.parametrize("sizes", [(7,), (100, 3, 41), (1, 1, 400)])
 @pytest.mark.guarantee("--eval_blocks reads evenly spread blocks, of each store its share, whatever the processes.")
 def test_chosen_blocks_are_evenly_spread_over_all_sources(sizes: tuple[int, ...]) -> None:
     total = sum(sizes)
@@ -275,7 +276,7 @@ def test_files_of_a_store_are_in_it_or_in_the_cache_of_the_hub(sample_store: Pat
 @pytest.mark.guarantee("Padding is never in the loss.")
 def test_padding_of_best_fit_is_never_in_the_loss(model: LlamaForCausalLM, tmp_path: Path) -> None:
     store = tmp_path / "blocks"
-    run_fine(*python("preprocess.py", "--packing", "best_fit", "--block_length", 1000, "--output_dir", store))
+    run_forked_fine(*python("preprocess.py", "--packing", "best_fit", "--block_length", 1000, "--output_dir", store))
     manifest = read_manifest(store, flag="")
     blocks = BlockDataset(store, manifest, "train")
     num_labels = 0
