@@ -1,19 +1,18 @@
 """The commands of README.md and docs/: each block is run in a small form, or carries the reason why not."""
 
-import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from docs.generate_reference import parser_of
-from tests.conftest import HANG_SECONDS, PROJECT_DIR, TINY_MODEL
-from tests.programs.launching import free_port
+from tests.conftest import PROJECT_DIR, TINY_MODEL, Done, run
+from tests.programs.launching import free_port, run_forked
 
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?:bash|sh)\n(?P<code>.*?)```", re.DOTALL)
 NAMED = re.compile(r"tests/[\w/]+(?:\.py)?|[\w/-]+\.md")  # tests and pages that a reason names
@@ -69,22 +68,28 @@ def in_small(line: str) -> str:
     found = COMMAND.search(line)
     if found and found["program"] in SMALL and "--dry_run" not in line:
         line = f"{line} {SMALL[found['program']]}"
-    if "--dry_run" in line and line.endswith(DOES_NOT_FIT):
-        line = f"{line} && exit 1 || [ $? = 2 ]"
     return re.sub(r"^deepspeed ", f"deepspeed --master_port={free_port()} ", line)
 
 
 def run_blocks(page: str, folder: Path) -> None:
-    """Run the blocks of a page in their order, each as one script that ends at its first error."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(PROJECT_DIR)}
+    """Run the blocks of a page in their order; plans in forks, as pretrain.py is started by another block."""
     for block in blocks_of(page):
-        if not block.reason:
-            script = "\n".join(["set -euo pipefail", *map(in_small, block.lines)])
-            done = subprocess.run(
-                ["bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=HANG_SECONDS
-            )
-            assert done.returncode == 0, f"{page}:\n{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        for is_plan, lines in groupby([] if block.reason else block.lines, lambda line: "--dry_run" in line):
+            for script in lines if is_plan else ["\n".join(map(in_small, lines))]:
+                done = run_plan(script, folder) if is_plan else run_script(script, folder)
+                expected = 2 if script.endswith(DOES_NOT_FIT) else 0
+                assert done.returncode == expected, f"{page}:\n{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def run_script(script: str, folder: Path) -> Done:
+    """Run commands that end at the first error."""
+    return run("bash", "-c", f"set -euo pipefail\n{script}", cwd=folder, env={"PYTHONPATH": str(PROJECT_DIR)})
+
+
+def run_plan(line: str, folder: Path) -> Done:
+    interpreter, *words = shlex.split(line)
+    assert interpreter == "python3"
+    return run_forked(interpreter, *words, cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +108,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # Their programs take longest to start. What they do is held by test_evaluate.py, test_evaluate_completions.py,
 # test_checkpoints.py, test_finetune.py, test_generate.py, test_report.py and test_planning.py in tests/programs, by
-# test_the_exported_model_is_everybodys_and_has_the_trainers_logits and by tests/faults/test_stopping.py; that their
-# flags exist, by test_all_flags_of_commands_exist.
+# test_the_exported_model_is_everybodys_and_has_the_trainers_logits, tests/faults/test_stopping.py, test_preprocess.py,
+# test_trace.py and tests/test_docs.py; that their flags exist, by test_all_flags_of_commands_exist.
 LONG_PAGES = [f"docs/guides/{name}.md" for name in ("evaluate", "finetune", "generate", "monitor", "resume-and-stop")]
-LONG_PAGES += [f"docs/guides/{name}.md" for name in ("long-context", "multi-gpu", "serve")]
-LONG_PAGES += ["docs/explanation/parallelism.md", "docs/getting-started/hardware.md"]
+LONG_PAGES += [f"docs/guides/{name}.md" for name in ("long-context", "multi-gpu", "preprocess", "provenance", "serve")]
+LONG_PAGES += ["docs/explanation/parallelism.md", "docs/getting-started/hardware.md", "docs/contributing/setup.md"]
 LONG_PAGES += ["docs/reference/deepspeed-config.md"]
 
 

@@ -4,6 +4,7 @@ Reads jobs as JSON lines, answers each with the exit code of its first rank that
 that torchrun sets; a job of no rank is a program of one process without a launcher.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -74,6 +75,9 @@ def fork(job: dict[str, Any], variables: dict[str, str]) -> int:
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
     sys.stdin = os.fdopen(0, closefd=False)
     os.environ.update(job["env"] | variables)
+    sys.path[:0] = filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))
+    if "HF_ENDPOINT" in job["env"]:
+        read_hub_variables()
     os.chdir(job["cwd"])
     code = 1
     try:
@@ -87,6 +91,17 @@ def fork(job: dict[str, Any], variables: dict[str, str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def read_hub_variables() -> None:
+    """Take what the libraries of the Hub have read when they were imported from the variables of this process."""
+    import datasets.config
+    from huggingface_hub import constants, hf_api, hf_file_system
+
+    for module in (constants, datasets.config):
+        importlib.reload(module)  # others read its values where they need them
+    for client in (hf_api.api, hf_file_system.hffs):
+        client.endpoint = constants.ENDPOINT
 
 
 def run_script(words: list[str]) -> None:
