@@ -20,6 +20,8 @@ SAME = re.compile(r"(?P<page>[\w/-]+\.md) has the same commands?, which (?:is|ar
 GENERATED = ("docs/reference/cli/", "docs/benchmarks/")
 COMMAND = re.compile(r"(?:-m (?P<tool>tools\.\w+)|(?P<program>\w+)\.py)\b(?P<rest>.*)")
 PROGRAMS = ("preprocess", "pretrain", "finetune", "generate", "train_tokenizer")
+# Not started anew: README.md starts pretrain.py for a training, and test_chat.py starts generate.py.
+FORKED = re.compile(r"python3 (?:generate\.py|pretrain\.py .*--dry_run)[^|&;<>$*]*$")
 # What makes a command of the documents small; later flags override earlier ones and those of a recipe.
 SIZES = {"--block_length 2048": "--block_length 128", "--vocab_size 32000": "--vocab_size 500"}
 DOES_NOT_FIT = "llama2_7b.yaml --dry_run --num_gpus 1 --gpu_type h100 --host_memory 256GB"  # exit code 2
@@ -72,11 +74,11 @@ def in_small(line: str) -> str:
 
 
 def run_blocks(page: str, folder: Path) -> None:
-    """Run the blocks of a page in their order; plans in forks, as pretrain.py is started by another block."""
+    """Run the blocks of a page in their order."""
     for block in blocks_of(page):
-        for is_plan, lines in groupby([] if block.reason else block.lines, lambda line: "--dry_run" in line):
-            for script in lines if is_plan else ["\n".join(map(in_small, lines))]:
-                done = run_plan(script, folder) if is_plan else run_script(script, folder)
+        for is_forked, lines in groupby([] if block.reason else block.lines, lambda line: bool(FORKED.match(line))):
+            for script in lines if is_forked else ["\n".join(map(in_small, lines))]:
+                done = run_forked(*shlex.split(script), cwd=folder) if is_forked else run_script(script, folder)
                 expected = 2 if script.endswith(DOES_NOT_FIT) else 0
                 assert done.returncode == expected, f"{page}:\n{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
@@ -84,12 +86,6 @@ def run_blocks(page: str, folder: Path) -> None:
 def run_script(script: str, folder: Path) -> Done:
     """Run commands that end at the first error."""
     return run("bash", "-c", f"set -euo pipefail\n{script}", cwd=folder, env={"PYTHONPATH": str(PROJECT_DIR)})
-
-
-def run_plan(line: str, folder: Path) -> Done:
-    interpreter, *words = shlex.split(line)
-    assert interpreter == "python3"
-    return run_forked(interpreter, *words, cwd=folder)
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def test_every_source_gives_the_same_text(finished_run: Path, tmp_path: Path) ->
     assert sample("--model", bare_shards(finished_run / "checkpoint-6", tmp_path)) == expected
 
 
-@pytest.mark.parametrize("ranks", ["1 rank", "3 ranks"])
+@pytest.mark.parametrize("ranks", [pytest.param("1 rank", marks=pytest.mark.long), "3 ranks"])
 @pytest.mark.guarantee("Shards of 1, 2 and 3 processes give the text of the export.")
 def test_shards_of_any_number_of_ranks_are_the_exported_model(ranks: str, sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
