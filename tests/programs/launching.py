@@ -82,9 +82,9 @@ def try_to_train(
 
 # What is read while libraries are loaded: a process that has loaded them cannot take it over.
 READ_AT_IMPORT = ("LD_PRELOAD", "OMP_NUM_THREADS", "TORCH_LOGS")
-# Tensors of a few megabytes are freed and allocated again at each step: without these glibc returns them to the kernel,
-# whose clearing of fresh pages takes a fifth of the CPU time of a short run.
-KEPT_BYTES = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+# Tensors of some megabytes are freed and allocated again at each step: without these glibc returns them to the kernel,
+# whose clearing of fresh pages takes a fifth of the CPU time of a short run; 17 MB are the logits of eight blocks.
+KEPT_BYTES = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
 
 
 @cache

@@ -75,9 +75,6 @@ def fork(job: dict[str, Any], variables: dict[str, str]) -> int:
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
     sys.stdin = os.fdopen(0, closefd=False)
     os.environ.update(job["env"] | variables)
-    sys.path[:0] = filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))
-    if "HF_ENDPOINT" in job["env"]:
-        read_hub_variables()
     os.chdir(job["cwd"])
     code = 1
     try:
@@ -105,7 +102,10 @@ def read_hub_variables() -> None:
 
 
 def run_script(words: list[str]) -> None:
-    """What `python WORDS` runs: a file, or a module after -m."""
+    """What `python WORDS` runs: a file, or a module after -m; with the variables that were read at its start."""
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if "HF_ENDPOINT" in os.environ:
+        read_hub_variables()
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
