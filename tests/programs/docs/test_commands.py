@@ -25,7 +25,8 @@ FORKED = re.compile(r"python3 (?:generate\.py|pretrain\.py .*--dry_run)[^|&;<>$*
 # What makes a command of the documents small; later flags override earlier ones and those of a recipe.
 SIZES = {"--block_length 2048": "--block_length 128", "--vocab_size 32000": "--vocab_size 500"}
 DOES_NOT_FIT = "llama2_7b.yaml --dry_run --num_gpus 1 --gpu_type h100 --host_memory 256GB"  # exit code 2
-SMALL_RUN = "--per_device_train_batch_size 4 --max_steps 4 --save_steps 2 --eval_steps 4 --learning_rate 1e-2 --report false --per_device_eval_batch_size 8"
+SMALL_RUN = "--per_device_train_batch_size 4 --max_steps 4 --save_steps 2 --eval_steps 4 --learning_rate 1e-2 "
+SMALL_RUN += "--per_device_eval_batch_size 8 --report false"
 SHAPE = " ".join([*TINY_MODEL[:-1], "max_position_embeddings=512"])  # generate.py's default is 200 tokens
 SMALL_MODEL = f"--model quickstart --model_overrides {SHAPE} --global_batch_tokens 1024 --warmup_steps 1"
 SMALL = {
