@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import assert_nowhere, assert_one_error, python
+from tests.fakes.exported import export_random_model
 from tests.fakes.hub import LocalHub
 from tests.fakes.hub.server import ALICE, BOB
-from tests.programs.launching import run_forked, run_forked_fine, train
+from tests.programs.launching import run_forked, run_forked_fine
 
 pytestmark = pytest.mark.launch
 SAMPLED = python("generate.py", "--max_new_tokens", 10, "--prompt", "The council")
@@ -17,9 +18,7 @@ SAMPLED = python("generate.py", "--max_new_tokens", 10, "--prompt", "The council
 
 @pytest.fixture(scope="module")
 def model_dir(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("generate") / "run"
-    train("1 rank", sample_store, run_dir, "--max_steps", 1, "--eval_strategy", "no")
-    return run_dir / "model"
+    return export_random_model(tmp_path_factory.mktemp("generate") / "model", sample_store)
 
 
 def test_a_private_model_of_a_revision_and_a_tokenizer_for_blocks(

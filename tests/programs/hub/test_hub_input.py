@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2Tokenizer
 
 from pretraining.data.store.manifest import read_manifest
-from tests.conftest import PROJECT_DIR, assert_one_error, python
+from tests.conftest import PROJECT_DIR, assert_one_error, python, run_fine
 from tests.fakes.hub import LocalHub, running_hub
 from tests.fakes.hub.repositories import User
 from tests.fakes.hub.server import ALICE, BOB, DROP
@@ -70,7 +70,7 @@ def test_a_local_folder_is_never_taken_for_a_data_set_of_the_hub(hub: LocalHub, 
     (shadow / "train.jsonl").write_text('{"text": "private"}\n' * 50)
     flags = ["--data_files", "hf://alice/wiki", "--tokenizer", PROJECT_DIR / "data/sample/tokenizer"]
     flags += ["--block_length", 64, "--output_dir", tmp_path / "blocks"]
-    run_forked_fine(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE), cwd=tmp_path / "work")
+    run_fine(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE), cwd=tmp_path / "work")
     assert read_manifest(tmp_path / "blocks", flag="").num_documents == 30
 
 
