@@ -4,6 +4,7 @@ Reads jobs as JSON lines, answers each with the exit code of its first rank that
 that torchrun sets; a job of no rank is a program of one process without a launcher.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -117,8 +118,22 @@ def fork(job: dict[str, Any], variables: dict[str, str]) -> int:
         os._exit(code)
 
 
+def read_hub_variables() -> None:
+    """Take what the libraries of the Hub have read when they were imported from the variables of this process."""
+    import datasets.config
+    from huggingface_hub import constants, hf_api, hf_file_system
+
+    for module in (constants, datasets.config):
+        importlib.reload(module)  # others read its values where they need them
+    for client in (hf_api.api, hf_file_system.hffs):
+        client.endpoint = constants.ENDPOINT
+
+
 def run_script(words: list[str]) -> None:
-    """What `python WORDS` runs: a file, or a module after -m."""
+    """What `python WORDS` runs: a file, or a module after -m; with the variables that were read at its start."""
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if "HF_ENDPOINT" in os.environ:
+        read_hub_variables()
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
