@@ -18,7 +18,7 @@ from tests.programs.launching import SEARCH_PATH, launcher, run_forked, run_prel
 
 pytestmark = pytest.mark.launch
 
-FLAGS = ["--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--sample_steps", 2, "--report", "true"]
+FLAGS = ["--max_steps", 4, "--eval_steps", 4, "--save_steps", 2, "--sample_steps", 2, "--report", "true"]
 FLAGS += ["--deepspeed", PROJECT_DIR / "ds_config.json"]
 OF_LAUNCHER = re.compile(r"\[20\d\d-.*\] \[(INFO|WARNING|ERROR)\] \[(runner|launch)\.py")
 QUIET = "--log_level=warning"
@@ -129,7 +129,7 @@ def test_no_line_is_wider_than_the_terminal(name: str, columns: int, sample_stor
 
 def test_in_a_file_lines_have_120_columns(sample_store: Path, tmp_path: Path) -> None:
     words = [PROJECT_DIR / "pretrain.py", *training_flags(sample_store, Path("run"), *FLAGS, "--report", "false")]
-    done = run_preloaded(2, words, {}, cwd=tmp_path)
+    done = run_preloaded(1, words, {}, cwd=tmp_path)
     assert done.returncode == 0, done.output[-6000:]
     lines = lines_of(done.log)
     assert 100 < max(map(len, without_warnings(lines))) <= 120
