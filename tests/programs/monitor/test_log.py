@@ -140,13 +140,22 @@ def test_one_process_speaks_and_says_each_step_once(whole_run: Path) -> None:
         assert sum(line.startswith(word) for line in lines) == 1
 
 
+# The quick one is as if it was killed at its end, with more in its curves that is trained again.
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.guarantee("A killed run has each step once in its curves.")
-def test_a_killed_run_tells_each_step_once(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    """The curves of the killed run go on until step 5, its checkpoint is of step 3."""
+def test_a_killed_run_tells_each_step_once(
+    is_killed: bool, whole_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """The curves of the killed run go on until step 5, or to the end, its checkpoint is of step 3."""
     run_dir = tmp_path / "run"
-    env = {"CRASHES": json.dumps([[0, 6, "SIGKILL"]])}
-    try_to_train("2 ranks", sample_store, run_dir, *FLAGS, script="tests/faults/drivers/crashing_run.py", env=env)
-    assert curves(run_dir)["train/loss"] == [1, 2, 3, 4, 5]
+    if is_killed:
+        env = {"CRASHES": json.dumps([[0, 6, "SIGKILL"]])}
+        try_to_train("2 ranks", sample_store, run_dir, *FLAGS, script="tests/faults/drivers/crashing_run.py", env=env)
+    else:
+        shutil.copytree(whole_run, run_dir)
+        for name in ("checkpoint-6", "model"):
+            shutil.rmtree(run_dir / name)
+    assert curves(run_dir)["train/loss"] == list(range(1, NUM_STEPS if is_killed else NUM_STEPS + 1))
     train("2 ranks", sample_store, run_dir, *FLAGS)
     assert first_difference(whole_run, run_dir) is None
     told, expected = curves(run_dir), curves(whole_run)

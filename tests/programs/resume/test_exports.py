@@ -60,7 +60,7 @@ def test_exports_change_nothing_in_the_run(name: str, sample_store: Path, tmp_pa
 def test_an_export_is_compared_with_documents_isolated_as_in_training(tmp_path: Path) -> None:
     """The loss of the line is that of transformers on a block of the run with isolation, and not without."""
     stories, blocks = tmp_path / "short.jsonl", tmp_path / "blocks"
-    stories.write_text("".join(f'{{"text": "The {n} news of {n * n}, and {n % 7} more."}}\n' for n in range(400)))
+    stories.write_text("".join(f'{{"text": "The {n} news of {n * n}, and {n % 7} more."}}\n' for n in range(200)))
     words = ["--data_files", stories, "--block_length", 64, "--split", "90,5,5", "--output_dir", blocks]
     run_fine(*python("preprocess.py", *words))
     flags = ["--document_masking", "--save_strategy", "no", "--eval_strategy", "no", "--max_steps", 12]
