@@ -219,14 +219,6 @@ def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
     assert (run_dir / "model/model.safetensors").is_file()
 
 
-def test_the_best_checkpoint_is_kept_when_it_is_wanted_at_the_end(sample_store: Path, tmp_path: Path) -> None:
-    flags = ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
-    flags += ["--save_steps", 1, "--eval_steps", 1, "--save_total_limit", 1, "--max_steps", 3, "--export", "false"]
-    train("1 rank", sample_store, tmp_path / "run", *flags)
-    losses = {record["step"]: record["eval_loss"] for record in records(tmp_path / "run", "eval_loss")}
-    assert (tmp_path / f"run/checkpoint-{max(losses, key=losses.__getitem__)}").is_dir()
-
-
 OFFLOAD = ["--deepspeed", PROJECT_DIR / "ds_config_offload.json"]
 CHECKPOINTING = ["--activation_checkpointing", "--attention_implementation", "eager"]
 

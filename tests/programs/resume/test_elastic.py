@@ -193,11 +193,17 @@ def test_every_stage_there_and_back(
 @pytest.mark.parametrize("stage", [[], pytest.param(of_stage("zero1"), marks=pytest.mark.long)])
 @pytest.mark.guarantee("A rollback and --load_best_model_at_end never hold two copies of the optimizer state.")
 def test_the_state_is_freed_before_another_is_loaded(stage: list[object], sample_store: Path, tmp_path: Path) -> None:
+    """The best checkpoint, here of the highest loss, is kept beyond --save_total_limit, and loaded at the end."""
     flags = [*FLAGS, *stage, "--on_spike", "rollback", "--eval_strategy", "steps", "--eval_steps", 2]
-    flags += ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--max_steps", 6]
+    flags += ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
+    flags += ["--save_total_limit", 1, "--max_steps", 6]
     script, env = "tests/programs/drivers/elastic_run.py", {"KEPT": str(tmp_path), "SPIKE_AT": "5"}
     train("1 rank", sample_store, tmp_path / "run", *flags, script=script, env=env)
     assert {folder.name for folder in tmp_path.glob("restored-*")} == {"restored-1", "restored-2"}
+    losses = {record["step"]: record["eval_loss"] for record in records(tmp_path / "run", "eval_loss")}
+    best = max(losses, key=losses.__getitem__)
+    assert best < 6
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {f"checkpoint-{best}", "checkpoint-6"}
 
 
 def assert_exports_its_weights(checkpoint: Path) -> None:
