@@ -68,7 +68,7 @@ def test_a_mistake_that_only_a_later_rank_finds_is_told(tmp_path: Path) -> None:
     assert_one_error(done, "--block_length 1: must be in [2, 16777216]")
 
 
-@pytest.mark.long  # held by test_flags_of_accelerate_without_deepspeed_are_reported_before_the_slow_imports
+@pytest.mark.long  # held by test_a_mistake_is_reported_before_the_slow_imports
 def test_a_launcher_that_loses_zero3_is_stopped(sample_store: Path, tmp_path: Path) -> None:
     launcher = ["accelerate", "launch", "--cpu", "--num_processes", 2, "--num_machines", 1]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", PROJECT_DIR / "pretrain.py"]
