@@ -67,7 +67,7 @@ def try_to_train(
     store: Path | str | None,
     run_dir: Path,
     *flags: object,
-    script: str = "pretrain.py",
+    script: str | Path = "pretrain.py",
     env: dict[str, str] | None = None,
 ) -> Done:
     """A run by a launcher's name, in "2 ranks" or "1 rank" of the preloaded process, or as a "fork" of it."""
