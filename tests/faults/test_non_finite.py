@@ -165,7 +165,7 @@ def write_again(checkpoint: Path) -> None:
 def test_what_memory_had_behind_a_parameter_is_not_its_state(sample_store: Path, tmp_path: Path) -> None:
     """Of 1,024 numbers three processes hold 342 each, two of them padding, which nothing initializes."""
     env = {"NAN": json.dumps([[1, 2, "padding"]])}
-    flags = [*FLAGS, "--global_batch_tokens", 6 * 64, "--max_steps", 3]
+    flags = [*FLAGS, "--global_batch_tokens", 6 * 64, "--max_steps", 2, "--export", "false"]
     done = train("3 ranks", sample_store, tmp_path / "run", *flags, script=SCRIPT, env=env)
     assert "padding is NaN" in done.output
-    assert saved(tmp_path / "run") == ["checkpoint-2", "checkpoint-3"]
+    assert saved(tmp_path / "run") == ["checkpoint-2"]

@@ -10,8 +10,8 @@ import pytest
 
 from pretraining.data.store.manifest import read_manifest
 from pretraining.training.data.order import BlockOrder
-from tests.conftest import PROJECT_DIR, TINY_MODEL, Done, assert_one_error, python, run_fine
-from tests.programs.launching import NUM_STEPS, events, figures, records, train, try_to_train
+from tests.conftest import PROJECT_DIR, TINY_MODEL, Done, assert_one_error, python
+from tests.programs.launching import NUM_STEPS, events, figures, records, run_forked_fine, train, try_to_train
 from tests.programs.shards import assert_equal_to_the_bit
 
 pytestmark = pytest.mark.launch
@@ -33,7 +33,7 @@ def poisoned_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines.insert(POISON_LINE - 1, json.dumps({"text": " ".join(words), "source": "poison"}, ensure_ascii=False))
     (folder / "news.jsonl").write_text("\n".join(lines) + "\n")
     words = ["--data_files", folder / "news.jsonl", "--block_length", 64, "--split", "95,5,0"]
-    run_fine(*python("preprocess.py", *words, "--output_dir", folder / "blocks"))
+    run_forked_fine(*python("preprocess.py", *words, "--output_dir", folder / "blocks"))
     return folder / "blocks"
 
 

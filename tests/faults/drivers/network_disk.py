@@ -15,7 +15,7 @@ from pretraining.training.checkpoint import async_saver as checkpoint_saver
 from pretraining.training.checkpoint.async_saver import CheckpointSaver
 
 write_parts, list_all = CheckpointSaver._write, Path.rglob
-SECONDS = 0.7  # some steps
+SECONDS = 0.4  # some steps
 
 
 def write_later(saver: CheckpointSaver) -> None:
