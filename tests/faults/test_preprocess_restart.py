@@ -22,24 +22,31 @@ from tests.unit.data.input.test_token_files import some_documents, write_flat, w
 
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
 KILLED_AT_STEP = PROJECT_DIR / "tests/faults/drivers/preprocess/killed_at_step.py"
+MORE_NAME = "more.jsonl"
 NUM_KILLS = max(8, num_mutations(50))  # of which half for each packing
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4 MB of text that differs from story to story, some of it twice, and lines that are no documents."""
-    path = tmp_path_factory.mktemp("corpus") / "news.jsonl"
+    """4 MB of text that differs from story to story, some of it twice, and lines that are no documents.
+
+    As much stands beside it.
+    """
+    folder = tmp_path_factory.mktemp("corpus")
     stories = [json.loads(line)["text"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
-    with path.open("w", encoding="utf-8") as file:
-        for copy in range(19):
-            for number, story in enumerate(stories):
-                file.write(json.dumps({"text": f"{copy if number % 50 else 0} {story}"}) + "\n")
-            file.write("no JSON\n\n")
-    return path
+    for name, copies in (("news.jsonl", range(19)), (MORE_NAME, range(19, 38))):
+        with (folder / name).open("w", encoding="utf-8") as file:
+            for copy in copies:
+                for number, story in enumerate(stories):
+                    file.write(json.dumps({"text": f"{copy if number % 50 else 0} {story}"}) + "\n")
+                file.write("no JSON\n\n")
+    return folder / "news.jsonl"
 
 
 def flags(corpus: Path, packing: str, *more: object) -> list[object]:
-    words = ["--data_files", corpus, "--packing", packing, "--block_length", 128, "--split", "80,15,5"]
+    # best_fit fits what it has read of half as much into one shard.
+    files = [corpus, corpus.with_name(MORE_NAME)] if packing == "best_fit" else [corpus]
+    words = ["--data_files", *files, "--packing", packing, "--block_length", 128, "--split", "80,15,5"]
     return [*words, "--tokens_per_shard", 100_000, "--num_slices", 2, "--exact_duplicates", *more]
 
 
