@@ -39,9 +39,9 @@ FLAGS = ["--save_steps", 2, "--eval_strategy", "no"]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(training_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    train("1 rank", sample_store, run_dir, *FLAGS, "--save_total_limit", 3)
+    train("1 rank", training_store, run_dir, *FLAGS, "--save_total_limit", 3)
     return run_dir
 
 
@@ -57,7 +57,7 @@ def supervised(folder: Path, restart: Restart | None = None) -> dict[str, str]:
 def test_a_run_whose_rank_is_killed_ends_like_an_uninterrupted_one(
     name: str,
     undisturbed: Path,
-    sample_store: Path,
+    training_store: Path,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -66,10 +66,10 @@ def test_a_run_whose_rank_is_killed_ends_like_an_uninterrupted_one(
     if name == "deepspeed":
         killed_rank, ended, script = 1, "attempt 1 ended with exit code ", [CRASHING]
         undisturbed = tmp_path / "undisturbed"
-        train("2 ranks", sample_store, undisturbed, *FLAGS)
+        train("2 ranks", training_store, undisturbed, *FLAGS)
     else:
         env |= leave_listening(tmp_path)
-    command = [*launcher(name), *script, *training_flags(sample_store, tmp_path / "run", *FLAGS)]
+    command = [*launcher(name), *script, *training_flags(training_store, tmp_path / "run", *FLAGS)]
     env["CRASHES"] = json.dumps([[killed_rank, 5, "SIGKILL"]])
     done = run(*SUPERVISE, "--restarts", 2, "--pause_seconds", 0.1, "--", *command, env=env)
     assert done.returncode == 0, done.output[-6000:]
@@ -86,7 +86,7 @@ def test_a_run_whose_rank_is_killed_ends_like_an_uninterrupted_one(
 
 
 def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
-    undisturbed: Path, sample_store: Path, tmp_path: Path
+    undisturbed: Path, training_store: Path, tmp_path: Path
 ) -> None:
     flags = [*FLAGS, "--resume", undisturbed / "checkpoint-2"]
     crashes, started_at = {"CRASHES": json.dumps([[0, 3, 7], [0, 5, 7]])}, boot_seconds()
@@ -95,7 +95,7 @@ def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
         env = supervised(tmp_path / "supervisor", Restart(number, "a crash", started_at) if number else None)
         script = str(CRASHING.relative_to(PROJECT_DIR))
         return try_to_train(
-            "1 rank", sample_store, tmp_path / "run", *flags, script=script, env=crashes | env
+            "1 rank", training_store, tmp_path / "run", *flags, script=script, env=crashes | env
         ).returncode
 
     assert [attempt(number) for number in (0, 1, 2)] == [7, 7, 0]
@@ -105,7 +105,7 @@ def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
 
 
 def test_a_stop_that_was_requested_before_a_crash_is_one_after_it(
-    undisturbed: Path, sample_store: Path, tmp_path: Path
+    undisturbed: Path, training_store: Path, tmp_path: Path
 ) -> None:
     """STOP is older than the restarted process, but not than the run."""
     run_dir = tmp_path / "run"
@@ -113,7 +113,7 @@ def test_a_stop_that_was_requested_before_a_crash_is_one_after_it(
     shutil.rmtree(run_dir / "checkpoint-6")
     (run_dir / "STOP").touch()
     env = supervised(tmp_path / "supervisor", Restart(1, "a crash", boot_seconds() - 1))
-    done = try_to_train("1 rank", sample_store, run_dir, *FLAGS, "--save_total_limit", 3, env=env)
+    done = try_to_train("1 rank", training_store, run_dir, *FLAGS, "--save_total_limit", 3, env=env)
     assert done.returncode == STOPPED_EXIT_CODE, done.output[-4000:]
     assert "stopped at step 5 (the file STOP)" in done.stderr
 

@@ -36,7 +36,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 pathlib.Path(sys.argv[1]).touch()
 time.sleep(600)
 """
-NUM_STEPS = 40
+NUM_STEPS = 30
 
 
 @pytest.fixture
