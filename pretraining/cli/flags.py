@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pretraining.cli.ranges import Range, range_of
 from pretraining.cli.synonyms import remedy_of
@@ -36,6 +36,14 @@ EXCLUSIVE = (
     ("dataset", "phases"),
 )
 EXCLUDED_BY = {name: tuple(other for other in names if other != name) for names in EXCLUSIVE for name in names}
+
+
+class Setting(NamedTuple):
+    """The words of one flag, and their place: the flag itself, or a line of a recipe."""
+
+    place: str
+    name: str
+    texts: list[str]
 
 
 def exclusion_problems(given: Mapping[str, Sequence[str]]) -> list[str]:

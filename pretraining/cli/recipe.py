@@ -14,8 +14,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretraining.cli.flags import EXCLUDED_BY, HIDDEN, NONE_WORD, Flag, exclusion_problems, flag_problem, flags_of
-from pretraining.cli.recipe_file import Setting, recipe_settings
+from pretraining.cli.flags import (
+    EXCLUDED_BY,
+    HIDDEN,
+    NONE_WORD,
+    Flag,
+    Setting,
+    exclusion_problems,
+    flag_problem,
+    flags_of,
+)
 from pretraining.errors import UserError, raise_problems
 
 DASHED_NAME = re.compile("(?<=^--)[^=]+")
@@ -56,7 +64,7 @@ def parse_recipe(
     parser, words = _help_parser(description, groups, first), _with_names(first, argv)
     command_line, recipe_path = _command_line_settings(parser, words, flags, rejected, problems)
     replaced = {other for name in _given(command_line) for other in EXCLUDED_BY.get(name, ())}
-    recipe = [] if recipe_path is None else recipe_settings(recipe_path, flags, problems)
+    recipe = [] if recipe_path is None else _recipe_settings(recipe_path, flags, problems)
     settings = [setting for setting in recipe if setting.name not in replaced] + command_line
     values, out_of_range = _checked_values(settings, flags, rejected, problems)
     built = [] if problems else _built(groups, values, out_of_range)
@@ -131,6 +139,12 @@ def _command_line_settings(
     vars(known).pop("debug", None)  # `run_program` looks for it, since it must hold while the flags are read too
     settings = [Setting(f"--{name}", name, texts) for name, groups in vars(known).items() for texts in groups]
     return settings, recipe_path
+
+
+def _recipe_settings(path: Path, flags: Mapping[str, Flag], problems: list[str]) -> list[Setting]:
+    from pretraining.cli.recipe_file import recipe_settings  # YAML takes 15 ms, for the runs that have a recipe
+
+    return recipe_settings(path, flags, problems)
 
 
 def _help_parser(description: str, groups: Sequence[FlagGroup], first: Sequence[str]) -> argparse.ArgumentParser:

@@ -4,24 +4,15 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 
-from pretraining.cli.flags import NONE_WORD, Flag
+from pretraining.cli.flags import NONE_WORD, Flag, Setting
 from pretraining.errors import UserError
 
 MAX_RECIPE_BYTES = 1 << 18  # a recipe of every flag has 20 KB; YAML of this size takes 2 s to parse
 MAX_NODES = 10_000  # of one value
 MAX_DEPTH = 16
-
-
-class Setting(NamedTuple):
-    """The words of one flag, and their place: the flag itself, or a line of a recipe."""
-
-    place: str
-    name: str
-    texts: list[str]
 
 
 def recipe_settings(path: Path, flags: Mapping[str, Flag], problems: list[str]) -> list[Setting]:

@@ -28,7 +28,7 @@ from pretraining.data.encode.splits import SPLITS, Split, SplitAssigner
 from pretraining.data.input.documents import SHOWN_BYTES
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
 from pretraining.data.store.packing import BestFitPacker, DocumentSegments
-from pretraining.data.store.shards import ANSWER_BIT, DOCUMENT_SCHEMA, ShardWriter, block_schema, document_table
+from pretraining.data.store.shards import ANSWER_BIT, ShardWriter, block_schema, document_table
 from pretraining.errors import UserError
 from pretraining.finetuning.chat_template import EncodedConversation, encode_conversations
 from pretraining.finetuning.conversations import Conversation
@@ -93,7 +93,7 @@ class _StoreWriter:
             split: SplitWriter(folder, split, 0, self._packers[split], schema, executor) for split in SPLITS
         }
         self._progress = {split: SplitProgress() for split in SPLITS}
-        self._documents = ShardWriter(folder, "documents-00000.parquet", DOCUMENT_SCHEMA, executor)
+        self._documents = ShardWriter(folder, "documents-00000.parquet", executor)
 
     def add(self, batch: Sequence[Conversation]) -> None:
         """Append conversations of one file."""

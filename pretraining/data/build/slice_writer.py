@@ -9,9 +9,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonlines
 import pyarrow as pa
 
 from pretraining.data.build.prepared_batch import PreparedBatch, document_rows
@@ -31,8 +30,11 @@ from pretraining.data.input.documents import CLEANED
 from pretraining.data.store.blocks import Blocks, divide_blocks
 from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.store.packing import SEGMENT_COLUMNS, DocumentSegments, Packer, make_packer
-from pretraining.data.store.shards import DOCUMENT_SCHEMA, ShardWriter, block_schema, block_table
+from pretraining.data.store.shards import ShardWriter, block_schema, block_table
 from pretraining.system.files import fsync, sha256_of
+
+if TYPE_CHECKING:
+    import jsonlines
 
 TOKENS_PER_ROW_GROUP = 1 << 22
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
@@ -47,7 +49,7 @@ class SplitWriter:
     ) -> None:
         self._packer = packer
         self._schema = schema
-        self._shard = ShardWriter(folder, f"{split}-{section:05d}.parquet", schema, executor)
+        self._shard = ShardWriter(folder, f"{split}-{section:05d}.parquet", executor)
         self._pending: list[Blocks] = []
         self._num_pending_tokens = 0
 
@@ -108,7 +110,7 @@ class SliceWriter:
             split: SplitWriter(self._folder, split, section, self._packers[split], self._schema, self._executor)
             for split in SPLITS
         }
-        self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", DOCUMENT_SCHEMA, self._executor)
+        self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", self._executor)
         self._batches: list[tuple[int, EncodedBatch]] = []  # and the id of the first document
         self._num_document_rows = 0
         self._skipped_path = self._folder / f"skipped-{section:05d}.jsonl"
@@ -171,6 +173,8 @@ class SliceWriter:
 
     def _write_skipped(self, record: dict[str, Any]) -> None:
         if self._skipped_file is None:
+            import jsonlines  # 20 ms, for the runs that skip a line
+
             self._skipped_file = jsonlines.open(self._skipped_path, "w")
         self._skipped_file.write(record)
 

@@ -1,5 +1,6 @@
 """Normalize UTF-8 text for comparison: the loop that Numba compiles, and the characters' properties that it reads."""
 
+import itertools
 import unicodedata
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ UNSPACED_RANGES = (
     ("\uf900", "\ufaff"),
     ("\U00020000", "\U0003ffff"),
 )
-ASSIGNED = (*range(0x40000), *range(0xE0000, 0xE1000))  # other characters, e.g. of private use, have no properties
+ASSIGNED = (range(0x40000), range(0xE0000, 0xE1000))  # other characters, e.g. of private use, have no properties
 
 
 class CharacterTables(NamedTuple):
@@ -34,7 +35,7 @@ def character_tables() -> CharacterTables:
     """Properties of all characters by Python's version of Unicode: 140 KB, made in 0.3 s."""
     entries = np.zeros(0x110000, np.uint32)
     folds: list[tuple[int, ...]] = [(0, 0, 0)]
-    for code in ASSIGNED:
+    for code in itertools.chain(*ASSIGNED):
         character = chr(code)
         entries[code] |= _properties(character)
         folded = character.casefold()

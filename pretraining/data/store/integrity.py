@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pretraining.cli.progress import map_with_progress
 from pretraining.data.store.manifest import Manifest
-from pretraining.data.store.shards import DOCUMENT_SCHEMA, Shard, block_schema
+from pretraining.data.store.shards import DOCUMENT_SCHEMA, Shard, block_schema, without_nulls
 from pretraining.data.tokenize.reference import TOKENIZER_FILES
 from pretraining.errors import UserError
 from pretraining.system.files import sha256_of
@@ -94,7 +94,8 @@ def content_problem(store: Path, manifest: Manifest, shard: Shard) -> str | None
         parquet = pq.ParquetFile(store / shard.path)
         if parquet.metadata.num_rows != shard.num_rows:
             return f"{shard.path} has {parquet.metadata.num_rows:,} rows, the manifest has {shard.num_rows:,}"
-        if parquet.schema_arrow.remove_metadata() != (expected if is_blocks else DOCUMENT_SCHEMA):
+        columns = (without_nulls(expected), expected) if is_blocks else (DOCUMENT_SCHEMA,)  # earlier stores had nulls
+        if parquet.schema_arrow.remove_metadata() not in columns:
             return f"{shard.path} does not have the columns of a block store"
         return _id_problem(parquet, shard, origin.tokenizer.vocab_size) if is_blocks else None
     except (OSError, pa.ArrowException) as error:

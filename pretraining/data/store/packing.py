@@ -108,7 +108,8 @@ class ConcatPacker:
 def _cut_at_blocks(stream: DocumentSegments, block_length: int) -> DocumentSegments:
     """Cut each piece where a block of the stream ends."""
     begins = np.cumsum(stream.lengths) - stream.lengths
-    starts = np.union1d(begins, np.arange(0, stream.num_tokens, block_length))
+    places = np.sort(np.concatenate([begins, np.arange(0, stream.num_tokens, block_length)]), kind="stable")
+    starts = places[np.diff(places, prepend=-1) > 0]  # each once; np.union1d would import numpy.ma, 25 ms
     owner = np.searchsorted(begins, starts, side="right") - 1
     lengths = np.diff(np.append(starts, stream.num_tokens))
     return DocumentSegments(

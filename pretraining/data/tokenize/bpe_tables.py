@@ -138,7 +138,9 @@ def build_tables(pipeline: dict[str, Any], rules: TextRules, fill_merges: Any) -
     vocab, pairs = pipeline["model"]["vocab"], pipeline["model"]["merges"]
     unknown, byte_ids = _unknown_rules(pipeline["model"])
     merges = np.array([vocab[piece] for a, b in pairs for piece in (a, b, a + b)], np.int64).reshape(-1, 3)
-    if np.isin(merges[:, :2], [unknown[1], *byte_ids]).any():
+    is_unknown = np.zeros(max(vocab.values()) + 1, bool)
+    is_unknown[[number for number in (unknown[1], *byte_ids) if number != EMPTY]] = True
+    if is_unknown[merges[:, :2]].any():
         raise UnsupportedError("merges of unknown characters")
     table = np.full(4 << max(1, len(pairs)).bit_length(), EMPTY, np.int64)
     ranks = np.arange(len(merges))
@@ -206,13 +208,13 @@ def _ascii_table(joined: np.ndarray, character_ids: np.ndarray, kind: int) -> np
 
 def _joined_set(joined: np.ndarray) -> np.ndarray:
     """An open-addressing hash set of the pairs, at most a quarter full."""
-    table = np.full(4 << max(1, len(joined)).bit_length(), EMPTY, np.int64)
+    table = [int(EMPTY)] * (4 << max(1, len(joined)).bit_length())
     for key in (joined[:, 0] << CHARACTER_BITS | joined[:, 1]).tolist():
         slot = hashed(key) & (len(table) - 1)
         while table[slot] != EMPTY:
             slot = (slot + 1) & (len(table) - 1)
         table[slot] = key
-    return table
+    return np.array(table, np.int64)
 
 
 def _key_masks() -> np.ndarray:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tokenizers import Tokenizer
-
 from pretraining.data.tokenize.backends import (
     PROBE_TEXTS,
     Backend,
@@ -17,6 +15,7 @@ from pretraining.data.tokenize.backends import (
 )
 from pretraining.data.tokenize.bpe_tables import UnsupportedError
 from pretraining.data.tokenize.compiled_backend import SwitchingBackend, check_kind, is_ready, load_backend
+from pretraining.data.tokenize.reference import TokenizerFile
 from pretraining.errors import UserError
 from pretraining.system.cores import usable_cores
 
@@ -32,21 +31,21 @@ logger = logging.getLogger(__name__)
 class Candidates:
     """The backends of a tokenizer. A fast one is checked by the probe, and while it runs."""
 
-    tokenizer: Tokenizer
+    file: TokenizerFile
     special_texts: Sequence[str]
 
     @cached_property
     def reference(self) -> ReferenceBackend:
         """`tokenizers`."""
-        return ReferenceBackend(self.tokenizer)
+        return ReferenceBackend(self.file.tokenizer)
 
     def compiled(self) -> Backend:
-        """The compiled loops."""
-        return self._checked(load_backend(self.tokenizer))
+        """The compiled loops, whose tables are made while the reference is opened."""
+        return self._checked(load_backend(self.file))
 
     def fastokens(self) -> Backend:
         """The library of this name."""
-        return self._checked(FastTokensBackend(self.tokenizer.to_str()))
+        return self._checked(FastTokensBackend(self.file.tokenizer.to_str()))
 
     def _checked(self, fast: Backend) -> Backend:
         specials = [text for token in self.special_texts for text in (token, f"a {token} b{token}")]
@@ -55,7 +54,7 @@ class Candidates:
 
 
 def choose_backend(
-    name: str, tokenizer: Tokenizer, special_texts: Sequence[str], *, num_bytes: int | None = 0
+    name: str, file: TokenizerFile, special_texts: Sequence[str], *, num_bytes: int | None = 0
 ) -> Backend:
     """The backend of --tokenizer_backend for an input of `num_bytes` (None: unknown).
 
@@ -65,39 +64,44 @@ def choose_backend(
     Raises:
         UserError: when a fast backend was requested by name and cannot be used.
     """
-    candidates = Candidates(tokenizer, special_texts)
+    candidates = Candidates(file, special_texts)
     if name == "reference":
         return candidates.reference
     if name != "auto":
         return _requested(name, getattr(candidates, name))
     num_bytes = MIN_BYTES_TO_COMPILE if num_bytes is None else num_bytes
-    is_compilable = num_bytes >= MIN_BYTES and _is_supported(tokenizer)
+    is_compilable = num_bytes >= MIN_BYTES and _is_supported(file)
     if is_compilable and is_ready():
-        return _first_of([candidates.compiled, candidates.fastokens], candidates.reference)
-    first = _first_of([candidates.fastokens], candidates.reference)
+        return _first_of([candidates.compiled, candidates.fastokens], candidates)
+    first = _first_of([candidates.fastokens], candidates)
     return (
         SwitchingBackend(first, candidates.compiled) if is_compilable and num_bytes >= MIN_BYTES_TO_COMPILE else first
     )
 
 
-def _is_supported(tokenizer: Tokenizer) -> bool:
+def _is_supported(file: TokenizerFile) -> bool:
     try:
-        check_kind(tokenizer)
+        check_kind(file.pipeline)
     except UnsupportedError:
         return False
     return True
 
 
-def _first_of(loaders: Sequence[Callable[[], Backend]], reference: Backend) -> Backend:
-    """The backend that can be loaded and passes the probe; one line for each that does not."""
+def _first_of(loaders: Sequence[Callable[[], Backend]], candidates: Candidates) -> Backend:
+    """The backend that can be loaded and passes the probe, or the reference; one line for each that does not.
+
+    Raises:
+        Exception: when the file is not one of `tokenizers`, so that there is no reference.
+    """
     for load in loaders:
         try:
             return load()
         except UnsupportedError:
             continue
         except Exception as error:
+            _ = candidates.reference  # if there is none, that is what is wrong
             logger.warning("encoding several times slower: %s cannot be used (%s)", load.__name__, _line(error))
-    return reference
+    return candidates.reference
 
 
 def _requested(name: str, load: Callable[[], Backend]) -> Backend:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pretraining.data.encode import blake2b
 from pretraining.data.input.json import loops, strings
@@ -21,6 +19,7 @@ from pretraining.data.tokenize import bpe_merges, bpe_words
 from pretraining.data.tokenize.backends import Backend, BackendDiffersError, FlatIds
 from pretraining.data.tokenize.bpe_merges import BpeTables, EncoderState, Window
 from pretraining.data.tokenize.bpe_tables import TextRules, UnsupportedError, build_tables, check_model, read_rules
+from pretraining.data.tokenize.reference import TokenizerFile
 from pretraining.system.compiled import words
 from pretraining.system.compiled.cache import BackgroundLibrary, StoppedError, is_cached
 from pretraining.system.compiled.unit import CompiledUnit
@@ -205,30 +204,29 @@ class SwitchingBackend:
             logger.warning("encoding with %s, several times slower: no compiled encoder (%s)", self._first.name, reason)
 
 
-def check_kind(tokenizer: Tokenizer) -> None:
+def check_kind(pipeline: dict[str, Any]) -> None:
     """Check what can be seen without reading the vocabulary, which takes 0.1 s.
 
     Raises:
         UnsupportedError: when the compiled backend cannot encode by this tokenizer.
     """
-    if not isinstance(tokenizer.model, models.BPE):
-        raise UnsupportedError(f"the model {type(tokenizer.model).__name__}")
-    if not isinstance(tokenizer.pre_tokenizer, pre_tokenizers.Metaspace | None):
-        raise UnsupportedError(f"the pre-tokenizer {type(tokenizer.pre_tokenizer).__name__}")
+    model, pre_tokenizer = pipeline["model"].get("type", "BPE"), pipeline.get("pre_tokenizer")
+    if model != "BPE":
+        raise UnsupportedError(f"the model {model}")
+    if pre_tokenizer is not None and pre_tokenizer["type"] != "Metaspace":
+        raise UnsupportedError(f"the pre-tokenizer {pre_tokenizer['type']}")
 
 
-def load_backend(tokenizer: Tokenizer) -> CompiledBackend:
+def load_backend(file: TokenizerFile) -> CompiledBackend:
     """The compiled backend of a tokenizer; takes 0.2 s, and seconds where nothing is cached.
 
     Raises:
         UnsupportedError: when it cannot encode by this tokenizer.
         CompiledError: when the loops cannot be compiled or loaded.
     """
-    check_kind(tokenizer)
-    pipeline = orjson.loads(tokenizer.to_str())
+    check_kind(file.pipeline)
+    pipeline = file.current_pipeline
     check_model(pipeline)
-    if tokenizer.get_vocab_size(with_added_tokens=False) != len(pipeline["model"]["vocab"]):
-        raise UnsupportedError("two tokens of one id")  # of which the text of a tokenizer has one
     read_rules(pipeline)
     background = BackgroundLibrary(UNIT)
     atexit.register(background.close)

@@ -1,7 +1,12 @@
 """Open a tokenizer.json as `tokenizers` does, with the special tokens of its folder."""
 
 import json
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import orjson
 from tokenizers import Tokenizer
@@ -9,13 +14,70 @@ from tokenizers import Tokenizer
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer.json: what stands in it, and its tokenizer, which another thread may still be opening."""
+
+    pipeline: dict[str, Any]
+    opening: "Future[Tokenizer]"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            Exception: when `tokenizers` cannot use the file.
+        """
+        return self.opening.result()
+
+    @cached_property
+    def current_pipeline(self) -> dict[str, Any]:
+        """What stands in it, in the form that `tokenizers` writes today."""
+        model, pre_tokenizer = self.pipeline["model"], self.pipeline.get("pre_tokenizer") or {}
+        merges = model.get("merges") or [[]]
+        is_current = "type" in model and (pre_tokenizer.get("type") != "Metaspace" or "prepend_scheme" in pre_tokenizer)
+        if is_current and isinstance(merges[0], str) and not merges[0].startswith("#version"):
+            merges = [merge.split(" ") for merge in merges]
+            return {**self.pipeline, "model": {**model, "merges": merges}}
+        if is_current and isinstance(merges[0], list):
+            return self.pipeline
+        pipeline: dict[str, Any] = orjson.loads(self.tokenizer.to_str())
+        pipeline["model"]["vocab"] = model["vocab"]  # of two tokens of one id, the text of a tokenizer has one
+        return pipeline
+
+
+def start_opening(content: bytes, special_tokens: dict[str, str]) -> TokenizerFile:
+    """Open a tokenizer.json in another thread: takes 0.15 s for 32,000 tokens, without Python's lock."""
+    pipeline = read_pipeline(content, special_tokens)
+    opening: Future[Tokenizer] = Future()
+
+    def work() -> None:
+        try:
+            opening.set_result(open_pipeline(pipeline))
+        except BaseException as error:  # a panic of the library is no Exception
+            opening.set_exception(error)
+
+    threading.Thread(target=work, name="open tokenizer", daemon=True).start()
+    return TokenizerFile(pipeline, opening)
+
+
 def open_reference(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
     """The tokenizer of a tokenizer.json, for which the name of a control token is text."""
-    pipeline = orjson.loads(content)  # twice as fast as json, of which a start notices 0.1 s
+    return open_pipeline(read_pipeline(content, special_tokens))
+
+
+def read_pipeline(content: bytes, special_tokens: dict[str, str]) -> dict[str, Any]:
+    """What stands in a tokenizer.json, without what makes ids random or a control token of plain text."""
+    pipeline: dict[str, Any] = orjson.loads(content)  # twice as fast as json, of which a start notices 0.1 s
     pipeline["model"]["dropout"] = None  # some are saved with it: ids would be random
     for token in pipeline.get("added_tokens", []):
         if token["content"] in special_tokens.values():
             token["special"] = True  # some files have EOS as an ordinary added token, which text would become
+    return pipeline
+
+
+def open_pipeline(pipeline: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of what stands in a tokenizer.json."""
     tokenizer = Tokenizer.from_str(orjson.dumps(pipeline).decode("utf-8"))
     tokenizer.no_truncation()  # transformers saves truncation and padding with the file
     tokenizer.no_padding()

@@ -23,7 +23,13 @@ from pretraining.data.tokenize.backends import (
 from pretraining.data.tokenize.choice import choose_backend
 from pretraining.data.tokenize.compiled_backend import CompiledBackend, SwitchingBackend
 from pretraining.data.tokenize.convert import OTHER_TOOLS_FILES, converted_folder, with_default_eos
-from pretraining.data.tokenize.reference import TOKENIZER_FILES, ids_of, open_reference, read_special_tokens
+from pretraining.data.tokenize.reference import (
+    TOKENIZER_FILES,
+    ids_of,
+    open_reference,
+    read_special_tokens,
+    start_opening,
+)
 from pretraining.errors import UserError, reading
 
 CANARY_TEXT = "  Ünïcode \u2019quotes\u2019, 1,234.5 €\n\n\tI wanna go </s> 東京 🚆 end "
@@ -66,16 +72,16 @@ class DocumentTokenizer:
         content = (folder / "tokenizer.json").read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         special_tokens = read_special_tokens(folder)
-        self._tokenizer = open_reference(content, special_tokens)
+        file = start_opening(content, special_tokens)
+        self._choice = (backend, num_bytes)
+        self._backend = choose_backend(backend, file, sorted(set(special_tokens.values())), num_bytes=num_bytes)
+        self._tokenizer = file.tokenizer
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.rules = TokenRules(
             bos_token_id=self._special_id(special_tokens, "bos_token") if add_bos else None,
             eos_token_id=self._special_id(special_tokens, "eos_token"),
         )
         self._check_text_is_text(special_tokens)
-        special_texts = sorted(set(special_tokens.values()))
-        self._choice = (backend, num_bytes)
-        self._backend = choose_backend(backend, self._tokenizer, special_texts, num_bytes=num_bytes)
 
     @property
     def backend_name(self) -> str:

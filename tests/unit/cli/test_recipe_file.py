@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.cli.flags import flag, flags_of
-from pretraining.cli.recipe_file import Setting, recipe_settings
+from pretraining.cli.flags import Setting, flag, flags_of
+from pretraining.cli.recipe_file import recipe_settings
 from pretraining.errors import UserError
 
 

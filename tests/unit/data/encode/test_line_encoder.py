@@ -21,6 +21,7 @@ from pretraining.data.input.slices import FileRange
 from pretraining.data.tokenize import tokenizer as tokenizers_module
 from pretraining.data.tokenize.backends import BackendDiffersError, CheckedBackend, ReferenceBackend
 from pretraining.data.tokenize.compiled_backend import CompiledBackend, Functions
+from pretraining.data.tokenize.reference import TokenizerFile
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 from tests.unit.data.tokenize.vocabularies import VOCABULARIES, small
 
@@ -64,11 +65,11 @@ def make_encoder(
         (folder / "tokenizer.json").write_text(json.dumps(pipeline))
         (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
 
-        def choose(_name: str, reference: Tokenizer, *_arguments: object, **_named: object) -> object:
+        def choose(_name: str, file: TokenizerFile, *_arguments: object, **_named: object) -> object:
+            reference = ReferenceBackend(file.tokenizer)
             if functions is None:
-                return ReferenceBackend(reference)
-            backend = CompiledBackend(json.loads(reference.to_str()), functions)
-            return CheckedBackend(backend, ReferenceBackend(reference))
+                return reference
+            return CheckedBackend(CompiledBackend(file.current_pipeline, functions), reference)
 
         monkeypatch.setattr(tokenizers_module, "choose_backend", choose)
         opened = DocumentTokenizer(folder, name="t", add_bos=add_bos, backend="auto", flag="--tokenizer")

@@ -170,7 +170,7 @@ def test_another_backend_keeps_encoding_if_there_is_no_compiled_one(
 
 
 def test_the_kind_of_a_tokenizer_is_checked_first() -> None:
-    check_kind(small())
-    check_kind(small(normalizer=None, pre_tokenizer=METASPACE))
+    check_kind(json.loads(small().to_str()))
+    check_kind(json.loads(small(normalizer=None, pre_tokenizer=METASPACE).to_str()))
     with pytest.raises(UnsupportedError, match="Whitespace"):
-        check_kind(small(pre_tokenizer={"type": "Whitespace"}))
+        check_kind(json.loads(small(pre_tokenizer={"type": "Whitespace"}).to_str()))

@@ -1,8 +1,11 @@
 import json
 from pathlib import Path
+from typing import Any
 
-from pretraining.data.tokenize.reference import ids_of, open_reference, read_special_tokens
-from tests.unit.data.tokenize.vocabularies import small
+import pytest
+
+from pretraining.data.tokenize.reference import ids_of, open_reference, read_special_tokens, start_opening
+from tests.unit.data.tokenize.vocabularies import METASPACE, small
 
 
 def test_the_text_of_a_control_token_is_text() -> None:
@@ -19,3 +22,38 @@ def test_special_tokens_of_both_files_and_both_forms(tmp_path: Path) -> None:
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "</s>", "unk_token": "<unk>"}')
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<end>"}, "pad_token": null, "n": 1}')
     assert read_special_tokens(tmp_path) == {"eos_token": "<end>", "unk_token": "<unk>"}
+
+
+def as_strings(pipeline: dict[str, Any]) -> None:
+    pipeline["model"]["merges"] = [" ".join(pair) for pair in pipeline["model"]["merges"]]
+
+
+def with_version(pipeline: dict[str, Any]) -> None:
+    as_strings(pipeline)
+    pipeline["model"]["merges"].insert(0, "#version: 0.2")
+
+
+def without_type(pipeline: dict[str, Any]) -> None:
+    del pipeline["model"]["type"]
+
+
+def without_scheme(pipeline: dict[str, Any]) -> None:
+    del pipeline["pre_tokenizer"]["prepend_scheme"]
+
+
+@pytest.mark.parametrize("make_old", [as_strings, with_version, without_type, without_scheme], ids=lambda f: f.__name__)
+def test_files_of_earlier_versions_are_read_as_the_library_reads_them(make_old: Any) -> None:
+    pipeline = json.loads(small(normalizer=None, pre_tokenizer=METASPACE).to_str())
+    make_old(pipeline)
+    file = start_opening(json.dumps(pipeline).encode(), {})
+    today = json.loads(file.tokenizer.to_str())
+    assert file.current_pipeline["model"]["merges"] == today["model"]["merges"] != []
+    for name in ("vocab", "type", "unk_token", "byte_fallback"):
+        assert file.current_pipeline["model"][name] == today["model"][name]
+    assert file.current_pipeline["pre_tokenizer"] == today["pre_tokenizer"]
+
+
+def test_a_file_that_the_library_refuses_is_refused_when_its_tokenizer_is_wanted() -> None:
+    file = start_opening(b'{"model": {"type": "Other", "vocab": {}}}', {})
+    with pytest.raises(Exception, match="ModelUntagged"):
+        _ = file.tokenizer

@@ -5,6 +5,7 @@ import json
 
 from tokenizers import Tokenizer
 
+from pretraining.data.tokenize.reference import TokenizerFile, start_opening
 from tests.conftest import PROJECT_DIR
 
 SPACE = "▁"
@@ -38,6 +39,11 @@ def from_pipeline(pipeline: dict) -> Tokenizer:
     tokenizer = Tokenizer.from_str(json.dumps(pipeline))
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def opened(tokenizer: Tokenizer) -> TokenizerFile:
+    """A tokenizer as its file is opened."""
+    return start_opening(tokenizer.to_str().encode(), {})
 
 
 def small(**options: object) -> Tokenizer:

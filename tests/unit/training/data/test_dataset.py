@@ -150,7 +150,7 @@ def forge(source: Path, store: Path, rows: list[int], token_id: int, *, hashed: 
     ids = np.array(table["input_ids"].combine_chunks().flatten()).reshape(table.num_rows, -1).copy()
     ids[rows, 5] = token_id
     column = pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), ids.shape[1])
-    pq.write_table(table.set_column(0, table.schema.field("input_ids"), column), path)
+    pq.write_table(table.set_column(0, "input_ids", column), path)
     content = json.loads((store / "manifest.json").read_text())
     content["splits"]["train"]["shards"][0]["num_bytes"] = path.stat().st_size
     if hashed:
