@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ def one_bundle() -> Iterator[None]:
     """The libraries of a page are the same in each, and putting them together takes half of its time."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(vl_convert, "javascript_bundle", cache(vl_convert.javascript_bundle))
+        yield
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """A picture takes as long as all else of a page."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(vl_convert, "vegalite_to_png", lambda *_, **__: b"")
         yield
 
 
@@ -74,7 +83,8 @@ def pages(run_dir: Path) -> dict[str, Path]:
         write_drawn_run(folder / name, records_of_run)
         if name == "limited":
             limit_data(folder / name, PAGE_LIMIT)
-        write_report(folder / name)
+        with without_pictures():
+            write_report(folder / name)
     limited = folder / "limited/report.html"
     limited.write_text(limited.read_text().replace('value="0.5"', 'value="0.5" selected'))
     return {name: folder / ("both.html" if name == "both" else f"{name}/report.html") for name in WIDTHS}
@@ -243,7 +253,8 @@ def test_the_limit_of_the_data_is_a_line_and_a_sentence(
             assert (rows[0]["step"], rows[-1]["step"], rows[-1]["tokens"]) == (0, 400, 400 * 4096)
             assert [row["value"] for row in rows] == pytest.approx([value] * len(rows))
         if limit != PAGE_LIMIT:
-            write_report(run_dir)
+            with without_pictures():
+                write_report(run_dir)
         page = (pages["limited"] if limit == PAGE_LIMIT else run_dir / "report.html").read_text()
         assert f"the entropy of the validation text: {limit:.4f} bits per byte. The last evaluation, 0.7" in page
         assert words in page
