@@ -67,7 +67,7 @@ def try_to_train(
     store: Path | str | None,
     run_dir: Path,
     *flags: object,
-    script: str = "pretrain.py",
+    script: str | Path = "pretrain.py",
     env: dict[str, str] | None = None,
 ) -> Done:
     """A run by a launcher's name, in "2 ranks" or "1 rank" of the preloaded process, or as a "fork" of it."""
@@ -106,7 +106,8 @@ def preloaded(variables: frozenset[tuple[str, str]]) -> subprocess.Popen:
 
 def preloaded_for(env: dict[str, str]) -> subprocess.Popen:
     """The process whose forks can have these variables."""
-    return preloaded(frozenset((name, env[name]) for name in READ_AT_IMPORT if name in env))
+    has_already = {("OMP_NUM_THREADS", "1")}
+    return preloaded(frozenset((name, env[name]) for name in READ_AT_IMPORT if name in env) - has_already)
 
 
 def end_preloaded(server: subprocess.Popen) -> None:
@@ -117,6 +118,23 @@ def end_preloaded(server: subprocess.Popen) -> None:
     server.kill()
     server.wait()
     preloaded.cache_clear()
+
+
+HAND_OVER = PROJECT_DIR / "tests/programs/hand_over.py"
+
+
+def leave_listening(folder: Path, host: str = os.uname().nodename[:8], init: int | None = None) -> dict[str, str]:
+    """Have forks of the preloaded process run what launchers and supervisors start as `HAND_OVER PROGRAM --flags`.
+
+    On the host whose first process is `init`, if that is given. Returns what has to be in the environment.
+    """
+    server = preloaded(frozenset())
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(json.dumps({"listen": str(folder / host), "init": init}) + "\n")
+    server.stdin.flush()
+    assert int(server.stdout.readline()) == 0
+    return {"PYTHON_LISTENING": str(folder)}
 
 
 def run_forked(

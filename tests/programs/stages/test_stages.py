@@ -67,12 +67,14 @@ def assert_same_run(ours: Path, theirs: Path, precision: str = "fp32") -> None:
 
 
 # Of one micro step, of three and of four: what was ever lost is the last of them or those before, which three have.
-OF_MICRO_STEPS = [3, pytest.param(1, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)]
+OTHERS = [pytest.param(stage, number, marks=pytest.mark.long) for number in (1, 4) for stage in (1, 2)]
 
 
+# In fp32 both stages have one optimizer of DeepSpeed, of which ZeRO-2 uses more; in bf16 ZeRO-1 has another. A run in
+# ZeRO-1 and fp32 is also resumed by test_a_run_goes_on_in_any_stage, one in ZeRO-2 and bf16 is in
+# test_a_step_with_a_nan_is_skipped_in_every_stage.
 @pytest.mark.guarantee("ZeRO-1 and ZeRO-2 train like ZeRO-3: losses and gradient norms to 1e-5 over 20 steps in fp32.")
-@pytest.mark.parametrize("micro_steps", OF_MICRO_STEPS)
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("stage", "micro_steps"), [(2, 3), pytest.param(1, 3, marks=pytest.mark.long), *OTHERS])
 def test_the_lower_stages_train_what_stage_3_trains(stage: int, micro_steps: int, trained: Run) -> None:
     ours, theirs = trained(stage, micro_steps), trained(3, micro_steps)
     assert_same_run(ours, theirs)
@@ -81,15 +83,15 @@ def test_the_lower_stages_train_what_stage_3_trains(stage: int, micro_steps: int
     assert found[-1][0] < found[0][0] - 0.2, "it learns"
 
 
-@pytest.mark.parametrize("micro_steps", OF_MICRO_STEPS)
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("stage", "micro_steps"), [(1, 3), pytest.param(2, 3, marks=pytest.mark.long), *OTHERS])
 def test_in_bf16_they_are_off_by_roundings(stage: int, micro_steps: int, trained: Run) -> None:
     """Only here ZeRO-1 is DeepSpeed's BF16_Optimizer, which reduces fp32 sums once per step."""
     assert_same_run(trained(stage, micro_steps, "bf16"), trained(3, micro_steps, "bf16"), "bf16")
 
 
-# In fp32 both stages have one optimizer of DeepSpeed, here and in the next test; ZeRO-2 uses more of it.
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.long), 2])
+# An offloaded ZeRO-2 is compared with ZeRO-3 by test_a_step_with_a_nan_is_skipped_in_every_stage as well.
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [1, 2])
 def test_an_offloaded_optimizer_trains_the_same(stage: int, trained: Run, sample_store: Path, tmp_path: Path) -> None:
     """By torch's AdamW, as everywhere: nothing is compiled."""
     flags = [*FLAGS, *of_micro_steps(3), "--max_steps", FEW_STEPS, "--export", "false"]
@@ -98,17 +100,20 @@ def test_an_offloaded_optimizer_trains_the_same(stage: int, trained: Run, sample
     assert_same_run(tmp_path / "run", trained(stage, 3))
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.long  # held by test_a_run_goes_on_in_any_stage
+@pytest.mark.parametrize("stage", [1, 2])
 def test_one_process_trains_what_two_train(stage: int, trained: Run, sample_store: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, *of_micro_steps(6, num_processes=1), "--max_steps", FEW_STEPS, "--export", "false"]
     train("1 rank", sample_store, tmp_path / "run", *flags, "--deepspeed", CONFIGS[stage])
     assert_same_run(tmp_path / "run", trained(3, 3))
 
 
-# The last micro step is lost by the same means in both stages.
+# One that the quick comparison above must see; the others are of its kind.
+FAULTS = [("last", 1), ("last", 2), ("second use", 2)]
+
+
 @pytest.mark.parametrize(
-    ("fault", "stage"),
-    [("last", 1), pytest.param("last", 2, marks=pytest.mark.long), ("earlier", 2), ("second use", 2)],
+    ("fault", "stage"), [("earlier", 2), *(pytest.param(*which, marks=pytest.mark.long) for which in FAULTS)]
 )
 def test_what_releases_of_deepspeed_have_lost_is_seen(
     fault: str, stage: int, trained: Run, sample_store: Path, tmp_path: Path
@@ -152,6 +157,7 @@ def test_a_step_with_a_nan_is_skipped_in_every_stage(
         assert_same_stages(found[config], found[CONFIGS[3]], precision)
 
 
+@pytest.mark.long  # the sums are those of test_in_bf16_they_are_off_by_roundings, made later
 def test_gradients_that_stay_until_the_step_are_the_same(trained: Run, sample_store: Path, tmp_path: Path) -> None:
     """ds_config_zero1.json frees each bf16 gradient when it is in its fp32 sum; configs of others may not."""
     config = json.loads((PROJECT_DIR / CONFIGS[1]).read_text())
@@ -162,7 +168,7 @@ def test_gradients_that_stay_until_the_step_are_the_same(trained: Run, sample_st
     assert figures(tmp_path / "run") == figures(trained(1, 3, "bf16"))[:3]
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_export_is_the_model_in_training(stage: int, trained: Run) -> None:
     """The export compares itself with the model in training; here it is opened by transformers alone."""
     folder = trained(stage, 3, "bf16") / "model"
@@ -193,18 +199,11 @@ LONG_BLOCKS = [
 OTHER_STEPS = ["--document_masking", "--activation_checkpointing", "--optim", "adamw_bf16"]
 
 
-# Both sets of flags in stage 2; in stage 1, and one set alone, are long.
-@pytest.mark.parametrize(
-    ("stage", "flags"),
-    [
-        (2, [*LONG_BLOCKS, *OTHER_STEPS]),
-        *(
-            pytest.param(stage, flags, marks=pytest.mark.long)
-            for stage in (1, 2)
-            for flags in (LONG_BLOCKS, OTHER_STEPS)
-        ),
-    ],
-)
+# Shared blocks, tiles and isolated documents in stage 2 are those of
+# test_masked_documents_of_shared_blocks_train_like_those_of_one.
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("flags", [LONG_BLOCKS, OTHER_STEPS, [*LONG_BLOCKS, *OTHER_STEPS]])
 def test_flags_that_change_the_model_or_the_step(
     stage: int, flags: list[object], sample_store: Path, tmp_path: Path
 ) -> None:
