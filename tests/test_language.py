@@ -51,32 +51,32 @@ PHRASES = {
 NAMES = r"\b_?(said|told|kept_by|saying)_?\w*|\w*_told\w*|\b_?(LEAST|MOST|LARGEST|SMALLEST)_\w+|\bFEWEST\w*"
 
 
-def written_texts(path: Path) -> Iterator[tuple[int, str]]:
+def tokens_of(path: Path, text: str) -> list[tokenize.TokenInfo]:
+    return list(tokenize.generate_tokens(io.StringIO(text).readline)) if path.suffix == ".py" else []
+
+
+def written_texts(path: Path, text: str, tokens: list[tokenize.TokenInfo]) -> Iterator[tuple[int, str]]:
     """Line numbers and texts that people read: of Python the strings and comments, of other files every line."""
-    text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         yield from enumerate(text.splitlines(), start=1)
-        return
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    for token in tokens:
         if token.type in TEXT_TOKENS:
             yield from enumerate(token.string.splitlines(), start=token.start[0])
 
 
-def names_of(path: Path) -> Iterator[tuple[int, str]]:
-    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
-        if token.type == tokenize.NAME:
-            yield token.start[0], token.string
-
-
 def findings(path: Path) -> list[str]:
     """Every phrase of a file to avoid: its line, the words, and the remedy."""
+    text = path.read_text(encoding="utf-8")
+    tokens = tokens_of(path, text)
+    texts = list(written_texts(path, text, tokens))
+    together = "\r".join(text for _, text in texts)  # in one search; \r is part of no line and of no pattern
     found = []
-    for line, text in written_texts(path):
-        for pattern, instead in PHRASES.items():
-            found += [f"{line}: {match[0]!r} -> {instead}" for match in re.finditer(pattern, text, re.IGNORECASE)]
-    if path.suffix == ".py":
-        found += [f"{line}: name {name}" for line, name in names_of(path) if re.fullmatch(NAMES, name)]
-    return found
+    for pattern, instead in PHRASES.items():
+        for match in re.finditer(pattern, together, re.IGNORECASE):
+            line, _ = texts[together.count("\r", 0, match.start())]
+            found.append(f"{line}: {match[0]!r} -> {instead}")
+    names = [(token.start[0], token.string) for token in tokens if token.type == tokenize.NAME]
+    return found + [f"{line}: name {name}" for line, name in names if re.fullmatch(NAMES, name)]
 
 
 def files() -> list[Path]:

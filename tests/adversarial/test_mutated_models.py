@@ -1,24 +1,24 @@
 """Damaged models, tokenizers and recipes: each is one line, or is taken as far as it is whole; nothing crashes."""
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from tests.adversarial.drivers.mutations import mutations, num_mutations
-from tests.conftest import PROJECT_DIR
+from tests.programs.launching import run_forked
 
-# Reads each file named on stdin as the programs do, and answers each with a line; a panic or a crash ends it.
+# Puts each variant in the place of the file and reads it as the programs do; a panic or a crash ends it.
 READERS = """
-import faulthandler, os, sys
+import faulthandler, shutil, sys
 faulthandler.enable()
 from pathlib import Path
+from huggingface_hub import constants
 from pretraining.errors import UserError
+constants.HF_HUB_OFFLINE = True
 kind, folder = sys.argv[1], Path(sys.argv[2])
 
 def read_tokenizer():
@@ -37,7 +37,8 @@ def read_recipe():
     parse_pretrain_arguments("", ["--recipe", str(folder / "recipe.yaml")])
 
 reader = {"tokenizer.json": read_tokenizer, "config.json": read_config, "recipe.yaml": read_recipe}[kind]
-for _ in sys.stdin:
+for line in sys.stdin:
+    shutil.copy(line.strip(), folder / kind)
     try:
         reader()
         answer = "fine"
@@ -50,73 +51,44 @@ for _ in sys.stdin:
 """
 
 
-class Reader:
-    """A child process that reads a folder again and again."""
+def check(path: Path, variants: Iterable[bytes], folder: Path, record: Callable[[str, object], None]) -> None:
+    """Read the file as it is, which works, and each variant in its place, which is taken or refused."""
+    contents = [path.read_bytes(), *variants]
+    for number, content in enumerate(contents):
+        (folder / str(number)).write_bytes(content)
+    script = folder / "readers.py"
+    script.write_text(READERS)
+    names = "".join(f"{folder / str(number)}\n" for number in range(len(contents)))
+    done = run_forked(sys.executable, script, path.name, path.parent, stdin=names)
+    answers = [line.removeprefix("ANSWER ") for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
+    assert len(answers) == len(contents), (done.returncode, contents[len(answers)][:2000], done.log[-2000:])
+    record("tried", len(answers) - 1)
+    assert answers[0] == "fine"
+    assert [
+        (answer, content[:2000]) for answer, content in zip(answers, contents, strict=True) if not is_fine(answer)
+    ] == []
+    assert answers.count("refused") > len(answers) // 10
 
-    def __init__(self, kind: str, folder: Path) -> None:
-        words = [sys.executable, "-c", READERS, kind, str(folder)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
-        self._process = subprocess.Popen(
-            words,
-            cwd=PROJECT_DIR,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
 
-    def read(self) -> str:
-        """What came of it: "fine", "refused", or what is wrong with the program."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.startswith("ANSWER "):
-                return line.removeprefix("ANSWER ").strip()
-        return f"the process died with {self._process.wait()}"
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
+def is_fine(answer: str) -> bool:
+    return answer in ("fine", "refused")
 
 
 @pytest.fixture
-def reader() -> Iterator[Callable[..., Reader]]:
-    started: list[Reader] = []
-
-    def start(kind: str, folder: Path) -> Reader:
-        started.append(Reader(kind, folder))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.end()
-
-
-def check(reader: Reader, path: Path, variants: Iterator[bytes], record: Callable[[str, object], None]) -> None:
-    """Read the file as it is, which works, and each variant in its place, which is taken or refused."""
-    assert reader.read() == "fine"
-    answers = []
-    for content in variants:
-        path.write_bytes(content)
-        answer = reader.read()
-        answers.append(answer)
-        assert answer in ("fine", "refused"), content[:2000]
-    record("tried", len(answers))
-    assert answers.count("refused") > len(answers) // 10
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the variants, beside the folder that is read."""
+    return tmp_path_factory.mktemp("variants")
 
 
 @pytest.mark.guarantee("Mutated models end in one line or work.")
 def test_tokenizers(
-    reader: Callable[..., Reader], sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    sample_store: Path, folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     for path in (sample_store / "tokenizer").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     path = tmp_path / "tokenizer.json"
     variants = islice(mutations(small_tokenizer(path), seed=1), num_mutations(3000))
-    check(reader("tokenizer.json", tmp_path), path, variants, record_property)
+    check(path, variants, folder, record_property)
 
 
 def small_tokenizer(path: Path) -> bytes:
@@ -134,9 +106,7 @@ def small_tokenizer(path: Path) -> bytes:
     return text
 
 
-def test_model_configs(
-    reader: Callable[..., Reader], tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_model_configs(folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     fields = {
         "model_type": "llama", "vocab_size": 8192, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-6,
@@ -147,10 +117,10 @@ def test_model_configs(
     path = tmp_path / "config.json"
     path.write_text(json.dumps(fields))
     variants = islice(mutations(path.read_bytes(), seed=2), num_mutations(1500))
-    check(reader("config.json", tmp_path), path, variants, record_property)
+    check(path, variants, folder, record_property)
 
 
-def test_recipes(reader: Callable[..., Reader], tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_recipes(folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     path = tmp_path / "recipe.yaml"
     fields = {
         "model": "quickstart", "model_overrides": ["hidden_size=32", "rope_theta=10000"], "output_dir": "runs/x",
@@ -160,4 +130,4 @@ def test_recipes(reader: Callable[..., Reader], tmp_path: Path, record_property:
     recipe = json.dumps(fields)
     path.write_text(recipe)
     variants = islice(mutations(recipe.encode(), seed=3), num_mutations(750))
-    check(reader("recipe.yaml", tmp_path), path, variants, record_property)
+    check(path, variants, folder, record_property)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import resource
 import shutil
 import time
@@ -27,8 +26,9 @@ from pretraining.runs.export.model_folder import tokenizer_of
 from pretraining.runs.model_source import find_model
 from pretraining.training.model.build import load_model_config
 from pretraining.training.model.parent import find_parent
-from tests.conftest import PROJECT_DIR, assert_one_error, python, run
+from tests.conftest import PROJECT_DIR, assert_one_error, python
 from tests.fakes.exported import export_random_model
+from tests.programs.launching import run_forked
 
 SAMPLE_TOKENIZER = PROJECT_DIR / "data/sample/tokenizer"
 
@@ -233,7 +233,7 @@ def test_a_hook_that_exits_shows_no_document_and_passes_no_code(tmp_path: Path) 
     recipe = tmp_path / "recipe.yaml"
     fields = {"language_hook": "sys:exit", "languages": ["en"], "data_files": [str(tmp_path / "data.jsonl")]}
     recipe.write_text(json.dumps(fields))
-    done = run(*python("preprocess.py", "--recipe", recipe, "--output_dir", tmp_path / "blocks"))
+    done = run_forked(*python("preprocess.py", "--recipe", recipe, "--output_dir", tmp_path / "blocks"))
     assert_one_error(done, "--language_hook sys:exit: the function exits; use another one")
     assert done.returncode == 2
     assert f"warning: recipe {recipe} runs code: --language_hook sys:exit\n" in done.output
@@ -241,5 +241,7 @@ def test_a_hook_that_exits_shows_no_document_and_passes_no_code(tmp_path: Path) 
     assert "private" not in done.output
     recipe.write_text(json.dumps({"output_dir": str(tmp_path / "blocks")}))
     hook = ["--language_hook", f"{tmp_path.name}_nothing:of", "--languages", "en"]
-    assert "runs code" not in run(*python("preprocess.py", "--recipe", recipe, *hook)).output, "who types it knows"
-    assert "is executed" in run(*python("preprocess.py", "--help"), env={**os.environ, "COLUMNS": "200"}).output
+    assert "runs code" not in run_forked(*python("preprocess.py", "--recipe", recipe, *hook)).output, (
+        "who types it knows"
+    )
+    assert "is executed" in run_forked(*python("preprocess.py", "--help"), env={"COLUMNS": "200"}).output

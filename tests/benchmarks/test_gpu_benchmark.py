@@ -24,6 +24,7 @@ from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.cli.deepspeed_config import load_ds_config
 from pretraining.generation.decoder import LlamaDecoder
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, run_fine
+from tests.programs.launching import run_forked_fine
 from tests.unit.generation.test_decoder import small_model
 
 CHILD = """
@@ -61,7 +62,8 @@ def test_names_tell_rows_apart() -> None:
 
 
 def test_without_a_gpu_nothing_is_run_and_nothing_invented(tmp_path: Path) -> None:
-    done = run_fine("python", "-m", "benchmarks.gpu", "--output", tmp_path / "gpu.md", env={"CUDA_VISIBLE_DEVICES": ""})
+    words = ["-m", "benchmarks.gpu", "--output", tmp_path / "gpu.md"]
+    done = run_forked_fine(sys.executable, *words, env={"CUDA_VISIBLE_DEVICES": ""})
     assert "no GPU here" in done.output
     measured = json.loads(STORED.read_text())["rows"]
     missing = [row for row in ROWS if row.name not in measured]

@@ -66,6 +66,14 @@ def test_the_host_waits_for_nothing(model: str, num_processes: int, folder: Path
         assert run.found["collectives"] <= 8, "one message per layer, and those of the embeddings"
 
 
+def test_a_timer_is_noticed(folder: Path, tmp_path: Path) -> None:
+    path = changed_config(tmp_path, zero={}, is_timed=True)
+    (problem, *_) = train("llama2_7b", 1, path, folder, start=start_forked).problems()
+    assert "device synchronization in start" in problem
+
+
+# Long: test_a_timer_is_noticed holds that what the host waits for is a problem.
+@pytest.mark.long
 def test_small_messages_and_a_timer_are_noticed(folder: Path, tmp_path: Path) -> None:
     path = changed_config(tmp_path, zero=OLD_SIZES, is_timed=True)
     run = train("llama2_7b", 2, path, folder, start=start_forked)
@@ -75,6 +83,8 @@ def test_small_messages_and_a_timer_are_noticed(folder: Path, tmp_path: Path) ->
     assert "weights gathered late; raise stage3_prefetch_bucket_size" in problems
 
 
+# Long: a variant of test_the_host_waits_for_nothing.
+@pytest.mark.long
 def test_with_an_offloaded_optimizer_no_wait_for_gradients_is_nearer(folder: Path, tmp_path: Path) -> None:
     """It reads all gradients of a micro step on the host, which waits for them at the end of each: a stream's wait."""
     (tmp_path / "blocks").symlink_to(folder / "blocks")

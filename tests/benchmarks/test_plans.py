@@ -1,12 +1,15 @@
 """Recipes that are made for one machine fit it, as their comment says, and train like the published ones."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.plans import HARDWARE_PATH, machine_recipes, planned_line, planned_recipes, planned_run, recipes_section
+from benchmarks import plans
+from benchmarks.plans import HARDWARE_PATH, machine_recipes, planned_line, planned_recipes, recipes_section
 from pretraining.cli.arguments.pretrain import parse_pretrain_arguments
 from pretraining.planning.fit import fits
 from pretraining.system.gpus import find_gpu_type
@@ -22,6 +25,17 @@ OF_THE_MACHINE = (
     "activation_checkpointing_kwargs",
     "deepspeed",
 )
+
+
+planned_run = cache(plans.planned_run)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_plan_of_each() -> Iterator[None]:
+    """Several tests read it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plans, "planned_run", planned_run)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,8 @@ from benchmarks.preprocess.stages_run import IMPORTS, REST, STAGES, StageTimes
 from benchmarks.preprocess.token_counts import InputCounts, compare, count_input
 from benchmarks.results import spread, table, write_section
 from pretraining.errors import UserError
-from tests.conftest import PROJECT_DIR
+from tests.conftest import PROJECT_DIR, run_fine
+from tests.programs.launching import run_forked_fine
 
 SAMPLE_TOKENIZER = PROJECT_DIR / "data/sample/tokenizer"
 SAMPLE_CORPUS = PROJECT_DIR / "data/sample/news.jsonl"
@@ -144,8 +145,8 @@ def test_an_arm_that_needs_no_peer_keeps_every_token(
     peer: str, max_missing: int, tmp_path: Path, counts: InputCounts
 ) -> None:
     command = [sys.executable, "-m", f"benchmarks.preprocess.peers.{peer}", *a_job(tmp_path).words()]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf_home")}
-    subprocess.run(command, cwd=PROJECT_DIR, env=environment, check=True)
+    start = run_forked_fine if peer == "naive" else run_fine  # which keeps nothing in HF_HOME
+    start(*command, env={"HF_HOME": str(tmp_path / "hf_home")})
     found = compare(tmp_path / "output", counts)
     assert found.num_missing - found.num_foreign <= max_missing
     assert found.num_tokens % 128 == 0

@@ -17,7 +17,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--no-first-run", "--enable-logging=stderr"]
 FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND"]  # what a page asks of a network is missing, and complained of
-VIRTUAL_MILLISECONDS = 20_000  # of the page's own clock, which runs as fast as the page is idle
+VIRTUAL_MILLISECONDS = 8_000  # of the page's own clock, which runs as fast as the page is idle
 DARK, LIGHT = 0, 1
 # Each page stands in a frame: a window without a frame is never narrower than 500 pixels.
 PROBE = """
@@ -44,7 +44,7 @@ function seen(frame) {
 }
 addEventListener("load", () => setTimeout(() => {
   document.getElementById("found").textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(seen));
-}, 8000));
+}, 4000));
 </script></body>
 """
 

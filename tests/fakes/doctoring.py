@@ -11,8 +11,8 @@ from tests.conftest import Done, run
 
 # The doctor as a user starts it, but for its limits: on a busy machine a check may take longer than a user would wait.
 DOCTOR = """
-import dataclasses, runpy, sys
-from pretraining.doctor import runner
+import dataclasses, os, runpy, sys
+from pretraining.doctor import hub, runner
 from pretraining.doctor.finding import Check
 from pretraining.doctor import all_reduce
 
@@ -27,11 +27,13 @@ runpy.run_module("tools.doctor", run_name="__main__")
 SOME_CHECKS = """
 wanted = sys.argv[1].split(",")
 runner.CHECKS[:] = [check for check in runner.CHECKS if check.name in wanted]
+if "SECONDS_OF_THE_HUB" in os.environ:
+    hub.TIMEOUT_SECONDS = float(os.environ["SECONDS_OF_THE_HUB"])
 """
 PLANT = """
 planted = {{}}
 exec({code!r}, planted)
-limits = {{name: 5.0 if name == "hangs" else PATIENCE_SECONDS for name in {names!r}}}
+limits = {{name: 3.0 if name == "hangs" else PATIENCE_SECONDS for name in {names!r}}}
 runner.CHECKS += [Check("host", name, planted[name], limit) for name, limit in limits.items()]
 """
 

@@ -18,7 +18,10 @@ POLL_SECONDS = 0.002
 
 sys.path.insert(0, str(PROJECT_DIR))
 
-from pretraining.cli.program import importing_libraries, run_program  # noqa: E402 - of the checkout of this file
+from pretraining.cli import program  # noqa: E402 - of the checkout of this file
+from pretraining.cli.program import importing_libraries, run_program  # noqa: E402
+
+program.RANK0_GRACE_SECONDS = 0.0  # there is no rank 0 that could report more
 
 with importing_libraries():
     PROGRAMS = {name: importlib.import_module(name) for name in sys.argv[1:]}

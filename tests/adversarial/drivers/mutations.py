@@ -34,7 +34,7 @@ GARBAGE = (
 )
 
 T = TypeVar("T")
-CI_SHARE = 10  # one mutation in so many is tried by `make test`, all by `make faults`
+CI_SHARE = 20  # one mutation in so many is tried by `make test`, all by `make faults`
 
 Place = tuple[Any, Any]  # a container, and the key or index of a value in it
 

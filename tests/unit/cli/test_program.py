@@ -40,13 +40,16 @@ def test_pretrain_offers_every_flag_of_the_trainer() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_an_unknown_flag_is_one_line_and_a_traceback_only_with_debug(program: str) -> None:
+def test_an_unknown_flag_is_one_line(program: str) -> None:
     done = run(*python(program, "--modle", "x"))
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: --modle: unknown flag")
-    assert "Traceback" in run(*python(program, "--modle", "x", "--debug")).stderr
+
+
+def test_an_unknown_flag_is_a_traceback_only_with_debug() -> None:
+    assert "Traceback" in run(*python("preprocess.py", "--modle", "x", "--debug")).stderr
 
 
 def test_programs_start_from_another_folder(tmp_path) -> None:
@@ -83,9 +86,9 @@ def test_any_text_is_shown_where_only_ascii_can_be(program: str, tmp_path: Path,
     data.write_bytes((PROJECT_DIR / "data/sample/news.jsonl").read_bytes())
     env = {"PYTHONIOENCODING": "ascii"}
     if program == "tools.trace":
-        shown = [run_fine(sys.executable, "-m", program, sample_store, "--block", n, env=env).stdout for n in range(3)]
-        assert all(text.isascii() for text in shown)
-        assert any("\\u20" in text for text in shown), "the news have quotation marks that ASCII has not"
+        shown = run_fine(sys.executable, "-m", program, sample_store, "--block", 0, env=env).stdout
+        assert shown.isascii()
+        assert "\\u20" in shown, "the news have quotation marks that ASCII has not"
     else:
         flags = ["--data_files", data, "--output_dir", tmp_path / "été"]
         done = run_fine(*python(program, *flags, *(["--vocab_size", 300] if "train" in program else [])), env=env)

@@ -50,7 +50,7 @@ def test_a_stored_token_counts_too(hub: LocalHub, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", [HOLD, DROP, 503])
 def test_a_hub_that_does_not_answer_ends_no_one(hub: LocalHub, tmp_path: Path, fault: str | int) -> None:
     hub.faults = {"whoami": [fault]}
-    done = ask(hub, tmp_path, ALICE)
+    done = ask(hub, tmp_path, ALICE, **({"SECONDS_OF_THE_HUB": "0.5"} if fault == HOLD else {}))
     if fault == 503:
         assert "the Hub answered 503" in find(done, "Hub token", "warning")["figure"]
     else:

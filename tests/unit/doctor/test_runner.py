@@ -56,7 +56,7 @@ def test_what_goes_wrong_in_a_check_stays_there() -> None:
         "raises": "could not be checked (RuntimeError: planted)",
         "leaves": "could not be checked (SystemExit: planted)",
         "dies": "could not be checked (its process ended with -11)",
-        "hangs": "could not be checked (no answer within 5 s)",
+        "hangs": "could not be checked (no answer within 3 s)",
     }
     assert {name: find(done, name, "warning")["figure"] for name in reasons} == reasons
     pid = find(done, "child", "ok")["figures"]["pid"]

@@ -14,7 +14,8 @@ from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.evaluation.held_out import DEFAULT_READING_OPTIONS, HeldOutDocuments, tokenizer_of_model
 from pretraining.evaluation.windows import TextWindow, split_into_windows
 from pretraining.training.model.tokenizer import tokenizer_for_model
-from tests.conftest import python, run_fine
+from tests.conftest import python
+from tests.programs.launching import run_forked_fine
 from tests.unit.data.tokenize.test_backends import per_text
 from tests.unit.data.tokenize.test_tokenizer import ODD_TEXTS
 
@@ -25,7 +26,7 @@ def test_documents_are_those_of_training(
 ) -> None:
     name = "data/sample/tokenizer" if tokenizer == "sample" else str(request.getfixturevalue("real_data") / "llama2")
     words = ["--tokenizer", name, "--block_length", 64, "--output_dir", tmp_path / "blocks"]
-    run_fine(*python("preprocess.py", *words, "--add_bos", str(add_bos).lower()))
+    run_forked_fine(*python("preprocess.py", *words, "--add_bos", str(add_bos).lower()))
     manifest = read_manifest(tmp_path / "blocks", flag="")
     tokenizer_for_model(tmp_path / "blocks", manifest.origin, max_length=64).save_pretrained(tmp_path / "model")
     texts = [text for text in ODD_TEXTS if text.strip()]

@@ -56,7 +56,7 @@ def known(folder: Path, world: World, stories: list[tuple[str, str]]) -> Known:
 def large(tmp_path_factory: pytest.TempPathFactory) -> Known:
     """Stories of the whole world."""
     generator = random.Random(5)
-    return known(tmp_path_factory.mktemp("large"), WORLD, [WORLD.draw(generator) for _ in range(25)])
+    return known(tmp_path_factory.mktemp("large"), WORLD, [WORLD.draw(generator) for _ in range(12)])
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,11 @@ OTHER_TEMPLATE = (
 Loaded = tuple[LlamaForCausalLM, PreTrainedTokenizerFast]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["without BOS", "with BOS"])
+# With BOS is long: the template puts it there, and test_chat_template.py compares those of both.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(False, id="without BOS"), pytest.param(True, id="with BOS", marks=pytest.mark.long)],
+)
 def model_dir(request: pytest.FixtureRequest, sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat") / "model"
     template = chat_template(add_bos=request.param)

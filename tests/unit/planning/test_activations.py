@@ -101,7 +101,11 @@ def assert_compiled_layers_keep_what_is_planned(layout: TrainingLayout) -> None:
 PARTITIONED = "aot_eager_decomp_partition"  # of the compiler only what decides what is kept
 
 
-@pytest.mark.parametrize("fields", [{"precision": "bf16"}, {"precision": "fp32", "checkpoint_every": 2}], ids=str)
+@pytest.mark.parametrize(
+    "fields",  # the second is long: test_what_autograd_saves has every precision and way of checkpointing
+    [{"precision": "bf16"}, pytest.param({"precision": "fp32", "checkpoint_every": 2}, marks=pytest.mark.long)],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "backend",  # that of runs is long: the other one keeps the same
     [PARTITIONED, pytest.param("inductor", marks=[needs_compiler, pytest.mark.long])],
@@ -177,19 +181,20 @@ def max_alive(layout: TrainingLayout) -> int:
     return bytes_.most
 
 
+# Some are long: each precision, way of checkpointing, kind of attention and of tiles is in another one.
 @pytest.mark.parametrize(
     ("precision", "vocabulary", "how"),
     [
         ("bf16", 4000, {}),
         ("bf16", 260, {"checkpoint_every": 1}),
-        ("fp32", 260, {"checkpoint_every": 1}),
-        ("bf16", 4000, {"checkpoint_every": 1, "loss_tiles": 4}),
+        pytest.param("fp32", 260, {"checkpoint_every": 1}, marks=pytest.mark.long),
+        pytest.param("bf16", 4000, {"checkpoint_every": 1, "loss_tiles": 4}, marks=pytest.mark.long),
         ("bf16", 260, {"checkpoint_every": 1, "loss_tiles": 8, "mlp_tiles": 8}),
-        ("bf16", 260, {"checkpoint_every": 2}),
+        pytest.param("bf16", 260, {"checkpoint_every": 2}, marks=pytest.mark.long),
         ("bf16", 260, {"checkpoint_every": 5}),
-        ("bf16", 260, {"attention": "eager", "length": 512}),
-        ("bf16", 260, {"attention": "eager", "length": 512, "checkpoint_every": 1}),
-        ("fp32", 260, {"attention": "eager", "length": 512, "checkpoint_every": 1, "mlp_tiles": 8}),
+        pytest.param("bf16", 260, {"attention": "eager", "length": 512}, marks=pytest.mark.long),
+        pytest.param("bf16", 260, {"attention": "eager", "length": 512, "checkpoint_every": 1}, marks=pytest.mark.long),
+        ("fp32", 260, {"attention": "eager", "length": 256, "checkpoint_every": 1, "mlp_tiles": 8}),
         ("fp32", 4000, {"checkpoint_every": 1, "loss_tiles": 2}),
     ],
 )

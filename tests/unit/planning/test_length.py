@@ -177,14 +177,14 @@ def test_epochs_of_a_mixture_are_those_of_all_blocks() -> None:
 
 def test_the_suggested_flags_fit_whatever_the_data() -> None:
     draw, num_tried = random.Random(3), 0
-    for _ in range(300):
+    for _ in range(120):
         num_blocks, num_gpus = draw.choice((20, 1000, 30_000, NEWS)) + draw.randint(0, 500), draw.choice((1, 2, 8))
         words = draw.choice(([], ["--warmup_steps", "0.01"], ["--max_steps", str(draw.randint(1, 9000))]))
         (line, *_) = advice(num_blocks, *words, num_gpus=num_gpus) or [""]
         if line and "--max_steps" not in words:
             num_tried += 1
             assert advice(num_blocks, *words, *suggested(line), num_gpus=num_gpus) == [], (num_blocks, words, line)
-    assert num_tried > 50
+    assert num_tried > 20
 
 
 def unread(num_blocks: int, *words: str) -> str | None:

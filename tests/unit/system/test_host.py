@@ -27,13 +27,22 @@ def test_precision_follows_the_instructions(described: tuple[str | None, ...]) -
     assert choose_precision({"bf16": None}, has_gpu=False, recorded="bf16") == "bf16"
 
 
+TWO_THREADS = """
+import torch, pretrain
+from pretraining.cli.program import run_program
+torch.set_num_threads(2)
+run_program(pretrain.main)
+"""
+
+
 @pytest.mark.launch
 def test_a_resume_on_another_processor_keeps_its_precision_and_says_so(sample_store: Path, tmp_path: Path) -> None:
-    threads = {"OMP_NUM_THREADS": "2"}
-    first = train("python", sample_store, tmp_path, *LONGER, "--max_steps", 3, env=threads)
+    (tmp_path / "two_threads.py").write_text(TWO_THREADS)
+    run_dir = tmp_path / "run"
+    first = train("fork", sample_store, run_dir, *LONGER, "--max_steps", 3, script=str(tmp_path / "two_threads.py"))
     assert "precision:" not in first.output, "--bf16 false was asked for"
     other = {KERNELS_VARIABLE: "COMPATIBLE"}  # and one thread, as each fork has
-    done = train("fork", sample_store, tmp_path, *LONGER, "--max_steps", 4, "--bf16", "none", env=other)
+    done = train("fork", sample_store, run_dir, *LONGER, "--max_steps", 4, "--bf16", "none", env=other)
     assert "precision: fp32 (as the run was started)" in done.output
     assert "computes differently than at its last start (kernels MKL_CBWR=" in done.output
     assert re.search(r"threads 2 -> 1\)", done.output)

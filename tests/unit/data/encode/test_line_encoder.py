@@ -97,8 +97,7 @@ def assert_same(ours: EncodedBatch, theirs: EncodedBatch) -> None:
     assert (ours.path, ours.end, ours.num_bytes) == (theirs.path, theirs.end, theirs.num_bytes)
 
 
-@pytest.mark.parametrize("how", ["compiled", "interpreted"])
-@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize(("how", "add_bos"), [("compiled", False), ("compiled", True), ("interpreted", True)])
 @pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
 def test_a_batch_is_the_same(
     make: Callable[[], Tokenizer],

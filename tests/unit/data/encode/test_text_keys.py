@@ -3,6 +3,7 @@
 import unicodedata
 import zlib
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from pretraining.data.encode.minhash import MinHashBands
 from pretraining.data.encode.normalize_bytes import character_tables
 from pretraining.data.encode.text_keys import _add_bytes, _shift, text_keys
 
-CHARACTERS = character_tables()
+characters = cache(character_tables)
 MINHASH = MinHashBands(0.8)
 TABLES = minhash_tables(MINHASH.factors, MINHASH.addends)
 
@@ -40,7 +41,7 @@ def keys_of(texts: list[str], num_bands: int) -> Keys:
     )
     scratch = scratch_for(max(map(len, encoded)), len(TABLES.factors))
     together = Texts(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(text) for text in encoded]))
-    tables = Tables(CHARACTERS, TABLES, blake_states())
+    tables = Tables(characters(), TABLES, blake_states())
     assert text_keys(together, 1, num_bands, tables, scratch, keys) == 0
     assert keys.is_done.all()
     return keys

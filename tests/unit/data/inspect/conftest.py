@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from pretraining.data.encode.splits import SPLITS
 from pretraining.data.inspect.provenance import BlockProvenance, Piece
-from tests.conftest import PROJECT_DIR, python, run_fine
+from tests.conftest import PROJECT_DIR, python
+from tests.programs.launching import run_forked_fine
 
 SAMPLE = PROJECT_DIR / "data/sample/news.jsonl"
 STORIES = [json.loads(line)["text"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
@@ -79,13 +80,13 @@ def mixed_input(folder: Path) -> dict[tuple[str, int], str]:
         texts.update({(str(folder / name), first_line + n): text for n, text in enumerate(documents)})
         return [json.dumps({"text": text}) + "\n" for text in documents]
 
-    plain = lines("a.jsonl", [*ODD_TEXTS, *STORIES[:24]])
+    plain = lines("a.jsonl", [*ODD_TEXTS, *STORIES[:14]])
     (folder / "a.jsonl").write_text("".join(plain))
-    zipped = ["\n", *lines("b.jsonl.gz", STORIES[24:42], first_line=2)]
+    zipped = ["\n", *lines("b.jsonl.gz", STORIES[14:24], first_line=2)]
     (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(zipped).encode()))
-    lines("c.parquet", STORIES[42:60])
-    pq.write_table(pa.table({"text": STORIES[42:60]}), folder / "c.parquet", row_group_size=7)
-    paragraphs = [story.replace("\n", " ") for story in STORIES[60:75]]
+    lines("c.parquet", STORIES[24:34])
+    pq.write_table(pa.table({"text": STORIES[24:34]}), folder / "c.parquet", row_group_size=4)
+    paragraphs = [story.replace("\n", " ") for story in STORIES[34:42]]
     (folder / "d.txt").write_text("\n\n\n".join(paragraphs) + "\n")
     texts.update({(str(folder / "d.txt"), 1 + 3 * n): text + "\n" for n, text in enumerate(paragraphs)})
     return texts
@@ -123,8 +124,8 @@ def traced(request: pytest.FixtureRequest, sample_store: Path, tmp_path_factory:
     folder = tmp_path_factory.mktemp(request.param)
     texts = mixed_input(folder)
     more = {
-        "best_fit": ["--packing", "best_fit", "--num_slices", 3, "--tokens_per_shard", 3000],
-        "concat": ["--add_bos", "--num_slices", 3, "--tokens_per_shard", 3000],
+        "best_fit": ["--packing", "best_fit", "--num_slices", 3, "--tokens_per_shard", 5000],
+        "concat": ["--add_bos", "--num_slices", 3, "--tokens_per_shard", 5000],
     }.get(request.param, [])
     if not more:
         bos_token = "</s>" if request.param == "bos_is_eos" else "<s>"
@@ -133,5 +134,5 @@ def traced(request: pytest.FixtureRequest, sample_store: Path, tmp_path_factory:
     inputs = ["--data_files", *(folder / name for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.txt"))]
     length = 16 if request.param == "bos_is_eos" else 64  # so that documents begin at the last position of blocks
     flags = [*inputs, "--split_text_files", "--block_length", length, "--split", "80,15,5", *more]
-    run_fine(*python("preprocess.py", *flags, "--output_dir", folder / "blocks"))
+    run_forked_fine(*python("preprocess.py", *flags, "--output_dir", folder / "blocks"))
     return Traced(BlockProvenance(folder / "blocks", flag="--dataset"), texts)

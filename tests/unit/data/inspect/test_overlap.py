@@ -11,7 +11,8 @@ from pretraining.data.inspect import overlap
 from pretraining.data.inspect.overlap import find_copied_runs
 from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
-from tests.conftest import PROJECT_DIR, python, run_fine
+from tests.conftest import PROJECT_DIR, python
+from tests.programs.launching import run_forked_fine
 
 STORIES = [
     json.loads(line)["text"] for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text("utf-8").splitlines()
@@ -32,7 +33,8 @@ def longest_common_run(text: np.ndarray, documents: np.ndarray) -> tuple[int, np
     return best, is_common
 
 
-@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+# The other packing is long: documents are cut as often.
+@pytest.mark.parametrize("packing", ["concat", pytest.param("best_fit", marks=pytest.mark.long)])
 @pytest.mark.guarantee("A sentence copied from the training data is found with its line, wherever blocks cut it.")
 def test_runs_are_those_of_a_search_token_by_token(
     packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -40,7 +42,7 @@ def test_runs_are_those_of_a_search_token_by_token(
     """Documents of 400 tokens in blocks of 16 are cut 25 times; texts are made of parts of them, some changed."""
     store = tmp_path / "blocks"
     words = ["--packing", packing, "--block_length", 16, "--split", "3,1,1", "--tokens_per_shard", 4000]
-    run_fine(*python("preprocess.py", *words, "--output_dir", store))
+    run_forked_fine(*python("preprocess.py", *words, "--output_dir", store))
     tracer = BlockProvenance(store, flag="")
     places = [tracer.document(number) for number in range(tracer.manifest.num_documents)]
     tokenizer = load_document_tokenizer(str(store / "tokenizer"), add_bos=False)

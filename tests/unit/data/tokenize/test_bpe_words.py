@@ -37,11 +37,15 @@ def all_texts(alphabet: str, length: int) -> list[str]:
 
 
 @pytest.mark.guarantee("The compiled encoder gives the reference's ids for every short text of a small vocabulary.")
+# Longer texts are long: a short one has every character on both sides of a place.
+@pytest.mark.parametrize(("length", "length_of_few"), [(4, 6), pytest.param(5, 7, marks=pytest.mark.long)])
 @pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
-def test_all_pairs_of_characters_at_all_cuts(make: Callable[[], Tokenizer], compiled: Functions) -> None:
+def test_all_pairs_of_characters_at_all_cuts(
+    make: Callable[[], Tokenizer], length: int, length_of_few: int, compiled: Functions
+) -> None:
     """Each character of the vocabulary and two unknown ones stand on both sides of each place of a short text."""
-    assert_same(make(), compiled, all_texts(" ▁abé東x🚆", 5))
-    assert_same(make(), compiled, all_texts("abc ", 7))
+    assert_same(make(), compiled, all_texts(" ▁abé東x🚆", length))
+    assert_same(make(), compiled, all_texts("abc ", length_of_few))
 
 
 @pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
@@ -75,24 +79,29 @@ def joined_pieces(pieces: list[str], num_cuts: int) -> list[str]:
 
 
 @pytest.mark.guarantee("The compiled encoder gives the reference's ids where any two tokens of Llama 2 meet at random.")
-def test_a_million_cuts_between_pieces_of_llama2(compiled: Functions, real_data: Path) -> None:
+# More cuts are long: they are of the same kind.
+@pytest.mark.parametrize("num_cuts", [200_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def test_cuts_between_pieces_of_llama2(num_cuts: int, compiled: Functions, real_data: Path) -> None:
     tokenizer = reference_tokenizer(real_data / "llama2/tokenizer.json")
     pieces = [piece.replace("▁", " ") for piece, number in tokenizer.get_vocab().items() if number > 258]
-    assert_same(tokenizer, compiled, joined_pieces(pieces, 1_000_000))
+    assert_same(tokenizer, compiled, joined_pieces(pieces, num_cuts))
 
 
 @pytest.mark.parametrize("make", VOCABULARIES.values(), ids=VOCABULARIES)
 def test_cuts_between_pieces(make: Callable[[], Tokenizer], compiled: Functions) -> None:
     tokenizer = make()
     pieces = [*tokenizer.get_vocab(), *"x🚆 \n", " a", "\0"]
-    assert_same(tokenizer, compiled, joined_pieces(pieces, 50_000))
+    assert_same(tokenizer, compiled, joined_pieces(pieces, 20_000))
 
 
-def test_llama2_of_odd_texts_and_real_news(compiled: Functions, real_data: Path) -> None:
+# All news are long: a quarter holds the same.
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.long)])
+def test_llama2_of_odd_texts_and_real_news(step: int, compiled: Functions, real_data: Path) -> None:
+    """Of the news every fourth text, or all."""
     tokenizer = reference_tokenizer(real_data / "llama2/tokenizer.json")
     lines = (real_data / "news.jsonl").read_text(encoding="utf-8").splitlines()
-    news = [json.loads(line)["text"] for line in lines]
-    assert_same(tokenizer, compiled, odd_texts(3000))
+    news = [json.loads(line)["text"] for line in lines[::step]]
+    assert_same(tokenizer, compiled, odd_texts(3000 // step))
     assert_same(tokenizer, compiled, news)
     assert_same(tokenizer, compiled, news[:50], cache_entries=16)
 

@@ -46,7 +46,7 @@ def test_no_text_is_an_empty_result(compiled: Functions) -> None:
 def test_threads_share_tables_and_not_caches(compiled: Functions) -> None:
     backend, reference = backend_of(compiled)
     texts = [text for text in odd_texts(80) if len(text) < 1000]
-    batches = [[f"{text} {number}" for text in texts[number % 50 :]] for number in range(200)]
+    batches = [[f"{text} {number}" for text in texts[number % 50 :]] for number in range(80)]
     with ThreadPoolExecutor(8) as executor:
         found = list(executor.map(backend.encode, batches))
     for batch, flat in zip(batches, found, strict=True):
@@ -64,7 +64,7 @@ def test_every_wrong_entry_changes_ids(name: str, compiled: Functions) -> None:
     right = getattr(backend._tables, name)
     missing = 0 if name == "ascii_joined" else -1
     places = [place for place in np.flatnonzero(right != missing).tolist() if is_used(name, place)]
-    for place in places:
+    for place in places[:: 4 if name == "byte_ids" else 1]:
         backend, _ = backend_of(compiled)
         wrong = getattr(backend._tables, name)
         wrong[place] = 0 if name == "ascii_joined" else wrong[place] + 1
@@ -106,7 +106,7 @@ def test_a_long_text_is_encoded_in_pieces(
     backend = CompiledBackend(json.loads(tokenizer.to_str()), compiled)
     chance = random.Random(4)
     texts = [*odd_texts(100), "", " a" * 300, "x" * 500, "a" * 500]
-    texts += ["".join(chance.choices("abcé東x ▁\n", k=1000)) for _ in range(50)]
+    texts += ["".join(chance.choices("abcé東x ▁\n", k=1000)) for _ in range(15)]
     expected = backend.encode(texts)
     monkeypatch.setattr(compiled_backend, "MAX_PIECE_BYTES", 100)
     found = backend.encode(texts)

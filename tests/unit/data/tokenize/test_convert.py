@@ -161,17 +161,20 @@ def word_ids(word: bytes, ranks: dict[bytes, int]) -> list[int]:
     return [ranks[part] for part in parts]
 
 
-def test_a_tiktoken_file_of_llama_3(tmp_path: Path) -> None:
+# As long as that of Llama 3 is long: nothing but its length is another.
+@pytest.mark.parametrize("num_ranks", [50_000, pytest.param(convert.LLAMA3_RANKS, marks=pytest.mark.long)])
+def test_a_tiktoken_file_of_llama_3(num_ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "LLAMA3_RANKS", num_ranks)
     ranks = llama3_ranks()
     lines = [base64.b64encode(token).decode() + f" {rank}\n" for token, rank in ranks.items()]
     (tmp_path / "tokenizer.model").write_text("".join(lines))
     tokenizer = load_document_tokenizer(str(tmp_path), add_bos=True)
-    assert (tokenizer.rules.bos_token_id, tokenizer.rules.eos_token_id) == (128_000, 128_001)
-    assert tokenizer.vocab_size == 128_256
+    assert (tokenizer.rules.bos_token_id, tokenizer.rules.eos_token_id) == (num_ranks, num_ranks + 1)
+    assert tokenizer.vocab_size == num_ranks + 256
     for text, ids in zip(TEXTS, ids_of(tmp_path), strict=True):
         assert ids == tiktoken_ids(text, ranks), text
     (tmp_path / "tokenizer.model").write_text("".join(lines[:1000]))
-    with pytest.raises(UserError, match="has 1,000 ranks of tiktoken, and only Llama 3's 128,000 are converted"):
+    with pytest.raises(UserError, match=f"has 1,000 ranks of tiktoken, and only Llama 3's {num_ranks:,} are converted"):
         load_document_tokenizer(str(tmp_path), add_bos=True)
 
 

@@ -15,11 +15,17 @@ from pretraining.system.machines.software import commit, versions_to_compare
 from tests.conftest import PROJECT_DIR
 
 TOKEN = "5eed" * 8
+# But for how long it waits for a token that a network disk might show late.
+PROGRAM = """
+from pretraining.doctor.hosts import inspection
+inspection.TOKEN_SECONDS = 0.2
+inspection.main()
+"""
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "pretraining.doctor.hosts.inspection"]
+    words = [sys.executable, "-c", PROGRAM]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, cwd=PROJECT_DIR, stdin=pipe, stdout=pipe, text=True) as process:
         yield process

@@ -1,6 +1,7 @@
 """What --deepspeed auto chooses for well-known machines, and the rules that lead there."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -18,6 +19,7 @@ def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT_DIR)
 
 
+@cache
 def ranked(model: str, machine: str, *flags: str) -> list[Choice]:
     """The choices for a machine such as "8 h100" or "4x8 h100", with 1 TB of host memory."""
     number, kind = machine.split()
@@ -28,22 +30,23 @@ def ranked(model: str, machine: str, *flags: str) -> list[Choice]:
     return choose(arguments, planned_machine(arguments.plan), None)
 
 
+# Some are long: each config and way of checkpointing has a machine in `make test`.
 @pytest.mark.parametrize(
     ("model", "machine", "config", "micro_batch", "is_checkpointed"),
     [
-        ("llama_345m", "1 rtx_4090", "ds_config.json", 4, False),
+        pytest.param("llama_345m", "1 rtx_4090", "ds_config.json", 4, False, marks=pytest.mark.long),
         ("llama_345m", "8 h200", "ds_config_zero1.json", 16, False),
         ("tinyllama_1b", "1 rtx_4090", "ds_config.json", 2, True),
-        ("tinyllama_1b", "4 rtx_4090", "ds_config_zero1.json", 2, False),
+        pytest.param("tinyllama_1b", "4 rtx_4090", "ds_config_zero1.json", 2, False, marks=pytest.mark.long),
         ("llama2_7b", "1 rtx_4090", "ds_config_offload_optimizer.json", 2, True),
-        ("llama2_7b", "8 a100_40gb", "ds_config.json", 4, True),
-        ("llama2_7b", "8 a100_80gb", "ds_config.json", 2, False),
+        pytest.param("llama2_7b", "8 a100_40gb", "ds_config.json", 4, True, marks=pytest.mark.long),
+        pytest.param("llama2_7b", "8 a100_80gb", "ds_config.json", 2, False, marks=pytest.mark.long),
         ("llama2_7b", "1 h200", "ds_config.json", 4, True),
         ("llama2_7b", "8 h100", "ds_config.json", 2, False),
-        ("llama2_7b", "8 h200", "ds_config_zero1.json", 2, False),
+        pytest.param("llama2_7b", "8 h200", "ds_config_zero1.json", 2, False, marks=pytest.mark.long),
         ("llama2_7b", "4x8 h100", "ds_config_hpz.json", 2, False),
         ("llama2_13b", "1 rtx_4090", "ds_config_offload.json", 2, True),
-        ("llama2_13b", "8 h200", "ds_config.json", 2, False),
+        pytest.param("llama2_13b", "8 h200", "ds_config.json", 2, False, marks=pytest.mark.long),
         ("llama2_70b", "4x8 h100", "ds_config.json", 1, True),
     ],
 )

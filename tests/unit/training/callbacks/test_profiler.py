@@ -20,7 +20,7 @@ from pretraining.training.callbacks.profiler import memory_snapshot, write_profi
 from tests.conftest import assert_one_error
 from tests.programs.launching import figures, records, train, try_to_train
 
-FLAGS = ["--save_strategy", "no", "--eval_strategy", "no", "--export", "false", "--max_steps", 4]
+FLAGS = ["--save_strategy", "no", "--eval_strategy", "no", "--export", "false", "--max_steps", 2]
 
 
 def run_of(text: str | None, *, num_steps: int = 10) -> Any:
@@ -169,17 +169,17 @@ def test_all_that_the_profile_takes_is_within_a_pause(tmp_path: Path, monkeypatc
 @pytest.mark.guarantee("--profile changes no loss, and its time is not counted as time of a step.")
 def test_a_profiled_run_is_the_same_run(sample_store: Path, tmp_path: Path) -> None:
     train("2 ranks", sample_store, tmp_path / "plain", *FLAGS)
-    done = train("2 ranks", sample_store, tmp_path / "profiled", *FLAGS, "--profile", "1:4")  # all: no other ones
+    done = train("2 ranks", sample_store, tmp_path / "profiled", *FLAGS, "--profile", "1:2")  # all: no other ones
     assert figures(tmp_path / "profiled") == figures(tmp_path / "plain")
     folder = tmp_path / "profiled/profile"
-    assert {path.name for path in folder.iterdir()} == {"trace-steps-1-4.json.gz", "costs-steps-1-4.txt"}
-    assert f"profile: {folder}/trace-steps-1-4.json.gz (open it at https://ui.perfetto.dev" in done.stderr
-    assert f"the 10 largest costs: {folder}/costs-steps-1-4.txt" in done.stderr
-    with gzip.open(folder / "trace-steps-1-4.json.gz") as file:
+    assert {path.name for path in folder.iterdir()} == {"trace-steps-1-2.json.gz", "costs-steps-1-2.txt"}
+    assert f"profile: {folder}/trace-steps-1-2.json.gz (open it at https://ui.perfetto.dev" in done.stderr
+    assert f"the 10 largest costs: {folder}/costs-steps-1-2.txt" in done.stderr
+    with gzip.open(folder / "trace-steps-1-2.json.gz") as file:
         events = [event.get("name", "") for event in json.load(file)["traceEvents"]]
     num_updates = sum(name.startswith("Optimizer.step#") for name in events)
     assert num_updates > 0
-    assert num_updates % 4 == 0, "as many updates in each of the four steps"
+    assert num_updates % 2 == 0, "as many updates in each of the two steps"
     assert any("gloo:" in name or "c10d::" in name for name in events), "the other process is waited for in it"
     profiled = records(tmp_path / "profiled")[-1]
     assert profiled["other_seconds"] > 0
@@ -187,15 +187,15 @@ def test_a_profiled_run_is_the_same_run(sample_store: Path, tmp_path: Path) -> N
 
 @pytest.mark.launch
 def test_a_mistake_is_one_line_before_anything_is_loaded(sample_store: Path, tmp_path: Path) -> None:
-    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *FLAGS, "--profile", "4:2")
-    assert_one_error(done, "--profile 4:2: the run ends after step 4; use steps up to that one, or a longer run")
+    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *FLAGS, "--profile", "2:2")
+    assert_one_error(done, "--profile 2:2: the run ends after step 2; use steps up to that one, or a longer run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.launch
 def test_a_run_that_is_past_its_profile_resumes(sample_store: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--save_strategy", "steps", "--save_steps", 2, "--lr_scheduler_type", "constant"]
-    train("1 rank", sample_store, tmp_path / "run", *flags, "--max_steps", 2)
-    done = train("1 rank", sample_store, tmp_path / "run", *flags, "--profile", "2")
+    train("1 rank", sample_store, tmp_path / "run", *flags)
+    done = train("1 rank", sample_store, tmp_path / "run", *flags, "--max_steps", 3, "--profile", "2")
     assert "--profile: step 2 is done already, so nothing is profiled; use one after step 2" in done.stderr
     assert not (tmp_path / "run/profile").exists()

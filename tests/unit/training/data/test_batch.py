@@ -11,7 +11,8 @@ from pretraining.data.inspect.provenance import BlockProvenance
 from pretraining.data.store.manifest import Manifest, read_manifest
 from pretraining.training.data.batch import BOUNDS, Batch, collate_targets, model_inputs
 from pretraining.training.data.dataset import IGNORED_LABEL, BlockDataset, BlockFields
-from tests.conftest import python, run_fine
+from tests.conftest import python
+from tests.programs.launching import run_forked_fine
 from tests.rounding import assert_same_sums, path_length
 
 HAS_FLASH = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
@@ -138,7 +139,9 @@ def test_positions_begin_anew_where_documents_do(isolated: BlockDataset, sample_
 
 
 def test_padding_has_positions_of_its_own(tmp_path: Path) -> None:
-    run_fine(*python("preprocess.py", "--packing", "best_fit", "--block_length", 1000, "--output_dir", tmp_path / "b"))
+    run_forked_fine(
+        *python("preprocess.py", "--packing", "best_fit", "--block_length", 1000, "--output_dir", tmp_path / "b")
+    )
     manifest = read_manifest(tmp_path / "b", flag="")
     blocks = BlockDataset(tmp_path / "b", manifest, "train", fields=BlockFields(document_masking=True))
     padded = next(item for item in map(blocks.__getitem__, range(len(blocks))) if item["labels"][-1] == IGNORED_LABEL)

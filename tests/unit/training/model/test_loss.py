@@ -23,7 +23,8 @@ from pretraining.training.data.text_bytes import open_text_bytes
 from pretraining.training.metrics.evaluation import EvaluationBlocks, evaluate_blocks, losses_by
 from pretraining.training.metrics.spike_detector import SpikeDetector
 from pretraining.training.model.loss import block_sums, source_sums, token_losses
-from tests.conftest import python, run_fine
+from tests.conftest import python
+from tests.programs.launching import run_forked_fine
 from tests.rounding import sum_rounding
 
 
@@ -120,7 +121,7 @@ def test_bits_per_byte_count_every_byte_of_the_text(
         tokenizer = str(request.getfixturevalue("real_data") / "llama2")
     store = tmp_path / "blocks"
     words = ["--packing", "best_fit", "--block_length", 100, "--tokenizer", tokenizer, "--output_dir", store]
-    run_fine(*python("preprocess.py", *words, "--max_characters", 4000, "--split", "70,30,0"))
+    run_forked_fine(*python("preprocess.py", *words, "--max_characters", 4000, "--split", "70,30,0"))
     manifest = read_manifest(store, flag="")
     text_bytes = open_text_bytes(store / "tokenizer", manifest.origin.tokenizer.canary_ids, manifest.origin.token_rules)
     assert text_bytes is not None

@@ -10,14 +10,15 @@ from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.generation.load_model import check_canary
 from pretraining.training.model.tokenizer import tokenizer_for_model
-from tests.conftest import PROJECT_DIR, python, run_fine
+from tests.conftest import PROJECT_DIR, python
+from tests.programs.launching import run_forked_fine
 from tests.unit.data.tokenize.test_backends import per_text
 from tests.unit.data.tokenize.test_tokenizer import ODD_TEXTS
 
 
 def check_auto_tokenizer(tokenizer_dir: Path, tmp_path: Path, *, add_bos: bool) -> None:
     flags = ["--tokenizer", tokenizer_dir, "--block_length", 64, "--output_dir", tmp_path / "blocks"]
-    run_fine(*python("preprocess.py", *flags, "--add_bos", str(add_bos).lower()))
+    run_forked_fine(*python("preprocess.py", *flags, "--add_bos", str(add_bos).lower()))
     manifest = read_manifest(tmp_path / "blocks", flag="")
     tokenizer_for_model(tmp_path / "blocks", manifest.origin, max_length=64).save_pretrained(tmp_path / "model")
     opened = AutoTokenizer.from_pretrained(tmp_path / "model")

@@ -8,14 +8,15 @@ import socket
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pretraining.system.launchers import free_port
 from pretraining.training.stopping.machine_links import MachineEnd, receive
-from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done
-from tests.programs.launching import run_forked
+from tests.conftest import PROJECT_DIR, Done
+from tests.programs.launching import SEARCH_PATH, run_forked
 
 DRIVER = PROJECT_DIR / "tests/multinode/linked_machine.py"
 
@@ -45,17 +46,14 @@ def told(rank: int, end: MachineEnd | None, phase: str = "TRAINING", message: st
     return run_forked(sys.executable, DRIVER, line, phase, message, env=environment)
 
 
-def test_machines_are_linked_before_there_is_a_process_group() -> None:
+def test_machines_are_linked_before_there_is_a_process_group(tmp_path: Path) -> None:
     run = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    first, second = (
-        subprocess.Popen(
-            [sys.executable, "-c", LINKED], env={**os.environ, **run, "RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in "01"
-    )
-    errors = first.communicate(timeout=HANG_SECONDS)[1]
-    assert (first.returncode, second.wait()) == (1, -signal.SIGKILL), errors
-    assert "of this run is gone (connection closed), stopping; rerun to resume" in errors
+    (tmp_path / "linked.py").write_text(LINKED)
+    words = [sys.executable, tmp_path / "linked.py"]
+    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": SEARCH_PATH, **run, "RANK": "1"}) as second:
+        first = run_forked(*words, env={**run, "RANK": "0"})
+    assert (first.returncode, second.returncode) == (1, -signal.SIGKILL), first.output
+    assert "of this run is gone (connection closed), stopping; rerun to resume" in first.stderr
 
 
 def test_a_connection_that_breaks_ends_all_machines_with_one_line() -> None:

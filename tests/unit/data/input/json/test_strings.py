@@ -9,8 +9,10 @@ from tests.unit.data.input.json.test_loops import taken
 
 
 def test_every_character_alone_and_escaped(compiled: Functions) -> None:
-    for escapes, step in ((False, 1), (True, 41)):
-        characters = [chr(code) for code in range(0, 0x110000, step) if not 0xD800 <= code < 0xE000]
+    """All of the planes that have characters; of the others, and of escapes, one in 41."""
+    planes = {*range(0x40000), *range(0xE0000, 0xE1000)}
+    for escapes, codes in ((False, planes | {*range(0x40000, 0x110000, 41)}), (True, {*range(0, 0x110000, 41)})):
+        characters = [chr(code) for code in sorted(codes) if not 0xD800 <= code < 0xE000]
         lines = [b'{"text":' + json.dumps(one, ensure_ascii=escapes).encode() + b"}\n" for one in characters]
         found = taken(compiled.read_json_lines, lines)
         for character, one in zip(characters, found, strict=True):
