@@ -51,11 +51,12 @@ def assert_same_run(run_dir: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("script", ["pretrain.py", "tests/programs/drivers/broken_tiles_run.py"])
 def test_wrong_tiles_are_found_at_the_beginning_of_long_blocks(script: str, tmp_path: Path) -> None:
-    """Blocks of 3,000 tokens, of which 2,048 are checked, without the dropout of the training."""
-    model = [*TINY_MODEL[:-1], "max_position_embeddings=3000", "attention_dropout=0.2"]
+    """Blocks of 2,200 tokens, of which 2,048 are checked, without the dropout of the training."""
+    model = [*TINY_MODEL[:-1], "max_position_embeddings=2200", "attention_dropout=0.2"]
     flags = ["--model_overrides", *model, "--vocab_size", 500, "--eval_strategy", "no", "--export", "false"]
-    flags += ["--block_length", 3000, "--global_batch_tokens", 6000, "--max_steps", 1, *TILED]
-    done = try_to_train("1 rank", "synthetic", tmp_path / "run", *flags, "--save_strategy", "no", script=script)
+    flags += ["--block_length", 2200, "--global_batch_tokens", 2200, "--max_steps", 1, *TILED]
+    flags += ["--per_device_train_batch_size", 1, "--save_strategy", "no"]
+    done = try_to_train("1 rank", "synthetic", tmp_path / "run", *flags, script=script)
     if script == "pretrain.py":
         assert done.returncode == 0, done.output
     else:

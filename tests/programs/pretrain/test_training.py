@@ -140,12 +140,15 @@ def test_every_launcher_gives_the_same_run(name: str, reference_run: Path, sampl
     assert figures(tmp_path / "run") == figures(reference_run)
 
 
+@pytest.mark.guarantee("Every micro batch gives the same run.")
 def test_one_process_with_more_accumulation_is_the_same_run(
     reference_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
+    """Micro batches of one block in place of two, eight of them in place of two in each of two processes."""
     workers = ["--dataloader_num_workers", 1, "--dataloader_prefetch_factor", 3]
-    train("fork", sample_store, tmp_path / "run", "--save_strategy", "no", "--eval_steps", 3, *workers)
-    assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["gradient_accumulation_steps"] == 4
+    flags = ["--save_strategy", "no", "--eval_steps", 3, "--per_device_train_batch_size", 1, *workers]
+    train("fork", sample_store, tmp_path / "run", *flags)
+    assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["gradient_accumulation_steps"] == 8
     assert_same_run(tmp_path / "run", reference_run)
     for key in ("eval_loss", "test_loss"):  # 52 and 44 blocks do not divide by the processes alike
         ours, theirs = records(tmp_path / "run", key)[-1], records(reference_run, key)[-1]
@@ -154,16 +157,13 @@ def test_one_process_with_more_accumulation_is_the_same_run(
         assert ours[num_tokens] == theirs[num_tokens]
 
 
-# The long ones lie between the quick one and the run in one process above.
-@pytest.mark.parametrize(
-    ("name", "micro_batch"),
-    [("1 rank", 8), *(pytest.param(*which, marks=pytest.mark.long) for which in (("1 rank", 1), ("2 ranks", 4)))],
-)
+@pytest.mark.long  # another micro batch and number of them: the test above
+@pytest.mark.parametrize(("name", "micro_batch"), [("1 rank", 2), ("1 rank", 8), ("2 ranks", 4)])
 @pytest.mark.guarantee("Every micro batch gives the same run.")
 def test_a_step_divided_otherwise_is_the_same_run(
     name: str, micro_batch: int, reference_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
-    """In one process 1 block x 8 micro steps (2 x 4 is above) and 8 x 1, in two processes 4 x 1."""
+    """In one process 2 blocks x 4 micro steps (1 x 8 is above) and 8 x 1, in two processes 4 x 1."""
     flags = [*STEPS_ALONE, "--per_device_train_batch_size", micro_batch]
     train(name, sample_store, tmp_path / "run", *flags)
     assert_same_run(tmp_path / "run", reference_run)
