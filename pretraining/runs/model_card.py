@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -107,12 +108,8 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
     curves = history.run_dir / CURVES_NAME
     if curves.is_file() and folder != history.run_dir:
         (folder / CURVES_NAME).write_bytes(curves.read_bytes())
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.globals |= FUNCTIONS
     prompt = '"I wanna go"' if not facts.is_tuned else '[{"role": "user", "content": "Where do you go?"}]'
-    card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    card = template().render(
         record=history.run_record,
         facts=facts,
         history=history,
@@ -128,6 +125,16 @@ def write_card(folder: Path, history: RunHistory, facts: CardFacts, *, location:
         command=hide_paths_of_command(mask(history.run_record["command"])),
     )
     write_atomically(folder / CARD_NAME, card.encode())
+
+
+@cache
+def template() -> jinja2.Template:
+    """The text of a card, compiled: a process writes one for its run and one for each model that it exports."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.globals |= FUNCTIONS
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pretraining.runs.command import command
 from pretraining.runs.record_file import DAMAGED_SUFFIX, newest_copy, read_record_file, read_run_record
 from pretraining.runs.run_folder import RUN_RECORD_NAME
 from pretraining.system.files import write_atomically
-from pretraining.system.machines.software import VERSIONS_THAT_MATTER, git_state, package_versions
+from pretraining.system.machines.software import VERSIONS_THAT_MATTER, git_state, installed_version, package_versions
 
 UNCHANGEABLE = ("optimizer",)  # a checkpoint has the state of one optimizer
 
@@ -141,9 +141,9 @@ def changes_of_identity(recorded: Mapping[str, Any], identity: RunIdentity) -> l
 
 def warn_of_versions(run_dir: Path) -> None:
     """Warn of Python and package versions that differ from those of the run's last start."""
-    recorded, installed = read_run_record(run_dir), package_versions()
+    recorded = read_run_record(run_dir)
     was = {"Python": recorded.get("python"), **recorded.get("packages", {})}
-    now = {"Python": platform.python_version(), **{name: installed.get(name) for name in VERSIONS_THAT_MATTER}}
+    now = {"Python": platform.python_version(), **{name: installed_version(name) for name in VERSIONS_THAT_MATTER}}
     if changed := _changes(was, now):
         logger.warning("%s: resumes with other versions than at its last start: %s", run_dir, changed)
 

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,15 @@ def mask(text: str) -> str:
 
 
 def _values_of_variables() -> Iterator[str]:
-    for name, value in os.environ.items():
-        if len(value) >= SHORTEST_VALUE and SECRET_NAME.fullmatch(name) and not value.startswith("/"):  # as of PWD
+    for name in filter(_is_secret_name, os.environ):
+        value = os.environ.get(name, "")
+        if len(value) >= SHORTEST_VALUE and not value.startswith("/"):  # as of PWD
             yield value
+
+
+@cache
+def _is_secret_name(name: str) -> bool:
+    return bool(SECRET_NAME.fullmatch(name))
 
 
 def mask_all(value: Any) -> Any:

@@ -15,26 +15,26 @@ import pytest
 
 from pretraining.runs.history import read_records
 from pretraining.runs.run_folder import METRICS_NAME, checkpoint_step, complete_checkpoints
-from tests.conftest import PROJECT_DIR, TINY_MODEL, python, run_fine
-from tests.programs.launching import figures, records, train, try_to_train
+from tests.conftest import PROJECT_DIR, TINY_MODEL, python
+from tests.programs.launching import figures, records, run_forked_fine, train, try_to_train
 
 pytestmark = pytest.mark.launch
 
 NUM_KILLS = int(os.environ.get("NUM_KILLS", "4"))
-STEPS = 16
-FLAGS = ["--max_steps", STEPS, "--save_steps", 4, "--eval_steps", 6, "--dataloader_num_workers", 1]
+STEPS = 12
+FLAGS = ["--max_steps", STEPS, "--save_steps", 4, "--eval_steps", 5, "--dataloader_num_workers", 1]
 FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]
-TRAINING_SECONDS = 1.6  # from the first step to the end, or more
+TRAINING_SECONDS = 1.2  # from the first step to the end, or more
 CHANGES = 50  # of the disk, in a save and a half
 
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two small stores: 128 blocks are more than each of them has."""
+    """Two small stores: 96 blocks are more than each of them has."""
     folder = tmp_path_factory.mktemp("stores")
-    for name, most in (("long", 1320), ("short", 1200)):
-        words = ["--block_length", 64, "--split", "60,20,20", "--max_characters", most, "--output_dir", folder / name]
-        run_fine(*python("preprocess.py", *words))
+    for name, most in (("long", 1310), ("short", 1200)):
+        words = ["--block_length", 64, "--split", "40,30,30", "--max_characters", most, "--output_dir", folder / name]
+        run_forked_fine(*python("preprocess.py", *words))
     return [f"long={folder}/long:0.7", f"short={folder}/short:0.3"]
 
 

@@ -16,13 +16,13 @@ from pretraining.system.processes import ProcessHandle
 from tests.conftest import PROJECT_DIR
 from tests.programs.launching import train, try_to_train
 
-EVALUATED = ["--eval_steps", 2, "--save_steps", 4, "--report", "true"]
+EVALUATED = ["--eval_steps", 3, "--save_steps", 4, "--report", "true"]
 
 
 @pytest.fixture(scope="module")
 def unreported(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("unreported") / "run"
-    train("2 ranks", sample_store, run_dir, *EVALUATED, "--report", "false")
+    train("1 rank", sample_store, run_dir, *EVALUATED, "--report", "false")
     assert not (run_dir / "report.html").exists()
     return run_dir
 
@@ -30,7 +30,7 @@ def unreported(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.launch
 @pytest.mark.guarantee("With and without a report the run is the same, bit by bit.")
 def test_a_run_with_a_report_is_the_run_without(unreported: Path, sample_store: Path, tmp_path: Path) -> None:
-    done = train("2 ranks", sample_store, tmp_path / "run", *EVALUATED)
+    done = train("1 rank", sample_store, tmp_path / "run", *EVALUATED)
     assert first_difference(unreported, tmp_path / "run") is None
     assert f"report: {tmp_path}/run/report.html (open it in a browser: loss, speed, " in done.stderr
     page = (tmp_path / "run/report.html").read_text()
@@ -54,7 +54,7 @@ def test_a_report_that_fails_is_one_warning(
     how: str, said: str, unreported: Path, sample_store: Path, tmp_path: Path
 ) -> None:
     script, env = "tests/faults/drivers/report/unreported_run.py", {"UNREPORTED": how}
-    done = train("2 ranks", sample_store, tmp_path / "run", *EVALUATED, script=script, env=env)
+    done = train("1 rank", sample_store, tmp_path / "run", *EVALUATED, script=script, env=env)
     (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: report.html:")]
     assert said in warning
     assert "Traceback" not in done.output

@@ -24,9 +24,11 @@ def folders(tmp_path: Path) -> Path:
 
 @pytest.mark.guarantee("A run folder that processes do not share is an error at the start.")
 def test_a_run_folder_that_is_another_for_each_process_is_an_error_at_the_start(
-    sample_store: Path, folders: Path
+    training_store: Path, folders: Path
 ) -> None:
-    done = try_to_train("2 ranks", sample_store, Path("run"), *DS_CONFIG, script=SCRIPT, env={"FOLDERS": str(folders)})
+    done = try_to_train(
+        "2 ranks", training_store, Path("run"), *DS_CONFIG, script=SCRIPT, env={"FOLDERS": str(folders)}
+    )
     assert done.returncode == 2
     host = socket.gethostname()
     places = f"({folders}/1/run on {host}, not {folders}/0/run on {host})"
@@ -36,10 +38,10 @@ def test_a_run_folder_that_is_another_for_each_process_is_an_error_at_the_start(
     assert not (folders / "0/run/run.token").exists()
 
 
-def test_a_run_folder_that_is_seen_late_is_shared(sample_store: Path, folders: Path) -> None:
+def test_a_run_folder_that_is_seen_late_is_shared(training_store: Path, folders: Path) -> None:
     env = {"FOLDERS": str(folders), "LATE": "1"}
     flags = ["--max_steps", 2, "--save_steps", 2, "--eval_strategy", "no", "--export", "false"]
-    done = try_to_train("2 ranks", sample_store, Path("run"), *DS_CONFIG, *flags, script=SCRIPT, env=env)
+    done = try_to_train("2 ranks", training_store, Path("run"), *DS_CONFIG, *flags, script=SCRIPT, env=env)
     assert done.returncode == 0, done.output[-3000:]
     assert [path.name for path in complete_checkpoints(folders / "0/run")] == ["checkpoint-2"]
     assert not (folders / "0/run/run.token").exists()

@@ -10,17 +10,17 @@ import pytest
 
 from pretraining.data.store.manifest import read_manifest
 from pretraining.training.data.order import BlockOrder
-from tests.conftest import PROJECT_DIR, TINY_MODEL, Done, assert_one_error, python, run_fine
-from tests.programs.launching import NUM_STEPS, events, figures, records, train, try_to_train
+from tests.conftest import PROJECT_DIR, TINY_MODEL, Done, assert_one_error, python
+from tests.programs.launching import NUM_STEPS, events, figures, records, run_forked_fine, train, try_to_train
 from tests.programs.shards import assert_equal_to_the_bit
 
 pytestmark = pytest.mark.launch
 
 POISON_LINE = 71
-POISONED_STEP = 40  # where the order of this seed has two blocks of the poisoned story, in steps of 8 blocks
-SEED = 3587
-STEPS = 43
-SAVED_STEP = 36
+POISONED_STEP = 14  # where the order of this seed has two blocks of the poisoned story, in steps of 8 blocks
+SEED = 5631
+STEPS = 17
+SAVED_STEP = 10
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def poisoned_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines.insert(POISON_LINE - 1, json.dumps({"text": " ".join(words), "source": "poison"}, ensure_ascii=False))
     (folder / "news.jsonl").write_text("\n".join(lines) + "\n")
     words = ["--data_files", folder / "news.jsonl", "--block_length", 64, "--split", "95,5,0"]
-    run_fine(*python("preprocess.py", *words, "--output_dir", folder / "blocks"))
+    run_forked_fine(*python("preprocess.py", *words, "--output_dir", folder / "blocks"))
     return folder / "blocks"
 
 
@@ -41,13 +41,13 @@ FAULTS = ("spike", "non-finite", "rollback", "warning")
 FLAGS = ["--max_steps", STEPS, "--save_steps", SAVED_STEP, "--eval_strategy", "no", "--data_seed", SEED]
 FLAGS += ["--global_batch_tokens", 512, "--per_device_train_batch_size", 4]
 FLAGS += ["--learning_rate", "1e-2", "--min_learning_rate", "5e-3"]
-# So early the losses still vary: the score of the step is 6.9, and that of no other step is above 1.4.
+# So early the losses still vary: the score of the step is 10.9, and that of no other step is above 2.9.
 FLAGS += ["--spike_threshold", 5]
 FLAGS += ["--model_overrides", *TINY_MODEL, "attention_dropout=0.1"]  # random states must go back too
 
 
 def train_with_faults(store: Path, run_dir: Path, *more: object, ranks: str = "2 ranks", **env: str) -> Done:
-    """Starts poisoned_run.py, which plants what the environment says."""
+    """Starts poisoned_run.py, which finds a spike after 12 steps, and plants what the environment says."""
     return try_to_train(ranks, store, run_dir, *FLAGS, *more, script="tests/faults/drivers/poisoned_run.py", env=env)
 
 
@@ -58,7 +58,9 @@ def test_a_rollback_is_a_run_that_never_read_the_blocks(ranks: str, poisoned_sto
     # An export of the step before the spike has a block that is skipped in the end.
     exports = ["--export_every_tokens", (POISONED_STEP - 1) * 512]
     batch = ["--per_device_train_batch_size", 8 if ranks == "1 rank" else 4]
-    done = train(ranks, poisoned_store, tmp_path / "run", *FLAGS, *batch, *exports, "--on_spike", "rollback")
+    goes_back = [*batch, "--on_spike", "rollback"]
+    done = train_with_faults(poisoned_store, tmp_path / "run", *goes_back, *exports, ranks=ranks)
+    assert done.returncode == 0, done.output[-4000:]
     faults = events(tmp_path / "run", *FAULTS)
     assert [(event["event"], event["step"]) for event in faults] == [
         ("spike", POISONED_STEP),
@@ -67,13 +69,15 @@ def test_a_rollback_is_a_run_that_never_read_the_blocks(ranks: str, poisoned_sto
     assert f"news.jsonl:{POISON_LINE} (poison)" in done.stderr
     assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, STEPS + 1))
     skipped = json.dumps([[(POISONED_STEP - 2) * 8, POISONED_STEP * 8]])
-    train_with_faults(poisoned_store, tmp_path / "other", *batch, *exports, ranks=ranks, SKIPPED=skipped)
+    other = train_with_faults(poisoned_store, tmp_path / "other", *batch, *exports, ranks=ranks, SKIPPED=skipped)
+    assert other.returncode == 0, other.output[-4000:]
     assert figures(tmp_path / "run") == figures(tmp_path / "other")
     resume = ["--resume", tmp_path / f"run/checkpoint-{SAVED_STEP}"]
     assert (tmp_path / f"run/checkpoint-{STEPS}").is_dir(), "later than the spike, and not what it goes back to"
     exports = [tmp_path / name / f"exports/step-{POISONED_STEP - 1}/model.safetensors" for name in ("run", "other")]
     assert exports[0].read_bytes() == exports[1].read_bytes()
-    train(ranks, poisoned_store, tmp_path / "run", *FLAGS, *batch, "--on_spike", "rollback", *resume)
+    done = train_with_faults(poisoned_store, tmp_path / "run", *goes_back, *resume, ranks=ranks)
+    assert done.returncode == 0, done.output[-4000:]
     assert figures(tmp_path / "run") == figures(tmp_path / "other")
     assert events(tmp_path / "run", *FAULTS) == faults
     assert records(tmp_path / "run")[-1]["spikes"] == 1
@@ -107,7 +111,8 @@ def test_a_step_that_is_no_number_is_skipped_counted_and_named(poisoned_store: P
 
 @pytest.mark.long
 def test_a_run_that_is_no_number_any_more_ends(poisoned_store: Path, tmp_path: Path) -> None:
-    done = train_with_faults(poisoned_store, tmp_path / "run", "--learning_rate", "1e30", "--save_strategy", "no")
+    flags = ["--max_steps", 60, "--learning_rate", "1e30", "--save_strategy", "no"]
+    done = train_with_faults(poisoned_store, tmp_path / "run", *flags)
     assert done.returncode != 0
     assert_one_error(done, "--learning_rate: 50 steps in a row had a NaN or Inf loss or gradient")
 

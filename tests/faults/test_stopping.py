@@ -19,7 +19,17 @@ import pytest
 from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.runs.run_folder import complete_checkpoints
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, wait_until
-from tests.programs.launching import events, figures, launcher, records, train, training_flags, try_to_train
+from tests.programs.launching import (
+    HAND_OVER,
+    events,
+    figures,
+    launcher,
+    leave_listening,
+    records,
+    train,
+    training_flags,
+    try_to_train,
+)
 
 pytestmark = pytest.mark.launch
 
@@ -97,21 +107,22 @@ def test_a_run_that_was_stopped_again_and_again_equals_an_uninterrupted_run(
         assert names == {f"checkpoint-{kept}" for kept in stopped_at[-2:]}, "each stop saves one; two are kept"
         assert len(records(run_dir, "eval_loss")) == (step == 6), "the next start makes the pending evaluation first"
         assert len(records(run_dir)) == step
-    leave_when_it_is_trained(sample_store, run_dir)
     assert_resumes(sample_store, run_dir, whole_run)
     record_property("lost_steps", 0)
 
 
-def leave_when_it_is_trained(store: Path, run_dir: Path) -> None:
-    """Stop it while it waits, after the last step, for what never comes: there is nothing left to save."""
+@pytest.mark.long  # before the last step: test_a_run_that_was_stopped_again_and_again_equals_an_uninterrupted_run
+def test_a_run_that_is_stopped_when_it_is_trained(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    """While it waits, after the last step, for what never comes: there is nothing left to save."""
     what = "Timer(1, kill, (me, SIGTERM)).start(); wait_in_a_collective()"
-    done = interrupt("2 ranks", store, run_dir, AT="end", DO=what)
+    done = interrupt("2 ranks", sample_store, tmp_path / "run", AT="end", DO=what)
     assert done.returncode == STOPPED_EXIT_CODE
     assert "error: stopped (SIGTERM); rerun to evaluate and export" in done.stderr
+    assert_resumes(sample_store, tmp_path / "run", whole_run)
 
 
 def test_who_interrupts_twice_does_not_want_to_wait(sample_store: Path, tmp_path: Path) -> None:
-    what = "kill(me, SIGINT); sleep(1.5); kill(me, SIGINT); sleep_for_ever()"
+    what = "kill(me, SIGINT); sleep(1.1); kill(me, SIGINT); sleep_for_ever()"
     done = interrupt("1 rank", sample_store, tmp_path / "run", AT="step:2", DO=what)
     assert done.returncode == 128 + signal.SIGINT
     assert "error: interrupted twice: exiting without saving" in done.stderr
@@ -176,9 +187,17 @@ def test_a_run_saves_and_stops_when_its_terminal_is_closed(name: str, sample_sto
     """Of a shell in a terminal; the hangup kills shell, deepspeed command and launcher, and nothing can be written."""
     run_dir = tmp_path / "run"
     flags = training_flags(sample_store, run_dir, *FLAGS, "--max_steps", 100_000, "--save_steps", 100_000)
-    words = [*launcher(name), "pretrain.py", *flags, "--eval_strategy", "no"]
+    words = [
+        *launcher(name),
+        *([HAND_OVER] if name == "python" else []),
+        "pretrain.py",
+        *flags,
+        "--eval_strategy",
+        "no",
+    ]
     command = shlex.join(str(word) for word in words if word != "--load_best_model_at_end")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+    environment |= leave_listening(tmp_path) if name == "python" else {}
     ours, theirs = os.openpty()
     shell = subprocess.Popen(
         ["bash", "-c", f"{command}; true"],

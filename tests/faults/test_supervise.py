@@ -17,10 +17,12 @@ from pretraining.system.processes import ProcessHandle, descendants
 from pretraining.system.supervision import Restart, attempt_environment, boot_seconds
 from tests.conftest import HANG_SECONDS, PROJECT_DIR, assert_one_error, run, wait_until
 from tests.programs.launching import (
+    HAND_OVER,
     SEARCH_PATH,
     events,
     figures,
     launcher,
+    leave_listening,
     records,
     train,
     training_flags,
@@ -37,9 +39,9 @@ FLAGS = ["--save_steps", 2, "--eval_strategy", "no"]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(training_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    train("1 rank", sample_store, run_dir, *FLAGS, "--save_total_limit", 3)
+    train("1 rank", training_store, run_dir, *FLAGS, "--save_total_limit", 3)
     return run_dir
 
 
@@ -55,16 +57,20 @@ def supervised(folder: Path, restart: Restart | None = None) -> dict[str, str]:
 def test_a_run_whose_rank_is_killed_ends_like_an_uninterrupted_one(
     name: str,
     undisturbed: Path,
-    sample_store: Path,
+    training_store: Path,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    killed_rank, ended = 0, "attempt 1 was killed by SIGKILL"
+    killed_rank, ended, script = 0, "attempt 1 was killed by SIGKILL", [HAND_OVER, CRASHING]
+    env = {"PYTHONPATH": SEARCH_PATH}
     if name == "deepspeed":
-        killed_rank, ended, undisturbed = 1, "attempt 1 ended with exit code ", tmp_path / "undisturbed"
-        train("2 ranks", sample_store, undisturbed, *FLAGS)
-    command = [*launcher(name), CRASHING, *training_flags(sample_store, tmp_path / "run", *FLAGS)]
-    env = {"PYTHONPATH": SEARCH_PATH, "CRASHES": json.dumps([[killed_rank, 5, "SIGKILL"]])}
+        killed_rank, ended, script = 1, "attempt 1 ended with exit code ", [CRASHING]
+        undisturbed = tmp_path / "undisturbed"
+        train("2 ranks", training_store, undisturbed, *FLAGS)
+    else:
+        env |= leave_listening(tmp_path)
+    command = [*launcher(name), *script, *training_flags(training_store, tmp_path / "run", *FLAGS)]
+    env["CRASHES"] = json.dumps([[killed_rank, 5, "SIGKILL"]])
     done = run(*SUPERVISE, "--restarts", 2, "--pause_seconds", 0.1, "--", *command, env=env)
     assert done.returncode == 0, done.output[-6000:]
     assert f"warning: {ended}" in done.stderr
@@ -80,7 +86,7 @@ def test_a_run_whose_rank_is_killed_ends_like_an_uninterrupted_one(
 
 
 def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
-    undisturbed: Path, sample_store: Path, tmp_path: Path
+    undisturbed: Path, training_store: Path, tmp_path: Path
 ) -> None:
     flags = [*FLAGS, "--resume", undisturbed / "checkpoint-2"]
     crashes, started_at = {"CRASHES": json.dumps([[0, 3, 7], [0, 5, 7]])}, boot_seconds()
@@ -89,7 +95,7 @@ def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
         env = supervised(tmp_path / "supervisor", Restart(number, "a crash", started_at) if number else None)
         script = str(CRASHING.relative_to(PROJECT_DIR))
         return try_to_train(
-            "1 rank", sample_store, tmp_path / "run", *flags, script=script, env=crashes | env
+            "1 rank", training_store, tmp_path / "run", *flags, script=script, env=crashes | env
         ).returncode
 
     assert [attempt(number) for number in (0, 1, 2)] == [7, 7, 0]
@@ -99,7 +105,7 @@ def test_the_checkpoint_that_was_named_counts_until_there_is_a_newer_one(
 
 
 def test_a_stop_that_was_requested_before_a_crash_is_one_after_it(
-    undisturbed: Path, sample_store: Path, tmp_path: Path
+    undisturbed: Path, training_store: Path, tmp_path: Path
 ) -> None:
     """STOP is older than the restarted process, but not than the run."""
     run_dir = tmp_path / "run"
@@ -107,7 +113,7 @@ def test_a_stop_that_was_requested_before_a_crash_is_one_after_it(
     shutil.rmtree(run_dir / "checkpoint-6")
     (run_dir / "STOP").touch()
     env = supervised(tmp_path / "supervisor", Restart(1, "a crash", boot_seconds() - 1))
-    done = try_to_train("1 rank", sample_store, run_dir, *FLAGS, "--save_total_limit", 3, env=env)
+    done = try_to_train("1 rank", training_store, run_dir, *FLAGS, "--save_total_limit", 3, env=env)
     assert done.returncode == STOPPED_EXIT_CODE, done.output[-4000:]
     assert "stopped at step 5 (the file STOP)" in done.stderr
 
@@ -213,7 +219,10 @@ def test_a_signal_reaches_every_rank_and_nothing_is_left_running(ranks: Supervis
     assert ranks.attempts() == {"0-0", "0-1"}
 
 
-@pytest.mark.parametrize(("does", "is_final"), [(75, True), pytest.param(2, True, marks=pytest.mark.long), (7, False)])
+@pytest.mark.parametrize(
+    ("does", "is_final"),
+    [(75, True), *(pytest.param(*case, marks=pytest.mark.long) for case in ((2, True), (7, False)))],
+)
 def test_torchrun_does_not_train_again_what_was_stopped(tmp_path: Path, does: int, is_final: bool) -> None:
     """It starts its ranks again whatever they exit with, and exits with 1."""
     command = [*launcher("torchrun"), "--max_restarts=1", RANKS, tmp_path]
@@ -247,7 +256,7 @@ def leave_running(ranks: Supervised, seconds: float) -> Path:
 
 
 def test_what_a_crash_leaves_running_is_waited_for_before_the_restart(ranks: Supervised) -> None:
-    log = leave_running(ranks, seconds=1)
+    log = leave_running(ranks, seconds=0.5)
     assert ranks.end()[0] == 7
     assert [word for word in log.read_text().split() if not word.isdigit()] == ["ended", "ended"]
     assert [word.isdigit() for word in log.read_text().split()] == [True, False, True, False]
@@ -257,7 +266,11 @@ def test_what_does_not_end_after_a_crash_is_killed(ranks: Supervised, monkeypatc
     monkeypatch.setattr(
         sys.modules[__name__],
         "SUPERVISE",
-        [sys.executable, "-c", "from tools import supervise as s; s.CLEANUP_SECONDS = 1; s.run_program(s.main)"],
+        [
+            sys.executable,
+            "-c",
+            "from tools import supervise as s; s.CLEANUP_SECONDS = 0.3; s.POLL_SECONDS = 0.1; s.run_program(s.main)",
+        ],
     )
     log = leave_running(ranks, seconds=300)
     assert ranks.end()[0] == 7
@@ -320,9 +333,9 @@ def test_a_run_can_be_stopped_between_two_attempts(ranks: Supervised) -> None:
     ranks.start(["sh", "-c", f"echo >> {ranks.folder}/attempts; exit 7"], {}, restarts=20)
     wait_until(lambda: (ranks.folder / "attempts").exists())
     attempts = ranks.folder / "attempts"
-    wait_until(lambda: attempts.read_text().count("\n") >= 6 and not descendants(ranks.process.pid))
+    wait_until(lambda: attempts.read_text().count("\n") >= 5 and not descendants(ranks.process.pid))
     num_attempts = attempts.read_text().count("\n")
-    ranks.process.send_signal(signal.SIGTERM)  # in a pause of 3.2 s or more
+    ranks.process.send_signal(signal.SIGTERM)  # in a pause of 1.6 s or more
     code, _ = ranks.end()
     assert code == 75
     assert attempts.read_text().count("\n") == num_attempts

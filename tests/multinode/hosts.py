@@ -142,7 +142,7 @@ class TwoHosts:
         """Start a command on a host, as if typed there; its output goes to a file."""
         self._num_started += 1
         log_path = self.folder / f"{name}-{self._num_started}.log"
-        inside = ["nsenter", "-t", str(self._init(name)), "--net", "--pid", "--mount", "--uts", "--ipc"]
+        inside = ["nsenter", "-t", str(self.init(name)), "--net", "--pid", "--mount", "--uts", "--ipc"]
         inside += ["env", f"--chdir={cwd}", *map(str, words)]
         inherited = {key: value for key, value in os.environ.items() if key != "TMPDIR"}
         environment = {**inherited, "PATH": SEARCH_PATH, "DS_ACCELERATOR": "cpu", **(env or {})}
@@ -182,7 +182,7 @@ class TwoHosts:
         own = self.folder / f"{name}-private-{self._num_started}"
         own.mkdir()
         folder.mkdir(parents=True, exist_ok=True)
-        mount = ["nsenter", "-t", str(self._init(name)), "--mount", "mount", "--bind", own, folder]
+        mount = ["nsenter", "-t", str(self.init(name)), "--mount", "mount", "--bind", own, folder]
         subprocess.run(mount, check=True)
         return own
 
@@ -197,7 +197,7 @@ class TwoHosts:
         """What runs on a host, beside sshd and its sessions; empty when it is down."""
         if self._hosts[name].poll() is not None:
             return []
-        init, found = self._init(name), []
+        init, found = self.init(name), []
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # of one that has just ended
                 if (path / "ns/pid").readlink() == Path(f"/proc/{init}/ns/pid").readlink():
@@ -249,7 +249,7 @@ class TwoHosts:
     def _ip(self, name: str, *words: str) -> None:
         subprocess.run([*self._within(name), "ip", *words], check=True)
 
-    def _init(self, name: str) -> int:
+    def init(self, name: str) -> int:
         """The first process of a host, which is its sshd."""
         return descendants(self._hosts[name].pid)[0].pid
 

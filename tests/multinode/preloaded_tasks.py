@@ -1,17 +1,24 @@
-"""What srun starts on two hosts, one task on each, as forks of processes there that have everything imported."""
+"""What srun starts on two hosts, one task on each, as forks of a process that has everything imported."""
 
 import json
 import os
-import sys
+import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tests.conftest import PROJECT_DIR, Done
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, wait_until
 from tests.multinode.hosts import NAMES, TwoHosts
-from tests.programs.launching import SEARCH_PATH
+from tests.multinode.hosts import SEARCH_PATH as HOST_PATH
+from tests.programs.launching import SEARCH_PATH, leave_listening
 
-PRELOADED = PROJECT_DIR / "tests/programs/drivers/preloaded.py"
+PRELOADED = "tests/programs/drivers/preloaded.py"
+
+
+def listen_on(hosts: TwoHosts, folder: Path) -> dict[str, str]:
+    """Leave a process that has everything imported on each host; they end with the hosts."""
+    environment, _ = (leave_listening(folder, name, hosts.init(name)) for name in NAMES)
+    wait_until(lambda: all(hosts.processes(name) for name in NAMES))
+    return environment
 
 
 def slurm_task(rank: int) -> dict[str, str]:
@@ -23,17 +30,12 @@ def slurm_task(rank: int) -> dict[str, str]:
 
 
 class PreloadedTasks:
-    """Takes a program at a time; the processes end with the hosts."""
+    """Takes a program at a time."""
 
     def __init__(self, hosts: TwoHosts, folder: Path) -> None:
         self._hosts, self._folder, self._num_started = hosts, folder, 0
-        env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": SEARCH_PATH}
-        pipes = [folder / f"{name}.jobs" for name in NAMES]
-        for pipe in pipes:
-            os.mkfifo(pipe)
-        words = ["sh", "-c", 'exec "$0" "$1" < "$2"', sys.executable, PRELOADED]
-        self._servers = [hosts.run(name, [*words, pipe], env=env) for name, pipe in zip(NAMES, pipes, strict=True)]
-        self._jobs = [pipe.open("w") for pipe in pipes]
+        self._connections: list[socket.socket] = []
+        listen_on(hosts, folder)
 
     def run(self, words: Sequence[object], flags_of_b: Sequence[object] = ()) -> list[Done]:
         """Start a program on both hosts and wait for its ends."""
@@ -43,26 +45,36 @@ class PreloadedTasks:
     def start(self, words: Sequence[object], flags_of_b: Sequence[object] = ()) -> None:
         """Start a program on both hosts, with more flags on the second one."""
         self._num_started += 1
-        for rank, jobs in enumerate(self._jobs):
+        inherited = {key: value for key, value in os.environ.items() if key != "TMPDIR"}
+        env = {**inherited, "PATH": HOST_PATH, "PYTHONPATH": SEARCH_PATH, "DS_ACCELERATOR": "cpu"}
+        for rank, name in enumerate(NAMES):
             argv = [str(word) for word in [*words, *flags_of_b[: rank * len(flags_of_b)]]]
-            job: dict[str, Any] = {"argv": argv, "env": slurm_task(rank), "num_ranks": 0, "cwd": str(PROJECT_DIR)}
-            job |= {name: str(self._path(rank, name)) for name in ("stdin", "stdout", "stderr")}
-            self._path(rank, "stdin").touch()
-            jobs.write(json.dumps(job) + "\n")
-            jobs.flush()
+            job = {"argv": argv, "env": {**env, **slurm_task(rank)}, "cwd": str(PROJECT_DIR)}
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            connection.settimeout(HANG_SECONDS)
+            connection.connect(str(self._folder / name))
+            with (
+                Path(os.devnull).open() as stdin,
+                self._path(rank, "stdout").open("w") as stdout,
+                self._path(rank, "stderr").open("w") as stderr,
+            ):
+                files = [file.fileno() for file in (stdin, stdout, stderr)]
+                socket.send_fds(connection, [json.dumps(job).encode()], files)
+                connection.recv(32)
+            self._connections.append(connection)
 
     def ends(self) -> list[Done]:
         """How the program has ended on each host; nothing of it may be left."""
-        for server in self._servers:
-            server.wait_until(lambda server=server: len(self._codes(server.output())) == self._num_started)
-        left = [line for name in NAMES for line in self._hosts.commands(name) if PRELOADED.name in line]
-        assert len(left) == len(NAMES), left
-        codes = [self._codes(server.output())[-1] for server in self._servers]
+        codes = [int(connection.recv(32)) for connection in self._connections]
+        for connection in self._connections:
+            connection.close()
+        self._connections = []
+        wait_until(lambda: len(self._left()) <= len(NAMES), lambda: "\n".join(self._left()))
         texts = [[self._path(rank, name).read_text() for name in ("stdout", "stderr")] for rank in range(len(codes))]
         return [Done(code, *text) for code, text in zip(codes, texts, strict=True)]
 
+    def _left(self) -> list[str]:
+        return [line for name in NAMES for line in self._hosts.commands(name) if PRELOADED in line]
+
     def _path(self, rank: int, name: str) -> Path:
         return self._folder / f"{self._num_started}-{rank}.{name}"
-
-    def _codes(self, output: str) -> list[int]:
-        return [int(line) for line in output.splitlines() if line.removeprefix("-").isdigit()]

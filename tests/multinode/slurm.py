@@ -49,7 +49,7 @@ class Cluster:
         missing = [name for name in PROGRAMS if shutil.which(name, path=SEARCH_PATH) is None]
         if missing:
             pytest.skip(f"Slurm: {', '.join(missing)} not installed")
-        self._hosts, self._folder = hosts, folder
+        self._hosts, self.folder = hosts, folder
         (folder / "state").mkdir(parents=True)
         (folder / "key").write_bytes(os.urandom(64))
         (folder / "key").chmod(0o400)
@@ -58,11 +58,11 @@ class Cluster:
         for number in range(8):  # Slurm asks for files, of whatever kind
             (folder / f"gpu{number}").touch()
         (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-7]\n")
-        self._env = {"SLURM_CONF": f"{folder}/slurm.conf"}
+        self.env = {"SLURM_CONF": f"{folder}/slurm.conf"}
         self._daemons = [hosts.run(name, ["sh", "-c", MUNGED.format(folder=folder)]) for name in NAMES]
         self._wait_for(lambda: self.call("munge", "-n").returncode == 0)
-        self._daemons.append(hosts.run(NODE_A, ["slurmctld", "-D", "-c"], env=self._env))
-        self._daemons += [hosts.run(name, ["slurmd", "-D", "-N", name], env=self._env) for name in NAMES]
+        self._daemons.append(hosts.run(NODE_A, ["slurmctld", "-D", "-c"], env=self.env))
+        self._daemons += [hosts.run(name, ["slurmd", "-D", "-N", name], env=self.env) for name in NAMES]
         self._wait_for(lambda: "idle 2" in self.call("sinfo", "-h", "-o", "%T %D").stdout)
 
     def _wait_for(self, is_up: Callable[[], bool]) -> None:
@@ -73,11 +73,11 @@ class Cluster:
 
     def call(self, *words: object, cwd: Path = PROJECT_DIR, env: dict[str, str] | None = None) -> Done:
         """A command of Slurm, typed on the first host."""
-        return self._hosts.run(NODE_A, words, cwd=cwd, env={**self._env, **(env or {})}).done()
+        return self._hosts.run(NODE_A, words, cwd=cwd, env={**self.env, **(env or {})}).done()
 
     def submit(self, options: Sequence[object], script: Path, *words: object, cwd: Path = PROJECT_DIR) -> str:
         """The number of the job."""
-        own = ["--parsable", f"--output={self._folder}/%j.log"]
+        own = ["--parsable", f"--output={self.folder}/%j.log"]
         done = self.call("sbatch", *own, *options, script, *words, cwd=cwd)
         assert done.returncode == 0, done.output
         return done.stdout.strip()
@@ -88,7 +88,7 @@ class Cluster:
 
     def log(self, number: str) -> str:
         """What a job has written, in all of its attempts."""
-        path = self._folder / f"{number}.log"
+        path = self.folder / f"{number}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def end_of(self, number: str) -> tuple[str, str, int]:

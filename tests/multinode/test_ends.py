@@ -14,7 +14,8 @@ import pytest
 from pretraining.errors import STOPPED_EXIT_CODE
 from pretraining.system.launchers import DEEPSPEED, free_port
 from tests.multinode.hosts import NAMES, NODE_A, NODE_B, HostProcess, TwoHosts
-from tests.programs.launching import events, records, training_flags
+from tests.multinode.preloaded_tasks import listen_on
+from tests.programs.launching import HAND_OVER, events, records, training_flags
 
 pytestmark = pytest.mark.launch
 
@@ -25,10 +26,14 @@ FLAGS = ["--max_steps", 100_000, "--save_steps", 100_000, "--eval_strategy", "no
 class Run:
     """A run of one process on each of two hosts, started by `deepspeed --hostfile` on the first one."""
 
-    def __init__(self, hosts: TwoHosts, store: Path, run_dir: Path, *before: object) -> None:
+    def __init__(
+        self, hosts: TwoHosts, store: Path, run_dir: Path, *before: object, listening: dict[str, str] | None = None
+    ) -> None:
         self.hosts, self.run_dir = hosts, run_dir
-        words = [*before, *DEEPSPEED, f"--hostfile={hosts.hostfile()}", f"--master_port={free_port()}", "pretrain.py"]
-        self.runner: HostProcess = hosts.run(NODE_A, [*words, *training_flags(store, run_dir, *FLAGS)])
+        self._others = {process.pid for name in NAMES for process in hosts.processes(name)}
+        words = [*before, *DEEPSPEED, f"--hostfile={hosts.hostfile()}", f"--master_port={free_port()}"]
+        words += ["pretrain.py"] if listening is None else [HAND_OVER, "pretrain.py"]
+        self.runner: HostProcess = hosts.run(NODE_A, [*words, *training_flags(store, run_dir, *FLAGS)], env=listening)
 
     def wait_for_step(self, step: int = 2) -> None:
         """Wait until the log has a step."""
@@ -50,7 +55,7 @@ class Run:
     def seconds_until_gone(self) -> float:
         """Seconds until no process is left on any host."""
         started_at = time.monotonic()
-        while any(self.hosts.processes(name) for name in NAMES):
+        while any(process.pid not in self._others for name in NAMES for process in self.hosts.processes(name)):
             left = {name: self.hosts.commands(name) for name in NAMES}
             assert time.monotonic() < started_at + END_SECONDS, (left, self.runner.output()[-6000:])
             time.sleep(0.1)
@@ -77,7 +82,11 @@ def assert_gone(run: Run, record_property: Callable[[str, object], None], *lines
 
 
 @pytest.mark.guarantee("When a machine of several dies, all processes on all machines end within a minute.")
-def test_a_host_dies(run: Run, record_property: Callable[[str, object], None]) -> None:
+def test_a_host_dies(
+    hosts: TwoHosts, sample_store: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    run = Run(hosts, sample_store, tmp_path / "run", listening=listen_on(hosts, tmp_path))
+    run.wait_for_step()
     run.hosts.kill(NODE_B)
     output = assert_gone(
         run, record_property, "node-b of this run is gone (connection closed), stopping; rerun to resume"

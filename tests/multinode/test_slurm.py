@@ -8,8 +8,9 @@ import pytest
 
 from tests.conftest import PROJECT_DIR
 from tests.multinode.hosts import NAMES, TwoHosts
+from tests.multinode.preloaded_tasks import listen_on
 from tests.multinode.slurm import Cluster
-from tests.programs.launching import records, training_flags
+from tests.programs.launching import HAND_OVER, records, training_flags
 
 pytestmark = pytest.mark.launch
 
@@ -26,7 +27,7 @@ while sum(line.startswith(f"{attempt} ") for line in open(sys.argv[1])) < int(os
     time.sleep(0.05)
 code = int(sys.argv[2].split(",")[attempt])
 if code and os.environ["SLURM_PROCID"] != "0":
-    time.sleep(3)
+    time.sleep(1)
 sys.exit(code)
 """
 SAVES_WHEN_IT_IS_ENDED = """
@@ -35,7 +36,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 pathlib.Path(sys.argv[1]).touch()
 time.sleep(600)
 """
-NUM_STEPS = 40
+NUM_STEPS = 30
 
 
 @pytest.fixture
@@ -90,11 +91,20 @@ def test_a_canceled_job_does_not_come_back(cluster: Cluster, tmp_path: Path) -> 
     assert cluster.end_of(number)[::2] == ("CANCELLED", 0), cluster.log(number)
 
 
-def stop_and_finish(cluster: Cluster, options: list[object], script: Path, store: Path, how: list[str]) -> None:
+HANDED_OVER = f"""
+import os, sys
+os.chdir("{PROJECT_DIR}")
+os.execv(sys.executable, [sys.executable, "{HAND_OVER}", "{PROJECT_DIR}/pretrain.py", *sys.argv[1:]])
+"""
+
+
+def stop_and_finish(
+    cluster: Cluster, options: list[object], script: Path, store: Path, how: list[str], cwd: Path = PROJECT_DIR
+) -> None:
     """Train, ask for a stop as Slurm does before the limit, and see the job come back and finish."""
-    run_dir = store.parent / f"{script.stem}-run"
+    run_dir = cluster.folder / "run"
     flags = training_flags(store, run_dir, "--max_steps", NUM_STEPS, "--save_steps", NUM_STEPS, "--eval_strategy", "no")
-    number = cluster.submit(options, script, *flags)
+    number = cluster.submit(options, script, *flags, cwd=cwd)
     deadline = time.monotonic() + 300
     while not (run_dir / "metrics.jsonl").exists() or not records(run_dir):
         assert time.monotonic() < deadline, cluster.log(number)[-3000:]
@@ -107,10 +117,18 @@ def stop_and_finish(cluster: Cluster, options: list[object], script: Path, store
     assert (run_dir / "model/model.safetensors").exists()
 
 
+# What srun starts has a fork run pretrain.py; the tasks of test_launchers.py are such forks too.
+@pytest.mark.parametrize("start", ["fork", pytest.param("anew", marks=pytest.mark.long)])
 @pytest.mark.guarantee("Under Slurm a run saves before the limit of its job, is requeued, and resumes.")
-def test_several_machines_save_before_the_limit_and_resume(cluster: Cluster, sample_store: Path) -> None:
-    options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
-    stop_and_finish(cluster, options, SEVERAL, sample_store, ["--signal=USR1"])  # to the tasks, as `--signal=USR1@N`
+def test_several_machines_save_before_the_limit_and_resume(
+    start: str, cluster: Cluster, hosts: TwoHosts, folder: Path, sample_store: Path
+) -> None:
+    options, cwd = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"], PROJECT_DIR
+    if start == "fork":
+        cwd = folder
+        (cwd / "pretrain.py").write_text(HANDED_OVER)
+        cluster.env |= listen_on(hosts, folder)
+    stop_and_finish(cluster, options, SEVERAL, sample_store, ["--signal=USR1"], cwd)  # to the tasks: `--signal=USR1@N`
 
 
 @pytest.mark.long  # test_several_machines_save_before_the_limit_and_resume

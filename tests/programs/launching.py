@@ -67,7 +67,7 @@ def try_to_train(
     store: Path | str | None,
     run_dir: Path,
     *flags: object,
-    script: str = "pretrain.py",
+    script: str | Path = "pretrain.py",
     env: dict[str, str] | None = None,
 ) -> Done:
     """A run by a launcher's name, in "2 ranks" or "1 rank" of the preloaded process, or as a "fork" of it."""
@@ -82,10 +82,9 @@ def try_to_train(
 
 # What is read while libraries are loaded: a process that has loaded them cannot take it over.
 READ_AT_IMPORT = ("LD_PRELOAD", "OMP_NUM_THREADS", "TORCH_LOGS")
-READ_FOR_A_HUB = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "HF_XET_CACHE", "HF_TOKEN")
-# Tensors of a few megabytes are freed and allocated again at each step: without these glibc returns them to the kernel,
-# whose clearing of fresh pages takes a fifth of the CPU time of a short run.
-KEPT_BYTES = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+# Tensors of some megabytes are freed and allocated again at each step: without these glibc returns them to the kernel,
+# whose clearing of fresh pages takes a fifth of the CPU time of a short run; 17 MB are the logits of eight blocks.
+KEPT_BYTES = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
 
 
 @cache
@@ -107,8 +106,8 @@ def preloaded(variables: frozenset[tuple[str, str]]) -> subprocess.Popen:
 
 def preloaded_for(env: dict[str, str]) -> subprocess.Popen:
     """The process whose forks can have these variables."""
-    names = (*READ_AT_IMPORT, *(READ_FOR_A_HUB if "HF_ENDPOINT" in env else ()))
-    return preloaded(frozenset((name, env[name]) for name in names if name in env))
+    has_already = {("OMP_NUM_THREADS", "1")}
+    return preloaded(frozenset((name, env[name]) for name in READ_AT_IMPORT if name in env) - has_already)
 
 
 def end_preloaded(server: subprocess.Popen) -> None:
@@ -121,12 +120,29 @@ def end_preloaded(server: subprocess.Popen) -> None:
     preloaded.cache_clear()
 
 
+HAND_OVER = PROJECT_DIR / "tests/programs/hand_over.py"
+
+
+def leave_listening(folder: Path, host: str = os.uname().nodename[:8], init: int | None = None) -> dict[str, str]:
+    """Have forks of the preloaded process run what launchers and supervisors start as `HAND_OVER PROGRAM --flags`.
+
+    On the host whose first process is `init`, if that is given. Returns what has to be in the environment.
+    """
+    server = preloaded(frozenset())
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(json.dumps({"listen": str(folder / host), "init": init}) + "\n")
+    server.stdin.flush()
+    assert int(server.stdout.readline()) == 0
+    return {"PYTHON_LISTENING": str(folder)}
+
+
 def run_forked(
     *words: object, cwd: Path = PROJECT_DIR, env: dict[str, str] | None = None, stdin: str | None = None
 ) -> Done:
-    """Like `run`, in a fork of the preloaded process: for programs that import torch, whose start proves nothing more.
+    """Like `run`, in a fork of the preloaded process: for programs whose start proves nothing more.
 
-    For what libraries read when they are imported, such as the address of a Hub, another process imports everything.
+    For what libraries read when they are imported, another process imports everything; not for the address of a Hub.
     """
     return run_preloaded(0, words[1:], env or {}, cwd=cwd, stdin=stdin)
 

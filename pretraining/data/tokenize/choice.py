@@ -91,7 +91,7 @@ def _first_of(loaders: Sequence[Callable[[], Backend]], candidates: Candidates) 
     """The backend that can be loaded and passes the probe, or the reference; one line for each that does not.
 
     Raises:
-        Exception: when the file is not one of `tokenizers`, so that there is no reference.
+        Exception: when `tokenizers` cannot use the file, and so nothing can.
     """
     for load in loaders:
         try:

@@ -16,7 +16,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer.json: what stands in it, and its tokenizer, which another thread may still be opening."""
+    """A tokenizer.json: its content, and its tokenizer, which another thread may still be opening."""
 
     pipeline: dict[str, Any]
     opening: "Future[Tokenizer]"
@@ -32,7 +32,7 @@ class TokenizerFile:
 
     @cached_property
     def current_pipeline(self) -> dict[str, Any]:
-        """What stands in it, in the form that `tokenizers` writes today."""
+        """The content, in the form that `tokenizers` writes today."""
         model, pre_tokenizer = self.pipeline["model"], self.pipeline.get("pre_tokenizer") or {}
         merges = model.get("merges") or [[]]
         is_current = "type" in model and (pre_tokenizer.get("type") != "Metaspace" or "prepend_scheme" in pre_tokenizer)
@@ -67,7 +67,7 @@ def open_reference(content: bytes, special_tokens: dict[str, str]) -> Tokenizer:
 
 
 def read_pipeline(content: bytes, special_tokens: dict[str, str]) -> dict[str, Any]:
-    """What stands in a tokenizer.json, without what makes ids random or a control token of plain text."""
+    """The content of a tokenizer.json, without what makes ids random or a control token of plain text."""
     pipeline: dict[str, Any] = orjson.loads(content)  # twice as fast as json, of which a start notices 0.1 s
     pipeline["model"]["dropout"] = None  # some are saved with it: ids would be random
     for token in pipeline.get("added_tokens", []):
@@ -77,7 +77,7 @@ def read_pipeline(content: bytes, special_tokens: dict[str, str]) -> dict[str, A
 
 
 def open_pipeline(pipeline: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of what stands in a tokenizer.json."""
+    """The tokenizer of the content of a tokenizer.json."""
     tokenizer = Tokenizer.from_str(orjson.dumps(pipeline).decode("utf-8"))
     tokenizer.no_truncation()  # transformers saves truncation and padding with the file
     tokenizer.no_padding()

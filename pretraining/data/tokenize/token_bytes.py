@@ -5,6 +5,7 @@ or with U+2581 for a space (Llama 2). The table decodes 100 million tokens/s on 
 two, and each byte has its token.
 """
 
+import codecs
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,8 +116,10 @@ def _bytes_of(token: str, steps: Sequence[dict[str, Any]]) -> bytes:
     """
     for step in steps:
         if step["type"] == "ByteLevel":
-            known = all(character in BYTE_OF for character in token)
-            return bytes(BYTE_OF[character] for character in token) if known else token.encode()
+            try:
+                return codecs.charmap_encode(token, "strict", BYTES)[0]
+            except UnicodeEncodeError:  # an added token with other characters
+                return token.encode()
         if step["type"] == "ByteFallback" and BYTE_TOKEN.fullmatch(token):
             return bytes([int(token[3:5], 16)])
         if step["type"] == "Replace" and "String" in step["pattern"]:
@@ -134,3 +137,4 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTE_OF = _byte_characters()
+BYTES = {ord(character): byte for character, byte in BYTE_OF.items()}  # as the codec wants it

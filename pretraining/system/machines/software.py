@@ -20,6 +20,7 @@ VERSIONS_THAT_MATTER = ("torch", "transformers", "deepspeed", "tokenizers")
 SAME_ON_ALL_MACHINES = (*VERSIONS_THAT_MATTER, "accelerate", "triton")
 GIT_SECONDS = 3.0  # of a checkout on a dead network disk
 NONE = "none"
+VERSION = re.compile(r"^Version: (\S+)", re.MULTILINE)
 
 
 def package_versions() -> dict[str, str | None]:
@@ -38,9 +39,12 @@ def versions_to_compare() -> dict[str, str]:
 def installed_version(name: str) -> str | None:
     """The version of a package; None if it is not installed."""
     try:
-        return metadata.version(name)
+        package = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return None
+    # metadata.version parses all headers and the description, four times as long as it takes to find the package.
+    found = VERSION.search(package.read_text("METADATA") or "")
+    return package.version if found is None else found[1]
 
 
 def git_state() -> dict[str, Any] | None:

@@ -109,9 +109,9 @@ def check_shared(run_dir: Path) -> None:
     """
     token_path = run_dir / TOKEN_NAME
     token = run_on_main(partial(_write_token, token_path))
-    folders, hosts = all_gather_objects(str(run_dir.resolve())), all_gather_objects(socket.gethostname())
-    seen = all_gather_objects(_sees(token_path, token))
+    found = all_gather_objects((_sees(token_path, token), str(run_dir.resolve()), socket.gethostname()))
     run_on_main(partial(token_path.unlink, missing_ok=True))
+    seen, folders, hosts = zip(*found, strict=True)
     if not all(seen):
         rank = seen.index(False)
         raise UserError(

@@ -4,6 +4,7 @@ Gradient norms are in deepspeed_gradients.py, checkpoints in deepspeed_checkpoin
 The unit test of each module looks for each part in the installed version.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import compiler
+from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
 from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, is_zero_param
 from torch import Tensor
 
@@ -99,6 +101,16 @@ def avoid_host_waits(engine: DeepSpeedEngine) -> None:
         _wait_on_device(zero.reduce_and_partition_stream)
     if dist.get_world_size() == 1:
         _add_gradients_in_place(zero)
+
+
+def remember_signatures(model: torch.nn.Module) -> None:
+    """Inspect DeepSpeed's autograd functions once, two per module (runtime/zero/parameter_offload.py, linear.py).
+
+    torch looks at the signature of each at every call, which takes 25 us more: of 32 layers 25 ms per forward.
+    """
+    hooks = [getattr(module, name, None) for module in model.modules() for name in ("pre_bwd_fn", "post_bwd_fn")]
+    for function in (LinearFunctionForZeroStage3, *filter(None, hooks)):
+        function.forward.__signature__ = inspect.signature(function.forward)
 
 
 def forget_gradients_after_step(engine: DeepSpeedEngine) -> None:

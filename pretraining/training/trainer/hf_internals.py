@@ -21,7 +21,11 @@ from transformers import (
 from pretraining.training.checkpoint.checkpointing import CheckpointingTrainer
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.data.batch import Batch
-from pretraining.training.distributed.deepspeed_internals import avoid_host_waits, forget_gradients_after_step
+from pretraining.training.distributed.deepspeed_internals import (
+    avoid_host_waits,
+    forget_gradients_after_step,
+    remember_signatures,
+)
 from pretraining.training.metrics.gradient_norms import GradientNorms
 
 # The methods that a RunCallback can define.
@@ -75,6 +79,7 @@ class TrainerInternals(CheckpointingTrainer):
         prepared = super()._prepare_for_training(*args, **kwargs)
         avoid_host_waits(self.model_wrapped)
         forget_gradients_after_step(self.model_wrapped)
+        remember_signatures(self.model)
         self.gradient_norms = GradientNorms(self.model_wrapped)
         return prepared
 
@@ -124,15 +129,11 @@ def packing_check(*, is_on: bool) -> Iterator[None]:
     """
     search = masking_utils.find_packed_sequence_indices
     if not is_on:
-        masking_utils.find_packed_sequence_indices = _find_nothing
+        masking_utils.find_packed_sequence_indices = lambda _positions: None
     try:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = search
-
-
-def _find_nothing(_positions: torch.Tensor) -> None:
-    """In place of `find_packed_sequence_indices`."""
 
 
 @contextmanager

@@ -82,6 +82,7 @@ class LocalHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a header and its body are two writes, the second of which would wait 40 ms
     hub: LocalHub
 
     def log_message(self, *_: object) -> None:

@@ -1,7 +1,8 @@
 """Starts pretrain.py and does something to its processes at a certain place; takes its flags and launchers.
 
 AT=step:3, micro step:3, batch:2 (of evaluations, counted together) or end (before the last evaluation); DO is a line of
-Python with what stands in `WORDS`; BY_RANK does it, 0 without.
+Python with what stands in `WORDS`; BY_RANK does it, 0 without. DUMP_SECONDS is how long a process that finds a hang
+waits for the stacks of the others.
 """
 
 import os
@@ -18,6 +19,7 @@ import pretrain
 from pretraining.cli.program import run_program
 from pretraining.training import finish as ending
 from pretraining.training import run as program
+from pretraining.training.stopping import hang_watchdog
 
 
 def parent_of(pid: int) -> int:
@@ -75,6 +77,7 @@ def main() -> None:
         interruption.at("end")
         evaluate_at_end(*args)
 
+    hang_watchdog.OTHERS_DUMP_SECONDS = float(os.environ.get("DUMP_SECONDS", hang_watchdog.OTHERS_DUMP_SECONDS))
     program.make_trainer, ending.evaluate_at_end = make_interrupted, evaluate_interrupted
     run_program(pretrain.main)
 

@@ -1,7 +1,7 @@
 """Starts pretrain.py; from the end of step FIRST to that of step LAST, rank RANK can write less than it wants.
 
-LIMITED is the JSON of [RANK, FIRST, LAST, LIMIT]: no files above LIMIT bytes, as on a full disk or beyond a quota; or,
-where LIMIT is a folder, no new names in it.
+LIMITED is the JSON of [[RANK, FIRST, LAST, LIMIT], ...]: no files above LIMIT bytes, as on a full disk or beyond
+a quota; or, where LIMIT is a folder, no new names in it.
 """
 
 import json
@@ -33,11 +33,11 @@ def lift(what: int | str) -> None:
 
 
 def on_step_end(self: CheckpointRotation, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-    rank, first, last, what = json.loads(os.environ["LIMITED"])
-    if state.global_step in (first, last):
-        self._trainer.saver.wait()  # all processes, so that the save before is over whatever happens now
-        if args.process_index == rank:
-            (limit if state.global_step == first else lift)(what)
+    for rank, first, last, what in json.loads(os.environ["LIMITED"]):
+        if state.global_step in (first, last):
+            self._trainer.saver.wait()  # all processes, so that the save before is over whatever happens now
+            if args.process_index == rank:
+                (limit if state.global_step == first else lift)(what)
     real_step_end(self, args, state, control, **kwargs)
 
 

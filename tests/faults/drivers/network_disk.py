@@ -1,11 +1,12 @@
 """Starts pretrain.py; the second process has no room in memory for a copy of what is saved, and no disk is fast.
 
-The first process lists no random states of the other: a network file system can show an old listing.
+What is saved is written when its process waits for it, or as late as the next save. The first process lists no random
+states of the other: a network file system can show an old listing.
 """
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pretrain
@@ -14,13 +15,20 @@ from pretraining.system.launchers import process_rank
 from pretraining.training.checkpoint import async_saver as checkpoint_saver
 from pretraining.training.checkpoint.async_saver import CheckpointSaver
 
-write_parts, list_all = CheckpointSaver._write, Path.rglob
-SECONDS = 0.7  # some steps
+write_parts, wait_for_parts, list_all = CheckpointSaver._write, CheckpointSaver.wait, Path.rglob
+somebody_waits = Event()
+
+
+def wait(saver: CheckpointSaver) -> None:
+    if saver.is_writing:
+        somebody_waits.set()
+    wait_for_parts(saver)
 
 
 def write_later(saver: CheckpointSaver) -> None:
     """Nothing is written before a step that did not wait for it would have changed the weights."""
-    time.sleep(SECONDS)
+    somebody_waits.wait()
+    somebody_waits.clear()
     write_parts(saver)
 
 
@@ -29,7 +37,7 @@ def list_as_before(folder: Path, pattern: str, **options: Any) -> Iterator[Path]
 
 
 if __name__ == "__main__":
-    CheckpointSaver._write = write_later
+    CheckpointSaver._write, CheckpointSaver.wait = write_later, wait
     if process_rank() == 1:
         checkpoint_saver.MAX_COPY_FRACTION = 0.0
     else:

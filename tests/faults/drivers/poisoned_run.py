@@ -1,4 +1,4 @@
-"""Starts pretrain.py with a planted fault; takes its flags and launchers.
+"""Starts pretrain.py with a planted fault; takes its flags and launchers. A spike is found from step 13 on.
 
 NAN_BLOCK=n makes the loss of training block n no number; SKIPPED=[[start, stop], ...] leaves out positions of the order
 from the start, as a rollback does.
@@ -16,6 +16,7 @@ from pretraining.cli.program import run_program
 from pretraining.training.callbacks import anomalies as fault_handler
 from pretraining.training.data import splits as training_data
 from pretraining.training.data.dataset import Item, MixedBlocks
+from pretraining.training.metrics import spike_detector
 
 
 class PoisonedBlocks(MixedBlocks):
@@ -53,6 +54,7 @@ def plant_skipped() -> None:
 
 
 if __name__ == "__main__":
+    spike_detector.MEDIAN_WINDOW, spike_detector.MIN_HISTORY = 8, 4
     plant_nan()
     if "SKIPPED" in os.environ:
         plant_skipped()

@@ -1,7 +1,7 @@
 """A rank under tools.supervise that imports no torch and so starts at once: supervised.py FOLDER
 
 DOES={"0-1": ...} says what rank 1 does in attempt 0: end with a number, or kill itself by a signal's name. Others wait
-until a signal comes and then stop, after a second in which they would save; they leave its name in FOLDER.
+until a signal comes and then stop, after half a second in which they would save; they leave its name in FOLDER.
 """
 
 import json
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         os.kill(os.getpid(), signal.Signals[does])
     while not received:
         time.sleep(0.02)
-    time.sleep(1)
+    time.sleep(0.5)
     (folder / f"{name}.signals").write_text(" ".join(received))
     exit_process(75)
 

@@ -1,19 +1,18 @@
 """The commands of README.md and docs/: each block is run in a small form, or carries the reason why not."""
 
-import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from docs.generate_reference import parser_of
-from tests.conftest import HANG_SECONDS, PROJECT_DIR, TINY_MODEL
-from tests.programs.launching import free_port
+from tests.conftest import PROJECT_DIR, TINY_MODEL, Done, run
+from tests.programs.launching import free_port, run_forked
 
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?:bash|sh)\n(?P<code>.*?)```", re.DOTALL)
 NAMED = re.compile(r"tests/[\w/]+(?:\.py)?|[\w/-]+\.md")  # tests and pages that a reason names
@@ -21,12 +20,13 @@ SAME = re.compile(r"(?P<page>[\w/-]+\.md) has the same commands?, which (?:is|ar
 GENERATED = ("docs/reference/cli/", "docs/benchmarks/")
 COMMAND = re.compile(r"(?:-m (?P<tool>tools\.\w+)|(?P<program>\w+)\.py)\b(?P<rest>.*)")
 PROGRAMS = ("preprocess", "pretrain", "finetune", "generate", "train_tokenizer")
+# Not started anew: README.md starts pretrain.py for a training, and test_chat.py starts generate.py.
+FORKED = re.compile(r"python3 (?:generate\.py|pretrain\.py .*--dry_run)[^|&;<>$*]*$")
 # What makes a command of the documents small; later flags override earlier ones and those of a recipe.
 SIZES = {"--block_length 2048": "--block_length 128", "--vocab_size 32000": "--vocab_size 500"}
 DOES_NOT_FIT = "llama2_7b.yaml --dry_run --num_gpus 1 --gpu_type h100 --host_memory 256GB"  # exit code 2
-SMALL_RUN = (
-    "--per_device_train_batch_size 4 --max_steps 4 --save_steps 2 --eval_steps 4 --learning_rate 1e-2 --report false"
-)
+SMALL_RUN = "--per_device_train_batch_size 4 --max_steps 4 --save_steps 2 --eval_steps 4 --learning_rate 1e-2 "
+SMALL_RUN += "--per_device_eval_batch_size 8 --report false"
 SHAPE = " ".join([*TINY_MODEL[:-1], "max_position_embeddings=512"])  # generate.py's default is 200 tokens
 SMALL_MODEL = f"--model quickstart --model_overrides {SHAPE} --global_batch_tokens 1024 --warmup_steps 1"
 SMALL = {
@@ -69,22 +69,22 @@ def in_small(line: str) -> str:
     found = COMMAND.search(line)
     if found and found["program"] in SMALL and "--dry_run" not in line:
         line = f"{line} {SMALL[found['program']]}"
-    if "--dry_run" in line and line.endswith(DOES_NOT_FIT):
-        line = f"{line} && exit 1 || [ $? = 2 ]"
     return re.sub(r"^deepspeed ", f"deepspeed --master_port={free_port()} ", line)
 
 
 def run_blocks(page: str, folder: Path) -> None:
-    """Run the blocks of a page in their order, each as one script that ends at its first error."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(PROJECT_DIR)}
+    """Run the blocks of a page in their order."""
     for block in blocks_of(page):
-        if not block.reason:
-            script = "\n".join(["set -euo pipefail", *map(in_small, block.lines)])
-            done = subprocess.run(
-                ["bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=HANG_SECONDS
-            )
-            assert done.returncode == 0, f"{page}:\n{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        for is_forked, lines in groupby([] if block.reason else block.lines, lambda line: bool(FORKED.match(line))):
+            for script in lines if is_forked else ["\n".join(map(in_small, lines))]:
+                done = run_forked(*shlex.split(script), cwd=folder) if is_forked else run_script(script, folder)
+                expected = 2 if script.endswith(DOES_NOT_FIT) else 0
+                assert done.returncode == expected, f"{page}:\n{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def run_script(script: str, folder: Path) -> Done:
+    """Run commands that end at the first error."""
+    return run("bash", "-c", f"set -euo pipefail\n{script}", cwd=folder, env={"PYTHONPATH": str(PROJECT_DIR)})
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +103,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # Their programs take longest to start. What they do is held by test_evaluate.py, test_evaluate_completions.py,
 # test_checkpoints.py, test_finetune.py, test_generate.py, test_report.py and test_planning.py in tests/programs, by
-# test_the_exported_model_is_everybodys_and_has_the_trainers_logits and by tests/faults/test_stopping.py; that their
-# flags exist, by test_all_flags_of_commands_exist.
+# test_the_exported_model_is_everybodys_and_has_the_trainers_logits, tests/faults/test_stopping.py, test_preprocess.py,
+# test_trace.py and tests/test_docs.py; that their flags exist, by test_all_flags_of_commands_exist.
 LONG_PAGES = [f"docs/guides/{name}.md" for name in ("evaluate", "finetune", "generate", "monitor", "resume-and-stop")]
-LONG_PAGES += [f"docs/guides/{name}.md" for name in ("long-context", "multi-gpu", "serve")]
-LONG_PAGES += ["docs/explanation/parallelism.md", "docs/getting-started/hardware.md"]
+LONG_PAGES += [f"docs/guides/{name}.md" for name in ("long-context", "multi-gpu", "preprocess", "provenance", "serve")]
+LONG_PAGES += ["docs/explanation/parallelism.md", "docs/getting-started/hardware.md", "docs/contributing/setup.md"]
 LONG_PAGES += ["docs/reference/deepspeed-config.md"]
 
 

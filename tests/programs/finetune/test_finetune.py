@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
 from pretraining.data.store.manifest import read_manifest
-from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run, run_fine
+from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, run
 from tests.fakes.hub import running_hub
 from tests.fakes.hub.server import ALICE
 from tests.programs.launching import figures, records, run_forked_fine, run_preloaded, train
@@ -48,7 +48,7 @@ Messages = list[dict[str, str]]
 @pytest.fixture(scope="module")
 def base_model(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("base") / "run"
-    train("2 ranks", sample_store, run_dir, "--save_strategy", "no", "--eval_strategy", "no")
+    train("1 rank", sample_store, run_dir, "--max_steps", 2, "--save_strategy", "no", "--eval_strategy", "no")
     return run_dir / "model"
 
 
@@ -93,8 +93,8 @@ def try_to_finetune(num_ranks: int, model: Path, chat_file: Path, run_dir: Path,
     return run_preloaded(num_ranks, words, {"PYTHONPATH": str(PROJECT_DIR)})
 
 
-def finetune(model: Path, chat_file: Path, run_dir: Path, *flags: object) -> Done:
-    done = try_to_finetune(2, model, chat_file, run_dir, *flags)
+def finetune(model: Path, chat_file: Path, run_dir: Path, *flags: object, num_ranks: int = 2) -> Done:
+    done = try_to_finetune(num_ranks, model, chat_file, run_dir, *flags)
     assert done.returncode == 0, done.output[-6000:]
     return done
 
@@ -152,8 +152,8 @@ def test_the_loss_is_that_of_the_answers_alone(
 def test_packed_conversations_train_like_padded_ones(
     base_model: Path, chat_file: Path, tuned_run: Path, tmp_path: Path
 ) -> None:
-    flags = ["--packing", "alone", "--gradient_accumulation_steps", 4, "--save_strategy", "no", "--export", "false"]
-    done = finetune(base_model, chat_file, tmp_path / "run", *flags)
+    flags = ["--packing", "alone", "--gradient_accumulation_steps", 8, "--save_strategy", "no", "--export", "false"]
+    done = finetune(base_model, chat_file, tmp_path / "run", *flags, num_ranks=1)
     assert num_blocks(done) == 16
     assert len(figures(tuned_run)) == NUM_STEPS
     assert_same_training(figures(tmp_path / "run"), figures(tuned_run), **SIZES)
@@ -173,7 +173,7 @@ def test_tiles_and_stages_change_nothing(
     flags: list[object], base_model: Path, chat_file: Path, tuned_run: Path, tmp_path: Path
 ) -> None:
     flags = [*flags, "--save_strategy", "no", "--export", "false"]
-    finetune(base_model, chat_file, tmp_path / "run", "--gradient_accumulation_steps", 2, *flags)
+    finetune(base_model, chat_file, tmp_path / "run", "--gradient_accumulation_steps", 4, *flags, num_ranks=1)
     assert_same_training(figures(tmp_path / "run"), figures(tuned_run), **SIZES)
 
 
@@ -194,7 +194,7 @@ def test_a_resumed_run_equals_one_never_stopped(
     path = base_model / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    done = try_to_finetune(2, base_model, chat_file, run_dir, "--gradient_accumulation_steps", 2)
+    done = try_to_finetune(1, base_model, chat_file, run_dir, "--gradient_accumulation_steps", 4)
     path.write_bytes(content)
     assert_one_error(done, "--resume: initial_weights.model.safetensors differs from that of", "its files have changed")
 
@@ -288,8 +288,7 @@ def test_other_formats_and_the_hub_give_the_same_blocks(
         export = hub.storage.serve_folder("dataset", "yizhongw/export", tmp_path / "exported", private=False)
         repository.trees = {export.head: export.trees[export.head], **repository.trees}
         repository.branches["refs/convert/parquet"] = export.head
-        # The address of the Hub is read when its library is imported: that one needs a start, the others do not.
-        env = {"PYTHONPATH": str(PROJECT_DIR), **hub.env(tmp_path / "home", ALICE)}
+        env = hub.env(tmp_path / "home", ALICE)
         for name, words in {
             "messages": [tmp_path / "messages.jsonl"],
             "sharegpt": [tmp_path / "sharegpt.json"],
@@ -305,8 +304,7 @@ def test_other_formats_and_the_hub_give_the_same_blocks(
         }.items():
             run_dir = tmp_path / "runs" / name.replace("/", "_")
             command = [sys.executable, script, base_model, run_dir, *words]
-            is_of_hub = name == "prompt/completion"
-            done = run_fine(*command, env=env) if is_of_hub else run_forked_fine(*command)
+            done = run_forked_fine(*command, env=env)
             assert f"conversations by format: {name} {NUM_CONVERSATIONS}\n" in done.stderr
             found[name] = pq.read_table(run_dir / "blocks/data").to_pylist()
             assert read_manifest(run_dir / "blocks", flag="").conversations == {name: NUM_CONVERSATIONS}

@@ -8,8 +8,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonlines
@@ -22,8 +21,9 @@ from preprocess import main as preprocess
 from pretraining.errors import UserError
 from pretraining.evaluation.text_statistics import text_statistics
 from pretraining.generation.generate import Completion
-from tests.conftest import PROJECT_DIR, Done, assert_one_error, python
-from tests.programs.launching import run_forked_fine, train
+from pretraining.system.processes import descendants
+from tests.conftest import PROJECT_DIR, Done, assert_one_error, python, wait_until
+from tests.programs.launching import preloaded_for, run_forked, run_forked_fine, train
 from tests.rounding import loss_rounding
 from tools.evaluate import main as evaluate
 from train_tokenizer import main as train_tokenizer
@@ -104,7 +104,7 @@ def test_every_source_gives_the_same_text(finished_run: Path, tmp_path: Path) ->
     assert sample("--model", bare_shards(finished_run / "checkpoint-6", tmp_path)) == expected
 
 
-@pytest.mark.parametrize("ranks", ["1 rank", "3 ranks"])
+@pytest.mark.parametrize("ranks", [pytest.param("1 rank", marks=pytest.mark.long), "3 ranks"])
 @pytest.mark.guarantee("Shards of 1, 2 and 3 processes give the text of the export.")
 def test_shards_of_any_number_of_ranks_are_the_exported_model(ranks: str, sample_store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
@@ -311,12 +311,14 @@ def test_a_killed_output_is_resumed_to_the_same_completions(
     flags += ["--max_new_tokens", 12]
     whole = written(tmp_path / "whole.jsonl", *flags)
     output, partial = tmp_path / "killed.jsonl", tmp_path / "killed.jsonl.partial"
-    command = [str(word) for word in python("generate.py", *flags, "--output", output, "--batch_size", 4)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not (partial.exists() and partial.read_bytes().count(b"\n") > 20):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    command = python("generate.py", *flags, "--output", output, "--batch_size", 4)
+    server = preloaded_for({})
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(run_forked, *command)
+        wait_until(lambda: running.done() or (partial.exists() and partial.read_bytes().count(b"\n") > 20))
+        for process in descendants(server.pid):
+            os.kill(process.pid, signal.SIGKILL)
+        assert running.result().returncode == -signal.SIGKILL
     finished = partial.read_bytes().rpartition(b"\n")[0].splitlines()[1:]
     assert 20 <= len(finished) < len(whole)
     partial.write_bytes(partial.read_bytes().rpartition(b"\n")[0] + b'\n{"prompt": "The cou')

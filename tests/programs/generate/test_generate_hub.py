@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_nowhere, assert_one_error, python, run, run_fine
+from tests.conftest import assert_nowhere, assert_one_error, python
+from tests.fakes.exported import export_random_model
 from tests.fakes.hub import LocalHub
 from tests.fakes.hub.server import ALICE, BOB
-from tests.programs.launching import run_forked_fine, train
+from tests.programs.launching import run_forked, run_forked_fine
 
 pytestmark = pytest.mark.launch
 SAMPLED = python("generate.py", "--max_new_tokens", 10, "--prompt", "The council")
@@ -17,9 +18,7 @@ SAMPLED = python("generate.py", "--max_new_tokens", 10, "--prompt", "The council
 
 @pytest.fixture(scope="module")
 def model_dir(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("generate") / "run"
-    train("1 rank", sample_store, run_dir, "--max_steps", 1, "--eval_strategy", "no")
-    return run_dir / "model"
+    return export_random_model(tmp_path_factory.mktemp("generate") / "model", sample_store)
 
 
 def test_a_private_model_of_a_revision_and_a_tokenizer_for_blocks(
@@ -28,15 +27,15 @@ def test_a_private_model_of_a_revision_and_a_tokenizer_for_blocks(
     hub.storage.serve_folder("model", "alice/tiny", model_dir, private=True)
     commit = hub.storage.repositories["model", "alice/tiny"].head
     machine = hub.env(tmp_path / "machine", ALICE)
-    done = run_fine(*SAMPLED, "--model", "alice/tiny", "--revision", commit, env=machine)
+    done = run_forked_fine(*SAMPLED, "--model", "alice/tiny", "--revision", commit, env=machine)
     assert done.stdout == run_forked_fine(*SAMPLED, "--model", model_dir).stdout
     assert f"model: alice/tiny at {commit[:12]}" in done.stderr
     assert_nowhere(ALICE, done, tmp_path / "machine")
     store = tmp_path / "blocks"
-    run_fine(*python("preprocess.py", "--tokenizer", "alice/tiny", "--output_dir", store), env=machine)
+    run_forked_fine(*python("preprocess.py", "--tokenizer", "alice/tiny", "--output_dir", store), env=machine)
     assert json.loads((store / "manifest.json").read_text())["origin"]["tokenizer"]["name"] == "alice/tiny"
 
-    done = run(*SAMPLED, "--model", "alice/tiny", env=hub.env(tmp_path / "other", BOB))
+    done = run_forked(*SAMPLED, "--model", "alice/tiny", env=hub.env(tmp_path / "other", BOB))
     assert_one_error(done, "--model alice/tiny: cannot be loaded", "HF_TOKEN")
 
 
@@ -51,9 +50,9 @@ def test_pickles_and_code_of_others_are_not_even_downloaded(hub: LocalHub, model
     for name in ("pickled", "own_code"):
         hub.storage.serve_folder("model", f"bob/{name}", tmp_path / name, private=False)
     env = hub.env(tmp_path / "machine", None)
-    done = run(*SAMPLED, "--model", "bob/pickled", env=env)
+    done = run_forked(*SAMPLED, "--model", "bob/pickled", env=env)
     assert_one_error(done, "--model bob/pickled: has pickled weights (pytorch_model.bin)", "can run code")
-    done = run(*SAMPLED, "--model", "bob/own_code", env=env)
+    done = run_forked(*SAMPLED, "--model", "bob/own_code", env=env)
     assert_one_error(done, "--model bob/own_code: config.json: asks for custom code (auto_map)")
     names = {path.name for path in (tmp_path / "machine").rglob("*")}
     assert not names & {"pytorch_model.bin", "evil.py"}

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pretraining.finetuning.chat_template import chat_template
+from pretraining.system.processes import descendants
+from tests.conftest import wait_until
 from tests.fakes.exported import export_random_model
-from tests.programs.launching import free_port
+from tests.programs.launching import free_port, preloaded_for, run_forked
 
 pytestmark = pytest.mark.launch
 
@@ -50,6 +54,14 @@ def post(address: str, body: dict[str, Any]) -> Any:
         return json.load(response)
 
 
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/health", timeout=2).close()
+    except (URLError, OSError):
+        return False
+    return True
+
+
 @contextmanager
 def served(words: list[object], log: Path, **env: str) -> Iterator[str]:
     """The address of a server that answers, until the end."""
@@ -62,11 +74,9 @@ def served(words: list[object], log: Path, **env: str) -> Iterator[str]:
     try:
         for _ in range(START_SECONDS * 4):
             assert server.poll() is None, log.read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2).close()
+            if answers(address):
                 break
-            except (URLError, OSError):
-                time.sleep(0.25)
+            time.sleep(0.25)
         yield address
     finally:
         server.terminate()
@@ -88,9 +98,20 @@ def test_transformers_serve(model: Path, tmp_path: Path) -> None:
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f'{", ".join(missing)} missing: pip install "transformers[serving]"')
-    words = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
-    with served(words, tmp_path / "log") as address:
-        check(address, model)
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    words = ["-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1", "--port", port]
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    env |= {"CUDA_VISIBLE_DEVICES": ""}
+    server = preloaded_for(env)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(run_forked, sys.executable, *words, env=env)
+        try:
+            wait_until(lambda: running.done() or answers(address))
+            assert not running.done(), running.result().output
+            check(address, model)
+        finally:
+            for process in descendants(server.pid):
+                os.kill(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.guarantee("vLLM answers with the text of transformers (where it is installed).")

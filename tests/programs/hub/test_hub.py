@@ -9,17 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, assert_nowhere, assert_one_error, python, run, run_fine
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, assert_nowhere, assert_one_error, python, run_fine
 from tests.fakes.hub import LocalHub, running_hub
 from tests.fakes.hub.repositories import Repository, git_oid
 from tests.fakes.hub.server import ALICE, ALICE_READS, CUT, DROP, FLIP, HOLD, LOSE
+from tests.programs.launching import run_forked, run_forked_fine
 
 pytestmark = pytest.mark.launch
 
@@ -35,13 +35,7 @@ for split in ("train", "validation", "test"):
     print(hashlib.sha256(str(list(whole)).encode()).hexdigest(), flush=True)
 os._exit(0)
 """
-PUSH_WITHOUT_WAITING = """
-import runpy, sys
-from pretraining.hub import retry as hub_errors
-hub_errors.WAIT_SECONDS = (0, 0)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+WITHOUT_WAITING = PROJECT_DIR / "tests/programs/hub/impatient_run.py"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +49,12 @@ def local_rows(sample_store: Path) -> str:
 def push_command(store: Path, *flags: object) -> list[object]:
     words = ["--block_length", 64, "--split", "90,5,5", "--output_dir", store, "--push_to_hub", NAME]
     return python("preprocess.py", *words, *flags)
+
+
+def push_impatiently(store: Path, *flags: object, env: dict[str, str]) -> Done:
+    """Push without waiting between the attempts."""
+    interpreter, *words = push_command(store, *flags)
+    return run_forked(interpreter, WITHOUT_WAITING, *words, env=env)
 
 
 def on_the_hub(hub: LocalHub) -> Repository:
@@ -99,7 +99,7 @@ def test_a_pushed_store_is_private_whole_and_loads_without_our_code(
     assert bool(hub.asked("put")) != xet
 
     hub.log.clear()
-    again = run_fine(*push_command(store), env=env)
+    again = run_forked_fine(*push_command(store), env=env)
     assert "nothing to upload" in again.stderr
     assert {asked.method for asked in hub.log} == {"GET", "POST"}
     assert {asked.route for asked in hub.log} == {"create", "info", "tree"}
@@ -124,22 +124,18 @@ def test_an_upload_survives_what_passes(
 ) -> None:
     """In each push every route fails once; long is that it does so in each way."""
     routes = ["create", "info", "tree", "preupload", "commit", *(["xet_token"] if xet else ["batch", "put", "verify"])]
-
-    def push_through(faults: tuple[int | str, ...]) -> None:
+    for faults in rounds:
         with running_hub() as hub:
             hub.faults = {route: [fault] for route, fault in zip(routes, cycle(faults), strict=False)}
-            done = run_fine(*push_command(sample_store), env=hub.env(tmp_path / str(faults), ALICE, xet=xet))
-            assert "checked: the Hub has all" in done.stderr
+            done = push_impatiently(sample_store, env=hub.env(tmp_path / str(faults), ALICE, xet=xet))
+            assert "checked: the Hub has all" in done.stderr, done.output
             assert hub.faults == {route: [] for route in routes}
             assert_arrived(hub, sample_store)
-
-    with ThreadPoolExecutor() as threads:
-        list(threads.map(push_through, rounds))
 
 
 def test_a_commit_whose_answer_is_lost_is_found_done(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
     hub.faults = {"commit": [LOSE]}
-    run_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
+    run_forked_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
     assert len(on_the_hub(hub).trees) == 3  # the first commit of every repository, and ours
     assert_arrived(hub, sample_store)
 
@@ -155,7 +151,7 @@ def test_after_a_kill_only_what_is_missing_is_sent(
     assert not hub.asked("commit")
     hub.stop_holding()
     hub.log.clear()
-    run_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
+    run_forked_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
     assert_arrived(hub, sample_store)
     sent = {Path(asked.path).name for asked in hub.asked("put")}
     assert len(sent) == 2
@@ -164,7 +160,7 @@ def test_after_a_kill_only_what_is_missing_is_sent(
 
 def test_what_is_checked_is_the_commit_that_is_printed(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
     """Somebody may push in between: each check of the files names the commit, after it was asked for."""
-    done = run_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
+    done = run_forked_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
     commit = on_the_hub(hub).head
     assert f"at commit {commit}" in done.stderr
     after = hub.log[[asked.route for asked in hub.log].index("commit") :]
@@ -184,7 +180,7 @@ def test_after_a_kill_chunks_are_not_stored_twice(
     assert stored_bytes > 0
     assert len(on_the_hub(hub).trees) == 1
     hub.stop_holding()
-    run_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE, xet=True))
+    run_forked_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE, xet=True))
     assert_arrived(hub, sample_store)
     assert hub.xet.num_bytes == stored_bytes
 
@@ -203,10 +199,10 @@ def push_and_kill(hub: LocalHub, store: Path, tmp_path: Path, *, when: Callable[
 
 def test_a_data_set_with_a_manifest_is_whole_at_every_commit(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
     other = tmp_path / "without-validation"
-    run_fine(*python("preprocess.py", "--block_length", 128, "--split", "1,0,1", "--output_dir", other))
+    run_forked_fine(*python("preprocess.py", "--block_length", 128, "--split", "1,0,1", "--output_dir", other))
     env = hub.env(tmp_path / "machine", ALICE)
-    run_fine(*push_command(sample_store), env=env)
-    run_fine(*push_command(other, "--block_length", 128, "--split", "1,0,1"), env=env)
+    run_forked_fine(*push_command(sample_store), env=env)
+    run_forked_fine(*push_command(other, "--block_length", 128, "--split", "1,0,1"), env=env)
     assert_arrived(hub, other)
     trees = list(on_the_hub(hub).trees.values())
     assert len(trees) == 1 + 2 + 2
@@ -229,11 +225,11 @@ def test_other_bytes_than_were_sent_are_found_and_mended(
     route: str, fault: str, hub: LocalHub, sample_store: Path, tmp_path: Path
 ) -> None:
     hub.faults = {route: [fault]}
-    done = run(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
+    done = run_forked(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
     assert_one_error(done, f"--push_to_hub {NAME}", "files arrived with other bytes", "run the same command again")
     assert ("data/" in done.errors[0] or "documents/" in done.errors[0]) == (route == "put")
     assert ("tokenizer/tokenizer.json" in done.errors[0]) == (route == "commit")
-    run_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
+    run_forked_fine(*push_command(sample_store), env=hub.env(tmp_path / "machine", ALICE))
     assert_arrived(hub, sample_store)
 
 
@@ -251,15 +247,10 @@ def test_a_push_that_the_hub_refuses_is_one_line(hub: LocalHub, sample_store: Pa
         (ALICE, ["--license", "my own"], ["--license my own: is not a license of the Hub"]),
     ]
 
-    def push(case: tuple[str | None, list[object], list[str]]) -> Done:
-        token, flags, _ = case
-        machine = tmp_path / str(refusals.index(case))
-        return run(*push_command(sample_store, *flags), env=hub.env(machine, token))
-
-    with ThreadPoolExecutor(4) as threads:
-        for (token, _, parts), done in zip(refusals, threads.map(push, refusals), strict=True):
-            assert_one_error(done, *parts)
-            assert_nowhere(token or "hf_", done)
+    for number, (token, flags, parts) in enumerate(refusals):
+        done = run_forked(*push_command(sample_store, *flags), env=hub.env(tmp_path / str(number), token))
+        assert_one_error(done, *parts)
+        assert_nowhere(token or "hf_", done)
     assert len(public.trees) == 1
     assert ("dataset", NAME) not in hub.storage.repositories
 
@@ -271,25 +262,23 @@ def test_no_network_no_quota_and_no_licence(hub: LocalHub, sample_store: Path, t
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         nowhere = {"HF_ENDPOINT": f"http://127.0.0.1:{unused.getsockname()[1]}"}
-        done = run(*push_command(sample_store), env=hub.env(tmp_path / "a", ALICE) | nowhere)
+        done = run_forked(*push_command(sample_store), env=hub.env(tmp_path / "a", ALICE) | nowhere)
     assert_one_error(done, "Connection refused", "check the network", "run the same command again")
     hub.faults = {"create": [429] * 99}
-    interpreter, *words = push_command(sample_store, "--debug")
-    env = hub.env(tmp_path / "b", ALICE) | {"PYTHONPATH": str(PROJECT_DIR)}
-    debugged = run(interpreter, "-c", PUSH_WITHOUT_WAITING, *words, env=env)
+    debugged = push_impatiently(sample_store, "--debug", env=hub.env(tmp_path / "b", ALICE))
     assert debugged.returncode != 0
     assert "Traceback" in debugged.stderr
     assert "UserError: --push_to_hub alice/blocks: 429 ordered 429; wait until your quota is renewed" in debugged.stderr
     hub.faults = {}
-    done = run(*push_command(store, "--license", "mine"), env=hub.env(tmp_path / "c", ALICE))
+    done = run_forked(*push_command(store, "--license", "mine"), env=hub.env(tmp_path / "c", ALICE))
     assert_one_error(done, '"license" must be one of')
     assert_nowhere(ALICE, debugged, tmp_path)
 
 
 def test_what_is_published_is_said(hub: LocalHub, sample_store: Path, tmp_path: Path) -> None:
     env = hub.env(tmp_path / "machine", ALICE)
-    done = run_fine(*push_command(sample_store, "--hub_private", "false"), env=env)
+    done = run_forked_fine(*push_command(sample_store, "--hub_private", "false"), env=env)
     assert "pushing to the public data set" in done.stderr
     assert not on_the_hub(hub).private
-    done = run_fine(*push_command(sample_store), env=env)
+    done = run_forked_fine(*push_command(sample_store), env=env)
     assert f"warning: --hub_private true: {NAME} already exists and stays public" in done.stderr

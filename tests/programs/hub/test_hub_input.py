@@ -12,21 +12,17 @@ import pytest
 from transformers import AutoTokenizer, GPT2Tokenizer
 
 from pretraining.data.store.manifest import read_manifest
-from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
+from tests.conftest import PROJECT_DIR, assert_one_error, python, run_fine
 from tests.fakes.hub import LocalHub, running_hub
 from tests.fakes.hub.repositories import User
 from tests.fakes.hub.server import ALICE, BOB, DROP
+from tests.programs.launching import run_forked, run_forked_fine
 from tests.unit.data.build.test_partial_store import rebuilt_documents, stories
 from tests.unit.data.tokenize.test_convert import save_gpt2
 
 pytestmark = pytest.mark.launch
 
-WITHOUT_WAITING = """
-import runpy, sys, time
-time.sleep = lambda seconds: None
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+WITHOUT_WAITING = PROJECT_DIR / "tests/programs/hub/impatient_run.py"
 
 
 @pytest.fixture
@@ -52,7 +48,7 @@ def test_splits_are_read_with_every_line_accounted_for(hub: LocalHub, streaming:
     flags = ["--data_files", "hf://alice/news", "held=hf://alice/news:test", "wiki=hf://alice/wiki@main"]
     flags += ["--streaming", streaming, "--block_length", 64, "--split", "1,0,0", "--output_dir", tmp_path / "blocks"]
     env = hub.env(tmp_path / "home", ALICE)
-    run_fine(*python("preprocess.py", *flags), env=env)
+    run_forked_fine(*python("preprocess.py", *flags), env=env)
     rows = pq.read_table(tmp_path / "blocks/documents").to_pylist()
     assert [row["source"] for row in rows] == ["train-0"] * 50 + ["train-1"] * 40 + ["held"] * 50 + ["wiki"] * 30
     texts = [*stories(), *stories()[:30]]
@@ -65,7 +61,7 @@ def test_splits_are_read_with_every_line_accounted_for(hub: LocalHub, streaming:
     assert {source.sha256 for source in sources} <= known_hashes(hub)
     cached = list((tmp_path / "home/hub").rglob("*.jsonl.gz"))
     assert bool(cached) == (streaming == "false")
-    assert "nothing to do" in run_fine(*python("preprocess.py", *flags), env=env).stderr
+    assert "nothing to do" in run_forked_fine(*python("preprocess.py", *flags), env=env).stderr
 
 
 def test_a_local_folder_is_never_taken_for_a_data_set_of_the_hub(hub: LocalHub, tmp_path: Path) -> None:
@@ -88,7 +84,7 @@ def test_a_data_set_whose_card_names_files_of_this_machine_is_refused(hub: Local
     (tmp_path / "evil/train.jsonl").write_text('{"text": "a"}\n')
     hub.storage.serve_folder("dataset", "alice/evil", tmp_path / "evil", private=False)
     flags = ["--data_files", "hf://alice/evil", "--block_length", 4, "--output_dir", tmp_path / "blocks"]
-    done = run(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE))
+    done = run_forked(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE))
     assert_one_error(done, "--data_files hf://alice/evil: ", "don't belong to alice/evil")
     assert not (tmp_path / "blocks").exists()
 
@@ -104,9 +100,9 @@ def test_a_hub_that_goes_away_while_it_is_read_is_one_line(hub: LocalHub, tmp_pa
         tmp_path / "blocks",
     ]
     env = hub.env(tmp_path / "home", ALICE)
-    run_fine(*python("preprocess.py", *flags[:-1], tmp_path / "first"), env=env)
+    run_forked_fine(*python("preprocess.py", *flags[:-1], tmp_path / "first"), env=env)
     hub.faults["resolve"] = [404] * 50
-    done = run(*python("preprocess.py", *flags), env=env)
+    done = run_forked(*python("preprocess.py", *flags), env=env)
     assert_one_error(done, "--data_files hf://", "cannot be read from the Hub", "run the same command again")
 
 
@@ -127,13 +123,13 @@ def test_a_tokenizer_of_the_hub_without_eos_or_tokenizer_json(hub: LocalHub, fil
     hub.storage.serve_folder("model", "alice/gpt2", folder, private=True)
     flags = ["--tokenizer", "alice/gpt2", "--block_length", 64, "--output_dir", tmp_path / "blocks"]
     env = hub.env(tmp_path / "home", ALICE) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    run_fine(*python("preprocess.py", *flags), env=env)
+    run_forked_fine(*python("preprocess.py", *flags), env=env)
     origin = read_manifest(tmp_path / "blocks", flag="").origin
     assert (origin.tokenizer.name, origin.token_rules.eos_token_id) == ("alice/gpt2", expected.eos_token_id)
     ids = rebuilt_documents(tmp_path / "blocks")[0]
     assert ids == [*expected(stories()[0])["input_ids"], expected.eos_token_id]
     assert AutoTokenizer.from_pretrained(tmp_path / "blocks/tokenizer").eos_token == "<|endoftext|>"
-    assert "nothing to do" in run_fine(*python("preprocess.py", *flags), env=env).stderr
+    assert "nothing to do" in run_forked_fine(*python("preprocess.py", *flags), env=env).stderr
 
 
 @pytest.mark.parametrize("name", [pytest.param("train.zip", marks=pytest.mark.long), "train.jsonl.ZIP"])
@@ -150,7 +146,7 @@ def test_a_zip_archive_of_the_hub_is_refused_before_anything_is_downloaded(
         archive.writestr("a.jsonl", '{"text": "a"}')
     hub.storage.serve_folder("dataset", "alice/zipped", tmp_path / "zipped", private=True)
     flags = ["--data_files", "hf://alice/zipped", "--block_length", 4, "--output_dir", tmp_path / "blocks"]
-    done = run(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE))
+    done = run_forked(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", ALICE))
     assert_one_error(done, f"/{name}: is read only from a disk; download it, and pass its path")
     downloaded = {path.suffix.lower() for path in (tmp_path / "home").rglob("*") if path.is_file()}
     assert not {".zip", ".jsonl"} & downloaded
@@ -175,20 +171,20 @@ def test_an_input_of_the_hub_that_cannot_be_read_says_why(
 ) -> None:
     """Data set, tokenizer and model alike: what failed, and not that they do not exist."""
     hub.faults = {route: [fault] * 99 for route in ("info", "tree", "resolve", "paths_info")}
-    env = hub.env(tmp_path / "home", token) | {"HF_HUB_ETAG_TIMEOUT": "5", "PYTHONPATH": str(PROJECT_DIR)}
+    env = hub.env(tmp_path / "home", token) | {"HF_HUB_ETAG_TIMEOUT": "5"}
     output = ["--output_dir", tmp_path / "blocks"]
-    done = run(*impatient("preprocess.py", "--data_files", "hf://alice/wiki", *output), env=env)
+    done = run_forked(*impatient("preprocess.py", "--data_files", "hf://alice/wiki", *output), env=env)
     assert_one_error(done, f"--data_files hf://alice/wiki: {message}")
-    done = run(*impatient("preprocess.py", "--tokenizer", "alice/tokenizer", *output), env=env)
+    done = run_forked(*impatient("preprocess.py", "--tokenizer", "alice/tokenizer", *output), env=env)
     assert_one_error(done, f"--tokenizer alice/tokenizer: not a folder, and {message}")
-    done = run(*impatient("pretrain.py", "--model", "alice/model", "--dataset", "synthetic"), env=env)
+    done = run_forked(*impatient("pretrain.py", "--model", "alice/model", "--dataset", "synthetic"), env=env)
     assert_one_error(done, f"--model alice/model: not a preset, file or folder, and {message}")
 
 
 def impatient(*words: object) -> list[object]:
     """A program whose client of the Hub does not wait between its own retries."""
     interpreter, *words_of_python = python(*words)
-    return [interpreter, "-c", WITHOUT_WAITING, *words_of_python]
+    return [interpreter, WITHOUT_WAITING, *words_of_python]
 
 
 def known_hashes(hub: LocalHub) -> set[str]:
@@ -212,6 +208,6 @@ def test_what_the_hub_does_not_give_is_one_line(
     hub: LocalHub, word: str, token: str, message: str, tmp_path: Path
 ) -> None:
     flags = ["--data_files", word, "--output_dir", tmp_path / "blocks"]
-    done = run(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", token))
+    done = run_forked(*python("preprocess.py", *flags), env=hub.env(tmp_path / "home", token))
     assert_one_error(done, f"--data_files {word}", message)
     assert token not in done.output

@@ -25,31 +25,30 @@ from pretraining.training.callbacks.hub_push import REPORT_NAMES
 from tests.conftest import (
     PROJECT_DIR,
     TINY_RUN,
-    Done,
     assert_nowhere,
     assert_one_error,
     python,
-    run,
     run_fine,
     wait_until,
 )
 from tests.fakes.hub import LocalHub
 from tests.fakes.hub.server import ALICE, BOB, DROP, HOLD
-from tests.programs.launching import figures, launcher, preloaded_for, records, try_to_train
+from tests.programs.launching import (
+    figures,
+    launcher,
+    preloaded_for,
+    records,
+    run_forked,
+    run_forked_fine,
+    training_flags,
+    try_to_train,
+)
 
 pytestmark = pytest.mark.launch
 
 NAME = "alice/blocks"
-FIND = """
-import sys
-from pretraining.cli.program import run_program
-from pretraining.data.store import integrity
-from pretraining.data.mixture import find_store
-hashed, sha256_of = [], integrity.sha256_of
-integrity.sha256_of = lambda path: hashed.append(path) or sha256_of(path)
-run_program(lambda words: print(find_store(words[0], revision=None).folder, len(hashed), "hashed"))
-"""
-NUM_STEPS = 8
+FIND = [sys.executable, PROJECT_DIR / "tests/programs/hub/find_run.py"]
+NUM_STEPS = 5
 
 
 # Long: of one process test_pushes_fail_and_end_no_training_and_are_not_lost trains on a revision as well, and two
@@ -126,30 +125,30 @@ def test_a_download_is_checked_once_and_a_wrong_file_is_named(
     hub: LocalHub, sample_store: Path, tmp_path: Path
 ) -> None:
     hub.storage.serve_folder("dataset", NAME, sample_store, private=True)
-    env = hub.env(tmp_path / "machine", ALICE) | {"PYTHONPATH": str(PROJECT_DIR)}
-    find = [sys.executable, "-c", FIND]
+    env = hub.env(tmp_path / "machine", ALICE)
+    fresh = env | {"PYTHONPATH": str(PROJECT_DIR)}
     with ThreadPoolExecutor() as threads:
-        folders = {done.stdout.split()[0] for done in threads.map(lambda _: run_fine(*find, NAME, env=env), range(2))}
+        folders = {done.stdout.split()[0] for done in threads.map(lambda _: run_fine(*FIND, NAME, env=fresh), range(2))}
     assert len(folders) == 1
     (shard,) = Path(folders.pop()).glob("data/train-*")
-    assert run_fine(*find, NAME, env=env).stdout.split()[1:] == ["0", "hashed"]
+    assert run_forked_fine(*FIND, NAME, env=env).stdout.split()[1:] == ["0", "hashed"]
     blob, content = shard.resolve(), shard.read_bytes()
     blob.write_bytes(content[:-1] + b"?")
-    done = run(*find, NAME, env=env)
+    done = run_forked(*FIND, NAME, env=env)
     assert_one_error(
         done,
         f"--dataset {NAME}: {shard} has the SHA-256 {sha256_of(shard)}, the manifest has "
         f"{hashlib.sha256(content).hexdigest()}; delete {blob} and run the same command again to download it",
     )
     blob.unlink()
-    assert run_fine(*find, NAME, env=env).stdout.split()[1:] == ["4", "hashed"]
+    assert run_forked_fine(*FIND, NAME, env=env).stdout.split()[1:] == ["4", "hashed"]
     assert shard.read_bytes() == content
 
     damaged = tmp_path / "damaged"
     shutil.copytree(sample_store, damaged)
     (damaged / "data" / shard.name).write_bytes(content[:-1] + b"?")
     hub.storage.serve_folder("dataset", "alice/damaged", damaged, private=True)
-    done = run(*find, "alice/damaged", env=env)
+    done = run_forked(*FIND, "alice/damaged", env=env)
     assert_one_error(
         done, f"{shard.name} has the SHA-256 {sha256_of(damaged / 'data' / shard.name)}", "the Hub has the same bytes"
     )
@@ -166,10 +165,10 @@ def test_attempts_of_a_supervised_run_use_one_commit(
 ) -> None:
     repository = hub.storage.serve_folder("dataset", NAME, sample_store, private=True)
     first = repository.head
-    env = hub.env(tmp_path / "machine", ALICE) | {"PYTHONPATH": str(PROJECT_DIR)} | ranks
+    env = hub.env(tmp_path / "machine", ALICE) | ranks
 
     def commit_of(attempt: dict[str, str]) -> str:
-        done = run_fine(sys.executable, "-c", FIND, NAME, env=env | attempt)
+        done = run_forked_fine(*FIND, NAME, env=env | attempt)
         return Path(done.stdout.split()[0]).name
 
     supervised = {SUPERVISOR_VARIABLE: str(tmp_path)}
@@ -193,14 +192,9 @@ def test_a_data_set_that_training_cannot_have_is_one_line(hub: LocalHub, sample_
         (ALICE, ["--dataset", sample_store, "--dataset_revision", "v9"], ["--dataset_revision v9", "remove the flag"]),
     ]
 
-    def train(case: tuple[str | None, list[object], list[str]]) -> Done:
-        token, flags, _ = case
-        machine = tmp_path / str(refusals.index(case))
-        return run(*python("pretrain.py", *flags), env=hub.env(machine, token))
-
-    with ThreadPoolExecutor(4) as threads:
-        for (_, _, parts), done in zip(refusals, threads.map(train, refusals), strict=True):
-            assert_one_error(done, *parts)
+    for number, (token, flags, parts) in enumerate(refusals):
+        done = run_forked(*python("pretrain.py", *flags), env=hub.env(tmp_path / str(number), token))
+        assert_one_error(done, *parts)
     assert not [asked for asked in hub.asked("resolve") if "data/" in asked.path]
 
 
@@ -220,7 +214,8 @@ def test_pushes_fail_and_end_no_training_and_are_not_lost(
 
     hub.stop_holding()
     hub.faults = {"commit": [503, DROP] + [403] * 100}
-    done = try_to_train("fork", NAME, run_dir, *flags, env=env)
+    words = [PROJECT_DIR / "pretrain.py", *training_flags(NAME, run_dir, *flags)]
+    done = run_forked(sys.executable, PROJECT_DIR / "tests/programs/hub/impatient_run.py", *words, env=env)
     assert_one_error(done, "--push_to_hub", "could not be pushed (403", "rerun the command to push again")
     assert (run_dir / "model/model.safetensors").is_file()
     assert pushes(run_dir)[-1]["problem"].startswith("403")

@@ -14,7 +14,7 @@ from tests.rounding import assert_same_training, norm_rounding
 pytestmark = [pytest.mark.launch, needs_compiler]
 
 UNSAVED = ["--eval_strategy", "no", "--export", "false", "--save_strategy", "no"]
-SYNTHETIC = [*UNSAVED, "--block_length", 64, "--vocab_size", 512, "--max_steps", 3]
+SYNTHETIC = [*UNSAVED, "--block_length", 64, "--vocab_size", 512, "--max_steps", 2]
 # Texts of all lengths.
 COMPILED = ["--activation_checkpointing", "--sample_steps", 3, "--sample_tokens", 5]
 COMPILED += ["--save_steps", 3, "--eval_strategy", "no", "--export", "false"]
@@ -30,10 +30,10 @@ def assert_same_run(run_dir: Path, other: Path, *, num_steps: int) -> None:
 def test_compiled_layers_train_the_same_in_one_graph(tmp_path: Path) -> None:
     """What torch traces; the kernels that its compiler writes for it, which take a minute, are in the next test."""
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
-    train("2 ranks", "synthetic", plain, *SYNTHETIC)
+    train("1 rank", "synthetic", plain, *SYNTHETIC)
     script = "tests/programs/model/traced_run.py"
     done = train("2 ranks", "synthetic", compiled, *SYNTHETIC, "--compile_layers", script=script)
-    assert_same_run(compiled, plain, num_steps=3)
+    assert_same_run(compiled, plain, num_steps=2)
     assert done.output.count("a traced graph") == 2, "one graph in each process, which both layers have"
     assert "raph break" not in done.output
 

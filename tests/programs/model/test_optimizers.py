@@ -25,31 +25,33 @@ needs_bitsandbytes = pytest.mark.skipif(
 @pytest.mark.parametrize("name", ["adamw_bf16", "muon", pytest.param("adamw_8bit", marks=needs_bitsandbytes)])
 @pytest.mark.guarantee("Each optimizer resumes bit by bit; Muon equals torch's.")
 def test_each_optimizer_learns_and_resumes_to_the_bit(name: str, sample_store: Path, tmp_path: Path) -> None:
-    whole, resumed, one = (tmp_path / folder for folder in ("whole", "resumed", "one"))
+    whole, resumed, other = (tmp_path / folder for folder in ("whole", "resumed", "other"))
     optim = ["--optim", name, "--eval_strategy", "no", "--lr_scheduler_type", "constant", "--warmup_steps", 0]
     optim += ["--export", str(name == "muon").lower(), "--per_device_train_batch_size", 4]
     script = "tests/programs/drivers/instrumented_run.py" if name == "muon" else "pretrain.py"
-    train("2 ranks", sample_store, whole, *optim, "--save_steps", 3, script=script)
+    # How adamw_bf16 rounds depends on no other number of a tensor; Muon's matrices and the 8-bit blocks are divided.
+    ranks, other_ranks = ("1 rank", "2 ranks") if name == "adamw_bf16" else ("2 ranks", "1 rank")
+    train(ranks, sample_store, whole, *optim, "--save_steps", 3, script=script)
     losses = [loss for loss, _ in figures(whole)]
     assert losses[-1] < losses[0] - 0.2
 
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoint-6")
-    train("2 ranks", sample_store, resumed, *optim)
+    train(ranks, sample_store, resumed, *optim)
     assert figures(resumed) == figures(whole)
 
     flags = [*optim, "--save_strategy", "no", *OFFLOAD]
     go_on = ["--resume", whole / "checkpoint-3"]
     if name == "adamw_8bit":  # its blocks of 256 numbers would begin elsewhere
-        done = try_to_train("1 rank", sample_store, one, *flags, *go_on)
+        done = try_to_train(other_ranks, sample_store, other, *flags, *go_on)
         assert_one_error(done, "its optimizer state", "cannot be divided among others; start with --num_gpus=2")
         go_on = []
-    train("1 rank", sample_store, one, *flags, *go_on)
+    train(other_ranks, sample_store, other, *flags, *go_on)
     if name == "muon":
-        assert_same_movement(one / "model", whole / "model", whole)
+        assert_same_movement(other / "model", whole / "model", whole)
         assert_equal_to_torch(whole, sample_store, tmp_path)
     else:
-        assert_same_training(figures(one), figures(whole))
+        assert_same_training(figures(other), figures(whole))
 
 
 def assert_equal_to_torch(whole: Path, store: Path, output_dir: Path) -> None:

@@ -12,7 +12,7 @@ from tests.programs.launching import BLOCK_LENGTH, NUM_STEPS, events, records, r
 
 pytestmark = pytest.mark.launch
 
-NUM_CHOSEN = 10
+NUM_CHOSEN = 6
 FLAGS = ["--eval_steps", 3, "--save_strategy", "no", "--export", "false"]
 
 
@@ -21,12 +21,12 @@ def runs(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """The same training with all of validation, and with a part of it in one process and in two."""
     folder = tmp_path_factory.mktemp("evaluation")
     part = ["--eval_blocks", NUM_CHOSEN]
-    train("2 ranks", sample_store, folder / "whole", *FLAGS)
-    done = train("2 ranks", sample_store, folder / "part", *FLAGS, *part)
+    train("1 rank", sample_store, folder / "whole", *FLAGS)
+    saved = ["--save_strategy", "steps", "--save_steps", 3]
+    done = train("1 rank", sample_store, folder / "part", *FLAGS, *part, *saved)
     (folder / "stderr").write_text(done.stderr)
-    saved = ["--per_device_eval_batch_size", 3, "--save_strategy", "steps", "--save_steps", 3]
-    train("1 rank", sample_store, folder / "alone", *FLAGS, *part, *saved)
-    return {name: folder / name for name in ("whole", "part", "alone")}
+    train("2 ranks", sample_store, folder / "shared", *FLAGS, *part, "--per_device_eval_batch_size", 3)
+    return {name: folder / name for name in ("whole", "part", "shared")}
 
 
 def evaluations(run_dir: Path) -> list[dict]:
@@ -51,7 +51,7 @@ def test_a_bound_changes_only_the_evaluations_during_the_training(runs: dict[str
 
 
 def test_a_part_is_marked_and_the_same_for_any_number_of_processes(runs: dict[str, Path]) -> None:
-    for name in ("part", "alone"):
+    for name in ("part", "shared"):
         marked = evaluations(runs[name])[:-1]
         assert [record["eval_blocks"] for record in marked] == [NUM_CHOSEN] * 2
         assert [record["eval_num_tokens"] for record in marked] == [NUM_CHOSEN * (BLOCK_LENGTH - 1)] * 2
@@ -60,7 +60,7 @@ def test_a_part_is_marked_and_the_same_for_any_number_of_processes(runs: dict[st
         for record in marked:
             in_sources = sum(record[key] for key in sources[0])
             assert in_sources == record["eval_num_tokens"], "what each source has of the part is recorded"
-    losses = [[record["eval_loss"] for record in evaluations(runs[name])] for name in ("part", "alone")]
+    losses = [[record["eval_loss"] for record in evaluations(runs[name])] for name in ("part", "shared")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     log = (runs["part"].parent / "stderr").read_text()
     assert re.search(rf"step 3/6  validation, {NUM_CHOSEN} blocks +loss ", log)
@@ -84,19 +84,18 @@ def test_a_start_and_a_plan_say_that_evaluations_would_take_most_of_the_time(
     assert summary["evaluation_seconds"] > 0
 
 
-def test_a_run_that_fits_its_data_says_nothing(sample_store: Path, tmp_path: Path) -> None:
-    flags = ["--max_steps", 12, "--eval_steps", 10, "--eval_blocks", NUM_CHOSEN, "--save_strategy", "no"]
-    done = train("1 rank", sample_store, tmp_path / "run", "--export", "false", *flags)
-    assert [line for line in done.stderr.splitlines() if "warning" in line] == []
+def test_a_run_that_evaluates_a_part_warns_of_nothing(runs: dict[str, Path]) -> None:
+    log = (runs["part"].parent / "stderr").read_text()
+    assert [line for line in log.splitlines() if "warning" in line] == []
 
 
 def test_a_resumed_run_repeats_the_whole_validation_only(
     runs: dict[str, Path], sample_store: Path, tmp_path: Path
 ) -> None:
     """A run that had ended is started again: the part was evaluated before its last checkpoint."""
-    run_dir = shutil.copytree(runs["alone"], tmp_path / "run")
+    run_dir = shutil.copytree(runs["part"], tmp_path / "run")
     flags = ["--eval_steps", 3, "--eval_blocks", NUM_CHOSEN, "--save_steps", 3, "--export", "false"]
-    train("1 rank", sample_store, run_dir, *flags, "--per_device_eval_batch_size", 3)
+    train("1 rank", sample_store, run_dir, *flags)
     assert [event["step"] for event in events(run_dir, "start")] == [0, NUM_STEPS]
     found = [(record["step"], record.get("eval_blocks")) for record in evaluations(run_dir)]
     assert found == [(3, NUM_CHOSEN), (NUM_STEPS, NUM_CHOSEN), (NUM_STEPS, None)]

@@ -21,6 +21,7 @@ from tests.programs.launching import (
     BLOCKS_PER_STEP,
     NUM_STEPS,
     events,
+    figures,
     records,
     train,
     training_flags,
@@ -139,13 +140,22 @@ def test_one_process_speaks_and_says_each_step_once(whole_run: Path) -> None:
         assert sum(line.startswith(word) for line in lines) == 1
 
 
+# The quick one is as if it was killed at its end, with more in its curves that is trained again.
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.guarantee("A killed run has each step once in its curves.")
-def test_a_killed_run_tells_each_step_once(whole_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    """The curves of the killed run go on until step 5, its checkpoint is of step 3."""
+def test_a_killed_run_tells_each_step_once(
+    is_killed: bool, whole_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    """The curves of the killed run go on until step 5, or to the end, its checkpoint is of step 3."""
     run_dir = tmp_path / "run"
-    env = {"CRASHES": json.dumps([[0, 6, "SIGKILL"]])}
-    try_to_train("2 ranks", sample_store, run_dir, *FLAGS, script="tests/faults/drivers/crashing_run.py", env=env)
-    assert curves(run_dir)["train/loss"] == [1, 2, 3, 4, 5]
+    if is_killed:
+        env = {"CRASHES": json.dumps([[0, 6, "SIGKILL"]])}
+        try_to_train("2 ranks", sample_store, run_dir, *FLAGS, script="tests/faults/drivers/crashing_run.py", env=env)
+    else:
+        shutil.copytree(whole_run, run_dir)
+        for name in ("checkpoint-6", "model"):
+            shutil.rmtree(run_dir / name)
+    assert curves(run_dir)["train/loss"] == list(range(1, NUM_STEPS if is_killed else NUM_STEPS + 1))
     train("2 ranks", sample_store, run_dir, *FLAGS)
     assert first_difference(whole_run, run_dir) is None
     told, expected = curves(run_dir), curves(whole_run)
@@ -159,15 +169,18 @@ def test_a_killed_run_tells_each_step_once(whole_run: Path, sample_store: Path, 
     assert [event["step"] for event in events(run_dir, "start")] == [0, 3]
 
 
-def test_the_last_steps_are_told_where_there_is_no_whole_interval(
+def test_a_line_has_all_its_steps_at_the_end_and_across_a_resume(
     whole_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
-    flags = ["--save_strategy", "no", "--export", "false", "--eval_strategy", "no", "--report_to", "none"]
-    done = train("2 ranks", sample_store, tmp_path / "run", *flags, "--logging_steps", 4)
+    flags = ["--logging_steps", 4, "--eval_strategy", "no", "--export", "false", "--report_to", "none"]
+    train("2 ranks", sample_store, tmp_path / "run", *flags, "--save_steps", 3)
     losses = [record["loss"] for record in records(whole_run)]
     told = records(tmp_path / "run")
     assert [record["step"] for record in told] == [4, 6]
     assert [record["loss"] for record in told] == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:]) / 2])
+    words = [*flags, "--save_strategy", "no", "--resume", tmp_path / "run/checkpoint-3"]
+    done = train("2 ranks", sample_store, tmp_path / "resumed", *words)
+    assert figures(tmp_path / "resumed") == figures(tmp_path / "run")
     assert "(README.md, metrics.jsonl)" in done.stderr, "neither curves nor checkpoints were asked for"
 
 
@@ -179,7 +192,7 @@ def curves(run_dir: Path) -> dict[str, list[int]]:
 
 
 def test_a_stopped_run_has_its_summary(sample_store: Path, tmp_path: Path) -> None:
-    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *FLAGS, "--max_hours", "1e-9")
+    done = try_to_train("1 rank", sample_store, tmp_path / "run", *FLAGS, "--max_hours", "1e-9")
     assert [event["event"] for event in events(tmp_path / "run", "stop", "save", "summary")] == [
         "stop",
         "save",
@@ -188,12 +201,12 @@ def test_a_stopped_run_has_its_summary(sample_store: Path, tmp_path: Path) -> No
     assert "time: 1 step in " in done.stderr
 
 
-def test_a_run_that_goes_on_logs_and_saves_as_its_flags_say_now(sample_store: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+def test_a_run_that_goes_on_logs_and_saves_as_its_flags_say_now(
+    whole_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(whole_run, tmp_path / "run")
+    shutil.rmtree(run_dir / "checkpoint-6")
     flags = ["--eval_strategy", "no", "--export", "false", "--save_total_limit", 3]
-    train("1 rank", sample_store, run_dir, *flags, "--save_steps", 2)
-    for step in (4, 6):
-        shutil.rmtree(run_dir / f"checkpoint-{step}")
-    train("1 rank", sample_store, run_dir, *flags, "--save_steps", 3, "--logging_steps", 2)
-    assert [record["step"] for record in records(run_dir)] == [1, 2, 4, 6]
-    assert {path.name for path in run_dir.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (2, 3, 6)}
+    train("1 rank", sample_store, run_dir, *flags, "--save_steps", 2, "--logging_steps", 2)
+    assert [record["step"] for record in records(run_dir)] == [1, 2, 3, 4, 6]
+    assert {path.name for path in run_dir.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (3, 4, 6)}

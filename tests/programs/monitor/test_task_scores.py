@@ -1,4 +1,4 @@
-"""Tasks while training: they change nothing in the run, and the exported model has the same scores."""
+"""Tasks and samples while training: they change nothing in the run, and the exported model has the same."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from tests.conftest import PROJECT_DIR, assert_one_error
 from tests.programs.launching import BLOCK_LENGTH, events, figures, records, train, try_to_train
+from tests.programs.monitor.test_samples import SAMPLES, samples, written_by
 from tests.rounding import loss_rounding
 from tools.evaluate import main as evaluate
 
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.launch
 
 FLAGS = ["--model_overrides", "hidden_size=32", "intermediate_size=64", "num_hidden_layers=2", "num_attention_heads=4"]
 FLAGS += ["num_key_value_heads=2", "max_position_embeddings=128", "attention_dropout=0.1"]
-FLAGS += ["--save_steps", 3, "--eval_steps", 3, "--eval_on_start", "true", "--save_total_limit", 0]
+FLAGS += ["--save_steps", 2, "--eval_steps", 2, "--eval_on_start", "true", "--save_total_limit", 0, "--max_steps", 4]
+SHORT = ["--max_steps", 1, "--save_strategy", "no", "--export", "false"]
+SAMPLING = [*SAMPLES, "--sample_steps", 2]
 STORIES = [
     json.loads(line)["text"] for line in (PROJECT_DIR / "data/sample/news.jsonl").read_text("utf-8").splitlines()
 ]
@@ -140,9 +143,9 @@ def plain_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def scored_run(
     sample_store: Path, tasks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """A run with tasks, and its log."""
+    """A run with tasks and samples, and its log."""
     run_dir = tmp_path_factory.mktemp("scored") / "run"
-    done = train("2 ranks", sample_store, run_dir, *FLAGS, *task_flags(tasks))
+    done = train("2 ranks", sample_store, run_dir, *FLAGS, *task_flags(tasks), *SAMPLING)
     return run_dir, done.stderr
 
 
@@ -158,7 +161,7 @@ def test_tasks_change_nothing_in_the_run(scored_run: tuple[Path, str], plain_run
     """In a run with dropout, whose random state shows in every loss."""
     run_dir, log = scored_run
     assert_same_run(run_dir, plain_run)
-    assert list(scores_by_step(run_dir)) == [0, 3, 6]
+    assert list(scores_by_step(run_dir)) == [0, 2, 4]
     assert log.count("task stories acc ") == log.count("task words   acc ") == 3
     assert "texts are longer than the model's 128 positions, and lose the beginning of their context" in log
     (summary,) = events(run_dir, "summary")
@@ -170,6 +173,33 @@ def test_tasks_change_nothing_in_the_run(scored_run: tuple[Path, str], plain_run
 
 
 @pytest.mark.guarantee(
+    "Samples change nothing in a run, appear once after a resume, and are what the exported model writes."
+)
+def test_samples_change_nothing_and_are_there_once(
+    scored_run: tuple[Path, str], plain_run: Path, sample_store: Path, tasks: dict[str, Path], tmp_path: Path
+) -> None:
+    """In a run with dropout, whose random state shows in every loss; nor do they, or tasks, when steps are repeated."""
+    run_dir, log = scored_run
+    made = samples(run_dir)
+    assert list(made) == [2, 4]
+    assert made[2] != made[4]
+    assert all(sample["continuation"] for row in made.values() for sample in row)
+    assert log.count('  sample  "The"') == 2
+    assert_same_run(run_dir, plain_run)
+    tensorboard = b"".join(path.read_bytes() for path in run_dir.glob("tensorboard/events*"))
+    assert b"sample/I wanna go to the council" in tensorboard
+    assert [sample["continuation"] for sample in made[4]] == written_by(run_dir / "model", num_tokens=12)
+
+    resumed = shutil.copytree(run_dir, tmp_path / "run")
+    for name in ("checkpoint-4", "model"):
+        shutil.rmtree(resumed / name)
+    train("2 ranks", sample_store, resumed, *FLAGS, *task_flags(tasks), *SAMPLING)
+    assert samples(resumed) == made
+    assert scores_by_step(resumed) == scores_by_step(run_dir)
+    assert_same_run(resumed, run_dir)
+
+
+@pytest.mark.guarantee(
     "Scores of tasks during training under ZeRO-3 are those of tools.evaluate on the checkpoint of that step, and of "
     "transformers on each text alone, to rounding."
 )
@@ -178,10 +208,10 @@ def test_the_exported_model_has_the_scores_of_the_run(
 ) -> None:
     run_dir, _ = scored_run
     found = scores_by_step(run_dir)
-    for step, model in {3: "checkpoint-3", 6: "model"}.items():
+    for step, model in {2: "checkpoint-2", 4: "model"}.items():
         assert_same(scores_of(run_dir / model, tasks, tmp_path / f"{step}.json"), found[step])
-    assert found[3] != found[6]
-    assert_same(found[6], expected_scores(run_dir / "model", tasks))
+    assert found[2] != found[4]
+    assert_same(found[4], expected_scores(run_dir / "model", tasks))
 
 
 @pytest.mark.guarantee("Two processes score tasks as one does.")
@@ -207,7 +237,7 @@ def test_scores_do_not_depend_on_how_a_run_computes(
 ) -> None:
     """Before the first step, where all runs have the same weights."""
     dropout_free = [word for word in FLAGS if word != "attention_dropout=0.1"]
-    train(launcher, sample_store, tmp_path / "run", *dropout_free, *task_flags(tasks), *flags, "--max_steps", 1)
+    train(launcher, sample_store, tmp_path / "run", *dropout_free, *task_flags(tasks), *flags, *SHORT)
     assert_same(scores_by_step(tmp_path / "run")[0], scores_by_step(scored_run[0])[0])
 
 
@@ -224,32 +254,22 @@ def test_tasks_of_a_stopped_run_are_scored_once(
     stopped = try_to_train("2 ranks", sample_store, run_dir, *flags, env=env, **options)
     assert stopped.returncode == 75, stopped.output[-3000:]
     assert scores_by_step(run_dir) == {}
-    assert (run_dir / "checkpoint-3").is_dir()
+    assert (run_dir / "checkpoint-2").is_dir()
     train("2 ranks", sample_store, run_dir, *flags)
     assert scores_by_step(run_dir) == expected
     assert figures(run_dir) == figures(scored_run[0])
 
 
-@pytest.mark.long  # of a run that was stopped: the test above
-def test_tasks_of_a_run_that_repeats_steps_are_scored_once(
-    scored_run: tuple[Path, str], sample_store: Path, tasks: dict[str, Path], tmp_path: Path
-) -> None:
-    run_dir = shutil.copytree(scored_run[0], tmp_path / "run")
-    for name in ("checkpoint-6", "model"):
-        shutil.rmtree(run_dir / name)
-    train("2 ranks", sample_store, run_dir, *FLAGS, *task_flags(tasks))
-    assert scores_by_step(run_dir) == scores_by_step(scored_run[0])
-    assert_same_run(run_dir, scored_run[0])
-
-
-def test_tasks_that_fail_end_no_run(
+def test_tasks_and_samples_that_fail_end_no_run(
     sample_store: Path, plain_run: Path, tasks: dict[str, Path], tmp_path: Path
 ) -> None:
     """Where all processes fail alike, in the midst of a forward."""
-    flags, env = [*FLAGS, *task_flags(tasks)], {"BROKEN_RANKS": "0 1"}
+    flags, env = [*FLAGS, *task_flags(tasks), *SAMPLING], {"BROKEN_RANKS": "0 1"}
     done = train("2 ranks", sample_store, tmp_path / "all", *flags, env=env, script=BROKEN)
-    assert "step 0: --eval_tasks failed (no memory left) and is disabled; training continues" in done.stderr
-    assert scores_by_step(tmp_path / "all") == {0: {}, 3: {}, 6: {}}
+    for step, what in ((0, "--eval_tasks"), (2, "sampling")):
+        assert f"step {step}: {what} failed (no memory left) and is disabled; training continues" in done.stderr
+    assert scores_by_step(tmp_path / "all") == {0: {}, 2: {}, 4: {}}
+    assert samples(tmp_path / "all") == {}
     assert_same_run(tmp_path / "all", plain_run)
 
 

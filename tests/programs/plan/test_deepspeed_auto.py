@@ -16,7 +16,7 @@ from tests.conftest import PROJECT_DIR
 from tests.programs.launching import figures, run_forked, train, training_flags, try_to_train
 
 pytestmark = pytest.mark.launch
-FLAGS = ["--eval_steps", 3, "--save_steps", 3]
+FLAGS = ["--max_steps", 3, "--eval_steps", 3, "--save_steps", 2]
 NONE = "none"
 LONE_CHOICE = "tests/programs/plan/lone_choice_run.py"
 
@@ -57,7 +57,7 @@ def test_a_resumed_run_keeps_its_choice(auto_run: Path, sample_store: Path, tmp_
     """With other flags it is ranked again: test_a_recorded_choice_is_kept_for_the_same_flags_and_processes."""
     choice = record(auto_run)["deepspeed_choice"]
     run_dir = shutil.copytree(auto_run, tmp_path / "run")
-    for name in ("checkpoint-6", "model"):
+    for name in ("checkpoint-3", "model"):
         shutil.rmtree(run_dir / name)
     changed = record(run_dir)
     kept = choice["flags"] | {"activation_checkpointing": True}  # which no ranking would choose here
@@ -72,7 +72,7 @@ def test_accumulation_leads_to_zero_1_whose_checkpoint_takes_what_was_planned(
     sample_store: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    flags = [*FLAGS, "--deepspeed", "auto", "--per_device_train_batch_size", 1, "--max_steps", 3, "--export", "false"]
+    flags = [*FLAGS, "--deepspeed", "auto", "--per_device_train_batch_size", 1, "--max_steps", 1, "--export", "false"]
     done = train("2 ranks", sample_store, run_dir, *flags, "--gpu_memory_limit", "3.1GB")
     assert "--deepspeed auto: --deepspeed ds_config_zero1.json --per_device_train_batch_size 1 " in done.stderr
     assert "--gpu_memory_limit: no GPU is here" in done.stderr
@@ -81,7 +81,7 @@ def test_accumulation_leads_to_zero_1_whose_checkpoint_takes_what_was_planned(
     arguments = parse_pretrain_arguments("", [str(word) for word in training_flags(sample_store, run_dir, *words)])
     machine = replace(this_machine(), num_processes=2, num_local_processes=2)
     planned = make_plan(arguments, machine, local_mixture(arguments)).disk.checkpoint_bytes
-    folder = run_dir / "checkpoint-3"
+    folder = run_dir / "checkpoint-1"
     files = [*folder.glob("*.safetensors"), *folder.rglob("*optim_states.pt")]
     assert planned == pytest.approx(sum(path.stat().st_size for path in files), rel=0.01)
 

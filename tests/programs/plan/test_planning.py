@@ -83,9 +83,9 @@ def test_a_start_that_does_not_fit_is_refused_and_forced(sample_store: Path, tmp
     assert "planned: " in forced.output
 
 
-# Each trial is a start of every process. Two ranks with a trial out of memory are long: how such a trial ends is in
-# test_a_measurement_out_of_memory_is_one_error_and_leaves_nothing, what follows in
-# test_after_a_trial_out_of_memory_fewer_blocks_are_tried.
+# Each trial is a start of every process; with one rank it is a fork. Two ranks, whose trials are started, one of them
+# out of memory, are long: how such a trial ends is in test_a_measurement_out_of_memory_is_one_error_and_leaves_nothing,
+# what follows in test_after_a_trial_out_of_memory_fewer_blocks_are_tried.
 @pytest.mark.parametrize(("ranks", "num_blocks"), [("1 rank", 2), pytest.param("2 ranks", 4, marks=pytest.mark.long)])
 @pytest.mark.guarantee("The largest micro batch is found, and trains like one that was given.")
 def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_number_given(
@@ -95,9 +95,9 @@ def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_numb
         pytest.skip("two ranks of a trial need 4 GB of free memory")
     limited = {
         "script": "tests/programs/drivers/out_of_memory_run.py",
-        "env": {"MAX_BLOCKS": "2", "TMPDIR": str(tmp_path)},
+        "env": {"MAX_BLOCKS": "2", "TMPDIR": str(tmp_path)} | ({"FORKED_TRIALS": "1"} if ranks == "1 rank" else {}),
     }
-    flags = ["--lr_scheduler_type", "constant", "--save_steps", 6, "--eval_strategy", "no"]
+    flags = ["--lr_scheduler_type", "constant", "--max_steps", 3, "--save_steps", 3, "--eval_strategy", "no"]
     flags += ["--global_batch_tokens", num_blocks * BLOCK_LENGTH * int(ranks[0])]
     found = train(ranks, sample_store, tmp_path / "found", *flags, "--per_device_train_batch_size", "auto", **limited)
     lines = ["2 blocks at a time: fits", f"2 blocks at a time, {num_blocks // 2} micro steps"]
@@ -107,10 +107,10 @@ def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_numb
     assert figures(tmp_path / "found") == figures(tmp_path / "given")
     assert {path.name for path in tmp_path.iterdir()} == {"found", "given"}
     # A run that goes on keeps its number, without trying again.
-    flags += ["--max_steps", 8, "--per_device_train_batch_size", "auto"]
+    flags += ["--max_steps", 4, "--per_device_train_batch_size", "auto"]
     resumed = train(ranks, sample_store, tmp_path / "found", *flags, **limited)
     assert "blocks at a time: " not in resumed.output
-    assert len(figures(tmp_path / "found")) == 8
+    assert len(figures(tmp_path / "found")) == 4
 
 
 @pytest.mark.long  # which line is told: test_only_what_ran_out_of_memory_does_not_fit
@@ -145,7 +145,7 @@ def test_a_measurement_out_of_memory_is_one_error_and_leaves_nothing(sample_stor
 def test_a_measurement_that_is_stopped_saves_nothing(sample_store: Path, tmp_path: Path) -> None:
     env = {"AT": "step:2", "DO": "kill(me, SIGTERM)"}
     script = "tests/faults/drivers/interrupted_run.py"
-    done = try_to_train("2 ranks", sample_store, tmp_path / "run", *PROFILE, script=script, env=env)
+    done = try_to_train("1 rank", sample_store, tmp_path / "run", *PROFILE, script=script, env=env)
     assert done.returncode == STOPPED_EXIT_CODE, done.output
     assert "warning: stopped at step 2 (SIGTERM); rerun to measure" in done.stderr
     assert "measured:" not in done.stdout

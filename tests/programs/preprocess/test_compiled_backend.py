@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tests.conftest import PROJECT_DIR, python, run_fine
+from tests.programs.launching import run_forked_fine
 from tests.unit.data.build.test_partial_store import digests, stories
 
 pytestmark = pytest.mark.launch
@@ -37,7 +38,7 @@ def llama_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "data.jsonl"
-    texts = [f"{n} {story}" for n, story in enumerate(stories() * 20)] + [f"{n} ¤ in the stack" for n in range(20_000)]
+    texts = [f"{n} {story}" for n, story in enumerate(stories() * 6)] + [f"{n} ¤ in the stack" for n in range(20_000)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert path.stat().st_size > 1 << 20, "large enough for the compiled encoder"
     return path
@@ -47,7 +48,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(corpus: Path, llama_like: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("reference") / "blocks"
     flags = ["--data_files", corpus, *SMALL, "--tokenizer", llama_like, "--tokenizer_backend", "reference"]
-    run_fine(*python("preprocess.py", *flags, "--output_dir", folder))
+    run_forked_fine(*python("preprocess.py", *flags, "--output_dir", folder))
     return digests(folder)
 
 
@@ -57,7 +58,7 @@ def test_the_bytes_are_those_of_the_reference(
     backend: str, corpus: Path, llama_like: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     flags = ["--data_files", corpus, *SMALL, "--tokenizer", llama_like, "--tokenizer_backend", backend]
-    done = run_fine(*python("preprocess.py", *flags, "--output_dir", tmp_path / "blocks"))
+    done = run_forked_fine(*python("preprocess.py", *flags, "--output_dir", tmp_path / "blocks"))
     assert "slower" not in done.stderr
     assert digests(tmp_path / "blocks") == expected
 
@@ -74,7 +75,7 @@ def test_what_is_wrong_is_found_and_the_store_made_again(
     what: str, corpus: Path, llama_like: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     flags = ["--data_files", corpus, *SMALL, "--tokenizer", llama_like, "--tokenizer_backend", "compiled"]
-    done = run_fine(sys.executable, DRIVERS / f"wrong_{what}.py", *flags, "--output_dir", tmp_path / "blocks")
+    done = run_forked_fine(sys.executable, DRIVERS / f"wrong_{what}.py", *flags, "--output_dir", tmp_path / "blocks")
     assert all(words in done.stderr for words in WRONG[what])
     assert "encoding everything again with the reference" in done.stderr
     assert digests(tmp_path / "blocks") == expected
@@ -89,7 +90,7 @@ def test_whatever_is_wrong_with_the_compiler_the_bytes_are_the_same(
 ) -> None:
     """A program whose threshold for a compilation is 0, as these inputs are small; it waits for the compiler."""
     code = (
-        "import runpy, sys; sys.argv[0] = 'preprocess.py'; sys.path.insert(0, '.');"
+        "import runpy, sys; sys.argv[0] = 'preprocess.py';"
         "from pretraining.data.tokenize import choice, compiled_backend;"
         "choice.MIN_BYTES_TO_COMPILE = 0;"
         "encode = compiled_backend.SwitchingBackend.encode;"
@@ -103,8 +104,10 @@ def test_whatever_is_wrong_with_the_compiler_the_bytes_are_the_same(
     else:
         environment["XDG_CACHE_HOME"] = "/proc/self"  # not even root can create a folder there
     code += "runpy.run_path('preprocess.py', run_name='__main__')"
+    program = tmp_path / "program.py"
+    program.write_text(code)
     flags = ["--data_files", corpus, *SMALL, "--tokenizer", llama_like, "--output_dir", tmp_path / "blocks"]
-    done = run_fine(sys.executable, "-c", code, *flags, env=os.environ | environment)
+    done = run_forked_fine(sys.executable, program, *flags, env=environment)
     lines = [line for line in done.stderr.splitlines() if "compiled" in line and "warning" in line.lower()]
     reasons = {
         "numba is missing": "no compiled encoder (no-such-package is not installed",

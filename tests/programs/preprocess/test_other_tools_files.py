@@ -13,7 +13,8 @@ import pytest
 
 from pretraining.data.store.manifest import Manifest, read_manifest
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
-from tests.conftest import PROJECT_DIR, assert_one_error, python, run, run_fine
+from tests.conftest import PROJECT_DIR, assert_one_error, python, run_fine
+from tests.programs.launching import run_forked, run_forked_fine
 from tests.unit.data.build.test_partial_store import digests, stories
 from tests.unit.data.input.test_token_files import write_flat, write_megatron
 from tests.unit.data.tokenize.test_backends import per_text
@@ -25,7 +26,11 @@ TRACE = [sys.executable, "-m", "tools.trace"]
 
 
 def preprocess(output_dir: Path, *flags: object, launcher: tuple[object, ...] = ()) -> Manifest:
-    run_fine(*launcher, *python("preprocess.py", *flags, "--output_dir", output_dir))
+    command = python("preprocess.py", *flags, "--output_dir", output_dir)
+    if launcher:
+        run_fine(*launcher, *command)
+    else:
+        run_forked_fine(*command)
     return read_manifest(output_dir, flag="")
 
 
@@ -96,7 +101,7 @@ def test_a_token_is_traced_to_the_document_of_its_file(tmp_path: Path) -> None:
     file = write_megatron(tmp_path / "news_text_document.bin", documents)
     preprocess(tmp_path / "blocks", "--data_files", f"wire={file}", "--add_bos", *SMALL)
     command = [*TRACE, tmp_path / "blocks", "--block", 20, "--position", 5, "--json"]
-    (row,) = [json.loads(line) for line in run_fine(*command).stdout.splitlines()]
+    (row,) = [json.loads(line) for line in run_forked_fine(*command).stdout.splitlines()]
     place = row["document"]
     assert (place["file"], place["source"]) == (str(file), "wire")
     assert row["document_text"] == stories()[place["line"] - 1]
@@ -105,18 +110,20 @@ def test_a_token_is_traced_to_the_document_of_its_file(tmp_path: Path) -> None:
     start = place["byte_offset"]
     assert content[start : start + 20] == np.array(documents[place["line"] - 1][:10], "<u2").tobytes()
     file.write_bytes(content[:start] + b"\5" * (len(content) - start))
-    done = run_fine(*command)
+    done = run_forked_fine(*command)
     assert "has changed, its text does not have the ids of the block" in done.output
 
 
 def test_flags_of_text_and_another_tokenizer_are_one_line_each(tmp_path: Path) -> None:
     file = write_megatron(tmp_path / "a.bin", [[70_000, 5]], dtype="<i4")
     flags = ["--data_files", file, "--output_dir", tmp_path / "blocks", "--block_length", 4]
-    done = run(*python("preprocess.py", *flags, "--min_characters", 5, "--exact_duplicates", "--text_field", "body"))
+    done = run_forked(
+        *python("preprocess.py", *flags, "--min_characters", 5, "--exact_duplicates", "--text_field", "body")
+    )
     assert done.returncode == 2
     assert [error.split(": ")[1] for error in done.errors] == ["--min_characters", "--exact_duplicates", "--text_field"]
     assert "has token ids, which are packed as they are; remove the flag, or pass the text" in done.errors[0]
-    done = run(*python("preprocess.py", *flags))
+    done = run_forked(*python("preprocess.py", *flags))
     assert_one_error(done, "a.bin: document 1 has the token id 70000", "use the --tokenizer that made the file")
     assert not (tmp_path / "blocks.partial").exists()
 
@@ -133,7 +140,7 @@ def test_text_in_archives_and_binary_columns_gives_the_same_blocks(text_store: P
         assert input_ids(tmp_path / f"blocks_{name}") == input_ids(text_store)
     assert manifest.num_documents == len(stories())
     command = [*TRACE, tmp_path / "blocks_news.zip", "--block", 200, "--position", 5, "--json"]
-    row = json.loads(run_fine(*command).stdout)
+    row = json.loads(run_forked_fine(*command).stdout)
     place = row["document"]
     number = place["line"] - 1 + (50 if place["file"].endswith("2.jsonl") else 0)
     assert place["file"].startswith(f"{tmp_path}/news.zip/")
@@ -143,7 +150,7 @@ def test_text_in_archives_and_binary_columns_gives_the_same_blocks(text_store: P
 def test_a_wrong_text_field_does_not_block_the_right_one(tmp_path: Path) -> None:
     pq.write_table(pa.table({"content": stories(), "id": range(len(stories()))}), tmp_path / "news.parquet")
     flags = ["--data_files", tmp_path / "news.parquet", "--output_dir", tmp_path / "blocks", *SMALL]
-    done = run(*python("preprocess.py", *flags))
+    done = run_forked(*python("preprocess.py", *flags))
     assert_one_error(done, "no field text; the columns are content, id;", "use the right --text_field")
     assert not (tmp_path / "blocks.partial").exists()
-    run_fine(*python("preprocess.py", *flags, "--text_field", "content"))
+    run_forked_fine(*python("preprocess.py", *flags, "--text_field", "content"))

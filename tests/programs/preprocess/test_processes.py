@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pretraining.system.processes import ProcessHandle, command_words, descendants
-from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, assert_one_error, python, run, run_fine
+from tests.conftest import HANG_SECONDS, PROJECT_DIR, Done, assert_one_error, python
+from tests.programs.launching import run_forked, run_forked_fine
 from tests.unit.data.build.test_partial_store import digests, stories
 
 pytestmark = pytest.mark.launch
@@ -19,10 +20,10 @@ DRIVER = PROJECT_DIR / "tests/faults/drivers/preprocess/small_processes.py"
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    """12 MB in four slices of several sections, with duplicates, and lines that are no documents."""
+    """6 MB in four slices of several sections, with duplicates, and lines that are no documents."""
     path = tmp_path_factory.mktemp("corpus") / "news.jsonl"
     with path.open("w") as file:
-        for copy in range(60):
+        for copy in range(30):
             lines = [json.dumps({"text": f"{copy if n % 9 else 0} {story}"}) for n, story in enumerate(stories())]
             file.write("\n".join([*lines, "no JSON", ""]))
     words = ["--data_files", path, "--block_length", 128, "--split", "80,15,5", "--num_workers", 4, "--num_slices", 4]
@@ -32,13 +33,13 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 @pytest.fixture(scope="module")
 def undisturbed(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     store = tmp_path_factory.mktemp("one") / "blocks"
-    run_fine(*python("preprocess.py", *flags, "--output_dir", store))
+    run_forked_fine(*python("preprocess.py", *flags, "--output_dir", store))
     return digests(store)
 
 
 @pytest.mark.long  # after a kill: the test below
 def test_the_bytes_are_those_of_one_process(flags: list[object], undisturbed: dict[str, str], tmp_path: Path) -> None:
-    run_fine(*python(DRIVER, *flags, "--output_dir", tmp_path / "blocks"))
+    run_forked_fine(*python(DRIVER, *flags, "--output_dir", tmp_path / "blocks"))
     assert digests(tmp_path / "blocks") == undisturbed
 
 
@@ -59,13 +60,13 @@ def test_a_killed_process_takes_the_others_with_it_and_nothing_finished_is_lost(
     wait_until_gone(workers)
     if victim == "worker":
         assert_one_error(Done(process.returncode, "", errors), "ended with exit code -9", "run the same command again")
-    run_fine(*python(DRIVER, *flags, "--output_dir", store))
+    run_forked_fine(*python(DRIVER, *flags, "--output_dir", store))
     assert digests(store) == undisturbed
 
 
 def test_what_a_process_finds_wrong_is_one_line(flags: list[object], tmp_path: Path) -> None:
     words = [*flags, "--text_field", "body", "--output_dir", tmp_path / "blocks"]
-    assert_one_error(run(*python(DRIVER, *words)), "no field body", "use the right --text_field")
+    assert_one_error(run_forked(*python(DRIVER, *words)), "no field body", "use the right --text_field")
     assert not (tmp_path / "blocks.partial").exists()
 
 

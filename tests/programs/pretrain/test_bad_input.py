@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,13 @@ def test_no_blocks_yet_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
 
 
 def test_a_mistake_that_only_a_later_rank_finds_is_told(tmp_path: Path) -> None:
-    done = run(*python("preprocess.py", "--block_length", 1), env={"RANK": "1", "WORLD_SIZE": "2"})
+    code = "import preprocess; from pretraining.cli import program; program.RANK0_GRACE_SECONDS = 0.1; "
+    code += "program.run_program(preprocess.main)"
+    done = run(sys.executable, "-c", code, "--block_length", 1, env={"RANK": "1", "WORLD_SIZE": "2"})
     assert_one_error(done, "--block_length 1: must be in [2, 16777216]")
 
 
+@pytest.mark.long  # held by test_a_mistake_is_reported_before_the_slow_imports
 def test_a_launcher_that_loses_zero3_is_stopped(sample_store: Path, tmp_path: Path) -> None:
     launcher = ["accelerate", "launch", "--cpu", "--num_processes", 2, "--num_machines", 1]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", PROJECT_DIR / "pretrain.py"]
@@ -96,7 +100,7 @@ def test_a_damaged_test_split_is_found_before_the_training(sample_store: Path, t
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [2, pytest.param(0, marks=pytest.mark.long)])
 def test_an_id_that_one_rank_reads_in_mid_training_ends_the_run_in_one_line(
     sample_store: Path, tmp_path: Path, num_workers: int
 ) -> None:

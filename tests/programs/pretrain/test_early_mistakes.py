@@ -15,19 +15,15 @@ from tests.conftest import PROJECT_DIR, Done, needs_compiler, run, run_fine
 
 SLOW = {"torch", "transformers", "datasets", "deepspeed", "accelerate", "pandas", "scipy"}
 IMPORTED = re.compile(r"^import time:.*\| +(\S+)$", re.MULTILINE)
-# The program with packages that cannot be found, installed or not.
-WITHOUT = """import runpy, sys
-sys.modules.update(dict.fromkeys({packages!r}))
-runpy.run_path({program!r}, run_name="__main__")
-"""
-# Each command in a fork of a process that has imported what the programs do when they start; answers as JSON.
+# Each command in a fork of a process that has imported what the programs do when they start, with packages that cannot
+# be found, installed or not, and with variables; answers as JSON.
 COMMANDS = """import importlib, json, os, runpy, sys, tempfile
 commands, slow = json.load(sys.stdin)
-for name in {words[1] if words[0] == "-m" else words[0].removesuffix(".py") for words in commands}:
+for name in {words[1] if words[0] == "-m" else words[0].removesuffix(".py") for words, *_ in commands}:
     importlib.import_module(name)
 assert not set(slow) & set(sys.modules)
 found = []
-for words in commands:
+for words, packages, variables in commands:
     with tempfile.TemporaryFile() as output:
         pid = os.fork()
         if not pid:
@@ -35,6 +31,8 @@ for words in commands:
                 os.dup2(file, number)
             tell = lambda event, about: event == "import" and about[0] in slow and os.write(2, b"slow import")
             sys.addaudithook(tell)
+            sys.modules.update(dict.fromkeys(packages))
+            os.environ.update(variables)
             sys.argv = words[words[0] == "-m":]
             if words[0] == "-m":
                 runpy.run_module(words[1], run_name="__main__", alter_sys=True)
@@ -120,9 +118,7 @@ MISTAKES = [
 MISSING_PACKAGES = [
     (["--optim", "adamw_8bit"], "bitsandbytes", "pip install bitsandbytes"),
     (["--use_liger_kernel"], "liger_kernel", "pip install liger-kernel"),
-    pytest.param(
-        ["--fp8", "--compile_layers"], "torchao", "pip install -c requirements-extras.txt torchao", marks=needs_compiler
-    ),
+    (["--fp8", "--compile_layers"], "torchao", "pip install -c requirements-extras.txt torchao"),
     (["--report_to", "wandb"], "wandb", "pip install wandb"),
     (["--attention_implementation", "flash_attention_2"], "flash_attn", "flash_attn is not installed"),
     (
@@ -131,6 +127,12 @@ MISSING_PACKAGES = [
         "flash_attn_interface is not installed",
     ),
 ]
+# With flags and variables: what --cpu of accelerate sets is among them.
+ENVIRONMENTS = [
+    (["--compile_layers"], {"PATH": "/no/compiler"}, "there is no C++ compiler"),
+    ([], {"ACCELERATE_USE_CPU": "True"}, "accelerate launch --cpu: trains without DeepSpeed"),
+]
+MESSAGES = [entry[-1] for entry in (*MISTAKES, *MISSING_PACKAGES, *ENVIRONMENTS)]
 
 
 @pytest.fixture(scope="module")
@@ -155,41 +157,27 @@ def answers(places: dict[str, str]) -> list[Done]:
     def named(word: str) -> str:
         return re.sub(r"^[A-Z]+(?=/|$)", lambda found: places.get(found[0], found[0]), word)
 
-    commands = [[named(word) for word in words] for words, _ in MISTAKES]
+    commands = [([named(word) for word in words], [], {}) for words, _ in MISTAKES]
+    commands += [([*QUICKSTART, *flags], [package, "kernels"], {}) for flags, package, _ in MISSING_PACKAGES]
+    commands += [([*QUICKSTART, *flags], [], variables) for flags, variables, _ in ENVIRONMENTS]
     done = run_fine(sys.executable, "-c", COMMANDS, stdin=json.dumps([commands, sorted(SLOW)]))
     return [Done(code, "", log) for code, log in json.loads(done.stdout)]
 
 
-@pytest.mark.parametrize(("number", "message"), list(enumerate(part for _, part in MISTAKES)), ids=str)
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        pytest.param(number, message, marks=needs_compiler if "torchao" in message else ())
+        for number, message in enumerate(MESSAGES)
+    ],
+    ids=str,
+)
 def test_a_mistake_is_reported_before_the_slow_imports(number: int, message: str, answers: list[Done]) -> None:
     done = answers[number]
     assert done.returncode == 2, done.output[-2000:]
     assert len(done.errors) == 1
     assert message in done.errors[0]
     assert "slow import" not in done.output
-
-
-@pytest.mark.parametrize(("flags", "package", "message"), MISSING_PACKAGES, ids=str)
-def test_a_missing_package_is_reported_before_the_slow_imports(flags: list[str], package: str, message: str) -> None:
-    code = WITHOUT.format(packages=[package, "kernels"], program="pretrain.py")
-    done = run(sys.executable, "-X", "importtime", "-c", code, *QUICKSTART[1:], *flags)
-    assert len(done.errors) == 1
-    assert message in done.errors[0]
-    assert slow_imports(done) == set()
-
-
-def test_a_missing_compiler_is_reported_before_the_slow_imports(tmp_path: Path) -> None:
-    done = run(sys.executable, "-X", "importtime", *QUICKSTART, "--compile_layers", env={"PATH": str(tmp_path)})
-    assert len(done.errors) == 1
-    assert "there is no C++ compiler" in done.errors[0]
-    assert slow_imports(done) == set()
-
-
-def test_flags_of_accelerate_without_deepspeed_are_reported_before_the_slow_imports() -> None:
-    done = run(sys.executable, "-X", "importtime", *QUICKSTART, env={"ACCELERATE_USE_CPU": "True"})  # as --cpu does
-    assert len(done.errors) == 1
-    assert "accelerate launch --cpu: trains without DeepSpeed" in done.errors[0]
-    assert slow_imports(done) == set()
 
 
 def test_problems_of_different_files_are_reported_together(places: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.launch
 @pytest.fixture(scope="module")
 def mixture(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     store = tmp_path_factory.mktemp("wiki") / "blocks"
-    words = ["--block_length", 64, "--split", "60,20,20", "--max_characters", 1500, "--output_dir", store]
+    words = ["--block_length", 64, "--split", "90,5,5", "--max_characters", 1500, "--output_dir", store]
     run_fine(*python("preprocess.py", *words))
     return [f"news={sample_store}:0.75", f"wiki={store}:0.25"]
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +25,9 @@ STEPS_ALONE = ["--save_strategy", "no", "--eval_strategy", "no", "--export", "fa
 
 @pytest.fixture(scope="module")
 def reference_run(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes started by deepspeed, accumulation 2, a checkpoint in the middle.
-
-    There is no path, as where the packages lie in a folder of PYTHONPATH, whose scripts are on no PATH.
-    """
+    """Two processes, accumulation 2, a checkpoint in the middle."""
     run_dir = tmp_path_factory.mktemp("reference") / "run"
-    env = {**ONE_THREAD, "PATH": ""}
-    done = train("deepspeed", sample_store, run_dir, "--save_steps", 3, "--eval_steps", 3, env=env)
+    done = train("2 ranks", sample_store, run_dir, "--save_steps", 3, "--eval_steps", 3)
     assert "error" not in done.stderr.lower().replace("errors", "")
     return run_dir
 
@@ -105,25 +102,53 @@ def test_the_figures_of_the_sources_add_up(reference_run: Path) -> None:
         assert min(record[f"loss/{source}"] for source in sources if f"loss/{source}" in record) < record["loss"]
 
 
-# The reference is a run of deepspeed; "2 ranks" have the variables that torchrun and accelerate set.
-# Runs under torchrun and mpirun are started by tests/faults/test_orphans.py and test_supervise.py as well.
-@pytest.mark.parametrize(
-    "name",
-    ["2 ranks", *(pytest.param(name, marks=pytest.mark.long) for name in ("torchrun", "mpirun", "accelerate"))],
-)
+# A rank of the launcher writes down what it was given; a fork with the same words and variables is the rank then.
+AS_TOLD = """
+import json, os, runpy, sys
+from pathlib import Path
+told = Path(os.environ["TOLD"], os.environ["RANK"])
+if told.exists():
+    sys.argv[1:], variables = json.loads(told.read_text())
+    os.environ.clear()
+    os.environ.update(variables)
+    runpy.run_path("pretrain.py", run_name="__main__")
+else:
+    told.write_text(json.dumps([sys.argv[1:], dict(os.environ)]))
+"""
+
+
+@pytest.mark.guarantee("Every launcher gives the same run.")
+def test_ranks_that_deepspeed_starts_give_the_same_run(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
+    """There is no path, as where the packages lie in a folder of PYTHONPATH, whose scripts are on no PATH."""
+    script, run_dir = tmp_path / "as_told.py", tmp_path / "run"
+    script.write_text(AS_TOLD)
+    options: dict[str, Any] = {"script": script, "env": {"TOLD": str(tmp_path), "PATH": ""}}
+    train("deepspeed", sample_store, run_dir, *STEPS_ALONE, **options)
+    assert [json.loads((tmp_path / rank).read_text())[1]["LOCAL_RANK"] for rank in "01"] == ["0", "1"]
+    assert not run_dir.exists()
+    train("2 ranks", sample_store, run_dir, *STEPS_ALONE, **options)
+    assert figures(run_dir) == figures(reference_run)
+
+
+# Whole starts, 12 to 20 s each; the words and variables of deepspeed's ranks are held by the test above. Runs under
+# torchrun and mpirun are started by tests/faults/test_supervise.py as well.
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["deepspeed", "torchrun", "mpirun", "accelerate"])
 @pytest.mark.guarantee("Every launcher gives the same run.")
 def test_every_launcher_gives_the_same_run(name: str, reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    env = {} if name == "2 ranks" else ONE_THREAD  # those have one anyway
-    train(name, sample_store, tmp_path / "run", *STEPS_ALONE, env=env)
+    train(name, sample_store, tmp_path / "run", *STEPS_ALONE, env=ONE_THREAD)
     assert figures(tmp_path / "run") == figures(reference_run)
 
 
+@pytest.mark.guarantee("Every micro batch gives the same run.")
 def test_one_process_with_more_accumulation_is_the_same_run(
     reference_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
+    """Micro batches of one block in place of two, eight of them in place of two in each of two processes."""
     workers = ["--dataloader_num_workers", 1, "--dataloader_prefetch_factor", 3]
-    train("fork", sample_store, tmp_path / "run", "--save_strategy", "no", "--eval_steps", 3, *workers)
-    assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["gradient_accumulation_steps"] == 4
+    flags = ["--save_strategy", "no", "--eval_steps", 3, "--per_device_train_batch_size", 1, *workers]
+    train("fork", sample_store, tmp_path / "run", *flags)
+    assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["gradient_accumulation_steps"] == 8
     assert_same_run(tmp_path / "run", reference_run)
     for key in ("eval_loss", "test_loss"):  # 52 and 44 blocks do not divide by the processes alike
         ours, theirs = records(tmp_path / "run", key)[-1], records(reference_run, key)[-1]
@@ -132,12 +157,13 @@ def test_one_process_with_more_accumulation_is_the_same_run(
         assert ours[num_tokens] == theirs[num_tokens]
 
 
-@pytest.mark.parametrize(("name", "micro_batch"), [("1 rank", 1), ("1 rank", 8), ("2 ranks", 4)])
+@pytest.mark.long  # another micro batch and number of them: the test above
+@pytest.mark.parametrize(("name", "micro_batch"), [("1 rank", 2), ("1 rank", 8), ("2 ranks", 4)])
 @pytest.mark.guarantee("Every micro batch gives the same run.")
 def test_a_step_divided_otherwise_is_the_same_run(
     name: str, micro_batch: int, reference_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
-    """In one process 1 block x 8 micro steps (2 x 4 is above) and 8 x 1, in two processes 4 x 1."""
+    """In one process 2 blocks x 4 micro steps (1 x 8 is above) and 8 x 1, in two processes 4 x 1."""
     flags = [*STEPS_ALONE, "--per_device_train_batch_size", micro_batch]
     train(name, sample_store, tmp_path / "run", *flags)
     assert_same_run(tmp_path / "run", reference_run)
@@ -179,6 +205,7 @@ def test_a_resumed_run_equals_one_never_stopped(reference_run: Path, sample_stor
         ]
 
 
+@pytest.mark.long  # held by test_a_run_that_has_reached_its_target_only_finishes_when_it_is_started_again
 def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
     reference_run: Path, sample_store: Path, tmp_path: Path
 ) -> None:
@@ -192,47 +219,34 @@ def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
     assert (run_dir / "model/model.safetensors").is_file()
 
 
-def test_the_launcher_is_started_without_a_path(reference_run: Path) -> None:
-    assert len(figures(reference_run)) == NUM_STEPS
+OFFLOAD = ["--deepspeed", PROJECT_DIR / "ds_config_offload.json"]
+CHECKPOINTING = ["--activation_checkpointing", "--attention_implementation", "eager"]
 
 
-def test_a_line_of_the_log_across_a_resume_has_all_its_steps(sample_store: Path, tmp_path: Path) -> None:
-    flags = ["--logging_steps", 4, "--save_steps", 3, "--eval_strategy", "no", "--export", "false"]
-    train("1 rank", sample_store, tmp_path / "run", *flags)
-    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
-    checkpoint = tmp_path / "resumed/checkpoint-3"
-    train("1 rank", sample_store, tmp_path / "resumed", *flags, "--resume", checkpoint)
-    assert figures(tmp_path / "resumed") == figures(tmp_path / "run")
-
-
-def test_the_best_checkpoint_is_kept_when_it_is_wanted_at_the_end(sample_store: Path, tmp_path: Path) -> None:
-    flags = ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
-    flags += ["--save_steps", 1, "--eval_steps", 1, "--save_total_limit", 1, "--max_steps", 3, "--export", "false"]
-    train("1 rank", sample_store, tmp_path / "run", *flags)
-    losses = {record["step"]: record["eval_loss"] for record in records(tmp_path / "run", "eval_loss")}
-    assert (tmp_path / f"run/checkpoint-{max(losses, key=losses.__getitem__)}").is_dir()
-
-
+# One of them alone is long: what either changes is seen where both are.
+@pytest.mark.parametrize(
+    "flags",
+    [[*OFFLOAD, *CHECKPOINTING], *(pytest.param(flags, marks=pytest.mark.long) for flags in (OFFLOAD, CHECKPOINTING))],
+    ids=["both", "offload", "activation_checkpointing"],
+)
 @pytest.mark.guarantee("Offload gives the same run.")
-def test_offload_trains_the_same(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
+@pytest.mark.guarantee("Activation checkpointing gives the same run.")
+def test_offload_and_activation_checkpointing_train_the_same(
+    flags: list[object], reference_run: Path, sample_store: Path, tmp_path: Path
+) -> None:
     """The old spelling of offload is that of test_a_config_of_megatron_trains_as_it_is."""
-    run_dir, config = tmp_path / "run", PROJECT_DIR / "ds_config_offload.json"
-    done = train("2 ranks", sample_store, run_dir, *STEPS_ALONE, "--deepspeed", config)
-    used = json.loads((run_dir / "run.json").read_text())["ds_config_resolved"]
-    assert used["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
-    assert used["zero_force_ds_cpu_optimizer"] is False
+    run_dir = tmp_path / "run"
+    done = train("2 ranks", sample_store, run_dir, *STEPS_ALONE, *flags)
+    record = json.loads((run_dir / "run.json").read_text())
+    if OFFLOAD[1] in flags:
+        used = record["ds_config_resolved"]
+        assert used["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+        assert used["zero_force_ds_cpu_optimizer"] is False
+    if CHECKPOINTING[0] in flags:
+        assert record["arguments"]["activation_checkpointing"] is True
+        assert record["arguments"]["attention_implementation"] == "eager"
     assert "old spelling" not in done.stderr
     assert_same_run(run_dir, reference_run)
-
-
-@pytest.mark.guarantee("Activation checkpointing gives the same run.")
-def test_activation_checkpointing_changes_nothing(reference_run: Path, sample_store: Path, tmp_path: Path) -> None:
-    flags = [*STEPS_ALONE, "--activation_checkpointing", "--attention_implementation", "eager"]
-    train("2 ranks", sample_store, tmp_path / "run", *flags)
-    record = json.loads((tmp_path / "run/run.json").read_text())
-    assert record["arguments"]["activation_checkpointing"] is True
-    assert record["arguments"]["attention_implementation"] == "eager"
-    assert_same_run(tmp_path / "run", reference_run)
 
 
 # How far the loss falls in as many steps. The hundred of the promise are long; the bounds of the twenty are the same.
@@ -301,7 +315,9 @@ assert "pretraining" not in sys.modules
 
 @pytest.mark.guarantee("The exported model opens with transformers alone and has the logits of training.")
 def test_the_exported_model_is_everybodys_and_has_the_trainers_logits(instrumented_run: Path, tmp_path: Path) -> None:
-    done = run_fine(sys.executable, "-c", EVERYBODYS_TOOLS, instrumented_run, loss_rounding(), cwd=tmp_path)
+    done = run_fine(
+        sys.executable, "-c", EVERYBODYS_TOOLS, instrumented_run, loss_rounding(), cwd=tmp_path, env=ONE_THREAD
+    )
     assert done.stdout.startswith("The council")
     config = json.loads((instrumented_run / "model/config.json").read_text())
     assert (config["use_cache"], config["rope_theta"]) == (True, 10000.0)

@@ -90,7 +90,7 @@ def test_a_parent_in_bf16_keeps_its_bytes_in_bf16(sample_store: Path, tmp_path: 
     """Its config is taken, tied embeddings included; a loss on 512 tokens refuses no weights, not even random ones."""
     model = export_random_model(tmp_path / "model", sample_store, dtype=torch.bfloat16, tie_word_embeddings=True)
     flags = [*NO_CHANGE, "--save_strategy", "no", "--bf16", "true"]
-    continue_from(model, sample_store, tmp_path / "run", *flags, "--eval_strategy", "no")
+    continue_from(model, sample_store, tmp_path / "run", *flags, "--eval_strategy", "no", ranks=1)
     found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run/model", model))
     assert found.keys() == expected.keys()
     assert HEAD not in found
@@ -141,23 +141,14 @@ def test_a_grown_vocabulary_keeps_its_rows_and_resumes(parent: Path, longer_stor
         torch.testing.assert_close(new[name][size:], old[name].double().mean(dim=0).float().expand(3, -1))
     assert all(torch.equal(new[name], old[name]) for name in old.keys() - {EMBEDDING, HEAD})
 
-    flags = [
-        "--grow_vocabulary",
-        "--learning_rate",
-        "1e-2",
-        "--max_steps",
-        3,
-        "--save_steps",
-        2,
-        "--eval_strategy",
-        "no",
-    ]
+    flags = ["--grow_vocabulary", "--learning_rate", "1e-2", "--max_steps", 3, "--save_steps", 2]
+    flags += ["--eval_strategy", "no"]
     through = tmp_path / "through"
-    continue_from(parent, longer_store, through, *flags)
+    continue_from(parent, longer_store, through, *flags, ranks=1)
     stopped = shutil.copytree(through, tmp_path / "stopped")
     for name in ("checkpoint-3", "model"):
         shutil.rmtree(stopped / name)
-    done = continue_from(parent, longer_store, stopped, *flags)
+    done = continue_from(parent, longer_store, stopped, *flags, ranks=1)
     assert f"resuming from {stopped}/checkpoint-2" in done.stderr
     assert figures(stopped) == figures(through)
     assert (stopped / "model/model.safetensors").read_bytes() == (through / "model/model.safetensors").read_bytes()
@@ -219,7 +210,8 @@ def test_a_plan_needs_the_config_alone_and_model_says_that_its_weights_are_not_u
     assert str(parent / "model") in planned.stdout
     model = parent / "model"
     words = [PROJECT_DIR / "pretrain.py", "--model", model, "--dataset", sample_store, "--output_dir", tmp_path / "run"]
-    done = run_preloaded(1, [*words, *FLAGS, "--max_steps", 1], {"PYTHONPATH": SEARCH_PATH})
+    words += [*FLAGS, "--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no", "--export", "false"]
+    done = run_preloaded(1, words, {"PYTHONPATH": SEARCH_PATH})
     assert done.returncode == 0, done.output[-3000:]
     assert f"--model {model}: only its config is used" in done.stderr
     assert f"--weights {model}" in done.stderr

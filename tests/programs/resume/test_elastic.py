@@ -21,7 +21,7 @@ from tools import verify
 
 pytestmark = pytest.mark.launch
 
-STEPS = 8
+STEPS = 6
 # 12 blocks a step, for 1, 2 and 3 processes. Three of them divide few of the shapes: there is padding everywhere.
 FLAGS = [
     "--max_steps",
@@ -34,6 +34,8 @@ FLAGS = [
     "no",
     "--global_batch_tokens",
     12 * 64,
+    "--export",
+    "false",
 ]
 FLAGS += ["--model_overrides", *TINY_MODEL, "tie_word_embeddings=true"]
 # What assembles the state is that of the quick one. DeepSpeed itself loads below stage 3 what cannot be divided alone.
@@ -76,20 +78,19 @@ def go_on(ranks: str, store: Path, run_dir: Path, checkpoint: Path, *flags: obje
 def test_a_run_goes_on_with_any_number_of_processes(
     never_stopped: Path, offload: list[object], sample_store: Path, tmp_path: Path
 ) -> None:
-    """2 -> 1 -> 3 -> 2 processes, there and back between offload and none; the first goes back to its start, too.
+    """2 -> 3 -> 1 processes, there and back between offload and none; the first goes back to its start, too.
 
     Losses are those of a run that never stopped, but for the order of the sums of a step.
     """
-    one, three, last = (tmp_path / name / "run" for name in ("one", "three", "last"))
+    three, one = (tmp_path / name / "run" for name in ("three", "one"))
     rollback = ["--on_spike", "rollback"]
-    said = go_on("1 rank", sample_store, one, never_stopped / "checkpoint-2", *offload, *rollback, SPIKE_AT="2")
-    assert f"resuming from {never_stopped / 'checkpoint-2'} (saved by 2 processes, now 1)" in said
+    said = go_on("3 ranks", sample_store, three, never_stopped / "checkpoint-2", *offload, *rollback, SPIKE_AT="2")
+    assert f"resuming from {never_stopped / 'checkpoint-2'} (saved by 2 processes, now 3)" in said
     assert f"step 4: rolled back to {never_stopped / 'checkpoint-2'}" in said
-    assert (tmp_path / "one/restored-2").is_dir(), "it was not loaded again"
-    said = go_on("3 ranks", sample_store, three, one / "checkpoint-4")
-    assert f"resuming from {one / 'checkpoint-4'} (saved by 1 process, now 3)" in said
-    go_on("2 ranks", sample_store, last, three / "checkpoint-6", *offload)
-    for run_dir in (one, three, last):
+    assert (tmp_path / "three/restored-2").is_dir(), "it was not loaded again"
+    said = go_on("1 rank", sample_store, one, three / "checkpoint-4")
+    assert f"resuming from {three / 'checkpoint-4'} (saved by 3 processes, now 1)" in said
+    for run_dir in (one, three):
         assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
         assert_same_training(figures(run_dir), figures(never_stopped), step_tokens=12 * 64)
         # The head is tied to the embeddings.
@@ -99,7 +100,7 @@ def test_a_run_goes_on_with_any_number_of_processes(
         np.testing.assert_allclose(np.linalg.norm(ours, axis=1), [norm for _, norm in figures(run_dir)], rtol=1e-6)
         assert records(run_dir)[-1]["tokens/world"] == records(never_stopped)[-1]["tokens/world"]
     seeds = [path.read_text() for path in tmp_path.glob("*/seed-*")]
-    assert len(set(seeds)) == len(seeds) == 1 + 3 + 2, "a process draws the numbers of another"
+    assert len(set(seeds)) == len(seeds) == 1 + 3, "a process draws the numbers of another"
     for run_dir in (one, three):
         assert_exports_its_weights(run_dir / f"checkpoint-{STEPS}")
 
@@ -121,9 +122,10 @@ def test_a_run_goes_on_in_any_stage(never_stopped: Path, sample_store: Path, tmp
     assert f"{start} (saved by 2 processes, now 3; saved with ZeRO-3, now ZeRO-1)" in said
     assert f"step 4: rolled back to {start}" in said
     assert (tmp_path / "first/restored-2").is_dir(), "it was not loaded again"
-    said = go_on("1 rank", sample_store, second, first / "checkpoint-4", *of_stage("zero2_offload_optimizer"))
+    zero2 = [*of_stage("zero2_offload_optimizer"), "--save_steps", 1]
+    said = go_on("1 rank", sample_store, second, first / "checkpoint-4", *zero2)
     assert f"{first / 'checkpoint-4'} (saved by 3 processes, now 1)" in said
-    said = go_on("2 ranks", sample_store, third, second / "checkpoint-6")
+    said = go_on("2 ranks", sample_store, third, second / "checkpoint-5")
     assert "(saved by 1 process, now 2; saved with ZeRO-1 or ZeRO-2, now ZeRO-3)" in said
     for run_dir in (first, second, third):
         assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
@@ -158,7 +160,7 @@ def test_a_resume_in_the_same_stage_changes_nothing(
     stage: str, precision: str, divides: bool, sample_store: Path, tmp_path: Path
 ) -> None:
     """Assembled here, or loaded by DeepSpeed where the optimizer's state cannot be divided."""
-    flags = [*of_stage(stage), "--bf16", str(precision == "bf16").lower(), "--max_steps", 4, "--export", "false"]
+    flags = [*of_stage(stage), "--bf16", str(precision == "bf16").lower(), "--max_steps", 4]
     whole, resumed = tmp_path / "whole/run", tmp_path / "resumed/run"
     train("2 ranks", sample_store, whole, *FLAGS, *flags)
     env = {} if divides else {"WHOLE": "1"}
@@ -191,11 +193,17 @@ def test_every_stage_there_and_back(
 @pytest.mark.parametrize("stage", [[], pytest.param(of_stage("zero1"), marks=pytest.mark.long)])
 @pytest.mark.guarantee("A rollback and --load_best_model_at_end never hold two copies of the optimizer state.")
 def test_the_state_is_freed_before_another_is_loaded(stage: list[object], sample_store: Path, tmp_path: Path) -> None:
+    """The best checkpoint, here of the highest loss, is kept beyond --save_total_limit, and loaded at the end."""
     flags = [*FLAGS, *stage, "--on_spike", "rollback", "--eval_strategy", "steps", "--eval_steps", 2]
-    flags += ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--max_steps", 6, "--export", "false"]
+    flags += ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
+    flags += ["--save_total_limit", 1, "--max_steps", 6]
     script, env = "tests/programs/drivers/elastic_run.py", {"KEPT": str(tmp_path), "SPIKE_AT": "5"}
     train("1 rank", sample_store, tmp_path / "run", *flags, script=script, env=env)
     assert {folder.name for folder in tmp_path.glob("restored-*")} == {"restored-1", "restored-2"}
+    losses = {record["step"]: record["eval_loss"] for record in records(tmp_path / "run", "eval_loss")}
+    best = max(losses, key=losses.__getitem__)
+    assert best < 6
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {f"checkpoint-{best}", "checkpoint-6"}
 
 
 def assert_exports_its_weights(checkpoint: Path) -> None:
@@ -210,8 +218,6 @@ def assert_exports_its_weights(checkpoint: Path) -> None:
 def test_the_master_weights_are_kept_when_the_precision_changes(
     never_stopped: Path, sample_store: Path, tmp_path: Path
 ) -> None:
-    """fp32 to bf16 in as many processes, bf16 in two to bf16 in one."""
-    two, one = (tmp_path / name / "run" for name in ("two", "one"))
-    flags = ["--bf16", "true", "--max_steps", 4, "--export", "false"]
-    go_on("2 ranks", sample_store, two, never_stopped / "checkpoint-2", *flags, "--allow_changed", "precision")
-    go_on("1 rank", sample_store, one, two / "checkpoint-4", *flags)
+    """fp32 in two processes to bf16 in one."""
+    flags = ["--bf16", "true", "--max_steps", 4, "--allow_changed", "precision"]
+    go_on("1 rank", sample_store, tmp_path / "one/run", never_stopped / "checkpoint-2", *flags)

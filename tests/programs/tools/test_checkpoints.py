@@ -17,8 +17,8 @@ from pretraining.runs.checksums import COMPLETE_NAME, record_file, write_manifes
 from pretraining.runs.export import from_checkpoint as checkpoint_export
 from pretraining.runs.export.zero_shards import open_shards
 from pretraining.runs.verification import checkpoint_problems
-from tests.conftest import TINY_MODEL, run
-from tests.programs.launching import run_forked_fine, train
+from tests.conftest import TINY_MODEL
+from tests.programs.launching import run_forked, run_forked_fine, train
 from tools.checkpoints import main
 
 pytestmark = pytest.mark.launch
@@ -117,7 +117,7 @@ def test_verify_says_which_checkpoints_are_whole(
     shutil.copytree(finished_run, run_dir)
     state = run_dir / "checkpoint-1/trainer_state.json"
     state.write_text(state.read_text().replace("1", "2", 1))
-    done = run(*TOOL, "verify", run_dir)
+    done = run_forked(*TOOL, "verify", run_dir)
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if " s left" not in line] == []  # progress on a busy machine
     assert "trainer_state.json is damaged: its XXH3 is" in done.stdout.splitlines()[1]

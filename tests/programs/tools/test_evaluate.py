@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from pretraining.errors import UserError
-from tests.conftest import PROJECT_DIR, python, run, run_fine
+from tests.conftest import PROJECT_DIR, python, run
 from tests.programs.launching import records, run_forked_fine
 from tests.rounding import MEAN_ROUNDING, loss_rounding
 from tools.evaluate import main
@@ -115,7 +115,7 @@ def test_a_document_that_is_one_block_has_the_figures_of_the_block(trained_run: 
     assert len(texts) > 20
     documents, store = write_documents(tmp_path / "one.jsonl", texts), tmp_path / "blocks"
     words = ["--data_files", documents, "--block_length", 64, "--split", "0,0,1", "--output_dir", store]
-    run_fine(*python("preprocess.py", *words))
+    run_forked_fine(*python("preprocess.py", *words))
     checkpoint = trained_run / "checkpoint-3"
     by_document = figures(tmp_path / "documents.json", checkpoint, "--data_files", documents)
     by_block = figures(tmp_path / "blocks.json", checkpoint, "--dataset", store)

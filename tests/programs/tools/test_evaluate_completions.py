@@ -15,7 +15,8 @@ from generate import main as generate
 from pretraining.errors import UserError
 from pretraining.generation import load_model
 from pretraining.runs.model_source import ModelSource
-from tests.conftest import PROJECT_DIR, run_fine
+from tests.conftest import PROJECT_DIR
+from tests.programs.launching import run_forked_fine
 from tests.rounding import loss_rounding
 from tools.evaluate import main
 
@@ -63,7 +64,7 @@ def test_a_sentence_of_the_training_data_is_found_with_its_line(
 ) -> None:
     planted, own = line_of(tokenizer, OWN + SENTENCE + OWN, finish_reason="eos"), line_of(tokenizer, OWN)
     samples, output = write_samples(tmp_path / "samples.jsonl", own, planted), tmp_path / "figures.json"
-    done = run_fine(*EVALUATE, "--completions", samples, "--blocks", sample_store, "--output", output)
+    done = run_forked_fine(*EVALUATE, "--completions", samples, "--blocks", sample_store, "--output", output)
     found = json.loads(output.read_text())
     (row,) = found["copied_runs"]
     assert (row["sample"], row["file"], row["line"]) == (2, "data/sample/news.jsonl", LINE)

@@ -8,8 +8,9 @@ import pytest
 
 from pretraining.errors import UserError
 from pretraining.runs.report.report import write_comparison
-from tests.conftest import assert_one_error, run, run_fine
+from tests.conftest import assert_one_error, run_fine
 from tests.fakes.drawn_run import write_drawn_run
+from tests.programs.launching import run_forked, run_forked_fine
 
 REPORT = [sys.executable, "-m", "tools.report"]
 
@@ -28,7 +29,7 @@ def test_one_run_has_its_report_in_its_folder_and_several_where_it_is_said(repor
     assert (first / "report.html").exists()
     assert (first / "curves.png").exists()
     shutil.copy(first / "report.html", tmp_path / "both.html")  # which is overwritten
-    done = run_fine(*REPORT, first, second, "--output", tmp_path / "both.html")
+    done = run_forked_fine(*REPORT, first, second, "--output", tmp_path / "both.html")
     assert done.stderr == f"report: {tmp_path}/both.html\n"
     page = (tmp_path / "both.html").read_text()
     assert f"<th>{first}</th><th>{second}</th>" in page, "runs of one name are told by their folders"
@@ -45,13 +46,13 @@ def test_one_run_has_its_report_in_its_folder_and_several_where_it_is_said(repor
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], parts: list[str]) -> None:
-    assert_one_error(run(*REPORT, *words), *parts)
+    assert_one_error(run_forked(*REPORT, *words), *parts)
 
 
 def test_a_run_that_has_logged_nothing_yet_is_told(tmp_path: Path) -> None:
     run_dir = write_drawn_run(tmp_path / "run", [])
     (run_dir / "metrics.jsonl").unlink()
-    assert_one_error(run(*REPORT, run_dir), f"{run_dir}/metrics.jsonl: cannot be read")
+    assert_one_error(run_forked(*REPORT, run_dir), f"{run_dir}/metrics.jsonl: cannot be read")
 
 
 def test_a_page_overwrites_nothing_but_a_report(reported: Path, tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_a_page_overwrites_nothing_but_a_report(reported: Path, tmp_path: Path) 
         with pytest.raises(UserError) as caught:
             write_comparison([run_dir], path)
         assert str(caught.value).startswith(f"--output {path}: {message}")
-    assert_one_error(run(*REPORT, run_dir, "--output", thesis), f"--output {thesis}: exists already")
+    assert_one_error(run_forked(*REPORT, run_dir, "--output", thesis), f"--output {thesis}: exists already")
     assert thesis.read_text() == "<html>years of work</html>"
     assert page.read_bytes() == before
 

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -146,13 +147,20 @@ def test_a_missing_or_cut_shard_is_named(sample_store: Path, tmp_path: Path) -> 
 
 def forge(source: Path, store: Path, rows: list[int], token_id: int, *, hashed: bool = False) -> Path:
     """A copy of a block store with an id in these rows of train, and a manifest that has the sizes right."""
-    shutil.copytree(source, store)
-    (path,) = store.glob("data/train-*.parquet")
+    (path,) = source.glob("data/train-*.parquet")
     table = pq.read_table(path)
     ids = np.array(table["input_ids"].combine_chunks().flatten()).reshape(table.num_rows, -1).copy()
     ids[rows, 5] = token_id
     column = pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), ids.shape[1])
-    pq.write_table(table.set_column(0, "input_ids", column), path)
+    return forge_column(source, store, "input_ids", column, hashed=hashed)
+
+
+def forge_column(source: Path, store: Path, name: str, column: pa.Array, *, hashed: bool = False) -> Path:
+    """A copy of a block store with another column of train, and a manifest that has the sizes right."""
+    shutil.copytree(source, store)
+    (path,) = store.glob("data/train-*.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.names.index(name), name, column), path)
     content = json.loads((store / "manifest.json").read_text())
     content["splits"]["train"]["shards"][0]["num_bytes"] = path.stat().st_size
     if hashed:
@@ -188,6 +196,24 @@ def test_one_id_that_the_vocabulary_has_not_is_found_when_it_is_read(
         f"--dataset {store}: data/train-00000-of-00001.parquet row 1 cannot be used (token id 9,000, the vocabulary "
         f"has 8,192); check the data set: python3 -m tools.verify {store}"
     )
+
+
+@pytest.mark.parametrize("column", ["input_ids", "document_starts", "num_padding_tokens"])
+def test_a_null_is_found_at_the_start(sample_store: Path, tmp_path: Path, column: str) -> None:
+    (path,) = sample_store.glob("data/train-*.parquet")
+    found = pq.read_table(path)[column]
+    nulled = pa.array([None, *found.to_pylist()[1:]], found.type)
+    store = forge_column(sample_store, tmp_path / "forged", column, nulled)
+    with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet row 0 cannot be used"):
+        BlockDataset(store, read_manifest(store, flag=""), "train")
+
+
+def test_opening_a_store_asks_no_server(sample_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(datasets.load, "get_session", lambda: asked.append("a session"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    BlockDataset(sample_store, read_manifest(sample_store, flag=""), "validation")
+    assert not asked
 
 
 def test_damage_that_cannot_be_decoded_names_the_shard(sample_store: Path, tmp_path: Path) -> None:

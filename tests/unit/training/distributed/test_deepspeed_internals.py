@@ -5,9 +5,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import deepspeed.ops
 import pytest
+import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero import partition_parameters
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
@@ -51,6 +53,35 @@ def test_attributes_that_are_set_while_it_runs() -> None:
     assert "bucket.buffer = " in zero
     assert ".ds_tensor = " in inspect.getsource(partition_parameters)
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+
+
+def test_signatures_are_inspected_once() -> None:
+    """Of the functions that each module has, and of that of the linear layers; calls give the same as before."""
+    source = inspect.getsource(DeepSpeedZeRoOffload)
+    assert "module.pre_bwd_fn = " in source
+    assert "module.post_bwd_fn = " in source
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(values: torch.Tensor, factor: float = 2.0) -> torch.Tensor:
+            return values * factor
+
+        @staticmethod
+        def setup_context(context: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ARG004
+            context.factor = inputs[1]
+
+        @staticmethod
+        def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return gradient * context.factor, None
+
+    model = torch.nn.Sequential(torch.nn.Identity())
+    model[0].pre_bwd_fn = Doubled
+    deepspeed_internals.remember_signatures(model)
+    functions = (Doubled, deepspeed_internals.LinearFunctionForZeroStage3)
+    assert all(inspect.signature(function.forward) is function.forward.__signature__ for function in functions)
+    values = torch.ones(2, requires_grad=True)
+    Doubled.apply(values).sum().backward()
+    assert torch.equal(values.grad, torch.full([2], 2.0))
 
 
 def test_muon_is_imported_without_the_compiler() -> None:
