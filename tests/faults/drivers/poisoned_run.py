@@ -1,7 +1,7 @@
 """Starts pretrain.py with a planted fault; takes its flags and launchers. A spike is found from step 13 on.
 
-NAN_BLOCK=n makes the loss of training block n no number; SKIPPED=[[start, stop], ...] leaves out positions of the order
-from the start, as a rollback does.
+NAN_BLOCK=n makes the loss of training block n no number, CLEAN_BLOCKS=[n, ...] that of all others.
+SKIPPED=[[start, stop], ...] leaves out positions of the order from the start, as a rollback does.
 """
 
 import json
@@ -24,7 +24,8 @@ class PoisonedBlocks(MixedBlocks):
 
     def __getitem__(self, index: int) -> Item:
         item = super().__getitem__(index)
-        if str(index) == os.environ.get("NAN_BLOCK"):
+        is_clean = index in json.loads(os.environ["CLEAN_BLOCKS"]) if "CLEAN_BLOCKS" in os.environ else True
+        if str(index) == os.environ.get("NAN_BLOCK") or not is_clean:
             item["sources"] = item["sources"] - 1000
         return item
 
