@@ -88,7 +88,8 @@ def main(argv: Sequence[str]) -> None:
     """Train twice, and compare."""
     own, training = split_command_line(argv)
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Proof", ProofArguments)], own)
-    check_training(training)
+    if parse_pretrain_arguments("", training).durability.resume != "auto":
+        raise UserError("--resume: this tool restarts the run itself; remove it")
     folder = new_folder(arguments.output_dir)
     command = [*launch_command(arguments), str(PROGRAM), *training]
     undisturbed, killed = (KillableRun(command, folder / name, PROGRAM) for name in ("undisturbed", "killed"))
@@ -109,16 +110,6 @@ def split_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             del own[place : place + len(recipe)]
             break
     return own, [*recipe, *training]
-
-
-def check_training(words: Sequence[str]) -> None:
-    """Reject flags that pretrain.py rejects, and --resume.
-
-    Raises:
-        UserError: with the flags.
-    """
-    if parse_pretrain_arguments("", words).durability.resume != "auto":
-        raise UserError("--resume: this tool restarts the run itself; remove it")
 
 
 def new_folder(folder: Path | None) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretraining.cli.ranges import Range, range_of
+from pretraining.cli.ranges import FINITE, RANGES, Range
 from pretraining.cli.synonyms import remedy_of
 from pretraining.errors import nearest, raise_problems, shortened
 
@@ -99,8 +99,8 @@ class Flag:
 
     @property
     def range(self) -> Range | None:
-        """The range of a number; None of anything else."""
-        return range_of(self.name, self.value_type)
+        """The range of a number, which must be finite at least; None of anything else."""
+        return RANGES.get(self.name, FINITE) if self.value_type in (int, float) else None
 
     def range_problems(self, texts: Sequence[str], value: Any) -> list[str]:
         """What is wrong with the numbers that `texts` were read as: each text with the range it must be in."""

@@ -149,8 +149,3 @@ RANGES: dict[str, Range] = {
     "batch_tokens": Range(1, 1 << 30),
     "kills": COUNT,
 }
-
-
-def range_of(name: str, value_type: type) -> Range | None:
-    """The range of a flag; None when it is not a number. What is not in the table must be finite at least."""
-    return RANGES.get(name, FINITE) if value_type in (int, float) else None

@@ -3,14 +3,13 @@
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
 from pretraining.doctor.leftovers import describe_process
 from pretraining.system.formatting import format_bytes
-from pretraining.system.gpus import driver_gpu_names, peak_flops_per_second
+from pretraining.system.gpus import driver_gpu_names, open_gpus, peak_flops_per_second
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor, and the first digits of the class of a GPU
@@ -25,22 +24,6 @@ THROTTLE_REASONS = {
     0x80: "power brake of the power supply",
 }
 READ = 0  # of peer access; pynvml's own NVML_P2P_CAPS_INDEX_READ is a tuple by mistake
-
-
-@contextmanager
-def open_gpus() -> Iterator[list[Any]]:
-    """Handles of all GPUs.
-
-    Raises:
-        pynvml.NVMLError: when the driver is missing or does not answer.
-    """
-    import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        yield [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def ask(query: str, *arguments: Any) -> Any:
@@ -149,7 +132,8 @@ def links(_: Sequence[Path]) -> Iterator[Finding]:
     """Each GPU's links, and whether GPUs reach each other's memory; consumer cards exchange through the host."""
     if not driver_gpu_names():
         return
-    with open_gpus() as handles:
+    with open_gpus() as opened:
+        handles = list(opened)
         found = [_link(handle) for handle in handles]
         reaches = [ask("nvmlDeviceGetP2PStatus", *pair, READ) == 0 for pair in itertools.combinations(handles, 2)]
     for number, link in enumerate(found):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretraining import PROJECT_DIR
-from pretraining.doctor.devices import NO_DRIVER, ask, num_nvidia_devices, open_gpus
+from pretraining.doctor.devices import NO_DRIVER, ask, num_nvidia_devices
 from pretraining.doctor.finding import Finding, failure, ok, warning, warning_if
-from pretraining.system.gpus import driver_gpu_names
+from pretraining.system.gpus import driver_gpu_names, open_gpus
 from pretraining.system.machines.software import installed_version
 from pretraining.system.torch_environment import INSTALL_COMPILERS, compiler_problem
 

@@ -10,31 +10,16 @@ An n-gram is n consecutive tokens of one completion.
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from pretraining.evaluation.completion_file import SavedCompletion
+    from pretraining.generation.generate import Completion
 
 ORDERS = (1, 2, 3, 4)
 SHOWN_CHARACTERS = 100  # of a text in a line
 NGram = tuple[int, ...]
-
-
-class CompletionLike(Protocol):
-    """What every finished completion has, whatever generated it."""
-
-    @property
-    def prompt(self) -> str:
-        """The prompt."""
-
-    @property
-    def text(self) -> str:
-        """The text after the prompt."""
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """The ids of the text, without EOS."""
-
-    @property
-    def finish_reason(self) -> str:
-        """Why it ended: "eos" or another reason."""
+CompletionLike: TypeAlias = "Completion | SavedCompletion"
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,10 @@ class Chat:
         return Request("", ids, self._num_asked, 0), arguments
 
     def _encode(self) -> list[int]:
-        return encode_messages(self._tokenizer, self.messages)
+        """The ids of the conversation, up to where an answer begins."""
+        with rendering_limits(num_bytes_of(self.messages)):
+            text, _ = render_messages(self._tokenizer, self.messages, "", add_generation_prompt=True)
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _drop_oldest_turn(self) -> bool:
         """Remove the oldest question and its answer; not the last question."""
@@ -124,17 +127,6 @@ def _check_ids(ids: list[int], vocab_size: int) -> None:
             f"--model: its tokenizer gives id {max(ids)} for the messages, and the model has {vocab_size:,} tokens; "
             "copy the tokenizer that it was trained with"
         )
-
-
-def encode_messages(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> list[int]:
-    """The ids of a conversation, up to where an answer begins.
-
-    Raises:
-        UserError: when the template fails or exceeds a limit.
-    """
-    with rendering_limits(num_bytes_of(messages)):
-        text, _ = render_messages(tokenizer, messages, "", add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def answer_ends(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> set[int]:

@@ -1,6 +1,6 @@
 """Disk space, time, energy and price of a run."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pretraining.cli.arguments.pretrain import PretrainArguments
 from pretraining.cli.arguments.run import PlanArguments
@@ -80,10 +80,6 @@ class Costs:
     def mfu(self) -> float:
         """Share of the peak, recomputation not counted."""
         return self.tokens_per_second_per_gpu * self.flops_per_token / self.peak_flops_per_second
-
-    def at_speed(self, tokens_per_second_per_gpu: float) -> "Costs":
-        """Return the costs of the same run at a measured speed."""
-        return replace(self, tokens_per_second_per_gpu=tokens_per_second_per_gpu)
 
     @property
     def gpu_hours(self) -> float:

@@ -80,7 +80,9 @@ class Footprint:
 def footprint(layout: TrainingLayout, *, has_gpu: bool = True) -> Footprint:
     """Count the parts of a run on GPUs, or, without GPUs, in host memory alone."""
     on_gpu = [part for part in _gpu_parts(layout, has_gpu=has_gpu) if part.num_bytes]
-    on_host = [_processes(layout, has_gpu=has_gpu), *(part for part in _host_parts(layout) if part.num_bytes)]
+    processes = (CUDA_PROCESS_BYTES if has_gpu else PROCESS_BYTES) * layout.num_local_processes
+    on_host = [Part("processes (assumed)", processes, ALWAYS, is_assumed=True)]
+    on_host += [part for part in _host_parts(layout) if part.num_bytes]
     counted = Footprint(tuple(on_gpu), ())
     if has_gpu:
         ahead = _launched_ahead(layout) * layout.weight_bytes
@@ -111,7 +113,8 @@ def _gpu_parts(layout: TrainingLayout, *, has_gpu: bool) -> Iterator[Part]:
     yield Part("small weights, kept whole", states.whole_weights)
     yield Part("second copy (hpZ)", states.second_copy)
     if keeps_sums_on_gpu(layout):
-        yield Part("gradients", states.gradients, _phases_of_sums(layout))
+        keeps_memory = layout.stage == 3 or layout.is_bf16_optimizer  # the others free it with the step
+        yield Part("gradients", states.gradients, PHASES if keeps_memory else PHASES[:3])
     if not layout.offload_optimizer:
         yield Part("master weights", states.master_weights)
         yield Part("optimizer moments", states.moments)
@@ -124,11 +127,6 @@ def _gpu_parts(layout: TrainingLayout, *, has_gpu: bool) -> Iterator[Part]:
     yield Part("recomputed layer" if is_recomputed else "gradients of a layer", active.in_layer, (layer,))
     yield Part("logits of an evaluation", evaluation_bytes(layout), (evaluation,))
     yield Part("casts of the step", _step_bytes(layout, has_gpu=has_gpu), (step,))
-
-
-def _phases_of_sums(layout: TrainingLayout) -> tuple[str, ...]:
-    """Stage 3 and BF16_Optimizer keep the memory of the sums; the others free it with the step."""
-    return PHASES if layout.stage == 3 or layout.is_bf16_optimizer else PHASES[:3]
 
 
 def _message_parts(layout: TrainingLayout) -> Iterator[Part]:
@@ -157,11 +155,6 @@ def _message_parts_of_flat_groups(layout: TrainingLayout) -> Iterator[Part]:
             yield Part("gradient to copy", largest_parameter(layout) * layout.weight_bytes)
     yield Part("message of gradients", message_bytes(layout), reduced_in)
     yield Part("reduced gradients", reduced_bytes(layout), reduced_in)
-
-
-def _processes(layout: TrainingLayout, *, has_gpu: bool) -> Part:
-    each = CUDA_PROCESS_BYTES if has_gpu else PROCESS_BYTES
-    return Part("processes (assumed)", each * layout.num_local_processes, ALWAYS, is_assumed=True)
 
 
 def _host_parts(layout: TrainingLayout) -> Iterator[Part]:

@@ -51,9 +51,10 @@ def model_states(layout: TrainingLayout) -> ModelStates:
     size = sum(group.size for group in groups)
     if layout.stage < 3:
         return _states_of_flat_groups(layout, size, groups)
+    is_whole = layout.num_processes == 1 and not layout.offload_parameters  # the partition
     return ModelStates(
         weights=size * layout.weight_bytes,
-        whole_weights=_whole_weights(layout) * layout.weight_bytes,
+        whole_weights=0 if is_whole else sum(gathered_sizes(layout)[1]) * layout.weight_bytes,
         second_copy=_second_copy(layout),
         gradients=size * GRADIENT_BYTES[layout.grad_accum_dtype],
         gradient_copies=size * FP32_BYTES if layout.offload_optimizer else 0,
@@ -109,13 +110,6 @@ def gathered_sizes(layout: TrainingLayout) -> tuple[list[int], list[int]]:
     sizes = [math.prod(dimensions) for _, dimensions in parameter_shapes(layout.shape)]
     gathered = [-(-size // num) * num for size in sizes if size > threshold]
     return gathered, [-(-size // num) * num for size in sizes if size <= threshold]
-
-
-def _whole_weights(layout: TrainingLayout) -> int:
-    """Weights, padding included, that every process keeps as a whole beside its partition."""
-    if layout.num_processes == 1 and not layout.offload_parameters:
-        return 0  # the partition is the whole
-    return sum(gathered_sizes(layout)[1])
 
 
 def largest_parameter(layout: TrainingLayout) -> int:

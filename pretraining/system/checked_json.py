@@ -15,6 +15,7 @@ MAX_DEPTH = 64  # of nested lists and objects; the programs write 8 at most
 MAX_INT = 2**63 - 1  # of int64 in NumPy and Arrow
 NUMBER = int | float  # "nan" and "inf" are written as words
 UNIONS = (types.UnionType, typing.Union)
+_type_hints = functools.cache(typing.get_type_hints)
 # A type or a union of types; a dict of schemas by name, `str` for all others; [the schema of the items] of a list;
 # (None, schema) for what may be null.
 Schema = Any
@@ -81,7 +82,7 @@ def from_json(target: Any, content: Any, place: str = "it") -> Any:
 
 
 def _dataclass_from(target: Any, content: Any, place: str) -> Any:
-    hints = _hints(target)
+    hints = _type_hints(target)
     values = _checked(dict, content, place)
     missing = dataclasses.MISSING
     fields = dataclasses.fields(target)
@@ -90,11 +91,6 @@ def _dataclass_from(target: Any, content: Any, place: str) -> Any:
     if odd:
         raise ValueError(f"{place} {'lacks' if odd[0] in required else 'has an unknown field'} {reprlib.repr(odd[0])}")
     return target(**{name: from_json(hints[name], value, f"{place}.{name}") for name, value in values.items()})
-
-
-@functools.cache
-def _hints(target: Any) -> dict[str, Any]:
-    return typing.get_type_hints(target)
 
 
 def _plain(target: type, content: Any, place: str) -> Any:

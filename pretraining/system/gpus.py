@@ -1,6 +1,9 @@
 """What is known about GPUs: memory, peak, power and links of each kind, and what the driver sees without torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from pretraining.errors import UserError, nearest
 
@@ -120,14 +123,22 @@ def driver_gpu_names() -> list[str]:
         import pynvml  # here: every program imports this module, the doctor also where no package is installed
     except ImportError:
         return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    with suppress(pynvml.NVMLError), open_gpus() as handles:
         return [pynvml.nvmlDeviceGetName(handle) for handle in handles]
-    except pynvml.NVMLError:
-        return []
+    return []
+
+
+@contextmanager
+def open_gpus() -> Iterator[Iterator[Any]]:
+    """Handles of all GPUs.
+
+    Raises:
+        pynvml.NVMLError: when the driver is missing or does not answer.
+    """
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        yield map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
     finally:
         pynvml.nvmlShutdown()

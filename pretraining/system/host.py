@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.system.cores import group_folders
+from pretraining.system.gpus import open_gpus
 
 CPU_INFO = Path("/proc/cpuinfo")
 ROOT = Path("/")
@@ -79,22 +80,15 @@ def bf16_instruction() -> str | None:
 
 
 def _driver_and_gpus() -> dict[str, Any]:
-    """The driver and its GPUs; as far as they were read if the driver fails."""
-    import pynvml  # here: tools.doctor names the processor even if nothing is installed
-
+    """The driver and its GPUs; as far as they were read if the driver fails, none without its package."""
     found: dict[str, Any] = {"driver": None, "gpus": []}
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        import pynvml  # here: tools.doctor names the processor even if nothing is installed
+    except ImportError:
         return found
-    try:
+    with suppress(pynvml.NVMLError), open_gpus() as handles:
         found["driver"] = pynvml.nvmlSystemGetDriverVersion()
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        for handle in handles:
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             found["gpus"].append({"name": pynvml.nvmlDeviceGetName(handle), "memory_bytes": memory.total})
-    except pynvml.NVMLError:
-        pass
-    finally:
-        pynvml.nvmlShutdown()
     return found

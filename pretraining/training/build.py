@@ -1,7 +1,7 @@
 """Build what a run trains with: the model, the trainer, and its callbacks in their order."""
 
 import os
-from typing import Any
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
@@ -22,7 +22,7 @@ from pretraining.training.callbacks.profiler import Profiler
 from pretraining.training.callbacks.report import ReportCallback
 from pretraining.training.callbacks.samples import Prompt, SampleCallback, encode_prompts
 from pretraining.training.callbacks.task_scores import TaskScorer
-from pretraining.training.callbacks.timing import RunStart, RunSummary, StepTimer, make_cuda_event
+from pretraining.training.callbacks.timing import RunStart, RunSummary, StepTimer
 from pretraining.training.config.run_config import RunConfig
 from pretraining.training.config.run_identity import matches_recorded_run
 from pretraining.training.config.trainer_arguments import make_training_arguments
@@ -117,7 +117,11 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
     run, callbacks = trainer.run_config, trainer.callback_handler.callbacks
     checkpoint, minutes = run.start.checkpoint, run.arguments.durability.hang_timeout_minutes
     parent_log = None if checkpoint is None else checkpoint.parent / METRICS_NAME
-    start = start_event(run)
+    start = {
+        "resumed_from": None if checkpoint is None else str(checkpoint),
+        "num_processes": run.batch.num_processes,
+        "num_parameters": num_parameters(run.config),
+    }
     metrics_log = MetricsLog(
         run.run_dir, parent_log=parent_log, restart=this_restart(), start=start, phase_of=run.phase_of
     )
@@ -127,7 +131,7 @@ def make_callbacks(trainer: PretrainingTrainer, request: StopRequest, prompts: l
         RunStart(trainer),
         CheckpointRotation(trainer, metrics_log, after_save=after_save),
         AnomalyCallback(trainer, metrics_log),
-        StepTimer(trainer, make_event=make_cuda_event if has_gpu() else None),
+        StepTimer(trainer, make_event=partial(torch.cuda.Event, enable_timing=True) if has_gpu() else None),
         ExportCallback(trainer),
         SampleCallback(trainer, metrics_log, prompts),
         metrics_log,
@@ -197,15 +201,6 @@ def step_work(run: RunConfig) -> StepWork:
         causal_flops_per_token=flops_per_token(run.config, block_length=length, is_causal=True),
         peak_flops_per_second=peak_flops_per_second(torch.cuda.get_device_name()) if has_gpu() else None,
     )
-
-
-def start_event(run: RunConfig) -> dict[str, Any]:
-    """This start as an event of metrics.jsonl."""
-    return {
-        "resumed_from": None if run.start.checkpoint is None else str(run.start.checkpoint),
-        "num_processes": run.batch.num_processes,
-        "num_parameters": num_parameters(run.config),
-    }
 
 
 def _resumes_same_run(run: RunConfig) -> bool:

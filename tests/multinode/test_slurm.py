@@ -117,6 +117,7 @@ def stop_and_finish(
     assert (run_dir / "model/model.safetensors").exists()
 
 
+# What srun starts has a fork run pretrain.py; the tasks of test_launchers.py are such forks too.
 @pytest.mark.parametrize("start", ["fork", pytest.param("anew", marks=pytest.mark.long)])
 @pytest.mark.guarantee("Under Slurm a run saves before the limit of its job, is requeued, and resumes.")
 def test_several_machines_save_before_the_limit_and_resume(

@@ -117,10 +117,6 @@ class DataArguments:
         """Whether gradient accumulation follows from the global batch."""
         return self.global_batch_tokens is not None or self.global_batch_blocks is not None
 
-    def without_global_batch(self) -> "DataArguments":
-        """These flags with gradient accumulation by --gradient_accumulation_steps."""
-        return replace(self, global_batch_tokens=None, global_batch_blocks=None)
-
     @property
     def is_synthetic(self) -> bool:
         """Whether random ids are read instead of data."""

@@ -58,18 +58,11 @@ def facts(datasets: Sequence[str]) -> dict[str, Any]:
         "versions": versions_to_compare(),
         "commit": commit(),
         "code": code_hash(),
-        **inventory(),
+        **machine_inventory(),
         "datasets": {name: describe_store(Path(name)) for name in datasets},
         "addresses": addresses(),
         "variables": sorted(os.environ),
     }
-
-
-def inventory() -> dict[str, Any]:
-    """Processor, memory, driver and GPUs; none of a GPU where the package that asks the driver is missing."""
-    with suppress(ImportError):
-        return machine_inventory()
-    return {"num_cpu_cores": os.cpu_count(), "memory_bytes": 0, "driver": None, "gpus": []}
 
 
 def describe_store(store: Path) -> dict[str, Any]:

@@ -51,12 +51,12 @@ def _last_step(run: RunCurves) -> int:
 
 def report_tables(run: RunCurves) -> dict[str, dict[str, str]]:
     """Facts by the heading of their table."""
-    command = run.run_record.get("command")
+    command, tasks = run.run_record.get("command"), task_metrics(run.evaluations.get("eval", {}))
     tables: dict[str, Table] = {
         "Command": {COMMAND: hide_paths_of_command(mask(command)) if isinstance(command, str) else None},
         "Run": _run_table(run),
         "Results": _results_table(run),
-        "Downstream tasks, last evaluation": _task_table(run),
+        "Downstream tasks, last evaluation": {name: describe_task(metrics) for name, metrics in tasks.items()},
         "Model and data": _model_table(run.run_record),
         "Phases": phase_table(run.run_record),
         "Training": _training_table(run.run_record),
@@ -102,11 +102,6 @@ def _results_table(run: RunCurves) -> Table:
     table["spikes"] = _format(run.last.get("spikes"), COUNT)
     table["steps with NaN or Inf"] = _format(run.last.get("non_finite_steps"), COUNT)
     return table
-
-
-def _task_table(run: RunCurves) -> Table:
-    found = task_metrics(run.evaluations.get("eval", {}))
-    return {name: describe_task(metrics) for name, metrics in found.items()}
 
 
 def _model_table(record: Record) -> Table:

@@ -47,7 +47,8 @@ class Profiler(RunCallback):
 
     def step_begin(self, state: TrainerState, control: TrainerControl) -> None:
         """Start with the first step."""
-        if self._recording is None and self._num_recorded == 0 and self._is_first(state):
+        is_first = state.is_world_process_zero and state.global_step + 1 == self._steps[0]
+        if is_first and self._recording is None and self._num_recorded == 0:
             with self._trainer.meter.pause():
                 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise it prints two lines in another format
                 gpu = [ProfilerActivity.CUDA] if has_gpu() else []
@@ -65,9 +66,6 @@ class Profiler(RunCallback):
         """Write the steps before a stop."""
         if 0 < self._num_recorded < len(self._steps):
             self._finish()
-
-    def _is_first(self, state: TrainerState) -> bool:
-        return state.is_world_process_zero and state.global_step + 1 == self._steps[0]
 
     def _finish(self) -> None:
         """Write trace and costs; an error of the disk is a warning, and the training continues."""

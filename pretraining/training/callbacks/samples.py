@@ -5,8 +5,7 @@ random state of the training is restored afterwards.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,20 +77,12 @@ class SampleCallback(RunCallback):
             try:
                 rows = _generate(self._trainer, self._prompts, num_tokens=self._flags.sample_tokens)
             except Exception as error:  # whatever it is, on one process or on all of them
-                self._disable_after_failure(step, error)
+                continue_if_all_failed(self._trainer, f"samples of step {step}", error)
+                self._prompts = []
+                logger.warning("step %d: sampling failed (%s) and is disabled; training continues", step, error)
                 return
         if is_main_process():
             self._log(step, state.max_steps, rows)
-
-    def _disable_after_failure(self, step: int, error: Exception) -> None:
-        """Continue without samples if all processes failed.
-
-        Raises:
-            Exception: `error` otherwise.
-        """
-        continue_if_all_failed(self._trainer, f"samples of step {step}", error)
-        self._prompts = []
-        logger.warning("step %d: sampling failed (%s) and is disabled; training continues", step, error)
 
     def _log(self, step: int, max_steps: int, rows: Sequence[Sequence[int]]) -> None:
         """Write the completions to metrics.jsonl, the log and TensorBoard; called on the main process."""
@@ -161,8 +152,9 @@ def _generate(trainer: PretrainingTrainer, prompts: Sequence[Prompt], *, num_tok
         trainer.eager_evaluation(),
         eager_attention(trainer.model),
         without_tiling(trainer.model),
-        _fork_rng_with_seed(device, trainer.args.seed),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
+        torch.manual_seed(trainer.args.seed)  # the same at each step: completions differ only by what was learned
         sequences = trainer.model.generate(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
@@ -171,14 +163,6 @@ def _generate(trainer: PretrainingTrainer, prompts: Sequence[Prompt], *, num_tok
         )
     rows = sequences[:, width:].tolist()
     return [row[: row.index(eos)] if eos in row else row for row in rows]
-
-
-@contextmanager
-def _fork_rng_with_seed(device: torch.device, seed: int) -> Iterator[None]:
-    """Sample with the same seed at each step, so that completions differ only by what was learned."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _shortened(text: str, max_characters: int) -> str:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from deepspeed import DeepSpeedEngine
 from transformers import TrainerControl, TrainerState
 
@@ -42,9 +41,8 @@ class RunStart(RunCallback):
         """
         engine, run_dir = self._trainer.model_wrapped, self._trainer.run_config.run_dir
         stage = engine.zero_optimization_stage() if isinstance(engine, DeepSpeedEngine) else None
-        if stage != (
-            asked := zero_stage(self._trainer.run_config.ds_config)
-        ):  # some launchers silently drop the config
+        asked = zero_stage(self._trainer.run_config.ds_config)
+        if stage != asked:  # some launchers silently drop the config
             raise UserError(
                 f"--deepspeed: ZeRO stage {asked} is not on (found {stage}); start with `deepspeed pretrain.py`, "
                 f"torchrun, mpirun, python3 or `accelerate launch --use_deepspeed --zero_stage {asked}`"
@@ -57,15 +55,11 @@ class RunStart(RunCallback):
         run_on_main(lambda: add_to_run_record(run_dir, ds_config_resolved=mask_all(resolved), attention=kernel))
 
 
-def make_cuda_event() -> Any:
-    """An event of the current CUDA stream that records the time."""
-    return torch.cuda.Event(enable_timing=True)
-
-
 class StepTimer(RunCallback):
     """Reports to the time split which part of a step runs.
 
-    `make_event` makes CUDA events; without it (None) the host computes, and its clock measures the optimizer too.
+    `make_event` makes CUDA events with a time; without it (None) the host computes, and its clock measures the
+    optimizer too.
     """
 
     def __init__(self, trainer: PretrainingTrainer, *, make_event: Callable[[], Any] | None) -> None:

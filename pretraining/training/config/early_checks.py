@@ -39,7 +39,8 @@ def check_inputs(arguments: PretrainArguments, mixture: Mixture) -> None:
     """
     if not driver_gpu_names():
         check_cores()  # first and alone: a batch for too many processes is not what is wrong
-    _check_parent(arguments, mixture)  # first and alone: for another tokenizer nothing else is to be corrected
+    if arguments.parent is not None:  # first and alone: for another tokenizer nothing else is to be corrected
+        check_vocabulary(arguments.parent, mixture.first, grows=arguments.model.grow_vocabulary)
     parts = [partial(check_tokenizer, part.store.folder, part.store.manifest) for part in mixture.parts]
     checks: list[Callable[[], object]] = [
         *parts,
@@ -76,11 +77,6 @@ def _check_shares(arguments: PretrainArguments, mixture: Mixture) -> None:
             make_order(part, seed=0)
     if not mixture.phases:
         make_order(mixture, seed=0)
-
-
-def _check_parent(arguments: PretrainArguments, mixture: Mixture) -> None:
-    if arguments.parent is not None:
-        check_vocabulary(arguments.parent, mixture.first, grows=arguments.model.grow_vocabulary)
 
 
 def _check_tasks(arguments: PretrainArguments, mixture: Mixture) -> None:

@@ -20,18 +20,13 @@ BOUNDS = "document_bounds"  # in a batch: int32 [documents + 1], into all its ro
 
 def model_inputs(batch: Batch, *, in_one_row: bool, num_parts: int = 1) -> dict[str, torch.Tensor | int]:
     """Return the arguments of the model's forward for a micro batch, or for one of `num_parts` of its length."""
-    if in_one_row and "position_ids" in batch:
-        return as_packed_row(batch)
+    if in_one_row and "position_ids" in batch:  # [1, blocks * block_length]
+        rows = {name: batch[name].view(1, -1) for name in ("input_ids", "position_ids")}
+        return {**rows, **attention_bounds(batch, block_length=batch["input_ids"].shape[1])}
     inputs: dict[str, torch.Tensor | int] = {n: batch[n] for n in ("input_ids", "position_ids") if n in batch}
     if num_parts == 1:
         return inputs
     return {**inputs, **attention_bounds(batch, block_length=batch["input_ids"].shape[1] * num_parts)}
-
-
-def as_packed_row(batch: Batch) -> dict[str, torch.Tensor | int]:
-    """Concatenate all blocks to one row of [1, blocks * block_length], with the bounds of the documents in it."""
-    rows = {name: batch[name].view(1, -1) for name in ("input_ids", "position_ids")}
-    return {**rows, **attention_bounds(batch, block_length=batch["input_ids"].shape[1])}
 
 
 def attention_bounds(batch: Batch, *, block_length: int) -> dict[str, torch.Tensor | int]:

@@ -26,11 +26,7 @@ def set_checkpoint_engine(engine: DeepSpeedEngine, checkpoint_engine: Any) -> No
     Nor are scripts copied into each checkpoint; `tools.checkpoints export` does what they do.
     """
     engine.checkpoint_engine = checkpoint_engine
-    engine._copy_recovery_script = _copy_nothing
-
-
-def _copy_nothing(_folder: str) -> None:
-    """In place of `_copy_recovery_script`."""
+    engine._copy_recovery_script = lambda _folder: None
 
 
 def free_optimizer_state(engine: DeepSpeedEngine) -> None:

@@ -112,7 +112,8 @@ def init_process_group(*, timeout_seconds: int) -> None:
     disable_shm_op()
     import_muon_without_compiler()
     if not has_launcher():
-        _set_single_process_env()
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR=LOOPBACK)
+        os.environ["MASTER_PORT"] = str(free_port())  # so that two runs on a machine do not meet
     backend, timeout = "nccl" if has_gpu() else "gloo", timedelta(seconds=timeout_seconds)
     try:
         deepspeed.init_distributed(
@@ -199,9 +200,3 @@ def shutdown_process_group(exit_code: int = 0) -> NoReturn:
     if "mpi4py.MPI" in sys.modules:  # DeepSpeed initialized MPI, and mpirun waits until each rank finalizes it
         sys.modules["mpi4py.MPI"].Finalize()
     exit_process(exit_code)
-
-
-def _set_single_process_env() -> None:
-    """Set what a launcher of one process would set, with a free port, so that two runs on a machine do not meet."""
-    port = str(free_port())
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR=LOOPBACK, MASTER_PORT=port)

@@ -172,8 +172,9 @@ def _run_ranks(command: list[str], logs: list[Path]) -> list[int | None]:
         "WORLD_SIZE": size,
         "LOCAL_WORLD_SIZE": size,
         "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
     }
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     children = []
     try:
         for rank, log in enumerate(logs):

@@ -82,10 +82,13 @@ def profile_arguments(arguments: PretrainArguments, mixture: Mixture) -> Pretrai
     }
     # A few steps are too short for several phases.
     first_phase = [PhaseArguments(phase.name, phase.dataset) for phase in arguments.data.phases[:1]]
+    data = replace(
+        arguments.data, global_batch_tokens=None, global_batch_blocks=None, max_tokens=None, phases=first_phase
+    )
     durability = replace(arguments.durability, resume="never", max_hours=None, export=False, export_every_tokens=None)
     return replace(
         arguments,
-        data=replace(arguments.data.without_global_batch(), max_tokens=None, phases=first_phase),
+        data=data,
         optimization=replace(arguments.optimization, lr_scheduler_type="constant", schedule_steps=None),
         durability=durability,
         observability=replace(arguments.observability, report=False, sample_steps=None, profile=None),
@@ -150,7 +153,8 @@ def _speed_rows(plan: PlannedRun, records: Sequence[dict[str, Any]]) -> list[str
     """The whole run is a little faster than estimated here where its steps have more micro steps per update."""
     rates = [record["tokens_per_second_per_gpu"] for record in records]
     rate = harmonic_mean(rates[WARM_UP_STEPS:] or rates)
-    measured = _speed_column(plan, rate) | _cost_column(plan, None if plan.costs is None else plan.costs.at_speed(rate))
+    costs = None if plan.costs is None else replace(plan.costs, tokens_per_second_per_gpu=rate)
+    measured = _speed_column(plan, rate) | _cost_column(plan, costs)
     planned = _cost_column(plan, plan.costs)
     if plan.costs is not None:
         planned |= _speed_column(plan, plan.costs.tokens_per_second_per_gpu)

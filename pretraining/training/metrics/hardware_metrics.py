@@ -2,6 +2,7 @@
 
 import math
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,15 +15,11 @@ PAGES_OF_THIS_PROCESS = Path("/proc/self/statm")
 STATUS_OF_THIS_PROCESS = Path("/proc/self/status")
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 # How the values of the processes are combined into one; each has one GPU.
 COMBINED: dict[str, Callable[[Sequence[float]], float]] = {
     "peak_memory_bytes": max,
     "gpu_memory_bytes": max,
-    "gpu_utilization": _mean,
+    "gpu_utilization": statistics.fmean,
     "gpu_power_watts": sum,
     "energy_joules": sum,
     "host_memory_bytes": sum,

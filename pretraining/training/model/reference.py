@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pretraining.runs.export.zero_shards import config_of_checkpoint
@@ -116,7 +117,7 @@ def _losses_row_by_row(
     """The losses of each row of [rows, tokens, width], on the CPU; logits of one row are in memory."""
     found = []
     for row in range(len(hidden)):
-        tokens = token_losses(_Logits(forward(hidden[row : row + 1])), targets[row : row + 1])
+        tokens = token_losses(CausalLMOutput(logits=forward(hidden[row : row + 1])), targets[row : row + 1])
         found.append(tokens.losses[tokens.is_predicted].cpu())
     return found
 
@@ -130,13 +131,6 @@ def needed_bytes(config: LlamaConfig, *, num_tokens: int, dtype: torch.dtype) ->
     layer = 4 * width * width + 3 * width * inner
     scores, logits = config.num_attention_heads * num_tokens**2, config.vocab_size * num_tokens
     return (layer + config.vocab_size * width) * dtype.itemsize + (scores + logits) * (dtype.itemsize + 8)
-
-
-class _Logits:
-    """The output of a model, as `token_losses` reads it."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        self.logits = logits
 
 
 def _streamed_model(

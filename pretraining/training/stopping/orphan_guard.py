@@ -68,7 +68,8 @@ class OrphanGuard(threading.Thread):
                 self._peers_checked_at = now
                 self._check_peers()
             if self._request.reason and self._request.phase in (Phase.BEFORE, Phase.AFTER):
-                self._exit_without_saving()
+                purpose = "evaluate and export" if self._request.phase is Phase.AFTER else "resume"
+                _exit_rank(f"stopped ({self._request.reason}); rerun to {purpose}", STOPPED_EXIT_CODE)
 
     def _read_signals(self, signals: bytes) -> None:
         for number, exit_code in END_CODES.items():
@@ -113,10 +114,6 @@ class OrphanGuard(threading.Thread):
                 alive = self._peers.keys() - set(dead)
                 message = f"process {dead[0]} of this run died, stopping; rerun to resume"
                 hard_exit(message if process_rank() < min(alive, default=math.inf) else "", CRASH_EXIT_CODE)
-
-    def _exit_without_saving(self) -> None:
-        purpose = "evaluate and export" if self._request.phase is Phase.AFTER else "resume"
-        _exit_rank(f"stopped ({self._request.reason}); rerun to {purpose}", STOPPED_EXIT_CODE)
 
 
 def end_workers() -> None:

@@ -129,15 +129,11 @@ def packing_check(*, is_on: bool) -> Iterator[None]:
     """
     search = masking_utils.find_packed_sequence_indices
     if not is_on:
-        masking_utils.find_packed_sequence_indices = _find_nothing
+        masking_utils.find_packed_sequence_indices = lambda _positions: None
     try:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = search
-
-
-def _find_nothing(_positions: torch.Tensor) -> None:
-    """In place of `find_packed_sequence_indices`."""
 
 
 @contextmanager

@@ -83,9 +83,9 @@ def test_a_start_that_does_not_fit_is_refused_and_forced(sample_store: Path, tmp
     assert "planned: " in forced.output
 
 
-# Each trial is a start of every process. Two ranks with a trial out of memory are long: how such a trial ends is in
-# test_a_measurement_out_of_memory_is_one_error_and_leaves_nothing, what follows in
-# test_after_a_trial_out_of_memory_fewer_blocks_are_tried.
+# Each trial is a start of every process; with one rank it is a fork. Two ranks, whose trials are started, one of them
+# out of memory, are long: how such a trial ends is in test_a_measurement_out_of_memory_is_one_error_and_leaves_nothing,
+# what follows in test_after_a_trial_out_of_memory_fewer_blocks_are_tried.
 @pytest.mark.parametrize(("ranks", "num_blocks"), [("1 rank", 2), pytest.param("2 ranks", 4, marks=pytest.mark.long)])
 @pytest.mark.guarantee("The largest micro batch is found, and trains like one that was given.")
 def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_number_given(
@@ -95,7 +95,7 @@ def test_the_largest_micro_batch_is_found_and_the_training_is_that_with_the_numb
         pytest.skip("two ranks of a trial need 4 GB of free memory")
     limited = {
         "script": "tests/programs/drivers/out_of_memory_run.py",
-        "env": {"MAX_BLOCKS": "2", "TMPDIR": str(tmp_path)},
+        "env": {"MAX_BLOCKS": "2", "TMPDIR": str(tmp_path)} | ({"FORKED_TRIALS": "1"} if ranks == "1 rank" else {}),
     }
     flags = ["--lr_scheduler_type", "constant", "--max_steps", 3, "--save_steps", 3, "--eval_strategy", "no"]
     flags += ["--global_batch_tokens", num_blocks * BLOCK_LENGTH * int(ranks[0])]

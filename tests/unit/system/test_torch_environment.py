@@ -65,6 +65,7 @@ def test_all_that_is_missing_is_found_one_after_the_other(machine: Path, monkeyp
 # Prints what torch would start for each PATH.
 COMPILERS = """
 import os, sys
+os.environ.pop("CXX", None)
 from torch._inductor.cpp_builder import cpp_compiler_search, get_cpp_compiler
 for os.environ["PATH"] in sys.argv[1:]:
     cpp_compiler_search.cache_clear()
@@ -88,6 +89,7 @@ def test_torch_starts_the_compiler_that_is_looked_for(machine: Path, monkeypatch
         monkeypatch.setenv("PATH", str(folder))
         has_problem.append(compiler_problem() is not None)
     (machine / "compilers.py").write_text(COMPILERS)
+    monkeypatch.undo()  # the process that forks keeps the PATH with which it starts
     found = run_forked_fine(sys.executable, machine / "compilers.py", *folders).stdout.split()
     assert found == ["InvalidCxxCompiler", "InvalidCxxCompiler", "g++"]
     assert has_problem == [True, True, False]

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pretraining.runs.report.facts import describe_event, report_tables, run_sta
 from pretraining.runs.report.report import PICTURED, write_comparison, write_report
 from pretraining.runs.report.vega_lite import static_spec
 from tests.fakes.browser import DARK, Seen, look_at, look_at_all
-from tests.fakes.drawn_run import PARTS, SCRIPT, event, run_records, training_record, write_drawn_run
+from tests.fakes.drawn_run import PARTS, SCRIPT, evaluation_record, event, run_records, training_record, write_drawn_run
 
 CHARTS = ["Loss", "Perplexity", "Accuracy", "Bits per byte", "Training loss by source", "Validation loss by source"]
 CHARTS += ["Accuracy on downstream tasks", "Learning rate", "Gradient norm", "Throughput", "Model FLOPs utilization"]
@@ -36,6 +37,14 @@ def one_bundle() -> Iterator[None]:
     """The libraries of a page are the same in each, and putting them together takes half of its time."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(vl_convert, "javascript_bundle", cache(vl_convert.javascript_bundle))
+        yield
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """A picture takes as long as all else of a page."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(vl_convert, "vegalite_to_png", lambda *_, **__: b"")
         yield
 
 
@@ -69,12 +78,14 @@ def pages(run_dir: Path) -> dict[str, Path]:
     losses = [
         {name: record[name] for name in ("step", "tokens", "loss")} for record in run_records() if "loss" in record
     ]
-    losses += [{"step": 400, "eval_loss": 2.3, "eval_bits_per_byte": 0.7}]
+    last = evaluation_record(400)
+    losses.append({name: last[name] for name in ("step", "eval_loss", "eval_bits_per_byte")})
     for name, records_of_run in {"bare": bare, "empty": [], "limited": losses}.items():
         write_drawn_run(folder / name, records_of_run)
         if name == "limited":
             limit_data(folder / name, PAGE_LIMIT)
-        write_report(folder / name)
+        with without_pictures():
+            write_report(folder / name)
     limited = folder / "limited/report.html"
     limited.write_text(limited.read_text().replace('value="0.5"', 'value="0.5" selected'))
     return {name: folder / ("both.html" if name == "both" else f"{name}/report.html") for name in WIDTHS}
@@ -243,7 +254,8 @@ def test_the_limit_of_the_data_is_a_line_and_a_sentence(
             assert (rows[0]["step"], rows[-1]["step"], rows[-1]["tokens"]) == (0, 400, 400 * 4096)
             assert [row["value"] for row in rows] == pytest.approx([value] * len(rows))
         if limit != PAGE_LIMIT:
-            write_report(run_dir)
+            with without_pictures():
+                write_report(run_dir)
         page = (pages["limited"] if limit == PAGE_LIMIT else run_dir / "report.html").read_text()
         assert f"the entropy of the validation text: {limit:.4f} bits per byte. The last evaluation, 0.7" in page
         assert words in page

@@ -38,7 +38,7 @@ def assert_works() -> None:
     assert [each.tolist() for each in pair] == [[0, 10, 20], [0, 1, 2]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache folder after a first start."""
     folder = tmp_path_factory.mktemp("cache")
