@@ -97,9 +97,9 @@ def assert_ends_in_order(lines: list[str], end: list[str]) -> None:
     assert not [line for line in lines[places[0] :] if not line.startswith((*end, "    ")) and line], "and nothing else"
 
 
-# deepspeed is long, as is test_a_launcher_reports_what_fails_and_logs_as_much_as_requested, which reads its lines. And 200
-# columns are: 80, which more lines exceed, and 120 in a file hold the same of lines, and of the bar at other widths
-# test_on_a_terminal_a_bar_has_the_figures_that_fit.
+# deepspeed is long, as is test_a_launcher_reports_what_fails_and_logs_as_much_as_requested, which reads its lines. 200
+# columns are long as well: 80, which more lines exceed, and 120 in a file hold the same of lines, and of the bar at
+# other widths test_on_a_terminal_a_bar_has_the_figures_that_fit.
 @pytest.mark.parametrize(
     ("name", "columns"),
     [
