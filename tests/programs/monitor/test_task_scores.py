@@ -241,6 +241,7 @@ def test_scores_do_not_depend_on_how_a_run_computes(
     assert_same(scores_by_step(tmp_path / "run")[0], scores_by_step(scored_run[0])[0])
 
 
+@pytest.mark.long  # steps that are repeated: test_samples_change_nothing_and_are_there_once; stops: tests/faults
 def test_tasks_of_a_stopped_run_are_scored_once(
     scored_run: tuple[Path, str], sample_store: Path, tasks: dict[str, Path], tmp_path: Path
 ) -> None:

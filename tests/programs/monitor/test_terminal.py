@@ -97,9 +97,9 @@ def assert_ends_in_order(lines: list[str], end: list[str]) -> None:
     assert not [line for line in lines[places[0] :] if not line.startswith((*end, "    ")) and line], "and nothing else"
 
 
-# deepspeed is long, whose own lines test_a_launcher_reports_what_fails_and_logs_as_much_as_requested reads. And 200
-# columns are: 80, which more lines exceed, and 120 in a file hold the same of lines, and of the bar at other widths
-# test_on_a_terminal_a_bar_has_the_figures_that_fit.
+# deepspeed is long, as is test_a_launcher_reports_what_fails_and_logs_as_much_as_requested, which reads its lines. 200
+# columns are long as well: 80, which more lines exceed, and 120 in a file hold the same of lines, and of the bar at
+# other widths test_on_a_terminal_a_bar_has_the_figures_that_fit.
 @pytest.mark.parametrize(
     ("name", "columns"),
     [
@@ -140,7 +140,10 @@ def test_in_a_file_lines_have_120_columns(sample_store: Path, tmp_path: Path) ->
     assert_ends_in_order(lines, END[1:])
 
 
-@pytest.mark.parametrize("is_quiet", [True, pytest.param(False, marks=pytest.mark.long)])
+# Held by test_two_ranks_report_a_mistake_once and, for the launcher, by the next test and by
+# test_ranks_that_deepspeed_starts_give_the_same_run.
+@pytest.mark.long
+@pytest.mark.parametrize("is_quiet", [True, False])
 def test_a_launcher_reports_what_fails_and_logs_as_much_as_requested(is_quiet: bool) -> None:
     words = [*launcher("deepspeed"), *([QUIET] if is_quiet else [])]
     done = run(*words, *python("pretrain.py", "--dataset", "nowhere")[1:])

@@ -44,13 +44,13 @@ def start(name: str, words: list[object], env: dict[str, str]) -> Done:
     return run_fine(*of_launcher(name), *words, env=env)
 
 
-# One process and two, as torchrun starts them. What other words of a launcher's command hide is held by
+# Two processes, as torchrun starts them. What other words of a launcher's command hide is held by
 # tests/unit/runs/test_command.py, that mpirun gives the same run by test_every_launcher_gives_the_same_run.
 @pytest.mark.parametrize(
     "name",
     [
-        "python",
         "torchrun",
+        pytest.param("python", marks=pytest.mark.long),
         pytest.param("deepspeed", marks=pytest.mark.long),
         pytest.param("mpirun", marks=pytest.mark.long),
     ],
@@ -74,7 +74,7 @@ def test_a_run_keeps_to_itself(name: str, sample_store: Path, tmp_path: Path) ->
     }
     done = start(name, [SCRIPT, *training_flags(sample_store, run_dir, *flags)], env)
     assert done.returncode == 0, done.output[-6000:]
-    if name == "python":  # the page that --report writes
+    if name in ("python", "torchrun"):  # the page that --report writes
         run_forked_fine(sys.executable, "-m", "tools.report", run_dir)
         assert (run_dir / "report.html").exists()
     record = json.loads((run_dir / "run.json").read_text())
