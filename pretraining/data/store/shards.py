@@ -148,7 +148,7 @@ def _blocks_of(values: np.ndarray, list_type: pa.DataType) -> pa.Array:
 
 
 def without_nulls(schema: pa.Schema) -> pa.Schema:
-    """The schema of blocks as it is written: no id is missing, and what would mark it takes a third of the time."""
+    """The schema of blocks as it is written: no id is missing, and what would mark it takes 8 to 30 % of the time."""
     return pa.schema([_without_nulls(field) if pa.types.is_fixed_size_list(field.type) else field for field in schema])
 
 
