@@ -118,7 +118,7 @@ def stop_and_finish(
 
 
 # What srun starts has a fork run pretrain.py; the tasks of test_launchers.py are such forks too.
-@pytest.mark.parametrize("start", ["fork", pytest.param("anew", marks=pytest.mark.long)])
+@pytest.mark.parametrize("start", ["fork", pytest.param("new process", marks=pytest.mark.long)])
 @pytest.mark.guarantee("Under Slurm a run saves before the limit of its job, is requeued, and resumes.")
 def test_several_machines_save_before_the_limit_and_resume(
     start: str, cluster: Cluster, hosts: TwoHosts, folder: Path, sample_store: Path

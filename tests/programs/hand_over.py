@@ -1,7 +1,7 @@
 """Has a preloaded process run a program with this environment and these files: python hand_over.py PROGRAM --flags
 
 PYTHON_LISTENING is the folder with the socket of that process, which begins as the name of this host does. Passes on
-signals and ends as the program does, by a signal too. For launchers and supervisors, which start their programs anew.
+signals and ends as the program does, by a signal too. For launchers and supervisors, which start new processes.
 """
 
 import json

@@ -20,7 +20,7 @@ SAME = re.compile(r"(?P<page>[\w/-]+\.md) has the same commands?, which (?:is|ar
 GENERATED = ("docs/reference/cli/", "docs/benchmarks/")
 COMMAND = re.compile(r"(?:-m (?P<tool>tools\.\w+)|(?P<program>\w+)\.py)\b(?P<rest>.*)")
 PROGRAMS = ("preprocess", "pretrain", "finetune", "generate", "train_tokenizer")
-# Not started anew: README.md starts pretrain.py for a training, and test_chat.py starts generate.py.
+# Not started as new processes: README.md starts pretrain.py for a training, and test_chat.py starts generate.py.
 FORKED = re.compile(r"python3 (?:generate\.py|pretrain\.py .*--dry_run)[^|&;<>$*]*$")
 # What makes a command of the documents small; later flags override earlier ones and those of a recipe.
 SIZES = {"--block_length 2048": "--block_length 128", "--vocab_size 32000": "--vocab_size 500"}
