@@ -18,7 +18,7 @@ INT32, INT64 = 1, 2
 REQUIRED, OPTIONAL, REPEATED = 0, 1, 2
 LIST = 3
 UNSIGNED = {8: 11, 16: 12, 32: 13}  # converted types by number of bits
-RLE, BYTE_STREAM_SPLIT = 3, 9
+PLAIN, RLE, BYTE_STREAM_SPLIT = 0, 3, 9
 ZSTD = 6  # with streams of bytes 1.1 to 1.5 bytes per token of news; snappy with a dictionary 1.6 to 1.9
 
 
@@ -52,6 +52,11 @@ def physical_bits(field: pa.Field) -> int:
     return max(32, element_field(field).type.bit_width)
 
 
+def encoding(field: pa.Field) -> int:
+    """Of numbers: streams of bytes for ids, plain for columns that programs without streams of integers can read."""
+    return BYTE_STREAM_SPLIT if pa.types.is_fixed_size_list(field.type) else PLAIN
+
+
 def _schema_elements(field: pa.Field) -> list[Value]:
     element = element_field(field)
     if element is field:
@@ -77,9 +82,9 @@ def _repetition(field: pa.Field) -> int:
     return OPTIONAL if field.nullable else REQUIRED
 
 
-def page_header(num_values: int, num_uncompressed_bytes: int, num_bytes: int) -> bytes:
+def page_header(field: pa.Field, num_values: int, num_uncompressed_bytes: int, num_bytes: int) -> bytes:
     """The header of a data page (version 1) of `num_values` levels."""
-    data_page = struct({1: i32(num_values), 2: i32(BYTE_STREAM_SPLIT), 3: i32(RLE), 4: i32(RLE)})
+    data_page = struct({1: i32(num_values), 2: i32(encoding(field)), 3: i32(RLE), 4: i32(RLE)})
     return struct({1: i32(0), 2: i32(num_uncompressed_bytes), 3: i32(num_bytes), 5: data_page}).content
 
 
@@ -88,7 +93,7 @@ def _column(chunk: ColumnChunk) -> Value:
     path = [field.name] if element_field(field) is field else [field.name, "list", "element"]
     metadata = {
         1: i32(_physical_type(field)),
-        2: array([i32(RLE), i32(BYTE_STREAM_SPLIT)]),
+        2: array([i32(RLE), i32(encoding(field))]),
         3: array([string(name) for name in path]),
         4: i32(ZSTD),
         5: i64(chunk.num_values),

@@ -1,7 +1,7 @@
-"""Pages of Parquet from NumPy arrays: levels, then numbers as streams of their bytes.
+"""Pages of Parquet from NumPy arrays: levels, then numbers, plain or as streams of their bytes.
 
-Specification: github.com/apache/parquet-format, Encodings.md (RLE and BYTE_STREAM_SPLIT) and README.md (data pages,
-nested encoding).
+Specification: github.com/apache/parquet-format, Encodings.md (PLAIN, RLE and BYTE_STREAM_SPLIT) and README.md (data
+pages, nested encoding).
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from pretraining.data.store.parquet.metadata import element_field, physical_bits
+from pretraining.data.store.parquet.metadata import PLAIN, element_field, encoding, physical_bits
 from pretraining.data.store.parquet.thrift import varint
 
 PAGE_BYTES = 1 << 20  # of numbers, before compression; as those of pyarrow
@@ -21,6 +21,7 @@ class PageMaker:
     def __init__(self, field: pa.Field) -> None:
         element = element_field(field)
         self._num_physical_bytes = physical_bits(field) // 8
+        self._is_plain = encoding(field) == PLAIN
         self._is_list = element is not field
         self._list_size = field.type.list_size if pa.types.is_fixed_size_list(field.type) else None
         # How many of the optional and repeated fields exist: of an empty list, and of a number.
@@ -61,10 +62,12 @@ class PageMaker:
         return _with_length(_packed(levels, self._full_level.bit_length()))
 
     def _page(self, levels: bytes, values: np.ndarray) -> np.ndarray:
-        """The levels, and after them byte 0 of each number, then byte 1 of each, to the last byte."""
+        """The levels, then the numbers; or as streams byte 0 of each number, byte 1 of each, to the last byte."""
         page = np.zeros(len(levels) + self._num_physical_bytes * len(values), np.uint8)
         page[: len(levels)] = np.frombuffer(levels, np.uint8)
-        streams = page[len(levels) :].reshape(self._num_physical_bytes, len(values))
+        shape = (self._num_physical_bytes, len(values))
+        numbers = page[len(levels) :]
+        streams = numbers.reshape(shape[::-1]).T if self._is_plain else numbers.reshape(shape)
         for number in range(values.itemsize):  # the bytes by which a number is widened stay zero
             streams[number] = values >> 8 * number
         return page

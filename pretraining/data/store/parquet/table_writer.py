@@ -38,7 +38,7 @@ class TableWriter:
         num_values = num_uncompressed_bytes = 0
         for num_levels, page in maker.pages(column):
             compressed = self._codec.compress(page)
-            header = page_header(num_levels, page.nbytes, compressed.size)
+            header = page_header(field, num_levels, page.nbytes, compressed.size)
             self._file.write(header)
             self._file.write(memoryview(compressed))
             num_values += num_levels

@@ -7,6 +7,7 @@ import pytest
 from pretraining.data.store.parquet.metadata import ColumnChunk, RowGroup, footer, page_header
 
 NO_ROWS = b"\x16\x00"  # the next field of the footer
+IDS = pa.field("ids", pa.list_(pa.uint16(), 3))
 NUMBERS = [pa.uint8(), pa.uint16(), pa.uint32(), pa.int32(), pa.int64()]
 
 
@@ -33,9 +34,8 @@ def test_the_schema_is_that_of_pyarrow(number: pa.DataType, nullable: bool) -> N
 
 
 def test_the_row_groups() -> None:
-    field = pa.field("ids", pa.list_(pa.uint16(), 3))
-    groups = [RowGroup(n, [ColumnChunk(field, 3 * n, 1000 * n, 40 * n, 20 * n)]) for n in range(1, 21)]
-    found = metadata_of(footer(pa.schema([field]), groups))
+    groups = [RowGroup(n, [ColumnChunk(IDS, 3 * n, 1000 * n, 40 * n, 20 * n)]) for n in range(1, 21)]
+    found = metadata_of(footer(pa.schema([IDS]), groups))
     assert (found.num_rows, found.num_row_groups, found.created_by) == (210, 20, "pretraining version 1 (build 1)")
     for number in range(1, 21):
         group = found.row_group(number - 1)
@@ -47,7 +47,7 @@ def test_the_row_groups() -> None:
         assert chunk.encodings == ("RLE", "BYTE_STREAM_SPLIT")
 
 
-def test_the_header_of_a_page() -> None:
-    assert (
-        page_header(3, 64, 20).hex() == "1500" + "158001" + "1528" + "2c" + "1506" + "1512" + "1506" + "1506" + "0000"
-    )
+@pytest.mark.parametrize(("field", "encoding"), [(IDS, "1512"), (pa.field("n", pa.int64()), "1500")])
+def test_the_header_of_a_page(field: pa.Field, encoding: str) -> None:
+    of_data = "1506" + encoding + "1506" + "1506" + "00"
+    assert page_header(field, 3, 64, 20).hex() == "1500" + "158001" + "1528" + "2c" + of_data + "00"

@@ -13,18 +13,24 @@ def blocks(num_blocks: int, block_length: int) -> tuple[pa.Field, pa.Array]:
     return field, pa.FixedSizeListArray.from_arrays(pa.array(ids), type=field.type)
 
 
-def test_each_byte_of_the_numbers_is_a_stream() -> None:
-    field = pa.field("n", pa.int64(), nullable=False)
-    numbers = np.array([0x0102030405060708, -2], np.int64)
-    ((num_levels, page),) = PageMaker(field).pages(pa.array(numbers))
+def test_each_byte_of_ids_is_a_stream_and_zeros_widen_them() -> None:
+    field = pa.field("ids", pa.list_(REQUIRED, 2), nullable=False)
+    ids = pa.array(np.array([0x0102, 0xFFFE], np.uint16))
+    ((num_levels, page),) = PageMaker(field).pages(pa.FixedSizeListArray.from_arrays(ids, type=field.type))
     assert num_levels == 2
-    assert page.tobytes().hex() == "08fe" + "".join(f"0{n}ff" for n in range(7, 0, -1))
+    assert page[-8:].tobytes().hex() == "02fe" + "01ff" + "0000" + "0000"
 
 
-def test_small_numbers_are_widened_by_zeros() -> None:
-    field = pa.field("n", pa.uint16(), nullable=False)
-    ((_, page),) = PageMaker(field).pages(pa.array(np.array([0x0102, 0xFFFE], np.uint16)))
-    assert page.tobytes().hex() == "02fe" + "01ff" + "0000" + "0000"
+@pytest.mark.parametrize(
+    ("number", "encoded"),
+    [(pa.int64(), "0807060504030201" + "feffffffffffffff"), (pa.uint16(), "08070000" + "feff0000")],
+    ids=str,
+)
+def test_other_numbers_are_plain(number: pa.DataType, encoded: str) -> None:
+    numbers = np.array([0x0102030405060708, -2], np.int64).astype(str(number))
+    ((num_levels, page),) = PageMaker(pa.field("n", number, nullable=False)).pages(pa.array(numbers))
+    assert num_levels == 2
+    assert page.tobytes().hex() == encoded
 
 
 def test_levels_of_blocks_are_runs() -> None:
