@@ -1,4 +1,4 @@
-"""BLAKE2b (RFC 7693) as loops that Numba compiles: 1,900 MB/s per core without Python's lock, where `hashlib` has 450.
+"""BLAKE2b (RFC 7693) as loops that Numba compiles: 1,800 MB/s per core without Python's lock, where `hashlib` has 450.
 
 Eight texts are hashed at once, one in each lane, and LLVM makes vector instructions of the loop over lanes, for 2, 4
 or 8 of them, whatever the CPU has. That needs every index of the loop written out: an order of words that is looked up
