@@ -68,11 +68,15 @@ class SplitWriter:
             if self._num_pending_tokens + part.input_ids.shape[1] > TOKENS_PER_ROW_GROUP:
                 self._write_row_group()
 
-    def close(self, progress: SplitProgress) -> None:
-        """Finish the section's shard."""
+    def write_rest(self, progress: SplitProgress) -> None:
+        """Have all blocks written for which there are ids; `close` does it, too."""
         self.add_blocks(self._packer.complete(), progress)
         if self._pending:
             self._write_row_group()
+
+    def close(self, progress: SplitProgress) -> None:
+        """Finish the section's shard."""
+        self.write_rest(progress)
         progress.shards += self._shard.close()
 
     def _write_row_group(self) -> None:
