@@ -29,14 +29,13 @@ from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.input.documents import CLEANED
 from pretraining.data.store.blocks import Blocks, divide_blocks
 from pretraining.data.store.manifest import StoreSpec
-from pretraining.data.store.packing import SEGMENT_COLUMNS, DocumentSegments, Packer, make_packer
+from pretraining.data.store.packing import SEGMENT_COLUMNS, TOKENS_PER_ROW_GROUP, DocumentSegments, Packer, make_packer
 from pretraining.data.store.shards import ShardWriter, block_schema, block_table
 from pretraining.system.files import fsync, sha256_of
 
 if TYPE_CHECKING:
     import jsonlines
 
-TOKENS_PER_ROW_GROUP = 1 << 22
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
 FIRST_ID_BITS = 40  # document n of slice s has id s * 2^40 + n, so slices are independent
 
@@ -66,13 +65,18 @@ class SplitWriter:
         for part in divide_blocks(blocks, TOKENS_PER_ROW_GROUP):
             self._pending.append(part)
             self._num_pending_tokens += part.input_ids.size
-            if self._num_pending_tokens >= TOKENS_PER_ROW_GROUP:
+            if self._num_pending_tokens + part.input_ids.shape[1] > TOKENS_PER_ROW_GROUP:
                 self._write_row_group()
+
+    def write_rest(self, progress: SplitProgress) -> None:
+        """Have all blocks written for which there are ids; `close` does it, too."""
+        self.add_blocks(self._packer.complete(), progress)
+        if self._pending:
+            self._write_row_group()
 
     def close(self, progress: SplitProgress) -> None:
         """Finish the section's shard."""
-        if self._pending:
-            self._write_row_group()
+        self.write_rest(progress)
         progress.shards += self._shard.close()
 
     def _write_row_group(self) -> None:
