@@ -16,12 +16,12 @@ import pytest
 
 import preprocess
 from pretraining.data.build import progress
-from pretraining.data.build.origin import _read_hashes
 from pretraining.data.build.partial_store import PartialStore
 from pretraining.data.build.progress import read_progress
 from pretraining.data.build.slice_writer import SliceWriter, read_carried
 from pretraining.data.build.working_files import read_arrays, read_record
 from pretraining.data.encode.deduplicate import Duplicates
+from pretraining.data.input.hashes import read_hashes
 from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
@@ -110,7 +110,7 @@ def slices_of(path: Path) -> object:
 READERS: dict[str, Callable[[Path], Any]] = {
     "origin.json": lambda path: read_record(path, lambda content: from_json(StoreSpec, content), remedy="delete it"),
     "slices.json": slices_of,
-    "input_hashes.json": _read_hashes,
+    "input_hashes.json": read_hashes,
     "copies.npz": copies_of,
     "keys/00001.npz": lambda path: read_arrays(path, remedy="delete it"),
     "slices/00001/progress.json": lambda path: read_progress(path.parent),
