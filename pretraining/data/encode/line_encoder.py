@@ -79,10 +79,9 @@ class LineEncoder:
     def _read(self, lines: "BatchLines", texts: Texts, compiled: CompiledBackend) -> list[SkippedLine]:
         """Fill `texts`; the lines that are no documents."""
         for first, block in lines.blocks():
-            data = np.frombuffer(block.data, np.uint8)
             names = (self.options.text_field, self.options.source_field)
             fields = [np.frombuffer(name.encode(), np.uint8) for name in names]
-            compiled.functions.read_json_lines(Lines(data, block.bounds, *fields), first, texts)
+            compiled.functions.read_json_lines(Lines(block.data, block.bounds, *fields), first, texts)
         skipped_lines = []
         for number in np.flatnonzero(texts.ends == FAILED).tolist():
             raw = lines.line(number)
@@ -163,7 +162,7 @@ def _as_block(part: RawLine | LineBlock) -> RawLine | LineBlock:
     if isinstance(part, LineBlock) or not isinstance(part.content, bytes) or part.is_item or part.content.isspace():
         return part
     data = b"".join([part.content, bytes(PADDING_BYTES)])
-    return LineBlock(data, np.array([0, len(part.content)]), part.number - 1, part.byte_offset)
+    return LineBlock(np.frombuffer(data, np.uint8), np.array([0, len(part.content)]), part.number - 1, part.byte_offset)
 
 
 def _places(part: RawLine | LineBlock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
