@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 TOKENS_PER_ROW_GROUP = 1 << 22
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
+DOCUMENTS = "documents"  # the file beside those of the splits
 FIRST_ID_BITS = 40  # document n of slice s has id s * 2^40 + n, so slices are independent
 
 
@@ -69,10 +70,14 @@ class SplitWriter:
             if self._num_pending_tokens >= TOKENS_PER_ROW_GROUP:
                 self._write_row_group()
 
-    def close(self, progress: SplitProgress) -> None:
-        """Finish the section's shard."""
+    def write_rest(self) -> None:
+        """Have all blocks written; `close` waits for them."""
         if self._pending:
             self._write_row_group()
+
+    def close(self, progress: SplitProgress) -> None:
+        """Finish the section's shard."""
+        self.write_rest()
         progress.shards += self._shard.close()
 
     def _write_row_group(self) -> None:
@@ -84,7 +89,8 @@ class SliceWriter:
     """Writes the encoded batches of one slice in input order, from `progress.position` on."""
 
     def __init__(self, folder: Path, origin: StoreSpec, *, slice_number: int, only_reference: bool) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="write")  # compression must not block the encoders
+        # Compression must not block the encoders. At the end of a section the files are compressed at the same time.
+        self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix="write") for name in (*SPLITS, DOCUMENTS)}
         self._folder = folder
         self._origin = origin
         self._first_id = slice_number << FIRST_ID_BITS
@@ -107,10 +113,10 @@ class SliceWriter:
     def _begin_section(self) -> None:
         section = self.progress.num_sections
         self._splits = {
-            split: SplitWriter(self._folder, split, section, self._packers[split], self._schema, self._executor)
+            split: SplitWriter(self._folder, split, section, self._packers[split], self._schema, self._executors[split])
             for split in SPLITS
         }
-        self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", self._executor)
+        self._documents = ShardWriter(self._folder, f"{DOCUMENTS}-{section:05d}.parquet", self._executors[DOCUMENTS])
         self._batches: list[tuple[int, EncodedBatch]] = []  # and the id of the first document
         self._num_document_rows = 0
         self._skipped_path = self._folder / f"skipped-{section:05d}.jsonl"
@@ -137,7 +143,8 @@ class SliceWriter:
         self._count_unlisted()
         self.progress.is_done = True
         self._end_section()
-        self._executor.shutdown()
+        for executor in self._executors.values():
+            executor.shutdown()
         return self.progress
 
     def _add_document_rows(self, batch: EncodedBatch, first_id: int) -> None:
@@ -180,9 +187,11 @@ class SliceWriter:
 
     def _end_section(self) -> None:
         progress = self.progress
+        for writer in self._splits.values():
+            writer.write_rest()
+        self._write_document_rows()
         for split, writer in self._splits.items():
             writer.close(progress.splits[split])
-        self._write_document_rows()
         progress.documents += self._documents.close()
         if self._skipped_file is not None:
             self._skipped_file.close()
