@@ -76,7 +76,7 @@ class DocumentTokenizer:
         self._choice = (backend, num_bytes)
         self._backend = choose_backend(backend, file, sorted(set(special_tokens.values())), num_bytes=num_bytes)
         self._tokenizer = file.tokenizer
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = file.vocab_size
         self.rules = TokenRules(
             bos_token_id=self._special_id(special_tokens, "bos_token") if add_bos else None,
             eos_token_id=self._special_id(special_tokens, "eos_token"),

@@ -3,9 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from pretraining.data.tokenize.reference import ids_of, open_reference, read_special_tokens, start_opening
-from tests.unit.data.tokenize.vocabularies import METASPACE, small
+from tests.unit.data.tokenize.vocabularies import METASPACE, opened, small
 
 
 def test_the_text_of_a_control_token_is_text() -> None:
@@ -57,3 +58,21 @@ def test_a_file_that_the_library_refuses_is_refused_when_its_tokenizer_is_wanted
     file = start_opening(b'{"model": {"type": "Other", "vocab": {}}}', {})
     with pytest.raises(Exception, match="ModelUntagged"):
         _ = file.tokenizer
+
+
+MODELS = {
+    "BPE": models.BPE({"a": 0, "b": 9, "ab": 3}, [("a", "b")]),
+    "Unigram": models.Unigram([("a", -1.0), ("b", -2.0)], unk_id=0, byte_fallback=False),
+    "WordLevel": models.WordLevel({"a": 5, "b": 2}, unk_token="a"),
+    "WordPiece": models.WordPiece({"a": 0, "b": 7}, unk_token="a"),
+}
+
+
+@pytest.mark.parametrize("added", [[], ["b"], ["</s>", "b", "<pad>"]])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_vocabulary_ends_where_the_library_says(name: str, added: list[str]) -> None:
+    tokenizer = Tokenizer(MODELS[name])
+    tokenizer.add_special_tokens(added)
+    tokenizer.add_tokens(added[::-2])
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    assert opened(tokenizer).vocab_size == highest + 1
