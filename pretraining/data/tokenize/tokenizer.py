@@ -25,10 +25,11 @@ from pretraining.data.tokenize.compiled_backend import CompiledBackend, Switchin
 from pretraining.data.tokenize.convert import OTHER_TOOLS_FILES, converted_folder, with_default_eos
 from pretraining.data.tokenize.reference import (
     TOKENIZER_FILES,
+    TokenizerFile,
     ids_of,
     open_reference,
+    read_pipeline,
     read_special_tokens,
-    start_opening,
 )
 from pretraining.errors import UserError, reading
 
@@ -72,7 +73,7 @@ class DocumentTokenizer:
         content = (folder / "tokenizer.json").read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         special_tokens = read_special_tokens(folder)
-        file = start_opening(content, special_tokens)
+        file = TokenizerFile(read_pipeline(content, special_tokens))
         self._choice = (backend, num_bytes)
         self._backend = choose_backend(backend, file, sorted(set(special_tokens.values())), num_bytes=num_bytes)
         self._tokenizer = file.tokenizer

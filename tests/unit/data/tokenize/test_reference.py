@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models
 
-from pretraining.data.tokenize.reference import ids_of, open_reference, read_special_tokens, start_opening
+from pretraining.data.tokenize.reference import (
+    TokenizerFile,
+    ids_of,
+    open_reference,
+    read_pipeline,
+    read_special_tokens,
+)
 from tests.unit.data.tokenize.vocabularies import METASPACE, opened, small
 
 
@@ -46,7 +52,7 @@ def without_scheme(pipeline: dict[str, Any]) -> None:
 def test_files_of_earlier_versions_are_read_as_the_library_reads_them(make_old: Any) -> None:
     pipeline = json.loads(small(normalizer=None, pre_tokenizer=METASPACE).to_str())
     make_old(pipeline)
-    file = start_opening(json.dumps(pipeline).encode(), {})
+    file = TokenizerFile(read_pipeline(json.dumps(pipeline).encode(), {}))
     today = json.loads(file.tokenizer.to_str())
     assert file.current_pipeline["model"]["merges"] == today["model"]["merges"] != []
     for name in ("vocab", "type", "unk_token", "byte_fallback"):
@@ -55,7 +61,7 @@ def test_files_of_earlier_versions_are_read_as_the_library_reads_them(make_old: 
 
 
 def test_a_file_that_the_library_refuses_is_refused_when_its_tokenizer_is_wanted() -> None:
-    file = start_opening(b'{"model": {"type": "Other", "vocab": {}}}', {})
+    file = TokenizerFile(read_pipeline(b'{"model": {"type": "Other", "vocab": {}}}', {}))
     with pytest.raises(Exception, match="ModelUntagged"):
         _ = file.tokenizer
 
