@@ -38,6 +38,7 @@ STAGES = {
     ],
     "check by the reference": [
         "pretraining.data.encode.line_encoder:LineEncoder._check",
+        "pretraining.data.tokenize.tokenizer:DocumentTokenizer.check",
         "pretraining.data.tokenize.backends:CheckedBackend.check",
     ],
     "make columns": [

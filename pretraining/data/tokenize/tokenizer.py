@@ -18,7 +18,7 @@ from pretraining.data.tokenize.backends import (
     CheckedBackend,
     FlatIds,
     ReferenceBackend,
-    check_same_ids,
+    check_ids,
 )
 from pretraining.data.tokenize.choice import choose_backend
 from pretraining.data.tokenize.compiled_backend import CompiledBackend, SwitchingBackend
@@ -112,14 +112,17 @@ class DocumentTokenizer:
         fast = backend.fast if isinstance(backend, CheckedBackend) else None
         return fast if isinstance(fast, CompiledBackend) else None
 
-    def check(self, texts: Sequence[str]) -> None:
-        """Compare the ids of the backend that encodes with the reference.
+    def check(self, text: str, ids: np.ndarray) -> None:
+        """Compare the ids of a text, with its control tokens, with those of the reference.
 
         Raises:
-            BackendDiffersError: when a text has other ids.
+            BackendDiffersError: when it has others.
         """
-        texts = [text[:MAX_CHECKED_CHARACTERS] for text in texts]
-        check_same_ids(self._backend, ReferenceBackend(self._tokenizer), texts)
+        plain = ids[0 if self.rules.bos_token_id is None else 1 : -1]
+        if len(text) > MAX_CHECKED_CHARACTERS:
+            text = text[:MAX_CHECKED_CHARACTERS]
+            plain = self._backend.encode([text]).ids
+        check_ids(self._backend.name, plain, ReferenceBackend(self._tokenizer), text)
 
     def use_reference(self) -> None:
         """Encode with the reference from now on."""
