@@ -23,6 +23,7 @@ from pretraining.data.build.working_files import read_arrays, read_record
 from pretraining.data.encode.deduplicate import Duplicates
 from pretraining.data.input.hashes import read_hashes
 from pretraining.data.store.manifest import StoreSpec
+from pretraining.data.tokenize import tokenizer as tokenizers
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.system import files as system_files
@@ -43,7 +44,7 @@ READ_AGAIN_AND_AGAIN = [name for name in FILES if name != "reference_only"]
 @pytest.fixture(autouse=True)
 def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = load_document_tokenizer(str(PROJECT_DIR / "data/sample/tokenizer"), add_bos=False, backend="auto")
-    monkeypatch.setattr(preprocess, "load_document_tokenizer", lambda *_args, **_options: tokenizer)
+    monkeypatch.setattr(tokenizers, "load_document_tokenizer", lambda *_args, **_options: tokenizer)
     monkeypatch.setattr(system_files.os, "fsync", lambda _: None)
     monkeypatch.setattr(progress, "MAX_LISTED", 1)  # so that what is only counted goes over an interruption, too
 
