@@ -21,68 +21,87 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.cli.logs import IN_ONE_LINE, counted
-from pretraining.cli.program import run_program
+from pretraining.cli.program import importing_libraries, run_program
 from pretraining.cli.recipe import dataclass_group, parse_recipe
-from pretraining.data.build.card import write_card
-from pretraining.data.build.checks import check_token_inputs
-from pretraining.data.build.origin import Hashes, build_store_spec, source_files, start_hashing
-from pretraining.data.build.partial_store import finished_store, is_occupied
-from pretraining.data.build.pipeline import make_block_store
-from pretraining.data.build.ranks import Ranks
-from pretraining.data.input.files import InputFile, text_bytes
-from pretraining.data.input.find import find_inputs
-from pretraining.data.store.manifest import Manifest
-from pretraining.data.tokenize.tokenizer import DocumentTokenizer, load_document_tokenizer
+from pretraining.system.cores import use_one_blas_thread
+
+if TYPE_CHECKING:
+    from pretraining.data.build.ranks import Ranks
+    from pretraining.data.input.files import InputFile
+    from pretraining.data.input.hashes import Hashes
+    from pretraining.data.store.manifest import Manifest
+    from pretraining.data.tokenize.tokenizer import DocumentTokenizer
 
 logger = logging.getLogger("pretraining.preprocess")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write a block store, unless the same one exists already."""
+    """Write a block store, unless the same one exists already; the input is hashed while libraries are imported."""
     (arguments,) = parse_recipe(__doc__ or "", [dataclass_group("Preprocessing", PreprocessArguments)], argv)
-    files = find_inputs(
-        arguments.data_files, streaming=arguments.streaming, output_dir=arguments.output_dir, takes_tokens=True
-    )
-    check_token_inputs(arguments, files)
-    ranks = Ranks(num_slices=arguments.num_slices)
-    hashes = start_hashing(files if ranks.is_first else [], arguments.output_dir)
-    tokenizer = load_document_tokenizer(
-        arguments.tokenizer,
-        add_bos=arguments.add_bos,
-        backend=arguments.tokenizer_backend,
-        num_bytes=text_bytes(files),
-    )
+    use_one_blas_thread()
+    with importing_libraries():
+        from pretraining.data.build.ranks import Ranks
+        from pretraining.data.input.find import find_inputs
+        from pretraining.data.input.hashes import start_hashing
+
+        files = find_inputs(
+            arguments.data_files, streaming=arguments.streaming, output_dir=arguments.output_dir, takes_tokens=True
+        )
+        ranks = Ranks(num_slices=arguments.num_slices)
+        hashes = start_hashing(files if ranks.is_first else [], arguments.output_dir)
+        tokenizer = open_tokenizer(arguments, files)
     if ranks.is_first and arguments.push_to_hub is not None:
         from pretraining.data.hub.upload import check_token  # the Hub's client takes 0.2 s, half of a start
 
         check_token(arguments.push_to_hub)
-    manifest = ranks.from_first(lambda: earlier_store(arguments, files, tokenizer, hashes))
-    if manifest is not None:
-        logger.info("%s holds this block store already; nothing to do", arguments.output_dir)
-    else:
-        manifest = make_block_store(arguments, files, tokenizer, ranks, hashes)
+    manifest = make_store(arguments, files, tokenizer, ranks, hashes)
     report(arguments.output_dir, manifest)
     if ranks.is_first:
         publish(arguments, manifest)
     tokenizer.wait_until_compiled()
 
 
-def earlier_store(
-    arguments: PreprocessArguments, files: list[InputFile], tokenizer: DocumentTokenizer, hashes: Future[Hashes]
-) -> Manifest | None:
-    """The manifest of the store that an earlier run has finished in the output folder."""
-    if not is_occupied(arguments.output_dir):
-        return None
-    sources = source_files(files, hashes.result(), hashes_in=None)
-    return finished_store(arguments.output_dir, build_store_spec(arguments, tokenizer, sources))
+def open_tokenizer(arguments: PreprocessArguments, files: list[InputFile]) -> DocumentTokenizer:
+    """Open the tokenizer, if input of token ids fits the flags."""
+    from pretraining.data.build.checks import check_token_inputs
+    from pretraining.data.input.files import text_bytes
+    from pretraining.data.tokenize.tokenizer import load_document_tokenizer
+
+    check_token_inputs(arguments, files)
+    return load_document_tokenizer(
+        arguments.tokenizer,
+        add_bos=arguments.add_bos,
+        backend=arguments.tokenizer_backend,
+        num_bytes=text_bytes(files),
+    )
+
+
+def make_store(
+    arguments: PreprocessArguments,
+    files: list[InputFile],
+    tokenizer: DocumentTokenizer,
+    ranks: Ranks,
+    hashes: Future[Hashes],
+) -> Manifest:
+    """Write the block store, unless an earlier run has finished it in the output folder."""
+    from pretraining.data.build.pipeline import earlier_store, make_block_store
+
+    manifest = ranks.from_first(lambda: earlier_store(arguments, files, tokenizer, hashes))
+    if manifest is None:
+        return make_block_store(arguments, files, tokenizer, ranks, hashes)
+    logger.info("%s holds this block store already; nothing to do", arguments.output_dir)
+    return manifest
 
 
 def publish(arguments: PreprocessArguments, manifest: Manifest) -> None:
     """Add the license to the card and push the block store to the Hub, if requested."""
     if arguments.license is not None:
+        from pretraining.data.build.card import write_card
+
         write_card(manifest, arguments.output_dir, license_name=arguments.license)
     if arguments.push_to_hub is not None:
         from pretraining.data.hub.upload import push_block_store

@@ -16,12 +16,13 @@ from typing import Any
 
 import preprocess
 from pretraining.cli.program import run_program
+from pretraining.system.cores import use_one_blas_thread
 
 IMPORTS, REST = "Python and imports", "rest"
 # Each stage, and the functions that do it as their callers find them: of compiled loops, and of other tokenizers.
 STAGES = {
-    "load the tokenizer": ["preprocess:load_document_tokenizer"],
-    "hash the input": ["pretraining.data.build.origin:sha256_of"],
+    "load the tokenizer": ["pretraining.data.tokenize.tokenizer:load_document_tokenizer"],
+    "hash the input": ["pretraining.data.input.hashes:sha256_of"],
     "read lines": ["pretraining.data.build.work:read_batches"],
     "parse JSON": [
         "pretraining.data.encode.line_encoder:LineEncoder._read",
@@ -37,6 +38,7 @@ STAGES = {
     ],
     "check by the reference": [
         "pretraining.data.encode.line_encoder:LineEncoder._check",
+        "pretraining.data.tokenize.tokenizer:DocumentTokenizer.check",
         "pretraining.data.tokenize.backends:CheckedBackend.check",
     ],
     "make columns": [
@@ -109,10 +111,11 @@ def main(argv: list[str]) -> None:
     """Run preprocess.py and write the seconds of its stages."""
     result, *flags = argv
     times = StageTimes()
-    started = time.process_time()
+    use_one_blas_thread()
     for stage, places in STAGES.items():
         for place in places:
             times.measure(stage, place)
+    started = time.process_time()
     preprocess.main(flags)
     total = time.process_time()
     rest = total - started - sum(times.seconds.values())

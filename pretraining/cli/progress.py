@@ -5,12 +5,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, TypeVar
 
 from pretraining.system.cores import usable_cores
 from pretraining.system.escapes import escape
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +24,7 @@ class Progress:
     """Counts bytes of input done, or other units, and shows the caller's metrics beside them."""
 
     def __init__(self, total: int, unit: str = "B") -> None:
-        self._bar = tqdm(
-            total=total, unit=unit, unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False
-        )
+        self._bar = _terminal_bar(total, unit) if sys.stderr.isatty() else None
         self._total = total
         self._done = 0
         self._started_at = time.monotonic()
@@ -35,7 +34,8 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     @property
     def elapsed_seconds(self) -> float:
@@ -45,21 +45,27 @@ class Progress:
     def skip(self, count: int) -> None:
         """Exclude work that was done before from the total and the speed."""
         self._total -= count
-        if not self._bar.disable:
+        if self._bar is not None:
             self._bar.initial += count
             self._bar.update(count)
 
     def advance(self, count: int, figures: str) -> None:
         """Add finished bytes of input, or other units, and show `figures`, e.g. the documents so far."""
         self._done += count
-        self._bar.set_postfix_str(escape(figures), refresh=False)
-        self._bar.update(count)
-        now = time.monotonic()
-        if self._bar.disable and now - self._line_at >= LINE_INTERVAL_SECONDS:
-            self._line_at = now
+        if self._bar is not None:
+            self._bar.set_postfix_str(escape(figures), refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._line_at >= LINE_INTERVAL_SECONDS:
+            self._line_at = time.monotonic()
             done = self._done / max(self._total, 1)
             left_seconds = self.elapsed_seconds * (1 - done) / max(done, 1e-9)
             logger.info("%3.0f %%, %s, %.0f s left", 100 * done, figures, left_seconds)
+
+
+def _terminal_bar(total: int, unit: str) -> "tqdm[None]":
+    from tqdm import tqdm  # 10 ms, for the runs on a terminal
+
+    return tqdm(total=total, unit=unit, unit_scale=True, dynamic_ncols=True, leave=False)
 
 
 def map_with_progress(

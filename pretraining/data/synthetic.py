@@ -13,11 +13,11 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
-from pretraining.data.build.origin import start_hashing
 from pretraining.data.build.partial_store import is_occupied
 from pretraining.data.build.pipeline import make_block_store
 from pretraining.data.build.ranks import Ranks
 from pretraining.data.input.find import find_inputs
+from pretraining.data.input.hashes import start_hashing
 from pretraining.data.mixture import BlockStore, Mixture, WeightedStore
 from pretraining.data.store.manifest import read_manifest
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer

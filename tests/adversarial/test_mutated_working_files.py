@@ -16,13 +16,14 @@ import pytest
 
 import preprocess
 from pretraining.data.build import progress
-from pretraining.data.build.origin import _read_hashes
 from pretraining.data.build.partial_store import PartialStore
 from pretraining.data.build.progress import read_progress
 from pretraining.data.build.slice_writer import SliceWriter, read_carried
 from pretraining.data.build.working_files import read_arrays, read_record
 from pretraining.data.encode.deduplicate import Duplicates
+from pretraining.data.input.hashes import read_hashes
 from pretraining.data.store.manifest import StoreSpec
+from pretraining.data.tokenize import tokenizer as tokenizers
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.system import files as system_files
@@ -43,7 +44,7 @@ READ_AGAIN_AND_AGAIN = [name for name in FILES if name != "reference_only"]
 @pytest.fixture(autouse=True)
 def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = load_document_tokenizer(str(PROJECT_DIR / "data/sample/tokenizer"), add_bos=False, backend="auto")
-    monkeypatch.setattr(preprocess, "load_document_tokenizer", lambda *_args, **_options: tokenizer)
+    monkeypatch.setattr(tokenizers, "load_document_tokenizer", lambda *_args, **_options: tokenizer)
     monkeypatch.setattr(system_files.os, "fsync", lambda _: None)
     monkeypatch.setattr(progress, "MAX_LISTED", 1)  # so that what is only counted goes over an interruption, too
 
@@ -110,7 +111,7 @@ def slices_of(path: Path) -> object:
 READERS: dict[str, Callable[[Path], Any]] = {
     "origin.json": lambda path: read_record(path, lambda content: from_json(StoreSpec, content), remedy="delete it"),
     "slices.json": slices_of,
-    "input_hashes.json": _read_hashes,
+    "input_hashes.json": read_hashes,
     "copies.npz": copies_of,
     "keys/00001.npz": lambda path: read_arrays(path, remedy="delete it"),
     "slices/00001/progress.json": lambda path: read_progress(path.parent),

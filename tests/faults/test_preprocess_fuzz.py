@@ -21,6 +21,7 @@ import pytest
 
 import preprocess
 from pretraining.data.store.manifest import read_manifest
+from pretraining.data.tokenize import tokenizer as tokenizers
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.system import files
@@ -86,7 +87,7 @@ def expected_documents(content: bytes) -> tuple[dict[int, str], int]:
 def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """One tokenizer for all runs, and no waiting for the disk: neither has to do with what is read."""
     tokenizer = load_document_tokenizer(str(PROJECT_DIR / "data/sample/tokenizer"), add_bos=False, backend="auto")
-    monkeypatch.setattr(preprocess, "load_document_tokenizer", lambda *_args, **_options: tokenizer)
+    monkeypatch.setattr(tokenizers, "load_document_tokenizer", lambda *_args, **_options: tokenizer)
     monkeypatch.setattr(files.os, "fsync", lambda _: None)
 
 

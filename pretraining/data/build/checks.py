@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
-from pretraining.data.build.partial_store import partial_dir
 from pretraining.data.build.progress import SliceProgress
+from pretraining.data.build.working_files import partial_dir
 from pretraining.data.encode.encoded import EncodedBatch
 from pretraining.data.encode.splits import SPLITS
 from pretraining.data.input.documents import CLEANED, REMOVED

@@ -12,9 +12,11 @@ from dataclasses import replace
 from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.data.build.assemble import publish
 from pretraining.data.build.checks import flat_file_lines
-from pretraining.data.build.origin import Hashes, build_store_spec, source_files, sources_before_hashing
-from pretraining.data.build.partial_store import INPUT_HASHES_NAME, PartialStore
+from pretraining.data.build.origin import build_store_spec, source_files, sources_before_hashing
+from pretraining.data.build.partial_store import PartialStore
+from pretraining.data.build.working_files import INPUT_HASHES_NAME
 from pretraining.data.input.files import InputFile
+from pretraining.data.input.hashes import Hashes
 from pretraining.data.store.integrity import check_hashes
 from pretraining.data.store.manifest import Manifest, StoreSpec, read_manifest
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer

@@ -1,43 +1,15 @@
 """The specification of a block store, from the flags and files of a command, with the hashes of the files."""
 
-import logging
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
-from pretraining.cli.progress import map_with_progress
-from pretraining.data.build.partial_store import INPUT_HASHES_NAME, partial_dir
-from pretraining.data.build.working_files import read_record, write_record
+from pretraining.data.build.working_files import write_record
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.filters import CleaningRules
-from pretraining.data.input.megatron_index import index_path
+from pretraining.data.input.hashes import Hashes, hash_key, hashes_of, read_hashes, with_indexes
 from pretraining.data.store.manifest import SourceFile, StoreSpec
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
-from pretraining.errors import UserError
-from pretraining.system.files import sha256_of
-
-logger = logging.getLogger(__name__)
-
-
-Hashes = Mapping[str, str]  # the SHA-256 of a file by its path, size and modification time
-
-
-def start_hashing(files: Sequence[InputFile], output_dir: Path) -> "Future[Hashes]":
-    """Hash the input in another thread, while the tokenizer is loaded."""
-    found: Future[Hashes] = Future()
-
-    def work() -> None:
-        try:
-            known = _read_hashes(partial_dir(output_dir) / INPUT_HASHES_NAME)
-            found.set_result(_hashes_of(_with_indexes(files), known))
-        except BaseException as error:
-            found.set_exception(error)
-
-    threading.Thread(target=work, name="hash", daemon=True).start()  # an error elsewhere does not wait for it
-    return found
 
 
 def build_store_spec(
@@ -77,57 +49,13 @@ def source_files(
     Every member of a zip archive has the archive's hash. The hashes of files with the same size and modification time
     are taken from `hashes`, or from the file `hashes_in`, where they are then recorded.
     """
-    files = _with_indexes(files)
-    found = _hashes_of(files, _read_hashes(hashes_in) if hashes is None else hashes)
+    files = with_indexes(files)
+    found = hashes_of(files, read_hashes(hashes_in) if hashes is None else hashes)
     if hashes_in is not None:
         write_record(hashes_in, dict(found))
-    return [SourceFile(f.path, f.source, f.num_bytes, f.known_hash or found[_hash_key(f)]) for f in files]
+    return [SourceFile(f.path, f.source, f.num_bytes, f.known_hash or found[hash_key(f)]) for f in files]
 
 
 def sources_before_hashing(files: Sequence[InputFile]) -> list[SourceFile]:
     """The input files; the hash of one that has none yet is empty."""
-    return [SourceFile(f.path, f.source, f.num_bytes, f.known_hash or "") for f in _with_indexes(files)]
-
-
-def _hashes_of(files: Sequence[InputFile], known: Hashes) -> Hashes:
-    """The hash of each file whose hash is not known otherwise.
-
-    Raises:
-        UserError: when a file changes meanwhile, so that nobody knows what of it was hashed and what was read.
-    """
-    keys = {_hash_key(file): file for file in files if not file.known_hash}
-    sized = [(key, Path(keys[key].location).stat().st_size) for key in sorted(keys.keys() - known.keys())]
-    found = dict(map_with_progress(lambda key: sha256_of(Path(keys[key].location)), sized, "hashing the input"))
-    for key in found:
-        if _hash_key(keys[key]) != key:
-            raise UserError(f"--data_files {keys[key].path}: changed during reading; run the same command again")
-    return {key: known.get(key) or found[key] for key in keys}
-
-
-def _with_indexes(files: Sequence[InputFile]) -> list[InputFile]:
-    return [part for file in files for part in (file, *_index_of(file))]
-
-
-def _index_of(file: InputFile) -> list[InputFile]:
-    """The index of a file of token ids, if it has one; its name is then beside it."""
-    path = index_path(Path(file.path))
-    if file.format != "tokens" or not path.is_file():
-        return []
-    return [replace(file, path=str(path), location=str(path), num_bytes=path.stat().st_size)]
-
-
-def _read_hashes(path: Path | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    try:
-        return read_record(path, dict, remedy="the input is hashed again")
-    except FileNotFoundError:
-        return {}
-    except UserError as error:
-        logger.warning("%s", error)
-        return {}
-
-
-def _hash_key(file: InputFile) -> str:
-    status = Path(file.location).stat()
-    return f"{file.location} {status.st_size} {status.st_mtime_ns}"
+    return [SourceFile(f.path, f.source, f.num_bytes, f.known_hash or "") for f in with_indexes(files)]

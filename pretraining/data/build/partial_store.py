@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretraining.data.build.progress import PROGRESS_NAME, read_progress
-from pretraining.data.build.working_files import read_record, write_record
+from pretraining.data.build.working_files import INPUT_HASHES_NAME, partial_dir, read_record, write_record
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.slices import FileRange, cut_slices
 from pretraining.data.store.integrity import check_hashes
@@ -31,7 +31,6 @@ ORIGIN_NAME = "origin.json"
 LOCK_NAME = "lock"
 SLICES_NAME = "slices.json"
 REFERENCE_ONLY_NAME = "reference_only"
-INPUT_HASHES_NAME = "input_hashes.json"
 DUPLICATES_NAME = "copies.npz"
 NO_DOCUMENT_NAME = "no_document"  # a process found none and ended the run
 FILES_OF_FLAGS = (ORIGIN_NAME, SLICES_NAME, REFERENCE_ONLY_NAME, DUPLICATES_NAME, NO_DOCUMENT_NAME)
@@ -41,12 +40,6 @@ KEYS_DIR = "keys"
 LAST_BLOCKS_DIR = "last_blocks"
 WORKING_DIRS = (SLICES_DIR, KEYS_DIR, LAST_BLOCKS_DIR)
 OWN_NAMES = {*WORKING_FILES, *WORKING_DIRS, *STORE_CONTENTS, LOCK_NAME}
-
-
-def partial_dir(output_dir: Path) -> Path:
-    """The folder in which a block store is built, beside the target of a link."""
-    output_dir = output_dir.resolve()
-    return output_dir.with_name(output_dir.name + ".partial")
 
 
 def is_occupied(output_dir: Path) -> bool:

@@ -17,24 +17,27 @@ from pretraining.data.build.checks import (
     with_resume_hint,
 )
 from pretraining.data.build.claim import StoreClaim
-from pretraining.data.build.origin import Hashes
+from pretraining.data.build.origin import build_store_spec, source_files
 from pretraining.data.build.partial_store import (
     DUPLICATES_NAME,
     KEYS_DIR,
     NO_DOCUMENT_NAME,
     REFERENCE_ONLY_NAME,
     PartialStore,
-    partial_dir,
+    finished_store,
+    is_occupied,
     slice_dir,
 )
 from pretraining.data.build.processes import Task, make_each, num_worker_processes
 from pretraining.data.build.ranks import Ranks
 from pretraining.data.build.work import Meter, SliceMeter, Work, make_keys, make_slice
+from pretraining.data.build.working_files import partial_dir
 from pretraining.data.encode.deduplicate import Duplicates, KeyExtractor, write_duplicates
 from pretraining.data.encode.encoding import BatchEncoder, DocumentReader, no_original
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.filters import TextFilter
+from pretraining.data.input.hashes import Hashes
 from pretraining.data.input.slices import num_bytes_of
 from pretraining.data.store.manifest import Manifest
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
@@ -87,6 +90,16 @@ def make_block_store(
                 store.discard()  # otherwise it would reject the right --text_field
             raise
         return ranks.from_first(lambda: _finish(_present(claim), work))
+
+
+def earlier_store(
+    arguments: PreprocessArguments, files: Sequence[InputFile], tokenizer: DocumentTokenizer, hashes: "Future[Hashes]"
+) -> Manifest | None:
+    """The manifest of the store that an earlier run has finished in the output folder."""
+    if not is_occupied(arguments.output_dir):
+        return None
+    sources = source_files(files, hashes.result(), hashes_in=None)
+    return finished_store(arguments.output_dir, build_store_spec(arguments, tokenizer, sources))
 
 
 def find_duplicates(work: Work, ranks: Ranks, advance: Callable[[], None]) -> Duplicates:

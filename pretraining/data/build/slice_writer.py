@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import jsonlines
 
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
+DOCUMENTS = "documents"  # the file beside those of the splits
 FIRST_ID_BITS = 40  # document n of slice s has id s * 2^40 + n, so slices are independent
 
 
@@ -88,7 +89,8 @@ class SliceWriter:
     """Writes the encoded batches of one slice in input order, from `progress.position` on."""
 
     def __init__(self, folder: Path, origin: StoreSpec, *, slice_number: int, only_reference: bool) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="write")  # compression must not block the encoders
+        # Compression must not block the encoders. At the end of a section the files are compressed at the same time.
+        self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix="write") for name in (*SPLITS, DOCUMENTS)}
         self._folder = folder
         self._origin = origin
         self._first_id = slice_number << FIRST_ID_BITS
@@ -111,10 +113,10 @@ class SliceWriter:
     def _begin_section(self) -> None:
         section = self.progress.num_sections
         self._splits = {
-            split: SplitWriter(self._folder, split, section, self._packers[split], self._schema, self._executor)
+            split: SplitWriter(self._folder, split, section, self._packers[split], self._schema, self._executors[split])
             for split in SPLITS
         }
-        self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", self._executor)
+        self._documents = ShardWriter(self._folder, f"{DOCUMENTS}-{section:05d}.parquet", self._executors[DOCUMENTS])
         self._batches: list[tuple[int, EncodedBatch]] = []  # and the id of the first document
         self._num_document_rows = 0
         self._skipped_path = self._folder / f"skipped-{section:05d}.jsonl"
@@ -141,7 +143,8 @@ class SliceWriter:
         self._count_unlisted()
         self.progress.is_done = True
         self._end_section()
-        self._executor.shutdown()
+        for executor in self._executors.values():
+            executor.shutdown()
         return self.progress
 
     def _add_document_rows(self, batch: EncodedBatch, first_id: int) -> None:
@@ -185,8 +188,10 @@ class SliceWriter:
     def _end_section(self) -> None:
         progress = self.progress
         for split, writer in self._splits.items():
-            writer.close(progress.splits[split])
+            writer.write_rest(progress.splits[split])
         self._write_document_rows()
+        for split, writer in self._splits.items():
+            writer.close(progress.splits[split])
         progress.documents += self._documents.close()
         if self._skipped_file is not None:
             self._skipped_file.close()

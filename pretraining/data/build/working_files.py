@@ -15,7 +15,15 @@ import numpy as np
 from pretraining.errors import UserError
 from pretraining.system.files import atomic_path, write_atomically
 
+INPUT_HASHES_NAME = "input_hashes.json"
+
 T = TypeVar("T")
+
+
+def partial_dir(output_dir: Path) -> Path:
+    """The folder in which a block store is built, beside the target of a link."""
+    output_dir = output_dir.resolve()
+    return output_dir.with_name(output_dir.name + ".partial")
 
 
 def write_record(path: Path, content: Any) -> None:

@@ -16,7 +16,7 @@ from pretraining.data.input.json.loops import Lines, Texts
 from pretraining.data.input.json.strings import FAILED, PADDING_BYTES
 from pretraining.data.input.line_blocks import LineBlock
 from pretraining.data.input.reading import RawBatch
-from pretraining.data.tokenize.backends import CHECKED_PER_MILLE, BackendDiffersError
+from pretraining.data.tokenize.backends import CHECKED_PER_MILLE, MAX_CHECKED_CHARACTERS, BackendDiffersError, FlatIds
 from pretraining.data.tokenize.compiled_backend import CompiledBackend
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer, id_dtype
 
@@ -48,7 +48,7 @@ class LineEncoder:
         begins, ends = texts.begins[kept], texts.ends[kept]
         digests = self._digests(texts.data, begins, ends, compiled)
         checked = np.flatnonzero(digests % np.uint64(1000) < CHECKED_PER_MILLE)
-        self._check(lines, texts, kept[checked], digests[checked])
+        checked_texts = self._check(lines, texts, kept[checked], digests[checked])
         lines.clear()
         rows = DocumentMetadata(
             sources=self._sources(batch, texts, kept),
@@ -65,6 +65,7 @@ class LineEncoder:
             bos_token_id=self.tokenizer.rules.bos_token_id,
             eos_token_id=self.tokenizer.rules.eos_token_id,
         )
+        self._check_ids(checked_texts, checked, flat)
         return EncodedBatch(
             path=batch.file.path,
             rows=rows,
@@ -79,10 +80,9 @@ class LineEncoder:
     def _read(self, lines: "BatchLines", texts: Texts, compiled: CompiledBackend) -> list[SkippedLine]:
         """Fill `texts`; the lines that are no documents."""
         for first, block in lines.blocks():
-            data = np.frombuffer(block.data, np.uint8)
             names = (self.options.text_field, self.options.source_field)
             fields = [np.frombuffer(name.encode(), np.uint8) for name in names]
-            compiled.functions.read_json_lines(Lines(data, block.bounds, *fields), first, texts)
+            compiled.functions.read_json_lines(Lines(block.data, block.bounds, *fields), first, texts)
         skipped_lines = []
         for number in np.flatnonzero(texts.ends == FAILED).tolist():
             raw = lines.line(number)
@@ -99,8 +99,8 @@ class LineEncoder:
         compiled.functions.hash_texts(data, begins, ends, self.splits.initial_state, empty_lanes(), digests)
         return digests
 
-    def _check(self, lines: "BatchLines", texts: Texts, numbers: np.ndarray, digests: np.ndarray) -> None:
-        """Compare lines and hashes with what Python makes of them, and their ids with the reference."""
+    def _check(self, lines: "BatchLines", texts: Texts, numbers: np.ndarray, digests: np.ndarray) -> list[str]:
+        """Compare lines and hashes with what Python makes of them; the beginning of each text."""
         found = [texts.data[texts.begins[number] : texts.ends[number]].tobytes() for number in numbers]
         for number, text in zip(numbers.tolist(), found, strict=True):
             raw = lines.line(number)
@@ -111,7 +111,13 @@ class LineEncoder:
                 )
         if not np.array_equal(digests, self.splits.digests(found)):
             raise BackendDiffersError("the compiled loops hash a text otherwise than the reference, for another split")
-        self.tokenizer.check([text.decode("utf-8") for text in found])
+        return [text.decode("utf-8")[: MAX_CHECKED_CHARACTERS + 1] for text in found]
+
+    def _check_ids(self, texts: list[str], numbers: np.ndarray, encoded: FlatIds) -> None:
+        """Compare the ids of documents with those of the reference for their texts."""
+        ends = np.cumsum(encoded.lengths)
+        for text, end, length in zip(texts, ends[numbers], encoded.lengths[numbers], strict=True):
+            self.tokenizer.check(text, encoded.ids[end - length : end])
 
     @staticmethod
     def _sources(batch: RawBatch, texts: Texts, kept: np.ndarray) -> list[str]:
@@ -163,7 +169,7 @@ def _as_block(part: RawLine | LineBlock) -> RawLine | LineBlock:
     if isinstance(part, LineBlock) or not isinstance(part.content, bytes) or part.is_item or part.content.isspace():
         return part
     data = b"".join([part.content, bytes(PADDING_BYTES)])
-    return LineBlock(data, np.array([0, len(part.content)]), part.number - 1, part.byte_offset)
+    return LineBlock(np.frombuffer(data, np.uint8), np.array([0, len(part.content)]), part.number - 1, part.byte_offset)
 
 
 def _places(part: RawLine | LineBlock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -127,10 +127,15 @@ def _is_checked(text: str) -> bool:
 def check_same_ids(fast: Backend, reference: Backend, texts: Sequence[str]) -> None:
     """Raise `BackendDiffersError` for the first of `texts` that the two encode differently."""
     for text in texts:
-        theirs, ours = fast.encode([text]).ids.tolist(), reference.encode([text]).ids.tolist()
-        if theirs != ours:
-            place = next((n for n, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), len(ours))
-            raise BackendDiffersError(
-                f"{fast.name} gives other ids than the reference from token {place} on "
-                f"({theirs[place : place + 5]}, not {ours[place : place + 5]}) for {text[:200]!r}"
-            )
+        check_ids(fast.name, fast.encode([text]).ids, reference, text)
+
+
+def check_ids(name: str, ids: np.ndarray, reference: Backend, text: str) -> None:
+    """Raise `BackendDiffersError` if the reference encodes a text otherwise than the backend of this name, by `ids`."""
+    theirs, ours = ids.tolist(), reference.encode([text]).ids.tolist()
+    if theirs != ours:
+        place = next((n for n, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), len(ours))
+        raise BackendDiffersError(
+            f"{name} gives other ids than the reference from token {place} on "
+            f"({theirs[place : place + 5]}, not {ours[place : place + 5]}) for {text[:200]!r}"
+        )

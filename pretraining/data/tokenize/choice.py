@@ -40,7 +40,7 @@ class Candidates:
         return ReferenceBackend(self.file.tokenizer)
 
     def compiled(self) -> Backend:
-        """The compiled loops, whose tables are made while the reference is opened."""
+        """The compiled loops."""
         return self._checked(load_backend(self.file))
 
     def fastokens(self) -> Backend:

@@ -18,17 +18,18 @@ from pretraining.data.tokenize.backends import (
     CheckedBackend,
     FlatIds,
     ReferenceBackend,
-    check_same_ids,
+    check_ids,
 )
 from pretraining.data.tokenize.choice import choose_backend
 from pretraining.data.tokenize.compiled_backend import CompiledBackend, SwitchingBackend
 from pretraining.data.tokenize.convert import OTHER_TOOLS_FILES, converted_folder, with_default_eos
 from pretraining.data.tokenize.reference import (
     TOKENIZER_FILES,
+    TokenizerFile,
     ids_of,
     open_reference,
+    read_pipeline,
     read_special_tokens,
-    start_opening,
 )
 from pretraining.errors import UserError, reading
 
@@ -72,11 +73,11 @@ class DocumentTokenizer:
         content = (folder / "tokenizer.json").read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         special_tokens = read_special_tokens(folder)
-        file = start_opening(content, special_tokens)
+        file = TokenizerFile(read_pipeline(content, special_tokens))
         self._choice = (backend, num_bytes)
         self._backend = choose_backend(backend, file, sorted(set(special_tokens.values())), num_bytes=num_bytes)
         self._tokenizer = file.tokenizer
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = file.vocab_size
         self.rules = TokenRules(
             bos_token_id=self._special_id(special_tokens, "bos_token") if add_bos else None,
             eos_token_id=self._special_id(special_tokens, "eos_token"),
@@ -111,14 +112,17 @@ class DocumentTokenizer:
         fast = backend.fast if isinstance(backend, CheckedBackend) else None
         return fast if isinstance(fast, CompiledBackend) else None
 
-    def check(self, texts: Sequence[str]) -> None:
-        """Compare the ids of the backend that encodes with the reference.
+    def check(self, text: str, ids: np.ndarray) -> None:
+        """Compare the ids of a text, with its control tokens, with those of the reference.
 
         Raises:
-            BackendDiffersError: when a text has other ids.
+            BackendDiffersError: when it has others.
         """
-        texts = [text[:MAX_CHECKED_CHARACTERS] for text in texts]
-        check_same_ids(self._backend, ReferenceBackend(self._tokenizer), texts)
+        plain = ids[0 if self.rules.bos_token_id is None else 1 : -1]
+        if len(text) > MAX_CHECKED_CHARACTERS:
+            text = text[:MAX_CHECKED_CHARACTERS]
+            plain = self._backend.encode([text]).ids
+        check_ids(self._backend.name, plain, ReferenceBackend(self._tokenizer), text)
 
     def use_reference(self) -> None:
         """Encode with the reference from now on."""

@@ -101,6 +101,15 @@ def test_a_cpu_set_is_kept_to() -> None:
     assert "processes of two or more. [3]" in " ".join(help_text.split()), "one core, and two more"
 
 
+def test_numpy_starts_no_thread_unless_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os; from pretraining.system.cores import *; use_one_blas_thread(); import numpy; "
+    code += "print(len(os.listdir('/proc/self/task')))"
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert run_fine(sys.executable, "-c", code).stdout.split() == ["1"]
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert run_fine(sys.executable, "-c", code).stdout.split() == [str(min(2, len(OWN)))]
+
+
 @pytest.fixture
 def half_a_core() -> Iterator[list[object]]:
     """What starts a program in a real control group of half a core."""

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
-from pretraining.data.build import origin as origins
 from pretraining.data.build.claim import StoreClaim
-from pretraining.data.build.origin import Hashes, start_hashing
 from pretraining.data.build.partial_store import NO_DOCUMENT_NAME, ORIGIN_NAME, SLICES_DIR, PartialStore
 from pretraining.data.build.progress import PROGRESS_NAME, SliceProgress
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.find import find_inputs
+from pretraining.data.input.hashes import Hashes, start_hashing
 from pretraining.data.tokenize.tokenizer import load_document_tokenizer
 from pretraining.errors import UserError
 from pretraining.system.files import sha256_of
@@ -113,16 +112,6 @@ def test_a_file_that_cannot_be_hashed_ends_the_run_at_once(first: Run) -> None:
     first.hashes.set_exception(UserError("cannot be read"))
     with pytest.raises(UserError, match="cannot be read"):
         first.claim.advance()
-
-
-def test_a_file_that_changes_while_it_is_hashed_is_an_error(first: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hash_and_touch(path: Path) -> str:
-        os.utime(path, ns=(1, 1))
-        return sha256_of(path)
-
-    monkeypatch.setattr(origins, "sha256_of", hash_and_touch)
-    with pytest.raises(UserError, match="changed during reading; run the same command again"):
-        first.hash()
 
 
 def test_a_file_that_changes_afterwards_is_an_error_unless_its_content_is_the_same(first: Run) -> None:

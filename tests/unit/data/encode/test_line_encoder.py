@@ -20,6 +20,8 @@ from pretraining.data.input.reading import RawBatch, read_batches
 from pretraining.data.input.slices import FileRange
 from pretraining.data.tokenize import tokenizer as tokenizers_module
 from pretraining.data.tokenize.backends import BackendDiffersError, CheckedBackend, ReferenceBackend
+from pretraining.data.tokenize.bpe_merges import EncoderState
+from pretraining.data.tokenize.bpe_words import Documents
 from pretraining.data.tokenize.compiled_backend import CompiledBackend, Functions
 from pretraining.data.tokenize.reference import TokenizerFile
 from pretraining.data.tokenize.tokenizer import DocumentTokenizer
@@ -126,9 +128,12 @@ def test_a_batch_without_documents(
     assert [line.reason for line in encoded.skipped] == ["too_large"]
 
 
-@pytest.mark.parametrize("what", ["text", "hash"])
+@pytest.mark.parametrize(
+    ("what", "problem"),
+    [("text", "read another text than"), ("hash", "hash a text otherwise than"), ("ids", "gives other ids than")],
+)
 def test_what_is_wrong_is_found(
-    what: str, make_encoder: Callable[..., BatchEncoder], compiled: Functions, tmp_path: Path
+    what: str, problem: str, make_encoder: Callable[..., BatchEncoder], compiled: Functions, tmp_path: Path
 ) -> None:
     """Of 30,000, of which one in a thousand is checked."""
 
@@ -142,15 +147,23 @@ def test_what_is_wrong_is_found(
         arguments[-1][:done] ^= np.uint64(1 << 63)
         return done
 
+    def encode_batch(documents: Documents, tables: object, state: EncoderState) -> int:
+        total = compiled.encode_batch(documents, tables, state)
+        if len(documents.begins) > 1:
+            state.ids[:total] ^= 1
+        return total
+
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b"".join(b'{"text": "story %d"}\n' % number for number in range(30_000)))
     file = InputFile("lines.jsonl", None, "jsonl", None, path.stat().st_size, str(path))
-    wrong = {"text": {"read_json_lines": read_json_lines}, "hash": {"hash_texts": hash_texts}}[what]
+    wrong = {
+        "text": {"read_json_lines": read_json_lines},
+        "hash": {"hash_texts": hash_texts},
+        "ids": {"encode_batch": encode_batch},
+    }[what]
     encoder = make_encoder(small(), False, replace(compiled, **wrong))
     batches = read_batches([file], [FileRange(0, 0, None, 1)], None, OPTIONS)
-    with pytest.raises(
-        BackendDiffersError, match="read another text than" if what == "text" else "hash a text otherwise than"
-    ):
+    with pytest.raises(BackendDiffersError, match=problem):
         [encoder.encode(batch) for batch in batches]
 
 

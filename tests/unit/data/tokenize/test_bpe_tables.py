@@ -7,7 +7,7 @@ import pytest
 
 from pretraining.data.tokenize.bpe_tables import TextRules, UnsupportedError, build_tables, check_model, read_rules
 from pretraining.data.tokenize.compiled_backend import Functions, load_backend
-from pretraining.data.tokenize.reference import start_opening
+from pretraining.data.tokenize.reference import TokenizerFile, read_pipeline
 from tests.unit.data.tokenize.vocabularies import (
     METASPACE,
     SPACE,
@@ -115,7 +115,7 @@ def test_a_token_that_the_text_of_a_tokenizer_lacks_is_refused() -> None:
     content = json.dumps({"version": "1.0", "model": model}).encode()
     assert len(json.loads(from_pipeline(json.loads(content)).to_str())["model"]["vocab"]) == 2
     with pytest.raises(UnsupportedError, match="two of one id"):
-        load_backend(start_opening(content, {}))
+        load_backend(TokenizerFile(read_pipeline(content, {})))
 
 
 def test_a_dropped_character_before_a_word_that_merges_can_reach_is_refused(interpreted: Functions) -> None:

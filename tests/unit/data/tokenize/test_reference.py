@@ -3,9 +3,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
-from pretraining.data.tokenize.reference import ids_of, open_reference, read_special_tokens, start_opening
-from tests.unit.data.tokenize.vocabularies import METASPACE, small
+from pretraining.data.tokenize.reference import (
+    TokenizerFile,
+    ids_of,
+    open_reference,
+    read_pipeline,
+    read_special_tokens,
+)
+from tests.unit.data.tokenize.vocabularies import METASPACE, opened, small
 
 
 def test_the_text_of_a_control_token_is_text() -> None:
@@ -45,7 +52,7 @@ def without_scheme(pipeline: dict[str, Any]) -> None:
 def test_files_of_earlier_versions_are_read_as_the_library_reads_them(make_old: Any) -> None:
     pipeline = json.loads(small(normalizer=None, pre_tokenizer=METASPACE).to_str())
     make_old(pipeline)
-    file = start_opening(json.dumps(pipeline).encode(), {})
+    file = TokenizerFile(read_pipeline(json.dumps(pipeline).encode(), {}))
     today = json.loads(file.tokenizer.to_str())
     assert file.current_pipeline["model"]["merges"] == today["model"]["merges"] != []
     for name in ("vocab", "type", "unk_token", "byte_fallback"):
@@ -54,6 +61,24 @@ def test_files_of_earlier_versions_are_read_as_the_library_reads_them(make_old: 
 
 
 def test_a_file_that_the_library_refuses_is_refused_when_its_tokenizer_is_wanted() -> None:
-    file = start_opening(b'{"model": {"type": "Other", "vocab": {}}}', {})
+    file = TokenizerFile(read_pipeline(b'{"model": {"type": "Other", "vocab": {}}}', {}))
     with pytest.raises(Exception, match="ModelUntagged"):
         _ = file.tokenizer
+
+
+MODELS = {
+    "BPE": models.BPE({"a": 0, "b": 9, "ab": 3}, [("a", "b")]),
+    "Unigram": models.Unigram([("a", -1.0), ("b", -2.0)], unk_id=0, byte_fallback=False),
+    "WordLevel": models.WordLevel({"a": 5, "b": 2}, unk_token="a"),
+    "WordPiece": models.WordPiece({"a": 0, "b": 7}, unk_token="a"),
+}
+
+
+@pytest.mark.parametrize("added", [[], ["b"], ["</s>", "b", "<pad>"]])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_vocabulary_ends_where_the_library_says(name: str, added: list[str]) -> None:
+    tokenizer = Tokenizer(MODELS[name])
+    tokenizer.add_special_tokens(added)
+    tokenizer.add_tokens(added[::-2])
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    assert opened(tokenizer).vocab_size == highest + 1

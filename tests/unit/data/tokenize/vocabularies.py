@@ -5,7 +5,7 @@ import json
 
 from tokenizers import Tokenizer
 
-from pretraining.data.tokenize.reference import TokenizerFile, start_opening
+from pretraining.data.tokenize.reference import TokenizerFile, read_pipeline
 from tests.conftest import PROJECT_DIR
 
 SPACE = "▁"
@@ -47,7 +47,7 @@ def from_pipeline(pipeline: dict) -> Tokenizer:
 
 def opened(tokenizer: Tokenizer) -> TokenizerFile:
     """A tokenizer as its file is opened."""
-    return start_opening(tokenizer.to_str().encode(), {})
+    return TokenizerFile(read_pipeline(tokenizer.to_str().encode(), {}))
 
 
 def small(**options: object) -> Tokenizer:
