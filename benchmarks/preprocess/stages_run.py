@@ -49,7 +49,7 @@ STAGES = {
     "pack": ["pretraining.data.store.packing:ConcatPacker.add"],
     "make tables of blocks": ["pretraining.data.build.slice_writer:block_table"],
     "make tables of documents": ["pretraining.data.build.slice_writer:document_rows"],
-    "write Parquet": ["pretraining.data.store.shards:ShardWriter._write"],
+    "write Parquet": ["pretraining.data.store.shards:_make", "pretraining.data.store.shards:ShardWriter._write"],
     "flush and hash shards": [
         "pretraining.data.store.shards:HashedFile.write",
         "pretraining.data.store.shards:HashedFile.flush",

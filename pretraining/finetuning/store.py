@@ -4,12 +4,12 @@ Each conversation is in one block, uncut. Conversations without an answer, longe
 control token in them, are skipped: counted, and listed in skipped.jsonl.
 """
 
+import contextlib
 import itertools
 import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from pretraining.data.encode.splits import SPLITS, Split, SplitAssigner
 from pretraining.data.input.documents import SHOWN_BYTES
 from pretraining.data.store.manifest import MANIFEST_NAME, Manifest, StoreSpec, read_manifest
 from pretraining.data.store.packing import BestFitPacker, DocumentSegments
-from pretraining.data.store.shards import ANSWER_BIT, ShardWriter, block_schema, document_table
+from pretraining.data.store.shards import ANSWER_BIT, ShardThreads, ShardWriter, block_schema, document_table
 from pretraining.errors import UserError
 from pretraining.finetuning.chat_template import EncodedConversation, encode_conversations
 from pretraining.finetuning.conversations import Conversation
@@ -60,8 +60,8 @@ def make_conversation_store(
         shutil.rmtree(partial, ignore_errors=True)
         copy_tokenizer(tokenizer_dir, partial / "tokenizer")
         tokenizer = tokenizer_for_model(partial, origin, max_length=max_length)
-        with ThreadPoolExecutor(1) as executor:
-            writer = _StoreWriter(partial, origin, tokenizer, executor)
+        with contextlib.closing(ShardThreads()) as threads:
+            writer = _StoreWriter(partial, origin, tokenizer, threads)
             for batch in _batches(conversations):
                 writer.add(batch)
             manifest = writer.finish()
@@ -75,7 +75,7 @@ class _StoreWriter:
     """Takes conversations in order."""
 
     def __init__(
-        self, folder: Path, origin: StoreSpec, tokenizer: PreTrainedTokenizerFast, executor: ThreadPoolExecutor
+        self, folder: Path, origin: StoreSpec, tokenizer: PreTrainedTokenizerFast, threads: ShardThreads
     ) -> None:
         self._folder = folder
         self._origin = origin
@@ -89,11 +89,9 @@ class _StoreWriter:
         length = origin.block_length
         self._packers = {split: BestFitPacker(block_length=length, dtype="uint32", padding_id=eos) for split in SPLITS}
         schema = block_schema(length, origin.dtype, has_answers=True)
-        self._splits = {
-            split: SplitWriter(folder, split, 0, self._packers[split], schema, executor) for split in SPLITS
-        }
+        self._splits = {split: SplitWriter(folder, split, 0, self._packers[split], schema, threads) for split in SPLITS}
         self._progress = {split: SplitProgress() for split in SPLITS}
-        self._documents = ShardWriter(folder, "documents-00000.parquet", executor)
+        self._documents = ShardWriter(folder, "documents-00000.parquet", threads)
 
     def add(self, batch: Sequence[Conversation]) -> None:
         """Append conversations of one file."""

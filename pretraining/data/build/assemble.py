@@ -3,11 +3,11 @@
 Every step can be repeated, so the same command resumes an interrupted assembly.
 """
 
+import contextlib
 import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from pretraining.data.build.slice_writer import SplitWriter, packer_of, read_car
 from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.store.integrity import wrong_hashes
 from pretraining.data.store.manifest import Manifest, SplitContents, StoreSpec, read_manifest
-from pretraining.data.store.shards import DOCUMENTS_PREFIX, Shard, block_schema, shard_path
+from pretraining.data.store.shards import DOCUMENTS_PREFIX, Shard, ShardThreads, block_schema, shard_path
 from pretraining.data.tokenize.reference import TOKENIZER_FILES
 from pretraining.system.files import TEMPORARY_SUFFIX, fsync
 
@@ -143,8 +143,8 @@ def _assemble_split(
     last_dir = folder / LAST_BLOCKS_DIR
     last_dir.mkdir(exist_ok=True)
     last, packer = SplitProgress(), packer_of(origin)
-    with ThreadPoolExecutor(1) as executor:
-        writer = SplitWriter(last_dir, split, 0, packer, block_schema(origin.block_length, origin.dtype), executor)
+    with contextlib.closing(ShardThreads()) as threads:
+        writer = SplitWriter(last_dir, split, 0, packer, block_schema(origin.block_length, origin.dtype), threads)
         for place, progress in made.items():
             if progress.carried_file is not None:
                 writer.add_blocks(packer.add(read_carried(place / progress.carried_file)[split]), last)

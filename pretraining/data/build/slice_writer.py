@@ -5,7 +5,6 @@ replaced. It names the finished files, the counts, the position in the input, an
 no block yet. Files that it does not name are unfinished and are removed.
 """
 
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,14 +29,13 @@ from pretraining.data.input.documents import CLEANED
 from pretraining.data.store.blocks import Blocks, divide_blocks
 from pretraining.data.store.manifest import StoreSpec
 from pretraining.data.store.packing import SEGMENT_COLUMNS, TOKENS_PER_ROW_GROUP, DocumentSegments, Packer, make_packer
-from pretraining.data.store.shards import ShardWriter, block_schema, block_table
+from pretraining.data.store.shards import ShardThreads, ShardWriter, block_schema, block_table
 from pretraining.system.files import fsync, sha256_of
 
 if TYPE_CHECKING:
     import jsonlines
 
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
-DOCUMENTS = "documents"  # the file beside those of the splits
 FIRST_ID_BITS = 40  # document n of slice s has id s * 2^40 + n, so slices are independent
 
 
@@ -45,11 +43,11 @@ class SplitWriter:
     """Packs and writes the documents of one split in one section."""
 
     def __init__(
-        self, folder: Path, split: Split, section: int, packer: Packer, schema: pa.Schema, executor: Executor
+        self, folder: Path, split: Split, section: int, packer: Packer, schema: pa.Schema, threads: ShardThreads
     ) -> None:
         self._packer = packer
         self._schema = schema
-        self._shard = ShardWriter(folder, f"{split}-{section:05d}.parquet", executor)
+        self._shard = ShardWriter(folder, f"{split}-{section:05d}.parquet", threads)
         self._pending: list[Blocks] = []
         self._num_pending_tokens = 0
 
@@ -89,8 +87,7 @@ class SliceWriter:
     """Writes the encoded batches of one slice in input order, from `progress.position` on."""
 
     def __init__(self, folder: Path, origin: StoreSpec, *, slice_number: int, only_reference: bool) -> None:
-        # Compression must not block the encoders. At the end of a section the files are compressed at the same time.
-        self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix="write") for name in (*SPLITS, DOCUMENTS)}
+        self._threads = ShardThreads()
         self._folder = folder
         self._origin = origin
         self._first_id = slice_number << FIRST_ID_BITS
@@ -113,10 +110,10 @@ class SliceWriter:
     def _begin_section(self) -> None:
         section = self.progress.num_sections
         self._splits = {
-            split: SplitWriter(self._folder, split, section, self._packers[split], self._schema, self._executors[split])
+            split: SplitWriter(self._folder, split, section, self._packers[split], self._schema, self._threads)
             for split in SPLITS
         }
-        self._documents = ShardWriter(self._folder, f"{DOCUMENTS}-{section:05d}.parquet", self._executors[DOCUMENTS])
+        self._documents = ShardWriter(self._folder, f"documents-{section:05d}.parquet", self._threads)
         self._batches: list[tuple[int, EncodedBatch]] = []  # and the id of the first document
         self._num_document_rows = 0
         self._skipped_path = self._folder / f"skipped-{section:05d}.jsonl"
@@ -143,8 +140,7 @@ class SliceWriter:
         self._count_unlisted()
         self.progress.is_done = True
         self._end_section()
-        for executor in self._executors.values():
-            executor.shutdown()
+        self._threads.close()
         return self.progress
 
     def _add_document_rows(self, batch: EncodedBatch, first_id: int) -> None:

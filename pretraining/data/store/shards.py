@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 from pretraining.data.encode.encoded import DocumentMetadata
 from pretraining.data.encode.splits import SPLITS
 from pretraining.data.store.blocks import Blocks, join_blocks
-from pretraining.data.store.parquet.table_writer import TableWriter
+from pretraining.data.store.parquet.table_writer import CompressedTable, TableWriter, compress
 from pretraining.system.files import HashedFile
 
 ROW_GROUPS_PER_FLUSH = 8  # 50 MB, in the thread that compresses: so the end of a shard waits for the last ones only
+NUM_MAKERS = 2  # one compresses 700 MB/s of text; more than one, as on busy cores it gets a part of one only
 MAX_WAITING = 3  # row groups of 8 to 16 MB, so that packing does not wait for compression
 DOCUMENTS_PREFIX = "documents/documents"
 ANSWER_COLUMN = "is_answer"
@@ -50,11 +51,24 @@ def shard_path(prefix: str, number: int, count: int) -> str:
     return f"{prefix}-{number:05d}-of-{count:05d}.parquet"
 
 
-class ShardWriter:
-    """Writes `root/path` in a thread of `executor`; without a row group no file is created."""
+class ShardThreads:
+    """The threads of shards: some make and compress row groups at the same time, one writes them in their order."""
 
-    def __init__(self, root: Path, path: str, executor: Executor) -> None:
-        self._executor = executor
+    def __init__(self) -> None:
+        self.makers = ThreadPoolExecutor(NUM_MAKERS, thread_name_prefix="compress")
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+
+    def close(self) -> None:
+        """End them, after what they have to do."""
+        self.makers.shutdown()
+        self.writer.shutdown()
+
+
+class ShardWriter:
+    """Writes `root/path` by `threads`; without a row group no file is created."""
+
+    def __init__(self, root: Path, path: str, threads: ShardThreads) -> None:
+        self._threads = threads
         self._writing: deque[Future[None]] = deque()
         self._root = root
         self._path = path
@@ -62,24 +76,25 @@ class ShardWriter:
         self._num_rows = self._num_row_groups = 0
 
     def write(self, make_table: Callable[[], pa.Table]) -> None:
-        """Append the table that `make_table` returns in that thread as one row group, after the previous ones.
+        """Append the table that `make_table` returns in a thread as one row group, after the previous ones.
 
         Raises:
             OSError: also when a previous one could not be written.
         """
         self._wait(MAX_WAITING - 1)
-        self._writing.append(self._executor.submit(self._write, make_table))
+        making = self._threads.makers.submit(_make, make_table)
+        self._writing.append(self._threads.writer.submit(self._write, making))
 
     def _wait(self, max_waiting: int) -> None:
         """Wait until at most this number of row groups is not written yet."""
         while len(self._writing) > max_waiting or (self._writing and self._writing[0].done()):
             self._writing.popleft().result()
 
-    def _write(self, make_table: Callable[[], pa.Table]) -> None:
-        table = make_table()
+    def _write(self, making: "Future[pa.Table | CompressedTable]") -> None:
+        table = making.result()
         if self._file is None:
             self._file = HashedFile(self._root / self._path)
-            self._writer = _open_writer(self._file, table.schema)
+            self._writer = _open_writer(self._file, table)
         self._writer.write_table(table)
         self._num_rows += table.num_rows
         self._num_row_groups += 1
@@ -96,11 +111,17 @@ class ShardWriter:
         return [Shard(self._path, self._num_rows, self._file.num_bytes, self._file.sha256)]
 
 
-def _open_writer(file: HashedFile, schema: pa.Schema) -> TableWriter | pq.ParquetWriter:
-    """Of blocks our own, which is faster; of documents that of pyarrow, with the statistics that look-ups read."""
-    if "input_ids" in schema.names:
-        return TableWriter(file, schema)
-    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["source", "file", "split"])
+def _make(make_table: Callable[[], pa.Table]) -> pa.Table | CompressedTable:
+    """Of blocks the compressed table, by our own writer, which is faster; of documents the table itself."""
+    table = make_table()
+    return compress(table) if "input_ids" in table.schema.names else table
+
+
+def _open_writer(file: HashedFile, table: pa.Table | CompressedTable) -> TableWriter | pq.ParquetWriter:
+    """Of documents that of pyarrow, with the statistics that look-ups read."""
+    if isinstance(table, CompressedTable):
+        return TableWriter(file, table.schema)
+    return pq.ParquetWriter(file, table.schema, compression="zstd", use_dictionary=["source", "file", "split"])
 
 
 def block_schema(block_length: int, dtype: str, *, has_answers: bool = False) -> pa.Schema:

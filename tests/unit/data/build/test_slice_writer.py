@@ -1,6 +1,6 @@
 """Row groups of the shards of a split; tests/programs has the rest of `slice_writer`."""
 
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from pretraining.data.build.progress import SplitProgress
 from pretraining.data.build.slice_writer import SplitWriter
 from pretraining.data.store import packing
 from pretraining.data.store.packing import DocumentSegments, Packing, make_packer
-from pretraining.data.store.shards import block_schema
+from pretraining.data.store.shards import ShardThreads, block_schema
 
 TOKENS = 200
 
@@ -30,8 +30,8 @@ def test_row_groups_are_full_and_together_all_blocks(
     progress = SplitProgress()
     documents = [chance.integers(3, 999, size, dtype=np.uint16) for size in chance.integers(1, 90, 99)]
     documents[50] = chance.integers(3, 999, 3000, dtype=np.uint16)
-    with ThreadPoolExecutor(1) as executor:
-        writer = SplitWriter(tmp_path, "train", 0, packer, block_schema(block_length, "uint16"), executor)
+    with contextlib.closing(ShardThreads()) as threads:
+        writer = SplitWriter(tmp_path, "train", 0, packer, block_schema(block_length, "uint16"), threads)
         for number, ids in enumerate(documents):
             piece = DocumentSegments(np.array([number]), np.array([0]), np.array([len(ids)]), ids)
             writer.add(piece, progress)

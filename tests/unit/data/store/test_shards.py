@@ -1,6 +1,6 @@
+import contextlib
 import errno
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,14 @@ import pytest
 
 from pretraining.data.encode.encoded import DocumentMetadata
 from pretraining.data.store.blocks import divide_blocks
-from pretraining.data.store.shards import ShardWriter, block_schema, block_table, document_table, without_nulls
+from pretraining.data.store.shards import (
+    ShardThreads,
+    ShardWriter,
+    block_schema,
+    block_table,
+    document_table,
+    without_nulls,
+)
 from pretraining.system.files import sha256_of
 from tests.unit.data.store.test_blocks import some_blocks
 
@@ -19,9 +26,9 @@ SCHEMA = block_schema(8, "uint16")
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
+def threads() -> Iterator[ShardThreads]:
+    with contextlib.closing(ShardThreads()) as threads:
+        yield threads
 
 
 def some_documents(first: int) -> pa.Table:
@@ -30,13 +37,11 @@ def some_documents(first: int) -> pa.Table:
     return document_table(rows, "news.jsonl", numbers, numbers)
 
 
-def test_blocks_are_appended_in_order_and_the_shard_has_their_hash(
-    tmp_path: Path, executor: ThreadPoolExecutor
-) -> None:
+def test_blocks_are_appended_in_order_and_the_shard_has_their_hash(tmp_path: Path, threads: ShardThreads) -> None:
     blocks = some_blocks()
     parts = list(divide_blocks(blocks, 16))
     assert len(parts) == 12, "more than are flushed at once"
-    writer = ShardWriter(tmp_path, "train.parquet", executor)
+    writer = ShardWriter(tmp_path, "train.parquet", threads)
     for part in parts:
         writer.write(partial(block_table, [part], SCHEMA))
     (shard,) = writer.close()
@@ -50,8 +55,8 @@ def test_blocks_are_appended_in_order_and_the_shard_has_their_hash(
     assert pa.schema(found.schema).remove_metadata() == without_nulls(SCHEMA)
 
 
-def test_documents_have_the_statistics_that_look_them_up(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
-    writer = ShardWriter(tmp_path, "documents.parquet", executor)
+def test_documents_have_the_statistics_that_look_them_up(tmp_path: Path, threads: ShardThreads) -> None:
+    writer = ShardWriter(tmp_path, "documents.parquet", threads)
     for first in (5, 8, 11):
         writer.write(partial(some_documents, first))
     (shard,) = writer.close()
@@ -62,17 +67,17 @@ def test_documents_have_the_statistics_that_look_them_up(tmp_path: Path, executo
     assert pq.read_table(path).equals(pa.concat_tables(map(some_documents, (5, 8, 11))))
 
 
-def test_without_rows_there_is_no_file(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
-    assert ShardWriter(tmp_path, "train.parquet", executor).close() == []
+def test_without_rows_there_is_no_file(tmp_path: Path, threads: ShardThreads) -> None:
+    assert ShardWriter(tmp_path, "train.parquet", threads).close() == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("make_table", [partial(block_table, [some_blocks()], SCHEMA), partial(some_documents, 0)])
 @pytest.mark.parametrize(("path", "number"), [("full", errno.ENOSPC), ("missing/train.parquet", errno.ENOENT)])
 def test_what_the_disk_does_not_take_is_an_error_with_its_number(
-    make_table: partial[pa.Table], path: str, number: int, executor: ThreadPoolExecutor
+    make_table: partial[pa.Table], path: str, number: int, threads: ShardThreads
 ) -> None:
-    writer = ShardWriter(Path("/dev"), path, executor)
+    writer = ShardWriter(Path("/dev"), path, threads)
     writer.write(make_table)
     with pytest.raises(OSError, match=r"No (space left|such file)") as found:
         writer.close()

@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from pretraining.data.store.blocks import Blocks
-from pretraining.data.store.parquet.table_writer import TableWriter
+from pretraining.data.store.parquet.table_writer import TableWriter, compress
 from pretraining.data.store.shards import ANSWER_BIT, block_schema, block_table
 from pretraining.system.files import HashedFile, sha256_of
 
@@ -40,7 +40,7 @@ def tables(num_blocks: int, block_length: int, dtype: str, *, has_answers: bool 
 def write(path: Path, groups: Sequence[pa.Table]) -> Path:
     writer = TableWriter(file := HashedFile(path), groups[0].schema)
     for table in groups:
-        writer.write_table(table)
+        writer.write_table(compress(table))
     writer.close()
     file.close()
     assert (file.num_bytes, file.sha256) == (path.stat().st_size, sha256_of(path))
@@ -111,11 +111,10 @@ def test_a_part_of_a_table_is_written_alone(tmp_path: Path) -> None:
     assert pq.read_table(write(tmp_path / "own.parquet", [whole.slice(3, 9)])).equals(whole.slice(3, 9))
 
 
-def test_memory_is_that_of_pages(tmp_path: Path) -> None:
+def test_memory_is_that_of_pages() -> None:
     (table, *_) = tables(512, 4096, "uint16")
-    writer = TableWriter(HashedFile(tmp_path / "own.parquet"), table.schema)
     tracemalloc.start()
-    writer.write_table(table)
+    compress(table)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20, "of 16 MB of numbers: two pages"
