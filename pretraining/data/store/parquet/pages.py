@@ -78,8 +78,9 @@ def _values_and_bounds(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     assert not column.null_count, "nulls need other levels"
     if pa.types.is_list(column.type):
         return np.from_dlpack(column.values), np.from_dlpack(column.offsets)
-    if pa.types.is_fixed_size_list(column.type):
-        return np.from_dlpack(column.flatten()), column.type.list_size * np.arange(len(column) + 1)
+    if pa.types.is_fixed_size_list(column.type):  # its `flatten` imports pyarrow.compute: 0.1 s
+        bounds = column.type.list_size * np.arange(len(column) + 1)
+        return np.from_dlpack(column.values.slice(column.type.list_size * column.offset, bounds[-1])), bounds
     return np.from_dlpack(column), np.arange(len(column) + 1)
 
 
