@@ -50,7 +50,10 @@ STAGES = {
     "make tables of blocks": ["pretraining.data.build.slice_writer:block_table"],
     "make tables of documents": ["pretraining.data.build.slice_writer:document_rows"],
     "write Parquet": ["pretraining.data.store.shards:ShardWriter._write"],
-    "flush and hash shards": ["pretraining.data.store.shards:GrowingFile.flush"],
+    "flush and hash shards": [
+        "pretraining.data.store.shards:HashedFile.write",
+        "pretraining.data.store.shards:HashedFile.flush",
+    ],
     "assemble": ["pretraining.data.build.pipeline:assemble"],
 }
 GENERATORS = ("read lines",)

@@ -96,42 +96,53 @@ def link_or_copy(source: Path, target: Path) -> None:
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file in hex: 1 to 2 GB/s per core; no two files with the same one can be constructed."""
     digest = hashlib.sha256()
-    _hash_rest(path, 0, digest)
+    with path.open("rb", buffering=0) as file:
+        content = memoryview(bytearray(min(HASHED_BYTES, file.seek(0, os.SEEK_END) + 1)))
+        file.seek(0)
+        while count := file.readinto(content):
+            digest.update(content[:count])
     return digest.hexdigest()
 
 
-def _hash_rest(path: Path, offset: int, digest: "hashlib._Hash") -> int:
-    """Hash a file from `offset` on; the number of bytes."""
-    num_bytes = 0
-    with path.open("rb", buffering=0) as file:
-        content = memoryview(bytearray(min(HASHED_BYTES, file.seek(0, os.SEEK_END) + 1)))
-        file.seek(offset)
-        while count := file.readinto(content):
-            digest.update(content[:count])
-            num_bytes += count
-    return num_bytes
+class HashedFile:
+    """A new file, or a new content of one, that is appended to and hashed meanwhile.
 
+    Raises:
+        OSError: when it cannot be created; as all methods do when the disk does not take it.
+    """
 
-class GrowingFile:
-    """A file that is only appended to: puts on the disk and hashes what has come since the last time."""
+    closed = False  # what pyarrow asks before it writes
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._file = path.open("wb")
         self._digest = hashlib.sha256()
         self.num_bytes = 0
 
-    def flush(self) -> None:
-        """Wait until all of it is on the disk, and hash it.
+    def write(self, content: bytes | memoryview) -> int:
+        """Append bytes."""
+        num_bytes = memoryview(content).nbytes
+        self._file.write(content)
+        self._digest.update(content)
+        self.num_bytes += num_bytes
+        return num_bytes
 
-        Raises:
-            OSError: when the disk failed to take it.
-        """
-        fsync(self._path)
-        self.num_bytes += _hash_rest(self._path, self.num_bytes, self._digest)
+    def tell(self) -> int:
+        """The bytes so far."""
+        return self.num_bytes
+
+    def flush(self) -> None:
+        """Wait until all of it is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush, and write nothing after that."""
+        self.flush()
+        self._file.close()
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of what was flushed, in hex."""
+        """The SHA-256 of what was written, in hex."""
         return self._digest.hexdigest()
 
 

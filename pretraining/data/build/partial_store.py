@@ -33,8 +33,8 @@ SLICES_NAME = "slices.json"
 REFERENCE_ONLY_NAME = "reference_only"
 DUPLICATES_NAME = "copies.npz"
 NO_DOCUMENT_NAME = "no_document"  # a process found none and ended the run
-FILES_OF_FLAGS = (SLICES_NAME, REFERENCE_ONLY_NAME, DUPLICATES_NAME, NO_DOCUMENT_NAME)
-WORKING_FILES = (ORIGIN_NAME, INPUT_HASHES_NAME, *FILES_OF_FLAGS)
+FILES_OF_FLAGS = (ORIGIN_NAME, SLICES_NAME, REFERENCE_ONLY_NAME, DUPLICATES_NAME, NO_DOCUMENT_NAME)
+WORKING_FILES = (INPUT_HASHES_NAME, *FILES_OF_FLAGS)
 SLICES_DIR = "slices"
 KEYS_DIR = "keys"
 LAST_BLOCKS_DIR = "last_blocks"
@@ -134,7 +134,6 @@ class PartialStore:
         path = self.folder / ORIGIN_NAME
         if self._has_no_document():  # its flags were wrong, e.g. --text_field
             self.discard()
-            path.unlink(missing_ok=True)
         if self.is_assembled:
             found = read_manifest(self.folder, flag="--output_dir").origin
         elif path.exists():

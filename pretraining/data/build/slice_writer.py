@@ -29,14 +29,13 @@ from pretraining.data.encode.splits import SPLITS, Split
 from pretraining.data.input.documents import CLEANED
 from pretraining.data.store.blocks import Blocks, divide_blocks
 from pretraining.data.store.manifest import StoreSpec
-from pretraining.data.store.packing import SEGMENT_COLUMNS, DocumentSegments, Packer, make_packer
+from pretraining.data.store.packing import SEGMENT_COLUMNS, TOKENS_PER_ROW_GROUP, DocumentSegments, Packer, make_packer
 from pretraining.data.store.shards import ShardWriter, block_schema, block_table
 from pretraining.system.files import fsync, sha256_of
 
 if TYPE_CHECKING:
     import jsonlines
 
-TOKENS_PER_ROW_GROUP = 1 << 22
 DOCUMENTS_PER_ROW_GROUP = 1 << 16
 DOCUMENTS = "documents"  # the file beside those of the splits
 FIRST_ID_BITS = 40  # document n of slice s has id s * 2^40 + n, so slices are independent
@@ -67,17 +66,18 @@ class SplitWriter:
         for part in divide_blocks(blocks, TOKENS_PER_ROW_GROUP):
             self._pending.append(part)
             self._num_pending_tokens += part.input_ids.size
-            if self._num_pending_tokens >= TOKENS_PER_ROW_GROUP:
+            if self._num_pending_tokens + part.input_ids.shape[1] > TOKENS_PER_ROW_GROUP:
                 self._write_row_group()
 
-    def write_rest(self) -> None:
-        """Have all blocks written; `close` waits for them."""
+    def write_rest(self, progress: SplitProgress) -> None:
+        """Have all blocks written for which there are ids; `close` does it, too."""
+        self.add_blocks(self._packer.complete(), progress)
         if self._pending:
             self._write_row_group()
 
     def close(self, progress: SplitProgress) -> None:
         """Finish the section's shard."""
-        self.write_rest()
+        self.write_rest(progress)
         progress.shards += self._shard.close()
 
     def _write_row_group(self) -> None:
@@ -187,8 +187,8 @@ class SliceWriter:
 
     def _end_section(self) -> None:
         progress = self.progress
-        for writer in self._splits.values():
-            writer.write_rest()
+        for split, writer in self._splits.items():
+            writer.write_rest(progress.splits[split])
         self._write_document_rows()
         for split, writer in self._splits.items():
             writer.close(progress.splits[split])

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pretraining.data.encode.blake2b import BLOCK_BYTES, STATE_WORDS, initial_state
+from pretraining.data.encode.blake2b import BLOCK_BYTES, Lanes, empty_lanes, initial_state
 from pretraining.data.encode.normalize_bytes import CharacterTables
 
 MAX_WORDS = 2048  # in memory at once
@@ -48,11 +48,11 @@ class Texts(NamedTuple):
 
 
 class BlakeStates(NamedTuple):
-    """BLAKE2b of one thread: its states before a fingerprint and before the key of a band, and the one at work."""
+    """BLAKE2b of one thread: its states before a fingerprint and before the key of a band, and the lanes at work."""
 
     fingerprint: NDArray[np.uint64]
     band: NDArray[np.uint64]
-    current: NDArray[np.uint64]
+    lanes: Lanes
 
 
 class Tables(NamedTuple):
@@ -86,9 +86,7 @@ def minhash_tables(factors: np.ndarray, addends: np.ndarray) -> MinHashTables:
 
 def blake_states() -> BlakeStates:
     """States for one thread."""
-    return BlakeStates(
-        initial_state(FINGERPRINT_BYTES), initial_state(BAND_KEY_BYTES), np.empty(STATE_WORDS, np.uint64)
-    )
+    return BlakeStates(initial_state(FINGERPRINT_BYTES), initial_state(BAND_KEY_BYTES), empty_lanes())
 
 
 def scratch_for(longest: int, num_hashes: int) -> Scratch:

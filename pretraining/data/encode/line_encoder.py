@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretraining.data.encode.blake2b import BLOCK_BYTES, STATE_WORDS
+from pretraining.data.encode.blake2b import BLOCK_BYTES, empty_lanes
 from pretraining.data.encode.encoded import DocumentMetadata, EncodedBatch
 from pretraining.data.encode.splits import SplitAssigner
 from pretraining.data.input.documents import Document, RawLine, ReadingOptions, SkippedLine, parse_json_line, skipped
@@ -95,9 +95,9 @@ class LineEncoder:
 
     def _digests(self, data: np.ndarray, begins: np.ndarray, ends: np.ndarray, compiled: CompiledBackend) -> np.ndarray:
         """The hashes of texts that decide their splits."""
-        digests = np.empty(len(begins) + STATE_WORDS, np.uint64)
-        compiled.functions.hash_texts(data, begins, ends, self.splits.initial_state, digests)
-        return digests[: len(begins)]
+        digests = np.empty(len(begins), np.uint64)
+        compiled.functions.hash_texts(data, begins, ends, self.splits.initial_state, empty_lanes(), digests)
+        return digests
 
     def _check(self, lines: "BatchLines", texts: Texts, numbers: np.ndarray, digests: np.ndarray) -> list[str]:
         """Compare lines and hashes with what Python makes of them; the beginning of each text."""

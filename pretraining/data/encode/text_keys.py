@@ -7,7 +7,7 @@ each byte is read once, not once per shingle that it is in.
 import numpy as np
 from numpy.typing import NDArray
 
-from pretraining.data.encode.blake2b import blake2b
+from pretraining.data.encode.blake2b import LANES, blake2b
 from pretraining.data.encode.key_tables import MAX_SHIFT, MAX_WORDS, Keys, MinHashTables, Scratch, Tables, Texts
 from pretraining.data.encode.normalize_bytes import UNSPACED, WORD, CharacterTables, decode, normalize
 
@@ -31,14 +31,14 @@ def text_keys(texts: Texts, is_nfc: int, num_bands: int, tables: Tables, scratch
         num_left += length < 0
         if length < 0:
             continue
-        blake2b(scratch.text, 0, length, blake.fingerprint, blake.current)
-        keys.fingerprints[2 * number] = blake.current[0]
-        keys.fingerprints[2 * number + 1] = blake.current[1]
+        blake2b(scratch.text, 0, length, blake.fingerprint, blake.lanes)
+        keys.fingerprints[2 * number] = blake.lanes.words[0]
+        keys.fingerprints[2 * number + 1] = blake.lanes.words[LANES]
         if num_bands:
             minhash(length, tables.characters, tables.minhash, scratch)
         for band in range(num_bands):
-            blake2b(scratch.minima_bytes, band_bytes * band, band_bytes * (band + 1), blake.band, blake.current)
-            keys.bands[num_bands * number + band] = blake.current[0]
+            blake2b(scratch.minima_bytes, band_bytes * band, band_bytes * (band + 1), blake.band, blake.lanes)
+            keys.bands[num_bands * number + band] = blake.lanes.words[0]
     return num_left
 
 

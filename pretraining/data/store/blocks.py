@@ -22,6 +22,12 @@ class Blocks:
     num_padding_tokens: np.ndarray
 
 
+def no_blocks(block_length: int, dtype: str) -> Blocks:
+    """No blocks of this length."""
+    none = np.empty(0, np.int64)
+    return Blocks(np.empty((0, block_length), dtype), np.zeros(1, np.int64), none, none, none, none)
+
+
 def divide_blocks(blocks: Blocks, max_tokens: int) -> Iterator[Blocks]:
     """The blocks in parts of at most this size, or one block each if blocks are larger."""
     num_blocks, block_length = blocks.input_ids.shape
@@ -41,6 +47,8 @@ def divide_blocks(blocks: Blocks, max_tokens: int) -> Iterator[Blocks]:
 
 def join_blocks(parts: Sequence[Blocks]) -> Blocks:
     """Concatenate blocks."""
+    if len(parts) == 1:
+        return parts[0]
     num_pieces = np.cumsum([0, *(part.piece_bounds[-1] for part in parts)])
     bounds = [part.piece_bounds[1:] + before for part, before in zip(parts, num_pieces, strict=False)]
     names = ("input_ids", "document_starts", "document_ids", "document_offsets", "num_padding_tokens")

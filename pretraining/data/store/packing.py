@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from pretraining.data.store.blocks import Blocks
+from pretraining.data.store.blocks import Blocks, no_blocks
 
 Packing = Literal["concat", "best_fit", "alone"]  # the last one in finetune.py: a block for each conversation
+TOKENS_PER_ROW_GROUP = 1 << 22
 # The window of best_fit: 1,024 blocks, fewer if they are longer than 4,096 tokens.
 WINDOW_BLOCKS = 1024
 WINDOW_TOKENS = 1 << 22
@@ -65,11 +66,13 @@ def empty_segments(dtype: str) -> DocumentSegments:
 
 
 class ConcatPacker:
-    """Concatenates and cuts; `pending` is in no block yet.
+    """Concatenates and cuts, as many blocks at once as a row group has, so that ids are copied once.
 
     >>> packer = ConcatPacker(block_length=3, dtype="uint16")
     >>> ids = np.array([5, 6, 7, 8, 2, 9, 2], dtype="uint16")
-    >>> blocks = packer.add(DocumentSegments(np.array([0, 1]), np.array([0, 0]), np.array([5, 2]), ids))
+    >>> packer.add(DocumentSegments(np.array([0, 1]), np.array([0, 0]), np.array([5, 2]), ids)).input_ids.shape
+    (0, 3)
+    >>> blocks = packer.complete()
     >>> blocks.input_ids.tolist(), blocks.document_ids.tolist(), blocks.document_offsets.tolist()
     ([[5, 6, 7], [8, 2, 9]], [0, 0, 1], [0, 3, 0])
     >>> packer.pending.ids.tolist(), packer.pending.offsets.tolist()
@@ -78,18 +81,45 @@ class ConcatPacker:
 
     def __init__(self, *, block_length: int, dtype: str) -> None:
         self._block_length = block_length
-        self.pending = empty_segments(dtype)
+        self._parts = [empty_segments(dtype)]
+        self._num_tokens = 0
+
+    @property
+    def pending(self) -> DocumentSegments:
+        """What is in no block yet."""
+        self._parts = [join_pieces(self._parts)]
+        return self._parts[0]
+
+    @pending.setter
+    def pending(self, pieces: DocumentSegments) -> None:
+        self._parts, self._num_tokens = [pieces], pieces.num_tokens
 
     def add(self, pieces: DocumentSegments) -> Blocks:
-        """Append documents; the blocks they complete."""
-        stream = join_pieces([self.pending, pieces])
-        num_blocks = stream.num_tokens // self._block_length
+        """Append documents; the blocks of full row groups."""
+        self._parts.append(pieces)
+        self._num_tokens += pieces.num_tokens
+        num_blocks = self._num_tokens // self._block_length
+        return self._pack(num_blocks - num_blocks % max(1, TOKENS_PER_ROW_GROUP // self._block_length))
+
+    def complete(self) -> Blocks:
+        """The blocks for which there are ids."""
+        return self._pack(self._num_tokens // self._block_length)
+
+    def flush(self) -> Blocks:
+        """The same: the rest is the tail."""
+        return self.complete()
+
+    def _pack(self, num_blocks: int) -> Blocks:
+        if not num_blocks:
+            return no_blocks(self._block_length, str(self._parts[0].ids.dtype))
+        stream = self.pending
         num_packed = num_blocks * self._block_length
         cut = _cut_at_blocks(stream, self._block_length)
         starts = np.cumsum(cut.lengths) - cut.lengths
         num_pieces = int(np.searchsorted(starts, num_packed))
+        rest = stream.ids[num_packed:].copy()  # a view would keep the ids of all blocks in memory
         self.pending = DocumentSegments(
-            cut.document_ids[num_pieces:], cut.offsets[num_pieces:], cut.lengths[num_pieces:], stream.ids[num_packed:]
+            cut.document_ids[num_pieces:], cut.offsets[num_pieces:], cut.lengths[num_pieces:], rest
         )
         return Blocks(
             input_ids=stream.ids[:num_packed].reshape(num_blocks, self._block_length),
@@ -99,10 +129,6 @@ class ConcatPacker:
             document_offsets=cut.offsets[:num_pieces],
             num_padding_tokens=np.zeros(num_blocks, np.int64),
         )
-
-    def flush(self) -> Blocks:
-        """No block: the rest is the tail."""
-        return self.add(empty_segments(str(self.pending.ids.dtype)))
 
 
 def _cut_at_blocks(stream: DocumentSegments, block_length: int) -> DocumentSegments:
@@ -134,8 +160,12 @@ class BestFitPacker:
         largest = min(WINDOW_TOKENS, WINDOW_BLOCKS * self._block_length)
         window_tokens = max(largest, MIN_WINDOW_BLOCKS * self._block_length)
         if self.pending.num_tokens < window_tokens:
-            return self._blocks(self.pending, [])
+            return self.complete()
         return self._pack(max_pending=window_tokens // self._block_length // BLOCKS_PER_PENDING)
+
+    def complete(self) -> Blocks:
+        """None, as a window is packed when it is full."""
+        return no_blocks(self._block_length, str(self.pending.ids.dtype))
 
     def flush(self) -> Blocks:
         """The blocks of the rest, padded."""

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pretraining.system.compiled.words import ONE, THREE, TWO
+
 PAIR_MULTIPLIERS = (0x2545F491, 0x1B873593)
 EMPTY = -1
 NO_MERGE = 1 << 62
@@ -25,7 +27,7 @@ class BpeTables(NamedTuple):
     """What all threads read. Sizes of hash tables are powers of two."""
 
     character_ids: NDArray[np.int32]  # [0x110000] token of a character alone, EMPTY without one
-    ascii_joined: NDArray[np.uint8]  # [128 * 128] 1 where a merge can join the characters
+    ascii_cuts: NDArray[np.uint8]  # [128 * 256] at second << 8 | first: 1 where no merge can join the characters
     joined: NDArray[np.int64]  # set of first << 21 | second, for all characters
     merges: NDArray[np.int64]  # pairs of left << 32 | right and rank << 32 | id
     byte_ids: NDArray[np.int32]  # [256] tokens of the bytes of unknown characters
@@ -45,7 +47,8 @@ class EncoderState(NamedTuple):
     """What one thread reads and writes: its texts and their ids, its caches, and space for windows."""
 
     text: NDArray[np.uint8]
-    ids: NDArray[np.uint32]
+    ids: NDArray[np.uint8]  # each as `id_bytes` bytes, the lowest first
+    id_bytes: int  # 2 or 4
     cache: NDArray[np.uint64]  # of short words
     long_cache: NDArray[np.uint64]
     key: NDArray[np.uint64]  # of a long word
@@ -54,21 +57,21 @@ class EncoderState(NamedTuple):
     pair: Window
 
 
-def encode_word(begin: np.uint64, end: np.uint64, tables: BpeTables, state: EncoderState, total: int) -> int:
-    """Append the ids of a word of any length; gives the new total, CANNOT_ENCODE if no window can be cut."""
+def encode_word(begin: np.uint64, end: np.uint64, tables: BpeTables, state: EncoderState, place: int) -> int:
+    """Append the ids of a word of any length; gives the new place, CANNOT_ENCODE if no window can be cut."""
     limit = FIRST_WINDOW
     while limit <= LAST_WINDOW:
-        new_total = encode_in_windows(begin, end, limit, tables, state, total)
-        if new_total >= 0:
-            return new_total
+        new_place = encode_in_windows(begin, end, limit, tables, state, place)
+        if new_place >= 0:
+            return new_place
         limit *= 4
     return CANNOT_ENCODE
 
 
 def encode_in_windows(
-    begin: np.uint64, end: np.uint64, limit: int, tables: BpeTables, state: EncoderState, total: int
+    begin: np.uint64, end: np.uint64, limit: int, tables: BpeTables, state: EncoderState, place: int
 ) -> int:
-    """Append the ids of a word, `limit` symbols at a time; gives the new total, CANNOT_ENCODE at the first failure."""
+    """Append the ids of a word, `limit` symbols at a time; gives the new place, CANNOT_ENCODE at the first failure."""
     tokens = state.tokens
     count = encode_window(state.text, begin, end, limit, tables, tokens)
     while tokens.offsets[count] != end:
@@ -76,23 +79,34 @@ def encode_in_windows(
         while True:
             if accepted <= count // 2:
                 return CANNOT_ENCODE
-            append(tokens, accepted, state.ids, total)
+            append(tokens, accepted, state, place)
             num_following = cut_after(accepted, end, limit, tables, state)
             if num_following > 0:
                 break
             encode_window(state.text, begin, end, limit, tables, tokens)
             accepted -= 1
-        total += accepted
+        place += accepted * state.id_bytes
         begin = tokens.offsets[0]
         count = num_following
-    append(tokens, count, state.ids, total)
-    return total + count
+    return append(tokens, count, state, place)
 
 
-def append(tokens: Window, count: int, ids: NDArray[np.uint32], total: int) -> None:
-    """Append the first tokens of a window."""
+def append(tokens: Window, count: int, state: EncoderState, place: int) -> int:
+    """Append the first tokens of a window; gives the new place."""
     for number in range(count):
-        ids[total + number] = np.uint32(tokens.symbols[number])
+        place = put_id(tokens.symbols[number], state, place)
+    return place
+
+
+def put_id(token: np.int64, state: EncoderState, place: int) -> int:
+    """Write an id, the lowest byte first; gives the place of the next one."""
+    position = np.uint64(place)
+    state.ids[position] = np.uint8(token & 0xFF)
+    state.ids[position + ONE] = np.uint8(token >> 8 & 0xFF)
+    if state.id_bytes == 4:
+        state.ids[position + TWO] = np.uint8(token >> 16 & 0xFF)
+        state.ids[position + THREE] = np.uint8(token >> 24 & 0xFF)
+    return place + state.id_bytes
 
 
 def cut_after(accepted: int, end: np.uint64, limit: int, tables: BpeTables, state: EncoderState) -> int:

@@ -18,7 +18,7 @@ from pretraining.data.tokenize.bpe_merges import (
     BpeTables,
     hashed,
 )
-from pretraining.data.tokenize.bpe_words import CHARACTER_BITS, ID_BITS
+from pretraining.data.tokenize.bpe_words import CHARACTER_BITS
 
 NUM_CHARACTERS = 0x110000
 NUM_ASCII = 128
@@ -125,8 +125,8 @@ def check_model(pipeline: dict[str, Any]) -> None:
     vocab = model["vocab"]
     if "" in vocab or len(set(vocab.values())) < max(1, len(vocab)):
         raise UnsupportedError("a vocabulary that is empty, or has an empty token or two of one id")
-    if max(vocab.values()) >= 1 << int(ID_BITS):
-        raise UnsupportedError("more than a million tokens")
+    if max(vocab.values()) >= 1 << 31:
+        raise UnsupportedError("an id of more than 31 bits")
 
 
 def build_tables(pipeline: dict[str, Any], rules: TextRules, fill_merges: Any) -> BpeTables:
@@ -158,7 +158,7 @@ def build_tables(pipeline: dict[str, Any], rules: TextRules, fill_merges: Any) -
     joined = np.array(sorted(_joined_pairs(pairs, rules)), np.int64).reshape(-1, 2)
     return BpeTables(
         character_ids=character_ids,
-        ascii_joined=_ascii_table(joined, character_ids, unknown[0]),
+        ascii_cuts=_ascii_cuts(joined, character_ids, unknown[0]),
         joined=_joined_set(joined),
         merges=table,
         byte_ids=byte_ids,
@@ -196,14 +196,15 @@ def _joined_pairs(merges: list[list[str]], rules: TextRules) -> set[tuple[int, i
     return {(a, b) for left, right in pairs for a in forms[left] for b in forms[right]}
 
 
-def _ascii_table(joined: np.ndarray, character_ids: np.ndarray, kind: int) -> np.ndarray:
-    table = np.zeros((NUM_ASCII, NUM_ASCII), np.uint8)
+def _ascii_cuts(joined: np.ndarray, character_ids: np.ndarray, kind: int) -> np.ndarray:
+    """The table of `BpeTables`."""
+    cuts = np.ones((NUM_ASCII, 2 * NUM_ASCII), np.uint8)
     ascii_pairs = joined[(joined < NUM_ASCII).all(axis=1)]
-    table[ascii_pairs[:, 0], ascii_pairs[:, 1]] = 1
-    unknown = (character_ids[:NUM_ASCII] < 0).astype(np.int64)
+    cuts[ascii_pairs[:, 1], ascii_pairs[:, 0]] = 0
     if kind <= FUSE_UNKNOWN:
-        table[(unknown[:, None] + unknown[None]) > kind] = 1
-    return table.reshape(-1)
+        unknown = (character_ids[:NUM_ASCII] < 0).astype(np.int64)
+        cuts[:, :NUM_ASCII][(unknown[:, None] + unknown[None]) > kind] = 0
+    return cuts.reshape(-1)
 
 
 def _joined_set(joined: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pretraining.data.encode import blake2b
 from pretraining.data.input.json import loops, strings
-from pretraining.data.tokenize import bpe_merges, bpe_words
+from pretraining.data.tokenize import bpe_merges, bpe_words, word_cache
 from pretraining.data.tokenize.backends import Backend, BackendDiffersError, FlatIds
 from pretraining.data.tokenize.bpe_merges import BpeTables, EncoderState, Window
 from pretraining.data.tokenize.bpe_tables import TextRules, UnsupportedError, build_tables, check_model, read_rules
@@ -25,7 +25,7 @@ from pretraining.system.compiled.cache import BackgroundLibrary, StoppedError, i
 from pretraining.system.compiled.unit import CompiledUnit
 from pretraining.system.cores import usable_cores
 
-MODULES = tuple(module.__name__ for module in (words, bpe_merges, bpe_words, blake2b, strings, loops))
+MODULES = tuple(module.__name__ for module in (words, bpe_merges, word_cache, bpe_words, blake2b, strings, loops))
 UNIT = CompiledUnit(MODULES, ("encode_batch", "fill_merges", "read_json_lines", "hash_texts"))
 CACHE_ENTRIES = 1 << 18  # short words per thread, 32 bytes each; a quarter of it for long words, 64 bytes each
 MAX_PIECE_BYTES = 1 << 23  # of what is encoded at once
@@ -55,7 +55,7 @@ class CompiledBackend:
         self.rules: TextRules = read_rules(pipeline)
         self.functions = functions
         self._tables: BpeTables = build_tables(pipeline, self.rules, functions.fill_merges)
-        self._dtype = np.uint16 if max(pipeline["model"]["vocab"].values()) < 1 << 16 else np.uint32
+        self._dtype = _dtype_of(pipeline)
         self._cache_entries = cache_entries
         self._cores = threading.Semaphore(usable_cores())
         self._idle_states: list[EncoderState] = []  # append and pop are atomic
@@ -131,11 +131,11 @@ class CompiledBackend:
         documents = bpe_words.Documents(begins, ends, lengths, np.array(control, np.int64))
         num_bytes = int((ends - begins).sum())
         with self._cores:
-            state = self._take_state(num_bytes + bpe_words.LONG_IDS + len(control) * len(begins))
-            total = self.functions.encode_batch(documents, self._tables, state._replace(text=data))
-            ids = state.ids[: max(total, 0)].astype(dtype)  # a copy: the next call may have the state at once
+            state = self._take_state(num_bytes + len(control) * len(begins))
+            end = self.functions.encode_batch(documents, self._tables, state._replace(text=data))
+            ids = state.ids[: max(end, 0)].view(self._dtype).astype(dtype)  # a copy: the next call may take the state
             self._idle_states.append(state)
-        if total < 0:
+        if end < 0:
             raise BackendDiffersError(f"{self.name} cannot divide a text of {num_bytes:,} bytes or less")
         return FlatIds(ids, lengths)
 
@@ -145,20 +145,28 @@ class CompiledBackend:
             state = self._idle_states.pop()
         except IndexError:
             state = self._new_state()
-        return state if len(state.ids) >= num_ids else state._replace(ids=np.empty(num_ids, np.uint32))
+        num_bytes = num_ids * state.id_bytes + PADDING_BYTES
+        return state if len(state.ids) >= num_bytes else state._replace(ids=np.empty(num_bytes, np.uint8))
 
     def _new_state(self) -> EncoderState:
         short, long = self._cache_entries, max(1, self._cache_entries // 4)
         return EncoderState(
             text=np.empty(0, np.uint8),
-            ids=np.empty(0, np.uint32),
-            cache=np.zeros((short + bpe_words.NUM_PROBES) * bpe_words.SHORT_ENTRY, np.uint64),
-            long_cache=np.zeros((long + bpe_words.NUM_PROBES) * bpe_words.LONG_ENTRY, np.uint64),
-            key=np.empty(bpe_words.LONG_KEY, np.uint64),
-            starts=np.empty(bpe_words.BLOCK_WORDS + 2, np.uint64),
+            ids=np.empty(0, np.uint8),
+            id_bytes=self._dtype.itemsize,
+            cache=np.zeros((short + word_cache.NUM_PROBES) * word_cache.SHORT_ENTRY, np.uint64),
+            long_cache=np.zeros((long + word_cache.NUM_PROBES) * word_cache.LONG_ENTRY, np.uint64),
+            key=np.empty(word_cache.LONG_VALUES, np.uint64),
+            starts=np.empty(bpe_words.BLOCK_WORDS + 2 + words.WORD_BYTES, np.uint64),
             tokens=_new_window(),
             pair=_new_window(),
         )
+
+
+def _dtype_of(pipeline: dict[str, Any]) -> np.dtype:
+    """The type of ids: of tokens of the vocabulary, and of those that were added to it."""
+    ids = [*pipeline["model"]["vocab"].values(), *(token["id"] for token in pipeline.get("added_tokens", []))]
+    return np.dtype(np.uint16 if max(ids) < 1 << 16 else np.uint32)
 
 
 def _begins_character(byte: int) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WORD_BYTES = 8
-ONE, TWO, THREE, FOUR, FIVE, SIX, SEVEN = (np.uint64(number) for number in range(1, WORD_BYTES))
+ONE, TWO, THREE, FOUR, FIVE, SIX, SEVEN, EIGHT = (np.uint64(number) for number in range(1, WORD_BYTES + 1))
 
 
 def load_word(data: NDArray[np.uint8], place: np.uint64) -> np.uint64:

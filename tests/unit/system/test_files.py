@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UserError
-from pretraining.system.files import GrowingFile, private_dir, sha256_of
+from pretraining.system.files import HashedFile, private_dir, sha256_of
 from tests.conftest import PROJECT_DIR, assert_one_error, run, run_fine
 from tests.fakes.odd_disk import odd_disk
 from tests.programs.launching import NUM_STEPS, train
@@ -171,11 +172,22 @@ def test_a_temporary_folder_that_takes_nothing_is_one_error(tmp_path: Path, monk
         private_dir("run-7")
 
 
-def test_a_growing_file_is_hashed_piece_by_piece(tmp_path: Path) -> None:
+def test_a_file_is_hashed_as_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "shard"
-    growing = GrowingFile(path)
-    with path.open("wb", buffering=0) as file:
-        for number in (1, 0, 30_000, 7):
-            file.write(bytes(range(256)) * number)
-            growing.flush()
-            assert (growing.num_bytes, growing.sha256) == (path.stat().st_size, sha256_of(path))
+    path.write_bytes(bytes(100))  # of a run that was killed
+    file = HashedFile(path)
+    for number in (1, 0, 30_000, 7):
+        assert file.write(memoryview(bytes(8 * number)).cast("q")) == 8 * number
+        file.flush()
+        assert (file.tell(), file.num_bytes, file.sha256) == (*[path.stat().st_size] * 2, sha256_of(path))
+    file.write(b"the end")
+    file.close()
+    assert (file.num_bytes, file.sha256) == (8 * 30_008 + 7, sha256_of(path))
+
+
+@pytest.mark.parametrize("num_bytes", [1, 1 << 20])
+def test_a_full_disk_is_an_error_of_the_file(num_bytes: int) -> None:
+    file = HashedFile(Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left") as found:
+        list(map(file.write, [bytes(num_bytes), bytes(1 << 20)]))
+    assert found.value.errno == errno.ENOSPC

@@ -9,8 +9,8 @@ import pytest
 
 from pretraining.cli.arguments.preprocess import PreprocessArguments
 from pretraining.data.build.claim import StoreClaim
-from pretraining.data.build.partial_store import ORIGIN_NAME, SLICES_DIR, PartialStore
-from pretraining.data.build.progress import PROGRESS_NAME
+from pretraining.data.build.partial_store import NO_DOCUMENT_NAME, ORIGIN_NAME, SLICES_DIR, PartialStore
+from pretraining.data.build.progress import PROGRESS_NAME, SliceProgress
 from pretraining.data.input.files import InputFile
 from pretraining.data.input.find import find_inputs
 from pretraining.data.input.hashes import Hashes, start_hashing
@@ -69,6 +69,21 @@ def test_the_end_waits_for_the_hashes(first: Run) -> None:
     first.hash()
     assert [source.sha256 for source in first.claim.finish().sources] == [sha256_of(first.data)]
     assert first.origin_path.exists()
+
+
+def test_other_flags_are_accepted_after_a_run_that_a_process_ended_as_it_found_no_document(tmp_path: Path) -> None:
+    with (first := Run(tmp_path, text_field="txt")).store:
+        first.hash()
+        first.claim.begin()
+        first.claim.advance()
+        SliceProgress().write(first.leave_progress().parent)
+        (first.store.folder / NO_DOCUMENT_NAME).touch()
+    assert first.origin_path.exists()
+    with (second := Run(tmp_path)).store:
+        second.hash()
+        second.claim.begin()
+        second.claim.advance()
+        assert second.origin_path.exists()
 
 
 def test_without_an_origin_nothing_is_resumed_and_with_one_everything(tmp_path: Path) -> None:

@@ -87,6 +87,26 @@ def test_concat_is_the_stream_cut_into_blocks() -> None:
     assert packer.pending.num_tokens < 16
 
 
+@pytest.mark.parametrize("block_length", [16, 24, 200])
+def test_concat_gives_blocks_of_full_row_groups_until_it_is_asked_for_all(
+    monkeypatch: pytest.MonkeyPatch, block_length: int
+) -> None:
+    monkeypatch.setattr(packing_room, "TOKENS_PER_ROW_GROUP", 100)
+    documents = random_documents(60, 50, seed=3)
+    documents.insert(40, np.arange(3, 2000, dtype=np.uint16))
+    packer = make_packer("concat", block_length=block_length, dtype="uint16", padding_id=PADDING)
+    num_packed = num_added = 0
+    for number, ids in enumerate(documents):
+        blocks = packer.add(pieces_of([ids], number))
+        num_added += len(ids)
+        num_packed += blocks.input_ids.size
+        size = {16: 96, 24: 96, 200: 200}[block_length]
+        assert num_packed % size == 0
+        assert num_added - num_packed < size + block_length
+    num_packed += packer.complete().input_ids.size
+    assert num_packed == num_added // block_length * block_length
+
+
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
 def test_a_packer_goes_on_from_what_another_has_carried(packing: Packing, small_window: int) -> None:
     documents = random_documents(3 * small_window // 8, 16, seed=2)

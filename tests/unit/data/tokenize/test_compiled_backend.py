@@ -21,6 +21,7 @@ from pretraining.data.tokenize.backends import (
 )
 from pretraining.data.tokenize.bpe_tables import UnsupportedError
 from pretraining.data.tokenize.compiled_backend import (
+    PADDING_BYTES,
     CompiledBackend,
     Functions,
     SwitchingBackend,
@@ -28,7 +29,7 @@ from pretraining.data.tokenize.compiled_backend import (
 )
 from pretraining.system.compiled.unit import CompiledError
 from tests.unit.data.tokenize.test_backends import odd_texts
-from tests.unit.data.tokenize.test_bpe_words import all_texts
+from tests.unit.data.tokenize.test_bpe_words import EIGHT_MORE, all_texts
 from tests.unit.data.tokenize.vocabularies import METASPACE, VOCABULARIES, everything_joins, small
 
 
@@ -54,22 +55,23 @@ def test_threads_share_tables_and_not_caches(compiled: Functions) -> None:
     assert 1 <= len(backend._idle_states) <= 8
 
 
-@pytest.mark.parametrize("name", ["merges", "character_ids", "ascii_joined", "byte_ids"])
+@pytest.mark.parametrize("name", ["merges", "character_ids", "ascii_cuts", "byte_ids"])
 def test_every_wrong_entry_changes_ids(name: str, compiled: Functions) -> None:
     """So a test of exactness sees each: a merge that is missing or gives another token, a cut that is not safe."""
     texts = ["▁", *all_texts("abcé東京\n ", 4), *map(chr, range(0x80, 0x800))]
+    texts += [text + EIGHT_MORE for text in all_texts("abc\n ", 3)]
     backend, reference = backend_of(compiled)
     expected = reference.encode(texts).ids
     assert np.array_equal(backend.encode(texts).ids, expected)
     right = getattr(backend._tables, name)
-    missing = 0 if name == "ascii_joined" else -1
+    missing = 1 if name == "ascii_cuts" else -1
     places = [place for place in np.flatnonzero(right != missing).tolist() if is_used(name, place)]
     for place in places[:: 4 if name == "byte_ids" else 1]:
         backend, _ = backend_of(compiled)
         wrong = getattr(backend._tables, name)
-        wrong[place] = 0 if name == "ascii_joined" else wrong[place] + 1
+        wrong[place] = 1 if name == "ascii_cuts" else wrong[place] + 1
         assert not np.array_equal(backend.encode(texts).ids, expected), f"{name}[{place}]"
-    assert len(places) == {"merges": 30, "character_ids": 9, "ascii_joined": 8, "byte_ids": 94}[name]
+    assert len(places) == {"merges": 30, "character_ids": 9, "ascii_cuts": 8, "byte_ids": 94}[name]
 
 
 def is_used(name: str, place: int) -> bool:
@@ -174,3 +176,14 @@ def test_the_kind_of_a_tokenizer_is_checked_first() -> None:
     check_kind(json.loads(small(normalizer=None, pre_tokenizer=METASPACE).to_str()))
     with pytest.raises(UnsupportedError, match="Whitespace"):
         check_kind(json.loads(small(pre_tokenizer={"type": "Whitespace"}).to_str()))
+
+
+def test_a_control_token_that_was_added_beyond_16_bits(compiled: Functions) -> None:
+    """Ids of the vocabulary fit into two bytes, its own does not."""
+    pipeline = json.loads(small().to_str())
+    pipeline["added_tokens"].append({"id": 70_000, "content": "</end>", "special": True})
+    backend, text = CompiledBackend(pipeline, compiled), np.frombuffer(b"abc" + bytes(PADDING_BYTES), np.uint8)
+    bounds = np.array([0, 3], np.uint64)
+    flat = backend.encode_utf8(text, bounds[:1], bounds[1:], np.uint32, eos_token_id=70_000)
+    assert flat.ids[-1] == 70_000
+    assert flat.ids[:-1].tolist() == backend.encode(["abc"]).ids.tolist()[-len(flat.ids) + 1 :]

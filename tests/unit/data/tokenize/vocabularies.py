@@ -13,7 +13,11 @@ SAMPLE = PROJECT_DIR / "data/sample/tokenizer/tokenizer.json"
 
 
 def make_tokenizer(merges: list[tuple[str, str]], alphabet: str, **options: object) -> Tokenizer:
-    """BPE with these merges, the bytes of other characters, and Llama 2's normalizer, or as `options` say."""
+    """BPE with these merges, the bytes of other characters, and Llama 2's normalizer, or as `options` say.
+
+    `first_id`: the id of the first token.
+    """
+    first_id = options.pop("first_id", 0)
     names = [f"<0x{byte:02X}>" for byte in range(256)] if options.get("byte_fallback", True) else []
     pieces = ["<unk>", *names, *dict.fromkeys([SPACE, *alphabet, *(a + b for a, b in merges)])]
     llama = [{"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
@@ -22,7 +26,7 @@ def make_tokenizer(merges: list[tuple[str, str]], alphabet: str, **options: obje
         "unk_token": "<unk>",
         "fuse_unk": True,
         "byte_fallback": True,
-        "vocab": {piece: number for number, piece in enumerate(pieces)},
+        "vocab": {piece: number for number, piece in enumerate(pieces, first_id)},
         "merges": merges,
     }
     pipeline = {
