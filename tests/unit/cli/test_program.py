@@ -97,10 +97,10 @@ def test_any_text_is_shown_where_only_ascii_can_be(program: str, tmp_path: Path,
 
 def test_ctrl_c_during_the_imports_shows_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "orjson.py").write_text("raise KeyboardInterrupt")
-    done = run(*python("preprocess.py"), env={"PYTHONPATH": str(tmp_path)})
+    done = run(*python("train_tokenizer.py"), env={"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.output) == (-signal.SIGINT, "")
     (tmp_path / "orjson.py").write_text("raise RuntimeError('is shown')")
-    assert "RuntimeError: is shown" in run(*python("preprocess.py"), env={"PYTHONPATH": str(tmp_path)}).stderr
+    assert "RuntimeError: is shown" in run(*python("train_tokenizer.py"), env={"PYTHONPATH": str(tmp_path)}).stderr
 
 
 ENDED_WHILE_IT_WAITS = """
