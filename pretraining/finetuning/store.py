@@ -102,7 +102,7 @@ class _StoreWriter:
         if kept:
             numbers = self._num_documents + np.arange(len(kept))
             lengths = np.array([len(tokens.ids) for _, tokens in kept])
-            self._documents.write(partial(document_table, rows, batch[0].file, numbers, lengths))
+            self._documents.write(partial(document_table, [rows], [batch[0].file], numbers, lengths))
             self._num_documents += len(kept)
 
     def _rows(self, batch: Sequence[Conversation]) -> DocumentMetadata:

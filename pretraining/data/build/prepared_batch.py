@@ -45,8 +45,8 @@ def _join_runs(ids: np.ndarray, bounds: np.ndarray, chosen: np.ndarray) -> np.nd
 
 def document_rows(batches: Sequence[tuple[int, EncodedBatch]]) -> pa.Table:
     """One row per document of batches, each with the id of its first document."""
-    tables = [
-        document_table(batch.rows, batch.path, first_id + np.arange(len(batch.lengths)), batch.lengths)
-        for first_id, batch in batches
-    ]
-    return pa.concat_tables(tables).combine_chunks()
+    document_ids = np.concatenate([first_id + np.arange(len(batch.lengths)) for first_id, batch in batches])
+    lengths = np.concatenate([batch.lengths for _, batch in batches])
+    return document_table(
+        [batch.rows for _, batch in batches], [batch.path for _, batch in batches], document_ids, lengths
+    )

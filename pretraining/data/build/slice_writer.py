@@ -183,9 +183,9 @@ class SliceWriter:
 
     def _end_section(self) -> None:
         progress = self.progress
+        self._write_document_rows()
         for split, writer in self._splits.items():
             writer.write_rest(progress.splits[split])
-        self._write_document_rows()
         for split, writer in self._splits.items():
             writer.close(progress.splits[split])
         progress.documents += self._documents.close()

@@ -183,17 +183,23 @@ def as_arrow(values: np.ndarray, number_type: pa.DataType) -> pa.Array:
     return pa.Array.from_buffers(number_type, len(values), [None, pa.py_buffer(values)])
 
 
-def document_table(rows: DocumentMetadata, path: str, document_ids: np.ndarray, lengths: np.ndarray) -> pa.Table:
-    """One row per document of a batch."""
-    numbers = [document_ids, rows.lines, rows.byte_offsets, rows.num_text_bytes, lengths]
-    ids, *others = (as_arrow(column, pa.int64()) for column in numbers)
-    splits = [SPLITS[number] for number in rows.splits.tolist()]
-    texts = [_strings(splits), _strings(rows.sources), _strings([path] * len(splits))]
-    return pa.table([ids, *texts, *others], schema=DOCUMENT_SCHEMA)
+def document_table(
+    batches: Sequence[DocumentMetadata], paths: Sequence[str], document_ids: np.ndarray, lengths: np.ndarray
+) -> pa.Table:
+    """One row per document of batches, each of one file; ids and numbers of tokens are those of all documents."""
+    names = ("lines", "byte_offsets", "num_text_bytes", "splits")
+    *others, splits = (np.concatenate([getattr(rows, name) for rows in batches]) for name in names)
+    ids, *numbers = (as_arrow(column, pa.int64()) for column in (document_ids, *others, lengths))
+    sources = [source for rows in batches for source in rows.sources]
+    files = [path for rows, path in zip(batches, paths, strict=True) for _ in rows.sources]
+    texts = [_strings(values) for values in ([SPLITS[number] for number in splits.tolist()], sources, files)]
+    return pa.table([ids, *texts, *numbers], schema=DOCUMENT_SCHEMA)
 
 
 def _strings(values: Sequence[str]) -> pa.Array:
-    """Strings as a column."""
-    encoded = [value.encode("utf-8") for value in values]
-    bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
-    return pa.StringArray.from_buffers(len(values), pa.py_buffer(bounds), pa.py_buffer(b"".join(encoded)))
+    """Strings as a column; each different one is encoded once, as few are different."""
+    encoded = {value: value.encode("utf-8") for value in set(values)}
+    parts = [encoded[value] for value in values]
+    bounds = np.zeros(len(parts) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, parts), np.int32, len(parts)), out=bounds[1:])
+    return pa.StringArray.from_buffers(len(parts), pa.py_buffer(bounds), pa.py_buffer(b"".join(parts)))

@@ -51,7 +51,8 @@ class EncoderState(NamedTuple):
     id_bytes: int  # 2 or 4
     cache: NDArray[np.uint64]  # of short words
     long_cache: NDArray[np.uint64]
-    key: NDArray[np.uint64]  # of a long word
+    keys: NDArray[np.uint64]  # of short words
+    long_key: NDArray[np.uint64]  # of a long word
     starts: NDArray[np.uint64]  # first bytes of words, and the end of the last one
     tokens: Window
     pair: Window

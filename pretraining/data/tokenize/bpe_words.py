@@ -18,10 +18,11 @@ from pretraining.data.tokenize.bpe_merges import (
     hashed,
     put_id,
 )
-from pretraining.data.tokenize.word_cache import append_cached, encode_uncached
+from pretraining.data.tokenize.word_cache import append_cached, encode_uncached, make_keys
 from pretraining.system.compiled.words import EIGHT, ONE, SEVEN, WORD_BYTES, load_word
 
-BLOCK_WORDS = 1024  # and at most 8 more, which are found before the first one is looked up
+BLOCK_WORDS = 256  # which are found before the first one is looked up
+MAX_WORDS = BLOCK_WORDS + WORD_BYTES  # as a whole step may go beyond
 PAIR_MASK = np.uint64(0xFFFF)
 HIGH_BITS = np.uint64(0x8080808080808080)
 CHARACTER_BITS = 21
@@ -114,11 +115,11 @@ def is_joined(first: np.int64, second: np.int64, tables: BpeTables) -> bool:
 
 def encode_words(num_words: np.uint64, tables: BpeTables, state: EncoderState, place: int) -> int:
     """Append the ids of the words in `state.starts`; gives the new place, CANNOT_ENCODE if a word fails."""
+    make_keys(num_words, tables, state)
     number = np.uint64(0)
     while True:
-        number, place = append_cached(number, num_words, tables, state, place)
+        number, place = append_cached(number, num_words, state, place)
         if number == num_words or place < 0:
             return place
-        begin = state.starts[number]
+        place = encode_uncached(number, tables, state, place)
         number += ONE
-        place = encode_uncached(begin, state.starts[number] - begin, tables, state, place)

@@ -64,7 +64,7 @@ class CompiledBackend:
         """Ids of `texts`, without any control token.
 
         Raises:
-            BackendDiffersError: when a text has a run of thousands of characters that cannot be divided.
+            BackendDiffersError: as `encode_utf8`.
         """
         parts = [part for text in texts for part in (self.rules.prefix_of(text[:1]), text.encode("utf-8"))]
         bounds = np.cumsum(np.array([0, *map(len, parts)], np.uint64))[::2].copy()
@@ -156,8 +156,9 @@ class CompiledBackend:
             id_bytes=self._dtype.itemsize,
             cache=np.zeros((short + word_cache.NUM_PROBES) * word_cache.SHORT_ENTRY, np.uint64),
             long_cache=np.zeros((long + word_cache.NUM_PROBES) * word_cache.LONG_ENTRY, np.uint64),
-            key=np.empty(word_cache.LONG_VALUES, np.uint64),
-            starts=np.empty(bpe_words.BLOCK_WORDS + 2 + words.WORD_BYTES, np.uint64),
+            keys=np.empty(bpe_words.MAX_WORDS * int(word_cache.KEY_VALUES), np.uint64),
+            long_key=np.empty(word_cache.LONG_VALUES, np.uint64),
+            starts=np.empty(bpe_words.MAX_WORDS + 1, np.uint64),
             tokens=_new_window(),
             pair=_new_window(),
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 from pretraining.system.compiled.library import Symbols, pack
 from pretraining.system.compiled.unit import CPU_VARIABLES, CompiledError, element_dtype, fields, layout, parameters
+from pretraining.system.compiled.words import prefetch
 from pretraining.system.processes import end_with_parent
 
 # Without reference counts: arrays are only borrowed. A wrong index is found by tests that run the same code in Python.
@@ -63,9 +64,32 @@ def translate(modules: list[ModuleType]) -> dict[str, Any]:
     for module in modules:
         for name, value in list(vars(module).items()):
             if isinstance(value, FunctionType) and value.__module__ in names:
-                found.setdefault(value, njit(**OPTIONS)(value))
+                found.setdefault(value, make_prefetch() if value is prefetch else njit(**OPTIONS)(value))
                 setattr(module, name, found[value])
     return {function.__name__: translated for function, translated in found.items()}
+
+
+def make_prefetch() -> Any:
+    """Numba's form of `prefetch`; see LLVM's reference on its intrinsic: a read, kept in all caches, of data."""
+    from llvmlite import ir
+    from numba.core import cgutils, types
+    from numba.extending import intrinsic
+    from numba.np.arrayobj import make_array
+
+    read, all_caches, data_cache = (ir.IntType(32)(number) for number in (0, 3, 1))
+
+    @intrinsic
+    def prefetch(_context: Any, array: Any, place: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            address = builder.gep(make_array(array)(context, builder, arguments[0]).data, [arguments[1]])
+            kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, *[ir.IntType(32)] * 3])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+            builder.call(function, [builder.bitcast(address, cgutils.voidptr_t), read, all_caches, data_cache])
+            return context.get_dummy_value()
+
+        return types.void(array, place), generate
+
+    return prefetch
 
 
 def assembly(function: Any) -> tuple[str, str]:

@@ -34,3 +34,7 @@ def store_word(data: NDArray[np.uint8], place: np.uint64, word: np.uint64) -> No
     data[place + FIVE] = np.uint8((word >> np.uint64(40)) & np.uint64(0xFF))
     data[place + SIX] = np.uint8((word >> np.uint64(48)) & np.uint64(0xFF))
     data[place + SEVEN] = np.uint8(word >> np.uint64(56))
+
+
+def prefetch(data: NDArray[np.uint64], place: np.uint64) -> None:
+    """Let the CPU fetch an element that is soon needed: an instruction where compiled, nothing in Python."""

@@ -34,7 +34,7 @@ def threads() -> Iterator[ShardThreads]:
 def some_documents(first: int) -> pa.Table:
     numbers = np.arange(first, first + 3)
     rows = DocumentMetadata(["a", "é", "a"], numbers, numbers, numbers, np.array([0, 2, 1]))
-    return document_table(rows, "news.jsonl", numbers, numbers)
+    return document_table([rows], ["news.jsonl"], numbers, numbers)
 
 
 def test_blocks_are_appended_in_order_and_the_shard_has_their_hash(tmp_path: Path, threads: ShardThreads) -> None:
