@@ -1,5 +1,6 @@
-"""Make slices in several processes of this machine, as one thread compresses the blocks of a slice: 250 MB/s of text.
+"""Make slices in several processes of this machine, as Python's lock limits one to about 500 MB/s of text.
 
+That is by arithmetic: what needs the lock takes 0.6 s of CPU time for 296 MB (docs/benchmarks/preprocess.md, Stages).
 They are used without mpirun, where there are several slices and each process has enough of them to win back its start.
 """
 
