@@ -140,8 +140,11 @@ class SliceWriter:
         self._count_unlisted()
         self.progress.is_done = True
         self._end_section()
-        self._threads.close()
         return self.progress
+
+    def close(self) -> None:
+        """End the threads, which otherwise write on into what the next writer of the slice has begun."""
+        self._threads.close()
 
     def _add_document_rows(self, batch: EncodedBatch, first_id: int) -> None:
         if len(batch.lengths):

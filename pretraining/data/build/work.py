@@ -1,5 +1,6 @@
 """Write any slice of a partial store, in any process."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,12 +99,17 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, meter: Meter) -> 
     """Write one slice from its last finished section on."""
     if work.fast_backend_was_wrong and work.tokenizer.backend_name != "reference":
         return  # the reference writes it, in the next round
-    writer = SliceWriter(
-        slice_dir(work.folder, number),
-        work.origin,
-        slice_number=number,
-        only_reference=work.tokenizer.backend_name == "reference",
-    )
+    folder = slice_dir(work.folder, number)
+    is_reference = work.tokenizer.backend_name == "reference"
+    new_writer = SliceWriter(folder, work.origin, slice_number=number, only_reference=is_reference)
+    with contextlib.closing(new_writer) as writer:
+        try:
+            _write_slice(work, encoder, number, writer, meter)
+        except BackendDiffersError as error:
+            (work.folder / REFERENCE_ONLY_NAME).write_text(str(error), encoding="utf-8")
+
+
+def _write_slice(work: Work, encoder: BatchEncoder, number: int, writer: SliceWriter, meter: Meter) -> None:
     made = writer.progress
     meter.skip(made.num_file_bytes, made.num_documents)
     batches = read_batches(work.files, work.slices[number], made.position, work.origin.reading_options)
@@ -112,16 +118,12 @@ def make_slice(work: Work, encoder: BatchEncoder, number: int, meter: Meter) -> 
     def encode(batch: RawBatch) -> PreparedBatch:
         return prepare(encoder.encode(batch))
 
-    try:
-        for prepared in ordered_parallel_map(encode, batches, num_workers=work.num_workers):
-            batch = prepared.batch
-            writer.add(prepared)
-            early_check.see(batch, made)
-            meter.add(batch.num_file_bytes, len(batch.lengths), int(batch.lengths.sum()))
-    except BackendDiffersError as error:
-        (work.folder / REFERENCE_ONLY_NAME).write_text(str(error), encoding="utf-8")
-    else:
-        writer.finish()
+    for prepared in ordered_parallel_map(encode, batches, num_workers=work.num_workers):
+        batch = prepared.batch
+        writer.add(prepared)
+        early_check.see(batch, made)
+        meter.add(batch.num_file_bytes, len(batch.lengths), int(batch.lengths.sum()))
+    writer.finish()
 
 
 def make_keys(work: Work, maker: KeyExtractor, paths: Sequence[Path], number: int, meter: Meter) -> None:

@@ -119,7 +119,9 @@ def encode_words(num_words: np.uint64, tables: BpeTables, state: EncoderState, p
     number = np.uint64(0)
     while True:
         number, place = append_cached(number, num_words, state, place)
-        if number == num_words or place < 0:
+        if number == num_words:
             return place
         place = encode_uncached(number, tables, state, place)
+        if place < 0:
+            return CANNOT_ENCODE
         number += ONE

@@ -90,7 +90,7 @@ class CompiledBackend:
             BackendDiffersError: when a text has a run of thousands of characters that cannot be divided.
         """
         control = tuple(NO_CONTROL if one is None else one for one in (bos_token_id, eos_token_id))
-        if len(data) <= MAX_PIECE_BYTES:
+        if len(data) <= MAX_PIECE_BYTES or not len(begins):
             return self._encode(data, begins, ends, control, dtype)
         parts = [self._encode_long(data, *place, control, dtype) for place in zip(begins, ends, strict=True)]
         lengths = np.array([len(part) for part in parts], np.int64)

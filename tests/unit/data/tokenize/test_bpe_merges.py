@@ -56,6 +56,8 @@ def test_a_word_that_no_window_divides_is_refused(
     backend = assert_same(tokenizer, functions, [letters[:-4], letters[:-3], "a " + letters[:-6] + " b"])
     with pytest.raises(BackendDiffersError, match=r"compiled cannot divide a text of [\d,]+ bytes or less"):
         backend.encode([letters])
+    with pytest.raises(BackendDiffersError, match="compiled cannot divide a text"):
+        backend.encode(["a " + letters + " b ab" * 300])  # also if words follow
     assert backend.encode([letters[:50]]).ids.tolist() == theirs_of(tokenizer, letters[:50]), "and it still works"
 
 

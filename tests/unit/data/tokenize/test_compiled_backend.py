@@ -21,6 +21,7 @@ from pretraining.data.tokenize.backends import (
 )
 from pretraining.data.tokenize.bpe_tables import UnsupportedError
 from pretraining.data.tokenize.compiled_backend import (
+    MAX_PIECE_BYTES,
     PADDING_BYTES,
     CompiledBackend,
     Functions,
@@ -176,6 +177,13 @@ def test_the_kind_of_a_tokenizer_is_checked_first() -> None:
     check_kind(json.loads(small(normalizer=None, pre_tokenizer=METASPACE).to_str()))
     with pytest.raises(UnsupportedError, match="Whitespace"):
         check_kind(json.loads(small(pre_tokenizer={"type": "Whitespace"}).to_str()))
+
+
+def test_many_bytes_without_a_document(compiled: Functions) -> None:
+    backend, none = backend_of(compiled)[0], np.empty(0, np.uint64)
+    flat = backend.encode_utf8(np.zeros(MAX_PIECE_BYTES + 100, np.uint8), none, none, np.uint16)
+    assert not len(flat.ids)
+    assert not len(flat.lengths)
 
 
 def test_a_control_token_that_was_added_beyond_16_bits(compiled: Functions) -> None:
