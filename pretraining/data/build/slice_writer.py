@@ -143,7 +143,7 @@ class SliceWriter:
         return self.progress
 
     def close(self) -> None:
-        """End the threads, which otherwise write on into what the next writer of the slice has begun."""
+        """End the threads, which otherwise write on into what the next writer of the slice has started."""
         self._threads.close()
 
     def _add_document_rows(self, batch: EncodedBatch, first_id: int) -> None:
