@@ -16,7 +16,7 @@ from pretraining.data.store.blocks import Blocks, join_blocks
 from pretraining.data.store.parquet.table_writer import CompressedTable, TableWriter, compress
 from pretraining.system.files import HashedFile
 
-ROW_GROUPS_PER_FLUSH = 8  # 50 MB, in the thread that compresses: so the end of a shard waits for the last ones only
+ROW_GROUPS_PER_FLUSH = 8  # 50 MB, in the thread that writes: so the end of a shard waits for the last ones only
 NUM_MAKERS = 2  # one compresses 700 MB/s of text; more than one, as on busy cores it gets a part of one only
 MAX_WAITING = 3  # row groups of 8 to 16 MB, so that packing does not wait for compression
 DOCUMENTS_PREFIX = "documents/documents"
@@ -168,7 +168,7 @@ def _blocks_of(values: np.ndarray, list_type: pa.DataType) -> pa.Array:
 
 
 def without_nulls(schema: pa.Schema) -> pa.Schema:
-    """The schema of blocks as it is written: no id is missing, which readers need not check."""
+    """The schema of blocks as it is written: no id is missing, so readers have nothing to check."""
     return pa.schema([_without_nulls(field) if pa.types.is_fixed_size_list(field.type) else field for field in schema])
 
 
